@@ -1,0 +1,247 @@
+"""Settings: where the bucket is and how to get in, resolved once.
+
+Flags beat the environment, the environment beats the `.env` file in the working directory, that beats the defaults.
+An empty value counts as absent. Every variable is described in docs/environment.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from coldstream.errors import ConfigError
+
+# Every variable that coldstream itself reads, for the check of misspellings and for docs/environment.md.
+VARIABLES: Mapping[str, str] = {
+    "R2_ENDPOINT": "URL of the S3 API, https://<account>.r2.cloudflarestorage.com",
+    "R2_BUCKET": "the bucket's name",
+    "R2_ACCESS_KEY": "access key id",
+    "R2_SECRET_KEY": "secret access key",
+    "R2_SESSION_TOKEN": "session token of temporary credentials",
+    "R2_CDN_DOMAIN": "custom domain in front of the bucket; kept by setup for the CDN read path",
+    "AWS_ENDPOINT_URL": "URL of the S3 API, when R2_ENDPOINT is absent",
+    "AWS_ENDPOINT_URL_S3": "the same for S3 alone; wins over AWS_ENDPOINT_URL",
+    "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
+    "AWS_SECRET_ACCESS_KEY": "secret access key, when R2_SECRET_KEY is absent",
+    "AWS_SESSION_TOKEN": "session token, beside AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE": "profile of ~/.aws, when no keys are given",
+    "AWS_REGION": "region; `auto` by default on R2, us-east-1 on other endpoints",
+    "AWS_DEFAULT_REGION": "the same, when AWS_REGION is absent",
+    "HF_TOKEN": "Hugging Face token, for gated and private repositories",
+    "HF_ENDPOINT": "URL of a Hugging Face mirror",
+    "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
+    "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
+}
+_SECRETS = {
+    "R2_SECRET_KEY",
+    "R2_SESSION_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+}
+RETRY_SECONDS = 180.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is configured. Frozen; its repr shows no secret.
+
+    Attributes:
+        values: Variable to value; flags and the `.env` file are merged in under the variables' names.
+        origins: Variable to where its value came from: "flag", "environment" or the file's path.
+        looked_in: Where was looked, for messages.
+    """
+
+    values: Mapping[str, str]
+    origins: Mapping[str, str]
+    looked_in: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name} from {origin}' for name, origin in sorted(self.origins.items()))})"
+
+    def get(self, *names: str) -> str | None:
+        """The first of these variables that is set."""
+        return next((self.values[name] for name in names if name in self.values), None)
+
+    def origin(self, *names: str) -> str | None:
+        """Where the value that `get` returns came from, as "NAME from .env"."""
+        return next((f"{name} from {self.origins[name]}" for name in names if name in self.values), None)
+
+    def store_uri(self) -> str:
+        """The store's URI.
+
+        Raises:
+            ConfigError: None is configured.
+        """
+        if uri := self.get("COLDSTREAM_STORE"):
+            # A plain path is what people try first.
+            return Path(uri).expanduser().resolve().as_uri() if uri[0] in "./~" else uri.rstrip("/")
+        if bucket := self.get("R2_BUCKET"):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+                raise ConfigError(
+                    f"R2_BUCKET is {bucket!r}, which is no bucket's name",
+                    hint="3 to 63 lower-case letters, digits and dashes, without slashes",
+                )
+            return f"s3://{bucket}"
+        raise ConfigError(
+            f"no bucket is configured: R2_BUCKET is not set in {' or '.join(self.looked_in)}",
+            hint="run: coldstream setup   (or name a store: --store s3://bucket, --store file:///folder)",
+        )
+
+    def endpoint(self) -> str | None:
+        """The S3 API's URL, or None for AWS itself.
+
+        Raises:
+            ConfigError: It is no URL of a server.
+        """
+        name = next((n for n in ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if n in self.values), None)
+        if name is None:
+            return None
+        return _checked_endpoint(name, self.values[name])
+
+    @property
+    def is_r2(self) -> bool:
+        """Whether the endpoint is Cloudflare's, with its region, limits and prices."""
+        host = urlsplit(self.get("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or "").hostname or ""
+        return host.endswith(".r2.cloudflarestorage.com")
+
+    @property
+    def region(self) -> str | None:
+        """The region to sign for; None leaves it to the AWS chain (profile, instance)."""
+        if chosen := self.get("AWS_REGION", "AWS_DEFAULT_REGION"):
+            return chosen
+        if self.is_r2:
+            return "auto"
+        return "us-east-1" if self.endpoint() else None
+
+    def keys(self) -> tuple[str, str, str | None] | None:
+        """(access key id, secret, session token), or None to leave it to the AWS chain.
+
+        Raises:
+            ConfigError: One half of a pair is missing.
+        """
+        for identity, secret, token in (
+            ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"),
+            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        ):
+            present = [name for name in (identity, secret) if name in self.values]
+            if len(present) == 1:
+                missing = secret if present == [identity] else identity
+                raise ConfigError(
+                    f"{present[0]} is set (in {self.origins[present[0]]}) and {missing} is not",
+                    hint=f"set {missing} as well, or run: coldstream setup --write-env",
+                )
+            if present:
+                return self.values[identity], self.values[secret], self.values.get(token)
+        return None
+
+    @property
+    def retry_seconds(self) -> float:
+        """How long an operation may make no progress.
+
+        Raises:
+            ConfigError: It is no positive number.
+        """
+        text = self.get("COLDSTREAM_RETRY_SECONDS")
+        if text is None:
+            return RETRY_SECONDS
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < 86400:
+            raise ConfigError(
+                f"COLDSTREAM_RETRY_SECONDS is {text!r}, which is no number of seconds", hint="for example 180"
+            )
+        return seconds
+
+
+def load_settings(
+    flags: Mapping[str, str | None] | None = None,
+    *,
+    env_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Resolves the settings.
+
+    Args:
+        flags: Variable to value from the command line; None means not given.
+        env_file: The file to read; `.env` in the working directory when None, and then it may be absent.
+        environ: The environment; `os.environ` when None.
+
+    Raises:
+        ConfigError: The file is missing or malformed, a COLDSTREAM_ variable is unknown, or a value is a placeholder.
+    """
+    environ = os.environ if environ is None else environ
+    path = env_file or Path(".env")
+    layers = [
+        ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
+        ("environment", {name: value for name, value in environ.items() if value.strip()}),
+        (str(path), _read_env_file(path, environ, required=env_file is not None)),
+    ]
+    values: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in reversed(layers):
+        for name, value in layer.items():
+            if name.startswith("COLDSTREAM_") and name not in VARIABLES:
+                near = difflib.get_close_matches(name, VARIABLES, n=1)
+                raise ConfigError(
+                    f"{name} (in {origin}) is not a setting of coldstream",
+                    hint=f"did you mean {near[0]}?" if near else "docs/environment.md lists them all",
+                )
+            if name in VARIABLES:
+                values[name], origins[name] = value.strip(), origin
+    for name, value in values.items():
+        if re.search(r"<[a-z -]+>|^your[_-]", value):
+            shown = "its placeholder" if name in _SECRETS else repr(value)
+            raise ConfigError(f"{name} (in {origins[name]}) is still {shown}", hint="put the real value there")
+    return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
+
+
+def mask(secret: str) -> str:
+    """A secret as it may be shown: its last four characters, if it is long enough to spare them."""
+    return "…" + secret[-4:] if len(secret) >= 16 else "…"
+
+
+def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> dict[str, str]:
+    if not path.is_file():
+        if required:
+            raise ConfigError(f"the settings file {path} does not exist", hint="look at --env-file")
+        return {}
+    # Imported here: most starts have no such file, and `--help` needs none.
+    from dotenv import dotenv_values
+
+    try:
+        found = dotenv_values(path, interpolate=True)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read the settings file {path}: {exc}") from exc
+    values = {name: value for name, value in found.items() if value}
+    # A shell that sources the file expands a bare $NAME; dotenv expands ${NAME} alone.
+    for name, value in values.items():
+        if match := re.fullmatch(r"\$([A-Za-z_]\w*)", value):
+            values[name] = environ.get(match[1]) or values.get(match[1], "")
+    return {name: value for name, value in values.items() if value}
+
+
+def _checked_endpoint(name: str, text: str) -> str:
+    try:
+        split = urlsplit(text)
+        port_fits = split.port is None or split.port > 0
+    except ValueError:
+        split, port_fits = urlsplit(""), False
+    if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
+        raise ConfigError(
+            f"{name} is {text!r}, which is no URL of a server", hint="for example https://<account>.r2.cloudflarestorage.com"
+        )
+    if split.username or split.password:
+        raise ConfigError(f"{name} holds credentials", hint="keys go into R2_ACCESS_KEY and R2_SECRET_KEY")
+    if split.path.strip("/") or split.query or split.fragment:
+        raise ConfigError(
+            f"{name} has the path {split.path!r}", hint="the endpoint is the server alone; the bucket goes to R2_BUCKET"
+        )
+    return f"{split.scheme}://{split.netloc}"

@@ -1,0 +1,357 @@
+"""Hugging Face as a source: a pinned commit, its files with their hashes, and their bytes by ranges.
+
+The API is spoken by huggingface_hub, whose errors become ours here and nowhere else. Bytes are fetched with urllib3
+from the storage host that the Hub redirects to: one look-up per file instead of one per range, no temporary file, and
+no token on any host but the Hub's own.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import huggingface_hub
+import urllib3
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from coldstream import __version__, manifest
+from coldstream.env import Settings, mask
+from coldstream.errors import (
+    ColdstreamError,
+    CredentialsError,
+    IntegrityError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
+from coldstream.paths import checked_path
+from coldstream.retry import Backoff, Retry
+from coldstream.source import SourceFile
+from coldstream.units import MIB
+
+CONNECT_SECONDS = 15
+READ_SECONDS = 60
+# Signed links expire and are renewed; a link that is refused when it is new will not get better.
+_FRESH_LINK_REFUSALS_MAX = 3
+_REDIRECTS_MAX = 5
+# The Hub's own windows are five minutes.
+_RATE_LIMIT_SECONDS_MAX = 300.0
+_READ_BYTES = MIB
+
+
+class HubSource:
+    """One commit of a repository on the Hub. Implements `Source`; thread-safe."""
+
+    def __init__(
+        self,
+        repo: str,
+        *,
+        revision: str | None = None,
+        settings: Settings,
+        retry: Retry | None = None,
+        connections: int = 10,
+    ) -> None:
+        """Pins the commit: asks the Hub what `revision` (a branch, tag or commit; "main") is now.
+
+        Raises:
+            UsageError: `repo` is no repository's name.
+            NotFoundError: No such repository or revision, or it is private and the token may not see it.
+            CredentialsError: It is gated, or the token is invalid.
+            UnavailableError: The Hub does not answer.
+        """
+        self.repo, self.revision = repo, revision or "main"
+        self.retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
+        self._endpoint = (settings.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        self._token = settings.get("HF_TOKEN") or huggingface_hub.get_token()
+        self._token_origin = settings.origin("HF_TOKEN") or "the token of `hf auth login`"
+        self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
+        self._reached = False
+        self._links: dict[str, str] = {}
+        self._links_lock = threading.Lock()
+        self._pools = _pools(connections)
+        info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=READ_SECONDS))
+        if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
+            raise IntegrityError(f"{self._endpoint} gives {repo} no commit", hint="check HF_ENDPOINT")
+        self.commit = info.sha
+
+    def __repr__(self) -> str:
+        return f"HubSource({self.repo}@{self.commit} at {self._endpoint})"
+
+    @property
+    def label(self) -> str:
+        return f"{self.repo} @ {self.commit[:7]}"
+
+    @property
+    def record(self) -> manifest.Source:
+        return manifest.Source(kind="hub", repo=self.repo, commit=self.commit, revision=self.revision)
+
+    def files(self) -> Sequence[SourceFile]:
+        where = f"{self.repo} on the Hub"
+
+        def listed() -> list[SourceFile]:
+            tree = self._api.list_repo_tree(self.repo, recursive=True, revision=self.commit)
+            return [_source_file(entry, where) for entry in tree if hasattr(entry, "size")]
+
+        return sorted(self._ask(listed), key=lambda file: file.path)
+
+    def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
+        if file.size > bytes_max:
+            raise IntegrityError(f"{self.repo}/{file.path} has {file.size} bytes; at most {bytes_max} are read")
+        buffer = bytearray(file.size)
+        self.read_into(file, 0, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(
+        self, file: SourceFile, start: int, buffer: memoryview, *, on_read: Callable[[int], None] | None = None
+    ) -> None:
+        done = 0
+        refusals = 0
+
+        def attempt() -> None:
+            nonlocal done, refusals
+            link = self._link(file)
+            with self._opened(file, link, start + done, start + len(buffer)) as response:
+                if response.status in {401, 403} and refusals < _FRESH_LINK_REFUSALS_MAX:
+                    refusals += 1
+                    self._forget(file, link)
+                    raise UnavailableError(
+                        f"{self.repo}/{file.path}: the signed link has expired", retry_after_seconds=0.0
+                    )
+                self._check(file, response, start + done, start + len(buffer))
+                while done < len(buffer):
+                    self.retry.check()
+                    count = response.readinto(buffer[done : done + _READ_BYTES])  # type: ignore[arg-type]
+                    if not count:
+                        raise UnavailableError(f"{self.repo}/{file.path}: the connection ended early")
+                    done, refusals = done + count, 0
+                    if on_read:
+                        on_read(count)
+
+        if buffer:
+            self.retry.run(attempt, progress=lambda: done)
+
+    @contextmanager
+    def _opened(self, file: SourceFile, link: str, start: int, stop: int) -> Iterator[urllib3.BaseHTTPResponse]:
+        """A ranged GET, redirects followed. The connection is reused if all was read, and closed otherwise."""
+        where = f"{self.repo}/{file.path}"
+        try:
+            for _ in range(_REDIRECTS_MAX):
+                response = self._pools(link).request(
+                    "GET",
+                    link,
+                    headers=self._headers(link) | {"Range": f"bytes={start}-{stop - 1}"},
+                    preload_content=False,
+                    redirect=False,
+                    retries=False,
+                )
+                self._reached = True
+                target = response.get_redirect_location()
+                if not target:
+                    break
+                response.close()
+                link = self._checked_link(urljoin(link, target))
+            else:
+                raise UnavailableError(f"{where}: more than {_REDIRECTS_MAX} redirects", retryable=False)
+            try:
+                yield response
+            finally:
+                if response.length_remaining:
+                    response.close()
+                response.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as exc:
+            if isinstance(exc, ColdstreamError):
+                raise
+            raise self._broken(where, urlsplit(link).hostname or "", exc) from exc
+
+    def _check(self, file: SourceFile, response: urllib3.BaseHTTPResponse, start: int, stop: int) -> None:
+        """Refuses an answer that is not exactly the range asked for."""
+        where = f"{self.repo}/{file.path}"
+        if response.status not in {200, 206}:
+            raise self._refused(response.status, response.headers, where)
+        match = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("Content-Range", ""))
+        whole = response.status == 200 and start == 0 and response.headers.get("Content-Length") == str(stop)
+        if not whole and not (match and int(match[1]) == start and int(match[2]) == stop - 1):
+            raise UnavailableError(
+                f"{where}: {urlsplit(response.url or '').hostname or 'the server'} ignores ranges",
+                hint="a mirror or proxy in between strips the Range header; check HF_ENDPOINT and HTTPS_PROXY",
+                retryable=False,
+            )
+
+    def _link(self, file: SourceFile) -> str:
+        """Where the bytes are; asked of the Hub once per file, and again when the answer has expired."""
+        with self._links_lock:
+            if link := self._links.get(file.path):
+                return link
+        url = hf_hub_url(self.repo, file.path, revision=self.commit, endpoint=self._endpoint)
+        found = self._ask(
+            lambda: get_hf_file_metadata(
+                url, token=self._token or False, timeout=READ_SECONDS, library_name="coldstream", endpoint=self._endpoint
+            )
+        )
+        if found.size is not None and found.size != file.size:
+            raise IntegrityError(f"{self.repo}/{file.path}: {found.size} bytes, the listing says {file.size}")
+        link = self._checked_link(found.location)
+        with self._links_lock:
+            return self._links.setdefault(file.path, link)
+
+    def _forget(self, file: SourceFile, link: str) -> None:
+        with self._links_lock:
+            if self._links.get(file.path) == link:
+                del self._links[file.path]
+
+    def _checked_link(self, link: str) -> str:
+        scheme, host = urlsplit(link).scheme, urlsplit(link).hostname
+        if not host or scheme not in {"https", urlsplit(self._endpoint).scheme}:
+            raise IntegrityError(f"{self.repo}: the Hub redirects to {scheme}://{host}, which is refused")
+        return link
+
+    def _headers(self, link: str) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": f"coldstream/{__version__}"}
+        if self._token and urlsplit(link)[:2] == urlsplit(self._endpoint)[:2]:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        def attempt() -> Any:
+            with self._translated():
+                answer = question()
+            self._reached = True
+            return answer
+
+        return self.retry.run(attempt)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ColdstreamError:
+            raise
+        except HFValidationError as exc:
+            raise UsageError(
+                f"{self.repo!r} is no model on the Hub: {str(exc).split(':')[0]}", hint="write it like Qwen/Qwen3-8B"
+            ) from exc
+        except GatedRepoError as exc:  # before its base, RepositoryNotFoundError
+            raise CredentialsError(
+                f"{self.repo} is gated and {'this token' if self._token else 'nobody without a token'} may read it"
+                if not self._token
+                else f"{self.repo} is gated and this token may not read it",
+                hint=f"accept its licence on the model's page, then set HF_TOKEN ({self._token_state()})",
+            ) from exc
+        except RevisionNotFoundError as exc:
+            raise NotFoundError(f"{self.repo} has no revision {self.revision!r}", hint="look at --revision") from exc
+        except EntryNotFoundError as exc:
+            raise NotFoundError(f"{self.repo} @ {self.commit[:7]} lacks a file that it listed") from exc
+        except RepositoryNotFoundError as exc:
+            raise NotFoundError(
+                f"{self.repo} is not on {urlsplit(self._endpoint).hostname}, or is private",
+                hint=f"check the spelling; for a private model set HF_TOKEN ({self._token_state()})",
+            ) from exc
+        except OfflineModeIsEnabled as exc:
+            raise UnavailableError("HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE", retryable=False) from exc
+        except HfHubHTTPError as exc:
+            status = exc.response.status_code if exc.response is not None else 0
+            headers = exc.response.headers if exc.response is not None else {}
+            raise self._refused(status, headers, self.repo) from exc
+        except Exception as exc:
+            # Its HTTP client is httpx in 1.x and httpx2 in 2.x: told apart by their names, not by an import.
+            if type(exc).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2"}:
+                raise
+            raise self._broken(self.repo, urlsplit(self._endpoint).hostname or "", exc) from exc
+
+    def _refused(self, status: int, headers: Mapping[str, str], where: str) -> ColdstreamError:
+        if status in {401, 403}:
+            return CredentialsError(
+                f"{where}: the Hub refuses the token" if self._token else f"{where}: the Hub wants a token",
+                hint=f"set HF_TOKEN to a valid one ({self._token_state()})",
+            )
+        if status == 404:
+            return NotFoundError(f"{where} is not on the Hub any more")
+        if status == 429:
+            return UnavailableError(
+                f"{where}: the Hub limits the rate of requests (429)",
+                hint="wait some minutes; a token (HF_TOKEN) has higher limits",
+                retry_after_seconds=_rate_limit_seconds(headers),
+            )
+        return UnavailableError(
+            f"{where}: the Hub answered {status}",
+            hint="see status.huggingface.co",
+            retryable=status in {408, 500, 502, 503, 504} or status >= 520,
+        )
+
+    def _broken(self, where: str, host: str, exc: Exception) -> UnavailableError:
+        # Before anything ever answered, the address or the network is the likelier fault: say so at once.
+        if isinstance(exc, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
+        if not self._reached:
+            return UnavailableError(f"cannot reach {host}", hint="check the network and HF_ENDPOINT", retryable=False)
+        return UnavailableError(f"{where}: the connection to {host} broke ({type(exc).__name__})")
+
+    def _token_state(self) -> str:
+        return f"now: {self._token_origin}, ends in {mask(self._token)}" if self._token else "now: not set"
+
+
+def _source_file(entry: Any, where: str) -> SourceFile:
+    """Checks one line of the Hub's listing."""
+    path = checked_path(entry.path, where=where)
+    sha256 = entry.lfs.sha256 if entry.lfs else None
+    blob_id = None if entry.lfs else entry.blob_id
+    sound = (sha256 is None or re.fullmatch(r"[0-9a-f]{64}", sha256)) and (
+        blob_id is None or re.fullmatch(r"[0-9a-f]{40}", blob_id)
+    )
+    if type(entry.size) is not int or entry.size < 0 or not sound or not (sha256 or blob_id):
+        raise IntegrityError(f"{where}: the listing of {path} has no size and hash", hint="check HF_ENDPOINT")
+    return SourceFile(path=path, size=entry.size, sha256=sha256, git_blob_id=blob_id)
+
+
+def _rate_limit_seconds(headers: Mapping[str, str]) -> float | None:
+    """How long to wait: `RateLimit: "api";r=0;t=55`, or `Retry-After: 55`; None when neither says."""
+    match = re.search(r";\s*t=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(
+        r"\s*(\d+)\s*", headers.get("Retry-After", "")
+    )
+    return min(float(match[1]), _RATE_LIMIT_SECONDS_MAX) if match else None
+
+
+def _pools(connections: int) -> Callable[[str], urllib3.PoolManager]:
+    """From a URL to the connections for it: direct, or through the proxy that the environment names."""
+    options: dict[str, Any] = {
+        "maxsize": connections,
+        "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+        "ssl_context": _tls(),
+    }
+    direct = urllib3.PoolManager(**options)
+    proxied = {
+        scheme: urllib3.ProxyManager(address if "://" in address else f"http://{address}", **options)
+        for scheme, address in getproxies().items()
+        if scheme in {"http", "https"}
+    }
+
+    def choose(url: str) -> urllib3.PoolManager:
+        split = urlsplit(url)
+        return direct if proxy_bypass(split.netloc) else proxied.get(split.scheme, direct)
+
+    return choose
+
+
+def _tls() -> ssl.SSLContext:
+    """The system's certificates or those that SSL_CERT_FILE names; certifi's where the system has none."""
+    context = ssl.create_default_context()
+    if not context.cert_store_stats()["x509_ca"] and not ssl.get_default_verify_paths().capath:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context

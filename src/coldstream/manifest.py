@@ -1,0 +1,246 @@
+"""The manifest: what a model in the bucket consists of, and the hashes that prove it.
+
+One object per model, `<name>/coldstream.json`, in one of two states. `uploading`: a journal, kept by the upload in
+progress, of what is already stored; the model is not ready. `ready`: complete, written last. Both are replaced only
+under a condition (If-Match, If-None-Match), so of several writers one wins and the others find out. The format is
+described in docs/manifest.md.
+
+Anything may stand in a bucket: `parse` checks sizes, names, hashes and sums before it returns. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from coldstream.errors import ManifestError
+from coldstream.paths import path_fault
+from coldstream.plan import OBJECT_BYTES_MAX
+
+FORMAT = 1
+FILE_NAME = "coldstream.json"
+# Room for the chunks of some 20 TB of weights; what is longer is not a manifest.
+MANIFEST_BYTES_MAX = 128 << 20
+XXH3_128_HEX = 32
+
+Size = Annotated[int, Field(ge=0, le=OBJECT_BYTES_MAX)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+GitBlobId = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Text = Annotated[str, Field(max_length=1024)]
+
+
+class _Record(BaseModel):
+    # Unknown fields of the same format are kept out, not refused: fields are only ever added.
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class StoredObject(_Record):
+    """One object that holds a file or, when there are several, a consecutive segment of it.
+
+    Attributes:
+        key: Relative to the model's folder; with a leading "/", to the root of the store.
+        size: In bytes.
+        etag: As HEAD gives it, without quotes: the version that was verified.
+        part_bytes: The size of all parts but the last; None when it was stored in one piece.
+    """
+
+    key: str
+    size: Size
+    etag: Annotated[str, Field(min_length=1, max_length=1024)]
+    part_bytes: Size | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _inside(cls, key: str) -> str:
+        if fault := path_fault(key.removeprefix("/")):
+            raise ValueError(f"key {key[:80]!r}: {fault}")
+        return key
+
+
+class Chunks(_Record):
+    """How a file is cut for streaming, with a hash for each piece.
+
+    Attributes:
+        stops: One past the last byte of each chunk, growing; the first chunk starts at 0, the last stops at the size.
+        xxh3_128: The chunks' XXH3-128 digests in hexadecimal (32 digits each, big-endian), joined.
+    """
+
+    stops: tuple[Size, ...]
+    xxh3_128: Annotated[str, Field(pattern=r"^[0-9a-f]*$")]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Chunks:
+        if any(stop <= start for start, stop in pairwise((0, *self.stops))):
+            raise ValueError("chunk stops do not grow")
+        if len(self.xxh3_128) != XXH3_128_HEX * len(self.stops):
+            raise ValueError(f"{len(self.xxh3_128)} hash digits for {len(self.stops)} chunks")
+        return self
+
+    def ranges(self) -> Iterable[tuple[int, int, str]]:
+        """Each chunk as (start, stop, XXH3-128 in hexadecimal)."""
+        for index, (start, stop) in enumerate(pairwise((0, *self.stops))):
+            yield start, stop, self.xxh3_128[index * XXH3_128_HEX : (index + 1) * XXH3_128_HEX]
+
+
+class FileEntry(_Record):
+    """One file of the model.
+
+    Attributes:
+        path: Relative to the model's folder, as on Hugging Face.
+        size: In bytes.
+        sha256: Of the whole content, computed while it was stored.
+        git_blob_id: What the Hub knows a small file by, or None.
+        objects: Where the bytes are, in order; their sizes add up to `size`. Empty in a journal for a file whose
+            bytes are all sent and verified while its object is not yet known to be complete.
+        chunks: See `Chunks`.
+    """
+
+    path: str
+    size: Size
+    sha256: Sha256
+    git_blob_id: GitBlobId | None = None
+    objects: tuple[StoredObject, ...]
+    chunks: Chunks
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if fault := path_fault(path):
+            raise ValueError(f"path {path[:80]!r}: {fault}")
+        return path
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FileEntry:
+        if self.objects and sum(stored.size for stored in self.objects) != self.size:
+            raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
+        if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
+            raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
+        return self
+
+
+class Source(_Record):
+    """Where a model came from.
+
+    Attributes:
+        kind: "hub" or "folder".
+        repo: `org/model` on the Hub, or None.
+        commit: The pinned commit on the Hub, or None.
+        revision: The branch, tag or commit that was asked for, or None.
+    """
+
+    kind: Literal["hub", "folder"]
+    repo: Text | None = None
+    commit: Text | None = None
+    revision: Text | None = None
+
+
+class Journal(_Record):
+    """An upload in progress, or one that was broken off.
+
+    Attributes:
+        writer: A random identity of the process that writes it.
+        files: What is stored already, from this upload or an earlier one.
+        planned_files: How many files the model will have.
+        planned_bytes: How many bytes they will have.
+        planned_shards: How many of them are weights.
+    """
+
+    format: Literal[1] = FORMAT
+    state: Literal["uploading"] = "uploading"
+    name: Text
+    source: Source
+    created: datetime
+    tool: Text
+    writer: Text
+    planned_files: Annotated[int, Field(ge=0)]
+    planned_bytes: Annotated[int, Field(ge=0)]
+    planned_shards: Annotated[int, Field(ge=0)] = 0
+    files: tuple[FileEntry, ...]
+
+
+class Manifest(_Record):
+    """A complete model. The digest covers everything else in it."""
+
+    format: Literal[1] = FORMAT
+    state: Literal["ready"] = "ready"
+    name: Text
+    source: Source
+    created: datetime
+    tool: Text
+    files: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        seen: set[str] = set()
+        for entry in self.files:
+            if entry.path in seen:
+                raise ValueError(f"{entry.path} stands twice")
+            if not entry.objects:
+                raise ValueError(f"{entry.path} has no object")
+            seen.add(entry.path)
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+
+_ANY: TypeAdapter[Manifest | Journal] = TypeAdapter(Annotated[Manifest | Journal, Field(discriminator="state")])
+
+
+def serialize(record: Manifest | Journal) -> bytes:
+    """The bytes to store: compact JSON with its own digest as the last key."""
+    body = record.model_dump_json(exclude_none=True)
+    return f'{body[:-1]},"digest":"{_digest(body.encode())}"}}\n'.encode()
+
+
+def parse(data: bytes, *, where: str) -> Manifest | Journal:
+    """Reads what `serialize` wrote, here or elsewhere.
+
+    Args:
+        data: The object's bytes.
+        where: Its URI, for messages.
+
+    Raises:
+        ManifestError: Not JSON, altered, of a newer format, or inconsistent. Permanent.
+    """
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise ManifestError(f"{where} has {len(data)} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise ManifestError(f"{where} is no JSON", hint="upload the model again") from exc
+    if not isinstance(raw, dict):
+        raise ManifestError(f"{where} is no JSON object", hint="upload the model again")
+    found = raw.get("format")
+    if type(found) is int and found > FORMAT:
+        raise ManifestError(
+            f"{where} has the manifest format {found}; this version reads up to {FORMAT}",
+            hint="upgrade: pip install --upgrade coldstream",
+        )
+    # The digest is over the bytes in front of it, so that no two JSON writers need to agree on anything.
+    body, comma, _ = data.rpartition(b',"digest":"')
+    if not comma or raw.get("digest") != _digest(body + b"}"):
+        raise ManifestError(f"{where} was altered: its digest does not match", hint="upload the model again")
+    try:
+        return _ANY.validate_json(body + b"}")
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise ManifestError(f"{where}: {place}: {first['msg']}", hint="upload the model again") from exc
+
+
+def digest_of(data: bytes) -> str:
+    """The digest that `serialize` put into `data`: "sha256:…". It names this version of the model."""
+    return str(json.loads(data)["digest"])
+
+
+def _digest(body: bytes) -> str:
+    return "sha256:" + hashlib.sha256(body).hexdigest()

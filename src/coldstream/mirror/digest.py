@@ -1,0 +1,155 @@
+"""A file's hashes, from bytes that arrive by parts in any order.
+
+SHA-256 and the chunks' hashes run through the file from its first byte to its last, parts are fetched side by side: a
+part that is early waits in memory until its turn. Whoever brings the part whose turn it is hashes it, and all that
+were waiting for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import xxhash
+
+from coldstream.errors import IntegrityError
+from coldstream.header import LENGTH_BYTES, header_stop, parse_header
+from coldstream.manifest import Chunks
+from coldstream.plan import even_stops, tensor_stops
+from coldstream.selection import is_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What a file's bytes turned out to be. `git_blob_id` is None unless it was asked for."""
+
+    sha256: str
+    git_blob_id: str | None
+    chunks: Chunks
+
+
+class StreamDigest:
+    """Hashes a file from front to back. Not thread-safe.
+
+    A safetensors file's chunks follow its tensors, so its header is parsed, and checked, as it passes by.
+    """
+
+    def __init__(self, path: str, size: int, *, stops: tuple[int, ...] | None = None, git: bool = False) -> None:
+        """Begins.
+
+        Args:
+            path: For messages, and to tell weights from other files.
+            size: What the file will have, in bytes.
+            stops: How it is cut, when that is known; otherwise by its tensors or evenly.
+            git: Whether to compute the git blob id too.
+        """
+        self._path, self._size = path, size
+        self._sha256 = hashlib.sha256()
+        self._git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else None
+        if stops is None and not is_weights(path):
+            stops = tuple(even_stops(0, size))
+        self._stops = stops
+        self._head = bytearray()
+        self._hashes: list[str] = []
+        self._chunk = xxhash.xxh3_128()
+        self._position = 0
+
+    def update(self, view: memoryview) -> None:
+        """The next bytes of the file.
+
+        Raises:
+            HeaderError: It is named .safetensors and is none.
+        """
+        if self._stops is None:
+            if self._head or not self._parse(view):
+                self._head += view
+                if not self._parse(memoryview(self._head)):
+                    return
+                view, self._head = memoryview(self._head), bytearray()
+        self._sha256.update(view)
+        if self._git:
+            self._git.update(view)
+        self._update_chunks(view)
+
+    def finish(self) -> Digests:
+        """The hashes of the whole file.
+
+        Raises:
+            IntegrityError: It ended early.
+        """
+        if self._stops is None:
+            header_stop(self._head, file_bytes=self._size, path=self._path)  # says what is wrong with a short file
+        if self._position != self._size:
+            raise IntegrityError(f"{self._path} has {self._position} bytes, expected {self._size}")
+        return Digests(
+            sha256=self._sha256.hexdigest(),
+            git_blob_id=self._git.hexdigest() if self._git else None,
+            chunks=Chunks(stops=self._stops or (), xxh3_128="".join(self._hashes)),
+        )
+
+    def _parse(self, head: memoryview) -> bool:
+        """Whether `head` reaches to the end of the header; then the chunks are known."""
+        if len(head) < min(LENGTH_BYTES, self._size):
+            return False
+        if len(head) < header_stop(head, file_bytes=self._size, path=self._path):
+            return False
+        self._stops = tuple(tensor_stops(parse_header(head, file_bytes=self._size, path=self._path)))
+        return True
+
+    def _update_chunks(self, view: memoryview) -> None:
+        assert self._stops is not None
+        taken = 0
+        while taken < len(view):
+            if len(self._hashes) == len(self._stops):
+                raise IntegrityError(f"{self._path} is longer than its {self._size} bytes")
+            stop = self._stops[len(self._hashes)]
+            piece = view[taken : taken + stop - self._position]
+            self._chunk.update(piece)
+            taken += len(piece)
+            self._position += len(piece)
+            if self._position == stop:
+                self._hashes.append(self._chunk.hexdigest())
+                self._chunk.reset()
+
+
+class OrderedDigest:
+    """Brings parts that arrive in any order to a `StreamDigest` in theirs. Thread-safe."""
+
+    def __init__(self, stream: StreamDigest) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[memoryview, Callable[[], None]]] = {}
+        self._next = 0
+        self._busy = False
+
+    def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
+        """Part `index` (from 0) is there. May hash others too before it returns.
+
+        Args:
+            index: Each exactly once.
+            view: Must stay as it is until `hashed` is called.
+            hashed: Called, from whichever thread, when this part has been hashed.
+
+        Raises:
+            IntegrityError: The bytes are wrong in themselves; nothing is hashed any more.
+        """
+        with self._lock:
+            self._waiting[index] = (view, hashed)
+            if self._busy:
+                return
+            self._busy = True
+        while True:
+            with self._lock:
+                turn = self._waiting.pop(self._next, None)
+                if turn is None:
+                    self._busy = False
+                    return
+                self._next += 1
+            self._stream.update(turn[0])
+            turn[1]()
+
+    def finish(self) -> Digests:
+        """The hashes, once every part has been hashed."""
+        return self._stream.finish()

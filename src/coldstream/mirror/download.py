@@ -1,0 +1,188 @@
+"""Download: a model from the store into a plain folder, verified, each file whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from coldstream.errors import DiskError, IntegrityError, NotFoundError
+from coldstream.manifest import Journal
+from coldstream.mirror.digest import OrderedDigest, StreamDigest
+from coldstream.mirror.listing import upload_command
+from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
+from coldstream.mirror.reading import StoredFile, open_model, read_range
+from coldstream.mirror.verify import content_faults
+from coldstream.plan import PART_BYTES
+from coldstream.progress import Progress
+from coldstream.store import Store
+from coldstream.units import MIB, format_bytes
+
+_TEMPORARY_SUFFIX = ".coldstream-part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadReport:
+    """What a download did.
+
+    Attributes:
+        name: The model's.
+        folder: Where it is now.
+        files: How many files it has.
+        bytes: How many bytes they have.
+        kept_files: How many were there already, with the right content.
+        received_bytes: How many bytes were read from the store.
+        verified: Whether the content was checked against a manifest.
+        seconds: How long it took.
+        retries: Requests that were repeated.
+    """
+
+    name: str
+    folder: str
+    files: int
+    bytes: int
+    kept_files: int
+    received_bytes: int
+    verified: bool
+    seconds: float
+    retries: int
+
+
+def download(
+    store: Store,
+    name: str,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    connections: int = CONNECTIONS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> DownloadReport:
+    """Writes the model's files below `folder`, which is created. Files that are there and right are kept.
+
+    Raises:
+        NotFoundError: There is no such model, or its upload is not complete.
+        IntegrityError: A file's bytes are wrong; that file is not written.
+        DiskError: There is no room, or the disk refuses; what is complete stays.
+        And what the store raises.
+    """
+    began = time.monotonic()
+    progress = progress or Progress()
+    model = open_model(store, name)
+    if isinstance(model.record, Journal):
+        raise NotFoundError(f"{name} is not complete", hint=f"run: {upload_command(model.record)}")
+    files = model.files
+    wanted = [file for file in files if not _is_there(folder, file)]
+    _check_room(folder, sum(file.size for file in wanted))
+    works = [_FileDownload(store, name, folder, file, progress) for file in wanted]
+    try:
+        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
+    finally:
+        for work in works:
+            work.discard()
+    return DownloadReport(
+        name=name,
+        folder=str(folder),
+        files=len(files),
+        bytes=sum(file.size for file in files),
+        kept_files=len(files) - len(wanted),
+        received_bytes=sum(file.size for file in wanted),
+        verified=model.record is not None,
+        seconds=time.monotonic() - began,
+        retries=store.retry.count,
+    )
+
+
+class _FileDownload:
+    """One file on its way to the disk. Implements `FileWork`."""
+
+    part_bytes = PART_BYTES
+
+    def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
+        self.file = file
+        self.size = file.size
+        self._store, self._name, self._progress = store, name, progress
+        self._path = folder / file.path
+        self._temporary = self._path.with_name(self._path.name + _TEMPORARY_SUFFIX)
+        self._descriptor = -1
+        stops = file.entry.chunks.stops if file.entry else None
+        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops))
+
+    def prepare(self) -> None:
+        self._progress.begin(self.file.path, self.size)
+        with _disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            if self.size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, self.size)
+
+    def fetch(self, start: int, view: memoryview) -> None:
+        read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
+
+    def store(self, index: int, start: int, view: memoryview) -> None:
+        with _disk_errors(self._path):
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._descriptor, view[done:], start + done)
+        self._progress.stored(self.file.path, len(view))
+
+    def finish(self) -> None:
+        digests = self.digest.finish()
+        if faults := content_faults(self.file, digests):
+            raise IntegrityError(
+                f"{self._name}/{self.file.path}: {faults[0]}", hint=f"run: coldstream verify --deep {self._name}"
+            )
+        with _disk_errors(self._path):
+            os.fsync(self._descriptor)
+            os.replace(self._temporary, self._path)
+        self._progress.end(self.file.path, "sha256 ok" if self.file.entry else "unverified")
+
+    def discard(self) -> None:
+        """Closes the file; removes it if it was not finished."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._temporary.unlink(missing_ok=True)
+
+    def _on_read(self, count: int) -> None:
+        self._progress.fetched(self.file.path, count)
+
+
+def _is_there(folder: Path, file: StoredFile) -> bool:
+    """Whether the folder holds this file with the manifest's SHA-256."""
+    path = folder / file.path
+    if file.entry is None or not path.is_file() or path.stat().st_size != file.size:
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as opened:
+        while piece := opened.read(4 * MIB):
+            digest.update(piece)
+    return digest.hexdigest() == file.entry.sha256
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with _disk_errors(folder):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise DiskError(
+            f"{folder}: {format_bytes(needed)} are needed, {format_bytes(free)} are free",
+            hint="free some space, or choose another disk",
+        )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = "free some space and run the same command again; it keeps what is complete" if full else None
+        raise DiskError(f"{path}: {exc.strerror or exc}", hint=hint) from exc

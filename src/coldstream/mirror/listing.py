@@ -1,0 +1,122 @@
+"""List: the models in a store, and whether each is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from coldstream.errors import ManifestError
+from coldstream.manifest import FILE_NAME, Journal, Manifest
+from coldstream.mirror.reading import StoredModel, missing_objects
+from coldstream.mirror.records import read_record
+from coldstream.selection import is_weights
+from coldstream.store import ObjectInfo, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """One model in a store.
+
+    Attributes:
+        name: `org/model`.
+        state: "ready"; "incomplete": an upload is running or was broken off; "damaged": objects that the manifest names
+            are missing or were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program;
+            "foreign": put there by other tools, without a manifest.
+        bytes: Of all its files; of a model that is incomplete, what it will have.
+        files: Likewise.
+        repo: Where on the Hub it came from, or None.
+        revision: The commit that it was copied at, or None.
+        modified: When it became ready, or when it was last written to.
+        detail: What to know or do about it, for people; empty when ready.
+    """
+
+    name: str
+    state: str
+    bytes: int
+    files: int
+    repo: str | None
+    revision: str | None
+    modified: datetime
+    detail: str
+
+
+def list_models(store: Store) -> list[ModelInfo]:
+    """All models, by name. Reads the whole listing, and each model's manifest."""
+    return [_describe(store, name, objects) for name, objects in sorted(_grouped(store.list("")).items())]
+
+
+def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    """Objects by model. A model is the outermost folder with a manifest or, failing that, weights or a config.json."""
+    every = [(info.key.rpartition("/")[0], info) for info in objects]
+    with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{FILE_NAME}")}
+    foreign = {
+        folder
+        for folder, info in every
+        if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
+    }
+    models: dict[str, list[ObjectInfo]] = {}
+    for folder, info in every:
+        segments = folder.split("/")
+        around = ["/".join(segments[: depth + 1]) for depth in range(len(segments))]
+        name = next((f for f in around if f in with_manifest), None) or next((f for f in around if f in foreign), None)
+        if name and not info.key.endswith("/"):
+            models.setdefault(name, []).append(info)
+    return models
+
+
+def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
+    listing = {info.key.removeprefix(f"{name}/"): info for info in objects}
+    listing.pop(FILE_NAME, None)
+    modified = max(info.modified for info in objects)
+    size = sum(info.size for info in listing.values())
+
+    def as_model(
+        state: str, detail: str, *, record: Manifest | Journal | None = None, files: int | None = None, total: int | None = None
+    ) -> ModelInfo:
+        return ModelInfo(
+            name=name,
+            state=state,
+            bytes=size if total is None else total,
+            files=len(listing) if files is None else files,
+            repo=record.source.repo if record else None,
+            revision=record.source.commit if record else None,
+            modified=record.created if record else modified,
+            detail=detail,
+        )
+
+    try:
+        found = read_record(store, name)
+    except ManifestError as exc:
+        return as_model("unreadable", f"{exc.message}" + (f"; {exc.hint}" if exc.hint else ""))
+    if found is None:
+        return as_model("foreign", "no manifest: loads, unverified")
+    record = found[0]
+    if isinstance(record, Journal):
+        return as_model(
+            "incomplete", _progress(record), record=record, files=record.planned_files, total=record.planned_bytes
+        )
+    faults = missing_objects(store, StoredModel(name=name, record=record, listing=listing))
+    if faults:
+        path, what = faults[0]
+        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+        return as_model(
+            "damaged", f"{path} {what}{more}; run: {upload_command(record)}", record=record, files=len(record.files), total=record.size
+        )
+    return as_model("ready", "", record=record, files=len(record.files), total=record.size)
+
+
+def upload_command(record: Manifest | Journal) -> str:
+    """The command that would complete or mend a model."""
+    source = record.source.repo or "FOLDER"
+    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
+    name = f" --as {record.name}" if record.name != record.source.repo else ""
+    return f"coldstream upload {source}{revision}{name}"
+
+
+def _progress(journal: Journal) -> str:
+    stored = [entry for entry in journal.files if entry.objects]
+    shards = sum(is_weights(entry.path) for entry in stored)
+    if journal.planned_shards:
+        return f"{shards}/{journal.planned_shards} shards; run: {upload_command(journal)}"
+    return f"{len(stored)}/{journal.planned_files} files; run: {upload_command(journal)}"

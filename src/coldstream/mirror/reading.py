@@ -1,0 +1,135 @@
+"""A model's files as they lie in the store: which there are, and how a range of one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coldstream.errors import NotFoundError
+from coldstream.manifest import FILE_NAME, FileEntry, Journal, Manifest, StoredObject
+from coldstream.mirror.records import read_record
+from coldstream.paths import checked_name, checked_path
+from coldstream.store import ObjectInfo, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One file to read back.
+
+    Attributes:
+        path: Relative to the model.
+        size: In bytes.
+        objects: Where it lies, in order.
+        entry: What the manifest says of it; None for a model without one.
+    """
+
+    path: str
+    size: int
+    objects: tuple[StoredObject, ...]
+    entry: FileEntry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """What the store holds under a name.
+
+    Attributes:
+        name: The model's.
+        record: Its manifest, its journal, or None when other tools put it there.
+        listing: Key, relative to the model, to what the store says of the object; the manifest itself left out.
+    """
+
+    name: str
+    record: Manifest | Journal | None
+    listing: Mapping[str, ObjectInfo]
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """The model's files: by its manifest, or by the listing when it has none."""
+        if isinstance(self.record, Manifest):
+            return tuple(
+                StoredFile(path=entry.path, size=entry.size, objects=entry.objects, entry=entry)
+                for entry in self.record.files
+            )
+        return tuple(
+            StoredFile(
+                path=checked_path(key, where=self.name),
+                size=info.size,
+                objects=(StoredObject(key=key, size=info.size, etag=info.etag or "-"),),
+                entry=None,
+            )
+            for key, info in sorted(self.listing.items())
+        )
+
+
+def open_model(store: Store, name: str) -> StoredModel:
+    """What is stored under `name`.
+
+    Raises:
+        NotFoundError: Nothing that looks like a model.
+        ManifestError: Its manifest cannot be trusted.
+    """
+    checked_name(name)
+    found = read_record(store, name)
+    listing = {
+        info.key.removeprefix(f"{name}/"): info
+        for info in store.list(f"{name}/")
+        # Consoles make "folders" as empty objects whose keys end in "/".
+        if not info.key.endswith("/")
+    }
+    listing.pop(FILE_NAME, None)
+    if found is None and not looks_like_model(listing):
+        below = sorted({key.split("/")[0] for key in listing})
+        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "") if below else "see: coldstream list"
+        raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
+    return StoredModel(name=name, record=found[0] if found else None, listing=listing)
+
+
+def looks_like_model(paths: Mapping[str, object] | Sequence[str]) -> bool:
+    """Whether these files, relative to a folder, make it a model's: weights or a configuration at its top."""
+    return any("/" not in path and (path.endswith(".safetensors") or path == "config.json") for path in paths)
+
+
+def object_key(name: str, stored: StoredObject) -> str:
+    """The store's key of one of a model's objects."""
+    return stored.key[1:] if stored.key.startswith("/") else f"{name}/{stored.key}"
+
+
+def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
+    """The objects that the manifest names and the store does not hold as it says: (path, what is wrong)."""
+    faults = []
+    for file in model.files:
+        for stored in file.objects:
+            info = model.listing.get(stored.key)
+            if info is None and stored.key.startswith("/"):
+                info = next((i for i in store.list(stored.key[1:]) if i.key == stored.key[1:]), None)
+            if info is None:
+                faults.append((file.path, "is missing"))
+            elif info.size != stored.size:
+                faults.append((file.path, f"has {info.size} bytes, the manifest says {stored.size}"))
+            elif info.etag and stored.etag != "-" and info.etag != stored.etag:
+                faults.append((file.path, f"was replaced: ETag {info.etag}, the manifest says {stored.etag}"))
+    return faults
+
+
+def read_range(
+    store: Store,
+    name: str,
+    objects: Sequence[StoredObject],
+    start: int,
+    view: memoryview,
+    on_read: Callable[[int], None],
+) -> None:
+    """Fills `view` with `[start, start + len(view))` of the file that `objects` hold, each pinned by its ETag."""
+    first = 0  # the file's position at which the present object starts
+    for stored in objects:
+        begin, end = max(start, first), min(start + len(view), first + stored.size)
+        if begin < end:
+            store.read_into(
+                object_key(name, stored),
+                begin - first,
+                view[begin - start : end - start],
+                if_match=stored.etag if stored.etag != "-" else None,
+                on_read=on_read,
+            )
+        first += stored.size

@@ -1,0 +1,200 @@
+"""Verify: is what the store holds what was uploaded?
+
+By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes
+the chunks' hashes and each file's SHA-256. A model without a manifest is checked for what can be known: that its
+weights are whole safetensors files and that its index names files that exist.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+from coldstream.errors import ConflictError, IntegrityError, NotFoundError
+from coldstream.header import LENGTH_BYTES, header_stop, parse_header
+from coldstream.manifest import Journal
+from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
+from coldstream.mirror.listing import upload_command
+from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
+from coldstream.mirror.reading import StoredFile, StoredModel, missing_objects, open_model, read_range
+from coldstream.plan import PART_BYTES
+from coldstream.progress import Progress
+from coldstream.selection import INDEX_NAME, is_weights
+from coldstream.store import Store
+from coldstream.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: with which file, and what."""
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was found.
+
+    Attributes:
+        name: The model's.
+        state: "ready", "incomplete" or "foreign".
+        ok: Whether nothing is wrong, as far as was looked.
+        deep: Whether every byte was read.
+        files: How many files it has.
+        bytes: How many bytes they have.
+        problems: What is wrong, by path.
+        sha256: Path to SHA-256 of what was read; only when deep.
+        seconds: How long it took.
+    """
+
+    name: str
+    state: str
+    ok: bool
+    deep: bool
+    files: int
+    bytes: int
+    problems: tuple[Problem, ...]
+    sha256: dict[str, str]
+    seconds: float
+
+
+def verify(
+    store: Store,
+    name: str,
+    *,
+    deep: bool = False,
+    progress: Progress | None = None,
+    connections: int = CONNECTIONS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> VerifyReport:
+    """Checks a model. Writes nothing; a fault of the model is in the report, not an error.
+
+    Raises:
+        NotFoundError: There is no such model.
+        ManifestError: Its manifest cannot be trusted.
+        And what the store raises.
+    """
+    began = time.monotonic()
+    model = open_model(store, name)
+    files = model.files
+    problems = [Problem(path, what) for path, what in missing_objects(store, model)]
+    if isinstance(model.record, Journal):
+        problems.append(Problem("coldstream.json", f"the upload is not complete; run: {upload_command(model.record)}"))
+    if model.record is None:
+        problems += _structure_problems(store, model)
+    bad = {problem.path for problem in problems}
+    works = []
+    if deep:
+        works = [_Check(store, name, file, progress or Progress()) for file in files if file.path not in bad]
+        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
+        problems += [Problem(work.file.path, what) for work in works for what in work.faults]
+    return VerifyReport(
+        name=name,
+        state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
+        ok=not problems,
+        deep=deep,
+        files=len(files),
+        bytes=sum(file.size for file in files),
+        problems=tuple(sorted(problems, key=lambda problem: problem.path)),
+        sha256={work.file.path: work.sha256 for work in works if work.sha256},
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Check:
+    """One file that is read and hashed. Implements `FileWork`."""
+
+    part_bytes = PART_BYTES
+
+    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress) -> None:
+        self.file = file
+        self.size = file.size
+        self.faults: list[str] = []
+        self.sha256: str | None = None
+        self._store, self._name, self._progress = store, name, progress
+        stops = file.entry.chunks.stops if file.entry else None
+        git = file.entry is not None and file.entry.git_blob_id is not None
+        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops, git=git))
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        self._progress.begin(self.file.path, self.size, stages=1)
+
+    def fetch(self, start: int, view: memoryview) -> None:
+        try:
+            read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
+        except (IntegrityError, ConflictError, NotFoundError) as exc:
+            # The other files are of interest all the same.
+            with self._lock:
+                if not self.faults:
+                    self.faults.append(exc.message)
+
+    def store(self, index: int, start: int, view: memoryview) -> None:
+        pass
+
+    def finish(self) -> None:
+        digests = self.digest.finish()
+        if not self.faults:
+            self.sha256 = digests.sha256
+            self.faults += content_faults(self.file, digests)
+        self._progress.end(self.file.path, "bad" if self.faults else "ok")
+
+    def _on_read(self, count: int) -> None:
+        self._progress.fetched(self.file.path, count)
+
+
+def content_faults(file: StoredFile, digests: Digests) -> list[str]:
+    """How a file's content differs from its manifest; empty when it does not, or when there is none."""
+    entry = file.entry
+    if entry is None:
+        return []
+    faults = [
+        f"bytes {start}-{stop - 1} are not what was uploaded (XXH3 {found[:8]}…, the manifest says {promised[:8]}…)"
+        for (start, stop, promised), (_, _, found) in zip(entry.chunks.ranges(), digests.chunks.ranges(), strict=True)
+        if promised != found
+    ]
+    if not faults and entry.sha256 != digests.sha256:
+        faults = [f"its SHA-256 is {digests.sha256[:12]}…, the manifest says {entry.sha256[:12]}…"]
+    return faults
+
+
+def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
+    problems = []
+    weights = [file for file in model.files if is_weights(file.path)]
+    if not weights:
+        problems.append(Problem(model.name, "has no safetensors"))
+    for file in weights:
+        try:
+            _read_header(store, model.name, file)
+        except (IntegrityError, ConflictError, NotFoundError) as exc:
+            problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
+    if INDEX_NAME in model.listing:
+        problems += _index_problems(store, model)
+    return problems
+
+
+def _read_header(store: Store, name: str, file: StoredFile) -> None:
+    """Reads and checks one file's header.
+
+    Raises:
+        HeaderError: It is truncated, or describes another file.
+    """
+    head = bytearray(min(MIB, file.size))
+    read_range(store, name, file.objects, 0, memoryview(head), lambda _: None)
+    stop = header_stop(head[:LENGTH_BYTES], file_bytes=file.size, path=file.path)
+    if stop > len(head):
+        head = bytearray(stop)
+        read_range(store, name, file.objects, 0, memoryview(head), lambda _: None)
+    parse_header(head, file_bytes=file.size, path=file.path)
+
+
+def _index_problems(store: Store, model: StoredModel) -> list[Problem]:
+    data, _ = store.get(f"{model.name}/{INDEX_NAME}", bytes_max=64 * MIB)
+    try:
+        shards = set(json.loads(data)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [Problem(INDEX_NAME, "is malformed: it has no weight_map")]
+    return [Problem(str(shard), f"is named by {INDEX_NAME} and missing") for shard in shards - set(model.listing)]

@@ -1,0 +1,82 @@
+"""Names of models and of files inside them: what is allowed to become a key or a path.
+
+Names come from the Hub, from buckets and from manifests, all of which somebody else may have written, so they are
+checked here before they are joined to anything. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+from coldstream.errors import IntegrityError, UsageError
+
+# S3 and R2: a key has at most 1,024 bytes of UTF-8. File systems: a name has at most 255.
+KEY_BYTES_MAX = 1024
+SEGMENT_BYTES_MAX = 255
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def path_fault(path: str) -> str | None:
+    """Why `path` may not be used inside a model's folder, or None when it may.
+
+    A usable path is relative, has `/` between its segments, never climbs, holds no control character, drive or
+    backslash (a separator on some systems), and fits both an object key and a file system.
+    """
+    if not path:
+        return "it is empty"
+    if _CONTROL.search(path):
+        return "it holds a control character"
+    if "\\" in path:
+        return "it holds a backslash"
+    if path.startswith("/"):
+        return "it is absolute"
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    if len(encoded) > KEY_BYTES_MAX:
+        return f"it is longer than {KEY_BYTES_MAX} bytes"
+    for segment in path.split("/"):
+        if segment in {"", ".", ".."}:
+            return f"it has the segment {segment!r}"
+        if len(segment.encode()) > SEGMENT_BYTES_MAX:
+            return f"it has a segment longer than {SEGMENT_BYTES_MAX} bytes"
+    return None
+
+
+def checked_path(path: str, *, where: str) -> str:
+    """`path` itself, when it stays inside its folder.
+
+    Args:
+        path: A file's path relative to its model's folder.
+        where: Who named it, for the message ("org/model on the Hub").
+
+    Raises:
+        IntegrityError: It would leave the folder, or no store or file system could hold it.
+    """
+    if fault := path_fault(path):
+        raise IntegrityError(
+            f"{where} names a file {path[:80]!r} that is refused: {fault}",
+            hint="leave it out with --exclude, or report it to who made it",
+        )
+    return path
+
+
+def checked_name(name: str) -> str:
+    """A model's name in the bucket, `org/model` or any depth of such segments.
+
+    Raises:
+        UsageError: It could not be a prefix of keys, or would be hidden or climb.
+    """
+    segments = name.split("/")
+    if not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments) or path_fault(name):
+        raise UsageError(
+            f"{name!r} is not a model's name",
+            hint="letters, digits, '.', '_' and '-' between slashes, like meta-llama/Llama-3.1-8B-Instruct",
+        )
+    # Room for the longest file names below it.
+    if len(name) > KEY_BYTES_MAX // 2:
+        raise UsageError(f"the name {name[:60]!r}… is longer than {KEY_BYTES_MAX // 2} characters")
+    return name

@@ -1,0 +1,113 @@
+"""When to try again, and when to give up: one policy for the bucket and the Hub.
+
+Exponential back-off with full jitter, bounded by the time since anything last moved, not by a count of attempts: a
+bucket that answers 503 for a minute is survived, one that is down for good is reported after `give_up_seconds`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from coldstream.errors import CancelledError, ColdstreamError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long to wait between attempts. Pure but for the jitter.
+
+    Attributes:
+        first_seconds: Mean wait after the first failure; it doubles with each further one.
+        longest_seconds: No computed wait is longer; one that the server asks for may be.
+        give_up_seconds: An operation that has made no progress for this long fails.
+    """
+
+    first_seconds: float = 0.5
+    longest_seconds: float = 15.0
+    give_up_seconds: float = 180.0
+
+    def wait_seconds(self, failures: int, error: ColdstreamError) -> float:
+        """The wait after the `failures`-th failure in a row (1 is the first)."""
+        if error.retry_after_seconds is not None:
+            # A little later than asked, and not all at once: everyone else was told the same second.
+            return error.retry_after_seconds + random.uniform(0.05, 0.5)
+        mean = min(self.first_seconds * 2 ** (failures - 1), self.longest_seconds)
+        return random.uniform(0.5, 1.5) * mean
+
+
+@dataclass(slots=True)
+class Retry:
+    """Runs operations under a `Backoff`, counts the repeats, and stops when `cancel` is set. Thread-safe.
+
+    Attributes:
+        backoff: The policy.
+        cancel: Set by whoever wants all waiting to end now.
+        on_retry: Called before each wait with the error and the wait in seconds, from the thread that waits.
+        count: How many times anything was tried again.
+    """
+
+    backoff: Backoff = field(default_factory=Backoff)
+    cancel: threading.Event = field(default_factory=threading.Event)
+    on_retry: Callable[[ColdstreamError, float], None] | None = None
+    count: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _shield: threading.local = field(default_factory=threading.local, repr=False)
+
+    def run(self, operation: Callable[[], T], *, progress: Callable[[], int] | None = None) -> T:
+        """Calls `operation` until it returns, fails for good, or has made no progress for too long.
+
+        Args:
+            operation: Called again from the start after each retryable error; it may remember how far it came.
+            progress: A number that grows while the operation moves; each growth starts the clock anew.
+
+        Raises:
+            CancelledError: `cancel` was set.
+            ColdstreamError: The last error: a permanent one, or a retryable one after `give_up_seconds`.
+        """
+        failures = 0
+        moved = progress() if progress else 0
+        since = time.monotonic()
+        while True:
+            self.check()
+            try:
+                return operation()
+            except ColdstreamError as error:
+                if not error.retryable or self._shielded:
+                    raise
+                if progress and progress() != moved:
+                    moved, since, failures = progress(), time.monotonic(), 0
+                failures += 1
+                wait = self.backoff.wait_seconds(failures, error)
+                if time.monotonic() + wait - since > self.backoff.give_up_seconds:
+                    raise
+                with self._lock:
+                    self.count += 1
+                if self.on_retry:
+                    self.on_retry(error, wait)
+                if self.cancel.wait(wait):
+                    raise CancelledError("cancelled") from error
+
+    def check(self) -> None:
+        """Raises CancelledError when `cancel` is set."""
+        if self.cancel.is_set() and not self._shielded:
+            raise CancelledError("cancelled")
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Within it this thread's operations ignore `cancel` and are tried once: for last words after a failure."""
+        self._shield.on = True
+        try:
+            yield
+        finally:
+            self._shield.on = False
+
+    @property
+    def _shielded(self) -> bool:
+        return getattr(self._shield, "on", False)

@@ -1,0 +1,569 @@
+"""Objects in R2, AWS S3, MinIO and other servers of the S3 API, through boto3.
+
+One client per store, shared by all threads (boto3's clients are thread-safe). Retries are ours, not botocore's: they
+are counted, shown, bounded by time without progress, and end at once on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from coldstream.env import Settings
+from coldstream.errors import (
+    BucketNotFoundError,
+    CancelledError,
+    ColdstreamError,
+    ConfigError,
+    ConflictError,
+    CredentialsError,
+    IntegrityError,
+    NotFoundError,
+    UnavailableError,
+    UploadNotFoundError,
+)
+from coldstream.retry import Backoff, Retry
+from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
+from coldstream.units import MIB
+
+CONNECT_SECONDS = 15
+# Between two reads, not for the whole answer. Completing a large upload can stay silent for long.
+READ_SECONDS = 60
+# What is sent in one system call's time limit: small enough for eight connections on a slow uplink.
+_SEND_BYTES = 256 * 1024
+_DELETE_KEYS_MAX = 1000
+
+# Codes of S3, R2 and MinIO. Sources: S3 "Error responses", docs r2/api/error-codes.
+_CREDENTIAL_CODES = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AccessDenied",
+    "Unauthorized",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "InvalidSecurity",
+    "401",
+    "403",
+}
+_BUSY_CODES = {
+    "InternalError",
+    "ServiceUnavailable",
+    "SlowDown",
+    "RequestTimeout",
+    "ClientDisconnect",
+    "TooManyRequests",
+    "Throttling",
+    "RequestLimitExceeded",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+}
+_RETRYABLE_STATUS = {408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
+
+
+class S3Store:
+    """A bucket, or a prefix in one. Implements `Store`."""
+
+    def __init__(
+        self, bucket: str, *, prefix: str = "", settings: Settings, retry: Retry | None = None, connections: int = 10
+    ) -> None:
+        self.bucket = bucket
+        self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self.retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
+        # R2 allows one write per second to one key and answers 429 beyond (docs r2/platform/limits).
+        self.write_interval_seconds = 1.1 if settings.is_r2 else 0.0
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._reached = False
+        self._client = _client(settings, connections)
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.uri} at {self._client.meta.endpoint_url})"
+
+    def head(self, key: str) -> ObjectInfo:
+        found = self._call("HeadObject", key, self._client.head_object)
+        return _info(key, found)
+
+    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+        def attempt() -> tuple[bytes, ObjectInfo]:
+            found = self._request("GetObject", key, self._client.get_object, **_conditions(if_match))
+            info = _info(key, found)
+            with closing(found["Body"]) as body, self._translated("GetObject", key):
+                if bytes_max is not None and info.size > bytes_max:
+                    raise IntegrityError(f"{self._at(key)} has {info.size} bytes; at most {bytes_max} are read")
+                self._check_match(key, info.etag, if_match)
+                return body.read(), info
+
+        return self.retry.run(attempt)
+
+    def read_into(
+        self,
+        key: str,
+        start: int,
+        buffer: memoryview,
+        *,
+        if_match: str | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        done = 0
+
+        def attempt() -> None:
+            nonlocal done
+            first, last = start + done, start + len(buffer) - 1
+            found = self._request(
+                "GetObject", key, self._client.get_object, Range=f"bytes={first}-{last}", **_conditions(if_match)
+            )
+            with closing(found["Body"]) as body, self._translated("GetObject", key):
+                self._check_match(key, _etag(found), if_match)
+                self._check_range(key, found, first, last)
+                while done < len(buffer):
+                    self.retry.check()
+                    count = body.readinto(buffer[done : done + MIB])
+                    if not count:
+                        raise UnavailableError(
+                            f"{self._at(key)}: the connection ended {len(buffer) - done} bytes early",
+                            operation="GetObject",
+                            target=self._at(key),
+                        )
+                    done += count
+                    if on_read:
+                        on_read(count)
+
+        if buffer:
+            self.retry.run(attempt, progress=lambda: done)
+
+    def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        on_sent: Callable[[int], None] | None = None,
+    ) -> str:
+        conditions = _conditions(if_match) | ({"IfNoneMatch": "*"} if if_absent else {})
+        attempts = 0
+
+        def attempt() -> str:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return _etag(
+                    self._request(
+                        "PutObject",
+                        key,
+                        self._client.put_object,
+                        Body=_Sending(body, self.retry, on_sent),
+                        Metadata=dict(metadata or {}),
+                        **conditions,
+                    )
+                )
+            except ConflictError:
+                # An earlier attempt may have been stored although its answer was lost: then the condition fails on us.
+                if attempts > 1 and (found := self.get(key))[0] == body:
+                    return found[1].etag
+                raise
+
+        return self.retry.run(attempt)
+
+    def conditions_hold(self, key: str, body: Body) -> bool:
+        try:
+            self.put(key, body, if_absent=True)
+        except ConflictError:
+            return True
+        return False
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        more: dict[str, str] = {}
+        while True:
+            page = self._call(
+                "ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more
+            )
+            for found in page.get("Contents", ()):
+                yield ObjectInfo(
+                    key=found["Key"].removeprefix(self._prefix),
+                    size=found["Size"],
+                    etag=_etag(found),
+                    modified=found["LastModified"],
+                )
+            if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for first in range(0, len(keys), _DELETE_KEYS_MAX):
+            batch = [{"Key": self._prefix + key} for key in keys[first : first + _DELETE_KEYS_MAX]]
+            answer = self._call(
+                "DeleteObjects", None, self._client.delete_objects, Delete={"Objects": batch, "Quiet": True}
+            )
+            for fault in answer.get("Errors", ()):
+                if fault.get("Code") not in {"NoSuchKey", "404"}:
+                    raise self._error(fault.get("Code", ""), 0, fault.get("Message", ""), "DeleteObjects", fault["Key"])
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
+        created = self._call(
+            "CreateMultipartUpload", key, self._client.create_multipart_upload, Metadata=dict(metadata or {})
+        )
+        return str(created["UploadId"])
+
+    def put_part(
+        self, key: str, upload_id: str, number: int, body: Body, *, on_sent: Callable[[int], None] | None = None
+    ) -> str:
+        def attempt() -> str:
+            stored = self._request(
+                "UploadPart",
+                key,
+                self._client.upload_part,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=_Sending(body, self.retry, on_sent),
+            )
+            return _etag(stored)
+
+        return self.retry.run(attempt)
+
+    def part_etag(self, body: Body) -> str:
+        return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+    def parts(self, key: str, upload_id: str) -> list[Part]:
+        found: dict[int, Part] = {}
+        more: dict[str, int] = {}
+        while True:
+            page = self._call("ListParts", key, self._client.list_parts, UploadId=upload_id, **more)
+            for part in page.get("Parts", ()):
+                found[part["PartNumber"]] = Part(part["PartNumber"], part["Size"], _etag(part))
+            if not page.get("IsTruncated") or not page.get("NextPartNumberMarker"):
+                return [found[number] for number in sorted(found)]
+            more = {"PartNumberMarker": page["NextPartNumberMarker"]}
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+        listed = [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]
+        self._call(
+            "CompleteMultipartUpload",
+            key,
+            self._client.complete_multipart_upload,
+            UploadId=upload_id,
+            MultipartUpload={"Parts": listed},
+        )
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        try:
+            self._call("AbortMultipartUpload", key, self._client.abort_multipart_upload, UploadId=upload_id)
+        except UploadNotFoundError:
+            pass
+
+    def uploads(self, prefix: str) -> Iterator[PendingUpload]:
+        more: dict[str, str] = {}
+        while True:
+            try:
+                page = self._call(
+                    "ListMultipartUploads", None, self._client.list_multipart_uploads, Prefix=self._prefix + prefix, **more
+                )
+            except UploadNotFoundError:  # rclone's way to say that there are none
+                return
+            for found in page.get("Uploads", ()):
+                # Some servers ignore Prefix.
+                if found["Key"].startswith(self._prefix + prefix):
+                    yield PendingUpload(found["Key"].removeprefix(self._prefix), found["UploadId"])
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+
+    def presign(self, key: str, *, seconds: int = 3600) -> str:
+        params = {"Bucket": self.bucket, "Key": self._prefix + key}
+        with self._translated("presign", key):
+            return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
+
+    def bucket_exists(self) -> bool:
+        """Whether the bucket exists.
+
+        Raises:
+            CredentialsError: Refused, which also hides whether it does.
+        """
+        try:
+            self._call("HeadBucket", None, self._client.head_bucket)
+        except NotFoundError:
+            return False
+        return True
+
+    def create_bucket(self, location: str | None = None) -> None:
+        """Creates the bucket; one that is ours already is fine.
+
+        Args:
+            location: R2: a hint (wnam, enam, weur, eeur, apac, oc). AWS: a region. None: the server's choice.
+
+        Raises:
+            ConflictError: The name belongs to somebody else.
+        """
+        extra = {"CreateBucketConfiguration": {"LocationConstraint": location}} if location else {}
+        try:
+            self._call("CreateBucket", None, self._client.create_bucket, **extra)
+        except ConflictError:
+            if not self.bucket_exists():
+                raise
+
+    def _call(self, operation: str, key: str | None, method: Callable[..., Any], **params: Any) -> Any:
+        return self.retry.run(lambda: self._request(operation, key, method, **params))
+
+    def _request(self, operation: str, key: str | None, method: Callable[..., Any], **params: Any) -> Any:
+        """One attempt, with errors translated."""
+        if key is not None:
+            params["Key"] = self._prefix + key
+        with self._translated(operation, key):
+            answer = method(Bucket=self.bucket, **params)
+        self._reached = True
+        return answer
+
+    def _translated(self, operation: str, key: str | None) -> _Translation:
+        return _Translation(self, operation, key)
+
+    def _at(self, key: str | None) -> str:
+        return f"s3://{self.bucket}/{self._prefix}{key}" if key is not None else f"s3://{self.bucket}"
+
+    def _check_match(self, key: str, etag: str, if_match: str | None) -> None:
+        # A server may ignore If-Match (rclone does), but not hide what it sent instead.
+        if if_match is not None and etag != if_match:
+            raise ConflictError(
+                f"{self._at(key)} was replaced: its ETag is {etag}, expected {if_match}",
+                hint="somebody wrote to the model; run: coldstream verify",
+                operation="GetObject",
+                target=self._at(key),
+            )
+
+    def _check_range(self, key: str, found: Mapping[str, Any], first: int, last: int) -> None:
+        """Servers differ: 206 as it should be, 200 with a Content-Range (rclone), or the whole object."""
+        given = found.get("ContentRange")
+        match = re.match(r"bytes (\d+)-(\d+)/", given or "")
+        if given and not (match and int(match[1]) == first and int(match[2]) == last):
+            raise IntegrityError(f"{self._at(key)}: asked for bytes {first}-{last}, the server sent {given!r}")
+        if not given and (first != 0 or found["ContentLength"] != last + 1):
+            raise IntegrityError(
+                f"{self._at(key)}: the server ignores ranges",
+                hint="a proxy in between may strip the Range header; use the store's own endpoint",
+            )
+
+    def _error(self, code: str, status: int, message: str, operation: str, key: str | None) -> ColdstreamError:
+        """The error for what the server answered."""
+        at = self._at(key)
+        where = {"operation": operation, "target": at}
+        said = f"{status or ''} {code}".strip() if code != str(status) else code
+        if code == "NoSuchBucket" or (code == "404" and key is None):
+            return BucketNotFoundError(
+                f"the bucket {self.bucket!r} does not exist at {self._client.meta.endpoint_url}",
+                hint="run: coldstream setup   (it creates the bucket), or correct R2_BUCKET",
+                operation=operation,
+                target=at,
+            )
+        if code == "NoSuchUpload":
+            return UploadNotFoundError(f"{at}: the multipart upload is gone", operation=operation, target=at)
+        if code in {"NoSuchKey", "404"}:
+            return NotFoundError(f"{at} does not exist", operation=operation, target=at)
+        if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "InvalidPart", "InvalidPartOrder"}:
+            return ConflictError(f"{at}: {operation} was refused ({said})", operation=operation, target=at)
+        if code in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+            return ConflictError(f"a bucket named {self.bucket!r} exists already", hint="choose another R2_BUCKET")
+        if code == "RequestTimeTooSkewed":
+            return ColdstreamError(
+                f"{at}: this machine's clock is wrong: the server refuses requests signed more than 15 minutes off",
+                hint="set the clock, for example: timedatectl set-ntp true",
+                operation=operation,
+                target=at,
+            )
+        if code in {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}:
+            return ConfigError(f"{at}: the bucket is in another region: {message[:200]}", hint="set AWS_REGION to it")
+        if code == "InvalidRange" or status == 416:
+            return IntegrityError(f"{at} is shorter than expected", operation=operation, target=at)
+        if code in _CREDENTIAL_CODES or status in {401, 403}:
+            return CredentialsError(f"{at}: {operation} was refused ({said})", hint=_credential_hint(code), **where)
+        if code in _BUSY_CODES or status in _RETRYABLE_STATUS:
+            return UnavailableError(
+                f"{at}: {operation} answered {said}",
+                hint="the bucket is overloaded or down; try again later, or with fewer --connections",
+                operation=operation,
+                target=at,
+            )
+        return ColdstreamError(f"{at}: {operation} failed: {said} {message[:200]}".rstrip(), operation=operation, target=at)
+
+
+class _Translation:
+    """A context in which botocore's and urllib3's exceptions become ours."""
+
+    def __init__(self, store: S3Store, operation: str, key: str | None) -> None:
+        self._store, self._operation, self._key = store, operation, key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
+        if exc is None or isinstance(exc, ColdstreamError) or not isinstance(exc, Exception):
+            return
+        raise self._ours(exc) from exc
+
+    def _ours(self, exc: Exception) -> Exception:
+        store, operation, at = self._store, self._operation, self._store._at(self._key)
+        if store.retry.cancel.is_set():
+            return CancelledError("cancelled")
+        if isinstance(exc, botocore.exceptions.ClientError):
+            store._reached = True
+            fault = exc.response.get("Error", {})
+            meta = exc.response.get("ResponseMetadata", {})
+            error = store._error(
+                str(fault.get("Code", "")), meta.get("HTTPStatusCode", 0), str(fault.get("Message", "")), operation, self._key
+            )
+            after = meta.get("HTTPHeaders", {}).get("retry-after", "")
+            if error.retryable and after.isdigit():
+                error.retry_after_seconds = min(float(after), 120.0)
+            return error
+        if isinstance(exc, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
+            return ConfigError(
+                "no credentials for the bucket: neither R2_ACCESS_KEY nor AWS_ACCESS_KEY_ID is set, "
+                "and the AWS chain (profile, SSO, instance role) has none",
+                hint="run: coldstream setup",
+            )
+        endpoint = store._client.meta.endpoint_url
+        if isinstance(exc, botocore.exceptions.SSLError):
+            return UnavailableError(
+                f"{endpoint}: TLS failed: {_short(exc)}",
+                hint="check the endpoint's name and this machine's certificates (AWS_CA_BUNDLE names others)",
+                retryable=False,
+            )
+        if isinstance(exc, (botocore.exceptions.EndpointConnectionError, botocore.exceptions.ConnectTimeoutError)):
+            # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
+            return UnavailableError(
+                f"cannot reach {endpoint}",
+                hint="check R2_ENDPOINT and the network",
+                operation=operation,
+                target=at,
+                retryable=store._reached,
+            )
+        if isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, OSError)):
+            return UnavailableError(f"{at}: the connection broke: {_short(exc)}", operation=operation, target=at)
+        if isinstance(exc, botocore.exceptions.BotoCoreError):
+            return ConfigError(f"{at}: {_short(exc)}", hint="check the endpoint, the region and the profile")
+        return exc
+
+
+class _Sending(io.RawIOBase):
+    """A request body that is read in bounded pieces, so that time limits, progress and Ctrl-C work inside a part."""
+
+    def __init__(self, body: Body, retry: Retry, on_sent: Callable[[int], None] | None) -> None:
+        super().__init__()
+        self._view = memoryview(body)
+        self._retry, self._on_sent = retry, on_sent
+        self._position = 0
+        # botocore reads the body once to sign it and once to send it; only the second is progress.
+        self._sending = False
+        self._sent = 0
+
+    def begin(self) -> None:
+        """What is read from here on leaves the machine. An earlier attempt's bytes are taken back."""
+        if self._on_sent and self._sent:
+            self._on_sent(-self._sent)
+        self._sending, self._sent = True, 0
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        self._retry.check()
+        # urllib3 asks for 16 KiB at a time; larger pieces save system calls, and it sends whatever it gets.
+        stop = len(self._view) if size < 0 else self._position + max(size, _SEND_BYTES)
+        piece = self._view[self._position : stop]
+        self._position += len(piece)
+        if self._sending and self._on_sent and len(piece):
+            self._sent += len(piece)
+            self._on_sent(len(piece))
+        return piece if len(piece) else b""  # type: ignore[return-value]  # a view: sent and hashed without a copy
+
+
+def _client(settings: Settings, connections: int) -> Any:
+    keys = settings.keys()
+    chosen = {"aws_access_key_id": keys[0], "aws_secret_access_key": keys[1], "aws_session_token": keys[2]} if keys else {}
+    try:
+        session = boto3.session.Session(
+            profile_name=settings.get("AWS_PROFILE") if not keys else None, region_name=settings.region, **chosen
+        )
+        client = session.client(
+            "s3",
+            endpoint_url=settings.endpoint(),
+            config=Config(
+                signature_version="s3v4",
+                # R2 answers aws-chunked bodies with trailers badly; boto3 1.36 made them the default.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path"} if settings.endpoint() else {},
+                max_pool_connections=connections + 2,
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                tcp_keepalive=True,
+            ),
+        )
+    except (botocore.exceptions.BotoCoreError, ValueError) as exc:
+        raise ConfigError(f"the S3 client refuses the settings: {_short(exc)}", hint="run: coldstream setup") from exc
+    # R2 never answers "Expect: 100-continue"; waiting for it costs a second per PUT.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("before-send.s3", _begin_sending)
+    return client
+
+
+def _begin_sending(request: Any, **_rest: Any) -> None:
+    if isinstance(request.body, _Sending):
+        request.body.begin()
+
+
+def _conditions(if_match: str | None) -> dict[str, str]:
+    return {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
+
+
+def _etag(found: Mapping[str, Any]) -> str:
+    return str(found.get("ETag", "")).removeprefix("W/").strip('"')
+
+
+def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
+    return ObjectInfo(
+        key=key,
+        size=found["ContentLength"],
+        etag=_etag(found),
+        modified=found["LastModified"],
+        metadata={name.lower(): value for name, value in found.get("Metadata", {}).items()},
+    )
+
+
+def _short(exc: Exception) -> str:
+    """The first line of a foreign message, without the query of a URL, which may hold a signature."""
+    return re.sub(r"\?\S*", "", str(exc).splitlines()[0] if str(exc) else type(exc).__name__)[:200]
+
+
+def _credential_hint(code: str) -> str:
+    if code in {"ExpiredToken", "TokenRefreshRequired"}:
+        return "the credentials have expired; make new ones"
+    if code == "SignatureDoesNotMatch":
+        return "the secret key does not belong to the access key; check R2_SECRET_KEY"
+    if code == "InvalidAccessKeyId":
+        return "the access key is unknown there; check R2_ACCESS_KEY and R2_ENDPOINT"
+    return "the key may lack this permission or this bucket; a new R2 token can take a minute to work"

@@ -1,0 +1,98 @@
+"""Quantities as people read and write them: bytes, rates, seconds, money, ages.
+
+Decimal units (GB = 10^9 bytes) in everything shown, as clouds bill and links are sold; MiB and GiB (2^20, 2^30) only
+where memory or parts are meant. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+
+from coldstream.errors import UsageError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+_SUFFIX_BYTES = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "kib": KIB,
+    "m": 10**6,
+    "mb": 10**6,
+    "mib": MIB,
+    "g": 10**9,
+    "gb": 10**9,
+    "gib": GIB,
+    "t": 10**12,
+    "tb": 10**12,
+    "tib": TIB,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a size such as "64MiB", "5 GB" or "1048576".
+
+    Raises:
+        UsageError: It is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    factor = _SUFFIX_BYTES.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a size", hint="write it like 64MiB, 5GB or 1048576")
+    return int(float(match[1]) * factor)
+
+
+def format_bytes(count: float) -> str:
+    """A size in three significant digits and decimal units: 532 B, 16.1 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 999.5 or unit == "TB":
+            break
+        count /= 1000
+    if unit == "B":
+        return f"{count:.0f} B"
+    digits = 0 if abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
+    return f"{count:.{digits}f} {unit}"
+
+
+def format_rate(byte_count: float, seconds: float) -> str:
+    """Bytes per second: 393 MB/s; "–" when no time has passed."""
+    return f"{format_bytes(byte_count / seconds)}/s" if seconds > 0 else "–"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration: 38 ms, 7.4 s, 41 s, 2 m 05 s, 1 h 02 m."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} m"
+
+
+def format_age(seconds: float) -> str:
+    """How long ago: just now, 5 minutes ago, 2 days ago."""
+    if seconds < 60:
+        return "just now"
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        count = int(seconds // length)
+        if count:
+            break
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def format_dollars(amount: float) -> str:
+    """Money: $0.24, $12.40, "under $0.01" rather than a misleading $0.00."""
+    return "under $0.01" if 0 < amount < 0.005 else f"${amount:,.2f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: 1 part, 249 parts."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
