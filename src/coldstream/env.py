@@ -236,7 +236,8 @@ def _checked_endpoint(name: str, text: str) -> str:
         split, port_fits = urlsplit(""), False
     if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
         raise ConfigError(
-            f"{name} is {text!r}, which is no URL of a server", hint="for example https://<account>.r2.cloudflarestorage.com"
+            f"{name} is {text!r}, which is no URL of a server",
+            hint="for example https://<account>.r2.cloudflarestorage.com",
         )
     if split.username or split.password:
         raise ConfigError(f"{name} holds credentials", hint="keys go into R2_ACCESS_KEY and R2_SECRET_KEY")

@@ -12,7 +12,7 @@
     │   ├── HeaderError                           a safetensors header that is truncated or lies
     │   └── ManifestError                         a manifest that cannot be trusted or is of a newer format
     ├── ConflictError                   exit 1    somebody else changed it first (a condition did not hold)
-    ├── UnavailableError                exit 1    (ConnectionError) the other side does not answer, or is busy; retryable
+    ├── UnavailableError                exit 1    (ConnectionError) the other side no answer, or busy; retryable
     ├── DiskError                       exit 1    (OSError) the local disk is full or refuses
     └── CancelledError                  exit 130  Ctrl-C
 

@@ -81,7 +81,7 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def header_stop(first_bytes: bytes | memoryview, *, file_bytes: int, path: str) -> int:
+def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> int:
     """Where the header ends and the data starts, from at least the first 8 bytes of the file.
 
     Raises:
@@ -100,7 +100,7 @@ def header_stop(first_bytes: bytes | memoryview, *, file_bytes: int, path: str) 
     return LENGTH_BYTES + length
 
 
-def parse_header(head: bytes | memoryview, *, file_bytes: int, path: str) -> Header:
+def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> Header:
     """Reads and checks a header.
 
     Args:
@@ -163,5 +163,5 @@ def _tensor(name: str, entry: object, data_start: int, path: str) -> Tensor:
 
 
 def _is_count(value: object) -> bool:
-    # bool is an int in Python; in a header `true` is no size. The bound keeps hostile products small (u64 in the format).
+    # bool is an int in Python; in a header `true` is no size. The bound keeps hostile products small.
     return type(value) is int and 0 <= value < 1 << 63

@@ -135,7 +135,7 @@ class HubSource:
                 self._check(file, response, start + done, start + len(buffer))
                 while done < len(buffer):
                     self.retry.check()
-                    count = response.readinto(buffer[done : done + _READ_BYTES])  # type: ignore[arg-type]
+                    count = response.readinto(buffer[done : done + _READ_BYTES])
                     if not count:
                         raise UnavailableError(f"{self.repo}/{file.path}: the connection ended early")
                     done, refusals = done + count, 0
@@ -200,7 +200,11 @@ class HubSource:
         url = hf_hub_url(self.repo, file.path, revision=self.commit, endpoint=self._endpoint)
         found = self._ask(
             lambda: get_hf_file_metadata(
-                url, token=self._token or False, timeout=READ_SECONDS, library_name="coldstream", endpoint=self._endpoint
+                url,
+                token=self._token or False,
+                timeout=READ_SECONDS,
+                library_name="coldstream",
+                endpoint=self._endpoint,
             )
         )
         if found.size is not None and found.size != file.size:

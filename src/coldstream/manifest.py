@@ -151,7 +151,7 @@ class Journal(_Record):
         planned_shards: How many of them are weights.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     state: Literal["uploading"] = "uploading"
     name: Text
     source: Source
@@ -167,7 +167,7 @@ class Journal(_Record):
 class Manifest(_Record):
     """A complete model. The digest covers everything else in it."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     state: Literal["ready"] = "ready"
     name: Text
     source: Source

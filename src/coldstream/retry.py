@@ -38,7 +38,7 @@ class Backoff:
         if error.retry_after_seconds is not None:
             # A little later than asked, and not all at once: everyone else was told the same second.
             return error.retry_after_seconds + random.uniform(0.05, 0.5)
-        mean = min(self.first_seconds * 2 ** (failures - 1), self.longest_seconds)
+        mean: float = min(self.first_seconds * 2 ** (failures - 1), self.longest_seconds)
         return random.uniform(0.5, 1.5) * mean
 
 

@@ -61,7 +61,8 @@ class Source(Protocol):
         """Fills `buffer` with `[start, start + len(buffer))` of the file. Retries what may succeed later.
 
         Raises:
-            NotFoundError, CredentialsError, UnavailableError, ConflictError (it changed), IntegrityError (it is shorter).
+            NotFoundError, CredentialsError, UnavailableError; ConflictError when it changed; IntegrityError when it
+            is shorter.
         """
 
 

@@ -59,8 +59,8 @@ def format_bytes(count: float) -> str:
 
 
 def format_rate(byte_count: float, seconds: float) -> str:
-    """Bytes per second: 393 MB/s; "–" when no time has passed."""
-    return f"{format_bytes(byte_count / seconds)}/s" if seconds > 0 else "–"
+    """Bytes per second: 393 MB/s; "-" when no time has passed."""
+    return f"{format_bytes(byte_count / seconds)}/s" if seconds > 0 else "-"
 
 
 def format_seconds(seconds: float) -> str:
@@ -81,11 +81,8 @@ def format_age(seconds: float) -> str:
     """How long ago: just now, 5 minutes ago, 2 days ago."""
     if seconds < 60:
         return "just now"
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        count = int(seconds // length)
-        if count:
-            break
-    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    unit, length = next(pair for pair in (("day", 86400), ("hour", 3600), ("minute", 60)) if seconds >= pair[1])
+    return f"{plural(int(seconds // length), unit)} ago"
 
 
 def format_dollars(amount: float) -> str:

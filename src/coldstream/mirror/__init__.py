@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from coldstream.mirror.download import DownloadReport, download
 from coldstream.mirror.listing import ModelInfo, list_models
+from coldstream.mirror.reading import stored_bytes
 from coldstream.mirror.remove import Removal, plan_removal, remove
 from coldstream.mirror.upload import UploadPlan, UploadReport, plan_upload, upload
 from coldstream.mirror.verify import VerifyReport, verify
@@ -24,6 +25,7 @@ __all__ = [
     "plan_removal",
     "plan_upload",
     "remove",
+    "stored_bytes",
     "upload",
     "verify",
 ]

@@ -62,12 +62,11 @@ class StreamDigest:
         Raises:
             HeaderError: It is named .safetensors and is none.
         """
-        if self._stops is None:
-            if self._head or not self._parse(view):
-                self._head += view
-                if not self._parse(memoryview(self._head)):
-                    return
-                view, self._head = memoryview(self._head), bytearray()
+        if self._stops is None and (self._head or not self._parse(view)):
+            self._head += view
+            if not self._parse(memoryview(self._head)):
+                return
+            view, self._head = memoryview(self._head), bytearray()
         self._sha256.update(view)
         if self._git:
             self._git.update(view)

@@ -51,9 +51,7 @@ def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     every = [(info.key.rpartition("/")[0], info) for info in objects]
     with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{FILE_NAME}")}
     foreign = {
-        folder
-        for folder, info in every
-        if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
+        folder for folder, info in every if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
     }
     models: dict[str, list[ObjectInfo]] = {}
     for folder, info in every:
@@ -72,7 +70,12 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
     size = sum(info.size for info in listing.values())
 
     def as_model(
-        state: str, detail: str, *, record: Manifest | Journal | None = None, files: int | None = None, total: int | None = None
+        state: str,
+        detail: str,
+        *,
+        record: Manifest | Journal | None = None,
+        files: int | None = None,
+        total: int | None = None,
     ) -> ModelInfo:
         return ModelInfo(
             name=name,
@@ -101,7 +104,11 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
         path, what = faults[0]
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         return as_model(
-            "damaged", f"{path} {what}{more}; run: {upload_command(record)}", record=record, files=len(record.files), total=record.size
+            "damaged",
+            f"{path} {what}{more}; run: {upload_command(record)}",
+            record=record,
+            files=len(record.files),
+            total=record.size,
         )
     return as_model("ready", "", record=record, files=len(record.files), total=record.size)
 

@@ -137,7 +137,9 @@ class Pump:
         with self._changed:
             self._open_files += 1
         work.prepare()
-        pending = _Countdown(2 * part_count(work.size, work.part_bytes), lambda: self._jobs.put(lambda: self._finish(work)))
+        pending = _Countdown(
+            2 * part_count(work.size, work.part_bytes), lambda: self._jobs.put(lambda: self._finish(work))
+        )
         for index, (start, stop) in enumerate(parts(work.size, work.part_bytes)):
             buffer = self._pool.take(stop - start, self.cancel.is_set)
             if buffer is None:
@@ -182,7 +184,7 @@ class Pump:
                 continue
             try:
                 job()
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001  # raised again by `run`, in the thread that waits
                 with self._changed:
                     # What fails because of the first failure is not news.
                     if not (isinstance(exc, CancelledError) and self.cancel.is_set()):

@@ -85,6 +85,11 @@ def open_model(store: Store, name: str) -> StoredModel:
     return StoredModel(name=name, record=found[0] if found else None, listing=listing)
 
 
+def stored_bytes(store: Store, name: str) -> int:
+    """How many bytes a model's files have: what a progress bar needs to know beforehand."""
+    return sum(file.size for file in open_model(store, name).files)
+
+
 def looks_like_model(paths: Mapping[str, object] | Sequence[str]) -> bool:
     """Whether these files, relative to a folder, make it a model's: weights or a configuration at its top."""
     return any("/" not in path and (path.endswith(".safetensors") or path == "config.json") for path in paths)
@@ -107,7 +112,7 @@ def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
                 faults.append((file.path, "is missing"))
             elif info.size != stored.size:
                 faults.append((file.path, f"has {info.size} bytes, the manifest says {stored.size}"))
-            elif info.etag and stored.etag != "-" and info.etag != stored.etag:
+            elif info.etag and stored.etag not in {"-", info.etag}:
                 faults.append((file.path, f"was replaced: ETag {info.etag}, the manifest says {stored.etag}"))
     return faults
 

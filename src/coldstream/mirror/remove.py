@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.errors import ManifestError
@@ -35,10 +36,8 @@ def plan_removal(store: Store, name: str) -> Removal:
         NotFoundError: There is no such model.
     """
     checked_name(name)
-    try:
+    with suppress(ManifestError):  # a model with a broken manifest is there all the same
         open_model(store, name)
-    except ManifestError:
-        pass  # a model with a broken manifest is there all the same
     own = record_key(name)
     found = list(store.list(f"{name}/"))
     keys = sorted((info.key for info in found), key=lambda key: (key != own, key))

@@ -14,12 +14,20 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from coldstream import manifest
-from coldstream.errors import ConflictError, IntegrityError, NotFoundError, UploadNotFoundError, UsageError
-from coldstream.manifest import FILE_NAME, FileEntry, Journal, Manifest, StoredObject
+from coldstream.errors import (
+    ColdstreamError,
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    UploadNotFoundError,
+    UsageError,
+)
+from coldstream.manifest import FILE_NAME, FileEntry, Manifest, StoredObject
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.records import JournalWriter, read_record, record_key
@@ -257,10 +265,8 @@ def _last_words(store: Store, journal: JournalWriter, works: Sequence[_FileUploa
     with store.retry.shielded():
         for work in works:
             work.abort_if_bad()
-        try:
+        with suppress(ColdstreamError):
             journal.flush()
-        except Exception:
-            return
 
 
 def _clean(store: Store, plan: UploadPlan) -> None:
@@ -309,9 +315,7 @@ class _FileUpload:
         self._kept: dict[int, Part] = {}
         self._parts: dict[int, Part] = {}
         # What the finished object carries, so that it is recognised when the answer to completing it gets lost.
-        self._mark = (
-            {_SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
-        )
+        self._mark = {_SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
 
     @property
     def digest(self) -> OrderedDigest:
@@ -319,9 +323,7 @@ class _FileUpload:
         return self._digest
 
     def prepare(self) -> None:
-        self._digest = OrderedDigest(
-            StreamDigest(self.file.path, self.size, git=self.file.git_blob_id is not None)
-        )
+        self._digest = OrderedDigest(StreamDigest(self.file.path, self.size, git=self.file.git_blob_id is not None))
         self._progress.begin(self.file.path, self.size)
         if self._multipart:
             self._upload_id, self._kept = self._resumable()
@@ -406,7 +408,8 @@ class _FileUpload:
             if promised is not None and promised != found:
                 self._bad = True
                 raise IntegrityError(
-                    f"{self.file.path}: its {kind} is {(found or '')[:12]}…, {self._source.label} promises {promised[:12]}…",
+                    f"{self.file.path}: its {kind} is {(found or '')[:12]}…, "
+                    f"{self._source.label} promises {promised[:12]}…",
                     hint="run the same command again; if it stays, a proxy or a mirror (HF_ENDPOINT) alters the bytes",
                 )
         return digests
@@ -473,7 +476,8 @@ def _refuse_nesting(store: Store, name: str) -> None:
     inner = next((i.key for i in store.list(f"{name}/") if i.key.endswith(f"/{FILE_NAME}") and i.key != own), None)
     if inner:
         raise UsageError(
-            f"{name} would contain the model {inner.removesuffix(f'/{FILE_NAME}')}", hint="choose another name with --as"
+            f"{name} would contain the model {inner.removesuffix(f'/{FILE_NAME}')}",
+            hint="choose another name with --as",
         )
 
 

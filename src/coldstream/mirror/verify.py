@@ -169,7 +169,7 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
     for file in weights:
         try:
             _read_header(store, model.name, file)
-        except (IntegrityError, ConflictError, NotFoundError) as exc:
+        except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file hides no other
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
     if INDEX_NAME in model.listing:
         problems += _index_problems(store, model)

@@ -164,7 +164,7 @@ class Store(Protocol):
     def part_etag(self, body: Body) -> str:
         """The ETag that `put_part` gives for this content: what tells whether a stored part holds it."""
 
-    def parts(self, key: str, upload_id: str) -> list[Part]:
+    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
         """The stored parts, by number.
 
         Raises:

@@ -19,7 +19,14 @@ from pathlib import Path
 
 import xxhash
 
-from coldstream.errors import ConflictError, CredentialsError, DiskError, IntegrityError, NotFoundError, UploadNotFoundError
+from coldstream.errors import (
+    ConflictError,
+    CredentialsError,
+    DiskError,
+    IntegrityError,
+    NotFoundError,
+    UploadNotFoundError,
+)
 from coldstream.retry import Retry
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
 from coldstream.units import MIB
@@ -112,12 +119,7 @@ class FolderStore:
         # Only the folder that the prefix names is walked, not all beside it.
         folder = prefix.rpartition("/")[0]
         with self._translated(prefix):
-            found = sorted(
-                str(path.relative_to(self.root).as_posix())
-                for parent, names, files in os.walk(self.root / folder)
-                if _prune(names) is None
-                for path in (Path(parent) / name for name in files)
-            )
+            found = sorted(path.relative_to(self.root).as_posix() for path in _files(self.root / folder))
         for key in found:
             if key.startswith(prefix):
                 try:
@@ -164,7 +166,7 @@ class FolderStore:
     def part_etag(self, body: Body) -> str:
         return xxhash.xxh3_128_hexdigest(body)
 
-    def parts(self, key: str, upload_id: str) -> list[Part]:
+    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
         folder = self._upload(key, upload_id)
         with self._translated(key):
             return [
@@ -266,7 +268,9 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
             raise NotFoundError(f"{at} does not exist", target=at) from exc
         except PermissionError as exc:
-            raise CredentialsError(f"{at}: {exc.strerror}", hint="check the folder's owner and mode", target=at) from exc
+            raise CredentialsError(
+                f"{at}: {exc.strerror}", hint="check the folder's owner and mode", target=at
+            ) from exc
         except OSError as exc:
             full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
             hint = "free some space, or choose another disk" if full else None
@@ -292,9 +296,11 @@ def _write(path: Path, body: Body) -> None:
         os.fsync(file.fileno())
 
 
-def _prune(names: list[str]) -> None:
-    """Keeps `os.walk` out of the staging folder."""
-    names[:] = [name for name in names if name != _STAGING]
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below, but for those that are being written."""
+    for parent, names, files in os.walk(folder):
+        names[:] = [name for name in names if name != _STAGING]
+        yield from (Path(parent, name) for name in files)
 
 
 def _remove_if_empty(folder: Path) -> bool:

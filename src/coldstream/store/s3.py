@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import boto3
@@ -186,9 +186,7 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         more: dict[str, str] = {}
         while True:
-            page = self._call(
-                "ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more
-            )
+            page = self._call("ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more)
             for found in page.get("Contents", ()):
                 yield ObjectInfo(
                     key=found["Key"].removeprefix(self._prefix),
@@ -235,7 +233,7 @@ class S3Store:
     def part_etag(self, body: Body) -> str:
         return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
-    def parts(self, key: str, upload_id: str) -> list[Part]:
+    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
         found: dict[int, Part] = {}
         more: dict[str, int] = {}
         while True:
@@ -257,17 +255,19 @@ class S3Store:
         )
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        try:
+        with suppress(UploadNotFoundError):
             self._call("AbortMultipartUpload", key, self._client.abort_multipart_upload, UploadId=upload_id)
-        except UploadNotFoundError:
-            pass
 
     def uploads(self, prefix: str) -> Iterator[PendingUpload]:
         more: dict[str, str] = {}
         while True:
             try:
                 page = self._call(
-                    "ListMultipartUploads", None, self._client.list_multipart_uploads, Prefix=self._prefix + prefix, **more
+                    "ListMultipartUploads",
+                    None,
+                    self._client.list_multipart_uploads,
+                    Prefix=self._prefix + prefix,
+                    **more,
                 )
             except UploadNotFoundError:  # rclone's way to say that there are none
                 return
@@ -355,7 +355,6 @@ class S3Store:
     def _error(self, code: str, status: int, message: str, operation: str, key: str | None) -> ColdstreamError:
         """The error for what the server answered."""
         at = self._at(key)
-        where = {"operation": operation, "target": at}
         said = f"{status or ''} {code}".strip() if code != str(status) else code
         if code == "NoSuchBucket" or (code == "404" and key is None):
             return BucketNotFoundError(
@@ -368,7 +367,14 @@ class S3Store:
             return UploadNotFoundError(f"{at}: the multipart upload is gone", operation=operation, target=at)
         if code in {"NoSuchKey", "404"}:
             return NotFoundError(f"{at} does not exist", operation=operation, target=at)
-        if code in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", "InvalidPart", "InvalidPartOrder"}:
+        if code in {
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+            "412",
+            "409",
+            "InvalidPart",
+            "InvalidPartOrder",
+        }:
             return ConflictError(f"{at}: {operation} was refused ({said})", operation=operation, target=at)
         if code in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
             return ConflictError(f"a bucket named {self.bucket!r} exists already", hint="choose another R2_BUCKET")
@@ -384,7 +390,9 @@ class S3Store:
         if code == "InvalidRange" or status == 416:
             return IntegrityError(f"{at} is shorter than expected", operation=operation, target=at)
         if code in _CREDENTIAL_CODES or status in {401, 403}:
-            return CredentialsError(f"{at}: {operation} was refused ({said})", hint=_credential_hint(code), **where)
+            return CredentialsError(
+                f"{at}: {operation} was refused ({said})", hint=_credential_hint(code), operation=operation, target=at
+            )
         if code in _BUSY_CODES or status in _RETRYABLE_STATUS:
             return UnavailableError(
                 f"{at}: {operation} answered {said}",
@@ -392,7 +400,9 @@ class S3Store:
                 operation=operation,
                 target=at,
             )
-        return ColdstreamError(f"{at}: {operation} failed: {said} {message[:200]}".rstrip(), operation=operation, target=at)
+        return ColdstreamError(
+            f"{at}: {operation} failed: {said} {message[:200]}".rstrip(), operation=operation, target=at
+        )
 
 
 class _Translation:
@@ -418,7 +428,11 @@ class _Translation:
             fault = exc.response.get("Error", {})
             meta = exc.response.get("ResponseMetadata", {})
             error = store._error(
-                str(fault.get("Code", "")), meta.get("HTTPStatusCode", 0), str(fault.get("Message", "")), operation, self._key
+                str(fault.get("Code", "")),
+                meta.get("HTTPStatusCode", 0),
+                str(fault.get("Message", "")),
+                operation,
+                self._key,
             )
             after = meta.get("HTTPHeaders", {}).get("retry-after", "")
             if error.retryable and after.isdigit():
@@ -502,7 +516,9 @@ class _Sending(io.RawIOBase):
 
 def _client(settings: Settings, connections: int) -> Any:
     keys = settings.keys()
-    chosen = {"aws_access_key_id": keys[0], "aws_secret_access_key": keys[1], "aws_session_token": keys[2]} if keys else {}
+    chosen = (
+        {"aws_access_key_id": keys[0], "aws_secret_access_key": keys[1], "aws_session_token": keys[2]} if keys else {}
+    )
     try:
         session = boto3.session.Session(
             profile_name=settings.get("AWS_PROFILE") if not keys else None, region_name=settings.region, **chosen

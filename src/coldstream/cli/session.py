@@ -1,0 +1,153 @@
+"""What all verbs share: their common options, the settings and the store, and how errors look."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from coldstream.env import Settings
+    from coldstream.retry import Retry
+    from coldstream.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 failed, 2 usage, 3 partial, 10 not found, 12 credentials refused, 13 integrity mismatch, "
+    "130 cancelled."
+)
+
+
+@dataclass(slots=True)
+class State:
+    """The common options of one run.
+
+    Attributes:
+        json: One JSON document on stdout instead of text.
+        quiet: Nothing on stderr but errors.
+        debug: Tracebacks of expected errors too.
+        flags: Settings given as flags, under their variables' names.
+        env_file: The settings file that was named, or None.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    flags: dict[str, str | None] = field(default_factory=dict)
+    env_file: Path | None = None
+
+    def settings(self) -> Settings:
+        """The resolved settings."""
+        from coldstream.env import load_settings
+
+        return load_settings(self.flags, env_file=self.env_file)
+
+    def open_store(self, connections: int) -> Store:
+        """The configured store, with a retry policy that tells the user when it waits long."""
+        from coldstream.store import open_store
+
+        settings = self.settings()
+        return open_store(settings, retry=self.new_retry(settings), connections=connections)
+
+    def new_retry(self, settings: Settings) -> Retry:
+        """A retry policy with the configured patience."""
+        from coldstream.retry import Backoff, Retry
+
+        return Retry(Backoff(give_up_seconds=settings.retry_seconds), on_retry=self._waiting)
+
+    def say(self, text: str) -> None:
+        """A line of progress or advice, on stderr."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def explain(self, message: str, hint: str | None) -> None:
+        """An error and its hint, on stderr."""
+        colour = sys.stderr.isatty()
+        click.echo(click.style("error:", fg="red" if colour else None) + f" {message}", err=True)
+        if hint:
+            click.echo(f"hint:  {hint}", err=True)
+
+    def show(self, document: Any, text: str) -> None:
+        """The result: `document` as JSON when that was asked for, `text` otherwise."""
+        click.echo(json.dumps(document, indent=2, default=str) if self.json else text)
+
+    def _waiting(self, error: Exception, seconds: float) -> None:
+        if seconds >= 2:
+            self.say(f"{error}; trying again in {seconds:.0f} s")
+
+
+def common_options(function: F) -> F:
+    """Adds the options that every verb has, and passes a `State` as the first argument."""
+
+    @click.option(
+        "--store", metavar="URI", help="s3://bucket[/prefix] or a folder.  [env: COLDSTREAM_STORE, R2_BUCKET]"
+    )
+    @click.option(
+        "--env-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Settings file to read instead of ./.env.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress and no advice, only the result and errors.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.pass_obj
+    def wrapped(
+        state: State,
+        /,
+        *args: Any,
+        store: str | None,
+        env_file: Path | None,
+        as_json: bool,
+        quiet: bool,
+        debug: bool,
+        **options: Any,
+    ) -> Any:
+        state.json, state.quiet, state.debug, state.env_file = as_json, quiet, debug, env_file
+        state.flags["COLDSTREAM_STORE"] = store
+        return function(state, *args, **options)
+
+    return functools.update_wrapper(wrapped, function)  # type: ignore[return-value]
+
+
+def transfer_options(function: F) -> F:
+    """Adds the options of verbs that move bytes."""
+    function = click.option(
+        "--connections",
+        type=click.IntRange(1, 256),
+        default=8,
+        show_default=True,
+        help="Transfers at the same time.",
+    )(function)
+    return click.option(
+        "--memory",
+        "memory_bytes",
+        type=Size(),
+        default="640MiB",
+        show_default=True,
+        help="Most memory to hold data in.",
+    )(function)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
+    """A size such as 64MiB, as an int of bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Reads it."""
+        from coldstream.errors import UsageError
+        from coldstream.units import parse_bytes
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(str(value))
+        except UsageError as exc:
+            self.fail(f"{exc.message}; {exc.hint}", param, ctx)

