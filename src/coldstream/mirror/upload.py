@@ -354,6 +354,15 @@ class _FileUpload:
                 f"the unfinished upload of {self._key} was dropped by somebody else",
                 hint="run the same command again; it keeps what is stored",
             ) from exc
+        except ColdstreamError as exc:
+            if kept and "NotImplemented" in exc.message:
+                # This server cannot replace a part that an earlier run stored from other bytes: start the file anew.
+                self._bad = True
+                raise ConflictError(
+                    f"{self._key}: an earlier upload left parts of other content, which this store cannot replace",
+                    hint="run the same command again; this file starts over",
+                ) from exc
+            raise
         self._tally.sent(len(view))
         self._parts[number] = Part(number, len(view), etag)
 

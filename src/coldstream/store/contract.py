@@ -150,6 +150,8 @@ class Store(Protocol):
     ) -> str:
         """Stores part `number` (from 1), replacing an earlier one of that number, and returns its ETag.
 
+        A server that cannot replace a part (rclone) refuses with a permanent error.
+
         Args:
             key: As given to `create_upload`.
             upload_id: As returned by it.

@@ -152,6 +152,7 @@ class S3Store:
         on_sent: Callable[[int], None] | None = None,
     ) -> str:
         conditions = _conditions(if_match) | ({"IfNoneMatch": "*"} if if_absent else {})
+        sending = _Sending(body, self.retry, on_sent)
         attempts = 0
 
         def attempt() -> str:
@@ -163,7 +164,7 @@ class S3Store:
                         "PutObject",
                         key,
                         self._client.put_object,
-                        Body=_Sending(body, self.retry, on_sent),
+                        Body=sending.rewound(),
                         Metadata=dict(metadata or {}),
                         **conditions,
                     )
@@ -217,6 +218,8 @@ class S3Store:
     def put_part(
         self, key: str, upload_id: str, number: int, body: Body, *, on_sent: Callable[[int], None] | None = None
     ) -> str:
+        sending = _Sending(body, self.retry, on_sent)
+
         def attempt() -> str:
             stored = self._request(
                 "UploadPart",
@@ -224,7 +227,7 @@ class S3Store:
                 self._client.upload_part,
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=_Sending(body, self.retry, on_sent),
+                Body=sending.rewound(),
             )
             return _etag(stored)
 
@@ -478,6 +481,11 @@ class _Sending(io.RawIOBase):
         # botocore reads the body once to sign it and once to send it; only the second is progress.
         self._sending = False
         self._sent = 0
+
+    def rewound(self) -> _Sending:
+        """Itself, ready for another attempt."""
+        self._position, self._sending = 0, False
+        return self
 
     def begin(self) -> None:
         """What is read from here on leaves the machine. An earlier attempt's bytes are taken back."""

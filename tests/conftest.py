@@ -1,0 +1,68 @@
+"""Servers and stores that tests share. Servers are real and live as long as the test process."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coldstream.env import load_settings
+from coldstream.retry import Backoff, Retry
+from coldstream.store import Store, open_store
+from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "R2_", "HF_", "COLDSTREAM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+def quick_store(flags: dict[str, str], *, give_up_seconds: float = 5.0) -> Store:
+    """A store whose back-off is quick."""
+    retry = Retry(Backoff(first_seconds=0.01, longest_seconds=0.1, give_up_seconds=give_up_seconds))
+    return open_store(load_settings(flags, environ={}), retry=retry)
+
+
+def fresh_bucket(server: S3Server) -> str:
+    """A new bucket's name."""
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    server.create_bucket(name)
+    return name
+
+
+@pytest.fixture(params=["folder", "rclone", "moto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        return quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
+    server: S3Server = request.getfixturevalue(request.param)
+    return quick_store(server.environ(fresh_bucket(server)))
+
+
+@pytest.fixture
+def proxied(moto: S3Server) -> Iterator[tuple[Store, Faults]]:
+    """A store behind the fault proxy, and what breaks it."""
+    bucket = fresh_bucket(moto)
+    with fault_proxy(moto) as (server, faults):
+        yield quick_store(server.environ(bucket)), faults

@@ -1,0 +1,305 @@
+"""From the Hub into a bucket and back, by the command line, against real servers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import fresh_bucket
+from tests.e2e.command import Command
+from tests.models import safetensors_bytes, sharded_model, write_model
+from tests.servers.hub import FakeHub
+from tests.servers.stores import S3Server, fault_proxy
+
+REPO = "org/model"
+SHARD = "model-00002-of-00003.safetensors"
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as server:
+        yield server
+
+
+@pytest.fixture(params=["rclone", "moto"])
+def command(request: pytest.FixtureRequest, hub: FakeHub, tmp_path: Path) -> Command:
+    server: S3Server = request.getfixturevalue(request.param)
+    return Command(server, fresh_bucket(server), hub=hub.endpoint, cwd=tmp_path)
+
+
+@pytest.fixture
+def quick(moto: S3Server, hub: FakeHub, tmp_path: Path) -> Command:
+    return Command(moto, fresh_bucket(moto), hub=hub.endpoint, cwd=tmp_path)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_model_goes_up_and_comes_back_equal(command: Command, hub: FakeHub, tmp_path: Path) -> None:
+    """coldstream upload org/model; list; verify --deep; download; remove"""
+    files = sharded_model(shard_bytes=6 << 20)
+    commit = hub.add_repo(REPO, files | {"pytorch_model.bin": b"pickle", "original/consolidated.00.pth": b"x"})
+    report = command.json("upload", REPO, "--part-size", "5MiB")
+    assert report["state"] == "ready"
+    assert report["source"]["commit"] == commit
+    assert report["bytes"] == sum(map(len, files.values()))
+    assert hub.bytes_sent(".bin") == 0
+    assert command.states() == {REPO: "ready"}
+    assert command.json("verify", REPO, "--deep")["ok"] is True
+    command.run("download", REPO, "out")
+    assert content(tmp_path / "out") == files
+    again = command.json("download", REPO, "out")
+    assert again["kept_files"] == len(files)
+    command.run("remove", REPO, code=2)
+    command.run("remove", REPO, "--yes")
+    assert command.states() == {}
+
+
+def test_a_second_upload_sends_nothing(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model())
+    quick.run("upload", REPO)
+    hub.clear_requests()
+    out, _ = quick.run("upload", REPO)
+    assert "up to date" in out
+    assert hub.bytes_sent(".safetensors", listener="cdn") == 0
+
+
+def test_a_changed_shard_alone_is_sent_again(quick: Command, hub: FakeHub, tmp_path: Path) -> None:
+    files = sharded_model()
+    hub.add_repo(REPO, files)
+    quick.run("upload", REPO)
+    files[SHARD] = sharded_model(seed=7)[SHARD]
+    hub.add_repo(REPO, files)
+    hub.clear_requests()
+    report = quick.json("upload", REPO)
+    assert report["sent_files"] == 1
+    assert report["sent_bytes"] == len(files[SHARD]) == hub.bytes_sent(".safetensors", listener="cdn")
+    quick.run("download", REPO, "out")
+    assert content(tmp_path / "out") == files
+
+
+def test_a_file_that_left_the_repository_leaves_the_bucket(quick: Command, hub: FakeHub) -> None:
+    files = sharded_model()
+    hub.add_repo(REPO, files | {"extra.json": b"{}"})
+    quick.run("upload", REPO)
+    hub.add_repo(REPO, files)
+    quick.run("upload", REPO)
+    assert quick.json("verify", REPO)["files"] == len(files)
+    assert quick.json("remove", REPO, "--dry-run")["objects"] == len(files) + 1
+
+
+def test_wrong_bytes_are_named_and_never_ready(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model(shard_bytes=11 << 20))
+    hub.faults.corrupt(SHARD, 5000)
+    _, err = quick.run("upload", REPO, "--part-size", "5MiB", code=13)
+    assert SHARD in err
+    assert "SHA-256" in err
+    assert quick.states() == {REPO: "incomplete"}
+    hub.faults.clear()
+    quick.run("upload", REPO, "--part-size", "5MiB")
+    assert quick.json("verify", REPO, "--deep")["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "code", "said"),
+    [
+        ("org/gated", "hf_known_token_0000x9Qz", 12, "licence"),
+        ("org/gated", "", 12, "licence"),
+        ("org/nowhere", "", 10, "private"),
+        (REPO, "hf_never_issued_000x9Qz", 12, "HF_TOKEN"),
+        ("not a name!", "", 2, "neither"),
+    ],
+)
+def test_refusals_are_one_clear_line(
+    quick: Command, hub: FakeHub, repo: str, token: str, code: int, said: str
+) -> None:
+    hub.known_tokens.add("hf_known_token_0000x9Qz")
+    hub.add_repo("org/gated", sharded_model(), gated=True)
+    hub.add_repo(REPO, sharded_model())
+    if token:
+        quick.environ["HF_TOKEN"] = token
+    _, err = quick.run("upload", repo, code=code)
+    assert said in err
+    assert err.count("error:") == 1
+    if token:
+        assert token not in err
+    assert quick.states() == {}
+
+
+def test_a_missing_revision_is_said(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model())
+    _, err = quick.run("upload", REPO, "--revision", "v9", code=10)
+    assert "no revision 'v9'" in err
+
+
+def test_a_repository_without_safetensors_is_refused(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    _, err = quick.run("upload", REPO, code=2)
+    assert "no safetensors" in err
+    assert "pickled" in err
+
+
+@pytest.mark.parametrize("lie", ["truncated", "longer", "hole"])
+def test_a_lying_header_is_refused(quick: Command, hub: FakeHub, lie: str) -> None:
+    good = safetensors_bytes({"a": 100, "b": 200})
+    bad = {
+        "truncated": good[:-50],
+        "longer": good + b"more",
+        "hole": good.replace(b'"data_offsets": [100, 300]', b'"data_offsets": [101, 301]') + b"x",
+    }[lie]
+    hub.add_repo(REPO, {"model.safetensors": bad, "config.json": b"{}"})
+    _, err = quick.run("upload", REPO, code=13)
+    assert "model.safetensors" in err
+    assert quick.states() == {REPO: "incomplete"}
+
+
+def test_bad_moments_of_the_hub_are_survived(quick: Command, hub: FakeHub) -> None:
+    files = sharded_model(shard_bytes=6 << 20)
+    hub.add_repo(REPO, files)
+    hub.faults.rate_limit(1, seconds=1, where="api")
+    hub.faults.rate_limit(1, seconds=1, where="resolve")
+    hub.faults.fail(2, status=503, where="cdn")
+    hub.faults.cut(3, after_bytes=1_000_000, where="cdn")
+    report = quick.json("upload", REPO)
+    assert report["retries"] >= 7
+    assert quick.json("verify", REPO, "--deep")["ok"] is True
+
+
+def test_the_token_stays_with_the_hub(quick: Command, hub: FakeHub) -> None:
+    hub.accepted_tokens.add("hf_good_token_00000x9Qz")
+    hub.add_repo(REPO, sharded_model(), gated=True)
+    quick.environ["HF_TOKEN"] = "hf_good_token_00000x9Qz"
+    quick.run("upload", REPO)
+    assert any(record.had_authorization for record in hub.requests if record.listener == "hub")
+    assert not any(record.had_authorization for record in hub.requests if record.listener == "cdn")
+
+
+def test_a_server_that_ignores_ranges_is_said(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model(shard_bytes=11 << 20))
+    hub.faults.ignore_range()
+    _, err = quick.run("upload", REPO, "--part-size", "5MiB", code=1)
+    assert "ignores ranges" in err
+
+
+def test_a_busy_bucket_is_survived(moto: S3Server, hub: FakeHub, tmp_path: Path) -> None:
+    bucket = fresh_bucket(moto)
+    hub.add_repo(REPO, sharded_model(shard_bytes=6 << 20))
+    with fault_proxy(moto) as (server, faults):
+        command = Command(server, bucket, hub=hub.endpoint, cwd=tmp_path)
+        faults.add("fail", "", times=8)
+        faults.add("lose_answer", "uploadId", times=2)
+        faults.add("cut_request", "partNumber", times=2, after_bytes=1000)
+        command.run("upload", REPO, "--part-size", "5MiB")
+        assert command.json("verify", REPO, "--deep")["ok"] is True
+
+
+def test_a_dry_run_writes_nothing(quick: Command, hub: FakeHub) -> None:
+    files = sharded_model(shard_bytes=6 << 20)
+    hub.add_repo(REPO, files)
+    document = quick.json("upload", REPO, "--dry-run", "--part-size", "5MiB")
+    assert document["send_bytes"] == document["bytes"] == sum(map(len, files.values()))
+    assert document["parts"] == 3 * 2 + 4
+    assert hub.bytes_sent(".safetensors", listener="cdn") == 0
+    assert quick.states() == {}
+
+
+def test_a_folder_is_uploaded_too(quick: Command, tmp_path: Path) -> None:
+    files = sharded_model(shard_bytes=6 << 20)
+    write_model(tmp_path / "mine", files)
+    quick.run("upload", "./mine", "--as", "me/mine", "--part-size", "5MiB")
+    assert quick.states() == {"me/mine": "ready"}
+    assert "up to date" in quick.run("upload", "./mine", "--as", "me/mine")[0]
+    quick.run("download", "me/mine", "out")
+    assert content(tmp_path / "out") == files
+
+
+def test_a_local_folder_is_a_store(hub: FakeHub, tmp_path: Path) -> None:
+    files = sharded_model(shard_bytes=6 << 20)
+    hub.add_repo(REPO, files)
+    command = Command(None, "", hub=hub.endpoint, cwd=tmp_path)
+    store = ["--store", str(tmp_path / "store")]
+    command.run("upload", REPO, *store, "--part-size", "5MiB")
+    assert command.json("verify", REPO, "--deep", *store)["ok"] is True
+    stored = content(tmp_path / "store" / REPO)
+    assert stored.pop("coldstream.json")
+    assert stored == files
+
+
+def test_damage_is_found(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model())
+    command = Command(None, "", hub=hub.endpoint, cwd=tmp_path)
+    store = ["--store", str(tmp_path / "store")]
+    command.run("upload", REPO, *store)
+    shard = tmp_path / "store" / REPO / SHARD
+    data = bytearray(shard.read_bytes())
+    data[600_000] ^= 1
+    shard.write_bytes(data)
+    report = command.json("verify", REPO, *store, code=13)
+    assert [problem["path"] for problem in report["problems"]] == [SHARD]
+    shard.unlink()
+    assert "missing" in command.run("verify", REPO, *store, code=13)[0]
+    assert "damaged" in command.run("list", *store)[0]
+    command.run("upload", REPO, *store)
+    command.run("verify", REPO, "--deep", *store)
+
+
+def test_a_newer_manifest_is_refused_with_advice(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model())
+    command = Command(None, "", hub=hub.endpoint, cwd=tmp_path)
+    store = ["--store", str(tmp_path / "store")]
+    command.run("upload", REPO, *store)
+    path = tmp_path / "store" / REPO / "coldstream.json"
+    path.write_text(path.read_text().replace('"format":1', '"format":2'))
+    _, err = command.run("verify", REPO, *store, code=13)
+    assert "format 2" in err
+    assert "upgrade" in err
+    assert "unreadable" in command.run("list", *store)[0]
+
+
+def test_an_unwritable_target_is_one_line(quick: Command, hub: FakeHub, tmp_path: Path) -> None:
+    hub.add_repo(REPO, sharded_model())
+    quick.run("upload", REPO)
+    (tmp_path / "file").write_text("")
+    _, err = quick.run("download", REPO, "file", code=1)
+    assert err.count("error:") == 1
+
+
+def test_the_aws_cli_works_on_what_was_uploaded_and_the_other_way(command: Command, hub: FakeHub, tmp_path: Path) -> None:
+    """aws s3 ls; aws s3 sync down; aws s3 sync up; coldstream verify, as foreign"""
+    files = sharded_model()
+    hub.add_repo(REPO, files)
+    command.run("upload", REPO)
+    environment = command.environ | {
+        "AWS_ENDPOINT_URL": command.environ["R2_ENDPOINT"],
+        "AWS_ACCESS_KEY_ID": command.environ["R2_ACCESS_KEY"],
+        "AWS_SECRET_ACCESS_KEY": command.environ["R2_SECRET_KEY"],
+        "AWS_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    bucket = command.environ["R2_BUCKET"]
+
+    def aws(*arguments: str) -> str:
+        program = str(Path(sys.executable).with_name("aws"))
+        done = subprocess.run(
+            [program, "s3", *arguments], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    assert SHARD in aws("ls", f"s3://{bucket}/{REPO}/")
+    aws("sync", f"s3://{bucket}/{REPO}/", "synced")
+    synced = content(tmp_path / "synced")
+    assert synced.pop("coldstream.json")
+    assert synced == files
+    (tmp_path / "synced" / "coldstream.json").unlink()
+    aws("sync", "synced", f"s3://{bucket}/foreign/model/")
+    assert command.states() == {REPO: "ready", "foreign/model": "foreign"}
+    assert command.json("verify", "foreign/model", "--deep")["state"] == "foreign"
+    aws("rm", f"s3://{bucket}/foreign/model/{SHARD}")
+    assert "named by" in command.run("verify", "foreign/model", code=13)[0]
+    assert command.run("verify", REPO, "foreign/model", code=3)[0].count("\n") >= 2

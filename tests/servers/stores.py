@@ -1,0 +1,225 @@
+"""Real S3 servers on loopback, and a proxy that breaks things between them and a client.
+
+rclone checks signatures but ignores conditions; moto honours conditions but checks no signatures. Neither alone stands
+for R2: each is used for what it does right.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+
+from coldstream.demo import s3_server
+
+_MOTO = """
+import sys, threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server and the keys that open it."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def create_bucket(self, name: str) -> None:
+        """Creates a bucket through the server's own API."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(s3={"addressing_style": "path"}),
+        )
+        client.create_bucket(Bucket=name)
+        client.close()
+
+    def environ(self, bucket: str) -> dict[str, str]:
+        """What coldstream needs to use a bucket of this server."""
+        return {
+            "R2_ENDPOINT": self.endpoint,
+            "R2_BUCKET": bucket,
+            "R2_ACCESS_KEY": self.access_key,
+            "R2_SECRET_KEY": self.secret_key,
+        }
+
+
+@contextmanager
+def rclone_server(root: Path) -> Iterator[S3Server]:
+    """`rclone serve s3` over a folder."""
+    with s3_server(root) as server:
+        yield S3Server(server.endpoint, server.access_key, server.secret_key)
+
+
+@contextmanager
+def moto_server() -> Iterator[S3Server]:
+    """moto's server, in a process of its own that ends when its standard input does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MOTO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "MOTO_S3_ALLOW_CROSSACCOUNT_ACCESS": "true"},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        port = int(process.stdout.readline())
+        try:
+            yield S3Server(f"http://127.0.0.1:{port}", "testing-access-key", "testing-secret-key")
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+@dataclass
+class Fault:
+    """What happens to the next `left` requests whose "METHOD path?query" matches."""
+
+    match: re.Pattern[str]
+    kind: str
+    left: int
+    status: int = 503
+    code: str = "SlowDown"
+    retry_after: str | None = None
+    after_bytes: int = 0
+
+
+@dataclass
+class Faults:
+    """The faults to come and the requests that were seen. Thread-safe."""
+
+    pending: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # ("METHOD path?query", Range)
+    drop_range: bool = False
+    on_request: Callable[[str], None] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, kind: str, match: str = "", *, times: int = 1, **options: object) -> None:
+        """Arranges a fault: "fail", "cut_response", "cut_request" or "lose_answer"."""
+        with self._lock:
+            self.pending.append(Fault(re.compile(match), kind, times, **options))  # type: ignore[arg-type]
+
+    def take(self, line: str, ranged: str | None) -> Fault | None:
+        """Notes a request and gives the fault that is meant for it, if any."""
+        with self._lock:
+            self.requests.append((line, ranged))
+            for fault in self.pending:
+                if fault.left > 0 and fault.match.search(line):
+                    fault.left -= 1
+                    return fault
+        return None
+
+
+@contextmanager
+def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
+    """A reverse proxy before a server. The Host header stays the client's, so signatures stay valid."""
+    faults = Faults()
+    target = urlsplit(upstream.endpoint).netloc
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+        def _serve(self) -> None:
+            line = f"{self.command} {self.path}"
+            fault = faults.take(line, self.headers.get("Range"))
+            if faults.on_request:
+                faults.on_request(line)
+            length = int(self.headers.get("Content-Length") or 0)
+            if fault and fault.kind == "cut_request":
+                self.rfile.read(min(length, fault.after_bytes))
+                self._cut()
+                return
+            body = self.rfile.read(length)
+            if fault and fault.kind == "fail":
+                self._refuse(fault)
+                return
+            headers = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() != "connection" and not (faults.drop_range and name.lower() == "range")
+            }
+            connection = http.client.HTTPConnection(target, timeout=60)
+            try:
+                connection.request(self.command, self.path, body, headers)
+                answer = connection.getresponse()
+                content = b"" if self.command == "HEAD" else answer.read()
+            finally:
+                connection.close()
+            if fault and fault.kind == "lose_answer":
+                self._cut()
+                return
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in {"transfer-encoding", "connection", "content-length", "server", "date"}:
+                    self.send_header(name, value)
+            stated = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            self.send_header("Content-Length", stated or "0")
+            self.end_headers()
+            if fault and fault.kind == "cut_response":
+                self.wfile.write(content[: fault.after_bytes])
+                self._cut()
+                return
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
+
+        def _refuse(self, fault: Fault) -> None:
+            text = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+            self.send_response(fault.status)
+            if fault.retry_after:
+                self.send_header("Retry-After", fault.retry_after)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(text)
+
+        def _cut(self) -> None:
+            self.close_connection = True
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # a client that went away is what the tests are about
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        yield S3Server(endpoint, upstream.access_key, upstream.secret_key), faults
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
