@@ -96,7 +96,9 @@ def test_completing_twice_says_that_the_upload_is_gone(rclone: S3Server) -> None
         store.complete_upload("k", upload_id, parts)
 
 
-@pytest.mark.parametrize("change", [{"R2_SECRET_KEY": "not-the-secret-at-all"}, {"R2_ACCESS_KEY": "not-the-key-at-all"}])
+@pytest.mark.parametrize(
+    "change", [{"R2_SECRET_KEY": "not-the-secret-at-all"}, {"R2_ACCESS_KEY": "not-the-key-at-all"}]
+)
 def test_wrong_keys_are_refused_without_showing_them(rclone: S3Server, change: dict[str, str]) -> None:
     flags = rclone.environ(fresh_bucket(rclone)) | change
     with pytest.raises(CredentialsError) as caught:

@@ -40,9 +40,7 @@ PIECE = 4 << 20  # bytes handed to the kernel at once: few calls, yet faults and
 DATE = "2024-01-01T00:00:00.000Z"  # fixed, so that answers do not differ between runs
 
 _REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
-_API_PATH = re.compile(
-    rf"/api/models/{_REPO}(?:/(?P<kind>revision|tree)/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?"
-)
+_API_PATH = re.compile(rf"/api/models/{_REPO}(?:/(?P<kind>revision|tree)/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?")
 _RESOLVE_PATH = re.compile(rf"/{_REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 _CACHE_PATH = re.compile(rf"/api/resolve-cache/models/{_REPO}/(?P<rev>[0-9a-f]{{40}})/(?P<path>.+)")
 _CDN_PATH = re.compile(r"/.+?/(?P<oid>[0-9a-f]{64})/(?P<path>.+)")
@@ -669,9 +667,7 @@ class _Handler(BaseHTTPRequestHandler):
             yield position, size
             position += size
 
-    def _send_piece(
-        self, reply: Reply, opened: BinaryIO | None, start: int, size: int, record: Record
-    ) -> None:
+    def _send_piece(self, reply: Reply, opened: BinaryIO | None, start: int, size: int, record: Record) -> None:
         # Counted before it is sent: a client that has the bytes must find them in the record.
         record.bytes_sent += size
         try:

@@ -279,9 +279,7 @@ def test_cdn_refuses_and_records_a_token(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
-@pytest.mark.parametrize(
-    "wanted", ["bytes=0-0", "bytes=5-9", "bytes=7-", "bytes=-3", "bytes=2-999999999"]
-)
+@pytest.mark.parametrize("wanted", ["bytes=0-0", "bytes=5-9", "bytes=7-", "bytes=-3", "bytes=2-999999999"])
 def test_ranges(hub: FakeHub, path: str, wanted: str) -> None:
     content = FILES[path]
     first, _, last = wanted.removeprefix("bytes=").partition("-")
@@ -362,9 +360,7 @@ def test_failures_are_counted_down_where_they_belong(hub: FakeHub, naps: list[fl
     assert [fetch(good)[0].status for _ in range(2)] == [503, 200]
 
 
-def test_library_resumes_a_cut_download(
-    hub: FakeHub, naps: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_resumes_a_cut_download(hub: FakeHub, naps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     # The library drops a chunk that is cut, and by default its chunks are 10 MB long.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
     hub.faults.cut(2, after_bytes=1000)
@@ -390,9 +386,7 @@ def test_cut_file_from_disk_and_from_the_hub(hub: FakeHub, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_corruption_flips_one_byte_of_whole_files_and_ranges(
-    hub: FakeHub, tmp_path: Path, on_disk: bool
-) -> None:
+def test_corruption_flips_one_byte_of_whole_files_and_ranges(hub: FakeHub, tmp_path: Path, on_disk: bool) -> None:
     if on_disk:
         file = tmp_path / "model.safetensors"
         file.write_bytes(WEIGHTS)
