@@ -144,7 +144,7 @@ def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def _serve(self) -> None:

@@ -1,0 +1,83 @@
+"""Cutting files into chunks and parts, and hashing them in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from contextlib import suppress
+
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.errors import HeaderError, ManifestError
+from coldstream.header import parse_header
+from coldstream.manifest import parse
+from coldstream.mirror.digest import OrderedDigest, StreamDigest
+from coldstream.plan import PARTS_MAX, part_bytes_for, part_count, parts, tensor_stops
+
+sizes = st.lists(st.integers(0, 300), max_size=30)
+
+
+def file_of(tensor_sizes: list[int]) -> bytes:
+    header = {}
+    position = 0
+    for number, size in enumerate(tensor_sizes):
+        header[f"t{number}"] = {"dtype": "U8", "shape": [size], "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + random.Random(0).randbytes(position)
+
+
+@given(sizes)
+def test_chunks_cover_the_file_and_respect_tensors(tensor_sizes: list[int]) -> None:
+    data = file_of(tensor_sizes)
+    header = parse_header(data, file_bytes=len(data), path="x")
+    stops = tensor_stops(header, chunk_bytes=100)
+    starts = [0, *stops[:-1]]
+    assert stops[-1] == len(data)
+    assert all(0 < stop - start <= 100 for start, stop in zip(starts, stops, strict=True))
+    for tensor in header.tensors:
+        inside = [stop for stop in stops if tensor.start < stop < tensor.stop]
+        if inside:
+            assert tensor.stop - tensor.start > 100
+            assert {tensor.start, tensor.stop} <= set(stops)
+
+
+@given(st.integers(0, 5 << 40))
+def test_parts_are_equal_and_few(size: int) -> None:
+    part_bytes = part_bytes_for(size)
+    assert part_count(size, part_bytes) <= PARTS_MAX
+    if size < 1 << 34:
+        cut = list(parts(size, part_bytes))
+        assert cut[0][0] == 0
+        assert cut[-1][1] == size
+        assert {stop - start for start, stop in cut[:-1]} <= {part_bytes}
+        assert len(cut) == part_count(size, part_bytes)
+
+
+@given(sizes, st.integers(1, 500), st.randoms())
+def test_hashes_do_not_depend_on_the_order_of_parts(tensor_sizes: list[int], part: int, rng: random.Random) -> None:
+    data = file_of(tensor_sizes)
+    digest = OrderedDigest(StreamDigest("x.safetensors", len(data), git=True))
+    cut = list(enumerate(parts(len(data), part)))
+    rng.shuffle(cut)
+    hashed: list[int] = []
+    for index, (start, stop) in cut:
+        digest.offer(index, memoryview(data)[start:stop], lambda index=index: hashed.append(index))  # type: ignore[misc]
+    found = digest.finish()
+    assert hashed == list(range(len(cut)))
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    assert found.git_blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    for start, stop, xxh3 in found.chunks.ranges():
+        assert xxh3 == xxhash.xxh3_128_hexdigest(data[start:stop])
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
+    for framed in (data, len(data).to_bytes(8, "little") + data):
+        with suppress(HeaderError):
+            parse_header(framed, file_bytes=len(framed), path="x")
+    with suppress(ManifestError):
+        parse(data, where="x")

@@ -1,0 +1,64 @@
+"""Every flag, variable, exit code, error kind and manifest field is documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from coldstream import errors, manifest
+from coldstream.cli import VERBS, cli
+from coldstream.env import VARIABLES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def doc(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_is_documented(verb: str) -> None:
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    text = doc("commands.md")
+    assert f"coldstream {verb}" in text
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            for flag in parameter.opts:
+                assert flag in text, flag
+
+
+def test_every_variable_is_documented_and_no_other() -> None:
+    text = doc("environment.md")
+    for name in VARIABLES:
+        assert f"`{name}`" in text, name
+    documented = set(re.findall(r"`((?:R2|COLDSTREAM)_[A-Z_]+)`", text))
+    assert documented - {"R2_", "COLDSTREAM_"} <= set(VARIABLES)
+
+
+def test_every_error_and_exit_code_is_documented() -> None:
+    text = doc("exit-codes.md")
+    tree = errors.__doc__ or ""
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.ColdstreamError):
+            kind = error("x").kind
+            assert f"`{kind or 'coldstream'}`" in text, kind
+            assert f"| {error.exit_code} |" in text
+            assert error.__name__ in tree
+
+
+def test_every_field_of_the_manifest_is_documented() -> None:
+    text = doc("manifest.md")
+    for model in (
+        manifest.Manifest,
+        manifest.Journal,
+        manifest.FileEntry,
+        manifest.StoredObject,
+        manifest.Chunks,
+        manifest.Source,
+    ):
+        for field in model.model_fields:
+            assert f"`{field}`" in text, field

@@ -1,0 +1,71 @@
+"""Settings: where they come from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coldstream.env import load_settings
+from coldstream.errors import ConfigError
+
+KEYS = {"R2_ACCESS_KEY": "access-key-0000000000", "R2_SECRET_KEY": "secret-key-0000000000"}
+
+
+def test_flags_beat_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("R2_BUCKET=from-file\nHF_TOKEN=file-token\nR2_ENDPOINT=https://file.example\n")
+    environ = {"R2_BUCKET": "from-environment", "HF_TOKEN": "environment-token", "R2_ENDPOINT": " "}
+    settings = load_settings({"R2_BUCKET": "from-flag", "HF_TOKEN": None}, env_file=file, environ=environ)
+    assert settings.store_uri() == "s3://from-flag"
+    assert settings.origin("HF_TOKEN") == "HF_TOKEN from environment"
+    assert settings.endpoint() == "https://file.example"
+
+
+def test_a_shells_way_of_writing_the_file_works(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("export R2_ENDPOINT='https://a.example'\nAWS_ENDPOINT_URL=$R2_ENDPOINT        # alias\n")
+    settings = load_settings(env_file=file, environ={})
+    assert settings.get("AWS_ENDPOINT_URL") == "https://a.example"
+
+
+def test_a_misspelt_variable_is_named() -> None:
+    with pytest.raises(ConfigError, match="COLDSTREAM_STOER") as caught:
+        load_settings(environ={"COLDSTREAM_STOER": "x"})
+    assert "COLDSTREAM_STORE" in (caught.value.hint or "")
+
+
+def test_placeholders_are_refused_without_showing_secrets() -> None:
+    with pytest.raises(ConfigError, match=r"R2_SECRET_KEY.*placeholder"):
+        load_settings(environ={"R2_SECRET_KEY": "your_r2_secret_access_key"})
+    with pytest.raises(ConfigError, match="account-id"):
+        load_settings(environ={"R2_ENDPOINT": "https://<account-id>.r2.cloudflarestorage.com"})
+
+
+def test_half_a_pair_of_keys_is_refused() -> None:
+    with pytest.raises(ConfigError, match="R2_SECRET_KEY is not"):
+        load_settings(environ={"R2_ACCESS_KEY": "x" * 20}).keys()
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["nonsense", "ftp://x", "https://", "https://a.example/bucket", "https://u:p@a.example", "http://a:x"]
+)
+def test_a_malformed_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="R2_ENDPOINT"):
+        load_settings(environ={"R2_ENDPOINT": endpoint}).endpoint()
+
+
+def test_regions_follow_the_endpoint() -> None:
+    assert load_settings(environ={"R2_ENDPOINT": "https://a.eu.r2.cloudflarestorage.com"}).region == "auto"
+    assert load_settings(environ={"R2_ENDPOINT": "https://minio.example"}).region == "us-east-1"
+    assert load_settings(environ={}).region is None
+    assert load_settings(environ={"AWS_REGION": "eu-west-1", "R2_ENDPOINT": "https://x.example"}).region == "eu-west-1"
+
+
+def test_no_bucket_says_where_was_looked() -> None:
+    with pytest.raises(ConfigError, match=r"the environment or \.env"):
+        load_settings(environ={}).store_uri()
+
+
+def test_the_repr_holds_no_secret() -> None:
+    assert KEYS["R2_SECRET_KEY"] not in repr(load_settings(environ=KEYS))

@@ -1,0 +1,89 @@
+"""The manifest: what is written is read back, and what was tampered with is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timezone
+
+import pytest
+
+from coldstream.errors import ManifestError
+from coldstream.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, digest_of, parse, serialize
+
+
+def manifest() -> Manifest:
+    entry = FileEntry(
+        path="a.safetensors",
+        size=10,
+        sha256="a" * 64,
+        objects=(StoredObject(key="a.safetensors", size=10, etag="e"),),
+        chunks=Chunks(stops=(4, 10), xxh3_128="0" * 64),
+    )
+    when = datetime(2026, 11, 24, tzinfo=timezone.utc)
+    return Manifest(name="org/m", source=Source(kind="folder"), created=when, tool="t", files=(entry,))
+
+
+def resealed(document: dict[str, object]) -> bytes:
+    document.pop("digest", None)
+    body = json.dumps(document).encode()
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    return body[:-1] + f',"digest":"{digest}"}}\n'.encode()
+
+
+def test_what_is_written_is_read_back() -> None:
+    data = serialize(manifest())
+    assert parse(data, where="x") == manifest()
+    assert digest_of(data).startswith("sha256:")
+    assert list(manifest().files[0].chunks.ranges()) == [(0, 4, "0" * 32), (4, 10, "0" * 32)]
+
+
+def test_unknown_fields_are_ignored() -> None:
+    document = json.loads(serialize(manifest())) | {"later": 1}
+    assert parse(resealed(document), where="x") == manifest()
+
+
+@pytest.mark.parametrize("position", range(0, 300, 7))
+def test_every_flipped_byte_is_noticed(position: int) -> None:
+    data = bytearray(serialize(manifest()))
+    data[position] ^= 1
+    with pytest.raises(ManifestError):
+        parse(bytes(data), where="x")
+
+
+def test_a_newer_format_asks_for_an_upgrade() -> None:
+    document = json.loads(serialize(manifest())) | {"format": 2}
+    with pytest.raises(ManifestError, match="format 2") as caught:
+        parse(resealed(document), where="x")
+    assert "upgrade" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("path", "../escape", r"\.\."),
+        ("path", "/absolute", "absolute"),
+        ("path", "nul\0", "control"),
+        ("size", 11, "add up"),
+        ("size", -1, "size"),
+        ("size", True, "size"),
+        ("sha256", "xyz", "sha256"),
+        ("objects", [], "no object"),
+        ("objects", [{"key": "../x", "size": 10, "etag": "e"}], r"\.\."),
+        ("chunks", {"stops": [4, 4, 10], "xxh3_128": "0" * 96}, "grow"),
+        ("chunks", {"stops": [4], "xxh3_128": "0" * 32}, "cover"),
+        ("chunks", {"stops": [4, 10], "xxh3_128": "0" * 32}, "digits"),
+    ],
+)
+def test_inconsistent_files_are_refused(field: str, value: object, said: str) -> None:
+    document = json.loads(serialize(manifest()))
+    document["files"][0][field] = value
+    with pytest.raises(ManifestError, match=said):
+        parse(resealed(document), where="x")
+
+
+def test_a_path_that_stands_twice_is_refused() -> None:
+    document = json.loads(serialize(manifest()))
+    document["files"] *= 2
+    with pytest.raises(ManifestError, match="twice"):
+        parse(resealed(document), where="x")
