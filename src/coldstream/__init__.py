@@ -1,14 +1,69 @@
 """coldstream: from a bare spot GPU to vLLM's first token in seconds, with the weights in an object store.
 
+    for name, tensor in coldstream.stream("Qwen/Qwen3-8B"): ...    as they arrive
+    tensors = coldstream.load("s3://bucket/org/model")             all of them
+    coldstream.load_into(module, "https://cdn.example.com/model")  into a torch module, in place
+
 The map, from the bottom up:
 
-    errors  units  paths  retry  env      leaves
-    header  plan  manifest  selection     pure: what a file is, how it is cut, what a model consists of
-    store                                 where models are kept: S3 and its like, or a folder
-    source  hub                           where models come from: a folder, Hugging Face
-    mirror                                upload, list, verify, download, remove
-    probe  demo                           does this bucket work; does all of it work
-    cli                                   one file per verb; renders what the others return
+    errors  units  paths  retry  env  machine   leaves
+    header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
+    store                                       where models are kept: S3 and its like, or a folder
+    source  hub                                 where models come from: a folder, Hugging Face
+    mirror                                      upload, list, verify, download, remove
+    cache                                       the local copy of what was loaded
+    engine                                      the streamer: from links or files into memory
+    origin                                      from a URI to what the engine needs
+    tensors  device  loading                    the library's face: stream, load, load_into
+    probe  demo                                 does this bucket work; does all of it work
+    cli                                         one file per verb; renders what the others return
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coldstream.loading import (
+        Attached,
+        Load,
+        LoadIntoReport,
+        LoadReport,
+        Options,
+        Share,
+        attach,
+        load,
+        load_into,
+        share,
+        stream,
+    )
+    from coldstream.tensors import TypedBuffer
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attached",
+    "Load",
+    "LoadIntoReport",
+    "LoadReport",
+    "Options",
+    "Share",
+    "TypedBuffer",
+    "attach",
+    "load",
+    "load_into",
+    "share",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is asked for: the streamer's own processes and `--help` need none of it."""
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module("coldstream.tensors" if name == "TypedBuffer" else "coldstream.loading")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value

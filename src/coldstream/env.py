@@ -35,6 +35,8 @@ VARIABLES: Mapping[str, str] = {
     "HF_TOKEN": "Hugging Face token, for gated and private repositories",
     "HF_ENDPOINT": "URL of a Hugging Face mirror",
     "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
+    "COLDSTREAM_CACHE_DIR": "the local cache; ~/.cache/coldstream by default",
+    "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 _SECRETS = {

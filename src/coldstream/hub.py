@@ -3,16 +3,20 @@
 The API is spoken by huggingface_hub, whose errors become ours here and nowhere else. Bytes are fetched with urllib3
 from the storage host that the Hub redirects to: one look-up per file instead of one per range, no temporary file, and
 no token on any host but the Hub's own.
+
+Some files above 50 GB are not served over plain HTTP; the storage answers 400. They come through hf-xet (a dependency
+of huggingface_hub), by ranges and into memory like the others.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -42,13 +46,15 @@ from coldstream.errors import (
 from coldstream.paths import checked_path
 from coldstream.retry import Backoff, Retry
 from coldstream.source import SourceFile
-from coldstream.units import MIB
+from coldstream.units import MIB, format_bytes
 
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
 # Signed links expire and are renewed; a link that is refused when it is new will not get better.
 _FRESH_LINK_REFUSALS_MAX = 3
 _REDIRECTS_MAX = 5
+# What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
+_TOO_LARGE_STATUSES = {400, 413}
 # The Hub's own windows are five minutes.
 _RATE_LIMIT_SECONDS_MAX = 300.0
 _READ_BYTES = MIB
@@ -82,7 +88,10 @@ class HubSource:
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
         self._reached = False
         self._links: dict[str, str] = {}
+        self._xet_data: dict[str, Any] = {}  # path to huggingface_hub's XetFileData
+        self._by_xet: set[str] = set()
         self._links_lock = threading.Lock()
+        self._xet = _Xet(self._headers)
         self._pools = _pools(connections)
         info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=READ_SECONDS))
         if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
@@ -122,11 +131,22 @@ class HubSource:
         done = 0
         refusals = 0
 
-        def attempt() -> None:
+        def arrived(count: int) -> None:
             nonlocal done, refusals
+            done, refusals = done + count, 0
+            if on_read:
+                on_read(count)
+
+        def by_http() -> bool:
+            """Reads on; False when this file comes through hf-xet alone."""
+            nonlocal refusals
             link = self._link(file)
             with self._opened(file, link, start + done, start + len(buffer)) as response:
-                if response.status in {401, 403} and refusals < _FRESH_LINK_REFUSALS_MAX:
+                exhausted = refusals == _FRESH_LINK_REFUSALS_MAX
+                if self._wants_xet(file, response.status, links_exhausted=exhausted):
+                    self._by_xet.add(file.path)
+                    return False
+                if response.status in {401, 403} and not exhausted:
                     refusals += 1
                     self._forget(file, link)
                     raise UnavailableError(
@@ -138,12 +158,72 @@ class HubSource:
                     count = response.readinto(buffer[done : done + _READ_BYTES])
                     if not count:
                         raise UnavailableError(f"{self.repo}/{file.path}: the connection ended early")
-                    done, refusals = done + count, 0
-                    if on_read:
-                        on_read(count)
+                    arrived(count)
+                return True
+
+        def attempt() -> None:
+            if file.path not in self._by_xet and by_http():
+                return
+            for piece in self._xet_pieces(file, start + done, start + len(buffer)):
+                self.retry.check()
+                buffer[done : done + len(piece)] = piece
+                arrived(len(piece))
 
         if buffer:
             self.retry.run(attempt, progress=lambda: done)
+
+    def location(self, file: SourceFile, *, renew: bool = False) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """Where a file's bytes are, for readers of their own, and the headers to send there. Both are secrets.
+
+        Args:
+            file: Of this source.
+            renew: Ask the Hub again, because the last answer was refused: signed links expire.
+        """
+        if renew:
+            with self._links_lock:
+                self._links.pop(file.path, None)
+        link = self._link(file)
+        return link, tuple((name, value) for name, value in self._headers(link).items() if name == "Authorization")
+
+    def _wants_xet(self, file: SourceFile, status: int, *, links_exhausted: bool) -> bool:
+        """Whether a refused file shall come through hf-xet.
+
+        Raises:
+            UnavailableError: It would have to, and that is switched off or not installed.
+        """
+        too_large = status in _TOO_LARGE_STATUSES
+        if not (too_large or (status in {401, 403} and links_exhausted)) or file.path not in self._xet_data:
+            return False
+        if self._xet.usable:
+            return True
+        if too_large:
+            raise UnavailableError(
+                f"{self.repo}/{file.path} ({format_bytes(file.size)}): the Hub gives it through hf-xet alone",
+                hint="run: pip install hf_xet, and leave HF_HUB_DISABLE_XET unset",
+                retryable=False,
+            )
+        return False
+
+    def _xet_pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
+        """The range's bytes in order, in pieces of whatever size; never more or fewer than asked for."""
+        where = f"{self.repo}/{file.path}"
+        left = stop - start
+        try:
+            for piece in self._xet.pieces(self._xet_data[file.path], file.size, start, stop):
+                left -= len(piece)
+                if left < 0:
+                    break
+                yield piece
+        except (OSError, RuntimeError, ValueError) as exc:
+            if isinstance(exc, ColdstreamError):
+                raise
+            # What it says may hold a signed link: its type says enough.
+            raise UnavailableError(
+                f"{where}: hf-xet failed ({type(exc).__name__})",
+                hint="run it again; HF_XET_LOG_LEVEL=debug makes hf-xet say more in its logs",
+            ) from None
+        if left:
+            raise UnavailableError(f"{where}: hf-xet gave {stop - start - left} bytes of {stop - start}")
 
     @contextmanager
     def _opened(self, file: SourceFile, link: str, start: int, stop: int) -> Iterator[urllib3.BaseHTTPResponse]:
@@ -211,6 +291,8 @@ class HubSource:
             raise IntegrityError(f"{self.repo}/{file.path}: {found.size} bytes, the listing says {file.size}")
         link = self._checked_link(found.location)
         with self._links_lock:
+            if found.xet_file_data:
+                self._xet_data[file.path] = found.xet_file_data
             return self._links.setdefault(file.path, link)
 
     def _forget(self, file: SourceFile, link: str) -> None:
@@ -307,6 +389,70 @@ class HubSource:
 
     def _token_state(self) -> str:
         return f"now: {self._token_origin}, ends in {mask(self._token)}" if self._token else "now: not set"
+
+
+class _Xet:
+    """Streams ranges of files through hf_xet, into memory. Thread-safe.
+
+    It fetches in parallel by itself, in threads of its own. Its buffers, of gigabytes by default, are bounded here; its
+    cache on the disk is off by default.
+    """
+
+    # A piece may have 64 MiB, so this bounds memory.
+    _STREAMS_MAX = 2
+    _CONFIG: ClassVar[Mapping[str, object]] = {
+        "reconstruction.download_buffer_size": 64_000_000,
+        "reconstruction.download_buffer_perfile_size": 32_000_000,
+        "reconstruction.download_buffer_limit": 64_000_000,
+        "reconstruction.min_prefetch_buffer": 16_000_000,
+        # What it gives up on is tried again by our own policy.
+        "client.connect_timeout": f"{CONNECT_SECONDS}s",
+        "client.read_timeout": f"{READ_SECONDS}s",
+        "client.retry_max_attempts": 2,
+        "client.retry_max_duration": f"{READ_SECONDS}s",
+    }
+
+    def __init__(self, headers: Callable[[str], dict[str, str]]) -> None:
+        """Touches nothing.
+
+        Args:
+            headers: From a URL to what is sent there; the token goes to the Hub alone.
+        """
+        self._headers = headers
+        self._session: Any = None
+        self._groups: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._streams = threading.BoundedSemaphore(self._STREAMS_MAX)
+
+    @property
+    def usable(self) -> bool:
+        """Whether hf_xet is installed and not switched off."""
+        return self._module() is not None and not huggingface_hub.constants.HF_HUB_DISABLE_XET
+
+    def pieces(self, data: Any, size: int, start: int, stop: int) -> Iterator[bytes]:
+        """`[start, stop)` of the file that `data` (huggingface_hub's XetFileData) names. Raises what hf_xet raises."""
+        with self._streams:
+            info = self._module().XetFileInfo(data.file_hash, size)
+            yield from self._group(data.refresh_route).download_stream(info, start=start, end=stop)
+
+    def _group(self, route: str) -> Any:
+        """The connections for what the Hub hands out tokens for at `route`; hf_xet renews these tokens itself."""
+        with self._lock:
+            if route not in self._groups:
+                if self._session is None:
+                    module = self._module()
+                    self._session = module.XetSession(module.XetConfig().with_config(dict(self._CONFIG)))
+                self._groups[route] = self._session.new_download_stream_group(
+                    token_refresh_url=route, token_refresh_headers=self._headers(route)
+                )
+            return self._groups[route]
+
+    @staticmethod
+    def _module() -> Any:
+        try:
+            return importlib.import_module("hf_xet")
+        except ImportError:
+            return None
 
 
 def _source_file(entry: Any, where: str) -> SourceFile:

@@ -7,7 +7,7 @@ Both are half-open byte ranges that cover `[0, size)` in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from coldstream.errors import UsageError
 from coldstream.header import Header
@@ -80,3 +80,28 @@ def tensor_stops(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> list[int]
     if position > open_start:
         stops.append(position)
     return stops
+
+
+def extents(header: Header, stops: Sequence[int]) -> list[tuple[int, int]]:
+    """The runs `[first, stop)` of chunks that have to lie in one piece of memory, so that every tensor does.
+
+    They are as short as the cut allows and follow each other without a gap; chunks of the header alone are in none. A
+    chunk of both, which other tools may cut, is in the first one.
+
+    Args:
+        header: The file's.
+        stops: Of the chunks of the whole file, however it was cut.
+    """
+    edges = {tensor.start for tensor in header.tensors}
+    runs: list[tuple[int, int]] = []
+    first = start = 0
+    for index, stop in enumerate(stops):
+        if start <= header.data_start:
+            first = index  # nothing but the header, or nothing at all, lies before this chunk
+        elif start in edges:
+            runs.append((first, index))
+            first = index
+        start = stop
+    if start > header.data_start:
+        runs.append((first, len(stops)))
+    return runs

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.manifest import FILE_NAME
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -93,6 +92,9 @@ def select(
         UsageError: Nothing is left, or there are no safetensors among what is left and none were asked around.
         IntegrityError: The index is malformed or names a shard that is not there.
     """
+    # Imported here: its schema takes a while to load, and `weights` has no use for it.
+    from coldstream.manifest import FILE_NAME
+
     every = sorted(set(paths))
     if include:
         reasons = {path: "not in --include" for path in every if not _matches(path, include)}
@@ -115,6 +117,37 @@ def select(
 def is_weights(path: str) -> bool:
     """Whether a chosen file is a shard of weights."""
     return path.endswith(_SAFETENSORS)
+
+
+def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, ...]:
+    """The shards that a load reads: every top-level safetensors but those that repeat others, sorted. As in vLLM.
+
+    Args:
+        paths: The model's files, relative, with `/`.
+        index: The content of `INDEX_NAME`, when `needs_index` and there is one.
+
+    Raises:
+        IntegrityError: The index is malformed or names a shard that is not there.
+    """
+    every = sorted(set(paths))
+    repeated = _duplicate_weights(every, index)
+    return tuple(path for path in every if is_weights(path) and "/" not in path and path not in repeated)
+
+
+def beside(paths: Iterable[str]) -> tuple[str, ...]:
+    """The files that a server of the model needs beside its weights, sorted."""
+    every = sorted(set(paths))
+    with_safetensors = {_folder(path) for path in every if is_weights(path)}
+    return tuple(path for path in every if not is_weights(path) and not _default_reason(path, with_safetensors))
+
+
+def indexed(index: bytes) -> frozenset[str]:
+    """The shards that the content of `INDEX_NAME` names.
+
+    Raises:
+        IntegrityError: It is malformed.
+    """
+    return frozenset(_indexed(index))
 
 
 def _defaults(every: Sequence[str], index: bytes | None) -> dict[str, str]:

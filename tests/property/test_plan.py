@@ -15,7 +15,7 @@ from coldstream.errors import HeaderError, ManifestError
 from coldstream.header import parse_header
 from coldstream.manifest import parse
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
-from coldstream.plan import PARTS_MAX, part_bytes_for, part_count, parts, tensor_stops
+from coldstream.plan import PARTS_MAX, extents, part_bytes_for, part_count, parts, tensor_stops
 
 sizes = st.lists(st.integers(0, 300), max_size=30)
 
@@ -43,6 +43,28 @@ def test_chunks_cover_the_file_and_respect_tensors(tensor_sizes: list[int]) -> N
         if inside:
             assert tensor.stop - tensor.start > 100
             assert {tensor.start, tensor.stop} <= set(stops)
+
+
+@given(sizes, st.sets(st.integers(1, 12_000)), st.booleans())
+def test_extents_hold_tensors_whole_and_are_minimal(tensor_sizes: list[int], cuts: set[int], ours: bool) -> None:
+    data = file_of(tensor_sizes)
+    header = parse_header(data, file_bytes=len(data), path="x")
+    stops = tensor_stops(header, chunk_bytes=100) if ours else sorted({c for c in cuts if c < len(data)} | {len(data)})
+    starts = [0, *stops[:-1]]
+    runs = extents(header, stops)
+    chunks = [index for first, stop in runs for index in range(first, stop)]
+    # In order, without gaps: all chunks but those of the header alone.
+    assert all(first < stop for first, stop in runs)
+    assert chunks == [index for index, stop in enumerate(stops) if stop > header.data_start]
+    spans = [(starts[first], stops[stop - 1]) for first, stop in runs]
+    for tensor in header.tensors:
+        if tensor.stop > tensor.start:
+            assert sum(start <= tensor.start and tensor.stop <= stop for start, stop in spans) == 1
+            assert sum(start < tensor.stop and tensor.start < stop for start, stop in spans) == 1
+    # Minimal: every cut within a run goes through a tensor.
+    for first, stop in runs:
+        for cut in stops[first : stop - 1]:
+            assert cut <= header.data_start or any(tensor.start < cut < tensor.stop for tensor in header.tensors)
 
 
 @given(st.integers(0, 5 << 40))

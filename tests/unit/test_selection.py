@@ -7,7 +7,7 @@ import json
 import pytest
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.selection import INDEX_NAME, select
+from coldstream.selection import INDEX_NAME, beside, select, weights
 
 LLAMA = ["config.json", "tokenizer.json", "LICENSE", "README.md", "a-1.safetensors", "a-2.safetensors", INDEX_NAME]
 INDEX = json.dumps({"weight_map": {"x": "a-1.safetensors", "y": "a-2.safetensors"}}).encode()
@@ -68,3 +68,28 @@ def test_an_index_that_names_a_missing_shard_is_refused() -> None:
 def test_a_malformed_index_is_refused(index: bytes) -> None:
     with pytest.raises(IntegrityError, match="malformed"):
         chosen(LLAMA, index=index)
+
+
+def test_the_weights_that_a_load_reads() -> None:
+    assert weights([*LLAMA, "stray.safetensors", "sub/x.safetensors"], index=INDEX) == (
+        "a-1.safetensors",
+        "a-2.safetensors",
+    )
+    assert weights(["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"]) == (
+        "model.safetensors",
+    )
+    assert weights(["b.safetensors", "a.safetensors", "consolidated.safetensors"]) == ("a.safetensors", "b.safetensors")
+    assert weights(["consolidated.safetensors", "params.json"]) == ("consolidated.safetensors",)
+    assert weights(["config.json", "sub/model.safetensors", "pytorch_model.bin"]) == ()
+
+
+def test_what_stands_beside_them() -> None:
+    paths = [*LLAMA, "original/params.json", "pytorch_model.bin", "figure.png", "1_Pooling/config.json"]
+    assert beside(paths) == (
+        "1_Pooling/config.json",
+        "LICENSE",
+        "README.md",
+        "config.json",
+        INDEX_NAME,
+        "tokenizer.json",
+    )

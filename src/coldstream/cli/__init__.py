@@ -1,7 +1,8 @@
 """The command line: one module per verb, each a thin face of a library call.
 
 Modules of verbs are imported when their verb is run or its help is shown, and import the library only inside their
-function: `coldstream --help` costs what click costs.
+function: `coldstream --help` costs what click costs. Once loaded, `list` here is the verb's module and no longer the
+builtin, which this module therefore does not use.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from coldstream import __version__
 from coldstream.cli.session import EXIT_CODES, State
 from coldstream.errors import ColdstreamError
 
-VERBS = ("setup", "upload", "list", "verify", "download", "remove", "demo")
+VERBS = ("setup", "upload", "list", "verify", "download", "remove", "load", "cache", "demo")
 
 
 class _Verbs(click.Group):
     """Loads a verb's module when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return [*VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(
-            args=list(arguments) if arguments is not None else None,
+            args=[*arguments] if arguments is not None else None,
             prog_name="coldstream",
             standalone_mode=False,
             obj=state,

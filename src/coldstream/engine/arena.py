@@ -1,0 +1,96 @@
+"""Which bytes of the arena belong to whom: an allocator of contiguous extents. Pure; touches no memory.
+
+The arena is one sparse file of memory that is as large as everything that could ever lie in it at once; what counts,
+and what costs, is how far it has been touched. So a freed extent is reused before new memory is, the one that was freed
+last before others: it is still in the processor's cache and in every process's page table.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+# Extents start on pages, so that two of them never share one: memory is given back by the page.
+PAGE_BYTES = 4096
+
+
+class Arena:
+    """Hands out `[start, start + size)` ranges.
+
+    Attributes:
+        limit_bytes: How far the arena may be touched; `grow` raises it.
+        touched_bytes: How far it has been.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.touched_bytes = 0
+        self._used: dict[int, int] = {}  # start to stop
+        self._starts: list[int] = []  # of the holes, sorted
+        self._holes: dict[int, tuple[int, int]] = {}  # start to (stop, when it was freed)
+        self._clock = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Arena({len(self._used)} extents of {self.used_bytes} bytes, {len(self._holes)} holes, "
+            f"{self.touched_bytes} of {self.limit_bytes} bytes touched)"
+        )
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in extents, whole pages."""
+        return sum(stop - start for start, stop in self._used.items())
+
+    def allocate(self, size: int) -> int | None:
+        """The start of a free range of `size` bytes, or None when the limit leaves no room.
+
+        Args:
+            size: In bytes, above 0; rounded up to whole pages.
+        """
+        size = -(-size // PAGE_BYTES) * PAGE_BYTES
+        fits = [start for start in self._starts if self._holes[start][0] - start >= size]
+        if fits:
+            # The tightest hole keeps large ones whole for large tensors; of equals, the one used last.
+            start = min(fits, key=lambda start: (self._holes[start][0] - start, -self._holes[start][1]))
+            stop, freed = self._holes[start]
+            self._drop_hole(start)
+            if stop - start > size:
+                self._add_hole(start + size, stop, freed)
+        else:
+            # A hole at the end of what is touched is extended.
+            last = self._starts[-1] if self._starts else -1
+            start = last if last >= 0 and self._holes[last][0] == self.touched_bytes else self.touched_bytes
+            if start + size > self.limit_bytes:
+                return None
+            if start == last:
+                self._drop_hole(start)
+            self.touched_bytes = start + size
+        self._used[start] = start + size
+        return start
+
+    def grow(self, size: int) -> int:
+        """Raises the limit by `size` bytes, rounded up to whole pages; by how many that is."""
+        size = -(-size // PAGE_BYTES) * PAGE_BYTES
+        self.limit_bytes += size
+        return size
+
+    def free(self, start: int) -> None:
+        """The extent at `start` is free again."""
+        stop = self._used.pop(start)
+        self._clock += 1
+        position = bisect_left(self._starts, start)
+        if position < len(self._starts) and self._starts[position] == stop:
+            following = self._starts[position]
+            stop = self._holes[following][0]
+            self._drop_hole(following)
+        if position and self._holes[self._starts[position - 1]][0] == start:
+            start = self._starts[position - 1]
+            self._drop_hole(start)
+        self._add_hole(start, stop, self._clock)
+
+    def _add_hole(self, start: int, stop: int, freed: int) -> None:
+        insort(self._starts, start)
+        self._holes[start] = (stop, freed)
+
+    def _drop_hole(self, start: int) -> None:
+        del self._starts[bisect_left(self._starts, start)]
+        del self._holes[start]

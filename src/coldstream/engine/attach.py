@@ -1,0 +1,343 @@
+"""The two ends that a program has of a load: its owner, and its consumers.
+
+An `Owner` starts the streamer and tells it what to load. A `Consumer` maps the arena and is told which extents are
+ready; each is a `ctypes` array over the arena itself. Whoever keeps a view of it, directly or through a tensor made
+with `torch.frombuffer`, keeps the array alive, and the memory is the engine's again when the array goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import select
+import socket
+import subprocess
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coldstream.engine import wire
+from coldstream.engine.catalog import Catalog
+from coldstream.engine.job import FileJob, Settings, pack_files, pack_settings
+
+_START = """
+import sys
+sys.path[:] = sys.argv[1].split(chr(10))
+from coldstream.engine.streamer import main
+main(sys.argv[2:])
+"""
+_detached: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A ready extent.
+
+    Attributes:
+        number: Its place in the catalog.
+        file: Number of the file that it is of.
+        start: Its first byte in the file.
+        stop: One past its last.
+        memory: The bytes, writable. Valid as long as anything refers to it.
+    """
+
+    number: int
+    file: int
+    start: int
+    stop: int
+    memory: ctypes.Array[ctypes.c_ubyte]
+
+
+class StreamerGoneError(Exception):
+    """The streamer has ended without a word: it was killed."""
+
+
+class Consumer:
+    """One process's view of a load. Not thread-safe, but memory may be dropped in any thread.
+
+    After a fork the child must not use it: it attaches by itself.
+
+    Attributes:
+        catalog: What there is.
+        arena: All of the memory, mapped; sparse, and far larger than what is used of it.
+        total: How many extents there are.
+        seen: How many have been handed out.
+        failure: What the streamer said when the load failed, or None.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Attaches; blocks until the streamer has its plan."""
+        message, descriptors, _, _ = socket.recv_fds(sock, wire.MESSAGE_BYTES_MAX, 2)
+        if message[:1] != wire.HELLO:
+            sock.close()
+            raise StreamerGoneError(message[1:].decode("utf-8", "replace") or "the streamer ended")
+        _, consumers, arena_bytes, catalog_bytes = wire.unpack_hello(message)
+        arena, catalog = descriptors
+        self.arena = mmap.mmap(arena, arena_bytes)
+        with mmap.mmap(catalog, catalog_bytes, prot=mmap.PROT_READ) as packed:
+            self.catalog = Catalog.unpack(packed)
+        os.close(arena)
+        os.close(catalog)
+        self.total = len(self.catalog.extents)
+        self.seen = 0
+        self.failure: dict[str, Any] | None = None
+        self._socket: socket.socket | None = sock
+        self._pid = os.getpid()
+        self._waiting = False
+        self._held: dict[int, weakref.ref[Any]] = {}
+        self._ready: deque[bytes] = deque()
+        self._offsets: dict[int, tuple[int, int]] = {}
+        self._left = False
+        self._alone = consumers == 1
+        sock.setblocking(False)  # noqa: FBT003  # its only parameter
+
+    @classmethod
+    def connect(cls, path: str) -> Consumer:
+        """Attaches to a streamer that listens at `path`."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(path)
+        return cls(sock)
+
+    def __repr__(self) -> str:
+        return f"Consumer({self.seen} of {self.total} extents seen, {len(self._held)} held)"
+
+    def fileno(self) -> int:
+        """For `select`."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of the arena this process keeps from being reused."""
+        return sum(stop - start for start, stop in self._offsets.values())
+
+    def take(self) -> Extent | None:
+        """The next ready extent, or None when one has to be waited for; then `wait` asks for it.
+
+        Raises:
+            StreamerGoneError: The streamer ended before the load did.
+        """
+        self._receive()
+        if not self._ready:
+            return None
+        number, _, offset = wire.unpack_ready(self._ready.popleft())
+        file, start, stop = self.catalog.extents[number]
+        size = stop - start
+        memory = (ctypes.c_ubyte * size).from_buffer(self.arena, offset)
+        self._offsets[number] = (offset, offset + size)
+        self._held[number] = weakref.ref(memory, lambda _: self._drop(number))
+        self.seen += 1
+        self._waiting = False
+        return Extent(number, file, start, stop, memory)
+
+    def wait(self) -> None:
+        """Says that this consumer has nothing to do until another extent is ready."""
+        if not self._waiting and self._socket is not None:
+            self._waiting = True
+            self._send(wire.WAIT + wire.NUMBER.pack(self.seen))
+
+    def extents(self, *, before_wait: Callable[[], bool] | None = None) -> Iterator[Extent]:
+        """All extents, each once, as they become ready; blocks.
+
+        Args:
+            before_wait: Called when none is ready; whether it gave memory back, and it is worth looking again.
+
+        Raises:
+            StreamerGoneError: The load failed (see `failure`), or the streamer was killed.
+        """
+        while self.seen < self.total:
+            if (extent := self.take()) is not None:
+                yield extent
+                # Held here, its memory would outlive whatever the caller made of it by one extent.
+                del extent
+                continue
+            if self.failure:
+                raise StreamerGoneError(str(self.failure["message"]))
+            if before_wait is not None and before_wait():
+                continue
+            self.wait()
+            select.select([self], [], [], 5.0)
+
+    def close(self) -> None:
+        """Lets go. Memory that is still referred to stays valid, and the streamer is told when it is not."""
+        self._left = True
+        if not self._held and self._socket is not None and os.getpid() == self._pid:
+            self._socket.close()
+            self._socket = None
+
+    def _receive(self) -> None:
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(wire.MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data[:1] == wire.READY:
+                self._ready.append(data)
+            elif data[:1] == wire.FAIL:
+                self.failure = json.loads(data[1:])
+                return
+            elif not data:
+                if not self._ready and self.seen < self.total and self.failure is None:
+                    raise StreamerGoneError("the streaming process ended")
+                return
+
+    def _drop(self, number: int) -> None:
+        """The last reference to an extent is gone. Runs wherever that was, in a fork or at the end of Python too."""
+        if os.getpid() != self._pid:
+            return
+        self._held.pop(number, None)
+        start, stop = self._offsets.pop(number)
+        if self._left and self._alone:
+            # Nobody will reuse it, and nobody else looks at it: give the pages back at once. It starts on one.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self.arena.madvise(mmap.MADV_REMOVE, start, stop - start)
+        elif self._socket is not None:
+            self._send(wire.RELEASE + wire.NUMBER.pack(number))
+        if self._left and not self._held and self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: bytes) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.send(message)
+        except BlockingIOError:
+            # The streamer is far behind; these are a few bytes, and it never waits for us.
+            select.select([], [self._socket], [], 1.0)
+            with contextlib.suppress(OSError):
+                self._socket.send(message)
+        except OSError:
+            pass  # it has ended; receiving will tell
+
+
+class Owner:
+    """The process that started a load. Not thread-safe.
+
+    Attributes:
+        pid: The streamer's.
+        progress: What it said last of how far it is, or None.
+        report: Its account of the whole load, once it is finished.
+        stored: What became of the local copy, once that is known.
+        failure: What it said when the load failed, or None.
+        renewals: Files whose link is refused and that wait for `link`.
+        listening: Whether consumers of other processes can connect.
+        gone: Whether it has ended.
+    """
+
+    def __init__(self, *, workers: int, connections: int) -> None:
+        """Starts the streamer, which gets ready while its plan is made.
+
+        Args:
+            workers: Fetching processes.
+            connections: Most connections at once.
+        """
+        _detached[:] = [process for process in _detached if process.poll() is None]
+        mine, theirs = socket.socketpair()
+        package = str(Path(__file__).resolve().parents[2])
+        # The site's start-up files would cost as much as the rest; what they add to the path is in it already.
+        paths = "\n".join(dict.fromkeys([package, *(path for path in sys.path if path)]))
+        numbers = [theirs.fileno(), os.getpid(), workers, connections]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        self.pid = self._process.pid
+        self.progress: dict[str, Any] | None = None
+        self.report: dict[str, Any] | None = None
+        self.stored: dict[str, Any] | None = None
+        self.failure: dict[str, Any] | None = None
+        self.renewals: list[int] = []
+        self.listening = False
+        self.gone = False
+        self._frames = wire.Frames(mine)
+        self._pid = os.getpid()
+
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._frames.fileno()
+
+    def load(self, files: Sequence[FileJob], catalog: Catalog, settings: Settings) -> None:
+        """Tells it what to load."""
+        packed = catalog.pack()
+        descriptor = os.memfd_create("coldstream-catalog", os.MFD_CLOEXEC)
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(packed)
+            self._frames.send(wire.SETTINGS, pack_settings(settings))
+            self._frames.send(wire.PLAN, pack_files(files), (descriptor,))
+        finally:
+            os.close(descriptor)
+
+    def consumer(self) -> Consumer:
+        """Attaches a consumer in this process; blocks until the streamer has its plan."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._frames.send(wire.CONSUMER, b"", (theirs.fileno(),))
+        return Consumer(mine)
+
+    def wait_until_listening(self) -> None:
+        """Blocks until consumers can connect.
+
+        Raises:
+            StreamerGoneError: It ended before.
+        """
+        while not self.listening:
+            if self.gone:
+                raise StreamerGoneError("the streaming process ended")
+            self.hear(None)
+
+    def hear(self, seconds: float | None = 0.0) -> None:
+        """Takes in what the streamer has said, waiting for it up to so long (None: for ever)."""
+        if not self.gone and select.select([self], [], [], seconds)[0]:
+            self.gone = not self._frames.receive()
+        for letter, payload in self._frames.frames():
+            if letter == wire.PROGRESS:
+                self.progress = json.loads(payload)
+            elif letter == wire.RENEW:
+                self.renewals.append(wire.NUMBER.unpack(payload)[0])
+            elif letter == wire.END:
+                self.report = json.loads(payload)
+            elif letter == wire.STORED:
+                self.stored = json.loads(payload)
+            elif letter == wire.FAIL:
+                self.failure = json.loads(payload)
+            elif letter == wire.LISTENING:
+                self.listening = True
+
+    def link(self, file: int, url: str | None, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """A new link for a file, or None when there is none to be had."""
+        document = None if url is None else {"url": url, "headers": [list(pair) for pair in headers]}
+        self._frames.send(wire.LINK, wire.NUMBER.pack(file) + json.dumps(document).encode())
+
+    def detach(self) -> None:
+        """Lets it write the rest of the local copy by itself; it ends then, or with this process."""
+        with contextlib.suppress(OSError):
+            self._frames.send(wire.DETACH)
+        self._frames.socket.close()
+        # Reaped when another one starts.
+        _detached.append(self._process)
+
+    def stop(self) -> None:
+        """Ends it, and with it everything that it does."""
+        if os.getpid() != self._pid:
+            return
+        with contextlib.suppress(OSError):
+            self._frames.send(wire.LEAVE)
+        self._frames.socket.close()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

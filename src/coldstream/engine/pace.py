@@ -1,0 +1,133 @@
+"""How many connections: from what the bucket gives. Pure; time is passed in.
+
+Doubling while doubling helps, then small steps up that are kept only if they help, and half when the bucket says that
+it is overwhelmed. One connection to an object store gives 20 to 70 MB/s and a node wants gigabytes, so the right number
+differs by a factor of a hundred between a test on loopback and a bucket across a continent; too many cost CPU, and
+bring 503s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+# A step is judged over at least so long, and over at least so many bytes per connection: the new ones have to connect
+# first, however far away the bucket is.
+STEP_SECONDS = 0.15
+STEP_BYTES = 4 << 20
+# A small step is a small difference: it takes longer to see.
+SMALL_STEP_SECONDS = 0.5
+# A bucket that gives less than that is judged by what it gives.
+STEP_SECONDS_MAX = 2.0
+# Growth in throughput that makes a doubling, or a later step, worth keeping.
+DOUBLING_GAIN = 1.2
+STEP_GAIN = 1.06
+# Time between steps; twice as long after each that did not help.
+STEADY_SECONDS = 2.0
+STEADY_SECONDS_MAX = 16.0
+# One 503 is an accident; when so many of the last answers were, the bucket means it.
+BUSY_SHARE = 0.25
+BUSY_WINDOW = 48
+BUSY_MIN = 8
+# What the bucket refused stays refused for so long.
+HELD_SECONDS = 5.0
+# So few connections overwhelm nobody.
+TARGET_MIN = 4
+
+
+class Pace:
+    """Decides the number of connections that should be fetching.
+
+    Attributes:
+        target: That number.
+        limit: Its maximum.
+        saturated: Whether more connections were tried and did not help.
+        throttled: How often the bucket made it go down.
+    """
+
+    def __init__(self, *, first: int, limit: int) -> None:
+        self.limit = limit
+        self.target = max(1, min(first, limit))
+        self.saturated = False
+        self.throttled = 0
+        self._doubling_to = limit  # further up, it goes in small steps; 0: everywhere
+        self._before: tuple[int, float] | None = None  # the number before the present step, and what it gave
+        self._steady_seconds = STEADY_SECONDS
+        self._since: float | None = None  # when the present step began; None: when it is next looked at
+        self._bytes = 0
+        self._idle = False
+        self._answers: deque[bool] = deque(maxlen=BUSY_WINDOW)
+        self._halved = self._held_until = -inf
+        self._refused_at = limit
+
+    def __repr__(self) -> str:
+        return f"Pace({self.target} of {self.limit} connections{', saturated' if self.saturated else ''})"
+
+    def answered(self, *, busy: bool, began: float, now: float) -> None:
+        """A request has been answered: with data, or with "too busy".
+
+        Args:
+            busy: Which.
+            began: When it was sent. What was sent before the last step down says nothing about the number since.
+            now: The time.
+        """
+        if began < self._halved:
+            return
+        self._answers.append(busy)
+        if busy and sum(self._answers) >= max(BUSY_MIN, BUSY_SHARE * len(self._answers)):
+            self._halve(now)
+
+    def idle(self) -> None:
+        """Not every connection had work, for want of memory or because the end is near: the step says nothing."""
+        self._idle = True
+
+    def observe(self, received_bytes: int, now: float) -> None:
+        """Looks at how much has arrived since the load began, and changes `target` when a step is over."""
+        if now < self._held_until:
+            return
+        if self._since is not None:
+            lasted, count = now - self._since, received_bytes - self._bytes
+            wanted = self._step_seconds()
+            if lasted < wanted or (count < STEP_BYTES * self.target and lasted < wanted + STEP_SECONDS_MAX):
+                return
+            if not self._idle:
+                self._judge(count / lasted)
+        self._since, self._bytes, self._idle = now, received_bytes, False
+
+    def _step_seconds(self) -> float:
+        if self._before is None:
+            return STEP_SECONDS if self._doubles else self._steady_seconds
+        return STEP_SECONDS if self.target >= 2 * self._before[0] else SMALL_STEP_SECONDS
+
+    @property
+    def _doubles(self) -> bool:
+        return self.target < self._doubling_to
+
+    def _judge(self, rate: float) -> None:
+        if self._before is not None:
+            number, earlier = self._before
+            doubled = self.target >= 2 * number
+            self._before = None
+            self.saturated = rate < earlier * (DOUBLING_GAIN if doubled else STEP_GAIN)
+            if self.saturated:
+                self.target = number
+                self._doubling_to = 0
+                self._steady_seconds = min(2 * self._steady_seconds, STEADY_SECONDS_MAX)
+                return
+            self._steady_seconds = STEADY_SECONDS
+        raised = 2 * self.target if self._doubles else self.target + max(1, self.target // 8)
+        raised = min(raised, self._doubling_to if self._doubles else self.limit)
+        if raised > self.target:
+            self._before = (self.target, rate)
+            self.target = raised
+
+    def _halve(self, now: float) -> None:
+        if now >= self._held_until:
+            self._refused_at = self.target
+        self.target = min(self.target, max(TARGET_MIN, self.target // 2))
+        self.throttled += 1
+        self._halved, self._held_until = now, now + HELD_SECONDS
+        # Then quickly up again, but not to where it was refused.
+        self._doubling_to = max(self.target, self._refused_at // 2)
+        self._answers.clear()
+        self._before = self._since = None

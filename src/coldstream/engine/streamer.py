@@ -1,0 +1,628 @@
+"""The streamer: the process that runs the scheduler, between its workers and its consumers.
+
+Started by its owner, which resolves names, holds the credentials and tells it what to load; single-threaded, so that it
+may fork its workers at any time. It ends with its owner: a descriptor of that process tells, even when a fork of it
+still holds the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coldstream.engine import wire
+from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
+from coldstream.engine.arena import PAGE_BYTES, Arena
+from coldstream.engine.job import FileJob, Settings, unpack_files, unpack_settings
+from coldstream.engine.pace import Pace
+from coldstream.engine.scheduler import Scheduler
+
+CONNECTIONS_FIRST = 16
+READS_PER_WORKER = 2
+RESPAWNS_MAX = 8
+PROGRESS_SECONDS = 0.1
+# What the process needs beside the connections' sockets.
+_DESCRIPTORS_SPARE = 64
+
+
+@dataclass(slots=True)
+class _WorkerProcess:
+    """One worker, seen from here."""
+
+    pid: int
+    control: socket.socket
+    connections: dict[int, socket.socket]
+    started: set[int] = field(default_factory=set)
+    cpu_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Attached:
+    """One consumer, seen from here."""
+
+    number: int
+    socket: socket.socket
+    backlog: list[bytes] = field(default_factory=list)
+
+
+class Streamer:
+    """One load, from the owner's first word to the end of the process."""
+
+    def __init__(self, owner: wire.Frames, *, owner_pid: int, workers: int, connections: int) -> None:
+        self._owner, self._owner_pid = owner, owner_pid
+        self._connections = connections
+        self._selector = selectors.DefaultSelector()
+        self._arena = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
+        self._counters = mmap.mmap(-1, max(PAGE_BYTES, 8 * connections))
+        self._counted = memoryview(self._counters).cast("Q")
+        self._workers: list[_WorkerProcess] = []
+        self._respawns = 0
+        self._lost_cpu_seconds = 0.0
+        self._settings: Settings | None = None
+        self._files: list[FileJob] = []
+        self._versions: list[int] = []
+        self._mapped = 0
+        self._catalog = -1
+        self._catalog_bytes = 0
+        self._consumers: dict[int, _Attached] = {}
+        self._waiting_sockets: list[socket.socket] = []
+        self._attached = 0
+        self._scheduler: Scheduler | None = None
+        self._chunks: list[Chunk] = []
+        self._tee: socket.socket | None = None
+        self._teeing = False
+        self._tee_message = ""
+        self._digests: dict[int, bytes] = {}  # of chunks that the tee will get
+        self._filling = False
+        self._began = time.monotonic()
+        self._first_ready_seconds: float | None = None
+        self._finished_seconds: float | None = None
+        self._reported = self._detached = self._stored_told = self._over = False
+        self._progress_due = self._ticked_at = 0.0
+        for number in range(workers):
+            self._workers.append(self._spawn(number, workers))
+
+    def run(self) -> None:
+        """Serves until the load is over or the owner is gone."""
+        self._watch(self._owner, self._hear_owner)
+        try:
+            pidfd = os.pidfd_open(self._owner_pid)
+            self._selector.register(pidfd, selectors.EVENT_READ, self._end)
+        except OSError:
+            pidfd = -1  # too old a kernel: the closed socket, and getppid below, tell
+        while not self._over:
+            now = time.monotonic()
+            due = self._scheduler.deadline(now) if self._scheduler else None
+            for key, _ in self._selector.select(max(0.0, due - now) if due is not None else 1.0):
+                key.data()
+                if self._over:
+                    break
+            self._tick()
+            if pidfd < 0 and os.getppid() != self._owner_pid:
+                self._over = True
+
+    def stop(self) -> None:
+        """Ends the workers at once: they hold nothing that is worth a goodbye."""
+        for worker in self._workers:
+            _kill(worker.pid)
+        if self._tee is not None:
+            # It closes its journal when the socket ends; nothing that it has noted depends on that.
+            self._tee.close()
+        if self._settings and self._settings.listen:
+            with contextlib.suppress(OSError):
+                os.unlink(self._settings.listen)
+
+    # The owner.
+
+    def _hear_owner(self) -> None:
+        alive = self._owner.receive()
+        for letter, payload in self._owner.frames():
+            if letter == wire.SETTINGS:
+                self._settings = unpack_settings(payload)
+            elif letter == wire.PLAN:
+                self._begin(unpack_files(payload), self._owner.descriptor())
+            elif letter == wire.LINK:
+                self._renew(payload)
+            elif letter == wire.CONSUMER:
+                self._attach(socket.socket(fileno=self._owner.descriptor()))
+            elif letter == wire.DETACH:
+                self._detached = True
+            elif letter == wire.LEAVE:
+                self._over = True
+        if not alive:
+            self._selector.unregister(self._owner)
+            if not self._detached:
+                self._over = True
+
+    def _end(self) -> None:
+        self._over = True
+
+    def _tell(self, letter: bytes, document: object) -> None:
+        try:
+            self._owner.send(letter, json.dumps(document).encode())
+        except OSError:
+            self._over |= not self._detached
+
+    def _begin(self, files: Sequence[FileJob], catalog: int) -> None:
+        assert self._settings is not None
+        settings = self._settings
+        self._files = list(files)
+        self._versions = [0] * len(files)
+        self._catalog, self._catalog_bytes = catalog, os.fstat(catalog).st_size
+        self._chunks, extents, wanted = lay_out(files, store=settings.cache is not None)
+        # Sparse: what is never touched costs nothing, and no consumer ever has to map it anew.
+        self._mapped = max(PAGE_BYTES, 2 * sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents))
+        os.ftruncate(self._arena, self._mapped)
+        for worker in self._workers:
+            self._introduce(worker)
+        self._teeing = settings.cache is not None
+        if any(wanted):
+            self._start_tee(mend=False)
+        now = time.monotonic()
+        self._scheduler = Scheduler(
+            self._chunks,
+            extents,
+            arena=Arena(settings.memory_limit),
+            pace=Pace(first=CONNECTIONS_FIRST, limit=self._connections),
+            consumers=settings.consumers,
+            local_max=min(self._connections, READS_PER_WORKER * len(self._workers)),
+            in_order=settings.in_order,
+            store=wanted if self._teeing else (),
+            give_up_seconds=settings.give_up_seconds,
+            now=now,
+        )
+        self._began = now
+        if settings.listen:
+            self._listen(settings.listen)
+        for sock in self._waiting_sockets:
+            self._attach(sock)
+        self._waiting_sockets.clear()
+        self._do(self._scheduler.tick(now))
+
+    def _renew(self, payload: bytes) -> None:
+        (number,) = wire.NUMBER.unpack_from(payload)
+        link = json.loads(payload[wire.NUMBER.size :] or b"null")
+        assert self._scheduler is not None
+        if link is None:
+            self._do([Fail("credentials", None, f"{self._files[number].path}: the link was refused")])
+            return
+        headers = tuple((name, value) for name, value in link["headers"])
+        self._files[number] = replace(self._files[number], url=link["url"], headers=headers)
+        self._versions[number] += 1
+        for worker in self._workers:
+            self._inform(worker, number)
+        self._do(self._scheduler.renewed(number, time.monotonic()))
+
+    # Workers.
+
+    def _spawn(self, number: int, workers: int) -> _WorkerProcess:
+        mine = range(number, self._connections, workers)
+        control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pairs = {c: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for c in mine}
+        theirs = {c: pair[1] for c, pair in pairs.items()}
+        pid = os.fork()
+        if pid == 0:
+            self._be_worker(their_control, theirs)
+        their_control.close()
+        for sock in theirs.values():
+            sock.close()
+        worker = _WorkerProcess(pid, control, {c: pair[0] for c, pair in pairs.items()})
+        self._watch(control, lambda: self._hear_control(worker))
+        for connection, sock in worker.connections.items():
+            self._watch(sock, lambda c=connection: self._hear_connection(worker, c))  # type: ignore[misc]
+        return worker
+
+    def _be_worker(self, control: socket.socket, connections: dict[int, socket.socket]) -> None:
+        """The child's side of the fork; does not return."""
+        try:
+            _close_all_but({self._arena, control.fileno(), *(sock.fileno() for sock in connections.values())})
+            from coldstream.engine.worker import Worker
+
+            Worker(control=control, connections=connections, arena=self._arena, counters=self._counters).run()
+        except BaseException:  # noqa: BLE001  # the last stop of this process
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+
+    def _introduce(self, worker: _WorkerProcess) -> None:
+        worker.control.send(wire.MAP + wire.SIZE.pack(self._mapped))
+        for number in range(len(self._files)):
+            self._inform(worker, number)
+
+    def _inform(self, worker: _WorkerProcess, number: int) -> None:
+        # Not the chunks: each fetch says what it is about.
+        job = replace(self._files[number], stops=(), digests=b"", extents=(), have=b"")
+        from coldstream.engine.job import pack_files
+
+        worker.control.send(wire.FILE + wire.NUMBERS.pack(number, self._versions[number]) + pack_files([job]))
+
+    def _hear_control(self, worker: _WorkerProcess) -> None:
+        """A worker says nothing on this socket; it has died."""
+        if _received(worker.control):
+            return
+        self._forget(worker.control)
+        for sock in worker.connections.values():
+            self._forget(sock)
+        self._lost_cpu_seconds += worker.cpu_seconds
+        index = self._workers.index(worker)
+        now = time.monotonic()
+        self._respawns += 1
+        if self._respawns > RESPAWNS_MAX:
+            self._do([Fail("unavailable", None, f"fetching processes died {self._respawns} times")])
+            return
+        actions = self._scheduler.lost(sorted(worker.connections), now) if self._scheduler else []
+        replacement = self._spawn(index, len(self._workers))
+        self._workers[index] = replacement
+        if self._scheduler:
+            self._introduce(replacement)
+            actions += self._scheduler.found(sorted(replacement.connections), now)
+        self._do(actions)
+
+    def _hear_connection(self, worker: _WorkerProcess, connection: int) -> None:
+        data = _received(worker.connections[connection])
+        if not data:
+            self._selector.unregister(worker.connections[connection])
+            return  # the control socket tells the same, and acts on it
+        answer = wire.Answer.unpack(data)
+        worker.cpu_seconds = max(worker.cpu_seconds, answer.cpu_seconds)
+        scheduler = self._scheduler
+        assert scheduler is not None
+        now = time.monotonic()
+        if answer.kind == "done":
+            if self._teeing:
+                self._digests[answer.chunk] = answer.digest
+            actions = scheduler.done(connection, now, first_byte_seconds=answer.first_byte_seconds)
+        else:
+            chunk = self._chunks[answer.chunk]
+            if answer.kind == "local" and self._teeing:
+                self._send_tee(wire.pack_store(chunk.file, chunk.index, 0, 0, b""))
+            failure = Failure(answer.kind, answer.received, answer.message, answer.retry_after_seconds)
+            actions = scheduler.failed_fetch(connection, failure, now)
+        self._do(actions)
+
+    # Consumers.
+
+    def _listen(self, path: str) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(64)
+
+        def accept() -> None:
+            sock, _ = listener.accept()
+            if wire.peer_uid(sock) != os.getuid():
+                sock.close()
+                return
+            self._attach(sock)
+
+        self._watch(listener, accept)
+        self._owner.send(wire.LISTENING)
+
+    def _attach(self, sock: socket.socket) -> None:
+        if self._scheduler is None:
+            self._waiting_sockets.append(sock)
+            return
+        assert self._settings is not None
+        if self._attached >= self._settings.consumers:
+            sock.send(wire.FAIL + json.dumps({"kind": "usage", "message": "every consumer is attached"}).encode())
+            sock.close()
+            return
+        consumer = _Attached(self._attached, sock)
+        self._attached += 1
+        self._consumers[consumer.number] = consumer
+        hello = wire.pack_hello(consumer.number, self._settings.consumers, self._mapped, self._catalog_bytes)
+        socket.send_fds(sock, [hello], [self._arena, self._catalog])
+        sock.setblocking(False)  # noqa: FBT003  # its only parameter
+        self._watch(sock, lambda: self._hear_consumer(consumer))
+        for action in self._scheduler.attached(consumer.number, time.monotonic()):
+            if isinstance(action, Ready):
+                self._send(consumer, wire.pack_ready(action.extent, action.order, action.offset))
+            else:
+                self._do([action])
+
+    def _hear_consumer(self, consumer: _Attached) -> None:
+        assert self._scheduler is not None
+        now = time.monotonic()
+        actions: list[Action] = []
+        while True:
+            try:
+                data = consumer.socket.recv(64)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self._forget(consumer.socket)
+                del self._consumers[consumer.number]
+                actions += self._scheduler.detached(consumer.number, now)
+                break
+            letter, rest = data[:1], data[1:]
+            if letter == wire.WAIT:
+                self._flush(consumer)
+                actions += self._scheduler.waiting(consumer.number, wire.NUMBER.unpack(rest)[0], now)
+            elif letter == wire.RELEASE:
+                actions += self._scheduler.released(consumer.number, wire.NUMBER.unpack(rest)[0], now)
+        self._do(actions)
+
+    def _send(self, consumer: _Attached, message: bytes) -> None:
+        consumer.backlog.append(message)
+        self._flush(consumer)
+
+    def _flush(self, consumer: _Attached) -> None:
+        """Sends what the socket takes; the rest goes when the consumer next waits."""
+        while consumer.backlog:
+            try:
+                consumer.socket.send(consumer.backlog[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                consumer.backlog.clear()
+                return
+            consumer.backlog.pop(0)
+
+    # The local copy.
+
+    def _start_tee(self, *, mend: bool) -> None:
+        assert self._settings is not None
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _close_all_but({self._arena, self._catalog, theirs.fileno()})
+                from coldstream.engine.tee import run
+
+                run(theirs, self._arena, self._mapped, self._catalog, self._settings, mend=mend)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._tee = mine
+        self._watch(mine, self._hear_tee)
+
+    def _send_tee(self, message: bytes) -> None:
+        if self._tee is None:
+            # The copy was complete, and a chunk of it is wrong.
+            self._start_tee(mend=True)
+        assert self._tee is not None
+        with contextlib.suppress(OSError):  # it has died; `_hear_tee` will find out
+            self._tee.send(message)
+
+    def _hear_tee(self) -> None:
+        assert self._tee is not None
+        assert self._scheduler is not None
+        data = _received(self._tee)
+        if data[:1] == wire.STORED:
+            self._do(self._scheduler.stored_chunk(time.monotonic()))
+            return
+        # It has failed or died: the load goes on without it.
+        self._tee_message = data[1:].decode("utf-8", "replace") or "the writing process died"
+        self._forget(self._tee)
+        self._tee, self._teeing = None, False
+        self._digests.clear()
+        self._do(self._scheduler.store_failed(time.monotonic()))
+
+    # Doing.
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Fetch):
+                self._fetch(action)
+            elif isinstance(action, Ready):
+                if self._first_ready_seconds is None:
+                    self._first_ready_seconds = time.monotonic() - self._began
+                message = wire.pack_ready(action.extent, action.order, action.offset)
+                for consumer in self._consumers.values():
+                    self._send(consumer, message)
+            elif isinstance(action, Stop):
+                self._stop_fetch(action)
+            elif isinstance(action, Store):
+                self._store(action)
+            elif isinstance(action, Renew):
+                self._ask_for_link(action.file)
+            elif isinstance(action, Fail):
+                self._fail(action)
+
+    def _fetch(self, action: Fetch) -> None:
+        chunk = self._chunks[action.chunk]
+        file = self._files[chunk.file]
+        assert self._settings is not None
+        worker = self._workers[action.connection % len(self._workers)]
+        if action.connection not in worker.started:
+            worker.started.add(action.connection)
+            worker.control.send(wire.START + wire.NUMBER.pack(action.connection))
+        start, stop = file.chunk(chunk.index)
+        digest = file.digest(chunk.index)
+        self._counted[action.connection] = 0
+        fetch = wire.Fetch(
+            chunk=action.chunk,
+            file=chunk.file,
+            version=self._versions[chunk.file],
+            start=start,
+            stop=stop,
+            offset=action.offset,
+            skip=action.skip,
+            here=action.here,
+            checked=self._settings.verify and bool(digest),
+            hashed=self._teeing,
+            digest=digest,
+        )
+        with contextlib.suppress(OSError):  # it has died; its control socket will say so
+            worker.connections[action.connection].send(fetch.pack())
+
+    def _stop_fetch(self, action: Stop) -> None:
+        assert self._scheduler is not None
+        flight = self._scheduler.flight(action.connection)
+        if flight is not None:
+            worker = self._workers[action.connection % len(self._workers)]
+            with contextlib.suppress(OSError):
+                worker.control.send(wire.STOP + wire.NUMBERS.pack(action.connection, flight[0]))
+
+    def _store(self, action: Store) -> None:
+        chunk = self._chunks[action.chunk]
+        digest = self._digests.pop(action.chunk)
+        self._send_tee(wire.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
+
+    def _ask_for_link(self, file: int) -> None:
+        self._owner.send(wire.RENEW, wire.NUMBER.pack(file))
+
+    def _fail(self, action: Fail) -> None:
+        if self._reported:
+            # Everybody has everything; what fails is only what the local copy still wanted.
+            self._tee_message = action.message
+            return
+        path = self._files[self._chunks[action.chunk].file].path if action.chunk is not None else None
+        document = {"kind": action.kind, "message": action.message, "path": path}
+        for consumer in self._consumers.values():
+            self._send(consumer, wire.FAIL + json.dumps(document).encode()[:8000])
+        self._tell(wire.FAIL, document)
+        self._over = True
+
+    def _tick(self) -> None:
+        scheduler = self._scheduler
+        if scheduler is None or self._over:
+            return
+        now = time.monotonic()
+        due = scheduler.deadline(now)
+        if due is not None and now >= self._ticked_at + 0.045:
+            self._ticked_at = now
+            for connection in scheduler.flying():
+                scheduler.received(connection, self._counted[connection], now)
+            self._do(scheduler.tick(now))
+        if now >= self._progress_due and not self._reported:
+            self._progress_due = now + PROGRESS_SECONDS
+            self._tell(wire.PROGRESS, self._progress())
+        if scheduler.finished and not self._reported:
+            self._reported = True
+            self._finished_seconds = now - self._began
+            self._tell(wire.PROGRESS, self._progress())
+            self._tell(wire.END, self._report())
+        if scheduler.finished and scheduler.stored and not self._stored_told:
+            if scheduler.dropped and self._teeing:
+                self._do(scheduler.store_dropped(now))
+                return
+            self._stored_told = True
+            self._tell(wire.STORED, {"failed": self._tee_message})
+            self._over |= self._detached
+
+    def _progress(self) -> dict[str, Any]:
+        assert self._scheduler is not None
+        counts = self._scheduler.counts
+        return {
+            "bytes": counts.received_bytes + counts.here_bytes,
+            "connections": len(self._scheduler.flying()),
+        }
+
+    def _report(self) -> dict[str, Any]:
+        assert self._scheduler is not None
+        counts = self._scheduler.counts
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        document = {name: getattr(counts, name) for name in type(counts).__slots__}
+        return document | {
+            "seconds": self._finished_seconds,
+            "first_ready_seconds": self._first_ready_seconds,
+            "streamer_cpu_seconds": used.ru_utime + used.ru_stime,
+            "worker_cpu_seconds": sum(worker.cpu_seconds for worker in self._workers) + self._lost_cpu_seconds,
+            "workers": len(self._workers),
+            "chunks": len(self._chunks),
+            "arena_bytes": self._scheduler.arena.touched_bytes,
+            "connections_limit": self._connections,
+            "saturated": self._scheduler.pace.saturated,
+            "throttled": self._scheduler.pace.throttled,
+            "respawns": self._respawns,
+        }
+
+    def _watch(self, source: Any, handler: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, handler)
+
+    def _forget(self, sock: socket.socket) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
+        sock.close()
+
+
+def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list[int], list[bool]]:
+    """The chunks and the sizes of extents of a load, and which chunks the local copy wants. Pure."""
+    chunks: list[Chunk] = []
+    extents: list[int] = []
+    wanted: list[bool] = []
+    for number, file in enumerate(files):
+        for first, stop in file.extents:
+            position = 0
+            for index in range(first, stop):
+                begin, end = file.chunk(index)
+                here = file.here(index)
+                chunks.append(
+                    Chunk(number, index, len(extents), position, end - begin, here, remote=file.url is not None)
+                )
+                wanted.append(store and not here)
+                position += end - begin
+            extents.append(position)
+    return chunks, extents, wanted
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the process.
+
+    Args:
+        arguments: Descriptor of the owner's socket, the owner's process id, workers, connections.
+    """
+    descriptor, owner_pid, workers, connections = map(int, arguments)
+    # Ctrl-C is the owner's to handle; it tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    if soft != resource.RLIM_INFINITY:
+        # Both ends of a worker's sockets are open here until it has been forked.
+        connections = max(1, min(connections, (soft - _DESCRIPTORS_SPARE) // 2))
+    from coldstream.engine import worker as _preloaded  # noqa: F401  # once, before the forks
+
+    streamer = Streamer(
+        wire.Frames(socket.socket(fileno=descriptor)), owner_pid=owner_pid, workers=workers, connections=connections
+    )
+    try:
+        streamer.run()
+    finally:
+        streamer.stop()
+
+
+def _received(sock: socket.socket) -> bytes:
+    """The next message; empty when the other side has ended, however it did."""
+    try:
+        return sock.recv(wire.MESSAGE_BYTES_MAX)
+    except OSError:
+        return b""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except OSError:
+        pass
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Closes what a fork has inherited, but its own and the standard streams."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in kept:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,191 @@
+"""A fetching process: one thread per connection, each with a socket of its own to the streamer.
+
+Forked by the streamer before it has threads. The main thread listens for what concerns all: files and their links, the
+arena, connections to start or to stop. It ends, and the process with it, when the streamer is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import xxhash
+
+from coldstream.engine import http, wire
+from coldstream.engine.job import FileJob, unpack_files
+
+# One read of a local file: large enough to cost little, small enough to be stopped soon.
+_READ_BYTES = 4 << 20
+_LINK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A file as this worker knows it."""
+
+    job: FileJob
+    version: int
+    target: http.Target | None
+    proxy: http.Proxy | None
+
+
+class Worker:
+    """What the threads share."""
+
+    def __init__(
+        self, *, control: socket.socket, connections: dict[int, socket.socket], arena: int, counters: mmap.mmap
+    ) -> None:
+        """Begins.
+
+        Args:
+            control: Where the streamer talks to this process.
+            connections: Number of a connection to its socket, for those of this process.
+            arena: The arena's descriptor.
+            counters: Shared; the u64 at a connection's number says how many bytes its fetch has received.
+        """
+        self._control, self._sockets, self._descriptor = control, connections, arena
+        self._counters = memoryview(counters).cast("Q")
+        self._arena = memoryview(b"")
+        self._files: dict[int, _Known] = {}
+        self._known = threading.Condition()
+        self._links: dict[int, http.Connection] = {}
+        self._fetching: dict[int, int] = {}
+        self._opened: dict[int, int] = {}
+        self._opening = threading.Lock()
+
+    def run(self) -> None:
+        """Serves until the streamer closes the control socket."""
+        while message := self._control.recv(wire.MESSAGE_BYTES_MAX):
+            letter, rest = message[:1], message[1:]
+            if letter == wire.FILE:
+                self._learn(rest)
+            elif letter == wire.MAP:
+                (size,) = wire.SIZE.unpack(rest)
+                self._arena = memoryview(mmap.mmap(self._descriptor, size))
+            elif letter == wire.START:
+                (connection,) = wire.NUMBER.unpack(rest)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            elif letter == wire.STOP:
+                connection, chunk = wire.NUMBERS.unpack(rest)
+                link = self._links.get(connection)
+                if link is not None and self._fetching.get(connection) == chunk:
+                    link.cancel()
+
+    def _learn(self, data: bytes) -> None:
+        number, version = wire.NUMBERS.unpack_from(data)
+        (job,) = unpack_files(data[wire.NUMBERS.size :])
+        target = http.parse_target(job.url) if job.url else None
+        with self._known:
+            self._files[number] = _Known(job, version, target, http.proxy_for(target) if target else None)
+            self._known.notify_all()
+
+    def _file(self, number: int, version: int) -> _Known:
+        """The file, as soon as the main thread has been told of it."""
+        deadline = time.monotonic() + _LINK_SECONDS
+        with self._known:
+            while (found := self._files.get(number)) is None or found.version < version:
+                if not self._known.wait(deadline - time.monotonic()):
+                    raise http.FetchError("broken", "the link did not arrive in the worker")
+        return found
+
+    def _serve(self, connection: int) -> None:
+        """One connection's thread."""
+        sock = self._sockets[connection]
+        while data := sock.recv(wire.MESSAGE_BYTES_MAX):
+            fetch = wire.Fetch.unpack(data)
+            self._counters[connection] = 0
+            self._fetching[connection] = fetch.chunk
+            sock.send(self._answer(connection, fetch).pack())
+
+    def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
+        view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
+        first_byte, path = 0.0, "a file"
+        try:
+            known = self._file(fetch.file, fetch.version)
+            path = known.job.path
+            if fetch.here:
+                self._read(known.job, fetch, view, connection)
+            else:
+                first_byte = self._get(known, fetch, view[fetch.skip :], connection)
+        except http.FetchError as exc:
+            return wire.Answer(
+                kind=exc.kind,
+                chunk=fetch.chunk,
+                received=exc.received,
+                retry_after_seconds=exc.retry_after_seconds,
+                cpu_seconds=time.process_time(),
+                message=exc.message,
+            )
+        except OSError as exc:
+            message = f"{path}: {exc.strerror or exc}"
+            return wire.Answer(kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message)
+        digest = xxhash.xxh3_128_digest(view) if fetch.hashed or fetch.checked else b""
+        kind, message = "done", ""
+        if fetch.checked and digest != fetch.digest:
+            kind = "local" if fetch.here else "corrupt"
+            message = (
+                f"{path}: bytes {fetch.start}-{fetch.stop - 1} are not what was uploaded "
+                f"(XXH3 {digest.hex()[:8]}…, the manifest says {fetch.digest.hex()[:8]}…)"
+            )
+        return wire.Answer(
+            kind=kind,
+            chunk=fetch.chunk,
+            received=len(view) - fetch.skip,
+            first_byte_seconds=first_byte,
+            cpu_seconds=time.process_time(),
+            digest=digest,
+            message=message,
+        )
+
+    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> float:
+        """Receives the range; the seconds to the first byte of its answer."""
+        target = known.target
+        assert target is not None
+        link = self._links.get(connection)
+        if link is None or link.place != target.place:
+            if link is not None:
+                link.close()
+            link = self._links[connection] = http.Connection(target, proxy=known.proxy)
+        try:
+            answer = link.get(
+                target,
+                fetch.start + fetch.skip,
+                fetch.stop,
+                view,
+                etag=known.job.etag,
+                size=known.job.size,
+                headers=known.job.headers,
+                on_progress=lambda count: self._counters.__setitem__(connection, count),
+            )
+        except http.FetchError:
+            link.close()
+            del self._links[connection]
+            raise
+        return answer.first_byte_seconds
+
+    def _read(self, job: FileJob, fetch: wire.Fetch, view: memoryview, connection: int) -> None:
+        """Reads the range from the local file.
+
+        Raises:
+            OSError: It cannot be read, or ends early.
+        """
+        assert job.local is not None
+        descriptor = self._open(fetch.file, job.local)
+        done = fetch.skip
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done : done + _READ_BYTES]], fetch.start + done)
+            if not count:
+                raise OSError(errno.ENODATA, "it is shorter than expected")
+            done += count
+            self._counters[connection] = done - fetch.skip
+
+    def _open(self, number: int, path: str) -> int:
+        with self._opening:
+            if number not in self._opened:
+                self._opened[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._opened[number]

@@ -1,0 +1,32 @@
+"""From a URI to tensors: the library's face.
+
+options    how a load is to be done
+prepare    what there is to load, and what of it lies in the local cache
+reader     tensors out of ready extents, on the CPU or on a device
+load       one process loads: `stream`, `load`
+sharing    one process starts a load, several read it: `share`, `attach`
+into       into a torch module, in place: `load_into`
+report     what a load did
+"""
+
+from __future__ import annotations
+
+from coldstream.loading.into import LoadIntoReport, load_into
+from coldstream.loading.options import Options
+from coldstream.loading.report import LoadReport
+from coldstream.loading.sharing import Attached, Share, attach, share
+from coldstream.loading.streaming import Load, load, stream
+
+__all__ = [
+    "Attached",
+    "Load",
+    "LoadIntoReport",
+    "LoadReport",
+    "Options",
+    "Share",
+    "attach",
+    "load",
+    "load_into",
+    "share",
+    "stream",
+]

@@ -1,0 +1,201 @@
+"""One process starts a load, several read it: the ranks of a tensor-parallel model read its weights once per node.
+
+    with coldstream.share("Qwen/Qwen3-8B", consumers=4) as shared:      # where the bucket's keys are
+        ... start the readers with shared.address ...
+        report = shared.wait()
+
+    for name, tensor in coldstream.attach(address): ...                 # in each reader, spawned or forked
+
+Readers never see a key or a link. Each of them sees every tensor; memory is reused when all have let go of it. Tensors
+on the CPU lie in memory that all readers share: do not write to them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from coldstream.engine.attach import Consumer, Owner, StreamerGoneError
+from coldstream.env import load_settings
+from coldstream.errors import ColdstreamError, NotFoundError
+from coldstream.header import parse_header
+from coldstream.loading.options import Options
+from coldstream.loading.ownership import attend, cached_now, error_of, last_words
+from coldstream.loading.prepare import prepare
+from coldstream.loading.reader import Reader
+from coldstream.loading.report import LoadReport, make_report
+from coldstream.tensors import Made
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_POLL_SECONDS = 0.1
+
+
+class Share:
+    """A load that other processes read. A thread of this process attends to it. Context manager.
+
+    Attributes:
+        address: What the readers give to `attach`: a socket that this user alone may open.
+    """
+
+    def __init__(self, uri: str, *, consumers: int, options: Options | None = None) -> None:
+        """Resolves the model and begins to fetch it; readers may come when they like.
+
+        Args:
+            uri: See `Load`.
+            consumers: How many will attach. Each must, sooner or later: memory waits for all of them.
+            options: How. `device` and `framework` are the readers' own choice.
+
+        Raises:
+            What `Load` raises before its first tensor.
+        """
+        self._uri, self._consumers, self._options = uri, consumers, options or Options()
+        self._began = time.monotonic()
+        self._error: ColdstreamError | None = None
+        self._finished = threading.Event()
+        self._stopping = threading.Event()
+        self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
+        self.address = os.path.join(self._folder, "load")
+        self._owner = Owner(workers=self._options.processes, connections=self._options.concurrency)
+        try:
+            settings = self._options.settings or load_settings()
+            self._prepared = prepare(uri, self._options, settings)
+            engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
+            self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)
+            self._owner.wait_until_listening()
+        except BaseException:
+            self._owner.stop()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._thread = threading.Thread(target=self._attend, name="coldstream-share", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Share({self._uri}, {self._consumers} consumers)"
+
+    def wait(self, seconds: float | None = None) -> LoadReport | None:
+        """Waits until everything has been fetched; None when that takes longer than `seconds`.
+
+        Raises:
+            ColdstreamError: The load failed.
+        """
+        if not self._finished.wait(seconds):
+            return None
+        if self._error is not None:
+            raise self._error
+        assert self._owner.report is not None
+        found = self._owner.report
+        return make_report(
+            self._prepared,
+            self._options,
+            found,
+            consumers=self._consumers,
+            seconds=found["seconds"],
+            first_tensor_seconds=found["first_ready_seconds"] or 0.0,
+            cached=cached_now(self._owner, self._prepared),
+        )
+
+    def close(self) -> None:
+        """Ends the load, whoever reads it. Idempotent. What readers hold stays valid."""
+        self._stopping.set()
+        self._thread.join()
+        self._owner.stop()
+        self._prepared.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _attend(self) -> None:
+        owner = self._owner
+        while not self._stopping.is_set() and not owner.gone:
+            try:
+                attend(owner, self._prepared, self._options.on_progress, seconds=_POLL_SECONDS)
+            except ColdstreamError as exc:
+                self._error = exc
+            if owner.failure is not None and self._error is None:
+                self._error = error_of(owner.failure, self._uri)
+            if owner.report is not None or self._error is not None:
+                self._finished.set()
+        if not self._finished.is_set():
+            self._error = error_of(last_words(owner), self._uri)
+            self._finished.set()
+
+
+class Attached:
+    """A shared load, read by this process: an iterator of (name, tensor), and a context manager.
+
+    Attributes:
+        total_bytes: Of all tensors.
+    """
+
+    def __init__(self, address: str, options: Options | None = None) -> None:
+        """Attaches.
+
+        Raises:
+            NotFoundError: Nobody shares a load there.
+            ColdstreamError: As many readers as were expected have attached already, or the load failed.
+        """
+        self._address, self._options = address, options or Options()
+        try:
+            self._consumer = Consumer.connect(address)
+        except StreamerGoneError as exc:
+            raise ColdstreamError(f"{address}: {exc}") from exc
+        except OSError as exc:
+            raise NotFoundError(f"no load is shared at {address}: {exc.strerror}") from exc
+        catalog = self._consumer.catalog
+        headers = [parse_header(file.head, file_bytes=file.size, path=file.path) for file in catalog.files]
+        self.total_bytes = sum(stop - start for _, start, stop in catalog.extents)
+        self._reader = Reader(
+            self._consumer, headers, self._options, pinned_bytes=min(len(self._consumer.arena), self.total_bytes)
+        )
+        self._tensors = self._run()
+
+    def __iter__(self) -> Iterator[tuple[str, Made]]:
+        return self
+
+    def __next__(self) -> tuple[str, Made]:
+        return next(self._tensors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go. Tensors stay valid."""
+        self._reader.finish()
+        self._consumer.close()
+
+    def _run(self) -> Iterator[tuple[str, Made]]:
+        yield from self._reader.empty()
+        try:
+            for extent in self._consumer.extents(before_wait=lambda: self._reader.settle(wait=True)):
+                pairs = self._reader.make(extent)
+                del extent
+                yield from pairs
+                del pairs
+                self._reader.settle()
+        except StreamerGoneError as exc:
+            raise error_of(self._consumer.failure, self._address) from exc
+        self.close()
+
+
+def share(uri: str, *, consumers: int, **options: Any) -> Share:
+    """Starts a load that `consumers` processes read. See `Share` and `Options`."""
+    return Share(uri, consumers=consumers, options=Options(**options))
+
+
+def attach(address: str, **options: Any) -> Attached:
+    """Reads a load that another process shares. Of the options `device` and `framework` matter."""
+    return Attached(address, Options(**options))

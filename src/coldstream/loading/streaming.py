@@ -1,0 +1,206 @@
+"""One process loads: tensors as they arrive, or all of them.
+
+    for name, tensor in coldstream.stream("Qwen/Qwen3-8B"): ...
+    tensors = coldstream.load("s3://bucket/org/model")
+
+A tensor from `stream` lies in memory that the engine reuses once nothing refers to it any more: keep it as long as you
+like, and let go of it soon if you can. See docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
+from coldstream.env import load_settings
+from coldstream.loading.options import Options
+from coldstream.loading.ownership import attend, cached_now, error_of, last_words
+from coldstream.loading.prepare import Prepared, prepare
+from coldstream.loading.reader import Reader
+from coldstream.loading.report import LoadReport, make_report
+from coldstream.tensors import Made
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_POLL_SECONDS = 0.1
+
+
+def stream(uri: str, **options: Any) -> Load:
+    """A model's tensors as they arrive: an iterator of (name, tensor). See `Options`."""
+    return Load(uri, Options(**options))
+
+
+def load(uri: str, **options: Any) -> dict[str, Made]:
+    """All of a model's tensors by name. Takes the model's size in memory; see `Options`."""
+    with Load(uri, Options(**{"keep_all": True, **options})) as loading:
+        return dict(loading)
+
+
+class Load:
+    """One load: an iterator of (name, tensor), and a context manager.
+
+    Leaving early, by `close` or the end of the `with` block, ends every process of it within a second. Tensors stay
+    valid whatever happens to the load.
+
+    Attributes:
+        report: What it did, once the last tensor has been handed out; None before.
+        bytes: Of all tensors; known with the first one.
+    """
+
+    def __init__(self, uri: str, options: Options | None = None) -> None:
+        """Prepares; nothing is touched before the first tensor is asked for.
+
+        Args:
+            uri: `org/model` in the configured store, `s3://bucket/prefix`, `https://host/prefix`,
+                `hf://org/model[@revision]`, `file:///folder` or a path.
+            options: How.
+        """
+        self.report: LoadReport | None = None
+        self.bytes = 0
+        self._uri, self._options = uri, options or Options()
+        self._owner: Owner | None = None
+        self._prepared: Prepared | None = None
+        self._consumer: Consumer | None = None
+        self._reader: Reader | None = None
+        self._closed = self._writing = False
+        self._tensors = self._run()
+
+    def __iter__(self) -> Iterator[tuple[str, Made]]:
+        return self
+
+    def __next__(self) -> tuple[str, Made]:
+        return next(self._tensors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # `for … in stream(uri)` keeps no name to close; errors have nobody to go to here.
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else repr(self._consumer) if self._consumer else "not begun"
+        return f"Load({self._uri}, {state})"
+
+    def close(self) -> None:
+        """Ends the load. Idempotent. A local copy that is still being written goes on if the load was complete."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tensors.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Lets go of everything but what tensors refer to."""
+        if self._reader is not None:
+            self._reader.finish()
+        if self._consumer is not None:
+            self._consumer.close()
+        if self._owner is not None:
+            if self._writing and self._owner.stored is None and not self._owner.gone:
+                self._owner.detach()
+            else:
+                self._owner.stop()
+        if self._prepared is not None:
+            self._prepared.close()
+
+    def wait_for_cache(self, on_wait: Callable[[], None] | None = None) -> str:
+        """After the last tensor: waits until the local copy is written, and says what became of it.
+
+        Args:
+            on_wait: Called every now and then.
+
+        Returns:
+            As `LoadReport.cached`, which has it too from then on.
+        """
+        assert self.report is not None
+        assert self._owner is not None
+        assert self._prepared is not None
+        owner, prepared = self._owner, self._prepared
+        while self._writing and owner.stored is None and owner.failure is None and not owner.gone:
+            attend(owner, prepared, None, seconds=_POLL_SECONDS)
+            if on_wait:
+                on_wait()
+        self.report = replace(self.report, cached=cached_now(owner, prepared))
+        return self.report.cached
+
+    def _run(self) -> Generator[tuple[str, Made], None, None]:
+        began = time.monotonic()
+        # It starts while the names are resolved.
+        owner = self._owner = Owner(workers=self._options.processes, connections=self._options.concurrency)
+        try:
+            yield from self._stream(owner, began)
+        except StreamerGoneError as exc:
+            failure = last_words(owner)
+            owner.stop()
+            raise error_of(failure, self._uri) from exc
+        except BaseException:
+            owner.stop()
+            raise
+
+    def _stream(self, owner: Owner, began: float) -> Iterator[tuple[str, Made]]:
+        options = self._options
+        settings = options.settings or load_settings()
+        prepared = self._prepared = prepare(self._uri, options, settings)
+        self.bytes = prepared.bytes
+        engine = prepared.engine_settings(options, settings)
+        owner.load(prepared.jobs, prepared.catalog, engine)
+        consumer = self._consumer = owner.consumer()
+        reader = self._reader = Reader(consumer, prepared.headers, options, pinned_bytes=engine.memory_limit)
+        yield from reader.empty()
+        first: float | None = None
+        while consumer.seen < consumer.total:
+            extent = self._next(owner, prepared, consumer, reader)
+            if first is None:
+                first = time.monotonic() - began
+            pairs = reader.make(extent)
+            # Only what the caller keeps may keep the extent.
+            del extent
+            yield from pairs
+            del pairs
+        reader.finish()
+        seconds = time.monotonic() - began
+        while owner.report is None:
+            if owner.gone or owner.failure:
+                raise StreamerGoneError("it ended without a report")
+            attend(owner, prepared, None, seconds=1.0)
+        if options.on_progress:
+            options.on_progress(prepared.bytes, prepared.bytes)
+        self.report = make_report(
+            prepared,
+            options,
+            owner.report,
+            seconds=seconds,
+            first_tensor_seconds=seconds if first is None else first,
+            cached=cached_now(owner, prepared),
+        )
+        # A complete copy may have had to be mended.
+        self._writing = prepared.copy is not None and (prepared.writes or self.report.corrupt > 0)
+        if not self._writing:
+            self._end()
+
+    def _next(self, owner: Owner, prepared: Prepared, consumer: Consumer, reader: Reader) -> Extent:
+        """The next extent; attends to what else the streamer says while it waits."""
+        while True:
+            reader.settle()
+            extent = consumer.take()
+            if extent is not None:
+                return extent
+            if reader.settle(wait=True):
+                continue
+            consumer.wait()
+            sources: list[Consumer | Owner] = [consumer] if owner.gone else [consumer, owner]
+            if owner in select.select(sources, [], [], _POLL_SECONDS)[0]:
+                attend(owner, prepared, self._options.on_progress)
+            if consumer.failure or owner.failure:
+                raise StreamerGoneError("it failed")

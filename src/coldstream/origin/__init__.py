@@ -1,0 +1,21 @@
+"""Where a load's bytes come from: a URI becomes shards that plain HTTP or a local file gives.
+
+    contract    Shard, Checkpoint, Origin
+    opening     open_origin: chooses by URI
+    stored      a bucket: links are presigned here, so that nothing below ever holds a key
+    folder      a local folder, and a store that is one
+    web         a CDN or any other HTTP server
+    hub         Hugging Face
+    records     coldstream.json, if there is one
+    heads       the shards' headers, one speculative read each, in parallel
+    fetching    small HTTP reads with retries and errors for people
+
+Everything heavy (boto3, pydantic, huggingface_hub) is imported when a URI needs it.
+"""
+
+from __future__ import annotations
+
+from coldstream.origin.contract import Checkpoint, Link, Origin, Shard
+from coldstream.origin.opening import open_origin
+
+__all__ = ["Checkpoint", "Link", "Origin", "Shard", "open_origin"]

@@ -1,0 +1,157 @@
+"""A model in a local folder: a disk, a network mount, a download, the Hugging Face cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from coldstream.errors import ConfigError, CredentialsError, DiskError, IntegrityError, NotFoundError, UsageError
+from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.contract import Checkpoint, Link
+from coldstream.origin.heads import Found, Piece, checkpoint_of, replaced
+from coldstream.origin.records import (
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    Record,
+    checked_content,
+    read_record,
+    the_object,
+)
+from coldstream.paths import checked_path
+from coldstream.selection import INDEX_NAME
+
+_READ_BYTES = 1 << 20
+
+
+class FolderOrigin:
+    """A folder with a model. Implements `Origin`. Links are followed: the Hugging Face cache is made of them."""
+
+    def __init__(self, folder: Path, *, name: str, store: Path | None = None) -> None:
+        """Prepares; nothing is looked at yet.
+
+        Args:
+            folder: Absolute.
+            name: The model's, for people.
+            store: The root of the store that it is in, when it is in one: a manifest may name objects relative to it.
+        """
+        self._folder, self._name, self._store = folder, name, store
+        self.label = folder.as_uri()
+        self._known: tuple[Record | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"FolderOrigin({self.label})"
+
+    def checkpoint(self) -> Checkpoint:
+        record = self._record()
+        paths = chosen(record.entries if record else self._files(), partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+        found = []
+        for path in paths:
+            entry = record.entries[path] if record else None
+            stored = the_object(entry, where=self.label) if entry else None
+            file = self._path(stored.key if stored else path)
+            found.append(
+                Found(
+                    path=path,
+                    where=self._where(path),
+                    size=stored.size if stored else None,
+                    entry=entry,
+                    read=partial(self._read_range, file),
+                )
+            )
+        return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+
+    def renew(self, path: str) -> Link:
+        raise UsageError(f"{self._where(path)} is a local file, which needs no link")
+
+    def names(self) -> Sequence[str]:
+        record = self._record_once()
+        return small_files(record.entries if record else self._files())
+
+    def read(self, path: str, bytes_max: int) -> bytes:
+        record = self._record_once()
+        entry = record.entries.get(path) if record else None
+        key = the_object(entry, where=self.label).key if entry else checked_path(path, where=self.label)
+        data = self._content(self._path(key), bytes_max)
+        return checked_content(data, entry, where=self._where(path))
+
+    def _record_once(self) -> Record | None:
+        return self._known[0] if self._known else self._record()
+
+    def _record(self) -> Record | None:
+        self._known = (self._read_record(),)
+        return self._known[0]
+
+    def _read_record(self) -> Record | None:
+        try:
+            data = self._content(self._folder / MANIFEST_NAME, MANIFEST_BYTES_MAX)
+        except NotFoundError:
+            if not self._folder.is_dir():
+                raise NotFoundError(f"there is no folder {self._folder}", target=self.label) from None
+            return None
+        return read_record(data, where=self._where(MANIFEST_NAME))
+
+    def _files(self) -> Sequence[str]:
+        found = []
+        with _translated(self._folder):
+            for parent, folders, names in os.walk(self._folder):
+                # Version control and download records; nothing that a model consists of begins with a dot.
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                found += [Path(parent, name).relative_to(self._folder).as_posix() for name in names]
+        return [checked_path(path, where=self.label) for path in found]
+
+    def _content(self, path: Path, bytes_max: int) -> bytes:
+        with _translated(path), open(path, "rb") as file:
+            data = file.read(bytes_max + 1)
+        if len(data) > bytes_max:
+            raise IntegrityError(f"{path} is larger than the {bytes_max} bytes that are read")
+        return data
+
+    def _read_range(self, path: Path, start: int, stop: int, etag: str | None) -> Piece:
+        with _translated(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                pieces = []
+                position = start
+                while position < stop and (piece := os.pread(descriptor, min(stop - position, _READ_BYTES), position)):
+                    pieces.append(piece)
+                    position += len(piece)
+                stat = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        if position < min(stop, stat.st_size):
+            raise replaced(str(path))
+        return Piece(
+            body=b"".join(pieces), size=stat.st_size, etag=None, stamp=f"{stat.st_mtime_ns:x}", local=str(path)
+        )
+
+    def _path(self, key: str) -> Path:
+        if not key.startswith("/"):
+            return self._folder / key
+        if self._store is None:
+            raise ConfigError(
+                f"{self.label}: its manifest names {key!r}, relative to the store that it is in, which is not known",
+                hint="name the model as org/model with --store file:///folder",
+            )
+        return self._store / key[1:]
+
+    def _where(self, path: str) -> str:
+        return f"{self.label}/{path}"
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
+        raise NotFoundError(f"{path} does not exist", target=str(path)) from exc
+    except PermissionError as exc:
+        raise CredentialsError(f"{path} may not be read", hint="check its owner and mode", target=str(path)) from exc
+    except OSError as exc:
+        # A name that is too long or circular names nothing.
+        if exc.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            raise NotFoundError(f"{path} does not exist", target=str(path)) from exc
+        raise DiskError(f"{path}: {exc.strerror or exc}", target=str(path)) from exc

@@ -1,0 +1,173 @@
+"""The headers of the shards: one speculative read for each, in parallel, and everything checked that can be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from coldstream.errors import ConflictError, IntegrityError, NotFoundError
+from coldstream.header import LENGTH_BYTES, header_stop, parse_header
+from coldstream.origin.contract import Checkpoint, Headers, Shard
+from coldstream.origin.parallel import in_parallel
+from coldstream.plan import CHUNK_BYTES, tensor_stops
+from coldstream.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from coldstream.manifest import FileEntry
+
+# Holds the header of nearly every shard: a thousand tensors take about 100 KiB.
+SPECULATIVE_BYTES = 256 * KIB
+# Other tools may cut larger chunks; beyond this it does not pay to fetch one for its hash.
+_FIRST_CHUNK_BYTES_MAX = 64 * MIB
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one read of a shard brought.
+
+    Attributes:
+        body: From the wanted start on; shorter than wanted where the file ends.
+        size: Of the whole file.
+        etag: Of the answer; None for a local file or where the server names none.
+        stamp: What tells this content from an older one of the same size: the ETag, or a file's time; "" for nothing.
+        url: Where the rest is to be had, with `headers`; None for a local file.
+        headers: To send along.
+        local: The file, for a local one.
+    """
+
+    body: bytes = field(repr=False)
+    size: int
+    etag: str | None
+    stamp: str
+    url: str | None = field(default=None, repr=False)
+    headers: Headers = field(default=(), repr=False)
+    local: str | None = None
+
+
+# Reads `[start, stop)` of a shard, of the version with this ETag if it is not None; the file may end before.
+Read = Callable[[int, int, "str | None"], Piece]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A shard of which the header is still to be read.
+
+    Attributes:
+        path: Relative to the model.
+        where: For messages; no secret.
+        size: As listed, or None when nobody said.
+        etag: The version that the manifest names, or None.
+        entry: What the manifest says of it, or None.
+        read: How to read it.
+    """
+
+    path: str
+    where: str
+    size: int | None
+    etag: str | None = None
+    entry: FileEntry | None = None
+    read: Read
+
+
+def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str | None, salt: str = "") -> Checkpoint:
+    """Reads all headers.
+
+    Args:
+        found: The shards, sorted by path.
+        uri: As in `Checkpoint`.
+        name: As in `Checkpoint`.
+        version: Of the manifest or the commit; None: derived from what the shards are.
+        salt: What else tells one content from another where nothing better does; may be a secret.
+
+    Raises:
+        NotFoundError: There are no shards.
+        IntegrityError: A header or a chunk is not what it should be.
+        ConflictError: A file is not the one that was listed.
+    """
+    if not found:
+        raise NotFoundError(
+            f"{uri} has no safetensors weights",
+            hint="only safetensors can be streamed: convert the model, or name the folder that holds them",
+            target=uri,
+        )
+    read = in_parallel(_read_shard, found)
+    shards = tuple(shard for shard, _ in read)
+    pinned = version is not None or all(stamp for _, stamp in read)
+    if version is None:
+        # The place counts: two fine-tunes of one model have the same paths, sizes and headers.
+        lines = [uri] + [f"{shard.path}\0{shard.size}\0{stamp}" for shard, stamp in read]
+        if not pinned:
+            lines += [salt] + [hashlib.sha256(shard.head).hexdigest() for shard in shards]
+        version = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    verified = all(shard.digests is not None for shard in shards)
+    return Checkpoint(uri=uri, name=name, version=version, verified=verified, pinned=pinned, shards=shards)
+
+
+def replaced(where: str) -> ConflictError:
+    """The error for an object that is not the one that was seen or listed a moment ago."""
+    return ConflictError(
+        f"{where} was replaced while it was being read, or since its upload",
+        hint="somebody wrote to the model; run the same command again, or look with: coldstream verify",
+        operation="GET",
+        target=where,
+    )
+
+
+def _read_shard(found: Found) -> tuple[Shard, str]:
+    """The shard, and its `Piece.stamp`."""
+    chunks = found.entry.chunks if found.entry else None
+    first_stop = chunks.stops[0] if chunks and chunks.stops else 0
+    stop = first_stop if LENGTH_BYTES <= first_stop <= _FIRST_CHUNK_BYTES_MAX else SPECULATIVE_BYTES
+    piece = found.read(0, stop, found.etag)
+    if found.size is not None and piece.size != found.size:
+        raise replaced(found.where)
+    body = piece.body
+    data_start = header_stop(body, file_bytes=piece.size, path=found.where)
+    if data_start > len(body):
+        # Up to the end of the chunk in which the header ends, so that all of it can be checked.
+        ends = (end for end in chunks.stops if data_start <= end <= data_start + CHUNK_BYTES) if chunks else ()
+        more = found.read(len(body), next(iter(ends), data_start), found.etag or piece.etag)
+        if (more.size, more.stamp) != (piece.size, piece.stamp):
+            raise replaced(found.where)
+        body += more.body
+        if len(body) < data_start:
+            raise replaced(found.where)
+    digests = bytes.fromhex(chunks.xxh3_128) if chunks else None
+    if chunks and digests is not None:
+        _check(body, chunks.stops, digests, found.where)
+    header = parse_header(body, file_bytes=piece.size, path=found.where)
+    shard = Shard(
+        path=found.path,
+        size=piece.size,
+        etag=found.etag or piece.etag,
+        url=piece.url,
+        headers=piece.headers,
+        local=piece.local,
+        header=header,
+        head=body[: header.data_start],
+        stops=chunks.stops if chunks else tuple(tensor_stops(header)),
+        digests=digests,
+    )
+    return shard, piece.stamp
+
+
+def _check(body: bytes, stops: Sequence[int], digests: bytes, where: str) -> None:
+    """Compares the chunks that lie in `body`, the first bytes of a file, with their digests."""
+    start = 0
+    for index, stop in enumerate(stops):
+        if stop > len(body):
+            break
+        expected = digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
+        actual = xxhash.xxh3_128_digest(body[start:stop])
+        if actual != expected:
+            raise IntegrityError(
+                f"{where}: [{start}, {stop}) has the XXH3-128 {actual.hex()}, the manifest says {expected.hex()}",
+                hint="the file is damaged where it lies, or a proxy changed it; run: coldstream verify",
+                target=where,
+            )
+        start = stop

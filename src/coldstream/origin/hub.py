@@ -1,0 +1,110 @@
+"""A model on the Hugging Face Hub, at one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from coldstream.env import Settings
+from coldstream.errors import CredentialsError, NotFoundError
+from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.contract import Checkpoint, Link
+from coldstream.origin.fetching import Reader, arrived
+from coldstream.origin.heads import Found, Piece, checkpoint_of
+from coldstream.retry import Retry
+from coldstream.selection import INDEX_NAME
+
+if TYPE_CHECKING:
+    from coldstream.hub import HubSource
+    from coldstream.source import SourceFile
+
+
+class HubOrigin:
+    """A repository on the Hub. Implements `Origin`. Each `checkpoint` pins the commit anew."""
+
+    def __init__(
+        self, repo: str, *, revision: str | None, settings: Settings, retry: Retry, connections: int = 16
+    ) -> None:
+        """Prepares; nothing is asked yet.
+
+        Args:
+            repo: `org/model`.
+            revision: A branch, tag or commit; None for "main".
+            settings: The endpoint and the token.
+            retry: The policy of all requests.
+            connections: How many requests may run at once.
+        """
+        self._repo, self._revision, self._settings, self._connections = repo, revision, settings, connections
+        self.label = f"hf://{repo}" + (f"@{revision}" if revision else "")
+        self._reader = Reader(retry, forbidden="check HF_TOKEN, and that its owner may read the model")
+        self._pinned: tuple[HubSource, Mapping[str, SourceFile]] | None = None
+
+    def __repr__(self) -> str:
+        return f"HubOrigin({self.label})"
+
+    def checkpoint(self) -> Checkpoint:
+        with self._reader:
+            source, files = self._pin()
+            paths = chosen(files, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+            found = [
+                Found(
+                    path=path,
+                    where=self._where(path),
+                    size=files[path].size,
+                    read=partial(self._read_range, source, files[path]),
+                )
+                for path in paths
+            ]
+            return checkpoint_of(found, uri=self.label, name=self._repo, version=source.commit)
+
+    def renew(self, path: str) -> Link:
+        source, files = self._pinned or self._pin()
+        link = source.location(self._file(files, path), renew=True)
+        return self._reader.follow(link, where=self._where(path))
+
+    def names(self) -> Sequence[str]:
+        _, files = self._pinned or self._pin()
+        return small_files(files)
+
+    def read(self, path: str, bytes_max: int) -> bytes:
+        source, files = self._pinned or self._pin()
+        return source.read(self._file(files, path), bytes_max=bytes_max)
+
+    def _pin(self) -> tuple[HubSource, Mapping[str, SourceFile]]:
+        # Imported here: huggingface_hub takes half a second, and most loads do not come from the Hub.
+        from coldstream.hub import HubSource
+
+        source = HubSource(
+            self._repo,
+            revision=self._revision,
+            settings=self._settings,
+            retry=self._reader.retry,
+            connections=self._connections,
+        )
+        self._pinned = source, {file.path: file for file in source.files()}
+        return self._pinned
+
+    def _file(self, files: Mapping[str, SourceFile], path: str) -> SourceFile:
+        if path not in files:
+            raise NotFoundError(f"{self._where(path)} does not exist", target=self._where(path))
+        return files[path]
+
+    def _read_range(self, source: HubSource, file: SourceFile, start: int, stop: int, etag: str | None) -> Piece:
+        where = self._where(file.path)
+
+        def read(link: Link) -> Piece:
+            found = self._reader.get(link, where=where, start=start, stop=stop, bytes_max=stop - start, etag=etag)
+            url, headers = arrived(link, found)
+            return Piece(
+                body=found.body, size=found.size, etag=found.etag, stamp=found.etag or "", url=url, headers=headers
+            )
+
+        try:
+            return read(source.location(file))
+        except CredentialsError:
+            # The link may have ended since it was asked for.
+            return read(source.location(file, renew=True))
+
+    def _where(self, path: str) -> str:
+        return f"{self.label}/{path}"

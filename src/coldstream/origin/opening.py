@@ -1,0 +1,113 @@
+"""From a URI and settings to an origin."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from coldstream.env import Settings
+from coldstream.errors import ConfigError, UsageError
+from coldstream.origin.contract import Origin
+from coldstream.origin.names import folder_name
+from coldstream.paths import checked_name, path_fault
+from coldstream.retry import Backoff, Retry
+
+_FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[@revision] or file:///folder"
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, connections: int = 16) -> Origin:
+    """The origin that a URI names. Touches no network.
+
+    Args:
+        uri: `org/model` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
+            `file:///folder` or a path that starts with "/", "." or "~"; `https://host/folder`;
+            `hf://org/model[@revision]`.
+        settings: Where the store is and how to get in.
+        retry: The policy of all requests; a fresh one by the settings when None.
+        connections: How many requests will run at once.
+
+    Raises:
+        UsageError: It is no URI of a model.
+        ConfigError: No store is configured, or wrongly.
+    """
+    retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
+    scheme, mark, rest = uri.partition("://")
+    scheme = scheme.lower() if mark else ""
+    if scheme in {"http", "https"}:
+        from coldstream.origin.web import WebOrigin
+
+        return WebOrigin(uri, retry=retry)
+    if scheme == "hf":
+        return _hub(rest.strip("/"), settings, retry, connections)
+    if scheme == "s3":
+        return _bucket(f"s3://{rest.rstrip('/')}", settings, retry, connections)
+    if scheme == "file":
+        return _folder(_local(uri), settings)
+    if uri.startswith(("/", ".", "~")):
+        return _folder(Path(os.path.abspath(Path(uri).expanduser())), settings)
+    if mark or not uri:
+        raise UsageError(f"{scheme or repr(uri)} is no place that models are loaded from", hint=f"write {_FORMS}")
+    name = checked_name(uri.rstrip("/"))
+    store = settings.store_uri()
+    if store.startswith("file:"):
+        return _folder(_local(store) / name, settings)
+    return _bucket(f"{store}/{name}", settings, retry, connections)
+
+
+def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origin:
+    from coldstream.origin.hub import HubOrigin
+
+    repo, _, revision = rest.partition("@")
+    if not _REPO.fullmatch(repo) or path_fault(repo) or (revision and path_fault(revision)):
+        raise UsageError(f"'hf://{rest}' names no repository", hint="write hf://org/model or hf://org/model@revision")
+    return HubOrigin(repo, revision=revision or None, settings=settings, retry=retry, connections=connections)
+
+
+def _bucket(uri: str, settings: Settings, retry: Retry, connections: int) -> Origin:
+    from coldstream.origin.stored import StoredOrigin
+    from coldstream.store import open_store
+
+    bucket, _, path = uri.removeprefix("s3://").partition("/")
+    configured = _configured(settings)
+    # A manifest may name objects relative to its store: within the configured one that is known.
+    root = configured if configured and uri.startswith(configured + "/") else f"s3://{bucket}"
+    folder = uri.removeprefix(root).strip("/")
+    if not bucket or not path or path_fault(folder):
+        raise UsageError(f"{uri!r} names no model in a bucket", hint="write s3://bucket/org/model")
+    settings = replace(
+        settings,
+        values={**settings.values, "COLDSTREAM_STORE": root},
+        origins={**settings.origins, "COLDSTREAM_STORE": "flag"},
+    )
+    store = open_store(settings, retry=retry, connections=connections)
+    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket))
+
+
+def _folder(folder: Path, settings: Settings) -> Origin:
+    from coldstream.origin.folder import FolderOrigin
+
+    configured = _configured(settings)
+    if configured and configured.startswith("file:"):
+        root = _local(configured)
+        if root in folder.parents:
+            inside = folder.relative_to(root)
+            return FolderOrigin(folder, name=folder_name(inside.parts, "model"), store=root)
+    return FolderOrigin(folder, name=folder_name(folder.parts[-2:], "model"))
+
+
+def _local(uri: str) -> Path:
+    split = urlsplit(uri)
+    if split.netloc not in {"", "localhost"} or not split.path.startswith("/"):
+        raise UsageError(f"{uri} is no local folder", hint="write file:///absolute/path, with three slashes")
+    return Path(os.path.abspath(unquote(split.path)))
+
+
+def _configured(settings: Settings) -> str | None:
+    try:
+        return settings.store_uri()
+    except ConfigError:
+        return None

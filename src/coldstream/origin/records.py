@@ -1,0 +1,106 @@
+"""A model's manifest, as an origin needs it: the version, and what it says of each file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coldstream.errors import ConfigError, IntegrityError, NotFoundError
+from coldstream.units import MIB
+
+if TYPE_CHECKING:
+    from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
+
+# As in `coldstream.manifest`, whose schema takes too long to import for models that have none.
+MANIFEST_NAME = "coldstream.json"
+MANIFEST_BYTES_MAX = 128 * MIB
+
+# `serialize` writes the first two at the start and the last at the end; no accident spoils all of them.
+_MARKS = (b'"format":1,', b'"state":"ready"', b'"state":"uploading"', b'"digest":"sha256:')
+_START = b'{"format":'
+_MARK_WITHIN_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A complete manifest.
+
+    Attributes:
+        version: 64 hexadecimal digits: its digest.
+        entries: By path.
+    """
+
+    version: str
+    entries: Mapping[str, FileEntry]
+
+
+def looks_like_record(data: bytes) -> bool:
+    """Whether this is a manifest or was one before it was cut or altered; not, say, a page that says "not found"."""
+    ends = data[:_MARK_WITHIN_BYTES] + data[-_MARK_WITHIN_BYTES:]
+    return _START.startswith(data[: len(_START)]) or any(mark in ends for mark in _MARKS)
+
+
+def read_record(data: bytes, *, where: str) -> Record:
+    """Parses what stands in a model's `MANIFEST_NAME`.
+
+    Args:
+        data: Its bytes.
+        where: Its URI, for messages.
+
+    Raises:
+        ManifestError: It cannot be trusted.
+        NotFoundError: It is the journal of an upload: the model is not complete.
+    """
+    # Imported here: pydantic takes a third of a second, and models without a manifest do not need it.
+    from coldstream.manifest import Journal, digest_of, parse
+
+    record = parse(data, where=where)
+    if isinstance(record, Journal):
+        stored = sum(bool(entry.objects) for entry in record.files)
+        raise NotFoundError(
+            f"{where.removesuffix('/' + MANIFEST_NAME)} is not complete: {stored} of {record.planned_files} files; "
+            "its upload is running or was broken off",
+            hint=f"run: {_upload_command(record)}",
+            target=where,
+        )
+    return Record(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
+
+
+def the_object(entry: FileEntry, *, where: str) -> StoredObject:
+    """The one object that holds a file.
+
+    Raises:
+        ConfigError: It is stored in several.
+    """
+    if len(entry.objects) != 1:
+        raise ConfigError(
+            f"{where}/{entry.path} is stored in {len(entry.objects)} segments; this version streams single objects",
+            hint="upgrade: pip install --upgrade coldstream   (or upload the model again)",
+        )
+    return entry.objects[0]
+
+
+def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> bytes:
+    """A whole small file, compared with the manifest when there is one.
+
+    Raises:
+        IntegrityError: It is another one.
+    """
+    if entry is not None:
+        import hashlib
+
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise IntegrityError(
+                f"{where} is not what the manifest says: its size or SHA-256 differs",
+                hint="upload the model again",
+                target=where,
+            )
+    return data
+
+
+def _upload_command(record: Manifest | Journal) -> str:
+    source = record.source.repo or "FOLDER"
+    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
+    name = f" --as {record.name}" if record.name != record.source.repo else ""
+    return f"coldstream upload {source}{revision}{name}"

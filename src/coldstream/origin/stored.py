@@ -1,0 +1,153 @@
+"""A model in a bucket. Listing and manifest go through the store; bytes come from links that it presigns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from coldstream.errors import IntegrityError, NotFoundError
+from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.contract import Checkpoint, Link
+from coldstream.origin.fetching import Reader, arrived
+from coldstream.origin.heads import Found, Piece, checkpoint_of
+from coldstream.origin.records import (
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    Record,
+    checked_content,
+    read_record,
+    the_object,
+)
+from coldstream.paths import checked_path
+from coldstream.selection import INDEX_NAME
+from coldstream.store import ObjectInfo, Store
+
+# Longer than any load. Temporary credentials may end sooner, and their links with them: then `renew` is asked.
+LINK_SECONDS = 12 * 3600
+
+
+class StoredOrigin:
+    """A model in an object store. Implements `Origin`."""
+
+    def __init__(self, store: Store, folder: str, *, name: str) -> None:
+        """Prepares; nothing is asked yet.
+
+        Args:
+            store: What it is in.
+            folder: Its keys' prefix in the store, without a slash at the end.
+            name: For people and for folders.
+        """
+        self._store, self._folder, self._name = store, folder, name
+        self.label = f"{store.uri}/{folder}"
+        self._reader = Reader(
+            store.retry,
+            forbidden="the key may lack the permission to read this object, or the link ended with the credentials",
+        )
+        self._keys: Mapping[str, str] = {}  # of the shards of the last checkpoint, by path
+        self._contents: tuple[Record | None, Mapping[str, ObjectInfo]] | None = None
+
+    def __repr__(self) -> str:
+        return f"StoredOrigin({self.label})"
+
+    def checkpoint(self) -> Checkpoint:
+        with self._reader:
+            return self._checkpoint()
+
+    def _checkpoint(self) -> Checkpoint:
+        record, listing = self._look()
+        if record:
+            paths = chosen(record.entries, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+            objects = {path: the_object(record.entries[path], where=self.label) for path in paths}
+            self._keys = {path: self._key(stored.key) for path, stored in objects.items()}
+            found = [
+                Found(
+                    path=path,
+                    where=self._where(path),
+                    size=stored.size,
+                    etag=stored.etag if stored.etag != "-" else None,
+                    entry=record.entries[path],
+                    read=partial(self._read_range, path),
+                )
+                for path, stored in objects.items()
+            ]
+        else:
+            paths = chosen(listing, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+            self._keys = {path: self._key(path) for path in paths}
+            # A listing's ETag may be missing, and differs from that of a GET on some servers: the GET's counts.
+            found = [
+                Found(
+                    path=path,
+                    where=self._where(path),
+                    size=listing[path].size,
+                    read=partial(self._read_range, path),
+                )
+                for path in paths
+            ]
+        return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+
+    def renew(self, path: str) -> Link:
+        return self._store.presign(self._keys[path], seconds=LINK_SECONDS), ()
+
+    def names(self) -> Sequence[str]:
+        record, listing = self._contents or self._look()
+        return small_files(record.entries if record else listing)
+
+    def read(self, path: str, bytes_max: int) -> bytes:
+        record, _ = self._contents or self._look()
+        checked_path(path, where=self.label)
+        if record is None:
+            return self._store.get(self._key(path), bytes_max=bytes_max)[0]
+        if path not in record.entries:
+            raise NotFoundError(f"{self._where(path)} does not exist", target=self._where(path))
+        entry = record.entries[path]
+        if entry.size > bytes_max:
+            raise IntegrityError(f"{self._where(path)} has {entry.size} bytes; at most {bytes_max} are read")
+        stored = the_object(entry, where=self.label)
+        data, _ = self._store.get(self._key(stored.key), bytes_max=bytes_max)
+        return checked_content(data, entry, where=self._where(path))
+
+    def _look(self) -> tuple[Record | None, Mapping[str, ObjectInfo]]:
+        """The manifest, or else what lies there."""
+        record, listing = self._record(), {}
+        if record is None:
+            prefix = self._key("")
+            listing = {
+                checked_path(info.key.removeprefix(prefix), where=self.label): info
+                for info in self._store.list(prefix)
+                # Consoles make "folders" as empty objects whose keys end in "/".
+                if not info.key.endswith("/")
+            }
+            if not listing:
+                raise NotFoundError(
+                    f"there is no model {self._folder} in {self._store.uri}",
+                    hint="see: coldstream list",
+                    target=self.label,
+                )
+        self._contents = record, listing
+        return self._contents
+
+    def _record(self) -> Record | None:
+        try:
+            data, _ = self._store.get(self._key(MANIFEST_NAME), bytes_max=MANIFEST_BYTES_MAX)
+        except NotFoundError as exc:
+            if type(exc) is not NotFoundError:  # the bucket itself
+                raise
+            return None
+        return read_record(data, where=self._where(MANIFEST_NAME))
+
+    def _read_range(self, path: str, start: int, stop: int, etag: str | None) -> Piece:
+        link = self.renew(path)
+        found = self._reader.get(
+            link, where=self._where(path), start=start, stop=stop, bytes_max=stop - start, etag=etag
+        )
+        url, headers = arrived(link, found)
+        return Piece(
+            body=found.body, size=found.size, etag=found.etag, stamp=found.etag or "", url=url, headers=headers
+        )
+
+    def _key(self, key: str) -> str:
+        """The store's key of one that is relative to the model; with a leading "/", to the store."""
+        return key[1:] if key.startswith("/") else f"{self._folder}/{key}"
+
+    def _where(self, path: str) -> str:
+        return f"{self.label}/{path}"

@@ -1,0 +1,229 @@
+"""What is particular to folders, buckets and the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldstream.engine.http import read
+from coldstream.env import load_settings
+from coldstream.errors import ConfigError, ConflictError, CredentialsError, IntegrityError, NotFoundError, UsageError
+from coldstream.mirror import plan_upload, upload
+from coldstream.origin import Origin, open_origin
+from coldstream.origin.choice import is_complete_set
+from coldstream.retry import Backoff, Retry
+from coldstream.source import FolderSource
+from tests.conftest import fresh_bucket, quick_store
+from tests.models import safetensors_bytes, sharded_model, write_model
+from tests.servers.hub import FakeHub
+from tests.servers.stores import S3Server
+
+NAME = "org/model"
+FILES = sharded_model(shards=2, shard_bytes=100_000)
+SHARDS = sorted(path for path in FILES if path.endswith(".safetensors"))
+
+
+def opened(uri: str, flags: dict[str, str] | None = None) -> Origin:
+    retry = Retry(Backoff(first_seconds=0.01, longest_seconds=0.05, give_up_seconds=1.0))
+    return open_origin(uri, load_settings(flags or {}, environ={}), retry=retry)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A model with a manifest, in a folder that is a store."""
+    store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
+    source = FolderSource(write_model(tmp_path / "source", FILES))
+    upload(store, source, plan_upload(store, source, NAME))
+    return tmp_path / "store" / NAME
+
+
+def rewrite(folder: Path, change: dict[str, Any]) -> None:
+    """Changes the entry of the first shard in the manifest."""
+    path = folder / "coldstream.json"
+    document = json.loads(path.read_bytes())
+    entry = next(entry for entry in document["files"] if entry["path"] == SHARDS[0])
+    entry.update(change)
+    document.pop("digest")
+    body = json.dumps(document).encode()
+    path.write_bytes(body[:-1] + f',"digest":"sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode())
+
+
+def entry_of(folder: Path) -> dict[str, Any]:
+    document = json.loads((folder / "coldstream.json").read_bytes())
+    return next(entry for entry in document["files"] if entry["path"] == SHARDS[0])
+
+
+def test_the_hugging_face_cache_is_a_folder_of_links(tmp_path: Path) -> None:
+    write_model(tmp_path / "blobs", FILES)
+    snapshot = tmp_path / "models--org--m" / "snapshots" / "abc"
+    for path in FILES:
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / path).symlink_to(tmp_path / "blobs" / path)
+    origin = opened(str(snapshot))
+    checkpoint = origin.checkpoint()
+    assert [shard.local for shard in checkpoint.shards] == [str(snapshot / path) for path in SHARDS]
+    assert checkpoint.name == "snapshots/abc"
+    with pytest.raises(UsageError, match="local"):
+        origin.renew(SHARDS[0])
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", FILES)
+    (folder / SHARDS[0]).unlink()
+    (folder / SHARDS[0]).symlink_to(folder / "gone")
+    with pytest.raises(NotFoundError, match=SHARDS[0]):
+        opened(str(folder)).checkpoint()
+
+
+def test_segments_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
+    entry = entry_of(recorded)
+    stored = entry["objects"][0]
+    half = stored["size"] // 2
+    rewrite(recorded, {"objects": [stored | {"size": half}, stored | {"size": stored["size"] - half}]})
+    with pytest.raises(ConfigError, match="2 segments"):
+        opened(str(recorded)).checkpoint()
+    (recorded / SHARDS[0]).rename(recorded / "blob.bin")
+    rewrite(recorded, {"objects": [stored | {"key": "blob.bin"}]})
+    assert opened(str(recorded)).checkpoint().shards[0].local == str(recorded / "blob.bin")
+    (recorded / "blob.bin").rename(recorded.parent.parent / "shared.bin")
+    rewrite(recorded, {"objects": [stored | {"key": "/shared.bin"}]})
+    with pytest.raises(ConfigError, match="not known"):
+        opened(str(recorded)).checkpoint()
+    root = recorded.parent.parent
+    checkpoint = opened(NAME, {"COLDSTREAM_STORE": root.as_uri()}).checkpoint()
+    assert checkpoint.shards[0].local == str(root / "shared.bin")
+    assert checkpoint.shards[0].path == SHARDS[0]
+
+
+def test_chunks_of_other_tools_are_taken_as_they_are(recorded: Path) -> None:
+    data = FILES[SHARDS[0]]
+    import xxhash
+
+    stops = [3, 50_000, len(data)]
+    hashes = [xxhash.xxh3_128_hexdigest(data[start:stop]) for start, stop in zip([0, *stops], stops, strict=False)]
+    rewrite(recorded, {"chunks": {"stops": stops, "xxh3_128": "".join(hashes)}})
+    shard = opened(str(recorded)).checkpoint().shards[0]
+    assert shard.stops == tuple(stops)
+    assert shard.digests == bytes.fromhex("".join(hashes))
+    rewrite(recorded, {"chunks": {"stops": stops, "xxh3_128": "0" * 32 + "".join(hashes[1:])}})
+    with pytest.raises(IntegrityError, match="XXH3-128"):
+        opened(str(recorded)).checkpoint()
+
+
+def test_a_small_file_is_compared_with_the_manifest(recorded: Path) -> None:
+    origin = opened(str(recorded))
+    assert origin.read("config.json", 1000) == FILES["config.json"]
+    (recorded / "config.json").write_bytes(FILES["config.json"].replace(b"llama", b"lions"))
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        origin.read("config.json", 1000)
+
+
+def test_root_keys_in_a_bucket(moto: S3Server, tmp_path: Path) -> None:
+    flags = moto.environ(fresh_bucket(moto))
+    store = quick_store(flags)
+    source = FolderSource(write_model(tmp_path / "source", FILES))
+    upload(store, source, plan_upload(store, source, NAME))
+    local = tmp_path / "copy"
+    local.mkdir()
+    (local / "coldstream.json").write_bytes(store.get(f"{NAME}/coldstream.json")[0])
+    etag = store.put("shared/blob", FILES[SHARDS[0]])
+    rewrite(local, {"objects": [{"key": "/shared/blob", "size": len(FILES[SHARDS[0]]), "etag": etag}]})
+    store.put(f"{NAME}/coldstream.json", (local / "coldstream.json").read_bytes())
+    shard = opened(NAME, flags).checkpoint().shards[0]
+    assert shard.url
+    assert "/shared/blob?" in shard.url
+    assert read(shard.url, start=0, stop=9, bytes_max=9, etag=shard.etag).body == FILES[SHARDS[0]][:9]
+
+
+def test_a_bucket_by_its_uri_and_a_prefix(moto: S3Server) -> None:
+    bucket = fresh_bucket(moto)
+    store = quick_store(moto.environ(bucket))
+    for path, content in FILES.items():
+        store.put(f"some where/v=1/{path}", content)
+    flags = moto.environ(fresh_bucket(moto))
+    checkpoint = opened(f"s3://{bucket}/some where/v=1", flags).checkpoint()
+    assert [shard.path for shard in checkpoint.shards] == SHARDS
+    assert checkpoint.name == "some-where/v-1"
+    assert checkpoint.uri == f"s3://{bucket}/some where/v=1"
+
+
+def test_presigned_links_end_and_are_renewed(rclone: S3Server) -> None:
+    flags = rclone.environ(fresh_bucket(rclone))
+    store = quick_store(flags)
+    for path, content in FILES.items():
+        store.put(f"{NAME}/{path}", content)
+    origin = opened(NAME, flags)
+    shard = origin.checkpoint().shards[0]
+    assert shard.url
+    assert "X-Amz-Expires=43200" in shard.url
+    assert "X-Amz-Signature" not in repr(shard)
+    url, _ = origin.renew(shard.path)
+    assert read(url, stop=8, bytes_max=8, etag=shard.etag).body == FILES[shard.path][:8]
+
+
+def test_a_gated_model_on_the_hub() -> None:
+    with FakeHub() as hub:
+        hub.add_repo(NAME, FILES, gated=True)
+        hub.accepted_tokens.add("hf_good")
+        with pytest.raises(CredentialsError, match="gated"):
+            opened(f"hf://{NAME}", {"HF_ENDPOINT": hub.endpoint}).checkpoint()
+        origin = opened(f"hf://{NAME}", {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good"})
+        checkpoint = origin.checkpoint()
+        assert "hf_good" not in repr((checkpoint, origin))
+        # The storage host is another one, and never sees the token.
+        assert all(shard.headers == () for shard in checkpoint.shards)
+        assert all(not seen.had_authorization for seen in hub.requests if seen.listener == "cdn")
+
+
+def test_a_link_of_the_hub_that_ended_is_asked_for_again() -> None:
+    with FakeHub() as hub:
+        commit = hub.add_repo(NAME, FILES)
+        origin = opened(f"hf://{NAME}", {"HF_ENDPOINT": hub.endpoint})
+        shard = origin.checkpoint().shards[0]
+        hub.faults.expire_links()
+        url, headers = origin.renew(shard.path)
+        assert url != shard.url
+        assert read(url, start=2, stop=8, bytes_max=6, headers=headers).body == FILES[shard.path][2:8]
+        hub.add_repo(NAME, FILES | {"config.json": b"{}"}, message="later")
+        assert origin.read("config.json", 100) == FILES["config.json"]
+        assert opened(f"hf://{NAME}@{commit}", {"HF_ENDPOINT": hub.endpoint}).checkpoint().version == commit
+        assert origin.checkpoint().version != commit
+        with pytest.raises(NotFoundError, match="no revision"):
+            opened(f"hf://{NAME}@absent", {"HF_ENDPOINT": hub.endpoint}).checkpoint()
+
+
+def test_small_shards_that_the_hub_serves_itself_take_the_token_along() -> None:
+    with FakeHub(resolve_cache=True) as hub:
+        hub.accepted_tokens.add("hf_good")
+        hub.add_repo(NAME, FILES, private_token="hf_good")
+        checkpoint = opened(f"hf://{NAME}", {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good"}).checkpoint()
+        assert checkpoint.pinned
+
+
+def test_files_that_are_too_short_for_what_was_listed(tmp_path: Path, moto: S3Server) -> None:
+    flags = moto.environ(fresh_bucket(moto))
+    store = quick_store(flags)
+    source = FolderSource(write_model(tmp_path / "source", FILES))
+    upload(store, source, plan_upload(store, source, NAME))
+    store.put(f"{NAME}/{SHARDS[1]}", safetensors_bytes({"w": 1}))
+    with pytest.raises(ConflictError, match=SHARDS[1]):
+        opened(NAME, flags).checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("shards", "complete"),
+    [
+        (["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"], True),
+        (["m-00001-of-00002.safetensors"], False),
+        (["m-00001-of-00002.safetensors", "n-00002-of-00002.safetensors"], False),
+        (["m-00001-of-00001.safetensors", "x.safetensors"], False),
+        (["model.safetensors"], False),
+        ([], False),
+    ],
+)
+def test_a_complete_set_needs_no_index(shards: list[str], complete: bool) -> None:
+    assert is_complete_set(shards) == complete
