@@ -11,6 +11,7 @@ import pytest
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
 from coldstream.store import Part, Store
 from coldstream.store.folder import FolderStore
+from coldstream.store.s3 import S3Store
 from tests.conftest import fresh_bucket, quick_store
 from tests.servers.stores import S3Server
 
@@ -130,11 +131,16 @@ def test_listing_is_by_prefix_and_in_order(store: Store) -> None:
 
 def test_long_listings_are_paged(moto: S3Server) -> None:
     store = quick_store(moto.environ(fresh_bucket(moto)))
-    keys = [f"k/{number:05d}" for number in range(1005)]
+    assert isinstance(store, S3Store)
+    # Pages of 10 instead of 1,000, which this server would need long to fill.
+    store._client.meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: {**params, "MaxKeys": 10}
+    )
+    keys = [f"k/{number:05d}" for number in range(35)]
     for key in keys:
         store.put(key, b"")
     assert [info.key for info in store.list("k/")] == keys
-    store.delete(keys)
+    store.delete([*keys, *(f"never/{number}" for number in range(1000))])
     assert list(store.list("k/")) == []
 
 

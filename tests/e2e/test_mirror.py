@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,14 +45,14 @@ def test_a_model_goes_up_and_comes_back_equal(command: Command, hub: FakeHub, tm
     """coldstream upload org/model; list; verify --deep; download; remove"""
     files = sharded_model(shard_bytes=6 << 20)
     commit = hub.add_repo(REPO, files | {"pytorch_model.bin": b"pickle", "original/consolidated.00.pth": b"x"})
-    report = command.json("upload", REPO, "--part-size", "5MiB")
+    report = json.loads(command.process("upload", REPO, "--part-size", "5MiB", "--json")[0])
     assert report["state"] == "ready"
     assert report["source"]["commit"] == commit
     assert report["bytes"] == sum(map(len, files.values()))
     assert hub.bytes_sent(".bin") == 0
     assert command.states() == {REPO: "ready"}
     assert command.json("verify", REPO, "--deep")["ok"] is True
-    command.run("download", REPO, "out")
+    command.process("download", REPO, "out")
     assert content(tmp_path / "out") == files
     again = command.json("download", REPO, "out")
     assert again["kept_files"] == len(files)
@@ -182,6 +183,17 @@ def test_a_server_that_ignores_ranges_is_said(quick: Command, hub: FakeHub) -> N
     hub.faults.ignore_range()
     _, err = quick.run("upload", REPO, "--part-size", "5MiB", code=1)
     assert "ignores ranges" in err
+
+
+def test_a_file_that_only_xet_gives_comes_that_way(moto: S3Server, tmp_path: Path) -> None:
+    files = sharded_model(shard_bytes=6 << 20)
+    with FakeHub(xet_store=tmp_path / "xet") as hub:
+        hub.add_repo(REPO, files)
+        hub.faults.fail(100, status=400, where="cdn")
+        command = Command(moto, fresh_bucket(moto), hub=hub.endpoint, cwd=tmp_path)
+        report = command.json("upload", REPO, "--part-size", "5MiB")
+    assert report["sent_bytes"] == sum(map(len, files.values()))
+    assert command.json("verify", REPO, "--deep")["ok"] is True
 
 
 def test_a_busy_bucket_is_survived(moto: S3Server, hub: FakeHub, tmp_path: Path) -> None:

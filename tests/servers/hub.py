@@ -40,7 +40,8 @@ PIECE = 4 << 20  # bytes handed to the kernel at once: few calls, yet faults and
 DATE = "2024-01-01T00:00:00.000Z"  # fixed, so that answers do not differ between runs
 
 _REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
-_API_PATH = re.compile(rf"/api/models/{_REPO}(?:/(?P<kind>revision|tree)/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?")
+_KIND = r"(?P<kind>revision|tree|xet-read-token)"
+_API_PATH = re.compile(rf"/api/models/{_REPO}(?:/{_KIND}/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?")
 _RESOLVE_PATH = re.compile(rf"/{_REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 _CACHE_PATH = re.compile(rf"/api/resolve-cache/models/{_REPO}/(?P<rev>[0-9a-f]{{40}})/(?P<path>.+)")
 _CDN_PATH = re.compile(r"/.+?/(?P<oid>[0-9a-f]{64})/(?P<path>.+)")
@@ -72,6 +73,7 @@ class Blob:
     oid: str
     sha256: str | None = None
     pointer_size: int = 0
+    stored_xet_hash: str | None = None
 
     @classmethod
     def of(cls, path: str, source: Source, lfs_threshold: int) -> Blob:
@@ -87,8 +89,8 @@ class Blob:
 
     @property
     def xet_hash(self) -> str:
-        """A stand-in for the Xet hash, which is neither the sha256 nor the git id."""
-        return hashlib.sha256(f"xet:{self.oid}".encode()).hexdigest()
+        """The Xet hash, or a stand-in for it, which is neither the sha256 nor the git id."""
+        return self.stored_xet_hash or hashlib.sha256(f"xet:{self.oid}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,21 @@ class Faults:
                 self._queue.append((kind, where, [value] * n))
 
 
+def _in_xet(store: Path, blobs: Mapping[str, Blob]) -> dict[str, Blob]:
+    """Writes the large files into hf_xet's local store, from which hf_xet reads them back."""
+    import hf_xet
+
+    commit = hf_xet.XetSession().new_upload_commit(
+        endpoint=f"local://{store}", token="xet-token", token_expiry_unix_secs=1 << 40
+    )
+    large = {path: blob for path, blob in blobs.items() if blob.sha256}
+    for path, blob in large.items():
+        content = blob.source if isinstance(blob.source, bytes) else blob.source.read_bytes()
+        commit.start_upload_bytes(content, name=path)
+    stored = {found.tracking_name: found.xet_info.hash for found in commit.wait_to_finish().uploads.values()}
+    return {path: replace(blob, stored_xet_hash=stored.get(path)) for path, blob in blobs.items()}
+
+
 class FakeHub:
     """A Hub and its CDN, served by threads of this process.
 
@@ -323,6 +340,7 @@ class FakeHub:
         lfs_threshold: int = 1 << 20,
         hosts: tuple[str, str] = ("127.0.0.1", "127.0.0.2"),
         xet: bool = False,
+        xet_store: Path | None = None,
         resolve_cache: bool = False,
         gate_api: bool = False,
     ) -> None:
@@ -333,6 +351,7 @@ class FakeHub:
             lfs_threshold: Size from which files are stored in LFS whatever their name.
             hosts: Addresses of the Hub and of the CDN.
             xet: Announce Xet hashes, although nothing here speaks that protocol.
+            xet_store: Keep the large files in this folder too, in hf_xet's own format, and announce where they are.
             resolve_cache: Redirect small files once within the Hub, as the real one does.
             gate_api: Gate model info and trees too; the real Hub leaves them public.
         """
@@ -341,7 +360,8 @@ class FakeHub:
         self.known_tokens: set[str] = set()
         self.stopping = threading.Event()
         self._page_size, self._lfs_threshold, self._hosts = page_size, lfs_threshold, hosts
-        self._xet, self._resolve_cache = xet, resolve_cache
+        self._xet, self._resolve_cache = xet or xet_store is not None, resolve_cache
+        self._xet_store = xet_store
         self._gate_api = gate_api
         self._repos: dict[str, Repo] = {}
         self._renamed: dict[str, str] = {}
@@ -415,6 +435,8 @@ class FakeHub:
             The commit's 40 hex digits, which depend on nothing but contents and history.
         """
         blobs = {p: Blob.of(p, s, self._lfs_threshold) for p, s in sorted(files.items())}
+        if self._xet_store:
+            blobs = _in_xet(self._xet_store, blobs)
         with self._lock:
             repo = self._repos.setdefault(repo_id, Repo(repo_id))
             repo.gated = ("manual" if gated is True else gated) or repo.gated
@@ -511,6 +533,9 @@ class FakeHub:
         params = dict(parse_qsl(query.query))
         if match["kind"] == "tree":
             return self._answer_tree(query.path, params, commit, unquote(match["path"] or ""))
+        if match["kind"] == "xet-read-token":
+            token = {"accessToken": "xet-token", "exp": int(time.time()) + 3600, "casUrl": f"local://{self._xet_store}"}
+            return _json(200, token)
         return _json(200, _model_info(repo, commit, params.get("blobs") == "true"))
 
     def _answer_tree(self, path: str, params: dict[str, str], commit: Commit, folder: str) -> Reply:

@@ -27,12 +27,33 @@ from coldstream.demo import s3_server
 
 _MOTO = """
 import sys, threading
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+application = DomainDispatcherApplication(create_backend_app)
+writing = threading.Lock()
+
+def serve(environ, start_response):
+    # moto looks at a condition and then writes; S3 does both as one, and so must whoever stands for it.
+    conditional = environ["REQUEST_METHOD"] == "PUT" and {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys()
+    with writing if conditional else threading.Lock():
+        return application(environ, start_response)
+
+def answer(environ, start_response):
+    # moto knows no word for a part of an upload that is gone; S3 does.
+    head = []
+    body = serve(environ, lambda *given: head.extend(given))
+    if head[0].startswith("500") and environ["REQUEST_METHOD"] == "PUT" and "uploadId=" in environ["QUERY_STRING"]:
+        head[:2] = ["404 NOT FOUND", [("Content-Type", "application/xml")]]
+        body = [b"<Error><Code>NoSuchUpload</Code><Message>The upload is gone.</Message></Error>"]
+    start_response(*head)
+    return body
+
+server = make_server("127.0.0.1", 0, answer, threaded=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.port, flush=True)
 sys.stdin.read()
-server.stop()
+server.shutdown()
 """
 
 

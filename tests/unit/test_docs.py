@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from coldstream import errors, manifest
 from coldstream.cli import VERBS, cli
 from coldstream.env import VARIABLES
+from coldstream.loading import LoadReport
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -25,10 +27,17 @@ def test_every_flag_is_documented(verb: str) -> None:
     assert command is not None
     text = doc("commands.md")
     assert f"coldstream {verb}" in text
-    for parameter in command.params:
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    for parameter in [*command.params, *(parameter for inner in below for parameter in inner.params)]:
         if isinstance(parameter, click.Option):
             for flag in parameter.opts:
                 assert flag in text, flag
+
+
+def test_every_field_of_a_load_s_report_is_documented() -> None:
+    text = doc("commands.md")
+    for field in dataclasses.fields(LoadReport):
+        assert f"`{field.name}`" in text, field.name
 
 
 def test_every_variable_is_documented_and_no_other() -> None:

@@ -39,12 +39,13 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="coldstream")
 def cli() -> None:
-    """Copy models from Hugging Face into an S3-compatible bucket, verified, and read them back.
+    """Copy models from Hugging Face into an S3-compatible bucket, verified, and stream them from there into memory.
 
     \b
     coldstream setup                        check the credentials, create the bucket, prove a round trip
     coldstream upload Qwen/Qwen3-8B         copy a model from the Hub into the bucket
     coldstream list                         see what is there
+    coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
     coldstream demo                         see it work with no account at all
     """
 

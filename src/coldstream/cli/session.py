@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -69,8 +70,7 @@ class State:
 
     def explain(self, message: str, hint: str | None) -> None:
         """An error and its hint, on stderr."""
-        colour = sys.stderr.isatty()
-        click.echo(click.style("error:", fg="red" if colour else None) + f" {message}", err=True)
+        click.echo(f"{coloured('error:', 'red', sys.stderr)} {message}", err=True)
         if hint:
             click.echo(f"hint:  {hint}", err=True)
 
@@ -81,6 +81,18 @@ class State:
     def _waiting(self, error: Exception, seconds: float) -> None:
         if seconds >= 2:
             self.say(f"{error}; trying again in {seconds:.0f} s")
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Text in a colour where that means something to whoever reads: on a terminal, unless NO_COLOR is set.
+
+    Args:
+        text: What to show.
+        colour: green for done, yellow for look here, red for failed.
+        stream: Where it goes; stdout when None.
+    """
+    stream = stream or sys.stdout
+    return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def common_options(function: F) -> F:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
@@ -74,7 +74,7 @@ def command(
     if state.json:
         state.show({"checks": [asdict(check) for check in checks], "exports": lines}, "")
     else:
-        _epilogue(state, checks, lines)
+        _epilogue(state, checks, lines, show_secrets=show_secrets)
     return max((check.exit_code for check in failed), default=0)
 
 
@@ -101,17 +101,19 @@ def _print(state: State, checks: list[Check]) -> None:
         return
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        colour = colours[check.state] if sys.stdout.isatty() else None
-        click.echo(f"{click.style(f'{check.state:<5}', fg=colour)} {check.name:<20} {check.found}")
+        click.echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.found}")
         if check.hint and check.state != "ok":
             click.echo(f"{'':<26} {check.hint}")
 
 
-def _epilogue(state: State, checks: list[Check], lines: list[str]) -> None:
+def _epilogue(state: State, checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
+    from coldstream.units import plural
+
     counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
-    click.echo(f"{counts['fail']} failed, {counts['warn']} warnings, {counts['ok']} ok")
+    click.echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
     if lines:
-        click.echo("\n# for the AWS CLI and vLLM:")
+        masked = "" if show_secrets else " (keys masked; whole with --show-secrets)"
+        click.echo(f"\n# for the AWS CLI and vLLM{masked}:")
         click.echo("\n".join(lines))
         state.say("\nnext:  coldstream upload Qwen/Qwen3-8B")
 

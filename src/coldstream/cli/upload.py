@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options, transfer_options
+from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
@@ -170,10 +170,11 @@ def _text(plan: UploadPlan, report: UploadReport) -> str:
     from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
 
     if plan.up_to_date:
-        return f"ready   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
+        return f"{coloured('ready', 'green')}   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
     kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
+    retries = f"{report.retries} {'retry' if report.retries == 1 else 'retries'}   " if report.retries else ""
     return (
-        f"ready   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
+        f"{coloured('ready', 'green')}   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
         f"({format_rate(report.sent_bytes, report.seconds)}){kept}   {plural(report.parts, 'part')}   "
-        f"{report.retries} retries   R2 storage {format_dollars(prices.storage_per_month(report.bytes))}/month"
+        f"{retries}R2 storage {format_dollars(prices.storage_per_month(report.bytes))}/month"
     )

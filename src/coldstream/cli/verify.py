@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, transfer_options
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.mirror import VerifyReport
@@ -57,7 +57,7 @@ def _text(report: VerifyReport) -> str:
         how = "every byte read, no manifest to compare with" if report.deep else "structure only, no manifest"
     head = f"{report.name}   {plural(report.files, 'file')}   {format_bytes(report.bytes)}"
     if report.ok:
-        return f"ok     {head}   {how}   {format_seconds(report.seconds)}"
-    lines = [f"bad    {head}   {plural(len(report.problems), 'problem')}"]
+        return f"{coloured('ok', 'green')}     {head}   {how}   {format_seconds(report.seconds)}"
+    lines = [f"{coloured('bad', 'red')}    {head}   {plural(len(report.problems), 'problem')}"]
     lines += [f"  {problem.path} {problem.what}" for problem in report.problems]
     return "\n".join(lines)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 
 from coldstream import __version__
@@ -137,6 +138,16 @@ class JournalWriter:
             finally:
                 self._writing.release()
 
+    def check(self) -> None:
+        """Makes sure that the model is still ours.
+
+        Raises:
+            ConflictError: Another upload has taken it over.
+        """
+        with self._writing, self._lost_is_said():
+            if self._etag != self._store.head(self._key).etag:
+                raise ConflictError("the manifest was replaced")
+
     def commit(self, entries: Iterable[FileEntry]) -> str:
         """Makes the model ready with exactly these files, and returns the manifest's digest.
 
@@ -179,10 +190,16 @@ class JournalWriter:
         pause = self._written_at + self._store.write_interval_seconds - time.monotonic()
         if pause > 0:
             time.sleep(pause)
-        try:
+        with self._lost_is_said():
             if not self.conditional and self._etag != self._store.head(self._key).etag:
                 raise ConflictError("the manifest was replaced")
             self._etag = self._store.put(self._key, body, if_match=self._etag, if_absent=self._etag is None)
+        self._written_at = time.monotonic()
+
+    @contextmanager
+    def _lost_is_said(self) -> Iterator[None]:
+        try:
+            yield
         except (ConflictError, NotFoundError) as exc:
             if type(exc) not in {ConflictError, NotFoundError}:
                 raise
@@ -191,7 +208,6 @@ class JournalWriter:
                 hint="wait until it is done and look with: coldstream list",
                 target=f"{self._store.uri}/{self._key}",
             ) from exc
-        self._written_at = time.monotonic()
 
 
 def _now() -> datetime:

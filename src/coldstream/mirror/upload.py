@@ -43,6 +43,8 @@ from coldstream.units import MIB
 _INDEX_BYTES_MAX = 64 * MIB
 _SHA256_METADATA = "coldstream-sha256"
 _MARK_METADATA = "coldstream-upload"
+# A file whose unfinished multipart upload vanishes, or cannot be used after all, is sent anew, and once more.
+_ROUNDS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,8 @@ def plan_upload(
         if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
     _refuse_nesting(store, name)
+    # Before the record is read: if that is ready, these belong to nobody any more.
+    pending = tuple(store.uploads(f"{name}/"))
     listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
     found = read_record(store, name)
     record = found[0] if found else None
@@ -177,7 +181,7 @@ def plan_upload(
         skipped_bytes={path: every[path].size for path in selection.skipped},
         kept=kept,
         stale=tuple(sorted(key for key in stale if key in listing and key not in chosen)),
-        pending=tuple(store.uploads(f"{name}/")),
+        pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
         up_to_date=complete and isinstance(record, Manifest) and record.source == source.record,
         etag=found[1] if found else None,
@@ -213,7 +217,10 @@ def upload(
         etag=plan.etag,
     )
     digest = None
-    if not plan.up_to_date:
+    if plan.up_to_date:
+        for orphan in plan.pending:
+            store.abort_upload(orphan.key, orphan.upload_id)
+    else:
         digest = _transfer(store, source, plan, journal, tally, progress, connections, memory_bytes)
     return UploadReport(
         name=plan.name,
@@ -246,15 +253,31 @@ def _transfer(
     for path in plan.kept:
         progress.begin(path, 0)
         progress.end(path, "kept")
-    works = [_FileUpload(store, source, plan, file, journal, tally, progress) for file in plan.to_send]
-    try:
-        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(
-            works, tick=journal.flush_if_due
+    entries = dict(plan.kept)
+    pending = plan.pending
+    for _ in range(_ROUNDS_MAX):
+        files = [file for file in plan.to_send if file.path not in entries]
+        works = [_FileUpload(store, source, plan, file, pending, journal, tally, progress) for file in files]
+        try:
+            Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(
+                works, tick=journal.flush_if_due
+            )
+        except BaseException:
+            _last_words(store, journal, works)
+            raise
+        entries |= {work.file.path: work.entry for work in works if work.entry}
+        # Nothing may be dropped any more that an upload which took over goes on from.
+        journal.check()
+        if len(entries) == len(plan.files):
+            break
+        for work in works:
+            work.abort_if_bad()
+        pending = ()
+    else:
+        raise ConflictError(
+            f"something else drops the unfinished uploads below {store.uri}/{plan.name}",
+            hint="run the same command again; it keeps what is stored",
         )
-    except BaseException:
-        _last_words(store, journal, works)
-        raise
-    entries = dict(plan.kept) | {work.file.path: work.entry for work in works if work.entry}
     _clean(store, plan)
     _check_objects(store, plan.name, entries)
     return journal.commit(entries.values())
@@ -288,7 +311,12 @@ def _check_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) ->
 
 
 class _FileUpload:
-    """One file on its way. Implements `FileWork`."""
+    """One file on its way. Implements `FileWork`.
+
+    Attributes:
+        entry: What was stored, once it is. None after the end when the multipart upload was lost: another run of the
+            same upload, not yet aware that this one took over, completed or dropped it. Then the file starts over.
+    """
 
     def __init__(
         self,
@@ -296,6 +324,7 @@ class _FileUpload:
         source: Source,
         plan: UploadPlan,
         file: SourceFile,
+        pending: Sequence[PendingUpload],
         journal: JournalWriter,
         tally: _Tally,
         progress: Progress,
@@ -307,11 +336,12 @@ class _FileUpload:
         self._key = f"{plan.name}/{file.path}"
         self._store, self._source, self._journal = store, source, journal
         self._tally, self._progress = tally, progress
-        self._pending = [upload.upload_id for upload in plan.pending if upload.key == self._key]
+        self._pending = [upload.upload_id for upload in pending if upload.key == self._key]
         self._digest: OrderedDigest | None = None
         self._multipart = part_count(self.size, self.part_bytes) > 1
         self._upload_id: str | None = None
         self._bad = False
+        self._lost = False
         self._kept: dict[int, Part] = {}
         self._parts: dict[int, Part] = {}
         # What the finished object carries, so that it is recognised when the answer to completing it gets lost.
@@ -339,6 +369,8 @@ class _FileUpload:
         if not self._multipart:
             self._put_whole(view)
             return
+        if self._lost:
+            return
         assert self._upload_id is not None
         number = index + 1
         kept = self._kept.get(number)
@@ -348,29 +380,27 @@ class _FileUpload:
             return
         try:
             etag = self._store.put_part(self._key, self._upload_id, number, view, on_sent=self._on_sent)
-        except UploadNotFoundError as exc:
-            self._journal.flush()  # finds out whether somebody took over, which is the likeliest reason
-            raise ConflictError(
-                f"the unfinished upload of {self._key} was dropped by somebody else",
-                hint="run the same command again; it keeps what is stored",
-            ) from exc
+        except UploadNotFoundError:
+            self._lost = True
+            return
         except ColdstreamError as exc:
-            if kept and "NotImplemented" in exc.message:
-                # This server cannot replace a part that an earlier run stored from other bytes: start the file anew.
-                self._bad = True
-                raise ConflictError(
-                    f"{self._key}: an earlier upload left parts of other content, which this store cannot replace",
-                    hint="run the same command again; this file starts over",
-                ) from exc
-            raise
+            if not (kept and "NotImplemented" in exc.message):
+                raise
+            # This server (rclone) cannot replace a part that an earlier run stored from other bytes.
+            self._bad = self._lost = True
+            return
         self._tally.sent(len(view))
         self._parts[number] = Part(number, len(view), etag)
 
     def finish(self) -> None:
         if self._multipart:
             entry = self._entry(self._verified(), ())
-            self._journal.add_durably(entry)
-            self._complete()
+            if not self._lost:
+                self._journal.add_durably(entry)
+                self._lost = not self._complete()
+            if self._lost:
+                self._progress.end(self.file.path, "starts over: its unfinished upload is gone or of no use")
+                return
             info = self._store.head(self._key)
             if info.size != self.size:
                 raise IntegrityError(f"{self._store.uri}/{self._key} has {info.size} bytes, {self.size} were sent")
@@ -423,16 +453,22 @@ class _FileUpload:
                 )
         return digests
 
-    def _complete(self) -> None:
+    def _complete(self) -> bool:
+        """Makes the parts an object; False when the multipart upload is gone and the object is not of this one."""
         assert self._upload_id is not None
         ordered = [self._parts[number] for number in sorted(self._parts)]
         try:
             self._store.complete_upload(self._key, self._upload_id, ordered)
         except UploadNotFoundError:
             # It may have worked although the answer was lost, and was then repeated.
-            info = self._store.head(self._key)
-            if info.size != self.size or not self._mark.items() <= info.metadata.items():
-                raise
+            try:
+                info = self._store.head(self._key)
+            except NotFoundError as exc:
+                if type(exc) is not NotFoundError:
+                    raise
+                return False
+            return info.size == self.size and self._mark.items() <= info.metadata.items()
+        return True
 
     def _entry(self, digests: Digests, objects: tuple[StoredObject, ...]) -> FileEntry:
         return FileEntry(

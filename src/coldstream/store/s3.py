@@ -590,4 +590,4 @@ def _credential_hint(code: str) -> str:
         return "the secret key does not belong to the access key; check R2_SECRET_KEY"
     if code == "InvalidAccessKeyId":
         return "the access key is unknown there; check R2_ACCESS_KEY and R2_ENDPOINT"
-    return "the key may lack this permission or this bucket; a new R2 token can take a minute to work"
+    return "a wrong key, or one without this permission or bucket; a new R2 token can take a minute to work"
