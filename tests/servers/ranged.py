@@ -8,7 +8,7 @@
         assert server.count("a.bin") == 2
 
 Faults that match one request are all applied to its answer, in the order in which they were added. `RangedServer`'s
-docstring lists them. What is random comes from a seed. It sends more than 500 MB/s where nothing slows it on purpose.
+docstring lists them. What is random comes from a seed.
 """
 
 from __future__ import annotations

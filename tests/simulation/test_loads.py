@@ -91,8 +91,9 @@ def repeat(seed: int) -> World:
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_every_load_ends_well(batch: int) -> None:
-    for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
-        try:
+    seed = 0
+    try:
+        for seed in range(batch * SEEDS, (batch + 1) * SEEDS):
             repeat(seed)
-        except Exception as exc:
-            raise AssertionError(f"seed {seed}: {exc}") from exc
+    except Exception as exc:
+        raise AssertionError(f"seed {seed}: {exc}") from exc

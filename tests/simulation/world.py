@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from coldstream.engine import scheduler as module
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import Arena
 from coldstream.engine.extents import STUCK_SECONDS
@@ -248,6 +247,9 @@ class World:
             return False
         if self._tee_alive and self.scheduler.dropped:
             self._copying = True
+            # It waits for room until those who keep what they have seen are gone.
+            for number in range(len(self.readers)):
+                self.at(2.0, lambda number=number: self._leave(number))  # type: ignore[misc]
             self._do(self.scheduler.store_dropped(self.now))
             return False
         return True
@@ -381,6 +383,7 @@ class World:
             self._bad.pop(number, None)
             if self._tee_alive and not fetch.here and self.wanted[number]:
                 self._to_store.setdefault(chunk.extent, set()).add(number)
+            self._settle()
             self._do(self.scheduler.done(fetch.connection, self.now, first_byte_seconds=self.bucket.latency))
             return
         asked = None
@@ -481,9 +484,7 @@ class World:
         if reader.gone:
             return
         if reader.leave_after is not None and reader.seen >= reader.leave_after:
-            reader.gone = True
-            self._settle()
-            self._do(self.scheduler.detached(number, self.now))
+            self._leave(number)
             return
         if not reader.inbox:
             reader.working = False
@@ -499,6 +500,12 @@ class World:
         if self.rng.random() >= reader.keep:
             self.at(reader.work + reader.late_drop, lambda: self._drop(number, ready.extent))
         self.at(reader.work, lambda: self._read_on(number))
+
+    def _leave(self, number: int) -> None:
+        if not self.readers[number].gone:
+            self.readers[number].gone = True
+            self._settle()
+            self._do(self.scheduler.detached(number, self.now))
 
     def _drop(self, number: int, extent: int) -> None:
         reader = self.readers[number]
@@ -636,6 +643,7 @@ class World:
         if scheduler._resting and not scheduler.failed:
             assert due is not None
             assert due <= max(self.now, scheduler._resting[0][0]) + TICK_SECONDS
+        assert not scheduler._resting or scheduler._resting[0][0] > self._ticked, "not woken from its rest"
         # No idle connection while there is work that it may do.
         flying = [0, 0]
         for transfer in self._transfers.values():
@@ -647,7 +655,7 @@ class World:
                     continue
                 assert not scheduler._queues[here], "idle, and a chunk is queued"
                 roomy = self.limit >= 4 * sum(self.sizes) + 4096 * len(self.sizes)
-                ahead = scheduler._extents.ahead_bytes > module.WINDOW_BYTES and scheduler._extents.all_attached
+                ahead = scheduler._extents.ahead_bytes > WINDOW_BYTES and scheduler._extents.all_attached
                 piled = len(scheduler._queues[1 - here]) >= PILE_MAX
                 assert not (roomy and not ahead and not piled and scheduler._pending_kinds[here]), "idle, with room"
 
@@ -667,7 +675,6 @@ class World:
                 scheduler.detached(number, self.now)
         assert self.arena.used_bytes == 0
         assert scheduler._extents.ahead_bytes == 0
-        assert WINDOW_BYTES > 0
 
 
 def even(count: int, size: int = 8 * MIB) -> list[list[int]]:

@@ -53,7 +53,7 @@ class LazyLane:
 
 @pytest.mark.parametrize("pad", [0, 3])
 @pytest.mark.parametrize("lane_class", [PlainLane, LazyLane])
-def test_tensors_arrive_whole(pad: int, lane_class: type[PlainLane] | type[LazyLane]) -> None:
+def test_tensors_arrive_whole(pad: int, lane_class: type[PlainLane | LazyLane]) -> None:
     content = checkpoint_bytes(layered(layers=3, rows=64, columns=128), pad=pad)
     header, runs = planned(content)
     maker = DeviceMaker(torch.device("cpu"), Layout([header], runs), lane_class())

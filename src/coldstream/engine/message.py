@@ -152,7 +152,9 @@ def parse_target(url: str) -> Target:
         raise FetchError("protocol", "a URL has no valid host or port") from None
     if "@" in split.netloc:
         raise FetchError("protocol", "a URL holds a user or a password")
-    if split.scheme not in {"http", "https"} or not _is_host(host) or port == 0:
+    # Brackets are for IPv6 alone; Python 3.10 lets a name stand in them.
+    bracketed = "[" in split.netloc
+    if split.scheme not in {"http", "https"} or not _is_host(host) or bracketed != (":" in host) or port == 0:
         raise FetchError("protocol", f"{url.partition('?')[0][:200]} is no http or https URL")
     path = (split.path or "/") + (f"?{split.query}" if split.query else "")
     return Target(split.scheme, host, port or default_port(split.scheme), path)

@@ -19,9 +19,9 @@ STEP_BYTES = 4 << 20
 SMALL_STEP_SECONDS = 0.5
 # A bucket that gives less than that is judged by what it gives.
 STEP_SECONDS_MAX = 2.0
-# Growth in throughput that makes a doubling, or a later step, worth keeping.
+# Growth in throughput that makes a doubling worth keeping, and what share of its own growth a small step must bring.
 DOUBLING_GAIN = 1.2
-STEP_GAIN = 1.06
+STEP_GAIN_SHARE = 0.5
 # Time between steps; twice as long after each that did not help.
 STEADY_SECONDS = 2.0
 STEADY_SECONDS_MAX = 16.0
@@ -106,9 +106,9 @@ class Pace:
     def _judge(self, rate: float) -> None:
         if self._before is not None:
             number, earlier = self._before
-            doubled = self.target >= 2 * number
+            gain = 1 + STEP_GAIN_SHARE * (self.target / number - 1)
             self._before = None
-            self.saturated = rate < earlier * (DOUBLING_GAIN if doubled else STEP_GAIN)
+            self.saturated = rate < earlier * min(gain, DOUBLING_GAIN)
             if self.saturated:
                 self.target = number
                 self._doubling_to = 0

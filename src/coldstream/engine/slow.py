@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 # A connection is slow when it gives less than this share of what the others give, and its rest would be
 # here sooner from another one.
@@ -85,7 +84,7 @@ class Speeds:
         """
         allowed = max(2, int(TAKEOVER_SHARE * target)) - sum(flight.stopped is not None for _, flight in flights)
         usual = self._usual([flight for _, flight in flights], now)
-        first_byte = median(self._first_bytes) if self._first_bytes else 0.0
+        first_byte = _median(self._first_bytes) if self._first_bytes else 0.0
         for connection, flight in flights:
             if flight.stopped is not None:
                 if now - flight.stopped >= STOP_AGAIN_SECONDS:
@@ -100,14 +99,14 @@ class Speeds:
         """What a connection usually gives, in bytes per second; None when too little is known."""
         if len(self._rates) < _RATES_MIN:
             return None
-        usual = max(1.0, median(self._rates))
+        usual = max(1.0, _median(self._rates))
         if now - self._finished > _RECENT_SECONDS:
             # When everybody has become slow, it is not this connection.
             rates = [
                 flight.received / (now - flight.began) for flight in flights if now - flight.began > SLOW_SECONDS_MIN
             ]
             if len(rates) >= _RATES_MIN:
-                usual = max(1.0, min(usual, median(rates)))
+                usual = max(1.0, min(usual, _median(rates)))
         return usual
 
 
@@ -124,3 +123,10 @@ def _is_slow(flight: Flight, usual: float | None, first_byte: float, now: float)
     rate = flight.received / elapsed
     rest = flight.size - flight.received
     return rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
+
+
+def _median(values: Sequence[float] | deque[float]) -> float:
+    """The middle one, or the mean of the two; `statistics` would take longer to import than all of this."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

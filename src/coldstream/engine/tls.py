@@ -11,19 +11,22 @@ thread that waits costs nothing and still looks up regularly.
 
 from __future__ import annotations
 
-import glob
 import ipaddress
 import os
 import socket
-import ssl
 import struct
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from coldstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from coldstream.engine.ssl_wire import SslWire
 
 Backend = Literal["auto", "cryptography", "ssl"]
 
@@ -41,7 +44,7 @@ _SYSTEM_FILES = (
 _SYSTEM_FOLDERS = ("/etc/ssl/certs",)
 
 # What a handshake fails with when the two sides can never agree; anything else may be a passing trouble.
-_HOPELESS = (
+HOPELESS = (
     "wrong version number",
     "unsupported protocol",
     "alert protocol version",
@@ -102,6 +105,9 @@ def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, .
     """
     if settings.ca_files or settings.ca_dirs:
         return settings.ca_files, settings.ca_dirs
+    import glob
+    import ssl
+
     paths = ssl.get_default_verify_paths()
     # A folder of hashed names is read certificate by certificate as they are needed: 1 ms instead of 30 to 55.
     for folder in (paths.capath, *_SYSTEM_FOLDERS):
@@ -205,89 +211,6 @@ def _nothing_to_read(sock: socket.socket) -> bool:
     return False
 
 
-class SslWire:
-    """TLS by Python's `ssl`."""
-
-    label = "ssl"
-
-    def __init__(self, sock: ssl.SSLSocket, poll_seconds: float) -> None:
-        self.sock: socket.socket = sock
-        self._tls = sock
-        self._poll_seconds = poll_seconds
-        self._failure: OSError | None = None
-
-    def handshake(self) -> bool:
-        """One step of the handshake; whether it is done.
-
-        Raises:
-            CertificateError: The certificate is not valid for the host, or there is no TLS in common.
-            OSError: The connection is broken.
-        """
-        try:
-            self._tls.do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        except ssl.SSLCertVerificationError as exc:
-            raise CertificateError(exc.verify_message) from exc
-        except ssl.SSLError as exc:
-            reason = (exc.reason or "").replace("_", " ").lower()
-            if any(word in reason for word in _HOPELESS):
-                raise CertificateError(reason) from exc
-            raise
-        return True
-
-    def send(self, data: bytes) -> None:
-        # Requests are small: partial writes are off in OpenSSL, so a call writes all or fails.
-        try:
-            self._tls.sendall(data)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            raise TimeoutError("nothing was taken for the send timeout") from exc
-
-    def receive(self, view: memoryview) -> int:
-        if self._failure:
-            raise self._failure
-        tls, wanted, done = self._tls, len(view), 0
-        deadline = time.monotonic() + self._poll_seconds
-        try:
-            while done < wanted:
-                count = tls.recv_into(view[done:])
-                if count == 0:
-                    return done
-                done += count
-                if time.monotonic() >= deadline:
-                    return done
-        except ssl.SSLWantReadError:
-            return done or -1
-        except OSError as exc:
-            if not done:
-                raise
-            self._failure = exc
-        return done
-
-    def receive_some(self, view: memoryview) -> int:
-        if self._failure:
-            raise self._failure
-        try:
-            return self._tls.recv_into(view)
-        except ssl.SSLWantReadError:
-            return -1
-
-    def is_quiet(self) -> bool:
-        if self._failure:
-            return False
-        # What lies in the socket may be a session ticket and no news at all: only TLS can tell.
-        os.set_blocking(self.sock.fileno(), False)
-        try:
-            return self.receive_some(memoryview(bytearray(1))) == -1
-        except OSError:
-            return False
-        finally:
-            os.set_blocking(self.sock.fileno(), True)
-
-    def close(self) -> None:
-        self.sock.close()
-
-
 class CryptographyWire:
     """TLS by the OpenSSL inside `cryptography`, read without a copy.
 
@@ -326,7 +249,7 @@ class CryptographyWire:
         if verified != self._lib.X509_V_OK:
             why = self._ffi.string(self._lib.X509_verify_cert_error_string(verified)).decode()
             raise CertificateError(why)
-        if any(word in str(error) for word in _HOPELESS):
+        if any(word in str(error) for word in HOPELESS):
             raise CertificateError(str(error))
         raise error
 
@@ -497,6 +420,8 @@ def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
 
 
 def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
+    import ssl
+
     files, folders = trusted_places(settings)
     if settings.backend != "ssl":
         try:
@@ -526,6 +451,8 @@ def tls_wire(sock: socket.socket, host: str, settings: TlsSettings, poll_seconds
         return CryptographyWire(sock, context, host, poll_seconds)
     # To Python the socket does not block, so that `ssl` reports "nothing yet" instead of waiting again; to the kernel
     # it does, for as long as its receive timeout.
+    from coldstream.engine.ssl_wire import SslWire
+
     sock.settimeout(0)
     wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False)
     os.set_blocking(wrapped.fileno(), True)

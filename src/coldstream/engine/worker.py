@@ -12,12 +12,14 @@ import os
 import socket
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 
 import xxhash
 
 from coldstream.engine import http, wire
 from coldstream.engine.job import FileJob, unpack_files
+from coldstream.errors import ConfigError
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
 _READ_BYTES = 4 << 20
@@ -100,7 +102,12 @@ class Worker:
             fetch = wire.Fetch.unpack(data)
             self._counters[connection] = 0
             self._fetching[connection] = fetch.chunk
-            sock.send(self._answer(connection, fetch).pack())
+            try:
+                answer = self._answer(connection, fetch)
+            except Exception as exc:  # noqa: BLE001  # a thread that ends without a word would leave its chunk hanging
+                traceback.print_exc()
+                answer = wire.Answer(kind="broken", chunk=fetch.chunk, message=f"a fault of ours: {type(exc).__name__}")
+            sock.send(answer.pack())
 
     def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
@@ -121,6 +128,8 @@ class Worker:
                 cpu_seconds=time.process_time(),
                 message=exc.message,
             )
+        except ConfigError as exc:
+            return wire.Answer(kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message)
         except OSError as exc:
             message = f"{path}: {exc.strerror or exc}"
             return wire.Answer(kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message)

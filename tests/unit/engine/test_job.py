@@ -1,0 +1,99 @@
+"""Jobs and catalogs come out as they went in, and show no secret."""
+
+from __future__ import annotations
+
+import mmap
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.engine.catalog import Catalog, CatalogFile
+from coldstream.engine.job import FileJob, Settings, pack_files, pack_settings, unpack_files, unpack_settings
+
+DIGESTS = bytes(16) + b"\x01" * 16
+JOB = FileJob(
+    path="model.safetensors",
+    size=300,
+    etag="abc-2",
+    url="https://bucket.example/model?X-Amz-Signature=5ec2e7",
+    headers=(("Authorization", "Bearer 5ec2e7"),),
+    local="/models/a",
+    have=b"\x00\x01",
+    stops=(100, 300),
+    digests=DIGESTS,
+    extents=((0, 1), (1, 2)),
+)
+text = st.text(max_size=20)
+
+
+def test_chunks_are_half_open_ranges() -> None:
+    assert [JOB.chunk(0), JOB.chunk(1)] == [(0, 100), (100, 300)]
+
+
+def test_digests_of_zeros_are_unknown_and_so_are_missing_ones() -> None:
+    assert JOB.digest(0) == b""
+    assert JOB.digest(1) == b"\x01" * 16
+    assert FileJob(path="x", size=1, etag=None, stops=(1,), extents=()).digest(0) == b""
+
+
+def test_what_is_here() -> None:
+    assert [JOB.here(0), JOB.here(1)] == [False, True]
+    assert FileJob(path="x", size=1, etag=None, local="/x", stops=(1,), extents=()).here(0)
+    assert not FileJob(path="x", size=1, etag=None, url="http://x/x", stops=(1,), extents=()).here(0)
+
+
+def test_secrets_are_not_shown() -> None:
+    assert "5ec2e7" not in repr(JOB)
+    assert "5ec2e7" not in str([JOB])
+
+
+@given(
+    st.lists(
+        st.builds(
+            FileJob,
+            path=text,
+            size=st.integers(0, 1 << 60),
+            etag=st.none() | text,
+            url=st.none() | text,
+            headers=st.lists(st.tuples(text, text), max_size=3).map(tuple),
+            local=st.none() | text,
+            have=st.binary(max_size=9),
+            stops=st.lists(st.integers(0, 1 << 60), max_size=9).map(tuple),
+            digests=st.binary(max_size=48),
+            extents=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=5).map(tuple),
+        ),
+        max_size=3,
+    )
+)
+def test_files(files: list[FileJob]) -> None:
+    assert unpack_files(pack_files(files)) == tuple(files)
+
+
+def test_settings() -> None:
+    for settings in (
+        Settings(memory_limit=1),
+        Settings(memory_limit=1 << 40, consumers=8, listen="/run/x", verify=False, in_order=True, cache="/c"),
+    ):
+        assert unpack_settings(pack_settings(settings)) == settings
+
+
+@given(
+    st.lists(
+        st.builds(
+            CatalogFile,
+            path=text,
+            size=st.integers(0, 1 << 60),
+            head=st.binary(max_size=50),
+            head_stops=st.lists(st.integers(0, 50), max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1 << 60), st.integers(0, 1 << 60)), max_size=5),
+)
+def test_catalog(files: list[CatalogFile], extents: list[tuple[int, int, int]]) -> None:
+    catalog = Catalog(tuple(files), tuple(extents))
+    packed = catalog.pack()
+    assert Catalog.unpack(packed) == catalog
+    with mmap.mmap(-1, len(packed) + 4096) as shared:
+        shared[: len(packed)] = packed
+        assert Catalog.unpack(shared) == catalog
