@@ -35,7 +35,7 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path, name: str) ->
 
 def test_the_systems_certificates_are_preferred_to_certifis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = ssl.get_default_verify_paths()
-    monkeypatch.setattr(tls.ssl, "get_default_verify_paths", lambda: paths._replace(cafile=None, capath=str(tmp_path)))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths._replace(cafile=None, capath=str(tmp_path)))
     monkeypatch.setattr(tls, "_SYSTEM_FILES", (str(tmp_path / "bundle.pem"),))
     monkeypatch.setattr(tls, "_SYSTEM_FOLDERS", ())
     import certifi
@@ -49,7 +49,7 @@ def test_the_systems_certificates_are_preferred_to_certifis(tmp_path: Path, monk
 
 def test_without_any_certificates_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = ssl.get_default_verify_paths()
-    monkeypatch.setattr(tls.ssl, "get_default_verify_paths", lambda: paths._replace(cafile=None, capath=None))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: paths._replace(cafile=None, capath=None))
     monkeypatch.setattr(tls, "_SYSTEM_FILES", ())
     monkeypatch.setattr(tls, "_SYSTEM_FOLDERS", ())
     monkeypatch.setitem(sys.modules, "certifi", None)
