@@ -6,6 +6,7 @@
     arena  extents          pure: which part of the memory belongs to which extent, and who holds it
     actions  scheduler      pure: what is fetched when, on which connection, and what happens when it fails
     pace  slow  trouble     pure: how many connections, which are slow, what failures mean
+    processors              whether this machine has any left for more connections
     verdict                 pure: who was the bottleneck
     wire                    the messages between the processes
     worker                  a process of threads, one per connection, that fetch

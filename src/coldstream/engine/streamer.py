@@ -26,9 +26,10 @@ from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready
 from coldstream.engine.arena import PAGE_BYTES, Arena
 from coldstream.engine.job import FileJob, Settings, unpack_files, unpack_settings
 from coldstream.engine.pace import Pace
+from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
 
-CONNECTIONS_FIRST = 16
+CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
 RESPAWNS_MAX = 8
 PROGRESS_SECONDS = 0.1
@@ -86,6 +87,8 @@ class Streamer:
         self._digests: dict[int, bytes] = {}  # of chunks that the tee will get
         self._filling = False
         self._began = time.monotonic()
+        self._processors = Processors(self._began)
+        self._full_seconds = 0.0
         self._first_ready_seconds: float | None = None
         self._finished_seconds: float | None = None
         self._reported = self._detached = self._stored_told = self._over = False
@@ -496,9 +499,13 @@ class Streamer:
         now = time.monotonic()
         due = scheduler.deadline(now)
         if due is not None and now >= self._ticked_at + 0.045:
-            self._ticked_at = now
+            passed, self._ticked_at = now - max(self._ticked_at, self._began), now
             for connection in scheduler.flying():
                 scheduler.received(connection, self._counted[connection], now)
+            self._processors.look(now)
+            if self._processors.full:
+                self._full_seconds += passed
+                scheduler.pace.idle()  # more connections cannot help, so nothing is to be learnt from this step
             self._do(scheduler.tick(now))
         if now >= self._progress_due and not self._reported:
             self._progress_due = now + PROGRESS_SECONDS
@@ -541,6 +548,7 @@ class Streamer:
             "saturated": self._scheduler.pace.saturated,
             "throttled": self._scheduler.pace.throttled,
             "respawns": self._respawns,
+            "full_seconds": self._full_seconds,
         }
 
     def _watch(self, source: Any, handler: Callable[[], None]) -> None:

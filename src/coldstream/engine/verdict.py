@@ -33,6 +33,7 @@ class Measured:
         requests: How many there were.
         busy: How many of them were answered with "too busy".
         link_bytes_per_second: Of the network card; None when unknown.
+        full_seconds: How long every core of the machine was busy, whoever with.
         device: What the tensors were copied to, or "cpu".
     """
 
@@ -50,6 +51,7 @@ class Measured:
     requests: int
     busy: int
     link_bytes_per_second: float | None = None
+    full_seconds: float = 0.0
     device: str = "cpu"
 
 
@@ -77,6 +79,8 @@ def verdict(found: Measured) -> tuple[str, str]:
         kind = "tls" if found.tls else "cpu"
         what = "TLS on the CPU" if found.tls else "the CPU"
         return kind, f"limited by {what}: {found.cpu_seconds / seconds:.1f} of {plural(found.cores, 'core')} were busy"
+    if found.full_seconds > MOSTLY * seconds:
+        return "cpu", "limited by the CPU: every core of this machine was busy"
     if not found.received_bytes:
         return "disk", f"limited by the local disk: it gave {format_rate(rate, 1)}"
     each = format_rate(found.received_bytes / seconds / max(found.connections_mean, 1.0), 1)

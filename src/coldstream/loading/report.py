@@ -113,6 +113,7 @@ def make_report(
             requests=found["requests"],
             busy=found["busy"],
             link_bytes_per_second=link_bytes_per_second(),
+            full_seconds=found["full_seconds"],
             device=options.device,
         )
     )

@@ -30,6 +30,7 @@ USUAL = Measured(
     ("changes", "kind", "words"),
     [
         ({"seconds": 0.1}, "latency", "too short"),
+        ({"full_seconds": 8.0}, "cpu", "every core"),
         ({"consumer_wait_seconds": 1.0}, "consumer", "90 %"),
         ({"consumer_wait_seconds": 1.0, "device": "cuda:0"}, "pcie", "cuda:0"),
         ({"busy": 100}, "throttling", "100 times"),
