@@ -1,0 +1,333 @@
+"""What is run: each scenario gives rows of samples, or figures of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.servers.nginx import nginx
+
+from coldstream.header import header_stop, parse_header
+from streaming.contestants import RUNAI_CLIENTS, Contestant, Contestants, Served
+from streaming.link import capped_link
+from streaming.model import GIB, Model, llama_tensors, make_model, small_tensors
+from streaming.samples import RowFailed, Sample, run_row
+
+OTHERS = ("obstore", "boto3", "s3fs", "huggingface")
+LINK_BITS_PER_SECOND = 5e9
+CONNECTION_BYTES_PER_SECOND = 30_000_000
+CAPPED_CONNECTIONS = 16
+FAULTS = {"slow": 0.01, "busy": 0.05, "reset": 0.03}
+MEMORY_LIMIT = 512 << 20
+TINY_TENSORS, TINY_BYTES = 60_000, 16 << 10
+_SERVERS = Path(__file__).resolve().parent / "servers.py"
+
+
+@dataclass
+class Bench:
+    """The options and what is made once: the models and the rows' maker."""
+
+    root: Path
+    contestants: Contestants
+    gib: float
+    rounds: int
+    search_rounds: int
+    only_rows: Sequence[str] = ()
+    _models: dict[str, Model] = field(default_factory=dict)
+
+    def model(self, name: str, make: Callable[[], Model]) -> Model:
+        """A model, made when it is first asked for."""
+        if name not in self._models:
+            say(f"making model {name}")
+            self._models[name] = make()
+        return self._models[name]
+
+    def llama(self) -> Model:
+        """The model of most scenarios."""
+        return self.model("llama", lambda: self.make("llama", self.gib))
+
+    def small(self) -> Model:
+        """A quarter of a GiB, to check that rows give the right bytes."""
+        return self.model("small", lambda: self.make("small", 0.25))
+
+    def make(self, name: str, gib: float) -> Model:
+        """A Llama-like model in four shards."""
+        return make_model(self.root, f"bench/{name}", llama_tensors(int(gib * GIB)), shards=4)
+
+    def wants(self, name: str) -> bool:
+        """Whether a row is asked for."""
+        return not self.only_rows or any(wanted in name.lower() for wanted in self.only_rows)
+
+
+def say(text: str) -> None:
+    """Progress, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def interleave(
+    bench: Bench, rows: Sequence[Contestant], *, size: int, rounds: int, **options: Any
+) -> dict[str, list[Sample | None]]:
+    """Runs every row once a round, starting with another one each time; None where a row failed."""
+    found: dict[str, list[Sample | None]] = {row.name: [] for row in rows if bench.wants(row.name)}
+    broken: dict[str, int] = {}
+    for number in range(rounds):
+        order = [row for row in rows if bench.wants(row.name)]
+        order = order[number % len(order) :] + order[: number % len(order)]
+        for row in order:
+            if broken.get(row.name, 0) > 1:
+                found[row.name].append(None)
+                continue
+            try:
+                sample = run_row(row, size=size, **options)
+            except RowFailed as exc:
+                broken[row.name] = broken.get(row.name, 0) + 1
+                say(f"  round {number + 1}  {exc}")
+                found[row.name].append(None)
+                continue
+            found[row.name].append(sample)
+            say(
+                f"  round {number + 1}  {row.name:<18} {sample.seconds:7.2f} s  "
+                f"{sample.cpu_seconds / size * GIB:5.2f} CPU-s/GiB  {size / sample.seconds / GIB:5.2f} GiB/s  "
+                f"{sample.memory_bytes / (1 << 20):6.0f} MiB"
+            )
+    return found
+
+
+@contextmanager
+def served_by_nginx(model: Model, *, tls: bool, **options: Any) -> Iterator[Served]:
+    """A model behind nginx; over TLS every client gets AES-128-GCM."""
+    with nginx(model.root, tls=tls, aes_128=True, **options) as server:
+        yield Served(server.tls_url or server.url, server.authority, model)
+
+
+def throughput(bench: Bench, *, tls: bool) -> dict[str, Any]:
+    """All rows against nginx on loopback."""
+    model, make = bench.llama(), bench.contestants
+    search: dict[str, list[Sample | None]] = {}
+    with served_by_nginx(model, tls=tls) as served:
+        clients: list[int] = []
+        if bench.wants("run:ai"):
+            rows = [make.runai(served, count) for count in RUNAI_CLIENTS]
+            search = interleave(bench, rows, size=_most(model), rounds=bench.search_rounds)
+            clients = sorted({best_clients(search, "cpu_seconds"), best_clients(search, "seconds")})
+        rows = [make.coldstream(served), make.floor(served), make.runai(served, None)]
+        rows += [make.runai(served, count) for count in clients]
+        rows += [make.other(name, served) for name in OTHERS]
+        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+    return {"bytes": model.size, "rows": found, "search": search, "runai_best_clients": clients}
+
+
+def best_clients(search: dict[str, list[Sample | None]], figure: str) -> int:
+    """The number of clients with the lowest figure in the search rounds."""
+    lowest: dict[int, float] = {}
+    for count, runs in zip(RUNAI_CLIENTS, search.values(), strict=True):
+        values = [getattr(run, figure) for run in runs if run is not None]
+        if values:
+            lowest[count] = min(values)
+    return min(lowest, key=lambda count: lowest[count])
+
+
+@contextmanager
+def served_with_sendfile(
+    model: Model, *, faults: dict[str, float] | None = None, rate: float = 0.0
+) -> Iterator[tuple[Served, dict[str, int]]]:
+    """A model behind the sendfile server; its counts of answers are filled in when the context ends."""
+    counts: dict[str, int] = {}
+    command = [sys.executable, str(_SERVERS), "--root", str(model.root), "--faults", json.dumps(faults or {})]
+    process = subprocess.Popen(
+        [*command, "--rate", str(rate)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        port = int(process.stdout.readline())
+        try:
+            yield Served(f"http://127.0.0.1:{port}", None, model), counts
+        finally:
+            process.stdin.close()
+            counts.update(json.loads(process.stdout.readline() or "{}"))
+
+
+def link(bench: Bench) -> dict[str, Any]:
+    """Coldstream and the C loop through a link of 5 Gbit/s."""
+    model, make = bench.llama(), bench.contestants
+    with ExitStack() as stack:
+        capped = stack.enter_context(capped_link(LINK_BITS_PER_SECOND))
+        with capped.server_side():
+            server = stack.enter_context(nginx(model.root, host=capped.host))
+        served = Served(server.url, None, model)
+        rows = [make.coldstream(served), make.floor(served, threads=8), make.runai(served, None)]
+        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds, prefix=capped.enter)
+        allowed = capped.payload_bytes_per_second
+    return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": allowed}
+
+
+def connections(bench: Bench) -> dict[str, Any]:
+    """Sixteen connections of 30 MB/s each.
+
+    nginx waits after each turn for as long as the turn's bytes should have taken, in whole milliseconds: turns of
+    300,000 bytes are 10 ms exactly.
+    """
+    model, make = bench.llama(), bench.contestants
+    count = CAPPED_CONNECTIONS
+    options = {"limit_rate": CONNECTION_BYTES_PER_SECOND, "send_bytes": 300_000}
+    with served_by_nginx(model, tls=False, **options) as served:
+        rows = [
+            make.coldstream(served, "--connections", str(count)),
+            make.floor(served, threads=count),
+            make.runai(served, count),
+        ]
+        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+    return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": float(count * CONNECTION_BYTES_PER_SECOND)}
+
+
+def faults(bench: Bench) -> dict[str, Any]:
+    """Coldstream against a server that is clean, slow, busy or resets, and the same with every tensor's hash."""
+    model, make = bench.llama(), bench.contestants
+    small = bench.small()
+    truth = tensor_hashes(small)
+    right: dict[str, bool | None] = {}
+    counts: dict[str, dict[str, int]] = {}
+    with ExitStack() as stack:
+        rows, others = [], []
+        for kind in ("clean", *FAULTS):
+            share = {kind: FAULTS[kind]} if kind in FAULTS else {}
+            served, counts[kind] = stack.enter_context(served_with_sendfile(model, faults=share))
+            rows.append(make.coldstream(served, name=f"coldstream, {kind}"))
+            if kind in {"clean", "slow"}:
+                others.append(replace(make.runai(served, None), name=f"Run:ai, default, {kind}"))
+            # Ten times the share, since the small model has few ranges.
+            harder = {name: 10 * value for name, value in share.items()}
+            with served_with_sendfile(small, faults=harder) as (served_small, _):
+                right[kind] = bench_hashes(make.script(served_small, "drain", verify=True), truth)
+        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+        found |= interleave(bench, others, size=_most(model), rounds=1)
+    return {"bytes": model.size, "rows": found, "right_bytes": right, "answers": counts}
+
+
+def first(bench: Bench) -> dict[str, Any]:
+    """The first tensor after the call, in a process that has imported the library."""
+    model, make = bench.llama(), bench.contestants
+    figures: dict[str, list[float]] = {}
+    for tls in (False, True):
+        with served_by_nginx(model, tls=tls) as served:
+            row = make.script(served, "first", repeats=max(5, bench.rounds))
+            sample = attempt(row)
+            figures["TLS" if tls else "HTTP"] = sample.result["first_seconds"] if sample else []
+    return {"seconds": figures}
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """The proportional sets of the consumer and all engine processes, against a limit of 512 MiB."""
+    model, make = bench.llama(), bench.contestants
+    found: dict[str, list[float]] = {"HTTP": [], "TLS": []}
+    for tls in (False, True):
+        with served_by_nginx(model, tls=tls) as served:
+            row = make.script(served, "drain", stream={"memory_limit": MEMORY_LIMIT})
+            for _ in range(bench.rounds):
+                sample = attempt(row, size=_most(model), pss=True, interval=0.1)
+                if sample:
+                    found["TLS" if tls else "HTTP"].append(float(sample.memory_bytes))
+    return {"limit_bytes": MEMORY_LIMIT, "peak_bytes": found}
+
+
+def warm(bench: Bench) -> dict[str, Any]:
+    """A load from the local cache with its pages in memory, against safetensors' mmap and a copy; both in process."""
+    model, make = bench.llama(), bench.contestants
+    folder = bench.root / "cache"
+    environ = {"COLDSTREAM_CACHE_DIR": str(folder)}
+    with served_by_nginx(model, tls=False) as served:
+        row = make.script(served, "drain", environ=environ, stream={"cache": True})
+        # The first fills the cache, behind the load and a little beyond its end.
+        attempt(make.script(served, "fill", environ=environ, stream={"cache": True}), size=_most(model))
+        rows = [row, make.mapped(served, reuse=True), make.mapped(served, reuse=False)]
+        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+    shutil.rmtree(folder, ignore_errors=True)
+    # A load that asked the server after all was not warm.
+    runs = found.get(row.name, [])
+    found[row.name] = [run if run and not run.result["report"]["received_bytes"] else None for run in runs]
+    return {"bytes": model.size, "rows": found}
+
+
+def tiny(bench: Bench) -> dict[str, Any]:
+    """60,000 tensors of 16 KiB, against the same bytes in a Llama's tensors."""
+    gib = TINY_TENSORS * TINY_BYTES / GIB
+    many = bench.model(
+        "tiny",
+        lambda: make_model(bench.root, "bench/tiny", small_tensors(TINY_TENSORS, TINY_BYTES), shards=4),
+    )
+    few = bench.model("few", lambda: bench.make("few", gib))
+    with served_by_nginx(many, tls=False) as served:
+        rows = [
+            bench.contestants.coldstream(served, name="coldstream, 60,000 tensors"),
+            bench.contestants.coldstream(replace(served, model=few), name="coldstream, few tensors"),
+        ]
+        found = interleave(bench, rows, size=min(_most(many), _most(few)), rounds=2 * bench.rounds)
+    return {"bytes": many.size, "few_bytes": few.size, "tensors": TINY_TENSORS - few.tensors, "rows": found}
+
+
+def leave(bench: Bench) -> dict[str, Any]:
+    """Leaving after the first tensor on a server that gives each connection 1 MB/s."""
+    model, make = bench.small(), bench.contestants
+    found: dict[str, list[float]] = {"close_seconds": [], "gone_seconds": []}
+    with served_with_sendfile(model, rate=1e6) as (served, _):
+        for _ in range(bench.rounds):
+            sample = attempt(make.script(served, "leave"))
+            for name, values in found.items():
+                if sample:
+                    values.append(sample.result[name])
+    return found
+
+
+def attempt(row: Contestant, *, size: int | None = None, **options: Any) -> Sample | None:
+    """Runs a row once; None, and a word on standard error, where it failed."""
+    try:
+        return run_row(row, size=size, **options)
+    except RowFailed as exc:
+        say(f"  {exc}")
+        return None
+
+
+def bench_hashes(row: Contestant, truth: dict[str, str]) -> bool | None:
+    """Whether a row gave exactly these tensors; None where it failed."""
+    sample = attempt(row)
+    return sample and sample.result["tensors"] == truth
+
+
+def tensor_hashes(model: Model) -> dict[str, str]:
+    """SHA-256 of every tensor, read from the files by our own parser of headers."""
+    hashes = {}
+    for name, size in model.files:
+        with (model.folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            head = memoryview(content[: header_stop(memoryview(content[:8]), file_bytes=size, path=name)])
+            for tensor in parse_header(head, file_bytes=size, path=name).tensors:
+                hashes[tensor.name] = hashlib.sha256(content[tensor.start : tensor.stop]).hexdigest()
+    return hashes
+
+
+def _most(model: Model) -> int:
+    """What a row must have received at least: readers of tensors leave the headers out."""
+    return model.size - (64 << 10) * len(model.files) - 256 * model.tensors
+
+
+SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "http": lambda bench: throughput(bench, tls=False),
+    "tls": lambda bench: throughput(bench, tls=True),
+    "link": link,
+    "connections": connections,
+    "faults": faults,
+    "first": first,
+    "memory": memory,
+    "warm": warm,
+    "tiny": tiny,
+    "leave": leave,
+}
