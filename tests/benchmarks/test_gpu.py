@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,13 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
+def test_it_runs_on_the_cpu() -> None:
     """python benchmarks/gpu.py --device cpu --gib 0.1 --rounds 1"""
-    out = tmp_path / "gpu.json"
-    options = ["--device", "cpu", "--gib", "0.1", "--rounds", "1", "--out", str(out)]
+    options = ["--device", "cpu", "--gib", "0.1", "--rounds", "1"]
     command = [sys.executable, "benchmarks/gpu.py", *options]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found
     assert "coldstream" in done.stdout
