@@ -22,6 +22,7 @@ from tests.checkpoints import checkpoint_bytes, expected_tensors, raw_bytes, sha
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import write_model
+from tests.servers.nginx import nginx
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
 
@@ -369,3 +370,27 @@ def test_ctrl_c_ends_within_a_second_with_130(server: RangedServer, tmp_path: Pa
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_from_nginx(
+    scheme: str, folder: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """coldstream load https://host/prefix, with connections that the server ends after ten requests"""
+    with nginx(folder, tls=True, keepalive_requests=10) as server:
+        url = server.url if scheme == "http" else server.tls_url
+        command = Command(None, "", cwd=tmp_path)
+        if scheme == "https":
+            _, err = command.run("load", str(url), "--no-cache", code=1)
+            assert "certificate" in err
+            monkeypatch.setenv("SSL_CERT_FILE", str(server.authority))
+            command = Command(None, "", cwd=tmp_path)
+        report = command.json("load", str(url), "--no-cache")
+        assert report["received_bytes"] == report["bytes"] == sum(map(len, expected.values()))
+        with coldstream.stream(str(url), **options(tmp_path)) as loading:
+            assert collected(loading) == expected
+            loading.wait_for_cache()
+        with coldstream.stream(str(url), **options(tmp_path)) as loading:
+            assert collected(loading) == expected
+        assert loading.report is not None
+        assert loading.report.received_bytes == 0

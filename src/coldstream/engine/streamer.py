@@ -165,7 +165,7 @@ class Streamer:
         self._catalog, self._catalog_bytes = catalog, os.fstat(catalog).st_size
         self._chunks, extents, wanted = lay_out(files, store=settings.cache is not None)
         # Sparse: what is never touched costs nothing, and no consumer ever has to map it anew.
-        self._mapped = max(PAGE_BYTES, 2 * sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents))
+        self._mapped = max(PAGE_BYTES, 4 * sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents))
         os.ftruncate(self._arena, self._mapped)
         for worker in self._workers:
             self._introduce(worker)
@@ -277,7 +277,7 @@ class Streamer:
     def _hear_connection(self, worker: _WorkerProcess, connection: int) -> None:
         data = _received(worker.connections[connection])
         if not data:
-            self._selector.unregister(worker.connections[connection])
+            self._forget(worker.connections[connection])
             return  # the control socket tells the same, and acts on it
         answer = wire.Answer.unpack(data)
         worker.cpu_seconds = max(worker.cpu_seconds, answer.cpu_seconds)
