@@ -4,8 +4,8 @@ Events come in as method calls with the time, actions come out as a list: the st
 virtual time checks them. No clock, no socket, no memory is touched here.
 
 A chunk is *pending* (its extent has no memory yet), *queued*, *flying* on a connection, resting until a time after a
-failure, *parked* until its file has a new link, or *done*. Extents get memory in the order of the files; what becomes
-of them then is in `extents`, which connections are slow in `slow`, how many there should be in `pace`.
+failure, *parked* until its file has a new link, or *done*. Extents get memory about in the order of the files; what
+becomes of them then is in `extents`, which connections are slow in `slow`, how many there should be in `pace`.
 
 Whoever fetches a chunk is alone in writing to its place. A connection that is slow or silent is stopped, and once it
 has said how far it came, another goes on from there: nothing that has arrived is fetched twice, and no late writer can
@@ -125,7 +125,7 @@ class Scheduler:
             now=now,
         )
         # Extents without memory, and how many chunks of each kind, remote and here, they have.
-        self._pending = deque(range(len(extents)))
+        self._pending = deque(range(len(extents)) if in_order else quick_first(extents, pace.target))
         self._pending_kinds = [len(chunks) - sum(self._here), sum(self._here)]
         self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, here
         self._resting: list[tuple[float, int]] = []
@@ -553,3 +553,17 @@ class Scheduler:
         self.counts.flying_seconds += passed * self._flying[0]
         if self._blocked and self._flying[0] < self.pace.target:
             self.counts.memory_wait_seconds += passed
+
+
+def quick_first(sizes: Sequence[int], count: int) -> list[int]:
+    """The order in which extents get memory: some small ones, so that there soon is a tensor, then all others.
+
+    A model often begins with its embedding, half a gigabyte in one piece.
+
+    Args:
+        sizes: Of the extents, in bytes, in the order of the files.
+        count: How many to put in front, at most.
+    """
+    first = [extent for extent, size in enumerate(sizes) if size <= CHUNK_BYTES][:count]
+    chosen = set(first)
+    return [*first, *(extent for extent in range(len(sizes)) if extent not in chosen)]
