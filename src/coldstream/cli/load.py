@@ -136,7 +136,8 @@ def _text(report: LoadReport) -> str:
         f"{report.retries} retried",
         f"{report.cpu_seconds_per_gib:.2f} CPU-s/GiB",
     ]
-    lines = ["   ".join(parts), report.limited_by]
+    # Two lines: one would be wider than most terminals.
+    lines = ["   ".join(parts[:5]), "   ".join(parts[5:]), report.limited_by]
     if report.offline:
         lines.append("the origin did not answer: loaded from the local cache")
     elif report.cache_bytes and report.received_bytes:
