@@ -275,19 +275,24 @@ def test_a_reader_that_dies_does_not_hold_the_others(
 ) -> None:
     context: Any = multiprocessing.get_context("fork")
     with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory_limit=24 << 20)) as shared:
-        reader = context.Process(target=_hold_for_ever, args=(shared.address,))
+        holds = context.SimpleQueue()
+        reader = context.Process(target=_hold_for_ever, args=(shared.address, holds))
         reader.start()
         iterator = coldstream.attach(shared.address, framework="buffer")
         name, tensor = next(iterator)
         found = {name: raw_bytes(tensor)}
+        assert holds.get() is True, "killed before it attached, it would be waited for"
         os.kill(reader.pid, signal.SIGKILL)
         reader.join(30)
         found |= collected(iterator)
     assert found == expected
 
 
-def _hold_for_ever(address: str) -> None:
-    held = list(coldstream.attach(address, framework="buffer"))
+def _hold_for_ever(address: str, holds: Any) -> None:
+    attached = coldstream.attach(address, framework="buffer")
+    held = [next(attached)]
+    holds.put(True)
+    held += attached
     signal.pause()
     del held
 
