@@ -242,5 +242,13 @@ def digest_of(data: bytes) -> str:
     return str(json.loads(data)["digest"])
 
 
+def upload_command(record: Manifest | Journal) -> str:
+    """The command that would complete or mend a model."""
+    source = record.source.repo or "FOLDER"
+    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
+    name = f" --as {record.name}" if record.name != record.source.repo else ""
+    return f"coldstream upload {source}{revision}{name}"
+
+
 def _digest(body: bytes) -> str:
     return "sha256:" + hashlib.sha256(body).hexdigest()

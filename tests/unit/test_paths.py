@@ -55,7 +55,7 @@ def test_what_would_leave_or_not_fit_is_refused(path: str, fault: str) -> None:
 def test_a_path_that_passes_stays_inside(path: str) -> None:
     if path_fault(path) is not None:
         return
-    assert posixpath.normpath(posixpath.join("/root/model", path)) == f"/root/model/{path}"
+    assert posixpath.normpath(posixpath.join("/store/model", path)) == f"/store/model/{path}"
     assert not PurePosixPath(path).is_absolute()
     assert ".." not in PureWindowsPath(path).parts
     assert len(path.encode()) <= KEY_BYTES_MAX

@@ -21,7 +21,7 @@ from coldstream.cache.disk import (
     open_locked,
     open_private,
     root_locked,
-    sync_folder,
+    sync_path,
     unlock,
     write_all,
 )
@@ -198,7 +198,7 @@ class Writer:
         self._contents.refresh()
         # Half a record at the end would shift all that follow; a journal that was refused as a whole starts anew.
         os.ftruncate(self._journal, self._contents.journal_bytes)
-        _sync_path(ours / "plan.json")
+        sync_path(ours / "plan.json")
         for file in range(len(self._plan.files)):
             self._reconcile(file)
         self._mark_if_complete()
@@ -249,7 +249,7 @@ class Writer:
         path = self._contents.plain_path(file)
         make_folders(path.parent)
         os.replace(self._contents.partial_path(file), path)
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
     def _sync(self) -> None:
         for file in sorted(self._dirty):
@@ -342,14 +342,6 @@ def _pwrite_all(descriptor: int, view: memoryview, start: int) -> None:
 def _sync_data(descriptor: int) -> None:
     # It does without what only fsync writes (times); macOS has fsync alone.
     getattr(os, "fdatasync", os.fsync)(descriptor)
-
-
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(ours: Path) -> None:

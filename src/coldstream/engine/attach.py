@@ -113,11 +113,6 @@ class Consumer:
         assert self._socket is not None
         return self._socket.fileno()
 
-    @property
-    def held_bytes(self) -> int:
-        """How much of the arena this process keeps from being reused."""
-        return sum(stop - start for start, stop in self._offsets.values())
-
     def take(self) -> Extent | None:
         """The next ready extent, or None when one has to be waited for; then `wait` asks for it.
 

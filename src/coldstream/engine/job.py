@@ -71,7 +71,6 @@ class Settings:
         in_order: Whether extents become ready in the order of the files, or as they arrive.
         give_up_seconds: A load of which nothing has moved for so long fails.
         cache: The folder of the local copy to fill, or None.
-        cache_root: The cache that the folder is in.
         cache_bytes_max: How large that cache may be, or None.
     """
 
@@ -82,7 +81,6 @@ class Settings:
     in_order: bool = False
     give_up_seconds: float = 180.0
     cache: str | None = None
-    cache_root: str | None = None
     cache_bytes_max: int | None = None
 
 

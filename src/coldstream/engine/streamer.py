@@ -24,7 +24,7 @@ from typing import Any
 from coldstream.engine import wire
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import PAGE_BYTES, Arena
-from coldstream.engine.job import FileJob, Settings, unpack_files, unpack_settings
+from coldstream.engine.job import FileJob, Settings, pack_files, unpack_files, unpack_settings
 from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
@@ -248,8 +248,6 @@ class Streamer:
     def _inform(self, worker: _WorkerProcess, number: int) -> None:
         # Not the chunks: each fetch says what it is about.
         job = replace(self._files[number], stops=(), digests=b"", extents=(), have=b"")
-        from coldstream.engine.job import pack_files
-
         worker.control.send(wire.FILE + wire.NUMBERS.pack(number, self._versions[number]) + pack_files([job]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
-from coldstream.manifest import Journal
+from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
-from coldstream.mirror.listing import upload_command
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.reading import StoredFile, open_model, read_range
 from coldstream.mirror.verify import content_faults

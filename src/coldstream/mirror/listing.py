@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from coldstream.errors import ManifestError
-from coldstream.manifest import FILE_NAME, Journal, Manifest
+from coldstream.manifest import FILE_NAME, Journal, Manifest, upload_command
 from coldstream.mirror.reading import StoredModel, missing_objects
 from coldstream.mirror.records import read_record
 from coldstream.selection import is_weights
@@ -111,14 +111,6 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
             total=record.size,
         )
     return as_model("ready", "", record=record, files=len(record.files), total=record.size)
-
-
-def upload_command(record: Manifest | Journal) -> str:
-    """The command that would complete or mend a model."""
-    source = record.source.repo or "FOLDER"
-    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
-    name = f" --as {record.name}" if record.name != record.source.repo else ""
-    return f"coldstream upload {source}{revision}{name}"
 
 
 def _progress(journal: Journal) -> str:

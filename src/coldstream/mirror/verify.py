@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
 from coldstream.header import LENGTH_BYTES, header_stop, parse_header
-from coldstream.manifest import Journal
+from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
-from coldstream.mirror.listing import upload_command
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.reading import StoredFile, StoredModel, missing_objects, open_model, read_range
 from coldstream.plan import PART_BYTES

@@ -10,7 +10,7 @@ from coldstream.errors import ConfigError, IntegrityError, NotFoundError
 from coldstream.units import MIB
 
 if TYPE_CHECKING:
-    from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
+    from coldstream.manifest import FileEntry, StoredObject
 
 # As in `coldstream.manifest`, whose schema takes too long to import for models that have none.
 MANIFEST_NAME = "coldstream.json"
@@ -53,7 +53,7 @@ def read_record(data: bytes, *, where: str) -> Record:
         NotFoundError: It is the journal of an upload: the model is not complete.
     """
     # Imported here: pydantic takes a third of a second, and models without a manifest do not need it.
-    from coldstream.manifest import Journal, digest_of, parse
+    from coldstream.manifest import Journal, digest_of, parse, upload_command
 
     record = parse(data, where=where)
     if isinstance(record, Journal):
@@ -61,7 +61,7 @@ def read_record(data: bytes, *, where: str) -> Record:
         raise NotFoundError(
             f"{where.removesuffix('/' + MANIFEST_NAME)} is not complete: {stored} of {record.planned_files} files; "
             "its upload is running or was broken off",
-            hint=f"run: {_upload_command(record)}",
+            hint=f"run: {upload_command(record)}",
             target=where,
         )
     return Record(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
@@ -97,10 +97,3 @@ def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> byte
                 target=where,
             )
     return data
-
-
-def _upload_command(record: Manifest | Journal) -> str:
-    source = record.source.repo or "FOLDER"
-    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
-    name = f" --as {record.name}" if record.name != record.source.repo else ""
-    return f"coldstream upload {source}{revision}{name}"
