@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import time
 
-from coldstream.engine.tls import HOPELESS, CertificateError
+from coldstream.engine.tls import HOPELESS, CertificateError, nothing_to_read
 
 
 class SslWire:
@@ -78,16 +77,7 @@ class SslWire:
             return -1
 
     def is_quiet(self) -> bool:
-        if self._failure:
-            return False
-        # What lies in the socket may be a session ticket and no news at all: only TLS can tell.
-        os.set_blocking(self.sock.fileno(), False)
-        try:
-            return self.receive_some(memoryview(bytearray(1))) == -1
-        except OSError:
-            return False
-        finally:
-            os.set_blocking(self.sock.fileno(), True)
+        return not self._failure and nothing_to_read(self)
 
     def close(self) -> None:
         self.sock.close()

@@ -323,16 +323,24 @@ class CryptographyWire:
         return ConnectionError(text)
 
     def is_quiet(self) -> bool:
-        os.set_blocking(self.sock.fileno(), False)
-        try:
-            return self.receive_some(memoryview(bytearray(1))) == -1
-        except OSError:
-            return False
-        finally:
-            os.set_blocking(self.sock.fileno(), True)
+        return nothing_to_read(self)
 
     def close(self) -> None:
         self.sock.close()
+
+
+def nothing_to_read(wire: Wire) -> bool:
+    """Whether a wire under TLS has no bytes for us and is not closed; does not wait.
+
+    What lies in the socket may be a session ticket and no news at all: only TLS can tell.
+    """
+    os.set_blocking(wire.sock.fileno(), False)
+    try:
+        return wire.receive_some(memoryview(bytearray(1))) == -1
+    except OSError:
+        return False
+    finally:
+        os.set_blocking(wire.sock.fileno(), True)
 
 
 class _CryptographyContext:
