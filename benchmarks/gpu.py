@@ -133,7 +133,7 @@ def _model_in_memory(folder: Path, gib: float) -> Model:
         name = f"model-{number:05d}-of-{_SHARDS:05d}.safetensors"
         descriptor = os.memfd_create(name)
         (folder / _BUCKET / "llama" / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
-    # Without a manifest: its format wants pydantic, which this benchmark does not ask for.
+    # Without a manifest: its format wants msgspec, which this benchmark does not ask for.
     tensors = llama_tensors(int(gib * GIB))
     return make_model(folder, f"{_BUCKET}/llama", tensors, shards=_SHARDS, manifest=False)
 

@@ -143,9 +143,10 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
 
 def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
     """Hashes the files, which are in the page cache, and writes the manifest beside them."""
-    # Imported here: benchmarks/gpu.py makes models where pydantic is not installed, and then without a manifest.
-    from coldstream.manifest import FILE_NAME, FileEntry, Manifest, Source, StoredObject, serialize
+    # Imported here: benchmarks/gpu.py makes models where msgspec is not installed, and then without a manifest.
+    from coldstream.manifest import FileEntry, Manifest, Source, StoredObject, serialize
     from coldstream.mirror.digest import StreamDigest
+    from coldstream.paths import MANIFEST_NAME
 
     entries = []
     for name in names:
@@ -164,4 +165,4 @@ def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
         tool="benchmarks/stream.py",
         files=tuple(entries),
     )
-    (folder / FILE_NAME).write_bytes(serialize(record))
+    (folder / MANIFEST_NAME).write_bytes(serialize(record))

@@ -17,30 +17,25 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+import msgspec
+from msgspec import Meta
 
 from coldstream.errors import ManifestError
-from coldstream.paths import path_fault
+from coldstream.paths import MANIFEST_BYTES_MAX, path_fault
 from coldstream.plan import OBJECT_BYTES_MAX
 
 FORMAT = 1
-FILE_NAME = "coldstream.json"
-# Room for the chunks of some 20 TB of weights; what is longer is not a manifest.
-MANIFEST_BYTES_MAX = 128 << 20
 XXH3_128_HEX = 32
 
-Size = Annotated[int, Field(ge=0, le=OBJECT_BYTES_MAX)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-GitBlobId = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-Text = Annotated[str, Field(max_length=1024)]
+Size = Annotated[int, Meta(ge=0, le=OBJECT_BYTES_MAX)]
+Count = Annotated[int, Meta(ge=0)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+GitBlobId = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
+Text = Annotated[str, Meta(max_length=1024)]
 
 
-class _Record(BaseModel):
-    # Unknown fields of the same format are kept out, not refused: fields are only ever added.
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
-
-
-class StoredObject(_Record):
+# Unknown fields of the same format are passed over, not refused: fields are only ever added.
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One object that holds a file or, when there are several, a consecutive segment of it.
 
     Attributes:
@@ -52,18 +47,15 @@ class StoredObject(_Record):
 
     key: str
     size: Size
-    etag: Annotated[str, Field(min_length=1, max_length=1024)]
+    etag: Annotated[str, Meta(min_length=1, max_length=1024)]
     part_bytes: Size | None = None
 
-    @field_validator("key")
-    @classmethod
-    def _inside(cls, key: str) -> str:
-        if fault := path_fault(key.removeprefix("/")):
-            raise ValueError(f"key {key[:80]!r}: {fault}")
-        return key
+    def __post_init__(self) -> None:
+        if fault := path_fault(self.key.removeprefix("/")):
+            raise ValueError(f"key {self.key[:80]!r}: {fault}")
 
 
-class Chunks(_Record):
+class Chunks(msgspec.Struct, frozen=True, kw_only=True):
     """How a file is cut for streaming, with a hash for each piece.
 
     Attributes:
@@ -72,15 +64,13 @@ class Chunks(_Record):
     """
 
     stops: tuple[Size, ...]
-    xxh3_128: Annotated[str, Field(pattern=r"^[0-9a-f]*$")]
+    xxh3_128: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Chunks:
+    def __post_init__(self) -> None:
         if any(stop <= start for start, stop in pairwise((0, *self.stops))):
             raise ValueError("chunk stops do not grow")
         if len(self.xxh3_128) != XXH3_128_HEX * len(self.stops):
             raise ValueError(f"{len(self.xxh3_128)} hash digits for {len(self.stops)} chunks")
-        return self
 
     def ranges(self) -> Iterable[tuple[int, int, str]]:
         """Each chunk as (start, stop, XXH3-128 in hexadecimal)."""
@@ -88,7 +78,7 @@ class Chunks(_Record):
             yield start, stop, self.xxh3_128[index * XXH3_128_HEX : (index + 1) * XXH3_128_HEX]
 
 
-class FileEntry(_Record):
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of the model.
 
     Attributes:
@@ -108,23 +98,16 @@ class FileEntry(_Record):
     objects: tuple[StoredObject, ...]
     chunks: Chunks
 
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if fault := path_fault(path):
-            raise ValueError(f"path {path[:80]!r}: {fault}")
-        return path
-
-    @model_validator(mode="after")
-    def _consistent(self) -> FileEntry:
+    def __post_init__(self) -> None:
+        if fault := path_fault(self.path):
+            raise ValueError(f"path {self.path[:80]!r}: {fault}")
         if self.objects and sum(stored.size for stored in self.objects) != self.size:
             raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
         if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
             raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
-        return self
 
 
-class Source(_Record):
+class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a model came from.
 
     Attributes:
@@ -140,7 +123,7 @@ class Source(_Record):
     revision: Text | None = None
 
 
-class Journal(_Record):
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """An upload in progress, or one that was broken off.
 
     Attributes:
@@ -158,13 +141,13 @@ class Journal(_Record):
     created: datetime
     tool: Text
     writer: Text
-    planned_files: Annotated[int, Field(ge=0)]
-    planned_bytes: Annotated[int, Field(ge=0)]
-    planned_shards: Annotated[int, Field(ge=0)] = 0
+    planned_files: Count
+    planned_bytes: Count
+    planned_shards: Count = 0
     files: tuple[FileEntry, ...]
 
 
-class Manifest(_Record):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A complete model. The digest covers everything else in it."""
 
     format: Literal[1] = 1
@@ -175,8 +158,7 @@ class Manifest(_Record):
     tool: Text
     files: tuple[FileEntry, ...]
 
-    @model_validator(mode="after")
-    def _complete(self) -> Manifest:
+    def __post_init__(self) -> None:
         seen: set[str] = set()
         for entry in self.files:
             if entry.path in seen:
@@ -184,7 +166,6 @@ class Manifest(_Record):
             if not entry.objects:
                 raise ValueError(f"{entry.path} has no object")
             seen.add(entry.path)
-        return self
 
     @property
     def size(self) -> int:
@@ -192,13 +173,13 @@ class Manifest(_Record):
         return sum(entry.size for entry in self.files)
 
 
-_ANY: TypeAdapter[Manifest | Journal] = TypeAdapter(Annotated[Manifest | Journal, Field(discriminator="state")])
+_BY_STATE: dict[object, type[Manifest | Journal]] = {"ready": Manifest, "uploading": Journal}
 
 
 def serialize(record: Manifest | Journal) -> bytes:
     """The bytes to store: compact JSON with its own digest as the last key."""
-    body = record.model_dump_json(exclude_none=True)
-    return f'{body[:-1]},"digest":"{_digest(body.encode())}"}}\n'.encode()
+    body = msgspec.json.encode(record)
+    return body[:-1] + f',"digest":"{_digest(body)}"}}\n'.encode()
 
 
 def parse(data: bytes, *, where: str) -> Manifest | Journal:
@@ -229,12 +210,13 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     body, comma, _ = data.rpartition(b',"digest":"')
     if not comma or raw.get("digest") != _digest(body + b"}"):
         raise ManifestError(f"{where} was altered: its digest does not match", hint="upload the model again")
+    schema = _BY_STATE.get(raw.get("state"))
+    if schema is None:
+        raise ManifestError(f"{where} has an unknown state", hint="upload the model again")
     try:
-        return _ANY.validate_json(body + b"}")
-    except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise ManifestError(f"{where}: {place}: {first['msg']}", hint="upload the model again") from exc
+        return msgspec.json.decode(body + b"}", type=schema)
+    except msgspec.ValidationError as exc:
+        raise ManifestError(f"{where}: {exc}", hint="upload the model again") from exc
 
 
 def digest_of(data: bytes) -> str:

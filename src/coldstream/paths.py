@@ -13,6 +13,9 @@ from coldstream.errors import IntegrityError, UsageError
 # S3 and R2: a key has at most 1,024 bytes of UTF-8. File systems: a name has at most 255.
 KEY_BYTES_MAX = 1024
 SEGMENT_BYTES_MAX = 255
+# The one object of a model's folder that is ours; room for the chunks of some 20 TB of weights.
+MANIFEST_NAME = "coldstream.json"
+MANIFEST_BYTES_MAX = 128 << 20
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

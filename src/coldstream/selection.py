@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from coldstream.errors import IntegrityError, UsageError
+from coldstream.paths import MANIFEST_NAME
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -92,9 +93,6 @@ def select(
         UsageError: Nothing is left, or there are no safetensors among what is left and none were asked around.
         IntegrityError: The index is malformed or names a shard that is not there.
     """
-    # Imported here: its schema takes a while to load, and `weights` has no use for it.
-    from coldstream.manifest import FILE_NAME
-
     every = sorted(set(paths))
     if include:
         reasons = {path: "not in --include" for path in every if not _matches(path, include)}
@@ -102,7 +100,7 @@ def select(
         reasons = {path: why for path, why in _defaults(every, index).items() if not _matches(path, also)}
     reasons |= {path: "in --exclude" for path in every if _matches(path, exclude)}
     # An upload of a downloaded copy: our own manifest describes another place.
-    reasons |= {FILE_NAME: "coldstream's manifest"} if FILE_NAME in every else {}
+    reasons |= {MANIFEST_NAME: "coldstream's manifest"} if MANIFEST_NAME in every else {}
     chosen = tuple(path for path in every if path not in reasons)
     if not chosen:
         raise UsageError("no file is left to upload", hint="look at --include and --exclude, or add --dry-run")

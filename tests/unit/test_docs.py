@@ -69,5 +69,5 @@ def test_every_field_of_the_manifest_is_documented() -> None:
         manifest.Chunks,
         manifest.Source,
     ):
-        for field in model.model_fields:
+        for field in model.__struct_fields__:
             assert f"`{field}`" in text, field

@@ -120,11 +120,13 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
 
 
 def _dry_document(plan: UploadPlan) -> dict[str, Any]:
+    import msgspec
+
     from coldstream import prices
 
     return {
         "name": plan.name,
-        "source": plan.source.model_dump(exclude_none=True),
+        "source": msgspec.to_builtins(plan.source),
         "state": plan.state,
         "up_to_date": plan.up_to_date,
         "bytes": plan.size,
@@ -157,11 +159,13 @@ def _dry_text(plan: UploadPlan) -> str:
 
 
 def _document(plan: UploadPlan, report: UploadReport) -> dict[str, Any]:
+    import msgspec
+
     return {
         **asdict(report),
         "state": "ready",
         "up_to_date": plan.up_to_date,
-        "source": plan.source.model_dump(exclude_none=True),
+        "source": msgspec.to_builtins(plan.source),
     }
 
 

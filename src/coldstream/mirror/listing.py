@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from coldstream.errors import ManifestError
-from coldstream.manifest import FILE_NAME, Journal, Manifest, upload_command
+from coldstream.manifest import Journal, Manifest, upload_command
 from coldstream.mirror.reading import StoredModel, missing_objects
 from coldstream.mirror.records import read_record
+from coldstream.paths import MANIFEST_NAME
 from coldstream.selection import is_weights
 from coldstream.store import ObjectInfo, Store
 
@@ -49,7 +50,7 @@ def list_models(store: Store) -> list[ModelInfo]:
 def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     """Objects by model. A model is the outermost folder with a manifest or, failing that, weights or a config.json."""
     every = [(info.key.rpartition("/")[0], info) for info in objects]
-    with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{FILE_NAME}")}
+    with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{MANIFEST_NAME}")}
     foreign = {
         folder for folder, info in every if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
     }
@@ -65,7 +66,7 @@ def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
 
 def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
     listing = {info.key.removeprefix(f"{name}/"): info for info in objects}
-    listing.pop(FILE_NAME, None)
+    listing.pop(MANIFEST_NAME, None)
     modified = max(info.modified for info in objects)
     size = sum(info.size for info in listing.values())
 

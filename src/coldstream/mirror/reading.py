@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coldstream.errors import NotFoundError
-from coldstream.manifest import FILE_NAME, FileEntry, Journal, Manifest, StoredObject
+from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
 from coldstream.mirror.records import read_record
-from coldstream.paths import checked_name, checked_path
+from coldstream.paths import MANIFEST_NAME, checked_name, checked_path
 from coldstream.store import ObjectInfo, Store
 
 
@@ -77,7 +77,7 @@ def open_model(store: Store, name: str) -> StoredModel:
         # Consoles make "folders" as empty objects whose keys end in "/".
         if not info.key.endswith("/")
     }
-    listing.pop(FILE_NAME, None)
+    listing.pop(MANIFEST_NAME, None)
     if found is None and not looks_like_model(listing):
         below = sorted({key.split("/")[0] for key in listing})
         hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "") if below else "see: coldstream list"

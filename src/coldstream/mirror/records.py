@@ -17,8 +17,6 @@ from datetime import datetime, timezone
 from coldstream import __version__
 from coldstream.errors import ConflictError, NotFoundError
 from coldstream.manifest import (
-    FILE_NAME,
-    MANIFEST_BYTES_MAX,
     FileEntry,
     Journal,
     Manifest,
@@ -27,6 +25,7 @@ from coldstream.manifest import (
     parse,
     serialize,
 )
+from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME
 from coldstream.store import Store
 
 TOOL = f"coldstream {__version__}"
@@ -34,7 +33,7 @@ TOOL = f"coldstream {__version__}"
 
 def record_key(name: str) -> str:
     """Where a model's manifest is."""
-    return f"{name}/{FILE_NAME}"
+    return f"{name}/{MANIFEST_NAME}"
 
 
 def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | None:

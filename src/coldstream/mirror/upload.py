@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import msgspec
+
 from coldstream import manifest
 from coldstream.errors import (
     ColdstreamError,
@@ -27,11 +29,11 @@ from coldstream.errors import (
     UploadNotFoundError,
     UsageError,
 )
-from coldstream.manifest import FILE_NAME, FileEntry, Manifest, StoredObject
+from coldstream.manifest import FileEntry, Manifest, StoredObject
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.records import JournalWriter, read_record, record_key
-from coldstream.paths import KEY_BYTES_MAX, checked_name
+from coldstream.paths import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
 from coldstream.plan import PART_BYTES, part_bytes_for, part_count, parts
 from coldstream.progress import Progress
 from coldstream.selection import INDEX_NAME, is_weights, select
@@ -484,7 +486,7 @@ class _FileUpload:
         stored = StoredObject(
             key=self.file.path, size=self.size, etag=etag, part_bytes=self.part_bytes if self._multipart else None
         )
-        self.entry = entry.model_copy(update={"objects": (stored,)})
+        self.entry = msgspec.structs.replace(entry, objects=(stored,))
         self._journal.add(self.entry)
 
     def _on_sent(self, count: int) -> None:
@@ -518,10 +520,10 @@ def _refuse_nesting(store: Store, name: str) -> None:
             continue
         raise UsageError(f"{name} would lie inside the model {outer}", hint="choose another name with --as")
     own = record_key(name)
-    inner = next((i.key for i in store.list(f"{name}/") if i.key.endswith(f"/{FILE_NAME}") and i.key != own), None)
+    inner = next((i.key for i in store.list(f"{name}/") if i.key.endswith(f"/{MANIFEST_NAME}") and i.key != own), None)
     if inner:
         raise UsageError(
-            f"{name} would contain the model {inner.removesuffix(f'/{FILE_NAME}')}",
+            f"{name} would contain the model {inner.removesuffix(f'/{MANIFEST_NAME}')}",
             hint="choose another name with --as",
         )
 
@@ -564,7 +566,8 @@ def _completed(store: Store, name: str, entry: FileEntry, listing: Mapping[str, 
     info = store.head(f"{name}/{entry.path}")
     if info.metadata.get(_SHA256_METADATA) != entry.sha256:
         return None
-    return entry.model_copy(update={"objects": (StoredObject(key=entry.path, size=info.size, etag=info.etag),)})
+    stored = StoredObject(key=entry.path, size=info.size, etag=info.etag)
+    return msgspec.structs.replace(entry, objects=(stored,))
 
 
 def _same(source: Source, file: SourceFile, entry: FileEntry) -> bool:

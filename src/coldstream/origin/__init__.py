@@ -10,7 +10,7 @@
     heads       the shards' headers, one speculative read each, in parallel
     fetching    small HTTP reads with retries and errors for people
 
-Everything heavy (boto3, pydantic, huggingface_hub) is imported when a URI needs it.
+Everything heavy (boto3, msgspec, huggingface_hub) is imported when a URI needs it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from coldstream.origin.records import MANIFEST_NAME
+from coldstream.paths import MANIFEST_NAME
 from coldstream.selection import INDEX_NAME, beside, needs_index, weights
 
 # The index is megabytes for models of many experts; what it maps is in the headers as well.

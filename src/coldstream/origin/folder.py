@@ -14,14 +14,12 @@ from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.heads import Found, Piece, checkpoint_of, replaced
 from coldstream.origin.records import (
-    MANIFEST_BYTES_MAX,
-    MANIFEST_NAME,
     Record,
     checked_content,
     read_record,
     the_object,
 )
-from coldstream.paths import checked_path
+from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.selection import INDEX_NAME
 
 _READ_BYTES = 1 << 20

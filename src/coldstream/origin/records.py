@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldstream.errors import ConfigError, IntegrityError, NotFoundError
-from coldstream.units import MIB
+from coldstream.paths import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from coldstream.manifest import FileEntry, StoredObject
-
-# As in `coldstream.manifest`, whose schema takes too long to import for models that have none.
-MANIFEST_NAME = "coldstream.json"
-MANIFEST_BYTES_MAX = 128 * MIB
 
 # `serialize` writes the first two at the start and the last at the end; no accident spoils all of them.
 _MARKS = (b'"format":1,', b'"state":"ready"', b'"state":"uploading"', b'"digest":"sha256:')
@@ -52,7 +48,7 @@ def read_record(data: bytes, *, where: str) -> Record:
         ManifestError: It cannot be trusted.
         NotFoundError: It is the journal of an upload: the model is not complete.
     """
-    # Imported here: pydantic takes a third of a second, and models without a manifest do not need it.
+    # Imported here: models without a manifest need neither the schema nor what checks it.
     from coldstream.manifest import Journal, digest_of, parse, upload_command
 
     record = parse(data, where=where)

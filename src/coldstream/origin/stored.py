@@ -11,14 +11,12 @@ from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Piece, checkpoint_of
 from coldstream.origin.records import (
-    MANIFEST_BYTES_MAX,
-    MANIFEST_NAME,
     Record,
     checked_content,
     read_record,
     the_object,
 )
-from coldstream.paths import checked_path
+from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.selection import INDEX_NAME
 from coldstream.store import ObjectInfo, Store
 

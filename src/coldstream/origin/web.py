@@ -15,15 +15,13 @@ from coldstream.origin.heads import Found, Piece, checkpoint_of
 from coldstream.origin.names import folder_name
 from coldstream.origin.parallel import in_parallel
 from coldstream.origin.records import (
-    MANIFEST_BYTES_MAX,
-    MANIFEST_NAME,
     Record,
     checked_content,
     looks_like_record,
     read_record,
     the_object,
 )
-from coldstream.paths import checked_path
+from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.retry import Retry
 from coldstream.selection import INDEX_NAME, indexed, weights
 

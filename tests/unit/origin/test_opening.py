@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream import manifest
 from coldstream.env import load_settings
 from coldstream.errors import ConfigError, UsageError
-from coldstream.origin import open_origin, records
+from coldstream.origin import open_origin
 
 BUCKET = {"R2_ENDPOINT": "http://127.0.0.1:9", "R2_BUCKET": "models", "R2_ACCESS_KEY": "k", "R2_SECRET_KEY": "s"}
 
@@ -83,17 +82,12 @@ def test_a_name_needs_a_store_and_nothing_else_does() -> None:
     assert label("https://h/m", {}) == "https://h/m"
 
 
-def test_the_manifests_name_and_limit_are_the_manifests() -> None:
-    assert manifest.FILE_NAME == records.MANIFEST_NAME
-    assert manifest.MANIFEST_BYTES_MAX == records.MANIFEST_BYTES_MAX
-
-
 def test_nothing_heavy_is_imported_before_a_uri_needs_it(tmp_path: Path) -> None:
     code = """
 import sys
 from coldstream.env import load_settings
 from coldstream.origin import open_origin
-heavy = ["boto3", "botocore", "pydantic", "huggingface_hub", "urllib3", "coldstream.engine.http"]
+heavy = ["boto3", "botocore", "msgspec", "huggingface_hub", "urllib3", "coldstream.engine.http"]
 assert not [name for name in heavy if name in sys.modules]
 settings = load_settings(environ={})
 open_origin("http://127.0.0.1/m", settings)
