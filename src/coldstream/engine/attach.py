@@ -228,19 +228,20 @@ class Owner:
         gone: Whether it has ended.
     """
 
-    def __init__(self, *, workers: int, connections: int) -> None:
+    def __init__(self, *, workers: int, connections: int, tls: bool = False) -> None:
         """Starts the streamer, which gets ready while its plan is made.
 
         Args:
             workers: Fetching processes.
             connections: Most connections at once.
+            tls: Whether to read the trusted certificates meanwhile, once for all workers.
         """
         _detached[:] = [process for process in _detached if process.poll() is None]
         mine, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[2])
         # The site's start-up files would cost as much as the rest; what they add to the path is in it already.
         paths = "\n".join(dict.fromkeys([package, *(path for path in sys.path if path)]))
-        numbers = [theirs.fileno(), os.getpid(), workers, connections]
+        numbers = [theirs.fileno(), os.getpid(), workers, connections, int(tls)]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],

@@ -28,6 +28,8 @@ from coldstream.engine.job import FileJob, Settings, pack_files, unpack_files, u
 from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
+from coldstream.engine.tls import context_for, tls_settings
+from coldstream.errors import ConfigError
 
 CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
@@ -582,9 +584,9 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the process.
 
     Args:
-        arguments: Descriptor of the owner's socket, the owner's process id, workers, connections.
+        arguments: Descriptor of the owner's socket, the owner's process id, workers, connections, 1 to prepare TLS.
     """
-    descriptor, owner_pid, workers, connections = map(int, arguments)
+    descriptor, owner_pid, workers, connections, tls = map(int, arguments)
     # Ctrl-C is the owner's to handle; it tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -595,6 +597,11 @@ def main(arguments: Sequence[str]) -> None:
         # Both ends of a worker's sockets are open here until it has been forked.
         connections = max(1, min(connections, (soft - _DESCRIPTORS_SPARE) // 2))
     from coldstream.engine import worker as _preloaded  # noqa: F401  # once, before the forks
+
+    if tls:
+        # A wrong setting is reported by the request that needs it.
+        with contextlib.suppress(ConfigError):
+            context_for(tls_settings())
 
     streamer = Streamer(
         wire.Frames(socket.socket(fileno=descriptor)), owner_pid=owner_pid, workers=workers, connections=connections

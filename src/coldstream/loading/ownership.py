@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from coldstream.engine.attach import Owner
+from coldstream.env import Settings
 from coldstream.errors import (
     ColdstreamError,
     ConflictError,
@@ -14,10 +15,16 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
-from coldstream.loading.options import OnProgress
+from coldstream.loading.options import OnProgress, Options
 from coldstream.loading.prepare import Prepared
+from coldstream.origin import uses_tls
 
 _LAST_WORDS_SECONDS = 1.0
+
+
+def start_owner(uri: str, options: Options, settings: Settings) -> Owner:
+    """Starts the streamer, which gets ready while the names are resolved."""
+    return Owner(workers=options.processes, connections=options.concurrency, tls=uses_tls(uri, settings))
 
 
 def attend(owner: Owner, prepared: Prepared, on_progress: OnProgress | None, *, seconds: float = 0.0) -> None:

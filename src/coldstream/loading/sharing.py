@@ -20,12 +20,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from coldstream.engine.attach import Consumer, Owner, StreamerGoneError
+from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.env import load_settings
 from coldstream.errors import ColdstreamError, NotFoundError
 from coldstream.header import parse_header
 from coldstream.loading.options import Options
-from coldstream.loading.ownership import attend, cached_now, error_of, last_words
+from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
@@ -62,9 +62,9 @@ class Share:
         self._stopping = threading.Event()
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "load")
-        self._owner = Owner(workers=self._options.processes, connections=self._options.concurrency)
+        settings = self._options.settings or load_settings()
+        self._owner = start_owner(uri, self._options, settings)
         try:
-            settings = self._options.settings or load_settings()
             self._prepared = prepare(uri, self._options, settings)
             engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
             self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)

@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
-from coldstream.env import load_settings
+from coldstream.env import Settings, load_settings
 from coldstream.loading.options import Options
-from coldstream.loading.ownership import attend, cached_now, error_of, last_words
+from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import Prepared, prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
@@ -136,10 +136,10 @@ class Load:
 
     def _run(self) -> Generator[tuple[str, Made], None, None]:
         began = time.monotonic()
-        # It starts while the names are resolved.
-        owner = self._owner = Owner(workers=self._options.processes, connections=self._options.concurrency)
+        settings = self._options.settings or load_settings()
+        owner = self._owner = start_owner(self._uri, self._options, settings)
         try:
-            yield from self._stream(owner, began)
+            yield from self._stream(owner, settings, began)
         except StreamerGoneError as exc:
             failure = last_words(owner)
             owner.stop()
@@ -148,9 +148,8 @@ class Load:
             owner.stop()
             raise
 
-    def _stream(self, owner: Owner, began: float) -> Iterator[tuple[str, Made]]:
+    def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, Made]]:
         options = self._options
-        settings = options.settings or load_settings()
         prepared = self._prepared = prepare(self._uri, options, settings)
         self.bytes = prepared.bytes
         engine = prepared.engine_settings(options, settings)

@@ -16,6 +16,6 @@ Everything heavy (boto3, msgspec, huggingface_hub) is imported when a URI needs 
 from __future__ import annotations
 
 from coldstream.origin.contract import Checkpoint, Link, Origin, Shard
-from coldstream.origin.opening import open_origin
+from coldstream.origin.opening import open_origin, uses_tls
 
-__all__ = ["Checkpoint", "Link", "Origin", "Shard", "open_origin"]
+__all__ = ["Checkpoint", "Link", "Origin", "Shard", "open_origin", "uses_tls"]

@@ -58,6 +58,19 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
     return _bucket(f"{store}/{name}", settings, retry, connections)
 
 
+def uses_tls(uri: str, settings: Settings) -> bool:
+    """Whether a model's bytes will come over TLS, as far as its URI and the settings tell; a guess, for preparation."""
+    scheme, mark, _ = uri.partition("://")
+    if not mark:
+        configured = None if uri.startswith(("/", ".", "~")) else _configured(settings)
+        scheme = "s3" if configured and configured.startswith("s3:") else "file"
+    try:
+        where = {"s3": settings.endpoint() or "https:", "hf": settings.get("HF_ENDPOINT") or "https:"}.get(scheme, uri)
+    except ConfigError:
+        return False
+    return where.lower().startswith("https:")
+
+
 def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origin:
     from coldstream.origin.hub import HubOrigin
 
