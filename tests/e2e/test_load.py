@@ -16,7 +16,7 @@ import xxhash
 
 import coldstream
 from coldstream.env import load_settings
-from coldstream.errors import UsageError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import Load, Options
 from tests.checkpoints import checkpoint_bytes, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -286,6 +286,15 @@ def test_a_reader_that_dies_does_not_hold_the_others(
         reader.join(30)
         found |= collected(iterator)
     assert found == expected
+
+
+def test_a_reader_that_never_comes_ends_the_load(server: RangedServer, tmp_path: Path) -> None:
+    limits = options(tmp_path, memory_limit=24 << 20, attach_seconds=0.5)
+    with coldstream.share(f"{server.url}/m", consumers=2, **limits) as shared:
+        with pytest.raises(ColdstreamError, match="only 1 of 2 readers came"):
+            list(coldstream.attach(shared.address, framework="buffer"))
+        with pytest.raises(ColdstreamError, match="only 1 of 2 readers came"):
+            shared.wait(10)
 
 
 def _hold_for_ever(address: str, holds: Any) -> None:

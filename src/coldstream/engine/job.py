@@ -70,6 +70,7 @@ class Settings:
         verify: Whether chunks are compared with their digests.
         in_order: Whether extents become ready in the order of the files, or as they arrive.
         give_up_seconds: A load of which nothing has moved for so long fails.
+        attach_seconds: How long after the first consumer the last one may attach.
         cache: The folder of the local copy to fill, or None.
         cache_bytes_max: How large that cache may be, or None.
     """
@@ -80,6 +81,7 @@ class Settings:
     verify: bool = True
     in_order: bool = False
     give_up_seconds: float = 180.0
+    attach_seconds: float = 600.0
     cache: str | None = None
     cache_bytes_max: int | None = None
 

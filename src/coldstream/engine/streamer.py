@@ -81,6 +81,7 @@ class Streamer:
         self._consumers: dict[int, _Attached] = {}
         self._waiting_sockets: list[socket.socket] = []
         self._attached = 0
+        self._first_attached: float | None = None
         self._scheduler: Scheduler | None = None
         self._chunks: list[Chunk] = []
         self._tee: socket.socket | None = None
@@ -325,6 +326,8 @@ class Streamer:
             return
         consumer = _Attached(self._attached, sock)
         self._attached += 1
+        if self._first_attached is None:
+            self._first_attached = time.monotonic()
         self._consumers[consumer.number] = consumer
         hello = wire.pack_hello(consumer.number, self._settings.consumers, self._mapped, self._catalog_bytes)
         socket.send_fds(sock, [hello], [self._arena, self._catalog])
@@ -497,6 +500,7 @@ class Streamer:
         if scheduler is None or self._over:
             return
         now = time.monotonic()
+        self._check_readers(now)
         due = scheduler.deadline(now)
         if due is not None and now >= self._ticked_at + 0.045:
             passed, self._ticked_at = now - max(self._ticked_at, self._began), now
@@ -522,6 +526,16 @@ class Streamer:
             self._stored_told = True
             self._tell(wire.STORED, {"failed": self._tee_message})
             self._over |= self._detached
+
+    def _check_readers(self, now: float) -> None:
+        """Ends a load that a part of its consumers wait for in vain: one must have died before it attached."""
+        settings = self._settings
+        assert settings is not None
+        if self._first_attached is None or self._attached >= settings.consumers or self._over:
+            return
+        if now - self._first_attached > settings.attach_seconds:
+            counted = f"{self._attached} of {settings.consumers} readers"
+            self._do([Fail("readers", None, f"only {counted} came within {settings.attach_seconds:.0f} s")])
 
     def _progress(self) -> dict[str, Any]:
         assert self._scheduler is not None

@@ -30,6 +30,7 @@ class Options:
         in_order: Tensors in the order of the files rather than as they arrive.
         keep_all: All tensors will be kept: memory for the whole model is used from the start.
         workers: Fetching processes; None: one per core, at most 8.
+        attach_seconds: How long after the first reader of a shared load the last one may come.
         settings: Instead of the environment and `.env`.
         on_progress: Called with (bytes there, bytes in all), every now and then, from the iterating thread.
 
@@ -46,6 +47,7 @@ class Options:
     in_order: bool = False
     keep_all: bool = False
     workers: int | None = None
+    attach_seconds: float = 600.0
     settings: Settings | None = None
     on_progress: OnProgress | None = None
 

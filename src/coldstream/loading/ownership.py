@@ -93,4 +93,6 @@ def error_of(failure: dict[str, Any] | None, where: str) -> ColdstreamError:
         return NotFoundError(said, hint="an object went while loading; run: coldstream verify")
     if kind == "credentials":
         return CredentialsError(said, hint="the link expired or the key lost its permission; load it again")
+    if kind == "readers":
+        return ColdstreamError(said, hint="did a reader die before it attached? see its own messages")
     return UnavailableError(said, retryable=False, hint="nothing arrived for COLDSTREAM_RETRY_SECONDS")

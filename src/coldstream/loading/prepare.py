@@ -90,6 +90,7 @@ class Prepared:
             verify=options.verify,
             in_order=options.in_order,
             give_up_seconds=settings.retry_seconds,
+            attach_seconds=options.attach_seconds,
             # A complete one may have to be mended.
             cache=str(self.copy.folder) if self.copy is not None and not self.offline else None,
             cache_bytes_max=self.bytes_max,
