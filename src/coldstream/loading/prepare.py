@@ -174,7 +174,7 @@ def _latest(cache: Cache | None, uri: str, settings: Settings) -> Copy | None:
     if cache is None:
         return None
     try:
-        return cache.latest(_key(uri, settings))
+        return cache.latest(uri_key(uri, settings))
     except DiskError:
         return None  # opening it will say what is wrong
 
@@ -182,7 +182,7 @@ def _latest(cache: Cache | None, uri: str, settings: Settings) -> Copy | None:
 def _open_copy(cache: Cache, uri: str, settings: Settings, checkpoint: Checkpoint) -> tuple[Copy | None, str]:
     files = [CachedFile(path=s.path, size=s.size, stops=s.stops, digests=s.digests) for s in checkpoint.shards]
     try:
-        copy = cache.open(uri=_key(uri, settings), name=checkpoint.name, version=checkpoint.version, files=files)
+        copy = cache.open(uri=uri_key(uri, settings), name=checkpoint.name, version=checkpoint.version, files=files)
         copy.touch()
     except DiskError as exc:
         return None, exc.message
@@ -193,7 +193,7 @@ def _is_local(uri: str) -> bool:
     return uri.startswith(("file:", "/", ".", "~"))
 
 
-def _key(uri: str, settings: Settings) -> str:
+def uri_key(uri: str, settings: Settings) -> str:
     """What a URI is remembered by in the cache: a bare name means another model with another store. No secret."""
     bare = uri.partition("?")[0]
     return bare if "://" in bare else f"{settings.store_uri()}/{bare}"

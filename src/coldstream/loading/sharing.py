@@ -188,7 +188,8 @@ class Attached:
                 self._reader.settle()
         except StreamerGoneError as exc:
             raise error_of(self._consumer.failure, self._address) from exc
-        self.close()
+        finally:
+            self.close()
 
 
 def share(uri: str, *, consumers: int, **options: Any) -> Share:

@@ -1,0 +1,217 @@
+"""The folder that vLLM is given as its model: configuration and tokenizer, and the weights' headers without weights.
+
+vLLM reads files beside the weights from a local folder, looks into the headers of the shards (is there an `lm_head`?
+which dtypes?), and takes the tensors from a load format of ours. So the folder holds every small file, a stub of each
+shard (its header alone, which every other loader refuses), and a note of where the weights are. One folder for each
+version of a model, made whole under another name first; a start without the network finds the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from coldstream.cache import configured
+from coldstream.cache.disk import checked_root, disk_errors, make_folders
+from coldstream.env import Settings, load_settings
+from coldstream.errors import DiskError, IntegrityError, UnavailableError
+from coldstream.loading.prepare import OFFLINE_SECONDS, uri_key
+from coldstream.origin import Checkpoint, Origin, open_origin
+from coldstream.origin.parallel import in_parallel
+from coldstream.paths import path_fault
+from coldstream.retry import Backoff, Retry
+
+# What loads the weights later, and is looked for by the load format.
+NOTE_NAME = ".coldstream.json"
+# Tokenizers with their vocabularies have tens of megabytes; what is larger is no configuration.
+FILE_BYTES_MAX = 1 << 30
+_NOTE_BYTES_MAX = 64 << 10
+# Folders of versions that nobody has started from for so long are removed.
+_OLD_SECONDS = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Where the weights of a folder are.
+
+    Attributes:
+        uri: As the user named the model; no secret.
+        version: Of the model whose files these are.
+        name: The model's, for people.
+    """
+
+    uri: str
+    version: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A folder that is ready.
+
+    Attributes:
+        path: The folder.
+        note: What it says of the weights.
+        offline: Whether the origin did not answer, and this is the folder of the last start.
+    """
+
+    path: Path
+    note: Note
+    offline: bool
+
+
+def prepare(uri: str, *, settings: Settings | None = None) -> str:
+    """Makes the folder of a model, for `LLM(model=coldstream.prepare("org/model"), load_format="coldstream")`.
+
+    Args:
+        uri: See `Load`.
+        settings: Instead of the environment and `.env`.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        What `model_folder` raises.
+    """
+    return str(model_folder(uri, settings or load_settings()).path)
+
+
+def model_folder(uri: str, settings: Settings, *, origin: Origin | None = None) -> ModelFolder:
+    """Makes the folder of the model's present version, or finds it made.
+
+    Args:
+        uri: See `Load`.
+        settings: Where the bucket is, and the cache that the folder lies in.
+        origin: What the URI names, when it is open already.
+
+    Raises:
+        UsageError: It is no URI of a model.
+        NotFoundError, CredentialsError, UnavailableError: As the origin says. One that does not answer is no error if
+            there is a folder of an earlier start.
+        IntegrityError: A file is not what the manifest says, or its name leaves the folder.
+        DiskError: The folder cannot be written.
+    """
+    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    home = cache.root / "folders" / _flat(uri_key(uri, settings))
+    last = _last(home)
+    if origin is None:
+        patience = OFFLINE_SECONDS if last else settings.retry_seconds
+        origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
+    try:
+        checkpoint = origin.checkpoint()
+        note = Note(uri=_without_query(uri), version=checkpoint.version, name=checkpoint.name)
+        path = home / checkpoint.version[:32]
+        # A version that says nothing of the content cannot tell an old folder from a new one.
+        if not checkpoint.pinned or read_note(path) != note:
+            _make(cache.root, path, note, origin, checkpoint)
+        with suppress(OSError):
+            os.utime(path)
+    except UnavailableError:
+        if last is None:
+            raise
+        return ModelFolder(path=last[0], note=last[1], offline=True)
+    _remove_old(home, kept=path)
+    return ModelFolder(path=path, note=note, offline=False)
+
+
+def read_note(folder: str | os.PathLike[str]) -> Note | None:
+    """What a folder says of its weights; None when it is none of ours."""
+    try:
+        with open(os.path.join(folder, NOTE_NAME), "rb") as file:
+            found = json.loads(file.read(_NOTE_BYTES_MAX))
+        note = Note(uri=found["uri"], version=found["version"], name=found["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return note if all(isinstance(text, str) for text in (note.uri, note.version, note.name)) else None
+
+
+def _make(root: Path, path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
+    checked_root(root, create=True)
+    with disk_errors(root):
+        make_folders(path.parent)
+        staging = path.parent / f".new-{os.urandom(8).hex()}"
+        os.mkdir(staging, 0o700)
+    try:
+        names = [name for name in origin.names() if name != NOTE_NAME]
+        in_parallel(lambda name: _write(staging, name, origin.read(name, FILE_BYTES_MAX)), names)
+        for shard in checkpoint.shards:
+            _write(staging, shard.path, shard.head)
+        _write(staging, NOTE_NAME, json.dumps({"uri": note.uri, "version": note.version, "name": note.name}).encode())
+        with disk_errors(path):
+            _put(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, path: Path) -> None:
+    """Renames it into place; another process may have been quicker, with the same content."""
+    trash = staging.with_name(staging.name.replace(".new-", ".old-"))
+    with suppress(FileNotFoundError):
+        os.rename(path, trash)
+    try:
+        os.rename(staging, path)
+    except OSError:
+        if read_note(path) is None:
+            raise
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    if fault := path_fault(name):
+        raise IntegrityError(f"{name[:80]!r} cannot be a file of a model: {fault}")
+    target = folder / name
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+def _last(home: Path) -> tuple[Path, Note] | None:
+    """The folder that was used last, with its note."""
+    for path in _by_age(home):
+        if note := read_note(path):
+            return path, note
+    return None
+
+
+def _by_age(home: Path) -> Sequence[Path]:
+    """Finished folders, the one used last first."""
+    try:
+        found = [(entry.stat().st_mtime, Path(entry.path)) for entry in os.scandir(home) if entry.name[0] != "."]
+    except OSError:
+        return ()
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _remove_old(home: Path, *, kept: Path) -> None:
+    limit = time.time() - _OLD_SECONDS
+    for path in _by_age(home):
+        with suppress(OSError):
+            if path != kept and path.stat().st_mtime < limit:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _flat(key: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2] or key).strip("-.")[-120:]
+    return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _without_query(uri: str) -> str:
+    return uri.partition("?")[0]
+
+
+def check_complete(folder: ModelFolder) -> None:
+    """A folder of an earlier start has its small files.
+
+    Raises:
+        DiskError: Somebody removed them.
+    """
+    if not (folder.path / "config.json").is_file():
+        raise DiskError(f"{folder.path} has no config.json", hint="start once with the bucket in reach")

@@ -1,0 +1,59 @@
+"""What `--model-loader-extra-config` may say. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_NUMBERS = ("concurrency", "memory_limit", "workers")
+_SWITCHES = ("verify", "cache")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """The load format's options; each stands for the one of `Options` that has its name.
+
+    Attributes:
+        uri: Where the weights are; None when the model's folder says so itself.
+        concurrency: Most connections at once.
+        memory_limit: Most bytes of memory for data on its way.
+        workers: Fetching processes.
+        verify: Whether every chunk is compared with the manifest's hash.
+        cache: Whether the node's cache is read and filled.
+    """
+
+    uri: str | None = None
+    concurrency: int | None = None
+    memory_limit: int | None = None
+    workers: int | None = None
+    verify: bool = True
+    cache: bool = True
+
+    def options(self) -> dict[str, Any]:
+        """For `Options`."""
+        given = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
+        return given | {name: getattr(self, name) for name in _SWITCHES}
+
+
+def read_extra(given: object) -> Extra:
+    """Checks what the user wrote.
+
+    Raises:
+        ValueError: It is no object, has an unknown key, or a value of another type. vLLM shows the message.
+    """
+    where = "--model-loader-extra-config of the load format coldstream"
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} must be a JSON object, not {given!r}")
+    known = Extra.__slots__
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{where} has the unknown key {key!r}; known: {', '.join(known)}")
+        if key == "uri" and not (isinstance(value, str) and value):
+            raise ValueError(f"{where}: uri must be the URI of a model, not {value!r}")
+        # bool is an int in Python; nobody means one connection by true.
+        if key in _NUMBERS and (type(value) is not int or value < 1):
+            raise ValueError(f"{where}: {key} must be a whole number from 1 on, not {value!r}")
+        if key in _SWITCHES and type(value) is not bool:
+            raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
+    return Extra(**given)
