@@ -15,6 +15,7 @@ The map, from the bottom up:
     engine                                      the streamer: from links or files into memory
     origin                                      from a URI to what the engine needs
     tensors  device  loading                    the library's face: stream, load, load_into
+    folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     probe  demo                                 does this bucket work; does all of it work
     cli                                         one file per verb; renders what the others return
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from coldstream.folder import prepare
     from coldstream.loading import (
         Attached,
         Load,
@@ -52,9 +54,11 @@ __all__ = [
     "attach",
     "load",
     "load_into",
+    "prepare",
     "share",
     "stream",
 ]
+_ELSEWHERE = {"TypedBuffer": "coldstream.tensors", "prepare": "coldstream.folder"}
 
 
 def __getattr__(name: str) -> object:
@@ -63,7 +67,7 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module("coldstream.tensors" if name == "TypedBuffer" else "coldstream.loading")
+    module = importlib.import_module(_ELSEWHERE.get(name, "coldstream.loading"))
     value = getattr(module, name)
     globals()[name] = value
     return value

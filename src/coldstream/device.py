@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.engine.attach import Extent
@@ -170,6 +171,21 @@ class DeviceMaker:
         if self._pinned:
             self._lane.unpin(self._pinned)
             self._pinned = 0
+
+
+def pinned(memory: Any, size: int) -> Callable[[], None] | None:
+    """Pins the first `size` bytes of a mapped arena for the present CUDA device.
+
+    Returns:
+        What ends it; None where there is no such device, or it refuses.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    lane = CudaLane(torch.device("cuda", torch.cuda.current_device()))
+    address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
+    return partial(lane.unpin, address) if lane.pin(address, size) else None
 
 
 def checked_device(name: str) -> torch.device:

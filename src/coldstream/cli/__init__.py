@@ -19,7 +19,7 @@ from coldstream import __version__
 from coldstream.cli.session import EXIT_CODES, State
 from coldstream.errors import ColdstreamError
 
-VERBS = ("setup", "upload", "list", "verify", "download", "remove", "load", "cache", "demo")
+VERBS = ("setup", "upload", "list", "verify", "download", "remove", "load", "serve", "shard", "cache", "demo")
 
 
 class _Verbs(click.Group):
@@ -45,6 +45,7 @@ def cli() -> None:
     coldstream setup                        check the credentials, create the bucket, prove a round trip
     coldstream upload Qwen/Qwen3-8B         copy a model from the Hub into the bucket
     coldstream list                         see what is there
+    coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
     coldstream demo                         see it work with no account at all
     """

@@ -526,6 +526,15 @@ class Streamer:
             self._stored_told = True
             self._tell(wire.STORED, {"failed": self._tee_message})
             self._over |= self._detached
+        if self._stored_told and self._deserted:
+            self._over = True
+
+    @property
+    def _deserted(self) -> bool:
+        """Whether every reader of a shared load has come and gone: nobody will look at the arena again."""
+        settings = self._settings
+        assert settings is not None
+        return bool(settings.listen) and self._attached >= settings.consumers and not self._consumers
 
     def _check_readers(self, now: float) -> None:
         """Ends a load that a part of its consumers wait for in vain: one must have died before it attached."""

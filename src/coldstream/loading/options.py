@@ -9,9 +9,12 @@ from pathlib import Path
 from coldstream.env import Settings
 from coldstream.errors import UsageError
 from coldstream.machine import cores
+from coldstream.units import GIB
 
 CONNECTIONS_MAX = 64
 WORKERS_MAX = 8
+# Pinning touches memory, and takes it from everybody else.
+PINNED_BYTES_MAX = 2 * GIB
 
 OnProgress = Callable[[int, int], None]  # bytes that are there, bytes of all
 
@@ -28,6 +31,8 @@ class Options:
         verify: Whether every chunk is compared with the manifest's hash.
         cache: Whether the local cache is read and filled, or the folder of another one.
         in_order: Tensors in the order of the files rather than as they arrive.
+        pin: With device "cpu": whether the memory is pinned for CUDA as far as `PINNED_BYTES_MAX`, for a caller who
+            copies the tensors to a device by itself.
         keep_all: All tensors will be kept: memory for the whole model is used from the start.
         workers: Fetching processes; None: one per core, at most 8.
         attach_seconds: How long after the first reader of a shared load the last one may come.
@@ -45,6 +50,7 @@ class Options:
     verify: bool = True
     cache: bool | str | Path = True
     in_order: bool = False
+    pin: bool = False
     keep_all: bool = False
     workers: int | None = None
     attach_seconds: float = 600.0

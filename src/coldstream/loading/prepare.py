@@ -196,7 +196,7 @@ def _is_local(uri: str) -> bool:
 def uri_key(uri: str, settings: Settings) -> str:
     """What a URI is remembered by in the cache: a bare name means another model with another store. No secret."""
     bare = uri.partition("?")[0]
-    return bare if "://" in bare else f"{settings.store_uri()}/{bare}"
+    return bare if "://" in bare or _is_local(bare) else f"{settings.store_uri()}/{bare}"
 
 
 def _head_stops(shard: Shard) -> tuple[int, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent
 from coldstream.header import Header
-from coldstream.loading.options import Options
+from coldstream.loading.options import PINNED_BYTES_MAX, Options
 from coldstream.tensors import Layout, Made, Maker, buffer_maker, has_torch, torch_maker
 
 if TYPE_CHECKING:
@@ -31,12 +31,17 @@ class Reader:
         """
         self.layout = Layout(headers, consumer.catalog.extents)
         self._device: DeviceMaker | None = None
+        self._unpin: Callable[[], None] | None = None
         self._maker: Maker
-        if options.device != "cpu":
-            from coldstream.device import DeviceMaker, checked_device
+        if options.device != "cpu" or options.pin:
+            from coldstream.device import DeviceMaker, checked_device, pinned
 
+        if options.device != "cpu":
             self._device = DeviceMaker(checked_device(options.device), self.layout)
             self._device.pin(consumer.arena, min(pinned_bytes, len(consumer.arena)))
+            self._maker = torch_maker()
+        elif options.pin:
+            self._unpin = pinned(consumer.arena, min(pinned_bytes, len(consumer.arena), PINNED_BYTES_MAX))
             self._maker = torch_maker()
         elif options.framework == "pt" or (options.framework is None and has_torch()):
             self._maker = torch_maker()
@@ -63,3 +68,6 @@ class Reader:
         """Ends what is under way to the device. Idempotent."""
         if self._device is not None:
             self._device.finish()
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None

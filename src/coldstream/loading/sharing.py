@@ -85,6 +85,21 @@ class Share:
     def __repr__(self) -> str:
         return f"Share({self._uri}, {self._consumers} consumers)"
 
+    @property
+    def version(self) -> str:
+        """Of the model that is loaded; see `Checkpoint`."""
+        return self._prepared.checkpoint.version
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return self._prepared.bytes
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything has been fetched, or the load failed."""
+        return self._finished.is_set()
+
     def wait(self, seconds: float | None = None) -> LoadReport | None:
         """Waits until everything has been fetched; None when that takes longer than `seconds`.
 

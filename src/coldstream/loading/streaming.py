@@ -92,6 +92,11 @@ class Load:
         state = "closed" if self._closed else repr(self._consumer) if self._consumer else "not begun"
         return f"Load({self._uri}, {state})"
 
+    @property
+    def version(self) -> str:
+        """Of the model, as `Checkpoint` says; empty before the first tensor."""
+        return self._prepared.checkpoint.version if self._prepared is not None else ""
+
     def close(self) -> None:
         """Ends the load. Idempotent. A local copy that is still being written goes on if the load was complete."""
         if self._closed:

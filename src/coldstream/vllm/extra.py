@@ -21,6 +21,7 @@ class Extra:
         workers: Fetching processes.
         verify: Whether every chunk is compared with the manifest's hash.
         cache: Whether the node's cache is read and filled.
+        enable_weights_track: As for vLLM's own formats: whether missing weights are an error; None: as vLLM decides.
     """
 
     uri: str | None = None
@@ -29,6 +30,7 @@ class Extra:
     workers: int | None = None
     verify: bool = True
     cache: bool = True
+    enable_weights_track: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """For `Options`."""
@@ -44,7 +46,9 @@ def read_extra(given: object) -> Extra:
     """
     where = "--model-loader-extra-config of the load format coldstream"
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where} must be a JSON object, not {given!r}")
+        raise ValueError(  # noqa: TRY004  # vLLM shows a ValueError, and nothing of a TypeError
+            f"{where} must be a JSON object, not {given!r}"
+        )
     known = Extra.__slots__
     for key, value in given.items():
         if key not in known:
@@ -54,6 +58,6 @@ def read_extra(given: object) -> Extra:
         # bool is an int in Python; nobody means one connection by true.
         if key in _NUMBERS and (type(value) is not int or value < 1):
             raise ValueError(f"{where}: {key} must be a whole number from 1 on, not {value!r}")
-        if key in _SWITCHES and type(value) is not bool:
+        if key in {*_SWITCHES, "enable_weights_track"} and type(value) is not bool:
             raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
     return Extra(**given)

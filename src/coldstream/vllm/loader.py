@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import socket
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -52,7 +53,9 @@ class ColdstreamLoader(DefaultModelLoader):
         """
         self._extra = read_extra(load_config.model_loader_extra_config or {})
         # To vLLM's own code it is the format that it resembles.
-        super().__init__(dataclasses.replace(load_config, load_format="safetensors", model_loader_extra_config={}))
+        track = self._extra.enable_weights_track
+        theirs = {} if track is None else {"enable_weights_track": track}
+        super().__init__(dataclasses.replace(load_config, load_format="safetensors", model_loader_extra_config=theirs))
         self._is_main = True
 
     def download_model(self, model_config: ModelConfig) -> None:
@@ -73,7 +76,15 @@ class ColdstreamLoader(DefaultModelLoader):
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """All tensors, those of secondary weights included."""
         # A draft model is loaded by some of the ranks only.
-        self._is_main = get_current_vllm_config().model_config in {None, model_config}
+        self._is_main = get_current_vllm_config().model_config is model_config
+        if model_config.quantization == "torchao":
+            raise ColdstreamError(
+                "checkpoints quantised with torchao are put together from whole files",
+                hint="download it and serve the folder: coldstream download",
+            )
+        # vLLM itself does this only when it loads for the first time.
+        if hasattr(self, "_init_ep_weight_filter"):
+            self._init_ep_weight_filter(model_config)
         yield from super().get_all_weights(model_config, model)
 
     def _get_weights_iterator(
@@ -84,55 +95,58 @@ class ColdstreamLoader(DefaultModelLoader):
             yield from super()._get_weights_iterator(source)
             return
         unused = getattr(source, "is_unused_weight", None)
-        for name, tensor in self._tensors(note, source):
-            if _is_elsewhere(name, self.local_expert_ids) or (unused is not None and unused(name)):
+        experts = getattr(self, "local_expert_ids", None)
+        for name, tensor in self._tensors(note):
+            if _is_elsewhere(name, experts) or (unused is not None and unused(name)):
                 continue
             yield source.prefix + name, tensor
 
     def _note(self, source: DefaultModelLoader.Source) -> Note | None:
         """Where the weights of a source are; None when vLLM is to read them itself."""
         note, uri = read_note(source.model_or_path), self._extra.uri
+        patterns = source.allow_patterns_overrides
+        if source.subfolder or (patterns and not any(fnmatch("model.safetensors", pattern) for pattern in patterns)):
+            # Files beside the weights, which lie in the folder as they are.
+            return None
         if note is not None:
             if uri not in {None, note.uri} and self._is_main:
                 raise ColdstreamError(f"the folder {source.model_or_path} is of {note.uri}, and uri says {uri}")
             return note
-        if uri is None or not self._is_main or source.subfolder or not _is_bare(source.model_or_path):
+        if uri is None or not self._is_main or not _is_bare(source.model_or_path):
             return None
         return Note(uri=uri, version="", name=uri)
 
-    def _tensors(self, note: Note, source: DefaultModelLoader.Source) -> Iterator[tuple[str, torch.Tensor]]:
-        patterns = source.allow_patterns_overrides
-        if patterns and not any(fnmatch("model.safetensors", pattern) for pattern in patterns):
-            raise ColdstreamError(
-                f"{note.uri}: this model wants the files {', '.join(patterns)}",
-                hint="use --load-format auto on a downloaded copy: coldstream download",
-            )
-        began = self._began = _now()
-        if self.counter_before_loading_weights == 0.0:
-            self.counter_before_loading_weights = began
+    def _tensors(self, note: Note) -> Iterator[tuple[str, torch.Tensor]]:
+        self.counter_before_loading_weights: float = self.counter_before_loading_weights or time.perf_counter()
         try:
-            yield from _streamed(note, self._extra, self._is_main)
+            yield from _streamed(note, self._extra, is_main=self._is_main)
         except ColdstreamError as exc:
             logger.error("coldstream: %s%s", exc.message, f" ({exc.hint})" if exc.hint else "")
             _never_serve_half()
             raise
 
 
-def _streamed(note: Note, extra: Extra, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:  # noqa: FBT001
+def _streamed(note: Note, extra: Extra, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors, from whoever streams them on this node."""
     # All ranks count every load, so that those of the next one agree.
     number = str(next(_loads))
     address = os.environ.get(service.VARIABLE)
     if address:
-        which, consumers = (number, _ranks()) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
-        with attach(service.ask(address, which, consumers=consumers), framework="pt", pin=_pins()) as attached:
+        here = _neighbours()
+        which, consumers = (number, len(here) if here else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
+        given = service.ask(address, note.uri, which, consumers=consumers)
+        with attach(given, framework="pt", pin=_pins()) as attached:
             yield from attached
         return
     options: dict[str, Any] = {"framework": "pt", "pin": _pins(), **extra.options()}
     here = _neighbours() if is_main else None
     if here is None or len(here) == 1:
         with Load(note.uri, Options(**options)) as loading:
-            yield from loading
+            for pair in loading:
+                _check_version(note, loading.version)
+                yield pair
+                # What is held here stays in memory.
+                del pair
             assert loading.report is not None
             _tell(loading.report)
         return
@@ -161,13 +175,6 @@ def _streamed(note: Note, extra: Extra, is_main: bool) -> Iterator[tuple[str, to
 def _check_version(note: Note, version: str) -> None:
     if note.version not in {"", version}:
         raise ConflictError(f"{note.uri} was replaced since its folder was made", hint="start again")
-
-
-def _ranks() -> int:
-    """How many of this engine's ranks run on this node, data-parallel ones included."""
-    config = get_current_vllm_config().parallel_config
-    here = _neighbours()
-    return (len(here) if here else 1) * max(1, getattr(config, "data_parallel_size_local", 1) or 1)
 
 
 def _neighbours() -> list[int] | None:
@@ -220,12 +227,6 @@ def _pins() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cuda())
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
 
 
 def _tell(report: LoadReport) -> None:

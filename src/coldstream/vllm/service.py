@@ -4,7 +4,7 @@ All ranks of a node ask for the same load and get the same address to attach to,
 once. The first load begins before anybody asks: it runs while vLLM is imported. A rank that reloads its weights asks
 for the next one.
 
-A request is one line of JSON, `{"load": "<which>", "consumers": <how many readers it has>}`, and so is the answer:
+A request is one line of JSON, `{"uri": …, "load": "<which>", "consumers": <how many readers>}`, and so is the answer:
 `{"address": …}` or `{"error": {…}}`. Only this user may connect.
 """
 
@@ -17,6 +17,7 @@ import socket
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine import wire
@@ -32,6 +33,15 @@ VARIABLE = "COLDSTREAM_SERVICE"
 FIRST = "1"
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
+
+
+@dataclass(slots=True)
+class _Given:
+    """A load, how many readers it has, and how many of them have asked for it."""
+
+    share: Share
+    consumers: int
+    asked: int = 0
 
 
 class LoadService:
@@ -52,7 +62,8 @@ class LoadService:
         self._uri, self._options = uri, options
         self._version: str | None = None
         self._lock = threading.Lock()
-        self._shares: dict[str, tuple[int, Share]] = {}
+        self._given: dict[str, _Given] = {}
+        self._every: list[Share] = []
         self.first: Share | None = None
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "loads")
@@ -68,7 +79,7 @@ class LoadService:
         self.close()
 
     def __repr__(self) -> str:
-        return f"LoadService({self._uri}, {len(self._shares)} loads)"
+        return f"LoadService({self._uri}, {len(self._given)} loads)"
 
     def begin(self, *, consumers: int) -> Share:
         """Begins the first load.
@@ -80,9 +91,8 @@ class LoadService:
             What `Share` raises.
         """
         with self._lock:
-            self.first = Share(self._uri, consumers=consumers, options=self._options)
-            self._version = self.first.version
-            self._shares[FIRST] = consumers, self.first
+            self.first = self._new_share(consumers)
+            self._given[FIRST] = _Given(self.first, consumers)
         return self.first
 
     def expect(self, version: str) -> None:
@@ -107,22 +117,27 @@ class LoadService:
             What `Share` raises.
         """
         with self._lock:
-            expected, found = self._shares.get(which, (0, None))
-            if found is not None and expected != consumers:
-                # Begun before the number was known: nobody has attached yet.
-                found.close()
-                found = None
-            if found is None:
-                found = Share(self._uri, consumers=consumers, options=self._options)
+            given = self._given.get(which)
+            if given is not None and given.consumers != consumers and not given.asked:
+                # Begun before their number was known.
+                given.share.close()
+                given = None
+            if given is None or given.asked >= given.consumers or given.consumers != consumers:
+                # A second engine of this node counts its loads as the first did; it reads one of its own.
+                given = self._given[which] = _Given(self._new_share(consumers), consumers)
                 if which == FIRST:
-                    self.first = found
-                self._shares[which] = consumers, found
-                if self._version not in {None, found.version}:
-                    found.close()
-                    del self._shares[which]
-                    raise ConflictError(f"{self._uri} was replaced since vLLM was started", hint="start it again")
-                self._version = found.version
-            return found.address
+                    self.first = given.share
+            given.asked += 1
+            return given.share.address
+
+    def _new_share(self, consumers: int) -> Share:
+        share = Share(self._uri, consumers=consumers, options=self._options)
+        if self._version not in {None, share.version}:
+            share.close()
+            raise ConflictError(f"{self._uri} was replaced since vLLM was started", hint="start it again")
+        self._version = share.version
+        self._every.append(share)
+        return share
 
     def close(self) -> None:
         """Ends all loads, whoever reads them. Idempotent."""
@@ -130,9 +145,10 @@ class LoadService:
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         with self._lock:
-            for _, share in self._shares.values():
+            for share in self._every:
                 share.close()
-            self._shares.clear()
+            self._every.clear()
+            self._given.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serve(self) -> None:
@@ -153,22 +169,25 @@ class LoadService:
     def _answer_to(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            which, consumers = request["load"], request["consumers"]
+            uri, which, consumers = request["uri"], request["load"], request["consumers"]
         except (ValueError, KeyError, TypeError):
             return {"error": {"message": "not understood"}}
         if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
             return {"error": {"message": "not understood"}}
+        if uri != self._uri:
+            return {"error": {"message": f"{str(uri)[:200]} is not what is streamed here; that is {self._uri}"}}
         try:
             return {"address": self.share(which, consumers=consumers)}
         except ColdstreamError as exc:
             return {"error": {"message": exc.message, "hint": exc.hint}}
 
 
-def ask(address: str, which: str, *, consumers: int) -> str:
+def ask(address: str, uri: str, which: str, *, consumers: int) -> str:
     """Asks a service for a load.
 
     Args:
         address: Of the service.
+        uri: Of the model, as the service was given it.
         which: See `LoadService.share`.
         consumers: As there.
 
@@ -181,7 +200,7 @@ def ask(address: str, which: str, *, consumers: int) -> str:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(address)
-            sock.sendall(json.dumps({"load": which, "consumers": consumers}).encode() + b"\n")
+            sock.sendall(json.dumps({"uri": uri, "load": which, "consumers": consumers}).encode() + b"\n")
             answer = json.loads(_read_line(sock) or b"{}")
     except (OSError, ValueError) as exc:
         raise ColdstreamError(

@@ -1,0 +1,17 @@
+"""`coldstream serve`: vLLM as a child, with its weights on their way before it is imported.
+
+flags      reading the flags that the user gave to vLLM; pure
+command    what runs: arguments and environment for each loader; pure
+program    the vLLM that is installed: where, which version
+child      the process: signals, output, exit code
+timeline   what its start spent where, from its own lines and our clock; pure
+running    all of it together
+"""
+
+from __future__ import annotations
+
+from coldstream.serve.command import LOADERS, Command
+from coldstream.serve.running import Request, Started, serve
+from coldstream.serve.timeline import Phase, Timeline
+
+__all__ = ["LOADERS", "Command", "Phase", "Request", "Started", "Timeline", "serve"]

@@ -1,0 +1,127 @@
+"""vLLM as a child: it gets our signals and ends with us, and its output passes through."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import BinaryIO
+
+from coldstream.serve.command import Command
+
+# Runs before vLLM does: it is told when its parent is killed, whatever kills it.
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(143)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+_KILL_SECONDS = 30.0
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Child:
+    """A running vLLM. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once."""
+
+    def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
+        """Starts it.
+
+        Args:
+            command: What.
+            on_line: Told each line of its output, from other threads, one at a time.
+            stdout: Where its output goes.
+            stderr: Where its errors go.
+        """
+        environment = {name: value for name, value in os.environ.items() if name not in command.without}
+        # Its output is a pipe now, and would come in blocks.
+        environment |= {"PYTHONUNBUFFERED": "1", **command.environment}
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _LAUNCH, str(os.getpid()), *command.arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self.signalled = 0
+        self._on_line = on_line
+        self._one_at_a_time = threading.Lock()
+        self._readers = [
+            threading.Thread(target=self._pass_on, args=pair, daemon=True)
+            for pair in ((self._process.stdout, stdout), (self._process.stderr, stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, as a shell would tell it; None while it runs."""
+        code = self._process.poll()
+        return None if code is None else _shell_code(code)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Waits for its end; None when that takes longer."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.code
+
+    def send(self, number: int) -> None:
+        """Passes a signal on; the second one kills it."""
+        self.signalled += 1
+        with suppress(ProcessLookupError):
+            if self.signalled > 1:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                os.kill(self.pid, number)
+
+    def finish(self) -> None:
+        """Ends it and all that it left behind. Idempotent."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            self.wait(_KILL_SECONDS)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        for reader in self._readers:
+            # A process outside of its session may hold the pipe.
+            reader.join(2.0)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Passes on, for the length of the block, the signals that this process gets."""
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            self.send(number)
+
+        before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _pass_on(self, source: BinaryIO, target: BinaryIO) -> None:
+        rest = b""
+        while data := source.read1(65536):  # type: ignore[attr-defined]
+            with suppress(OSError, ValueError):
+                target.write(data)
+                target.flush()
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-8192:]
+            with self._one_at_a_time:
+                for line in lines:
+                    self._on_line(line.decode("utf-8", "replace"))
+
+
+def _shell_code(code: int) -> int:
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,1 @@
+"""Real vLLM, on the CPU, in an environment of its own; see conftest."""

@@ -1,0 +1,98 @@
+"""The same tokens as with vLLM's own loader: from a server, from the local cache, from a half-filled one, reloaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldstream.env import load_settings
+from coldstream.errors import ColdstreamError
+from coldstream.loading import Load, Options
+from tests.servers.ranged import RangedServer
+from tests.vllm.conftest import MODELS, run_inside
+
+
+def served(folder: Path) -> dict[str, bytes]:
+    """What a server has of a model's folder."""
+    return {f"/m/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def done(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """The results of jobs, all in one process."""
+    folder.mkdir()
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    run_inside("tests.vllm.inside", folder / "jobs.json", folder / "results.json")
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("names", [MODELS[:3], MODELS[3:]], ids=" ".join)
+def test_answers_equal_those_of_vllm_s_own_loader(
+    names: tuple[str, ...], model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    jobs: list[dict[str, Any]] = []
+    servers: list[RangedServer] = []
+    try:
+        for name in names:
+            server = RangedServer(served(model(name)))
+            servers.append(server)
+            uri, cache = f"{server.url}/m", str(tmp_path / f"cache-{name}")
+            more: dict[str, Any] = {"pooling": name == "minilm"}
+            # vLLM's own loader cannot reload int8 on a CPU either.
+            stream = {"uri": uri, "format": "coldstream", "cache": cache, **more}
+            jobs += [
+                {"id": f"{name} own", "model": str(model(name)), "format": "safetensors", **more},
+                {"id": f"{name} cold", **stream, "reload": name in {"llama", "mixtral"}},
+                {"id": f"{name} warm", **stream},
+            ]
+        found = done(jobs, tmp_path / "jobs")
+        sizes = [sum(len(content) for path, content in served(model(name)).items()) for name in names]
+        sent = [sum(request.sent for request in server.requests) for server in servers]
+    finally:
+        for server in servers:
+            server.close()
+    for name in names:
+        own = found[f"{name} own"]
+        assert "error" not in own, own
+        assert len(own["first"]) > 1
+        for kind in ("cold", "warm"):
+            assert found[f"{name} {kind}"].get("first") == own["first"], (name, kind, found[f"{name} {kind}"])
+        reloaded = found[f"{name} cold"].get("reloaded", own["first"])
+        assert reloaded == own["first"], f"{name}: reloaded"
+    for name, size, count in zip(names, sizes, sent, strict=True):
+        # Headers are read at each start; the weights once.
+        assert count < 1.9 * size, f"{name}: the second start read the weights from the network"
+
+
+def test_a_broken_off_load_is_continued_and_a_wrong_option_is_named(
+    model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    files = served(model("llama"))
+    second = next(path for path in files if "00002" in path)
+    with RangedServer(files) as server:
+        uri, cache = f"{server.url}/m", tmp_path / "cache"
+        settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "1"}, environ={})
+        server.add("status", "00002", first=2, times=None)
+        with pytest.raises(ColdstreamError), Load(uri, Options(settings=settings, cache=cache)) as loading:
+            list(loading)
+        server.heal()
+        before = server.count("00001")
+        stream = {"uri": uri, "format": "coldstream", "cache": str(cache)}
+        jobs: list[dict[str, Any]] = [
+            {"id": "own", "model": str(model("llama")), "format": "safetensors"},
+            {"id": "continued", **stream},
+            {"id": "unknown", **stream, "extra": {"uris": uri}},
+            {"id": "wrong", **stream, "extra": {"concurrency": "many"}},
+        ]
+        found = done(jobs, tmp_path / "jobs")
+        again = server.count("00001") - before
+    assert found["continued"].get("first") == found["own"]["first"], found["continued"]
+    assert len(files[second]) > 0
+    # Its header once for the folder and once for each load; none of its weights.
+    assert again <= 4
+    assert "unknown key 'uris'" in found["unknown"]["error"]
+    assert "concurrency must be a whole number" in found["wrong"]["error"]
