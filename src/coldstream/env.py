@@ -37,6 +37,7 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
     "COLDSTREAM_CACHE_DIR": "the local cache; ~/.cache/coldstream by default",
     "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
+    "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: where they ask for the weights",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 _SECRETS = {

@@ -28,7 +28,9 @@ _BAR_WIDTH = 48
 )
 @click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
 @click.option("--connections", type=click.IntRange(1, 1024), help="Most connections at once.  [default: 64]")
-@click.option("--memory-limit", type=Size(), help="Most memory for data on its way.  [default: half of what is free]")
+@click.option(
+    "--memory", "memory_limit", type=Size(), help="Most memory for data on its way.  [default: half of what is free]"
+)
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
 @click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
@@ -90,7 +92,7 @@ def command(
         if state.json:
             state.show(_document(started), "")
         else:
-            state.say(_text(started))
+            state.say(timeline_text(started))
 
     code = serve(
         request, settings, say=state.say, on_started=on_started, stdout=sys.stderr.buffer if state.json else None
@@ -110,7 +112,8 @@ def _document(started: Started) -> dict[str, object]:
     }
 
 
-def _text(started: Started) -> str:
+def timeline_text(started: Started) -> str:
+    """What the start was spent on, as a table with bars."""
     from coldstream.serve.timeline import hidden_share
     from coldstream.units import format_bytes, format_rate
 

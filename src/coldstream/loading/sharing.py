@@ -91,6 +91,16 @@ class Share:
         return self._prepared.checkpoint.version
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the streamer has ended: every reader has come, read everything and let go."""
+        return self._owner.gone
+
+    def wait_until_gone(self, seconds: float) -> bool:
+        """Waits for that; whether it came."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
     def bytes(self) -> int:
         """Of all tensors."""
         return self._prepared.bytes

@@ -11,7 +11,8 @@ running    all of it together
 from __future__ import annotations
 
 from coldstream.serve.command import LOADERS, Command
+from coldstream.serve.program import Program, find_program
 from coldstream.serve.running import Request, Started, serve
 from coldstream.serve.timeline import Phase, Timeline
 
-__all__ = ["LOADERS", "Command", "Phase", "Request", "Started", "Timeline", "serve"]
+__all__ = ["LOADERS", "Command", "Phase", "Program", "Request", "Started", "Timeline", "find_program", "serve"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import BinaryIO
 
 from coldstream.env import Settings
@@ -46,6 +48,7 @@ class Request:
         options: Of the loads, for the loader coldstream.
         fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
         program: The `vllm` to run; None: the one beside this Python, or on the PATH.
+        environment: More variables for vLLM.
     """
 
     uri: str
@@ -54,6 +57,7 @@ class Request:
     options: Options
     fallback: str | None = None
     program: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,7 @@ class Started:
         timeline: What they were spent on.
         report: Of the stream; None with another loader, or when nothing was streamed yet.
         stream_stop: When the last byte was there, in seconds since the command began; None without a stream.
+        stop: Ends vLLM, as Ctrl-C would.
     """
 
     url: str
@@ -73,6 +78,7 @@ class Started:
     timeline: Timeline
     report: LoadReport | None
     stream_stop: float | None
+    stop: Callable[[], None]
 
 
 @contextmanager
@@ -231,6 +237,7 @@ def serve(
     say: Callable[[str], None],
     on_started: Callable[[Started], None],
     stdout: BinaryIO | None = None,
+    stderr: BinaryIO | None = None,
 ) -> int:
     """Runs vLLM until it ends.
 
@@ -240,6 +247,7 @@ def serve(
         say: Told what the user should know.
         on_started: Told when it answers, from another thread.
         stdout: Where vLLM's standard output goes; ours when None.
+        stderr: Where its errors go; ours when None.
 
     Returns:
         Its exit code.
@@ -259,7 +267,8 @@ def serve(
 
     with prepared(request, settings, say=say, dry=False) as ready:
         timeline.mark("spawned", time.monotonic())
-        child = Child(ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=sys.stderr.buffer)
+        command = replace(ready.command, environment={**ready.command.environment, **request.environment})
+        child = Child(command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer)
         try:
             with child.signals():
                 over = threading.Event()
@@ -314,6 +323,7 @@ def _watch(
                 timeline=timeline,
                 report=report,
                 stream_stop=stream[1] if stream else None,
+                stop=partial(child.send, signal.SIGTERM),
             )
         )
         return

@@ -1,0 +1,86 @@
+"""A child gets our signals, passes its output and exit code on, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from coldstream.serve.child import Child
+from coldstream.serve.command import Command
+
+
+def start(code: str, folder: Path, lines: list[str], **more: object) -> Child:
+    command = Command(arguments=(sys.executable, "-c", code), **more)  # type: ignore[arg-type]
+    # They stay open as long as the child may write.
+    out, err = open(folder / "out", "wb"), open(folder / "err", "wb")  # noqa: SIM115
+    return Child(command, on_line=lines.append, stdout=out, stderr=err)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+class TestChild:
+    def test_output_and_exit_code_pass_through(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("R2_SECRET_KEY", "hidden")
+        lines: list[str] = []
+        code = "import os, sys; print('hello', os.environ.get('R2_SECRET_KEY'), os.environ['GIVEN']); sys.exit(7)"
+        child = start(code, tmp_path, lines, environment={"GIVEN": "yes"}, without=("R2_SECRET_KEY",))
+        assert child.wait(30) == 7
+        child.finish()
+        assert lines == ["hello None yes"]
+        assert (tmp_path / "out").read_text() == "hello None yes\n"
+
+    def test_a_signal_is_passed_on_and_the_second_one_kills(self, tmp_path: Path) -> None:
+        for stubborn, expected in ((False, 5), (True, 128 + signal.SIGKILL)):
+            ready = threading.Event()
+            handler = "pass" if stubborn else "sys.exit(5)"
+            code = (
+                "import signal, sys, time\n"
+                f"def on(*_): {handler}\n"
+                "signal.signal(signal.SIGTERM, on)\nprint('ready')\n"
+                "while True: time.sleep(0.01)"
+            )
+            child = start(code, tmp_path, _Setting(ready, "ready"))
+            assert ready.wait(30)
+            with child.signals():
+                os.kill(os.getpid(), signal.SIGTERM)
+                if stubborn:
+                    assert child.wait(0.3) is None
+                    os.kill(os.getpid(), signal.SIGTERM)
+                assert child.wait(30) == expected
+            child.finish()
+
+    def test_what_it_left_behind_ends_with_it(self, tmp_path: Path) -> None:
+        lines: list[str] = []
+        code = "import subprocess, sys; print(subprocess.Popen(['sleep', '1000']).pid)"
+        child = start(code, tmp_path, lines)
+        assert child.wait(30) == 0
+        child.finish()
+        deadline = time.monotonic() + 10
+        while (state := _state(int(lines[0]))) not in {"", "Z"} and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert state in {"", "Z"}
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+class _Setting(list):  # type: ignore[type-arg]
+    """Sets an event when a line comes."""
+
+    def __init__(self, event: threading.Event, line: str) -> None:
+        super().__init__()
+        self._event, self._line = event, line
+
+    def append(self, line: str) -> None:
+        super().append(line)
+        if line == self._line:
+            self._event.set()
