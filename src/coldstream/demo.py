@@ -33,7 +33,7 @@ SERVE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", 
 _SENTENCES = ("The weights arrive while the engine starts.", "The engine boots as its data comes in.", "I like soup.")
 _ASK_SECONDS = 120.0
 _START_SECONDS = 20
-_RCLONE_ADDRESS = re.compile(r"\[(http://127\.0\.0\.1:\d+)/?\]")
+_RCLONE_ADDRESS = re.compile(r"\[(http://[\d.]+:\d+)/?\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,12 @@ class Server:
 
 
 @contextmanager
-def s3_server(root: Path) -> Iterator[Server]:
-    """Runs `rclone serve s3` over a folder, on loopback, with keys made for this run. Ends with the block.
+def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Runs `rclone serve s3` over a folder, with keys made for this run. Ends with the block.
+
+    Args:
+        root: The folder that holds the bucket.
+        host: The address to listen on.
 
     Raises:
         NotFoundError: rclone is not installed.
@@ -56,7 +60,7 @@ def s3_server(root: Path) -> Iterator[Server]:
     (root / BUCKET).mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     process = subprocess.Popen(
-        [_rclone(), "serve", "s3", str(root), "--addr", "127.0.0.1:0", "--vfs-cache-mode", "off"],
+        [_rclone(), "serve", "s3", str(root), "--addr", f"{host}:0", "--vfs-cache-mode", "off"],
         # Keys go through the environment: an argument could be read by anybody on the machine.
         env={**os.environ, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
         stdin=subprocess.DEVNULL,

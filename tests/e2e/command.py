@@ -51,7 +51,7 @@ class Command:
     def process(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Runs a process to its end and returns stdout and stderr; the exit code must be `code`."""
         with self.start(*arguments) as process:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
         return _checked(arguments, process.returncode, code, out, err)
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:

@@ -217,3 +217,44 @@ def test_what_cannot_be_served_is_said_in_one_line(
     _, err = command.run("serve", *arguments, *named, code=code)
     assert said in err
     assert err.count("error:") == 1
+
+
+def test_run_ai_reads_the_same_bucket(rclone: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
+    """coldstream serve --loader runai"""
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.run("upload", str(model("tied-llama")), "--as", "org/llama")
+    environ = clean_environ(**rclone.environ(command.environ["R2_BUCKET"]), VLLM_ASSETS_CACHE=str(tmp_path / "assets"))
+    with serving("org/llama", "--loader", "runai", environ=environ, folder=tmp_path) as found:
+        found.wait_until_ready()
+        assert found.says("org/llama")
+        assert "RunAI" in found.log or "runai_streamer" in found.log
+        assert found.end(signal.SIGTERM) == 0
+
+
+def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
+    """coldstream shard --tp 2; coldstream serve --loader runai-sharded"""
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.environ |= {
+        "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command.run("upload", str(model("llama")), "--as", "org/llama")
+    vllm = str(PYTHON.with_name("vllm"))
+    made = json.loads(
+        command.process("shard", "org/llama", "--tp", "2", "--vllm", vllm, "--json", "--", "--max-model-len", "256")[0]
+    )
+    assert made["name"] == "org/llama-tp2"
+    assert command.states()["org/llama-tp2"] == "ready"
+    assert not list((tmp_path / "cache").glob("shards-*"))
+    environ = clean_environ(
+        **rclone.environ(command.environ["R2_BUCKET"]),
+        VLLM_ASSETS_CACHE=str(tmp_path / "assets"),
+        VLLM_CPU_OMP_THREADS_BIND="0|1",
+    )
+    ranks = ("--tensor-parallel-size", "2")
+    with serving("org/llama", "--loader", "runai-sharded", environ=environ, folder=tmp_path, vllm=ranks) as found:
+        found.wait_until_ready()
+        assert found.says("org/llama")
+        assert found.end(signal.SIGTERM) == 0
