@@ -133,10 +133,18 @@ def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, .
 
 
 def beside(paths: Iterable[str]) -> tuple[str, ...]:
-    """The files that a server of the model needs beside its weights, sorted."""
+    """The files that a server of the model needs beside its weights, sorted.
+
+    A sentence-transformers model has small modules with weights of their own in sub-folders: vLLM reads them as files.
+    """
     every = sorted(set(paths))
     with_safetensors = {_folder(path) for path in every if is_weights(path)}
-    return tuple(path for path in every if not is_weights(path) and not _default_reason(path, with_safetensors))
+    modules = "modules.json" in every
+    return tuple(
+        path
+        for path in every
+        if (not is_weights(path) or (modules and "/" in path)) and not _default_reason(path, with_safetensors)
+    )
 
 
 def indexed(index: bytes) -> frozenset[str]:

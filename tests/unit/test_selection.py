@@ -93,3 +93,11 @@ def test_what_stands_beside_them() -> None:
         INDEX_NAME,
         "tokenizer.json",
     )
+
+
+def test_the_weights_of_small_modules_are_files_beside_those_of_the_model() -> None:
+    paths = ["model.safetensors", "config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+    assert beside(paths) == ("1_Pooling/config.json", "config.json")
+    assert beside([*paths, "modules.json"]) == (
+        *("1_Pooling/config.json", "2_Dense/model.safetensors", "config.json", "modules.json"),
+    )

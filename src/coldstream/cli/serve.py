@@ -67,8 +67,7 @@ def command(
     import sys
 
     from coldstream.loading import Options
-    from coldstream.serve import Request, serve
-    from coldstream.serve.running import prepared
+    from coldstream.serve import Request, prepared, serve
 
     settings = state.settings()
     given = {"concurrency": connections, "memory_limit": memory_limit, "workers": workers}

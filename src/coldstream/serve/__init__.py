@@ -5,14 +5,28 @@ command    what runs: arguments and environment for each loader; pure
 program    the vLLM that is installed: where, which version
 child      the process: signals, output, exit code
 timeline   what its start spent where, from its own lines and our clock; pure
-running    all of it together
+preparing  the model found, its stream begun, its folder written
+shard      each rank's own part of a model, for Run:ai's sharded loader
+running    vLLM from its start to its end
 """
 
 from __future__ import annotations
 
 from coldstream.serve.command import LOADERS, Command
+from coldstream.serve.preparing import Request, prepared
 from coldstream.serve.program import Program, find_program
-from coldstream.serve.running import Request, Started, serve
+from coldstream.serve.running import Started, serve
 from coldstream.serve.timeline import Phase, Timeline
 
-__all__ = ["LOADERS", "Command", "Phase", "Program", "Request", "Started", "Timeline", "find_program", "serve"]
+__all__ = [
+    "LOADERS",
+    "Command",
+    "Phase",
+    "Program",
+    "Request",
+    "Started",
+    "Timeline",
+    "find_program",
+    "prepared",
+    "serve",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, UsageError
@@ -45,6 +45,10 @@ class Command:
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     without: tuple[str, ...] = ()
+
+    def having(self, environment: Mapping[str, str]) -> Command:
+        """The same with more in its environment."""
+        return replace(self, environment={**self.environment, **environment})
 
     def shown(self) -> str:
         """The command for people, to be pasted into a shell."""

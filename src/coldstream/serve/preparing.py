@@ -1,0 +1,198 @@
+"""What is to run, made ready: the model found, its stream begun, its folder written."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coldstream.cache import configured
+from coldstream.env import Settings
+from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
+from coldstream.folder import ModelFolder, check_complete, model_folder
+from coldstream.loading import Options
+from coldstream.paths import checked_name
+from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
+from coldstream.serve.flags import number_of
+from coldstream.serve.program import Program, find_program
+from coldstream.vllm.service import LoadService
+
+_SHARDED = re.compile(r".*-tp(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be served, and how.
+
+    Attributes:
+        uri: See `Load`.
+        arguments: For `vllm serve`.
+        loader: One of `LOADERS`.
+        options: Of the loads, for the loader coldstream.
+        fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
+        program: The `vllm` to run; None: the one beside this Python, or on the PATH.
+        environment: More variables for vLLM.
+    """
+
+    uri: str
+    arguments: tuple[str, ...]
+    loader: str
+    options: Options
+    fallback: str | None = None
+    program: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the model is one of the configured bucket."""
+        return "://" not in self.uri and not self.uri.startswith(("/", ".", "~"))
+
+    @property
+    def served_name(self) -> str:
+        """What the model is called in vLLM's API: `org/model`, or the folder's name."""
+        uri = self.uri.partition("?")[0].rstrip("/")
+        if uri.startswith(("/", ".", "~", "file:")):
+            return os.path.basename(os.path.abspath(uri))
+        scheme, _, rest = uri.rpartition("://")
+        if scheme in {"", "hf"}:
+            return rest.partition("@")[0]
+        # Without the bucket or the host.
+        return "/".join(rest.split("/")[1:][-2:]) or rest
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is to run, and who streams to it.
+
+    Attributes:
+        command: vLLM.
+        service: Where its ranks ask for the weights; None with another loader.
+    """
+
+    command: Command
+    service: LoadService | None
+
+
+@contextmanager
+def prepared(
+    request: Request, settings: Settings, *, say: Callable[[str], None], dry: bool = False
+) -> Iterator[Prepared]:
+    """Resolves the model and begins the stream; it ends with the block.
+
+    Args:
+        request: What is to be served.
+        settings: Where the bucket is.
+        say: Told what the user should know.
+        dry: Whether only the command is asked for, and nothing is to be streamed.
+
+    Raises:
+        NotFoundError: vLLM is not installed, or there is no such model.
+        And what `model_folder` and `Share` raise.
+    """
+    program = find_program(request.program)
+    for warning in program.warnings(dict(os.environ)):
+        say(f"warning: {warning}")
+    with ExitStack() as stack:
+        if request.loader == "coldstream":
+            command, service = _streamed(request, settings, program, stack, say, dry=dry)
+        else:
+            command, service = _other(request, settings, program, say), None
+        yield Prepared(command.having(request.environment), service)
+
+
+def _streamed(
+    request: Request, settings: Settings, program: Program, stack: ExitStack, say: Callable[[str], None], *, dry: bool
+) -> tuple[Command, LoadService]:
+    try:
+        service, folder = _begun(request.uri, request, settings, stack, dry=dry)
+    except (UnavailableError, NotFoundError, CredentialsError) as exc:
+        if request.fallback != "hf" or not request.is_name:
+            raise
+        say(f"warning: {exc.message}; streaming from Hugging Face instead")
+        service, folder = _begun(f"hf://{request.uri}", request, settings, stack, dry=dry)
+    if folder.offline:
+        check_complete(folder)
+        say("warning: the bucket does not answer; starting from this machine's copy")
+    command = streamed(program.path, str(folder.path), request.served_name, request.arguments, service=service.address)
+    return command, service
+
+
+def _begun(
+    uri: str, request: Request, settings: Settings, stack: ExitStack, *, dry: bool
+) -> tuple[LoadService, ModelFolder]:
+    """The stream and the folder, both begun at once: both ask the bucket, and neither needs the other."""
+    with ExitStack() as mine:
+        service = mine.enter_context(LoadService(uri, options=request.options))
+        trouble: list[ColdstreamError] = []
+
+        def begin() -> None:
+            try:
+                service.begin(consumers=consumers_of(request.arguments))
+            except ColdstreamError as exc:
+                trouble.append(exc)
+
+        beginning = threading.Thread(target=(lambda: None) if dry else begin)
+        beginning.start()
+        try:
+            folder = model_folder(uri, settings)
+        finally:
+            beginning.join()
+        if trouble:
+            raise trouble[0]
+        if not folder.offline:
+            service.expect(folder.note.version)
+        stack.enter_context(mine.pop_all())
+    return service, folder
+
+
+def _other(request: Request, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:
+    if request.loader == "default":
+        folder = _downloaded(request, settings, say)
+        return plain(program.path, folder, request.served_name, request.arguments)
+    chosen, default = request.options.concurrency, Options().concurrency
+    limits: dict[str, Any] = {
+        "concurrency": None if chosen == default else chosen,
+        "memory_limit": request.options.memory_limit,
+    }
+    uri = _run_ai_uri(request, settings)
+    if request.loader == "runai":
+        return runai(program.path, uri, request.served_name, request.arguments, settings, **limits)
+    if match := _SHARDED.fullmatch(uri):
+        ranks = int(match[1])
+    else:
+        ranks = number_of(request.arguments, "--tensor-parallel-size")
+        uri = f"{uri}-tp{ranks}"
+    return runai_sharded(program.path, uri, request.served_name, request.arguments, settings, ranks=ranks, **limits)
+
+
+def _run_ai_uri(request: Request, settings: Settings) -> str:
+    uri = request.uri.rstrip("/")
+    if request.is_name:
+        uri = f"{settings.store_uri()}/{checked_name(uri)}"
+    if uri.startswith("s3://"):
+        return uri
+    if "://" in uri and not uri.startswith("file://"):
+        raise UsageError(f"Run:ai's streamer cannot read {uri.partition(':')[0]} URIs", hint="leave --loader out")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]) -> str:
+    """A folder with the weights, for vLLM's own loader."""
+    from coldstream import mirror
+    from coldstream.store import open_store
+
+    if not request.is_name:
+        if "://" in request.uri:
+            raise UsageError("--loader default takes a model of the configured bucket, or a folder")
+        return os.path.abspath(os.path.expanduser(request.uri))
+    name = checked_name(request.uri)
+    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    folder = Path(cache.root) / "downloads" / name
+    say(f"downloading {name} to {folder}")
+    mirror.download(open_store(settings), name, folder)
+    return str(folder)
