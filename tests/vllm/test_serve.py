@@ -185,7 +185,7 @@ def test_a_stream_that_is_killed_ends_vllm(model: Callable[[str], Path], tmp_pat
         server.add("slow", "safetensors", first=3, times=None, bytes_per_second=2e4)
         with serving(f"{server.url}/m", environ=clean_environ(), folder=tmp_path) as broken:
             deadline = time.monotonic() + READY_SECONDS
-            while "Starting to load model" not in broken.log:
+            while "coldstream: reading" not in broken.log:
                 assert broken.process.poll() is None, broken.log[-4000:]
                 assert time.monotonic() < deadline
                 time.sleep(0.2)

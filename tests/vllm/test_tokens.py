@@ -46,6 +46,7 @@ def test_answers_equal_those_of_vllm_s_own_loader(
             servers.append(server)
             uri, cache = f"{server.url}/m", str(tmp_path / f"cache-{name}")
             more: dict[str, Any] = {"pooling": name == "minilm"}
+            again = {**more, "reload": name in RELOADED}
             stream = {"uri": uri, "format": "coldstream", "cache": cache, **more}
             jobs += [
                 {

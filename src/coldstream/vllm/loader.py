@@ -136,6 +136,7 @@ def _streamed(note: Note, extra: Extra, *, is_main: bool) -> Iterator[tuple[str,
         which, consumers = (number, len(here) if here else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
         given = service.ask(address, note.uri, which, consumers=consumers)
         with attach(given, framework="pt", pin=_pins()) as attached:
+            logger.info("coldstream: reading %s from the stream of this node", note.uri)
             yield from attached
         return
     options: dict[str, Any] = {"framework": "pt", "pin": _pins(), **extra.options()}

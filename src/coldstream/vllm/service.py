@@ -122,6 +122,10 @@ class LoadService:
                 # Begun before their number was known.
                 given.share.close()
                 given = None
+            if given is not None and not given.asked and given.share.is_gone:
+                # Its streamer was killed before anybody came.
+                given.share.close()
+                given = None
             if given is None or given.asked >= given.consumers or given.consumers != consumers:
                 # A second engine of this node counts its loads as the first did; it reads one of its own.
                 given = self._given[which] = _Given(self._new_share(consumers), consumers)
