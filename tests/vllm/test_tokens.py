@@ -49,14 +49,8 @@ def test_answers_equal_those_of_vllm_s_own_loader(
             again = {**more, "reload": name in RELOADED}
             stream = {"uri": uri, "format": "coldstream", "cache": cache, **more}
             jobs += [
-                {
-                    "id": f"{name} own",
-                    "model": str(model(name)),
-                    "format": "safetensors",
-                    "reload": name in RELOADED,
-                    **more,
-                },
-                {"id": f"{name} cold", **stream, "reload": name in RELOADED},
+                {"id": f"{name} own", "model": str(model(name)), "format": "safetensors", **again},
+                {"id": f"{name} cold", **stream, **again},
                 {"id": f"{name} warm", **stream},
             ]
         found = done(jobs, tmp_path / "jobs")
