@@ -17,7 +17,12 @@ from coldstream.folder import model_folder, read_note
 from coldstream.loading import Options
 from coldstream.vllm.service import FIRST, LoadService, ask
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
+from tests.conftest import fresh_bucket
+from tests.e2e.command import Command
+from tests.models import write_model
+from tests.servers.hub import FakeHub
 from tests.servers.ranged import RangedServer
+from tests.servers.stores import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +152,64 @@ def test_what_the_service_refuses(server: RangedServer, tmp_path: Path) -> None:
         address = loads.address
     with pytest.raises(ColdstreamError, match="does not answer"):
         ask(address, uri, FIRST, consumers=1)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    """A `vllm` that says what it was given, and ends."""
+    path = tmp_path / "bin/vllm"
+    path.parent.mkdir()
+    path.write_text('#!/bin/sh\necho "given: $*"\necho "service: $COLDSTREAM_SERVICE keys: $R2_SECRET_KEY"\nexit 3\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_would_run_is_shown_and_nothing_is_streamed(
+    rclone: S3Server, files: dict[str, bytes], program: str, tmp_path: Path
+) -> None:
+    """coldstream serve org/model --print-command --print-env"""
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
+    command.run("upload", str(write_model(tmp_path / "model", files)), "--as", "org/model")
+    flags = ("--vllm", program, "--print-command", "--print-env")
+    out, _ = command.run("serve", "org/model", *flags, "--", "--max-model-len", "8192")
+    assert f"{program} serve {tmp_path}/cache/folders/" in out
+    assert "--load-format coldstream --served-model-name org/model --max-model-len 8192" in out
+    assert "unset R2_SECRET_KEY" in out
+    assert not (tmp_path / "cache/models").exists()
+    out, _ = command.run("serve", "org/model", *flags, "--loader", "runai")
+    uri = f"s3://{command.environ['R2_BUCKET']}/org/model"
+    assert f"{program} serve {uri} --load-format runai_streamer" in out
+    assert rclone.secret_key not in out
+    assert "AWS_SECRET_ACCESS_KEY=****" in out
+    out, _ = command.run("serve", "org/model", *flags, "--loader", "runai-sharded", "--", "-tp", "2")
+    assert f"{program} serve {uri}-tp2 --load-format runai_streamer_sharded" in out
+
+
+def test_the_child_s_exit_code_and_words_pass_through(
+    rclone: S3Server, files: dict[str, bytes], program: str, tmp_path: Path
+) -> None:
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
+    command.run("upload", str(write_model(tmp_path / "model", files)), "--as", "org/model")
+    out, _ = command.process("serve", "org/model", "--vllm", program, code=3)
+    assert "given: serve" in out
+    assert "loads keys: \n" in out, "it knows where to ask, and has no key"
+
+
+def test_the_hub_stands_in_for_a_bucket_that_fails(files: dict[str, bytes], program: str, tmp_path: Path) -> None:
+    """coldstream serve org/model --fallback hf"""
+    with FakeHub() as hub:
+        hub.add_repo("org/model", files)
+        command = Command(None, "", hub=hub.endpoint, cwd=tmp_path)
+        command.environ |= {
+            "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
+            "COLDSTREAM_STORE": (tmp_path / "nothing").as_uri(),
+            "COLDSTREAM_RETRY_SECONDS": "1",
+        }
+        (tmp_path / "nothing").mkdir()
+        _, err = command.process("serve", "org/model", "--vllm", program, code=10)
+        assert "error:" in err
+        out, err = command.process("serve", "org/model", "--vllm", program, "--fallback", "hf", code=3)
+    assert "streaming from Hugging Face instead" in err
+    assert "--served-model-name org/model" in out
