@@ -177,6 +177,9 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
     assert "--load-format coldstream --served-model-name org/model --max-model-len 8192" in out
     assert "unset R2_SECRET_KEY" in out
     assert not (tmp_path / "cache/models").exists()
+    wrong = ("--", "--model-loader-extra-config", '{"concurency": 1}')
+    _, err = command.run("serve", "org/model", *flags, *wrong, code=2)
+    assert "unknown key 'concurency'" in err
     out, _ = command.run("serve", "org/model", *flags, "--loader", "runai")
     uri = f"s3://{command.environ['R2_BUCKET']}/org/model"
     assert f"{program} serve {uri} --load-format runai_streamer" in out

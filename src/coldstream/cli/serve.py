@@ -11,7 +11,7 @@ from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_opt
 if TYPE_CHECKING:
     from coldstream.serve import Started
 
-_BAR_WIDTH = 48
+_BAR_WIDTH = 32
 
 
 @click.command(

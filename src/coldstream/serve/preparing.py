@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from coldstream.folder import ModelFolder, check_complete, model_folder
 from coldstream.loading import Options
 from coldstream.paths import checked_name
 from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
-from coldstream.serve.flags import number_of
+from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
+from coldstream.vllm.extra import read_extra
 from coldstream.vllm.service import LoadService
 
 _SHARDED = re.compile(r".*-tp(\d+)")
@@ -127,7 +129,7 @@ def _begun(
 ) -> tuple[LoadService, ModelFolder]:
     """The stream and the folder, both begun at once: both ask the bucket, and neither needs the other."""
     with ExitStack() as mine:
-        service = mine.enter_context(LoadService(uri, options=request.options))
+        service = mine.enter_context(LoadService(uri, options=_options(request)))
         trouble: list[ColdstreamError] = []
 
         def begin() -> None:
@@ -148,6 +150,21 @@ def _begun(
             service.expect(folder.note.version)
         stack.enter_context(mine.pop_all())
     return service, folder
+
+
+def _options(request: Request) -> Options:
+    """The loads' options: what the user wrote for vLLM's load format counts as if it were written for us."""
+    text = value_of(request.arguments, "--model-loader-extra-config")
+    if not text:
+        return request.options
+    try:
+        given = json.loads(text)
+        extra = read_extra(given)
+    except ValueError as exc:
+        raise UsageError(f"--model-loader-extra-config: {exc}") from exc
+    if extra.uri not in {None, request.uri}:
+        raise UsageError(f"--model-loader-extra-config has the uri {extra.uri}, and {request.uri} is to be served")
+    return replace(request.options, **{name: value for name, value in extra.options().items() if name in given})
 
 
 def _other(request: Request, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:

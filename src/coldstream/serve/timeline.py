@@ -23,8 +23,8 @@ _MARKS = (
 )
 # Phase, the marks that end it in the order of time, and what it is.
 _PHASES = (
-    ("resolve", "spawned", "find the model, start the stream, write its folder"),
-    ("api import", "api", "import of vLLM in the API server"),
+    ("resolve", "spawned", "find the model, begin its stream"),
+    ("api import", "api", "vLLM in the API server"),
     ("engine import", "engine", "and again in the engine"),
     ("worker import", "worker", "and again in the worker"),
     ("model", "created", "layers without weights"),
