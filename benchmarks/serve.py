@@ -75,10 +75,18 @@ def _make_model(folder: Path, megabytes: int) -> None:
     sized = f"sized_llama(Path({str(folder / 'model')!r}), {megabytes * 10**6})"
     code = f"from pathlib import Path; from tests.vllm.models import sized_llama; {sized}"
     subprocess.run([str(_VLLM.with_name("python")), "-c", code], cwd=_ROOT, check=True)
-    store = folder / "bucket" / BUCKET
-    store.mkdir(parents=True)
     command = [sys.executable, "-m", "coldstream", "upload", str(folder / "model"), "--as", _NAME, "--quiet"]
-    subprocess.run([*command, "--store", store.as_uri()], check=True, stdout=subprocess.DEVNULL)
+    with s3_server(folder / "bucket") as server:
+        subprocess.run(command, env=os.environ | _keys(server), check=True, stdout=subprocess.DEVNULL)
+
+
+def _keys(server: Server) -> dict[str, str]:
+    return {
+        "R2_ENDPOINT": server.endpoint,
+        "R2_BUCKET": BUCKET,
+        "R2_ACCESS_KEY": server.access_key,
+        "R2_SECRET_KEY": server.secret_key,
+    }
 
 
 @contextmanager
@@ -96,10 +104,7 @@ def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, o
     folder.mkdir()
     environ = {
         **os.environ,
-        "R2_ENDPOINT": server.endpoint,
-        "R2_BUCKET": BUCKET,
-        "R2_ACCESS_KEY": server.access_key,
-        "R2_SECRET_KEY": server.secret_key,
+        **_keys(server),
         "COLDSTREAM_CACHE_DIR": str(folder / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -127,10 +132,11 @@ def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, o
         process.wait(60)
     try:
         document = json.loads(text)
-    except ValueError:
+        phases = document["phases"]
+    except (ValueError, KeyError):
         raise SystemExit(f"{loader} did not start:\n{(folder / 'log').read_text(errors='replace')[-3000:]}") from None
     shutil.rmtree(folder)
-    return {"seconds": seconds, "phases": document["phases"], "stream_stop_seconds": document["stream_stop_seconds"]}
+    return {"seconds": seconds, "phases": phases, "stream_stop_seconds": document["stream_stop_seconds"]}
 
 
 def _entered(link: Link, command: Sequence[str]) -> list[str]:
