@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Run: the newest. Read in their source, and the same where it matters: the others. See docs/serve.md.
+# Both ends were run, the newest by the tests; those between were read. See docs/serve.md.
 OLDEST = (0, 28)
 NEWEST = (0, 32)
 
