@@ -1,24 +1,67 @@
 """vLLM's side: the load format `coldstream`, and how its processes come by the tensors.
 
-    extra       what `--model-loader-extra-config` may say; pure
-    service     the process that holds the bucket's keys gives loads to processes that do not
-    versions    which versions of vLLM this works with; pure
-    loader      the load format itself; imports vLLM
+    extra         what `--model-loader-extra-config` may say; pure
+    service       the process that holds the bucket's keys gives loads to processes that do not
+    versions      which versions of vLLM this works with; pure
+    loader        the load format itself; imports vLLM
+    save_sharded  a program for `coldstream shard`, run with vLLM's Python
 
 `register` is the entry point of the group `vllm.general_plugins`: vLLM calls it in each of its processes.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+
 LOAD_FORMAT = "coldstream"
+_MODULE = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
-    """Tells vLLM of the load format. Idempotent, and imports nothing that vLLM has not imported itself."""
-    from vllm.model_executor import model_loader
+    """Tells vLLM of the load format. Idempotent, and imports nothing.
 
-    if LOAD_FORMAT in model_loader._LOAD_FORMAT_TO_MODEL_LOADER:
-        return
+    The API server and the engine never import vLLM's loaders, and would take more than a second each to do so; there
+    the format is added when, and if, they are imported.
+    """
+    if _MODULE in sys.modules:
+        _add(sys.modules[_MODULE])
+    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting())
+
+
+class _Waiting(MetaPathFinder):
+    """Waits for the import of vLLM's loaders, once, and changes nothing about how they are found."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_add(module: ModuleType) -> None:
+                execute(module)
+                _add(module)
+
+            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
+        return spec
+
+
+def _add(module: Any) -> None:
+    # vLLM calls what it finds there; a class of ours would have to be imported first, by who may never use it.
+    module._LOAD_FORMAT_TO_MODEL_LOADER.setdefault(LOAD_FORMAT, _make_loader)
+
+
+def _make_loader(load_config: Any) -> Any:
     from coldstream.vllm.loader import ColdstreamLoader
 
-    model_loader._LOAD_FORMAT_TO_MODEL_LOADER[LOAD_FORMAT] = ColdstreamLoader
+    return ColdstreamLoader(load_config)
