@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +117,7 @@ def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, o
     with open(folder / "log", "wb") as log:
         began = time.monotonic()
         process = subprocess.Popen(
-            _entered(link, [*command, "--", *flags]), env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=log
+            [*link.enter, *command, "--", *flags], env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=log
         )
     assert process.stdout is not None
     text = b""
@@ -137,10 +137,6 @@ def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, o
         raise SystemExit(f"{loader} did not start:\n{(folder / 'log').read_text(errors='replace')[-3000:]}") from None
     shutil.rmtree(folder)
     return {"seconds": seconds, "phases": phases, "stream_stop_seconds": document["stream_stop_seconds"]}
-
-
-def _entered(link: Link, command: Sequence[str]) -> list[str]:
-    return [*link.enter, *command]
 
 
 def _markdown(args: argparse.Namespace, samples: dict[str, list[dict[str, object]]]) -> str:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstream.cache import configured
+from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, disk_errors, make_folders
 from coldstream.env import Settings, load_settings
 from coldstream.errors import DiskError, IntegrityError, UnavailableError
@@ -84,13 +84,12 @@ def prepare(uri: str, *, settings: Settings | None = None) -> str:
     return str(model_folder(uri, settings or load_settings()).path)
 
 
-def model_folder(uri: str, settings: Settings, *, origin: Origin | None = None) -> ModelFolder:
+def model_folder(uri: str, settings: Settings) -> ModelFolder:
     """Makes the folder of the model's present version, or finds it made.
 
     Args:
         uri: See `Load`.
         settings: Where the bucket is, and the cache that the folder lies in.
-        origin: What the URI names, when it is open already.
 
     Raises:
         UsageError: It is no URI of a model.
@@ -99,12 +98,11 @@ def model_folder(uri: str, settings: Settings, *, origin: Origin | None = None) 
         IntegrityError: A file is not what the manifest says, or its name leaves the folder.
         DiskError: The folder cannot be written.
     """
-    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    cache = cache_of(settings)
     home = cache.root / "folders" / _flat(uri_key(uri, settings))
     last = _last(home)
-    if origin is None:
-        patience = OFFLINE_SECONDS if last else settings.retry_seconds
-        origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
+    patience = OFFLINE_SECONDS if last else settings.retry_seconds
+    origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
     try:
         checkpoint = origin.checkpoint()
         note = Note(uri=_without_query(uri), version=checkpoint.version, name=checkpoint.name)

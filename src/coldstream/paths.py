@@ -21,6 +21,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
+def is_path(uri: str) -> bool:
+    """Whether what names a model is a path on this machine, and neither a name nor a URI with a scheme."""
+    return uri.startswith(("/", ".", "~"))
+
+
 def path_fault(path: str) -> str | None:
     """Why `path` may not be used inside a model's folder, or None when it may.
 

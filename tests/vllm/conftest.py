@@ -6,7 +6,6 @@ vLLM runs in processes of its own, with that environment's Python: its pins and 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,13 +49,6 @@ def clean_environ(**more: str) -> dict[str, str]:
     """The environment without anybody's bucket."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("R2_", "AWS_", "COLDSTREAM_", "HF_"))}
     return kept | {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"} | more
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
+from coldstream.demo import free_port
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import PYTHON, clean_environ, free_port
+from tests.vllm.conftest import PYTHON, clean_environ
 from tests.vllm.test_tokens import served
 
 FLAGS = ("--enforce-eager", "--max-model-len", "256", "--host", "127.0.0.1")
@@ -144,8 +145,7 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
     assert not alive(below)
     assert "weights" in log
     assert "hidden behind the start" in log
-    _, secret_key = rclone.access_key, rclone.secret_key
-    assert secret_key not in log
+    assert rclone.secret_key not in log
     # Nothing listens there.
     gone = clean_environ(**settings | {"R2_ENDPOINT": f"http://127.0.0.1:{free_port()}"})
     with serving("org/llama", environ=gone, folder=tmp_path) as second:
@@ -160,7 +160,7 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
         assert "from this machine's copy" in second.log
     assert not alive(below), "the streamer outlives vLLM"
     assert "COLDSTREAM_SERVICE" in "".join(environs)
-    assert secret_key not in "".join(environs + arguments)
+    assert rclone.secret_key not in "".join(environs + arguments)
 
 
 def test_two_ranks_read_the_model_once(model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ and never more. After a power failure a record may have outlived its bytes; whoe
 and tells the writer to `forget` a wrong one. Standard library only, and Linux or macOS.
 """
 
-from coldstream.cache.cache import Cache, configured
+from coldstream.cache.cache import Cache, cache_of, configured
 from coldstream.cache.copy import Copy
 from coldstream.cache.records import CachedFile
 from coldstream.cache.room import Entry
 from coldstream.cache.writer import Writer
 
-__all__ = ["Cache", "CachedFile", "Copy", "Entry", "Writer", "configured"]
+__all__ = ["Cache", "CachedFile", "Copy", "Entry", "Writer", "cache_of", "configured"]

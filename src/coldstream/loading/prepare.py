@@ -15,6 +15,7 @@ from coldstream.header import Header, parse_header
 from coldstream.loading.options import Options
 from coldstream.machine import available_bytes
 from coldstream.origin import Checkpoint, Origin, Shard, open_origin
+from coldstream.paths import is_path
 from coldstream.plan import extents as extents_of
 from coldstream.retry import Backoff, Retry
 from coldstream.units import GIB, MIB
@@ -190,7 +191,7 @@ def _open_copy(cache: Cache, uri: str, settings: Settings, checkpoint: Checkpoin
 
 
 def _is_local(uri: str) -> bool:
-    return uri.startswith(("file:", "/", ".", "~"))
+    return is_path(uri) or uri.startswith("file:")
 
 
 def uri_key(uri: str, settings: Settings) -> str:

@@ -12,7 +12,7 @@ from coldstream.env import Settings
 from coldstream.errors import ConfigError, UsageError
 from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
-from coldstream.paths import checked_name, path_fault
+from coldstream.paths import checked_name, is_path, path_fault
 from coldstream.retry import Backoff, Retry
 
 _FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[@revision] or file:///folder"
@@ -47,7 +47,7 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
         return _bucket(f"s3://{rest.rstrip('/')}", settings, retry, connections)
     if scheme == "file":
         return _folder(_local(uri), settings)
-    if uri.startswith(("/", ".", "~")):
+    if is_path(uri):
         return _folder(Path(os.path.abspath(Path(uri).expanduser())), settings)
     if mark or not uri:
         raise UsageError(f"{scheme or repr(uri)} is no place that models are loaded from", hint=f"write {_FORMS}")
@@ -62,7 +62,7 @@ def uses_tls(uri: str, settings: Settings) -> bool:
     """Whether a model's bytes will come over TLS, as far as its URI and the settings tell; a guess, for preparation."""
     scheme, mark, _ = uri.partition("://")
     if not mark:
-        configured = None if uri.startswith(("/", ".", "~")) else _configured(settings)
+        configured = None if is_path(uri) else _configured(settings)
         scheme = "s3" if configured and configured.startswith("s3:") else "file"
     try:
         where = {"s3": settings.endpoint() or "https:", "hf": settings.get("HF_ENDPOINT") or "https:"}.get(scheme, uri)

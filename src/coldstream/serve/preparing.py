@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from coldstream.cache import configured
+from coldstream.cache import cache_of
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
 from coldstream.folder import ModelFolder, check_complete, model_folder
 from coldstream.loading import Options
-from coldstream.paths import checked_name
+from coldstream.paths import checked_name, is_path
 from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
 from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
@@ -52,13 +52,13 @@ class Request:
     @property
     def is_name(self) -> bool:
         """Whether the model is one of the configured bucket."""
-        return "://" not in self.uri and not self.uri.startswith(("/", ".", "~"))
+        return "://" not in self.uri and not is_path(self.uri)
 
     @property
     def served_name(self) -> str:
         """What the model is called in vLLM's API: `org/model`, or the folder's name."""
         uri = self.uri.partition("?")[0].rstrip("/")
-        if uri.startswith(("/", ".", "~", "file:")):
+        if is_path(uri) or uri.startswith("file:"):
             return os.path.basename(os.path.abspath(uri))
         scheme, _, rest = uri.rpartition("://")
         if scheme in {"", "hf"}:
@@ -208,7 +208,7 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
             raise UsageError("--loader default takes a model of the configured bucket, or a folder")
         return os.path.abspath(os.path.expanduser(request.uri))
     name = checked_name(request.uri)
-    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    cache = cache_of(settings)
     folder = Path(cache.root) / "downloads" / name
     say(f"downloading {name} to {folder}")
     mirror.download(open_store(settings), name, folder)

@@ -59,6 +59,6 @@ def find_program(named: str | None) -> Program:
     modules = [p / "vllm" for p in packages if (p / "vllm").is_dir()]
     return Program(
         path=path,
-        version=versions[0].removesuffix(".dist-info") if versions else None,
+        version=versions[0] if versions else None,
         compiled=all((module / "__pycache__").is_dir() for module in modules),
     )

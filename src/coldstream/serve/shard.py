@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from coldstream.cache import configured
+from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, size_and_free
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, DiskError
@@ -58,7 +58,7 @@ def sharded_folder(
         ColdstreamError: vLLM failed.
     """
     found = find_program(program)
-    cache = configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
+    cache = cache_of(settings)
     checked_root(cache.root, create=True)
     source = model_folder(uri, settings)
     with (

@@ -49,7 +49,6 @@ class LoadService:
 
     Attributes:
         address: For `VARIABLE`.
-        first: The load that began first, for its report; None until `begin`.
     """
 
     def __init__(self, uri: str, *, options: Options) -> None:
@@ -64,7 +63,6 @@ class LoadService:
         self._lock = threading.Lock()
         self._given: dict[str, _Given] = {}
         self._every: list[Share] = []
-        self.first: Share | None = None
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "loads")
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -81,6 +79,12 @@ class LoadService:
     def __repr__(self) -> str:
         return f"LoadService({self._uri}, {len(self._given)} loads)"
 
+    @property
+    def first(self) -> Share | None:
+        """The load that begins by itself, for its report; None until `begin`."""
+        given = self._given.get(FIRST)
+        return given.share if given else None
+
     def begin(self, *, consumers: int) -> Share:
         """Begins the first load.
 
@@ -91,9 +95,8 @@ class LoadService:
             What `Share` raises.
         """
         with self._lock:
-            self.first = self._new_share(consumers)
-            self._given[FIRST] = _Given(self.first, consumers)
-        return self.first
+            given = self._given[FIRST] = _Given(self._new_share(consumers), consumers)
+        return given.share
 
     def expect(self, version: str) -> None:
         """Says which version of the model vLLM has the configuration of.
@@ -118,19 +121,13 @@ class LoadService:
         """
         with self._lock:
             given = self._given.get(which)
-            if given is not None and given.consumers != consumers and not given.asked:
-                # Begun before their number was known.
-                given.share.close()
-                given = None
-            if given is not None and not given.asked and given.share.is_gone:
-                # Its streamer was killed before anybody came.
+            if given is not None and not given.asked and (given.consumers != consumers or given.share.is_gone):
+                # Begun before their number was known, or its streamer was killed before anybody came.
                 given.share.close()
                 given = None
             if given is None or given.asked >= given.consumers or given.consumers != consumers:
                 # A second engine of this node counts its loads as the first did; it reads one of its own.
                 given = self._given[which] = _Given(self._new_share(consumers), consumers)
-                if which == FIRST:
-                    self.first = given.share
             given.asked += 1
             return given.share.address
 
