@@ -62,6 +62,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
+def moto_store(moto: S3Server) -> Store:
+    """A store that honours conditions."""
+    return quick_store(moto.environ(fresh_bucket(moto)))
+
+
+@pytest.fixture
 def proxied(moto: S3Server) -> Iterator[tuple[Store, Faults]]:
     """A store behind the fault proxy, and what breaks it."""
     bucket = fresh_bucket(moto)

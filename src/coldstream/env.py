@@ -37,6 +37,7 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
     "COLDSTREAM_CACHE_DIR": "the local cache; ~/.cache/coldstream by default",
     "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
+    "COLDSTREAM_BUNDLE_KEY": "signs warm-start bundles, at least 32 characters; without it none are used",
     "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: where they ask for the weights",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
@@ -46,6 +47,7 @@ _SECRETS = {
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
+    "COLDSTREAM_BUNDLE_KEY",
 }
 RETRY_SECONDS = 180.0
 

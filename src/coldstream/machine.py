@@ -1,16 +1,45 @@
-"""What this machine has: cores, memory, the network card's speed; within the limits of its container.
+"""What this machine has: cores, memory, the network card's speed, GPUs; within the limits of its container.
 
 Linux tells most of it in /proc, /sys and its control groups; elsewhere what Python knows has to do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 # When nothing can be found out.
 _MEMORY_BYTES = 4 << 30
+# A driver that has to wake its cards takes seconds.
+_NVIDIA_SECONDS = 20.0
+# Of what /proc/cpuinfo calls flags, those that a compiler makes use of.
+_INSTRUCTIONS = re.compile(
+    r"(sse|ssse|avx|amx|fma|bmi|f16c|aes|vaes|vpclmul|pclmul|gfni|adx|sha|movbe|popcnt|abm|lzcnt|mmx|cx16|fsgsbase"
+    r"|xsave|movdir|serialize|rdseed|rdrand|prefetchw|clflushopt|clwb|sve|neon|asimd|bf16|i8mm|dot).*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: As its maker calls it.
+        capability: "9.0" for CUDA, "gfx942" for ROCm.
+        driver: The driver's version; "" when it does not tell.
+    """
+
+    name: str
+    capability: str
+    driver: str
 
 
 def cores() -> int:
@@ -47,6 +76,48 @@ def _left_in_group() -> int:
                     cache = int(line.split()[1])
             most = min(most, max(0, int(maximum) - int(current) + cache))
     return most
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine, with or without a right to use each; none when there is no driver."""
+    if program := shutil.which("nvidia-smi"):
+        query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True).stdout
+            if found := parse_nvidia(said):
+                return found
+    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
+
+
+def parse_nvidia(text: str) -> tuple[Gpu, ...]:
+    """What `nvidia-smi` says: a line "name, capability, driver" for each GPU."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return tuple(Gpu(name=row[0], capability=row[1], driver=row[2]) for row in rows if len(row) == 3)
+
+
+def _rocm(nodes: Path, driver: str) -> tuple[Gpu, ...]:
+    found = []
+    for node in sorted(nodes.glob("*")):
+        # 90402 is gfx942; processors have 0.
+        match = re.search(r"^gfx_target_version (\d+)$", _read(node / "properties"), re.MULTILINE)
+        if match and int(match[1]):
+            major, minor, step = int(match[1]) // 10000, int(match[1]) // 100 % 100, int(match[1]) % 100
+            name = f"gfx{major}{minor:x}{step:x}"
+            found.append(Gpu(name=_read(node / "name").strip() or name, capability=name, driver=driver))
+    return tuple(found)
+
+
+def processor() -> str:
+    """The processor's name, for people."""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def instruction_sets() -> str:
+    """What code compiled for this very machine may use: the architecture, and a digest of its extensions."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    names = sorted(name for name in (match[1].split() if match else ()) if _INSTRUCTIONS.fullmatch(name))
+    return f"{platform.machine()} {hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]}"
 
 
 def link_bytes_per_second() -> float | None:

@@ -34,3 +34,31 @@ def test_the_first_version_of_control_groups(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "memory/memory.limit_in_bytes").write_text("3000\n")
     (tmp_path / "memory/memory.usage_in_bytes").write_text("1000\n")
     assert machine.available_bytes() == 2000
+
+
+def test_what_nvidia_says() -> None:
+    said = "NVIDIA H100 80GB HBM3, 9.0, 570.86.15\nNVIDIA H100 80GB HBM3, 9.0, 570.86.15\n"
+    found = machine.parse_nvidia(said)
+    assert len(found) == 2
+    assert found[0] == machine.Gpu(name="NVIDIA H100 80GB HBM3", capability="9.0", driver="570.86.15")
+    assert machine.parse_nvidia("No devices were found\n") == ()
+
+
+def test_what_the_kernel_says_of_rocm(tmp_path: Path) -> None:
+    for node, version in (("0", 0), ("1", 90402), ("2", 110000)):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "properties").write_text(f"simd_count 304\ngfx_target_version {version}\n")
+    assert [card.capability for card in machine._rocm(tmp_path, "6.1")] == ["gfx942", "gfx1100"]
+
+
+def test_a_driver_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.gpus() == machine._rocm(Path("/sys/class/kfd/kfd/topology/nodes"), "")
+
+
+def test_the_processor_s_instructions_have_one_name() -> None:
+    assert machine.instruction_sets() == machine.instruction_sets()
+    assert machine.processor()

@@ -15,30 +15,37 @@ from coldstream.cli.session import EXIT_CODES, State, common_options
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would go; remove nothing.")
 @common_options
 def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
-    """Delete a model from the bucket: its manifest first, then everything below its name.
+    """Delete a model from the bucket: its manifest first, then everything below its name, and its warm-start bundles.
 
     \b
     coldstream remove Qwen/Qwen3-8B
     coldstream remove Qwen/Qwen3-8B --yes
     """
     from coldstream import mirror
+    from coldstream.bundle import Shelf
     from coldstream.errors import UsageError
     from coldstream.units import format_bytes, plural
 
     store = state.open_store(4)
     removal = mirror.plan_removal(store, name)
+    shelf = Shelf(store, name)
+    bundles = len(shelf.entries(None))
     what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, below {store.uri}/{name}/"
+    if bundles:
+        what += f", and {plural(bundles, 'warm-start bundle')}"
     if not (dry_run or yes):
         if not sys.stdin.isatty():
             raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
         click.confirm(f"delete {what}?", abort=True, err=True)
     if not dry_run:
         mirror.remove(store, removal)
+        shelf.remove()
     document = {
         "name": name,
         "objects": len(removal.keys),
         "bytes": removal.bytes,
         "uploads": len(removal.uploads),
+        "bundles": bundles,
         "removed": not dry_run,
     }
     state.show(document, f"{'would remove' if dry_run else 'removed'}   {what}")

@@ -32,6 +32,13 @@ _BAR_WIDTH = 32
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
 @click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
+@click.option(
+    "--bundle",
+    type=click.Choice(["auto", "read", "write", "off"]),
+    default="auto",
+    show_default=True,
+    help="Warm-start bundle: restore and publish, one of both, or leave vLLM's caches alone.",
+)
 @click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
 @click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
 @click.option("--print-env", is_flag=True, help="Show what it would be given in its environment, and stop.")
@@ -47,6 +54,7 @@ def command(
     workers: int | None,
     no_cache: bool,
     no_verify: bool,
+    bundle: str,
     program: str | None,
     print_command: bool,
     print_env: bool,
@@ -76,7 +84,13 @@ def command(
         settings=settings,
     )
     request = Request(
-        uri=uri, arguments=vllm_arguments, loader=loader, options=options, fallback=fallback, program=program
+        uri=uri,
+        arguments=vllm_arguments,
+        loader=loader,
+        options=options,
+        fallback=fallback,
+        program=program,
+        bundle=bundle,
     )
     if print_command or print_env:
         with prepared(request, settings, say=state.say, dry=True) as ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import sys
 from dataclasses import asdict
@@ -24,6 +25,7 @@ _WRITTEN = (
     "R2_SESSION_TOKEN",
     "R2_CDN_DOMAIN",
     "HF_TOKEN",
+    "COLDSTREAM_BUNDLE_KEY",
 )
 _ASKED = {
     "R2_ENDPOINT": ("endpoint (https://<account>.r2.cloudflarestorage.com)", False),
@@ -40,17 +42,29 @@ _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TO
 )
 @click.option("--no-create", is_flag=True, help="Do not create a missing bucket.")
 @click.option("--write-env", is_flag=True, help="Write the settings to .env (mode 0600); asks for what is missing.")
+@click.option(
+    "--bundle-key",
+    is_flag=True,
+    help="Make a key that signs warm-start bundles, and keep it in .env; one that is there stays.",
+)
 @click.option("--show-secrets", is_flag=True, help="Print the export lines with the keys.")
 @click.option("--exports-only", is_flag=True, help="Print the export lines alone, without touching the network.")
 @common_options
 def command(
-    state: State, location: str | None, no_create: bool, write_env: bool, show_secrets: bool, exports_only: bool
+    state: State,
+    location: str | None,
+    no_create: bool,
+    write_env: bool,
+    bundle_key: bool,
+    show_secrets: bool,
+    exports_only: bool,
 ) -> int:
     """Check the configuration and prove that the bucket works; create it if it is not there.
 
     \b
     coldstream setup                            check, and print what the AWS CLI and vLLM need
     coldstream setup --write-env                ask for what is missing and keep it in .env
+    coldstream setup --bundle-key               make the key that signs warm-start bundles
     coldstream setup --location weur            create the bucket in western Europe
     eval "$(coldstream setup --exports-only --show-secrets)"
 
@@ -58,7 +72,9 @@ def command(
     """
     from coldstream import probe
 
-    if write_env:
+    if bundle_key and not state.settings().get("COLDSTREAM_BUNDLE_KEY"):
+        state.flags["COLDSTREAM_BUNDLE_KEY"] = secrets.token_hex(32)
+    if write_env or bundle_key:
         _write_env(state)
     settings = state.settings()
     if exports_only:

@@ -17,8 +17,10 @@ from coldstream.vllm.service import VARIABLE
 
 LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 
-# What the child of the coldstream loader has no use for, and must not leak.
-BUCKET_KEYS = (
+# What vLLM never has a use for, and what it has none for with the coldstream loader.
+_SIGNING_KEY = ("COLDSTREAM_BUNDLE_KEY",)
+KEYS = (
+    *_SIGNING_KEY,
     "R2_ACCESS_KEY",
     "R2_SECRET_KEY",
     "R2_SESSION_TOKEN",
@@ -26,7 +28,7 @@ BUCKET_KEYS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
-_MASKED = {*BUCKET_KEYS, "HF_TOKEN"} - {"R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"}
+_MASKED = {*KEYS, "HF_TOKEN"} - {"R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"}
 # Run:ai's default of a second is too short for a bucket behind the internet.
 _RUNAI_TIMEOUT_MS = 30_000
 _RUNAI_CONCURRENCY = 16
@@ -44,7 +46,7 @@ class Command:
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    without: tuple[str, ...] = ()
+    without: tuple[str, ...] = _SIGNING_KEY
 
     def having(self, environment: Mapping[str, str]) -> Command:
         """The same with more in its environment."""
@@ -80,7 +82,7 @@ def streamed(program: str, folder: str, name: str, arguments: Sequence[str], *, 
     return Command(
         arguments=(program, "serve", folder, *_added(arguments, {"--load-format": "coldstream"}, name), *arguments),
         environment={VARIABLE: service},
-        without=BUCKET_KEYS,
+        without=KEYS,
     )
 
 

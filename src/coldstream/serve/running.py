@@ -18,9 +18,10 @@ from coldstream.errors import ColdstreamError
 from coldstream.loading import LoadReport, Share
 from coldstream.serve.child import Child
 from coldstream.serve.flags import value_of
-from coldstream.serve.preparing import Request, prepared
+from coldstream.serve.preparing import Prepared, prepared
+from coldstream.serve.request import Request
 from coldstream.serve.timeline import Timeline
-from coldstream.vllm.service import LoadService
+from coldstream.serve.warming import said_after, said_before
 
 _HEALTH_SECONDS = 0.2
 _UNKNOWN_FORMAT = re.compile(r"Load format `?coldstream`? is not supported")
@@ -83,6 +84,8 @@ def serve(
             unknown_format.set()
 
     with prepared(request, settings, say=say) as ready:
+        for line in said_before(ready.warm):
+            say(line)
         timeline.mark("spawned", time.monotonic())
         child = Child(
             ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer
@@ -91,7 +94,7 @@ def serve(
             with child.signals():
                 over = threading.Event()
                 watcher = threading.Thread(
-                    target=_watch, args=(child, request, ready.service, timeline, began, on_started, over), daemon=True
+                    target=_watch, args=(child, request, ready, timeline, began, on_started, say, over), daemon=True
                 )
                 watcher.start()
                 code = child.wait()
@@ -108,19 +111,20 @@ def serve(
 def _watch(
     child: Child,
     request: Request,
-    service: LoadService | None,
+    ready: Prepared,
     timeline: Timeline,
     began: float,
     on_started: Callable[[Started], None],
+    say: Callable[[str], None],
     over: threading.Event,
 ) -> None:
-    """Waits until it answers, and tells."""
+    """Waits until it answers, and tells; then publishes what it built."""
     host = value_of(request.arguments, "--host") or "127.0.0.1"
     port = int(value_of(request.arguments, "--port") or 8000)
     reachable = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104  # not bound here
     stream: tuple[Share, float] | None = None
     while not over.wait(_HEALTH_SECONDS) and child.code is None:
-        share = service.first if service else None
+        share = ready.service.first if ready.service else None
         if share is not None and (stream is None or stream[0] is not share) and share.is_finished:
             stream = share, time.monotonic() - began
         if not _answers(reachable, port):
@@ -144,6 +148,10 @@ def _watch(
                 stop=partial(child.send, signal.SIGTERM),
             )
         )
+        if ready.warm is not None:
+            ready.warm.publish(ready_seconds=now - began, reads=lambda: None, over=over)
+            for line in said_after(ready.warm.state):
+                say(line)
         return
 
 

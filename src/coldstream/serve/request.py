@@ -1,0 +1,52 @@
+"""What the user asks `serve` for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coldstream.loading import Options
+from coldstream.paths import is_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is to be served, and how.
+
+    Attributes:
+        uri: See `Load`.
+        arguments: For `vllm serve`.
+        loader: One of `LOADERS`.
+        options: Of the loads, for the loader coldstream.
+        fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
+        program: The `vllm` to run; None: the one beside this Python, or on the PATH.
+        bundle: What is done about warm-start bundles, one of `coldstream.bundle.MODES`.
+        environment: More variables for vLLM.
+    """
+
+    uri: str
+    arguments: tuple[str, ...]
+    loader: str
+    options: Options
+    fallback: str | None = None
+    program: str | None = None
+    bundle: str = "auto"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the model is one of the configured bucket."""
+        return "://" not in self.uri and not is_path(self.uri)
+
+    @property
+    def served_name(self) -> str:
+        """What the model is called in vLLM's API: `org/model`, or the folder's name."""
+        uri = self.uri.partition("?")[0].rstrip("/")
+        if is_path(uri) or uri.startswith("file:"):
+            return os.path.basename(os.path.abspath(uri))
+        scheme, _, rest = uri.rpartition("://")
+        if scheme in {"", "hf"}:
+            return rest.partition("@")[0]
+        # Without the bucket or the host.
+        return "/".join(rest.split("/")[1:][-2:]) or rest

@@ -1,0 +1,130 @@
+"""The caches of a start of vLLM: what they depend on is found out here, and where their bundles lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from coldstream import machine
+from coldstream.bundle import Kept, Shelf, WarmStart, WarmState, checked_secret, key_of
+from coldstream.cache import cache_of
+from coldstream.env import Settings
+from coldstream.errors import ConfigError, UsageError
+from coldstream.paths import checked_name
+from coldstream.retry import Backoff, Retry
+from coldstream.serve.program import Program
+from coldstream.serve.request import Request
+from coldstream.store import open_store
+from coldstream.units import format_bytes, format_seconds, plural
+
+# A store that does not answer for so long is done without.
+_GIVE_UP_SECONDS = 10.0
+_CONNECTIONS = 8
+
+
+def warm_start(
+    request: Request,
+    settings: Settings,
+    program: Program,
+    *,
+    version: str,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+) -> WarmStart | None:
+    """The caches of a start; None when vLLM's own are left alone, and then why is said.
+
+    Args:
+        request: What is to be served.
+        settings: Where the bucket is, and the cache.
+        program: The vLLM.
+        version: Of the model.
+        environ: What vLLM would get without us.
+        say: Told why there are none.
+    """
+    try:
+        secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
+        if secret is None:
+            raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key makes one)")
+        if not program.packages:
+            raise ConfigError(f"which packages {program.path} uses cannot be told")
+        shelf = open_shelf(request.uri, request.served_name, settings)
+    except UsageError as exc:
+        say(f"warm-start bundle: off, {exc.message}")
+        return None
+    base = caches_folder(settings, environ)
+    key = key_of(
+        model=version,
+        loader=request.loader,
+        device=_device(() if program.is_cpu_build else machine.gpus()),
+        processor=machine.instruction_sets(),
+        python=program.python,
+        packages=program.packages,
+        arguments=request.arguments,
+        environ=environ,
+        caches=str(base),
+        site=program.site,
+    )
+    return WarmStart(Kept(base, key), shelf, secret=secret, mode=request.bundle)
+
+
+def caches_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """The folder with the caches of all starts of this node: below vLLM's own cache root when the user chose one."""
+    chosen = environ.get("VLLM_CACHE_ROOT")
+    return (
+        Path(chosen).expanduser().absolute() / "coldstream/bundles" if chosen else cache_of(settings).root / "bundles"
+    )
+
+
+def open_shelf(uri: str, name: str, settings: Settings) -> Shelf:
+    """Where the bundles of a model lie: in the configured store, else in the bucket that the model is in.
+
+    Args:
+        uri: As the user named the model.
+        name: What it is called.
+        settings: Where the bucket is.
+
+    Raises:
+        ConfigError: No store is configured.
+        UsageError: The name could not be part of a key.
+    """
+    try:
+        settings.store_uri()
+    except ConfigError:
+        if not uri.startswith("s3://"):
+            raise
+        bucket = uri.removeprefix("s3://").partition("/")[0]
+        settings = replace(settings, values={**settings.values, "COLDSTREAM_STORE": f"s3://{bucket}"})
+    retry = Retry(Backoff(give_up_seconds=min(_GIVE_UP_SECONDS, settings.retry_seconds)))
+    return Shelf(open_store(settings, retry=retry, connections=_CONNECTIONS), checked_name(name))
+
+
+def _device(cards: tuple[machine.Gpu, ...]) -> str:
+    """The kinds of GPU, with their driver's family; how many there are is the parallelism's part."""
+    kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
+    return "; ".join(sorted(kinds)) or f"cpu: {machine.processor()}"
+
+
+def said_before(warm: WarmStart | None) -> list[str]:
+    """What the user should know of the caches before vLLM starts: one line, if anything."""
+    if warm is None:
+        return []
+    state = warm.state
+    if state.state == "restored":
+        return [f"warm-start bundle: restored {format_bytes(state.bytes)} in {format_seconds(state.seconds)}"]
+    if state.state == "refused":
+        return [f"warning: the warm-start bundle is refused, and vLLM starts without it: {state.detail}"]
+    return [f"warm-start bundle: not used, {state.detail}"] if state.detail else []
+
+
+def said_after(state: WarmState) -> list[str]:
+    """The same once vLLM answers."""
+    lines = []
+    if state.state == "restored" and state.compiled:
+        lines.append(f"warning: the warm-start bundle did not spare compiling: {plural(state.compiled, 'new file')}")
+    if state.published == "published":
+        size = format_bytes(state.published_bytes)
+        lines.append(f"warm-start bundle: published {size}; the next node starts with it")
+    elif state.published and state.published.startswith("no: ") and not state.detail:
+        lines.append(f"warm-start bundle: not published, {state.published.removeprefix('no: ')}")
+    return lines
