@@ -50,7 +50,7 @@ _LINES = (
     "(Worker pid=3) INFO 11-24 10:26:30 [cpu_model_runner.py:68] Starting to load model /m...",
     "(Worker pid=3) INFO 11-24 10:26:30 [base_loader.py:82] Initializing model took 0.147200 seconds",
     "(Worker pid=3) INFO 11-24 10:26:31 [default_loader.py:501] Loading weights took 0.11 seconds",
-    "(EngineCore pid=2) INFO 11-24 10:27:01 [core.py:402] init engine (profile, create kv cache, warmup model) took 2 s",
+    "(EngineCore pid=2) INFO 11-24 10:27:01 [core.py:402] init engine (profile, create kv cache, warmup model) took 2s",
     "(APIServer pid=1) INFO 11-24 10:27:01 [entry.py:140] Starting vLLM server on http://127.0.0.1:8000",
 )
 

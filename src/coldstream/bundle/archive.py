@@ -12,7 +12,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Packed:
     sha256: str
 
 
-def pack(root: str, paths: Iterable[str], out: BinaryIO) -> Packed:
+def pack(root: str, paths: Iterable[str], out: BinaryIO, *, check: Callable[[], None] = lambda: None) -> Packed:
     """Writes an archive of these files; those that have gone meanwhile are left out.
 
     Times of change are kept: ninja, which FlashInfer builds with, compares them.
@@ -56,6 +56,7 @@ def pack(root: str, paths: Iterable[str], out: BinaryIO) -> Packed:
         root: The folder that the paths are relative to.
         paths: Regular files.
         out: Where to; readable too.
+        check: Called between files; what it raises ends the packing.
     """
     files = unpacked = 0
     with (
@@ -63,6 +64,7 @@ def pack(root: str, paths: Iterable[str], out: BinaryIO) -> Packed:
         tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for path in sorted(paths):
+            check()
             with suppress(FileNotFoundError), open(os.path.join(root, path), "rb") as file:
                 status = os.fstat(file.fileno())
                 member = tarfile.TarInfo(path)

@@ -207,9 +207,13 @@ class WarmStart:
                 break
         return now
 
+    def cancel(self) -> None:
+        """Ends what is being published, soon."""
+        self._shelf.store.retry.cancel.set()
+
     def close(self) -> None:
         """Lets go of the caches, and ends what is still being published. Idempotent."""
-        self._shelf.store.retry.cancel.set()
+        self.cancel()
         self._kept.close()
 
     def _note(self, **changes: Any) -> None:
@@ -246,7 +250,8 @@ def publish(
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     with disk_errors(kept.base), tempfile.TemporaryFile(dir=kept.base) as file:
-        packed = pack(str(kept.root), caches.tree(str(kept.root)) if paths is None else paths, file)
+        files = caches.tree(str(kept.root)) if paths is None else paths
+        packed = pack(str(kept.root), files, file, check=shelf.store.retry.check)
         pointer = Pointer(
             format=1,
             key=kept.key.digest,

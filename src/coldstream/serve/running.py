@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import http.client
+import os
 import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from typing import BinaryIO
 
+from coldstream import machine
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError
-from coldstream.loading import LoadReport, Share
+from coldstream.loading import LoadReport
 from coldstream.serve.child import Child
+from coldstream.serve.endpoint import Endpoint, endpoint_of
 from coldstream.serve.flags import value_of
 from coldstream.serve.preparing import Prepared, prepared
+from coldstream.serve.program import Program
 from coldstream.serve.request import Request
-from coldstream.serve.timeline import Timeline
 from coldstream.serve.warming import said_after, said_before
+from coldstream.timeline import Machine, Recorder, Timeline, Timelines, timelines_of
+from coldstream.timeline.marks import metrics
+from coldstream.timeline.phases import clean
 
 _HEALTH_SECONDS = 0.2
+# It may be writing or sending; a thread that is cut off when Python ends can take it down with it.
+_WATCHER_SECONDS = 30.0
 _UNKNOWN_FORMAT = re.compile(r"Load format `?coldstream`? is not supported")
 
 
@@ -33,8 +42,9 @@ class Started:
 
     Attributes:
         url: Where.
-        seconds: Since the command began.
-        timeline: What they were spent on.
+        seconds: Since the command began, until it did.
+        timeline: What they were spent on, as it is kept.
+        path: Where that is kept; None when it could not be.
         report: Of the stream; None with another loader, or when nothing was streamed yet.
         stream_stop: When the last byte was there, in seconds since the command began; None without a stream.
         stop: Ends vLLM, as Ctrl-C would.
@@ -43,6 +53,7 @@ class Started:
     url: str
     seconds: float
     timeline: Timeline
+    path: str | None
     report: LoadReport | None
     stream_stop: float | None
     stop: Callable[[], None]
@@ -74,32 +85,38 @@ def serve(
         NotFoundError: vLLM is not installed, or there is no such model.
         And what `model_folder` and `Share` raise.
     """
-    began = time.monotonic()
-    timeline = Timeline(began)
+    began, began_at = time.monotonic(), datetime.now(timezone.utc)
+    recorder = Recorder(began)
     unknown_format = threading.Event()
 
     def on_line(line: str) -> None:
-        timeline.line(line, time.monotonic())
+        recorder.line(line, time.monotonic())
         if _UNKNOWN_FORMAT.search(line):
             unknown_format.set()
 
     with prepared(request, settings, say=say) as ready:
         for line in said_before(ready.warm):
             say(line)
-        timeline.mark("spawned", time.monotonic())
+        now = time.monotonic()
+        recorder.mark("spawned", now)
+        if ready.warm is not None and (spent := ready.warm.state.seconds):
+            # Restoring is the last thing before vLLM begins.
+            recorder.span("bundle", now - spent, now, note="caches restored")
         child = Child(
             ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer
         )
         try:
             with child.signals():
                 over = threading.Event()
-                watcher = threading.Thread(
-                    target=_watch, args=(child, request, ready, timeline, began, on_started, say, over), daemon=True
-                )
+                start = _Start(request=request, ready=ready, recorder=recorder, began=began, began_at=began_at)
+                kept = timelines_of(settings)
+                watcher = threading.Thread(target=_watch, args=(child, start, kept, on_started, say, over), daemon=True)
                 watcher.start()
                 code = child.wait()
                 over.set()
-                watcher.join(2.0)
+                if ready.warm is not None:
+                    ready.warm.cancel()
+                watcher.join(_WATCHER_SECONDS)
         finally:
             child.finish()
     if unknown_format.is_set():
@@ -108,59 +125,96 @@ def serve(
     return code
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    request: Request
+    ready: Prepared
+    recorder: Recorder
+    began: float
+    began_at: datetime
+
+
 def _watch(
     child: Child,
-    request: Request,
-    ready: Prepared,
-    timeline: Timeline,
-    began: float,
+    start: _Start,
+    kept: Timelines,
     on_started: Callable[[Started], None],
     say: Callable[[str], None],
     over: threading.Event,
 ) -> None:
-    """Waits until it answers, and tells; then publishes what it built."""
-    host = value_of(request.arguments, "--host") or "127.0.0.1"
-    port = int(value_of(request.arguments, "--port") or 8000)
-    reachable = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host  # noqa: S104  # not bound here
-    stream: tuple[Share, float] | None = None
-    while not over.wait(_HEALTH_SECONDS) and child.code is None:
-        share = ready.service.first if ready.service else None
-        if share is not None and (stream is None or stream[0] is not share) and share.is_finished:
-            stream = share, time.monotonic() - began
-        if not _answers(reachable, port):
-            continue
-        now = time.monotonic()
-        timeline.mark("ready", now)
-        report = None
-        if stream is not None:
-            try:
-                report = stream[0].wait(0)
-            except ColdstreamError:
-                report = None
-        shown = f"[{reachable}]" if ":" in reachable else reachable
-        on_started(
-            Started(
-                url=f"http://{shown}:{port}",
-                seconds=now - began,
-                timeline=timeline,
-                report=report,
-                stream_stop=stream[1] if stream else None,
-                stop=partial(child.send, signal.SIGTERM),
-            )
-        )
-        if ready.warm is not None:
-            ready.warm.publish(ready_seconds=now - began, reads=lambda: None, over=over)
-            for line in said_after(ready.warm.state):
-                say(line)
-        return
-
-
-def _answers(host: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(host, port, timeout=2)
+    """Waits until it answers, asks for a token, and tells; then publishes what it built."""
+    ready = start.ready
+    endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
+    here = _machine(ready.program)
+    while not endpoint.answers():
+        if over.wait(_HEALTH_SECONDS) or child.code is not None:
+            return
+    now = time.monotonic()
+    start.recorder.mark("ready", now)
+    if start.request.first_token:
+        _ask_first(endpoint, start)
+    report, stream_stop = _streamed(start)
+    timeline = start.recorder.finish(
+        model=start.request.served_name,
+        began_at=start.began_at,
+        loader=start.request.loader,
+        vllm=ready.program.version,
+        machine=here,
+        report=report,
+        bundle=ready.warm.state.as_document() if ready.warm is not None else None,
+    )
+    path: str | None = None
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+        timeline = kept.keep(timeline)
+        path = str(kept.path(timeline.run))
+    except ColdstreamError as exc:
+        say(f"warning: the start's timeline is not kept: {exc.message}")
+    on_started(
+        Started(
+            url=endpoint.url,
+            seconds=now - start.began,
+            timeline=timeline,
+            path=path,
+            report=report,
+            stream_stop=stream_stop,
+            stop=partial(child.send, signal.SIGTERM),
+        )
+    )
+    if ready.warm is not None:
+        ready.warm.publish(ready_seconds=now - start.began, reads=lambda: None, over=over)
+        for line in said_after(ready.warm.state):
+            say(line)
+        if path is not None:
+            with suppress(ColdstreamError):
+                kept.update(timeline.with_bundle(ready.warm.state.as_document()))
+
+
+def _ask_first(endpoint: Endpoint, start: _Start) -> None:
+    """Asks for the first token, and for what vLLM itself measured of it."""
+    name = value_of(start.request.arguments, "--served-model-name") or start.request.served_name
+    came = endpoint.first_token(name)
+    if came is not None:
+        start.recorder.mark("first token", came)
+        start.recorder.figures(metrics(endpoint.metrics()))
+
+
+def _streamed(start: _Start) -> tuple[LoadReport | None, float | None]:
+    """The report of the stream, and when the last byte was there; nothing of one that is still under way or failed."""
+    share = start.ready.service.first if start.ready.service else None
+    if share is None:
+        return None, None
+    try:
+        report = share.wait(0)
+    except ColdstreamError:
+        return None, None
+    steps = share.steps()
+    notes = {"manifest": "the model's files and chunks", "connect": "until the first chunk"}
+    for name, (begin, end) in steps.items():
+        start.recorder.span(name, begin, end, note=notes.get(name, ""))
+    return report, steps["stream"][1] - start.began if report is not None and "stream" in steps else None
+
+
+def _machine(program: Program) -> Machine:
+    gpus = () if program.is_cpu_build else machine.gpus()
+    device = gpus[0].name if gpus else machine.processor()
+    return Machine(device=clean(device), cores=machine.cores(), gpus=len(gpus))
