@@ -17,6 +17,7 @@ The map, from the bottom up:
     tensors  device  loading                    the library's face: stream, load, load_into
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
+    timeline                                    what a start spent its time on
     probe  demo                                 does this bucket work; does all of it work
     cli                                         one file per verb; renders what the others return
 """

@@ -173,7 +173,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(entry.size for entry in self.files)
 
 
-_BY_STATE: dict[object, type[Manifest | Journal]] = {"ready": Manifest, "uploading": Journal}
+# Made here, once: msgspec 0.22 crashes when two threads make the first decoder of a type at the same time.
+_DECODERS: dict[object, msgspec.json.Decoder[Manifest] | msgspec.json.Decoder[Journal]] = {
+    "ready": msgspec.json.Decoder(Manifest),
+    "uploading": msgspec.json.Decoder(Journal),
+}
 
 
 def serialize(record: Manifest | Journal) -> bytes:
@@ -210,11 +214,11 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     body, comma, _ = data.rpartition(b',"digest":"')
     if not comma or raw.get("digest") != _digest(body + b"}"):
         raise ManifestError(f"{where} was altered: its digest does not match", hint="upload the model again")
-    schema = _BY_STATE.get(raw.get("state"))
-    if schema is None:
+    decoder = _DECODERS.get(raw.get("state"))
+    if decoder is None:
         raise ManifestError(f"{where} has an unknown state", hint="upload the model again")
     try:
-        return msgspec.json.decode(body + b"}", type=schema)
+        return decoder.decode(body + b"}")
     except msgspec.ValidationError as exc:
         raise ManifestError(f"{where}: {exc}", hint="upload the model again") from exc
 

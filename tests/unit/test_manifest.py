@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +90,25 @@ def test_a_path_that_stands_twice_is_refused() -> None:
     document["files"] *= 2
     with pytest.raises(ManifestError, match="twice"):
         parse(resealed(document), where="x")
+
+
+_TWO_AT_ONCE = """
+import sys, threading
+from coldstream.manifest import parse
+data = open(sys.argv[1], "rb").read()
+together = threading.Barrier(2)
+def read():
+    together.wait()
+    parse(data, where="here")
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=read) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_two_threads_may_read_their_first_at_the_same_time(tmp_path: Path) -> None:
+    """A stream and a folder are begun at once; msgspec ended the process where both made its decoder."""
+    (tmp_path / "manifest").write_bytes(serialize(manifest()))
+    for _ in range(8):
+        subprocess.run([sys.executable, "-c", _TWO_AT_ONCE, str(tmp_path / "manifest")], check=True, timeout=60)

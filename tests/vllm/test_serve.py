@@ -24,20 +24,28 @@ from tests.servers.stores import S3Server
 from tests.vllm.conftest import PYTHON, clean_environ
 from tests.vllm.test_tokens import served
 
-FLAGS = ("--enforce-eager", "--max-model-len", "256", "--host", "127.0.0.1")
+FLAGS = ("--max-model-len", "256", "--host", "127.0.0.1")
 READY_SECONDS = 400
 
 
 class Serving:
     """A running `coldstream serve`."""
 
-    def __init__(self, *arguments: str, environ: dict[str, str], folder: Path, vllm: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        environ: dict[str, str],
+        folder: Path,
+        vllm: tuple[str, ...] = (),
+        eager: bool = True,
+    ) -> None:
+        flags = (*FLAGS, "--enforce-eager") if eager else FLAGS
         self.port = free_port()
         self._log = folder / f"serve-{self.port}.log"
         command = [sys.executable, "-m", "coldstream", "serve", *arguments, "--vllm", str(PYTHON.with_name("vllm"))]
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--", *FLAGS, "--port", str(self.port), *vllm],
+                [*command, "--", *flags, "--port", str(self.port), *vllm],
                 env=environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "COLDSTREAM_CACHE_DIR": str(folder / "cache")},
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
@@ -144,7 +152,7 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
         log = first.log
     assert not alive(below)
     assert "weights" in log
-    assert "hidden behind the start" in log
+    assert "hidden by the start" in log
     assert rclone.secret_key not in log
     # Nothing listens there.
     gone = clean_environ(**settings | {"R2_ENDPOINT": f"http://127.0.0.1:{free_port()}"})

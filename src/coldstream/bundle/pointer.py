@@ -85,6 +85,10 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ready_seconds: Seconds
 
 
+# Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
+_DECODER = msgspec.json.Decoder(Pointer)
+
+
 def archive_of(packed: Packed) -> Archive:
     """The pointer's word for an archive."""
     return Archive(sha256=packed.sha256, size=packed.size, files=packed.files, bytes=packed.bytes)
@@ -141,7 +145,7 @@ def decode_unverified(data: bytes) -> Pointer:
         IntegrityError: It is no pointer.
     """
     try:
-        pointer = msgspec.json.decode(data.partition(b"\n")[2], type=Pointer)
+        pointer = _DECODER.decode(data.partition(b"\n")[2])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise IntegrityError(f"it is no pointer to a bundle: {exc}") from exc
     if pointer.format != FORMAT:

@@ -19,7 +19,21 @@ from coldstream import __version__
 from coldstream.cli.session import EXIT_CODES, State
 from coldstream.errors import ColdstreamError
 
-VERBS = ("setup", "upload", "list", "verify", "download", "remove", "load", "serve", "shard", "bundle", "cache", "demo")
+VERBS = (
+    "setup",
+    "upload",
+    "list",
+    "verify",
+    "download",
+    "remove",
+    "load",
+    "serve",
+    "shard",
+    "timeline",
+    "bundle",
+    "cache",
+    "demo",
+)
 
 
 class _Verbs(click.Group):

@@ -11,7 +11,18 @@ from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_opt
 if TYPE_CHECKING:
     from coldstream.serve import Started
 
-_BAR_WIDTH = 32
+# Of the record, what the JSON shows under the same name.
+_OF_TIMELINE = (
+    "run",
+    "first_token_seconds",
+    "named_share",
+    "unnamed_seconds",
+    "verdict",
+    "spans",
+    "compile_caches",
+    "bundle",
+    "figures",
+)
 
 
 @click.command(epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.")
@@ -39,6 +50,7 @@ _BAR_WIDTH = 32
     show_default=True,
     help="Warm-start bundle: restore and publish, one of both, or leave vLLM's caches alone.",
 )
+@click.option("--no-first-token", is_flag=True, help="Do not ask for a token once it answers, to time the first one.")
 @click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
 @click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
 @click.option("--print-env", is_flag=True, help="Show what it would be given in its environment, and stop.")
@@ -55,6 +67,7 @@ def command(
     no_cache: bool,
     no_verify: bool,
     bundle: str,
+    no_first_token: bool,
     program: str | None,
     print_command: bool,
     print_env: bool,
@@ -91,6 +104,7 @@ def command(
         fallback=fallback,
         program=program,
         bundle=bundle,
+        first_token=not no_first_token,
     )
     if print_command or print_env:
         with prepared(request, settings, say=state.say, dry=True) as ready:
@@ -114,44 +128,28 @@ def command(
 def _document(started: Started) -> dict[str, object]:
     from dataclasses import asdict
 
+    timeline = started.timeline
+    found = timeline.document()
     return {
         "url": started.url,
         "seconds": started.seconds,
-        "phases": [asdict(phase) for phase in started.timeline.phases()],
+        "phases": found["phases"],
         "stream": asdict(started.report) if started.report else None,
         "stream_stop_seconds": started.stream_stop,
+        "timeline": started.path,
+        **{name: found[name] for name in _OF_TIMELINE},
     }
 
 
 def timeline_text(started: Started) -> str:
-    """What the start was spent on, as a table with bars."""
-    from coldstream.serve.timeline import hidden_share
-    from coldstream.units import format_bytes, format_rate
+    """What the start was spent on: bars on a terminal, lines elsewhere."""
+    import shutil
+    import sys
 
-    phases = started.timeline.phases()
-    rows = [(phase.name, phase.start, phase.stop, phase.note) for phase in phases]
-    if started.report is not None and started.stream_stop is not None:
-        report = started.report
-        note = f"{format_bytes(report.bytes)}   {format_rate(report.bytes, report.seconds)}"
-        hidden = hidden_share(started.stream_stop, started.timeline.marks)
-        if hidden is not None:
-            note += f"   hidden behind the start: {hidden:.0%}"
-        rows.insert(1, ("stream", max(0.0, started.stream_stop - report.seconds), started.stream_stop, note))
-    lines = [""]
-    for name, start, stop, note in rows:
-        lines.append(f"  {name:<14}{_bar(start, stop, started.seconds)} {stop - start:6.1f} s   {note}")
-    longest = max(phases, key=lambda phase: phase.seconds)
-    lines.append(f"{coloured('ready', 'green')} in {started.seconds:.1f} s   {started.url}")
-    lines.append(f"most of it: {longest.name}, {longest.seconds / started.seconds:.0%}")
-    if started.report is not None:
-        lines.append(f"the stream was {started.report.limited_by}")
-        if started.report.offline:
-            lines.append("the bucket did not answer: the weights came from the local cache")
-    return "\n".join(lines)
+    from coldstream.timeline.text import rows_text, summary_text
 
-
-def _bar(start: float, stop: float, total: float) -> str:
-    first = round(_BAR_WIDTH * start / total)
-    width = max(1, round(_BAR_WIDTH * (stop - start) / total))
-    first = min(first, _BAR_WIDTH - width)
-    return " " * first + "█" * width + " " * (_BAR_WIDTH - first - width)
+    bars, columns = sys.stderr.isatty(), shutil.get_terminal_size().columns
+    rows = rows_text(started.timeline, bars=bars, columns=columns)
+    first, *rest = summary_text(started.timeline, url=started.url, columns=columns if bars else None)
+    ready = coloured("ready", "green", sys.stderr) + first.removeprefix("ready")
+    return "\n".join(["", *rows, ready, *rest])

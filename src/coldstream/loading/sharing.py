@@ -56,7 +56,7 @@ class Share:
             What `Load` raises before its first tensor.
         """
         self._uri, self._consumers, self._options = uri, consumers, options or Options()
-        self._began = time.monotonic()
+        began = time.monotonic()
         self._error: ColdstreamError | None = None
         self._finished = threading.Event()
         self._stopping = threading.Event()
@@ -66,8 +66,10 @@ class Share:
         self._owner = start_owner(uri, self._options, settings)
         try:
             self._prepared = prepare(uri, self._options, settings)
+            self._planned = (began, time.monotonic())
             engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
             self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)
+            self._asked = time.monotonic()
             self._owner.wait_until_listening()
         except BaseException:
             self._owner.stop()
@@ -131,6 +133,17 @@ class Share:
             first_tensor_seconds=found["first_ready_seconds"] or 0.0,
             cached=cached_now(self._owner, self._prepared),
         )
+
+    def steps(self) -> dict[str, tuple[float, float]]:
+        """When it did what, by `time.monotonic`: "manifest", and once all is fetched "connect" and "stream".
+
+        The stream's own process counts its seconds from when it is told what to load, some milliseconds later.
+        """
+        found = {"manifest": self._planned}
+        if (report := self._owner.report) is not None:
+            found["connect"] = (self._asked, self._asked + (report["first_ready_seconds"] or 0.0))
+            found["stream"] = (self._asked, self._asked + report["seconds"])
+        return found
 
     def close(self) -> None:
         """Ends the load, whoever reads it. Idempotent. What readers hold stays valid."""

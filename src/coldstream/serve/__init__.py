@@ -4,10 +4,10 @@ flags      reading the flags that the user gave to vLLM; pure
 command    what runs: arguments and environment for each loader; pure
 program    the vLLM that is installed: where, which version
 child      the process: signals, output, exit code
-timeline   what its start spent where, from its own lines and our clock; pure
 request    what the user asks for
 warming    the caches of a start: what they depend on, where their bundles lie
 preparing  the model found, its stream begun, its folder written
+endpoint   where it answers, and what it is asked there
 shard      each rank's own part of a model, for Run:ai's sharded loader
 running    vLLM from its start to its end
 """
@@ -19,17 +19,14 @@ from coldstream.serve.preparing import prepared
 from coldstream.serve.program import Program, find_program
 from coldstream.serve.request import Request
 from coldstream.serve.running import Started, serve
-from coldstream.serve.timeline import Phase, Timeline
 from coldstream.serve.warming import caches_folder
 
 __all__ = [
     "LOADERS",
     "Command",
-    "Phase",
     "Program",
     "Request",
     "Started",
-    "Timeline",
     "caches_folder",
     "find_program",
     "prepared",

@@ -69,18 +69,18 @@ def consumers_of(arguments: Sequence[str]) -> int:
     return number_of(arguments, "--tensor-parallel-size") * number_of(arguments, "--pipeline-parallel-size")
 
 
-def streamed(program: str, folder: str, name: str, arguments: Sequence[str], *, service: str) -> Command:
+def streamed(launcher: Sequence[str], folder: str, name: str, arguments: Sequence[str], *, service: str) -> Command:
     """VLLM with the load format of this project.
 
     Args:
-        program: The `vllm` to run.
+        launcher: What runs `vllm`: see `Program.launcher`.
         folder: The model's folder.
         name: What the model is to be called.
         arguments: The user's.
         service: Where its ranks ask for the weights.
     """
     return Command(
-        arguments=(program, "serve", folder, *_added(arguments, {"--load-format": "coldstream"}, name), *arguments),
+        arguments=(*launcher, "serve", folder, *_added(arguments, {"--load-format": "coldstream"}, name), *arguments),
         environment={VARIABLE: service},
         without=KEYS,
     )

@@ -26,7 +26,7 @@ from coldstream.serve.command import Command, consumers_of, plain, runai, runai_
 from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
 from coldstream.serve.request import Request
-from coldstream.serve.warming import warm_start
+from coldstream.serve.warming import read_ahead, warm_start
 from coldstream.vllm.extra import read_extra
 from coldstream.vllm.service import LoadService
 
@@ -38,11 +38,13 @@ class Prepared:
     """What is to run, and who streams to it.
 
     Attributes:
-        command: vLLM.
+        program: vLLM.
+        command: How it is run.
         service: Where its ranks ask for the weights; None with another loader.
         warm: Its caches; None when they are off.
     """
 
+    program: Program
     command: Command
     service: LoadService | None
     warm: WarmStart | None
@@ -83,9 +85,10 @@ def prepared(
             stack.callback(warm.close)
             if not dry:
                 warm.restore()
+                stack.callback(read_ahead(warm.reads).stop)
             gpu = not program.is_cpu_build and bool(machine.gpus())
             command = command.having(warm.environment(environ, gpu=gpu, vllm=program.version or ""))
-        yield Prepared(command, service, warm)
+        yield Prepared(program, command, service, warm)
 
 
 def _streamed(
@@ -101,7 +104,9 @@ def _streamed(
     if folder.offline:
         check_complete(folder)
         say("warning: the bucket does not answer; starting from this machine's copy")
-    command = streamed(program.path, str(folder.path), request.served_name, request.arguments, service=service.address)
+    command = streamed(
+        program.launcher, str(folder.path), request.served_name, request.arguments, service=service.address
+    )
     return command, service, folder.note.version
 
 

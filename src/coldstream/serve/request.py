@@ -23,6 +23,7 @@ class Request:
         program: The `vllm` to run; None: the one beside this Python, or on the PATH.
         bundle: What is done about warm-start bundles, one of `coldstream.bundle.MODES`.
         environment: More variables for vLLM.
+        first_token: Whether one token is asked for once it answers, to know when the first one came.
     """
 
     uri: str
@@ -33,6 +34,7 @@ class Request:
     program: str | None = None
     bundle: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict)
+    first_token: bool = True
 
     @property
     def is_name(self) -> bool:

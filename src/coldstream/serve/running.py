@@ -25,10 +25,11 @@ from coldstream.serve.flags import value_of
 from coldstream.serve.preparing import Prepared, prepared
 from coldstream.serve.program import Program
 from coldstream.serve.request import Request
-from coldstream.serve.warming import said_after, said_before
+from coldstream.serve.warming import reads_of, said_after, said_before
 from coldstream.timeline import Machine, Recorder, Timeline, Timelines, timelines_of
 from coldstream.timeline.marks import metrics
 from coldstream.timeline.phases import clean
+from coldstream.units import format_bytes
 
 _HEALTH_SECONDS = 0.2
 # It may be writing or sending; a thread that is cut off when Python ends can take it down with it.
@@ -99,9 +100,10 @@ def serve(
             say(line)
         now = time.monotonic()
         recorder.mark("spawned", now)
-        if ready.warm is not None and (spent := ready.warm.state.seconds):
+        if ready.warm is not None and (state := ready.warm.state).seconds:
             # Restoring is the last thing before vLLM begins.
-            recorder.span("bundle", now - spent, now, note="caches restored")
+            size = f" {format_bytes(state.bytes)}" if state.bytes else ""
+            recorder.span("bundle", now - state.seconds, now, note=f"caches: {state.state}{size}")
         child = Child(
             ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer
         )
@@ -153,6 +155,8 @@ def _watch(
     start.recorder.mark("ready", now)
     if start.request.first_token:
         _ask_first(endpoint, start)
+        if child.code is not None:
+            return
     report, stream_stop = _streamed(start)
     timeline = start.recorder.finish(
         model=start.request.served_name,
@@ -181,7 +185,8 @@ def _watch(
         )
     )
     if ready.warm is not None:
-        ready.warm.publish(ready_seconds=now - start.began, reads=lambda: None, over=over)
+        reads = partial(reads_of, child.pid, ready.service)
+        ready.warm.publish(ready_seconds=now - start.began, reads=reads, over=over)
         for line in said_after(ready.warm.state):
             say(line)
         if path is not None:
@@ -191,6 +196,9 @@ def _watch(
 
 def _ask_first(endpoint: Endpoint, start: _Start) -> None:
     """Asks for the first token, and for what vLLM itself measured of it."""
+    if endpoint.key is not None and "initialised" not in start.recorder.marks:
+        # vLLM takes its port before it makes its engine: without this line somebody else may listen there.
+        return
     name = value_of(start.request.arguments, "--served-model-name") or start.request.served_name
     came = endpoint.first_token(name)
     if came is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,15 @@ from coldstream import machine
 from coldstream.bundle import Kept, Shelf, WarmStart, WarmState, checked_secret, key_of
 from coldstream.cache import cache_of
 from coldstream.env import Settings
-from coldstream.errors import ConfigError, UsageError
+from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.paths import checked_name
+from coldstream.readahead import ReadAhead, Reads, decode, record, session
 from coldstream.retry import Backoff, Retry
 from coldstream.serve.program import Program
 from coldstream.serve.request import Request
 from coldstream.store import open_store
 from coldstream.units import format_bytes, format_seconds, plural
+from coldstream.vllm.service import LoadService
 
 # A store that does not answer for so long is done without.
 _GIVE_UP_SECONDS = 10.0
@@ -103,6 +107,33 @@ def _device(cards: tuple[machine.Gpu, ...]) -> str:
     """The kinds of GPU, with their driver's family; how many there are is the parallelism's part."""
     kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
     return "; ".join(sorted(kinds)) or f"cpu: {machine.processor()}"
+
+
+def read_ahead(data: bytes | None) -> ReadAhead:
+    """Asks the kernel for the files that vLLM will need, in the background.
+
+    Args:
+        data: The record that came with the bundle; of one that is missing or makes no sense nothing is asked for.
+    """
+    reads = Reads(prefixes=(), files=())
+    if data is not None:
+        with suppress(IntegrityError):
+            reads = decode(data)
+    ahead = ReadAhead(reads)
+    ahead.start()
+    return ahead
+
+
+def reads_of(pid: int, service: LoadService | None) -> bytes | None:
+    """A record of what the processes of a start have read; None where nobody can tell.
+
+    Args:
+        pid: Of vLLM, the leader of its session.
+        service: Which its processes tell their modules.
+    """
+    if service is None or not sys.platform.startswith("linux"):
+        return None
+    return record(session(pid), service.modules()).encode()
 
 
 def said_before(warm: WarmStart | None) -> list[str]:

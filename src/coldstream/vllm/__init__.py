@@ -2,7 +2,9 @@
 
     extra         what `--model-loader-extra-config` may say; pure
     service       the process that holds the bucket's keys gives loads to processes that do not
+    telling       which modules each of vLLM's processes has read, told to the service
     versions      which versions of vLLM this works with; pure
+    launch        vLLM's command with a patient garbage collector
     loader        the load format itself; imports vLLM
     save_sharded  a program for `coldstream shard`, run with vLLM's Python
 
@@ -17,6 +19,8 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from coldstream.vllm.telling import tell_when_asked
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -26,7 +30,7 @@ _MODULE = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
-    """Tells vLLM of the load format. Idempotent, and imports nothing.
+    """Tells vLLM of the load format. Idempotent, and imports nothing but what vLLM has imported.
 
     The API server and the engine never import vLLM's loaders, and would take more than a second each to do so; there
     the format is added when, and if, they are imported.
@@ -35,6 +39,7 @@ def register() -> None:
         _add(sys.modules[_MODULE])
     elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Waiting())
+    tell_when_asked()
 
 
 class _Waiting(MetaPathFinder):

@@ -6,6 +6,8 @@ for the next one.
 
 A request is one line of JSON, `{"uri": …, "load": "<which>", "consumers": <how many readers>}`, and so is the answer:
 `{"address": …}` or `{"error": {…}}`. Only this user may connect.
+
+vLLM's processes connect once more, to say that they can be asked which modules they have read (`telling`).
 """
 
 from __future__ import annotations
@@ -16,23 +18,27 @@ import shutil
 import socket
 import tempfile
 import threading
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine import wire
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading import Options, Share
+from coldstream.vllm import telling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 # In the environment of vLLM's processes: where to ask.
-VARIABLE = "COLDSTREAM_SERVICE"
+VARIABLE = telling.VARIABLE
 # The load that begins by itself.
 FIRST = "1"
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
+_TELLING_MAX = 1024
+_MODULES_BYTES_MAX = 16 << 20
 
 
 @dataclass(slots=True)
@@ -63,6 +69,8 @@ class LoadService:
         self._lock = threading.Lock()
         self._given: dict[str, _Given] = {}
         self._every: list[Share] = []
+        self._telling: list[socket.socket] = []
+        self._closed = False
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "loads")
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -131,6 +139,29 @@ class LoadService:
             given.asked += 1
             return given.share.address
 
+    def modules(self, *, seconds: float = 2.0) -> list[str]:
+        """The files of the Python modules that vLLM's processes have imported, in the order of their import.
+
+        The processes stand in the order in which they came: the API server, the engine, its workers.
+
+        Args:
+            seconds: How long to wait for all of them; who has not answered by then is not asked again.
+        """
+        until = time.monotonic() + seconds
+        with self._lock:
+            asked = [sock for sock in self._telling if _sent(sock, b"\n")]
+            self._telling = []
+        found: dict[str, None] = {}
+        for sock in asked:
+            modules = _told(sock, until)
+            found.update(dict.fromkeys(modules or ()))
+            with self._lock:
+                if modules is None or self._closed:
+                    sock.close()
+                else:
+                    self._telling.append(sock)
+        return list(found)
+
     def _new_share(self, consumers: int) -> Share:
         share = Share(self._uri, consumers=consumers, options=self._options)
         if self._version not in {None, share.version}:
@@ -146,10 +177,14 @@ class LoadService:
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         with self._lock:
+            self._closed = True
             for share in self._every:
                 share.close()
+            for sock in self._telling:
+                sock.close()
             self._every.clear()
             self._given.clear()
+            self._telling.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _serve(self) -> None:
@@ -161,11 +196,19 @@ class LoadService:
             threading.Thread(target=self._answer, args=(sock,), daemon=True).start()
 
     def _answer(self, sock: socket.socket) -> None:
-        with sock, suppress(OSError):
+        with ExitStack() as stack, suppress(OSError):
+            stack.enter_context(sock)
             if wire.peer_uid(sock) != os.getuid():
                 return
             sock.settimeout(10)
-            sock.sendall(json.dumps(self._answer_to(_read_line(sock))).encode() + b"\n")
+            line = _read_line(sock)
+            if line != telling.HELLO:
+                sock.sendall(json.dumps(self._answer_to(line)).encode() + b"\n")
+                return
+            with self._lock:
+                if not self._closed and len(self._telling) < _TELLING_MAX:
+                    self._telling.append(sock)
+                    stack.pop_all()
 
     def _answer_to(self, line: bytes) -> dict[str, Any]:
         try:
@@ -221,3 +264,29 @@ def _read_line(sock: socket.socket) -> bytes:
             break
         line += piece
     return line
+
+
+def _sent(sock: socket.socket, data: bytes) -> bool:
+    try:
+        sock.sendall(data)
+    except OSError:
+        # Its process has ended.
+        sock.close()
+        return False
+    return True
+
+
+def _told(sock: socket.socket, until: float) -> list[str] | None:
+    """What a process tells; None when it does not, in time or in this form."""
+    told = bytearray()
+    try:
+        while not told.endswith(b"\n"):
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            piece = sock.recv(1 << 16)
+            if not piece or len(told) > _MODULES_BYTES_MAX:
+                return None
+            told += piece
+        modules = json.loads(told)
+    except (OSError, ValueError):
+        return None
+    return [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else None

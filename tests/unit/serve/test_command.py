@@ -49,17 +49,17 @@ def test_numbers_and_short_names() -> None:
 
 
 def test_the_streamed_one_has_no_key_and_only_what_is_missing() -> None:
-    command = streamed("/bin/vllm", "/cache/m", "org/m", ["--port", "1"], service="/tmp/x/loads")
+    command = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--port", "1"], service="/tmp/x/loads")
     assert command.arguments == (
         *("/bin/vllm", "serve", "/cache/m", "--load-format", "coldstream"),
         *("--served-model-name", "org/m", "--port", "1"),
     )
     assert command.environment == {VARIABLE: "/tmp/x/loads"}
     assert set(command.without) == set(KEYS)
-    named = streamed("/bin/vllm", "/cache/m", "org/m", ["--served-model-name=mine"], service="/x")
+    named = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--served-model-name=mine"], service="/x")
     assert "org/m" not in named.arguments
     with pytest.raises(UsageError, match="--load-format auto"):
-        streamed("/bin/vllm", "/cache/m", "org/m", ["--load-format", "auto"], service="/x")
+        streamed(("/bin/vllm",), "/cache/m", "org/m", ["--load-format", "auto"], service="/x")
 
 
 def test_run_ai_gets_r2_s_environment_and_nothing_secret_is_shown() -> None:

@@ -1,0 +1,114 @@
+"""A timeline for a terminal, and for a log. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from coldstream.timeline.phases import Phase, Span
+from coldstream.timeline.record import Timeline
+from coldstream.units import format_bytes, format_rate
+
+COLUMNS_MAX = 100
+_BAR_COLUMNS = 28
+_NAME_COLUMNS_MAX = 24
+# From an eighth of a column to all of it, from the left.
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+
+
+def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
+    """A line for each phase and span, in the order in which they begin.
+
+    Args:
+        timeline: Of a start.
+        bars: Whether a bar shows when each was; its seconds stand there in any case.
+        columns: Width of the terminal; at most `COLUMNS_MAX` are used.
+    """
+    rows = _rows(timeline)
+    names = min(_NAME_COLUMNS_MAX, max((len(name) for name, *_ in rows), default=0))
+    columns = min(columns, COLUMNS_MAX)
+    wide = max(8, min(_BAR_COLUMNS, columns - names - 30))
+    total = max([timeline.seconds, *(row.stop for _, row, _ in rows)], default=0.0)
+    lines = []
+    for name, row, note in rows:
+        drawn = f"{bar(row.start, row.stop, total, columns=wide)} " if bars and total else ""
+        head = f"  {_cut(name, names):<{names}}  {drawn}{row.seconds:6.1f} s"
+        text = _cut(note, columns - len(head) - 2) if bars else note
+        lines.append(f"{head}  {text}".rstrip())
+    return lines
+
+
+def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | None = None) -> list[str]:
+    """The lines below: how long it took, how much of that is known by name, and what it was limited by.
+
+    Args:
+        timeline: Of a start.
+        url: Where it answers.
+        columns: Width of the terminal; None where lines may have any length.
+    """
+    said = [f"ready in {timeline.ready_seconds:.1f} s"]
+    if timeline.first_token_seconds is not None:
+        said.append(f"first token after {timeline.first_token_seconds:.1f} s")
+    if url:
+        said.append(url)
+    # Rounded down: what is not known whole is not called so.
+    lines = ["   ".join(said), f"named {int(100 * timeline.named_share + 1e-6)}% of it", *timeline.verdict]
+    if timeline.stream is not None and timeline.stream.offline:
+        lines.append("the bucket did not answer: the weights came from the local cache")
+    if columns is None:
+        return lines
+    return [part for line in lines for part in _wrapped(line, min(columns, COLUMNS_MAX))]
+
+
+def bar(start: float, stop: float, total: float, *, columns: int) -> str:
+    """A bar on the axis that all of them share: as exact as a terminal allows, and never invisible.
+
+    Args:
+        start: In seconds.
+        stop: The same, at most `total`.
+        total: What the whole width means.
+        columns: Of the width.
+    """
+    first, end = columns * start / total, columns * stop / total
+    cell = min(int(first), columns - 1)
+    if end - cell <= 1:
+        # All of it lies in one column: only how long it is can be shown.
+        eighths = min(8, max(1, round(8 * (end - first))))
+        return (" " * cell + _EIGHTHS[eighths - 1]).ljust(columns)
+    # There is one block that begins inside a column: the right half.
+    inside = first - cell
+    begun = "█" if inside < 0.25 else "▐" if inside < 0.75 else " "
+    whole = int(end) - cell - 1
+    eighths = round(8 * (end - int(end)))
+    if begun == " " and not whole:
+        eighths = max(eighths, 1)
+    return (" " * cell + begun + "█" * whole + (_EIGHTHS[eighths - 1] if eighths else ""))[:columns].ljust(columns)
+
+
+def stream_text(timeline: Timeline) -> str:
+    """The stream in figures; empty without one."""
+    stream = timeline.stream
+    if stream is None:
+        return ""
+    text = f"{format_bytes(stream.bytes)}, {format_rate(stream.bytes, stream.seconds)}"
+    return text if stream.hidden_share is None else f"{text}, {stream.hidden_share:.0%} hidden by the start"
+
+
+def _rows(timeline: Timeline) -> Sequence[tuple[str, Phase | Span, str]]:
+    rows: list[tuple[str, Phase | Span, str]] = [(phase.name, phase, phase.note) for phase in timeline.phases]
+    rows += [(f"· {span.name}", span, _note(timeline, span)) for span in timeline.spans]
+    # What runs beside a phase stands below it.
+    return sorted(rows, key=lambda row: (row[1].start, isinstance(row[1], Span), row[1].stop))
+
+
+def _note(timeline: Timeline, span: Span) -> str:
+    return stream_text(timeline) or span.note if span.name == "stream" else span.note
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    # An address is not cut, wherever it ends.
+    return textwrap.wrap(line, columns, subsequent_indent="  ", break_long_words=False) or [line]
+
+
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: max(0, columns - 1)] + "…"

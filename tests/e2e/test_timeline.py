@@ -1,0 +1,160 @@
+"""`coldstream timeline`, and the records that `coldstream serve` leaves, around a `vllm` that starts at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coldstream.demo import free_port
+from coldstream.timeline import Timelines
+from tests.checkpoints import sharded_checkpoint
+from tests.e2e.command import Command
+from tests.servers.fake_vllm import fake_vllm
+from tests.unit.timeline import logs
+from tests.unit.timeline.starts import BEGAN, finished, recorded, streamed
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    made = Command(None, "", cwd=tmp_path)
+    made.environ |= {"COLDSTREAM_STORE": str(tmp_path / "store"), "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}
+    return made
+
+
+@pytest.fixture
+def kept(command: Command) -> Timelines:
+    """Two starts of this machine."""
+    timelines = Timelines(Path(command.environ["COLDSTREAM_CACHE_DIR"]))
+    later = BEGAN + timedelta(minutes=1)
+    timelines.keep(streamed())
+    timelines.keep(finished(recorded(logs.CUDA_AOT, ready=70.0), model="org/<b>", loader="runai", began_at=later))
+    return timelines
+
+
+def served(command: Command, *arguments: str, vllm: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Starts, waits for the document, and ends it."""
+    program = str(command.cwd / "env/bin/vllm")
+    flags = ("--port", str(free_port()), "--host", "127.0.0.1", *vllm)
+    process = command.start("serve", "org/m", "--vllm", program, "--json", *arguments, "--", *flags)
+    assert process.stdout is not None
+    text = ""
+    with process:
+        for line in process.stdout:
+            text += line
+            if line == "}\n":
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+@pytest.fixture
+def model(command: Command) -> Command:
+    folder = command.cwd / "m"
+    folder.mkdir()
+    for path, content in sharded_checkpoint(shards=1, layers=1).items():
+        (folder / path).write_bytes(content)
+    command.run("upload", str(folder), "--as", "org/m")
+    fake_vllm(command.cwd / "env")
+    return command
+
+
+def test_a_start_is_recorded_and_shown(model: Command) -> None:
+    """coldstream serve org/m --json; coldstream timeline"""
+    document = served(model, vllm=("--api-key", "sesame-open"))
+    assert document["first_token_seconds"] >= document["seconds"]
+    assert document["stream"]["bytes"] > 0
+    assert {"manifest", "connect", "stream"} <= {span["name"] for span in document["spans"]}
+    assert document["named_share"] == 1.0
+    assert [phase["name"] for phase in document["phases"]][-2:] == ["API ready", "first token"]
+    path = Path(document["timeline"])
+    assert path.parent == model.cwd / "cache/timelines"
+    assert "sesame" not in path.read_text()
+    (shown,) = model.json("timeline")["timelines"]
+    assert shown["run"] == document["run"]
+    assert shown == json.loads(path.read_text())
+    out, _ = model.run("timeline")
+    assert document["run"] in out
+    assert "ready in" in out
+    assert "the start: " in out
+
+
+def test_no_token_is_asked_for(model: Command) -> None:
+    """coldstream serve org/m --no-first-token"""
+    document = served(model, "--no-first-token")
+    assert document["first_token_seconds"] is None
+    assert document["phases"][-1]["name"] == "API ready"
+
+
+def test_a_record_that_cannot_be_written_fails_no_start(model: Command) -> None:
+    folder = model.cwd / "cache/timelines"
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("in the way")
+    document = served(model)
+    assert document["timeline"] is None
+    assert document["phases"]
+
+
+def test_starts_are_listed(command: Command, kept: Timelines) -> None:
+    """coldstream timeline --list"""
+    out, _ = command.run("timeline", "--list")
+    assert [line.split()[0] for line in out.splitlines()] == ["RUN", *kept.runs()]
+    assert "110.5 s" in out
+    assert "restored" in out
+    document = command.json("timeline", "--list")
+    assert [run["run"] for run in document["runs"]] == kept.runs()
+    assert [run["compile_caches"] for run in document["runs"]] == ["loaded", "unknown"]
+
+
+def test_there_may_be_none(command: Command) -> None:
+    out, _ = command.run("timeline", "--list")
+    assert "no start is recorded" in out
+    _, err = command.run("timeline", code=10)
+    assert "no start is recorded" in err
+
+
+def test_several_are_drawn_side_by_side(command: Command, kept: Timelines) -> None:
+    """coldstream timeline RUN RUN --html FILE --png FILE"""
+    names = kept.runs()
+    out, err = command.run("timeline", *names, "--html", "starts.html", "--png", "starts.png")
+    assert out == ""
+    assert "wrote starts.html" in err
+    page = (command.cwd / "starts.html").read_text()
+    assert "How org/&lt;b&gt;, Qwen/Qwen3-8B started" in page
+    assert (command.cwd / "starts.png").read_bytes().startswith(b"\x89PNG")
+    out, _ = command.run("timeline", *names)
+    assert out.count("ready in") == 2
+
+
+def test_what_is_asked_wrongly(command: Command, kept: Timelines) -> None:
+    _, err = command.run("timeline", "2026", code=2)
+    assert "may be any of" in err
+    _, err = command.run("timeline", "1999", code=10)
+    assert "coldstream timeline --list" in err
+    _, err = command.run("timeline", "--list", "2026", code=2)
+    assert "--list" in err
+    _, err = command.run("timeline", *[kept.runs()[0]] * 13, "--png", "x.png", code=2)
+    assert "too many" in err
+    (command.cwd / "broken.json").write_text("{}")
+    _, err = command.run("timeline", "broken.json", code=13)
+    assert "is not the timeline of a start" in err
+    if os.geteuid():
+        _, err = command.run("timeline", "--png", "/x.png", code=1)
+        assert "cannot write" in err
+
+
+def test_without_matplotlib(command: Command, kept: Timelines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    _, err = command.run("timeline", "--html", "x.html", code=2)
+    assert "pip install 'coldstream[charts]'" in err
+    assert not (command.cwd / "x.html").exists()
+    assert "ready in" in command.run("timeline")[0]
