@@ -117,14 +117,14 @@ def _start(
     port = free_port()
     command = [sys.executable, "-m", "coldstream", "serve", _NAME, "--loader", loader, "--bundle", bundle]
     command += ["--vllm", str(_VLLM), "--json", "--", "--max-model-len", "256", *flags]
-    log = node / "log"
-    with open(log, "wb") as file:
+    log, result = node / "log", node / "result"
+    with open(log, "wb") as file, open(result, "wb") as out:
         began = time.monotonic()
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             env=environ,
             cwd=node,
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=file,
         )
     try:
@@ -133,14 +133,13 @@ def _start(
                 raise SystemExit(f"{loader} did not start:\n{log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.05)
         seconds = time.monotonic() - began
+        _wait_for(result, "}\n")
         if publishes and bundle == "auto":
-            deadline = time.monotonic() + _PUBLISH_SECONDS
-            while "bundle: published" not in log.read_text(errors="replace") and time.monotonic() < deadline:
-                time.sleep(0.1)
+            _wait_for(log, "bundle: published")
     finally:
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
-    document = json.loads(out)
+        process.wait(60)
+    document = json.loads(result.read_text())
     said = log.read_text(errors="replace")
     state = "restored" if "bundle: restored" in said else "none"
     return {
@@ -151,6 +150,14 @@ def _start(
         "state": state,
         "compiled_anew": "did not spare compiling" in said,
     }
+
+
+def _wait_for(file: Path, text: str) -> None:
+    deadline = time.monotonic() + _PUBLISH_SECONDS
+    while text not in file.read_text(errors="replace"):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{text!r} did not come:\n{file.read_text(errors='replace')[-3000:]}")
+        time.sleep(0.1)
 
 
 def _answers(port: int) -> bool:
@@ -194,7 +201,7 @@ def _vllm() -> str:
         "from importlib.metadata import version as v; print('vLLM', v('vllm') + ', Run:ai', v('runai-model-streamer'))"
     )
     command = [str(_VLLM.with_name("python")), "-c", code]
-    vllm, runai = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    vllm, runai = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
     return f"vLLM {vllm}, Run:ai {runai}"
 
 
