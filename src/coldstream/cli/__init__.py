@@ -27,6 +27,7 @@ VERBS = (
     "download",
     "remove",
     "load",
+    "tune",
     "serve",
     "shard",
     "timeline",

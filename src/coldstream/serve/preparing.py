@@ -27,6 +27,7 @@ from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
 from coldstream.serve.request import Request
 from coldstream.serve.warming import read_ahead, warm_start
+from coldstream.tune import remembered
 from coldstream.vllm.extra import read_extra
 from coldstream.vllm.service import LoadService
 
@@ -115,7 +116,7 @@ def _begun(
 ) -> tuple[LoadService, ModelFolder]:
     """The stream and the folder, both begun at once: both ask the bucket, and neither needs the other."""
     with ExitStack() as mine:
-        service = mine.enter_context(LoadService(uri, options=_options(request)))
+        service = mine.enter_context(LoadService(uri, options=_options(request, settings)))
         trouble: list[ColdstreamError] = []
 
         def begin() -> None:
@@ -138,11 +139,15 @@ def _begun(
     return service, folder
 
 
-def _options(request: Request) -> Options:
+def _options(request: Request, settings: Settings) -> Options:
     """The loads' options: what the user wrote for vLLM's load format counts as if it were written for us."""
     text = value_of(request.arguments, "--model-loader-extra-config")
     if not text:
-        return request.options
+        curve = remembered(settings) if request.is_name else None
+        if curve is None or request.options.concurrency != Options().concurrency:
+            return request.options
+        # As `coldstream tune --measure` found.
+        return replace(request.options, concurrency=curve.connections)
     try:
         given = json.loads(text)
         extra = read_extra(given)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coldstream.env import Settings, load_settings
+from coldstream.loading import Options
+from coldstream.tune import Curve, Sample, fitted, measured, remember, remembered
+from coldstream.tune.chart import html, png
+from coldstream.tune.measure import STEPS, steady
+from tests.checkpoints import sharded_checkpoint
+from tests.servers.ranged import RangedServer
+
+
+@given(st.floats(1e6, 1e8), st.integers(0, 7), st.floats(0.97, 1.03))
+def test_a_curve_is_found_again(each: float, doublings: int, noise: float) -> None:
+    most = each * 2**doublings * 1.5
+    samples = [
+        Sample(step, min(step * each, most) * (noise if index % 2 else 1 / noise)) for index, step in enumerate(STEPS)
+    ]
+    curve = fitted(samples)
+    assert curve.each == pytest.approx(each, rel=0.1)
+    for step in STEPS:
+        assert curve.at(step) == pytest.approx(min(step * each, most), rel=0.15)
+    assert curve.at(curve.connections) == pytest.approx(curve.at(STEPS[-1]), rel=0.15)
+
+
+def test_one_connection_may_be_all_there_is() -> None:
+    curve = fitted([Sample(1, 5e8), Sample(2, 5.1e8)])
+    assert curve.connections <= 2
+    assert curve.at(64) == 5.1e8
+
+
+def test_the_ramp_does_not_count() -> None:
+    seen = [(t / 10, 0 if t < 10 else (t - 10) * 1000) for t in range(31)]
+    assert steady(seen) == pytest.approx(10_000, rel=0.01)
+    assert steady([]) == 0.0
+    assert steady([(0.0, 5)]) == 0.0
+    assert steady([(0.0, 0), (0.0, 5)]) > 0
+
+
+def test_a_real_server_is_measured(tmp_path: Path) -> None:
+    files = sharded_checkpoint(shards=2, layers=2)
+    settings = load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})
+    told: list[Sample] = []
+    with RangedServer({f"/m/{path}": content for path, content in files.items()}) as server:
+        curve = measured(
+            f"{server.url}/m",
+            Options(settings=settings, framework="buffer"),
+            steps=(1, 2),
+            seconds=0.5,
+            on_sample=told.append,
+        )
+    assert [sample.connections for sample in told] == [1, 2]
+    assert curve.samples == tuple(told)
+    assert not (tmp_path / "cache/models").exists(), "the local cache is left alone"
+
+
+def settings(tmp_path: Path, store: str = "s3://bucket") -> Settings:
+    return load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"), "COLDSTREAM_STORE": store}, environ={})
+
+
+CURVE = Curve(samples=(Sample(1, 3e7), Sample(2, 6e7), Sample(4, 7e7)), each=3e7, most=7e7)
+
+
+def test_a_measurement_is_kept_for_its_store_and_for_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    assert remembered(settings(tmp_path)) is None
+    path = remember(CURVE, settings(tmp_path))
+    assert remembered(settings(tmp_path)) == CURVE
+    assert remembered(settings(tmp_path, "s3://other")) is None
+    later = time.time() + 8 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert remembered(settings(tmp_path)) is None
+    monkeypatch.undo()
+    path.write_text('{"format": 1, "samples": "x"}')
+    assert remembered(settings(tmp_path)) is None
+    assert remembered(load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})) is None
+
+
+def test_the_curve_is_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    assert png(CURVE, "org/m").startswith(b"\x89PNG")
+    page = html(CURVE, "<script>$x$")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
