@@ -197,9 +197,7 @@ def _markdown(args: argparse.Namespace, samples: dict[str, list[dict[str, object
 
 
 def _vllm() -> str:
-    code = (
-        "from importlib.metadata import version as v; print('vLLM', v('vllm') + ', Run:ai', v('runai-model-streamer'))"
-    )
+    code = "from importlib.metadata import version as v; print(v('vllm'), v('runai-model-streamer'))"
     command = [str(_VLLM.with_name("python")), "-c", code]
     vllm, runai = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:]
     return f"vLLM {vllm}, Run:ai {runai}"

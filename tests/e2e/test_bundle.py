@@ -91,6 +91,29 @@ def test_what_a_later_start_adds_is_published_for_the_next(tmp_path: Path, store
     assert third.content() == more
 
 
+def test_what_is_compiled_while_it_serves_is_published_when_it_must_go(tmp_path: Path, moto_store: Store) -> None:
+    node = Node(tmp_path, moto_store)
+    node.warm.restore()
+    over = threading.Event()
+    over.set()
+    node.warm.publish_more(over=over)
+    assert keys(moto_store) == [], "it has not answered yet"
+    (node.root / "inductor").mkdir()
+    (node.root / "inductor/1.so").write_text("1")
+    node.warm.publish(ready_seconds=1.0, reads=lambda: b"names", over=over)
+    node.warm.publish_more(over=over)
+    assert node.warm.state.published == "kept"
+    (node.root / "inductor/2.so").write_text("2")
+    node.warm.publish_more(over=over)
+    assert node.warm.state.published == "published"
+    node.warm.close()
+    node.wiped()
+    second = Node(tmp_path, moto_store)
+    assert second.start({}).state == "restored"
+    assert set(second.content()) == {"inductor/1.so", "inductor/2.so"}
+    assert second.warm.reads == b"names"
+
+
 def test_the_modes(tmp_path: Path, store: Store) -> None:
     node = Node(tmp_path, store, mode="read")
     assert node.start().published == "no: not asked for"

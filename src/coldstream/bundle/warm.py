@@ -84,6 +84,8 @@ class WarmStart:
         self._kept, self._shelf, self._secret, self._mode = kept, shelf, secret, mode
         self._found: Found | None = None
         self._before: caches.Tree = {}
+        self._ready_seconds: float | None = None
+        self._publishing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"WarmStart({self._kept.root.name}, {self.state.state})"
@@ -160,21 +162,31 @@ class WarmStart:
         """
         if self.state.state == "off":
             return
+        with self._publishing:
+            self._note(published=self._try_to_publish(ready_seconds, reads, over))
+
+    def publish_more(self, *, over: threading.Event) -> None:
+        """Publishes what was built since, if anything was, and if something was published at all."""
+        with self._publishing:
+            if self._ready_seconds is not None and self.state.published in {"published", "kept"}:
+                self._note(published=self._try_to_publish(self._ready_seconds, lambda: None, over))
+
+    def _try_to_publish(self, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> str:
+        self._ready_seconds = ready_seconds
         try:
             with disk_errors(self._kept.root):
                 now = self._settled(over)
                 built = caches.built(self._before, now)
                 self._note(built=len(built), compiled=len(caches.compiled(built)))
                 self._kept.mark_whole(self._shelf.name)
-                what = self._publish(now, built, ready_seconds, reads)
+                return self._publish(now, built, ready_seconds, reads)
         except ConflictError:
-            what = "no: another node published first"
+            return "no: another node published first"
         except CancelledError:
-            what = "no: vLLM ended"
+            return "no: vLLM ended"
         except ColdstreamError as exc:
             # Above all CredentialsError: nodes of a fleet should have keys that can only read.
-            what = f"no: {exc.message}"
-        self._note(published=what)
+            return f"no: {exc.message}"
 
     def _publish(
         self, now: caches.Tree, built: Sequence[str], ready_seconds: float, reads: Callable[[], bytes | None]
@@ -185,17 +197,21 @@ class WarmStart:
             return "no: vLLM kept nothing"
         if self._found is not None and not built:
             return "kept"
+        self.reads = reads() or self.reads
         replaces = self._found.etag if self._found else self._shelf.etag(self._kept.key.digest)
         pointer = publish(
             self._shelf,
             self._kept,
             self._secret,
             paths=list(now),
-            reads=reads() or self.reads,
+            reads=self.reads,
             ready_seconds=ready_seconds,
             replaces=replaces,
         )
         self._note(published_bytes=pointer.archive.size)
+        self._before = now
+        if etag := self._shelf.etag(self._kept.key.digest):
+            self._found = Found(pointer=pointer, etag=etag)
         return "published"
 
     def _settled(self, over: threading.Event) -> caches.Tree:

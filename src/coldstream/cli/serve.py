@@ -50,6 +50,7 @@ _OF_TIMELINE = (
     show_default=True,
     help="Warm-start bundle: restore and publish, one of both, or leave vLLM's caches alone.",
 )
+@click.option("--no-spot-notice", is_flag=True, help="Do not ask the cloud whether it takes this spot machine back.")
 @click.option("--no-first-token", is_flag=True, help="Do not ask for a token once it answers, to time the first one.")
 @click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
 @click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
@@ -67,6 +68,7 @@ def command(
     no_cache: bool,
     no_verify: bool,
     bundle: str,
+    no_spot_notice: bool,
     no_first_token: bool,
     program: str | None,
     print_command: bool,
@@ -105,6 +107,7 @@ def command(
         program=program,
         bundle=bundle,
         first_token=not no_first_token,
+        spot_notice=not no_spot_notice,
     )
     if print_command or print_env:
         with prepared(request, settings, say=state.say, dry=True) as ready:

@@ -9,6 +9,8 @@ warming    the caches of a start: what they depend on, where their bundles lie
 preparing  the model found, its stream begun, its folder written
 endpoint   where it answers, and what it is asked there
 shard      each rank's own part of a model, for Run:ai's sharded loader
+notice     the cloud's word that it takes this spot machine back
+draining   what is done then
 running    vLLM from its start to its end
 """
 

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -20,8 +20,10 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError
 from coldstream.loading import LoadReport
 from coldstream.serve.child import Child
+from coldstream.serve.draining import drain
 from coldstream.serve.endpoint import Endpoint, endpoint_of
 from coldstream.serve.flags import value_of
+from coldstream.serve.notice import Watcher, cloud_here
 from coldstream.serve.preparing import Prepared, prepared
 from coldstream.serve.program import Program
 from coldstream.serve.request import Request
@@ -114,7 +116,8 @@ def serve(
                 kept = timelines_of(settings)
                 watcher = threading.Thread(target=_watch, args=(child, start, kept, on_started, say, over), daemon=True)
                 watcher.start()
-                code = child.wait()
+                with _watching_for_notice(child, start, over, say):
+                    code = child.wait()
                 over.set()
                 if ready.warm is not None:
                     ready.warm.cancel()
@@ -125,6 +128,26 @@ def serve(
         say("hint:  this vLLM does not see coldstream: install it into vLLM's own environment")
     assert code is not None
     return code
+
+
+@contextmanager
+def _watching_for_notice(
+    child: Child, start: _Start, over: threading.Event, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Ends vLLM in good time when the cloud takes this machine back."""
+    cloud = cloud_here() if start.request.spot_notice else None
+    if cloud is None:
+        yield
+        return
+    ready = start.ready
+    endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
+    end = partial(child.send, signal.SIGTERM)
+    watcher = Watcher(cloud, lambda notice: drain(notice, endpoint, ready.warm, end=end, over=over, say=say))
+    watcher.start()
+    try:
+        yield
+    finally:
+        watcher.stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
