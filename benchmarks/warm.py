@@ -34,6 +34,8 @@ _VLLM = _ROOT / ".venv-vllm/bin/vllm"
 _NAME = "bench/llama"
 _READY_SECONDS = 600
 _PUBLISH_SECONDS = 60
+# What is shorter on the median has no row.
+_SHOWN_SECONDS = 0.25
 _ROWS = (
     ("Run:ai's streamer", "runai", False, {}),
     ("coldstream, the first node", "coldstream", False, {}),
@@ -193,7 +195,21 @@ def _markdown(args: argparse.Namespace, samples: dict[str, list[dict[str, object
         each = ", ".join(f"{float(str(sample['first_token'])):.1f}" for sample in samples[row])
         first, ready = middle(row, "first_token"), middle(row, "ready")
         lines.append(f"| {row} | {first:.1f} | {first / base:.2f} | {ready:.1f} | {each} |")
+    lines += ["", f"| Phase, s | {' | '.join(row for row, *_ in _ROWS)} |", f"|---|{'---:|' * len(_ROWS)}"]
+    seconds = {row: [_phases(sample) for sample in found] for row, found in samples.items()}
+    for name in dict.fromkeys(name for found in seconds.values() for phases in found for name in phases):
+        cells = [statistics.median(phases.get(name, 0.0) for phases in seconds[row]) for row, *_ in _ROWS]
+        if max(cells) >= _SHOWN_SECONDS:
+            lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    named = min(float(str(sample["named_share"])) for found in samples.values() for sample in found)
+    lines += ["", f"At least {named:.1%} of each start's time is named."]
     return "\n".join(lines)
+
+
+def _phases(sample: dict[str, object]) -> dict[str, float]:
+    phases = sample["phases"]
+    assert isinstance(phases, list)
+    return {phase["name"]: phase["stop"] - phase["start"] for phase in phases}
 
 
 def _vllm() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from coldstream.bundle import Kept, Key, Shelf, WarmStart, WarmState, shelf
+from coldstream.bundle import Kept, Key, Shelf, WarmStart, WarmState, shelf, warm
 from coldstream.bundle.pointer import decode, encode
 from coldstream.retry import Retry
 from coldstream.store import Store
@@ -214,6 +214,29 @@ def test_an_archive_that_is_gone_is_done_without(tmp_path: Path, store: Store) -
     node.warm.restore()
     assert node.warm.state.state == "none"
     assert "no" in node.warm.state.detail
+    node.warm.close()
+
+
+@pytest.mark.parametrize("store", ["folder"], indirect=True)
+def test_a_restore_takes_no_longer_than_the_start_that_it_spares(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Node(tmp_path, store).start()
+    node = Node(tmp_path, store)
+    node.wiped()
+    (pointer,) = keys(store, ".bundle")
+    store.put(pointer, encode(_with(store.get(pointer)[0], ready_seconds=0.2), SECRET))
+    monkeypatch.setattr(warm, "_RESTORE_SECONDS_MIN", 0.1)
+
+    def fetch(self: Shelf, *_: object) -> None:
+        while True:
+            self.store.retry.check()
+
+    monkeypatch.setattr(Shelf, "fetch", fetch)
+    node.warm.restore()
+    assert node.warm.state.state == "none"
+    assert "longer" in node.warm.state.detail
+    assert node.content() == {}
     node.warm.close()
 
 

@@ -38,6 +38,7 @@ def test_the_next_node_compiles_nothing(moto: S3Server, model: Callable[[str], P
         first.end()
     (bundle,) = json.loads(command.run("bundle", "list", "--json")[0])["bundles"]
     assert bundle["bundle"]["archive"]["files"] > 5
+    assert bundle["bundle"]["reads"]["size"] > 10_000, "thousands of files were read"
     shutil.rmtree(tmp_path / "cache")
 
     with serving("org/llama", environ=clean_environ(**given), folder=tmp_path, vllm=FLAGS, eager=False) as second:
