@@ -124,12 +124,13 @@ def _markdown(args: argparse.Namespace, samples: dict[str, list[tuple[float, flo
     lines = [
         f"`python benchmarks/imports.py --rounds {args.rounds}`: {machine}, vLLM {vllm}, eager; medians.",
         "",
-        "| Start | CPU-s | s until it answers |",
-        "|---|---:|---:|",
+        "| Start | CPU-s | s until it answers | CPU-s, each |",
+        "|---|---:|---:|---|",
     ]
     for row, _, _ in _ROWS:
         walls, cpus = zip(*samples[row], strict=True)
-        lines.append(f"| {row} | {statistics.median(cpus):.1f} | {statistics.median(walls):.1f} |")
+        each = ", ".join(f"{cpu:.1f}" for cpu in cpus)
+        lines.append(f"| {row} | {statistics.median(cpus):.1f} | {statistics.median(walls):.1f} | {each} |")
     return "\n".join(lines)
 
 
