@@ -23,16 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.demo import BUCKET, Server, free_port, s3_server  # noqa: E402
-from streaming.link import Link, capped_link  # noqa: E402
+from coldstream.demo import Server, free_port, s3_server  # noqa: E402
+from streaming.bucket import capped_bucket, keys_of  # noqa: E402
+from streaming.link import Link  # noqa: E402
 
 _VLLM = _ROOT / ".venv-vllm/bin/vllm"
 _NAME = "bench/llama"
@@ -61,7 +60,7 @@ def main() -> None:
         _make_model(folder, args.megabytes)
         for number in range(args.rounds):
             for row, loader, capped in _ROWS:
-                with _served(folder, capped_bits if capped else _OPEN_BITS) as (link, server):
+                with capped_bucket(folder / "bucket", capped_bits if capped else _OPEN_BITS) as (link, server):
                     sample = _start(folder / f"run-{time.time_ns()}", link, server, loader)
                 samples[row].append(sample)
                 print(f"  round {number + 1}  {row:<40} {sample['seconds']:6.1f} s", file=sys.stderr)
@@ -77,26 +76,7 @@ def _make_model(folder: Path, megabytes: int) -> None:
     subprocess.run([str(_VLLM.with_name("python")), "-c", code], cwd=_ROOT, check=True)
     command = [sys.executable, "-m", "coldstream", "upload", str(folder / "model"), "--as", _NAME, "--quiet"]
     with s3_server(folder / "bucket") as server:
-        subprocess.run(command, env=os.environ | _keys(server), check=True, stdout=subprocess.DEVNULL)
-
-
-def _keys(server: Server) -> dict[str, str]:
-    return {
-        "R2_ENDPOINT": server.endpoint,
-        "R2_BUCKET": BUCKET,
-        "R2_ACCESS_KEY": server.access_key,
-        "R2_SECRET_KEY": server.secret_key,
-    }
-
-
-@contextmanager
-def _served(folder: Path, bits_per_second: float) -> Iterator[tuple[Link, Server]]:
-    with (
-        capped_link(bits_per_second) as link,
-        link.server_side(),
-        s3_server(folder / "bucket", host=link.host) as server,
-    ):
-        yield link, server
+        subprocess.run(command, env=os.environ | keys_of(server), check=True, stdout=subprocess.DEVNULL)
 
 
 def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, object]:
@@ -104,7 +84,7 @@ def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, o
     folder.mkdir()
     environ = {
         **os.environ,
-        **_keys(server),
+        **keys_of(server),
         "COLDSTREAM_CACHE_DIR": str(folder / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -18,8 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -27,9 +25,10 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from tests.checkpoints import sharded_checkpoint  # noqa: E402
 
-from coldstream.demo import BUCKET, Server, s3_server  # noqa: E402
+from coldstream.demo import Server, s3_server  # noqa: E402
 from coldstream.tune import Way, predict  # noqa: E402
-from streaming.link import Link, capped_link  # noqa: E402
+from streaming.bucket import capped_bucket, keys_of  # noqa: E402
+from streaming.link import Link  # noqa: E402
 
 _NAME = "bench/model"
 _GIGABITS = (0.5, 1.0, 2.0)
@@ -48,7 +47,7 @@ def main() -> None:
         size = _make_model(folder, args.megabytes)
         for number in range(args.rounds):
             for speed in _GIGABITS:
-                with _served(folder, speed * 1e9) as (link, server):
+                with capped_bucket(folder / "bucket", speed * 1e9) as (link, server):
                     samples[speed].append(_round(folder, link, server, size))
                 print(f"  round {number + 1}  {speed} Gbit/s  {samples[speed][-1]}", file=sys.stderr)
     out = _ROOT / "benchmarks/out"
@@ -81,22 +80,9 @@ def _weights(files: dict[str, bytes]) -> int:
 def _environ(server: Server, folder: Path) -> dict[str, str]:
     return {
         **os.environ,
-        "R2_ENDPOINT": server.endpoint,
-        "R2_BUCKET": BUCKET,
-        "R2_ACCESS_KEY": server.access_key,
-        "R2_SECRET_KEY": server.secret_key,
+        **keys_of(server),
         "COLDSTREAM_CACHE_DIR": str(folder / "cache"),
     }
-
-
-@contextmanager
-def _served(folder: Path, bits_per_second: float) -> Iterator[tuple[Link, Server]]:
-    with (
-        capped_link(bits_per_second) as link,
-        link.server_side(),
-        s3_server(folder / "bucket", host=link.host) as server,
-    ):
-        yield link, server
 
 
 def _round(folder: Path, link: Link, server: Server, size: int) -> dict[str, float]:

@@ -26,9 +26,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_ROOT), str(_ROOT / "src")]
+sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.demo import BUCKET, Server, free_port, s3_server  # noqa: E402
+from coldstream.demo import Server, free_port, s3_server  # noqa: E402
+from streaming.bucket import keys_of  # noqa: E402
 
 _VLLM = _ROOT / ".venv-vllm/bin/vllm"
 _NAME = "bench/llama"
@@ -83,10 +84,7 @@ def _make_model(folder: Path, megabytes: int) -> None:
 def _environ(server: Server) -> dict[str, str]:
     return {
         **os.environ,
-        "R2_ENDPOINT": server.endpoint,
-        "R2_BUCKET": BUCKET,
-        "R2_ACCESS_KEY": server.access_key,
-        "R2_SECRET_KEY": server.secret_key,
+        **keys_of(server),
         "COLDSTREAM_BUNDLE_KEY": "of this benchmark, and of no bucket",
     }
 

@@ -73,38 +73,6 @@ _ENGINE_INIT = Kind("initialised", "engine init", "warm-up", "memory measured, c
 _COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled anew"}
 
 
-class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the start.
-
-    Attributes:
-        name: In a word or two; "unnamed" when it is not known what happened.
-        start: Seconds since the command began.
-        stop: The same.
-        note: What happened.
-        group: What it counts as when it is said what the start was limited by.
-    """
-
-    name: Text
-    start: Seconds
-    stop: Seconds
-    note: Text = ""
-    group: Text = ""
-
-    def __post_init__(self) -> None:
-        if self.stop < self.start:
-            raise ValueError(f"{self.name} ends before it begins")
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        return self.stop - self.start
-
-    @property
-    def is_named(self) -> bool:
-        """Whether it is known what happened."""
-        return self.name != UNNAMED
-
-
 class Span(msgspec.Struct, frozen=True, kw_only=True):
     """What happened beside the phases, and at the same time.
 
@@ -128,6 +96,22 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     def seconds(self) -> float:
         """How long it took."""
         return self.stop - self.start
+
+
+class Phase(Span, frozen=True, kw_only=True):
+    """A part of the start: a span like it, but phases follow each other.
+
+    Attributes:
+        name: In a word or two; "unnamed" when it is not known what happened.
+        group: What it counts as when it is said what the start was limited by.
+    """
+
+    group: Text = ""
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is known what happened."""
+        return self.name != UNNAMED
 
 
 def clean(text: str) -> str:
