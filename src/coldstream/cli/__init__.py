@@ -28,6 +28,7 @@ VERBS = (
     "remove",
     "load",
     "tune",
+    "template",
     "serve",
     "shard",
     "timeline",

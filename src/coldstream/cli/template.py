@@ -1,0 +1,201 @@
+"""`coldstream template`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
+
+if TYPE_CHECKING:
+    from coldstream.template import Deployment, Finding
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
+_HELP = {"-h", "--help"}
+
+
+class _Template(click.Group):
+    """A group whose first word may be a model's name: `coldstream template org/model` is `… render org/model`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *_HELP}:
+            args = ["render", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Template, epilog=EXIT_CODES)
+def command() -> None:
+    """Write the file that brings a model up on SkyPilot, Kubernetes and others; or look one over.
+
+    \b
+    coldstream template Qwen/Qwen3-8B --target sky-serve --gpus L4:1 --replicas 1..3 -o serve.yaml
+    coldstream template check serve.yaml
+
+    `coldstream template MODEL` is short for `coldstream template render MODEL`, whose --help shows its options.
+    """
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="MODEL")
+@click.option("--target", type=click.Choice(_TARGETS), required=True, help="What brings it up.")
+@click.option("--gpus", metavar="GPU[:N]", required=True, help="In each machine, such as L4 or A100-80GB:4.")
+@click.option(
+    "--spot/--on-demand", "spot", default=None, help="Machines that may be taken back, or not.  [default: spot]"
+)
+@click.option("--cloud", help="Where, as SkyPilot writes it: aws, or gcp/us-central1.  [default: wherever]")
+@click.option(
+    "--replicas", metavar="N|N..M", default="1", show_default=True, help="How many; a range follows the load."
+)
+@click.option(
+    "--loader",
+    type=click.Choice(["coldstream", "runai"]),
+    default="coldstream",
+    show_default=True,
+    help="How vLLM gets the weights.",
+)
+@click.option("--image", help="A container image with vLLM.  [default: vllm/vllm-openai of a tested version]")
+@click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers.")
+@click.option("--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have.")
+@click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
+@click.option("--command", "job", metavar="COMMAND", help="Of sky-job: what runs against the model.")
+@click.option("--cache-path", metavar="DIR", help="A folder of the node for local copies, which outlive the container.")
+@click.option("-o", "--output", type=_FILE, help="The file to write.  [default: standard output]")
+@click.option("--force", is_flag=True, help="Replace that file when it exists.")
+@common_options
+def render(
+    state: State,
+    name: str,
+    target: str,
+    gpus: str,
+    spot: bool | None,
+    cloud: str | None,
+    replicas: str,
+    loader: str,
+    image: str | None,
+    no_image: bool,
+    port: int,
+    max_model_len: int | None,
+    fallback: str | None,
+    job: str | None,
+    cache_path: str | None,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Write the file that brings a model up.
+
+    \b
+    coldstream template Qwen/Qwen3-8B --target sky --gpus L4:1 --cloud aws
+    coldstream template Qwen/Qwen3-8B --target sky-serve --gpus L4:1 --replicas 1..3 -o serve.yaml
+    coldstream template Qwen/Qwen3-8B --target sky-job --gpus L4:1 --command 'python ask.py'
+    coldstream template Qwen/Qwen3-32B --target k8s --gpus H100:2 --replicas 2 -o vllm.yaml
+
+    The model's size decides the flags, as `coldstream tune` says; one that does not fit is refused. Secrets are named,
+    and their values are never written.
+    """
+    from coldstream import __version__
+    from coldstream.errors import UsageError
+    from coldstream.paths import checked_name
+    from coldstream.template import Wish, bucket_of, deploy, parse_replicas
+    from coldstream.template import render as rendered
+    from coldstream.template.deployment import IMAGE
+    from coldstream.tune import Way, advise, parse_gpus, read_model
+
+    if image and no_image:
+        raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
+    wish = Wish(
+        target=target,
+        loader=loader,
+        replicas=parse_replicas(replicas),
+        spot=spot,
+        cloud=cloud.lower() if cloud else None,
+        image=None if no_image else image or IMAGE,
+        port=port,
+        fallback=fallback,
+        command=job,
+        cache_path=cache_path,
+    )
+    chosen = parse_gpus(gpus)
+    settings = state.settings()
+    bucket = bucket_of(settings)
+    way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud else None)
+    advice = advise(read_model(checked_name(name), settings), chosen, way, context=max_model_len)
+    deployment = deploy(name, wish, advice, bucket, version=__version__)
+    if bucket.is_here:
+        state.say(f"{bucket.endpoint} is this machine: no other one reaches the bucket there")
+    text = rendered(deployment)
+    if output is None:
+        state.show(_document(deployment, text, None), text.rstrip("\n"))
+        return
+    _write(output, text, force=force)
+    state.show(_document(deployment, text, output), f"wrote {output}")
+
+
+@command.command(epilog=f"{EXIT_CODES} 1 also: something was found.")
+@click.argument("file", metavar="FILE", type=_FILE)
+@common_options
+def check(state: State, file: Path) -> None:
+    """Look over a file that brings vLLM up: of ours, or anybody's; YAML, a script, or a guide in Markdown.
+
+    \b
+    coldstream template check serve.yaml
+    coldstream template check README.md --json
+
+    The rules are described in docs/template.md. No secret's value is shown.
+    """
+    from coldstream.errors import DiskError, NotFoundError, UsageError
+    from coldstream.template import check as findings_of
+    from coldstream.template.check import BYTES_MAX
+
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(BYTES_MAX + 1).decode()
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"there is no file {file}", target=str(file)) from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"{file} is no text", hint="it must be UTF-8") from exc
+    except OSError as exc:
+        raise DiskError(f"cannot read {file}: {exc.strerror or exc}", target=str(file)) from exc
+    found = findings_of(text, file.name)
+    rows = [{"rule": item.rule, "line": item.line, "text": item.text, "hint": item.hint} for item in found]
+    state.show({"file": str(file), "findings": rows}, _findings_text(file, found))
+    if found:
+        raise SystemExit(1)
+
+
+def _findings_text(file: Path, found: list[Finding]) -> str:
+    from coldstream.units import plural
+
+    lines = []
+    for item in found:
+        shown = "".join(character if character.isprintable() else "?" for character in item.text)
+        lines += [f"{file}:{item.line}: {coloured(item.rule, 'yellow')}: {shown}", f"    {item.hint}"]
+    return "\n".join([*lines, plural(len(found), "finding") if found else f"{file}: nothing found"])
+
+
+def _document(deployment: Deployment, text: str, output: Path | None) -> dict[str, Any]:
+    return {
+        "model": deployment.model,
+        "target": deployment.wish.target,
+        "gpus": str(deployment.gpus),
+        "flags": list(deployment.flags),
+        "connections": deployment.connections,
+        "secrets": [*deployment.needed_secrets, *deployment.other_secrets],
+        "file": str(output) if output else None,
+        "text": text,
+    }
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    from coldstream.errors import DiskError, UsageError
+
+    try:
+        with open(path, "w" if force else "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError as exc:
+        raise UsageError(f"{path} exists", hint="replace it with --force, or name another file") from exc
+    except OSError as exc:
+        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc

@@ -1,0 +1,76 @@
+"""Deployments for the tests: made of fixed facts, so that their files never change by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coldstream.template import Bucket, Deployment, Wish, deploy, parse_replicas
+from coldstream.tune import Model, Way, advise, parse_gpus
+
+EIGHT = Model(
+    name="8B",
+    bytes=16_060_000_000,
+    parameters=8_030_000_000,
+    dtype="BF16",
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    kv_bytes=131_072,
+    context=8192,
+)
+SEVENTY = Model(
+    name="70B",
+    bytes=141_000_000_000,
+    parameters=70_600_000_000,
+    dtype="BF16",
+    layers=80,
+    heads=64,
+    kv_heads=8,
+    kv_bytes=327_680,
+    context=131_072,
+)
+R2 = Bucket(
+    uri="s3://models",
+    endpoint="https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com",
+    region="auto",
+)
+AWS = Bucket(uri="s3://models/team/a", region="eu-central-1")
+
+
+def deployment(
+    target: str,
+    *,
+    name: str = "org/Llama-3.1-8B",
+    model: Model = EIGHT,
+    gpus: str = "L4:1",
+    replicas: str = "1",
+    bucket: Bucket = R2,
+    **wish: Any,
+) -> Deployment:
+    if target == "sky-job":
+        wish.setdefault("command", "python ask.py --out results/")
+    asked = Wish(target=target, replicas=parse_replicas(replicas), **wish)
+    advice = advise(model, parse_gpus(gpus), Way(cloud=asked.cloud))
+    return deploy(name, asked, advice, bucket, version="0.1.0")
+
+
+# Name of the golden file to what it is made of.
+GOLDEN: dict[str, Deployment] = {
+    "sky": deployment("sky", cloud="aws"),
+    "sky-plain": deployment("sky", gpus="H100:2", model=SEVENTY, spot=False, image=None, loader="runai", bucket=AWS,
+                            name="org/Llama-3.1-70B"),
+    "sky-serve": deployment("sky-serve", cloud="aws", replicas="1..3"),
+    "sky-serve-fixed": deployment("sky-serve", gpus="H200:2", model=SEVENTY, replicas="2", fallback="hf",
+                                  name="org/Llama-3.1-70B"),
+    "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, image=None),
+    "sky-job": deployment("sky-job", cloud="gcp/us-central1"),
+    "k8s": deployment("k8s", replicas="2"),
+    "k8s-host-path": deployment("k8s", gpus="H200:2", model=SEVENTY, cache_path="/var/lib/models", fallback="hf",
+                                name="org/Llama-3.1-70B", port=9000),
+    "kserve": deployment("kserve", replicas="2"),
+    "compose": deployment("compose"),
+    "compose-runai": deployment("compose", loader="runai", bucket=AWS, cache_path="/srv/models", fallback="hf"),
+    "dstack": deployment("dstack", cloud="aws/us-east-1", replicas="1..3"),
+    "dstack-on-demand": deployment("dstack", gpus="A100-80GB:4", model=SEVENTY, spot=False, image=None, fallback="hf",
+                                   name="org/Llama-3.1-70B"),
+}  # fmt: skip
