@@ -7,12 +7,17 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from coldstream.env import load_settings
 from coldstream.retry import Backoff, Retry
 from coldstream.store import Store, open_store
 from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
+
+# How long an example takes says something of the machine alone.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

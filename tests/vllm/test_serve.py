@@ -162,7 +162,7 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
         below = descendants(second.process.pid)
         environs = [read(f"/proc/{pid}/environ") for pid in below]
         arguments = [read(f"/proc/{pid}/cmdline") for pid in below]
-        vllm = next(pid for pid in below if "vllm\0serve" in read(f"/proc/{pid}/cmdline"))
+        vllm = next(pid for pid in below if "\0serve\0" in read(f"/proc/{pid}/cmdline"))
         os.killpg(vllm, signal.SIGKILL)
         assert second.process.wait(60) == 128 + signal.SIGKILL
         assert "from this machine's copy" in second.log
