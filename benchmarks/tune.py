@@ -64,7 +64,8 @@ def _make_model(folder: Path, megabytes: int) -> int:
     def made(layers: int) -> dict[str, bytes]:
         return sharded_checkpoint(shards=4, layers=layers, rows=1024, columns=4096)
 
-    files = made(max(1, round(megabytes * 1e6 / _weights(made(1)))))
+    layer = _weights(made(2)) - _weights(made(1))
+    files = made(max(1, round(megabytes * 1e6 / layer)))
     for path, content in files.items():
         (model / path).write_bytes(content)
     with s3_server(folder / "bucket") as server:
