@@ -37,7 +37,7 @@ _GIGABITS = (0.5, 1.0, 2.0)
 def main() -> None:
     """Runs the rounds and prints a table; writes benchmarks/out/tune.json."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--megabytes", type=int, default=600)
+    parser.add_argument("--megabytes", type=int, default=740)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--markdown", action="store_true", help="print the section for docs/benchmarks.md")
     args = parser.parse_args()
@@ -64,8 +64,8 @@ def _make_model(folder: Path, megabytes: int) -> int:
     def made(layers: int) -> dict[str, bytes]:
         return sharded_checkpoint(shards=4, layers=layers, rows=1024, columns=4096)
 
-    layer = _weights(made(2)) - _weights(made(1))
-    files = made(max(1, round(megabytes * 1e6 / layer)))
+    once, twice = _weights(made(1)), _weights(made(2))
+    files = made(max(1, 1 + round((megabytes * 1e6 - once) / (twice - once))))
     for path, content in files.items():
         (model / path).write_bytes(content)
     with s3_server(folder / "bucket") as server:
