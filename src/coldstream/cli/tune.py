@@ -116,28 +116,32 @@ def command(
 
 
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
+    from coldstream.errors import DiskError
     from coldstream.loading import Options
     from coldstream.tune import measured, remember
+    from coldstream.tune.chart import check, html, png
     from coldstream.units import format_rate, plural
+
+    # What cannot be drawn is said before half a minute is spent on it.
+    for path in filter(None, (html_file, png_file)):
+        check()
+        if not path.absolute().parent.is_dir():
+            raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))
 
     def on_sample(sample: Sample) -> None:
         state.say(f"  {plural(sample.connections, 'connection'):<16} {format_rate(sample.bytes_per_second, 1)}")
 
     curve = measured(uri, Options(settings=settings, framework="buffer"), on_sample=on_sample)
-    if html_file or png_file:
-        from coldstream.errors import DiskError
-        from coldstream.tune.chart import html, png
-
-        files = [(html_file, html(curve, uri).encode())] if html_file else []
-        files += [(png_file, png(curve, uri))] if png_file else []
-        for path, data in files:
-            try:
-                path.write_bytes(data)
-            except OSError as exc:
-                raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-            state.say(f"wrote {path}")
     if "://" not in uri:
         state.say(f"kept in {remember(curve, settings)}")
+    files = [(html_file, html(curve, uri).encode())] if html_file else []
+    files += [(png_file, png(curve, uri))] if png_file else []
+    for path, data in files:
+        try:
+            path.write_bytes(data)
+        except OSError as exc:
+            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
+        state.say(f"wrote {path}")
     return curve
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from html import escape
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 from coldstream.errors import UsageError
 from coldstream.tune.measure import STEPS, Curve
 from coldstream.units import format_rate, plural
+
+
+def check() -> None:
+    """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("charts need matplotlib", hint="pip install 'coldstream[charts]'")
 
 
 def png(curve: Curve, name: str) -> bytes:
@@ -61,10 +68,9 @@ def _drawn(curve: Curve, name: str, kind: str) -> bytes:
 
 
 def _figure(curve: Curve, name: str) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise UsageError("charts need matplotlib", hint="pip install 'coldstream[charts]'") from exc
+    check()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = [step for step in STEPS if step <= max(sample.connections for sample in curve.samples)]
