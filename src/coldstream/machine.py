@@ -5,6 +5,7 @@ Linux tells most of it in /proc, /sys and its control groups; elsewhere what Pyt
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -78,8 +79,12 @@ def _left_in_group() -> int:
     return most
 
 
+@functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this machine, with or without a right to use each; none when there is no driver."""
+    """The GPUs of this machine, with or without a right to use each; none when there is no driver.
+
+    Asked of the driver once: it takes up to seconds to wake the cards, and a start wants to know several times.
+    """
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.SubprocessError):

@@ -56,7 +56,9 @@ def test_a_driver_that_fails_is_no_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text("#!/bin/sh\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    machine.gpus.cache_clear()
     assert machine.gpus() == machine._rocm(Path("/sys/class/kfd/kfd/topology/nodes"), "")
+    machine.gpus.cache_clear()
 
 
 def test_the_processor_s_instructions_have_one_name() -> None:

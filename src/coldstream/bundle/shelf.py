@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,13 +105,12 @@ class Shelf:
         except NotFoundError:
             return None
 
-    def fetch(self, pointer: Pointer, out: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> None:
+    def fetch(self, pointer: Pointer, out: BinaryIO) -> None:
         """Brings an archive, verified.
 
         Args:
             pointer: Whose.
             out: An empty file, where it goes; left at its start.
-            on_bytes: Told how many bytes came.
 
         Raises:
             NotFoundError: It is gone.
@@ -123,7 +122,7 @@ class Shelf:
 
         def fetch_range(start: int) -> None:
             buffer = bytearray(min(_RANGE_BYTES, size - start))
-            self.store.read_into(key, start, memoryview(buffer), on_read=on_bytes)
+            self.store.read_into(key, start, memoryview(buffer))
             os.pwrite(descriptor, buffer, start)
 
         with ThreadPoolExecutor(_CONNECTIONS) as pool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, State, common_options, confirm_deletion
+from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from coldstream.bundle import Entry, Shelf
@@ -130,7 +130,6 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
     coldstream bundle remove Qwen/Qwen3-8B
     coldstream bundle remove Qwen/Qwen3-8B 7f3a09 --yes
     """
-    from coldstream.errors import UsageError
     from coldstream.units import plural
 
     shelf = _shelf(state, name)
@@ -140,9 +139,7 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
         _chosen(every, name, None)
     what = f"{plural(len(chosen), 'bundle')} of {name} in {shelf.store.uri}"
     if not (dry_run or yes):
-        if not sys.stdin.isatty():
-            raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
-        click.confirm(f"delete {what}?", abort=True, err=True)
+        confirm_deletion(what)
     if not dry_run:
         shelf.remove([entry.key for entry in chosen] if keys else None)
     document = {"name": name, "keys": [entry.key for entry in chosen], "removed": not dry_run}
@@ -203,13 +200,7 @@ def _table(found: list[Entry]) -> str:
                 _shown(pointer.parts.get("device", "-")),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[4] = coloured(cells[4], _COLOURS[row[4]]) if row[4] in _COLOURS else cells[4]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return table_text(rows, colours=_COLOURS, coloured_column=4)
 
 
 def _details(entry: Entry) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options
+from coldstream.cli.session import EXIT_CODES, Size, State, common_options, confirm_deletion
+from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,14 +164,11 @@ def _cache(state: State) -> Cache:
 
 
 def _confirm(cache: Cache, entries: Sequence[Entry]) -> None:
-    from coldstream.errors import UsageError
     from coldstream.units import format_bytes, plural
 
     free = [entry for entry in entries if not entry.in_use]
     what = f"{plural(len(free), 'model')}, {format_bytes(sum(entry.bytes for entry in free))}, in {cache.root}"
-    if not sys.stdin.isatty():
-        raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
-    click.confirm(f"delete {what}?", abort=True, err=True)
+    confirm_deletion(what)
 
 
 def _table(cache: Cache, entries: Sequence[Entry], used: int, limit: int) -> str:
@@ -194,11 +191,7 @@ def _table(cache: Cache, entries: Sequence[Entry], used: int, limit: int) -> str
         )
         for entry in entries
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-    ]
-    return "\n".join([*lines, total])
+    return f"{table_text(rows)}\n{total}"
 
 
 def _state(entry: Entry) -> str:

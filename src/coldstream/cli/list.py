@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,10 +60,4 @@ def _table(models: Sequence[ModelInfo]) -> str:
                 model.detail or age,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        cells[4] = coloured(cells[4], _COLOURS[row[4]]) if row[4] in _COLOURS else cells[4]
-        lines.append("  ".join([*cells, row[5]]))
-    return "\n".join(lines)
+    return table_text(rows, colours=_COLOURS, coloured_column=4)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.session import EXIT_CODES, State, common_options, confirm_deletion
 
 
 @click.command(epilog=EXIT_CODES)
@@ -23,7 +21,6 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     """
     from coldstream import mirror
     from coldstream.bundle import Shelf
-    from coldstream.errors import UsageError
     from coldstream.units import format_bytes, plural
 
     store = state.open_store(4)
@@ -34,9 +31,7 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     if bundles:
         what += f", and {plural(bundles, 'warm-start bundle')}"
     if not (dry_run or yes):
-        if not sys.stdin.isatty():
-            raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
-        click.confirm(f"delete {what}?", abort=True, err=True)
+        confirm_deletion(what)
     if not dry_run:
         mirror.remove(store, removal)
         shelf.remove()

@@ -95,6 +95,20 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
+def confirm_deletion(what: str) -> None:
+    """Asks whether this is to be deleted.
+
+    Raises:
+        UsageError: Nobody is there to be asked.
+        click.Abort: No.
+    """
+    from coldstream.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
+    click.confirm(f"delete {what}?", abort=True, err=True)
+
+
 def common_options(function: F) -> F:
     """Adds the options that every verb has, and passes a `State` as the first argument."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,10 +97,7 @@ def _table(found: Sequence[Timeline], kept: Timelines) -> str:
                 str(_bundle(timeline)["bundle"] or "-"),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table_text(rows)
 
 
 def _text(found: Sequence[Timeline]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
@@ -247,8 +248,4 @@ def _matrix_text(rows: list[Row]) -> str:
                 row.remark,
             )
         )
-    widths = [max(len(line[column]) for line in cells) for column in range(6)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[6]]).rstrip()
-        for line in cells
-    )
+    return table_text(cells)

@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 
 _VENDOR = Path("/sys/class/dmi/id/sys_vendor")
 _CLOUDS = {"Amazon EC2": "aws", "Google": "gcp", "Microsoft Corporation": "azure"}
-SERVICES = {"aws": "http://169.254.169.254", "gcp": "http://169.254.169.254", "azure": "http://169.254.169.254"}
+# The same address in all three.
+_SERVICE = "http://169.254.169.254"
 _POLL_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _ANSWER_BYTES_MAX = 1 << 20
@@ -67,19 +68,19 @@ class Watcher:
         cloud: str,
         on_notice: Callable[[Notice], None],
         *,
-        service: str | None = None,
+        service: str = _SERVICE,
         seconds: float = _POLL_SECONDS,
     ) -> None:
         """Prepares.
 
         Args:
-            cloud: One of `SERVICES`.
+            cloud: As `cloud_here` names it.
             on_notice: Told once, from the thread.
-            service: Where its metadata service is, when not where it always is.
+            service: Where its metadata service is.
             seconds: Between two questions.
         """
         self._ask = {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[cloud]
-        self._service = service or SERVICES[cloud]
+        self._service = service
         self._on_notice, self._seconds = on_notice, seconds
         self._token: str | None = None
         self._over = threading.Event()

@@ -18,7 +18,7 @@ def key(**changes: Any) -> Key:
         "packages": {"vllm": "0.32.0", "torch": "2.13.0+cu130", "requests": "2.1"},
         "arguments": ("--max-model-len", "8192"),
         "environ": {"PATH": "/bin"},
-        "caches": "/root/.cache/coldstream/bundles",
+        "caches": "/home/user/.cache/coldstream/bundles",
         "site": "/opt/venv/lib/python3.12/site-packages",
     }
     return key_of(**{**given, **changes})

@@ -6,29 +6,8 @@ from typing import Any
 
 from coldstream.template import Bucket, Deployment, Wish, deploy, parse_replicas
 from coldstream.tune import Model, Way, advise, parse_gpus
+from tests.unit.tune.models import EIGHT, SEVENTY
 
-EIGHT = Model(
-    name="8B",
-    bytes=16_060_000_000,
-    parameters=8_030_000_000,
-    dtype="BF16",
-    layers=32,
-    heads=32,
-    kv_heads=8,
-    kv_bytes=131_072,
-    context=8192,
-)
-SEVENTY = Model(
-    name="70B",
-    bytes=141_000_000_000,
-    parameters=70_600_000_000,
-    dtype="BF16",
-    layers=80,
-    heads=64,
-    kv_heads=8,
-    kv_bytes=327_680,
-    context=131_072,
-)
 R2 = Bucket(
     uri="s3://models",
     endpoint="https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com",

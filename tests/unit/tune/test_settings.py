@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from coldstream.header import Header, Tensor
-from coldstream.tune import Model, Way, advise, describe, fit, matrix, parse_gpus, predict, smallest
+from coldstream.tune import Way, advise, describe, fit, matrix, parse_gpus, predict, smallest
 from coldstream.units import GIB
+from tests.unit.tune.models import EIGHT, SEVENTY
 
 
 def header(dtype: str = "BF16", shape: tuple[int, ...] = (1024, 1024), count: int = 4, bits: int = 16) -> Header:
@@ -25,28 +26,6 @@ LLAMA: dict[str, Any] = {
     "hidden_size": 4096,
     "max_position_embeddings": 8192,
 }
-EIGHT = Model(
-    name="8B",
-    bytes=16_060_000_000,
-    parameters=8_030_000_000,
-    dtype="BF16",
-    layers=32,
-    heads=32,
-    kv_heads=8,
-    kv_bytes=131_072,
-    context=8192,
-)
-SEVENTY = Model(
-    name="70B",
-    bytes=141_000_000_000,
-    parameters=70_600_000_000,
-    dtype="BF16",
-    layers=80,
-    heads=64,
-    kv_heads=8,
-    kv_bytes=327_680,
-    context=131_072,
-)
 
 
 def test_what_a_model_is() -> None:
