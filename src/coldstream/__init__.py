@@ -6,10 +6,11 @@
 
 The map, from the bottom up:
 
-    errors  units  paths  retry  env  machine   leaves
+    errors  units  paths  retry  env  machine  https   leaves
     header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
     store                                       where models are kept: S3 and its like, or a folder
     source  hub                                 where models come from: a folder, Hugging Face
+    cloudflare                                  Cloudflare's own API: temporary keys
     mirror                                      upload, list, verify, download, remove
     cache                                       the local copy of what was loaded
     engine                                      the streamer: from links or files into memory
@@ -18,7 +19,7 @@ The map, from the bottom up:
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
-    tune  template                              which settings a model needs; the file that brings it up elsewhere
+    tune  template  launch                      settings for a model; the file that brings it up elsewhere; its launch
     probe  demo                                 does this bucket work; does all of it work
     cli                                         one file per verb; renders what the others return
 """

@@ -32,8 +32,11 @@ VARIABLES: Mapping[str, str] = {
     "AWS_PROFILE": "profile of ~/.aws, when no keys are given",
     "AWS_REGION": "region; `auto` by default on R2, us-east-1 on other endpoints",
     "AWS_DEFAULT_REGION": "the same, when AWS_REGION is absent",
+    "VLLM_API_KEY": "key that the API of a launched model asks for; one is made without it",
     "HF_TOKEN": "Hugging Face token, for gated and private repositories",
     "HF_ENDPOINT": "URL of a Hugging Face mirror",
+    "CLOUDFLARE_API_TOKEN": "token for Cloudflare's own API: issuing temporary credentials, rules of the CDN",
+    "CLOUDFLARE_BASE_URL": "URL of Cloudflare's API; https://api.cloudflare.com/client/v4 by default",
     "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
     "COLDSTREAM_CACHE_DIR": "the local cache; ~/.cache/coldstream by default",
     "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
@@ -42,11 +45,13 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 _SECRETS = {
+    "VLLM_API_KEY",
     "R2_SECRET_KEY",
     "R2_SESSION_TOKEN",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
+    "CLOUDFLARE_API_TOKEN",
     "COLDSTREAM_BUNDLE_KEY",
 }
 RETRY_SECONDS = 180.0

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import importlib
 import re
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import huggingface_hub
 import urllib3
@@ -33,7 +31,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from coldstream import __version__, manifest
+from coldstream import __version__, https, manifest
 from coldstream.env import Settings, mask
 from coldstream.errors import (
     ColdstreamError,
@@ -48,15 +46,11 @@ from coldstream.retry import Backoff, Retry
 from coldstream.source import SourceFile
 from coldstream.units import MIB, format_bytes
 
-CONNECT_SECONDS = 15
-READ_SECONDS = 60
 # Signed links expire and are renewed; a link that is refused when it is new will not get better.
 _FRESH_LINK_REFUSALS_MAX = 3
 _REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
-# The Hub's own windows are five minutes.
-_RATE_LIMIT_SECONDS_MAX = 300.0
 _READ_BYTES = MIB
 
 
@@ -92,8 +86,8 @@ class HubSource:
         self._by_xet: set[str] = set()
         self._links_lock = threading.Lock()
         self._xet = _Xet(self._headers)
-        self._pools = _pools(connections)
-        info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=READ_SECONDS))
+        self._pools = https.connections(connections)
+        info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=https.READ_SECONDS))
         if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise IntegrityError(f"{self._endpoint} gives {repo} no commit", hint="check HF_ENDPOINT")
         self.commit = info.sha
@@ -282,7 +276,7 @@ class HubSource:
             lambda: get_hf_file_metadata(
                 url,
                 token=self._token or False,
-                timeout=READ_SECONDS,
+                timeout=https.READ_SECONDS,
                 library_name="coldstream",
                 endpoint=self._endpoint,
             )
@@ -371,7 +365,7 @@ class HubSource:
             return UnavailableError(
                 f"{where}: the Hub limits the rate of requests (429)",
                 hint="wait some minutes; a token (HF_TOKEN) has higher limits",
-                retry_after_seconds=_rate_limit_seconds(headers),
+                retry_after_seconds=https.rate_limit_seconds(headers),
             )
         return UnavailableError(
             f"{where}: the Hub answered {status}",
@@ -406,10 +400,10 @@ class _Xet:
         "reconstruction.download_buffer_limit": 64_000_000,
         "reconstruction.min_prefetch_buffer": 16_000_000,
         # What it gives up on is tried again by our own policy.
-        "client.connect_timeout": f"{CONNECT_SECONDS}s",
-        "client.read_timeout": f"{READ_SECONDS}s",
+        "client.connect_timeout": f"{https.CONNECT_SECONDS}s",
+        "client.read_timeout": f"{https.READ_SECONDS}s",
         "client.retry_max_attempts": 2,
-        "client.retry_max_duration": f"{READ_SECONDS}s",
+        "client.retry_max_duration": f"{https.READ_SECONDS}s",
     }
 
     def __init__(self, headers: Callable[[str], dict[str, str]]) -> None:
@@ -466,42 +460,3 @@ def _source_file(entry: Any, where: str) -> SourceFile:
     if type(entry.size) is not int or entry.size < 0 or not sound or not (sha256 or blob_id):
         raise IntegrityError(f"{where}: the listing of {path} has no size and hash", hint="check HF_ENDPOINT")
     return SourceFile(path=path, size=entry.size, sha256=sha256, git_blob_id=blob_id)
-
-
-def _rate_limit_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long to wait: `RateLimit: "api";r=0;t=55`, or `Retry-After: 55`; None when neither says."""
-    match = re.search(r";\s*t=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(
-        r"\s*(\d+)\s*", headers.get("Retry-After", "")
-    )
-    return min(float(match[1]), _RATE_LIMIT_SECONDS_MAX) if match else None
-
-
-def _pools(connections: int) -> Callable[[str], urllib3.PoolManager]:
-    """From a URL to the connections for it: direct, or through the proxy that the environment names."""
-    options: dict[str, Any] = {
-        "maxsize": connections,
-        "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-        "ssl_context": _tls(),
-    }
-    direct = urllib3.PoolManager(**options)
-    proxied = {
-        scheme: urllib3.ProxyManager(address if "://" in address else f"http://{address}", **options)
-        for scheme, address in getproxies().items()
-        if scheme in {"http", "https"}
-    }
-
-    def choose(url: str) -> urllib3.PoolManager:
-        split = urlsplit(url)
-        return direct if proxy_bypass(split.netloc) else proxied.get(split.scheme, direct)
-
-    return choose
-
-
-def _tls() -> ssl.SSLContext:
-    """The system's certificates or those that SSL_CERT_FILE names; certifi's where the system has none."""
-    context = ssl.create_default_context()
-    if not context.cert_store_stats()["x509_ca"] and not ssl.get_default_verify_paths().capath:
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context

@@ -31,6 +31,7 @@ _SUFFIX_BYTES = {
     "tb": 10**12,
     "tib": TIB,
 }
+_SUFFIX_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(text: str) -> int:
@@ -44,6 +45,19 @@ def parse_bytes(text: str) -> int:
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a size", hint="write it like 64MiB, 5GB or 1048576")
     return int(float(match[1]) * factor)
+
+
+def parse_duration(text: str) -> int:
+    """Reads a duration such as "24h", "7d", "90m" or "3600", as whole seconds.
+
+    Raises:
+        UsageError: It is no duration.
+    """
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", text)
+    factor = _SUFFIX_SECONDS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a duration", hint="write it like 24h, 7d, 90m or 3600")
+    return round(float(match[1]) * factor)
 
 
 def format_bytes(count: float) -> str:

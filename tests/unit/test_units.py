@@ -16,6 +16,7 @@ from coldstream.units import (
     format_rate,
     format_seconds,
     parse_bytes,
+    parse_duration,
     plural,
 )
 
@@ -114,3 +115,17 @@ def test_rates_money_and_counts() -> None:
     assert format_dollars(1234.5) == "$1,234.50"
     assert plural(1, "part") == "1 part"
     assert plural(1921, "chunk") == "1,921 chunks"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("3600", 3600), ("45s", 45), (" 90 m ", 5400), ("1.5h", 5400), ("24H", 86400), ("7d", 604800)],
+)
+def test_a_duration_is_read(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "1w", "1h30m", "inf", "1e3", "1,5h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a duration"):
+        parse_duration(text)

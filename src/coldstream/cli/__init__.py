@@ -29,6 +29,7 @@ VERBS = (
     "load",
     "tune",
     "template",
+    "launch",
     "serve",
     "shard",
     "timeline",
@@ -62,6 +63,7 @@ def cli() -> None:
     coldstream upload Qwen/Qwen3-8B         copy a model from the Hub into the bucket
     coldstream list                         see what is there
     coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
     coldstream demo                         see it work with no account at all
     """

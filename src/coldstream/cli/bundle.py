@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, confirm_deletion
+from coldstream.cli.session import EXIT_CODES, State, common_options, confirm
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
         _chosen(every, name, None)
     what = f"{plural(len(chosen), 'bundle')} of {name} in {shelf.store.uri}"
     if not (dry_run or yes):
-        confirm_deletion(what)
+        confirm("delete", what)
     if not dry_run:
         shelf.remove([entry.key for entry in chosen] if keys else None)
     document = {"name": name, "keys": [entry.key for entry in chosen], "removed": not dry_run}

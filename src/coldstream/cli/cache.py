@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options, confirm_deletion
+from coldstream.cli.session import EXIT_CODES, Size, State, common_options, confirm
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _confirm(cache: Cache, entries: Sequence[Entry]) -> None:
 
     free = [entry for entry in entries if not entry.in_use]
     what = f"{plural(len(free), 'model')}, {format_bytes(sum(entry.bytes for entry in free))}, in {cache.root}"
-    confirm_deletion(what)
+    confirm("delete", what)
 
 
 def _table(cache: Cache, entries: Sequence[Entry], used: int, limit: int) -> str:

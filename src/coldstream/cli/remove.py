@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, confirm_deletion
+from coldstream.cli.session import EXIT_CODES, State, common_options, confirm
 
 
 @click.command(epilog=EXIT_CODES)
@@ -31,7 +31,7 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     if bundles:
         what += f", and {plural(bundles, 'warm-start bundle')}"
     if not (dry_run or yes):
-        confirm_deletion(what)
+        confirm("delete", what)
     if not dry_run:
         mirror.remove(store, removal)
         shelf.remove()

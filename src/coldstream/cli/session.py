@@ -95,8 +95,32 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
-def confirm_deletion(what: str) -> None:
-    """Asks whether this is to be deleted.
+class DefaultGroup(click.Group):
+    """A group whose first word may be a model's name: `coldstream template org/model` is `… render org/model`."""
+
+    def __init__(self, *args: Any, default: str, **options: Any) -> None:
+        """Makes it.
+
+        Args:
+            args: Of `click.Group`.
+            default: The command that takes a model.
+            options: Of `click.Group`.
+        """
+        super().__init__(*args, **options)
+        self._default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
+
+
+def confirm(deed: str, what: str) -> None:
+    """Asks whether this is to be done.
+
+    Args:
+        deed: "delete", "launch".
+        what: To whom.
 
     Raises:
         UsageError: Nobody is there to be asked.
@@ -105,8 +129,8 @@ def confirm_deletion(what: str) -> None:
     from coldstream.errors import UsageError
 
     if not sys.stdin.isatty():
-        raise UsageError(f"will not delete {what} without being told to", hint="add --yes")
-    click.confirm(f"delete {what}?", abort=True, err=True)
+        raise UsageError(f"will not {deed} {what} without being told to", hint="add --yes")
+    click.confirm(f"{deed} {what}?", abort=True, err=True)
 
 
 def common_options(function: F) -> F:

@@ -7,26 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options
 
 if TYPE_CHECKING:
     from coldstream.template import Deployment, Finding
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
-_HELP = {"-h", "--help"}
 
 
-class _Template(click.Group):
-    """A group whose first word may be a model's name: `coldstream template org/model` is `… render org/model`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, *_HELP}:
-            args = ["render", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_Template, epilog=EXIT_CODES)
+@click.group(cls=DefaultGroup, default="render", epilog=EXIT_CODES)
 def command() -> None:
     """Write the file that brings a model up on SkyPilot, Kubernetes and others; or look one over.
 

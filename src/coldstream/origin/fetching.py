@@ -19,7 +19,7 @@ from coldstream.retry import Retry
 
 # What a link is tried with: enough for any answer to be a real one.
 _PROBE_BYTES = 8
-_ENDED = (" ExpiredToken", " InvalidToken", " TokenRefreshRequired")
+_ENDED = (" ExpiredToken", " ExpiredRequest", " InvalidToken", " TokenRefreshRequired")
 
 
 class Reader:
@@ -104,10 +104,11 @@ class Reader:
         if exc.kind == "gone":
             return NotFoundError(f"{where} does not exist", operation="GET", target=where)
         # AWS answers 400 with ExpiredToken when temporary credentials have ended.
-        if exc.kind == "refused" and (exc.status in {None, 401, 403} or exc.message.endswith(_ENDED)):
+        ended = next((word for word in _ENDED if exc.message.endswith(word)), "")
+        if exc.kind == "refused" and (exc.status in {None, 401, 403} or ended):
             return CredentialsError(
-                f"{where}: {host} refuses ({exc.status or exc.message})",
-                hint=self._forbidden,
+                f"{where}: {host} refuses ({f'{exc.status}{ended}' if exc.status else exc.message})",
+                hint="the link or its credentials have expired; make new ones" if ended else self._forbidden,
                 operation="GET",
                 target=where,
             )

@@ -39,7 +39,7 @@ class StoredOrigin:
         self.label = f"{store.uri}/{folder}"
         self._reader = Reader(
             store.retry,
-            forbidden="the key may lack the permission to read this object, or the link ended with the credentials",
+            forbidden="the key may lack the permission to read this object, or the credentials have expired",
         )
         self._keys: Mapping[str, str] = {}  # of the shards of the last checkpoint, by path
         self._contents: tuple[Record | None, Mapping[str, ObjectInfo]] | None = None

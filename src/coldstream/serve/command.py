@@ -18,9 +18,9 @@ from coldstream.vllm.service import VARIABLE
 LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 
 # What vLLM never has a use for, and what it has none for with the coldstream loader.
-_SIGNING_KEY = ("COLDSTREAM_BUNDLE_KEY",)
+_NEVER = ("COLDSTREAM_BUNDLE_KEY", "CLOUDFLARE_API_TOKEN")
 KEYS = (
-    *_SIGNING_KEY,
+    *_NEVER,
     "R2_ACCESS_KEY",
     "R2_SECRET_KEY",
     "R2_SESSION_TOKEN",
@@ -46,7 +46,7 @@ class Command:
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    without: tuple[str, ...] = _SIGNING_KEY
+    without: tuple[str, ...] = _NEVER
 
     def having(self, environment: Mapping[str, str]) -> Command:
         """The same with more in its environment."""

@@ -49,12 +49,14 @@ _CREDENTIAL_CODES = {
     "AccessDenied",
     "Unauthorized",
     "ExpiredToken",
+    "ExpiredRequest",
     "InvalidToken",
     "TokenRefreshRequired",
     "InvalidSecurity",
     "401",
     "403",
 }
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredRequest", "TokenRefreshRequired"}
 _BUSY_CODES = {
     "InternalError",
     "ServiceUnavailable",
@@ -84,6 +86,8 @@ class S3Store:
         self.write_interval_seconds = 1.1 if settings.is_r2 else 0.0
         self._prefix = f"{prefix}/" if prefix else ""
         self._reached = False
+        keys = settings.keys()
+        self._temporary = keys is not None and keys[2] is not None
         self._client = _client(settings, connections)
 
     def __repr__(self) -> str:
@@ -392,9 +396,14 @@ class S3Store:
             return ConfigError(f"{at}: the bucket is in another region: {message[:200]}", hint="set AWS_REGION to it")
         if code == "InvalidRange" or status == 416:
             return IntegrityError(f"{at} is shorter than expected", operation=operation, target=at)
-        if code in _CREDENTIAL_CODES or status in {401, 403}:
+        # The answer to a HEAD has no body to say ExpiredToken in.
+        ended = self._temporary and code == "400" and operation.startswith("Head")
+        if code in _CREDENTIAL_CODES or status in {401, 403} or ended:
             return CredentialsError(
-                f"{at}: {operation} was refused ({said})", hint=_credential_hint(code), operation=operation, target=at
+                f"{at}: {operation} was refused ({said})",
+                hint=_credential_hint(code, temporary=self._temporary),
+                operation=operation,
+                target=at,
             )
         if code in _BUSY_CODES or status in _RETRYABLE_STATUS:
             return UnavailableError(
@@ -583,9 +592,15 @@ def _short(exc: Exception) -> str:
     return re.sub(r"\?\S*", "", str(exc).splitlines()[0] if str(exc) else type(exc).__name__)[:200]
 
 
-def _credential_hint(code: str) -> str:
-    if code in {"ExpiredToken", "TokenRefreshRequired"}:
+def _credential_hint(code: str, *, temporary: bool) -> str:
+    if code in _EXPIRED_CODES:
         return "the credentials have expired; make new ones"
+    if temporary:
+        # R2 answers 401 for whatever is wrong with a session token, its end among it (docs r2/api/error-codes).
+        return (
+            "these credentials are temporary (a session token is set): they have expired, or reach other objects "
+            "alone, or may only read; make new ones"
+        )
     if code == "SignatureDoesNotMatch":
         return "the secret key does not belong to the access key; check R2_SECRET_KEY"
     if code == "InvalidAccessKeyId":

@@ -1,0 +1,526 @@
+"""`coldstream launch`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
+from coldstream.cli.table import table_text
+
+if TYPE_CHECKING:
+    from coldstream.env import Settings
+    from coldstream.launch import Credentials, Launch, Launched, Launches, Plan, Telling
+
+# A node reads its weights once; a service's replicas come and go as long as it lives.
+_TTL = {"node": "24h", "service": "7d", "job": "24h"}
+# What is said of itself by SkyPilot when a launch is followed on no terminal would fill the log.
+_TAIL = 20
+
+
+@click.group(cls=DefaultGroup, default="up", epilog=EXIT_CODES)
+def command() -> None:
+    """Bring a model up on a rented GPU, or on a fleet of them, by SkyPilot.
+
+    \b
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1 --cloud aws --replicas 1..4
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1 --command 'python ask.py'
+    coldstream launch status
+    coldstream launch down qwen3-8b
+
+    `coldstream launch MODEL` is short for `coldstream launch up MODEL`, whose --help shows its options. The nodes get
+    keys that read this model alone, and end by themselves.
+    """
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("model", metavar="MODEL")
+@click.option("--gpus", metavar="GPU[:N]", required=True, help="In each machine, such as L4 or A100-80GB:4.")
+@click.option(
+    "--spot/--on-demand", "spot", default=None, help="Machines that may be taken back, or not.  [default: spot]"
+)
+@click.option("--cloud", help="Where, as SkyPilot writes it: aws, or gcp/us-central1.  [default: wherever]")
+@click.option(
+    "--replicas",
+    metavar="N|N..M",
+    help="A service of so many: lost ones are replaced, a range follows the load.  [default: one machine, no service]",
+)
+@click.option("--command", "job", metavar="COMMAND", help="A job instead: what runs against the model, then ends.")
+@click.option("--name", help="SkyPilot's name for it.  [default: after the model]")
+@click.option(
+    "--loader",
+    type=click.Choice(["coldstream", "runai"]),
+    default="coldstream",
+    show_default=True,
+    help="How vLLM gets the weights.",
+)
+@click.option("--image", help="A container image with vLLM.  [default: vllm/vllm-openai of a tested version]")
+@click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers.")
+@click.option("--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have.")
+@click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
+@click.option("--ttl", help="How long the nodes' keys live, up to 7d.  [default: 7d for a service, 24h otherwise]")
+@click.option(
+    "--credentials",
+    "how",
+    type=click.Choice(["auto", "sign", "api", "own"]),
+    default="auto",
+    show_default=True,
+    help="The nodes' keys: signed here, issued by Cloudflare's API, or your own as they are.",
+)
+@click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
+@click.option("--no-wait", is_flag=True, help="Return as soon as SkyPilot has it, and not when the model answers.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and launch nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@common_options
+def up(
+    state: State,
+    model: str,
+    gpus: str,
+    spot: bool | None,
+    cloud: str | None,
+    replicas: str | None,
+    job: str | None,
+    name: str | None,
+    loader: str,
+    image: str | None,
+    no_image: bool,
+    port: int,
+    max_model_len: int | None,
+    fallback: str | None,
+    ttl: str | None,
+    how: str,
+    program: str | None,
+    no_wait: bool,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Bring a model up: show the machine, its price and the time, ask, launch, and wait until it answers.
+
+    \b
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1 --dry-run
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1 --cloud aws --yes
+    coldstream launch Qwen/Qwen3-32B --gpus H100:2 --replicas 2 --name prod
+    coldstream launch Qwen/Qwen3-8B --gpus L4:1 --command 'python ask.py'
+
+    The API's key is VLLM_API_KEY; without it one is made, and kept in a file that only you can read.
+    """
+    from coldstream import __version__
+    from coldstream.errors import UsageError
+    from coldstream.launch import TARGETS, find_sky, launch, launches_of, make_plan, mint, parse_ttl, refuse_second
+    from coldstream.paths import checked_name
+    from coldstream.template import Replicas, Wish, parse_replicas
+    from coldstream.template.deployment import IMAGE
+    from coldstream.tune import parse_gpus, read_model
+
+    if image and no_image:
+        raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
+    if job is not None and replicas is not None:
+        raise UsageError("--command is a job, and --replicas a service", hint="keep one of them")
+    kind = "job" if job is not None else "service" if replicas is not None else "node"
+    wish = Wish(
+        target=TARGETS[kind],
+        loader=loader,
+        replicas=parse_replicas(replicas) if replicas is not None else Replicas(),
+        spot=spot,
+        cloud=cloud.lower() if cloud else None,
+        image=None if no_image else image or IMAGE,
+        port=port,
+        fallback=fallback,
+        command=job,
+    )
+    chosen, seconds = parse_gpus(gpus), parse_ttl(ttl or _TTL[kind])
+    settings = state.settings()
+    found = read_model(checked_name(model), settings)
+    keys = None if dry_run and how == "api" else mint(settings, found.name, seconds, how=how)  # type: ignore[arg-type]
+    launches = launches_of(settings)
+    with _spinning(state, "SkyPilot looks for a machine"):
+        # A dry run asks that the secrets are set, and not what they are.
+        sky = find_sky(settings, dict.fromkeys(_SECRETS, ""), named=program)
+        plan = make_plan(
+            found,
+            wish,
+            chosen,
+            settings,
+            sky,
+            name=name,
+            credentials=keys,
+            version=__version__,
+            context=max_model_len,
+        )
+    for line in _plan_lines(plan):
+        state.say(line)
+    if dry_run:
+        state.show(_plan_document(plan), _command_text(plan, launches))
+        return
+    refuse_second(kind, plan.name, sky, launches)
+    if not yes:
+        confirm("launch", plan.name)
+    assert keys is not None
+    api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
+    sky = find_sky(settings, _secrets(plan.secrets, settings, keys, api_key), named=program)
+    with _telling(state) as telling:
+        launched = launch(plan, sky, launches, telling, api_key=api_key, wait=not no_wait)
+    _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document=_plan_document(plan))
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
+@common_options
+def status(state: State, name: str | None, program: str | None) -> None:
+    """Show what was launched from this machine, and how it is; of one launch, all that SkyPilot says.
+
+    \b
+    coldstream launch status
+    coldstream launch status qwen3-8b
+    """
+    import time
+
+    from coldstream.launch import endpoint, find_sky, launches_of, states
+
+    settings = state.settings()
+    launches = launches_of(settings)
+    records = [launches.find(name)] if name else list(launches.all())
+    if not records:
+        state.show({"launches": []}, "nothing was launched from this machine")
+        return
+    sky = find_sky(settings, named=program)
+    if name and not state.json:
+        verbs = {"node": ("status", name), "service": ("serve", "status", name), "job": ("jobs", "queue")}
+        raise SystemExit(sky.pass_through(*verbs[records[0].kind]))
+    with _spinning(state, "asking SkyPilot"):
+        found = states(records, sky)
+        urls = {
+            record.name: endpoint(record, sky) if found[record.name] in {"UP", "READY", "REPLICA_INIT"} else None
+            for record in records
+        }
+    now = time.time()
+    rows = [("NAME", "KIND", "MODEL", "STATE", "URL", "KEYS END")]
+    rows += [
+        (
+            record.name,
+            record.kind,
+            record.model,
+            found[record.name],
+            urls[record.name] or "-",
+            _end_text(record.expires, now),
+        )
+        for record in records
+    ]
+    documents = [
+        _record_document(record) | {"state": found[record.name], "url": urls[record.name]} for record in records
+    ]
+    state.show({"launches": documents}, table_text(rows))
+    for record in records:
+        if record.kind == "service" and record.expires is not None and record.expires - now < 2 * 86400:
+            state.say(f"the keys of {record.name} end soon; run: coldstream launch renew {record.name}")
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="NAME")
+@click.option("--no-follow", is_flag=True, help="What there is, and no waiting for more.")
+@click.option("--replica", type=click.IntRange(1), default=1, show_default=True, help="Of a service: which one.")
+@click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
+@common_options
+def logs(state: State, name: str, no_follow: bool, replica: int, program: str | None) -> None:
+    """Show what the machine of a launch says.
+
+    \b
+    coldstream launch logs qwen3-8b
+    coldstream launch logs prod --replica 2 --no-follow
+    """
+    from coldstream.launch import find_sky, launches_of, logs_arguments
+
+    settings = state.settings()
+    record = launches_of(settings).find(name)
+    sky = find_sky(settings, named=program)
+    raise SystemExit(sky.pass_through(*logs_arguments(record, follow=not no_follow, replica=replica)))
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@common_options
+def down(state: State, names: tuple[str, ...], program: str | None, yes: bool) -> None:
+    """End launches and their machines.
+
+    \b
+    coldstream launch down qwen3-8b
+    coldstream launch down qwen3-8b prod --yes
+    """
+    from coldstream.launch import find_sky, launches_of, take_down
+
+    settings = state.settings()
+    launches = launches_of(settings)
+    records = [launches.find(name) for name in names]
+    sky = find_sky(settings, named=program)
+    if not yes:
+        confirm("end", " and ".join(names))
+    for record in records:
+        with _spinning(state, f"ending {record.name}"):
+            take_down(record, sky, launches)
+        state.say(f"{record.name} is down")
+    if state.json:
+        state.show({"down": [record.name for record in records]}, "")
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="NAME")
+@click.option("--ttl", help="How long the new keys live, up to 7d.  [default: as the old ones]")
+@click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@common_options
+def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bool) -> None:
+    """Give the nodes of a launch new keys.
+
+    \b
+    coldstream launch renew prod
+    coldstream launch renew prod --ttl 7d --yes
+
+    A service is updated in place, replica by replica. A single machine's server is started again, from its local copy.
+    """
+    import msgspec
+
+    from coldstream.errors import UsageError
+    from coldstream.launch import TTL_SECONDS_MAX, find_sky, launches_of, mint, parse_ttl
+    from coldstream.launch import renew as renewed
+
+    settings = state.settings()
+    launches = launches_of(settings)
+    record = launches.find(name)
+    if record.kind == "job":
+        raise UsageError(f"{name} is a job, whose keys cannot be renewed", hint="launch it again")
+    if record.keys == "own":
+        raise UsageError(f"{name} has your own keys, which do not end", hint="nothing is to be done")
+    api_key = settings.get("VLLM_API_KEY") or launches.api_key(name)
+    if api_key is None:
+        raise UsageError(f"the API key of {name} is not known here", hint="set VLLM_API_KEY to it")
+    seconds = parse_ttl(ttl) if ttl else min(TTL_SECONDS_MAX, record.ttl_seconds or TTL_SECONDS_MAX)
+    how = "api" if record.keys == "issued" else "auto"
+    keys = mint(settings, record.model, seconds, how=how)  # type: ignore[arg-type]
+    secrets = _secret_names(launches, name)
+    sky = find_sky(settings, _secrets(secrets, settings, keys, api_key), named=program)
+    if not yes:
+        confirm("restart" if record.kind == "node" else "update", name)
+    record = msgspec.structs.replace(record, keys=keys.how, ttl_seconds=seconds, expires=keys.expires_at)
+    with _telling(state) as telling:
+        launched = renewed(record, sky, launches, telling, secrets=secrets, api_key=api_key)
+    _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document={})
+
+
+_SECRETS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY", "COLDSTREAM_BUNDLE_KEY", "HF_TOKEN")
+
+
+def _secrets(names: tuple[str, ...], settings: Settings, keys: Credentials, api_key: str) -> dict[str, str]:
+    """Their values, by name; an empty one must be set, too."""
+    known = {**keys.environment, "VLLM_API_KEY": api_key}
+    return {name: known[name] if name in known else settings.get(name) or "" for name in names}
+
+
+def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
+    """Those that the file of a launch asks for."""
+    import yaml
+
+    try:
+        asked = yaml.safe_load(launches.file(name).read_text())["secrets"]
+        return tuple(secret for secret in _SECRETS if secret in asked)
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return _SECRETS[:-1]
+
+
+@contextmanager
+def _spinning(state: State, text: str) -> Iterator[None]:
+    """Something moves while we wait, on a terminal."""
+    if state.quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextmanager
+def _telling(state: State) -> Iterator[Telling]:
+    """Steps as lines, with what SkyPilot says beside a spinner on a terminal; all of it when it fails."""
+    from coldstream.errors import CancelledError, ColdstreamError
+    from coldstream.launch import Telling, words
+    from coldstream.units import format_seconds
+
+    said: list[str] = []
+    live = None
+    if not state.quiet and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+
+        console = Console(stderr=True)
+        live = console.status("SkyPilot")
+
+    def on_line(line: str) -> None:
+        said.append(line)
+        if live is not None:
+            live.update(escape(line[: max(20, console.width - 4)]))
+
+    def on_step(name: str, seconds: float) -> None:
+        state.say(f"  {format_seconds(seconds):>7}  {words(name)}")
+
+    try:
+        if live is not None:
+            live.start()
+        yield Telling(line=on_line, step=on_step)
+    except CancelledError:
+        raise
+    except ColdstreamError:
+        for line in said[-_TAIL:]:
+            state.say(f"  sky: {line}")
+        raise
+    finally:
+        if live is not None:
+            live.stop()
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    from coldstream.units import format_seconds
+
+    deployment, offer = plan.deployment, plan.offer
+    count = deployment.wish.replicas.most
+    first = f"{deployment.model}   {deployment.size}   on {deployment.gpus}"
+    machine = "SkyPilot did not say which"
+    if offer is not None:
+        shape = [f"{offer.cores} cores" if offer.cores else "", f"{offer.memory_gib:g} GiB" if offer.memory_gib else ""]
+        machine = "   ".join([offer.instance, offer.infra, ", ".join(filter(None, shape)), _price_text(plan)])
+    rows = [
+        ("machine" if count == 1 else "machines", machine),
+        ("weights", f"in {format_seconds(deployment.load_seconds)} at the least, {plan.limit}"),
+        ("policy", plan.policy),
+        ("keys", _keys_text(plan)),
+    ]
+    lines = [first, *(f"  {name:<9} {text}" for name, text in rows)]
+    return lines + [f"{coloured('warning:', 'yellow', sys.stderr)} {text}" for text in _warnings(plan)]
+
+
+def _price_text(plan: Plan) -> str:
+    prices = plan.dollars_per_hour
+    if prices is None:
+        return "price unknown"
+    few, many = prices
+    kind = "spot" if plan.deployment.spot else "on demand"
+    text = f"${few:.2f}/h" if few == many else f"${few:.2f} to ${many:.2f}/h"
+    return f"{text} {kind}" + ("" if plan.kind == "node" else ", and the controller's machine")
+
+
+def _keys_text(plan: Plan) -> str:
+    keys = plan.credentials
+    if keys is None:
+        return "issued by Cloudflare when it is launched"
+    if keys.how == "own":
+        return "your own, as they are"
+    return f"{keys.how}, read {plan.deployment.model} alone, end {_moment(keys.expires_at)}"
+
+
+def _warnings(plan: Plan) -> list[str]:
+    found = []
+    keys = plan.credentials
+    if keys is not None and keys.how == "own":
+        found.append("the machines get your own keys, with all that they may do: make some that read this bucket alone")
+    if plan.kind == "service" and keys is not None and keys.expires_at is not None:
+        found.append(
+            f"replicas that start after {_moment(keys.expires_at)} cannot read the bucket; "
+            f"before that, run: coldstream launch renew {plan.name}"
+        )
+    if plan.kind == "node" and plan.deployment.spot:
+        found.append("a machine that is taken back is not replaced; --replicas 1 makes it a service, which does that")
+    return found
+
+
+def _command_text(plan: Plan, launches: Launches) -> str:
+    import shlex
+
+    return f"sky {shlex.join(plan.arguments(str(launches.file(plan.name))))}"
+
+
+def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool, document: dict[str, Any]) -> None:
+    import shlex
+
+    name = launched.launch.name
+    found = document | {
+        "launch": _record_document(launched.launch),
+        "url": launched.url,
+        "seconds": launched.seconds,
+        "phases": [
+            {"name": phase.name, "seconds": phase.seconds, "note": phase.note, "of_start": phase.of_start}
+            for phase in launched.phases
+        ],
+        "key_file": None if own_key else str(launches.key_file(name)),
+    }
+    lines = [_phase_text(phase) for phase in launched.phases]
+    lines.append(_ready_text(launched))
+    if launched.launch.kind != "job":
+        key = '"$VLLM_API_KEY"' if own_key else f'"$(cat {shlex.quote(str(launches.key_file(name)))})"'
+        url = launched.url or "URL"
+        lines.append(f"try:   curl -H Authorization:\\ Bearer\\ {key} {url}/v1/models")
+    lines.append(f"next:  coldstream launch logs {name}; coldstream launch down {name}")
+    state.show(found, "\n".join(lines))
+
+
+def _ready_text(launched: Launched) -> str:
+    from coldstream.units import format_seconds
+
+    name, seconds = launched.launch.name, format_seconds(launched.seconds)
+    if not launched.phases:
+        return f"{name} is SkyPilot's after {seconds}; see how it goes: coldstream launch status"
+    if launched.launch.kind == "job":
+        return f"{coloured('runs', 'green')} after {seconds}: job {launched.launch.job or name}"
+    return f"{coloured('ready', 'green')} in {seconds}   {launched.url}"
+
+
+def _phase_text(phase: Any) -> str:
+    indent = "    " if phase.of_start else "  "
+    return f"{indent}{phase.name:<{24 - len(indent)}} {phase.seconds:7.1f} s  {phase.note}".rstrip()
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    keys, deployment = plan.credentials, plan.deployment
+    return {
+        "name": plan.name,
+        "kind": plan.kind,
+        "model": deployment.model,
+        "gpus": str(deployment.gpus),
+        "spot": deployment.spot,
+        "replicas": [deployment.wish.replicas.fewest, deployment.wish.replicas.most],
+        "offer": asdict(plan.offer) if plan.offer else None,
+        "dollars_per_hour": plan.dollars_per_hour,
+        "load_seconds": deployment.load_seconds,
+        "limited_by": plan.limit,
+        "policy": plan.policy,
+        "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes} if keys else None,
+        "warnings": _warnings(plan),
+    }
+
+
+def _record_document(record: Launch) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    return found
+
+
+def _end_text(expires: float | None, now: float) -> str:
+    if expires is None:
+        return "-"
+    return _moment(expires) if expires > now else f"ended {_moment(expires)}"
+
+
+def _moment(seconds: float | None) -> str:
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds or 0, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,350 @@
+"""What a rented node gets to read one model with: keys that end soon, reach its prefixes alone, and only read.
+
+R2 knows two ways to them (docs r2/api/s3/temporary-credentials): Cloudflare's API issues them, or whoever holds a
+long-lived key signs them without asking anybody. Both are the same thing: the parent's access key id, a token that says
+what is allowed and until when, and a secret that follows from the token. What the parent may not do, they may not;
+when the parent is revoked, they end. Other servers of the S3 API have nothing like it, so there the node gets the
+user's own keys, and whoever mints them says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from coldstream.bundle.shelf import ROOT as BUNDLES
+from coldstream.cloudflare import Api, open_api
+from coldstream.env import Settings
+from coldstream.errors import ConfigError, IntegrityError, UsageError
+from coldstream.paths import checked_name
+from coldstream.template import bucket_of
+from coldstream.units import parse_duration
+
+# R2 refuses longer lives (docs r2/api/s3/temporary-credentials, and the maximum of `ttlSeconds` in the API's schema).
+TTL_SECONDS_MAX = 7 * 86400
+# Ours: what ends sooner has ended before a node reads its first byte.
+TTL_SECONDS_MIN = 60
+_SCOPE = "object-read-only"
+# With or without a jurisdiction between the account and the domain.
+_R2_HOST = re.compile(r"([0-9a-f]{32})(?:\.[a-z]+)?\.r2\.cloudflarestorage\.com")
+
+How = Literal["auto", "sign", "api", "own"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Keys for a node. The repr shows no secret.
+
+    Attributes:
+        access_key: The access key id; that of temporary ones is their parent's.
+        secret_key: The secret access key.
+        session_token: None for keys that live on.
+        expires_at: When they end, in Unix seconds; None when that is not known or never.
+        how: "signed" here; "issued" by Cloudflare's API; "own": the user's keys as they are, with all that they may do.
+        prefixes: What the keys of readable objects begin with; empty for the user's own.
+    """
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(repr=False)
+    expires_at: int | None
+    how: Literal["signed", "issued", "own"]
+    prefixes: tuple[str, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that a node's coldstream reads them from. Secret, but for the first."""
+        return {
+            "R2_ACCESS_KEY": self.access_key,
+            "R2_SECRET_KEY": self.secret_key,
+            # Empty counts as absent, and does away with one that the node's image may bring.
+            "R2_SESSION_TOKEN": self.session_token or "",
+        }
+
+
+def parse_ttl(text: str) -> int:
+    """Reads how long credentials shall live: "24h", "7d", "90m", "3600".
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UsageError: It is no duration, or not between TTL_SECONDS_MIN and TTL_SECONDS_MAX.
+    """
+    seconds = parse_duration(text)
+    _check_ttl(seconds, text.strip())
+    return seconds
+
+
+def prefixes_of(model: str, store_prefix: str) -> tuple[str, ...]:
+    """What the keys of all that a serving node reads begin with: the model's files, and its warm-start bundles.
+
+    Each ends in a slash, so that `org/model` does not let anybody read `org/model-2`.
+
+    Args:
+        model: `org/model` in the store.
+        store_prefix: Of the store in its bucket, with or without slashes around it; "" for the bucket's root.
+
+    Raises:
+        UsageError: It is no model's name.
+    """
+    name, root = checked_name(model), store_prefix.strip("/")
+    inside = f"{root}/" if root else ""
+    return f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/"
+
+
+def sign(
+    *,
+    endpoint: str,
+    bucket: str,
+    prefixes: Sequence[str],
+    access_key: str,
+    secret_key: str,
+    ttl_seconds: int,
+    now: float,
+) -> Credentials:
+    """Makes credentials that R2 accepts, without asking it. Pure.
+
+    Args:
+        endpoint: URL of R2's S3 API; they are good for this host alone.
+        bucket: The one bucket that they reach.
+        prefixes: What readable keys begin with; at least one, none of them empty.
+        access_key: The parent's access key id: a long-lived one.
+        secret_key: Its secret.
+        ttl_seconds: How long they live.
+        now: Unix seconds.
+
+    Raises:
+        UsageError: The life is too short or too long.
+        ConfigError: The endpoint is not R2's.
+    """
+    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
+    _check_prefixes(prefixes)
+    host, account = _place(endpoint)
+    issued_at = int(now)
+    # Names and meaning: docs r2/examples/authenticate-r2-temp-credentials.
+    claims = {
+        "bucket": bucket,
+        "scope": _SCOPE,
+        "paths": {"prefixPaths": list(prefixes), "objectPaths": []},
+        "sub": account,
+        "iss": access_key,
+        "aud": host,
+        "iat": issued_at,
+        "exp": issued_at + ttl_seconds,
+    }
+    signed = b".".join(_url_base64(_compact(part)) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+    signature = hmac.new(secret_key.encode(), signed, hashlib.sha256).digest()
+    token = signed + b"." + _url_base64(signature)
+    return Credentials(
+        access_key=access_key,
+        secret_key=hashlib.sha256(token).hexdigest(),
+        session_token=base64.b64encode(b"jwt/" + token).decode(),
+        expires_at=issued_at + ttl_seconds,
+        how="signed",
+        prefixes=tuple(prefixes),
+    )
+
+
+def issue(
+    api: Api,
+    *,
+    endpoint: str,
+    bucket: str,
+    prefixes: Sequence[str],
+    access_key: str,
+    ttl_seconds: int,
+    now: float,
+) -> Credentials:
+    """Lets Cloudflare's API make the credentials.
+
+    Args:
+        api: With a token that may edit the account's R2 storage.
+        endpoint: URL of R2's S3 API; it names the account.
+        bucket: The one bucket that they reach.
+        prefixes: What readable keys begin with; at least one, none of them empty.
+        access_key: The parent's access key id; its secret is not needed.
+        ttl_seconds: How long they live.
+        now: Unix seconds; their end is counted from here, so it is never told too late.
+
+    Raises:
+        UsageError: The life is too short or too long.
+        ConfigError: The endpoint is not R2's.
+        CredentialsError: The API refuses the token.
+        UnavailableError: The API does not answer.
+        ColdstreamError: The API refuses the request.
+        IntegrityError: It answers with what are no credentials.
+    """
+    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
+    _check_prefixes(prefixes)
+    _, account = _place(endpoint)
+    body = {
+        "bucket": bucket,
+        "parentAccessKeyId": access_key,
+        "permission": _SCOPE,
+        "ttlSeconds": ttl_seconds,
+        "prefixes": list(prefixes),
+    }
+    found = api.call("POST", f"/accounts/{account}/r2/temp-access-credentials", body)
+    values = [
+        found.get(name) if isinstance(found, Mapping) else None
+        for name in ("accessKeyId", "secretAccessKey", "sessionToken")
+    ]
+    words = [value for value in values if isinstance(value, str) and re.fullmatch(r"[!-~]{1,16384}", value)]
+    if len(words) != 3:
+        raise IntegrityError(
+            "Cloudflare's API answers with what are no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
+        )
+    return Credentials(
+        access_key=words[0],
+        secret_key=words[1],
+        session_token=words[2],
+        expires_at=int(now) + ttl_seconds,
+        how="issued",
+        prefixes=tuple(prefixes),
+    )
+
+
+def mint(
+    settings: Settings,
+    model: str,
+    ttl_seconds: int,
+    how: How = "auto",
+    *,
+    api: Api | None = None,
+    now: float | None = None,
+) -> Credentials:
+    """The credentials for a node that serves a model from the configured bucket.
+
+    On R2 "auto" signs them here when the configured keys live on; temporary ones cannot sign, so then Cloudflare's API
+    is asked, if there is a token for it. Elsewhere they are the user's own: the caller looks at `how` and warns.
+
+    Args:
+        settings: Where the bucket is, and the parent's keys.
+        model: `org/model` in the store.
+        ttl_seconds: How long they live; the user's own are not changed by it.
+        how: "auto", or the one way to take: "sign", "api", or "own".
+        api: Cloudflare's; the configured one when None.
+        now: Unix seconds; the clock's when None.
+
+    Raises:
+        UsageError: The store is a folder, the name is none, the life is too short or too long, or that way does not
+            exist for this store.
+        ConfigError: No bucket, no keys or no token are configured.
+        CredentialsError: Cloudflare's API refuses the token.
+        ColdstreamError: Cloudflare's API does not answer, or refuses.
+    """
+    place = urlsplit(bucket_of(settings).uri)
+    prefixes = prefixes_of(model, place.path)
+    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
+    endpoint = settings.endpoint() or ""
+    if how in {"sign", "api"} and not settings.is_r2:
+        raise UsageError(
+            f"{urlsplit(endpoint).hostname or 'AWS S3'} gives no temporary credentials this way; Cloudflare R2 does",
+            hint="let the node have your own keys, best ones that read this bucket alone",
+        )
+    access_key, secret_key, session_token = _own_keys(settings)
+    if how == "own" or not settings.is_r2:
+        return Credentials(
+            access_key=access_key,
+            secret_key=secret_key,
+            session_token=session_token,
+            expires_at=None,
+            how="own",
+            prefixes=(),
+        )
+    api = api or open_api(settings)
+    now = time.time() if now is None else now
+    if how == "api" or (how == "auto" and session_token is not None and api is not None):
+        if api is None:
+            raise ConfigError(
+                f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API wants it",
+                hint="make a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
+            )
+        return issue(
+            api,
+            endpoint=endpoint,
+            bucket=place.netloc,
+            prefixes=prefixes,
+            access_key=access_key,
+            ttl_seconds=ttl_seconds,
+            now=now,
+        )
+    if session_token is not None:
+        raise ConfigError(
+            "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
+            hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
+        )
+    return sign(
+        endpoint=endpoint,
+        bucket=place.netloc,
+        prefixes=prefixes,
+        access_key=access_key,
+        secret_key=secret_key,
+        ttl_seconds=ttl_seconds,
+        now=now,
+    )
+
+
+def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
+    """(access key id, secret, session token): the configured ones, or what the AWS chain has now."""
+    if keys := settings.keys():
+        return keys
+    # Half a second to import, and only profiles, SSO and roles need it.
+    import boto3
+    import botocore.exceptions
+
+    try:
+        found = boto3.session.Session(profile_name=settings.get("AWS_PROFILE")).get_credentials()
+        frozen = found.get_frozen_credentials() if found else None
+    except botocore.exceptions.BotoCoreError as exc:
+        raise ConfigError(f"the AWS chain has no credentials: {str(exc)[:200]}", hint="run: coldstream setup") from exc
+    if frozen is None or not frozen.access_key or not frozen.secret_key:
+        raise ConfigError(
+            "no credentials for the bucket: neither R2_ACCESS_KEY nor AWS_ACCESS_KEY_ID is set in "
+            f"{' or '.join(settings.looked_in)}, and the AWS chain (profile, SSO, instance role) has none",
+            hint="set R2_ACCESS_KEY and R2_SECRET_KEY, or run: coldstream setup --write-env",
+        )
+    return frozen.access_key, frozen.secret_key, frozen.token or None
+
+
+def _place(endpoint: str) -> tuple[str, str]:
+    """(host, account id) of an R2 endpoint."""
+    host = urlsplit(endpoint).hostname or ""
+    match = _R2_HOST.fullmatch(host)
+    if not match:
+        raise ConfigError(
+            f"the endpoint's host {host!r} names no account of Cloudflare R2",
+            hint="R2_ENDPOINT is https://<account>.r2.cloudflarestorage.com, with 32 hexadecimal digits",
+        )
+    return host, match[1]
+
+
+def _check_ttl(seconds: int, shown: str) -> None:
+    if not TTL_SECONDS_MIN <= seconds <= TTL_SECONDS_MAX:
+        raise UsageError(
+            f"credentials cannot live for {shown}, but from {TTL_SECONDS_MIN} s to {TTL_SECONDS_MAX} s (7 days)",
+            hint="write it like 24h, 7d or 90m",
+        )
+
+
+def _check_prefixes(prefixes: Sequence[str]) -> None:
+    # Without any, or with an empty one, R2 would give the whole bucket.
+    assert prefixes
+    assert all(prefixes)
+
+
+def _compact(part: Mapping[str, object]) -> bytes:
+    return json.dumps(part, separators=(",", ":")).encode()
+
+
+def _url_base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")

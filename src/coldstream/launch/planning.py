@@ -1,0 +1,97 @@
+"""A plan, made by a dry run of SkyPilot's."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+
+from coldstream.env import Settings
+from coldstream.errors import UsageError
+from coldstream.launch.credentials import Credentials
+from coldstream.launch.plan import TARGETS, Plan, checked_launch_name, secret_flags
+from coldstream.launch.sky import NAME_MAX, Offer, Sky, parse_offers, refusal
+from coldstream.template import Bucket, Deployment, Wish, bucket_of, deploy, render
+from coldstream.tune import Advice, Gpus, Model, Way, advise
+
+
+def make_plan(
+    model: Model,
+    wish: Wish,
+    gpus: Gpus,
+    settings: Settings,
+    sky: Sky,
+    *,
+    name: str | None,
+    credentials: Credentials | None,
+    version: str,
+    context: int | None = None,
+) -> Plan:
+    """Works out what a launch would be, by a dry run of SkyPilot's. Nothing is launched.
+
+    Args:
+        model: As it lies in the bucket.
+        wish: What is asked for; its target is one of `TARGETS`' values.
+        gpus: In each machine.
+        settings: Where the bucket is.
+        sky: Which is given secrets by the same names, that may be empty here.
+        name: For the launch; None: after the model.
+        credentials: The nodes' keys, or None before they are made.
+        version: Of coldstream.
+        context: See `fit`.
+
+    Raises:
+        UsageError: The model does not fit, the wish contradicts itself, no node reaches the bucket, or SkyPilot finds
+            no such machine.
+        ColdstreamError: SkyPilot fails.
+    """
+    kind = next(kind for kind, target in TARGETS.items() if target == wish.target)
+    bucket = bucket_of(settings)
+    if bucket.is_here:
+        raise UsageError(
+            f"{bucket.endpoint} is this machine: no node reaches the bucket there",
+            hint="name an endpoint that they reach",
+        )
+    # AWS caps what goes to other networks: a bucket of its own is none.
+    elsewhere = bucket.endpoint is not None
+    way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud and elsewhere else None)
+    first = _deployment(model, wish, gpus, bucket, way, version=version, context=context)[0]
+    found = checked_launch_name(name or first.slug[:NAME_MAX].rstrip("-"))
+    offer = _offer(sky, first)
+    if offer is not None:
+        way = Way(cloud=offer.cloud if elsewhere else None, cores=offer.cores)
+    deployment, advice = _deployment(model, wish, gpus, bucket, way, version=version, context=context)
+    tuned = next(tuned for tuned in advice.loaders if tuned.loader == wish.loader)
+    return Plan(
+        name=found,
+        kind=kind,
+        deployment=deployment,
+        limit=tuned.prediction.limited_by,
+        offer=offer,
+        credentials=credentials,
+    )
+
+
+def _deployment(
+    model: Model, wish: Wish, gpus: Gpus, bucket: Bucket, way: Way, *, version: str, context: int | None
+) -> tuple[Deployment, Advice]:
+    advice = advise(model, gpus, way, context=context)
+    return deploy(model.name, wish, advice, bucket, version=version), advice
+
+
+def _offer(sky: Sky, deployment: Deployment) -> Offer | None:
+    """The machine that SkyPilot would take, by a dry run for one of them.
+
+    Raises:
+        ColdstreamError: It would take none.
+    """
+    # The machines of a service and of a job are a node's.
+    single = replace(deployment, wish=replace(deployment.wish, target="sky", command=None))
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="coldstream-") as file:
+        file.write(render(single))
+        file.flush()
+        names = (*single.needed_secrets, *single.other_secrets)
+        # Without a name: of a cluster that is there already, SkyPilot would say nothing.
+        answer = sky.ask("launch", "--dryrun", "-y", "-d", file.name, *secret_flags(names))
+    if answer.code != 0:
+        raise refusal(answer.text, spot=deployment.spot)
+    return next(iter(parse_offers(answer.text)), None)
