@@ -162,6 +162,8 @@ def up(
     if not yes:
         confirm("launch", plan.name)
     assert keys is not None
+    # Of an earlier one of this name, which is over: its key would pass for this one's.
+    launches.forget(plan.name)
     api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
     sky = find_sky(settings, _secrets(plan.secrets, settings, keys, api_key), named=program)
     with _telling(state) as telling:

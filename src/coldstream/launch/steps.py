@@ -11,7 +11,7 @@ from coldstream.timeline.text import Shown
 _BEGINNINGS = (
     (re.compile(r"\bLaunching\b.* on "), "provision"),
     (re.compile(r"\bCluster launched\b"), "files"),
-    (re.compile(r"\b(?:Job submitted|Service registered|Managed Job ID|Service .* is spinning up)\b"), "submitted"),
+    (re.compile(r"\b(?:Job submitted|Managed Job ID|Service (?:.+ )?is spinning up)\b"), "submitted"),
 )
 _JOB = re.compile(r"\b(?:Job submitted, ID|Managed Job ID): (\d+)")
 _WORDS = {

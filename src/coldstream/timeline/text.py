@@ -56,7 +56,9 @@ def read_shown(lines: Sequence[str]) -> Shown | None:
     for line in reversed(plain[:at]):
         if not (row := _ROW.fullmatch(line)):
             break
-        rows.append(Row(name=row["name"].strip(), seconds=float(row["seconds"]), note=row["note"] or ""))
+        rows.append(
+            Row(name=row["name"].removeprefix("· ").strip(), seconds=float(row["seconds"]), note=row["note"] or "")
+        )
     first = ready["first"]
     return Shown(
         rows=tuple(reversed(rows)),
