@@ -148,9 +148,9 @@ def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
         )
 
     if size is not None:
-        return made(alike(1 if count is None else count, size))
+        return made([alike(1 if count is None else count, size)])
     # What makes no sense is said before the bucket is looked at.
-    made(alike(1, 1))
+    made([alike(1, 1)])
     contents, stored, objects = read_contents(state.open_store(8), names)
     return made(contents, stored_bytes=stored, objects=objects)
 
@@ -184,8 +184,9 @@ def _hold(state: State, budget: float | None, month: float) -> None:
 def _title(plan: Plan) -> str:
     from coldstream.units import format_bytes, plural
 
-    names = [content.name for content in plan.contents]
-    what = names[0] if len(names) == 1 and plan.objects is not None else plural(len(names), "model")
+    what = plural(plan.models, "model")
+    if plan.models == 1 and plan.objects is not None:
+        what = plan.contents[0].name
     nodes = "" if plan.nodes == 1 else f" of {plan.nodes} nodes"
     days = f" on {plan.days:g} days" if plan.days != 30 else ""
     return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches a day{nodes}{days}"
@@ -241,8 +242,10 @@ def _said(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     )
     lines = [loaded, billed]
     second = plan.dollars_of_a_second
-    if second is None:
-        lines.append("the time that GPUs wait for weights is left out: name them and their price, such as --gpus L4")
+    if second is None and start.gpu:
+        lines.append(f"{start.gpu} has no price here, so the time it waits is left out: add --gpu-dollars-per-hour")
+    elif second is None:
+        lines.append("the time that GPUs wait for weights is left out: name them, such as --gpus L4")
     else:
         lines.append(
             f"a start waits {format_seconds(start.seconds)} for its weights, from the Hub "

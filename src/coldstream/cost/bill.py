@@ -132,9 +132,10 @@ def usage_of(plan: Plan) -> Usage:
     """What a plan comes to."""
     loads = exact(plan.launches_per_day) * plan.nodes * exact(plan.days)
     fetched = 1 - exact(plan.cached_share)
-    contents = plan.contents
+    contents, models = plan.contents, plan.models
     reads = sum(
-        exact(
+        content.count
+        * exact(
             reads_of_load(
                 chunks=content.chunks,
                 shards=content.shards,
@@ -144,12 +145,13 @@ def usage_of(plan: Plan) -> Usage:
         )
         for content in contents
     )
+    size = sum(content.count * content.loaded_bytes for content in contents)
     updates = exact(plan.updates_per_month)
     return Usage(
         stored_bytes=Fraction(plan.stored_bytes),
-        class_a=math.ceil(updates * sum(content.writes for content in contents)),
-        class_b=math.ceil(loads * reads / len(contents)),
-        read_bytes=loads * fetched * sum(content.loaded_bytes for content in contents) / len(contents),
+        class_a=math.ceil(updates * sum(content.count * content.writes for content in contents)),
+        class_b=math.ceil(loads * reads / models),
+        read_bytes=loads * fetched * size / models,
         updates=updates,
     )
 

@@ -33,6 +33,7 @@ class Content:
         shards: Likewise.
         small_files: Likewise.
         writes: See `writes_of_upload`.
+        count: How many models like this there are.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Content:
     shards: int
     small_files: int
     writes: int
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +54,14 @@ class Start:
         seconds: With our loader.
         hub_seconds: When the model is downloaded from the Hub and then read from the disk.
         gpus: Of the machine, that stand idle meanwhile.
+        gpu: Their kind; None when nobody said.
         dollars_per_hour: Of one of them; None when nobody said: then their time is left out.
     """
 
     seconds: float
     hub_seconds: float
     gpus: int = 1
+    gpu: str | None = None
     dollars_per_hour: float | None = None
 
 
@@ -88,6 +92,11 @@ class Plan:
     start: Start
 
     @property
+    def models(self) -> int:
+        """How many there are."""
+        return sum(content.count for content in self.contents)
+
+    @property
     def loads(self) -> float:
         """Starts of one machine, in the month."""
         return self.launches_per_day * self.nodes * self.days
@@ -95,7 +104,7 @@ class Plan:
     @property
     def load_bytes(self) -> float:
         """Bytes that a start reads which finds nothing on the disk."""
-        return sum(content.loaded_bytes for content in self.contents) / len(self.contents)
+        return _mean_bytes(self.contents)
 
     @property
     def dollars_of_a_second(self) -> float | None:
@@ -105,19 +114,20 @@ class Plan:
         return self.loads * self.start.gpus * self.start.dollars_per_hour / 3600
 
 
-def alike(count: int, size: int) -> tuple[Content, ...]:
-    """So many models of this size that nobody looked at.
+def alike(count: int, size: int) -> Content:
+    """So many models of this size, none of which is looked at.
 
     Raises:
         UsageError: There is none, or there is nothing in it.
     """
-    if count < 1 or count > 100_000:
+    if count < 1 or count > 10**6:
         raise UsageError(f"{count} models are none to reckon with", hint="for example --models 10 --size 16GB")
     if size < 1 or size > 10**15:
         raise UsageError(f"a model of {format_bytes(size)} is none to reckon with", hint="for example --size 16GB")
     shards = shards_of(size)
     sizes = [min(SHARD_BYTES, size - SHARD_BYTES * number) for number in range(shards)]
-    content = Content(
+    return Content(
+        count=count,
         name="a model",
         stored_bytes=size,
         loaded_bytes=size,
@@ -126,7 +136,6 @@ def alike(count: int, size: int) -> tuple[Content, ...]:
         small_files=SMALL_FILES,
         writes=writes_of_upload([*sizes, *([0] * SMALL_FILES)]),
     )
-    return (content,) * count
 
 
 def make_plan(
@@ -176,7 +185,7 @@ def make_plan(
                        ("a load from the Hub", hub_seconds_said)):  # fmt: skip
         if said is not None and not 0 <= said < 1e6:
             raise UsageError(f"{name} cannot be {said:g}", hint="0 or more")
-    size = sum(content.loaded_bytes for content in contents) / len(contents)
+    size = _mean_bytes(contents)
     if gpu_dollars_per_hour is None and gpus is not None:
         gpu_dollars_per_hour = prices.gpus.dollars_per_hour.get(gpus.gpu.name)
     ours = load_seconds(size, gpus) if load_seconds_said is None else load_seconds_said
@@ -184,7 +193,9 @@ def make_plan(
     hub = size / HUB_BYTES_PER_SECOND + disk if hub_seconds_said is None else hub_seconds_said
     return Plan(
         contents=tuple(contents),
-        stored_bytes=sum(content.stored_bytes for content in contents) if stored_bytes is None else stored_bytes,
+        stored_bytes=sum(content.count * content.stored_bytes for content in contents)
+        if stored_bytes is None
+        else stored_bytes,
         objects=objects,
         launches_per_day=launches_per_day,
         nodes=nodes,
@@ -196,6 +207,7 @@ def make_plan(
             seconds=(1 - cached_share) * ours + cached_share * min(ours, disk),
             hub_seconds=(1 - cached_share) * hub + cached_share * min(hub, disk),
             gpus=gpus.count if gpus else 1,
+            gpu=gpus.gpu.name if gpus else None,
             dollars_per_hour=gpu_dollars_per_hour,
         ),
     )
@@ -205,3 +217,9 @@ def load_seconds(size: float, gpus: Gpus | None = None) -> float:
     """What a load of so many bytes from a bucket takes: 64 connections as they are usual, and the copy to the GPUs."""
     copies = gpus.gpu.copy_bytes_per_second * gpus.count if gpus else None
     return predict(int(size), Way(), connections=_CONNECTIONS, copies_bytes_per_second=copies).seconds
+
+
+def _mean_bytes(contents: Sequence[Content]) -> float:
+    return sum(content.count * content.loaded_bytes for content in contents) / sum(
+        content.count for content in contents
+    )
