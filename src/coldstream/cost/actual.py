@@ -219,8 +219,10 @@ def _reckoned(account: _Account, prices: Prices, *, bucket: str, began: datetime
     stored, objects = samples[-1][1:] if samples else (0, 0)
     peaks = _peaks([(moment, size) for moment, size, _ in samples], began, now)
     month, window = _billed(account.month), _billed(account.window)
-    # A bucket that is younger than the window has had less time to be asked.
-    first = max(now - WINDOW, samples[0][0]) if samples else now - WINDOW
+    # A bucket that is younger than the window has had less time to be asked; it is counted some times a day.
+    first = now - WINDOW
+    if samples and samples[0][0] > first + _DAY:
+        first = samples[0][0]
     window_seconds = max(_DAY, now - first).total_seconds()
     rest = Fraction((ends - now).total_seconds()) / Fraction(window_seconds)
     a, b = _class_a(month), _class_b(month)

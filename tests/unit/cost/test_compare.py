@@ -34,7 +34,7 @@ def test_same_region_is_always_dearer_at_list_prices() -> None:
     assert {found[key].when for key in ("s3-same-region", "s3-other-cloud", "gcs-other-cloud")} == {"always"}
 
 
-def test_infrequent_access_is_cheaper_for_what_is_hardly_read(tmp_path: Path) -> None:
+def test_infrequent_access_is_cheaper_for_what_is_hardly_read() -> None:
     """1,000 GB, never replaced: 14.85 against 10.00 and at least 0.90 for reads: cheaper by 3.95 until it is read.
 
     A start reads 100 GB, a dollar of retrieval: the fourth start of the month, 4/30 a day, is one too many.
