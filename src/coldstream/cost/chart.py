@@ -108,11 +108,11 @@ def html(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}: what a month costs</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1f2430}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;text-align:right;"
-        "border-bottom:1px solid #e3e6ea;font-weight:normal}tr>th:first-child{text-align:left}"
+        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .6rem;text-align:right;"
+        "border-bottom:1px solid #e3e6ea;font-weight:normal;white-space:nowrap}tr>th:first-child{text-align:left}"
         "td:nth-last-child(2),thead th{font-weight:600}p{margin:.3rem 0}svg{max-width:100%;height:auto}"
         "</style></head><body>"
-        f"<h1>What a month costs</h1><p>{escape(title)}</p>{drawn[drawn.index('<svg') :]}"
+        f"<h1>What a month costs</h1>{drawn[drawn.index('<svg') :]}"
         f"<table><thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{''.join(rows)}</tbody>"
         f"</table>{sentences}</body></html>\n"
     )

@@ -10,8 +10,8 @@ from coldstream.cost.plan import Plan
 from coldstream.prices import Prices
 
 _FEWEST, _MOST = 0.01, 100_000.0
-_STEPS = 140
-_BISECTIONS = 40
+_STEPS = 71
+_BISECTIONS = 30
 # Less than this is the same.
 _DOLLARS = 1e-6
 _POINTS = 60

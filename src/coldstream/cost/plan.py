@@ -9,6 +9,7 @@ from coldstream.cost.requests import SHARD_BYTES, SMALL_FILES, chunks_of, shards
 from coldstream.errors import UsageError
 from coldstream.prices import Prices
 from coldstream.tune import Gpus, Way, predict
+from coldstream.tune.predict import SETUP_SECONDS
 from coldstream.units import format_bytes
 
 MONTH_DAYS = 30
@@ -190,7 +191,7 @@ def make_plan(
         gpu_dollars_per_hour = prices.gpus.dollars_per_hour.get(gpus.gpu.name)
     ours = load_seconds(size, gpus) if load_seconds_said is None else load_seconds_said
     disk = size / DISK_BYTES_PER_SECOND
-    hub = size / HUB_BYTES_PER_SECOND + disk if hub_seconds_said is None else hub_seconds_said
+    hub = SETUP_SECONDS + size / HUB_BYTES_PER_SECOND + disk if hub_seconds_said is None else hub_seconds_said
     return Plan(
         contents=tuple(contents),
         stored_bytes=sum(content.count * content.stored_bytes for content in contents)
