@@ -89,31 +89,25 @@ def test_a_start_makes_as_many_reads_as_are_reckoned(
     # With tensors of several chunks.
     files = sharded_checkpoint(shards=2, layers=1, rows=2048, columns=2048) | {"config.json": b"{}"}
     command.run("upload", str(write_model(tmp_path / "m", files)), "--as", "org/m", "--quiet")
-    writes = sum(line.split()[0] in {"PUT", "POST"} or _lists(line) for line in double.log)
+    writes = [line for line in double.log if line.startswith(("PUT", "POST")) and "coldstream.json" not in line]
     plan = command.json("cost", "--launches-per-day", "1", "--days", "1")["plan"]
-    assert plan["class_a"] == pytest.approx(writes, rel=0.25)
+    # Three more for each file stand for creating, completing and the record, which is written the oftener the slower.
+    assert len(writes) <= plan["class_a"] <= len(writes) + 3 * len(files)
     for name, value in command.environ.items():
         monkeypatch.setenv(name, value)
-    double.log.clear()
 
     def counted() -> int:
-        count = sum(line.startswith("GET") for line in double.log)
-        assert not any(_lists(line) for line in double.log)
+        """Reads of a start, less those that went wrong or were taken over."""
         double.log.clear()
-        return count
+        coldstream.prepare("org/m")
+        report = command.json("load", "org/m")
+        assert not any(_lists(line) for line in double.log)
+        return sum(line.startswith("GET") for line in double.log) - report["retries"] - report["hedges"]
 
-    coldstream.prepare("org/m")
-    assert len(coldstream.load("org/m", framework="buffer")) > 0
     assert counted() == plan["class_b"]
-    # What was loaded lies in the cache once it is filled, and then manifest and headers alone are read.
-    command.run("load", "org/m")
-    double.log.clear()
-    coldstream.prepare("org/m")
-    command.run("load", "org/m")
+    # Now it lies in the cache: manifest and headers alone are read.
     again = command.json("cost", "--launches-per-day", "1", "--days", "1", "--cache-hits", "1")["plan"]
-    double.log = [line for line in double.log if not _lists(line)]
-    listed = 2  # `cost` itself reads the manifest twice
-    assert counted() == again["class_b"] + listed
+    assert counted() == again["class_b"]
 
 
 def _lists(line: str) -> bool:
