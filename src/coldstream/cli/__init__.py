@@ -28,6 +28,7 @@ VERBS = (
     "remove",
     "load",
     "tune",
+    "cost",
     "template",
     "launch",
     "serve",
@@ -64,6 +65,7 @@ def cli() -> None:
     coldstream list                         see what is there
     coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
     coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
+    coldstream cost                         what a month of it costs, and elsewhere
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
     coldstream demo                         see it work with no account at all
     """
