@@ -14,7 +14,18 @@ SHORT_SECONDS = 0.25
 BUSY_SHARE = 0.05
 
 
-LIMITS = tuple("latency|consumer|pcie|throttling|network card|tls|cpu|connections|bucket|disk".split("|"))
+LIMITS = (
+    "latency",
+    "consumer",
+    "pcie",
+    "throttling",
+    "network card",
+    "tls",
+    "cpu",
+    "connections",
+    "bucket",
+    "disk",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
