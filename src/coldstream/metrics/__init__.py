@@ -11,7 +11,8 @@
     costs       the month's dollars, in such a file
     measuring   all of it around one command
 
-`prometheus_client` is imported when metrics are asked for, and not before; the streamer's processes never see it.
+What is named here costs nothing to import: `prometheus_client` and the rest come when metrics are asked for, and the
+streamer's processes never see them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 from coldstream.metrics.costs import cost_file
 from coldstream.metrics.measuring import measured
 from coldstream.metrics.meter import Meter
-from coldstream.metrics.names import METRICS, Metric
 from coldstream.metrics.wanted import Wanted, wanted
 
-__all__ = ["METRICS", "Meter", "Metric", "Wanted", "cost_file", "measured", "wanted"]
+__all__ = ["Meter", "Wanted", "cost_file", "measured", "wanted"]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coldstream.metrics.families import Family, Sample
-from coldstream.metrics.names import METRICS
-
 _NAME = "coldstream_month_dollars"
 
 
@@ -25,6 +22,8 @@ def cost_file(path: Path, projected: float, budget: float | None = None) -> str 
         UsageError: The file holds metrics of others.
         DiskError: It cannot be written.
     """
+    from coldstream.metrics.families import Family, Sample
+    from coldstream.metrics.names import METRICS
     from coldstream.metrics.textfile import TextFile
 
     metric = next(metric for metric in METRICS if metric.name == _NAME)

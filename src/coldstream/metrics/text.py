@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import prometheus_client as prometheus
@@ -12,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.metrics.families import Families, Family
 
-_PREFIX = "coldstream_"
+# A whole line about a metric that is not ours.
+_FOREIGN = re.compile(r"^(?:# (?:HELP|TYPE) )?(?!coldstream_)([A-Za-z_:][\w:]*)[^\n]*\n", re.ASCII | re.MULTILINE)
 
 
 def parse(data: bytes, *, where: str) -> Families:
@@ -26,14 +28,17 @@ def parse(data: bytes, *, where: str) -> Families:
         IntegrityError: It is damaged.
         UsageError: There are metrics of others in it.
     """
+    if foreign := _FOREIGN.search(data.decode(errors="replace")):
+        # Looked for by itself: a file of others may be damaged too, and is not ours to replace.
+        raise UsageError(
+            f"the metrics' file {where} holds {foreign[1][:80]}, which is not ours",
+            hint="give coldstream a file of its own",
+        )
     found: Families = {}
     try:
+        if not data.endswith(b"\n"):
+            raise ValueError("it is cut short")
         for collected in text_string_to_metric_families(data.decode()):
-            if not collected.name.startswith(_PREFIX):
-                raise UsageError(
-                    f"the metrics' file {where} holds {collected.name[:80]!r}, which is not ours",
-                    hint="give coldstream a file of its own",
-                )
             if collected.name in found:
                 raise ValueError(f"{collected.name} stands twice")
             found[collected.name] = _family(collected)
