@@ -13,6 +13,7 @@ import contextlib
 import select
 import time
 from collections.abc import Callable, Generator, Iterator
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +163,14 @@ class Load:
             failure = last_words(owner)
             owner.stop()
             self._error = error_of(failure, self._uri)
-            raise self._error from exc
-        except BaseException as exc:
+            raise copy(self._error) from exc
+        except ColdstreamError as exc:
             owner.stop()
-            self._error = exc if isinstance(exc, ColdstreamError) else None
+            # Without its traceback, whose frames hold the memory of the load.
+            self._error = copy(exc)
+            raise
+        except BaseException:
+            owner.stop()
             raise
 
     def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, Made]]:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +174,8 @@ class LoadService:
         try:
             share = Share(self._uri, consumers=consumers, options=self._options)
         except ColdstreamError as exc:
-            self.failures.append(exc)
+            # Without its traceback, whose frames hold more than is known here.
+            self.failures.append(copy(exc))
             raise
         if self._version not in {None, share.version}:
             share.close()

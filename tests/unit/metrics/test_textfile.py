@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.errors import DiskError, IntegrityError, UsageError
@@ -145,6 +145,7 @@ def test_the_month_s_dollars_stand_beside_the_loads(tmp_path: Path) -> None:
     assert read(path, "coldstream_loads_total", **OK) == 2
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.text(max_size=60))
 def test_any_model_s_name_survives(model: str) -> None:
     families = one_load(model).families(live=False)
