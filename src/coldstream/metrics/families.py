@@ -9,7 +9,7 @@ Labels = tuple[tuple[str, str], ...]  # sorted by name
 Sample = tuple[str, Labels]
 
 MODELS_MAX = 50
-_NEWEST = "coldstream_last_load_timestamp_seconds"
+_NEWEST = ("coldstream_last_load_timestamp_seconds", "coldstream_last_start_timestamp_seconds")
 
 
 @dataclass(slots=True)
@@ -74,10 +74,12 @@ def _model(sample: Sample) -> str | None:
 
 
 def _bounded(families: Families) -> Families:
-    """The same with the models that were loaded last."""
+    """The same with the models that were loaded or started last."""
     models = {model: 0.0 for family in families.values() for sample in family.samples if (model := _model(sample))}
-    for sample, value in families[_NEWEST].samples.items() if _NEWEST in families else ():
-        models[_model(sample) or ""] = value
+    for name in _NEWEST:
+        for sample, value in families[name].samples.items() if name in families else ():
+            model = _model(sample) or ""
+            models[model] = max(value, models.get(model, 0.0))
     kept = {None, *sorted(models, key=lambda model: models[model], reverse=True)[:MODELS_MAX]}
     for family in families.values():
         family.samples = {sample: value for sample, value in family.samples.items() if _model(sample) in kept}
