@@ -19,6 +19,7 @@ The map, from the bottom up:
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
+    metrics                                     Prometheus: what loads and starts did
     tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch
     probe  demo                                 does this bucket work; does all of it work

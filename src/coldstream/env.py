@@ -42,6 +42,9 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
     "COLDSTREAM_BUNDLE_KEY": "signs warm-start bundles, at least 32 characters; without it none are used",
     "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: where they ask for the weights",
+    "COLDSTREAM_METRICS_PORT": "port that Prometheus' metrics are served on while a load or vLLM runs; 0: any",
+    "COLDSTREAM_METRICS_HOST": "address that they are served on; 127.0.0.1 by default",
+    "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 _SECRETS = {

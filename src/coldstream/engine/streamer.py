@@ -490,6 +490,8 @@ class Streamer:
             return
         path = self._files[self._chunks[action.chunk].file].path if action.chunk is not None else None
         document = {"kind": action.kind, "message": action.message, "path": path}
+        if self._scheduler is not None:
+            self._tell(wire.PROGRESS, self._progress())
         for consumer in self._consumers.values():
             self._send(consumer, wire.FAIL + json.dumps(document).encode()[:8000])
         self._tell(wire.FAIL, document)
@@ -552,14 +554,18 @@ class Streamer:
         return {
             "bytes": counts.received_bytes + counts.here_bytes,
             "connections": len(self._scheduler.flying()),
+            "counts": self._counts(),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        assert self._scheduler is not None
+        counts = self._scheduler.counts
+        return {name: getattr(counts, name) for name in type(counts).__slots__}
 
     def _report(self) -> dict[str, Any]:
         assert self._scheduler is not None
-        counts = self._scheduler.counts
         used = resource.getrusage(resource.RUSAGE_SELF)
-        document = {name: getattr(counts, name) for name in type(counts).__slots__}
-        return document | {
+        return self._counts() | {
             "seconds": self._finished_seconds,
             "first_ready_seconds": self._first_ready_seconds,
             "streamer_cpu_seconds": used.ru_utime + used.ru_stime,
