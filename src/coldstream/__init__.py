@@ -20,7 +20,7 @@ The map, from the bottom up:
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
     tune  template  launch                      settings for a model; the file that brings it up elsewhere; its launch
-    probe  demo                                 does this bucket work; does all of it work
+    probe  doctor  demo                         does this bucket work; what is wrong; does all of it work
     cli                                         one file per verb; renders what the others return
 """
 

@@ -35,6 +35,7 @@ VERBS = (
     "timeline",
     "bundle",
     "cache",
+    "doctor",
     "demo",
 )
 
@@ -65,6 +66,7 @@ def cli() -> None:
     coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
     coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
+    coldstream doctor Qwen/Qwen3-8B         what is wrong, and what mends it
     coldstream demo                         see it work with no account at all
     """
 
