@@ -84,13 +84,13 @@ def greet(url: str) -> Greeting:
 
 
 def _connection(split: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
-    host, port = split.hostname or "", split.port
-    near, near_port = (proxy.hostname or "", proxy.port) if proxy else (host, port)
+    host, port = split.hostname or "", split.port or (443 if split.scheme == "https" else 80)
+    near, near_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
     if split.scheme == "http":
         return http.client.HTTPConnection(near, near_port, timeout=_SECONDS)
     connection = http.client.HTTPSConnection(near, near_port, timeout=_SECONDS, context=_context())
     if proxy:
-        connection.set_tunnel(host, port or 443, headers=_authorization(proxy))
+        connection.set_tunnel(host, port, headers=_authorization(proxy))
     return connection
 
 

@@ -44,7 +44,8 @@ def model(case: Case) -> Check:
         return Check(
             name="model", state="fail", found=f"{found}: no safetensors", hint="upload a model that has safetensors"
         )
-    found += f", {plural(shards, 'shard')} of safetensors"
+    # Reads and checks the headers, which the manifest does not vouch for.
+    found += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
     if not any(file.path in _CONFIGURATIONS for file in stored.files):
         return Check(
             name="model",
@@ -139,7 +140,7 @@ def bundles(case: Case) -> Check:
         return Check(
             name="bundles",
             state="warn",
-            found=f"{len(strange)} of {plural(len(found), 'bundle')} are {strange[0].state}: not signed with this key",
+            found=f"{len(strange)} of {len(found)} not signed with this key: {strange[0].state}",
             hint=f"use the key that they were signed with, or run: coldstream bundle remove {case.name}",
         )
     none = "none yet: the first start publishes one"

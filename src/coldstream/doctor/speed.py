@@ -44,6 +44,9 @@ def speed(case: Case) -> Check:
 
 def judged(name: str, size: int, curve: Curve) -> Check:
     """What a measurement means for a model."""
+    if not curve.most or not curve.each:
+        hint = f"try it again, and without the pressure of other loads: coldstream load {name}"
+        return Check(name="speed", state="fail", found=f"nothing came in {_STEP_SECONDS:.0f} s", hint=hint)
     gpus = gpus_here(machine.gpus())
     prediction = predict(
         size,

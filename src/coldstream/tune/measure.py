@@ -123,12 +123,21 @@ def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> 
     """Bytes a second once the connections run; of a model that is through sooner, over all of it."""
     seen: list[tuple[float, int]] = []
     options = replace(options, on_progress=lambda done, _total: seen.append((time.monotonic(), done)))
+    entered = time.monotonic()
     with Load(uri, options) as loading:
-        began = time.monotonic()
+        began: float | None = None
         for _ in loading:
+            if began is None:
+                # Its processes have started and its manifest is read: neither is the bucket's speed.
+                began = time.monotonic()
             if time.monotonic() - began > seconds or (bytes_max is not None and seen and seen[-1][1] > bytes_max):
                 break
-    return steady(seen)
+    rate = steady(seen)
+    if rate == 0 and seen:
+        # All of a small model was there when that was first asked.
+        last, count = seen[-1]
+        rate = count / max(last - entered, 1e-9)
+    return rate
 
 
 def steady(seen: Sequence[tuple[float, int]]) -> float:
