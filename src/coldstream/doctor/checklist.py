@@ -103,10 +103,10 @@ def examine(
 
 
 def _looked(case: Case, item: Item) -> Check:
+    if case.name is None and "model" in {item.name, *item.needs}:
+        return Check(name=item.name, state="skipped", found="not looked at: no model is named")
     if reason := case.obstacle(*item.needs):
         return Check(name=item.name, state="skipped", found=f"not looked at: {reason}")
-    if case.name is None and "model" in item.needs:
-        return Check(name=item.name, state="skipped", found="not looked at: no model is named")
     try:
         return item.look(case)
     except ColdstreamError as exc:
