@@ -22,7 +22,7 @@ The map, from the bottom up:
     metrics                                     Prometheus: what loads and starts did
     tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch
-    probe  demo                                 does this bucket work; does all of it work
+    probe  doctor  demo                         does this bucket work; what is wrong; does all of it work
     cli                                         one file per verb; renders what the others return
 """
 

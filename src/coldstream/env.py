@@ -23,7 +23,7 @@ VARIABLES: Mapping[str, str] = {
     "R2_ACCESS_KEY": "access key id",
     "R2_SECRET_KEY": "secret access key",
     "R2_SESSION_TOKEN": "session token of temporary credentials",
-    "R2_CDN_DOMAIN": "custom domain in front of the bucket; kept by setup for the CDN read path",
+    "R2_CDN_DOMAIN": "custom domain in front of the bucket; looked at by doctor, and kept by setup",
     "AWS_ENDPOINT_URL": "URL of the S3 API, when R2_ENDPOINT is absent",
     "AWS_ENDPOINT_URL_S3": "the same for S3 alone; wins over AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
@@ -47,7 +47,7 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
-_SECRETS = {
+SECRETS = {
     "VLLM_API_KEY",
     "R2_SECRET_KEY",
     "R2_SESSION_TOKEN",
@@ -211,7 +211,7 @@ def load_settings(
                 values[name], origins[name] = value.strip(), origin
     for name, value in values.items():
         if re.search(r"<[a-z -]+>|^your[_-]", value):
-            shown = "its placeholder" if name in _SECRETS else repr(value)
+            shown = "its placeholder" if name in SECRETS else repr(value)
             raise ConfigError(f"{name} (in {origins[name]}) is still {shown}", hint="put the real value there")
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
 

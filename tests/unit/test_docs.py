@@ -12,6 +12,7 @@ import yaml
 
 from coldstream import errors, manifest
 from coldstream.cli import VERBS, cli
+from coldstream.doctor import CHECKLIST
 from coldstream.env import VARIABLES
 from coldstream.loading import LoadReport
 from coldstream.metrics.names import METRICS
@@ -40,6 +41,12 @@ def test_every_field_of_a_load_s_report_is_documented() -> None:
     text = doc("commands.md")
     for field in dataclasses.fields(LoadReport):
         assert f"`{field.name}`" in text, field.name
+
+
+def test_every_check_of_the_doctor_is_documented() -> None:
+    text = doc("doctor.md")
+    for item in CHECKLIST:
+        assert f"| `{item.name}` |" in text, item.name
 
 
 def test_every_variable_is_documented_and_no_other() -> None:

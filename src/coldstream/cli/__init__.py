@@ -36,6 +36,7 @@ VERBS = (
     "timeline",
     "bundle",
     "cache",
+    "doctor",
     "demo",
 )
 
@@ -67,6 +68,7 @@ def cli() -> None:
     coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
     coldstream cost                         what a month of it costs, and elsewhere
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
+    coldstream doctor Qwen/Qwen3-8B         what is wrong, and what mends it
     coldstream demo                         see it work with no account at all
     """
 

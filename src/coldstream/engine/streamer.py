@@ -609,6 +609,17 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
     return chunks, extents, wanted
 
 
+def connections_within(descriptors: int, connections: int) -> int:
+    """How many of these connections so many open files allow; at least one. Pure."""
+    return max(1, min(connections, (descriptors - _DESCRIPTORS_SPARE) // 2))
+
+
+def descriptors_for(connections: int) -> int:
+    """How many open files so many connections want. Pure."""
+    # Both ends of a worker's sockets are open here until it has been forked.
+    return 2 * connections + _DESCRIPTORS_SPARE
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the process.
 
@@ -623,8 +634,7 @@ def main(arguments: Sequence[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY:
-        # Both ends of a worker's sockets are open here until it has been forked.
-        connections = max(1, min(connections, (soft - _DESCRIPTORS_SPARE) // 2))
+        connections = connections_within(soft, connections)
     from coldstream.engine import worker as _preloaded  # noqa: F401  # once, before the forks
 
     if tls:
