@@ -144,7 +144,10 @@ def test_a_plan_without_a_bucket(tmp_path: Path) -> None:
     example = ("cost", "--models", "10", "--size", "16GB", "--launches-per-day", "100")
     text, _ = command.run(*example)
     assert "Cloudflare R2                $2.25" in text
-    command.run(*example, "--budget", "2.25")
+    file = command.cwd / "month.prom"
+    command.run(*example, "--budget", "2.25", "--metrics-file", str(file))
+    assert 'coldstream_month_dollars{kind="projected"} 2.25' in file.read_text()
+    assert 'coldstream_month_dollars{kind="budget"} 2.25' in file.read_text()
     out, err = command.run(*example, "--budget", "2.24", code=1)
     assert "$2.25" in out
     assert err.count("\n") == 1

@@ -42,6 +42,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--prices", "prices_file", type=_FILE, help="JSON with prices of your own, in place of some of ours.")
 @click.option("--actual", is_flag=True, help="What Cloudflare has counted of the bucket, and what the month will be.")
 @click.option("--budget", type=float, metavar="USD", help="Exit with 1 when the month in R2 will cost more.")
+@click.option(
+    "--metrics-file", type=_FILE, metavar="FILE", help="Add the month, and the budget, to a .prom file for Prometheus."
+)
 @click.option("--png", "png_file", type=_FILE, help="Write the month's cost over the launches as a picture.")
 @click.option("--html", "html_file", type=_FILE, help="Write it as a page.")
 @common_options
@@ -50,6 +53,7 @@ def command(
     prices_file: Path | None,
     actual: bool,
     budget: float | None,
+    metrics_file: Path | None,
     png_file: Path | None,
     html_file: Path | None,
     **asked: Any,
@@ -61,6 +65,7 @@ def command(
     coldstream cost --model Qwen/Qwen3-8B --launches-per-day 100 --gpus L4 --png cost.png
     coldstream cost --models 10 --size 16GB --launches-per-day 100     without a bucket
     coldstream cost --actual --budget 25                 what Cloudflare has counted; for cron
+    coldstream cost --actual --budget 25 --metrics-file /var/lib/node-exporter/coldstream.prom
     coldstream cost --prices mine.json                   with prices of your own
 
     List prices, with their date and sources in docs/cost.md. With a GPU that has a price, the time that GPUs wait for
@@ -77,9 +82,15 @@ def command(
             raise UsageError(
                 "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
             )
-        _actual(state, found, budget)
-        return
-    _planned(state, found, budget, png_file, html_file, asked)
+        month = _actual(state, found, budget)
+    else:
+        month = _planned(state, found, budget, png_file, html_file, asked)
+    if metrics_file is not None:
+        from coldstream.metrics import cost_file
+
+        if said := cost_file(metrics_file, month, budget):
+            state.say(f"warning: {said}")
+    _hold(state, budget, month)
 
 
 def _planned(
@@ -89,7 +100,8 @@ def _planned(
     png_file: Path | None,
     html_file: Path | None,
     asked: dict[str, Any],
-) -> None:
+) -> float:
+    """Shows the plan; the month in R2, in dollars."""
     from coldstream.cost import bills, break_evens, curve
     from coldstream.cost.chart import check, html, png
 
@@ -114,7 +126,7 @@ def _planned(
         "budget": _budget_document(budget, month),
     }
     state.show(document, _text(plan, prices, charged, evens, title))
-    _hold(state, budget, month)
+    return month
 
 
 def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
@@ -155,7 +167,8 @@ def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
     return made(contents, stored_bytes=stored, objects=objects)
 
 
-def _actual(state: State, prices: Prices, budget: float | None) -> None:
+def _actual(state: State, prices: Prices, budget: float | None) -> float:
+    """Shows what was counted; what the month will come to, in dollars."""
     from coldstream.cost import read_actual
 
     settings = state.settings()
@@ -171,7 +184,7 @@ def _actual(state: State, prices: Prices, budget: float | None) -> None:
         "budget": _budget_document(budget, month),
     }
     state.show(document, _actual_text(found))
-    _hold(state, budget, month)
+    return month
 
 
 def _hold(state: State, budget: float | None, month: float) -> None:
