@@ -19,6 +19,7 @@ The map, from the bottom up:
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
+    bench                                       ways of loading a model, compared on this machine
     tune  template  launch                      settings for a model; the file that brings it up elsewhere; its launch
     probe  demo                                 does this bucket work; does all of it work
     cli                                         one file per verb; renders what the others return
