@@ -276,8 +276,8 @@ def pcie(options: Options) -> Callable[[], Result]:
     """No loader: what a copy from pinned memory to the device gives, the best of a few."""
     import torch
 
-    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=options["device"])
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
 
     def load() -> Result:
         taken = []
