@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
+_COLOURS = {
     "coldstream": "#2f6db3",
     "coldstream-warm": "#7aa8db",
     "runai": "#e0a458",
@@ -93,9 +93,10 @@ def svgs(result: Result) -> list[str]:
 def _charts(result: Result) -> list[tuple[float, Callable[[Any], None]]]:
     """Height in inches, and what draws it."""
     charts: list[tuple[float, Callable[[Any], None]]] = []
+    where = "in host memory" if result.device == "cpu" else f"on {result.device}"
     if loads := _drawn(result.loads):
         charts += [
-            (0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, f"seconds to {result.device}")),
+            (0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, f"seconds until all is {where}")),
             (0.85 + 0.3 * len(loads), lambda part: _draw_costs(part, loads)),
         ]
     if starts := _drawn(result.starts):
@@ -165,9 +166,10 @@ def _scaled(one: Spread, unit: float) -> Spread:
 
 
 def _bar(axes: Axes, place: int, row: Row, one: Spread) -> None:
-    colour = COLOURS.get(row.name, _OTHER)
-    axes.barh(place, one.median, height=0.62, color=colour, zorder=2, hatch=None if row.state == OK else "////",
-              edgecolor="white", linewidth=0.5)  # fmt: skip
+    # What cannot be trusted is hatched.
+    hatch = None if row.state == OK else "////"
+    look: dict[str, Any] = {"color": colour_of(row.name), "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+    axes.barh(place, one.median, height=0.62, zorder=2, **look)
     axes.plot([one.least, one.most], [place, place], color=_INK, linewidth=1, zorder=3, solid_capstyle="butt")
     for end in (one.least, one.most):
         axes.plot([end, end], [place - 0.12, place + 0.12], color=_INK, linewidth=1, zorder=3)
@@ -192,6 +194,11 @@ def _rows_axis(axes: Axes, rows: Sequence[Row], most: float, what: str) -> None:
 def _title(result: Result) -> str:
     model = result.model if len(result.model) <= 60 else f"{result.model[:59]}…"
     return f"Loading {model}, {format_bytes(result.bytes)}: medians of {plural(result.rounds, 'run')}"
+
+
+def colour_of(name: str) -> str:
+    """A loader's, in all charts and tables."""
+    return _COLOURS.get(name, _OTHER)
 
 
 def floor_sentence(row: Row) -> str:

@@ -206,7 +206,7 @@ class _Match:
                 if run := self._attempt(entry, entry.contestant.environ, of=of, number=number):
                     entry.runs.append(run)
         truth = _truth(list(entries.values()))
-        return [self._row(entry, truth) for entry in entries.values()]
+        return [self._row(entry, truth, of) for entry in entries.values()]
 
     def _attempt(self, entry: _Entry, environ: Mapping[str, str], *, of: str, number: int) -> Run | None:
         contestant, plan = entry.contestant, self._plan
@@ -238,7 +238,7 @@ class _Match:
             rate, direct = floors.disk(folder, sorted(names))
             self.floors = replace(self.floors, disk=rate, is_disk=direct)
 
-    def _row(self, entry: _Entry, truth: str | None) -> Row:
+    def _row(self, entry: _Entry, truth: str | None, of: str) -> Row:
         one = entry.contestant
         from_disk = self.dropped != pagecache.NOTHING and bool(one.dropped)
         return Row(
@@ -250,7 +250,8 @@ class _Match:
             runs=tuple(entry.runs),
             failure=entry.failure,
             same=None if truth is None or entry.digest is None else entry.digest == truth,
-            floors=self.floors.of(one, from_disk=from_disk),
+            # Of a start, the load is a small part.
+            floors=self.floors.of(one, from_disk=from_disk) if of == "load" else {},
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from coldstream.bench.chart import COLOURS, floor_sentence, svgs
+from coldstream.bench.chart import colour_of, floor_sentence, svgs
 from coldstream.bench.result import Result, Row, best, seconds_text, verdict
 from coldstream.units import format_bytes, format_rate, plural
 
@@ -56,9 +56,9 @@ def html(result: Result) -> str:
         *charts,
     ]
     if result.loads:
-        parts += ["<h2>Bare loads</h2>", _table(result.loads)]
+        parts += ["<h2>Bare loads</h2>", _table(result.loads, starts=False)]
     if result.starts:
-        parts += ["<h2>Whole starts of vLLM, to the first token</h2>", _table(result.starts)]
+        parts += ["<h2>Whole starts of vLLM, to the first token</h2>", _table(result.starts, starts=True)]
     if skipped := (*result.skipped, *result.skipped_starts):
         told = dict.fromkeys(f"{one.label}: {one.reason}" for one in skipped)
         parts += ["<h2>Left out</h2>", "<ul>", *(f"<li>{escape(line)}</li>" for line in told), "</ul>"]
@@ -71,30 +71,33 @@ def html(result: Result) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Row]) -> str:
-    heads = ("Median", "Least to most", "Rate", "CPU s/GiB", "Memory", "x best")
+def _table(rows: Sequence[Row], *, starts: bool) -> str:
+    heads = ["Median", "Least to most", "Rate", "CPU s/GiB", "Memory", "x best"]
+    if starts:
+        # The model's bytes are little of it.
+        heads[2:4] = ["CPU s"]
     head = "".join(f'<th class="n">{name}</th>' for name in heads)
     least = best(rows)
     lines = [f"<table><thead><tr><th>Loader</th>{head}<th>How, and how close</th></tr></thead><tbody>"]
-    lines += [_row(row, least) for row in rows]
+    lines += [_row(row, least, starts=starts) for row in rows]
     return "\n".join([*lines, "</tbody></table>"])
 
 
-def _row(row: Row, least: float | None) -> str:
-    key = f'<i class="key" style="background:{COLOURS.get(row.name, "#b5b5b5")}"></i>'
-    seconds, cpu, memory = row.seconds, row.cpu_seconds_per_gib, row.memory_bytes
-    cells = ["-"] * 6
-    if seconds and cpu and memory:
+def _row(row: Row, least: float | None, *, starts: bool) -> str:
+    key = f'<i class="key" style="background:{colour_of(row.name)}"></i>'
+    seconds, cpu, per_gib, memory = row.seconds, row.cpu_seconds, row.cpu_seconds_per_gib, row.memory_bytes
+    cells = ["-"] * (5 if starts else 6)
+    if seconds and cpu and per_gib and memory:
+        middle = [f"{cpu.median:.1f}"] if starts else [format_rate(row.bytes, seconds.median), f"{per_gib.median:.2f}"]
         cells = [
             seconds_text(seconds.median),
             f"{seconds_text(seconds.least)} to {seconds_text(seconds.most)}",
-            format_rate(row.bytes, seconds.median),
-            f"{cpu.median:.2f}",
+            *middle,
             format_bytes(memory.median),
             f"{seconds.median / least:.1f}" if least else "-",
         ]
     versions = ", ".join(f"{name} {version}" for name, version in row.versions.items())
-    wrong = "gave other bytes than the others" if row.same is False else ""
+    wrong = f"gave other {'tokens' if starts else 'bytes'} than the others" if row.same is False else ""
     failed = f"failed: {row.failure}" if row.failure else ""
     note = "; ".join(filter(None, (failed, wrong, row.detail, floor_sentence(row), versions)))
     figures = "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)

@@ -94,6 +94,11 @@ class Row:
         return spread([run.cpu_seconds / self.bytes * GIB for run in self.runs]) if self.runs else None
 
     @property
+    def cpu_seconds(self) -> Spread | None:
+        """The same, in all."""
+        return spread([run.cpu_seconds for run in self.runs]) if self.runs else None
+
+    @property
     def memory_bytes(self) -> Spread | None:
         """Of all its processes, at most."""
         return spread([float(run.memory_bytes) for run in self.runs]) if self.runs else None
@@ -127,6 +132,7 @@ class Row:
             "same": self.same,
             "seconds": self.seconds.document() if self.seconds else None,
             "bytes_per_second": self.rate,
+            "cpu_seconds": self.cpu_seconds.document() if self.cpu_seconds else None,
             "cpu_seconds_per_gib": self.cpu_seconds_per_gib.document() if self.cpu_seconds_per_gib else None,
             "memory_bytes": self.memory_bytes.document() if self.memory_bytes else None,
             "times_best": self.seconds.median / best if self.seconds and best else None,

@@ -190,9 +190,11 @@ def text_of(result: Result) -> str:
 
     what = f"{format_bytes(result.bytes)} in {plural(result.files, 'file')}"
     lines = [f"{result.model}   {what}   to {result.device}   {plural(result.rounds, 'run')} each"]
-    for title, rows in (("", result.loads), ("whole starts of vLLM, to the first token", result.starts)):
-        if rows:
-            lines += ["", *([title] if title else []), _table(rows), *_troubles(rows)]
+    if result.loads:
+        lines += ["", _table(result.loads, _LOADS), *_troubles(result.loads)]
+    if result.starts:
+        lines += ["", "whole starts of vLLM, to the first token", _table(result.starts, _STARTS)]
+        lines += _troubles(result.starts)
     if result.skipped or result.skipped_starts:
         lines.append("")
         told = {(one.label, one.reason): one for one in (*result.skipped, *result.skipped_starts)}
@@ -215,30 +217,35 @@ def _alone(result: Result) -> list[str]:
     return ["no other loader was run: there is nothing to compare with"]
 
 
-def _table(rows: Sequence[Row]) -> str:
+_LOADS = ("NAME", "MEDIAN", "MIN-MAX", "RATE", "CPU-S/GIB", "MEMORY", "VS BEST", "OF FLOOR")
+_STARTS = ("NAME", "MEDIAN", "MIN-MAX", "CPU-S", "MEMORY", "VS BEST")
+
+
+def _table(rows: Sequence[Row], heading: Sequence[str]) -> str:
+    """The rows with these columns."""
     from coldstream.bench.result import best, seconds_text
     from coldstream.units import format_bytes, format_rate
 
     least = best(rows)
-    cells: list[Sequence[str]] = [("NAME", "MEDIAN", "MIN-MAX", "RATE", "CPU-S/GIB", "MEMORY", "VS BEST", "OF FLOOR")]
+    cells: list[Sequence[str]] = [heading]
     for row in rows:
-        seconds, cpu, memory = row.seconds, row.cpu_seconds_per_gib, row.memory_bytes
+        seconds, cpu, memory = row.seconds, row.cpu_seconds, row.memory_bytes
         if not (seconds and cpu and memory):
-            cells.append((row.label, "failed", *["-"] * 6))
+            cells.append((row.label, "failed", *["-"] * (len(heading) - 2)))
             continue
-        floor = f"{row.nearest[1]:.0%} {row.nearest[0]}" if row.nearest else "-"
-        cells.append(
-            (
-                row.label,
-                seconds_text(seconds.median),
-                f"{seconds_text(seconds.least)[:-2]}-{seconds_text(seconds.most)}",
-                format_rate(row.bytes, seconds.median),
-                f"{cpu.median:.2f}",
-                format_bytes(memory.median),
-                f"{seconds.median / least:.1f} x" if least else "-",
-                floor,
-            )
-        )
+        per_gib = row.cpu_seconds_per_gib
+        shown = {
+            "NAME": row.label,
+            "MEDIAN": seconds_text(seconds.median),
+            "MIN-MAX": f"{seconds_text(seconds.least)[:-2]}-{seconds_text(seconds.most)}",
+            "RATE": format_rate(row.bytes, seconds.median),
+            "CPU-S/GIB": f"{per_gib.median:.2f}" if per_gib else "-",
+            "CPU-S": f"{cpu.median:.1f}",
+            "MEMORY": format_bytes(memory.median),
+            "VS BEST": f"{seconds.median / least:.1f} x" if least else "-",
+            "OF FLOOR": f"{row.nearest[1]:.0%} {row.nearest[0]}" if row.nearest else "-",
+        }
+        cells.append([shown[name] for name in heading])
     return table_text(cells)
 
 
