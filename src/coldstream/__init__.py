@@ -20,6 +20,7 @@ The map, from the bottom up:
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
     metrics                                     Prometheus: what loads and starts did
+    bench                                       ways of loading a model, compared on this machine
     tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch
     probe  doctor  demo                         does this bucket work; what is wrong; does all of it work

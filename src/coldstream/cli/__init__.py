@@ -27,6 +27,7 @@ VERBS = (
     "download",
     "remove",
     "load",
+    "bench",
     "tune",
     "cost",
     "template",
