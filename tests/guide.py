@@ -5,7 +5,7 @@ what one sets, the next finds. A command that ends in " &" goes on beside the ot
 differ from run to run, so lines are compared with their numbers, dates, digests and addresses replaced; a line "..."
 stands for any lines that are left out.
 
-    python -m tests.guide docs/guide.md          with GUIDE_WRITE=1: puts what was printed into the document
+When the document is written anew, a line "+++" is replaced by all that was printed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pathlib import Path
 _FENCE = "```console"
 _COMMAND_SECONDS = 240.0
 _ELLIPSIS = "..."
+_EVERYTHING = "+++"
 _REPLACED = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"https?://[\w.:-]+"), "URL"),
-    (re.compile(r"/tmp/\S+|~/\S+"), "PATH"),
+    (re.compile(r"(?<![\w:/.-])(?:~|/[\w.@+-]+)/[\w.@+/-]+"), "PATH"),
     (re.compile(r"\b\d{4}-\d{2}-\d{2}[T ]?[\d:.]*(?: ?UTC|Z|\+00:00)?"), "WHEN"),
     (re.compile(r"\b(?:just now|\d+ \w+ ago)\b"), "AGO"),
     (re.compile(r"\b[0-9a-f]{7,64}\b"), "HASH"),
@@ -200,7 +201,7 @@ def written(text: str, session: Session) -> str:
     for step in reversed([*_run_all(text, session)]):
         found, printed = step
         shown = found.shown
-        kept = printed if _ELLIPSIS not in {line.strip() for line in shown} else _abridged(shown, printed)
+        kept = printed if _EVERYTHING in shown else _abridged(shown, printed)
         lines[found.line : found.line + len(shown)] = [line.rstrip() for line in kept]
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,7 @@ from coldstream import machine
 from coldstream.bench.contestant import READERS, Contestant, Python
 from coldstream.bench.runner import last_words
 from coldstream.bench.target import Target
+from coldstream.engine.message import parse_target, proxy_for
 from coldstream.errors import UnavailableError, UsageError
 from coldstream.units import format_rate
 
@@ -116,6 +117,9 @@ def measure(target: Target, *, connections: int) -> Floors:
         {"url": shard.url, "headers": [list(pair) for pair in shard.headers], "size": shard.size}
         for shard in target.shards
     ]
+    if any(proxy_for(parse_target(str(link["url"]))) for link in links):
+        # Plain reads go straight, and what a proxy lets through is no floor of this machine's.
+        return Floors(cores=cores, tls=target.is_tls)
     one = _raw({"links": links, "connections": 1, "seconds": _ONE_SECONDS})
     processes = max(1, min(_PROCESSES_MAX, cores, connections))
     shares = [len(range(number, connections, processes)) for number in range(processes)]
