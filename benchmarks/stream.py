@@ -8,8 +8,8 @@
 
 Rows: coldstream; runai-model-streamer with its default and its best number of clients (searched among 1, 4, 8, 16 and
 32, by CPU and by wall); obstore, boto3, s3fs, huggingface_hub + safetensors; a bare C loop (c_floor.c) as the floor.
-Each is a process of its own, measured from spawn to exit with all that it starts (streaming/measure.py). Rounds are
-interleaved and ratios are taken round by round. The server's CPU time is nobody's.
+Each is a process of its own, measured from spawn to exit with all that it starts, by what `coldstream bench` uses too.
+Rounds are interleaved and ratios are taken round by round. The server's CPU time is nobody's.
 
 Scenarios (`--only`): http, tls, link (5 Gbit/s token bucket in a network namespace; needs root), connections (16 of
 30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm (cache), tiny (60,000 tensors), leave.

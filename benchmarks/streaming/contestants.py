@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coldstream.bench.contestant import CHUNK_BYTES, READERS
 from streaming.model import Model
 
-CHUNK_BYTES = 8 << 20
 RUNAI_CLIENTS = (1, 4, 8, 16, 32)
 _HERE = Path(__file__).resolve().parent
 # What may steer a loader from outside; every row starts without it.
-_FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CURL_", "SSL_", "REQUESTS_", "PYTHON")
+_FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CURL_", "SSL_", "REQUESTS_", "PYTHON", "BENCH_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -79,7 +79,7 @@ class Contestants:
     def script(
         self, served: Served, mode: str, *, environ: Mapping[str, str] | None = None, **options: object
     ) -> Contestant:
-        """A program that uses the library: see readers.py, `coldstream`."""
+        """A program that uses the library: see `coldstream` in coldstream.bench.programs.readers."""
         python = Path(sys.executable)
         return self._reader(
             "coldstream", served, name=f"coldstream, {mode}", python=python, environ=environ, mode=mode, **options
@@ -132,8 +132,9 @@ class Contestants:
             "verify": False,
             **options,
         }
-        command = [str(python or self._python), str(_HERE / "readers.py"), reader, json.dumps(request)]
-        return Contestant(name or reader, command, {**environment(served), **(environ or {})})
+        command = [str(python or self._python), str(READERS), reader]
+        options = {"BENCH_OPTIONS": json.dumps(request)}
+        return Contestant(name or reader, command, {**environment(served), **(environ or {}), **options})
 
 
 def environment(served: Served) -> dict[str, str]:

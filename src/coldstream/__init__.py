@@ -19,8 +19,11 @@ The map, from the bottom up:
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
     timeline                                    what a start spent its time on
-    tune  template  launch                      settings for a model; the file that brings it up elsewhere; its launch
-    probe  demo                                 does this bucket work; does all of it work
+    metrics                                     Prometheus: what loads and starts did
+    bench                                       ways of loading a model, compared on this machine
+    tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
+    template  launch                            the file that brings a model up elsewhere; its launch
+    probe  doctor  demo                         does this bucket work; what is wrong; does all of it work
     cli                                         one file per verb; renders what the others return
 """
 

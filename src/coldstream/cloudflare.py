@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -38,6 +39,8 @@ _SAID_CHARACTERS_MAX = 300
 _RETRYABLE_STATUS = {408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 # A token that is malformed or unknown is also told by a 400: "Invalid request headers", "Invalid access token".
 _TOKEN_CODES = {6003, 6111, 9106, 9109, 10000, 10001}
+# With or without a jurisdiction between the account and the domain.
+_R2_HOST = re.compile(r"([0-9a-f]{32})(?:\.([a-z]+))?\.r2\.cloudflarestorage\.com")
 # What a token needs for a path, as the dashboard calls it (docs fundamentals/api/reference/permissions).
 _PERMISSIONS = (
     (r"/accounts/[^/]+/r2/", "Workers R2 Storage: Edit, on the account"),
@@ -82,6 +85,37 @@ class _GraphAnswer(msgspec.Struct, frozen=True):
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
 _ENVELOPE = msgspec.json.Decoder(_Envelope)
 _GRAPH_ANSWER = msgspec.json.Decoder(_GraphAnswer)
+
+
+@dataclass(frozen=True, slots=True)
+class R2Account:
+    """Whose R2 an endpoint is.
+
+    Attributes:
+        host: Of the S3 API.
+        account: 32 hexadecimal digits.
+        jurisdiction: "eu", "us" or "fedramp"; None for buckets that are in none.
+    """
+
+    host: str
+    account: str
+    jurisdiction: str | None
+
+
+def r2_account(endpoint: str) -> R2Account:
+    """What the endpoint of the S3 API says of the account.
+
+    Raises:
+        ConfigError: It is not R2's.
+    """
+    host = urlsplit(endpoint).hostname or ""
+    match = _R2_HOST.fullmatch(host)
+    if not match:
+        raise ConfigError(
+            f"the endpoint's host {host!r} names no account of Cloudflare R2",
+            hint="R2_ENDPOINT is https://<account>.r2.cloudflarestorage.com, with 32 hexadecimal digits",
+        )
+    return R2Account(host, match[1], match[2])
 
 
 class Api:

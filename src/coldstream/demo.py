@@ -11,7 +11,6 @@ import random
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -92,13 +91,6 @@ def _real_model() -> Path | None:
         if (model / "model.safetensors").is_file():
             return model
     return None
-
-
-def free_port() -> int:
-    """A port on loopback that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
 
 
 def ask(url: str, name: str) -> str:

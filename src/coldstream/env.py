@@ -23,7 +23,7 @@ VARIABLES: Mapping[str, str] = {
     "R2_ACCESS_KEY": "access key id",
     "R2_SECRET_KEY": "secret access key",
     "R2_SESSION_TOKEN": "session token of temporary credentials",
-    "R2_CDN_DOMAIN": "custom domain in front of the bucket; kept by setup for the CDN read path",
+    "R2_CDN_DOMAIN": "custom domain in front of the bucket; looked at by doctor, and kept by setup",
     "AWS_ENDPOINT_URL": "URL of the S3 API, when R2_ENDPOINT is absent",
     "AWS_ENDPOINT_URL_S3": "the same for S3 alone; wins over AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
@@ -42,9 +42,12 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
     "COLDSTREAM_BUNDLE_KEY": "signs warm-start bundles, at least 32 characters; without it none are used",
     "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: where they ask for the weights",
+    "COLDSTREAM_METRICS_PORT": "port that Prometheus' metrics are served on while a load or vLLM runs; 0: any",
+    "COLDSTREAM_METRICS_HOST": "address that they are served on; 127.0.0.1 by default",
+    "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
-_SECRETS = {
+SECRETS = {
     "VLLM_API_KEY",
     "R2_SECRET_KEY",
     "R2_SESSION_TOKEN",
@@ -208,7 +211,7 @@ def load_settings(
                 values[name], origins[name] = value.strip(), origin
     for name, value in values.items():
         if re.search(r"<[a-z -]+>|^your[_-]", value):
-            shown = "its placeholder" if name in _SECRETS else repr(value)
+            shown = "its placeholder" if name in SECRETS else repr(value)
             raise ConfigError(f"{name} (in {origins[name]}) is still {shown}", hint="put the real value there")
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
 

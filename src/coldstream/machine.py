@@ -58,12 +58,13 @@ def available_bytes() -> int:
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
             found = int(line.split()[1]) * 1024
-    return min(found, _left_in_group())
+    left = left_in_group()
+    return found if left is None else min(found, left)
 
 
-def _left_in_group() -> int:
-    """What the control group's limit leaves; reclaimable page cache counts as left."""
-    most = 1 << 62
+def left_in_group() -> int | None:
+    """Bytes that the control group's limit leaves, None without one; reclaimable page cache counts as left."""
+    most = None
     # Version 2, then version 1.
     for limit, used, statistics in (
         ("memory.max", "memory.current", "memory.stat"),
@@ -75,7 +76,8 @@ def _left_in_group() -> int:
             for line in _read(_CGROUP / statistics).splitlines():
                 if line.startswith(("inactive_file ", "total_inactive_file ")):
                     cache = int(line.split()[1])
-            most = min(most, max(0, int(maximum) - int(current) + cache))
+            left = max(0, int(maximum) - int(current) + cache)
+            most = left if most is None else min(most, left)
     return most
 
 

@@ -6,6 +6,7 @@ checked here before they are joined to anything. Pure.
 
 from __future__ import annotations
 
+import os
 import re
 
 from coldstream.errors import IntegrityError, UsageError
@@ -24,6 +25,17 @@ _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 def is_path(uri: str) -> bool:
     """Whether what names a model is a path on this machine, and neither a name nor a URI with a scheme."""
     return uri.startswith(("/", ".", "~"))
+
+
+def model_name(uri: str) -> str:
+    """What a model is called: `org/model` of a name or a URI, a folder's own name. Without bucket, host or secret."""
+    uri = uri.partition("?")[0].rstrip("/")
+    if is_path(uri) or uri.startswith("file:"):
+        return os.path.basename(os.path.abspath(uri))
+    scheme, _, rest = uri.rpartition("://")
+    if scheme in {"", "hf"}:
+        return rest.partition("@")[0]
+    return "/".join(rest.split("/")[1:][-2:]) or rest.rpartition("@")[2]
 
 
 def path_fault(path: str) -> str | None:

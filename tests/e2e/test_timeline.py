@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.demo import free_port
+from coldstream.serve.endpoint import free_port
 from coldstream.timeline import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command

@@ -19,7 +19,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -351,12 +351,14 @@ class FakeApi:
         token: For CLOUDFLARE_API_TOKEN.
         answers: Taken from the front before anything is looked at.
         requests: "METHOD /path" and the body of each.
+        graphql: Answers the documents of GraphQL; None: there is no such thing.
     """
 
     url: str = ""
     token: str = API_TOKEN
     answers: list[Answer] = field(default_factory=list)
     requests: list[tuple[str, Any]] = field(default_factory=list)
+    graphql: Callable[[Any], Answer] | None = None
 
     def environ(self) -> dict[str, str]:
         """What coldstream needs to use it."""
@@ -402,6 +404,8 @@ def cloudflare(double: FakeR2 | None = None) -> Iterator[FakeApi]:
         def _decide(self, path: str, document: Any) -> Answer:
             if self.headers.get("Authorization") != f"Bearer {api.token}":
                 return fault(403, 10000, "Authentication error")
+            if api.graphql is not None and path == "/graphql" and self.command == "POST":
+                return api.graphql(document)
             if double is None or path != f"/accounts/{ACCOUNT}/r2/temp-access-credentials" or self.command != "POST":
                 return fault(404, 7003, "Could not route to that, perhaps your object identifier is invalid?")
             if self.headers.get("Content-Type") != "application/json" or not _is_request(document):

@@ -123,6 +123,7 @@ def test_a_stop_that_is_not_heard_is_repeated() -> None:
     stops = [now / 20 for now in range(200) if Stop(0) in scheduler.tick(now / 20)]
     assert len(stops) >= 4
     assert scheduler.counts.takeovers == 1
+    assert sum(scheduler.counts.takeovers_by.values()) == 1
 
 
 def test_a_late_consumer_is_told_of_everything_even_after_the_copy_has_failed() -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from coldstream import errors, manifest
 from coldstream.cli import VERBS, cli
+from coldstream.doctor import CHECKLIST
 from coldstream.env import VARIABLES
 from coldstream.loading import LoadReport
+from coldstream.metrics.names import METRICS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -40,12 +43,39 @@ def test_every_field_of_a_load_s_report_is_documented() -> None:
         assert f"`{field.name}`" in text, field.name
 
 
+def test_every_check_of_the_doctor_is_documented() -> None:
+    text = doc("doctor.md")
+    for item in CHECKLIST:
+        assert f"| `{item.name}` |" in text, item.name
+
+
 def test_every_variable_is_documented_and_no_other() -> None:
     text = doc("environment.md")
     for name in VARIABLES:
         assert f"`{name}`" in text, name
     documented = set(re.findall(r"`((?:R2|COLDSTREAM)_[A-Z_]+)`", text))
     assert documented - {"R2_", "COLDSTREAM_"} <= set(VARIABLES)
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    rows = re.findall(r"^\| `(coldstream_\w+)` \| (\w+)(, live)? \| (.*) \|$", doc("monitoring.md"), re.MULTILINE)
+    assert {(name, kind, bool(live)) for name, kind, live, _ in rows} == {
+        (metric.name, metric.kind, metric.live) for metric in METRICS
+    }
+    said = {name: text for name, _, _, text in rows}
+    for metric in METRICS:
+        for label in metric.labels:
+            assert f"`{label}`" in said[metric.name], (metric.name, label)
+    for name in ("coldstream_retries_total", "coldstream_hedges_total", "coldstream_cache_loads_total"):
+        (values,) = next(metric for metric in METRICS if metric.name == name).labels.values()
+        for value in values or ():
+            assert f"`{value}`" in said[name], (name, value)
+
+
+def test_every_alert_is_documented_and_no_other() -> None:
+    rules = yaml.safe_load((DOCS / "monitoring/alerts.yml").read_text())
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    assert set(re.findall(r"^\| `(Coldstream\w+)`", doc("monitoring.md"), re.MULTILINE)) == alerts
 
 
 def test_every_error_and_exit_code_is_documented() -> None:

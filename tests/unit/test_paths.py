@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.paths import KEY_BYTES_MAX, SEGMENT_BYTES_MAX, checked_name, checked_path, path_fault
+from coldstream.paths import KEY_BYTES_MAX, SEGMENT_BYTES_MAX, checked_name, checked_path, model_name, path_fault
 
 HOSTILE = st.text(st.sampled_from("ab./\\:~\0\n-_ü模"), max_size=30) | st.text(max_size=40)
 
@@ -84,3 +84,19 @@ def test_a_name_that_passes_is_a_path(name: str) -> None:
         return
     assert path_fault(name) is None
     assert not name.startswith((".", "-", "/"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("org/m", "org/m"),
+        ("s3://bucket/prefix/org/m/", "org/m"),
+        ("https://host/org/m?X-Amz-Signature=secret", "org/m"),
+        ("https://user:secret@host", "host"),
+        ("hf://org/m@main", "org/m"),
+        ("/models/m", "m"),
+        ("file:///models/m", "m"),
+    ],
+)
+def test_what_a_model_is_called(uri: str, name: str) -> None:
+    assert model_name(uri) == name

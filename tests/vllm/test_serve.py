@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.demo import free_port
+from coldstream.serve.endpoint import free_port
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer

@@ -27,7 +27,9 @@ VERBS = (
     "download",
     "remove",
     "load",
+    "bench",
     "tune",
+    "cost",
     "template",
     "launch",
     "serve",
@@ -35,6 +37,7 @@ VERBS = (
     "timeline",
     "bundle",
     "cache",
+    "doctor",
     "demo",
 )
 
@@ -64,7 +67,9 @@ def cli() -> None:
     coldstream list                         see what is there
     coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
     coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
+    coldstream cost                         what a month of it costs, and elsewhere
     coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
+    coldstream doctor Qwen/Qwen3-8B         what is wrong, and what mends it
     coldstream demo                         see it work with no account at all
     """
 

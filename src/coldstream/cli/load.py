@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options
+from coldstream.cli.session import EXIT_CODES, Size, State, common_options, metrics_options
 
 if TYPE_CHECKING:
     from coldstream.loading import LoadReport
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
 @click.option("--in-order", is_flag=True, help="Tensors in the order of the files, not as they arrive.")
+@metrics_options
 @common_options
 def command(
     state: State,
@@ -57,9 +58,11 @@ def command(
 
     Every tensor is received and let go of again: this measures the way into memory, and fills the local cache.
     """
+    from coldstream.cli.metering import metered
     from coldstream.loading import Load, Options
 
-    with _bar(state) as on_progress:
+    settings = state.settings()
+    with metered(state, settings, uri) as found, _bar(state) as on_progress:
         options = Options(
             device=device,
             framework="buffer" if device == "cpu" else "pt",
@@ -69,10 +72,11 @@ def command(
             verify=not no_verify,
             cache=not no_cache,
             in_order=in_order,
-            settings=state.settings(),
+            settings=settings,
             on_progress=on_progress,
         )
         with Load(uri, options) as loading:
+            found.meter.follow(lambda: [loading])
             for _ in loading:
                 pass
             loading.wait_for_cache(_patience(state))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, metrics_options
 
 if TYPE_CHECKING:
     from coldstream.serve import Started
@@ -52,6 +52,7 @@ _OF_TIMELINE = (
 )
 @click.option("--no-spot-notice", is_flag=True, help="Do not ask the cloud whether it takes this spot machine back.")
 @click.option("--no-first-token", is_flag=True, help="Do not ask for a token once it answers, to time the first one.")
+@metrics_options
 @click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
 @click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
 @click.option("--print-env", is_flag=True, help="Show what it would be given in its environment, and stop.")
@@ -87,6 +88,7 @@ def command(
     """
     import sys
 
+    from coldstream.cli.metering import metered
     from coldstream.loading import Options
     from coldstream.serve import Request, prepared, serve
 
@@ -116,15 +118,24 @@ def command(
         state.show({"arguments": ready.command.arguments, "environment": lines}, "\n".join(lines))
         return
 
-    def on_started(started: Started) -> None:
-        if state.json:
-            state.show(_document(started), "")
-        else:
-            state.say(timeline_text(started))
+    with metered(state, settings, uri) as found:
 
-    code = serve(
-        request, settings, say=state.say, on_started=on_started, stdout=sys.stderr.buffer if state.json else None
-    )
+        def on_started(started: Started) -> None:
+            if state.json:
+                state.show(_document(started), "")
+            else:
+                state.say(timeline_text(started))
+            # A spot machine may be gone before the end.
+            found.write()
+
+        code = serve(
+            request,
+            settings,
+            say=state.say,
+            on_started=on_started,
+            stdout=sys.stderr.buffer if state.json else None,
+            meter=found.meter,
+        )
     raise SystemExit(code)
 
 

@@ -185,6 +185,26 @@ def transfer_options(function: F) -> F:
     )(function)
 
 
+def metrics_options(function: F) -> F:
+    """Adds the options of verbs that load. They become settings: see `coldstream.metrics.wanted`."""
+
+    def setting(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        assert param.name is not None
+        ctx.ensure_object(State).flags[f"COLDSTREAM_{param.name.upper()}"] = None if value is None else str(value)
+
+    for flag, kind, text in (
+        (
+            "--metrics-file",
+            click.Path(dir_okay=False),
+            "Leave Prometheus' metrics in this file, NAME.prom, at the end.",
+        ),
+        ("--metrics-host", str, "Where to serve them.  [default: 127.0.0.1]"),
+        ("--metrics-port", click.IntRange(0, 65535), "Serve them on this port meanwhile; 0: any that is free."),
+    ):
+        function = click.option(flag, type=kind, callback=setting, expose_value=False, help=text)(function)
+    return function
+
+
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
     """A size such as 64MiB, as an int of bytes."""
 

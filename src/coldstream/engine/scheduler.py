@@ -18,7 +18,7 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, Store
 from coldstream.engine.arena import Arena
@@ -49,8 +49,10 @@ class Counts:
     done_bytes: int = 0
     requests: int = 0
     retries: int = 0
+    retries_by: dict[str, int] = field(default_factory=dict)  # by `Failure.kind`
     busy: int = 0
     takeovers: int = 0
+    takeovers_by: dict[str, int] = field(default_factory=dict)  # by `slow.CAUSES`
     corrupt: int = 0
     renewals: int = 0
     connections_peak: int = 0
@@ -243,6 +245,7 @@ class Scheduler:
         if failure.kind != "cancelled":
             self._last_message = failure.message or self._last_message
             self.counts.retries += 1
+            _count(self.counts.retries_by, failure.kind)
         if self.failed:
             return []
         if self._extents.was_ready(chunk.extent) and not self._wanted:
@@ -505,8 +508,10 @@ class Scheduler:
     def _stop_slow(self, now: float) -> list[Action]:
         remote = [(connection, flight) for connection, flight in self._flights.items() if not flight.here]
         actions: list[Action] = []
-        for connection, anew in self._speeds.to_stop(remote, self.pace.target, now):
-            self.counts.takeovers += anew
+        for connection, cause in self._speeds.to_stop(remote, self.pace.target, now):
+            if cause is not None:
+                self.counts.takeovers += 1
+                _count(self.counts.takeovers_by, cause)
             actions.append(Stop(connection))
         return actions
 
@@ -553,6 +558,10 @@ class Scheduler:
         self.counts.flying_seconds += passed * self._flying[0]
         if self._blocked and self._flying[0] < self.pace.target:
             self.counts.memory_wait_seconds += passed
+
+
+def _count(counts: dict[str, int], what: str) -> None:
+    counts[what] = counts.get(what, 0) + 1
 
 
 def quick_first(sizes: Sequence[int], count: int) -> list[int]:

@@ -21,6 +21,8 @@ STALL_SECONDS_UNKNOWN = 5.0
 _STALL_PATIENCE_MAX = 4.0
 # Whoever was told to stop and has not is told again: the word is lost on a connection that is just being made.
 STOP_AGAIN_SECONDS = 1.0
+# Why a connection is stopped: it gives too little, or nothing at all.
+CAUSES = ("slow", "silent")
 # Of the connections, so many may be replaced at a time: if most are slow, the bucket is.
 TAKEOVER_SHARE = 0.25
 # So many finished requests say what is usual, and for so long after the last one.
@@ -71,7 +73,9 @@ class Speeds:
             self._rates.append(flight.size / max(now - flight.began, 1e-6))
             self._first_bytes.append(first_byte_seconds)
 
-    def to_stop(self, flights: Sequence[tuple[int, Flight]], target: int, now: float) -> Iterator[tuple[int, bool]]:
+    def to_stop(
+        self, flights: Sequence[tuple[int, Flight]], target: int, now: float
+    ) -> Iterator[tuple[int, str | None]]:
         """Connections to stop, because another would bring the rest of their chunk sooner.
 
         Args:
@@ -80,7 +84,7 @@ class Speeds:
             now: The time.
 
         Yields:
-            The connection, and whether it is told so for the first time.
+            The connection, and which of `CAUSES` it is stopped for; None when it was told so before.
         """
         allowed = max(2, int(TAKEOVER_SHARE * target)) - sum(flight.stopped is not None for _, flight in flights)
         usual = self._usual([flight for _, flight in flights], now)
@@ -89,11 +93,11 @@ class Speeds:
             if flight.stopped is not None:
                 if now - flight.stopped >= STOP_AGAIN_SECONDS:
                     flight.stopped = now
-                    yield connection, False
-            elif allowed > 0 and _is_slow(flight, usual, first_byte, now):
+                    yield connection, None
+            elif allowed > 0 and (cause := _fault(flight, usual, first_byte, now)):
                 flight.stopped = now
                 allowed -= 1
-                yield connection, True
+                yield connection, cause
 
     def _usual(self, flights: Sequence[Flight], now: float) -> float | None:
         """What a connection usually gives, in bytes per second; None when too little is known."""
@@ -110,19 +114,21 @@ class Speeds:
         return usual
 
 
-def _is_slow(flight: Flight, usual: float | None, first_byte: float, now: float) -> bool:
+def _fault(flight: Flight, usual: float | None, first_byte: float, now: float) -> str | None:
+    """Which of `CAUSES` there is to stop a connection, if any."""
     patience = 2.0 ** min(flight.takeovers, 6)
     silent = (now - flight.moved) / min(patience, _STALL_PATIENCE_MAX)
     if usual is None:
-        return silent > STALL_SECONDS_UNKNOWN
+        return "silent" if silent > STALL_SECONDS_UNKNOWN else None
     elapsed = now - flight.began
     if elapsed < patience * (SLOW_SECONDS_MIN + 2 * (first_byte + flight.size / usual)):
-        return False
+        return None
     if silent > max(STALL_SECONDS_MIN, 4 * first_byte):
-        return True
+        return "silent"
     rate = flight.received / elapsed
     rest = flight.size - flight.received
-    return rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
+    is_slow = rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
+    return "slow" if is_slow else None
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:

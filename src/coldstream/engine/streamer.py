@@ -490,6 +490,8 @@ class Streamer:
             return
         path = self._files[self._chunks[action.chunk].file].path if action.chunk is not None else None
         document = {"kind": action.kind, "message": action.message, "path": path}
+        if self._scheduler is not None:
+            self._tell(wire.PROGRESS, self._progress())
         for consumer in self._consumers.values():
             self._send(consumer, wire.FAIL + json.dumps(document).encode()[:8000])
         self._tell(wire.FAIL, document)
@@ -552,14 +554,18 @@ class Streamer:
         return {
             "bytes": counts.received_bytes + counts.here_bytes,
             "connections": len(self._scheduler.flying()),
+            "counts": self._counts(),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        assert self._scheduler is not None
+        counts = self._scheduler.counts
+        return {name: getattr(counts, name) for name in type(counts).__slots__}
 
     def _report(self) -> dict[str, Any]:
         assert self._scheduler is not None
-        counts = self._scheduler.counts
         used = resource.getrusage(resource.RUSAGE_SELF)
-        document = {name: getattr(counts, name) for name in type(counts).__slots__}
-        return document | {
+        return self._counts() | {
             "seconds": self._finished_seconds,
             "first_ready_seconds": self._first_ready_seconds,
             "streamer_cpu_seconds": used.ru_utime + used.ru_stime,
@@ -603,6 +609,17 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
     return chunks, extents, wanted
 
 
+def connections_within(descriptors: int, connections: int) -> int:
+    """How many of these connections so many open files allow; at least one. Pure."""
+    return max(1, min(connections, (descriptors - _DESCRIPTORS_SPARE) // 2))
+
+
+def descriptors_for(connections: int) -> int:
+    """How many open files so many connections want. Pure."""
+    # Both ends of a worker's sockets are open here until it has been forked.
+    return 2 * connections + _DESCRIPTORS_SPARE
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs the process.
 
@@ -617,8 +634,7 @@ def main(arguments: Sequence[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY:
-        # Both ends of a worker's sockets are open here until it has been forked.
-        connections = max(1, min(connections, (soft - _DESCRIPTORS_SPARE) // 2))
+        connections = connections_within(soft, connections)
     from coldstream.engine import worker as _preloaded  # noqa: F401  # once, before the forks
 
     if tls:

@@ -14,6 +14,20 @@ SHORT_SECONDS = 0.25
 BUSY_SHARE = 0.05
 
 
+LIMITS = (
+    "latency",
+    "consumer",
+    "pcie",
+    "throttling",
+    "network card",
+    "tls",
+    "cpu",
+    "connections",
+    "bucket",
+    "disk",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a load measured.
@@ -58,8 +72,7 @@ class Measured:
 def verdict(found: Measured) -> tuple[str, str]:
     """(what set the pace, a sentence that says so).
 
-    The first is one of "latency", "consumer", "pcie", "throttling", "network card", "tls", "cpu", "connections",
-    "bucket", "disk".
+    The first is one of `LIMITS`.
     """
     seconds = max(found.seconds, 1e-9)
     rate = (found.received_bytes + found.here_bytes) / seconds

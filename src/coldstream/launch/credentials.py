@@ -21,7 +21,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from coldstream.bundle.shelf import ROOT as BUNDLES
-from coldstream.cloudflare import Api, open_api
+from coldstream.cloudflare import Api, open_api, r2_account
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.paths import checked_name
@@ -33,8 +33,6 @@ TTL_SECONDS_MAX = 7 * 86400
 # Ours: what ends sooner has ended before a node reads its first byte.
 TTL_SECONDS_MIN = 60
 _SCOPE = "object-read-only"
-# With or without a jurisdiction between the account and the domain.
-_R2_HOST = re.compile(r"([0-9a-f]{32})(?:\.[a-z]+)?\.r2\.cloudflarestorage\.com")
 
 How = Literal["auto", "sign", "api", "own"]
 
@@ -128,16 +126,16 @@ def sign(
     """
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
     _check_prefixes(prefixes)
-    host, account = _place(endpoint)
+    place = r2_account(endpoint)
     issued_at = int(now)
     # Names and meaning: docs r2/examples/authenticate-r2-temp-credentials.
     claims = {
         "bucket": bucket,
         "scope": _SCOPE,
         "paths": {"prefixPaths": list(prefixes), "objectPaths": []},
-        "sub": account,
+        "sub": place.account,
         "iss": access_key,
-        "aud": host,
+        "aud": place.host,
         "iat": issued_at,
         "exp": issued_at + ttl_seconds,
     }
@@ -185,7 +183,7 @@ def issue(
     """
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
     _check_prefixes(prefixes)
-    _, account = _place(endpoint)
+    account = r2_account(endpoint).account
     body = {
         "bucket": bucket,
         "parentAccessKeyId": access_key,
@@ -314,18 +312,6 @@ def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
             hint="set R2_ACCESS_KEY and R2_SECRET_KEY, or run: coldstream setup --write-env",
         )
     return frozen.access_key, frozen.secret_key, frozen.token or None
-
-
-def _place(endpoint: str) -> tuple[str, str]:
-    """(host, account id) of an R2 endpoint."""
-    host = urlsplit(endpoint).hostname or ""
-    match = _R2_HOST.fullmatch(host)
-    if not match:
-        raise ConfigError(
-            f"the endpoint's host {host!r} names no account of Cloudflare R2",
-            hint="R2_ENDPOINT is https://<account>.r2.cloudflarestorage.com, with 32 hexadecimal digits",
-        )
-    return host, match[1]
 
 
 def _check_ttl(seconds: int, shown: str) -> None:

@@ -6,11 +6,12 @@ reader     tensors out of ready extents, on the CPU or on a device
 load       one process loads: `stream`, `load`
 sharing    one process starts a load, several read it: `share`, `attach`
 into       into a torch module, in place: `load_into`
-report     what a load did
+report     what a load did; account: what it has done so far
 """
 
 from __future__ import annotations
 
+from coldstream.loading.account import Account
 from coldstream.loading.into import LoadIntoReport, load_into
 from coldstream.loading.options import Options
 from coldstream.loading.report import LoadReport
@@ -18,6 +19,7 @@ from coldstream.loading.sharing import Attached, Share, attach, share
 from coldstream.loading.streaming import Load, load, stream
 
 __all__ = [
+    "Account",
     "Attached",
     "Load",
     "LoadIntoReport",

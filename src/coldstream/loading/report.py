@@ -34,7 +34,9 @@ class LoadReport:
         chunks: Pieces that were fetched and verified by themselves.
         connections: Most at the same time.
         retries: Requests that failed and were repeated.
+        retry_causes: The same by cause: see docs/monitoring.md.
         hedges: Slow connections whose rest was fetched by another.
+        hedge_causes: The same by cause: "slow" or "silent".
         renewals: Links that had expired and were made anew.
         corrupt: Chunks that arrived with wrong bytes, or lay so in the cache, and were fetched again.
         memory_bytes: Of the arena, at most.
@@ -62,7 +64,9 @@ class LoadReport:
     chunks: int
     connections: int
     retries: int
+    retry_causes: dict[str, int]
     hedges: int
+    hedge_causes: dict[str, int]
     renewals: int
     corrupt: int
     memory_bytes: int
@@ -135,7 +139,9 @@ def make_report(
         chunks=found["chunks"],
         connections=found["connections_peak"],
         retries=found["retries"],
+        retry_causes=found["retries_by"],
         hedges=found["takeovers"],
+        hedge_causes=found["takeovers_by"],
         renewals=found["renewals"],
         corrupt=found["corrupt"],
         memory_bytes=found["arena_bytes"],

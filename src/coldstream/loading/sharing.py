@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.env import load_settings
-from coldstream.errors import ColdstreamError, NotFoundError
+from coldstream.errors import CancelledError, ColdstreamError, NotFoundError
 from coldstream.header import parse_header
+from coldstream.loading.account import Account, account_of
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import prepare
@@ -134,6 +135,18 @@ class Share:
             cached=cached_now(self._owner, self._prepared),
         )
 
+    @property
+    def account(self) -> Account | None:
+        """What it has done so far; None before the first byte. May be asked in any thread."""
+        return account_of(self._owner)
+
+    @property
+    def outcome(self) -> LoadReport | ColdstreamError | None:
+        """How it ended: its report, or why it failed; None while it runs."""
+        if not self._finished.is_set():
+            return None
+        return self._error or self.wait(0)
+
     def steps(self) -> dict[str, tuple[float, float]]:
         """When it did what, by `time.monotonic`: "manifest", and once all is fetched "connect" and "stream".
 
@@ -165,7 +178,9 @@ class Share:
             if owner.report is not None or self._error is not None:
                 self._finished.set()
         if not self._finished.is_set():
-            self._error = error_of(last_words(owner), self._uri)
+            cut = self._stopping.is_set()
+            said = None if cut else last_words(owner)
+            self._error = CancelledError(f"{self._uri}: the load was ended") if cut else error_of(said, self._uri)
             self._finished.set()
 
 

@@ -13,11 +13,14 @@ import contextlib
 import select
 import time
 from collections.abc import Callable, Generator, Iterator
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
 from coldstream.env import Settings, load_settings
+from coldstream.errors import ColdstreamError
+from coldstream.loading.account import Account, account_of
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import Prepared, prepare
@@ -69,6 +72,7 @@ class Load:
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
         self._closed = self._writing = False
+        self._error: ColdstreamError | None = None
         self._tensors = self._run()
 
     def __iter__(self) -> Iterator[tuple[str, Made]]:
@@ -96,6 +100,16 @@ class Load:
     def version(self) -> str:
         """Of the model, as `Checkpoint` says; empty before the first tensor."""
         return self._prepared.checkpoint.version if self._prepared is not None else ""
+
+    @property
+    def account(self) -> Account | None:
+        """What it has done so far; None before the first byte. May be asked in any thread."""
+        return account_of(self._owner) if self._owner is not None else None
+
+    @property
+    def outcome(self) -> LoadReport | ColdstreamError | None:
+        """How it ended: its report, or why it failed; None while it runs, or when it was left early."""
+        return self._error or self.report
 
     def close(self) -> None:
         """Ends the load. Idempotent. A local copy that is still being written goes on if the load was complete."""
@@ -148,7 +162,13 @@ class Load:
         except StreamerGoneError as exc:
             failure = last_words(owner)
             owner.stop()
-            raise error_of(failure, self._uri) from exc
+            self._error = error_of(failure, self._uri)
+            raise copy(self._error) from exc
+        except ColdstreamError as exc:
+            owner.stop()
+            # Without its traceback, whose frames hold the memory of the load.
+            self._error = copy(exc)
+            raise
         except BaseException:
             owner.stop()
             raise

@@ -116,6 +116,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
 def endpoint_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Endpoint:
     """Where a vLLM with these flags will answer.
 

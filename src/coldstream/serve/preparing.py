@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class Prepared:
 
 @contextmanager
 def prepared(
-    request: Request, settings: Settings, *, say: Callable[[str], None], dry: bool = False
+    request: Request,
+    settings: Settings,
+    *,
+    say: Callable[[str], None],
+    dry: bool = False,
+    on_service: Callable[[LoadService], None] = lambda _: None,
 ) -> Iterator[Prepared]:
     """Resolves the model, begins the stream and restores the caches; the stream ends with the block.
 
@@ -62,6 +68,7 @@ def prepared(
         settings: Where the bucket is.
         say: Told what the user should know.
         dry: Whether only the command is asked for, and nothing is to be streamed.
+        on_service: Told of whoever gives the loads, before the first begins; of a second one after a fallback.
 
     Raises:
         NotFoundError: vLLM is not installed, or there is no such model.
@@ -73,7 +80,8 @@ def prepared(
     with ExitStack() as stack:
         version: str | None
         if request.loader == "coldstream":
-            command, service, version = _streamed(request, settings, program, stack, say, dry=dry)
+            begin = partial(_begun, request=request, settings=settings, stack=stack, dry=dry, on_service=on_service)
+            command, service, version = _streamed(request, program, begin, say)
         else:
             command, service = _other(request, settings, program, say), None
             version = _version(request, settings) if request.bundle != "off" else None
@@ -93,15 +101,18 @@ def prepared(
 
 
 def _streamed(
-    request: Request, settings: Settings, program: Program, stack: ExitStack, say: Callable[[str], None], *, dry: bool
+    request: Request,
+    program: Program,
+    begin: Callable[[str], tuple[LoadService, ModelFolder]],
+    say: Callable[[str], None],
 ) -> tuple[Command, LoadService, str]:
     try:
-        service, folder = _begun(request.uri, request, settings, stack, dry=dry)
+        service, folder = begin(request.uri)
     except (UnavailableError, NotFoundError, CredentialsError) as exc:
         if request.fallback != "hf" or not request.is_name:
             raise
         say(f"warning: {exc.message}; streaming from Hugging Face instead")
-        service, folder = _begun(f"hf://{request.uri}", request, settings, stack, dry=dry)
+        service, folder = begin(f"hf://{request.uri}")
     if folder.offline:
         check_complete(folder)
         say("warning: the bucket does not answer; starting from this machine's copy")
@@ -112,11 +123,18 @@ def _streamed(
 
 
 def _begun(
-    uri: str, request: Request, settings: Settings, stack: ExitStack, *, dry: bool
+    uri: str,
+    *,
+    request: Request,
+    settings: Settings,
+    stack: ExitStack,
+    dry: bool,
+    on_service: Callable[[LoadService], None],
 ) -> tuple[LoadService, ModelFolder]:
     """The stream and the folder, both begun at once: both ask the bucket, and neither needs the other."""
     with ExitStack() as mine:
         service = mine.enter_context(LoadService(uri, options=_options(request, settings)))
+        on_service(service)
         trouble: list[ColdstreamError] = []
 
         def begin() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coldstream.loading import Options
-from coldstream.paths import is_path
+from coldstream.paths import is_path, model_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +45,4 @@ class Request:
     @property
     def served_name(self) -> str:
         """What the model is called in vLLM's API: `org/model`, or the folder's name."""
-        uri = self.uri.partition("?")[0].rstrip("/")
-        if is_path(uri) or uri.startswith("file:"):
-            return os.path.basename(os.path.abspath(uri))
-        scheme, _, rest = uri.rpartition("://")
-        if scheme in {"", "hf"}:
-            return rest.partition("@")[0]
-        # Without the bucket or the host.
-        return "/".join(rest.split("/")[1:][-2:]) or rest
+        return model_name(self.uri)

@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from typing import BinaryIO
 
 from coldstream import machine
 from coldstream.env import Settings
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import LoadReport
+from coldstream.metrics import Meter
 from coldstream.serve.child import Child
 from coldstream.serve.draining import drain
 from coldstream.serve.endpoint import Endpoint, endpoint_of
@@ -32,6 +33,7 @@ from coldstream.timeline import Machine, Recorder, Timeline, Timelines, timeline
 from coldstream.timeline.marks import metrics
 from coldstream.timeline.phases import clean
 from coldstream.units import format_bytes
+from coldstream.vllm.service import LoadService
 
 _HEALTH_SECONDS = 0.2
 # It may be writing or sending; a thread that is cut off when Python ends can take it down with it.
@@ -70,6 +72,7 @@ def serve(
     on_started: Callable[[Started], None],
     stdout: BinaryIO | None = None,
     stderr: BinaryIO | None = None,
+    meter: Meter | None = None,
 ) -> int:
     """Runs vLLM until it ends.
 
@@ -80,6 +83,7 @@ def serve(
         on_started: Told when it answers, from another thread.
         stdout: Where vLLM's standard output goes; ours when None.
         stderr: Where its errors go; ours when None.
+        meter: Told what is loaded, started, restored and published.
 
     Returns:
         Its exit code.
@@ -89,6 +93,11 @@ def serve(
         And what `model_folder` and `Share` raise.
     """
     began, began_at = time.monotonic(), datetime.now(timezone.utc)
+    meter = meter or Meter()
+    if meter.port is not None and meter.port == endpoint_of(request.arguments, os.environ).port:
+        raise UsageError(
+            f"the metrics' port {meter.port} is vLLM's own", hint="choose another: --metrics-port, or vLLM's --port"
+        )
     recorder = Recorder(began)
     unknown_format = threading.Event()
 
@@ -97,7 +106,12 @@ def serve(
         if _UNKNOWN_FORMAT.search(line):
             unknown_format.set()
 
-    with prepared(request, settings, say=say) as ready:
+    def on_service(service: LoadService) -> None:
+        meter.follow(lambda: service.loads, lambda: service.failures)
+
+    meter.starting()
+    with prepared(request, settings, say=say, on_service=on_service) as ready:
+        meter.bundle_restored(ready.warm.state.state if ready.warm is not None else "off")
         for line in said_before(ready.warm):
             say(line)
         now = time.monotonic()
@@ -112,18 +126,23 @@ def serve(
         try:
             with child.signals():
                 over = threading.Event()
-                start = _Start(request=request, ready=ready, recorder=recorder, began=began, began_at=began_at)
+                start = _Start(
+                    request=request, ready=ready, recorder=recorder, began=began, began_at=began_at, meter=meter
+                )
                 kept = timelines_of(settings)
                 watcher = threading.Thread(target=_watch, args=(child, start, kept, on_started, say, over), daemon=True)
                 watcher.start()
                 with _watching_for_notice(child, start, over, say):
                     code = child.wait()
                 over.set()
+                meter.not_started("cancelled" if child.signalled else "failed")
                 if ready.warm is not None:
                     ready.warm.cancel()
                 watcher.join(_WATCHER_SECONDS)
         finally:
             child.finish()
+            # What the loads have done is not to be asked once they are closed.
+            meter.look()
     if unknown_format.is_set():
         say("hint:  this vLLM does not see coldstream: install it into vLLM's own environment")
     assert code is not None
@@ -157,6 +176,7 @@ class _Start:
     recorder: Recorder
     began: float
     began_at: datetime
+    meter: Meter = field(default_factory=Meter)
 
 
 def _watch(
@@ -190,6 +210,7 @@ def _watch(
         report=report,
         bundle=ready.warm.state.as_document() if ready.warm is not None else None,
     )
+    start.meter.started(timeline)
     path: str | None = None
     try:
         timeline = kept.keep(timeline)
@@ -210,6 +231,7 @@ def _watch(
     if ready.warm is not None:
         reads = partial(reads_of, child.pid, ready.service)
         ready.warm.publish(ready_seconds=now - start.began, reads=reads, over=over)
+        start.meter.bundle_published(ready.warm.state.published)
         for line in said_after(ready.warm.state):
             say(line)
         if path is not None:

@@ -70,6 +70,7 @@ SPANS = ("manifest", "connect", "stream", "bundle")
 # Without any of these between them, weights and warm-up have all of the engine's work between them.
 _INSIDE = ("loaded", "compiling", "compiled", "profiled", "sized", "captured")
 _ENGINE_INIT = Kind("initialised", "engine init", "warm-up", "memory measured, caches allocated, first runs")
+PHASES = (*(kind.name for kind in KINDS), _ENGINE_INIT.name, UNNAMED)
 _COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled anew"}
 
 

@@ -91,6 +91,7 @@ def measured(
     *,
     steps: Sequence[int] = STEPS,
     seconds: float = _SECONDS,
+    bytes_max: int | None = None,
     on_sample: Callable[[Sample], None] | None = None,
 ) -> Curve:
     """Measures. Each step is a load of its own that is broken off; the local cache is left alone.
@@ -100,6 +101,7 @@ def measured(
         options: Of the loads.
         steps: Numbers of connections.
         seconds: For each.
+        bytes_max: For each too: what a look at the speed may cost.
         on_sample: Told each.
 
     Raises:
@@ -107,7 +109,7 @@ def measured(
     """
     samples: list[Sample] = []
     for connections in steps:
-        rate = _rate(uri, replace(options, concurrency=connections, cache=False), seconds)
+        rate = _rate(uri, replace(options, concurrency=connections, cache=False), seconds, bytes_max)
         samples.append(Sample(connections, rate))
         if on_sample:
             on_sample(samples[-1])
@@ -117,16 +119,25 @@ def measured(
     return fitted(samples)
 
 
-def _rate(uri: str, options: Options, seconds: float) -> float:
+def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> float:
     """Bytes a second once the connections run; of a model that is through sooner, over all of it."""
     seen: list[tuple[float, int]] = []
     options = replace(options, on_progress=lambda done, _total: seen.append((time.monotonic(), done)))
+    entered = time.monotonic()
     with Load(uri, options) as loading:
-        began = time.monotonic()
+        began: float | None = None
         for _ in loading:
-            if time.monotonic() - began > seconds:
+            if began is None:
+                # Its processes have started and its manifest is read: neither is the bucket's speed.
+                began = time.monotonic()
+            if time.monotonic() - began > seconds or (bytes_max is not None and seen and seen[-1][1] > bytes_max):
                 break
-    return steady(seen)
+    rate = steady(seen)
+    if rate == 0 and seen:
+        # All of a small model was there when that was first asked.
+        last, count = seen[-1]
+        rate = count / max(last - entered, 1e-9)
+    return rate
 
 
 def steady(seen: Sequence[tuple[float, int]]) -> float:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class LoadService:
 
     Attributes:
         address: For `VARIABLE`.
+        failures: Why loads could not begin, in their order.
     """
 
     def __init__(self, uri: str, *, options: Options) -> None:
@@ -69,6 +71,7 @@ class LoadService:
         self._lock = threading.Lock()
         self._given: dict[str, _Given] = {}
         self._every: list[Share] = []
+        self.failures: list[ColdstreamError] = []
         self._telling: list[socket.socket] = []
         self._closed = False
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
@@ -92,6 +95,11 @@ class LoadService:
         """The load that begins by itself, for its report; None until `begin`."""
         given = self._given.get(FIRST)
         return given.share if given else None
+
+    @property
+    def loads(self) -> tuple[Share, ...]:
+        """Every load that has begun; none once this is closed. May be asked in any thread."""
+        return tuple(self._every)
 
     def begin(self, *, consumers: int) -> Share:
         """Begins the first load.
@@ -163,7 +171,12 @@ class LoadService:
         return list(found)
 
     def _new_share(self, consumers: int) -> Share:
-        share = Share(self._uri, consumers=consumers, options=self._options)
+        try:
+            share = Share(self._uri, consumers=consumers, options=self._options)
+        except ColdstreamError as exc:
+            # Without its traceback, whose frames hold more than is known here.
+            self.failures.append(copy(exc))
+            raise
         if self._version not in {None, share.version}:
             share.close()
             raise ConflictError(f"{self._uri} was replaced since vLLM was started", hint="start it again")

@@ -226,14 +226,14 @@ def speeds(count: int, now: float) -> Speeds:
 
 
 def test_one_slow_connection_is_found() -> None:
-    assert list(speeds(8, 11.9).to_stop(flights(8 * MIB - 9, MIB // 2, 8 * MIB - 9), 16, 12.0)) == [(1, True)]
+    assert list(speeds(8, 11.9).to_stop(flights(8 * MIB - 9, MIB // 2, 8 * MIB - 9), 16, 12.0)) == [(1, "slow")]
 
 
 def test_as_long_as_little_is_known_only_silence_counts() -> None:
     few = flights(8 * MIB - 9, MIB // 2)
     assert list(speeds(2, 11.9).to_stop(few, 16, 12.0)) == []
     few[1][1].moved = 6.0
-    assert list(speeds(2, 11.9).to_stop(few, 16, 12.0)) == [(1, True)]
+    assert list(speeds(2, 11.9).to_stop(few, 16, 12.0)) == [(1, "silent")]
 
 
 def test_when_all_are_slow_it_is_the_bucket() -> None:
@@ -244,8 +244,8 @@ def test_only_so_many_are_stopped_at_a_time() -> None:
     found, slow = speeds(8, 11.9), flights(*[MIB // 2] * 16)
     assert len(list(found.to_stop(slow, 16, 12.0))) == 4
     assert list(found.to_stop(slow, 16, 12.05)) == []
-    assert [anew for _, anew in found.to_stop(slow, 16, 13.1)] == [False] * 4
+    assert [cause for _, cause in found.to_stop(slow, 16, 13.1)] == [None] * 4
 
 
 def test_one_that_is_nearly_through_is_left_alone() -> None:
-    assert list(speeds(8, 11.9).to_stop(flights(8 * MIB - 1000, MIB), 16, 12.0)) == [(1, True)]
+    assert list(speeds(8, 11.9).to_stop(flights(8 * MIB - 1000, MIB), 16, 12.0)) == [(1, "slow")]

@@ -1,4 +1,4 @@
-"""One command from spawn to exit: wall time, CPU time and peak memory of everything that it started.
+"""One command from spawn to exit: wall time, CPU time and peak memory of everything that it started. Linux.
 
     python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] -- COMMAND...
 
@@ -19,9 +19,9 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
+from typing import IO
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -49,14 +49,21 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     memory = _Memory(pss=pss, interval=interval)
     began = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    timer = threading.Timer(timeout, end_descendants)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        end_descendants()
+
+    timer = threading.Timer(timeout, end)
     timer.start()
     memory.start()
-    output: list[bytes] = []
     # Read as it comes, so that a full pipe stops nobody; the wall clock is stopped by the exit, not by the pipe's end.
-    readers = [threading.Thread(target=lambda f=file: output.append(f.read())) for file in (process.stdout,)]
+    output: list[bytes] = []
     errors: list[bytes] = []
-    readers.append(threading.Thread(target=lambda: errors.append(process.stderr.read())))
+    readers = [
+        threading.Thread(target=_read, args=pair) for pair in ((process.stdout, output), (process.stderr, errors))
+    ]
     for reader in readers:
         reader.start()
     _, status, _ = os.wait4(process.pid, 0)
@@ -71,6 +78,7 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "exit": process.returncode,
+        "timed_out": late.is_set(),
         "seconds": seconds,
         "settled_seconds": settled,
         "orphans": left,
@@ -84,9 +92,15 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     }
 
 
+def _read(file: IO[bytes] | None, into: list[bytes]) -> None:
+    assert file is not None
+    into.append(file.read())
+
+
 def descendants() -> list[int]:
     """Every process below this one."""
-    found, todo = [], [os.getpid()]
+    found: list[int] = []
+    todo = [os.getpid()]
     while todo:
         pid = todo.pop()
         try:
@@ -173,4 +187,4 @@ def _pss(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,29 @@
+"""Prometheus' metrics around a verb, for those that load."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from coldstream.cli.session import State
+
+if TYPE_CHECKING:
+    from coldstream.env import Settings
+    from coldstream.metrics.measuring import Measured
+
+
+def metered(state: State, settings: Settings, uri: str) -> AbstractContextManager[Measured]:
+    """Serves and keeps the metrics that are configured, for the length of the block; nothing is done when none are.
+
+    Args:
+        state: The common options.
+        settings: What is configured.
+        uri: Of the model, as the user named it.
+    """
+    from coldstream.loading.prepare import uri_key
+    from coldstream.metrics import measured, wanted
+    from coldstream.paths import model_name
+
+    asked = wanted(settings)
+    key = uri_key(uri, settings) if asked is not None else uri
+    return measured(asked, model=model_name(uri), uri=key, say=state.say)

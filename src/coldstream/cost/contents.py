@@ -1,0 +1,71 @@
+"""What is in the bucket: its models as their manifests describe them, and how much there is in all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coldstream.cost.plan import Content
+from coldstream.cost.requests import chunks_of, writes_of_upload
+from coldstream.errors import NotFoundError
+from coldstream.manifest import Journal
+from coldstream.mirror import list_models
+from coldstream.mirror.reading import StoredModel, open_model
+from coldstream.origin.choice import small_files
+from coldstream.selection import weights
+from coldstream.store import Store
+
+_LOADABLE = {"ready", "foreign"}
+
+
+def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Content, ...], int, int]:
+    """The models, the bytes that are stored and the number of objects.
+
+    Args:
+        store: The bucket.
+        names: The models that count; none: all that can be loaded, and whatever else the bucket holds.
+
+    Raises:
+        NotFoundError: A model is not there or not complete, or there is none at all.
+    """
+    if names:
+        models = [_complete(open_model(store, name)) for name in dict.fromkeys(names)]
+        sizes = [info.size for model in models for info in model.listing.values()]
+        return tuple(map(_content, models)), sum(sizes), len(sizes) + len(models)
+    found = [info.name for info in list_models(store) if info.state in _LOADABLE]
+    models = [open_model(store, name) for name in found]
+    contents = tuple(_content(model) for model in models if _shards(model))
+    if not contents:
+        raise NotFoundError(
+            f"there is no model to load in {store.uri}",
+            hint="upload one, or reckon without a bucket: coldstream cost --models 10 --size 16GB",
+        )
+    sizes = [info.size for info in store.list("")]
+    return contents, sum(sizes), len(sizes)
+
+
+def _complete(model: StoredModel) -> StoredModel:
+    if isinstance(model.record, Journal):
+        raise NotFoundError(f"{model.name} is not complete: its upload is running or was broken off")
+    if not _shards(model):
+        raise NotFoundError(f"{model.name} has no safetensors weights, so nothing loads it")
+    return model
+
+
+def _shards(model: StoredModel) -> tuple[str, ...]:
+    return weights(file.path for file in model.files)
+
+
+def _content(model: StoredModel) -> Content:
+    shards, files = set(_shards(model)), model.files
+    beside = set(small_files(file.path for file in files))
+    of_weights = [file for file in files if file.path in shards]
+    return Content(
+        name=model.name,
+        stored_bytes=sum(info.size for info in model.listing.values()),
+        loaded_bytes=sum(file.size for file in files if file.path in shards | beside),
+        # Without a manifest the headers say how it is cut, and they are not read for this.
+        chunks=sum(len(file.entry.chunks.stops) if file.entry else chunks_of(file.size) for file in of_weights),
+        shards=len(shards),
+        small_files=len(beside),
+        writes=writes_of_upload(file.size for file in files),
+    )

@@ -1,0 +1,99 @@
+"""Answers scrapes over HTTP, as long as the process lives."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import socket
+import socketserver
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+
+from coldstream.errors import UsageError
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_REQUEST_SECONDS = 10.0
+_AT_ONCE_MAX = 16
+
+
+class Endpoint:
+    """A server of its own threads. Listens from the beginning; `stop` ends it.
+
+    Attributes:
+        port: Where it listens.
+        url: The same for people and for Prometheus.
+    """
+
+    def __init__(self, host: str, port: int, text: Callable[[], bytes]) -> None:
+        """Takes the port.
+
+        Args:
+            host: An address of this machine, or a name of one.
+            port: 0 for any that is free.
+            text: The metrics of that moment; asked in any thread.
+
+        Raises:
+            UsageError: Somebody else listens there, or it is no address of this machine.
+        """
+        try:
+            self._server = _server(host, port, text)
+        except OSError as exc:
+            why = "is taken" if exc.errno == errno.EADDRINUSE else f"cannot be had: {exc.strerror or exc}"
+            raise UsageError(
+                f"the metrics' port {port} on {host} {why}",
+                hint="choose another, or 0 for any that is free: --metrics-port, COLDSTREAM_METRICS_PORT",
+            ) from exc
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="coldstream-metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it, and waits for the answer that is being sent. Idempotent."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.ThreadingTCPServer:
+    at_once = threading.BoundedSemaphore(_AT_ONCE_MAX)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        server_version, sys_version = "coldstream", ""
+        timeout = _REQUEST_SECONDS
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name there
+            pass
+
+        def _answer(self, *, with_body: bool) -> None:
+            found = self.path.partition("?")[0] == "/metrics"
+            with at_once:
+                body = text() if found else b"metrics are at /metrics\n"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain; charset=utf-8")
+            if "gzip" in self.headers.get("Accept-Encoding", ""):
+                body = gzip.compress(body, compresslevel=1)
+                self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            # A scraper comes every some seconds: its connection would keep a thread for nothing.
+            self.send_header("Connection", "close")
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address, daemon_threads, block_on_close = True, True, False
+        address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Whoever asked has gone; there is nobody to tell."""
+
+    return Server((host, port), Handler)
