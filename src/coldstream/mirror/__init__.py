@@ -1,7 +1,7 @@
 """The mirror: a model goes from the Hub or a folder into the store, is listed, verified, read back and removed.
 
 One module per verb; `digest` and `pump` move and hash the bytes for upload, verify and download alike, `records` reads
-and writes the manifest.
+and writes the manifest, `segments` stores weights in pieces that models share, `pool` says what of those may go.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@
 - Of a file that was under way, parts already stored are kept if they hold the source's bytes: the bytes are read from
   the source again, which the whole-file hash needs anyway, and only what is missing or different is sent.
 - A file becomes an object only after its hash equals what the source promised; the manifest comes last.
+
+Weights may be stored in segments (see `segments` and `pool`), with or without the file in one piece beside them. First
+whatever is in one piece is sent, then the segments: made by the store from the piece that it has, or else sent.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -31,15 +35,25 @@ from coldstream.errors import (
 )
 from coldstream.manifest import FileEntry, Manifest, StoredObject
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
-from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
+from coldstream.mirror.pool import ROOT, pool_listing, segment_keys, sweep
+from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, FileWork, Pump
 from coldstream.mirror.records import JournalWriter, read_record, record_key
+from coldstream.mirror.segments import Pool, SegmentCopy, SegmentUpload, Whole
 from coldstream.paths import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
-from coldstream.plan import PART_BYTES, part_bytes_for, part_count, parts
+from coldstream.plan import (
+    PART_BYTES,
+    PART_BYTES_MIN,
+    SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+    part_bytes_for,
+    part_count,
+    parts,
+)
 from coldstream.progress import Progress
 from coldstream.selection import INDEX_NAME, is_weights, select
 from coldstream.source import Source, SourceFile
 from coldstream.store import ObjectInfo, Part, PendingUpload, Store
-from coldstream.units import MIB
+from coldstream.units import MIB, format_bytes, plural
 
 # The largest index seen is 12 MB (a model of 160 shards); more is no index.
 _INDEX_BYTES_MAX = 64 * MIB
@@ -61,7 +75,11 @@ class UploadPlan:
         part_bytes: Path to part size.
         skipped: Path to why it is left out.
         skipped_bytes: Path to size of what is left out.
-        kept: Path to entry, for files whose bytes are in the store already.
+        object_bytes_max: What weights are cut into segments by, or None for every file in one piece.
+        plain: Whether files in segments are stored in one piece too.
+        kept: Path to entry, for files that are in the store as they should be.
+        whole: Path to entry, for files that lack their segments alone: the object that holds them in one piece.
+        segments: Path to entry, for files that lack their piece alone: their segments.
         stale: Keys, relative to the model, of objects of an earlier revision that are not part of it any more.
         pending: Unfinished multipart uploads below the model, to be continued or dropped.
         state: What the store holds now: "absent", "foreign", "uploading" or "ready".
@@ -75,9 +93,13 @@ class UploadPlan:
     source: manifest.Source
     files: tuple[SourceFile, ...]
     part_bytes: Mapping[str, int]
+    object_bytes_max: int | None
+    plain: bool
     skipped: Mapping[str, str]
     skipped_bytes: Mapping[str, int]
     kept: Mapping[str, FileEntry]
+    whole: Mapping[str, FileEntry]
+    segments: Mapping[str, FileEntry]
     stale: tuple[str, ...]
     pending: tuple[PendingUpload, ...]
     state: str
@@ -101,9 +123,47 @@ class UploadPlan:
         return sum(is_weights(file.path) for file in self.files)
 
     @property
+    def to_send_whole(self) -> tuple[SourceFile, ...]:
+        """The files that are to be sent in one piece."""
+        return tuple(
+            file
+            for file in self.to_send
+            if not is_segmented(file.path, self.object_bytes_max) or (self.plain and file.path not in self.whole)
+        )
+
+    @property
+    def to_cut(self) -> tuple[SourceFile, ...]:
+        """The files whose segments are to be stored, as far as the store lacks them."""
+        return tuple(
+            file
+            for file in self.to_send
+            if is_segmented(file.path, self.object_bytes_max) and file.path not in self.segments
+        )
+
+    @property
+    def to_read_bytes(self) -> int:
+        """How many bytes are to be read from the source, if the store can copy."""
+        whole = self.to_send_whole
+        return sum(file.size for file in whole) + sum(file.size for file in self.to_cut if file not in whole)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the model will take in the store; twice its weights if they are there in segments and whole."""
+        twice = (file.size for file in self.files if self.plain and is_segmented(file.path, self.object_bytes_max))
+        return self.size + sum(twice)
+
+    @property
     def parts(self) -> int:
-        """How many parts or single objects are to be sent."""
-        return sum(part_count(file.size, self.part_bytes[file.path]) for file in self.to_send)
+        """How many parts or single objects are to be sent or copied; of segments, about."""
+        whole = sum(part_count(file.size, self.part_bytes[file.path]) for file in self.to_send_whole)
+        return whole + sum(part_count(file.size, PART_BYTES) for file in self.to_cut) + self.segment_count // 2
+
+    @property
+    def segment_count(self) -> int:
+        """About how many segments are to be looked for, and stored where they are missing."""
+        if self.object_bytes_max is None:
+            return 0
+        return sum(2 + 2 * file.size // self.object_bytes_max for file in self.to_cut)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +177,12 @@ class UploadReport:
         bytes: Bytes of the model.
         sent_files: Files that were sent, wholly or in part.
         sent_bytes: Bytes that were sent.
-        kept_bytes: Bytes that were in the store already, parts of files included.
+        kept_bytes: Bytes of the model that were not sent because the store has them: parts of files included.
         parts: Parts and single objects sent.
+        sent_segments: Segments that were sent.
+        copied_segments: Segments that the store made from the file in one piece.
+        kept_segments: Segments that the store had, of this model or another, among files that changed.
+        swept_segments: Segments that nobody refers to any more and that were deleted.
         seconds: From the first request to the manifest.
         retries: Requests that were repeated.
         conditional: Whether the store honours conditional writes.
@@ -132,6 +196,10 @@ class UploadReport:
     sent_bytes: int
     kept_bytes: int
     parts: int
+    sent_segments: int
+    copied_segments: int
+    kept_segments: int
+    swept_segments: int
     seconds: float
     retries: int
     conditional: bool
@@ -146,15 +214,38 @@ def plan_upload(
     also: Sequence[str] = (),
     exclude: Sequence[str] = (),
     part_bytes: int = PART_BYTES,
+    object_bytes_max: int | None = None,
+    plain: bool = True,
 ) -> UploadPlan:
     """Looks at the source and the store and decides. Writes nothing.
 
+    Args:
+        store: Where to.
+        source: Where from.
+        name: The model's, in the store.
+        include: See `select`.
+        also: See `select`.
+        exclude: See `select`.
+        part_bytes: Of files in one piece.
+        object_bytes_max: Store weights in segments of at most so many bytes.
+        plain: And in one piece too. Without `object_bytes_max` that is the only way.
+
     Raises:
-        UsageError: The name is unusable or lies in or around another model, or no weights are left to upload.
+        UsageError: The name is unusable or lies in or around another model, no weights are left to upload, or
+            `object_bytes_max` is out of bounds.
         IntegrityError: The source is inconsistent, or a file's name is refused.
         And what the source and the store raise.
     """
     checked_name(name)
+    if object_bytes_max is not None and not SEGMENT_BYTES_MIN <= object_bytes_max <= SEGMENT_BYTES_MAX:
+        raise UsageError(
+            f"a segment may have 1 MiB to 5 GiB, not {object_bytes_max} bytes",
+            hint="480MiB is within what Cloudflare's CDN keeps (512 MB)",
+        )
+    if object_bytes_max is None and not plain:
+        raise UsageError(
+            "without segments a file is stored in one piece or not at all", hint="--object-bytes-max 480MiB"
+        )
     every = {file.path: file for file in source.files()}
     index = source.read(every[INDEX_NAME], bytes_max=_INDEX_BYTES_MAX) if INDEX_NAME in every else None
     selection = select(every, index=index, include=include, also=also, exclude=exclude)
@@ -169,10 +260,16 @@ def plan_upload(
     found = read_record(store, name)
     record = found[0] if found else None
     entries = record.files if record else ()
-    kept = _kept(store, source, name, files, entries, listing)
-    chosen = set(selection.chosen)
-    stale = {stored.key for entry in entries if entry.path not in chosen for stored in entry.objects}
-    complete = isinstance(record, Manifest) and len(kept) == len(files) == len(record.files)
+    look = _Look(store, source, name, listing | (pool_listing(store) if segment_keys(entries) else {}))
+    recorded = {entry.path: entry for entry in entries}
+    for file in files:
+        if file.path in recorded:
+            look.at(file, recorded[file.path], object_bytes_max=object_bytes_max, plain=plain)
+    pieces = {file.path for file in files if plain or not is_segmented(file.path, object_bytes_max)}
+    stale = {stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))}
+    complete = (
+        isinstance(record, Manifest) and {*look.kept.values()} == {*record.files} and len(look.kept) == len(files)
+    )
     return UploadPlan(
         name=name,
         label=source.label,
@@ -181,8 +278,12 @@ def plan_upload(
         part_bytes={file.path: part_bytes_for(file.size, wanted=part_bytes) for file in files},
         skipped=selection.skipped,
         skipped_bytes={path: every[path].size for path in selection.skipped},
-        kept=kept,
-        stale=tuple(sorted(key for key in stale if key in listing and key not in chosen)),
+        object_bytes_max=object_bytes_max,
+        plain=plain,
+        kept=look.kept,
+        whole=look.whole,
+        segments=look.segments,
+        stale=tuple(sorted(key for key in stale if key in listing and key not in pieces)),
         pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
         up_to_date=complete and isinstance(record, Manifest) and record.source == source.record,
@@ -203,13 +304,22 @@ def upload(
     """Carries the plan out. `store.retry.cancel` must be the source's too.
 
     Raises:
+        UsageError: A segment does not fit into `memory_bytes`.
         IntegrityError: A file is not what the source promised; its upload is aborted, the model is not ready.
         ConflictError: Another upload of the same model took over, or objects were changed meanwhile.
         And what the source and the store raise. What was stored stays, for the next run to go on from.
     """
     began = time.monotonic()
     progress = progress or Progress()
+    if plan.to_cut and plan.object_bytes_max is not None and plan.object_bytes_max > memory_bytes:
+        raise UsageError(
+            f"a segment of {format_bytes(plan.object_bytes_max)} does not fit into {format_bytes(memory_bytes)} of "
+            "memory: its key is its hash, so it is held until that is known",
+            hint="raise --memory (twice a segment lets one be read while another is sent), or lower --object-bytes-max",
+        )
     tally = _Tally()
+    pool = Pool(store, {s.key: s.etag for entry in plan.entries for s in entry.objects if s.key.startswith(f"/{ROOT}")})
+    swept = 0
     journal = JournalWriter(
         store,
         name=plan.name,
@@ -223,69 +333,205 @@ def upload(
         for orphan in plan.pending:
             store.abort_upload(orphan.key, orphan.upload_id)
     else:
-        digest = _transfer(store, source, plan, journal, tally, progress, connections, memory_bytes)
+        transfer = _Transfer(store, source, plan, journal, tally, pool, progress, connections, memory_bytes)
+        digest = transfer.run()
+        swept = transfer.swept
+    sent_bytes = tally.sent_bytes + pool.counts.sent_bytes
     return UploadReport(
         name=plan.name,
         digest=digest,
         files=len(plan.files),
         bytes=plan.size,
         sent_files=len(plan.to_send),
-        sent_bytes=tally.sent_bytes,
-        kept_bytes=plan.size - tally.sent_bytes,
-        parts=tally.parts,
+        sent_bytes=sent_bytes,
+        kept_bytes=max(0, plan.size - sent_bytes),
+        parts=tally.parts + pool.counts.parts,
+        sent_segments=pool.counts.sent,
+        copied_segments=pool.counts.copied,
+        kept_segments=pool.counts.kept,
+        swept_segments=swept,
         seconds=time.monotonic() - began,
         retries=store.retry.count,
         conditional=journal.conditional,
     )
 
 
-def _transfer(
-    store: Store,
-    source: Source,
-    plan: UploadPlan,
-    journal: JournalWriter,
-    tally: _Tally,
-    progress: Progress,
-    connections: int,
-    memory_bytes: int,
-) -> str:
-    journal.open()
-    if not journal.conditional:
-        progress.say("this store ignores conditional writes: do not upload one model from two places at once")
-    for path in plan.kept:
-        progress.begin(path, 0)
-        progress.end(path, "kept")
-    entries = dict(plan.kept)
-    pending = plan.pending
-    for _ in range(_ROUNDS_MAX):
-        files = [file for file in plan.to_send if file.path not in entries]
-        works = [_FileUpload(store, source, plan, file, pending, journal, tally, progress) for file in files]
-        try:
-            Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(
-                works, tick=journal.flush_if_due
+class _Transfer:
+    """One upload under way.
+
+    Attributes:
+        swept: How many segments went because nobody refers to them any more; known at the end.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        plan: UploadPlan,
+        journal: JournalWriter,
+        tally: _Tally,
+        pool: Pool,
+        progress: Progress,
+        connections: int,
+        memory_bytes: int,
+    ) -> None:
+        self.swept = 0
+        self._store, self._source, self._plan = store, source, plan
+        self._journal, self._tally, self._pool, self._progress = journal, tally, pool, progress
+        self._connections, self._memory_bytes = connections, memory_bytes
+
+    def run(self) -> str:
+        """All of it; the manifest's digest."""
+        store, plan, journal, progress = self._store, self._plan, self._journal, self._progress
+        journal.open()
+        if not journal.conditional:
+            progress.say("this store ignores conditional writes: do not upload one model from two places at once")
+        for path in plan.kept:
+            progress.begin(path, 0)
+            progress.end(path, "kept")
+        whole = dict(plan.whole)
+        digests = self._send_whole(whole)
+        entries = dict(plan.kept)
+        segments = dict(plan.segments)
+        self._store_segments(segments, whole, digests)
+        for file in plan.to_send:
+            if is_segmented(file.path, plan.object_bytes_max):
+                entries[file.path] = self._complete(segments[file.path], whole)
+            else:
+                entries[file.path] = whole[file.path]
+        _clean(store, plan)
+        entries = _checked_objects(store, plan.name, entries)
+        digest = journal.commit(entries.values())
+        if segment_keys(plan.entries) or segment_keys(entries.values()):
+            self._sweep()
+        return digest
+
+    def _send_whole(self, whole: dict[str, FileEntry]) -> dict[str, Digests]:
+        """Sends what is to be stored in one piece, notes it in `whole`, and returns the hashes of what was sent."""
+        pending = [self._plan.pending]
+        digests: dict[str, Digests] = {}
+
+        def works(files: Sequence[SourceFile], _pump: Pump) -> list[_FileUpload]:
+            found = [
+                _FileUpload(
+                    self._store,
+                    self._source,
+                    self._plan,
+                    file,
+                    pending[0],
+                    self._journal,
+                    self._tally,
+                    self._progress,
+                )
+                for file in files
+            ]
+            pending[0] = ()
+            return found
+
+        for work in self._rounds(self._plan.to_send_whole, works, whole):
+            assert work.digests is not None
+            digests[work.file.path] = work.digests
+        return digests
+
+    def _store_segments(
+        self, segments: dict[str, FileEntry], whole: Mapping[str, FileEntry], digests: Mapping[str, Digests]
+    ) -> None:
+        """Stores the segments that are missing, and notes the files' entries in `segments`."""
+
+        def note(entry: FileEntry) -> None:
+            self._journal.add(self._complete(entry, whole))
+
+        def works(files: Sequence[SourceFile], pump: Pump) -> list[SegmentCopy | SegmentUpload]:
+            return [
+                self._segment_work(file, whole.get(file.path), digests.get(file.path), pump, note) for file in files
+            ]
+
+        for _ in self._rounds(self._plan.to_cut, works, segments):
+            pass
+
+    def _segment_work(
+        self,
+        file: SourceFile,
+        whole: FileEntry | None,
+        digests: Digests | None,
+        pump: Pump,
+        note: Callable[[FileEntry], None],
+    ) -> SegmentCopy | SegmentUpload:
+        limit = self._plan.object_bytes_max
+        assert limit is not None
+        origin = None
+        # S3 copies no range of an object below 5 MiB.
+        if whole and file.size > PART_BYTES_MIN:
+            origin = Whole(f"{self._plan.name}/{whole.objects[0].key}", whole.objects[0].etag)
+        if origin and digests and self._pool.copies:
+            return SegmentCopy(
+                self._pool,
+                file,
+                object_bytes_max=limit,
+                whole=origin,
+                digests=digests,
+                note=note,
+                progress=self._progress,
             )
-        except BaseException:
-            _last_words(store, journal, works)
-            raise
-        entries |= {work.file.path: work.entry for work in works if work.entry}
-        # Nothing may be dropped any more that an upload which took over goes on from.
-        journal.check()
-        if len(entries) == len(plan.files):
-            break
-        for work in works:
-            work.abort_if_bad()
-        pending = ()
-    else:
+        return SegmentUpload(
+            self._pool,
+            self._source,
+            file,
+            object_bytes_max=limit,
+            whole=origin,
+            submit=pump.submit,
+            note=note,
+            progress=self._progress,
+        )
+
+    def _complete(self, entry: FileEntry, whole: Mapping[str, FileEntry]) -> FileEntry:
+        """A file in segments, with its piece if it has one."""
+        beside = whole.get(entry.path) if self._plan.plain else None
+        return msgspec.structs.replace(entry, plain=beside.objects[0] if beside else None)
+
+    def _rounds(
+        self,
+        files: Sequence[SourceFile],
+        works: Callable[[Sequence[SourceFile], Pump], list[W]],
+        done: dict[str, FileEntry],
+    ) -> Iterator[W]:
+        """Moves files until all are stored, notes them in `done`, and yields the works that did it."""
+        for _ in range(_ROUNDS_MAX):
+            pump = Pump(cancel=self._store.retry.cancel, connections=self._connections, memory_bytes=self._memory_bytes)
+            current = works([file for file in files if file.path not in done], pump)
+            try:
+                pump.run(current, tick=self._journal.flush_if_due)
+            except BaseException:
+                _last_words(self._store, self._journal, current)
+                raise
+            for work in current:
+                if work.entry:
+                    done[work.file.path] = work.entry
+                    yield work
+            # Nothing may be dropped any more that an upload which took over goes on from.
+            self._journal.check()
+            if all(file.path in done for file in files):
+                return
+            for work in current:
+                work.abort_if_bad()
         raise ConflictError(
-            f"something else drops the unfinished uploads below {store.uri}/{plan.name}",
+            f"something else drops the unfinished uploads below {self._store.uri}/{self._plan.name}",
             hint="run the same command again; it keeps what is stored",
         )
-    _clean(store, plan)
-    _check_objects(store, plan.name, entries)
-    return journal.commit(entries.values())
+
+    def _sweep(self) -> None:
+        """Frees what nobody refers to any more. The model is ready, so a failure is no failure of the upload."""
+        try:
+            found = sweep(self._store)
+        except ColdstreamError as exc:
+            self._progress.say(f"segments that are not needed any more were left: {exc.message}")
+            return
+        if found.keys and found.withheld:
+            self._progress.say(f"{plural(len(found.keys), 'segment')} that nobody needs may go later: {found.withheld}")
+        self.swept = 0 if found.withheld else len(found.keys)
 
 
-def _last_words(store: Store, journal: JournalWriter, works: Sequence[_FileUpload]) -> None:
+def _last_words(store: Store, journal: JournalWriter, works: Sequence[_Upload]) -> None:
     """After a failure: notes what is stored, so that the next run keeps it. Best effort; the failure is the news."""
     with store.retry.shielded():
         for work in works:
@@ -301,23 +547,53 @@ def _clean(store: Store, plan: UploadPlan) -> None:
         store.abort_upload(pending.key, pending.upload_id)
 
 
-def _check_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) -> None:
-    """Compares what is about to be declared ready with what is there now."""
+def _checked_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Compares what is about to be declared ready with what is there now.
+
+    A segment's key pins its bytes; its ETag is taken as it is now, since somebody else may have stored it once more.
+    """
     listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
-    for entry in entries.values():
-        if _present(store, name, entry, listing) is None:
+    if segment_keys(entries.values()):
+        listing |= pool_listing(store)
+    checked = {}
+    for path, entry in entries.items():
+        objects = tuple(
+            msgspec.structs.replace(stored, etag=listing[stored.key].etag or stored.etag)
+            if stored.key.startswith("/") and stored.key in listing
+            else stored
+            for stored in entry.objects
+        )
+        checked[path] = msgspec.structs.replace(entry, objects=objects)
+        beside = (entry.plain,) if entry.plain else ()
+        if not all(_is_there(listing, stored) for stored in (*objects, *beside)):
             raise ConflictError(
-                f"{store.uri}/{name}/{entry.path} was changed while the upload ran",
+                f"{store.uri}/{name}/{path} was changed while the upload ran",
                 hint=f"run the same command again; is something else writing to {name}?",
             )
+    return checked
+
+
+class _Upload(FileWork, Protocol):
+    """What every work of an upload has beside what the pump wants."""
+
+    file: SourceFile
+    entry: FileEntry | None
+
+    def abort_if_bad(self) -> None: ...
+
+
+W = TypeVar("W", bound=_Upload)
 
 
 class _FileUpload:
     """One file on its way. Implements `FileWork`.
 
     Attributes:
+        file: The file.
         entry: What was stored, once it is. None after the end when the multipart upload was lost: another run of the
             same upload, not yet aware that this one took over, completed or dropped it. Then the file starts over.
+        digests: Its hashes, once it is stored.
+        parts: As it is cut to be sent.
     """
 
     def __init__(
@@ -334,18 +610,21 @@ class _FileUpload:
         self.file = file
         self.size = file.size
         self.part_bytes = plan.part_bytes[file.path]
+        self.parts = tuple(parts(self.size, self.part_bytes))
         self.entry: FileEntry | None = None
+        self.digests: Digests | None = None
         self._key = f"{plan.name}/{file.path}"
         self._store, self._source, self._journal = store, source, journal
         self._tally, self._progress = tally, progress
         self._pending = [upload.upload_id for upload in pending if upload.key == self._key]
         self._digest: OrderedDigest | None = None
-        self._multipart = part_count(self.size, self.part_bytes) > 1
+        self._multipart = len(self.parts) > 1
+        self._object_bytes_max = plan.object_bytes_max if is_segmented(file.path, plan.object_bytes_max) else None
         self._upload_id: str | None = None
         self._bad = False
         self._lost = False
         self._kept: dict[int, Part] = {}
-        self._parts: dict[int, Part] = {}
+        self._made: dict[int, Part] = {}
         # What the finished object carries, so that it is recognised when the answer to completing it gets lost.
         self._mark = {_SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
 
@@ -355,7 +634,13 @@ class _FileUpload:
         return self._digest
 
     def prepare(self) -> None:
-        self._digest = OrderedDigest(StreamDigest(self.file.path, self.size, git=self.file.git_blob_id is not None))
+        stream = StreamDigest(
+            self.file.path,
+            self.size,
+            git=self.file.git_blob_id is not None,
+            object_bytes_max=self._object_bytes_max,
+        )
+        self._digest = OrderedDigest(stream)
         self._progress.begin(self.file.path, self.size)
         if self._multipart:
             self._upload_id, self._kept = self._resumable()
@@ -367,18 +652,19 @@ class _FileUpload:
             self.file, start, view, on_read=lambda count: self._progress.fetched(self.file.path, count)
         )
 
-    def store(self, index: int, start: int, view: memoryview) -> None:
+    def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         if not self._multipart:
             self._put_whole(view)
-            return
-        if self._lost:
-            return
+        elif not self._lost:
+            self._put_part(index + 1, view)
+        stored()
+
+    def _put_part(self, number: int, view: memoryview) -> None:
         assert self._upload_id is not None
-        number = index + 1
         kept = self._kept.get(number)
         if kept and kept.etag == self._store.part_etag(view):
             self._progress.stored(self.file.path, len(view))
-            self._parts[number] = kept
+            self._made[number] = kept
             return
         try:
             etag = self._store.put_part(self._key, self._upload_id, number, view, on_sent=self._on_sent)
@@ -392,11 +678,12 @@ class _FileUpload:
             self._bad = self._lost = True
             return
         self._tally.sent(len(view))
-        self._parts[number] = Part(number, len(view), etag)
+        self._made[number] = Part(number, len(view), etag)
 
     def finish(self) -> None:
         if self._multipart:
-            entry = self._entry(self._verified(), ())
+            digests = self._verified()
+            entry = digests.entry(self.file, ())
             if not self._lost:
                 self._journal.add_durably(entry)
                 self._lost = not self._complete()
@@ -406,7 +693,7 @@ class _FileUpload:
             info = self._store.head(self._key)
             if info.size != self.size:
                 raise IntegrityError(f"{self._store.uri}/{self._key} has {info.size} bytes, {self.size} were sent")
-            self._note(entry, info.etag)
+            self._note(digests, info.etag)
         self._progress.end(self.file.path, "sha256 ok" if self.file.sha256 else "ok")
 
     def abort_if_bad(self) -> None:
@@ -419,7 +706,7 @@ class _FileUpload:
         mark = {_SHA256_METADATA: digests.sha256}
         etag = self._store.put(self._key, view, metadata=mark, on_sent=self._on_sent)
         self._tally.sent(len(view))
-        self._note(self._entry(digests, ()), etag)
+        self._note(digests, etag)
 
     def _resumable(self) -> tuple[str | None, dict[int, Part]]:
         """The unfinished upload of this object with the most parts that fit, and those parts; else (None, {})."""
@@ -442,23 +729,17 @@ class _FileUpload:
             IntegrityError: They differ.
         """
         digests = self.digest.finish()
-        for kind, promised, found in (
-            ("SHA-256", self.file.sha256, digests.sha256),
-            ("git blob id", self.file.git_blob_id, digests.git_blob_id),
-        ):
-            if promised is not None and promised != found:
-                self._bad = True
-                raise IntegrityError(
-                    f"{self.file.path}: its {kind} is {(found or '')[:12]}…, "
-                    f"{self._source.label} promises {promised[:12]}…",
-                    hint="run the same command again; if it stays, a proxy or a mirror (HF_ENDPOINT) alters the bytes",
-                )
+        try:
+            digests.check(self.file, label=self._source.label)
+        except IntegrityError:
+            self._bad = True
+            raise
         return digests
 
     def _complete(self) -> bool:
         """Makes the parts an object; False when the multipart upload is gone and the object is not of this one."""
         assert self._upload_id is not None
-        ordered = [self._parts[number] for number in sorted(self._parts)]
+        ordered = [self._made[number] for number in sorted(self._made)]
         try:
             self._store.complete_upload(self._key, self._upload_id, ordered)
         except UploadNotFoundError:
@@ -472,21 +753,12 @@ class _FileUpload:
             return info.size == self.size and self._mark.items() <= info.metadata.items()
         return True
 
-    def _entry(self, digests: Digests, objects: tuple[StoredObject, ...]) -> FileEntry:
-        return FileEntry(
-            path=self.file.path,
-            size=self.size,
-            sha256=digests.sha256,
-            git_blob_id=self.file.git_blob_id,
-            objects=objects,
-            chunks=digests.chunks,
-        )
-
-    def _note(self, entry: FileEntry, etag: str) -> None:
+    def _note(self, digests: Digests, etag: str) -> None:
         stored = StoredObject(
             key=self.file.path, size=self.size, etag=etag, part_bytes=self.part_bytes if self._multipart else None
         )
-        self.entry = msgspec.structs.replace(entry, objects=(stored,))
+        self.digests = digests
+        self.entry = digests.entry(self.file, (stored,))
         self._journal.add(self.entry)
 
     def _on_sent(self, count: int) -> None:
@@ -528,34 +800,62 @@ def _refuse_nesting(store: Store, name: str) -> None:
         )
 
 
-def _kept(
-    store: Store,
-    source: Source,
-    name: str,
-    files: Sequence[SourceFile],
-    entries: Sequence[FileEntry],
-    listing: Mapping[str, ObjectInfo],
-) -> dict[str, FileEntry]:
-    """The files that need not be sent: stored in the version that the record names, with the source's content."""
-    recorded = {entry.path: entry for entry in entries}
-    kept = {}
-    for file in files:
-        entry = recorded.get(file.path)
-        present = _present(store, name, entry, listing) if entry else None
-        if present and _same(source, file, present):
-            kept[file.path] = present
-    return kept
+def is_segmented(path: str, object_bytes_max: int | None) -> bool:
+    """Whether a file is stored in segments: the weights that a load streams. Those in sub-folders are read as files."""
+    return object_bytes_max is not None and is_weights(path) and "/" not in path
 
 
-def _present(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
-    """The entry with its objects, if all of them are in the store in the version that was verified; else None."""
-    if not entry.objects:
-        return _completed(store, name, entry, listing)
-    for stored in entry.objects:
-        info = listing.get(stored.key)
-        if info is None or info.size != stored.size or (info.etag and info.etag != stored.etag):
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What of the files is in the store, in the version that a record names and with the source's content.
+
+    Attributes:
+        kept: Files that are as they should be.
+        whole: Files that lack their segments alone: the object that holds them in one piece.
+        segments: Files that lack their piece alone: their segments.
+    """
+
+    store: Store
+    source: Source
+    name: str
+    listing: Mapping[str, ObjectInfo]
+    kept: dict[str, FileEntry] = field(default_factory=dict)
+    whole: dict[str, FileEntry] = field(default_factory=dict)
+    segments: dict[str, FileEntry] = field(default_factory=dict)
+
+    def at(self, file: SourceFile, entry: FileEntry, *, object_bytes_max: int | None, plain: bool) -> None:
+        """Looks at one file that a record names."""
+        whole = self._whole(entry)
+        segmented = is_segmented(file.path, object_bytes_max)
+        cut = None
+        if segmented and entry.object_bytes_max == object_bytes_max:
+            there = entry.objects and all(_is_there(self.listing, stored) for stored in entry.objects)
+            cut = msgspec.structs.replace(entry, plain=None) if there else None
+        if not (whole or cut) or not _same(self.source, file, entry):
+            return
+        if not segmented:
+            if whole:
+                self.kept[file.path] = whole
+        elif cut and (whole or not plain):
+            self.kept[file.path] = msgspec.structs.replace(cut, plain=whole.objects[0] if whole and plain else None)
+        elif whole:
+            self.whole[file.path] = whole
+        elif cut:
+            self.segments[file.path] = cut
+
+    def _whole(self, entry: FileEntry) -> FileEntry | None:
+        """The entry with the object that holds it in one piece, if that is there."""
+        if not entry.objects:
+            return _completed(self.store, self.name, entry, self.listing)
+        stored = entry.plain if entry.object_bytes_max is not None else entry.objects[0]
+        if stored is None or stored.size != entry.size or not _is_there(self.listing, stored):
             return None
-    return entry
+        return msgspec.structs.replace(entry, objects=(stored,), object_bytes_max=None, plain=None)
+
+
+def _is_there(listing: Mapping[str, ObjectInfo], stored: StoredObject) -> bool:
+    info = listing.get(stored.key)
+    return info is not None and info.size == stored.size and info.etag in {"", stored.etag}
 
 
 def _completed(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
