@@ -210,6 +210,16 @@ def test_a_killed_upload_keeps_the_segments_that_are_stored(watched: tuple[Comma
     assert downloaded(command, REPO, "out") == files()
 
 
+def test_a_bucket_that_refuses_to_copy_is_sent_the_segments(watched: tuple[Command, Faults], hub: FakeHub) -> None:
+    command, faults = watched
+    hub.add_repo(REPO, files())
+    faults.add("fail", "^PUT .*segments.*partNumber", times=3, status=501, code="NotImplemented")
+    report = command.json("upload", REPO, *FLAGS, "--connections", "3")
+    assert report["copied_segments"] == 0
+    assert report["sent_segments"] > 6
+    assert command.json("verify", REPO, "--deep")["ok"] is True
+
+
 def test_a_bad_bucket_is_survived(watched: tuple[Command, Faults], hub: FakeHub) -> None:
     command, faults = watched
     hub.add_repo(REPO, files())
