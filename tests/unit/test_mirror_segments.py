@@ -117,7 +117,7 @@ def in_pool(store: Store) -> set[str]:
     return {info.key for info in store.list(pool.ROOT)}
 
 
-def assert_whole(store: Store, files: dict[str, bytes], tmp_path: Path, name: str = NAME) -> None:
+def assert_whole(store: Store, files: dict[str, bytes], tmp_path: Path, name: str = NAME, *, root: str = "") -> None:
     """It is ready, every byte of every copy is right, and it comes back equal."""
     report = verify(store, name, deep=True)
     assert report.ok, report.problems
@@ -127,7 +127,8 @@ def assert_whole(store: Store, files: dict[str, bytes], tmp_path: Path, name: st
     for entry in entries(store, name).values():
         for stored in entry.objects:
             if stored.key.startswith("/"):
-                assert hashlib.sha256(store.get(stored.key[1:])[0]).hexdigest() == stored.key.rpartition("/")[2]
+                found = store.get(f"{root}{stored.key}".lstrip("/"))[0]
+                assert hashlib.sha256(found).hexdigest() == stored.key.rpartition("/")[2]
     assert list(store.uploads("")) == []
 
 
@@ -311,6 +312,20 @@ def test_a_damaged_plain_copy_is_found(tmp_path: Path) -> None:
     report = send(store, folder, plain=True)
     assert report.sent_bytes == len(model()[SHARD])
     assert_whole(store, model(), tmp_path)
+
+
+def test_a_store_that_lies_above_finds_the_segments(tmp_path: Path) -> None:
+    """s3://bucket/team/org/model, uploaded to s3://bucket/team as org/model"""
+    inner, outer = opened(tmp_path / "store" / "team"), opened(tmp_path / "store")
+    send(inner, write_model(tmp_path / "model", model()))
+    assert [(info.name, info.state) for info in list_models(outer)] == [(f"team/{NAME}", "ready")]
+    report = verify(outer, f"team/{NAME}", deep=True)
+    assert (report.ok, report.segments) == (True, len(in_pool(inner)))
+    assert_whole(outer, model(), tmp_path, f"team/{NAME}", root="team")
+    send(outer, tmp_path / "model", "org/other")
+    assert plan_removal(outer, "org/other").segments == len(in_pool(outer))
+    remove(outer, plan_removal(outer, "org/other"))
+    assert_whole(inner, model(), tmp_path)
 
 
 def test_equal_segments_are_stored_once(tmp_path: Path) -> None:

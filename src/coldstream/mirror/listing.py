@@ -49,7 +49,7 @@ class ModelInfo:
 def list_models(store: Store) -> list[ModelInfo]:
     """All models, by name. Reads the whole listing, and each model's manifest."""
     every = list(store.list(""))
-    pool = {f"/{info.key}": info for info in every if info.key.startswith(ROOT)}
+    pool = {f"/{info.key}": info for info in every if f"/{ROOT}" in f"/{info.key}"}
     return [_describe(store, name, objects, pool) for name, objects in sorted(_grouped(every).items())]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from coldstream.errors import ManifestError
-from coldstream.manifest import FileEntry, Journal
+from coldstream.manifest import FileEntry, Journal, Manifest
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME
 from coldstream.store import ObjectInfo, PendingUpload, Store
@@ -54,14 +54,26 @@ def segment_key(sha256: str) -> str:
     return f"/{ROOT}{sha256[:2]}/{sha256}"
 
 
-def segment_keys(files: Iterable[FileEntry]) -> set[str]:
-    """The store's keys of all segments of these files."""
-    return {stored.key[1:] for entry in files for stored in entry.objects if stored.key.startswith(f"/{ROOT}")}
+def segment_keys(files: Iterable[FileEntry], *, root: str = "") -> set[str]:
+    """The store's keys of all segments of these files; `root` as `root_of` gives it."""
+    return {
+        f"{root}{stored.key[1:]}" for entry in files for stored in entry.objects if stored.key.startswith(f"/{ROOT}")
+    }
 
 
-def pool_listing(store: Store) -> dict[str, ObjectInfo]:
-    """Every segment in the store, by its key as a manifest names it."""
-    return {f"/{info.key}": info for info in store.list(ROOT)}
+def root_of(name: str, record: Manifest | Journal) -> str:
+    """Where in the store the root lies that a record's keys with a leading "/" are relative to; with a "/" at its end.
+
+    Not at the store's own root when that lies above the one that the model was uploaded to: `s3://bucket` rather than
+    `s3://bucket/team`, whose model `org/model` is `team/org/model` then. The record knows the name that it had.
+    """
+    root = name.removesuffix(record.name)
+    return root if root.endswith("/") and root != name else ""
+
+
+def pool_listing(store: Store, *, root: str = "") -> dict[str, ObjectInfo]:
+    """Every segment in the store, by its key with a leading "/"."""
+    return {f"/{info.key}": info for info in store.list(root + ROOT)}
 
 
 def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
@@ -89,7 +101,7 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
         if found is None:
             continue
         record = found[0]
-        used |= segment_keys(record.files)
+        used |= segment_keys(record.files, root=root_of(name, record))
         if isinstance(record, Journal) and record.created > datetime.now(timezone.utc) - GRACE:
             withheld = f"an upload of {name} is running or was broken off within a day"
     unused = [info for info in segments if info.key not in used]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from coldstream.errors import NotFoundError
 from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
-from coldstream.mirror.pool import ROOT, pool_listing, segment_keys
+from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME, checked_name, checked_path
 from coldstream.store import ObjectInfo, Store
@@ -44,7 +46,7 @@ class StoredModel:
         name: The model's.
         record: Its manifest, its journal, or None when other tools put it there.
         listing: Key, relative to the model, to what the store says of the object; the manifest itself left out.
-        pool: Key, as in a manifest, to what the store says of a segment; those of other models too.
+        pool: Key, with a leading "/", to what the store says of a segment; those of other models too.
     """
 
     name: str
@@ -61,8 +63,15 @@ class StoredModel:
     def files(self) -> tuple[StoredFile, ...]:
         """The model's files: by its manifest, or by the listing when it has none."""
         if isinstance(self.record, Manifest):
+            root = root_of(self.name, self.record)
             return tuple(
-                StoredFile(path=entry.path, size=entry.size, objects=entry.objects, plain=entry.plain, entry=entry)
+                StoredFile(
+                    path=entry.path,
+                    size=entry.size,
+                    objects=tuple(_from_root(stored, root) for stored in entry.objects),
+                    plain=entry.plain,
+                    entry=entry,
+                )
                 for entry in self.record.files
             )
         return tuple(
@@ -97,7 +106,7 @@ def open_model(store: Store, name: str) -> StoredModel:
         hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "") if below else "see: coldstream list"
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
     record = found[0] if found else None
-    pool = pool_listing(store) if record and segment_keys(record.files) else {}
+    pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
     return StoredModel(name=name, record=record, listing=listing, pool=pool)
 
 
@@ -126,6 +135,11 @@ def object_key(name: str, stored: StoredObject) -> str:
     return stored.key[1:] if stored.key.startswith("/") else f"{name}/{stored.key}"
 
 
+def _from_root(stored: StoredObject, root: str) -> StoredObject:
+    """The object, with a key that is relative to this store's root if it was to another one's."""
+    return msgspec.structs.replace(stored, key=f"/{root}{stored.key[1:]}") if stored.key.startswith("/") else stored
+
+
 def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
     """The objects that the manifest names and the store does not hold as it says: (path, what is wrong)."""
     faults = []
@@ -135,7 +149,7 @@ def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
             segment = f"segment {number} of {len(file.objects)} "
             which = COPY if stored is file.plain else segment if stored.key.startswith("/") else ""
             info = model.listing.get(stored.key) or model.pool.get(stored.key)
-            if info is None and stored.key.startswith("/") and not stored.key.startswith(f"/{ROOT}"):
+            if info is None and stored.key.startswith("/") and f"/{ROOT}" not in stored.key:
                 info = next((i for i in store.list(stored.key[1:]) if i.key == stored.key[1:]), None)
             if info is None:
                 faults.append((file.path, f"{which}is missing"))

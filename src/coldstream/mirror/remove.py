@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.errors import ManifestError
-from coldstream.mirror.pool import plan_sweep, segment_keys, sweep
+from coldstream.mirror.pool import plan_sweep, root_of, segment_keys, sweep
 from coldstream.mirror.reading import open_model
 from coldstream.mirror.records import record_key
 from coldstream.paths import checked_name
@@ -51,7 +51,7 @@ def plan_removal(store: Store, name: str) -> Removal:
     own_segments: set[str] = set()
     with suppress(ManifestError):  # a model with a broken manifest is there all the same
         record = open_model(store, name).record
-        own_segments = segment_keys(record.files) if record else set()
+        own_segments = segment_keys(record.files, root=root_of(name, record)) if record else set()
     swept = plan_sweep(store, without=name)
     own = record_key(name)
     found = list(store.list(f"{name}/"))

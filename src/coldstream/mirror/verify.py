@@ -109,7 +109,7 @@ def verify(
         ok=not problems,
         deep=deep,
         layout=model.layout,
-        segments=sum(stored.key.startswith(f"/{ROOT}") for file in files for stored in file.objects),
+        segments=sum(f"/{ROOT}" in stored.key for file in files for stored in file.objects),
         files=len(files),
         bytes=sum(file.size for file in files),
         problems=tuple(sorted(problems, key=lambda problem: problem.path)),
