@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.errors import ConflictError, IntegrityError, UsageError
+from coldstream.errors import ConflictError, CredentialsError, IntegrityError, UsageError
 from coldstream.manifest import FileEntry, Manifest
 from coldstream.mirror import (
     UploadReport,
@@ -312,6 +312,22 @@ def test_a_damaged_plain_copy_is_found(tmp_path: Path) -> None:
     report = send(store, folder, plain=True)
     assert report.sent_bytes == len(model()[SHARD])
     assert_whole(store, model(), tmp_path)
+
+
+def test_keys_that_reach_one_model_alone_remove_it(tmp_path: Path) -> None:
+    store = opened(tmp_path / "store")
+    send(store, write_model(tmp_path / "model", model()), limit=None)
+
+    class Scoped(NotCopying):
+        def uploads(self, prefix: str) -> Any:
+            if not prefix.startswith(NAME):
+                raise CredentialsError("403")
+            return self._store.uploads(prefix)
+
+    removal = plan_removal(Scoped(store), NAME)
+    assert removal.withheld is None
+    remove(Scoped(store), removal)
+    assert list(store.list("")) == []
 
 
 def test_a_store_that_lies_above_finds_the_segments(tmp_path: Path) -> None:

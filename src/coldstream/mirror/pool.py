@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from coldstream.errors import ManifestError
+from coldstream.errors import CredentialsError, ManifestError
 from coldstream.manifest import FileEntry, Journal, Manifest
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME
@@ -83,8 +83,11 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
         store: Where.
         without: A model that does not count, because it is about to go.
     """
-    uploads = tuple(store.uploads(ROOT))
-    segments = list(store.list(ROOT))
+    try:
+        uploads = tuple(store.uploads(ROOT))
+        segments = list(store.list(ROOT))
+    except CredentialsError:
+        return Sweep(withheld="these keys reach no segments")  # they are one model's, and may well remove that
     if not segments and not uploads:
         return Sweep()
     used: set[str] = set()

@@ -64,7 +64,7 @@ def plan_removal(store: Store, name: str) -> Removal:
         segments=0 if swept.withheld else len(swept.keys),
         segment_bytes=0 if swept.withheld else swept.bytes,
         shared_segments=len(own_segments & swept.used),
-        withheld=swept.withheld if swept.keys else None,
+        withheld=swept.withheld if swept.keys or own_segments else None,
     )
 
 
