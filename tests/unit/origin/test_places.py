@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_segments_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
     entry = entry_of(recorded)
     stored = entry["objects"][0]
-    half = stored["size"] // 2
+    half = entry["chunks"]["stops"][0]
     rewrite(recorded, {"objects": [stored | {"size": half}, stored | {"size": stored["size"] - half}]})
     with pytest.raises(ConfigError, match="2 segments"):
         opened(str(recorded)).checkpoint()
