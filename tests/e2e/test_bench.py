@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.bench import contestant
+from coldstream.bench import contestant, floors
 from coldstream.serve.endpoint import free_port
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -24,6 +24,12 @@ from tests.vllm.conftest import PYTHON as VLLM_PYTHON
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # The page cache is everybody's: no test drops it.
 ALONE = ("--no-drop-caches",)
+
+
+@pytest.fixture(autouse=True)
+def quick_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "_SECONDS", 0.3)
+    monkeypatch.setattr(floors, "_ONE_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -105,13 +111,17 @@ def test_who_fails_and_who_is_wrong_do_not_end_the_others(command: Command, monk
     assert "coldstream, cold: " in out
 
 
+@pytest.mark.slow
 def test_whole_starts(command: Command) -> None:
     """Coldstream bench org/m --vllm -- FLAGS, with a vLLM that only says its lines."""
     program = fake_vllm(command.cwd / "env")
     program.with_name("python").symlink_to(sys.executable)
     only = ("--only", "coldstream", "--only", "runai", "--only", "vllm-default")
     python = ("--python", str(program.with_name("python")))
-    found = command.json("bench", "org/m", "--runs", "1", *ALONE, *only, *python, "--vllm", "--", "--seed", "1")
+    out, _ = command.run(
+        "bench", "org/m", "--runs", "1", *ALONE, *only, *python, "--json", "--vllm", "--", "--seed", "1"
+    )
+    found = json.loads(out)
     assert [(row["name"], row["state"]) for row in found["starts"]] == [("coldstream", "ok"), ("vllm-default", "ok")]
     assert {"name": "runai", "of": "start"}.items() <= next(
         one for one in found["skipped"] if (one["name"], one["of"]) == ("runai", "start")

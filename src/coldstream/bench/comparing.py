@@ -134,7 +134,11 @@ def compare(plan: Plan, on_step: OnStep) -> Result:
         skipped = tuple(one for one in loads if isinstance(one, Skipped))
         if not contestants and not starters:
             raise NotFoundError(_nothing(skipped), hint=next((one.hint for one in skipped if one.hint), None))
-        match = _Match(plan, on_step, total=1 + (len(contestants) + len(starters)) * (plan.runs + 1))
+        # Where no `.env` lies.
+        empty = scratch / "empty"
+        empty.mkdir()
+        total = 1 + (len(contestants) + len(starters)) * (plan.runs + 1)
+        match = _Match(plan, on_step, total=total, cwd=empty)
         match.floors = _floors(plan, maker)
         match.step("floors", of="floor")
         rows = match.play(contestants, "load", maker.cache)
@@ -167,8 +171,8 @@ def compare(plan: Plan, on_step: OnStep) -> Result:
 class _Match:
     """Runs contestants and keeps what came out."""
 
-    def __init__(self, plan: Plan, on_step: OnStep, *, total: int) -> None:
-        self._plan, self._on_step, self._total = plan, on_step, total
+    def __init__(self, plan: Plan, on_step: OnStep, *, total: int, cwd: Path) -> None:
+        self._plan, self._on_step, self._total, self._cwd = plan, on_step, total, cwd
         self._done = 0
         self.floors = floors.Floors()
         self.dropped = pagecache.NOTHING
@@ -217,9 +221,7 @@ class _Match:
             if dropped != pagecache.NOTHING:
                 self.dropped = dropped
         try:
-            # Where no `.env` lies.
-            with tempfile.TemporaryDirectory(prefix=_FOLDER) as empty:
-                done = run(contestant.command, environ, cwd=Path(empty), timeout_seconds=plan.timeout_seconds)
+            done = run(contestant.command, environ, cwd=self._cwd, timeout_seconds=plan.timeout_seconds)
             if of == "load" and done.result.get("bytes", 0) < plan.target.bytes:
                 raise RunFailed(f"it received {done.result.get('bytes', 0)} of {plan.target.bytes} bytes")
         except RunFailed as exc:
