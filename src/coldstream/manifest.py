@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal
 
 import msgspec
@@ -86,8 +86,9 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         size: In bytes.
         sha256: Of the whole content, computed while it was stored.
         git_blob_id: What the Hub knows a small file by, or None.
-        objects: Where the bytes are, in order; their sizes add up to `size`. Empty in a journal for a file whose
-            bytes are all sent and verified while its object is not yet known to be complete.
+        objects: Where the bytes are, in order; their sizes add up to `size`, and where one ends, a chunk does. Empty
+            in a journal for a file whose bytes are all sent and verified while its object is not yet known to be
+            complete.
         chunks: See `Chunks`.
     """
 
@@ -105,6 +106,17 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
         if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
             raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
+        if len(self.objects) > 1:
+            self._check_edges()
+
+    def _check_edges(self) -> None:
+        """A chunk is fetched by one request, so it lies in one object."""
+        stops = set(self.chunks.stops)
+        for stored, stop in zip(self.objects, accumulate(stored.size for stored in self.objects), strict=True):
+            if not stored.size:
+                raise ValueError(f"{self.path}: {stored.key}, one of its objects, is empty")
+            if stop not in stops:
+                raise ValueError(f"{self.path}: {stored.key} ends at byte {stop}, in the middle of a chunk")
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

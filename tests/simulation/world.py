@@ -111,6 +111,7 @@ class World:
         readers: Sequence[Reader] = (),
         disk: Disk | None = None,
         files: int = 1,
+        cuts: float = 0.0,
         here: Sequence[bool] = (),
         remote: bool = True,
         limit: int = 1 << 50,
@@ -133,6 +134,8 @@ class World:
         self.chunks: list[Chunk] = []
         self.members: list[list[int]] = []
         counters: dict[int, int] = {}
+        # A share `cuts` of the chunks begins a new segment, in the middle of an extent too; each file does.
+        cutting, segment, segment_file = random.Random(seed ^ 0x5E6), -1, -1
         for extent, sizes in enumerate(extents):
             file = extent * files // len(extents)
             position = 0
@@ -140,9 +143,11 @@ class World:
             for size in sizes:
                 number, index = len(self.chunks), counters.get(file, 0)
                 counters[file] = index + 1
+                if file != segment_file or (cuts and cutting.random() < cuts):
+                    segment, segment_file = segment + 1, file
                 local = bool(here) and here[number]
                 self.members[-1].append(number)
-                self.chunks.append(Chunk(file, index, extent, position, size, local, remote or not local))
+                self.chunks.append(Chunk(file, segment, index, extent, position, size, local, remote or not local))
                 position += size
         self.sizes = [sum(sizes) for sizes in extents]
         self.wanted = [disk is not None and not chunk.here for chunk in self.chunks]
@@ -192,7 +197,7 @@ class World:
         self._storing: Store | None = None
         self._stored: set[int] = set()
         self._tee_alive = disk is not None
-        self._link = {chunk.file: 0 for chunk in self.chunks}
+        self._link = {chunk.segment: 0 for chunk in self.chunks}
         self._link_used: dict[tuple[int, int], int] = {}
         self._renewing: set[int] = set()
         self._copying = False
@@ -321,19 +326,19 @@ class World:
         if transfer.fetch.connection not in self._warm:
             self._warm.add(transfer.fetch.connection)
             delay += bucket.connect
-        version = self._link[chunk.file]
+        version = self._link[chunk.segment]
         if seconds >= bucket.dead_after:
             self.at(bucket.idle_seconds, lambda: self._end(transfer, "broken"))
             return
         stormy = any(start <= seconds < stop for start, stop in bucket.storms)
         if stormy or rng.random() < bucket.busy or self._served() > bucket.busy_max:
             transfer.end, transfer.until = "busy", 0
-        elif 0 < bucket.link_requests <= self._link_used.get((chunk.file, version), 0):
+        elif 0 < bucket.link_requests <= self._link_used.get((chunk.segment, version), 0):
             transfer.end, transfer.until = "refused", 0
         elif rng.random() < bucket.misranged:
             transfer.end, transfer.until = "range", 0
         else:
-            self._link_used[chunk.file, version] = self._link_used.get((chunk.file, version), 0) + 1
+            self._link_used[chunk.segment, version] = self._link_used.get((chunk.segment, version), 0) + 1
             transfer.cap = bucket.each_rate * rng.uniform(0.9, 1.1)
             transfer.until = transfer.size
             if rng.random() < bucket.slow:
@@ -418,14 +423,14 @@ class World:
         if transfer is not None and self.rng.random() >= self.bucket.stop_lost:
             self.at(0.001, lambda: self._end(transfer, "cancelled"))
 
-    def _renew(self, file: int) -> None:
-        assert file not in self._renewing, "asked twice for one link"
-        self._renewing.add(file)
+    def _renew(self, segment: int) -> None:
+        assert segment not in self._renewing, "asked twice for one link"
+        self._renewing.add(segment)
 
         def renewed() -> None:
-            self._renewing.remove(file)
-            self._link[file] += 1
-            self._do(self.scheduler.renewed(file, self.now))
+            self._renewing.remove(segment)
+            self._link[segment] += 1
+            self._do(self.scheduler.renewed(segment, self.now))
 
         if self.bucket.renew_seconds < math.inf:
             self.at(self.bucket.renew_seconds, renewed)
@@ -574,7 +579,7 @@ class World:
             elif isinstance(action, Store):
                 self._store(action)
             elif isinstance(action, Renew):
-                self._renew(action.file)
+                self._renew(action.segment)
             else:
                 assert self.failed is None, "failed twice"
                 self.failed = action
@@ -597,7 +602,7 @@ class World:
         assert fetch.skip == min(self._in_place[fetch.chunk], chunk.size - 1), "bytes in place are fetched again"
         assert all(t.number != fetch.chunk for t in self._transfers.values()), "two writers on one chunk"
         assert not fetch.here or chunk.here
-        assert chunk.file not in self._renewing or fetch.here, "a request with a link that was refused"
+        assert chunk.segment not in self._renewing or fetch.here, "a request with a link that was refused"
         start = fetch.offset - chunk.position
         known = self._memory.get(chunk.extent)
         if known is None:

@@ -11,6 +11,7 @@ class Chunk:
 
     Attributes:
         file: Index of the file.
+        segment: Of the load, counted over all files: the object that it lies in.
         index: Of the chunk in its file.
         extent: Index of the extent that it lies in.
         position: Where in the extent, in bytes.
@@ -20,6 +21,7 @@ class Chunk:
     """
 
     file: int
+    segment: int
     index: int
     extent: int
     position: int
@@ -83,9 +85,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The links of this file are refused; whoever can should make a new one and say `renewed`."""
+    """The link of this segment is refused; whoever can should make a new one and say `renewed`."""
 
-    file: int
+    segment: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Events come in as method calls with the time, actions come out as a list: the st
 virtual time checks them. No clock, no socket, no memory is touched here.
 
 A chunk is *pending* (its extent has no memory yet), *queued*, *flying* on a connection, resting until a time after a
-failure, *parked* until its file has a new link, or *done*. Extents get memory about in the order of the files; what
+failure, *parked* until its segment has a new link, or *done*. Extents get memory about in the order of the files; what
 becomes of them then is in `extents`, which connections are slow in `slow`, how many there should be in `pace`.
 
 Whoever fetches a chunk is alone in writing to its place. A connection that is slow or silent is stopped, and once it
@@ -129,14 +129,14 @@ class Scheduler:
         self._pending_kinds = [len(chunks) - sum(self._here), sum(self._here)]
         self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, here
         self._resting: list[tuple[float, int]] = []
-        self._parked: dict[int, list[int]] = {}  # by the file whose link is being renewed
+        self._parked: dict[int, list[int]] = {}  # by the segment whose link is being renewed
         self._flights: dict[int, Flight] = {}
         self._flying = [0, 0]
         self._idle = list(range(max(pace.limit, local_max)))  # a heap
         self._lost: set[int] = set()
         self._trouble: dict[int, Trouble] = {}
-        self._renewed: dict[int, float] = {}  # when each file last got a new link
-        self._refused: Counter[int] = Counter()  # by file, in a row
+        self._renewed: dict[int, float] = {}  # when each segment last got a new link
+        self._refused: Counter[int] = Counter()  # by segment, in a row
         self._left = len(chunks)
         self._again = 0  # chunks that are fetched for the local copy alone, and not done
         self._moved = now
@@ -216,7 +216,7 @@ class Scheduler:
             self.pace.answered(busy=False, began=flight.began, now=now)
         self._moved = now
         self._trouble.pop(number, None)
-        self._refused.pop(chunk.file, None)
+        self._refused.pop(chunk.segment, None)
         if self._extents.was_ready(chunk.extent):
             self._again -= 1
         else:
@@ -239,7 +239,7 @@ class Scheduler:
         trouble = self._trouble.setdefault(number, Trouble())
         if flight.received:
             trouble.failures = 0
-            self._refused.pop(chunk.file, None)
+            self._refused.pop(chunk.segment, None)
         if failure.kind != "cancelled":
             self._last_message = failure.message or self._last_message
             self.counts.retries += 1
@@ -273,10 +273,10 @@ class Scheduler:
         self._lost -= set(connections)
         return self._dispatch(now)
 
-    def renewed(self, file: int, now: float) -> list[Action]:
-        """There is a new link for a file."""
-        self._renewed[file] = now
-        for number in self._parked.pop(file, ()):
+    def renewed(self, segment: int, now: float) -> list[Action]:
+        """There is a new link for a segment."""
+        self._renewed[segment] = now
+        for number in self._parked.pop(segment, ()):
             heapq.heappush(self._queues[0], number)
         return self._dispatch(now)
 
@@ -379,7 +379,7 @@ class Scheduler:
         while self._idle and self._flying[here] < most and (self._queues[here] or self._admit(here, now)):
             number = heapq.heappop(self._queues[here])
             count += 1
-            parked = None if here else self._parked.get(self._chunks[number].file)
+            parked = None if here else self._parked.get(self._chunks[number].segment)
             if parked is not None:
                 parked.append(number)
             else:
@@ -486,21 +486,21 @@ class Scheduler:
         return self._chunks[number].remote
 
     def _refuse(self, flight: Flight, failure: Failure) -> Fail | Renew | None:
-        """The link of a chunk's file was refused: it waits for a new one."""
-        file = self._chunks[flight.chunk].file
-        renewed = self._renewed.get(file)
-        if file in self._parked:
-            self._parked[file].append(flight.chunk)
+        """The link of a chunk's segment was refused: it waits for a new one."""
+        segment = self._chunks[flight.chunk].segment
+        renewed = self._renewed.get(segment)
+        if segment in self._parked:
+            self._parked[segment].append(flight.chunk)
             return None
         if renewed is not None and flight.began < renewed:
             heapq.heappush(self._queues[0], flight.chunk)  # it had the old link
             return None
-        self._refused[file] += 1
-        if self._refused[file] > REFUSED_MAX:
+        self._refused[segment] += 1
+        if self._refused[segment] > REFUSED_MAX:
             return Fail("credentials", flight.chunk, failure.message)
-        self._parked[file] = [flight.chunk]
+        self._parked[segment] = [flight.chunk]
         self.counts.renewals += 1
-        return Renew(file)
+        return Renew(segment)
 
     def _stop_slow(self, now: float) -> list[Action]:
         remote = [(connection, flight) for connection, flight in self._flights.items() if not flight.here]

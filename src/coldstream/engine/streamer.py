@@ -24,7 +24,7 @@ from typing import Any
 from coldstream.engine import wire
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import PAGE_BYTES, Arena
-from coldstream.engine.job import FileJob, Settings, pack_files, unpack_files, unpack_settings
+from coldstream.engine.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
 from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
@@ -74,7 +74,8 @@ class Streamer:
         self._lost_cpu_seconds = 0.0
         self._settings: Settings | None = None
         self._files: list[FileJob] = []
-        self._versions: list[int] = []
+        self._sources: list[Source] = []  # all segments of all files
+        self._versions: list[int] = []  # of their links
         self._mapped = 0
         self._catalog = -1
         self._catalog_bytes = 0
@@ -164,7 +165,8 @@ class Streamer:
         assert self._settings is not None
         settings = self._settings
         self._files = list(files)
-        self._versions = [0] * len(files)
+        self._sources = [source for file in files for source in sources(file)]
+        self._versions = [0] * len(self._sources)
         self._catalog, self._catalog_bytes = catalog, os.fstat(catalog).st_size
         self._chunks, extents, wanted = lay_out(files, store=settings.cache is not None)
         # Sparse: what is never touched costs nothing, and no consumer ever has to map it anew.
@@ -201,10 +203,11 @@ class Streamer:
         link = json.loads(payload[wire.NUMBER.size :] or b"null")
         assert self._scheduler is not None
         if link is None:
-            self._do([Fail("credentials", None, f"{self._files[number].path}: the link was refused")])
+            self._do([Fail("credentials", None, f"{self._sources[number].path}: the link was refused")])
             return
         headers = tuple((name, value) for name, value in link["headers"])
-        self._files[number] = replace(self._files[number], url=link["url"], headers=headers)
+        source = self._sources[number]
+        self._sources[number] = replace(source, segment=replace(source.segment, url=link["url"], headers=headers))
         self._versions[number] += 1
         for worker in self._workers:
             self._inform(worker, number)
@@ -245,13 +248,12 @@ class Streamer:
 
     def _introduce(self, worker: _WorkerProcess) -> None:
         worker.control.send(wire.MAP + wire.SIZE.pack(self._mapped))
-        for number in range(len(self._files)):
+        for number in range(len(self._sources)):
             self._inform(worker, number)
 
     def _inform(self, worker: _WorkerProcess, number: int) -> None:
-        # Not the chunks: each fetch says what it is about.
-        job = replace(self._files[number], stops=(), digests=b"", extents=(), have=b"")
-        worker.control.send(wire.FILE + wire.NUMBERS.pack(number, self._versions[number]) + pack_files([job]))
+        head = wire.SOURCE + wire.NUMBERS.pack(number, self._versions[number])
+        worker.control.send(head + pack_source(self._sources[number]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
         """A worker says nothing on this socket; it has died."""
@@ -436,7 +438,7 @@ class Streamer:
             elif isinstance(action, Store):
                 self._store(action)
             elif isinstance(action, Renew):
-                self._ask_for_link(action.file)
+                self._ask_for_link(action.segment)
             elif isinstance(action, Fail):
                 self._fail(action)
 
@@ -453,8 +455,8 @@ class Streamer:
         self._counted[action.connection] = 0
         fetch = wire.Fetch(
             chunk=action.chunk,
-            file=chunk.file,
-            version=self._versions[chunk.file],
+            segment=chunk.segment,
+            version=self._versions[chunk.segment],
             start=start,
             stop=stop,
             offset=action.offset,
@@ -480,8 +482,8 @@ class Streamer:
         digest = self._digests.pop(action.chunk)
         self._send_tee(wire.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
 
-    def _ask_for_link(self, file: int) -> None:
-        self._owner.send(wire.RENEW, wire.NUMBER.pack(file))
+    def _ask_for_link(self, segment: int) -> None:
+        self._owner.send(wire.RENEW, wire.NUMBER.pack(segment))
 
     def _fail(self, action: Fail) -> None:
         if self._reported:
@@ -588,18 +590,21 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
     chunks: list[Chunk] = []
     extents: list[int] = []
     wanted: list[bool] = []
+    before = 0  # segments of the files before
     for number, file in enumerate(files):
         for first, stop in file.extents:
             position = 0
             for index in range(first, stop):
                 begin, end = file.chunk(index)
-                here = file.here(index)
+                here, segment = file.here(index), file.segment(index)
+                remote = file.segments[segment].url is not None
                 chunks.append(
-                    Chunk(number, index, len(extents), position, end - begin, here, remote=file.url is not None)
+                    Chunk(number, before + segment, index, len(extents), position, end - begin, here, remote=remote)
                 )
                 wanted.append(store and not here)
                 position += end - begin
             extents.append(position)
+        before += len(file.segments)
     return chunks, extents, wanted
 
 

@@ -18,7 +18,7 @@ FRAME_BYTES_MAX = 1 << 30
 
 # Streamer to worker, on its control socket: one letter, then what it names.
 MAP = b"M"  # u64: the arena has so many bytes; map it
-FILE = b"F"  # u32 file, u32 version of its link, JSON of its FileJob
+SOURCE = b"F"  # u32 segment, u32 version of its link, JSON of its job.Source
 START = b"C"  # u32 connection: give it a thread
 STOP = b"S"  # u32 connection, u32 chunk: end that fetch
 NUMBER = struct.Struct("<I")
@@ -44,11 +44,11 @@ _HELLO = struct.Struct("<cIIQQ")
 SETTINGS = b"S"  # JSON of job.Settings; the plan follows
 PLAN = b"P"  # JSON of the files; with the catalog's descriptor
 DETACH = b"D"  # go on without being asked until the local copy is written, or the owner's process ends
-LINK = b"L"  # u32 file, JSON {url, headers}, or nothing when there is none to be had
+LINK = b"L"  # u32 segment, JSON {url, headers}, or nothing when there is none to be had
 CONSUMER = b"C"  # with one end of a socket: a consumer attaches through it
 # Streamer to owner.
 PROGRESS = b"p"  # JSON
-RENEW = b"r"  # u32 file: its link is refused
+RENEW = b"r"  # u32 segment: its link is refused
 LISTENING = b"l"  # consumers of other processes can connect
 STORED = b"t"  # JSON: the local copy is as complete as it will be
 
@@ -78,8 +78,8 @@ class Fetch:
 
     Attributes:
         chunk: The chunk's number in the load.
-        file: The file's number.
-        version: The version of the file's link to use, at least.
+        segment: The number, over all files, of the segment that it lies in.
+        version: The version of the segment's link to use, at least.
         start: The chunk's first byte in the file.
         stop: One past its last.
         offset: Where the chunk starts in the arena.
@@ -91,7 +91,7 @@ class Fetch:
     """
 
     chunk: int
-    file: int
+    segment: int
     version: int
     start: int
     stop: int
@@ -106,7 +106,7 @@ class Fetch:
         """For the wire."""
         return _FETCH.pack(
             self.chunk,
-            self.file,
+            self.segment,
             self.version,
             self.start,
             self.stop,
@@ -121,10 +121,10 @@ class Fetch:
     @classmethod
     def unpack(cls, data: bytes) -> Fetch:
         """What `pack` packed."""
-        chunk, file, version, start, stop, offset, skip, here, checked, hashed, digest = _FETCH.unpack(data)
+        chunk, segment, version, start, stop, offset, skip, here, checked, hashed, digest = _FETCH.unpack(data)
         return cls(
             chunk=chunk,
-            file=file,
+            segment=segment,
             version=version,
             start=start,
             stop=stop,

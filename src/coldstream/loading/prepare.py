@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coldstream.cache import Cache, CachedFile, Copy, configured
 from coldstream.engine.catalog import Catalog, CatalogFile
-from coldstream.engine.job import FileJob
+from coldstream.engine.job import FileJob, Segment
 from coldstream.engine.job import Settings as EngineSettings
 from coldstream.env import Settings
 from coldstream.errors import DiskError, UnavailableError
@@ -41,6 +41,7 @@ class Prepared:
         jobs: For the engine.
         catalog: For the consumers.
         bytes: Of all tensors.
+        segments: (path, number in its file) of every segment of every file: the engine counts them through.
     """
 
     checkpoint: Checkpoint
@@ -51,9 +52,11 @@ class Prepared:
     jobs: list[FileJob] = field(init=False)
     catalog: Catalog = field(init=False)
     bytes: int = field(init=False)
+    segments: list[tuple[str, int]] = field(init=False)
 
     def __post_init__(self) -> None:
         shards = self.checkpoint.shards
+        self.segments = [(shard.path, number) for shard in shards for number in range(len(shard.segments))]
         runs = [extents_of(shard.header, shard.stops) for shard in shards]
         self.jobs = [self._job(number, shard, runs[number]) for number, shard in enumerate(shards)]
         extents = tuple(
@@ -115,20 +118,16 @@ class Prepared:
     def _job(self, number: int, shard: Shard, runs: list[tuple[int, int]]) -> FileJob:
         job = FileJob(
             path=shard.path,
-            size=shard.size,
-            etag=shard.etag,
-            url=shard.url,
-            headers=shard.headers,
-            local=shard.local,
+            segments=shard.segments,
             stops=shard.stops,
             digests=shard.digests or b"",
             extents=tuple(runs),
         )
-        if self.copy is None or shard.local is not None:
+        if self.copy is None or shard.is_local:
             return job
         return replace(
             job,
-            local=str(self.copy.path(number)),
+            copy=str(self.copy.path(number)),
             have=self.copy.have(number),
             digests=shard.digests or self.copy.digests(number),
         )
@@ -159,7 +158,7 @@ def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
         latest.close()
     copy, cached = None, "off"
     # A version that says nothing of the content cannot tell an old copy from a new one.
-    if cache is not None and checkpoint.pinned and any(shard.url for shard in checkpoint.shards):
+    if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
         copy, cached = _open_copy(cache, uri, settings, checkpoint)
     bytes_max = cache.bytes_max if cache is not None else None
     return Prepared(checkpoint=checkpoint, origin=origin, copy=copy, cached=cached, bytes_max=bytes_max)
@@ -214,10 +213,7 @@ def _from_copy(uri: str, copy: Copy) -> Checkpoint:
             Shard(
                 path=file.path,
                 size=file.size,
-                etag=None,
-                url=None,
-                headers=(),
-                local=str(path),
+                segments=(Segment(stop=file.size, local=str(path)),),
                 header=header,
                 head=head,
                 stops=file.stops,

@@ -105,7 +105,7 @@ def make_report(
             cpu_seconds=cpu,
             cores=cores(),
             workers=found["workers"],
-            tls=any((shard.url or "").startswith("https:") for shard in checkpoint.shards),
+            tls=any((part.url or "").startswith("https:") for shard in checkpoint.shards for part in shard.segments),
             consumer_wait_seconds=waited,
             connections_mean=found["flying_seconds"] / max(found["seconds"], 1e-9),
             connections_limit=found["connections_limit"],

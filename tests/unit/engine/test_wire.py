@@ -22,7 +22,7 @@ seconds = st.floats(0, 1e9)
     st.builds(
         wire.Fetch,
         chunk=u32,
-        file=u32,
+        segment=u32,
         version=u32,
         start=u64,
         stop=u64,
@@ -143,7 +143,7 @@ def test_the_user_at_the_other_end_is_known(ends: tuple[wire.Frames, wire.Frames
 
 def test_letters_for_one_reader_differ() -> None:
     for letters in (
-        (wire.MAP, wire.FILE, wire.START, wire.STOP),
+        (wire.MAP, wire.SOURCE, wire.START, wire.STOP),
         (wire.WAIT, wire.RELEASE, wire.LEAVE),
         (wire.HELLO, wire.READY, wire.END, wire.FAIL),
         (wire.SETTINGS, wire.PLAN, wire.DETACH, wire.LINK, wire.CONSUMER, wire.LEAVE),
