@@ -18,6 +18,7 @@ class Chunk:
         size: In bytes, above 0.
         here: Whether it is read from this machine.
         remote: Whether it can be fetched from elsewhere.
+        cdn: Whether a CDN has it too, and its digest is known.
     """
 
     file: int
@@ -28,6 +29,7 @@ class Chunk:
     size: int
     here: bool = False
     remote: bool = True
+    cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Failure:
 
     Attributes:
         kind: As in `engine.http.FetchError`, or "corrupt": the bytes have another digest; "local": the file on this
-            machine could not be read, or holds other bytes.
+            machine could not be read, or holds other bytes; "lost": the fetching process died.
         received: Bytes that are in place, from where the request began.
         message: For people; without links.
         retry_after_seconds: What the server asked for, or None.
@@ -50,13 +52,17 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size."""
+    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size.
+
+    From this machine if `here`, through the CDN if `cdn`, from the bucket otherwise.
+    """
 
     connection: int
     chunk: int
     offset: int
     skip: int
     here: bool
+    cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Segment:
         url: Where to GET it. A secret: it may be signed.
         headers: To send along. Secrets.
         local: The absolute path of the object, when it is a file on this machine.
+        cdn: Where a CDN has the same object, or None.
     """
 
     stop: int
@@ -36,6 +37,7 @@ class Segment:
     url: str | None = field(default=None, repr=False)
     headers: Headers = field(default=(), repr=False)
     local: str | None = None
+    cdn: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class FileJob:
         stops: One past the last byte of each chunk.
         digests: XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
         extents: Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
+        cdn_headers: To send along to the CDN, and to nobody else. Secrets.
     """
 
     path: str
@@ -59,6 +62,7 @@ class FileJob:
     stops: tuple[int, ...] = field(repr=False)
     digests: bytes = field(default=b"", repr=False)
     extents: tuple[tuple[int, int], ...] = field(repr=False)
+    cdn_headers: Headers = field(default=(), repr=False)
 
     def chunk(self, index: int) -> tuple[int, int]:
         """The chunk's bytes as `[start, stop)`."""
@@ -89,19 +93,21 @@ class Source:
         start: Its first byte in that file.
         segment: Where it is.
         copy: As in `FileJob`.
+        cdn_headers: As in `FileJob`.
     """
 
     path: str
     start: int
     segment: Segment
     copy: str | None = None
+    cdn_headers: Headers = field(default=(), repr=False)
 
 
 def sources(file: FileJob) -> list[Source]:
     """The segments of a file, for the workers."""
     starts = (0, *(segment.stop for segment in file.segments))
     return [
-        Source(path=file.path, start=start, segment=segment, copy=file.copy)
+        Source(path=file.path, start=start, segment=segment, copy=file.copy, cdn_headers=file.cdn_headers)
         for start, segment in zip(starts, file.segments, strict=False)
     ]
 
@@ -162,7 +168,7 @@ def pack_source(source: Source) -> bytes:
 def unpack_source(data: bytes) -> Source:
     """What `pack_source` packed."""
     entry = json.loads(data)
-    return Source(**{**entry, "segment": _segment(entry["segment"])})
+    return Source(**{**entry, "segment": _segment(entry["segment"]), "cdn_headers": _headers(entry["cdn_headers"])})
 
 
 def _plain(file: FileJob) -> dict[str, Any]:
@@ -176,7 +182,11 @@ def _plain_segment(segment: Segment) -> dict[str, Any]:
 
 
 def _segment(entry: Mapping[str, Any]) -> Segment:
-    return Segment(**{**entry, "headers": tuple((name, value) for name, value in entry["headers"])})
+    return Segment(**{**entry, "headers": _headers(entry["headers"])})
+
+
+def _headers(pairs: Sequence[Sequence[str]]) -> Headers:
+    return tuple((name, value) for name, value in pairs)
 
 
 def _file(entry: Mapping[str, Any]) -> FileJob:
@@ -184,6 +194,7 @@ def _file(entry: Mapping[str, Any]) -> FileJob:
         **{
             **entry,
             "segments": tuple(_segment(segment) for segment in entry["segments"]),
+            "cdn_headers": _headers(entry["cdn_headers"]),
             "have": bytes.fromhex(entry["have"]),
             "digests": bytes.fromhex(entry["digests"]),
             "stops": tuple(entry["stops"]),

@@ -42,6 +42,7 @@ class Flight:
         received: Bytes that have arrived.
         moved: When the last of them did.
         stopped: When it was told to stop, or None.
+        cdn: Whether through the CDN.
     """
 
     chunk: int
@@ -53,6 +54,7 @@ class Flight:
     moved: float
     received: int = 0
     stopped: float | None = None
+    cdn: bool = False
 
 
 class Speeds:
@@ -71,13 +73,21 @@ class Speeds:
             self._rates.append(flight.size / max(now - flight.began, 1e-6))
             self._first_bytes.append(first_byte_seconds)
 
-    def to_stop(self, flights: Sequence[tuple[int, Flight]], target: int, now: float) -> Iterator[tuple[int, bool]]:
+    def to_stop(
+        self,
+        flights: Sequence[tuple[int, Flight]],
+        target: int,
+        now: float,
+        *,
+        least: tuple[float, float] | None = None,
+    ) -> Iterator[tuple[int, bool]]:
         """Connections to stop, because another would bring the rest of their chunk sooner.
 
         Args:
             flights: By connection; remote ones.
             target: How many connections there should be.
             now: The time.
+            least: (bytes per second, seconds): one that gives less after so long is stopped whatever others give.
 
         Yields:
             The connection, and whether it is told so for the first time.
@@ -90,7 +100,9 @@ class Speeds:
                 if now - flight.stopped >= STOP_AGAIN_SECONDS:
                     flight.stopped = now
                     yield connection, False
-            elif allowed > 0 and _is_slow(flight, usual, first_byte, now):
+            elif allowed > 0 and (
+                _is_slow(flight, usual, first_byte, now) or (least and _is_under(flight, now, *least))
+            ):
                 flight.stopped = now
                 allowed -= 1
                 yield connection, True
@@ -123,6 +135,11 @@ def _is_slow(flight: Flight, usual: float | None, first_byte: float, now: float)
     rate = flight.received / elapsed
     rest = flight.size - flight.received
     return rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
+
+
+def _is_under(flight: Flight, now: float, bytes_per_second: float, seconds: float) -> bool:
+    elapsed = now - flight.began
+    return elapsed > seconds and flight.received < bytes_per_second * elapsed
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:

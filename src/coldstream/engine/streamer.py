@@ -24,6 +24,7 @@ from typing import Any
 from coldstream.engine import wire
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import PAGE_BYTES, Arena
+from coldstream.engine.cdn import STATUSES
 from coldstream.engine.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
 from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
@@ -89,7 +90,7 @@ class Streamer:
         self._teeing = False
         self._tee_message = ""
         self._digests: dict[int, bytes] = {}  # of chunks that the tee will get
-        self._filling = False
+        self._cache_statuses = [0] * len(STATUSES)
         self._began = time.monotonic()
         self._processors = Processors(self._began)
         self._full_seconds = 0.0
@@ -284,6 +285,7 @@ class Streamer:
             return  # the control socket tells the same, and acts on it
         answer = wire.Answer.unpack(data)
         worker.cpu_seconds = max(worker.cpu_seconds, answer.cpu_seconds)
+        self._cache_statuses[answer.cache] += 1
         scheduler = self._scheduler
         assert scheduler is not None
         now = time.monotonic()
@@ -462,6 +464,7 @@ class Streamer:
             offset=action.offset,
             skip=action.skip,
             here=action.here,
+            cdn=action.cdn,
             checked=self._settings.verify and bool(digest),
             hashed=self._teeing,
             digest=digest,
@@ -574,6 +577,11 @@ class Streamer:
             "throttled": self._scheduler.pace.throttled,
             "respawns": self._respawns,
             "full_seconds": self._full_seconds,
+            "cdn_statuses": {
+                name: count for name, count in zip(STATUSES, self._cache_statuses, strict=True) if name and count
+            },
+            "cdn_failures": dict(self._scheduler.cdn.failures),
+            "cdn_gave_up": self._scheduler.cdn.gave_up,
         }
 
     def _watch(self, source: Any, handler: Callable[[], None]) -> None:
@@ -597,9 +605,20 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
             for index in range(first, stop):
                 begin, end = file.chunk(index)
                 here, segment = file.here(index), file.segment(index)
-                remote = file.segments[segment].url is not None
+                place = file.segments[segment]
                 chunks.append(
-                    Chunk(number, before + segment, index, len(extents), position, end - begin, here, remote=remote)
+                    Chunk(
+                        number,
+                        before + segment,
+                        index,
+                        len(extents),
+                        position,
+                        end - begin,
+                        here,
+                        remote=place.url is not None,
+                        # What nothing verifies comes from the bucket itself.
+                        cdn=place.cdn is not None and bool(file.digest(index)),
+                    )
                 )
                 wanted.append(store and not here)
                 position += end - begin

@@ -52,8 +52,8 @@ RENEW = b"r"  # u32 segment: its link is refused
 LISTENING = b"l"  # consumers of other processes can connect
 STORED = b"t"  # JSON: the local copy is as complete as it will be
 
-_FETCH = struct.Struct("<IIIQQQQ???16s")
-_ANSWER = struct.Struct("<BIQddd16s")
+_FETCH = struct.Struct("<IIIQQQQ????16s")
+_ANSWER = struct.Struct("<BBIQddd16s")
 
 # The kinds of answers by their number on the wire. "done" is none of FetchError's.
 KINDS = (
@@ -85,6 +85,7 @@ class Fetch:
         offset: Where the chunk starts in the arena.
         skip: How many of its bytes are there already.
         here: Read the local file.
+        cdn: Ask the CDN.
         checked: Compare with `digest`.
         hashed: Compute the digest for the answer.
         digest: XXH3-128.
@@ -98,6 +99,7 @@ class Fetch:
     offset: int
     skip: int
     here: bool
+    cdn: bool
     checked: bool
     hashed: bool
     digest: bytes
@@ -113,6 +115,7 @@ class Fetch:
             self.offset,
             self.skip,
             self.here,
+            self.cdn,
             self.checked,
             self.hashed,
             self.digest,
@@ -121,7 +124,7 @@ class Fetch:
     @classmethod
     def unpack(cls, data: bytes) -> Fetch:
         """What `pack` packed."""
-        chunk, segment, version, start, stop, offset, skip, here, checked, hashed, digest = _FETCH.unpack(data)
+        chunk, segment, version, start, stop, offset, skip, here, cdn, checked, hashed, digest = _FETCH.unpack(data)
         return cls(
             chunk=chunk,
             segment=segment,
@@ -131,6 +134,7 @@ class Fetch:
             offset=offset,
             skip=skip,
             here=here,
+            cdn=cdn,
             checked=checked,
             hashed=hashed,
             digest=digest,
@@ -149,6 +153,7 @@ class Answer:
         cpu_seconds: Of the whole worker process so far.
         retry_after_seconds: What the server asked for, or None.
         digest: XXH3-128 of the chunk; zeros when it was not computed.
+        cache: What the CDN's cache did, by its number in `cdn.STATUSES`; 0 when it was not asked.
         message: For people.
     """
 
@@ -159,6 +164,7 @@ class Answer:
     cpu_seconds: float = 0.0
     retry_after_seconds: float | None = None
     digest: bytes = b""
+    cache: int = 0
     message: str = ""
 
     def pack(self) -> bytes:
@@ -166,6 +172,7 @@ class Answer:
         asked = -1.0 if self.retry_after_seconds is None else self.retry_after_seconds
         fixed = _ANSWER.pack(
             KINDS.index(self.kind),
+            self.cache,
             self.chunk,
             self.received,
             self.first_byte_seconds,
@@ -178,7 +185,7 @@ class Answer:
     @classmethod
     def unpack(cls, data: bytes) -> Answer:
         """What `pack` packed."""
-        kind, chunk, received, first_byte, cpu, asked, digest = _ANSWER.unpack_from(data)
+        kind, cache, chunk, received, first_byte, cpu, asked, digest = _ANSWER.unpack_from(data)
         return cls(
             kind=KINDS[kind],
             chunk=chunk,
@@ -187,6 +194,7 @@ class Answer:
             cpu_seconds=cpu,
             retry_after_seconds=None if asked < 0 else asked,
             digest=digest,
+            cache=cache,
             message=data[_ANSWER.size :].decode("utf-8", "replace"),
         )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import xxhash
 
 from coldstream.engine import http, wire
+from coldstream.engine.cdn import status_number
 from coldstream.engine.job import Source, unpack_source
 from coldstream.errors import ConfigError
 
@@ -34,6 +35,8 @@ class _Known:
     version: int
     target: http.Target | None
     proxy: http.Proxy | None
+    cdn: http.Target | None
+    cdn_proxy: http.Proxy | None
 
 
 class Worker:
@@ -56,6 +59,8 @@ class Worker:
         self._segments: dict[int, _Known] = {}
         self._known = threading.Condition()
         self._links: dict[int, http.Connection] = {}
+        # The bucket's while `_links` has the CDN's, and the other way round.
+        self._spare: dict[int, http.Connection] = {}
         self._fetching: dict[int, int] = {}
         self._opened: dict[str, int] = {}
         self._opening = threading.Lock()
@@ -81,9 +86,10 @@ class Worker:
     def _learn(self, data: bytes) -> None:
         number, version = wire.NUMBERS.unpack_from(data)
         source = unpack_source(data[wire.NUMBERS.size :])
-        target = http.parse_target(source.segment.url) if source.segment.url else None
+        target, cdn = (http.parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
+        proxy, cdn_proxy = (http.proxy_for(place) if place else None for place in (target, cdn))
         with self._known:
-            self._segments[number] = _Known(source, version, target, http.proxy_for(target) if target else None)
+            self._segments[number] = _Known(source, version, target, proxy, cdn, cdn_proxy)
             self._known.notify_all()
 
     def _segment(self, number: int, version: int) -> _Known:
@@ -111,14 +117,16 @@ class Worker:
 
     def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
-        first_byte, path = 0.0, "a file"
+        first_byte, path, cache = 0.0, "a file", 0
         try:
             known = self._segment(fetch.segment, fetch.version)
             path = known.source.path
             if fetch.here:
                 self._read(known.source, fetch, view, connection)
             else:
-                first_byte = self._get(known, fetch, view[fetch.skip :], connection)
+                answer = self._get(known, fetch, view[fetch.skip :], connection)
+                first_byte = answer.first_byte_seconds
+                cache = status_number(answer.cache_status) if fetch.cdn else 0
         except http.FetchError as exc:
             return wire.Answer(
                 kind=exc.kind,
@@ -148,35 +156,45 @@ class Worker:
             first_byte_seconds=first_byte,
             cpu_seconds=time.process_time(),
             digest=digest,
+            cache=cache,
             message=message,
         )
 
-    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> float:
-        """Receives the range; the seconds to the first byte of its answer."""
-        target = known.target
+    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> http.Answer:
+        """Receives the range."""
+        target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
         link = self._links.get(connection)
         if link is None or link.place != target.place:
-            if link is not None:
-                link.close()
-            link = self._links[connection] = http.Connection(target, proxy=known.proxy)
+            link = self._exchange(connection, target, proxy)
         source, segment = known.source, known.source.segment
         try:
-            answer = link.get(
+            return link.get(
                 target,
                 fetch.start + fetch.skip - source.start,
                 fetch.stop - source.start,
                 view,
                 etag=segment.etag,
                 size=segment.stop - source.start,
-                headers=segment.headers,
+                headers=source.cdn_headers if fetch.cdn else segment.headers,
+                cached=fetch.cdn,
                 on_progress=lambda count: self._counters.__setitem__(connection, count),
             )
         except http.FetchError:
             link.close()
             del self._links[connection]
             raise
-        return answer.first_byte_seconds
+
+    def _exchange(self, connection: int, target: http.Target, proxy: http.Proxy | None) -> http.Connection:
+        """The link to another place than that of the last request; that one is kept for the next change."""
+        spare, last = self._spare.pop(connection, None), self._links.get(connection)
+        if last is not None:
+            self._spare[connection] = last
+        if spare is not None and spare.place != target.place:
+            spare.close()
+            spare = None
+        link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
+        return link
 
     def _read(self, source: Source, fetch: wire.Fetch, view: memoryview, connection: int) -> None:
         """Reads the range from the local file.

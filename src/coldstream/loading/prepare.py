@@ -42,6 +42,7 @@ class Prepared:
         catalog: For the consumers.
         bytes: Of all tensors.
         segments: (path, number in its file) of every segment of every file: the engine counts them through.
+        cdn_unused: Why nothing comes through the CDN that there is; empty when it may.
     """
 
     checkpoint: Checkpoint
@@ -49,6 +50,7 @@ class Prepared:
     copy: Copy | None
     cached: str
     bytes_max: int | None
+    cdn_unused: str = ""
     jobs: list[FileJob] = field(init=False)
     catalog: Catalog = field(init=False)
     bytes: int = field(init=False)
@@ -122,7 +124,10 @@ class Prepared:
             stops=shard.stops,
             digests=shard.digests or b"",
             extents=tuple(runs),
+            cdn_headers=self.checkpoint.cdn[1] if self.checkpoint.cdn is not None and not self.cdn_unused else (),
         )
+        if self.cdn_unused:
+            job = replace(job, segments=tuple(replace(segment, cdn=None) for segment in job.segments))
         if self.copy is None or shard.is_local:
             return job
         return replace(
@@ -144,7 +149,7 @@ def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
     latest = _latest(cache, uri, settings)
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
     try:
-        origin = open_origin(uri, settings, retry=retry)
+        origin = open_origin(uri, settings, retry=retry, via=options.via)
         checkpoint = origin.checkpoint()
     except UnavailableError:
         if latest is None:
@@ -161,7 +166,23 @@ def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
     if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
         copy, cached = _open_copy(cache, uri, settings, checkpoint)
     bytes_max = cache.bytes_max if cache is not None else None
-    return Prepared(checkpoint=checkpoint, origin=origin, copy=copy, cached=cached, bytes_max=bytes_max)
+    return Prepared(
+        checkpoint=checkpoint,
+        origin=origin,
+        copy=copy,
+        cached=cached,
+        bytes_max=bytes_max,
+        cdn_unused=_cdn_unused(checkpoint, options),
+    )
+
+
+def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:
+    """Why the CDN is left out: what nobody verifies comes from the bucket itself."""
+    if checkpoint.cdn is None:
+        return ""
+    if not checkpoint.verified:
+        return "no manifest tells the hashes of this model, so it came from the bucket (run: coldstream upload)"
+    return "" if options.verify else "what it gives has to be verified, so with --no-verify the bucket is read"
 
 
 def _cache(options: Options, settings: Settings) -> Cache:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.engine.verdict import Measured, verdict
+from coldstream.loading.delivery import CdnReport, cdn_report
 from coldstream.loading.options import Options
 from coldstream.loading.prepare import Prepared
 from coldstream.machine import cores, link_bytes_per_second
@@ -43,6 +44,7 @@ class LoadReport:
         limit: What set the pace: see `engine.verdict`.
         limited_by: The same as a sentence.
         cached: "off", "complete" (it was there), "written", "partly" (for want of memory or time), or why it failed.
+        cdn: What the CDN in front of the bucket did; None when there is none, or it was not wanted.
     """
 
     uri: str
@@ -71,6 +73,7 @@ class LoadReport:
     limit: str
     limited_by: str
     cached: str
+    cdn: CdnReport | None = None
 
 
 def make_report(
@@ -144,4 +147,5 @@ def make_report(
         limit=limit,
         limited_by=limited_by,
         cached=cached,
+        cdn=cdn_report(checkpoint.cdn[0], found, unused=prepared.cdn_unused) if checkpoint.cdn is not None else None,
     )

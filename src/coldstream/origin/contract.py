@@ -53,6 +53,8 @@ class Checkpoint:
         pinned: Whether `version` changes with the content. False when there is no manifest and the server names no
             ETag: then a copy made earlier may be out of date although its version is the same.
         shards: In the order of their paths; at least one.
+        cdn: What its objects can be had through as well, as far as a manifest verifies them: its URL, and the headers
+            that it asks for; the latter are secrets.
     """
 
     uri: str
@@ -61,6 +63,7 @@ class Checkpoint:
     verified: bool
     pinned: bool
     shards: tuple[Shard, ...]
+    cdn: Link | None = field(default=None, repr=False)
 
     @property
     def bytes(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from coldstream.engine.job import Headers
 from coldstream.errors import NotFoundError
+from coldstream.origin.cdn import Cdn
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
@@ -27,15 +29,16 @@ LINK_SECONDS = 12 * 3600
 class StoredOrigin:
     """A model in an object store. Implements `Origin`."""
 
-    def __init__(self, store: Store, folder: str, *, name: str) -> None:
+    def __init__(self, store: Store, folder: str, *, name: str, cdn: Cdn | None = None) -> None:
         """Prepares; nothing is asked yet.
 
         Args:
             store: What it is in.
             folder: Its keys' prefix in the store, without a slash at the end.
             name: For people and for folders.
+            cdn: What stands in front of the bucket, or None.
         """
-        self._store, self._folder, self._name = store, folder, name
+        self._store, self._folder, self._name, self._cdn = store, folder, name, cdn
         self.label = f"{store.uri}/{folder}"
         self._reader = Reader(
             store.retry,
@@ -86,7 +89,19 @@ class StoredOrigin:
                 )
                 for path in paths
             ]
-        return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        checkpoint = checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        if self._cdn is None:
+            return checkpoint
+        link = (self._cdn.url, self._cdn.headers)
+        if record is None:
+            return replace(checkpoint, cdn=link)
+        # Its root is the bucket's, not the store's.
+        prefix = self._store.uri.removeprefix("s3://").partition("/")[2]
+        shards = tuple(
+            self._cdn.before(shard, [f"{prefix}/{key}" if prefix else key for key in self._keys[shard.path]])
+            for shard in checkpoint.shards
+        )
+        return replace(checkpoint, shards=shards, cdn=link)
 
     def renew(self, path: str, segment: int = 0) -> Link:
         return self._store.presign(self._keys[path][segment], seconds=LINK_SECONDS), ()

@@ -29,6 +29,7 @@ seconds = st.floats(0, 1e9)
         offset=u64,
         skip=u64,
         here=st.booleans(),
+        cdn=st.booleans(),
         checked=st.booleans(),
         hashed=st.booleans(),
         digest=digests,
@@ -48,6 +49,7 @@ def test_fetch(fetch: wire.Fetch) -> None:
         cpu_seconds=seconds,
         retry_after_seconds=st.none() | seconds,
         digest=digests,
+        cache=st.integers(0, 255),
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=900),
     )
 )

@@ -11,7 +11,15 @@ import pytest
 
 from coldstream.engine.http import read
 from coldstream.env import load_settings
-from coldstream.errors import ConfigError, ConflictError, CredentialsError, IntegrityError, NotFoundError, UsageError
+from coldstream.errors import (
+    ConfigError,
+    ConflictError,
+    CredentialsError,
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    UsageError,
+)
 from coldstream.mirror import plan_upload, upload
 from coldstream.origin import Origin, open_origin
 from coldstream.origin.choice import is_complete_set
@@ -79,23 +87,23 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         opened(str(folder)).checkpoint()
 
 
-def test_segments_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
+def test_segments_within_a_chunk_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
     entry = entry_of(recorded)
     stored = entry["objects"][0]
     half = stored["size"] // 2
     rewrite(recorded, {"objects": [stored | {"size": half}, stored | {"size": stored["size"] - half}]})
-    with pytest.raises(ConfigError, match="2 segments"):
+    with pytest.raises(ManifestError, match="in the middle of a chunk"):
         opened(str(recorded)).checkpoint()
     (recorded / SHARDS[0]).rename(recorded / "blob.bin")
     rewrite(recorded, {"objects": [stored | {"key": "blob.bin"}]})
-    assert opened(str(recorded)).checkpoint().shards[0].local == str(recorded / "blob.bin")
+    assert opened(str(recorded)).checkpoint().shards[0].segments[0].local == str(recorded / "blob.bin")
     (recorded / "blob.bin").rename(recorded.parent.parent / "shared.bin")
     rewrite(recorded, {"objects": [stored | {"key": "/shared.bin"}]})
     with pytest.raises(ConfigError, match="not known"):
         opened(str(recorded)).checkpoint()
     root = recorded.parent.parent
     checkpoint = opened(NAME, {"COLDSTREAM_STORE": root.as_uri()}).checkpoint()
-    assert checkpoint.shards[0].local == str(root / "shared.bin")
+    assert checkpoint.shards[0].segments[0].local == str(root / "shared.bin")
     assert checkpoint.shards[0].path == SHARDS[0]
 
 
