@@ -279,8 +279,7 @@ STATUSES = {
 def test_what_it_had_cached_is_said(status: str | None, place: Place) -> None:
     place.cdn.status = status
     loading = place.load()
-    for _ in loading:
-        pass
+    bytes_of(loading)
     _, cdn = of(loading)
     assert sum(cdn.statuses.values()) == cdn.requests - cdn.fallbacks
     assert list(cdn.statuses) == [{"WEIRD": "other", None: "none"}.get(status, status)]
@@ -391,15 +390,13 @@ def foreign(place: Place, files: dict[str, bytes]) -> None:
 def test_what_nobody_verifies_comes_from_the_bucket(place: Place, files: dict[str, bytes], tmp_path: Path) -> None:
     foreign(place, files)
     loading = Load("foreign", place.load(via="cdn")._options)
-    for _ in loading:
-        pass
+    bytes_of(loading)
     report, cdn = of(loading)
     assert not report.verified
     assert not place.cdn.requests
     assert cdn.summary.startswith("the CDN was not used: no manifest tells the hashes")
     loading = place.load(verify=False)
-    for _ in loading:
-        pass
+    bytes_of(loading)
     assert not place.cdn.requests
     assert "--no-verify" in of(loading)[1].summary
     command = Command(None, "", cwd=tmp_path)

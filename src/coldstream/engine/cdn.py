@@ -15,7 +15,7 @@ FAILURES_MAX = 8
 WINDOW = 32
 FAILED_SHARE = 0.5
 # A connection that gives less than this after so long leaves the rest of its chunk to the bucket. One stream from R2
-# gives 4.7 MB/s at the very least (reports of 2025).
+# gives 5 to 70 MB/s by what users report.
 SLOW_SECONDS = 3.0
 BYTES_PER_SECOND_MIN = 1e6
 
