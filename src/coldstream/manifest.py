@@ -110,10 +110,19 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
         if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
             raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
-        if self.objects[1:] and not {*accumulate(stored.size for stored in self.objects)} <= {*self.chunks.stops}:
-            raise ValueError(f"{self.path}: one of its objects ends inside a chunk")
         if self.plain and self.plain.size != self.size:
             raise ValueError(f"{self.path}: its copy in one piece has {self.plain.size} of its {self.size} bytes")
+        if len(self.objects) > 1:
+            self._check_edges()
+
+    def _check_edges(self) -> None:
+        """A chunk is fetched by one request, so it lies in one object."""
+        stops = set(self.chunks.stops)
+        for stored, stop in zip(self.objects, accumulate(stored.size for stored in self.objects), strict=True):
+            if not stored.size:
+                raise ValueError(f"{self.path}: {stored.key}, one of its objects, is empty")
+            if stop not in stops:
+                raise ValueError(f"{self.path}: {stored.key} ends at byte {stop}, in the middle of a chunk")
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

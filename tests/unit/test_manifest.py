@@ -137,3 +137,27 @@ def test_two_threads_may_read_their_first_at_the_same_time(tmp_path: Path) -> No
     (tmp_path / "manifest").write_bytes(serialize(manifest()))
     for _ in range(8):
         subprocess.run([sys.executable, "-c", _TWO_AT_ONCE, str(tmp_path / "manifest")], check=True, timeout=60)
+
+
+def in_segments(*sizes: int) -> FileEntry:
+    return FileEntry(
+        path="a.safetensors",
+        size=10,
+        sha256="a" * 64,
+        objects=tuple(StoredObject(key=f"/objects/{n}", size=size, etag="e") for n, size in enumerate(sizes)),
+        chunks=Chunks(stops=(4, 6, 10), xxh3_128="0" * 96),
+    )
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (4, 2, 4), (10,)])
+def test_a_file_may_lie_in_several_objects(sizes: tuple[int, ...]) -> None:
+    record = msgspec.structs.replace(manifest(), files=(in_segments(*sizes),))
+    assert parse(serialize(record), where="x") == record
+
+
+@pytest.mark.parametrize(("sizes", "why"), [((5, 5), "0 ends at byte 5"), ((4, 0, 6), "empty"), ((4, 6, 0), "empty")])
+def test_an_object_ends_where_a_chunk_does(sizes: tuple[int, ...], why: str) -> None:
+    document = json.loads(serialize(msgspec.structs.replace(manifest(), files=(in_segments(4, 6),))))
+    document["files"][0]["objects"] = [{"key": f"{n}", "size": size, "etag": "e"} for n, size in enumerate(sizes)]
+    with pytest.raises(ManifestError, match=rf"a\.safetensors: .*{why}"):
+        parse(resealed(document), where="x")
