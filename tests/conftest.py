@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("unhurried")
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("AWS_", "R2_", "HF_", "CLOUDFLARE_", "COLDSTREAM_")):
+        if name.startswith(("AWS_", "R2_", "HF_", "CLOUDFLARE_", "COLDSTREAM_", "CF_ACCESS_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))

@@ -23,7 +23,10 @@ VARIABLES: Mapping[str, str] = {
     "R2_ACCESS_KEY": "access key id",
     "R2_SECRET_KEY": "secret access key",
     "R2_SESSION_TOKEN": "session token of temporary credentials",
-    "R2_CDN_DOMAIN": "custom domain in front of the bucket; looked at by doctor, and kept by setup",
+    "R2_CDN_DOMAIN": "custom domain in front of the bucket: weights are read through it",
+    "COLDSTREAM_CDN_HEADER": "secret header that the custom domain asks for, as `X-Name: value`",
+    "CF_ACCESS_CLIENT_ID": "service token of Cloudflare Access in front of the custom domain",
+    "CF_ACCESS_CLIENT_SECRET": "its secret",
     "AWS_ENDPOINT_URL": "URL of the S3 API, when R2_ENDPOINT is absent",
     "AWS_ENDPOINT_URL_S3": "the same for S3 alone; wins over AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
@@ -56,6 +59,9 @@ SECRETS = {
     "HF_TOKEN",
     "CLOUDFLARE_API_TOKEN",
     "COLDSTREAM_BUNDLE_KEY",
+    "COLDSTREAM_CDN_HEADER",
+    "CF_ACCESS_CLIENT_ID",
+    "CF_ACCESS_CLIENT_SECRET",
 }
 RETRY_SECONDS = 180.0
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal
 
 import msgspec
@@ -86,9 +86,12 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         size: In bytes.
         sha256: Of the whole content, computed while it was stored.
         git_blob_id: What the Hub knows a small file by, or None.
-        objects: Where the bytes are, in order; their sizes add up to `size`. Empty in a journal for a file whose
-            bytes are all sent and verified while its object is not yet known to be complete.
+        objects: Where the bytes are, in order; their sizes add up to `size`, and each but the last ends where a chunk
+            does. Empty in a journal for a file whose bytes are all sent and verified while its object is not yet known
+            to be complete.
         chunks: See `Chunks`.
+        object_bytes_max: What it was cut into segments by; None for a file in one piece.
+        plain: Of a file in segments: the same bytes once more in one piece, for loaders that know no segments.
     """
 
     path: str
@@ -97,6 +100,8 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     git_blob_id: GitBlobId | None = None
     objects: tuple[StoredObject, ...]
     chunks: Chunks
+    object_bytes_max: Size | None = None
+    plain: StoredObject | None = None
 
     def __post_init__(self) -> None:
         if fault := path_fault(self.path):
@@ -105,6 +110,19 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
         if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
             raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
+        if self.plain and self.plain.size != self.size:
+            raise ValueError(f"{self.path}: its copy in one piece has {self.plain.size} of its {self.size} bytes")
+        if len(self.objects) > 1:
+            self._check_edges()
+
+    def _check_edges(self) -> None:
+        """A chunk is fetched by one request, so it lies in one object."""
+        stops = set(self.chunks.stops)
+        for stored, stop in zip(self.objects, accumulate(stored.size for stored in self.objects), strict=True):
+            if not stored.size:
+                raise ValueError(f"{self.path}: {stored.key}, one of its objects, is empty")
+            if stop not in stops:
+                raise ValueError(f"{self.path}: {stored.key} ends at byte {stop}, in the middle of a chunk")
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -233,7 +251,16 @@ def upload_command(record: Manifest | Journal) -> str:
     source = record.source.repo or "FOLDER"
     revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
     name = f" --as {record.name}" if record.name != record.source.repo else ""
-    return f"coldstream upload {source}{revision}{name}"
+    return f"coldstream upload {source}{revision}{name}{layout_flags(record.files)}"
+
+
+def layout_flags(files: Iterable[FileEntry]) -> str:
+    """What an upload has to be told to store these files in the same way, with a space in front; "" for nothing."""
+    segmented = [entry for entry in files if entry.object_bytes_max is not None]
+    if not segmented:
+        return ""
+    plain = "" if all(entry.plain for entry in segmented) else " --no-plain"
+    return f" --object-bytes-max {segmented[-1].object_bytes_max}{plain}"
 
 
 def _digest(body: bytes) -> str:

@@ -1,13 +1,17 @@
-"""How a file is cut: into parts to store it, into chunks to verify and stream it. Pure.
+"""How a file is cut: into parts to store it, into chunks to verify and stream it, into segments to keep it. Pure.
 
 Parts are what a multipart upload sends: equal, large, blind to the content. Chunks are what a load fetches and
 checks: about 8 MiB, cut on the edges of tensors, so that a tensor is made of whole chunks and small tensors share one.
-Both are half-open byte ranges that cover `[0, size)` in order.
+Segments are objects of their own, runs of chunks: where one ends is decided by the tensors around that place alone, so
+that two revisions of a file have all segments in common but those in which they differ.
+All are half-open byte ranges that cover `[0, size)` in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from coldstream.errors import UsageError
 from coldstream.header import Header
@@ -23,6 +27,10 @@ PARTS_MAX = 10_000
 PART_BYTES_MIN = 5 * MIB
 PART_BYTES_MAX = 5 * GIB - 5 * MIB
 OBJECT_BYTES_MAX = 5 * TIB
+# A segment below this is more request than content; above it, more than any CDN keeps (Cloudflare: 512 MB, Enterprise
+# 5 GB) and more than an upload should hold in memory.
+SEGMENT_BYTES_MIN = MIB
+SEGMENT_BYTES_MAX = 5 * GIB
 
 
 def part_bytes_for(file_bytes: int, *, wanted: int = PART_BYTES) -> int:
@@ -80,6 +88,77 @@ def tensor_stops(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> list[int]
     if position > open_start:
         stops.append(position)
     return stops
+
+
+def segment_chunk_bytes(object_bytes_max: int) -> int:
+    """How large a chunk may be in a file that is stored in segments of at most so many bytes."""
+    return min(CHUNK_BYTES, object_bytes_max)
+
+
+def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -> list[int]:
+    """The stops of a safetensors file's segments, each on the edge of a chunk.
+
+    The header is a segment by itself: it changes whenever any shape does. A tensor that is larger than a segment may
+    be is cut evenly and shares with nobody. Between those, each edge that two chunks and two tensors have in common
+    gets a rank, the SHA-256 of the name of the tensor that starts there, and is a segment's edge exactly if the
+    nearest edges of higher rank on either side of it (or the ends of the run) are further apart than a segment may be
+    long. So the cut depends neither on where in the file a tensor lies nor on what is far from it: after a tensor that
+    was added, removed or resized, the edges are the same as before. The price is that segments are, on average, half
+    as long as they might be.
+
+    Args:
+        header: The file's.
+        stops: Of its chunks, as `tensor_stops` gives them for `segment_chunk_bytes`.
+        object_bytes_max: What a segment may have, at least as much as a chunk.
+    """
+    names = {tensor.start: tensor.name for tensor in header.tensors if tensor.stop > tensor.start}
+    cut: list[int] = []
+    edges: list[int] = []  # of the present run: where it starts, then where its pieces of one or more tensors stop
+    first = 0  # the first chunk of the present piece
+    start = 0
+    for index, stop in enumerate(stops):
+        if stop not in names and stop != stops[-1]:
+            continue  # inside the header or a tensor
+        if stop - start > object_bytes_max or start < header.data_start:
+            cut += _ranked_stops(edges, names, object_bytes_max)
+            cut += _even_runs(stops[first : index + 1], start, object_bytes_max)
+            edges = [stop]
+        else:
+            edges.append(stop)
+        first, start = index + 1, stop
+    return cut + _ranked_stops(edges, names, object_bytes_max)
+
+
+def _ranked_stops(edges: Sequence[int], names: Mapping[int, str], bytes_max: int) -> list[int]:
+    """The stops in a run of pieces; the last edge is one. Empty for a run without a piece."""
+    if len(edges) < 2:
+        return []
+    ranks = [hashlib.sha256(names[edge].encode("utf-8", "surrogatepass")).digest() for edge in edges[1:-1]]
+    inner = edges[1:-1]
+    before = _nearest_higher(inner, ranks, edges[0])
+    after = _nearest_higher(inner[::-1], ranks[::-1], edges[-1])[::-1]
+    cut = [edge for edge, low, high in zip(inner, before, after, strict=True) if high - low > bytes_max]
+    return [*cut, edges[-1]]
+
+
+def _nearest_higher(edges: Sequence[int], ranks: Sequence[bytes], end: int) -> list[int]:
+    """For each edge the last one before it of a higher rank, or `end`."""
+    found = []
+    higher: list[tuple[bytes, int]] = []  # falling ranks
+    for edge, rank in zip(edges, ranks, strict=True):
+        while higher and higher[-1][0] <= rank:
+            higher.pop()
+        found.append(higher[-1][1] if higher else end)
+        higher.append((rank, edge))
+    return found
+
+
+def _even_runs(stops: Sequence[int], start: int, bytes_max: int) -> list[int]:
+    """The stops of as few runs of these chunks as keep each within `bytes_max`, of about as many chunks each."""
+    longest = max(stop - begin for begin, stop in pairwise((start, *stops)))
+    together = max(1, bytes_max // longest)
+    count = -(-len(stops) // together)
+    return [stops[len(stops) * (index + 1) // count - 1] for index in range(count)]
 
 
 def extents(header: Header, stops: Sequence[int]) -> list[tuple[int, int]]:

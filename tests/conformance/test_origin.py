@@ -30,12 +30,13 @@ from coldstream.mirror import plan_upload, upload
 from coldstream.origin import Checkpoint, Origin, Shard, open_origin
 from coldstream.origin.heads import SPECULATIVE_BYTES
 from coldstream.paths import checked_name
-from coldstream.plan import tensor_stops
+from coldstream.plan import CHUNK_BYTES, tensor_stops
 from coldstream.retry import Backoff, Retry
 from coldstream.source import FolderSource
 from coldstream.store import Store
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
+from tests.segments import in_segments
 from tests.servers.hub import FakeHub
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
@@ -65,7 +66,7 @@ def settings_of(flags: dict[str, str]) -> Settings:
     return load_settings(flags, environ={})
 
 
-def in_store(store: Store, folder: Path, *, manifest: bool) -> Callable[[str, bytes | None], None]:
+def in_store(store: Store, folder: Path, *, manifest: bool, segments: str = "") -> Callable[[str, bytes | None], None]:
     def put(path: str, content: bytes | None) -> None:
         if content is None:
             store.delete([f"{NAME}/{path}"])
@@ -78,17 +79,37 @@ def in_store(store: Store, folder: Path, *, manifest: bool) -> Callable[[str, by
     else:
         for path, content in FILES.items():
             put(path, content)
+    if segments:
+        cut(store, root="/elsewhere/" if segments == "outside" else "")
     return put
+
+
+def cut(store: Store, *, root: str) -> None:
+    """Replaces the files by segments; a header lies in several."""
+    written, _ = store.get(f"{NAME}/coldstream.json", bytes_max=1 << 20)
+
+    def put(key: str, content: bytes) -> str:
+        full = key[1:] if key.startswith("/") else f"{NAME}/{key}"
+        store.put(full, content)
+        return store.head(full).etag
+
+    record = in_segments(written, FILES, put, chunk_bytes=_SMALL_CHUNK_BYTES, every=1, most=6, root=root)
+    store.delete([f"{NAME}/{path}" for path in FILES])
+    store.put(f"{NAME}/coldstream.json", record)
 
 
 FOREIGN = ["folder", "rclone", "moto", "web", "hub"]
 RECORDED = ["folder+manifest", "rclone+manifest", "moto+manifest", "web+manifest"]
+# A header lies in several of them.
+_SMALL_CHUNK_BYTES = 100
+SEGMENTED = ["folder+segments", "folder+outside", "rclone+segments", "moto+outside", "web+segments"]
 
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     kind, _, rest = request.param.partition("+")
     manifest = bool(rest)
+    segments = rest if rest in {"segments", "outside"} else ""
     with ExitStack() as stack:
         if kind == "hub":
             hub = stack.enter_context(FakeHub())
@@ -105,11 +126,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             server: S3Server = request.getfixturevalue(kind)
             flags = server.environ(fresh_bucket(server))
             store = quick_store(flags)
-            put = in_store(store, tmp_path / "source", manifest=manifest)
+            put = in_store(store, tmp_path / "source", manifest=manifest, segments=segments)
             yield Place(NAME, settings_of(flags), put, manifest, lambda: store.get(f"{NAME}/coldstream.json")[0])
         else:
             flags = {"COLDSTREAM_STORE": (tmp_path / "store").as_uri()}
-            put = in_store(quick_store(flags), tmp_path / "source", manifest=manifest)
+            put = in_store(quick_store(flags), tmp_path / "source", manifest=manifest, segments=segments)
             root = tmp_path / "store" / NAME
             record = (root / "coldstream.json").read_bytes
             if kind == "folder":
@@ -128,22 +149,35 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 def content(shard: Shard, start: int, stop: int) -> bytes:
-    """What the engine would fetch."""
-    if shard.local:
-        return Path(shard.local).read_bytes()[start:stop]
-    assert shard.url
-    return read(shard.url, start=start, stop=stop, bytes_max=stop - start, headers=shard.headers, etag=shard.etag).body
+    """What the engine would fetch: a chunk, or what lies in one segment of it."""
+    found = b""
+    begin = 0
+    for segment in shard.segments:
+        first, last = max(start, begin) - begin, min(stop, segment.stop) - begin
+        begin = segment.stop
+        if first >= last:
+            continue
+        if segment.local:
+            found += Path(segment.local).read_bytes()[first:last]
+            continue
+        assert segment.url
+        size = last - first
+        found += read(
+            segment.url, start=first, stop=last, bytes_max=size, headers=segment.headers, etag=segment.etag
+        ).body
+    return found
 
 
-def check(checkpoint: Checkpoint, files: dict[str, bytes]) -> None:
+def check(checkpoint: Checkpoint, files: dict[str, bytes], *, chunk_bytes: int = CHUNK_BYTES) -> None:
     assert [shard.path for shard in checkpoint.shards] == sorted(files)
     assert checkpoint.bytes == sum(map(len, files.values()))
     for shard in checkpoint.shards:
         data = files[shard.path]
         header = parse_header(data, file_bytes=len(data), path=shard.path)
         assert (shard.size, shard.header, shard.head) == (len(data), header, data[: header.data_start])
-        assert shard.stops == tuple(tensor_stops(header))
-        assert (shard.url is None) != (shard.local is None)
+        assert shard.stops == tuple(tensor_stops(header, chunk_bytes=chunk_bytes))
+        assert all((segment.url is None) != (segment.local is None) for segment in shard.segments)
+        assert shard.segments[-1].stop == shard.size
         assert content(shard, 0, len(data)) == data
         assert content(shard, 5, 5000) == data[5:5000]
         if shard.digests is not None:
@@ -152,10 +186,11 @@ def check(checkpoint: Checkpoint, files: dict[str, bytes]) -> None:
             assert shard.digests == b"".join(xxhash.xxh3_128_digest(data[start:stop]) for start, stop in ranges)
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_the_checkpoint_is_what_lies_there(place: Place) -> None:
     checkpoint = place.open().checkpoint()
-    check(checkpoint, {path: FILES[path] for path in SHARDS})
+    small = max(len(shard.segments) for shard in checkpoint.shards) > 1
+    check(checkpoint, {path: FILES[path] for path in SHARDS}, chunk_bytes=_SMALL_CHUNK_BYTES if small else CHUNK_BYTES)
     assert checkpoint.verified == place.manifest
     assert checkpoint.pinned
     assert re.fullmatch(r"[0-9a-f]{16,}", checkpoint.version)
@@ -163,18 +198,19 @@ def test_the_checkpoint_is_what_lies_there(place: Place) -> None:
     assert all((shard.digests is not None) == place.manifest for shard in checkpoint.shards)
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_nothing_secret_is_shown(place: Place) -> None:
     origin = place.open()
     checkpoint = origin.checkpoint()
     shown = f"{checkpoint!r} {checkpoint.uri} {origin!r} {origin.label}"
     for shard in checkpoint.shards:
-        for secret in [urlsplit(shard.url or "").query, *(value for _, value in shard.headers)]:
+        links = [(urlsplit(segment.url or "").query, segment.headers) for segment in shard.segments]
+        for secret in [text for query, headers in links for text in (query, *(value for _, value in headers))]:
             assert not secret or secret not in shown
     assert "Signature" not in shown
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_the_version_is_stable_until_the_content_changes(place: Place) -> None:
     first = place.open().checkpoint()
     assert place.open().checkpoint().version == first.version
@@ -187,18 +223,21 @@ def test_the_version_is_stable_until_the_content_changes(place: Place) -> None:
     assert second.version != first.version
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_a_link_can_be_renewed(place: Place) -> None:
     origin = place.open()
     shard = origin.checkpoint().shards[1]
-    if shard.local:
+    if shard.is_local:
         return
-    url, headers = origin.renew(shard.path)
-    data = FILES[shard.path]
-    assert read(url, start=9, stop=99, bytes_max=90, headers=headers, etag=shard.etag).body == data[9:99]
+    number = len(shard.segments) - 1
+    start = shard.segments[number - 1].stop if number else 0
+    url, headers = origin.renew(shard.path, number)
+    data = FILES[shard.path][start:]
+    etag = shard.segments[number].etag
+    assert read(url, start=9, stop=99, bytes_max=90, headers=headers, etag=etag).body == data[9:99]
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_the_small_files_are_there(place: Place) -> None:
     origin = place.open()
     names = set(origin.names())
@@ -306,7 +345,7 @@ def test_an_unfinished_upload_is_no_model(place: Place) -> None:
     assert caught.value.hint == f"run: coldstream upload {NAME} --revision v2"
 
 
-@pytest.mark.parametrize("place", FOREIGN + RECORDED, indirect=True)
+@pytest.mark.parametrize("place", FOREIGN + RECORDED + SEGMENTED, indirect=True)
 def test_nothing_at_all(place: Place) -> None:
     elsewhere = Place(f"{place.uri}-absent", place.settings, place.put, manifest=False)
     with pytest.raises(NotFoundError):

@@ -258,7 +258,7 @@ def test_expired_links_are_renewed(files: dict[str, bytes], expected: dict[str, 
                     origin = loading._prepared.origin
                     assert origin is not None
 
-                    def renew(path: str, server: RangedServer = server) -> tuple[str, tuple[()]]:
+                    def renew(path: str, segment: int = 0, server: RangedServer = server) -> tuple[str, tuple[()]]:
                         nonlocal renewed
                         renewed += 1
                         return f"{server.url}/m/{path}?token=two", ()

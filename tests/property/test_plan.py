@@ -6,16 +6,17 @@ import hashlib
 import json
 import random
 from contextlib import suppress
+from itertools import pairwise
 
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import HeaderError, ManifestError
-from coldstream.header import parse_header
+from coldstream.header import Header, parse_header
 from coldstream.manifest import parse
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
-from coldstream.plan import PARTS_MAX, extents, part_bytes_for, part_count, parts, tensor_stops
+from coldstream.plan import PARTS_MAX, extents, part_bytes_for, part_count, parts, segment_stops, tensor_stops
 
 sizes = st.lists(st.integers(0, 300), max_size=30)
 
@@ -65,6 +66,84 @@ def test_extents_hold_tensors_whole_and_are_minimal(tensor_sizes: list[int], cut
     for first, stop in runs:
         for cut in stops[first : stop - 1]:
             assert cut <= header.data_start or any(tensor.start < cut < tensor.stop for tensor in header.tensors)
+
+
+def parsed(tensors: dict[str, int]) -> Header:
+    """The header of a file with these tensors, which is as long as any other's: changed sizes move no byte else."""
+    header = {}
+    position = 0
+    for name, size in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header).encode().ljust(200_000)
+    data = len(text).to_bytes(8, "little") + text
+    return parse_header(data, file_bytes=len(data) + position, path="x")
+
+
+def contents(header: Header, bytes_max: int) -> list[tuple[tuple[str, int, int], ...]]:
+    """The segments behind the header, as what of which tensor each holds: equal contents, equal bytes."""
+    stops = segment_stops(header, tensor_stops(header, chunk_bytes=min(100, bytes_max)), bytes_max)
+    starts = [0, *stops[:-1]]
+    return [
+        tuple(
+            (tensor.name, max(start, tensor.start) - tensor.start, min(stop, tensor.stop) - tensor.start)
+            for tensor in header.tensors
+            if tensor.start < stop and start < tensor.stop
+        )
+        for start, stop in zip(starts, stops, strict=True)
+        if start >= header.data_start
+    ]
+
+
+@given(sizes, st.integers(1, 2000))
+def test_segments_cover_the_file_and_end_where_chunks_do(tensor_sizes: list[int], bytes_max: int) -> None:
+    data = file_of(tensor_sizes)
+    header = parse_header(data, file_bytes=len(data), path="x")
+    chunks = tensor_stops(header, chunk_bytes=min(100, bytes_max))
+    stops = segment_stops(header, chunks, bytes_max)
+    assert stops[-1] == len(data)
+    assert header.data_start in stops
+    assert set(stops) <= set(chunks)
+    assert all(0 < stop - start <= bytes_max for start, stop in pairwise((0, *stops)))
+    for tensor in header.tensors:
+        if any(tensor.start < stop < tensor.stop for stop in stops):
+            assert tensor.stop - tensor.start > bytes_max
+            assert {tensor.start, tensor.stop} <= set(stops)
+
+
+@given(sizes, st.integers(100, 2000), st.data())
+def test_a_tensor_of_other_bytes_changes_the_segments_it_lies_in_alone(
+    tensor_sizes: list[int], bytes_max: int, draw: st.DataObject
+) -> None:
+    tensors = {f"t{number}": size for number, size in enumerate(tensor_sizes) if size}
+    found = contents(parsed(tensors), bytes_max)
+    if tensors:
+        changed = draw.draw(st.sampled_from(sorted(tensors)))
+        touched = sum(any(name == changed for name, _, _ in segment) for segment in found)
+        assert touched == 1 or (touched > 1 and tensors[changed] > bytes_max)
+
+
+def test_few_segments_change_when_a_tensor_comes_goes_or_grows() -> None:
+    """The rest of the cut does not depend on where a tensor lies: the edges after a change are those before it."""
+    rng = random.Random(20261124)
+    shares = []
+    for _ in range(200):
+        tensors = {f"layers.{number}.weight": rng.choice((7, 90, 400, 400, 1100)) for number in range(120)}
+        old = contents(parsed(tensors), 3000)
+        place = rng.randrange(120)
+        change = rng.choice(("comes", "goes", "grows"))
+        items = list(tensors.items())
+        if change == "comes":
+            items.insert(place, ("new.weight", 400))
+        elif change == "goes":
+            del items[place]
+        else:
+            items[place] = (items[place][0], items[place][1] + 50)
+        new = contents(parsed(dict(items)), 3000)
+        shares.append((len(set(new) - set(old)), len(new)))
+    assert max(changed for changed, _ in shares) <= 8
+    assert sum(changed for changed, _ in shares) <= 2 * len(shares)
+    assert min(count for _, count in shares) >= 15
 
 
 @given(st.integers(0, 5 << 40))

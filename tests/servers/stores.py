@@ -136,6 +136,7 @@ class Faults:
 
     pending: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # ("METHOD path?query", Range)
+    headers: list[str] = field(default_factory=list)  # of each request, as text
     drop_range: bool = False
     on_request: Callable[[str], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -171,6 +172,7 @@ def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
         def _serve(self) -> None:
             line = f"{self.command} {self.path}"
             fault = faults.take(line, self.headers.get("Range"))
+            faults.headers.append(str(self.headers))
             if faults.on_request:
                 faults.on_request(line)
             length = int(self.headers.get("Content-Length") or 0)

@@ -92,7 +92,7 @@ class Alone:
     """A scheduler driven by hand."""
 
     def __init__(self, sizes: list[int], *, store: bool = False, limit: int = 1 << 40, consumers: int = 1) -> None:
-        chunks = [Chunk(0, number, number, 0, size) for number, size in enumerate(sizes)]
+        chunks = [Chunk(0, 0, number, number, 0, size) for number, size in enumerate(sizes)]
         self.scheduler = Scheduler(
             chunks,
             sizes,

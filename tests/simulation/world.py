@@ -44,6 +44,8 @@ class Bucket:
     link_requests: int = 0  # a link opens so many ranges; 0: any number
     renew_seconds: float = 0.2
     dead_after: float = math.inf  # no answers at all from then on
+    down_after: float = math.inf  # every connection is refused from then on
+    no: float = 0.0  # answers that do not help: a page, 403, 404, another version
     idle_seconds: float = 30.0  # the HTTP client's own patience
     stop_lost: float = 0.0  # a stop that does not arrive
     local_rate: float = 500e6
@@ -108,9 +110,11 @@ class World:
         extents: Sequence[Sequence[int]],
         *,
         bucket: Bucket | None = None,
+        cdn: Bucket | None = None,
         readers: Sequence[Reader] = (),
         disk: Disk | None = None,
         files: int = 1,
+        cuts: float = 0.0,
         here: Sequence[bool] = (),
         remote: bool = True,
         limit: int = 1 << 50,
@@ -127,12 +131,14 @@ class World:
     ) -> None:
         self.rng = random.Random(seed)
         self.now = self.start = 1000.0
-        self.bucket, self.disk = bucket or Bucket(), disk
+        self.bucket, self.cdn, self.disk = bucket or Bucket(), cdn, disk
         self.readers = list(readers)
         self.checked, self.local_max, self.give_up = checked, local_max, give_up
         self.chunks: list[Chunk] = []
         self.members: list[list[int]] = []
         counters: dict[int, int] = {}
+        # A share `cuts` of the chunks begins a new segment, in the middle of an extent too; each file does.
+        cutting, segment, segment_file = random.Random(seed ^ 0x5E6), -1, -1
         for extent, sizes in enumerate(extents):
             file = extent * files // len(extents)
             position = 0
@@ -140,9 +146,12 @@ class World:
             for size in sizes:
                 number, index = len(self.chunks), counters.get(file, 0)
                 counters[file] = index + 1
+                if file != segment_file or (cuts and cutting.random() < cuts):
+                    segment, segment_file = segment + 1, file
                 local = bool(here) and here[number]
                 self.members[-1].append(number)
-                self.chunks.append(Chunk(file, index, extent, position, size, local, remote or not local))
+                far = remote or not local
+                self.chunks.append(Chunk(file, segment, index, extent, position, size, local, far, cdn is not None))
                 position += size
         self.sizes = [sum(sizes) for sizes in extents]
         self.wanted = [disk is not None and not chunk.here for chunk in self.chunks]
@@ -184,6 +193,8 @@ class World:
         self._done: set[int] = set()
         self._bad: dict[int, int] = {}
         self._misranged: dict[int, int] = {}
+        self._left_cdn: set[int] = set()  # chunks that the CDN has failed
+        self._tainted: set[int] = set()  # of which wrong bytes of the CDN are in place
         self._local_bad = {n for n, c in enumerate(self.chunks) if c.here and self.rng.random() < self.bucket.local_bad}
         self._memory: dict[int, int] = {}  # extents that are used, and where
         self._ready: list[Ready] = []
@@ -192,7 +203,7 @@ class World:
         self._storing: Store | None = None
         self._stored: set[int] = set()
         self._tee_alive = disk is not None
-        self._link = {chunk.file: 0 for chunk in self.chunks}
+        self._link = {chunk.segment: 0 for chunk in self.chunks}
         self._link_used: dict[tuple[int, int], int] = {}
         self._renewing: set[int] = set()
         self._copying = False
@@ -316,24 +327,30 @@ class World:
         self.at(transfer.size / self.bucket.local_rate, lambda: self._end(transfer))
 
     def _request(self, transfer: _Transfer, chunk: Chunk) -> None:
-        bucket, rng, seconds = self.bucket, self.rng, self.now - self.start
+        rng, seconds = self.rng, self.now - self.start
+        bucket = self.cdn if self.cdn is not None and transfer.fetch.cdn else self.bucket
         delay = bucket.latency * rng.uniform(0.8, 1.5)
         if transfer.fetch.connection not in self._warm:
             self._warm.add(transfer.fetch.connection)
             delay += bucket.connect
-        version = self._link[chunk.file]
+        version = self._link[chunk.segment]
         if seconds >= bucket.dead_after:
             self.at(bucket.idle_seconds, lambda: self._end(transfer, "broken"))
             return
+        if seconds >= bucket.down_after:
+            self.at(0.001, lambda: self._end(transfer, "broken"))
+            return
         stormy = any(start <= seconds < stop for start, stop in bucket.storms)
-        if stormy or rng.random() < bucket.busy or self._served() > bucket.busy_max:
+        if bucket.no and rng.random() < bucket.no:
+            transfer.end, transfer.until = rng.choice(["refused", "gone", "changed", "range", "protocol", "tls"]), 0
+        elif stormy or rng.random() < bucket.busy or self._served() > bucket.busy_max:
             transfer.end, transfer.until = "busy", 0
-        elif 0 < bucket.link_requests <= self._link_used.get((chunk.file, version), 0):
+        elif 0 < bucket.link_requests <= self._link_used.get((chunk.segment, version), 0):
             transfer.end, transfer.until = "refused", 0
         elif rng.random() < bucket.misranged:
             transfer.end, transfer.until = "range", 0
         else:
-            self._link_used[chunk.file, version] = self._link_used.get((chunk.file, version), 0) + 1
+            self._link_used[chunk.segment, version] = self._link_used.get((chunk.segment, version), 0) + 1
             transfer.cap = bucket.each_rate * rng.uniform(0.9, 1.1)
             transfer.until = transfer.size
             if rng.random() < bucket.slow:
@@ -375,6 +392,14 @@ class World:
         if not self._take(transfer):
             return
         kind, received = kind or transfer.end, int(transfer.received)
+        if fetch.cdn and kind != "done":
+            self._left_cdn.add(number)
+            assert self.cdn is not None
+            if received and kind != "corrupt" and self.rng.random() < self.cdn.corrupt:
+                self._tainted.add(number)
+        elif kind == "done" and number in self._tainted and not fetch.here:
+            assert not fetch.cdn, "what the bucket began, the CDN goes on with"
+            kind = "mixed"
         chunk = self.chunks[number]
         self._in_place[number] = fetch.skip + received
         if kind == "done":
@@ -387,11 +412,14 @@ class World:
             self._do(self.scheduler.done(fetch.connection, self.now, first_byte_seconds=self.bucket.latency))
             return
         asked = None
-        if kind in {"corrupt", "local"}:
+        if kind in {"corrupt", "local", "mixed"}:
             self._in_place[number] = 0
-            self._bad[number] = self._bad.get(number, 0) + 1
-            self.wanted[number] = self._tee_alive
-        elif kind == "range":
+            self._tainted.discard(number)
+            if kind != "mixed" and not fetch.cdn:
+                self._bad[number] = self._bad.get(number, 0) + 1
+                self.wanted[number] = self._tee_alive
+            kind = "corrupt" if kind == "mixed" else kind
+        elif kind == "range" and not fetch.cdn:
             self._misranged[number] = self._misranged.get(number, 0) + 1
         elif kind == "busy":
             asked = self.bucket.retry_after
@@ -418,14 +446,14 @@ class World:
         if transfer is not None and self.rng.random() >= self.bucket.stop_lost:
             self.at(0.001, lambda: self._end(transfer, "cancelled"))
 
-    def _renew(self, file: int) -> None:
-        assert file not in self._renewing, "asked twice for one link"
-        self._renewing.add(file)
+    def _renew(self, segment: int) -> None:
+        assert segment not in self._renewing, "asked twice for one link"
+        self._renewing.add(segment)
 
         def renewed() -> None:
-            self._renewing.remove(file)
-            self._link[file] += 1
-            self._do(self.scheduler.renewed(file, self.now))
+            self._renewing.remove(segment)
+            self._link[segment] += 1
+            self._do(self.scheduler.renewed(segment, self.now))
 
         if self.bucket.renew_seconds < math.inf:
             self.at(self.bucket.renew_seconds, renewed)
@@ -574,7 +602,7 @@ class World:
             elif isinstance(action, Store):
                 self._store(action)
             elif isinstance(action, Renew):
-                self._renew(action.file)
+                self._renew(action.segment)
             else:
                 assert self.failed is None, "failed twice"
                 self.failed = action
@@ -597,7 +625,10 @@ class World:
         assert fetch.skip == min(self._in_place[fetch.chunk], chunk.size - 1), "bytes in place are fetched again"
         assert all(t.number != fetch.chunk for t in self._transfers.values()), "two writers on one chunk"
         assert not fetch.here or chunk.here
-        assert chunk.file not in self._renewing or fetch.here, "a request with a link that was refused"
+        assert chunk.segment not in self._renewing or fetch.here or fetch.cdn, "a request with a link that was refused"
+        assert not fetch.cdn or (chunk.cdn and not fetch.here)
+        assert not fetch.cdn or self.scheduler.cdn.open, "the CDN was given up"
+        assert not fetch.cdn or fetch.chunk not in self._left_cdn, "the CDN has failed this chunk"
         start = fetch.offset - chunk.position
         known = self._memory.get(chunk.extent)
         if known is None:
@@ -664,6 +695,9 @@ class World:
         assert len(self._ready) == len(self.sizes)
         assert len(self._done) == len(self.chunks) or (self.disk and not self._tee_alive)
         assert counts.done_bytes == sum(self.sizes)
+        assert counts.fallbacks == len(self._left_cdn) == sum(scheduler.cdn.failures.values())
+        assert not scheduler._cdn_flying
+        assert not scheduler._mixed or self._copying or self.disk
         for reader in self.readers:
             assert reader.gone or reader.told == set(range(len(self.sizes)))
         if self._tee_alive:

@@ -9,10 +9,21 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coldstream.errors import ManifestError
-from coldstream.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, digest_of, parse, serialize
+from coldstream.manifest import (
+    Chunks,
+    FileEntry,
+    Manifest,
+    Source,
+    StoredObject,
+    digest_of,
+    parse,
+    serialize,
+    upload_command,
+)
 
 
 def manifest() -> Manifest:
@@ -39,6 +50,18 @@ def test_what_is_written_is_read_back() -> None:
     assert parse(data, where="x") == manifest()
     assert digest_of(data).startswith("sha256:")
     assert list(manifest().files[0].chunks.ranges()) == [(0, 4, "0" * 32), (4, 10, "0" * 32)]
+
+
+def test_a_file_may_be_in_segments_that_end_where_chunks_do() -> None:
+    (entry,) = manifest().files
+    pieces = tuple(StoredObject(key=f"/pool/{size}", size=size, etag="e") for size in (4, 6))
+    cut = msgspec.structs.replace(entry, objects=pieces, object_bytes_max=6, plain=entry.objects[0])
+    found = msgspec.structs.replace(manifest(), files=(cut,))
+    assert parse(serialize(found), where="x") == found
+    assert upload_command(found) == "coldstream upload FOLDER --as org/m --object-bytes-max 6"
+    alone = msgspec.structs.replace(found, files=(msgspec.structs.replace(cut, plain=None),))
+    assert upload_command(alone).endswith("--object-bytes-max 6 --no-plain")
+    assert b"object_bytes_max" not in serialize(manifest())
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -74,6 +97,8 @@ def test_a_newer_format_asks_for_an_upgrade() -> None:
         ("objects", [], "no object"),
         ("objects", [{"key": "../x", "size": 10, "etag": "e"}], r"\.\."),
         ("chunks", {"stops": [4, 4, 10], "xxh3_128": "0" * 96}, "grow"),
+        ("objects", [{"key": "/x", "size": 5, "etag": "e"}, {"key": "/y", "size": 5, "etag": "e"}], "inside a chunk"),
+        ("plain", {"key": "a", "size": 9, "etag": "e"}, "in one piece"),
         ("chunks", {"stops": [4], "xxh3_128": "0" * 32}, "cover"),
         ("chunks", {"stops": [4, 10], "xxh3_128": "0" * 32}, "digits"),
     ],
@@ -112,3 +137,27 @@ def test_two_threads_may_read_their_first_at_the_same_time(tmp_path: Path) -> No
     (tmp_path / "manifest").write_bytes(serialize(manifest()))
     for _ in range(8):
         subprocess.run([sys.executable, "-c", _TWO_AT_ONCE, str(tmp_path / "manifest")], check=True, timeout=60)
+
+
+def in_segments(*sizes: int) -> FileEntry:
+    return FileEntry(
+        path="a.safetensors",
+        size=10,
+        sha256="a" * 64,
+        objects=tuple(StoredObject(key=f"/objects/{n}", size=size, etag="e") for n, size in enumerate(sizes)),
+        chunks=Chunks(stops=(4, 6, 10), xxh3_128="0" * 96),
+    )
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (4, 2, 4), (10,)])
+def test_a_file_may_lie_in_several_objects(sizes: tuple[int, ...]) -> None:
+    record = msgspec.structs.replace(manifest(), files=(in_segments(*sizes),))
+    assert parse(serialize(record), where="x") == record
+
+
+@pytest.mark.parametrize(("sizes", "why"), [((5, 5), "0 ends at byte 5"), ((4, 0, 6), "empty"), ((4, 6, 0), "empty")])
+def test_an_object_ends_where_a_chunk_does(sizes: tuple[int, ...], why: str) -> None:
+    document = json.loads(serialize(msgspec.structs.replace(manifest(), files=(in_segments(4, 6),))))
+    document["files"][0]["objects"] = [{"key": f"{n}", "size": size, "etag": "e"} for n, size in enumerate(sizes)]
+    with pytest.raises(ManifestError, match=rf"a\.safetensors: .*{why}"):
+        parse(resealed(document), where="x")

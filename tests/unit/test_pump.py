@@ -12,7 +12,7 @@ import pytest
 from coldstream.errors import CancelledError, IntegrityError, UnavailableError
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import BufferPool, Pump
-from coldstream.plan import part_count
+from coldstream.plan import part_count, parts
 from coldstream.units import MIB
 
 
@@ -21,6 +21,7 @@ class Work:
 
     def __init__(self, path: str, size: int, part_bytes: int, *, fault: Callable[[str], None] | None = None) -> None:
         self.size, self.part_bytes = size, part_bytes
+        self.parts = tuple(parts(size, part_bytes))
         self.source = random.Random(path).randbytes(size)
         self.target = bytearray(size)
         self.calls: list[str] = []
@@ -41,10 +42,11 @@ class Work:
         self._called("fetch")
         view[:] = self.source[start : start + len(view)]
 
-    def store(self, index: int, start: int, view: memoryview) -> None:
+    def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         assert start == index * self.part_bytes
         self._called("store")
         self.target[start : start + len(view)] = view
+        stored()
 
     def finish(self) -> None:
         self._called("finish")

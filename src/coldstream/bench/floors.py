@@ -114,8 +114,9 @@ def measure(target: Target, *, connections: int) -> Floors:
     if target.kind == "folder":
         return Floors(cores=cores)
     links = [
-        {"url": shard.url, "headers": [list(pair) for pair in shard.headers], "size": shard.size}
+        {"url": segment.url, "headers": [list(pair) for pair in segment.headers], "size": segment.stop - start}
         for shard in target.shards
+        for start, segment in zip((0, *(segment.stop for segment in shard.segments)), shard.segments, strict=False)
     ]
     if any(proxy_for(parse_target(str(link["url"]))) for link in links):
         # Plain reads go straight, and what a proxy lets through is no floor of this machine's.

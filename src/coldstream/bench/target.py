@@ -67,20 +67,26 @@ class Target:
     @property
     def is_tls(self) -> bool:
         """Whether its bytes come over TLS."""
-        return any((shard.url or "").startswith("https:") for shard in self.shards)
+        return any(url.startswith("https:") for url in self._urls)
 
     @property
     def is_near(self) -> bool:
         """Whether its server runs on this machine, so that no network card is between."""
-        hosts = {urlsplit(shard.url or "").hostname for shard in self.shards}
+        hosts = {urlsplit(url).hostname for url in self._urls}
         return hosts <= {"127.0.0.1", "::1", "localhost"}
 
     @property
     def is_plain(self) -> bool:
         """Whether the bucket has the files under their own names, as every other loader expects."""
         return all(
-            unquote(urlsplit(shard.url or "").path).endswith(f"/{self.prefix}/{shard.path}") for shard in self.shards
+            unquote(urlsplit(shard.segments[0].url or "").path).endswith(f"/{self.prefix}/{shard.path}")
+            for shard in self.shards
         )
+
+    @property
+    def _urls(self) -> list[str]:
+        """Of all objects; secrets."""
+        return [segment.url or "" for shard in self.shards for segment in shard.segments]
 
 
 def find_target(uri: str, settings: Settings) -> Target:
@@ -99,10 +105,10 @@ def find_target(uri: str, settings: Settings) -> Target:
     shards = checkpoint.shards
     store, key, folder = "", "", ""
     kind = "http"
-    if all(shard.local for shard in shards):
+    if all(shard.is_local for shard in shards):
         kind = "folder"
         first = shards[0]
-        folder = (first.local or "").removesuffix("/" + first.path)
+        folder = (first.segments[0].local or "").removesuffix("/" + first.path)
     elif checkpoint.uri.startswith("s3://"):
         kind = "s3"
         store, key = _split(checkpoint.uri, settings)

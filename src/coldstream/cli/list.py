@@ -47,7 +47,7 @@ def _table(models: Sequence[ModelInfo]) -> str:
     from coldstream.units import format_age, format_bytes
 
     now = datetime.now(timezone.utc)
-    rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "UPLOADED")]
+    rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
     for model in models:
         age = format_age((now - model.modified).total_seconds())
         rows.append(
@@ -57,6 +57,7 @@ def _table(models: Sequence[ModelInfo]) -> str:
                 str(model.files),
                 (model.revision or "-")[:7],
                 model.state,
+                model.layout,
                 model.detail or age,
             )
         )

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     "--memory", "memory_limit", type=Size(), help="Most memory for data on its way.  [default: what there is]"
 )
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "cdn", "s3"]),
+    default="auto",
+    show_default=True,
+    help="Weights through the CDN in front of the bucket, or not; auto: if there is one.  [env: R2_CDN_DOMAIN]",
+)
 @click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
 @click.option("--in-order", is_flag=True, help="Tensors in the order of the files, not as they arrive.")
@@ -43,6 +50,7 @@ def command(
     connections: int,
     memory_limit: int | None,
     workers: int | None,
+    via: str,
     no_cache: bool,
     no_verify: bool,
     in_order: bool,
@@ -52,6 +60,7 @@ def command(
     \b
     coldstream load Qwen/Qwen3-8B                       from the configured bucket
     coldstream load s3://bucket/org/model --device cuda
+    coldstream load Qwen/Qwen3-8B --via cdn             through R2_CDN_DOMAIN, the rest from the bucket
     coldstream load https://cdn.example.com/org/model
     coldstream load hf://Qwen/Qwen3-8B@main
     coldstream load ./folder
@@ -70,6 +79,7 @@ def command(
             memory_limit=memory_limit,
             workers=workers,
             verify=not no_verify,
+            via=via,
             cache=not no_cache,
             in_order=in_order,
             settings=settings,
@@ -148,6 +158,8 @@ def _text(report: LoadReport) -> str:
         lines.append(f"{format_bytes(report.cache_bytes)} of it came from the local cache")
     elif report.cache_bytes:
         lines.append("all of it came from this machine")
+    if report.cdn is not None and (report.cdn.requests or report.received_bytes):
+        lines.append(report.cdn.summary)
     if report.grown_bytes:
         lines.append(
             f"the memory limit was passed by {format_bytes(report.grown_bytes)}: tensors were larger, or were kept"

@@ -18,6 +18,8 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     \b
     coldstream remove Qwen/Qwen3-8B
     coldstream remove Qwen/Qwen3-8B --yes
+
+    Of weights stored in segments those stay that another model in the bucket has too.
     """
     from coldstream import mirror
     from coldstream.bundle import Shelf
@@ -28,8 +30,14 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     shelf = Shelf(store, name)
     bundles = len(shelf.entries(None))
     what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, below {store.uri}/{name}/"
+    if removal.segments:
+        what += f", {plural(removal.segments, 'segment')} of weights, {format_bytes(removal.segment_bytes)}"
     if bundles:
         what += f", and {plural(bundles, 'warm-start bundle')}"
+    if removal.shared_segments:
+        state.say(f"{plural(removal.shared_segments, 'segment')} of its weights stay: other models have them too")
+    if removal.withheld:
+        state.say(f"segments stay for now, and go with a later upload or removal: {removal.withheld}")
     if not (dry_run or yes):
         confirm("delete", what)
     if not dry_run:
@@ -40,6 +48,10 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
         "objects": len(removal.keys),
         "bytes": removal.bytes,
         "uploads": len(removal.uploads),
+        "segments": removal.segments,
+        "segment_bytes": removal.segment_bytes,
+        "shared_segments": removal.shared_segments,
+        "withheld": removal.withheld,
         "bundles": bundles,
         "removed": not dry_run,
     }

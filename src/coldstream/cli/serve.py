@@ -41,6 +41,13 @@ _OF_TIMELINE = (
     "--memory", "memory_limit", type=Size(), help="Most memory for data on its way.  [default: half of what is free]"
 )
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "cdn", "s3"]),
+    default="auto",
+    show_default=True,
+    help="Weights through the CDN in front of the bucket, or not; auto: if there is one.  [env: R2_CDN_DOMAIN]",
+)
 @click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
 @click.option(
@@ -66,6 +73,7 @@ def command(
     connections: int | None,
     memory_limit: int | None,
     workers: int | None,
+    via: str,
     no_cache: bool,
     no_verify: bool,
     bundle: str,
@@ -98,6 +106,7 @@ def command(
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         cache=not no_cache,
         verify=not no_verify,
+        via=via,
         settings=settings,
     )
     request = Request(

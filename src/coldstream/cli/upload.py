@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 @click.option("--also", multiple=True, metavar="PATTERN", help="Take files that match beside the usual ones.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match. Repeatable.")
 @click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Bytes per part of large files.")
+@click.option(
+    "--object-bytes-max",
+    type=Size(),
+    metavar="SIZE",
+    help="Store weights in segments of at most this size, 1MiB to 5GiB, each under a key that never changes. "
+    "480MiB is within what Cloudflare's CDN keeps.  [default: each file in one piece]",
+)
+@click.option("--no-plain", is_flag=True, help="Segments alone, without the plain files that vLLM's own loaders need.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent and what it costs; write nothing.")
 @transfer_options
 @common_options
@@ -36,6 +44,8 @@ def command(
     also: tuple[str, ...],
     exclude: tuple[str, ...],
     part_size: int,
+    object_bytes_max: int | None,
+    no_plain: bool,
     dry_run: bool,
     connections: int,
     memory_bytes: int,
@@ -47,6 +57,7 @@ def command(
     coldstream upload Qwen/Qwen3-8B --revision v1.0 --as prod/qwen
     coldstream upload ./my-finetune --as me/finetune
     coldstream upload Qwen/Qwen3-8B --dry-run
+    coldstream upload Qwen/Qwen3-8B --object-bytes-max 480MiB --no-plain
 
     SRC is org/model on the Hub (hf://org/model@revision works too), or a folder written with a leading ./ or /.
     One set of weights is taken, the safetensors, and all that is needed beside them. Nothing touches the disk.
@@ -57,19 +68,29 @@ def command(
     from coldstream.errors import UsageError
     from coldstream.plan import PART_BYTES_MAX, PART_BYTES_MIN
 
+    if no_plain and object_bytes_max is None:
+        raise UsageError("--no-plain goes with --object-bytes-max", hint="--object-bytes-max 480MiB --no-plain")
     if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
         raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB")
     settings = state.settings()
     store = state.open_store(connections)
     opened, default_name = _open_source(source, revision, settings, store.retry, connections)
     plan = mirror.plan_upload(
-        store, opened, name or default_name, include=include, also=also, exclude=exclude, part_bytes=part_size
+        store,
+        opened,
+        name or default_name,
+        include=include,
+        also=also,
+        exclude=exclude,
+        part_bytes=part_size,
+        object_bytes_max=object_bytes_max,
+        plain=not no_plain,
     )
     _announce(state, plan, f"{store.uri}/{plan.name}")
     if dry_run:
         state.show(_dry_document(plan), _dry_text(plan))
         return
-    with progress_for(state, total_bytes=sum(file.size for file in plan.to_send), verb="upload") as progress:
+    with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
         report = mirror.upload(
             store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
         )
@@ -105,11 +126,14 @@ def _open_source(
 
 
 def _announce(state: State, plan: UploadPlan, target: str) -> None:
+    from coldstream.manifest import layout_flags
     from coldstream.units import format_bytes, plural
 
     others = len(plan.files) - plan.shards
     contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
     state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
+    if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
+        state.say(f"  its segments will go: without{layout_flags(plan.entries)} each file is stored in one piece")
     groups: dict[str, list[str]] = {}
     for path, why in plan.skipped.items():
         groups.setdefault(why, []).append(path)
@@ -130,14 +154,16 @@ def _dry_document(plan: UploadPlan) -> dict[str, Any]:
         "state": plan.state,
         "up_to_date": plan.up_to_date,
         "bytes": plan.size,
-        "send_bytes": sum(file.size for file in plan.to_send),
+        "send_bytes": plan.to_read_bytes,
+        "stored_bytes": plan.stored_bytes,
         "parts": plan.parts,
+        "segments": plan.segment_count,
         "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.kept} for file in plan.files],
         "skipped": [
             {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
         ],
-        "r2_dollars_per_month": prices.storage_per_month(plan.size),
-        "r2_dollars_once": prices.upload_requests(plan.parts, len(plan.to_send)),
+        "r2_dollars_per_month": prices.storage_per_month(plan.stored_bytes),
+        "r2_dollars_once": prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count),
     }
 
 
@@ -149,12 +175,19 @@ def _dry_text(plan: UploadPlan) -> str:
         f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.kept else ''}".rstrip()
         for file in plan.files
     ]
-    send = sum(file.size for file in plan.to_send)
     lines.append(
-        f"would send {format_bytes(send)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}   "
-        f"R2: storage {format_dollars(prices.storage_per_month(plan.size))}/month, "
-        f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send)))} once"
+        f"would send {format_bytes(plan.to_read_bytes)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}   "
+        f"R2: storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month, "
+        f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count))} once"
     )
+    if plan.object_bytes_max is not None:
+        limit, alone = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
+        lines.append(f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; those there stay")
+        if plan.plain:
+            twice = format_bytes(plan.stored_bytes - plan.size)
+            lines.append(f"of that {twice} are the same weights in one piece; with --no-plain: {alone}/month")
+        else:
+            lines.append("no plain files: only coldstream loads it, not vLLM's own loaders")
     return "\n".join(lines)
 
 
@@ -176,9 +209,12 @@ def _text(plan: UploadPlan, report: UploadReport) -> str:
     if plan.up_to_date:
         return f"{coloured('ready', 'green')}   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
     kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
+    counts = (("sent", report.sent_segments), ("copied", report.copied_segments), ("kept", report.kept_segments))
+    segments = ", ".join(f"{count:,} {what}" for what, count in counts if count)
+    layout = f"segments: {segments}   " if segments else ""
     retries = f"{report.retries} {'retry' if report.retries == 1 else 'retries'}   " if report.retries else ""
     return (
         f"{coloured('ready', 'green')}   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
         f"({format_rate(report.sent_bytes, report.seconds)}){kept}   {plural(report.parts, 'part')}   "
-        f"{retries}R2 storage {format_dollars(prices.storage_per_month(report.bytes))}/month"
+        f"{layout}{retries}R2 storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month"
     )

@@ -34,7 +34,7 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
     reports = []
     for name in names:
         store = state.open_store(connections)
-        total = mirror.stored_bytes(store, name) if deep else 0
+        total = mirror.stored_bytes(store, name, copies=True) if deep else 0
         with progress_for(state, total_bytes=total, verb="verify") as progress:
             reports.append(
                 mirror.verify(
@@ -56,6 +56,8 @@ def _text(report: VerifyReport) -> str:
     if report.state == "foreign":
         how = "every byte read, no manifest to compare with" if report.deep else "structure only, no manifest"
     head = f"{report.name}   {plural(report.files, 'file')}   {format_bytes(report.bytes)}"
+    if report.segments:
+        head += f"   {plural(report.segments, 'object')} ({report.layout})"
     if report.ok:
         return f"{coloured('ok', 'green')}     {head}   {how}   {format_seconds(report.seconds)}"
     lines = [f"{coloured('bad', 'red')}    {head}   {plural(len(report.problems), 'problem')}"]

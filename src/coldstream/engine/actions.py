@@ -11,21 +11,25 @@ class Chunk:
 
     Attributes:
         file: Index of the file.
+        segment: Of the load, counted over all files: the object that it lies in.
         index: Of the chunk in its file.
         extent: Index of the extent that it lies in.
         position: Where in the extent, in bytes.
         size: In bytes, above 0.
         here: Whether it is read from this machine.
         remote: Whether it can be fetched from elsewhere.
+        cdn: Whether a CDN has it too, and its digest is known.
     """
 
     file: int
+    segment: int
     index: int
     extent: int
     position: int
     size: int
     here: bool = False
     remote: bool = True
+    cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Failure:
 
     Attributes:
         kind: As in `engine.http.FetchError`, or "corrupt": the bytes have another digest; "local": the file on this
-            machine could not be read, or holds other bytes.
+            machine could not be read, or holds other bytes; "lost": the fetching process died.
         received: Bytes that are in place, from where the request began.
         message: For people; without links.
         retry_after_seconds: What the server asked for, or None.
@@ -48,13 +52,17 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size."""
+    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size.
+
+    From this machine if `here`, through the CDN if `cdn`, from the bucket otherwise.
+    """
 
     connection: int
     chunk: int
     offset: int
     skip: int
     here: bool
+    cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +91,9 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The links of this file are refused; whoever can should make a new one and say `renewed`."""
+    """The link of this segment is refused; whoever can should make a new one and say `renewed`."""
 
-    file: int
+    segment: int
 
 
 @dataclass(frozen=True, slots=True)

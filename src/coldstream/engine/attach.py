@@ -223,7 +223,7 @@ class Owner:
         report: Its account of the whole load, once it is finished.
         stored: What became of the local copy, once that is known.
         failure: What it said when the load failed, or None.
-        renewals: Files whose link is refused and that wait for `link`.
+        renewals: Segments, counted over all files, whose link is refused and that wait for `link`.
         listening: Whether consumers of other processes can connect.
         gone: Whether it has ended.
     """
@@ -312,10 +312,10 @@ class Owner:
             elif letter == wire.LISTENING:
                 self.listening = True
 
-    def link(self, file: int, url: str | None, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """A new link for a file, or None when there is none to be had."""
+    def link(self, segment: int, url: str | None, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """A new link for a segment, or None when there is none to be had."""
         document = None if url is None else {"url": url, "headers": [list(pair) for pair in headers]}
-        self._frames.send(wire.LINK, wire.NUMBER.pack(file) + json.dumps(document).encode())
+        self._frames.send(wire.LINK, wire.NUMBER.pack(segment) + json.dumps(document).encode())
 
     def detach(self) -> None:
         """Lets it write the rest of the local copy by itself; it ends then, or with this process."""

@@ -123,12 +123,14 @@ class Answer:
         size: Of the whole object, or None if not said.
         status: 206 or 200.
         first_byte_seconds: From the request, connecting not included, to the first byte of the answer.
+        cache_status: What Cloudflare says of its cache, "HIT" and so on; None if nothing.
     """
 
     etag: str | None
     size: int | None
     status: int
     first_byte_seconds: float
+    cache_status: str | None = None
 
 
 class Connection:
@@ -196,6 +198,7 @@ class Connection:
         etag: str | None,
         size: int | None,
         headers: Headers = (),
+        cached: bool = False,
         on_progress: Callable[[int], None] | None = None,
     ) -> Answer:
         """Receives the bytes `[start, stop)` of an object into `view`, all of them.
@@ -210,6 +213,8 @@ class Connection:
             etag: The version that it must be of, or None. A strong one is also sent as a condition.
             size: The size that the whole object must have, or None.
             headers: To send along.
+            cached: A cache answers, which may not know what to do with a condition, and may weaken or drop the ETag:
+                none is asked for, and only a strong one is compared.
             on_progress: Called in this thread with the number of bytes in place, at the end, and about every
                 `poll_seconds` before that while bytes come.
 
@@ -223,9 +228,11 @@ class Connection:
             raise ValueError(f"[{start}, {stop}) does not fit a buffer of {view.nbytes} bytes")
         self._got = 0
         try:
-            head, first_byte_seconds = self._ask(target, conditions(start, stop, etag), headers)
+            head, first_byte_seconds = self._ask(target, conditions(start, stop, None if cached else etag), headers)
             if head.status not in {200, 206}:
                 raise self._refusal(head, target, size)
+            if cached and head.etag is not None and head.etag.startswith("W/"):
+                etag = None
             total = check_range(head, start, stop, size, etag)
             if head.chunked:
                 self._fill_chunked(view, on_progress)
@@ -238,7 +245,7 @@ class Connection:
         except BaseException:
             self._drop()
             raise
-        return Answer(head.etag, total, head.status, first_byte_seconds)
+        return Answer(head.etag, total, head.status, first_byte_seconds, head.headers.get("cf-cache-status"))
 
     def read(
         self,

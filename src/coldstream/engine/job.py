@@ -7,6 +7,7 @@ holds links that open the bucket, so it is never an argument, a file or a log li
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,32 +19,50 @@ Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One object that holds a file, or a run of its chunks. Exactly one of `url` and `local` is set.
+
+    Attributes:
+        stop: One past its last byte in the file; it starts where the one before it stops.
+        etag: The version that every answer must be of, without quotes; a weak one keeps its `W/`. None when there is
+            none to hold on to.
+        url: Where to GET it. A secret: it may be signed.
+        headers: To send along. Secrets.
+        local: The absolute path of the object, when it is a file on this machine.
+        cdn: Where a CDN has the same object, or None.
+    """
+
+    stop: int
+    etag: str | None = None
+    url: str | None = field(default=None, repr=False)
+    headers: Headers = field(default=(), repr=False)
+    local: str | None = None
+    cdn: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileJob:
     """One file to load.
 
     Attributes:
         path: Relative to its model, for messages.
-        size: In bytes.
-        etag: The version that every answer must be of, without quotes; None when there is none to hold on to.
-        url: Where to GET it, or None when it is here only. A secret.
-        headers: To send along. Secrets.
-        local: A file on this machine that holds it, or a copy under way of which `have` tells what is there.
-        have: One byte per chunk: 1 where `local` holds it. Empty: all of it.
+        segments: Where its bytes are, in order; their edges are edges of chunks.
+        copy: A file on this machine that is a copy of it, or one under way; `have` tells what is there.
+        have: One byte per chunk: 1 where `copy` holds it.
         stops: One past the last byte of each chunk.
         digests: XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
         extents: Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
+        cdn_headers: To send along to the CDN, and to nobody else. Secrets.
     """
 
     path: str
-    size: int
-    etag: str | None
-    url: str | None = field(default=None, repr=False)
-    headers: Headers = field(default=(), repr=False)
-    local: str | None = None
+    segments: tuple[Segment, ...]
+    copy: str | None = None
     have: bytes = field(default=b"", repr=False)
     stops: tuple[int, ...] = field(repr=False)
     digests: bytes = field(default=b"", repr=False)
     extents: tuple[tuple[int, int], ...] = field(repr=False)
+    cdn_headers: Headers = field(default=(), repr=False)
 
     def chunk(self, index: int) -> tuple[int, int]:
         """The chunk's bytes as `[start, stop)`."""
@@ -54,9 +73,43 @@ class FileJob:
         found = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
         return b"" if found == _UNKNOWN else found
 
+    def segment(self, index: int) -> int:
+        """The number of the segment that the chunk lies in."""
+        return bisect_right(self.segments, self.stops[index] - 1, key=lambda segment: segment.stop)
+
     def here(self, index: int) -> bool:
-        """Whether `local` holds the chunk."""
-        return self.local is not None and (not self.have or self.have[index] == 1)
+        """Whether the chunk is on this machine."""
+        if self.copy is not None and self.have[index] == 1:
+            return True
+        return self.segments[self.segment(index)].local is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A segment as a worker needs it: what to ask for, or which file to read.
+
+    Attributes:
+        path: Of the file that it belongs to, for messages.
+        start: Its first byte in that file.
+        segment: Where it is.
+        copy: As in `FileJob`.
+        cdn_headers: As in `FileJob`.
+    """
+
+    path: str
+    start: int
+    segment: Segment
+    copy: str | None = None
+    cdn_headers: Headers = field(default=(), repr=False)
+
+
+def sources(file: FileJob) -> list[Source]:
+    """The segments of a file, for the workers."""
+    starts = (0, *(segment.stop for segment in file.segments))
+    return [
+        Source(path=file.path, start=start, segment=segment, copy=file.copy, cdn_headers=file.cdn_headers)
+        for start, segment in zip(starts, file.segments, strict=False)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,16 +159,42 @@ def unpack_files(data: bytes) -> tuple[FileJob, ...]:
     return tuple(_file(entry) for entry in json.loads(data))
 
 
+def pack_source(source: Source) -> bytes:
+    """For the wire."""
+    entry = {name: getattr(source, name) for name in Source.__slots__}
+    return json.dumps(entry | {"segment": _plain_segment(source.segment)}).encode()
+
+
+def unpack_source(data: bytes) -> Source:
+    """What `pack_source` packed."""
+    entry = json.loads(data)
+    return Source(**{**entry, "segment": _segment(entry["segment"]), "cdn_headers": _headers(entry["cdn_headers"])})
+
+
 def _plain(file: FileJob) -> dict[str, Any]:
     entry = {name: getattr(file, name) for name in FileJob.__slots__}
-    return entry | {"have": file.have.hex(), "digests": file.digests.hex()}
+    segments = [_plain_segment(segment) for segment in file.segments]
+    return entry | {"segments": segments, "have": file.have.hex(), "digests": file.digests.hex()}
+
+
+def _plain_segment(segment: Segment) -> dict[str, Any]:
+    return {name: getattr(segment, name) for name in Segment.__slots__}
+
+
+def _segment(entry: Mapping[str, Any]) -> Segment:
+    return Segment(**{**entry, "headers": _headers(entry["headers"])})
+
+
+def _headers(pairs: Sequence[Sequence[str]]) -> Headers:
+    return tuple((name, value) for name, value in pairs)
 
 
 def _file(entry: Mapping[str, Any]) -> FileJob:
     return FileJob(
         **{
             **entry,
-            "headers": tuple((name, value) for name, value in entry["headers"]),
+            "segments": tuple(_segment(segment) for segment in entry["segments"]),
+            "cdn_headers": _headers(entry["cdn_headers"]),
             "have": bytes.fromhex(entry["have"]),
             "digests": bytes.fromhex(entry["digests"]),
             "stops": tuple(entry["stops"]),

@@ -4,7 +4,7 @@ Events come in as method calls with the time, actions come out as a list: the st
 virtual time checks them. No clock, no socket, no memory is touched here.
 
 A chunk is *pending* (its extent has no memory yet), *queued*, *flying* on a connection, resting until a time after a
-failure, *parked* until its file has a new link, or *done*. Extents get memory about in the order of the files; what
+failure, *parked* until its segment has a new link, or *done*. Extents get memory about in the order of the files; what
 becomes of them then is in `extents`, which connections are slow in `slow`, how many there should be in `pace`.
 
 Whoever fetches a chunk is alone in writing to its place. A connection that is slow or silent is stopped, and once it
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, Store
 from coldstream.engine.arena import Arena
+from coldstream.engine.cdn import BYTES_PER_SECOND_MIN, SLOW_SECONDS, Cdn
 from coldstream.engine.extents import Extents
 from coldstream.engine.pace import Pace
 from coldstream.engine.slow import Flight, Speeds
@@ -62,6 +63,14 @@ class Counts:
     memory_wait_seconds: float = 0.0
     rest_seconds: float = 0.0
     unstored_bytes: int = 0
+    # Of what was received, that which came through the CDN; the rest is the bucket's. `fallbacks` are chunks that the
+    # CDN was asked for and the bucket gave, the seconds those in which the CDN, or the bucket, was at work.
+    cdn_bytes: int = 0
+    cdn_requests: int = 0
+    cdn_seconds: float = 0.0
+    cdn_flying_seconds: float = 0.0
+    bucket_seconds: float = 0.0
+    fallbacks: int = 0
 
 
 class Scheduler:
@@ -71,6 +80,7 @@ class Scheduler:
         counts: See `Counts`.
         pace: Decides the number of connections.
         arena: Decides the place of extents.
+        cdn: How the CDN has done.
         failed: The action that ended it, or None.
         dropped: Chunks that the local copy was not given, for want of memory; see `store_dropped`.
     """
@@ -113,6 +123,10 @@ class Scheduler:
         self._give_up, self._local_max = give_up_seconds, local_max
         self._rng = rng or random.Random()
         self._speeds = Speeds()
+        self.cdn = Cdn()
+        self._cdn_speeds = Speeds()
+        self._cdn_flying = 0
+        self._mixed: set[int] = set()  # chunks whose bytes in place are the CDN's, while the bucket brings the rest
         self._skip = [0] * len(chunks)
         self._here = [chunk.here for chunk in chunks]
         self._members: list[list[int]] = [[] for _ in extents]  # of each extent, the chunks that it is fetched for
@@ -131,14 +145,14 @@ class Scheduler:
         self._pending_kinds = [len(chunks) - sum(self._here), sum(self._here)]
         self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, here
         self._resting: list[tuple[float, int]] = []
-        self._parked: dict[int, list[int]] = {}  # by the file whose link is being renewed
+        self._parked: dict[int, list[int]] = {}  # by the segment whose link is being renewed
         self._flights: dict[int, Flight] = {}
         self._flying = [0, 0]
         self._idle = list(range(max(pace.limit, local_max)))  # a heap
         self._lost: set[int] = set()
         self._trouble: dict[int, Trouble] = {}
-        self._renewed: dict[int, float] = {}  # when each file last got a new link
-        self._refused: Counter[int] = Counter()  # by file, in a row
+        self._renewed: dict[int, float] = {}  # when each segment last got a new link
+        self._refused: Counter[int] = Counter()  # by segment, in a row
         self._left = len(chunks)
         self._again = 0  # chunks that are fetched for the local copy alone, and not done
         self._moved = now
@@ -206,6 +220,8 @@ class Scheduler:
                 self.counts.here_bytes += count - flight.received
             else:
                 self.counts.received_bytes += count - flight.received
+                if flight.cdn:
+                    self.counts.cdn_bytes += count - flight.received
             flight.received, flight.moved, self._moved = count, now, now
 
     def done(self, connection: int, now: float, *, first_byte_seconds: float = 0.0) -> list[Action]:
@@ -214,11 +230,16 @@ class Scheduler:
         flight = self._land(connection, now)
         number, chunk = flight.chunk, self._chunks[flight.chunk]
         if not flight.here:
-            self._speeds.finished(flight, first_byte_seconds, now, chunk_bytes=chunk.size)
+            speeds = self._cdn_speeds if flight.cdn else self._speeds
+            speeds.finished(flight, first_byte_seconds, now, chunk_bytes=chunk.size)
             self.pace.answered(busy=False, began=flight.began, now=now)
+            if flight.cdn:
+                self.cdn.succeeded()
+            elif self._mixed:
+                self._mixed.discard(number)
         self._moved = now
         self._trouble.pop(number, None)
-        self._refused.pop(chunk.file, None)
+        self._refused.pop(chunk.segment, None)
         if self._extents.was_ready(chunk.extent):
             self._again -= 1
         else:
@@ -241,8 +262,8 @@ class Scheduler:
         trouble = self._trouble.setdefault(number, Trouble())
         if flight.received:
             trouble.failures = 0
-            self._refused.pop(chunk.file, None)
-        if failure.kind != "cancelled":
+            self._refused.pop(chunk.segment, None)
+        if failure.kind != "cancelled" and not flight.cdn:
             self._last_message = failure.message or self._last_message
             self.counts.retries += 1
             _count(self.counts.retries_by, failure.kind)
@@ -266,7 +287,7 @@ class Scheduler:
         heapq.heapify(self._idle)
         for connection in connections:
             if connection in self._flights:
-                actions += self.failed_fetch(connection, Failure("broken", 0, "a fetching process died"), now)
+                actions += self.failed_fetch(connection, Failure("lost", 0, "a fetching process died"), now)
         return actions
 
     def found(self, connections: Sequence[int], now: float) -> list[Action]:
@@ -276,10 +297,10 @@ class Scheduler:
         self._lost -= set(connections)
         return self._dispatch(now)
 
-    def renewed(self, file: int, now: float) -> list[Action]:
-        """There is a new link for a file."""
-        self._renewed[file] = now
-        for number in self._parked.pop(file, ()):
+    def renewed(self, segment: int, now: float) -> list[Action]:
+        """There is a new link for a segment."""
+        self._renewed[segment] = now
+        for number in self._parked.pop(segment, ()):
             heapq.heappush(self._queues[0], number)
         return self._dispatch(now)
 
@@ -382,7 +403,7 @@ class Scheduler:
         while self._idle and self._flying[here] < most and (self._queues[here] or self._admit(here, now)):
             number = heapq.heappop(self._queues[here])
             count += 1
-            parked = None if here else self._parked.get(self._chunks[number].file)
+            parked = None if here else self._parked.get(self._chunks[number].segment)
             if parked is not None:
                 parked.append(number)
             else:
@@ -395,16 +416,21 @@ class Scheduler:
         connection = self._idle.pop() if here else heapq.heappop(self._idle)
         trouble = self._trouble.get(number)
         takeovers = trouble.takeovers if trouble else 0
-        self._flights[connection] = Flight(number, here, skip, chunk.size - skip, now, takeovers, moved=now)
+        cdn = chunk.cdn and not here and self.cdn.takes(number)
+        self._flights[connection] = Flight(number, here, skip, chunk.size - skip, now, takeovers, moved=now, cdn=cdn)
         self._flying[here] += 1
         self.counts.requests += not here
+        if cdn:
+            self._cdn_flying += 1
+            self.counts.cdn_requests += 1
         self.counts.connections_peak = max(self.counts.connections_peak, self._flying[0])
-        return Fetch(connection, number, self._extents.offset(chunk.extent) + chunk.position, skip, here)
+        return Fetch(connection, number, self._extents.offset(chunk.extent) + chunk.position, skip, here, cdn)
 
     def _land(self, connection: int, now: float) -> Flight:
         self._account(now)
         flight = self._flights.pop(connection)
         self._flying[flight.here] -= 1
+        self._cdn_flying -= flight.cdn
         if connection not in self._lost:
             heapq.heappush(self._idle, connection)
         return flight
@@ -451,6 +477,15 @@ class Scheduler:
     def _react(self, flight: Flight, trouble: Trouble, failure: Failure, now: float) -> Fail | Renew | None:
         """What to do about a failure: rest and try again (None), ask for a new link, or end the load."""
         kind, number = failure.kind, flight.chunk
+        if flight.cdn:
+            self._return(flight, failure)
+            return None
+        if kind == "corrupt" and number in self._mixed:
+            # Whose bytes were wrong is not known: all of it once more, from the bucket alone.
+            self._mixed.discard(number)
+            self._skip[number] = 0
+            heapq.heappush(self._queues[0], number)
+            return None
         if kind == "refused":
             return self._refuse(flight, failure)
         if kind in PERMANENT:
@@ -472,6 +507,18 @@ class Scheduler:
             heapq.heappush(self._queues[self._here[number]], number)
         return None
 
+    def _return(self, flight: Flight, failure: Failure) -> None:
+        """The CDN has not brought a chunk: the bucket is asked next, at once."""
+        number = flight.chunk
+        if failure.kind != "lost":
+            if failure.kind == "corrupt":
+                self._skip[number] = 0
+            if self._skip[number]:
+                self._mixed.add(number)
+            self.cdn.failed(number, "slow" if failure.kind == "cancelled" else failure.kind, failure.message)
+            self.counts.fallbacks += 1
+        heapq.heappush(self._queues[0], number)
+
     def _try_suspect(self, number: int, trouble: Trouble, kind: str) -> bool:
         """Notes that bytes were not what they should be; whether it is worth another attempt."""
         if kind == "range":
@@ -489,31 +536,34 @@ class Scheduler:
         return self._chunks[number].remote
 
     def _refuse(self, flight: Flight, failure: Failure) -> Fail | Renew | None:
-        """The link of a chunk's file was refused: it waits for a new one."""
-        file = self._chunks[flight.chunk].file
-        renewed = self._renewed.get(file)
-        if file in self._parked:
-            self._parked[file].append(flight.chunk)
+        """The link of a chunk's segment was refused: it waits for a new one."""
+        segment = self._chunks[flight.chunk].segment
+        renewed = self._renewed.get(segment)
+        if segment in self._parked:
+            self._parked[segment].append(flight.chunk)
             return None
         if renewed is not None and flight.began < renewed:
             heapq.heappush(self._queues[0], flight.chunk)  # it had the old link
             return None
-        self._refused[file] += 1
-        if self._refused[file] > REFUSED_MAX:
+        self._refused[segment] += 1
+        if self._refused[segment] > REFUSED_MAX:
             return Fail("credentials", flight.chunk, failure.message)
-        self._parked[file] = [flight.chunk]
+        self._parked[segment] = [flight.chunk]
         self.counts.renewals += 1
-        return Renew(file)
+        return Renew(segment)
 
     def _stop_slow(self, now: float) -> list[Action]:
-        remote = [(connection, flight) for connection, flight in self._flights.items() if not flight.here]
-        actions: list[Action] = []
-        for connection, cause in self._speeds.to_stop(remote, self.pace.target, now):
+        target, flights = self.pace.target, self._flights.items()
+        remote = [(connection, flight) for connection, flight in flights if not flight.here and not flight.cdn]
+        found = [*self._speeds.to_stop(remote, target, now)]
+        if self._cdn_flying:
+            through = [(connection, flight) for connection, flight in flights if flight.cdn]
+            found += self._cdn_speeds.to_stop(through, target, now, least=(BYTES_PER_SECOND_MIN, SLOW_SECONDS))
+        for _, cause in found:
             if cause is not None:
                 self.counts.takeovers += 1
                 _count(self.counts.takeovers_by, cause)
-            actions.append(Stop(connection))
-        return actions
+        return [Stop(connection) for connection, _ in found]
 
     def _store_next(self) -> list[Action]:
         if self._storing is not None or not self._stores:
@@ -556,6 +606,11 @@ class Scheduler:
         passed = max(0.0, now - self._accounted)
         self._accounted = now
         self.counts.flying_seconds += passed * self._flying[0]
+        if self._flying[0] > self._cdn_flying:
+            self.counts.bucket_seconds += passed
+        if self._cdn_flying:
+            self.counts.cdn_seconds += passed
+            self.counts.cdn_flying_seconds += passed * self._cdn_flying
         if self._blocked and self._flying[0] < self.pace.target:
             self.counts.memory_wait_seconds += passed
 

@@ -44,6 +44,7 @@ class Flight:
         received: Bytes that have arrived.
         moved: When the last of them did.
         stopped: When it was told to stop, or None.
+        cdn: Whether through the CDN.
     """
 
     chunk: int
@@ -55,6 +56,7 @@ class Flight:
     moved: float
     received: int = 0
     stopped: float | None = None
+    cdn: bool = False
 
 
 class Speeds:
@@ -74,7 +76,12 @@ class Speeds:
             self._first_bytes.append(first_byte_seconds)
 
     def to_stop(
-        self, flights: Sequence[tuple[int, Flight]], target: int, now: float
+        self,
+        flights: Sequence[tuple[int, Flight]],
+        target: int,
+        now: float,
+        *,
+        least: tuple[float, float] | None = None,
     ) -> Iterator[tuple[int, str | None]]:
         """Connections to stop, because another would bring the rest of their chunk sooner.
 
@@ -82,6 +89,7 @@ class Speeds:
             flights: By connection; remote ones.
             target: How many connections there should be.
             now: The time.
+            least: (bytes per second, seconds): one that gives less after so long is stopped whatever others give.
 
         Yields:
             The connection, and which of `CAUSES` it is stopped for; None when it was told so before.
@@ -94,7 +102,10 @@ class Speeds:
                 if now - flight.stopped >= STOP_AGAIN_SECONDS:
                     flight.stopped = now
                     yield connection, None
-            elif allowed > 0 and (cause := _fault(flight, usual, first_byte, now)):
+            elif allowed > 0 and (
+                cause := _fault(flight, usual, first_byte, now)
+                or ("slow" if least and _is_under(flight, now, *least) else None)
+            ):
                 flight.stopped = now
                 allowed -= 1
                 yield connection, cause
@@ -129,6 +140,11 @@ def _fault(flight: Flight, usual: float | None, first_byte: float, now: float) -
     rest = flight.size - flight.received
     is_slow = rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
     return "slow" if is_slow else None
+
+
+def _is_under(flight: Flight, now: float, bytes_per_second: float, seconds: float) -> bool:
+    elapsed = now - flight.began
+    return elapsed > seconds and flight.received < bytes_per_second * elapsed
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:

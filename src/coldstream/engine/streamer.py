@@ -24,7 +24,8 @@ from typing import Any
 from coldstream.engine import wire
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import PAGE_BYTES, Arena
-from coldstream.engine.job import FileJob, Settings, pack_files, unpack_files, unpack_settings
+from coldstream.engine.cdn import STATUSES
+from coldstream.engine.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
 from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
@@ -74,7 +75,8 @@ class Streamer:
         self._lost_cpu_seconds = 0.0
         self._settings: Settings | None = None
         self._files: list[FileJob] = []
-        self._versions: list[int] = []
+        self._sources: list[Source] = []  # all segments of all files
+        self._versions: list[int] = []  # of their links
         self._mapped = 0
         self._catalog = -1
         self._catalog_bytes = 0
@@ -88,7 +90,7 @@ class Streamer:
         self._teeing = False
         self._tee_message = ""
         self._digests: dict[int, bytes] = {}  # of chunks that the tee will get
-        self._filling = False
+        self._cache_statuses = [0] * len(STATUSES)
         self._began = time.monotonic()
         self._processors = Processors(self._began)
         self._full_seconds = 0.0
@@ -164,7 +166,8 @@ class Streamer:
         assert self._settings is not None
         settings = self._settings
         self._files = list(files)
-        self._versions = [0] * len(files)
+        self._sources = [source for file in files for source in sources(file)]
+        self._versions = [0] * len(self._sources)
         self._catalog, self._catalog_bytes = catalog, os.fstat(catalog).st_size
         self._chunks, extents, wanted = lay_out(files, store=settings.cache is not None)
         # Sparse: what is never touched costs nothing, and no consumer ever has to map it anew.
@@ -201,10 +204,11 @@ class Streamer:
         link = json.loads(payload[wire.NUMBER.size :] or b"null")
         assert self._scheduler is not None
         if link is None:
-            self._do([Fail("credentials", None, f"{self._files[number].path}: the link was refused")])
+            self._do([Fail("credentials", None, f"{self._sources[number].path}: the link was refused")])
             return
         headers = tuple((name, value) for name, value in link["headers"])
-        self._files[number] = replace(self._files[number], url=link["url"], headers=headers)
+        source = self._sources[number]
+        self._sources[number] = replace(source, segment=replace(source.segment, url=link["url"], headers=headers))
         self._versions[number] += 1
         for worker in self._workers:
             self._inform(worker, number)
@@ -245,13 +249,12 @@ class Streamer:
 
     def _introduce(self, worker: _WorkerProcess) -> None:
         worker.control.send(wire.MAP + wire.SIZE.pack(self._mapped))
-        for number in range(len(self._files)):
+        for number in range(len(self._sources)):
             self._inform(worker, number)
 
     def _inform(self, worker: _WorkerProcess, number: int) -> None:
-        # Not the chunks: each fetch says what it is about.
-        job = replace(self._files[number], stops=(), digests=b"", extents=(), have=b"")
-        worker.control.send(wire.FILE + wire.NUMBERS.pack(number, self._versions[number]) + pack_files([job]))
+        head = wire.SOURCE + wire.NUMBERS.pack(number, self._versions[number])
+        worker.control.send(head + pack_source(self._sources[number]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
         """A worker says nothing on this socket; it has died."""
@@ -282,6 +285,7 @@ class Streamer:
             return  # the control socket tells the same, and acts on it
         answer = wire.Answer.unpack(data)
         worker.cpu_seconds = max(worker.cpu_seconds, answer.cpu_seconds)
+        self._cache_statuses[answer.cache] += 1
         scheduler = self._scheduler
         assert scheduler is not None
         now = time.monotonic()
@@ -436,7 +440,7 @@ class Streamer:
             elif isinstance(action, Store):
                 self._store(action)
             elif isinstance(action, Renew):
-                self._ask_for_link(action.file)
+                self._ask_for_link(action.segment)
             elif isinstance(action, Fail):
                 self._fail(action)
 
@@ -453,13 +457,14 @@ class Streamer:
         self._counted[action.connection] = 0
         fetch = wire.Fetch(
             chunk=action.chunk,
-            file=chunk.file,
-            version=self._versions[chunk.file],
+            segment=chunk.segment,
+            version=self._versions[chunk.segment],
             start=start,
             stop=stop,
             offset=action.offset,
             skip=action.skip,
             here=action.here,
+            cdn=action.cdn,
             checked=self._settings.verify and bool(digest),
             hashed=self._teeing,
             digest=digest,
@@ -480,8 +485,8 @@ class Streamer:
         digest = self._digests.pop(action.chunk)
         self._send_tee(wire.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
 
-    def _ask_for_link(self, file: int) -> None:
-        self._owner.send(wire.RENEW, wire.NUMBER.pack(file))
+    def _ask_for_link(self, segment: int) -> None:
+        self._owner.send(wire.RENEW, wire.NUMBER.pack(segment))
 
     def _fail(self, action: Fail) -> None:
         if self._reported:
@@ -578,6 +583,11 @@ class Streamer:
             "throttled": self._scheduler.pace.throttled,
             "respawns": self._respawns,
             "full_seconds": self._full_seconds,
+            "cdn_statuses": {
+                name: count for name, count in zip(STATUSES, self._cache_statuses, strict=True) if name and count
+            },
+            "cdn_failures": dict(self._scheduler.cdn.failures),
+            "cdn_gave_up": self._scheduler.cdn.gave_up,
         }
 
     def _watch(self, source: Any, handler: Callable[[], None]) -> None:
@@ -594,18 +604,32 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
     chunks: list[Chunk] = []
     extents: list[int] = []
     wanted: list[bool] = []
+    before = 0  # segments of the files before
     for number, file in enumerate(files):
         for first, stop in file.extents:
             position = 0
             for index in range(first, stop):
                 begin, end = file.chunk(index)
-                here = file.here(index)
+                here, segment = file.here(index), file.segment(index)
+                place = file.segments[segment]
                 chunks.append(
-                    Chunk(number, index, len(extents), position, end - begin, here, remote=file.url is not None)
+                    Chunk(
+                        number,
+                        before + segment,
+                        index,
+                        len(extents),
+                        position,
+                        end - begin,
+                        here,
+                        remote=place.url is not None,
+                        # What nothing verifies comes from the bucket itself.
+                        cdn=place.cdn is not None and bool(file.digest(index)),
+                    )
                 )
                 wanted.append(store and not here)
                 position += end - begin
             extents.append(position)
+        before += len(file.segments)
     return chunks, extents, wanted
 
 

@@ -18,7 +18,7 @@ FRAME_BYTES_MAX = 1 << 30
 
 # Streamer to worker, on its control socket: one letter, then what it names.
 MAP = b"M"  # u64: the arena has so many bytes; map it
-FILE = b"F"  # u32 file, u32 version of its link, JSON of its FileJob
+SOURCE = b"F"  # u32 segment, u32 version of its link, JSON of its job.Source
 START = b"C"  # u32 connection: give it a thread
 STOP = b"S"  # u32 connection, u32 chunk: end that fetch
 NUMBER = struct.Struct("<I")
@@ -44,16 +44,16 @@ _HELLO = struct.Struct("<cIIQQ")
 SETTINGS = b"S"  # JSON of job.Settings; the plan follows
 PLAN = b"P"  # JSON of the files; with the catalog's descriptor
 DETACH = b"D"  # go on without being asked until the local copy is written, or the owner's process ends
-LINK = b"L"  # u32 file, JSON {url, headers}, or nothing when there is none to be had
+LINK = b"L"  # u32 segment, JSON {url, headers}, or nothing when there is none to be had
 CONSUMER = b"C"  # with one end of a socket: a consumer attaches through it
 # Streamer to owner.
 PROGRESS = b"p"  # JSON
-RENEW = b"r"  # u32 file: its link is refused
+RENEW = b"r"  # u32 segment: its link is refused
 LISTENING = b"l"  # consumers of other processes can connect
 STORED = b"t"  # JSON: the local copy is as complete as it will be
 
-_FETCH = struct.Struct("<IIIQQQQ???16s")
-_ANSWER = struct.Struct("<BIQddd16s")
+_FETCH = struct.Struct("<IIIQQQQ????16s")
+_ANSWER = struct.Struct("<BBIQddd16s")
 
 # The kinds of answers by their number on the wire. "done" is none of FetchError's.
 KINDS = (
@@ -78,26 +78,28 @@ class Fetch:
 
     Attributes:
         chunk: The chunk's number in the load.
-        file: The file's number.
-        version: The version of the file's link to use, at least.
+        segment: The number, over all files, of the segment that it lies in.
+        version: The version of the segment's link to use, at least.
         start: The chunk's first byte in the file.
         stop: One past its last.
         offset: Where the chunk starts in the arena.
         skip: How many of its bytes are there already.
         here: Read the local file.
+        cdn: Ask the CDN.
         checked: Compare with `digest`.
         hashed: Compute the digest for the answer.
         digest: XXH3-128.
     """
 
     chunk: int
-    file: int
+    segment: int
     version: int
     start: int
     stop: int
     offset: int
     skip: int
     here: bool
+    cdn: bool
     checked: bool
     hashed: bool
     digest: bytes
@@ -106,13 +108,14 @@ class Fetch:
         """For the wire."""
         return _FETCH.pack(
             self.chunk,
-            self.file,
+            self.segment,
             self.version,
             self.start,
             self.stop,
             self.offset,
             self.skip,
             self.here,
+            self.cdn,
             self.checked,
             self.hashed,
             self.digest,
@@ -121,16 +124,17 @@ class Fetch:
     @classmethod
     def unpack(cls, data: bytes) -> Fetch:
         """What `pack` packed."""
-        chunk, file, version, start, stop, offset, skip, here, checked, hashed, digest = _FETCH.unpack(data)
+        chunk, segment, version, start, stop, offset, skip, here, cdn, checked, hashed, digest = _FETCH.unpack(data)
         return cls(
             chunk=chunk,
-            file=file,
+            segment=segment,
             version=version,
             start=start,
             stop=stop,
             offset=offset,
             skip=skip,
             here=here,
+            cdn=cdn,
             checked=checked,
             hashed=hashed,
             digest=digest,
@@ -149,6 +153,7 @@ class Answer:
         cpu_seconds: Of the whole worker process so far.
         retry_after_seconds: What the server asked for, or None.
         digest: XXH3-128 of the chunk; zeros when it was not computed.
+        cache: What the CDN's cache did, by its number in `cdn.STATUSES`; 0 when it was not asked.
         message: For people.
     """
 
@@ -159,6 +164,7 @@ class Answer:
     cpu_seconds: float = 0.0
     retry_after_seconds: float | None = None
     digest: bytes = b""
+    cache: int = 0
     message: str = ""
 
     def pack(self) -> bytes:
@@ -166,6 +172,7 @@ class Answer:
         asked = -1.0 if self.retry_after_seconds is None else self.retry_after_seconds
         fixed = _ANSWER.pack(
             KINDS.index(self.kind),
+            self.cache,
             self.chunk,
             self.received,
             self.first_byte_seconds,
@@ -178,7 +185,7 @@ class Answer:
     @classmethod
     def unpack(cls, data: bytes) -> Answer:
         """What `pack` packed."""
-        kind, chunk, received, first_byte, cpu, asked, digest = _ANSWER.unpack_from(data)
+        kind, cache, chunk, received, first_byte, cpu, asked, digest = _ANSWER.unpack_from(data)
         return cls(
             kind=KINDS[kind],
             chunk=chunk,
@@ -187,6 +194,7 @@ class Answer:
             cpu_seconds=cpu,
             retry_after_seconds=None if asked < 0 else asked,
             digest=digest,
+            cache=cache,
             message=data[_ANSWER.size :].decode("utf-8", "replace"),
         )
 

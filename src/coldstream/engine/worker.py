@@ -1,7 +1,7 @@
 """A fetching process: one thread per connection, each with a socket of its own to the streamer.
 
-Forked by the streamer before it has threads. The main thread listens for what concerns all: files and their links, the
-arena, connections to start or to stop. It ends, and the process with it, when the streamer is gone.
+Forked by the streamer before it has threads. The main thread listens for what concerns all: segments and their links,
+the arena, connections to start or to stop. It ends, and the process with it, when the streamer is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import xxhash
 
 from coldstream.engine import http, wire
-from coldstream.engine.job import FileJob, unpack_files
+from coldstream.engine.cdn import status_number
+from coldstream.engine.job import Source, unpack_source
 from coldstream.errors import ConfigError
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
@@ -28,12 +29,14 @@ _LINK_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A file as this worker knows it."""
+    """A segment as this worker knows it."""
 
-    job: FileJob
+    source: Source
     version: int
     target: http.Target | None
     proxy: http.Proxy | None
+    cdn: http.Target | None
+    cdn_proxy: http.Proxy | None
 
 
 class Worker:
@@ -53,18 +56,20 @@ class Worker:
         self._control, self._sockets, self._descriptor = control, connections, arena
         self._counters = memoryview(counters).cast("Q")
         self._arena = memoryview(b"")
-        self._files: dict[int, _Known] = {}
+        self._segments: dict[int, _Known] = {}
         self._known = threading.Condition()
         self._links: dict[int, http.Connection] = {}
+        # The bucket's while `_links` has the CDN's, and the other way round.
+        self._spare: dict[int, http.Connection] = {}
         self._fetching: dict[int, int] = {}
-        self._opened: dict[int, int] = {}
+        self._opened: dict[str, int] = {}
         self._opening = threading.Lock()
 
     def run(self) -> None:
         """Serves until the streamer closes the control socket."""
         while message := self._control.recv(wire.MESSAGE_BYTES_MAX):
             letter, rest = message[:1], message[1:]
-            if letter == wire.FILE:
+            if letter == wire.SOURCE:
                 self._learn(rest)
             elif letter == wire.MAP:
                 (size,) = wire.SIZE.unpack(rest)
@@ -80,17 +85,18 @@ class Worker:
 
     def _learn(self, data: bytes) -> None:
         number, version = wire.NUMBERS.unpack_from(data)
-        (job,) = unpack_files(data[wire.NUMBERS.size :])
-        target = http.parse_target(job.url) if job.url else None
+        source = unpack_source(data[wire.NUMBERS.size :])
+        target, cdn = (http.parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
+        proxy, cdn_proxy = (http.proxy_for(place) if place else None for place in (target, cdn))
         with self._known:
-            self._files[number] = _Known(job, version, target, http.proxy_for(target) if target else None)
+            self._segments[number] = _Known(source, version, target, proxy, cdn, cdn_proxy)
             self._known.notify_all()
 
-    def _file(self, number: int, version: int) -> _Known:
-        """The file, as soon as the main thread has been told of it."""
+    def _segment(self, number: int, version: int) -> _Known:
+        """The segment, as soon as the main thread has been told of it."""
         deadline = time.monotonic() + _LINK_SECONDS
         with self._known:
-            while (found := self._files.get(number)) is None or found.version < version:
+            while (found := self._segments.get(number)) is None or found.version < version:
                 if not self._known.wait(deadline - time.monotonic()):
                     raise http.FetchError("broken", "the link did not arrive in the worker")
         return found
@@ -111,14 +117,16 @@ class Worker:
 
     def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
-        first_byte, path = 0.0, "a file"
+        first_byte, path, cache = 0.0, "a file", 0
         try:
-            known = self._file(fetch.file, fetch.version)
-            path = known.job.path
+            known = self._segment(fetch.segment, fetch.version)
+            path = known.source.path
             if fetch.here:
-                self._read(known.job, fetch, view, connection)
+                self._read(known.source, fetch, view, connection)
             else:
-                first_byte = self._get(known, fetch, view[fetch.skip :], connection)
+                answer = self._get(known, fetch, view[fetch.skip :], connection)
+                first_byte = answer.first_byte_seconds
+                cache = status_number(answer.cache_status) if fetch.cdn else 0
         except http.FetchError as exc:
             return wire.Answer(
                 kind=exc.kind,
@@ -148,53 +156,66 @@ class Worker:
             first_byte_seconds=first_byte,
             cpu_seconds=time.process_time(),
             digest=digest,
+            cache=cache,
             message=message,
         )
 
-    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> float:
-        """Receives the range; the seconds to the first byte of its answer."""
-        target = known.target
+    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> http.Answer:
+        """Receives the range."""
+        target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
         link = self._links.get(connection)
         if link is None or link.place != target.place:
-            if link is not None:
-                link.close()
-            link = self._links[connection] = http.Connection(target, proxy=known.proxy)
+            link = self._exchange(connection, target, proxy)
+        source, segment = known.source, known.source.segment
         try:
-            answer = link.get(
+            return link.get(
                 target,
-                fetch.start + fetch.skip,
-                fetch.stop,
+                fetch.start + fetch.skip - source.start,
+                fetch.stop - source.start,
                 view,
-                etag=known.job.etag,
-                size=known.job.size,
-                headers=known.job.headers,
+                etag=segment.etag,
+                size=segment.stop - source.start,
+                headers=source.cdn_headers if fetch.cdn else segment.headers,
+                cached=fetch.cdn,
                 on_progress=lambda count: self._counters.__setitem__(connection, count),
             )
         except http.FetchError:
             link.close()
             del self._links[connection]
             raise
-        return answer.first_byte_seconds
 
-    def _read(self, job: FileJob, fetch: wire.Fetch, view: memoryview, connection: int) -> None:
+    def _exchange(self, connection: int, target: http.Target, proxy: http.Proxy | None) -> http.Connection:
+        """The link to another place than that of the last request; that one is kept for the next change."""
+        spare, last = self._spare.pop(connection, None), self._links.get(connection)
+        if last is not None:
+            self._spare[connection] = last
+        if spare is not None and spare.place != target.place:
+            spare.close()
+            spare = None
+        link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
+        return link
+
+    def _read(self, source: Source, fetch: wire.Fetch, view: memoryview, connection: int) -> None:
         """Reads the range from the local file.
 
         Raises:
             OSError: It cannot be read, or ends early.
         """
-        assert job.local is not None
-        descriptor = self._open(fetch.file, job.local)
+        # A copy is of the whole file.
+        path, start = (source.copy, 0) if source.copy is not None else (source.segment.local, source.start)
+        assert path is not None
+        descriptor = self._open(path)
         done = fetch.skip
         while done < len(view):
-            count = os.preadv(descriptor, [view[done : done + _READ_BYTES]], fetch.start + done)
+            count = os.preadv(descriptor, [view[done : done + _READ_BYTES]], fetch.start - start + done)
             if not count:
                 raise OSError(errno.ENODATA, "it is shorter than expected")
             done += count
             self._counters[connection] = done - fetch.skip
 
-    def _open(self, number: int, path: str) -> int:
+    def _open(self, path: str) -> int:
         with self._opening:
-            if number not in self._opened:
-                self._opened[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._opened[number]
+            if path not in self._opened:
+                self._opened[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._opened[path]

@@ -9,6 +9,7 @@ from pathlib import Path
 from coldstream.env import Settings
 from coldstream.errors import UsageError
 from coldstream.machine import cores
+from coldstream.origin import VIAS
 from coldstream.units import GIB
 
 CONNECTIONS_MAX = 64
@@ -35,6 +36,8 @@ class Options:
             copies the tensors to a device by itself.
         keep_all: All tensors will be kept: memory for the whole model is used from the start.
         workers: Fetching processes; None: one per core, at most 8.
+        via: Whether weights come through the CDN in front of the bucket: "auto" when `R2_CDN_DOMAIN` names one, "cdn",
+            or "s3" for the bucket alone.
         attach_seconds: How long after the first reader of a shared load the last one may come.
         settings: Instead of the environment and `.env`.
         on_progress: Called with (bytes there, bytes in all), every now and then, from the iterating thread.
@@ -53,6 +56,7 @@ class Options:
     pin: bool = False
     keep_all: bool = False
     workers: int | None = None
+    via: str = "auto"
     attach_seconds: float = 600.0
     settings: Settings | None = None
     on_progress: OnProgress | None = None
@@ -62,6 +66,8 @@ class Options:
             raise UsageError(
                 f"framework is {self.framework!r}", hint="'pt' for torch tensors, 'buffer' for typed buffers"
             )
+        if self.via not in VIAS:
+            raise UsageError(f"via is {self.via!r}", hint=f"one of {', '.join(VIAS)}")
         for name in ("concurrency", "memory_limit", "workers"):
             value = getattr(self, name)
             # bool is an int in Python; nobody means one connection by True.

@@ -40,16 +40,16 @@ def attend(owner: Owner, prepared: Prepared, on_progress: OnProgress | None, *, 
         on_progress(min(owner.progress["bytes"], prepared.bytes), prepared.bytes)
 
 
-def _renew(owner: Owner, prepared: Prepared, file: int) -> None:
+def _renew(owner: Owner, prepared: Prepared, segment: int) -> None:
     if prepared.origin is None:
-        owner.link(file, None)
+        owner.link(segment, None)
         return
     try:
-        url, headers = prepared.origin.renew(prepared.catalog.files[file].path)
+        url, headers = prepared.origin.renew(*prepared.segments[segment])
     except ColdstreamError:
-        owner.link(file, None)
+        owner.link(segment, None)
         raise
-    owner.link(file, url, headers)
+    owner.link(segment, url, headers)
 
 
 def cached_now(owner: Owner, prepared: Prepared) -> str:

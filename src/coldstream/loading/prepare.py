@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coldstream.cache import Cache, CachedFile, Copy, configured
 from coldstream.engine.catalog import Catalog, CatalogFile
-from coldstream.engine.job import FileJob
+from coldstream.engine.job import FileJob, Segment
 from coldstream.engine.job import Settings as EngineSettings
 from coldstream.env import Settings
 from coldstream.errors import DiskError, UnavailableError
@@ -41,6 +41,8 @@ class Prepared:
         jobs: For the engine.
         catalog: For the consumers.
         bytes: Of all tensors.
+        segments: (path, number in its file) of every segment of every file: the engine counts them through.
+        cdn_unused: Why nothing comes through the CDN that there is; empty when it may.
     """
 
     checkpoint: Checkpoint
@@ -48,12 +50,15 @@ class Prepared:
     copy: Copy | None
     cached: str
     bytes_max: int | None
+    cdn_unused: str = ""
     jobs: list[FileJob] = field(init=False)
     catalog: Catalog = field(init=False)
     bytes: int = field(init=False)
+    segments: list[tuple[str, int]] = field(init=False)
 
     def __post_init__(self) -> None:
         shards = self.checkpoint.shards
+        self.segments = [(shard.path, number) for shard in shards for number in range(len(shard.segments))]
         runs = [extents_of(shard.header, shard.stops) for shard in shards]
         self.jobs = [self._job(number, shard, runs[number]) for number, shard in enumerate(shards)]
         extents = tuple(
@@ -115,20 +120,19 @@ class Prepared:
     def _job(self, number: int, shard: Shard, runs: list[tuple[int, int]]) -> FileJob:
         job = FileJob(
             path=shard.path,
-            size=shard.size,
-            etag=shard.etag,
-            url=shard.url,
-            headers=shard.headers,
-            local=shard.local,
+            segments=shard.segments,
             stops=shard.stops,
             digests=shard.digests or b"",
             extents=tuple(runs),
+            cdn_headers=self.checkpoint.cdn[1] if self.checkpoint.cdn is not None and not self.cdn_unused else (),
         )
-        if self.copy is None or shard.local is not None:
+        if self.cdn_unused:
+            job = replace(job, segments=tuple(replace(segment, cdn=None) for segment in job.segments))
+        if self.copy is None or shard.is_local:
             return job
         return replace(
             job,
-            local=str(self.copy.path(number)),
+            copy=str(self.copy.path(number)),
             have=self.copy.have(number),
             digests=shard.digests or self.copy.digests(number),
         )
@@ -145,7 +149,7 @@ def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
     latest = _latest(cache, uri, settings)
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
     try:
-        origin = open_origin(uri, settings, retry=retry)
+        origin = open_origin(uri, settings, retry=retry, via=options.via)
         checkpoint = origin.checkpoint()
     except UnavailableError:
         if latest is None:
@@ -159,10 +163,26 @@ def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
         latest.close()
     copy, cached = None, "off"
     # A version that says nothing of the content cannot tell an old copy from a new one.
-    if cache is not None and checkpoint.pinned and any(shard.url for shard in checkpoint.shards):
+    if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
         copy, cached = _open_copy(cache, uri, settings, checkpoint)
     bytes_max = cache.bytes_max if cache is not None else None
-    return Prepared(checkpoint=checkpoint, origin=origin, copy=copy, cached=cached, bytes_max=bytes_max)
+    return Prepared(
+        checkpoint=checkpoint,
+        origin=origin,
+        copy=copy,
+        cached=cached,
+        bytes_max=bytes_max,
+        cdn_unused=_cdn_unused(checkpoint, options),
+    )
+
+
+def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:
+    """Why the CDN is left out: what nobody verifies comes from the bucket itself."""
+    if checkpoint.cdn is None:
+        return ""
+    if not checkpoint.verified:
+        return "no manifest tells the hashes of this model, so it came from the bucket (run: coldstream upload)"
+    return "" if options.verify else "what it gives has to be verified, so with --no-verify the bucket is read"
 
 
 def _cache(options: Options, settings: Settings) -> Cache:
@@ -214,10 +234,7 @@ def _from_copy(uri: str, copy: Copy) -> Checkpoint:
             Shard(
                 path=file.path,
                 size=file.size,
-                etag=None,
-                url=None,
-                headers=(),
-                local=str(path),
+                segments=(Segment(stop=file.size, local=str(path)),),
                 header=header,
                 head=head,
                 stops=file.stops,

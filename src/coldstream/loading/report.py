@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.engine.verdict import Measured, verdict
+from coldstream.loading.delivery import CdnReport, cdn_report
 from coldstream.loading.options import Options
 from coldstream.loading.prepare import Prepared
 from coldstream.machine import cores, link_bytes_per_second
@@ -45,6 +46,7 @@ class LoadReport:
         limit: What set the pace: see `engine.verdict`.
         limited_by: The same as a sentence.
         cached: "off", "complete" (it was there), "written", "partly" (for want of memory or time), or why it failed.
+        cdn: What the CDN in front of the bucket did; None when there is none, or it was not wanted.
     """
 
     uri: str
@@ -75,6 +77,7 @@ class LoadReport:
     limit: str
     limited_by: str
     cached: str
+    cdn: CdnReport | None = None
 
 
 def make_report(
@@ -109,7 +112,7 @@ def make_report(
             cpu_seconds=cpu,
             cores=cores(),
             workers=found["workers"],
-            tls=any((shard.url or "").startswith("https:") for shard in checkpoint.shards),
+            tls=any((part.url or "").startswith("https:") for shard in checkpoint.shards for part in shard.segments),
             consumer_wait_seconds=waited,
             connections_mean=found["flying_seconds"] / max(found["seconds"], 1e-9),
             connections_limit=found["connections_limit"],
@@ -150,4 +153,5 @@ def make_report(
         limit=limit,
         limited_by=limited_by,
         cached=cached,
+        cdn=cdn_report(checkpoint.cdn[0], found, unused=prepared.cdn_unused) if checkpoint.cdn is not None else None,
     )

@@ -15,19 +15,62 @@ from dataclasses import dataclass
 import xxhash
 
 from coldstream.errors import IntegrityError
-from coldstream.header import LENGTH_BYTES, header_stop, parse_header
-from coldstream.manifest import Chunks
-from coldstream.plan import even_stops, tensor_stops
+from coldstream.header import LENGTH_BYTES, Header, header_stop, parse_header
+from coldstream.manifest import Chunks, FileEntry, StoredObject
+from coldstream.plan import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
 from coldstream.selection import is_weights
+from coldstream.source import SourceFile
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What a file's bytes turned out to be. `git_blob_id` is None unless it was asked for."""
+    """What a file's bytes turned out to be.
+
+    Attributes:
+        sha256: Of all of them.
+        git_blob_id: None unless it was asked for.
+        chunks: How it is cut for streaming.
+        segments: Each segment's stop and SHA-256; empty unless it is cut into segments.
+    """
 
     sha256: str
     git_blob_id: str | None
     chunks: Chunks
+    segments: tuple[tuple[int, str], ...] = ()
+
+    def check(self, file: SourceFile, *, label: str) -> None:
+        """Compares them with what the source promised.
+
+        Raises:
+            IntegrityError: They differ.
+        """
+        for kind, promised, found in (
+            ("SHA-256", file.sha256, self.sha256),
+            ("git blob id", file.git_blob_id, self.git_blob_id),
+        ):
+            if promised is not None and promised != found:
+                raise IntegrityError(
+                    f"{file.path}: its {kind} is {(found or '')[:12]}…, {label} promises {promised[:12]}…",
+                    hint="run the same command again; if it stays, a proxy or a mirror (HF_ENDPOINT) alters the bytes",
+                )
+
+    def entry(
+        self,
+        file: SourceFile,
+        objects: tuple[StoredObject, ...],
+        *,
+        object_bytes_max: int | None = None,
+    ) -> FileEntry:
+        """The manifest's entry of the file with these hashes that lies in these objects."""
+        return FileEntry(
+            path=file.path,
+            size=file.size,
+            sha256=self.sha256,
+            git_blob_id=file.git_blob_id,
+            objects=objects,
+            chunks=self.chunks,
+            object_bytes_max=object_bytes_max,
+        )
 
 
 class StreamDigest:
@@ -36,7 +79,16 @@ class StreamDigest:
     A safetensors file's chunks follow its tensors, so its header is parsed, and checked, as it passes by.
     """
 
-    def __init__(self, path: str, size: int, *, stops: tuple[int, ...] | None = None, git: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        *,
+        stops: tuple[int, ...] | None = None,
+        git: bool = False,
+        object_bytes_max: int | None = None,
+        on_segment: Callable[[int, str], None] | None = None,
+    ) -> None:
         """Begins.
 
         Args:
@@ -44,6 +96,8 @@ class StreamDigest:
             size: What the file will have, in bytes.
             stops: How it is cut, when that is known; otherwise by its tensors or evenly.
             git: Whether to compute the git blob id too.
+            object_bytes_max: For a safetensors file: cut it into segments of at most so many bytes, and hash those.
+            on_segment: Called with each segment's stop and SHA-256 when its last byte has passed.
         """
         self._path, self._size = path, size
         self._sha256 = hashlib.sha256()
@@ -55,6 +109,10 @@ class StreamDigest:
         self._hashes: list[str] = []
         self._chunk = xxhash.xxh3_128()
         self._position = 0
+        self._object_bytes_max, self._on_segment = object_bytes_max, on_segment
+        self._segment_stops: list[int] = []
+        self._segments: list[tuple[int, str]] = []
+        self._segment = hashlib.sha256()
 
     def update(self, view: memoryview) -> None:
         """The next bytes of the file.
@@ -86,6 +144,7 @@ class StreamDigest:
             sha256=self._sha256.hexdigest(),
             git_blob_id=self._git.hexdigest() if self._git else None,
             chunks=Chunks(stops=self._stops or (), xxh3_128="".join(self._hashes)),
+            segments=tuple(self._segments),
         )
 
     def _parse(self, head: memoryview) -> bool:
@@ -94,7 +153,8 @@ class StreamDigest:
             return False
         if len(head) < header_stop(head, file_bytes=self._size, path=self._path):
             return False
-        self._stops = tuple(tensor_stops(parse_header(head, file_bytes=self._size, path=self._path)))
+        header = parse_header(head, file_bytes=self._size, path=self._path)
+        self._stops, self._segment_stops = cut(header, self._object_bytes_max)
         return True
 
     def _update_chunks(self, view: memoryview) -> None:
@@ -106,11 +166,30 @@ class StreamDigest:
             stop = self._stops[len(self._hashes)]
             piece = view[taken : taken + stop - self._position]
             self._chunk.update(piece)
+            if self._segment_stops:
+                self._segment.update(piece)
             taken += len(piece)
             self._position += len(piece)
             if self._position == stop:
                 self._hashes.append(self._chunk.hexdigest())
                 self._chunk.reset()
+                if len(self._segments) < len(self._segment_stops) and stop == self._segment_stops[len(self._segments)]:
+                    self._end_segment(stop)
+
+    def _end_segment(self, stop: int) -> None:
+        found = self._segment.hexdigest()
+        self._segment = hashlib.sha256()
+        self._segments.append((stop, found))
+        if self._on_segment:
+            self._on_segment(stop, found)
+
+
+def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], list[int]]:
+    """The stops of a safetensors file's chunks and of its segments; none of these without `object_bytes_max`."""
+    if object_bytes_max is None:
+        return tuple(tensor_stops(header)), []
+    stops = tensor_stops(header, chunk_bytes=segment_chunk_bytes(object_bytes_max))
+    return tuple(stops), segment_stops(header, stops, object_bytes_max)
 
 
 class OrderedDigest:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.reading import StoredFile, open_model, read_range
 from coldstream.mirror.verify import content_faults
-from coldstream.plan import PART_BYTES
+from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
 from coldstream.store import Store
 from coldstream.units import MIB, format_bytes
@@ -100,11 +100,10 @@ def download(
 class _FileDownload:
     """One file on its way to the disk. Implements `FileWork`."""
 
-    part_bytes = PART_BYTES
-
     def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
         self.file = file
         self.size = file.size
+        self.parts = tuple(parts(file.size, PART_BYTES))
         self._store, self._name, self._progress = store, name, progress
         self._path = folder / file.path
         self._temporary = self._path.with_name(self._path.name + _TEMPORARY_SUFFIX)
@@ -123,12 +122,13 @@ class _FileDownload:
     def fetch(self, start: int, view: memoryview) -> None:
         read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
 
-    def store(self, index: int, start: int, view: memoryview) -> None:
+    def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         with _disk_errors(self._path):
             done = 0
             while done < len(view):
                 done += os.pwrite(self._descriptor, view[done:], start + done)
         self._progress.stored(self.file.path, len(view))
+        stored()
 
     def finish(self) -> None:
         digests = self.digest.finish()

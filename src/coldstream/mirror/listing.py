@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from coldstream.errors import ManifestError
 from coldstream.manifest import Journal, Manifest, upload_command
-from coldstream.mirror.reading import StoredModel, missing_objects
+from coldstream.mirror.pool import ROOT
+from coldstream.mirror.reading import StoredModel, layout_of, missing_objects
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME
 from coldstream.selection import is_weights
@@ -29,6 +30,8 @@ class ModelInfo:
         repo: Where on the Hub it came from, or None.
         revision: The commit that it was copied at, or None.
         modified: When it became ready, or when it was last written to.
+        layout: "plain", or the segments that its weights are stored in: "segments 480 MiB", and whether the plain files
+            are there too: "segments 480 MiB + plain".
         detail: What to know or do about it, for people; empty when ready.
     """
 
@@ -39,12 +42,15 @@ class ModelInfo:
     repo: str | None
     revision: str | None
     modified: datetime
+    layout: str
     detail: str
 
 
 def list_models(store: Store) -> list[ModelInfo]:
     """All models, by name. Reads the whole listing, and each model's manifest."""
-    return [_describe(store, name, objects) for name, objects in sorted(_grouped(store.list("")).items())]
+    every = list(store.list(""))
+    pool = {f"/{info.key}": info for info in every if f"/{ROOT}" in f"/{info.key}"}
+    return [_describe(store, name, objects, pool) for name, objects in sorted(_grouped(every).items())]
 
 
 def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
@@ -64,7 +70,7 @@ def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
     return models
 
 
-def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
+def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[str, ObjectInfo]) -> ModelInfo:
     listing = {info.key.removeprefix(f"{name}/"): info for info in objects}
     listing.pop(MANIFEST_NAME, None)
     modified = max(info.modified for info in objects)
@@ -86,6 +92,7 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
             repo=record.source.repo if record else None,
             revision=record.source.commit if record else None,
             modified=record.created if record else modified,
+            layout=layout_of(record),
             detail=detail,
         )
 
@@ -100,7 +107,7 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo]) -> ModelInfo:
         return as_model(
             "incomplete", _progress(record), record=record, files=record.planned_files, total=record.planned_bytes
         )
-    faults = missing_objects(store, StoredModel(name=name, record=record, listing=listing))
+    faults = missing_objects(store, StoredModel(name=name, record=record, listing=listing, pool=pool))
     if faults:
         path, what = faults[0]
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""

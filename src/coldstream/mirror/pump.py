@@ -10,12 +10,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from coldstream.errors import CancelledError
-from coldstream.mirror.digest import OrderedDigest
-from coldstream.plan import part_count, parts
 from coldstream.units import MIB
 
 CONNECTIONS = 8
@@ -26,14 +24,17 @@ _TICK_SECONDS = 0.25
 
 
 class FileWork(Protocol):
-    """One file to move."""
+    """One file to move.
+
+    Attributes:
+        parts: As `[start, stop)`, in order and covering the file; asked for after `prepare`.
+        digest: What hashes them; likewise.
+    """
 
     @property
-    def size(self) -> int: ...
+    def parts(self) -> Sequence[tuple[int, int]]: ...
     @property
-    def part_bytes(self) -> int: ...
-    @property
-    def digest(self) -> OrderedDigest: ...
+    def digest(self) -> PartDigest: ...
 
     def prepare(self) -> None:
         """Called once, before its first part, from the thread that runs the pump."""
@@ -41,11 +42,25 @@ class FileWork(Protocol):
     def fetch(self, start: int, view: memoryview) -> None:
         """Fills `view` with the file's bytes from `start` on."""
 
-    def store(self, index: int, start: int, view: memoryview) -> None:
-        """Passes part `index` on; it has been offered to the digest. Of a file with one part, it is hashed."""
+    def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
+        """Passes part `index` on; it has been offered to the digest. Of a file with one part, it is hashed.
+
+        Args:
+            index: From 0.
+            start: Its first byte.
+            view: Its bytes, which stay as they are until `stored` is called.
+            stored: To be called once, now or later, from whichever thread, when the part has been passed on. Who keeps
+                a part until a later one is there must make sure that all of them fit into the memory.
+        """
 
     def finish(self) -> None:
         """Called once, after every part has been hashed and passed on."""
+
+
+class PartDigest(Protocol):
+    """What a part is offered to when it has arrived: see `OrderedDigest`."""
+
+    def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None: ...
 
 
 class BufferPool:
@@ -131,37 +146,38 @@ class Pump:
         if self._errors:
             raise self._errors[0]
 
+    def submit(self, job: Callable[[], None]) -> None:
+        """Runs a job on one of the pump's threads, soon. It may not wait for another one."""
+        self._jobs.put(job)
+
     def _dispatch(self, work: FileWork) -> None:
         if self.cancel.is_set():
             return
         with self._changed:
             self._open_files += 1
         work.prepare()
-        pending = _Countdown(
-            2 * part_count(work.size, work.part_bytes), lambda: self._jobs.put(lambda: self._finish(work))
-        )
-        for index, (start, stop) in enumerate(parts(work.size, work.part_bytes)):
+        cut = work.parts
+        pending = Countdown(2 * len(cut), lambda: self.submit(lambda: self._finish(work)))
+        for index, (start, stop) in enumerate(cut):
             buffer = self._pool.take(stop - start, self.cancel.is_set)
             if buffer is None:
                 return
             self._jobs.put(self._part(work, index, start, buffer, pending))
 
     def _part(
-        self, work: FileWork, index: int, start: int, buffer: bytearray, pending: _Countdown
+        self, work: FileWork, index: int, start: int, buffer: bytearray, pending: Countdown
     ) -> Callable[[], None]:
         def job() -> None:
-            users = _Countdown(2, lambda: self._pool.give_back(buffer))
+            users = Countdown(2, lambda: self._pool.give_back(buffer))
             view = memoryview(buffer)
 
-            def hashed() -> None:
+            def done() -> None:
                 users.down()
                 pending.down()
 
             work.fetch(start, view)
-            work.digest.offer(index, view, hashed)
-            work.store(index, start, view)
-            users.down()
-            pending.down()
+            work.digest.offer(index, view, done)
+            work.store(index, start, view, done)
 
         return job
 
@@ -200,7 +216,7 @@ class Pump:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-class _Countdown:
+class Countdown:
     """Calls `reached` when it has been counted down to zero. Thread-safe."""
 
     def __init__(self, count: int, reached: Callable[[], None]) -> None:

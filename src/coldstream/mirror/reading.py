@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from coldstream.errors import NotFoundError
 from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
+from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME, checked_name, checked_path
 from coldstream.store import ObjectInfo, Store
+from coldstream.units import MIB
+
+# What a fault of a file's second copy begins with.
+COPY = "in one piece "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +27,14 @@ class StoredFile:
         path: Relative to the model.
         size: In bytes.
         objects: Where it lies, in order.
+        plain: The object that holds it once more in one piece, or None.
         entry: What the manifest says of it; None for a model without one.
     """
 
     path: str
     size: int
     objects: tuple[StoredObject, ...]
+    plain: StoredObject | None = None
     entry: FileEntry | None
 
 
@@ -37,18 +46,32 @@ class StoredModel:
         name: The model's.
         record: Its manifest, its journal, or None when other tools put it there.
         listing: Key, relative to the model, to what the store says of the object; the manifest itself left out.
+        pool: Key, with a leading "/", to what the store says of a segment; those of other models too.
     """
 
     name: str
     record: Manifest | Journal | None
     listing: Mapping[str, ObjectInfo]
+    pool: Mapping[str, ObjectInfo]
+
+    @property
+    def layout(self) -> str:
+        """How its weights are stored: see `layout_of`."""
+        return layout_of(self.record)
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """The model's files: by its manifest, or by the listing when it has none."""
         if isinstance(self.record, Manifest):
+            root = root_of(self.name, self.record)
             return tuple(
-                StoredFile(path=entry.path, size=entry.size, objects=entry.objects, entry=entry)
+                StoredFile(
+                    path=entry.path,
+                    size=entry.size,
+                    objects=tuple(_from_root(stored, root) for stored in entry.objects),
+                    plain=entry.plain,
+                    entry=entry,
+                )
                 for entry in self.record.files
             )
         return tuple(
@@ -82,12 +105,24 @@ def open_model(store: Store, name: str) -> StoredModel:
         below = sorted({key.split("/")[0] for key in listing})
         hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "") if below else "see: coldstream list"
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
-    return StoredModel(name=name, record=found[0] if found else None, listing=listing)
+    record = found[0] if found else None
+    pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
+    return StoredModel(name=name, record=record, listing=listing, pool=pool)
 
 
-def stored_bytes(store: Store, name: str) -> int:
-    """How many bytes a model's files have: what a progress bar needs to know beforehand."""
-    return sum(file.size for file in open_model(store, name).files)
+def stored_bytes(store: Store, name: str, *, copies: bool = False) -> int:
+    """How many bytes a model's files have, or all copies of them: what a progress bar needs to know beforehand."""
+    return sum(file.size * (2 if copies and file.plain else 1) for file in open_model(store, name).files)
+
+
+def layout_of(record: Manifest | Journal | None) -> str:
+    """How a model's weights are stored: "plain", "segments 480 MiB" or "segments 480 MiB + plain"."""
+    segmented = [entry for entry in record.files if entry.object_bytes_max] if record else []
+    if not segmented:
+        return "plain"
+    limit = max(entry.object_bytes_max or 0 for entry in segmented)
+    beside = " + plain" if all(entry.plain for entry in segmented) else ""
+    return f"segments {limit / MIB:.4g} MiB{beside}"
 
 
 def looks_like_model(paths: Mapping[str, object] | Sequence[str]) -> bool:
@@ -100,20 +135,28 @@ def object_key(name: str, stored: StoredObject) -> str:
     return stored.key[1:] if stored.key.startswith("/") else f"{name}/{stored.key}"
 
 
+def _from_root(stored: StoredObject, root: str) -> StoredObject:
+    """The object, with a key that is relative to this store's root if it was to another one's."""
+    return msgspec.structs.replace(stored, key=f"/{root}{stored.key[1:]}") if stored.key.startswith("/") else stored
+
+
 def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
     """The objects that the manifest names and the store does not hold as it says: (path, what is wrong)."""
     faults = []
     for file in model.files:
-        for stored in file.objects:
-            info = model.listing.get(stored.key)
-            if info is None and stored.key.startswith("/"):
+        beside = (file.plain,) if file.plain else ()
+        for number, stored in enumerate((*file.objects, *beside), start=1):
+            segment = f"segment {number} of {len(file.objects)} "
+            which = COPY if stored is file.plain else segment if stored.key.startswith("/") else ""
+            info = model.listing.get(stored.key) or model.pool.get(stored.key)
+            if info is None and stored.key.startswith("/") and f"/{ROOT}" not in stored.key:
                 info = next((i for i in store.list(stored.key[1:]) if i.key == stored.key[1:]), None)
             if info is None:
-                faults.append((file.path, "is missing"))
+                faults.append((file.path, f"{which}is missing"))
             elif info.size != stored.size:
-                faults.append((file.path, f"has {info.size} bytes, the manifest says {stored.size}"))
+                faults.append((file.path, f"{which}has {info.size} bytes, the manifest says {stored.size}"))
             elif info.etag and stored.etag not in {"-", info.etag}:
-                faults.append((file.path, f"was replaced: ETag {info.etag}, the manifest says {stored.etag}"))
+                faults.append((file.path, f"{which}was replaced: ETag {info.etag}, the manifest says {stored.etag}"))
     return faults
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
 from coldstream.header import LENGTH_BYTES, header_stop, parse_header
 from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
+from coldstream.mirror.pool import ROOT
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
-from coldstream.mirror.reading import StoredFile, StoredModel, missing_objects, open_model, read_range
-from coldstream.plan import PART_BYTES
+from coldstream.mirror.reading import COPY, StoredFile, StoredModel, missing_objects, open_model, read_range
+from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
 from coldstream.selection import INDEX_NAME, is_weights
 from coldstream.store import Store
@@ -42,6 +44,8 @@ class VerifyReport:
         state: "ready", "incomplete" or "foreign".
         ok: Whether nothing is wrong, as far as was looked.
         deep: Whether every byte was read.
+        layout: As `list` shows it.
+        segments: How many segments its weights are stored in.
         files: How many files it has.
         bytes: How many bytes they have.
         problems: What is wrong, by path.
@@ -53,6 +57,8 @@ class VerifyReport:
     state: str
     ok: bool
     deep: bool
+    layout: str
+    segments: int
     files: int
     bytes: int
     problems: tuple[Problem, ...]
@@ -87,14 +93,23 @@ def verify(
     bad = {problem.path for problem in problems}
     works = []
     if deep:
-        works = [_Check(store, name, file, progress or Progress()) for file in files if file.path not in bad]
-        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
+        progress = progress or Progress()
+        works = [_Check(store, name, file, progress) for file in files if file.path not in bad]
+        copies = [
+            _Check(store, name, replace(file, objects=(file.plain,)), progress, label=f"{file.path} (in one piece)")
+            for file in files
+            if file.plain and file.path not in bad
+        ]
+        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run([*works, *copies])
         problems += [Problem(work.file.path, what) for work in works for what in work.faults]
+        problems += [Problem(work.file.path, COPY + what) for work in copies for what in work.faults]
     return VerifyReport(
         name=name,
         state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
         ok=not problems,
         deep=deep,
+        layout=model.layout,
+        segments=sum(f"/{ROOT}" in stored.key for file in files for stored in file.objects),
         files=len(files),
         bytes=sum(file.size for file in files),
         problems=tuple(sorted(problems, key=lambda problem: problem.path)),
@@ -106,11 +121,13 @@ def verify(
 class _Check:
     """One file that is read and hashed. Implements `FileWork`."""
 
-    part_bytes = PART_BYTES
-
-    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress) -> None:
+    def __init__(
+        self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str | None = None
+    ) -> None:
         self.file = file
+        self._label = label or file.path
         self.size = file.size
+        self.parts = tuple(parts(file.size, PART_BYTES))
         self.faults: list[str] = []
         self.sha256: str | None = None
         self._store, self._name, self._progress = store, name, progress
@@ -120,7 +137,7 @@ class _Check:
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        self._progress.begin(self.file.path, self.size, stages=1)
+        self._progress.begin(self._label, self.size, stages=1)
 
     def fetch(self, start: int, view: memoryview) -> None:
         try:
@@ -131,18 +148,18 @@ class _Check:
                 if not self.faults:
                     self.faults.append(exc.message)
 
-    def store(self, index: int, start: int, view: memoryview) -> None:
-        pass
+    def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
+        stored()
 
     def finish(self) -> None:
         digests = self.digest.finish()
         if not self.faults:
             self.sha256 = digests.sha256
             self.faults += content_faults(self.file, digests)
-        self._progress.end(self.file.path, "bad" if self.faults else "ok")
+        self._progress.end(self._label, "bad" if self.faults else "ok")
 
     def _on_read(self, count: int) -> None:
-        self._progress.fetched(self.file.path, count)
+        self._progress.fetched(self._label, count)
 
 
 def content_faults(file: StoredFile, digests: Digests) -> list[str]:

@@ -6,6 +6,7 @@
     folder      a local folder, and a store that is one
     web         a CDN or any other HTTP server
     hub         Hugging Face
+    cdn         the CDN in front of the bucket
     records     coldstream.json, if there is one
     heads       the shards' headers, one speculative read each, in parallel
     fetching    small HTTP reads with retries and errors for people
@@ -15,7 +16,8 @@ Everything heavy (boto3, msgspec, huggingface_hub) is imported when a URI needs 
 
 from __future__ import annotations
 
+from coldstream.origin.cdn import VIAS, Cdn
 from coldstream.origin.contract import Checkpoint, Link, Origin, Shard
 from coldstream.origin.opening import open_origin, uses_tls
 
-__all__ = ["Checkpoint", "Link", "Origin", "Shard", "open_origin", "uses_tls"]
+__all__ = ["VIAS", "Cdn", "Checkpoint", "Link", "Origin", "Shard", "open_origin", "uses_tls"]

@@ -6,25 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from coldstream.engine.job import Headers, Segment
 from coldstream.header import Header
 
-Headers = tuple[tuple[str, str], ...]
 # A URL to GET, and the headers to send along. Both may be secrets.
 Link = tuple[str, Headers]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One file of weights: where it is, how it is cut, and what is in it. Exactly one of `url` and `local` is set.
+    """One file of weights: where it is, how it is cut, and what is in it.
 
     Attributes:
         path: Relative to the model.
         size: In bytes.
-        etag: The version that every answer must be of, without quotes; a weak one keeps its `W/`. None when the server
-            names none.
-        url: What to GET. A secret: it may be signed.
-        headers: To send along. Secrets.
-        local: The absolute path of the file, when it is on this machine.
+        segments: The objects that hold it, in order; one for most files. Either all or none are on this machine.
         header: Parsed and checked.
         head: The file's first `header.data_start` bytes.
         stops: One past the last byte of each chunk of the whole file.
@@ -33,14 +29,16 @@ class Shard:
 
     path: str
     size: int
-    etag: str | None
-    url: str | None = field(repr=False)
-    headers: Headers = field(repr=False)
-    local: str | None
+    segments: tuple[Segment, ...]
     header: Header = field(repr=False)
     head: bytes = field(repr=False)
     stops: tuple[int, ...] = field(repr=False)
     digests: bytes | None = field(repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return self.segments[0].local is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +53,8 @@ class Checkpoint:
         pinned: Whether `version` changes with the content. False when there is no manifest and the server names no
             ETag: then a copy made earlier may be out of date although its version is the same.
         shards: In the order of their paths; at least one.
+        cdn: What its objects can be had through as well, as far as a manifest verifies them: its URL, and the headers
+            that it asks for; the latter are secrets.
     """
 
     uri: str
@@ -63,6 +63,7 @@ class Checkpoint:
     verified: bool
     pinned: bool
     shards: tuple[Shard, ...]
+    cdn: Link | None = field(default=None, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -90,8 +91,8 @@ class Origin(Protocol):
             ConflictError: Somebody replaced a file meanwhile.
         """
 
-    def renew(self, path: str) -> Link:
-        """A fresh link to a shard of the last `checkpoint`, for when the old one was refused: links expire."""
+    def renew(self, path: str, segment: int = 0) -> Link:
+        """A fresh link to a segment of a shard of the last `checkpoint`: the old one was refused, links expire."""
 
     def names(self) -> Sequence[str]:
         """The files that are needed beside the weights, sorted: config.json, the tokenizer's and so on."""

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, DiskError, IntegrityError, NotFoundError, UsageError
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
-from coldstream.origin.heads import Found, Piece, checkpoint_of, replaced
+from coldstream.origin.heads import Found, Part, Piece, checkpoint_of, replaced
 from coldstream.origin.records import (
     Record,
-    checked_content,
     read_record,
-    the_object,
+    whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.selection import INDEX_NAME
@@ -49,20 +49,12 @@ class FolderOrigin:
         found = []
         for path in paths:
             entry = record.entries[path] if record else None
-            stored = the_object(entry, where=self.label) if entry else None
-            file = self._path(stored.key if stored else path)
-            found.append(
-                Found(
-                    path=path,
-                    where=self._where(path),
-                    size=stored.size if stored else None,
-                    entry=entry,
-                    read=partial(self._read_range, file),
-                )
-            )
+            objects = [(stored.key, stored.size) for stored in entry.objects] if entry else [(path, None)]
+            parts = tuple(self._part(self._path(key), size) for key, size in objects)
+            found.append(Found(path=path, where=self._where(path), entry=entry, parts=parts))
         return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
 
-    def renew(self, path: str) -> Link:
+    def renew(self, path: str, segment: int = 0) -> Link:
         raise UsageError(f"{self._where(path)} is a local file, which needs no link")
 
     def names(self) -> Sequence[str]:
@@ -72,9 +64,14 @@ class FolderOrigin:
     def read(self, path: str, bytes_max: int) -> bytes:
         record = self._record_once()
         entry = record.entries.get(path) if record else None
-        key = the_object(entry, where=self.label).key if entry else checked_path(path, where=self.label)
-        data = self._content(self._path(key), bytes_max)
-        return checked_content(data, entry, where=self._where(path))
+        if entry is None:
+            return self._content(self._path(checked_path(path, where=self.label)), bytes_max)
+        return whole_content(
+            entry,
+            lambda stored: self._content(self._path(stored.key), bytes_max),
+            bytes_max=bytes_max,
+            where=self._where(path),
+        )
 
     def _record_once(self) -> Record | None:
         return self._known[0] if self._known else self._record()
@@ -107,6 +104,12 @@ class FolderOrigin:
         if len(data) > bytes_max:
             raise IntegrityError(f"{path} is larger than the {bytes_max} bytes that are read")
         return data
+
+    def _part(self, file: Path, size: int | None) -> Part:
+        def rest() -> tuple[None, Headers, str]:
+            return None, (), str(file)
+
+        return Part(size=size, read=partial(self._read_range, file), rest=rest)
 
     def _read_range(self, path: Path, start: int, stop: int, etag: str | None) -> Piece:
         with _translated(path):

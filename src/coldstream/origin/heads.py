@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from coldstream.engine.job import Headers, Segment
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
 from coldstream.header import LENGTH_BYTES, header_stop, parse_header
-from coldstream.origin.contract import Checkpoint, Headers, Shard
+from coldstream.origin.contract import Checkpoint, Shard
 from coldstream.origin.parallel import in_parallel
 from coldstream.plan import CHUNK_BYTES, tensor_stops
 from coldstream.units import KIB, MIB
@@ -28,11 +29,11 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one read of a shard brought.
+    """What one read of an object brought.
 
     Attributes:
-        body: From the wanted start on; shorter than wanted where the file ends.
-        size: Of the whole file.
+        body: From the wanted start on; shorter than wanted where the object ends.
+        size: Of the whole object.
         etag: Of the answer; None for a local file or where the server names none.
         stamp: What tells this content from an older one of the same size: the ETag, or a file's time; "" for nothing.
         url: Where the rest is to be had, with `headers`; None for a local file.
@@ -49,8 +50,25 @@ class Piece:
     local: str | None = None
 
 
-# Reads `[start, stop)` of a shard, of the version with this ETag if it is not None; the file may end before.
+# Reads `[start, stop)` of an object, of the version with this ETag if it is not None; it may end before.
 Read = Callable[[int, int, "str | None"], Piece]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An object that holds a shard, or a segment of it.
+
+    Attributes:
+        size: As listed, or None when nobody said; known when there are several.
+        etag: The version that the manifest names, or None.
+        read: How to read it.
+        rest: Where all of it is to be had, for a segment behind the header: (url, headers, local).
+    """
+
+    size: int | None
+    etag: str | None = None
+    read: Read
+    rest: Callable[[], tuple[str | None, Headers, str | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +78,14 @@ class Found:
     Attributes:
         path: Relative to the model.
         where: For messages; no secret.
-        size: As listed, or None when nobody said.
-        etag: The version that the manifest names, or None.
         entry: What the manifest says of it, or None.
-        read: How to read it.
+        parts: What holds it, in order.
     """
 
     path: str
     where: str
-    size: int | None
-    etag: str | None = None
     entry: FileEntry | None = None
-    read: Read
+    parts: tuple[Part, ...]
 
 
 def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str | None, salt: str = "") -> Checkpoint:
@@ -123,37 +137,88 @@ def _read_shard(found: Found) -> tuple[Shard, str]:
     chunks = found.entry.chunks if found.entry else None
     first_stop = chunks.stops[0] if chunks and chunks.stops else 0
     stop = first_stop if LENGTH_BYTES <= first_stop <= _FIRST_CHUNK_BYTES_MAX else SPECULATIVE_BYTES
-    piece = found.read(0, stop, found.etag)
-    if found.size is not None and piece.size != found.size:
-        raise replaced(found.where)
-    body = piece.body
-    data_start = header_stop(body, file_bytes=piece.size, path=found.where)
-    if data_start > len(body):
+    start = _Start(found)
+    start.read(stop)
+    data_start = header_stop(start.body, file_bytes=start.size, path=found.where)
+    if data_start > len(start.body):
         # Up to the end of the chunk in which the header ends, so that all of it can be checked.
         ends = (end for end in chunks.stops if data_start <= end <= data_start + CHUNK_BYTES) if chunks else ()
-        more = found.read(len(body), next(iter(ends), data_start), found.etag or piece.etag)
-        if (more.size, more.stamp) != (piece.size, piece.stamp):
+        start.read(next(iter(ends), data_start))
+        if len(start.body) < data_start:
             raise replaced(found.where)
-        body += more.body
-        if len(body) < data_start:
-            raise replaced(found.where)
+    body = start.body
     digests = bytes.fromhex(chunks.xxh3_128) if chunks else None
     if chunks and digests is not None:
         _check(body, chunks.stops, digests, found.where)
-    header = parse_header(body, file_bytes=piece.size, path=found.where)
+    header = parse_header(body, file_bytes=start.size, path=found.where)
     shard = Shard(
         path=found.path,
-        size=piece.size,
-        etag=found.etag or piece.etag,
-        url=piece.url,
-        headers=piece.headers,
-        local=piece.local,
+        size=start.size,
+        segments=start.segments(),
         header=header,
         head=body[: header.data_start],
         stops=chunks.stops if chunks else tuple(tensor_stops(header)),
         digests=digests,
     )
-    return shard, piece.stamp
+    return shard, start.pieces[0].stamp
+
+
+class _Start:
+    """The first bytes of a shard, out of the object or the objects that hold them.
+
+    Attributes:
+        body: What has been read.
+        pieces: The first answer of each object that was read.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.body = b""
+        self.pieces: list[Piece] = []
+        self._found = found
+
+    @property
+    def size(self) -> int:
+        """Of the shard, in bytes."""
+        if len(self._found.parts) == 1:
+            return self.pieces[0].size
+        return sum(part.size or 0 for part in self._found.parts)
+
+    def read(self, stop: int) -> None:
+        """Reads on, up to `stop` or to where an object is shorter than it should be."""
+        start = 0
+        parts = self._found.parts
+        for number, part in enumerate(parts):
+            end = stop if len(parts) == 1 else start + (part.size or 0)
+            if start <= len(self.body) < min(end, stop):
+                self._read_part(number, len(self.body) - start, min(end, stop) - start)
+            start = end
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Where the whole shard is."""
+        segments = []
+        stop = 0
+        for number, part in enumerate(self._found.parts):
+            stop += part.size if part.size is not None else self.size
+            if number < len(self.pieces):
+                piece = self.pieces[number]
+                etag, url, headers, local = part.etag or piece.etag, piece.url, piece.headers, piece.local
+            else:
+                assert part.rest is not None
+                etag, (url, headers, local) = part.etag, part.rest()
+            segments.append(Segment(stop=stop, etag=etag, url=url, headers=headers, local=local))
+        return tuple(segments)
+
+    def _read_part(self, number: int, start: int, stop: int) -> None:
+        part, where = self._found.parts[number], self._found.where
+        first = self.pieces[number] if number < len(self.pieces) else None
+        piece = part.read(start, stop, part.etag or (first.etag if first else None))
+        if part.size is not None and piece.size != part.size:
+            raise replaced(where)
+        if first is None:
+            self.pieces.append(piece)
+        elif (piece.size, piece.stamp) != (first.size, first.stamp):
+            raise replaced(where)
+        self.body += piece.body
 
 
 def _check(body: bytes, stops: Sequence[int], digests: bytes, where: str) -> None:

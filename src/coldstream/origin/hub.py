@@ -11,7 +11,7 @@ from coldstream.errors import CredentialsError, NotFoundError
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
-from coldstream.origin.heads import Found, Piece, checkpoint_of
+from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
 from coldstream.retry import Retry
 from coldstream.selection import INDEX_NAME
 
@@ -51,14 +51,13 @@ class HubOrigin:
                 Found(
                     path=path,
                     where=self._where(path),
-                    size=files[path].size,
-                    read=partial(self._read_range, source, files[path]),
+                    parts=(Part(size=files[path].size, read=partial(self._read_range, source, files[path])),),
                 )
                 for path in paths
             ]
             return checkpoint_of(found, uri=self.label, name=self._repo, version=source.commit)
 
-    def renew(self, path: str) -> Link:
+    def renew(self, path: str, segment: int = 0) -> Link:
         source, files = self._pinned or self._pin()
         link = source.location(self._file(files, path), renew=True)
         return self._reader.follow(link, where=self._where(path))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, UsageError
+from coldstream.origin.cdn import cdn_of
 from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
 from coldstream.paths import checked_name, is_path, path_fault
@@ -19,7 +21,9 @@ _FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/mod
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, connections: int = 16) -> Origin:
+def open_origin(
+    uri: str, settings: Settings, *, retry: Retry | None = None, connections: int = 16, via: str = "auto"
+) -> Origin:
     """The origin that a URI names. Touches no network.
 
     Args:
@@ -29,6 +33,7 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
         settings: Where the store is and how to get in.
         retry: The policy of all requests; a fresh one by the settings when None.
         connections: How many requests will run at once.
+        via: Whether weights of the configured bucket come through the CDN in front of it; see `cdn_of`.
 
     Raises:
         UsageError: It is no URI of a model.
@@ -37,6 +42,11 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
     scheme, mark, rest = uri.partition("://")
     scheme = scheme.lower() if mark else ""
+    if via == "cdn" and not _in_bucket(uri, settings):
+        raise ConfigError(
+            "--via cdn: the custom domain stands in front of the configured bucket, and this model is not in it",
+            hint="name it as org/model, or leave --via out",
+        )
     if scheme in {"http", "https"}:
         from coldstream.origin.web import WebOrigin
 
@@ -44,7 +54,7 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
     if scheme == "hf":
         return _hub(rest.strip("/"), settings, retry, connections)
     if scheme == "s3":
-        return _bucket(f"s3://{rest.rstrip('/')}", settings, retry, connections)
+        return _bucket(f"s3://{rest.rstrip('/')}", settings, retry, connections, via)
     if scheme == "file":
         return _folder(_local(uri), settings)
     if is_path(uri):
@@ -55,7 +65,7 @@ def open_origin(uri: str, settings: Settings, *, retry: Retry | None = None, con
     store = settings.store_uri()
     if store.startswith("file:"):
         return _folder(_local(store) / name, settings)
-    return _bucket(f"{store}/{name}", settings, retry, connections)
+    return _bucket(f"{store}/{name}", settings, retry, connections, via)
 
 
 def uses_tls(uri: str, settings: Settings) -> bool:
@@ -64,6 +74,9 @@ def uses_tls(uri: str, settings: Settings) -> bool:
     if not mark:
         configured = None if is_path(uri) else _configured(settings)
         scheme = "s3" if configured and configured.startswith("s3:") else "file"
+    with suppress(ConfigError):
+        if (cdn := cdn_of(settings)) is not None and cdn.url.startswith("https:") and scheme == "s3":
+            return True
     try:
         where = {"s3": settings.endpoint() or "https:", "hf": settings.get("HF_ENDPOINT") or "https:"}.get(scheme, uri)
     except ConfigError:
@@ -80,7 +93,18 @@ def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origi
     return HubOrigin(repo, revision=revision or None, settings=settings, retry=retry, connections=connections)
 
 
-def _bucket(uri: str, settings: Settings, retry: Retry, connections: int) -> Origin:
+def _in_bucket(uri: str, settings: Settings) -> bool:
+    """Whether a model lies in the configured bucket."""
+    configured = _configured(settings) or ""
+    if not configured.startswith("s3://"):
+        return False
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return not is_path(uri)
+    return scheme.lower() == "s3" and rest.partition("/")[0] == configured.removeprefix("s3://").partition("/")[0]
+
+
+def _bucket(uri: str, settings: Settings, retry: Retry, connections: int, via: str) -> Origin:
     from coldstream.origin.stored import StoredOrigin
     from coldstream.store import open_store
 
@@ -91,13 +115,14 @@ def _bucket(uri: str, settings: Settings, retry: Retry, connections: int) -> Ori
     folder = uri.removeprefix(root).strip("/")
     if not bucket or not path or path_fault(folder):
         raise UsageError(f"{uri!r} names no model in a bucket", hint="write s3://bucket/org/model")
+    cdn = cdn_of(settings, via) if _in_bucket(uri, settings) else None
     settings = replace(
         settings,
         values={**settings.values, "COLDSTREAM_STORE": root},
         origins={**settings.origins, "COLDSTREAM_STORE": "flag"},
     )
     store = open_store(settings, retry=retry, connections=connections)
-    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket))
+    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket), cdn=cdn)
 
 
 def _folder(folder: Path, settings: Settings) -> Origin:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coldstream.errors import ConfigError, IntegrityError, NotFoundError
+from coldstream.errors import IntegrityError, NotFoundError
 from coldstream.paths import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -63,18 +63,21 @@ def read_record(data: bytes, *, where: str) -> Record:
     return Record(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
 
 
-def the_object(entry: FileEntry, *, where: str) -> StoredObject:
-    """The one object that holds a file.
+def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
+    """A whole small file out of the objects that hold it, compared with the manifest.
+
+    Args:
+        entry: The file.
+        read: Reads one of its objects; it need not look at the size.
+        bytes_max: A larger file is refused.
+        where: Its URI, for messages.
 
     Raises:
-        ConfigError: It is stored in several.
+        IntegrityError: It is larger, or another one.
     """
-    if len(entry.objects) != 1:
-        raise ConfigError(
-            f"{where}/{entry.path} is stored in {len(entry.objects)} segments; this version streams single objects",
-            hint="upgrade: pip install --upgrade coldstream   (or upload the model again)",
-        )
-    return entry.objects[0]
+    if entry.size > bytes_max:
+        raise IntegrityError(f"{where} has {entry.size} bytes; at most {bytes_max} are read")
+    return checked_content(b"".join(read(stored) for stored in entry.objects), entry, where=where)
 
 
 def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> bytes:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from coldstream.errors import IntegrityError, NotFoundError
+from coldstream.engine.job import Headers
+from coldstream.errors import NotFoundError
+from coldstream.origin.cdn import Cdn
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
-from coldstream.origin.heads import Found, Piece, checkpoint_of
+from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
 from coldstream.origin.records import (
     Record,
-    checked_content,
     read_record,
-    the_object,
+    whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.selection import INDEX_NAME
@@ -27,21 +29,22 @@ LINK_SECONDS = 12 * 3600
 class StoredOrigin:
     """A model in an object store. Implements `Origin`."""
 
-    def __init__(self, store: Store, folder: str, *, name: str) -> None:
+    def __init__(self, store: Store, folder: str, *, name: str, cdn: Cdn | None = None) -> None:
         """Prepares; nothing is asked yet.
 
         Args:
             store: What it is in.
             folder: Its keys' prefix in the store, without a slash at the end.
             name: For people and for folders.
+            cdn: What stands in front of the bucket, or None.
         """
-        self._store, self._folder, self._name = store, folder, name
+        self._store, self._folder, self._name, self._cdn = store, folder, name, cdn
         self.label = f"{store.uri}/{folder}"
         self._reader = Reader(
             store.retry,
             forbidden="the key may lack the permission to read this object, or the credentials have expired",
         )
-        self._keys: Mapping[str, str] = {}  # of the shards of the last checkpoint, by path
+        self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
         self._contents: tuple[Record | None, Mapping[str, ObjectInfo]] | None = None
 
     def __repr__(self) -> str:
@@ -55,36 +58,53 @@ class StoredOrigin:
         record, listing = self._look()
         if record:
             paths = chosen(record.entries, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
-            objects = {path: the_object(record.entries[path], where=self.label) for path in paths}
-            self._keys = {path: self._key(stored.key) for path, stored in objects.items()}
+            entries = [record.entries[path] for path in paths]
+            self._keys = {entry.path: [self._key(stored.key) for stored in entry.objects] for entry in entries}
             found = [
                 Found(
-                    path=path,
-                    where=self._where(path),
-                    size=stored.size,
-                    etag=stored.etag if stored.etag != "-" else None,
-                    entry=record.entries[path],
-                    read=partial(self._read_range, path),
+                    path=entry.path,
+                    where=self._where(entry.path),
+                    entry=entry,
+                    parts=tuple(
+                        Part(
+                            size=stored.size,
+                            etag=stored.etag if stored.etag != "-" else None,
+                            read=partial(self._read_range, entry.path, number),
+                            rest=partial(self._rest, entry.path, number),
+                        )
+                        for number, stored in enumerate(entry.objects)
+                    ),
                 )
-                for path, stored in objects.items()
+                for entry in entries
             ]
         else:
             paths = chosen(listing, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
-            self._keys = {path: self._key(path) for path in paths}
+            self._keys = {path: [self._key(path)] for path in paths}
             # A listing's ETag may be missing, and differs from that of a GET on some servers: the GET's counts.
             found = [
                 Found(
                     path=path,
                     where=self._where(path),
-                    size=listing[path].size,
-                    read=partial(self._read_range, path),
+                    parts=(Part(size=listing[path].size, read=partial(self._read_range, path, 0)),),
                 )
                 for path in paths
             ]
-        return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        checkpoint = checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        if self._cdn is None:
+            return checkpoint
+        link = (self._cdn.url, self._cdn.headers)
+        if record is None:
+            return replace(checkpoint, cdn=link)
+        # Its root is the bucket's, not the store's.
+        prefix = self._store.uri.removeprefix("s3://").partition("/")[2]
+        shards = tuple(
+            self._cdn.before(shard, [f"{prefix}/{key}" if prefix else key for key in self._keys[shard.path]])
+            for shard in checkpoint.shards
+        )
+        return replace(checkpoint, shards=shards, cdn=link)
 
-    def renew(self, path: str) -> Link:
-        return self._store.presign(self._keys[path], seconds=LINK_SECONDS), ()
+    def renew(self, path: str, segment: int = 0) -> Link:
+        return self._store.presign(self._keys[path][segment], seconds=LINK_SECONDS), ()
 
     def names(self) -> Sequence[str]:
         record, listing = self._contents or self._look()
@@ -97,12 +117,12 @@ class StoredOrigin:
             return self._store.get(self._key(path), bytes_max=bytes_max)[0]
         if path not in record.entries:
             raise NotFoundError(f"{self._where(path)} does not exist", target=self._where(path))
-        entry = record.entries[path]
-        if entry.size > bytes_max:
-            raise IntegrityError(f"{self._where(path)} has {entry.size} bytes; at most {bytes_max} are read")
-        stored = the_object(entry, where=self.label)
-        data, _ = self._store.get(self._key(stored.key), bytes_max=bytes_max)
-        return checked_content(data, entry, where=self._where(path))
+        return whole_content(
+            record.entries[path],
+            lambda stored: self._store.get(self._key(stored.key), bytes_max=bytes_max)[0],
+            bytes_max=bytes_max,
+            where=self._where(path),
+        )
 
     def _look(self) -> tuple[Record | None, Mapping[str, ObjectInfo]]:
         """The manifest, or else what lies there."""
@@ -133,8 +153,11 @@ class StoredOrigin:
             return None
         return read_record(data, where=self._where(MANIFEST_NAME))
 
-    def _read_range(self, path: str, start: int, stop: int, etag: str | None) -> Piece:
-        link = self.renew(path)
+    def _rest(self, path: str, segment: int) -> tuple[str, Headers, None]:
+        return *self.renew(path, segment), None
+
+    def _read_range(self, path: str, segment: int, start: int, stop: int, etag: str | None) -> Piece:
+        link = self.renew(path, segment)
         found = self._reader.get(
             link, where=self._where(path), start=start, stop=stop, bytes_max=stop - start, etag=etag
         )

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from urllib.parse import quote, unquote, urlsplit
 
+from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, IntegrityError, NotFoundError, UsageError
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
-from coldstream.origin.heads import Found, Piece, checkpoint_of
+from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
 from coldstream.origin.names import folder_name
 from coldstream.origin.parallel import in_parallel
 from coldstream.origin.records import (
     Record,
-    checked_content,
     looks_like_record,
     read_record,
-    the_object,
+    whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.retry import Retry
@@ -76,8 +76,9 @@ class WebOrigin:
         self.label = self._base
         self._name = _name(self._base)
         self._reader = Reader(retry, forbidden="the URL may need a token, or its token has ended")
-        self._keys: Mapping[str, str] = {}  # of the shards of the last checkpoint, by path
+        self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
         self._known: tuple[Record | None] | None = None
+        self._moved = False  # whether the server sends its readers elsewhere
 
     def __repr__(self) -> str:
         return f"WebOrigin({self.label})"
@@ -97,23 +98,17 @@ class WebOrigin:
         keys = {}
         for path in paths:
             entry = record.entries[path] if record else None
-            stored = the_object(entry, where=self.label) if entry else None
-            keys[path] = stored.key if stored else path
-            if keys[path].startswith("/"):
-                raise ConfigError(
-                    f"{self.label}: its manifest names {keys[path]!r}, relative to a store that is not known here",
-                    hint="load it from the bucket, as org/model",
+            objects = [(stored.key, stored.size) for stored in entry.objects] if entry else [(path, None)]
+            keys[path] = [self._inside(key) for key, _ in objects]
+            parts = tuple(
+                Part(
+                    size=size,
+                    read=partial(self._read_range, path, number),
+                    rest=partial(self._rest, path, number),
                 )
-            found.append(
-                Found(
-                    path=path,
-                    where=self._where(path),
-                    size=stored.size if stored else None,
-                    etag=None,
-                    entry=entry,
-                    read=partial(self._read_range, path),
-                )
+                for number, (_, size) in enumerate(objects)
             )
+            found.append(Found(path=path, where=self._where(path), entry=entry, parts=parts))
         self._keys = keys
         version = record.version if record else None
         try:
@@ -127,8 +122,8 @@ class WebOrigin:
                 target=self.label,
             ) from exc
 
-    def renew(self, path: str) -> Link:
-        return self._reader.follow(self._link(self._keys[path]), where=self._where(path))
+    def renew(self, path: str, segment: int = 0) -> Link:
+        return self._reader.follow(self._link(self._keys[path][segment]), where=self._where(path))
 
     def names(self) -> Sequence[str]:
         if record := self._record_once():
@@ -143,9 +138,12 @@ class WebOrigin:
             return self._whole(path, bytes_max)
         if path not in record.entries:
             raise NotFoundError(f"{self._where(path)} does not exist", target=self._where(path))
-        entry = record.entries[path]
-        data = self._whole(the_object(entry, where=self.label).key.lstrip("/"), bytes_max)
-        return checked_content(data, entry, where=self._where(path))
+        return whole_content(
+            record.entries[path],
+            lambda stored: self._whole(self._inside(stored.key), bytes_max),
+            bytes_max=bytes_max,
+            where=self._where(path),
+        )
 
     def _record_once(self) -> Record | None:
         return self._known[0] if self._known else self._record()
@@ -190,15 +188,29 @@ class WebOrigin:
             raise IntegrityError(f"{self._where(key)} has {found.size} bytes; at most {bytes_max} are read")
         return found.body
 
-    def _read_range(self, path: str, start: int, stop: int, etag: str | None) -> Piece:
-        link = self._link(self._keys[path])
+    def _rest(self, path: str, segment: int) -> tuple[str, Headers, None]:
+        # Where the first objects were found at their own place, no probe asks after each of hundreds.
+        url, headers = self.renew(path, segment) if self._moved else self._link(self._keys[path][segment])
+        return url, headers, None
+
+    def _read_range(self, path: str, segment: int, start: int, stop: int, etag: str | None) -> Piece:
+        link = self._link(self._keys[path][segment])
         found = self._reader.get(
             link, where=self._where(path), start=start, stop=stop, bytes_max=stop - start, etag=etag
         )
         url, headers = arrived(link, found)
+        self._moved |= url != link[0]
         return Piece(
             body=found.body, size=found.size, etag=found.etag, stamp=found.etag or "", url=url, headers=headers
         )
+
+    def _inside(self, key: str) -> str:
+        if key.startswith("/"):
+            raise ConfigError(
+                f"{self.label}: its manifest names {key!r}, relative to a store that is not known here",
+                hint="load it from the bucket, as org/model",
+            )
+        return key
 
     def _link(self, path: str) -> Link:
         return f"{self._base}/{quote(path)}{self._query}", ()

@@ -18,7 +18,13 @@ from coldstream.vllm.service import VARIABLE
 LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 
 # What vLLM never has a use for, and what it has none for with the coldstream loader.
-_NEVER = ("COLDSTREAM_BUNDLE_KEY", "CLOUDFLARE_API_TOKEN")
+_NEVER = (
+    "COLDSTREAM_BUNDLE_KEY",
+    "CLOUDFLARE_API_TOKEN",
+    "COLDSTREAM_CDN_HEADER",
+    "CF_ACCESS_CLIENT_ID",
+    "CF_ACCESS_CLIENT_SECRET",
+)
 KEYS = (
     *_NEVER,
     "R2_ACCESS_KEY",

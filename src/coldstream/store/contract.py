@@ -163,6 +163,31 @@ class Store(Protocol):
             UploadNotFoundError: The upload is gone.
         """
 
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, start: int, stop: int, *, if_match: str
+    ) -> str | None:
+        """Stores `[start, stop)` of the object `source` as part `number`, without the bytes coming here.
+
+        Args:
+            key: As given to `create_upload`.
+            upload_id: As returned by it.
+            number: From 1.
+            source: Another object of this store, larger than 5 MiB (S3 copies no range of a smaller one).
+            start: First byte.
+            stop: One past the last byte.
+            if_match: The ETag that the source must have. A server may ignore it (moto does): look with `head` before
+                completing.
+
+        Returns:
+            The part's ETag, as `put_part` gives it for those bytes; None when the server cannot copy (rclone), which
+            leaves an upload that is good for nothing.
+
+        Raises:
+            NotFoundError: There is no such source.
+            ConflictError: Its ETag is not `if_match`.
+            UploadNotFoundError: The upload is gone.
+        """
+
     def part_etag(self, body: Body) -> str:
         """The ETag that `put_part` gives for this content: what tells whether a stored part holds it."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
@@ -33,6 +34,7 @@ from coldstream.errors import (
 )
 from coldstream.retry import Backoff, Retry
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
+from coldstream.store.signing import Template, template_of
 from coldstream.units import MIB
 
 CONNECT_SECONDS = 15
@@ -41,6 +43,8 @@ READ_SECONDS = 60
 # What is sent in one system call's time limit: small enough for eight connections on a slow uplink.
 _SEND_BYTES = 256 * 1024
 _DELETE_KEYS_MAX = 1000
+# Links that are made out of another are at most such a share of its life older than they say.
+_LINK_AGE_SHARE = 0.01
 
 # Codes of S3, R2 and MinIO. Sources: S3 "Error responses", docs r2/api/error-codes.
 _CREDENTIAL_CODES = {
@@ -86,6 +90,8 @@ class S3Store:
         self.write_interval_seconds = 1.1 if settings.is_r2 else 0.0
         self._prefix = f"{prefix}/" if prefix else ""
         self._reached = False
+        # The last link that boto3 made: its seconds, the credentials, when, and what others are made of.
+        self._links: tuple[int, Any, float, Template] | None = None
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
         self._client = _client(settings, connections)
@@ -237,6 +243,27 @@ class S3Store:
 
         return self.retry.run(attempt)
 
+    def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, start: int, stop: int, *, if_match: str
+    ) -> str | None:
+        try:
+            copied = self._call(
+                "UploadPartCopy",
+                key,
+                self._client.upload_part_copy,
+                UploadId=upload_id,
+                PartNumber=number,
+                CopySource={"Bucket": self.bucket, "Key": self._prefix + source},
+                CopySourceRange=f"bytes={start}-{stop - 1}",
+                CopySourceIfMatch=f'"{if_match}"',
+            )
+        except ColdstreamError as exc:
+            if "NotImplemented" not in exc.message:
+                raise
+            return None
+        # A server that does not know the header takes the request for an empty part, and its answer names no copy.
+        return _etag(copied.get("CopyPartResult", {})) or None
+
     def part_etag(self, body: Body) -> str:
         return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
@@ -287,9 +314,19 @@ class S3Store:
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
     def presign(self, key: str, *, seconds: int = 3600) -> str:
-        params = {"Bucket": self.bucket, "Key": self._prefix + key}
+        path = self._prefix + key
         with self._translated("presign", key):
-            return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
+            credentials = self._client._request_signer._credentials
+            frozen = credentials.get_frozen_credentials() if credentials is not None else None
+            made, now = self._links, time.monotonic()
+            # A model in segments has hundreds of objects, and boto3 takes two milliseconds for a link.
+            if made is not None and made[:2] == (seconds, frozen) and now - made[2] < _LINK_AGE_SHARE * seconds:
+                return made[3].link(path)
+            params = {"Bucket": self.bucket, "Key": path}
+            link = str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
+            template = template_of(link, path, frozen.secret_key) if frozen is not None else None
+            self._links = (seconds, frozen, now, template) if template is not None else None
+            return link
 
     def bucket_exists(self) -> bool:
         """Whether the bucket exists.

@@ -11,6 +11,7 @@ import pytest
 
 from coldstream.bench.contestant import KINDS, NAMES, Contestant, Kind, Maker, Python, Skipped, Wishes, chosen
 from coldstream.bench.target import Target
+from coldstream.engine.job import Segment
 from coldstream.env import load_settings
 from coldstream.errors import UsageError
 from coldstream.origin import Shard
@@ -45,10 +46,7 @@ def shard(url: str) -> Shard:
     return Shard(
         path="model.safetensors",
         size=1000,
-        etag=None,
-        url=url,
-        headers=(),
-        local=None,
+        segments=(Segment(stop=1000, url=url),),
         header=None,  # type: ignore[arg-type]
         head=b"",
         stops=(1000,),

@@ -28,7 +28,7 @@ def scheduler(
 ) -> Scheduler:
     """One extent and one chunk for each size; the first `here` of them are local."""
     return Scheduler(
-        [Chunk(0, number, number, 0, size, here=number < here) for number, size in enumerate(sizes)],
+        [Chunk(0, 0, number, number, 0, size, here=number < here) for number, size in enumerate(sizes)],
         sizes,
         arena=Arena(limit),
         pace=Pace(first=connections, limit=connections),

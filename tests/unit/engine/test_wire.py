@@ -22,13 +22,14 @@ seconds = st.floats(0, 1e9)
     st.builds(
         wire.Fetch,
         chunk=u32,
-        file=u32,
+        segment=u32,
         version=u32,
         start=u64,
         stop=u64,
         offset=u64,
         skip=u64,
         here=st.booleans(),
+        cdn=st.booleans(),
         checked=st.booleans(),
         hashed=st.booleans(),
         digest=digests,
@@ -48,6 +49,7 @@ def test_fetch(fetch: wire.Fetch) -> None:
         cpu_seconds=seconds,
         retry_after_seconds=st.none() | seconds,
         digest=digests,
+        cache=st.integers(0, 255),
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=900),
     )
 )
@@ -143,7 +145,7 @@ def test_the_user_at_the_other_end_is_known(ends: tuple[wire.Frames, wire.Frames
 
 def test_letters_for_one_reader_differ() -> None:
     for letters in (
-        (wire.MAP, wire.FILE, wire.START, wire.STOP),
+        (wire.MAP, wire.SOURCE, wire.START, wire.STOP),
         (wire.WAIT, wire.RELEASE, wire.LEAVE),
         (wire.HELLO, wire.READY, wire.END, wire.FAIL),
         (wire.SETTINGS, wire.PLAN, wire.DETACH, wire.LINK, wire.CONSUMER, wire.LEAVE),

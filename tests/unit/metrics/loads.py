@@ -10,7 +10,14 @@ from coldstream.errors import ColdstreamError
 from coldstream.loading import Account, LoadReport
 from coldstream.metrics.families import Families
 
-_EMPTY: dict[str, Any] = {"int": 0, "float": 0.0, "str": "", "bool": False, "dict[str, int]": {}}
+_EMPTY: dict[str, Any] = {
+    "CdnReport | None": None,
+    "int": 0,
+    "float": 0.0,
+    "str": "",
+    "bool": False,
+    "dict[str, int]": {},
+}
 
 
 def account(**more: Any) -> Account:

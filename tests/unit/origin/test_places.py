@@ -11,7 +11,15 @@ import pytest
 
 from coldstream.engine.http import read
 from coldstream.env import load_settings
-from coldstream.errors import ConfigError, ConflictError, CredentialsError, IntegrityError, NotFoundError, UsageError
+from coldstream.errors import (
+    ConfigError,
+    ConflictError,
+    CredentialsError,
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    UsageError,
+)
 from coldstream.mirror import plan_upload, upload
 from coldstream.origin import Origin, open_origin
 from coldstream.origin.choice import is_complete_set
@@ -65,7 +73,7 @@ def test_the_hugging_face_cache_is_a_folder_of_links(tmp_path: Path) -> None:
         (snapshot / path).symlink_to(tmp_path / "blobs" / path)
     origin = opened(str(snapshot))
     checkpoint = origin.checkpoint()
-    assert [shard.local for shard in checkpoint.shards] == [str(snapshot / path) for path in SHARDS]
+    assert [shard.segments[0].local for shard in checkpoint.shards] == [str(snapshot / path) for path in SHARDS]
     assert checkpoint.name == "snapshots/abc"
     with pytest.raises(UsageError, match="local"):
         origin.renew(SHARDS[0])
@@ -79,23 +87,23 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         opened(str(folder)).checkpoint()
 
 
-def test_segments_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
+def test_segments_within_a_chunk_are_refused_and_other_keys_are_followed(recorded: Path) -> None:
     entry = entry_of(recorded)
     stored = entry["objects"][0]
-    half = stored["size"] // 2
+    half = entry["chunks"]["stops"][0] // 2
     rewrite(recorded, {"objects": [stored | {"size": half}, stored | {"size": stored["size"] - half}]})
-    with pytest.raises(ConfigError, match="2 segments"):
+    with pytest.raises(ManifestError, match="in the middle of a chunk"):
         opened(str(recorded)).checkpoint()
     (recorded / SHARDS[0]).rename(recorded / "blob.bin")
     rewrite(recorded, {"objects": [stored | {"key": "blob.bin"}]})
-    assert opened(str(recorded)).checkpoint().shards[0].local == str(recorded / "blob.bin")
+    assert opened(str(recorded)).checkpoint().shards[0].segments[0].local == str(recorded / "blob.bin")
     (recorded / "blob.bin").rename(recorded.parent.parent / "shared.bin")
     rewrite(recorded, {"objects": [stored | {"key": "/shared.bin"}]})
     with pytest.raises(ConfigError, match="not known"):
         opened(str(recorded)).checkpoint()
     root = recorded.parent.parent
     checkpoint = opened(NAME, {"COLDSTREAM_STORE": root.as_uri()}).checkpoint()
-    assert checkpoint.shards[0].local == str(root / "shared.bin")
+    assert checkpoint.shards[0].segments[0].local == str(root / "shared.bin")
     assert checkpoint.shards[0].path == SHARDS[0]
 
 
@@ -134,9 +142,12 @@ def test_root_keys_in_a_bucket(moto: S3Server, tmp_path: Path) -> None:
     rewrite(local, {"objects": [{"key": "/shared/blob", "size": len(FILES[SHARDS[0]]), "etag": etag}]})
     store.put(f"{NAME}/coldstream.json", (local / "coldstream.json").read_bytes())
     shard = opened(NAME, flags).checkpoint().shards[0]
-    assert shard.url
-    assert "/shared/blob?" in shard.url
-    assert read(shard.url, start=0, stop=9, bytes_max=9, etag=shard.etag).body == FILES[SHARDS[0]][:9]
+    assert shard.segments[0].url
+    assert "/shared/blob?" in shard.segments[0].url
+    assert (
+        read(shard.segments[0].url, start=0, stop=9, bytes_max=9, etag=shard.segments[0].etag).body
+        == FILES[SHARDS[0]][:9]
+    )
 
 
 def test_a_bucket_by_its_uri_and_a_prefix(moto: S3Server) -> None:
@@ -158,11 +169,11 @@ def test_presigned_links_end_and_are_renewed(rclone: S3Server) -> None:
         store.put(f"{NAME}/{path}", content)
     origin = opened(NAME, flags)
     shard = origin.checkpoint().shards[0]
-    assert shard.url
-    assert "X-Amz-Expires=43200" in shard.url
+    assert shard.segments[0].url
+    assert "X-Amz-Expires=43200" in shard.segments[0].url
     assert "X-Amz-Signature" not in repr(shard)
     url, _ = origin.renew(shard.path)
-    assert read(url, stop=8, bytes_max=8, etag=shard.etag).body == FILES[shard.path][:8]
+    assert read(url, stop=8, bytes_max=8, etag=shard.segments[0].etag).body == FILES[shard.path][:8]
 
 
 def test_a_gated_model_on_the_hub() -> None:
@@ -175,7 +186,7 @@ def test_a_gated_model_on_the_hub() -> None:
         checkpoint = origin.checkpoint()
         assert "hf_good" not in repr((checkpoint, origin))
         # The storage host is another one, and never sees the token.
-        assert all(shard.headers == () for shard in checkpoint.shards)
+        assert all(shard.segments[0].headers == () for shard in checkpoint.shards)
         assert all(not seen.had_authorization for seen in hub.requests if seen.listener == "cdn")
 
 
@@ -186,7 +197,7 @@ def test_a_link_of_the_hub_that_ended_is_asked_for_again() -> None:
         shard = origin.checkpoint().shards[0]
         hub.faults.expire_links()
         url, headers = origin.renew(shard.path)
-        assert url != shard.url
+        assert url != shard.segments[0].url
         assert read(url, start=2, stop=8, bytes_max=6, headers=headers).body == FILES[shard.path][2:8]
         hub.add_repo(NAME, FILES | {"config.json": b"{}"}, message="later")
         assert origin.read("config.json", 100) == FILES["config.json"]

@@ -53,7 +53,7 @@ def test_a_token_in_the_query_goes_with_every_request_and_is_not_shown(server: R
     assert "config.json" in origin.names()
     shown = repr((origin, origin.label, checkpoint))
     assert "secret-token" not in shown
-    assert all("token=secret-token" in (shard.url or "") for shard in checkpoint.shards)
+    assert all("token=secret-token" in (shard.segments[0].url or "") for shard in checkpoint.shards)
     with pytest.raises(CredentialsError) as caught:
         opened(f"{server.url}/org/m?token=wrong-token").checkpoint()
     assert "wrong-token" not in f"{caught.value!r} {caught.value} {caught.value.hint}"
@@ -65,14 +65,14 @@ def test_a_redirect_is_followed_once_and_again_when_the_link_has_ended(server: R
         server.add("redirect", "single/model.safetensors", times=None, location=storage.link("/cas/1"))
         origin = opened(f"{server.url}/single")
         shard = origin.checkpoint().shards[0]
-        assert shard.url == storage.link("/cas/1")
+        assert shard.segments[0].url == storage.link("/cas/1")
         assert "signed-1" not in repr(shard)
         server.heal()
         storage.query_token = "signed-2"
         server.add("redirect", "single/model.safetensors", times=None, location=storage.link("/cas/1"))
         url, headers = origin.renew("model.safetensors")
         assert url == storage.link("/cas/1")
-        assert read(url, start=3, stop=9, bytes_max=6, headers=headers, etag=shard.etag).body == SINGLE[3:9]
+        assert read(url, start=3, stop=9, bytes_max=6, headers=headers, etag=shard.segments[0].etag).body == SINGLE[3:9]
 
 
 @pytest.mark.parametrize("name", ["coldstream.json", "model.safetensors.index.json"])
@@ -162,7 +162,7 @@ def test_without_an_etag_nothing_is_pinned(server: RangedServer) -> None:
     one = opened(f"{server.url}/single").checkpoint()
     two = opened(f"{server.url}/single?v=2").checkpoint()
     assert not one.pinned
-    assert one.shards[0].etag is None
+    assert one.shards[0].segments[0].etag is None
     assert one.version != two.version
     assert "v=2" not in repr(two)
 

@@ -95,3 +95,13 @@ def test_the_default_loader_is_left_alone() -> None:
     assert plain("vllm", "/m", "m", ["--load-format", "auto"]).arguments == (
         *("vllm", "serve", "/m", "--served-model-name", "m", "--load-format", "auto"),
     )
+
+
+def test_the_secrets_of_the_cdn_are_kept_from_every_vllm() -> None:
+    secrets = {"COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET"}
+    for command in (
+        streamed(["vllm"], "/f", "org/m", [], service="/run/x"),
+        plain("vllm", "/f", "org/m", []),
+        runai("vllm", "s3://models/org/m", "org/m", [], settings()),
+    ):
+        assert secrets <= set(command.without)
