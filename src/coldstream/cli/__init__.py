@@ -36,6 +36,7 @@ VERBS = (
     "shard",
     "timeline",
     "bundle",
+    "cdn",
     "cache",
     "doctor",
     "demo",

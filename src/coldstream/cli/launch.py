@@ -137,7 +137,10 @@ def up(
     chosen, seconds = parse_gpus(gpus), parse_ttl(ttl or _TTL[kind])
     settings = state.settings()
     found = read_model(checked_name(model), settings)
-    keys = None if dry_run and how == "api" else mint(settings, found.name, seconds, how=how)  # type: ignore[arg-type]
+    keys = None
+    if not dry_run or how != "api":
+        shared = _in_segments(state, found.name)
+        keys = mint(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     launches = launches_of(settings)
     with _spinning(state, "SkyPilot looks for a machine"):
         # A dry run asks that the secrets are set, and not what they are.
@@ -306,7 +309,8 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
         raise UsageError(f"the API key of {name} is not known here", hint="set VLLM_API_KEY to it")
     seconds = parse_ttl(ttl) if ttl else min(TTL_SECONDS_MAX, record.ttl_seconds or TTL_SECONDS_MAX)
     how = "api" if record.keys == "issued" else "auto"
-    keys = mint(settings, record.model, seconds, how=how)  # type: ignore[arg-type]
+    shared = _in_segments(state, record.model)
+    keys = mint(settings, record.model, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     secrets = _secret_names(launches, name)
     sky = find_sky(settings, _secrets(secrets, settings, keys, api_key), named=program)
     if not yes:
@@ -318,6 +322,15 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
 
 
 _SECRETS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY", "COLDSTREAM_BUNDLE_KEY", "HF_TOKEN")
+
+
+def _in_segments(state: State, name: str) -> bool:
+    """Whether a model's weights are stored in segments, which models share."""
+    from coldstream.mirror.pool import segment_keys
+    from coldstream.mirror.records import read_record
+
+    found = read_record(state.open_store(1), name)
+    return found is not None and bool(segment_keys(found[0].files))
 
 
 def _secrets(names: tuple[str, ...], settings: Settings, keys: Credentials, api_key: str) -> dict[str, str]:
@@ -428,6 +441,8 @@ def _keys_text(plan: Plan) -> str:
 
 
 def _warnings(plan: Plan) -> list[str]:
+    from coldstream.mirror.pool import ROOT as SEGMENTS
+
     found = []
     keys = plan.credentials
     if keys is not None and keys.how == "own":
@@ -437,6 +452,8 @@ def _warnings(plan: Plan) -> list[str]:
             f"replicas that start after {_moment(keys.expires_at)} cannot read the bucket; "
             f"before that, run: coldstream launch renew {plan.name}"
         )
+    if keys is not None and any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
+        found.append("its weights are stored in segments, which models share: the keys open those of all models")
     if plan.kind == "node" and plan.deployment.spot:
         found.append("a machine that is taken back is not replaced; --replicas 1 makes it a service, which does that")
     return found

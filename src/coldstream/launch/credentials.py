@@ -24,6 +24,7 @@ from coldstream.bundle.shelf import ROOT as BUNDLES
 from coldstream.cloudflare import Api, open_api, r2_account
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, IntegrityError, UsageError
+from coldstream.mirror.pool import ROOT as SEGMENTS
 from coldstream.paths import checked_name
 from coldstream.template import bucket_of
 from coldstream.units import parse_duration
@@ -82,7 +83,7 @@ def parse_ttl(text: str) -> int:
     return seconds
 
 
-def prefixes_of(model: str, store_prefix: str) -> tuple[str, ...]:
+def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> tuple[str, ...]:
     """What the keys of all that a serving node reads begin with: the model's files, and its warm-start bundles.
 
     Each ends in a slash, so that `org/model` does not let anybody read `org/model-2`.
@@ -90,13 +91,16 @@ def prefixes_of(model: str, store_prefix: str) -> tuple[str, ...]:
     Args:
         model: `org/model` in the store.
         store_prefix: Of the store in its bucket, with or without slashes around it; "" for the bucket's root.
+        in_segments: Whether its weights are stored in segments. Models share those, so that the keys of a node that
+            reads some open all: a token names prefixes, and would be too long with each segment's key in it.
 
     Raises:
         UsageError: It is no model's name.
     """
     name, root = checked_name(model), store_prefix.strip("/")
     inside = f"{root}/" if root else ""
-    return f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/"
+    shared = (f"{inside}{SEGMENTS}",) if in_segments else ()
+    return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared)
 
 
 def sign(
@@ -217,6 +221,7 @@ def mint(
     ttl_seconds: int,
     how: How = "auto",
     *,
+    in_segments: bool = False,
     api: Api | None = None,
     now: float | None = None,
 ) -> Credentials:
@@ -230,6 +235,7 @@ def mint(
         model: `org/model` in the store.
         ttl_seconds: How long they live; the user's own are not changed by it.
         how: "auto", or the one way to take: "sign", "api", or "own".
+        in_segments: See `prefixes_of`.
         api: Cloudflare's; the configured one when None.
         now: Unix seconds; the clock's when None.
 
@@ -241,7 +247,7 @@ def mint(
         ColdstreamError: Cloudflare's API does not answer, or refuses.
     """
     place = urlsplit(bucket_of(settings).uri)
-    prefixes = prefixes_of(model, place.path)
+    prefixes = prefixes_of(model, place.path, in_segments=in_segments)
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
     endpoint = settings.endpoint() or ""
     if how in {"sign", "api"} and not settings.is_r2:

@@ -1,0 +1,213 @@
+"""`coldstream cdn`, and loads through the domain, against nginx with Cloudflare's rules and a double of its API."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import sharded_checkpoint
+from tests.conftest import fresh_bucket
+from tests.e2e.command import Command
+from tests.models import write_model
+from tests.servers.cdn import Cdn, cdn_proxy
+from tests.servers.stores import S3Server
+from tests.servers.zone import zone_api
+
+LIMIT = 4_000_000
+MODEL = sharded_checkpoint(shards=2, rows=2048, columns=1024) | {"config.json": b"{}"}
+SEGMENTS = ("--object-bytes-max", "2MiB", "--no-plain")
+
+
+@pytest.fixture
+def command(moto: S3Server, tmp_path: Path) -> Command:
+    """A bucket with the model in the usual layout, and once more in segments."""
+    made = Command(moto, fresh_bucket(moto), cwd=tmp_path)
+    folder = str(write_model(tmp_path / "m", MODEL))
+    made.run("upload", folder, "--as", "org/plain", "--quiet")
+    made.run("upload", folder, "--as", "org/cut", *SEGMENTS, "--quiet")
+    return made
+
+
+@pytest.fixture
+def cdn(moto: S3Server, command: Command) -> Iterator[Cdn]:
+    with cdn_proxy(moto, command.environ["R2_BUCKET"], limit_bytes=LIMIT) as found:
+        command.environ["R2_CDN_DOMAIN"] = found.url
+        yield found
+
+
+def test_segments_come_from_the_cache(command: Command, cdn: Cdn) -> None:
+    """Coldstream cdn check org/cut; coldstream cdn warm org/cut; coldstream load org/cut."""
+    first = command.json("cdn", "check", "org/cut")
+    assert {row["state"] for row in first["objects"]} <= {"coming", "kept"}
+    warmed = command.json("cdn", "warm", "org/cut")
+    assert warmed["hits"] == warmed["objects"] > 4
+    assert not warmed["left_out"]
+    assert not warmed["faults"]
+    again = command.json("cdn", "check", "org/cut")
+    assert {row["state"] for row in again["objects"]} == {"kept"}
+    loaded = command.json("load", "org/cut", "--no-cache")
+    plain = command.json("load", "org/plain", "--no-cache", "--via", "s3")
+    assert loaded["verified"]
+    assert (loaded["bytes"], loaded["tensors"]) == (plain["bytes"], plain["tensors"])
+    assert plain["cdn"] is None
+    found = loaded["cdn"]
+    assert set(found["statuses"]) == {"HIT"}
+    assert found["fallbacks"] == found["bucket_bytes"] == 0
+    text = command.run("load", "org/cut", "--no-cache")[0]
+    assert "HIT" in text
+
+
+def test_the_usual_layout_cannot_be_kept(command: Command, cdn: Cdn) -> None:
+    """Coldstream cdn check org/plain; coldstream cdn warm org/plain; coldstream load org/plain."""
+    out, _ = command.run("cdn", "check", "org/plain", code=1)
+    assert "too large" in out
+    assert "--object-bytes-max" in out
+    assert "0% of" in out
+    assert "no object of org/plain is within" in command.run("cdn", "warm", "org/plain", code=2)[1]
+    found = command.json("load", "org/plain", "--no-cache")["cdn"]
+    assert "HIT" not in found["statuses"]
+    # The small files beside could be: they are read from the bucket all the same.
+    everything = command.json("cdn", "warm", "org/plain", "--all")
+    assert len(everything["left_out"]) == 2
+    assert everything["hits"] == everything["objects"] == 2
+
+
+def test_the_domain_dies_in_the_middle(command: Command, cdn: Cdn) -> None:
+    """Coldstream load org/cut, while the CDN stops answering."""
+    command.run("cdn", "warm", "org/cut")
+    threading.Thread(target=lambda: (time.sleep(0.3), cdn.stop()), daemon=True).start()
+    loaded = command.json("load", "org/cut", "--no-cache")
+    assert loaded["verified"]
+    assert loaded["cdn"]["bytes"] + loaded["cdn"]["bucket_bytes"] >= loaded["bytes"]
+    gone = command.json("load", "org/cut", "--no-cache")
+    assert gone["verified"]
+    assert gone["cdn"]["bytes"] == 0
+    assert gone["cdn"]["gave_up"]
+    assert gone["retries"] == 0
+
+
+def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
+    """Coldstream cdn check org/plain --all, after an upload; coldstream cdn purge org/plain."""
+    command.run("cdn", "warm", "org/plain", "--all")
+    changed = {**MODEL, "config.json": b'{"a": 1}'}
+    command.run("upload", str(write_model(tmp_path / "n", changed)), "--as", "org/plain", "--quiet")
+    rows = command.json("cdn", "check", "org/plain", "--all", code=1)["objects"]
+    stale = next(row for row in rows if row["label"] == "config.json")
+    assert stale["state"] == "wrong"
+    assert "cdn purge" in stale["mend"]
+    with zone_api(name="example.com") as zone:
+        domain = command.environ["R2_CDN_DOMAIN"]
+        command.environ |= zone.environ() | {"R2_CDN_DOMAIN": "models.example.com"}
+        urls = command.json("cdn", "purge", "org/plain", "--yes")["urls"]
+        assert "https://models.example.com/org/plain/config.json" in urls
+        assert sorted(zone.purged) == sorted(urls)
+        command.environ["R2_CDN_DOMAIN"] = domain
+    cdn.purge(["/org/plain/config.json"])
+    rows = command.json("cdn", "check", "org/plain", "--all", code=1)["objects"]
+    assert next(row for row in rows if row["label"] == "config.json")["state"] in {"kept", "coming"}
+
+
+def test_a_domain_without_a_rule_keeps_nothing(command: Command, moto: S3Server) -> None:
+    """Coldstream cdn check org/cut, before coldstream cdn rule."""
+    with cdn_proxy(moto, command.environ["R2_BUCKET"], limit_bytes=LIMIT, rule=False) as cdn:
+        command.environ["R2_CDN_DOMAIN"] = cdn.url
+        rows = command.json("cdn", "check", "org/cut", code=1)["objects"]
+        assert {(row["state"], row["second"]) for row in rows} == {("not kept", "DYNAMIC")}
+        assert {row["mend"] for row in rows} == {"coldstream cdn rule"}
+        found = command.json("load", "org/cut", "--no-cache")["cdn"]
+        assert set(found["statuses"]) == {"DYNAMIC"}
+        assert "did not help" in found["summary"]
+
+
+def test_a_domain_that_asks_for_a_secret(command: Command, moto: S3Server) -> None:
+    """COLDSTREAM_CDN_HEADER='X-Key: …' coldstream cdn check org/cut."""
+    secret = "s3cret-of-the-domain"
+    with cdn_proxy(moto, command.environ["R2_BUCKET"], limit_bytes=LIMIT, secret=("X-Key", secret)) as cdn:
+        command.environ["R2_CDN_DOMAIN"] = cdn.url
+        out, _ = command.run("cdn", "check", "org/cut", code=1)
+        assert "refused" in out
+        command.environ["COLDSTREAM_CDN_HEADER"] = f"X-Key: {secret}"
+        out, err = command.run("cdn", "warm", "org/cut")
+        assert "100% of the bytes" in out
+        assert secret not in out + err + json.dumps(command.json("cdn", "check", "org/cut"))
+        assert secret not in str(cdn.log())
+
+
+def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
+    """Coldstream cdn rule; --dry-run; twice."""
+    mine = {"ref": "mine", "expression": "true", "action": "set_cache_settings", "action_parameters": {"cache": False}}
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    text, err = command.run("cdn", "rule", "--force")
+    assert len(json.loads(text)) == 2
+    assert "CLOUDFLARE_API_TOKEN is not set" in err
+    with zone_api(name="example.com", plan="pro", rules=[mine]) as zone:
+        command.environ |= zone.environ()
+        assert "POST /zones/" in command.run("cdn", "rule", "--force", "--dry-run")[0]
+        assert len(zone.rules) == 1
+        added = command.json("cdn", "rule", "--force")
+        assert (len(added["added"]), added["plan"], added["zone"]) == (2, "pro", "example.com")
+        assert [rule["ref"] for rule in zone.rules] == ["mine", "coldstream_segments", "coldstream_files"]
+        assert command.json("cdn", "rule", "--force")["added"] == []
+        assert len(zone.rules) == 3
+        assert not zone.faults
+    with zone_api(name="example.com") as zone:
+        command.environ |= zone.environ()
+        assert len(command.json("cdn", "rule", "--force")["added"]) == 2
+        assert len(zone.rules) == 2
+
+
+def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Server, tmp_path: Path) -> None:
+    """Coldstream cdn rule, with shards above the plan's limit."""
+    from unittest import mock
+
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    command.run("remove", "org/cut", "--yes")
+    with mock.patch.dict("coldstream.cdn.limits.PLANS", {"free": LIMIT, "enterprise": 10**9}):
+        err = command.run("cdn", "rule", "--plan", "free", code=2)[1]
+        assert "0% of the bucket's weights" in err
+        assert "--object-bytes-max" in err
+        command.run("cdn", "rule", "--plan", "enterprise")
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "code", "says"),
+    [
+        ({}, ("cdn", "check", "org/cut"), 2, "R2_CDN_DOMAIN is not set"),
+        ({"R2_CDN_DOMAIN": "no domain"}, ("cdn", "check", "org/cut"), 2, "no domain"),
+        ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/none"), 10, "org/none"),
+        ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/cut", "--plan", "gold"), 2, "gold"),
+        ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "purge", "org/cut", "--yes"), 2, "CLOUDFLARE_API_TOKEN"),
+        ({"R2_CDN_DOMAIN": "http://127.0.0.1:1"}, ("cdn", "rule", "--force"), 2, "no domain of a zone"),
+    ],
+)
+def test_bad_input_is_one_line(
+    command: Command, more: dict[str, str], arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    command.environ |= more
+    assert says in command.run(*arguments, code=code)[1]
+
+
+def test_what_cloudflare_refuses(command: Command) -> None:
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    with zone_api(name="other.org") as zone:
+        command.environ |= zone.environ()
+        assert "no zone that models.example.com is in" in command.run("cdn", "rule", "--force", code=10)[1]
+        assert "no zone example.net" in command.run("cdn", "rule", "--force", "--zone", "example.net", code=10)[1]
+        command.environ["CLOUDFLARE_API_TOKEN"] = "wrong-token-of-somebody"
+        err = command.run("cdn", "rule", "--force", code=12)[1]
+        assert "CLOUDFLARE_API_TOKEN" in err
+        assert "wrong-token" not in err
+    with zone_api(name="example.com", proxied=False) as zone:
+        command.environ |= zone.environ()
+        assert "not proxied" in command.run("cdn", "rule", "--force")[1]
+
+
+def test_nobody_answers(command: Command) -> None:
+    command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:1"
+    rows = command.json("cdn", "check", "org/cut", code=1)["objects"]
+    assert {row["state"] for row in rows} == {"unreachable"}

@@ -1,0 +1,72 @@
+"""What two reads say of an object."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from coldstream.cdn.check import judge
+from coldstream.cdn.edge import Answer
+from coldstream.cdn.objects import Object
+
+ITEM = Object(
+    key="org/m/m.safetensors",
+    label="m.safetensors",
+    size=1000,
+    etag="abc",
+    sha256="0" * 64,
+    is_weights=True,
+    is_read=True,
+)
+GOOD = Answer(status=206, cache="HIT", size=1000, etag="abc")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "state", "mend"),
+    [
+        ("MISS", "HIT", "kept", ""),
+        ("HIT", "HIT", "kept", ""),
+        ("STALE", "UPDATING", "kept", ""),
+        ("MISS", "MISS", "coming", "cdn warm"),
+        ("EXPIRED", "REVALIDATED", "kept", ""),
+        ("DYNAMIC", "DYNAMIC", "not kept", "cdn rule"),
+        ("BYPASS", "BYPASS", "not kept", "Cache-Control"),
+        ("", "", "not kept", "proxied"),
+    ],
+)
+def test_the_status_of_two_reads(first: str, second: str, state: str, mend: str) -> None:
+    found = judge(ITEM, replace(GOOD, cache=first), replace(GOOD, cache=second), 1000)
+    assert (found.state, found.first, found.second) == (state, first, second)
+    assert mend in found.mend
+    assert bool(found.mend) == bool(mend)
+
+
+def test_what_is_too_large_is_so_whatever_the_cache_says() -> None:
+    found = judge(ITEM, GOOD, GOOD, 999)
+    assert found.state == "too large"
+    assert "--object-bytes-max" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "mend"),
+    [
+        (Answer(status=0, fault="refused"), "unreachable", "refused"),
+        (Answer(status=403), "refused", "COLDSTREAM_CDN_HEADER"),
+        (Answer(status=401), "refused", "CF_ACCESS_CLIENT_ID"),
+        (Answer(status=404), "wrong", "cdn purge"),
+        (Answer(status=522), "wrong", "522"),
+        (replace(GOOD, is_page=True, status=200), "wrong", "HTML"),
+        (replace(GOOD, size=999), "wrong", "999"),
+        (replace(GOOD, etag="old"), "wrong", "older"),
+        (replace(GOOD, sha256="1" * 64), "wrong", "other bytes"),
+    ],
+)
+def test_an_answer_that_is_not_the_bucket_s(answer: Answer, state: str, mend: str) -> None:
+    found = judge(ITEM, GOOD, answer, 1000)
+    assert found.state == state
+    assert mend in found.mend
+
+
+def test_a_weak_etag_says_nothing() -> None:
+    assert judge(ITEM, GOOD, replace(GOOD, etag=None), 1000).state == "kept"
