@@ -109,7 +109,7 @@ def test_a_node_from_yes_to_ready(command: Command, sky: FakeSky, launches: Laun
         assert said in err
     assert "--replicas 1 makes it a service" in err
     assert "the cloud brings it up" in err
-    assert "the node sets itself up" in err
+    assert "SkyPilot has it" in err
     shown = [line.split()[0] for line in out.splitlines()]
     assert shown[:5] == ["ask", "provision", "files", "setup", "start"]
     assert "    compile" in out

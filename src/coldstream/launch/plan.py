@@ -61,7 +61,7 @@ class Plan:
         replicas, spot = self.deployment.wish.replicas, self.deployment.spot
         if self.kind == "job":
             return (
-                "spot, started again elsewhere when taken back" if spot else "on demand"
+                "spot, started again when taken back" if spot else "on demand"
             ) + ", ends with the command"
         if self.kind == "node":
             end = "goes half an hour after the server has ended"

@@ -97,4 +97,4 @@ class Steps:
 
 def words(step: str) -> str:
     """A step for people."""
-    return {"submitted": "the node sets itself up and starts vLLM"}.get(step, _WORDS.get(step, step))
+    return {"submitted": "SkyPilot has it: set-up on the machine, then vLLM"}.get(step, _WORDS.get(step, step))

@@ -87,7 +87,7 @@ def test_prices() -> None:
         (made(spot=False), "on demand, goes half an hour after"),
         (made("service", replicas="1"), "1 replica, spot, on demand while there is none, replaced when lost"),
         (made("service", replicas="1..3", spot=False), "1 to 3 replicas, on demand, replaced"),
-        (made("job"), "started again elsewhere when taken back, ends with the command"),
+        (made("job"), "started again when taken back, ends with the command"),
         (made("job", spot=False), "on demand, ends with the command"),
     ],
 )
