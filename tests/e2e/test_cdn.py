@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.cdn import PLANS
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -21,6 +22,12 @@ from tests.servers.zone import zone_api
 LIMIT = 4_000_000
 MODEL = sharded_checkpoint(shards=2, rows=2048, columns=1024) | {"config.json": b"{}"}
 SEGMENTS = ("--object-bytes-max", "2MiB", "--no-plain")
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that keep little, so that models can be small."""
+    monkeypatch.setitem(PLANS, "free", LIMIT)
 
 
 @pytest.fixture
@@ -163,15 +170,12 @@ def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
 
 def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Server, tmp_path: Path) -> None:
     """Coldstream cdn rule, with shards above the plan's limit."""
-    from unittest import mock
-
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     command.run("remove", "org/cut", "--yes")
-    with mock.patch.dict("coldstream.cdn.limits.PLANS", {"free": LIMIT, "enterprise": 10**9}):
-        err = command.run("cdn", "rule", "--plan", "free", code=2)[1]
-        assert "0% of the bucket's weights" in err
-        assert "--object-bytes-max" in err
-        command.run("cdn", "rule", "--plan", "enterprise")
+    err = command.run("cdn", "rule", "--plan", "free", code=2)[1]
+    assert "0% of the bucket's weights" in err
+    assert "--object-bytes-max" in err
+    command.run("cdn", "rule", "--plan", "enterprise")
 
 
 @pytest.mark.parametrize(

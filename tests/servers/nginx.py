@@ -47,6 +47,7 @@ http {{
     keepalive_requests {keepalive_requests};
     keepalive_timeout 75s;
     limit_rate {limit_rate};
+    {http}
     server {{
         listen {host}:{port};
         {tls}
@@ -134,6 +135,7 @@ def nginx(
     aes_128: bool = False,
     access_log: bool = False,
     extra: str = "",
+    http: str = "",
 ) -> Iterator[Nginx]:
     """Serves a folder until the context ends.
 
@@ -150,6 +152,7 @@ def nginx(
         aes_128: Whether TLS offers AES-128-GCM alone.
         access_log: Whether to write `access.log` into the server's folder: status, method, path, Range.
         extra: More directives for the `server` block.
+        http: More directives for the block around it; "FOLDER" stands for the server's folder.
 
     Raises:
         RuntimeError: nginx refused its configuration; the text is its error log.
@@ -179,7 +182,8 @@ def nginx(
                 port=ports[0],
                 tls=tls_text,
                 root=root,
-                extra=extra,
+                extra=extra.replace("FOLDER", str(folder)),
+                http=http.replace("FOLDER", str(folder)),
             )
         )
         descriptors = [entry.fileno() for entry in sockets]

@@ -19,7 +19,8 @@ SEGMENT_SECONDS = 365 * 86400
 FILE_SECONDS = 86400
 # By these our rules are known again; `ref` is unique in a ruleset.
 REFS = ("coldstream_segments", "coldstream_files")
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+")
+# The last label begins with a letter: an address has no zone.
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
 
 
 def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
