@@ -16,8 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +67,7 @@ def run(folder: Path, mib: int, segment_mib: int, rounds: int) -> dict[str, Any]
             found["warm"] = _coldstream(environ, "cdn", "warm", "org/cut", "--plan", "free")
             found["check_segments"] = _states(environ, "org/cut")
             found["loads"] = _loads(environ, rounds)
-            threading.Thread(target=lambda: (time.sleep(0.35), cdn.stop()), daemon=True).start()
+            cdn.stop_after(20)
             found["dies"] = _of(_coldstream(environ, "load", "org/cut", "--no-cache"))
             found["dead"] = _of(_coldstream(environ, "load", "org/cut", "--no-cache"))
     return found

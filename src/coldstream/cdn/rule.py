@@ -1,7 +1,7 @@
 """The cache rule for a domain in front of a bucket (docs cache/how-to/cache-rules). Pure.
 
-By default Cloudflare keeps neither `.safetensors` nor `.json`. The rules make all of the domain eligible. The bytes of a
-segment's key never change, so it is kept for a year; files under their own names are replaced by uploads, and are
+By default Cloudflare keeps neither `.safetensors` nor `.json`. The rules make all of the domain eligible. The bytes of
+a segment's key never change, so it is kept for a year; files under their own names are replaced by uploads, and are
 kept for a day. What failed is not kept: a 404 from before an upload would otherwise stay for minutes. A ranged miss
 fetches ranges rather than the whole object.
 """

@@ -60,9 +60,7 @@ class Plan:
         """What happens when a machine is taken back, and when it ends."""
         replicas, spot = self.deployment.wish.replicas, self.deployment.spot
         if self.kind == "job":
-            return (
-                "spot, started again when taken back" if spot else "on demand"
-            ) + ", ends with the command"
+            return ("spot, started again when taken back" if spot else "on demand") + ", ends with the command"
         if self.kind == "node":
             end = "goes half an hour after the server has ended"
             return f"spot, not replaced when taken back, {end}" if spot else f"on demand, {end}"
