@@ -173,7 +173,7 @@ class Session:
         """Ends what goes on."""
         for process in self._beside:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 60
         while any(process.poll() is None for process in self._beside) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.demo import free_port
+from coldstream.serve.endpoint import free_port
 from coldstream.metrics import cost_file
 from coldstream.metrics.endpoint import Endpoint
 from coldstream.metrics.families import Families

@@ -100,5 +100,5 @@ def test_a_node_whose_start_is_longer_than_we_waited() -> None:
 
 def test_words() -> None:
     assert words("provision") == "the cloud brings it up"
-    assert "starts vLLM" in words("submitted")
+    assert "then vLLM" in words("submitted")
     assert words("else") == "else"
