@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.serve.endpoint import free_port
 from coldstream.metrics import cost_file
 from coldstream.metrics.endpoint import Endpoint
 from coldstream.metrics.families import Families
 from coldstream.metrics.names import METRICS
 from coldstream.metrics.text import parse
+from coldstream.serve.endpoint import free_port
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real

@@ -97,7 +97,11 @@ def test_a_newer_format_asks_for_an_upgrade() -> None:
         ("objects", [], "no object"),
         ("objects", [{"key": "../x", "size": 10, "etag": "e"}], r"\.\."),
         ("chunks", {"stops": [4, 4, 10], "xxh3_128": "0" * 96}, "grow"),
-        ("objects", [{"key": "/x", "size": 5, "etag": "e"}, {"key": "/y", "size": 5, "etag": "e"}], "in the middle of a chunk"),
+        (
+            "objects",
+            [{"key": "/x", "size": 5, "etag": "e"}, {"key": "/y", "size": 5, "etag": "e"}],
+            "middle of a chunk",
+        ),
         ("plain", {"key": "a", "size": 9, "etag": "e"}, "in one piece"),
         ("chunks", {"stops": [4], "xxh3_128": "0" * 32}, "cover"),
         ("chunks", {"stops": [4, 10], "xxh3_128": "0" * 32}, "digits"),
