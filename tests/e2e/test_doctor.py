@@ -508,7 +508,7 @@ def test_a_cdn_that_nobody_reaches(place: Place, domain: RangedServer) -> None:
     assert check["found"].startswith(f"cannot reach {domain.url}: ")
     assert "Traceback" not in check["found"]
     place.command.environ["R2_CDN_DOMAIN"] = "cdn.example.com/models"
-    assert "is no domain" in cdn_check(place, code=1)["found"]
+    assert "it is the domain alone" in cdn_check(place, code=1)["found"]
 
 
 def test_a_cdn_before_a_store_below_a_prefix(place: Place, domain: RangedServer, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 
 from coldstream.doctor.case import Case
-from coldstream.errors import ConfigError
+from coldstream.engine.job import Headers
 from coldstream.https import connections
+from coldstream.origin.cdn import cdn_of
 from coldstream.paths import MANIFEST_NAME
 from coldstream.probe import Check
 from coldstream.selection import is_weights
@@ -27,10 +28,9 @@ _KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
 
 def cdn(case: Case) -> Check:
     """Reads a small file of the model twice through the domain, and compares it with the bucket's."""
-    domain = case.given.get("R2_CDN_DOMAIN")
+    domain = cdn_of(case.given)
     if domain is None:
         return Check(name="cdn", state="ok", found="not used: R2_CDN_DOMAIN is not set")
-    base = _checked(domain)
     if reason := case.obstacle("bucket", "permissions", "model"):
         return Check(name="cdn", state="skipped", found=f"not looked at: {reason}")
     path = "config.json" if "config.json" in case.stored.listing else MANIFEST_NAME
@@ -38,21 +38,21 @@ def cdn(case: Case) -> Check:
     held, _ = case.store.get(key, bytes_max=_BODY_BYTES_MAX)
     # A store may be a prefix in the bucket; the domain is the whole bucket.
     inside = urlsplit(case.store.uri).path.strip("/")
-    url = f"{base}/{quote(f'{inside}/{key}' if inside else key)}"
+    url = domain.link(f"{inside}/{key}" if inside else key)
     try:
-        return _judged(case, url, held)
+        return _judged(case, url, domain.headers, held)
     except urllib3.exceptions.HTTPError as exc:
         what = re.sub(r"^.*Caused by \w+\((.*)\)\)?$", r"\1", str(exc))[:160]
         return Check(
             name="cdn",
             state="fail",
-            found=f"cannot reach {base}: {what}",
+            found=f"cannot reach {domain.url}: {what}",
             hint="in Cloudflare's dashboard: R2, the bucket, Settings, Custom Domains; or unset R2_CDN_DOMAIN",
         )
 
 
-def _judged(case: Case, url: str, held: bytes) -> Check:
-    status, headers, body = _read(url)
+def _judged(case: Case, url: str, asked: Headers, held: bytes) -> Check:
+    status, headers, body = _read(url, asked)
     kind = headers.get("content-type", "").partition(";")[0]
     if status != 200:
         refused = "a rule of the domain refuses this machine" if status in {401, 403} else "is it this bucket's domain?"
@@ -67,50 +67,42 @@ def _judged(case: Case, url: str, held: bytes) -> Check:
         )
     seen = [headers.get("cf-cache-status", "").upper()]
     while len(seen) < _READS and (len(seen) < 2 or seen[-1] == "MISS"):
-        seen.append(_read(url)[1].get("cf-cache-status", "").upper())
+        seen.append(_read(url, asked)[1].get("cf-cache-status", "").upper())
     told = ", then ".join(status or "no cf-cache-status" for status in seen)
     if seen[-1] not in _KEPT:
         return Check(
             name="cdn",
             state="warn",
             found=f"{url} gives the bucket's bytes, and keeps none: {told}",
-            hint="add a cache rule that makes all files of this domain eligible: these kinds are not by default",
+            hint="these kinds of files need a cache rule: coldstream cdn rule",
         )
-    large = [file for file in case.stored.files if is_weights(file.path) and file.size > CACHED_BYTES_MAX]
+    large = [
+        file
+        for file in case.stored.files
+        if is_weights(file.path) and max((stored.size for stored in file.objects), default=0) > CACHED_BYTES_MAX
+    ]
     if large:
         return Check(
             name="cdn",
             state="warn",
             found=f"keeps small files ({told}), but {plural(len(large), 'shard')} above 512 MB are never cached",
-            hint="Free, Pro and Business keep files up to 512 MB, Enterprise more; load these from the bucket itself",
+            hint="coldstream upload … --object-bytes-max 480MiB; or a plan that keeps more: Enterprise",
         )
     return Check(name="cdn", state="ok", found=f"{urlsplit(url).netloc} gives the bucket's bytes: {told}")
 
 
-def _read(url: str) -> tuple[int, Mapping[str, str], bytes]:
+def _read(url: str, asked: Headers) -> tuple[int, Mapping[str, str], bytes]:
     answer = connections(1)(url).request(
         "GET",
         url,
         timeout=urllib3.Timeout(connect=_SECONDS, read=_SECONDS),
         retries=False,
         preload_content=False,
-        headers={"Accept-Encoding": "identity"},
+        redirect=False,
+        headers={"Accept-Encoding": "identity", **dict(asked)},
     )
     try:
         body = answer.read(_BODY_BYTES_MAX + 1)
     finally:
         answer.release_conn()
     return answer.status, {name.lower(): value for name, value in answer.headers.items()}, body
-
-
-def _checked(domain: str) -> str:
-    """The domain as a URL without a path.
-
-    Raises:
-        ConfigError: It is no domain.
-    """
-    url = domain if "://" in domain else f"https://{domain}"
-    split = urlsplit(url)
-    if split.scheme not in {"http", "https"} or not split.hostname or split.path.strip("/") or split.query:
-        raise ConfigError(f"R2_CDN_DOMAIN is {domain!r}, which is no domain", hint="for example models.example.com")
-    return f"{split.scheme}://{split.netloc}"
