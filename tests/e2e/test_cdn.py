@@ -159,9 +159,13 @@ def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
         assert len(zone.rules) == 1
         added = command.json("cdn", "rule", "--force")
         assert (len(added["added"]), added["plan"], added["zone"]) == (2, "pro", "example.com")
-        assert [rule["ref"] for rule in zone.rules] == ["mine", "coldstream_segments", "coldstream_files"]
+        refs = [rule["ref"] for rule in zone.rules]
+        assert refs == ["mine", "coldstream_segments_models_example_com", "coldstream_files_models_example_com"]
         assert command.json("cdn", "rule", "--force")["added"] == []
         assert len(zone.rules) == 3
+        # A second domain of the zone has rules of its own.
+        assert len(command.json("cdn", "rule", "--force", "--domain", "eu.example.com")["added"]) == 2
+        assert len(zone.rules) == 5
         assert not zone.faults
     with zone_api(name="example.com") as zone:
         command.environ |= zone.environ()

@@ -5,7 +5,6 @@ Each loader has one colour in all charts. Names come from anywhere: none is read
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 import warnings
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from coldstream.bench.result import OK, STAGES, Result, Row, Spread, best, seconds_text
-from coldstream.errors import UsageError
+from coldstream.drawing import INK, SETTINGS, check
 from coldstream.units import format_bytes, format_rate, plural
 
 if TYPE_CHECKING:
@@ -33,27 +32,8 @@ _COLOURS = {
 }
 _OTHER = "#b5b5b5"
 _FLOOR = "#b8446a"
-_INK, _FAINT = "#22272e", "#8b929c"
 _WIDTH_INCHES = 10.4
 _DPI = 144
-_SETTINGS: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "coldstream",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _FAINT,
-    "text.color": _INK,
-}
-
-
-def check() -> None:
-    """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("charts need matplotlib", hint="run: pip install 'coldstream[charts]'")
 
 
 def png(result: Result) -> bytes:
@@ -170,9 +150,9 @@ def _bar(axes: Axes, place: int, row: Row, one: Spread) -> None:
     hatch = None if row.state == OK else "////"
     look: dict[str, Any] = {"color": colour_of(row.name), "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
     axes.barh(place, one.median, height=0.62, zorder=2, **look)
-    axes.plot([one.least, one.most], [place, place], color=_INK, linewidth=1, zorder=3, solid_capstyle="butt")
+    axes.plot([one.least, one.most], [place, place], color=INK, linewidth=1, zorder=3, solid_capstyle="butt")
     for end in (one.least, one.most):
-        axes.plot([end, end], [place - 0.12, place + 0.12], color=_INK, linewidth=1, zorder=3)
+        axes.plot([end, end], [place - 0.12, place + 0.12], color=INK, linewidth=1, zorder=3)
 
 
 def _label(axes: Axes, at: float, place: int, text: str) -> None:
@@ -181,7 +161,7 @@ def _label(axes: Axes, at: float, place: int, text: str) -> None:
 
 def _rows_axis(axes: Axes, rows: Sequence[Row], most: float, what: str) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_xlim(0, most)
     axes.set_xlabel(what)
@@ -223,7 +203,7 @@ def _drawing() -> Iterator[Any]:
         # A script without a font is drawn as boxes, and said nothing about.
         warnings.simplefilter("ignore")
         mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(SETTINGS)
         yield new_figure
 
 

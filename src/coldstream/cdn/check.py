@@ -85,6 +85,8 @@ def fault_of(item: Object, answer: Answer) -> tuple[str, str] | None:
         return "unreachable", answer.fault
     if answer.status in {401, 403}:
         return "refused", "set what the domain asks for: COLDSTREAM_CDN_HEADER, or CF_ACCESS_CLIENT_ID and its secret"
+    if answer.status in {301, 302, 303, 307, 308}:
+        return "refused", "it redirects, to a login of Access? Set CF_ACCESS_CLIENT_ID and its secret"
     if answer.status == 404:
         return "wrong", "404: is it this bucket's domain? A 404 from before an upload goes with: coldstream cdn purge"
     if answer.status not in {200, 206}:

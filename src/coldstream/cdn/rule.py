@@ -2,8 +2,8 @@
 
 By default Cloudflare keeps neither `.safetensors` nor `.json`. The rules make all of the domain eligible. The bytes of
 a segment's key never change, so it is kept for a year; files under their own names are replaced by uploads, and are
-kept for a day. What failed is not kept: a 404 from before an upload would otherwise stay for minutes. A ranged miss
-fetches ranges rather than the whole object.
+kept for a day, but for the manifest, which says what is there. What failed is not kept: a 404 from before an upload
+would otherwise stay for minutes. A ranged miss fetches ranges rather than the whole object.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import re
 from typing import Any
 
 from coldstream.errors import UsageError
+from coldstream.paths import MANIFEST_NAME
 
 PHASE = "http_request_cache_settings"
 SEGMENTS = "/.coldstream/segments/"
 SEGMENT_SECONDS = 365 * 86400
 FILE_SECONDS = 86400
-# By these our rules are known again; `ref` is unique in a ruleset.
-REFS = ("coldstream_segments", "coldstream_files")
 # The last label begins with a letter: an address has no zone.
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
 
@@ -36,9 +35,10 @@ def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
     if not _HOST.fullmatch(host):
         raise UsageError(f"{host[:80]!r} is no domain of a zone", hint="for example models.example.com")
     inside = f'http.request.uri.path contains "{SEGMENTS}"'
-    where = inside if segments else f"not {inside}"
+    where = inside if segments else f'not {inside} and not ends_with(http.request.uri.path, "/{MANIFEST_NAME}")'
     return {
-        "ref": REFS[0 if segments else 1],
+        # Unique in a ruleset, where a zone may have several domains.
+        "ref": f"coldstream_{'segments' if segments else 'files'}_{host.replace('.', '_')}",
         "description": f"coldstream: keep {'segments' if segments else 'files'} of {host}",
         "expression": f'(http.host eq "{host}" and {where})',
         "action": "set_cache_settings",

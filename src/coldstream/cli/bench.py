@@ -124,7 +124,7 @@ def command(
 
 def _check_files(*files: Path | None) -> None:
     """What cannot be drawn is said before minutes are spent on it."""
-    from coldstream.bench.chart import check
+    from coldstream.drawing import check
     from coldstream.errors import DiskError
 
     for path in filter(None, files):

@@ -103,7 +103,8 @@ def _planned(
 ) -> float:
     """Shows the plan; the month in R2, in dollars."""
     from coldstream.cost import bills, break_evens, curve
-    from coldstream.cost.chart import check, html, png
+    from coldstream.cost.chart import html, png
+    from coldstream.drawing import check
 
     for path in filter(None, (png_file, html_file)):
         _check_folder(path)

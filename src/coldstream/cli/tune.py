@@ -117,10 +117,11 @@ def command(
 
 
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
+    from coldstream.drawing import check
     from coldstream.errors import DiskError
     from coldstream.loading import Options
     from coldstream.tune import measured, remember
-    from coldstream.tune.chart import check, html, png
+    from coldstream.tune.chart import html, png
     from coldstream.units import format_rate, plural
 
     # What cannot be drawn is said before half a minute is spent on it.

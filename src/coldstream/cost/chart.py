@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from coldstream.cost.bill import PLACES, R2, Bill
 from coldstream.cost.compare import BreakEven, Point
 from coldstream.cost.plan import Plan
-from coldstream.errors import UsageError
+from coldstream.drawing import FAINT, SETTINGS, check
 
 _COLOURS = {
     R2: "#e08a2c",
@@ -24,28 +23,8 @@ _COLOURS = {
     "hub": "#b8446a",
 }
 _DASHED = {"s3-other-cloud", "gcs-other-cloud"}
-_INK, _FAINT = "#22272e", "#8b929c"
-_SETTINGS: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "coldstream",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "text.color": _INK,
-}
 # Labels at the lines' ends keep so much of the axis' height apart.
 _APART = 0.052
-
-
-def check() -> None:
-    """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("charts need matplotlib", hint="pip install 'coldstream[charts]'")
 
 
 def png(points: Sequence[Point], plan: Plan, title: str) -> bytes:
@@ -139,7 +118,7 @@ def _drawn(points: Sequence[Point], plan: Plan, title: str, kind: str) -> bytes:
         # A script without a font is drawn as boxes, and said nothing about.
         warnings.simplefilter("ignore")
         mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update({**SETTINGS, "ytick.color": FAINT})
         figure = Figure(figsize=(9.6, 5.0), layout="constrained", facecolor="white")
         _draw(figure.subplots(), points, plan, title)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {"Software": None}
@@ -164,10 +143,10 @@ def _draw(axes: Any, points: Sequence[Point], plan: Plan, title: str) -> None:
         )
     axes.set_xlim(launches[0], launches[-1])
     axes.set_ylim(0, top)
-    axes.axvline(plan.launches_per_day, color=_FAINT, linestyle="--", linewidth=1, zorder=1)
+    axes.axvline(plan.launches_per_day, color=FAINT, linestyle="--", linewidth=1, zorder=1)
     axes.annotate(
         f"{_number(plan.launches_per_day)} a day", (plan.launches_per_day, 1.0), xycoords=("data", "axes fraction"),
-        xytext=(4, -4), textcoords="offset points", va="top", color=_FAINT,
+        xytext=(4, -4), textcoords="offset points", va="top", color=FAINT,
     )  # fmt: skip
     _label(axes, points[-1])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value:,.0f}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from coldstream.drawing import INK, SETTINGS
 from coldstream.errors import UsageError
 from coldstream.timeline.phases import KINDS, UNNAMED, Phase
 from coldstream.timeline.record import Timeline
@@ -48,23 +49,10 @@ _OTHER = "#7a7a7a"
 _WAITED = "#d1495b"
 # From one run's bar to the next one's; bars are half a unit high.
 _PITCH = 1.3
-_INK, _FAINT = "#22272e", "#8b929c"
 _WIDTH_INCHES = 11.2
 _DPI = 144
 # A label needs so much of the axis per letter.
 _LETTER_SHARE = 0.0078
-_SETTINGS: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "coldstream",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "xtick.color": _FAINT,
-    "text.color": _INK,
-}
 
 
 def png(timelines: Sequence[Timeline]) -> bytes:
@@ -133,7 +121,7 @@ def _drawing() -> Iterator[Any]:
         # A script without a font is drawn as boxes, and said nothing about.
         warnings.simplefilter("ignore")
         mpl.rcdefaults()
-        mpl.rcParams.update(_SETTINGS)
+        mpl.rcParams.update(SETTINGS)
         yield new_figure
 
 
@@ -156,7 +144,7 @@ def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
         _draw_spans(axes, timeline, row, total)
         axes.text(0, row - 0.29, f"{label}   {_title(timeline)}".strip(), va="bottom", ha="left", fontsize=10)
         ready = timeline.ready_seconds
-        axes.plot([ready, ready], [row - 0.28, row + 0.28], color=_INK, linewidth=1.2)
+        axes.plot([ready, ready], [row - 0.28, row + 0.28], color=INK, linewidth=1.2)
         axes.text(
             timeline.seconds + 0.006 * total,
             row,
@@ -189,7 +177,7 @@ def _draw_phase(axes: Axes, phase: Phase, row: float, total: float) -> None:
     )  # fmt: skip
     for text in (f"{phase.name} {phase.seconds:.1f}", phase.name, f"{phase.seconds:.1f}"):
         if len(text) * _LETTER_SHARE < 0.95 * phase.seconds / (1.14 * total):
-            ink = "white" if _is_dark(colour_of(phase.name)) else _INK
+            ink = "white" if _is_dark(colour_of(phase.name)) else INK
             middle = phase.start + phase.seconds / 2
             axes.text(middle, row, text, va="center", ha="center", fontsize=8.5, color=ink)
             return

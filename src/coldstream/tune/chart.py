@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from html import escape
 from typing import Any
 
-from coldstream.errors import UsageError
+from coldstream.drawing import check
 from coldstream.tune.measure import STEPS, Curve
 from coldstream.units import format_rate, plural
-
-
-def check() -> None:
-    """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("charts need matplotlib", hint="pip install 'coldstream[charts]'")
 
 
 def png(curve: Curve, name: str) -> bytes:

@@ -54,6 +54,7 @@ def test_what_is_too_large_is_so_whatever_the_cache_says() -> None:
         (Answer(status=0, fault="refused"), "unreachable", "refused"),
         (Answer(status=403), "refused", "COLDSTREAM_CDN_HEADER"),
         (Answer(status=401), "refused", "CF_ACCESS_CLIENT_ID"),
+        (Answer(status=302), "refused", "redirects"),
         (Answer(status=404), "wrong", "cdn purge"),
         (Answer(status=522), "wrong", "522"),
         (replace(GOOD, is_page=True, status=200), "wrong", "HTML"),

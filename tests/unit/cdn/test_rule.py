@@ -20,6 +20,8 @@ def test_segments_are_kept_for_a_year_and_files_for_a_day() -> None:
     assert files["action_parameters"]["edge_ttl"]["default"] == 86_400
     assert 'http.request.uri.path contains "/.coldstream/segments/"' in segments["expression"]
     assert "and not http.request.uri.path contains" in files["expression"]
+    assert 'and not ends_with(http.request.uri.path, "/coldstream.json")' in files["expression"]
+    assert segments["ref"] != files["ref"] != rule_for("other.example.com", segments=False)["ref"]
     for rule in (segments, files):
         assert rule["action_parameters"]["cache"] is True
         assert rule["action_parameters"]["origin_range_requests"] == {"mode": "on"}
