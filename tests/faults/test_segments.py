@@ -87,14 +87,14 @@ def test_faults_and_links_that_end(files: dict[str, bytes], expected: dict[str, 
                 found[name] = raw_bytes(tensor)
                 del tensor
                 if number == 1:
-                    # Even if one segment alone meets them, that is no more than it bears.
-                    server.add("status", r"\.d/", status=403, times=2)
+                    # Once: a second one could meet the request by which the link is renewed, which ends the load.
+                    server.add("status", r"\.d/", status=403, times=1)
                     server.add("status", r"\.d/", status=503, probability=0.1, times=None)
                     server.add("cut", r"\.d/", at=1000, probability=0.1, times=None)
                     server.add("flip", r"\.d/", at=99, times=2, first=5)
         assert found == expected
         assert loading.report is not None
-        assert 1 <= loading.report.renewals <= 2
+        assert loading.report.renewals == 1
         assert loading.report.corrupt <= 2
 
 

@@ -31,6 +31,10 @@ if sys.argv[1:] == ["fork"]:
         import this_is_the_parent
     print("forked", flush=True)
 sys.stdin.read()
+# A thread whose service has gone needs its turn to find that out.
+until = time.monotonic() + 20
+while threading.active_count() > 1 and "gone" in sys.argv and time.monotonic() < until:
+    time.sleep(0.01)
 print(sorted(t.name for t in threading.enumerate()), flush=True)
 """
 
@@ -84,7 +88,7 @@ def test_a_forked_process_tells_for_itself(service: LoadService, tmp_path: Path)
 
 def test_processes_end_and_live_without_the_service(tmp_path: Path) -> None:
     with LoadService("nothing", options=Options()) as service:
-        process = _started(service, tmp_path)
+        process = _started(service, tmp_path, "gone")
         _until(service, "telling")
     assert process.stdout is not None
     process.stdout.readline()
