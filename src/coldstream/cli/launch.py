@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coldstream.cli.deployment import chosen_image, deployment_options
 from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
 from coldstream.cli.table import table_text
 
@@ -40,11 +41,7 @@ def command() -> None:
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("model", metavar="MODEL")
-@click.option("--gpus", metavar="GPU[:N]", required=True, help="In each machine, such as L4 or A100-80GB:4.")
-@click.option(
-    "--spot/--on-demand", "spot", default=None, help="Machines that may be taken back, or not.  [default: spot]"
-)
-@click.option("--cloud", help="Where, as SkyPilot writes it: aws, or gcp/us-central1.  [default: wherever]")
+@deployment_options
 @click.option(
     "--replicas",
     metavar="N|N..M",
@@ -52,18 +49,6 @@ def command() -> None:
 )
 @click.option("--command", "job", metavar="COMMAND", help="A job instead: what runs against the model, then ends.")
 @click.option("--name", help="SkyPilot's name for it.  [default: after the model]")
-@click.option(
-    "--loader",
-    type=click.Choice(["coldstream", "runai"]),
-    default="coldstream",
-    show_default=True,
-    help="How vLLM gets the weights.",
-)
-@click.option("--image", help="A container image with vLLM.  [default: vllm/vllm-openai of a tested version]")
-@click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers.")
-@click.option("--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have.")
-@click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
 @click.option("--ttl", help="How long the nodes' keys live, up to 7d.  [default: 7d for a service, 24h otherwise]")
 @click.option(
     "--credentials",
@@ -115,11 +100,8 @@ def up(
     from coldstream.launch import TARGETS, find_sky, launch, launches_of, make_plan, mint, parse_ttl, refuse_second
     from coldstream.paths import checked_name
     from coldstream.template import Replicas, Wish, parse_replicas
-    from coldstream.template.deployment import IMAGE
     from coldstream.tune import parse_gpus, read_model
 
-    if image and no_image:
-        raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
     if job is not None and replicas is not None:
         raise UsageError("--command is a job, and --replicas a service", hint="keep one of them")
     kind = "job" if job is not None else "service" if replicas is not None else "node"
@@ -129,7 +111,7 @@ def up(
         replicas=parse_replicas(replicas) if replicas is not None else Replicas(),
         spot=spot,
         cloud=cloud.lower() if cloud else None,
-        image=None if no_image else image or IMAGE,
+        image=chosen_image(image, no_image=no_image),
         port=port,
         fallback=fallback,
         command=job,

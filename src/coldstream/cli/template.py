@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coldstream.cli.deployment import chosen_image, deployment_options
 from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options
 
 if TYPE_CHECKING:
@@ -30,27 +31,11 @@ def command() -> None:
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("name", metavar="MODEL")
+@deployment_options
 @click.option("--target", type=click.Choice(_TARGETS), required=True, help="What brings it up.")
-@click.option("--gpus", metavar="GPU[:N]", required=True, help="In each machine, such as L4 or A100-80GB:4.")
-@click.option(
-    "--spot/--on-demand", "spot", default=None, help="Machines that may be taken back, or not.  [default: spot]"
-)
-@click.option("--cloud", help="Where, as SkyPilot writes it: aws, or gcp/us-central1.  [default: wherever]")
 @click.option(
     "--replicas", metavar="N|N..M", default="1", show_default=True, help="How many; a range follows the load."
 )
-@click.option(
-    "--loader",
-    type=click.Choice(["coldstream", "runai"]),
-    default="coldstream",
-    show_default=True,
-    help="How vLLM gets the weights.",
-)
-@click.option("--image", help="A container image with vLLM.  [default: vllm/vllm-openai of a tested version]")
-@click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers.")
-@click.option("--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have.")
-@click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
 @click.option("--command", "job", metavar="COMMAND", help="Of sky-job: what runs against the model.")
 @click.option("--cache-path", metavar="DIR", help="A folder of the node for local copies, which outlive the container.")
 @click.option("-o", "--output", type=_FILE, help="The file to write.  [default: standard output]")
@@ -87,22 +72,18 @@ def render(
     and their values are never written.
     """
     from coldstream import __version__
-    from coldstream.errors import UsageError
     from coldstream.paths import checked_name
     from coldstream.template import Wish, bucket_of, deploy, parse_replicas
     from coldstream.template import render as rendered
-    from coldstream.template.deployment import IMAGE
     from coldstream.tune import Way, advise, parse_gpus, read_model
 
-    if image and no_image:
-        raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
     wish = Wish(
         target=target,
         loader=loader,
         replicas=parse_replicas(replicas),
         spot=spot,
         cloud=cloud.lower() if cloud else None,
-        image=None if no_image else image or IMAGE,
+        image=chosen_image(image, no_image=no_image),
         port=port,
         fallback=fallback,
         command=job,

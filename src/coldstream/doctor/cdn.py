@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from coldstream.cdn import limit_of
+from coldstream.cdn.check import KEPT
 from coldstream.doctor.case import Case
 from coldstream.engine.job import Headers
 from coldstream.https import connections
@@ -18,12 +20,11 @@ from coldstream.selection import is_weights
 from coldstream.units import plural
 
 # Cloudflare keeps no larger file, on any plan but Enterprise (docs cache/concepts/default-cache-behavior).
-CACHED_BYTES_MAX = 512 * 10**6
+CACHED_BYTES_MAX = limit_of(None)
 _BODY_BYTES_MAX = 16 << 20
 _SECONDS = 15.0
 # A second read may meet another server of the same place.
 _READS = 3
-_KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
 
 
 def cdn(case: Case) -> Check:
@@ -69,7 +70,7 @@ def _judged(case: Case, url: str, asked: Headers, held: bytes) -> Check:
     while len(seen) < _READS and (len(seen) < 2 or seen[-1] == "MISS"):
         seen.append(_read(url, asked)[1].get("cf-cache-status", "").upper())
     told = ", then ".join(status or "no cf-cache-status" for status in seen)
-    if seen[-1] not in _KEPT:
+    if seen[-1] not in KEPT:
         return Check(
             name="cdn",
             state="warn",
