@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from coldstream.errors import UsageError
@@ -27,3 +30,29 @@ def check() -> None:
     """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("charts need matplotlib", hint="run: pip install 'coldstream[charts]'")
+
+
+@contextmanager
+def figures(width_inches: float) -> Iterator[Callable[[float], Any]]:
+    """Gives what makes a figure of a height in inches, in the look of all charts.
+
+    Args:
+        width_inches: Of each.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    check()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    def new_figure(height_inches: float) -> Figure:
+        return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
+
+    # Whatever style the user has for charts of their own.
+    with mpl.rc_context(), warnings.catch_warnings():
+        # A script without a font is drawn as boxes, and said nothing about.
+        warnings.simplefilter("ignore")
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        yield new_figure

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coldstream.bench.result import OK, STAGES, Result, Row, Spread, best, seconds_text
-from coldstream.drawing import INK, SETTINGS, check
+from coldstream.drawing import INK, figures
 from coldstream.units import format_bytes, format_rate, plural
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ def png(result: Result) -> bytes:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    with _drawing() as new_figure:
+    with figures(_WIDTH_INCHES) as new_figure:
         charts = _charts(result)
         heights = [height for height, _ in charts]
         figure = new_figure(sum(heights) + 0.75)
@@ -61,7 +59,7 @@ def svgs(result: Result) -> list[str]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    with _drawing() as new_figure:
+    with figures(_WIDTH_INCHES) as new_figure:
         found = []
         for number, (height, draw) in enumerate(_charts(result)):
             figure = new_figure(height)
@@ -187,24 +185,6 @@ def floor_sentence(row: Row) -> str:
         return ""
     stage, share = row.nearest
     return f"{share:.0%} of {STAGES[stage]} ({format_rate(row.floors[stage], 1)})"
-
-
-@contextmanager
-def _drawing() -> Iterator[Any]:
-    check()
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    def new_figure(height: float) -> Figure:
-        return Figure(figsize=(_WIDTH_INCHES, height), layout="constrained", facecolor="white")
-
-    # Whatever style the user has for charts of their own.
-    with mpl.rc_context(), warnings.catch_warnings():
-        # A script without a font is drawn as boxes, and said nothing about.
-        warnings.simplefilter("ignore")
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
-        yield new_figure
 
 
 def _svg(figure: Figure, prefix: str) -> str:

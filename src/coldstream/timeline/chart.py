@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from coldstream.drawing import INK, SETTINGS
-from coldstream.errors import UsageError
+from coldstream.drawing import INK, figures
 from coldstream.timeline.phases import KINDS, UNNAMED, Phase
 from coldstream.timeline.record import Timeline
 
@@ -61,7 +58,7 @@ def png(timelines: Sequence[Timeline]) -> bytes:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    with _drawing() as new_figure:
+    with figures(_WIDTH_INCHES) as new_figure:
         heights = [_bars_inches(timelines), _phases_inches(timelines)]
         figure = new_figure(sum(heights))
         above, below = figure.subfigures(2, 1, height_ratios=heights)
@@ -78,7 +75,7 @@ def svgs(timelines: Sequence[Timeline]) -> tuple[str, str]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    with _drawing() as new_figure:
+    with figures(_WIDTH_INCHES) as new_figure:
         bars = new_figure(_bars_inches(timelines))
         _draw_bars(bars.subplots(), timelines)
         phases = new_figure(_phases_inches(timelines))
@@ -103,26 +100,6 @@ def phase_names(timelines: Sequence[Timeline]) -> list[str]:
     known = {kind.name: place for place, kind in enumerate(KINDS)} | {"engine init": len(KINDS) - 3.5}
     found = {phase.name: phase for timeline in timelines for phase in timeline.phases}
     return sorted(found, key=lambda name: (known.get(name.partition(" + ")[0], len(KINDS)), name))
-
-
-@contextmanager
-def _drawing() -> Iterator[Any]:
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise UsageError("charts need matplotlib", hint="run: pip install 'coldstream[charts]'") from exc
-
-    def new_figure(height: float) -> Figure:
-        return Figure(figsize=(_WIDTH_INCHES, height), layout="constrained", facecolor="white")
-
-    # Whatever style the user has for charts of their own.
-    with mpl.rc_context(), warnings.catch_warnings():
-        # A script without a font is drawn as boxes, and said nothing about.
-        warnings.simplefilter("ignore")
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
-        yield new_figure
 
 
 def _bars_inches(timelines: Sequence[Timeline]) -> float:
