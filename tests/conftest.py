@@ -30,6 +30,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "default-cache"))
+    # Without it, how full the machine's disk is decides whether models are cached.
+    monkeypatch.setenv("COLDSTREAM_CACHE_LIMIT", "20GB")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
 
 

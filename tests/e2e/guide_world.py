@@ -86,6 +86,7 @@ def world(folder: Path) -> Iterator[World]:
             "HF_ENDPOINT": hub.endpoint,
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "COLDSTREAM_CACHE_DIR": str(folder / "cache"),
+            "COLDSTREAM_CACHE_LIMIT": "20GB",
             "VLLM_API_KEY": "a-key-of-the-guide-and-of-nobody-else",
             "VLLM_CACHE_ROOT": str(folder / "vllm"),
             "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -121,6 +121,7 @@ def place(moto: S3Server, stored: Stored) -> Iterator[Place]:
             "COLDSTREAM_STORE": f"s3://{stored.bucket}/{PREFIX}",
             "R2_CDN_DOMAIN": cdn.url,
             "COLDSTREAM_RETRY_SECONDS": "20",
+            "COLDSTREAM_CACHE_LIMIT": "20GB",
         }
         yield Place(cdn, faults, stored.bucket, load_settings(flags, environ={}))
 
@@ -217,9 +218,11 @@ def test_what_it_gets_wrong_now_and_then_costs_a_request_each(
     report, cdn = of(loading)
     assert report.retries == report.corrupt == 0
     assert not cdn.gave_up
-    assert 1 <= cdn.fallbacks <= 2 * len(BAD[how]) + report.hedges
+    assert cdn.fallbacks <= 2 * len(BAD[how]) + report.hedges
     assert cdn.statuses["HIT"] > 50
-    assert "came from the bucket after all" in cdn.summary
+    # A kept-alive connection that is closed unanswered is no fault: the CDN is asked again over a new one.
+    if cdn.fallbacks or how != "closes before it answers":
+        assert "came from the bucket after all" in cdn.summary
 
 
 def test_a_page_for_everything(place: Place, expected: dict[str, bytes]) -> None:

@@ -39,7 +39,7 @@ def serve(server: RangedServer, files: dict[str, bytes], *, every: int, chunk_by
 
 
 def load(server: RangedServer, **options: object) -> Load:
-    settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "20"}, environ={})
+    settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "20", "COLDSTREAM_CACHE_LIMIT": "20GB"}, environ={})
     options = {"framework": "buffer", "cache": False, "settings": settings, "concurrency": 8} | options
     return Load(f"{server.url}/m", Options(**options))  # type: ignore[arg-type]
 

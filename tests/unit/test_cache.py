@@ -637,15 +637,15 @@ def test_a_copy_being_written_counts_as_whole(tmp_path: Path) -> None:
 
 def test_room_is_asked_for_again_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "ROOM_BYTES", 10)
-    free = 1000
+    free = 1_000_000
     monkeypatch.setattr(room_module, "size_and_free", lambda root: (1 << 30, free))
-    model = Model({"w": [6] * 10})
+    model = Model({"w": [60_000] * 10})
     cache = Cache(tmp_path / "cache", bytes_max=HUGE)
     with model.open(cache) as copy:
         writer = begun(copy)
         model.write(writer, 0, 0)
-        free = -(1 << 20)
-        with pytest.raises(DiskError, match="has 0 B to spare"):
+        free = 0
+        with pytest.raises(DiskError, match="and the disk has 0 B free"):
             model.write(writer, 0, 1)
         assert writer.closed
         assert model.check(copy) == 1
@@ -659,10 +659,20 @@ def test_by_default_half_of_the_disk_and_a_tenth_free(tmp_path: Path, monkeypatc
     monkeypatch.setattr(room_module, "size_and_free", lambda root: (1000, 50))
     assert cache.limit_bytes(200) == 150
     assert cache.limit_bytes(0) == 0
-    with Model({"w": [400]}).open(cache) as copy, pytest.raises(DiskError, match="to spare"):
+    with (
+        Model({"w": [400]}).open(cache) as copy,
+        pytest.raises(DiskError, match="50 B free, 100 B for others") as caught,
+    ):
         copy.writer()
+    assert "COLDSTREAM_CACHE_LIMIT" in (caught.value.hint or "")
     with Model({"w": [501]}).open(cache) as copy, pytest.raises(DiskError, match="may hold 500 B"):
         copy.writer()
+
+
+def test_of_a_large_disk_no_more_than_10_gb_are_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "cache")
+    monkeypatch.setattr(room_module, "size_and_free", lambda root: (2 * 10**12, 15 * 10**9))
+    assert cache.limit_bytes(0) == 5 * 10**9
 
 
 def test_leftovers_of_killed_evictions_are_deleted(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -988,7 +998,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
     model = Model({"a": [100_000] * 15})
     cache = Cache(tiny_disk, bytes_max=HUGE)
-    with Model({"a": [100_000] * 30}).open(cache, name="m/large") as copy, pytest.raises(DiskError, match="to spare"):
+    with Model({"a": [100_000] * 30}).open(cache, name="m/large") as copy, pytest.raises(DiskError, match="MB free"):
         copy.writer()
     cache.prune()
     with model.open(cache) as copy:

@@ -48,7 +48,8 @@ def run_inside(*arguments: str | Path, environ: dict[str, str] | None = None, se
 def clean_environ(**more: str) -> dict[str, str]:
     """The environment without anybody's bucket."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("R2_", "AWS_", "COLDSTREAM_", "HF_"))}
-    return kept | {"NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"} | more
+    ours = {"COLDSTREAM_CACHE_LIMIT": "20GB", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return kept | ours | more
 
 
 @pytest.fixture(scope="session")

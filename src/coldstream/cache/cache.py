@@ -46,8 +46,8 @@ class Cache:
 
     Attributes:
         root: The folder; made when it is first needed.
-        bytes_max: What all copies together may take. None: half of the file system's size, and a tenth of it stays
-            free. The least recently used make room.
+        bytes_max: What all copies together may take. None: half of the file system's size, and a tenth of it or
+            10 GB stay free. The least recently used make room.
     """
 
     def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
@@ -181,7 +181,7 @@ class Cache:
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())
         with disk_errors(self.root):
             disk = disk_of(existing, self.bytes_max)
-        return max(min(disk.limit_bytes, used_bytes + disk.free_bytes), 0) if self.bytes_max is None else self.bytes_max
+        return max(min(disk.limit_bytes, used_bytes + disk.room_bytes), 0) if self.bytes_max is None else self.bytes_max
 
     def _settle(self, folder: Path, plan: Plan) -> None:
         """Sees to it that `folder` holds a copy of this plan. The root's lock is held."""

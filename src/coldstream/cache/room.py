@@ -31,9 +31,11 @@ from coldstream.errors import DiskError, UsageError
 from coldstream.paths import checked_name
 from coldstream.units import format_bytes
 
-# Without a limit of the user's: models may take half of the disk, and leave a tenth of it to everybody else.
+# Without a limit of the user's: models may take half of the disk, and leave a tenth of it to everybody else, as far as
+# that is not more than anybody needs: a tenth of a node's NVMe is hundreds of gigabytes.
 DEFAULT_SHARE = 2
 DEFAULT_FREE_SHARE = 10
+DEFAULT_FREE_BYTES_MAX = 10 * 10**9
 
 _LATEST_BYTES_MAX = 64 << 10
 # The folder of a model whose name is longer than this is cut, and told apart by a hash. File systems allow 255 bytes.
@@ -80,11 +82,18 @@ class Disk:
 
     Attributes:
         limit_bytes: What all copies together may take.
-        free_bytes: What may still be written to the disk before anything is deleted.
+        free_bytes: What is free on the disk.
+        kept_bytes: What of that is left to others.
     """
 
     limit_bytes: int
     free_bytes: int
+    kept_bytes: int = 0
+
+    @property
+    def room_bytes(self) -> int:
+        """What may still be written before anything is deleted; negative when others lack some already."""
+        return self.free_bytes - self.kept_bytes
 
 
 def model_folder(root: Path, name: str, version: str) -> Path:
@@ -114,11 +123,12 @@ def entries_locked(root: Path) -> list[Entry]:
 
 
 def disk_of(root: Path, bytes_max: int | None) -> Disk:
-    """The limits: `bytes_max` as it is, or by default half of the disk, with a tenth of it left free."""
+    """The limits: `bytes_max` as it is, or by default half of the disk, with a tenth of it or 10 GB left free."""
     size, free = size_and_free(root)
     if bytes_max is not None:
         return Disk(limit_bytes=bytes_max, free_bytes=free)
-    return Disk(limit_bytes=size // DEFAULT_SHARE, free_bytes=free - size // DEFAULT_FREE_SHARE)
+    kept = min(size // DEFAULT_FREE_SHARE, DEFAULT_FREE_BYTES_MAX)
+    return Disk(limit_bytes=size // DEFAULT_SHARE, free_bytes=free, kept_bytes=kept)
 
 
 def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
@@ -143,7 +153,7 @@ def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
         )
     unwritten = max(own.bytes_total - own.bytes, 0)
     over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - disk.limit_bytes
-    over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - disk.free_bytes
+    over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - disk.room_bytes
     needed = max(over_limit, over_disk)
     victims: list[Entry] = []
     for entry in others:
@@ -153,14 +163,17 @@ def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
             victims.append(entry)
             needed -= entry.bytes
     if needed > 0:
-        lacking = (
-            f"the disk has {format_bytes(max(disk.free_bytes, 0))} to spare"
-            if over_disk >= over_limit
-            else f"copies in use take most of the {format_bytes(disk.limit_bytes)} that the cache may hold"
-        )
+        if over_disk < over_limit:
+            lacking = f"copies in use take most of the {format_bytes(disk.limit_bytes)} that the cache may hold"
+            remedy = "raise COLDSTREAM_CACHE_LIMIT"
+        elif disk.kept_bytes:
+            lacking = f"the disk has {format_bytes(disk.free_bytes)} free, {format_bytes(disk.kept_bytes)} for others"
+            remedy = "set COLDSTREAM_CACHE_LIMIT, with which nothing is left to others"
+        else:
+            lacking, remedy = f"the disk has {format_bytes(disk.free_bytes)} free", "free some space"
         raise DiskError(
             f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",
-            hint="free some space, or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without the cache",
+            hint=f"{remedy}, or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without the cache",
             operation="cache",
             target=str(own.folder),
         )

@@ -45,7 +45,7 @@ def command() -> None:
 
     A load fills the cache behind itself, and the next one reads from it. It lies in ~/.cache/coldstream
     [env: COLDSTREAM_CACHE_DIR, XDG_CACHE_HOME] and holds at most COLDSTREAM_CACHE_LIMIT; without that, half of the
-    disk, leaving a tenth of it free. Models in use are never removed.
+    disk, leaving a tenth of it or 10 GB free. Models in use are never removed.
     """
 
 

@@ -678,6 +678,9 @@ def main(arguments: Sequence[str]) -> None:
 def _received(sock: socket.socket) -> bytes:
     """The next message; empty when the other side has ended, however it did."""
     try:
+        with contextlib.suppress(ConnectionResetError):
+            return sock.recv(wire.MESSAGE_BYTES_MAX)
+        # It ended with messages of ours unread. That is told once, and before what it said last.
         return sock.recv(wire.MESSAGE_BYTES_MAX)
     except OSError:
         return b""
