@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_segments_come_from_the_cache(command: Command, cdn: Cdn) -> None:
     assert found["fallbacks"] == found["bucket_bytes"] == 0
     text = command.run("load", "org/cut", "--no-cache")[0]
     assert "HIT" in text
+
+
+def test_a_part_of_an_object_is_not_taken_for_it(command: Command, cdn: Cdn) -> None:
+    """Coldstream cdn check org/cut; coldstream cdn warm org/cut, after a node has read the head of each segment."""
+    urls = [url for url in command.json("cdn", "purge", "org/cut", "--dry-run")["urls"] if "/segments/" in url]
+    for url in urls:
+        for status in ("MISS", "HIT"):
+            with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": "bytes=0-7"})) as answer:
+                assert answer.headers["cf-cache-status"] == status
+    rows = command.json("cdn", "check", "org/cut")["objects"]
+    parts = [row for row in rows if row["bytes"] > 2**20]
+    assert len(parts) > 2
+    assert {(row["first"], row["second"], row["state"]) for row in parts} == {("HIT", "MISS", "coming")}
+    assert {row["mend"] for row in parts} == {"only a part is kept: coldstream cdn warm"}
+    warmed = command.json("cdn", "warm", "org/cut")
+    assert warmed["hits"] == warmed["objects"]
+    assert {row["state"] for row in command.json("cdn", "check", "org/cut")["objects"]} == {"kept"}
 
 
 def test_the_usual_layout_cannot_be_kept(command: Command, cdn: Cdn) -> None:

@@ -1,7 +1,12 @@
-"""Each object on two reads: whether it can be kept, whether it is, and what mends it."""
+"""Each object on two looks: whether it can be kept, whether all of it is, and what mends it.
+
+A cache may keep a part of an object: where a ranged miss fetches a range, only what somebody has read. The first look
+is at the first byte; the second is at that and at others that nobody may have asked for yet.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +28,7 @@ class Finding:
         state: "kept", "coming" (kept soon), "too large", "not kept", "wrong" (other bytes than the bucket's),
             "refused", "unreachable".
         first: `cf-cache-status` of the first read; "" when there was none.
-        second: Of the second.
+        second: Of the second look: of the first byte that is not kept, or of the last that is.
         mend: What to do; "" when nothing.
     """
 
@@ -37,7 +42,7 @@ class Finding:
 def check(
     edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections: int, on_done: Callable[[Finding], None]
 ) -> list[Finding]:
-    """Reads the first byte of each object, twice.
+    """Looks twice at each object, at four bytes in all.
 
     Args:
         edge: The domain.
@@ -48,9 +53,9 @@ def check(
     """
 
     def one(item: Object) -> Finding:
-        first = edge.head(item.key)
-        second = edge.head(item.key) if first.status in {200, 206} else first
-        found = judge(item, first, second, limit_bytes)
+        first = edge.byte(item.key, places(item)[0])
+        second, partly = look_again(edge.byte, item) if first.status in {200, 206} else (first, False)
+        found = judge(item, first, second, limit_bytes, partly=partly)
         on_done(found)
         return found
 
@@ -58,13 +63,49 @@ def check(
         return list(pool.map(one, objects))
 
 
-def judge(item: Object, first: Answer, second: Answer, limit_bytes: int) -> Finding:
-    """What two reads say of an object. Pure."""
-    state, mend = _judged(item, first, second, limit_bytes)
+def places(item: Object) -> list[int | None]:
+    """The bytes that tell whether all of an object is kept: its first, its last and one between.
+
+    That one is drawn anew, so that what earlier looks have left in the cache does not pass for the object.
+    """
+    last = item.size - 1
+    return [*dict.fromkeys((0, last, random.randint(0, last)))] if item.size else [None]
+
+
+def look_again(read: Callable[[str, int | None], Answer], item: Object) -> tuple[Answer, bool]:
+    """Reads an object's bytes until one is not kept.
+
+    Args:
+        read: Asks for one byte of a key.
+        item: The object.
+
+    Returns:
+        (the last answer, whether others before it were kept and it is not).
+    """
+    answer = None
+    for count, at in enumerate(places(item)):
+        answer = read(item.key, at)
+        if fault_of(item, answer) or answer.cache not in KEPT:
+            return answer, count > 0
+    assert answer is not None
+    return answer, False
+
+
+def judge(item: Object, first: Answer, second: Answer, limit_bytes: int, *, partly: bool = False) -> Finding:
+    """What two looks say of an object. Pure.
+
+    Args:
+        item: The object.
+        first: The answer to the first look.
+        second: To the second, as `look_again` gives it.
+        limit_bytes: The largest that is kept.
+        partly: Whether other bytes of it are kept than the one in `second`.
+    """
+    state, mend = _judged(item, first, second, limit_bytes, partly=partly)
     return Finding(object=item, state=state, first=first.cache, second=second.cache, mend=mend)
 
 
-def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int) -> tuple[str, str]:
+def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int, *, partly: bool) -> tuple[str, str]:
     fault = fault_of(item, second)
     if fault is not None:
         return fault
@@ -73,7 +114,7 @@ def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int) -> tu
     if second.cache in KEPT:
         return "kept", ""
     if second.cache in COMING or first.cache in COMING:
-        return "coming", "coldstream cdn warm"
+        return "coming", "only a part is kept: coldstream cdn warm" if partly else "coldstream cdn warm"
     if second.cache == "BYPASS":
         return "not kept", "something says so: a rule, a cookie, Cache-Control of the object"
     return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"

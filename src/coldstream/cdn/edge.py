@@ -58,9 +58,14 @@ class Edge:
         self.cdn = cdn
         self._pools = connections(count)
 
-    def head(self, key: str) -> Answer:
-        """Asks for the first byte: whatever is in the way of the rest is in its way, too."""
-        return self._ask(key, {"Range": "bytes=0-0"}, None)
+    def byte(self, key: str, at: int | None) -> Answer:
+        """Asks for one byte: what is in the way of those around it is in its way, too.
+
+        Args:
+            key: Relative to the bucket.
+            at: Which; None for an object that has none.
+        """
+        return self._ask(key, {} if at is None else {"Range": f"bytes={at}-{at}"}, None)
 
     def whole(self, key: str, on_bytes: Callable[[int], None]) -> Answer:
         """Reads all of an object.
@@ -85,19 +90,22 @@ class Edge:
             )
         except urllib3.exceptions.HTTPError as exc:
             return Answer(status=0, fault=_reason(exc))
-        digest, received, done = hashlib.sha256(), 0, False
+        digest, received, done, read = hashlib.sha256(), 0, False, False
         try:
             if on_bytes is not None and answer.status == 200:
                 for piece in answer.stream(_READ_BYTES, decode_content=False):
                     digest.update(piece)
                     received += len(piece)
                     on_bytes(len(piece))
-                done = True
+                done = read = True
+            elif answer.status == 206 and answer.headers.get("Content-Length") == "1":
+                answer.read(1, decode_content=False)
+                read = True
         except urllib3.exceptions.HTTPError as exc:
             return Answer(status=0, received=received, fault=_reason(exc))
         finally:
             # What is left of a body is not worth the connection.
-            answer.release_conn() if done else answer.close()
+            answer.release_conn() if read else answer.close()
         return _answer(answer, received, digest.hexdigest() if done else None)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from coldstream.cdn.check import KEPT, Finding, fault_of, judge
+from coldstream.cdn.check import KEPT, Finding, fault_of, judge, look_again
 from coldstream.cdn.edge import Edge
 from coldstream.cdn.objects import Object
 from coldstream.errors import CancelledError
@@ -23,11 +23,11 @@ class Warmed:
     """What was done.
 
     Attributes:
-        findings: Of each object, by the second pass; of those that are too large, of none.
+        findings: Of each object, by the second look; of those that are too large, of none.
         bytes: That were read in the first pass.
         seconds: That it took.
         first_hits: Objects that the first pass found kept already.
-        hits: That the second pass found kept.
+        hits: That the second look found kept: their first byte, their last and one between.
         hit_bytes: Their bytes.
         left_out: Objects that are too large to be kept.
     """
@@ -42,7 +42,7 @@ class Warmed:
 
 
 def warm(edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections: int, progress: Progress) -> Warmed:
-    """Reads all of each object, compares it with what is known of it, and asks once more.
+    """Reads all of each object, compares it with what is known of it, and looks once more, at three bytes of it.
 
     Args:
         edge: The domain.
@@ -71,8 +71,8 @@ def warm(edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections
         with lock:
             counted["bytes"] += first.received
             counted["hits"] += first.cache in KEPT
-        second = first if fault_of(item, first) else edge.head(item.key)
-        found = judge(item, first, second, limit_bytes)
+        second, partly = (first, False) if fault_of(item, first) else look_again(edge.byte, item)
+        found = judge(item, first, second, limit_bytes, partly=partly)
         progress.end(item.key, second.cache or found.state)
         return found
 

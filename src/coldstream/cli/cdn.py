@@ -91,7 +91,7 @@ def rule(state: State, domain: str | None, zone_name: str | None, plan: str | No
 @click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Reads at the same time.")
 @common_options
 def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
-    """Look at each object of a model through the domain: its size, what the cache says of two reads, the mend.
+    """Look at each object of a model through the domain: its size, what the cache says of two looks, the mend.
 
     \b
     coldstream cdn check Qwen/Qwen3-8B
@@ -171,6 +171,8 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         f"{finding.object.label}: {finding.state} ({finding.second or 'no cf-cache-status'}), {finding.mend}"
         for finding in bad
     ]
+    if coming := [finding for finding in found.findings if finding.state == "coming"]:
+        lines.append(f"not kept yet, or only a part: {', '.join(finding.object.label for finding in coming)}")
     if found.left_out:
         size = format_bytes(sum(item.size for item in found.left_out))
         lines.append(f"left out: {plural(len(found.left_out), 'object')}, {size}, larger than {format_bytes(limit)}")
