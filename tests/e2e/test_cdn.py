@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_a_part_of_an_object_is_not_taken_for_it(command: Command, cdn: Cdn) -> 
     parts = [row for row in rows if row["bytes"] > 2**20]
     assert len(parts) > 2
     assert {(row["first"], row["second"], row["state"]) for row in parts} == {("HIT", "MISS", "coming")}
-    assert {row["mend"] for row in parts} == {"only a part is kept: coldstream cdn warm"}
+    assert {row["mend"] for row in parts} == {"only a part is kept: coldstream cdn warm org/cut"}
     warmed = command.json("cdn", "warm", "org/cut")
     assert warmed["hits"] == warmed["objects"]
     assert {row["state"] for row in command.json("cdn", "check", "org/cut")["objects"]} == {"kept"}
@@ -136,6 +137,26 @@ def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Serv
     cdn.purge(["/org/plain/config.json"])
     rows = command.json("cdn", "check", "org/plain", "--all", code=1)["objects"]
     assert next(row for row in rows if row["label"] == "config.json")["state"] in {"kept", "coming"}
+
+
+def test_a_404_from_before_the_upload_is_told_apart(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
+    """Coldstream cdn check org/later; cdn warm org/later, where somebody asked for a file before it was uploaded."""
+    for _ in range(2):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{cdn.url}/org/later/config.json")
+    command.run("upload", str(tmp_path / "m"), "--as", "org/later", "--quiet")
+    rows = {row["label"]: row for row in command.json("cdn", "check", "org/later", "--all", code=1)["objects"]}
+    assert rows["config.json"]["state"] == "kept 404"
+    assert "coldstream cdn purge org/later, or wait 3 minutes" in rows["config.json"]["mend"]
+    out, _ = command.run("cdn", "warm", "org/later", "--all", code=1)
+    assert "config.json: kept 404 (HIT), a 404 from before the upload is kept" in out
+    assert "\nnot all warm   " in out
+    # What Cloudflare asks the bucket for, and the bucket has in another place, is another bucket's domain.
+    with cdn_proxy(moto, fresh_bucket(moto), limit_bytes=LIMIT) as other:
+        command.environ["R2_CDN_DOMAIN"] = other.url
+        rows = {row["label"]: row for row in command.json("cdn", "check", "org/later", "--all", code=1)["objects"]}
+        assert rows["config.json"]["state"] == "wrong"
+        assert "is it this bucket's domain?" in rows["config.json"]["mend"]
 
 
 def test_a_domain_without_a_rule_keeps_nothing(command: Command, moto: S3Server) -> None:

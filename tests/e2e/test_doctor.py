@@ -502,6 +502,12 @@ def test_a_cdn_that_refuses(place: Place, domain: RangedServer, status: int, say
     assert says in check["hint"]
 
 
+def test_a_cdn_that_keeps_a_404_from_before_the_upload(place: Place, domain: RangedServer) -> None:
+    domain.add("status", status=404, times=None)
+    answers(domain, "HIT")
+    assert f"coldstream cdn purge {NAME}, or wait 3 minutes" in cdn_check(place, code=1)["hint"]
+
+
 def test_a_cdn_that_nobody_reaches(place: Place, domain: RangedServer) -> None:
     with domain.refusing():
         check = cdn_check(place, code=1)

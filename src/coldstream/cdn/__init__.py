@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from coldstream.cdn.check import Finding, check
 from coldstream.cdn.limits import PLANS, limit_of
-from coldstream.cdn.objects import Object, objects_of
+from coldstream.cdn.objects import Object, is_stored, objects_of
 from coldstream.cdn.rule import rule_for
 from coldstream.cdn.warm import Warmed, warm
 from coldstream.cdn.zone import Zone, find_zone
@@ -26,6 +26,7 @@ __all__ = [
     "Zone",
     "check",
     "find_zone",
+    "is_stored",
     "limit_of",
     "objects_of",
     "rule_for",

@@ -25,8 +25,8 @@ class Finding:
 
     Attributes:
         object: Which.
-        state: "kept", "coming" (kept soon), "too large", "not kept", "wrong" (other bytes than the bucket's),
-            "refused", "unreachable".
+        state: "kept", "coming" (kept soon), "too large", "not kept", "kept 404" (that the object was not there is what
+            is kept), "wrong" (other bytes than the bucket's), "refused", "unreachable".
         first: `cf-cache-status` of the first read; "" when there was none.
         second: Of the second look: of the first byte that is not kept, or of the last that is.
         mend: What to do; "" when nothing.
@@ -40,7 +40,13 @@ class Finding:
 
 
 def check(
-    edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections: int, on_done: Callable[[Finding], None]
+    edge: Edge,
+    objects: Sequence[Object],
+    *,
+    limit_bytes: int,
+    connections: int,
+    in_bucket: Callable[[Object], bool],
+    on_done: Callable[[Finding], None],
 ) -> list[Finding]:
     """Looks twice at each object, at four bytes in all.
 
@@ -49,13 +55,15 @@ def check(
         objects: Of a model.
         limit_bytes: The largest that is kept.
         connections: How many are asked at the same time.
+        in_bucket: Whether the bucket has an object, for those that the domain says are not there.
         on_done: Told as each is known, from several threads.
     """
 
     def one(item: Object) -> Finding:
         first = edge.byte(item.key, places(item)[0])
         second, partly = look_again(edge.byte, item) if first.status in {200, 206} else (first, False)
-        found = judge(item, first, second, limit_bytes, partly=partly)
+        held = in_bucket(item) if second.status == 404 else None
+        found = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
         on_done(found)
         return found
 
@@ -91,7 +99,15 @@ def look_again(read: Callable[[str, int | None], Answer], item: Object) -> tuple
     return answer, False
 
 
-def judge(item: Object, first: Answer, second: Answer, limit_bytes: int, *, partly: bool = False) -> Finding:
+def judge(
+    item: Object,
+    first: Answer,
+    second: Answer,
+    limit_bytes: int,
+    *,
+    partly: bool = False,
+    in_bucket: bool | None = None,
+) -> Finding:
     """What two looks say of an object. Pure.
 
     Args:
@@ -100,8 +116,9 @@ def judge(item: Object, first: Answer, second: Answer, limit_bytes: int, *, part
         second: To the second, as `look_again` gives it.
         limit_bytes: The largest that is kept.
         partly: Whether other bytes of it are kept than the one in `second`.
+        in_bucket: Whether the bucket has it; None when nobody has looked.
     """
-    state, mend = _judged(item, first, second, limit_bytes, partly=partly)
+    state, mend = _lost(item, second, in_bucket=in_bucket) or _judged(item, first, second, limit_bytes, partly=partly)
     return Finding(object=item, state=state, first=first.cache, second=second.cache, mend=mend)
 
 
@@ -114,30 +131,42 @@ def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int, *, pa
     if second.cache in KEPT:
         return "kept", ""
     if second.cache in COMING or first.cache in COMING:
-        return "coming", "only a part is kept: coldstream cdn warm" if partly else "coldstream cdn warm"
+        mend = f"coldstream cdn warm {item.model}"
+        return "coming", f"only a part is kept: {mend}" if partly else mend
     if second.cache == "BYPASS":
         return "not kept", "something says so: a rule, a cookie, Cache-Control of the object"
     return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
 
 
+def _lost(item: Object, answer: Answer, *, in_bucket: bool | None) -> tuple[str, str] | None:
+    """What a 404 means, when the bucket has been asked as well; None for other answers."""
+    if answer.status != 404 or in_bucket is None:
+        return None
+    if not in_bucket:
+        return "wrong", f"404, and the bucket has none either: coldstream verify {item.model}"
+    if answer.cache in KEPT:
+        mend = f"coldstream cdn purge {item.model}, or wait 3 minutes"
+        return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {mend}"
+    return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
+
+
 def fault_of(item: Object, answer: Answer) -> tuple[str, str] | None:
     """What is wrong with an answer whatever the cache says: (state, what mends it); None when nothing is. Pure."""
+    purge = f"coldstream cdn purge {item.model}"
     if answer.status == 0:
         return "unreachable", answer.fault
     if answer.status in {401, 403}:
         return "refused", "set what the domain asks for: COLDSTREAM_CDN_HEADER, or CF_ACCESS_CLIENT_ID and its secret"
     if answer.status in {301, 302, 303, 307, 308}:
         return "refused", "it redirects, to a login of Access? Set CF_ACCESS_CLIENT_ID and its secret"
-    if answer.status == 404:
-        return "wrong", "404: is it this bucket's domain? A 404 from before an upload goes with: coldstream cdn purge"
     if answer.status not in {200, 206}:
         return "wrong", f"it answers {answer.status}"
     if answer.is_page and not item.key.endswith((".html", ".htm")):
         return "wrong", "an HTML page with status 200: is it this bucket's domain?"
     if answer.size is not None and answer.size != item.size:
-        return "wrong", f"it has {answer.size} bytes, and the bucket's {item.size}: coldstream cdn purge"
+        return "wrong", f"it has {answer.size} bytes, and the bucket's {item.size}: {purge}"
     if answer.etag and item.etag and answer.etag != item.etag:
-        return "wrong", "an older version is kept: coldstream cdn purge"
+        return "wrong", f"an older version is kept: {purge}"
     if answer.sha256 and item.sha256 and answer.sha256 != item.sha256:
-        return "wrong", "other bytes than the bucket's: coldstream cdn purge"
+        return "wrong", f"other bytes than the bucket's: {purge}"
     return None

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from coldstream.errors import NotFoundError
 from coldstream.mirror.reading import StoredFile, object_key, open_model
 from coldstream.selection import is_weights
 from coldstream.store import Store
@@ -18,6 +19,7 @@ class Object:
     """One object.
 
     Attributes:
+        model: The model's name.
         key: Relative to the bucket: it follows the domain in a URL.
         label: For people.
         size: In bytes.
@@ -27,6 +29,7 @@ class Object:
         is_read: Whether a load by coldstream reads it through the domain.
     """
 
+    model: str
     key: str
     label: str
     size: int
@@ -43,13 +46,27 @@ def objects_of(store: Store, name: str) -> list[Object]:
         NotFoundError: There is no such model.
         ManifestError: Its manifest cannot be trusted.
     """
-    inside = urlsplit(store.uri).path.strip("/")
     model = open_model(store, name)
     found: dict[str, Object] = {}
     for file in model.files:
-        for item in _of_file(file, name, f"{inside}/" if inside else ""):
+        for item in _of_file(file, name, _inside(store)):
             found.setdefault(item.key, item)
     return list(found.values())
+
+
+def is_stored(store: Store, item: Object) -> bool:
+    """Whether the bucket has an object now, whatever the CDN says of it."""
+    try:
+        store.head(item.key.removeprefix(_inside(store)))
+    except NotFoundError:
+        return False
+    return True
+
+
+def _inside(store: Store) -> str:
+    """What the keys of a store begin with in its bucket."""
+    inside = urlsplit(store.uri).path.strip("/")
+    return f"{inside}/" if inside else ""
 
 
 def _of_file(file: StoredFile, name: str, inside: str) -> list[Object]:
@@ -64,6 +81,7 @@ def _of_file(file: StoredFile, name: str, inside: str) -> list[Object]:
         whole = len(file.objects) == 1 or plain
         found.append(
             Object(
+                model=name,
                 key=key,
                 label=f"{file.path} {number}/{len(file.objects)}" if is_segment else file.path,
                 size=stored.size,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -41,7 +41,15 @@ class Warmed:
     left_out: tuple[Object, ...]
 
 
-def warm(edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections: int, progress: Progress) -> Warmed:
+def warm(
+    edge: Edge,
+    objects: Sequence[Object],
+    *,
+    limit_bytes: int,
+    connections: int,
+    in_bucket: Callable[[Object], bool],
+    progress: Progress,
+) -> Warmed:
     """Reads all of each object, compares it with what is known of it, and looks once more, at three bytes of it.
 
     Args:
@@ -49,6 +57,7 @@ def warm(edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections
         objects: Of a model.
         limit_bytes: The largest that is kept.
         connections: How many are read at the same time.
+        in_bucket: Whether the bucket has an object, for those that the domain says are not there.
         progress: Told of bytes.
 
     Raises:
@@ -70,9 +79,11 @@ def warm(edge: Edge, objects: Sequence[Object], *, limit_bytes: int, connections
         first = edge.whole(item.key, on_bytes)
         with lock:
             counted["bytes"] += first.received
-            counted["hits"] += first.cache in KEPT
+            # A page or a 404 may be kept as well.
+            counted["hits"] += first.cache in KEPT and not fault_of(item, first)
         second, partly = (first, False) if fault_of(item, first) else look_again(edge.byte, item)
-        found = judge(item, first, second, limit_bytes, partly=partly)
+        held = in_bucket(item) if second.status == 404 else None
+        found = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
         progress.end(item.key, second.cache or found.state)
         return found
 

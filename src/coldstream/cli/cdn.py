@@ -13,14 +13,21 @@ from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, 
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from coldstream.cdn import Finding, Object, Zone
     from coldstream.cloudflare import Api
     from coldstream.origin.cdn import Cdn
 
 _PLANS = ("free", "pro", "business", "enterprise")
-_STATES = {"kept": "green", "coming": "yellow", "not kept": "yellow", "too large": "red", "wrong": "red"}
+_STATES = {
+    "kept": "green",
+    "coming": "yellow",
+    "not kept": "yellow",
+    "too large": "red",
+    "kept 404": "red",
+    "wrong": "red",
+}
 
 
 @click.group(epilog=EXIT_CODES)
@@ -104,7 +111,12 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
     limit = _limit(state, cdn, plan)
     objects = _objects(state, name, everything=everything)
     found = checked(
-        Edge(cdn, count=connections), objects, limit_bytes=limit, connections=connections, on_done=lambda _: None
+        Edge(cdn, count=connections),
+        objects,
+        limit_bytes=limit,
+        connections=connections,
+        in_bucket=_in_bucket(state),
+        on_done=lambda _: None,
     )
     good = sum(finding.state in {"kept", "coming"} for finding in found)
     document = {
@@ -151,7 +163,12 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         )
     with progress_for(state, total_bytes=small, verb="warm") as progress:
         found = warmed(
-            Edge(cdn, count=connections), objects, limit_bytes=limit, connections=connections, progress=progress
+            Edge(cdn, count=connections),
+            objects,
+            limit_bytes=limit,
+            connections=connections,
+            in_bucket=_in_bucket(state),
+            progress=progress,
         )
     bad = [finding for finding in found.findings if finding.state not in {"kept", "coming"}]
     document = {
@@ -247,6 +264,15 @@ def _objects(state: State, name: str, *, everything: bool) -> Sequence[Object]:
     read = [item for item in found if item.is_read]
     # A model without a manifest is read from the bucket alone.
     return found if everything or not read else read
+
+
+def _in_bucket(state: State) -> Callable[[Object], bool]:
+    """Whether the bucket has an object, asked with its keys."""
+    from functools import partial
+
+    from coldstream.cdn import is_stored
+
+    return partial(is_stored, state.open_store(8))
 
 
 def _limit(state: State, cdn: Cdn, plan: str | None) -> int:

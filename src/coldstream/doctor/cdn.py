@@ -57,6 +57,8 @@ def _judged(case: Case, url: str, asked: Headers, held: bytes) -> Check:
     kind = headers.get("content-type", "").partition(";")[0]
     if status != 200:
         refused = "a rule of the domain refuses this machine" if status in {401, 403} else "is it this bucket's domain?"
+        if status == 404 and headers.get("cf-cache-status", "").upper() in KEPT:
+            refused = f"it keeps a 404 from before the upload: coldstream cdn purge {case.name}, or wait 3 minutes"
         return Check(name="cdn", state="fail", found=f"{url} answers {status}", hint=refused)
     if body != held:
         what = "an HTML page" if "html" in kind else "other bytes than the bucket"

@@ -11,7 +11,16 @@ from coldstream.errors import UsageError
 
 
 def an_object(size: int, *, weights: bool = True, label: str = "m.safetensors") -> Object:
-    return Object(key="org/m/x", label=label, size=size, etag="e", sha256=None, is_weights=weights, is_read=weights)
+    return Object(
+        model="org/m",
+        key="org/m/x",
+        label=label,
+        size=size,
+        etag="e",
+        sha256=None,
+        is_weights=weights,
+        is_read=weights,
+    )
 
 
 def test_segments_are_kept_for_a_year_and_files_for_a_day() -> None:

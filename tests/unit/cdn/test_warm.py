@@ -16,6 +16,7 @@ from coldstream.progress import Progress
 
 BODY = bytes(range(100))
 ITEM = Object(
+    model="org/m",
     key="org/m/m.safetensors",
     label="m.safetensors",
     size=100,
@@ -65,8 +66,15 @@ class Scripted(Edge):
         self.whole = script.whole  # type: ignore[method-assign]
 
 
+def nobody_asks(item: Object) -> bool:
+    """The bucket, which is asked for what the domain has not alone."""
+    raise AssertionError(item.key)
+
+
 def checked(script: Script) -> tuple[str, str, str, str]:
-    (found,) = check(Scripted(script), [ITEM], limit_bytes=1000, connections=1, on_done=lambda _: None)
+    (found,) = check(
+        Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks, on_done=lambda _: None
+    )
     return found.state, found.first, found.second, found.mend
 
 
@@ -93,7 +101,7 @@ def test_an_object_of_which_a_part_is_kept(kept: set[int], monkeypatch: pytest.M
         assert (state, second) == ("kept", "HIT")
         return
     assert (state, second) == ("coming", "MISS")
-    assert mend == "only a part is kept: coldstream cdn warm"
+    assert mend == "only a part is kept: coldstream cdn warm org/m"
 
 
 def test_what_was_never_read_is_coming_however_much_the_looks_bring() -> None:
@@ -113,10 +121,10 @@ def test_a_fault_in_the_midst_counts() -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_only_what_is_kept_whole_counts_as_a_hit(keeps: bool) -> None:
     script = Script(keeps=keeps)
-    found = warm(Scripted(script), [ITEM], limit_bytes=1000, connections=1, progress=Progress())
+    found = warm(Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks, progress=Progress())
     assert (found.bytes, found.first_hits) == (100, 0)
     assert (found.hits, found.hit_bytes) == ((1, 100) if keeps else (0, 0))
     assert found.findings[0].state == ("kept" if keeps else "coming")
-    assert found.findings[0].mend == ("" if keeps else "only a part is kept: coldstream cdn warm")
+    assert found.findings[0].mend == ("" if keeps else "only a part is kept: coldstream cdn warm org/m")
     # All of it was read once, and then a few bytes.
     assert script.asked[:2] == [0, 99]
