@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import urllib3
 
 from coldstream.engine.message import plain_etag
-from coldstream.https import connections
+from coldstream.https import connections, rate_limit_seconds
 from coldstream.origin.cdn import Cdn
 from coldstream.units import MIB
 
@@ -33,6 +33,7 @@ class Answer:
         received: Bytes of the body.
         sha256: Of them, when the whole object was read.
         fault: Why nothing came, without a secret.
+        retry_after_seconds: How long it asks to wait; None when it does not.
     """
 
     status: int
@@ -43,6 +44,12 @@ class Answer:
     received: int = 0
     sha256: str | None = None
     fault: str = ""
+    retry_after_seconds: float | None = None
+
+    @property
+    def failed_on_the_way(self) -> bool:
+        """Whether the same question may be answered later: nothing came, or what says that this is no answer."""
+        return self.status in {0, 408, 429} or self.status >= 500
 
 
 class Edge:
@@ -124,6 +131,7 @@ def _answer(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None)
         is_page="html" in headers.get("content-type", "").lower(),
         received=received,
         sha256=sha256,
+        retry_after_seconds=rate_limit_seconds(answer.headers),
     )
 
 

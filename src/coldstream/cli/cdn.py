@@ -169,6 +169,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
             connections=connections,
             in_bucket=_in_bucket(state),
             progress=progress,
+            retry=state.new_retry(state.settings()),
         )
     bad = [finding for finding in found.findings if finding.state not in {"kept", "coming"}]
     document = {
@@ -180,6 +181,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         "first_hits": found.first_hits,
         "hits": found.hits,
         "hit_bytes": found.hit_bytes,
+        "retries": found.retries,
         "left_out": [{"key": item.key, "bytes": item.size} for item in found.left_out],
         "faults": [_document(finding) for finding in bad],
     }
@@ -195,7 +197,8 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         lines.append(f"left out: {plural(len(found.left_out), 'object')}, {size}, larger than {format_bytes(limit)}")
     lines.append(
         f"read {format_bytes(found.bytes)} in {format_seconds(found.seconds)} "
-        f"({format_rate(found.bytes, found.seconds)}), {found.first_hits} of {len(found.findings)} kept before"
+        f"({format_rate(found.bytes, found.seconds)}), {found.first_hits} of {len(found.findings)} kept before, "
+        f"{found.retries} retried"
     )
     word = coloured("warm", "green") if not bad and share == 1 else coloured("not all warm", "yellow")
     lines.append(f"{word}   {found.hits} of {len(found.findings)} HIT, {share:.0%} of the bytes")

@@ -13,6 +13,7 @@ from coldstream.cdn.check import look_again, places
 from coldstream.cdn.edge import Answer, Edge
 from coldstream.origin.cdn import Cdn
 from coldstream.progress import Progress
+from coldstream.retry import Retry
 
 BODY = bytes(range(100))
 ITEM = Object(
@@ -121,7 +122,15 @@ def test_a_fault_in_the_midst_counts() -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_only_what_is_kept_whole_counts_as_a_hit(keeps: bool) -> None:
     script = Script(keeps=keeps)
-    found = warm(Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks, progress=Progress())
+    found = warm(
+        Scripted(script),
+        [ITEM],
+        limit_bytes=1000,
+        connections=1,
+        in_bucket=nobody_asks,
+        progress=Progress(),
+        retry=Retry(),
+    )
     assert (found.bytes, found.first_hits) == (100, 0)
     assert (found.hits, found.hit_bytes) == ((1, 100) if keeps else (0, 0))
     assert found.findings[0].state == ("kept" if keeps else "coming")
