@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.cdn import PLANS
+from coldstream.cdn.rule import rule_for
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -210,6 +211,67 @@ def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
         command.environ |= zone.environ()
         assert len(command.json("cdn", "rule", "--force")["added"]) == 2
         assert len(zone.rules) == 2
+
+
+def test_a_rule_of_ours_that_differs_is_told_and_replaced_alone(command: Command) -> None:
+    """Coldstream cdn rule, after somebody changed ours; --replace --dry-run; --replace."""
+    mine = {"ref": "mine", "expression": "true", "action": "set_cache_settings", "action_parameters": {"cache": False}}
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    with zone_api(name="example.com", rules=[mine]) as zone:
+        command.environ |= zone.environ()
+        command.run("cdn", "rule", "--force")
+        wanted = json.loads(json.dumps(zone.rules))
+        _, segments, files = zone.rules
+        segments["action_parameters"]["edge_ttl"]["default"] = 60
+        segments["action_parameters"]["read_timeout"] = 900
+        segments["description"] = "ours, \x1b[31mred"
+        files["expression"] = files["expression"].replace("models.example.com", "old.example.com")
+        files["enabled"] = False
+        changed = json.loads(json.dumps(zone.rules))
+        out, _ = command.run("cdn", "rule", "--force", code=1)
+        lines = [line.strip() for line in out.splitlines()]
+        assert "differs   coldstream: keep segments of models.example.com" in lines
+        assert "edge_ttl.default: 60, wanted 31536000" in lines
+        assert "enabled: false, wanted true" in lines
+        assert next(line for line in lines if line.startswith("expression: ")).count("example.com") == 2
+        assert "mend: coldstream cdn rule --replace writes it anew, and no other" in lines
+        assert "\x1b" not in out
+        assert len(zone.rules) == 3
+        assert zone.rules == changed
+        document = command.json("cdn", "rule", "--force", code=1)
+        assert [(each["ours"], len(each["differences"])) for each in document["differs"]] == [(True, 1), (True, 2)]
+        assert document["differs"][0]["differences"] == [{"field": "edge_ttl.default", "found": 60, "wanted": 31536000}]
+        planned = command.json("cdn", "rule", "--force", "--replace", "--dry-run")
+        assert [method for method, _ in planned["calls"]] == ["GET", "PATCH", "PATCH"]
+        assert zone.rules == changed
+        done = command.json("cdn", "rule", "--force", "--replace")
+        assert (len(done["replaced"]), done["differs"], done["added"]) == (2, [], [])
+        assert zone.rules[0] == wanted[0]
+        assert [rule["ref"] for rule in zone.rules] == [rule["ref"] for rule in wanted]
+        # What the owner added, and which contradicts nothing, stays.
+        assert zone.rules[1]["action_parameters"] == {**wanted[1]["action_parameters"], "read_timeout": 900}
+        assert zone.rules[1]["description"] == "ours, \x1b[31mred"
+        assert {**zone.rules[2], "version": "1"} == wanted[2]
+        assert "there already" in command.run("cdn", "rule", "--force", "--replace")[0]
+        changes = [line for line, _ in zone.requests if not line.startswith("GET ")]
+        assert [line.partition(" ")[0] for line in changes] == ["POST", "POST", "PATCH", "PATCH"]
+        assert not zone.faults
+
+
+def test_a_rule_made_by_hand_is_told_and_never_replaced(command: Command) -> None:
+    """Coldstream cdn rule --replace, where somebody has made the rule in the dashboard, with another TTL."""
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    hers = rule_for("models.example.com", segments=True)
+    hers = {**hers, "ref": "hers", "action_parameters": {"cache": True}}
+    with zone_api(name="example.com", rules=[hers]) as zone:
+        command.environ |= zone.environ()
+        before = dict(zone.rules[0])
+        out, _ = command.run("cdn", "rule", "--force", "--replace", code=1)
+        assert "edge_ttl: nothing, wanted {" in out
+        assert "mend: it was not made by coldstream: in the dashboard, Caching, Cache Rules" in out
+        assert "added     coldstream: keep files of models.example.com" in out
+        assert zone.rules[0] == before
+        assert not zone.faults
 
 
 def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Server, tmp_path: Path) -> None:

@@ -138,3 +138,23 @@ def test_purges() -> None:
         zone.plan = "enterprise"
         assert ask(zone, path, {"prefixes": ["cdn.example.com/a"]})[0] == 200
         assert zone.purged[30:] == ["cdn.example.com/a*"]
+
+
+def test_a_rule_is_changed_as_a_whole_and_alone() -> None:
+    with zone_api(rules=[OTHER, RULE | {"description": "by hand", "enabled": False}]) as zone:
+        other, ours = (rule["id"] for rule in zone.rules)
+        path = f"PATCH /zones/{ZONE}/rulesets/{RULESET}/rules/{ours}"
+        whole = {name: RULE[name] for name in ("action", "expression", "action_parameters")}
+        found = ask(zone, path, whole)[2]["rules"]
+        # What was left out is gone, but for the name.
+        assert (found[1]["enabled"], found[1]["ref"], found[1]["version"]) == (True, "ours", "2")
+        assert "description" not in found[1]
+        assert found[0] == zone.rules[0] == {**zone.rules[0], **OTHER, "id": other, "version": "1"}
+        assert ask(zone, path, {"position": {"before": other}})[0] == 200
+        assert [rule["id"] for rule in zone.rules] == [ours, other]
+        assert not zone.faults
+        assert ask(zone, path, whole | {"ref": zone.rules[1]["ref"]})[:2] == (400, 20029)
+        for wrong in ({"enabled": True}, whole | {"id": other}, whole | {"version": "7"}, {"position": {"index": 9}}):
+            assert ask(zone, path, wrong)[:2] == (400, 20015)
+        assert len(zone.faults) == 4
+        assert ask(zone, f"{path}0", whole)[:2] == (404, 10002)

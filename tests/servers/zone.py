@@ -236,13 +236,35 @@ class FakeZone:
         if method == "DELETE":
             del self.rules[index]
         else:
+            refusal = self._patch(index, document)
+            if refusal is not None:
+                return refusal
+        self.version += 1
+        return _well(self._ruleset())
+
+    def _patch(self, index: int, document: Any) -> Answer | None:
+        """Moves a rule, or makes it what is said, where what is left out is gone (docs ruleset-engine, update-rule)."""
+        before = self.rules[index]
+        moves = isinstance(document, dict) and "position" in document
+        if not (moves and document.keys() == {"position"}):
             wrong = self._wrong(document)
             if wrong is not None:
                 return wrong
-            before = self.rules[index]
-            self.rules[index] = self._named({"ref": before["ref"]} | document | {"id": rule_id})
-        self.version += 1
-        return _well(self._ruleset())
+            if document.get("id", before["id"]) != before["id"]:
+                return self._refuse("another rule's id", 400, 20015, "the id is not the rule's")
+            if document.get("ref") in {rule["ref"] for rule in self.rules if rule is not before}:
+                return fault(400, 20029, f"rule ref {document['ref']!r} is not unique")
+            version = str(int(before["version"]) + 1)
+            self.rules[index] = self._named({"ref": before["ref"]} | document | {"id": before["id"]})
+            self.rules[index]["version"] = version
+        if moves:
+            rule = self.rules.pop(index)
+            place = self._place(document["position"])
+            if place is None:
+                self.rules.insert(index, rule)
+                return self._refuse(f"a position of {document['position']!r}", 400, 20015, "the position is not valid")
+            self.rules.insert(place, rule)
+        return None
 
     def _place(self, position: Any) -> int | None:
         """Where a rule goes; None: there is no such place."""

@@ -9,6 +9,8 @@ would otherwise stay for minutes. A ranged miss fetches ranges rather than the w
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from coldstream.errors import UsageError
@@ -18,6 +20,8 @@ PHASE = "http_request_cache_settings"
 SEGMENTS = "/.coldstream/segments/"
 SEGMENT_SECONDS = 365 * 86400
 FILE_SECONDS = 86400
+# Of a rule, what the API gives and takes from nobody.
+_READ_ONLY = {"id", "version", "last_updated", "categories"}
 # The last label begins with a letter: an address has no zone.
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
 
@@ -63,11 +67,111 @@ def rules_for(host: str) -> list[dict[str, Any]]:
     return [rule_for(host, segments=True), rule_for(host, segments=False)]
 
 
-def is_there(rule: dict[str, Any], existing: list[Any]) -> bool:
-    """Whether a ruleset has a rule: by its expression, since others may have made it by hand."""
-    return any(
-        isinstance(other, dict)
-        and other.get("action") == rule["action"]
-        and other.get("expression", "").replace(" ", "") == rule["expression"].replace(" ", "")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A field in which a rule is not as wanted.
+
+    Attributes:
+        field: Its name; of action_parameters with dots: "edge_ttl.default".
+        found: What is there; None when it is not.
+        wanted: What belongs there.
+    """
+
+    field: str
+    found: Any
+    wanted: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a rule stands in a zone.
+
+    Attributes:
+        rule: As wanted.
+        found: The one that is there in its place; None when none is.
+        differences: Between them.
+    """
+
+    rule: dict[str, Any]
+    found: dict[str, Any] | None
+    differences: tuple[Difference, ...]
+
+    @property
+    def state(self) -> str:
+        """One of "absent", "as wanted", "differs"."""
+        if self.found is None:
+            return "absent"
+        return "differs" if self.differences else "as wanted"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what is there was made by coldstream, and may be written anew."""
+        return self.found is not None and self.found.get("ref") == self.rule["ref"]
+
+
+def standing_of(rule: dict[str, Any], existing: Sequence[Any]) -> Standing:
+    """What a zone has of a rule: by its `ref`, or, where somebody has made it by hand, by its expression.
+
+    Args:
+        rule: As `rule_for` makes it.
+        existing: The zone's rules, as the API gives them.
+    """
+    rivals = [
+        (other, differences_of(other, rule))
         for other in existing
-    )
+        if isinstance(other, dict) and (other.get("ref") == rule["ref"] or _does_the_same(other, rule))
+    ]
+    # One that is as wanted is enough; of others, ours can be mended.
+    rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
+    found, differences = rivals[0] if rivals else (None, ())
+    return Standing(rule=rule, found=found, differences=differences)
+
+
+def differences_of(found: dict[str, Any], rule: dict[str, Any]) -> tuple[Difference, ...]:
+    """In what a rule is not as wanted. What it has beside that, and its description, are its owner's."""
+    differing = [
+        Difference(field=name, found=found.get(name), wanted=rule[name])
+        for name in ("expression", "action")
+        if _without_spaces(found.get(name)) != _without_spaces(rule[name])
+    ]
+    # Enabled is what a rule is that does not say.
+    if found.get("enabled", True) is not True:
+        differing.append(Difference(field="enabled", found=found["enabled"], wanted=True))
+    return (*differing, *_differing(found.get("action_parameters"), rule["action_parameters"], ""))
+
+
+def rewritten(standing: Standing) -> dict[str, Any]:
+    """The whole of a rule of ours as it is to be: Cloudflare drops what a change leaves out.
+
+    What its owner has added and does not contradict stays.
+    """
+    found = standing.found or {}
+    kept = {name: value for name, value in found.items() if name not in _READ_ONLY}
+    parameters = found.get("action_parameters")
+    beside = parameters if isinstance(parameters, dict) else {}
+    return {
+        **standing.rule,
+        **kept,
+        **{name: standing.rule[name] for name in ("ref", "expression", "action", "enabled")},
+        "action_parameters": {**beside, **standing.rule["action_parameters"]},
+    }
+
+
+def _differing(found: Any, wanted: dict[str, Any], inside: str) -> list[Difference]:
+    having = found if isinstance(found, dict) else {}
+    differing: list[Difference] = []
+    for name, value in wanted.items():
+        if isinstance(value, dict) and isinstance(having.get(name), dict):
+            differing += _differing(having[name], value, f"{inside}{name}.")
+        elif having.get(name) != value:
+            differing.append(Difference(field=f"{inside}{name}", found=having.get(name), wanted=value))
+    return differing
+
+
+def _does_the_same(other: dict[str, Any], rule: dict[str, Any]) -> bool:
+    same = _without_spaces(other.get("expression")) == _without_spaces(rule["expression"])
+    return same and bool(other.get("action") == rule["action"])
+
+
+def _without_spaces(value: Any) -> Any:
+    return value.replace(" ", "") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The domain's zone at Cloudflare: its plan, its cache rules, its purges. Rules are appended, and never replaced."""
+"""The domain's zone at Cloudflare: its plan, its cache rules, its purges. Nobody's rules but ours are changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from coldstream.cdn.rule import PHASE, is_there
+from coldstream.cdn.rule import PHASE, Standing, rewritten, standing_of
 from coldstream.cloudflare import Api
 from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError
 
@@ -30,6 +30,28 @@ class Zone:
     id: str
     name: str
     plan: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standings:
+    """How rules stand in a zone.
+
+    Attributes:
+        ruleset: The id of the zone's ruleset for the cache; None when it has none.
+        rules: Each rule.
+    """
+
+    ruleset: str | None
+    rules: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A call that changes a zone's rules: as `Api.call` takes it."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
 
 
 def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
@@ -68,39 +90,49 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
     return any(found) if found else None
 
 
-def append(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> list[str]:
-    """Adds rules behind those that are there.
-
-    Args:
-        api: With a token that may edit cache rules.
-        zone: Where.
-        rules: As `rule.rules_for` makes them.
-
-    Returns:
-        The descriptions of those that were added; of those that were there already, none.
+def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> Standings:
+    """What a zone has of these rules.
 
     Raises:
         What `Api.call` raises.
     """
-    identity, existing = _ruleset(api, zone)
-    missing = [rule for rule in rules if not is_there(rule, existing)]
-    if not missing:
-        return []
-    if identity is None:
-        body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": missing}
-        api.call("POST", f"/zones/{zone.id}/rulesets", body, repeatable=False)
-    else:
-        for rule in missing:
-            # Not all of it at once: a write of the ruleset would take everybody's rules with it.
-            api.call("POST", f"/zones/{zone.id}/rulesets/{identity}/rules", rule, repeatable=False)
-    return [str(rule["description"]) for rule in missing]
+    ruleset, existing = _ruleset(api, zone)
+    return Standings(ruleset=ruleset, rules=tuple(standing_of(rule, existing) for rule in rules))
 
 
-def calls_for(zone: Zone | None, rules: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """What `append` would call, as (method, path), when no rule is there yet; for people."""
-    identity = zone.id if zone else "ZONE"
-    path = f"/zones/{identity}/rulesets/RULESET/rules"
-    return [("GET", f"/zones/{identity}/rulesets/phases/{PHASE}/entrypoint"), *(("POST", path) for _ in rules)]
+def changes_for(zone: Zone, standings: Standings, *, replace: bool) -> list[Change]:
+    """The calls that add the rules that are absent and, with `replace`, mend those of ours that differ. Pure.
+
+    Never a write of the ruleset, which would take everybody's rules with it.
+
+    Args:
+        zone: Where.
+        standings: As `look` has found them.
+        replace: Whether rules that differ are written anew, each where it stands; otherwise they stay.
+    """
+    absent = [standing.rule for standing in standings.rules if standing.state == "absent"]
+    if standings.ruleset is None:
+        body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": absent}
+        return [Change(method="POST", path=f"/zones/{zone.id}/rulesets", body=body)] if absent else []
+    rules = f"/zones/{zone.id}/rulesets/{standings.ruleset}/rules"
+    added = [Change(method="POST", path=rules, body=rule) for rule in absent]
+    changed = [
+        Change(method="PATCH", path=f"{rules}/{_id_of(standing)}", body=rewritten(standing))
+        for standing in standings.rules
+        if replace and standing.state == "differs" and standing.is_ours
+    ]
+    return changed + added
+
+
+def make(api: Api, changes: Sequence[Change]) -> None:
+    """Makes the calls, with a token that may edit cache rules.
+
+    Raises:
+        What `Api.call` raises.
+    """
+    for change in changes:
+        # A rule that is appended twice would be there twice; one that is written twice is not.
+        api.call(change.method, change.path, change.body, repeatable=change.method == "PATCH")
 
 
 def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
@@ -111,6 +143,13 @@ def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
     """
     for at in range(0, len(urls), _PURGED_AT_ONCE):
         api.call("POST", f"/zones/{zone.id}/purge_cache", {"files": [*urls[at : at + _PURGED_AT_ONCE]]})
+
+
+def _id_of(standing: Standing) -> str:
+    identity = (standing.found or {}).get("id")
+    if not isinstance(identity, str) or not _ID.fullmatch(identity):
+        raise IntegrityError("Cloudflare's API answers with a rule that has no id", hint="check CLOUDFLARE_BASE_URL")
+    return identity
 
 
 def _ruleset(api: Api, zone: Zone) -> tuple[str | None, list[Any]]:

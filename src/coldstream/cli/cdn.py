@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from coldstream.cdn import Finding, Object, Zone
+    from coldstream.cdn.rule import Standing
     from coldstream.cloudflare import Api
     from coldstream.origin.cdn import Cdn
 
@@ -28,6 +29,9 @@ _STATES = {
     "kept 404": "red",
     "wrong": "red",
 }
+
+# Of a value in a rule: our longest expression has about 150 characters.
+_SHOWN_MAX = 300
 
 
 @click.group(epilog=EXIT_CODES)
@@ -44,14 +48,23 @@ def command() -> None:
     """
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command(epilog=f"{EXIT_CODES} 1 also: a rule differs from what is wanted, and stays.")
 @click.option("--domain", help="The bucket's custom domain.  [env: R2_CDN_DOMAIN]")
 @click.option("--zone", "zone_name", help="The zone that it is in.  [default: found by its name]")
 @click.option("--plan", type=click.Choice(_PLANS), help="Of the zone, where the API does not say.")
+@click.option("--replace", is_flag=True, help="Write rules of ours that differ anew; all others stay.")
 @click.option("--force", is_flag=True, help="Even when hardly anything in the bucket is small enough to be kept.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the calls, and change nothing.")
 @common_options
-def rule(state: State, domain: str | None, zone_name: str | None, plan: str | None, force: bool, dry_run: bool) -> None:
+def rule(
+    state: State,
+    domain: str | None,
+    zone_name: str | None,
+    plan: str | None,
+    replace: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
     """Print the cache rule for the bucket's domain or, with CLOUDFLARE_API_TOKEN, add it to the zone's rules.
 
     \b
@@ -59,10 +72,11 @@ def rule(state: State, domain: str | None, zone_name: str | None, plan: str | No
     coldstream cdn rule --dry-run
     coldstream cdn rule --domain models.example.com --plan free
 
-    Rules that are there stay. The token needs 'Zone: Read' and 'Cache Rules: Edit'.
+    Rules that are there stay. Of one that differs from what is wanted, each field is shown; --replace writes it anew
+    if it is ours. The token needs 'Zone: Read' and 'Cache Rules: Edit'.
     """
-    from coldstream.cdn.rule import rules_for
-    from coldstream.cdn.zone import append, calls_for, is_proxied
+    from coldstream.cdn.rule import PHASE, rules_for
+    from coldstream.cdn.zone import changes_for, is_proxied, look, make
     from coldstream.cloudflare import open_api
 
     state.flags["R2_CDN_DOMAIN"] = domain
@@ -78,17 +92,40 @@ def rule(state: State, domain: str | None, zone_name: str | None, plan: str | No
         state.say("'Edit expression', 'Eligible for cache', 'Ignore cache-control header and use this TTL' as below")
         state.show({"rules": rules, "added": []}, json.dumps(rules, indent=2))
         return
+    standings = look(api, zone, rules)
+    changes = changes_for(zone, standings, replace=replace)
+    added = [standing for standing in standings.rules if standing.state == "absent"]
+    differing = [standing for standing in standings.rules if standing.state == "differs"]
     if dry_run:
-        calls = calls_for(zone, rules)
-        text = "\n".join([*(f"{method} {path}" for method, path in calls), json.dumps(rules, indent=2)])
-        state.show({"rules": rules, "added": [], "calls": [list(call) for call in calls]}, text)
+        calls = [["GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint"]]
+        calls += [[change.method, change.path] for change in changes]
+        lines = [" ".join(call) for call in calls] + [line for each in differing for line in _difference_lines(each)]
+        lines.append(json.dumps([change.body for change in changes], indent=2))
+        differs = [_difference_document(each) for each in differing]
+        state.show({"rules": rules, "added": [], "calls": calls, "differs": differs}, "\n".join(lines))
         return
     if is_proxied(api, zone, host) is False:
         _warn(state, f"{host} is not proxied by Cloudflare: nothing is kept. R2, the bucket, Settings, Custom Domains")
-    added = append(api, zone, rules)
-    lines = [f"added   {text}" for text in added] or [f"there already, for {host}"]
-    lines.append("next:   coldstream cdn check MODEL")
-    state.show({"rules": rules, "added": added, "zone": zone.name, "plan": kind}, "\n".join(lines))
+    make(api, changes)
+    replaced = [standing for standing in differing if replace and standing.is_ours]
+    left = [standing for standing in differing if standing not in replaced]
+    lines = [f"added     {standing.rule['description']}" for standing in added]
+    lines += [f"replaced  {standing.rule['description']}" for standing in replaced]
+    lines += [line for standing in left for line in _difference_lines(standing)]
+    if not lines:
+        lines.append(f"there already, for {host}")
+    lines.append("next:     coldstream cdn check MODEL")
+    document = {
+        "rules": rules,
+        "added": [standing.rule["description"] for standing in added],
+        "replaced": [standing.rule["description"] for standing in replaced],
+        "differs": [_difference_document(standing) for standing in left],
+        "zone": zone.name,
+        "plan": kind,
+    }
+    state.show(document, "\n".join(lines))
+    if left:
+        raise SystemExit(1)
 
 
 @command.command(epilog=f"{EXIT_CODES} 1 also: something cannot be kept, or is not the bucket's.")
@@ -243,6 +280,34 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
         confirm("purge", f"{plural(len(urls), 'URL')} of {name}")
     purged(api, zone, urls)
     state.show({"model": name, "urls": urls, "purged": True}, f"purged   {plural(len(urls), 'URL')} of {name}")
+
+
+def _difference_lines(standing: Standing) -> list[str]:
+    """A rule that differs, a line for each field, and what mends it."""
+    if standing.state != "differs":
+        return []
+    mend = (
+        "coldstream cdn rule --replace writes it anew, and no other"
+        if standing.is_ours
+        else "it was not made by coldstream: in the dashboard, Caching, Cache Rules"
+    )
+    fields = [f"  {each.field}: {_shown(each.found)}, wanted {_shown(each.wanted)}" for each in standing.differences]
+    return [f"differs   {standing.rule['description']}", *fields, f"  mend: {mend}"]
+
+
+def _shown(value: Any) -> str:
+    # Encoded, so that what somebody has written into a rule moves no cursor.
+    return "nothing" if value is None else json.dumps(value)[:_SHOWN_MAX]
+
+
+def _difference_document(standing: Standing) -> dict[str, Any]:
+    return {
+        "description": standing.rule["description"],
+        "ours": standing.is_ours,
+        "differences": [
+            {"field": each.field, "found": each.found, "wanted": each.wanted} for each in standing.differences
+        ],
+    }
 
 
 def _cdn(state: State) -> Cdn:

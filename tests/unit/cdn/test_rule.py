@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from coldstream.cdn import PLANS, Object, limit_of
 from coldstream.cdn.limits import kept_share
-from coldstream.cdn.rule import is_there, rule_for, rules_for
+from coldstream.cdn.rule import rewritten, rule_for, rules_for, standing_of
 from coldstream.errors import UsageError
 
 
@@ -46,10 +48,72 @@ def test_what_is_no_domain_gets_no_rule(host: str) -> None:
 
 def test_a_rule_is_known_by_what_it_does() -> None:
     rule = rule_for("models.example.com", segments=False)
-    assert is_there(rule, [{"action": "other"}, {**rule, "ref": "by hand", "description": "mine"}])
-    assert is_there(rule, [{**rule, "expression": rule["expression"].replace(" and ", "  and ")}])
-    assert not is_there(rule, [rule_for("other.example.com", segments=False), "no rule", {}])
-    assert not is_there(rule, [{**rule, "action": "block"}])
+
+    def state(*existing: object) -> str:
+        return standing_of(rule, existing).state
+
+    assert state({"action": "other"}, {**rule, "ref": "by hand", "description": "mine"}) == "as wanted"
+    assert state({**rule, "expression": rule["expression"].replace(" and ", "  and ")}) == "as wanted"
+    assert state(rule_for("other.example.com", segments=False), "no rule", {}) == "absent"
+    assert state({**rule, "ref": "by hand", "action": "block"}) == "absent"
+    assert state({**rule, "ref": "by hand", "enabled": False}) == "differs"
+    # As the API gives it: with fields of its own, and none that says that it is enabled.
+    given = {name: value for name, value in rule.items() if name != "enabled"}
+    assert state({**given, "id": "0" * 32, "version": "3", "last_updated": "2026"}) == "as wanted"
+
+
+def with_parameters(rule: dict[str, Any], **parameters: object) -> dict[str, Any]:
+    return {**rule, "action_parameters": {**rule["action_parameters"], **parameters}}
+
+
+def test_each_field_that_differs_is_named() -> None:
+    rule = rule_for("models.example.com", segments=True)
+    ttl = rule["action_parameters"]["edge_ttl"]
+    changes: list[tuple[dict[str, Any], dict[str, tuple[object, object]]]] = [
+        (
+            with_parameters(rule, edge_ttl={**ttl, "default": 60}),
+            {"edge_ttl.default": (60, 31_536_000)},
+        ),
+        (
+            with_parameters(rule, edge_ttl={"mode": "respect_origin"}),
+            {
+                "edge_ttl.mode": ("respect_origin", "override_origin"),
+                "edge_ttl.default": (None, 31_536_000),
+                "edge_ttl.status_code_ttl": (None, ttl["status_code_ttl"]),
+            },
+        ),
+        ({**rule, "expression": "true"}, {"expression": ("true", rule["expression"])}),
+        ({**rule, "enabled": False}, {"enabled": (False, True)}),
+        (with_parameters(rule, origin_range_requests=None), {"origin_range_requests": (None, {"mode": "on"})}),
+        ({**rule, "action_parameters": "none"}, {name: (None, v) for name, v in rule["action_parameters"].items()}),
+        # What is its owner's.
+        ({**rule, "description": "mine"}, {}),
+        (with_parameters(rule, read_timeout=900), {}),
+    ]
+    for found, expected in changes:
+        standing = standing_of(rule, [found])
+        assert {each.field: (each.found, each.wanted) for each in standing.differences} == expected
+        assert standing.state == ("differs" if expected else "as wanted")
+        assert standing.is_ours
+
+
+def test_of_several_rules_one_that_is_as_wanted_counts_and_then_ours() -> None:
+    rule = rule_for("models.example.com", segments=True)
+    ours = {**rule, "enabled": False}
+    by_hand = {**with_parameters(rule, cache=False), "ref": "by hand"}
+    assert standing_of(rule, [by_hand, ours]).found is ours
+    assert standing_of(rule, [ours, by_hand, {**rule, "ref": "exact"}]).state == "as wanted"
+    alone = standing_of(rule, [by_hand])
+    assert (alone.state, alone.is_ours) == ("differs", False)
+
+
+def test_a_rule_is_written_anew_with_what_its_owner_added() -> None:
+    rule = rule_for("models.example.com", segments=True)
+    found = with_parameters(rule, read_timeout=900, cache=False, edge_ttl={"mode": "respect_origin"})
+    found |= {"id": "0" * 32, "version": "3", "last_updated": "2026", "description": "mine", "enabled": False}
+    written = rewritten(standing_of(rule, [found]))
+    assert written == {**with_parameters(rule, read_timeout=900), "description": "mine"}
+    assert standing_of(rule, [written]).state == "as wanted"
 
 
 def test_the_limits_of_plans() -> None:
