@@ -65,7 +65,11 @@ def test_segments_come_from_the_cache(command: Command, cdn: Cdn) -> None:
     assert plain["cdn"] is None
     found = loaded["cdn"]
     assert set(found["statuses"]) == {"HIT"}
-    assert found["fallbacks"] == found["bucket_bytes"] == 0
+    assert set(found["failures"]) <= {"slow"}, (
+        "a connection that this machine made wait may be taken over by the bucket"
+    )
+    assert found["fallbacks"] == sum(found["failures"].values())
+    assert found["bytes"] > 0.5 * loaded["bytes"]
     text = command.run("load", "org/cut", "--no-cache")[0]
     assert "HIT" in text
 
