@@ -51,7 +51,8 @@ def server(files: dict[str, bytes]) -> Iterator[RangedServer]:
 
 
 def options(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    return {"cache": tmp_path / "cache", "settings": load_settings({}, environ={})} | more
+    settings = load_settings({"COLDSTREAM_CACHE_LIMIT": "20GB"}, environ={})
+    return {"cache": tmp_path / "cache", "settings": settings} | more
 
 
 def collected(loading: Any) -> dict[str, bytes]:

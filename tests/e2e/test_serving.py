@@ -38,7 +38,11 @@ def server(files: dict[str, bytes]) -> Iterator[RangedServer]:
 
 
 def settings(tmp_path: Path) -> Settings:
-    given = {"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"), "COLDSTREAM_RETRY_SECONDS": "1"}
+    given = {
+        "COLDSTREAM_CACHE_LIMIT": "20GB",
+        "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
+        "COLDSTREAM_RETRY_SECONDS": "1",
+    }
     return load_settings(given, environ={})
 
 

@@ -153,14 +153,15 @@ def test_everything_comes_through_it(place: Place, expected: dict[str, bytes]) -
     assert report.verified
     assert report.retries == report.corrupt == 0
     assert set(cdn.failures) <= {"slow"}, "a connection that this machine made wait may be taken over by the bucket"
-    assert cdn.fallbacks == report.hedges == cdn.bucket_requests
+    # What the bucket took over may in turn be taken over.
+    assert cdn.fallbacks <= report.hedges == cdn.bucket_requests
     assert cdn.bytes + cdn.bucket_bytes == report.received_bytes == report.bytes
     assert cdn.bytes > 0.8 * report.bytes
     assert cdn.statuses == {"HIT": cdn.requests - cdn.fallbacks}
     assert cdn.bytes_per_second > 0
     assert " answers HIT, " in cdn.summary
     # The bucket was asked for the manifest and the headers alone, and for what was taken over.
-    assert len(place.asked) == 3 + cdn.fallbacks
+    assert len(place.asked) == 3 + cdn.bucket_requests
     assert all(request.path.startswith(f"/{PREFIX}/objects/") for request in place.cdn.requests)
 
 

@@ -1256,7 +1256,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
     """The cache that the command finds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return configured(None, None)
+    return configured(None, "20GB")
 
 
 def run(*arguments: str, code: int = 0) -> str:

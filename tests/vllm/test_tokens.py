@@ -74,7 +74,7 @@ def test_a_broken_off_load_is_continued_and_a_wrong_option_is_named(
     files = served(model("llama"))
     with RangedServer(files) as server:
         uri, cache = f"{server.url}/m", tmp_path / "cache"
-        settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "1"}, environ={})
+        settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "1", "COLDSTREAM_CACHE_LIMIT": "20GB"}, environ={})
         server.add("status", "model-00002", first=2, times=None)
         with pytest.raises(ColdstreamError), Load(uri, Options(settings=settings, cache=cache)) as loading:
             list(loading)

@@ -38,6 +38,8 @@ _PROBE_SECONDS = 60.0
 # What may steer a loader from outside.
 _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_API_KEY", "PYTHON", "BENCH_")
 _CHAIN = "AWS_"
+# A temporary copy of one model, for some minutes, may fill the disk as far as that goes.
+_CACHE_LIMIT = str(1 << 50)
 # Of the settings, what no load needs.
 _NOT_FOR_LOADS = {
     "CLOUDFLARE_API_TOKEN",
@@ -325,7 +327,8 @@ class Maker:
         }
         if wishes.memory_limit is not None:
             stream["memory_limit"] = wishes.memory_limit
-        environ = _plain(ours=python.is_ours) | self.keys() | {"COLDSTREAM_CACHE_DIR": str(self.cache)}
+        cache = {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
+        environ = _plain(ours=python.is_ours) | self.keys() | cache
         options = self._options() | {"uri": self._target.uri, "stream": stream, "mode": "warm" if warm else "drain"}
         first = {**options, "verify": True, "mode": "fill" if warm else "drain"}
         return Contestant(
@@ -450,6 +453,7 @@ class Maker:
             **_plain(ours=True, keep=("HF_",)),
             **keys,
             "COLDSTREAM_CACHE_DIR": str(cache),
+            "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT,
             "VLLM_ASSETS_CACHE": str(cache / "assets"),
         }
         options = {"command": [*command, "--", *flags]}
