@@ -8,17 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import prometheus_client as prometheus
-
 from coldstream import __version__
 from coldstream.errors import CancelledError, ColdstreamError
-from coldstream.loading import Account, LoadReport
+from coldstream.metrics.counts import Counts
 from coldstream.metrics.families import Families
 from coldstream.metrics.meter import Loading, Meter
-from coldstream.metrics.names import METRICS, Metric, label_value, source_of
-from coldstream.metrics.text import family_of, render
+from coldstream.metrics.names import METRICS, source_of
+from coldstream.metrics.text import render
 
 if TYPE_CHECKING:
+    from coldstream.loading import Account, LoadReport
     from coldstream.timeline import Timeline
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -48,8 +47,7 @@ class Metrics(Meter):
             model: What it is called, for the label.
             uri: Where it comes from, with its scheme.
         """
-        self._registry = prometheus.CollectorRegistry()
-        self._made = {metric.name: _make(metric, self._registry) for metric in METRICS if metric.name not in _ELSEWHERE}
+        self._counts = Counts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
         self._model, self._source = model, source_of(uri)
         self._lock = threading.Lock()
         self._loads: list[Callable[[], Sequence[Loading]]] = []
@@ -57,9 +55,9 @@ class Metrics(Meter):
         self._followed: dict[int, _Followed] = {}
         self._counted: list[ColdstreamError] = []
         self._starting = False
-        self._gauge("coldstream_build_info", 1, version=__version__)
+        self._counts.gauge("coldstream_build_info", 1, version=__version__)
         for place in ("network", "cache", "disk"):
-            self._add("coldstream_load_bytes_total", 0, **self._labels("coldstream_load_bytes_total", place))
+            self._counts.add("coldstream_load_bytes_total", 0, **self._labels("coldstream_load_bytes_total", place))
 
     def follow(
         self, loads: Callable[[], Sequence[Loading]], failures: Callable[[], Sequence[ColdstreamError]] = tuple
@@ -96,28 +94,30 @@ class Metrics(Meter):
 
     def started(self, timeline: Timeline) -> None:
         self._starting = False
-        self._add("coldstream_starts_total", model=self._model, outcome="ok")
-        self._observe("coldstream_start_seconds", timeline.ready_seconds, model=self._model)
-        self._gauge("coldstream_last_start_seconds", timeline.ready_seconds, model=self._model)
-        self._gauge("coldstream_last_start_timestamp_seconds", time.time(), model=self._model)
+        self._counts.add("coldstream_starts_total", model=self._model, outcome="ok")
+        self._counts.observe("coldstream_start_seconds", timeline.ready_seconds, model=self._model)
+        self._counts.gauge("coldstream_last_start_seconds", timeline.ready_seconds, model=self._model)
+        self._counts.gauge("coldstream_last_start_timestamp_seconds", time.time(), model=self._model)
         if timeline.first_token_seconds is not None:
-            self._observe("coldstream_first_token_seconds", timeline.first_token_seconds, model=self._model)
+            self._counts.observe("coldstream_first_token_seconds", timeline.first_token_seconds, model=self._model)
         for phase in timeline.phases:
-            self._observe("coldstream_start_phase_seconds", phase.seconds, phase=phase.name)
+            self._counts.observe("coldstream_start_phase_seconds", phase.seconds, phase=phase.name)
         for span in timeline.spans:
-            self._observe("coldstream_start_span_seconds", span.seconds, span=span.name)
+            self._counts.observe("coldstream_start_span_seconds", span.seconds, span=span.name)
 
     def not_started(self, outcome: str) -> None:
         if self._starting:
             self._starting = False
-            self._add("coldstream_starts_total", model=self._model, outcome=outcome)
+            self._counts.add("coldstream_starts_total", model=self._model, outcome=outcome)
 
     def bundle_restored(self, state: str) -> None:
-        self._add("coldstream_bundle_restores_total", result=state)
+        self._counts.add("coldstream_bundle_restores_total", result=state)
 
     def bundle_published(self, published: str | None) -> None:
         if published is not None:
-            self._add("coldstream_bundle_publishes_total", result="no" if published.startswith("no: ") else published)
+            self._counts.add(
+                "coldstream_bundle_publishes_total", result="no" if published.startswith("no: ") else published
+            )
 
     def families(self, *, live: bool) -> Families:
         """All metrics as they are now.
@@ -126,9 +126,7 @@ class Metrics(Meter):
             live: Whether those are in it that mean something only while this process runs.
         """
         self.look()
-        hidden = {metric.name for metric in METRICS if metric.live and not live}
-        found = {collected.name: family_of(collected) for collected in self._registry.collect()}
-        return {name: family for name, family in found.items() if family.samples and name not in hidden}
+        return self._counts.families(live=live)
 
     def text(self) -> bytes:
         """All metrics as they are now, in the text format."""
@@ -145,10 +143,10 @@ class Metrics(Meter):
         if outcome is None:
             return
         followed.ended = True
-        if isinstance(outcome, LoadReport):
-            self._count_report(outcome)
-        else:
+        if isinstance(outcome, ColdstreamError):
             self._failed(outcome)
+        else:
+            self._count_report(outcome)
 
     def _advance(self, followed: _Followed, account: Account) -> None:
         here = "disk" if self._source == "folder" else "cache"
@@ -164,8 +162,8 @@ class Metrics(Meter):
             new = count - followed.seen.get((name, value), 0)
             if new > 0:
                 followed.seen[name, value] = count
-                self._add(name, new, **self._labels(name, value))
-        self._gauge("coldstream_connections_max", account.connections_peak)
+                self._counts.add(name, new, **self._labels(name, value))
+        self._counts.gauge("coldstream_connections_max", account.connections_peak)
 
     def _labels(self, name: str, value: str) -> dict[str, str]:
         labels = _BY_NAME[name].labels
@@ -173,12 +171,12 @@ class Metrics(Meter):
 
     def _count_report(self, report: LoadReport) -> None:
         self._count_load("ok", verified="yes" if report.verified else "no")
-        self._observe("coldstream_load_seconds", report.seconds, model=self._model)
-        self._gauge("coldstream_last_load_seconds", report.seconds, model=self._model)
-        self._observe("coldstream_first_tensor_seconds", report.first_tensor_seconds)
-        self._add("coldstream_load_cpu_seconds_total", report.cpu_seconds)
-        self._add("coldstream_cache_loads_total", result=cache_result(report))
-        self._add("coldstream_loads_limited_total", limit=report.limit)
+        self._counts.observe("coldstream_load_seconds", report.seconds, model=self._model)
+        self._counts.gauge("coldstream_last_load_seconds", report.seconds, model=self._model)
+        self._counts.observe("coldstream_first_tensor_seconds", report.first_tensor_seconds)
+        self._counts.add("coldstream_load_cpu_seconds_total", report.cpu_seconds)
+        self._counts.add("coldstream_cache_loads_total", result=cache_result(report))
+        self._counts.add("coldstream_loads_limited_total", limit=report.limit)
 
     def _failed(self, error: ColdstreamError) -> None:
         if any(error is counted for counted in self._counted):
@@ -188,49 +186,27 @@ class Metrics(Meter):
             self._count_load("cancelled")
             return
         self._count_load("failed")
-        self._add("coldstream_load_failures_total", kind=error.kind or "coldstream")
+        self._counts.add("coldstream_load_failures_total", kind=error.kind or "coldstream")
 
     def _count_load(self, outcome: str, *, verified: str = "unknown") -> None:
-        self._add("coldstream_loads_total", model=self._model, outcome=outcome, source=self._source, verified=verified)
-        self._gauge("coldstream_last_load_timestamp_seconds", time.time(), model=self._model)
+        self._counts.add(
+            "coldstream_loads_total", model=self._model, outcome=outcome, source=self._source, verified=verified
+        )
+        self._counts.gauge("coldstream_last_load_timestamp_seconds", time.time(), model=self._model)
 
     def _show(self) -> None:
         """The gauges of what runs."""
         running = [followed.load for followed in self._followed.values() if not followed.ended]
         accounts = [account for load in running if (account := load.account) is not None]
-        self._gauge("coldstream_loads_running", len(running))
-        self._gauge("coldstream_connections", sum(account.connections for account in accounts))
+        self._counts.gauge("coldstream_loads_running", len(running))
+        self._counts.gauge("coldstream_connections", sum(account.connections for account in accounts))
         if self._followed:
             newest = [*self._followed.values()][-1].load
             account = newest.account
             done = account.received_bytes + account.here_bytes if account is not None else 0
             # Repeated bytes and headers are no progress.
-            self._gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
-            self._gauge("coldstream_load_expected_bytes", newest.bytes)
-
-    # Of the client.
-
-    def _labelled(self, name: str, labels: dict[str, str]) -> prometheus.metrics.MetricWrapperBase:
-        made, metric = self._made[name], _BY_NAME[name]
-        if not labels:
-            return made
-        bounded = {label: label_value(metric, label, value) for label, value in labels.items()}
-        return made.labels(**bounded)
-
-    def _add(self, name: str, count: float = 1, **labels: str) -> None:
-        found = self._labelled(name, labels)
-        assert isinstance(found, prometheus.Counter)
-        found.inc(count)
-
-    def _observe(self, name: str, value: float, **labels: str) -> None:
-        found = self._labelled(name, labels)
-        assert isinstance(found, prometheus.Histogram)
-        found.observe(value)
-
-    def _gauge(self, name: str, value: float, **labels: str) -> None:
-        found = self._labelled(name, labels)
-        assert isinstance(found, prometheus.Gauge)
-        found.set(value)
+            self._counts.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
+            self._counts.gauge("coldstream_load_expected_bytes", newest.bytes)
 
 
 def cache_result(report: LoadReport) -> str:
@@ -240,20 +216,3 @@ def cache_result(report: LoadReport) -> str:
     if not report.received_bytes:
         return "hit"
     return "partial" if report.cache_bytes else "miss"
-
-
-def _make(metric: Metric, registry: prometheus.CollectorRegistry) -> prometheus.metrics.MetricWrapperBase:
-    labels = [*metric.labels]
-    made: prometheus.metrics.MetricWrapperBase
-    if metric.kind == "counter":
-        made = prometheus.Counter(metric.name, metric.help, labels, registry=registry)
-    elif metric.kind == "gauge":
-        made = prometheus.Gauge(metric.name, metric.help, labels, registry=registry)
-    else:
-        made = prometheus.Histogram(metric.name, metric.help, labels, registry=registry, buckets=tuple(metric.buckets))
-    allowed = [*metric.labels.values()]
-    if metric.kind == "counter" and len(allowed) == 1 and allowed[0] is not None:
-        # A counter that is there before it counts: `increase` sees its first step.
-        for value in allowed[0]:
-            made.labels(value)
-    return made

@@ -59,18 +59,14 @@ def render(families: Families) -> bytes:
     return prometheus.generate_latest(_Fixed(collected))
 
 
-def family_of(collected: Collected) -> Family:
-    """One metric of the client's as numbers. Each counter's second one, that says when it began, is left out."""
+def _family(collected: Collected) -> Family:
     samples = {
         (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
         for sample in collected.samples
+        # A counter's second one, that says when it began.
         if not sample.name.endswith("_created")
     }
-    return Family(collected.type, collected.documentation, samples)
-
-
-def _family(collected: Collected) -> Family:
-    family = family_of(collected)
+    family = Family(collected.type, collected.documentation, samples)
     if family.kind not in {"counter", "gauge", "histogram"}:
         raise ValueError(f"{collected.name} is a {family.kind}")
     if not all(math.isfinite(value) and (family.kind == "gauge" or value >= 0) for value in family.samples.values()):
