@@ -15,11 +15,11 @@ The map, from the bottom up:
     cache                                       the local copy of what was loaded
     engine                                      the streamer: from links or files into memory
     origin                                      from a URI to what the engine needs
+    timeline                                    what a start spent its time on
+    metrics                                     Prometheus: what loads and starts did
     tensors  device  loading                    the library's face: stream, load, load_into
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
-    timeline                                    what a start spent its time on
-    metrics                                     Prometheus: what loads and starts did
     bench                                       ways of loading a model, compared on this machine
     tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch

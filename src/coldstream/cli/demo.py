@@ -130,7 +130,7 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str) -> str:
         uri=summary.name,
         arguments=(*demo.SERVE_FLAGS, "--port", str(free_port())),
         loader="coldstream",
-        options=Options(settings=settings),
+        options=Options(settings=settings, metrics=False),
         program=vllm,
         environment=demo.SERVE_ENVIRONMENT,
     )
@@ -185,7 +185,7 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
     with progress_for(state, total_bytes=plan.size, verb="verify") as progress:
         verified = mirror.verify(store, name, deep=True, progress=progress)
     state.say("load       into memory, tensor by tensor")
-    options = Options(framework="buffer", cache=False, settings=settings)
+    options = Options(framework="buffer", cache=False, metrics=False, settings=settings)
     with Load(name, options) as loading:
         for _ in loading:
             pass

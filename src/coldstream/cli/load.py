@@ -82,6 +82,7 @@ def command(
             via=via,
             cache=not no_cache,
             in_order=in_order,
+            metrics=False,
             settings=settings,
             on_progress=on_progress,
         )

@@ -107,6 +107,7 @@ def command(
         cache=not no_cache,
         verify=not no_verify,
         via=via,
+        metrics=False,
         settings=settings,
     )
     request = Request(

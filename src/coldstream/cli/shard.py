@@ -57,7 +57,7 @@ def command(
         ranks=ranks,
         arguments=vllm_arguments,
         settings=settings,
-        options=Options(settings=settings),
+        options=Options(settings=settings, metrics=False),
         program=program,
         say=lambda line: state.say(line) if state.debug else None,
     ) as folder:

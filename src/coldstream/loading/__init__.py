@@ -7,6 +7,7 @@ load       one process loads: `stream`, `load`
 sharing    one process starts a load, several read it: `share`, `attach`
 into       into a torch module, in place: `load_into`
 report     what a load did; account: what it has done so far
+counting   in the metrics' file, if one is configured
 """
 
 from __future__ import annotations

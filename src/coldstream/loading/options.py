@@ -40,6 +40,8 @@ class Options:
             or "s3" for the bucket alone.
         attach_seconds: How long after the first reader of a shared load the last one may come.
         settings: Instead of the environment and `.env`.
+        metrics: Whether the load is counted in the file that `COLDSTREAM_METRICS_FILE` names, if it does. Commands
+            have the metrics around them, and say no.
         on_progress: Called with (bytes there, bytes in all), every now and then, from the iterating thread.
 
     Raises:
@@ -59,6 +61,7 @@ class Options:
     via: str = "auto"
     attach_seconds: float = 600.0
     settings: Settings | None = None
+    metrics: bool = True
     on_progress: OnProgress | None = None
 
     def __post_init__(self) -> None:

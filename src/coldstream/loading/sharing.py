@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
@@ -25,6 +26,7 @@ from coldstream.env import load_settings
 from coldstream.errors import CancelledError, ColdstreamError, NotFoundError
 from coldstream.header import parse_header
 from coldstream.loading.account import Account, account_of
+from coldstream.loading.counting import counted
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import prepare
@@ -58,6 +60,7 @@ class Share:
         """
         self._uri, self._consumers, self._options = uri, consumers, options or Options()
         began = time.monotonic()
+        self._bytes = 0
         self._error: ColdstreamError | None = None
         self._finished = threading.Event()
         self._stopping = threading.Event()
@@ -65,16 +68,23 @@ class Share:
         self.address = os.path.join(self._folder, "load")
         settings = self._options.settings or load_settings()
         self._owner = start_owner(uri, self._options, settings)
+        self._counted = counted(self, uri, self._options, settings)
         try:
             self._prepared = prepare(uri, self._options, settings)
+            self._bytes = self._prepared.bytes
             self._planned = (began, time.monotonic())
             engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
             self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)
             self._asked = time.monotonic()
             self._owner.wait_until_listening()
-        except BaseException:
+        except BaseException as exc:
             self._owner.stop()
             shutil.rmtree(self._folder, ignore_errors=True)
+            if isinstance(exc, ColdstreamError):
+                # Without its traceback, whose frames hold more than is known here.
+                self._end(copy(exc))
+            else:
+                self._end(error_of(None, uri) if isinstance(exc, Exception) else None)
             raise
         self._thread = threading.Thread(target=self._attend, name="coldstream-share", daemon=True)
         self._thread.start()
@@ -106,7 +116,7 @@ class Share:
     @property
     def bytes(self) -> int:
         """Of all tensors."""
-        return self._prepared.bytes
+        return self._bytes
 
     @property
     def is_finished(self) -> bool:
@@ -176,12 +186,20 @@ class Share:
             if owner.failure is not None and self._error is None:
                 self._error = error_of(owner.failure, self._uri)
             if owner.report is not None or self._error is not None:
-                self._finished.set()
+                self._end(self._error)
         if not self._finished.is_set():
-            cut = self._stopping.is_set()
-            said = None if cut else last_words(owner)
-            self._error = CancelledError(f"{self._uri}: the load was ended") if cut else error_of(said, self._uri)
-            self._finished.set()
+            said = None if self._stopping.is_set() else last_words(owner)
+            self._end(None if self._stopping.is_set() else error_of(said, self._uri))
+
+    def _end(self, error: ColdstreamError | None) -> None:
+        """Says how it ended; without a report or an error it was cancelled. The first time counts."""
+        if self._finished.is_set():
+            return
+        if error is None and self._owner.report is None:
+            error = CancelledError(f"{self._uri}: the load was ended")
+        self._error = error
+        self._finished.set()
+        self._counted()
 
 
 class Attached:

@@ -21,6 +21,7 @@ from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
 from coldstream.env import Settings, load_settings
 from coldstream.errors import ColdstreamError
 from coldstream.loading.account import Account, account_of
+from coldstream.loading.counting import counted
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
 from coldstream.loading.prepare import Prepared, prepare
@@ -157,6 +158,7 @@ class Load:
         began = time.monotonic()
         settings = self._options.settings or load_settings()
         owner = self._owner = start_owner(self._uri, self._options, settings)
+        ended = counted(self, self._uri, self._options, settings)
         try:
             yield from self._stream(owner, settings, began)
         except StreamerGoneError as exc:
@@ -172,6 +174,8 @@ class Load:
         except BaseException:
             owner.stop()
             raise
+        finally:
+            ended()
 
     def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, Made]]:
         options = self._options

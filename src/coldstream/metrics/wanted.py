@@ -41,7 +41,7 @@ def wanted(settings: Settings) -> Wanted | None:
         raise ConfigError("--metrics-host stands without a port", hint="add --metrics-port, 0 for any that is free")
     if port_text is None and path is None:
         return None
-    file = _checked_file(path) if path is not None else None
+    file = checked_file(path) if path is not None else None
     return Wanted(host=host or HOST, port=_checked_port(port_text) if port_text is not None else None, file=file)
 
 
@@ -53,7 +53,12 @@ def _checked_port(text: str) -> int:
     return int(text)
 
 
-def _checked_file(text: str) -> Path:
+def checked_file(text: str) -> Path:
+    """The file that the user has named.
+
+    Raises:
+        UsageError: It could not be written, or nobody would read it.
+    """
     path = Path(text).expanduser().absolute()
     if path.suffix != SUFFIX:
         raise UsageError(

@@ -109,7 +109,7 @@ def measured(
     """
     samples: list[Sample] = []
     for connections in steps:
-        rate = _rate(uri, replace(options, concurrency=connections, cache=False), seconds, bytes_max)
+        rate = _rate(uri, replace(options, concurrency=connections, cache=False, metrics=False), seconds, bytes_max)
         samples.append(Sample(connections, rate))
         if on_sample:
             on_sample(samples[-1])

@@ -357,7 +357,7 @@ def coldstream(options: Options) -> Callable[[], Result]:
     """
     import coldstream as library
 
-    keywords = {"framework": "buffer", "cache": False, **options.get("stream", {})}
+    keywords = {"framework": "buffer", "cache": False, "metrics": False, **options.get("stream", {})}
     library.stream(options["uri"], **keywords).close()  # imports what is imported late, and touches nothing
     buffers = keywords["framework"] == "buffer"
     if not buffers:
