@@ -285,8 +285,10 @@ def test_a_start_that_fails(command: Command, tmp_path: Path) -> None:
     vllm.write_text("#!/bin/sh\nexit 3\n")
     command.process("serve", NAME, "--vllm", str(vllm), "--metrics-file", str(file), code=3)
     assert read(file, "coldstream_starts_total", model=NAME, outcome="failed") == 1
+    assert read(file, "coldstream_start_failures_total", phase="api import") == 1
     command.run("serve", "org/other", "--vllm", str(vllm), "--metrics-file", str(file), code=10)
     assert read(file, "coldstream_starts_total", model="org/other", outcome="failed") == 1
+    assert read(file, "coldstream_start_failures_total", phase="resolve") == 1
     assert read(file, "coldstream_load_failures_total", kind="not-found") == 1
 
 

@@ -16,7 +16,7 @@ from coldstream.serve.endpoint import free_port
 from coldstream.timeline import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
-from tests.servers.fake_vllm import fake_vllm
+from tests.servers.fake_vllm import fake_lines, fake_vllm
 from tests.unit.timeline import logs
 from tests.unit.timeline.starts import BEGAN, finished, recorded, streamed
 
@@ -102,6 +102,56 @@ def test_a_record_that_cannot_be_written_fails_no_start(model: Command) -> None:
     document = served(model)
     assert document["timeline"] is None
     assert document["phases"]
+
+
+def test_a_start_that_fails_is_recorded(model: Command) -> None:
+    """coldstream serve org/m; coldstream timeline; coldstream timeline --list"""
+    good = served(model)
+    vllm = model.cwd / "env/bin/vllm"
+    lines = "\n".join(f'echo "{line}"' for line in fake_lines(until="Initializing model took"))
+    for end, code in (("exit 3", 3), ("kill -KILL $$", 137)):
+        vllm.write_text(f"#!/bin/sh\n{lines}\n{end}\n")
+        _, err = model.process("serve", "org/m", "--vllm", str(vllm), "--loader", "coldstream", code=code)
+        how = "ended by SIGKILL" if code == 137 else f"exit code {code}"
+        (said,) = [line for line in err.splitlines() if line.startswith("vLLM failed after ")]
+        assert f"in weights: {how}   see: coldstream timeline 20" in said
+        (shown,) = model.json("timeline")["timelines"]
+        assert shown["outcome"] == "failed"
+        assert shown["ended"]["exit_code"] == code
+        assert shown["ended"]["signal"] == ("SIGKILL" if code == 137 else None)
+        assert shown["ready_seconds"] is None
+        assert shown["spans"][0]["name"] == "manifest"
+        assert how in model.run("timeline")[0]
+    runs = model.json("timeline", "--list")["runs"]
+    assert [run["outcome"] for run in runs] == ["failed", "failed", "ok"]
+    out, _ = model.run("timeline", "--list")
+    assert out.count("failed in weights") == 2
+    _, err = model.run("timeline", runs[0]["run"], good["run"], "--html", "x.html", code=2)
+    assert "did not answer (failed), and charts compare starts that did" in err
+    assert not (model.cwd / "x.html").exists()
+
+
+def test_a_start_that_is_ended_by_the_user_is_recorded_as_such(model: Command) -> None:
+    vllm = model.cwd / "env/bin/vllm"
+    vllm.write_text("#!/bin/sh\necho at work\nexec sleep 60\n")
+    process = model.start("serve", "org/m", "--vllm", str(vllm))
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "vLLM failed" not in err
+    (shown,) = model.json("timeline")["timelines"]
+    assert shown["outcome"] == "cancelled"
+    assert shown["ended"]["signal"] == "SIGINT"
+
+
+def test_vllm_s_help_is_no_failed_start(model: Command) -> None:
+    vllm = model.cwd / "env/bin/vllm"
+    vllm.write_text("#!/bin/sh\nexit 0\n")
+    model.process("serve", "org/m", "--vllm", str(vllm))
+    model.run("timeline", code=10)
 
 
 def test_starts_are_listed(command: Command, kept: Timelines) -> None:

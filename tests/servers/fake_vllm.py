@@ -55,6 +55,12 @@ _LINES = (
 )
 
 
+def fake_lines(*, until: str) -> tuple[str, ...]:
+    """Those up to the one that holds these words."""
+    place = next(index for index, line in enumerate(_LINES) if until in line)
+    return _LINES[: place + 1]
+
+
 def fake_vllm(folder: Path, *, version: str = "0.32.0+cpu") -> Path:
     """Writes one, with the folders of an environment around it; its program's path."""
     site = folder / "lib/python3.11/site-packages"

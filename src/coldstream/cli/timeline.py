@@ -14,7 +14,7 @@ from coldstream.cli.table import table_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstream.timeline import Timeline, Timelines
+    from coldstream.timeline import Ended, Timeline, Timelines
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -35,7 +35,8 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     coldstream timeline old/timeline.json new/timeline.json --png starts.png
 
     RUN is a start's name as --list shows it, the beginning of one, or a file. `coldstream serve` records each start,
-    and the newest hundred are kept in the cache's folder. Charts need matplotlib: pip install 'coldstream[charts]'.
+    one that fails too, and the newest hundred are kept in the cache's folder. Charts are of starts that answered, and
+    need matplotlib: pip install 'coldstream[charts]'.
     """
     from coldstream.errors import UsageError
     from coldstream.timeline import timelines_of
@@ -58,6 +59,11 @@ def _write(state: State, found: Sequence[Timeline], *, html_file: Path | None, p
     from coldstream.timeline.chart import RUNS_MAX, png
     from coldstream.timeline.page import html
 
+    if ended := next((timeline for timeline in found if timeline.ended is not None), None):
+        raise UsageError(
+            f"{ended.run} did not answer ({ended.outcome}), and charts compare starts that did",
+            hint=f"leave it out, or see it by itself: coldstream timeline {ended.run}",
+        )
     if len(found) > RUNS_MAX:
         raise UsageError(f"{len(found)} starts are too many for a chart", hint=f"name at most {RUNS_MAX}")
     files = [(html_file, html(found).encode())] if html_file else []
@@ -72,7 +78,17 @@ def _write(state: State, found: Sequence[Timeline], *, html_file: Path | None, p
 
 def _list(state: State, kept: Timelines) -> None:
     found = list(kept.all())
-    fields = ("run", "model", "began", "loader", "ready_seconds", "first_token_seconds", "named_share")
+    fields = (
+        "run",
+        "model",
+        "began",
+        "loader",
+        "outcome",
+        "ended",
+        "ready_seconds",
+        "first_token_seconds",
+        "named_share",
+    )
     documents = [{name: timeline.document()[name] for name in fields} | _bundle(timeline) for timeline in found]
     state.show({"folder": str(kept.folder), "runs": documents}, _table(found, kept))
 
@@ -92,12 +108,16 @@ def _table(found: Sequence[Timeline], kept: Timelines) -> str:
                 timeline.run,
                 timeline.model,
                 timeline.loader,
-                f"{timeline.ready_seconds:.1f} s",
-                f"{token:.1f} s" if token is not None else "-",
+                f"{timeline.ready_seconds:.1f} s" if timeline.ended is None else _ended(timeline.ended),
+                f"{token:.1f} s" if token is not None and timeline.ended is None else "-",
                 str(_bundle(timeline)["bundle"] or "-"),
             )
         )
     return table_text(rows)
+
+
+def _ended(ended: Ended) -> str:
+    return f"{ended.outcome} in {ended.phase}"
 
 
 def _text(found: Sequence[Timeline]) -> str:

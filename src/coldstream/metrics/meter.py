@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from coldstream.timeline import Timeline
 
 
+# Before vLLM runs there is this phase alone.
+RESOLVE = "resolve"
+
+
 class Loading(Protocol):
     """A load, as `coldstream.loading` has them: alone or shared."""
 
@@ -63,8 +67,13 @@ class Meter:
     def started(self, timeline: Timeline) -> None:
         """It answered."""
 
-    def not_started(self, outcome: str) -> None:
-        """It did not, if it has not been counted yet: "failed" or "cancelled"."""
+    def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
+        """It did not, if it has not been counted yet.
+
+        Args:
+            outcome: "failed" or "cancelled".
+            phase: That it ended in.
+        """
 
     def bundle_restored(self, state: str) -> None:
         """What became of the warm-start bundle, as `WarmState.state` says."""

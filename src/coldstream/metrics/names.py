@@ -166,6 +166,12 @@ METRICS: tuple[Metric, ...] = (
         labels={**_MODEL, "outcome": _ENDS},
     ),
     Metric(
+        name="coldstream_start_failures_total",
+        kind="counter",
+        help="Starts of vLLM that failed, by the phase that they ended in.",
+        labels={"phase": PHASES},
+    ),
+    Metric(
         name="coldstream_start_seconds",
         kind="histogram",
         help="Seconds from the command until vLLM answered.",

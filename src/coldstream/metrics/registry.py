@@ -12,7 +12,7 @@ from coldstream import __version__
 from coldstream.errors import CancelledError, ColdstreamError
 from coldstream.metrics.counts import Counts
 from coldstream.metrics.families import Families
-from coldstream.metrics.meter import Loading, Meter
+from coldstream.metrics.meter import RESOLVE, Loading, Meter
 from coldstream.metrics.names import METRICS, source_of
 from coldstream.metrics.text import render
 
@@ -94,9 +94,11 @@ class Metrics(Meter):
 
     def started(self, timeline: Timeline) -> None:
         self._starting = False
+        seconds = timeline.ready_seconds
+        assert seconds is not None
         self._counts.add("coldstream_starts_total", model=self._model, outcome="ok")
-        self._counts.observe("coldstream_start_seconds", timeline.ready_seconds, model=self._model)
-        self._counts.gauge("coldstream_last_start_seconds", timeline.ready_seconds, model=self._model)
+        self._counts.observe("coldstream_start_seconds", seconds, model=self._model)
+        self._counts.gauge("coldstream_last_start_seconds", seconds, model=self._model)
         self._counts.gauge("coldstream_last_start_timestamp_seconds", time.time(), model=self._model)
         if timeline.first_token_seconds is not None:
             self._counts.observe("coldstream_first_token_seconds", timeline.first_token_seconds, model=self._model)
@@ -105,9 +107,11 @@ class Metrics(Meter):
         for span in timeline.spans:
             self._counts.observe("coldstream_start_span_seconds", span.seconds, span=span.name)
 
-    def not_started(self, outcome: str) -> None:
+    def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
         if self._starting:
             self._starting = False
+            if outcome == "failed":
+                self._counts.add("coldstream_start_failures_total", phase=phase)
             self._counts.add("coldstream_starts_total", model=self._model, outcome=outcome)
 
     def bundle_restored(self, state: str) -> None:

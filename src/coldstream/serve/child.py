@@ -66,6 +66,14 @@ class Child:
         code = self._process.poll()
         return None if code is None else _shell_code(code)
 
+    @property
+    def ended_by(self) -> str | None:
+        """The signal that ended it, by name; None when it ended by itself, or runs."""
+        code = self._process.poll()
+        if code is None or code >= 0:
+            return None
+        return signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+
     def wait(self, seconds: float | None = None) -> int | None:
         """Waits for its end; None when that takes longer."""
         try:

@@ -29,9 +29,10 @@ from coldstream.serve.preparing import Prepared, prepared
 from coldstream.serve.program import Program
 from coldstream.serve.request import Request
 from coldstream.serve.warming import reads_of, said_after, said_before
-from coldstream.timeline import Machine, Recorder, Timeline, Timelines, timelines_of
+from coldstream.timeline import Exit, Machine, Recorder, Timeline, Timelines, timelines_of
 from coldstream.timeline.marks import metrics
 from coldstream.timeline.phases import clean
+from coldstream.timeline.text import ended_text
 from coldstream.units import format_bytes
 from coldstream.vllm.service import LoadService
 
@@ -134,11 +135,13 @@ def serve(
                 watcher.start()
                 with _watching_for_notice(child, start, over, say):
                     code = child.wait()
+                ended = time.monotonic()
                 over.set()
-                meter.not_started("cancelled" if child.signalled else "failed")
                 if ready.warm is not None:
                     ready.warm.cancel()
                 watcher.join(_WATCHER_SECONDS)
+                if not start.told.is_set():
+                    _not_started(child, start, kept, ended, say)
         finally:
             child.finish()
             # What the loads have done is not to be asked once they are closed.
@@ -177,6 +180,7 @@ class _Start:
     began: float
     began_at: datetime
     meter: Meter = field(default_factory=Meter)
+    told: threading.Event = field(default_factory=threading.Event)
 
 
 def _watch(
@@ -190,6 +194,7 @@ def _watch(
     """Waits until it answers, asks for a token, and tells; then publishes what it built."""
     ready = start.ready
     endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
+    # Asked for while there is nothing to do.
     here = _machine(ready.program)
     while not endpoint.answers():
         if over.wait(_HEALTH_SECONDS) or child.code is not None:
@@ -200,23 +205,11 @@ def _watch(
         _ask_first(endpoint, start)
         if child.code is not None:
             return
+    start.told.set()
     report, stream_stop = _streamed(start)
-    timeline = start.recorder.finish(
-        model=start.request.served_name,
-        began_at=start.began_at,
-        loader=start.request.loader,
-        vllm=ready.program.version,
-        machine=here,
-        report=report,
-        bundle=ready.warm.state.as_document() if ready.warm is not None else None,
-    )
+    timeline = _finished(start, report, here)
     start.meter.started(timeline)
-    path: str | None = None
-    try:
-        timeline = kept.keep(timeline)
-        path = str(kept.path(timeline.run))
-    except ColdstreamError as exc:
-        say(f"warning: the start's timeline is not kept: {exc.message}")
+    timeline, path = _kept(timeline, kept, say)
     on_started(
         Started(
             url=endpoint.url,
@@ -237,6 +230,49 @@ def _watch(
         if path is not None:
             with suppress(ColdstreamError):
                 kept.update(timeline.with_bundle(ready.warm.state.as_document()))
+
+
+def _not_started(child: Child, start: _Start, kept: Timelines, ended: float, say: Callable[[str], None]) -> None:
+    """Keeps what is known of a start that was not over: it is the one that somebody will ask about."""
+    # Its last lines are read by then.
+    child.finish()
+    cancelled, code = child.signalled > 0, child.code
+    assert code is not None
+    report, _ = _streamed(start)
+    exited = Exit(at=ended, code=code, signal=child.ended_by, cancelled=cancelled)
+    timeline = _finished(start, report, _machine(start.ready.program), exited)
+    assert timeline.ended is not None
+    start.meter.not_started(timeline.outcome, timeline.ended.phase)
+    if code == 0 and not cancelled:
+        # It was asked for its help, say: nothing went wrong.
+        return
+    timeline, path = _kept(timeline, kept, say)
+    if not cancelled:
+        say(f"vLLM {ended_text(timeline)}" + (f"   see: coldstream timeline {timeline.run}" if path else ""))
+
+
+def _finished(start: _Start, report: LoadReport | None, here: Machine, exited: Exit | None = None) -> Timeline:
+    ready = start.ready
+    return start.recorder.finish(
+        model=start.request.served_name,
+        began_at=start.began_at,
+        loader=start.request.loader,
+        vllm=ready.program.version,
+        machine=here,
+        report=report,
+        bundle=ready.warm.state.as_document() if ready.warm is not None else None,
+        exited=exited,
+    )
+
+
+def _kept(timeline: Timeline, kept: Timelines, say: Callable[[str], None]) -> tuple[Timeline, str | None]:
+    """The same under the name that it got, and where it lies; None when it could not be written."""
+    try:
+        timeline = kept.keep(timeline)
+    except ColdstreamError as exc:
+        say(f"warning: the start's timeline is not kept: {exc.message}")
+        return timeline, None
+    return timeline, str(kept.path(timeline.run))
 
 
 def _ask_first(endpoint: Endpoint, start: _Start) -> None:

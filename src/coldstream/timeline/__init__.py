@@ -17,7 +17,19 @@ from __future__ import annotations
 
 from coldstream.timeline.folder import Timelines, read, timelines_of
 from coldstream.timeline.phases import Phase, Span
-from coldstream.timeline.record import Machine, Stream, Timeline
-from coldstream.timeline.recorder import Recorder
+from coldstream.timeline.record import Ended, Machine, Stream, Timeline
+from coldstream.timeline.recorder import Exit, Recorder
 
-__all__ = ["Machine", "Phase", "Recorder", "Span", "Stream", "Timeline", "Timelines", "read", "timelines_of"]
+__all__ = [
+    "Ended",
+    "Exit",
+    "Machine",
+    "Phase",
+    "Recorder",
+    "Span",
+    "Stream",
+    "Timeline",
+    "Timelines",
+    "read",
+    "timelines_of",
+]

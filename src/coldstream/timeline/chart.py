@@ -120,7 +120,9 @@ def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
             _draw_phase(axes, phase, row, total)
         _draw_spans(axes, timeline, row, total)
         axes.text(0, row - 0.29, f"{label}   {_title(timeline)}".strip(), va="bottom", ha="left", fontsize=10)
+        # Whoever draws has left out those that did not answer.
         ready = timeline.ready_seconds
+        assert ready is not None
         axes.plot([ready, ready], [row - 0.28, row + 0.28], color=INK, linewidth=1.2)
         axes.text(
             timeline.seconds + 0.006 * total,

@@ -20,6 +20,8 @@ from coldstream.timeline.phases import clean
 from coldstream.timeline.record import RECORD_BYTES_MAX, RUN, Timeline, parse
 
 KEPT = 100
+# Of them, those that did not answer: a machine that tries again and again pushes no other out.
+ENDED_KEPT = 20
 
 
 class Timelines:
@@ -48,7 +50,7 @@ class Timelines:
             make_folders(self.folder)
             timeline = msgspec.structs.replace(timeline, run=self._reserved(timeline.run))
             self._write(timeline)
-            self._prune()
+            self._prune(ended=timeline.ended is not None)
         return timeline
 
     def update(self, timeline: Timeline) -> None:
@@ -122,8 +124,11 @@ class Timelines:
     def _write(self, timeline: Timeline) -> None:
         write_atomically(self.path(timeline.run), timeline.serialize(), staging=self.folder)
 
-    def _prune(self) -> None:
-        for run in self.runs()[KEPT:]:
+    def _prune(self, *, ended: bool) -> None:
+        surplus = self.runs()[KEPT:]
+        if ended:
+            surplus += [timeline.run for timeline in self.all() if timeline.ended is not None][ENDED_KEPT:]
+        for run in surplus:
             self.path(run).unlink(missing_ok=True)
 
 

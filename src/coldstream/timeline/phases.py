@@ -120,12 +120,13 @@ def clean(text: str) -> str:
     return re.sub(rf"[{_CONTROL}\ud800-\udfff]", "?", text)[:TEXT_MAX]
 
 
-def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown") -> list[Phase]:
+def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: float | None = None) -> list[Phase]:
     """Phases out of marks.
 
     Args:
         marks: Name to seconds since the command began.
         compiled: See `compile_caches`.
+        ended: When vLLM ended before the start was over, the same; then the last phase is the one that it ended in.
 
     Returns:
         They touch each other, and begin at 0.
@@ -143,7 +144,17 @@ def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown") -> list[
             found.append(_phase(missed, start, stop, compiled))
         missed.clear()
         start = stop
+    if ended is not None:
+        found.append(_last(missed[0] if missed else KINDS[-1], start, max(start, ended)))
     return found
+
+
+def _last(kind: Kind, start: float, stop: float) -> Phase:
+    """The phase that every start comes to next, of whose end no line tells: another may have begun in it."""
+    note = f"ended in it; {kind.note}"
+    if kind.mark == "args":
+        note += "; no line of vLLM's had come"
+    return Phase(name=kind.name, start=start, stop=stop, note=note, group=kind.group)
 
 
 def _expected(marks: Mapping[str, float]) -> Iterator[Kind]:

@@ -17,7 +17,9 @@ from msgspec import Meta
 from coldstream.errors import IntegrityError
 from coldstream.timeline.phases import Phase, Seconds, Span, Text, clean, named_share
 
-FORMAT = 1
+FORMAT = 2
+# Of a start that answered, so that every reader takes it.
+FORMAT_ANSWERED = 1
 RECORD_BYTES_MAX = 1 << 20
 RUN = r"[0-9]{8}-[0-9]{6}-[a-z0-9][a-z0-9.-]{0,79}"
 
@@ -69,6 +71,29 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     offline: bool = False
 
 
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a start ended that was not over.
+
+    Attributes:
+        outcome: "failed", or "cancelled" when somebody ended it through us.
+        seconds: Since the command began.
+        phase: That it ended in.
+        exit_code: Of vLLM, as a shell would tell it.
+        signal: That ended it, "SIGKILL"; None when it ended by itself.
+    """
+
+    outcome: Text
+    seconds: Seconds
+    phase: Text
+    exit_code: Annotated[int, Meta(ge=0, le=1 << 16)]
+    signal: Text | None = None
+
+    @property
+    def how(self) -> str:
+        """For people."""
+        return f"ended by {self.signal}" if self.signal else f"exit code {self.exit_code}"
+
+
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """One start.
 
@@ -80,7 +105,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         vllm: Its version; None when it could not be told.
         loader: How vLLM got the weights.
         machine: Where it ran.
-        ready_seconds: From the command to the first answer of `/health`.
+        ready_seconds: From the command to the first answer of `/health`; None when none came.
         first_token_seconds: From the command to the first token; None when none was asked for, or none came.
         phases: What the time went into; they touch each other from 0 to the end.
         spans: What ran beside them.
@@ -89,7 +114,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         bundle: What became of the caches; None when they were left alone.
         compile_caches: "loaded", "compiled", "none" or "unknown"; see `marks.compile_caches`.
         figures: What vLLM says of itself, from its lines and its metrics: name to number.
-        format: Of this record.
+        ended: How it ended before the start was over; None when it was. Such a start is compared with no other.
+        format: Of this record: 2 when it ended so, which a reader that knows only 1 refuses.
     """
 
     run: Annotated[str, Meta(pattern=rf"^{RUN}\Z")]
@@ -99,7 +125,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     vllm: Text | None
     loader: Text
     machine: Machine
-    ready_seconds: Seconds
+    ready_seconds: Seconds | None
     first_token_seconds: Seconds | None
     phases: Annotated[tuple[Phase, ...], Meta(max_length=100)]
     spans: Annotated[tuple[Span, ...], Meta(max_length=100)] = ()
@@ -108,7 +134,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     bundle: Annotated[dict[Text, Value], Meta(max_length=50)] | None = None
     compile_caches: Text = "unknown"
     figures: Annotated[dict[Text, Figure], Meta(max_length=100)] = {}
-    format: int = FORMAT
+    ended: Ended | None = None
+    format: int = FORMAT_ANSWERED
 
     def __post_init__(self) -> None:
         stop = 0.0
@@ -118,11 +145,18 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
             stop = phase.stop
         if self.began.tzinfo is None:
             raise ValueError("the time it began has no zone")
+        if self.ended is None and self.ready_seconds is None:
+            raise ValueError("it neither answered nor ended")
+
+    @property
+    def outcome(self) -> str:
+        """Whether it answered: "ok", or as `Ended` says."""
+        return "ok" if self.ended is None else self.ended.outcome
 
     @property
     def seconds(self) -> float:
         """From the command to the end of the last phase."""
-        return self.phases[-1].stop if self.phases else self.ready_seconds
+        return self.phases[-1].stop if self.phases else self.ready_seconds or 0.0
 
     @property
     def named_share(self) -> float:
@@ -141,7 +175,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     def document(self) -> dict[str, Any]:
         """For JSON; what is computed is in it for readers without this module."""
         found: dict[str, Any] = msgspec.to_builtins(self)
-        return found | {"named_share": self.named_share, "unnamed_seconds": self.unnamed_seconds}
+        computed = {
+            "outcome": self.outcome,
+            "named_share": self.named_share,
+            "unnamed_seconds": self.unnamed_seconds,
+        }
+        return found | computed
 
     def serialize(self) -> bytes:
         """The bytes of the file."""

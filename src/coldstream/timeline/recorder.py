@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from coldstream import __version__
 from coldstream.timeline import marks as lines
 from coldstream.timeline.phases import Span, clean, hidden_share, phases_of, waited_seconds
-from coldstream.timeline.record import Machine, Stream, Timeline, as_values, run_name
-from coldstream.timeline.verdict import verdicts
+from coldstream.timeline.record import FORMAT, FORMAT_ANSWERED, Ended, Machine, Stream, Timeline, as_values, run_name
+from coldstream.timeline.verdict import ending, verdicts
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -42,6 +43,23 @@ if TYPE_CHECKING:
 
         @property
         def offline(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How vLLM ended before its start was over.
+
+    Attributes:
+        at: When, by the clock of all other times.
+        code: As a shell would tell it.
+        signal: That ended it, by name; None when it ended by itself.
+        cancelled: Whether somebody ended it through us.
+    """
+
+    at: float
+    code: int
+    signal: str | None = None
+    cancelled: bool = False
 
 
 class Recorder:
@@ -125,8 +143,9 @@ class Recorder:
         machine: Machine,
         report: Report | None = None,
         bundle: Mapping[str, Any] | None = None,
+        exited: Exit | None = None,
     ) -> Timeline:
-        """What was collected. The mark "ready" is set.
+        """What was collected. The mark "ready" is set, or it is known how vLLM ended.
 
         Args:
             model: As it is served.
@@ -136,16 +155,30 @@ class Recorder:
             machine: Where it runs.
             report: Of the stream; None when there was none.
             bundle: What became of the caches.
+            exited: How vLLM ended before the start was over; None when it was.
         """
         with self._lock:
             marks, spans, figures = dict(self._marks), tuple(self._spans), dict(self._figures)
             compiled = lines.compile_caches(self._events, self._marks)
         # When it is ready all work of the start is done, whatever a late rank says.
-        end = marks["ready"]
+        stopped = None if exited is None else max(0.0, exited.at - self._began)
+        end = marks["ready"] if stopped is None else marks.get("ready", stopped)
         marks = {name: at if name == "first token" else min(at, end) for name, at in marks.items()}
-        phases = tuple(phases_of(marks, compiled=compiled))
+        phases = tuple(phases_of(marks, compiled=compiled, ended=stopped))
+        ended = None
+        if exited is not None and stopped is not None:
+            ended = Ended(
+                outcome="cancelled" if exited.cancelled else "failed",
+                seconds=stopped,
+                phase=phases[-1].name,
+                exit_code=exited.code,
+                signal=exited.signal,
+            )
         stream = None if report is None else _stream(report, spans, marks)
         loader = clean(loader)
+        said = verdicts(phases, spans, stream, loader=loader)
+        if ended is not None:
+            said = ending(ended, said[0] if stream is not None else None)
         return Timeline(
             run=run_name(began_at, model),
             model=clean(model),
@@ -154,15 +187,17 @@ class Recorder:
             vllm=None if vllm is None else clean(vllm),
             loader=loader,
             machine=machine,
-            ready_seconds=end,
+            ready_seconds=marks.get("ready"),
             first_token_seconds=marks.get("first token"),
             phases=phases,
             spans=tuple(sorted(spans, key=lambda span: (span.start, span.stop))),
-            verdict=tuple(clean(line) for line in verdicts(phases, spans, stream, loader=loader)),
+            verdict=tuple(map(clean, said)),
             stream=stream,
             bundle=None if bundle is None else as_values(bundle),
             compile_caches=compiled,
             figures=figures,
+            ended=ended,
+            format=FORMAT_ANSWERED if ended is None else FORMAT,
         )
 
 

@@ -97,7 +97,7 @@ def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | N
         url: Where it answers.
         columns: Width of the terminal; None where lines may have any length.
     """
-    said = [f"ready in {timeline.ready_seconds:.1f} s"]
+    said = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
     if timeline.first_token_seconds is not None:
         said.append(f"first token after {timeline.first_token_seconds:.1f} s")
     if url:
@@ -109,6 +109,12 @@ def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | N
     if columns is None:
         return lines
     return [part for line in lines for part in _wrapped(line, min(columns, COLUMNS_MAX))]
+
+
+def ended_text(timeline: Timeline) -> str:
+    """How a start ended that was not over; empty when it was."""
+    ended = timeline.ended
+    return "" if ended is None else f"{ended.outcome} after {ended.seconds:.1f} s, in {ended.phase}: {ended.how}"
 
 
 def bar(start: float, stop: float, total: float, *, columns: int) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coldstream.timeline.phases import UNNAMED, Phase, Span
-from coldstream.timeline.record import Stream
+from coldstream.timeline.record import Ended, Stream
 from coldstream.units import format_seconds
 
 # What is shorter is the noise of the lines' arrival.
 _NOTHING_SECONDS = 0.05
 
 
-def verdicts(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, *, loader: str) -> tuple[str, str]:
+def verdicts(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, *, loader: str) -> tuple[str, ...]:
     """The two lines.
 
     Args:
@@ -22,6 +22,22 @@ def verdicts(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | No
         loader: That was used.
     """
     return _weights(phases, spans, stream, loader), _start(phases)
+
+
+def ending(ended: Ended, weights: str | None) -> tuple[str, ...]:
+    """The lines of a start that was not over: where to look, rather than what took how long.
+
+    Args:
+        ended: How.
+        weights: The line of the weights; None when their stream was not over either.
+    """
+    if ended.outcome == "cancelled":
+        where = "it was ended through coldstream: Ctrl-C, a signal, or the cloud that takes the machine"
+    elif ended.signal == "SIGKILL":
+        where = "was it the out-of-memory killer? the kernel's log tells"
+    else:
+        where = "vLLM's own messages tell why"
+    return (where,) if weights is None else (where, weights)
 
 
 def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, loader: str) -> str:

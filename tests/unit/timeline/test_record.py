@@ -84,8 +84,8 @@ def test_no_bytes_end_the_reader(data: bytes) -> None:
 
 
 def test_a_newer_format_is_refused_and_newer_fields_are_not() -> None:
-    with pytest.raises(IntegrityError, match="format 2, and this coldstream reads up to 1"):
-        parse(changed(format=2, phases="something else"), where="here")
+    with pytest.raises(IntegrityError, match="format 3, and this coldstream reads up to 2"):
+        parse(changed(format=3, phases="something else"), where="here")
     assert parse(changed(novelty=[1, {"a": None}]), where="here") == streamed()
 
 
