@@ -15,6 +15,7 @@ from coldstream.env import Settings, load_settings
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, UnavailableError
 from coldstream.folder import model_folder, read_note
 from coldstream.loading import Options
+from coldstream.metrics.registry import Metrics
 from coldstream.vllm.service import FIRST, LoadService, ask
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -23,6 +24,7 @@ from tests.models import write_model
 from tests.servers.hub import FakeHub
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
+from tests.unit.metrics.loads import value
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,40 @@ def test_the_streamer_ends_when_the_last_rank_has_let_go(server: RangedServer, t
         assert not share.is_gone
         del held
         assert share.wait_until_gone(10)
+
+
+def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServer, tmp_path: Path) -> None:
+    """A server that reloads its weights again and again, scraped by nobody."""
+    uri = f"{server.url}/m"
+    with LoadService(uri, options=Options(settings=settings(tmp_path), metrics=False)) as loads:
+        counted = Metrics("m", uri=uri)
+        counted.follow(lambda: loads.loads, lambda: loads.failures)
+        loads.before_drop = counted.look
+        # Begun for one reader, and there are two.
+        first = loads.begin(consumers=2)
+        shares = []
+        for number in range(1, 7):
+            address = ask(loads.address, uri, str(number), consumers=1)
+            share = loads.loads[-1]
+            shares.append(share)
+            assert sum(1 for _ in coldstream.attach(address, framework="buffer"))
+            assert share.wait_until_gone(30)
+            assert repr(share._prepared.copy).endswith("closed)"), "the cached copy may be evicted at once"
+        assert first not in loads.loads
+        assert loads.loads == (shares[0], shares[-1]), "the first for its report, the newest until the next one"
+        assert loads.first is shares[0]
+        assert [*loads._given] == [FIRST, "6"]
+        assert shares[0].wait(0) is not None
+        # A rank that comes with a number that was let go of reads one of its own, as before.
+        assert sum(1 for _ in coldstream.attach(ask(loads.address, uri, "2", consumers=1), framework="buffer"))
+        assert loads.loads[-1].wait(30)
+        samples = counted.families(live=True)
+        labels = {"model": "m", "source": "https"}
+        ok = value(samples, "coldstream_loads_total", outcome="ok", verified="no", **labels) or 0
+        cut = value(samples, "coldstream_loads_total", outcome="cancelled", verified="unknown", **labels) or 0
+        # What was begun for two may have been fetched before it was given up.
+        assert (ok, cut) in {(7, 1), (8, 0)}
+        assert len(counted._followed) == len(loads.loads) == 2
 
 
 def test_what_the_service_refuses(server: RangedServer, tmp_path: Path) -> None:

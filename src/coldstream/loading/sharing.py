@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.env import load_settings
-from coldstream.errors import CancelledError, ColdstreamError, NotFoundError
+from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
 from coldstream.header import parse_header
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.counting import counted
@@ -61,6 +61,7 @@ class Share:
         self._uri, self._consumers, self._options = uri, consumers, options or Options()
         began = time.monotonic()
         self._bytes = 0
+        self._cached: str | None = None
         self._error: ColdstreamError | None = None
         self._finished = threading.Event()
         self._stopping = threading.Event()
@@ -142,7 +143,7 @@ class Share:
             consumers=self._consumers,
             seconds=found["seconds"],
             first_tensor_seconds=found["first_ready_seconds"] or 0.0,
-            cached=cached_now(self._owner, self._prepared),
+            cached=self._cached or cached_now(self._owner, self._prepared),
         )
 
     @property
@@ -190,6 +191,13 @@ class Share:
         if not self._finished.is_set():
             said = None if self._stopping.is_set() else last_words(owner)
             self._end(None if self._stopping.is_set() else error_of(said, self._uri))
+        if owner.gone:
+            # Nobody reads it any more: the cached copy may be evicted, whether `close` comes soon or never.
+            try:
+                self._cached = cached_now(owner, self._prepared)
+            except DiskError as exc:
+                self._cached = exc.message
+            self._prepared.close()
 
     def _end(self, error: ColdstreamError | None) -> None:
         """Says how it ended; without a report or an error it was cancelled. The first time counts."""

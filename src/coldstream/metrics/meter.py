@@ -47,7 +47,8 @@ class Meter:
         """Loads are counted from now on, whenever somebody looks.
 
         Args:
-            loads: Those that have begun, so far; asked in any thread.
+            loads: Those that have begun, so far; asked in any thread. After a `look` those that have ended may be
+                left out.
             failures: Why others could not begin.
         """
 

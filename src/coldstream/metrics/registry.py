@@ -68,9 +68,13 @@ class Metrics(Meter):
 
     def look(self) -> None:
         with self._lock:
-            for loads in self._loads:
-                for load in loads():
-                    self._followed.setdefault(id(load), _Followed(load))
+            there = {id(load): load for loads in self._loads for load in loads()}
+            # What is dropped has ended; another may get its id.
+            self._followed = {
+                key: followed for key, followed in self._followed.items() if key in there or not followed.ended
+            }
+            for key, load in there.items():
+                self._followed.setdefault(key, _Followed(load))
             for followed in self._followed.values():
                 if not followed.ended:
                     self._take(followed)

@@ -109,6 +109,7 @@ def serve(
 
     def on_service(service: LoadService) -> None:
         meter.follow(lambda: service.loads, lambda: service.failures)
+        service.before_drop = meter.look
 
     meter.starting()
     with prepared(request, settings, say=say, on_service=on_service) as ready:

@@ -19,6 +19,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class LoadService:
     Attributes:
         address: For `VARIABLE`.
         failures: Why loads could not begin, in their order.
+        before_drop: Called before `loads` lets go of those whose readers are gone; whoever counts looks once more.
     """
 
     def __init__(self, uri: str, *, options: Options) -> None:
@@ -67,6 +69,7 @@ class LoadService:
             options: Of each load.
         """
         self._uri, self._options = uri, options
+        self.before_drop: Callable[[], None] = lambda: None
         self._version: str | None = None
         self._lock = threading.Lock()
         self._given: dict[str, _Given] = {}
@@ -98,7 +101,10 @@ class LoadService:
 
     @property
     def loads(self) -> tuple[Share, ...]:
-        """Every load that has begun; none once this is closed. May be asked in any thread."""
+        """The loads that have begun and whose readers are not gone, the first and the newest in any case.
+
+        None once this is closed. May be asked in any thread.
+        """
         return tuple(self._every)
 
     def begin(self, *, consumers: int) -> Share:
@@ -170,7 +176,28 @@ class LoadService:
                     self._telling.append(sock)
         return list(found)
 
+    def _drop(self) -> None:
+        """Lets go of loads that all of their readers have read: a server that reloads has one every time.
+
+        The first one stays, for its report.
+        """
+        first = self._given.get(FIRST)
+        kept = first.share if first is not None else None
+        # Closed ones too: one that began before the number of its readers was known.
+        gone = [share for share in self._every if share is not kept and share.wait_until_gone(0)]
+        if not gone:
+            return
+        self.before_drop()
+        for share in gone:
+            share.close()
+        self._every = [share for share in self._every if share not in gone]
+        # Of one that went before all had come, the others must not begin another: it would wait for those that had.
+        for which, given in list(self._given.items()):
+            if given.share in gone and given.asked >= given.consumers:
+                del self._given[which]
+
     def _new_share(self, consumers: int) -> Share:
+        self._drop()
         try:
             share = Share(self._uri, consumers=consumers, options=self._options)
         except ColdstreamError as exc:
