@@ -73,13 +73,13 @@ def test_every_way_of_loading_counts_once(
     server: RangedServer, settings: Settings, file: Path, files: dict[str, bytes]
 ) -> None:
     uri, given = f"{server.url}/org/m", {"settings": settings, "cache": False}
-    found = coldstream.load(uri, **given)
+    made = {name: torch.empty_like(tensor) for name, tensor in coldstream.load(uri, **given).items()}
     assert loads(file, outcome="ok", verified="no") == 1
     drained(coldstream.stream(uri, framework="buffer", **given))
     assert loads(file, outcome="ok", verified="no") == 2
     module = torch.nn.Module()
-    for name, tensor in found.items():
-        module.register_buffer(name.replace(".", "_"), torch.empty_like(tensor))
+    for name, tensor in made.items():
+        module.register_buffer(name.replace(".", "_"), tensor)
     coldstream.load_into(module, uri, strict=False, **given)
     assert loads(file, outcome="ok", verified="no") == 3
     assert read(file, "coldstream_load_seconds_count", model=NAME) == 3
