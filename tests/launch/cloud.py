@@ -29,6 +29,8 @@ ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+# SkyPilot attaches policies that AWS itself manages.
+MOTO = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}
 _STEP_SECONDS = 0.5
 
 
@@ -57,7 +59,7 @@ def _client(region: str) -> Any:
 
 def start_api(log: Path) -> subprocess.Popen[bytes]:
     """Starts moto's server, with a network in each region that has a way out, as SkyPilot asks for."""
-    environ = {**os.environ, "MOTO_IAM_LOAD_AWS_MANAGED_POLICIES": "true"}
+    environ = {**os.environ, **MOTO}
     argv = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", ENDPOINT.rpartition(":")[2]]
     with log.open("wb") as output:
         process = subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
