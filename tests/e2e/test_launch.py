@@ -198,6 +198,44 @@ def test_gated_models_get_the_hub_s_token(command: Command, sky: FakeSky) -> Non
     assert not sky.calls("logs")
 
 
+CDN = {
+    "COLDSTREAM_CDN_HEADER": "X-Key: the-header-of-the-user",
+    "CF_ACCESS_CLIENT_ID": "the-client-of-the-user",
+    "CF_ACCESS_CLIENT_SECRET": "the-client-secret-of-the-user",
+}
+
+
+def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: Launches) -> None:
+    """R2_CDN_DOMAIN=… coldstream launch org/m --gpus L4:1 --yes; renew m; and as what cannot use it"""
+    command.environ |= CDN
+    # Without a domain they open nothing.
+    command.run(*UP, "--name", "without", "--no-wait")
+    command.environ["R2_CDN_DOMAIN"] = "models.example.com"
+    out, err = command.run(*UP, "--no-wait")
+    assert "  cdn       nodes read through https://models.example.com\n" in err
+    assert "does not end by itself: COLDSTREAM_CDN_HEADER, CF_ACCESS_CLIENT_ID, CF_ACCESS_CLIENT_SECRET" in err
+    command.run("launch", "renew", "m", "--yes")
+    before, *with_it = sky.calls("launch", "-y")
+    assert not {*CDN} & {*before["names"]}
+    assert len(with_it) == 2
+    for row in with_it:
+        assert {name: row["secrets"][name] for name in CDN} == {name: sha(value) for name, value in CDN.items()}
+        assert not [value for value in CDN.values() if value in json.dumps(row)]
+    file = launches.file("m").read_text()
+    assert yaml.safe_load(file)["envs"]["R2_CDN_DOMAIN"] == "https://models.example.com"
+    assert not [value for value in CDN.values() if value in out + err + file]
+    # Run:ai's loader speaks S3 alone.
+    found = command.json(*UP, "--name", "runai", "--loader", "runai", "--no-wait")
+    assert found["cdn"] is None
+    assert not {*CDN} & {*sky.calls("launch", "-y")[-1]["names"]}
+    del command.environ["COLDSTREAM_CDN_HEADER"]
+    err = command.run("launch", "renew", "m", "--yes", code=2)[1]
+    assert "COLDSTREAM_CDN_HEADER is not set, and the nodes of m open the CDN with it" in err
+    command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:9000"
+    assert "no node reaches the CDN there" in command.run(*UP, "--name", "x", code=2)[1]
+    assert "-c x " not in json.dumps(sky.calls())
+
+
 def test_a_service(command: Command, sky: FakeSky, launches: Launches) -> None:
     """coldstream launch org/m --gpus L4:1 --replicas 1..4 --yes"""
     out, err = command.run(*UP, "--replicas", "1..4")

@@ -60,6 +60,20 @@ def test_a_file_is_written_and_kept(command: Command) -> None:
     assert "R2_SECRET_KEY" in found["secrets"]
 
 
+def test_the_cdn_in_front(command: Command) -> None:
+    """R2_CDN_DOMAIN=… coldstream template org/m --gpus L4:2 --target k8s; the same with --loader runai."""
+    command.environ |= {"R2_CDN_DOMAIN": "models.example.com", "COLDSTREAM_CDN_HEADER": "X-Key: s3cr3t-of-the-user"}
+    found = command.json(*MODEL, "--target", "k8s")
+    assert found["cdn"] == "https://models.example.com"
+    assert found["secrets"][3] == "COLDSTREAM_CDN_HEADER"
+    assert "s3cr3t" not in json.dumps(found)
+    found = command.json(*MODEL, "--target", "k8s", "--loader", "runai")
+    assert found["cdn"] is None
+    assert "CDN" not in found["text"]
+    command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:9000"
+    assert "no other one reaches the CDN there" in command.run(*MODEL, "--target", "k8s")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -126,7 +126,7 @@ def up(
     launches = launches_of(settings)
     with _spinning(state, "SkyPilot looks for a machine"):
         # A dry run asks that the secrets are set, and not what they are.
-        sky = find_sky(settings, dict.fromkeys(_SECRETS, ""), named=program)
+        sky = find_sky(settings, dict.fromkeys((*_SECRETS, *_SOMETIMES), ""), named=program)
         plan = make_plan(
             found,
             wish,
@@ -278,6 +278,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     from coldstream.errors import UsageError
     from coldstream.launch import TTL_SECONDS_MAX, find_sky, launches_of, mint, parse_ttl
     from coldstream.launch import renew as renewed
+    from coldstream.origin.cdn import CDN_SECRETS
 
     settings = state.settings()
     launches = launches_of(settings)
@@ -294,6 +295,10 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     shared = _in_segments(state, record.model)
     keys = mint(settings, record.model, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     secrets = _secret_names(launches, name)
+    if lost := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
+        raise UsageError(
+            f"{lost[0]} is not set, and the nodes of {name} open the CDN with it", hint=f"set {' and '.join(lost)}"
+        )
     sky = find_sky(settings, _secrets(secrets, settings, keys, api_key), named=program)
     if not yes:
         confirm("restart" if record.kind == "node" else "update", name)
@@ -303,7 +308,8 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document={})
 
 
-_SECRETS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY", "COLDSTREAM_BUNDLE_KEY", "HF_TOKEN")
+_SECRETS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY", "COLDSTREAM_BUNDLE_KEY")
+_SOMETIMES = ("HF_TOKEN", "COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
 
 
 def _in_segments(state: State, name: str) -> bool:
@@ -327,9 +333,9 @@ def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
 
     try:
         asked = yaml.safe_load(launches.file(name).read_text())["secrets"]
-        return tuple(secret for secret in _SECRETS if secret in asked)
+        return tuple(secret for secret in (*_SECRETS, *_SOMETIMES) if secret in asked)
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return _SECRETS[:-1]
+        return _SECRETS
 
 
 @contextmanager
@@ -396,6 +402,7 @@ def _plan_lines(plan: Plan) -> list[str]:
     rows = [
         ("machine" if count == 1 else "machines", machine),
         ("weights", f"in {format_seconds(deployment.load_seconds)} at the least, {plan.limit}"),
+        *([("cdn", f"nodes read through {deployment.domain.url}")] if deployment.domain else []),
         ("policy", plan.policy),
         ("keys", _keys_text(plan)),
     ]
@@ -436,6 +443,8 @@ def _warnings(plan: Plan) -> list[str]:
         )
     if keys is not None and any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
         found.append("its weights are stored in segments, which models share: the keys open those of all models")
+    if names := plan.deployment.domain_secrets:
+        found.append(f"what opens the CDN goes along as it is, and does not end by itself: {', '.join(names)}")
     if plan.kind == "node" and plan.deployment.spot:
         found.append("a machine that is taken back is not replaced; --replicas 1 makes it a service, which does that")
     return found
@@ -502,6 +511,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "dollars_per_hour": plan.dollars_per_hour,
         "load_seconds": deployment.load_seconds,
         "limited_by": plan.limit,
+        "cdn": deployment.domain.url if deployment.domain else None,
         "policy": plan.policy,
         "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes} if keys else None,
         "warnings": _warnings(plan),

@@ -73,7 +73,7 @@ def render(
     """
     from coldstream import __version__
     from coldstream.paths import checked_name
-    from coldstream.template import Wish, bucket_of, deploy, parse_replicas
+    from coldstream.template import Wish, bucket_of, deploy, domain_of, parse_replicas
     from coldstream.template import render as rendered
     from coldstream.tune import Way, advise, parse_gpus, read_model
 
@@ -91,12 +91,14 @@ def render(
     )
     chosen = parse_gpus(gpus)
     settings = state.settings()
-    bucket = bucket_of(settings)
+    bucket, domain = bucket_of(settings), domain_of(settings, loader)
     way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud else None)
     advice = advise(read_model(checked_name(name), settings), chosen, way, context=max_model_len)
-    deployment = deploy(name, wish, advice, bucket, version=__version__)
+    deployment = deploy(name, wish, advice, bucket, domain=domain, version=__version__)
     if bucket.is_here:
         state.say(f"{bucket.endpoint} is this machine: no other one reaches the bucket there")
+    if domain is not None and domain.is_here:
+        state.say(f"{domain.url} is this machine: no other one reaches the CDN there")
     text = rendered(deployment)
     if output is None:
         state.show(_document(deployment, text, None), text.rstrip("\n"))
@@ -154,6 +156,7 @@ def _document(deployment: Deployment, text: str, output: Path | None) -> dict[st
         "gpus": str(deployment.gpus),
         "flags": list(deployment.flags),
         "connections": deployment.connections,
+        "cdn": deployment.domain.url if deployment.domain else None,
         "secrets": [*deployment.needed_secrets, *deployment.other_secrets],
         "file": str(output) if output else None,
         "text": text,

@@ -10,7 +10,7 @@ from coldstream.errors import UsageError
 from coldstream.launch.credentials import Credentials
 from coldstream.launch.plan import TARGETS, Plan, checked_launch_name, secret_flags
 from coldstream.launch.sky import NAME_MAX, Offer, Sky, parse_offers, refusal
-from coldstream.template import Bucket, Deployment, Wish, bucket_of, deploy, render
+from coldstream.template import Deployment, Wish, bucket_of, deploy, domain_of, render
 from coldstream.tune import Advice, Gpus, Model, Way, advise
 
 
@@ -32,7 +32,7 @@ def make_plan(
         model: As it lies in the bucket.
         wish: What is asked for; its target is one of `TARGETS`' values.
         gpus: In each machine.
-        settings: Where the bucket is.
+        settings: Where the bucket is, and the CDN in front of it.
         sky: Which is given secrets by the same names, that may be empty here.
         name: For the launch; None: after the model.
         credentials: The nodes' keys, or None before they are made.
@@ -40,26 +40,37 @@ def make_plan(
         context: See `fit`.
 
     Raises:
-        UsageError: The model does not fit, the wish contradicts itself, no node reaches the bucket, or SkyPilot finds
-            no such machine.
+        UsageError: The model does not fit, the wish contradicts itself, no node reaches the bucket or its CDN, or
+            SkyPilot finds no such machine.
+        ConfigError: Bucket or CDN are configured badly.
         ColdstreamError: SkyPilot fails.
     """
     kind = next(kind for kind, target in TARGETS.items() if target == wish.target)
-    bucket = bucket_of(settings)
+    bucket, domain = bucket_of(settings), domain_of(settings, wish.loader)
     if bucket.is_here:
         raise UsageError(
             f"{bucket.endpoint} is this machine: no node reaches the bucket there",
             hint="name an endpoint that they reach",
         )
+    if domain is not None and domain.is_here:
+        raise UsageError(
+            f"{domain.url} is this machine: no node reaches the CDN there",
+            hint="name a domain that they reach in R2_CDN_DOMAIN, or take it out",
+        )
     # AWS caps what goes to other networks: a bucket of its own is none.
     elsewhere = bucket.endpoint is not None
     way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud and elsewhere else None)
-    first = _deployment(model, wish, gpus, bucket, way, version=version, context=context)[0]
+
+    def deployed(way: Way) -> tuple[Deployment, Advice]:
+        advice = advise(model, gpus, way, context=context)
+        return deploy(model.name, wish, advice, bucket, domain=domain, version=version), advice
+
+    first, _ = deployed(way)
     found = checked_launch_name(name or first.slug[:NAME_MAX].rstrip("-"))
     offer = _offer(sky, first)
     if offer is not None:
         way = Way(cloud=offer.cloud if elsewhere else None, cores=offer.cores)
-    deployment, advice = _deployment(model, wish, gpus, bucket, way, version=version, context=context)
+    deployment, advice = deployed(way)
     tuned = next(tuned for tuned in advice.loaders if tuned.loader == wish.loader)
     return Plan(
         name=found,
@@ -69,13 +80,6 @@ def make_plan(
         offer=offer,
         credentials=credentials,
     )
-
-
-def _deployment(
-    model: Model, wish: Wish, gpus: Gpus, bucket: Bucket, way: Way, *, version: str, context: int | None
-) -> tuple[Deployment, Advice]:
-    advice = advise(model, gpus, way, context=context)
-    return deploy(model.name, wish, advice, bucket, version=version), advice
 
 
 def _offer(sky: Sky, deployment: Deployment) -> Offer | None:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
+from coldstream.origin.cdn import CDN_SECRETS
 
 TESTED = "0.14.1"
 INSTALL = f'uv tool install "skypilot[aws]=={TESTED}"'
@@ -42,6 +43,7 @@ _OURS = (
     "COLDSTREAM_BUNDLE_KEY",
     "HF_TOKEN",
     "VLLM_API_KEY",
+    *CDN_SECRETS,
 )
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _AWS_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")

@@ -12,10 +12,12 @@ from coldstream.template.deployment import (
     TARGETS,
     Bucket,
     Deployment,
+    Domain,
     Replicas,
     Wish,
     bucket_of,
     deploy,
+    domain_of,
     parse_replicas,
 )
 from coldstream.template.render import render
@@ -25,12 +27,14 @@ __all__ = [
     "TARGETS",
     "Bucket",
     "Deployment",
+    "Domain",
     "Finding",
     "Replicas",
     "Wish",
     "bucket_of",
     "check",
     "deploy",
+    "domain_of",
     "parse_replicas",
     "render",
 ]

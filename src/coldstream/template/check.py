@@ -38,7 +38,8 @@ RULES = {
     "key-twice": "keep it among the secrets",
 }
 _KEY_NAME = (
-    r"(?:[A-Z][A-Z0-9]*_)*(?:SECRET|TOKEN|PASSWORD|API_KEY|(?:SECRET_)?ACCESS_KEY(?:_ID)?|SECRET_KEY|BUNDLE_KEY)"
+    r"(?:[A-Z][A-Z0-9]*_)*(?:SECRET|TOKEN|PASSWORD|API_KEY|(?:SECRET_)?ACCESS_KEY(?:_ID)?|SECRET_KEY|BUNDLE_KEY"
+    r"|ACCESS_CLIENT_ID|CDN_HEADER)"
 )
 # Not `${NAME:-…}`, which is a shell's.
 _ASSIGNED = re.compile(

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from coldstream.env import Settings
 from coldstream.errors import UsageError
+from coldstream.origin.cdn import CDN_SECRETS, cdn_of
 from coldstream.paths import checked_name
 from coldstream.tune import Advice, Gpus, smallest
 from coldstream.units import GIB, format_bytes
@@ -81,8 +82,25 @@ class Bucket:
     @property
     def is_here(self) -> bool:
         """Whether the endpoint is this very machine, which no node reaches."""
-        host = urlsplit(self.endpoint or "").hostname or ""
-        return host in {"localhost", "::1"} or host.startswith("127.")
+        return _is_here(self.endpoint or "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """The CDN in front of the bucket, which nodes read weights through.
+
+    Attributes:
+        url: Scheme and host.
+        secrets: Names of those that it asks for; empty when it is public.
+    """
+
+    url: str
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this very machine, which no node reaches."""
+        return _is_here(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +146,7 @@ class Deployment:
         connections: At most.
         memory_bytes: Of Run:ai's buffer; None with our loader, which takes what is free.
         bucket: Where the weights are.
+        domain: The CDN that they are read through; None: from the bucket alone.
         disk_gib: That a machine needs.
         start_seconds: That a first start may take, from a machine that runs to one that answers.
         load_seconds: The prediction for the weights, for people.
@@ -144,6 +163,7 @@ class Deployment:
     connections: int
     memory_bytes: int | None
     bucket: Bucket
+    domain: Domain | None
     disk_gib: int
     start_seconds: int
     load_seconds: float
@@ -175,12 +195,17 @@ class Deployment:
     @property
     def environment(self) -> Mapping[str, str]:
         """Variables that are no secret."""
-        return self.bucket.environment
+        return self.bucket.environment | ({"R2_CDN_DOMAIN": self.domain.url} if self.domain else {})
 
     @property
     def needed_secrets(self) -> tuple[str, ...]:
-        """Names of those without which it does not run, or would be open to anybody."""
-        return ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY")
+        """Names of those without which it does not run as planned, or would be open to anybody."""
+        return ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY", *self.domain_secrets)
+
+    @property
+    def domain_secrets(self) -> tuple[str, ...]:
+        """Of these, the names of those that open the CDN."""
+        return self.domain.secrets if self.domain else ()
 
     @property
     def other_secrets(self) -> tuple[str, ...]:
@@ -237,7 +262,22 @@ def bucket_of(settings: Settings) -> Bucket:
     return Bucket(uri=uri, endpoint=settings.endpoint(), region=settings.region)
 
 
-def deploy(name: str, wish: Wish, advice: Advice, bucket: Bucket, *, version: str) -> Deployment:
+def domain_of(settings: Settings, loader: str) -> Domain | None:
+    """The CDN that is configured, without its secrets' values; None without one, or when the loader cannot use it.
+
+    Raises:
+        ConfigError: It is configured badly.
+    """
+    # Run:ai's loader speaks S3 alone.
+    cdn = cdn_of(settings) if loader == "coldstream" else None
+    if cdn is None:
+        return None
+    return Domain(url=cdn.url, secrets=tuple(name for name in CDN_SECRETS if settings.get(name)))
+
+
+def deploy(
+    name: str, wish: Wish, advice: Advice, bucket: Bucket, *, domain: Domain | None = None, version: str
+) -> Deployment:
     """Checks that a wish can be fulfilled, and adds what follows from the model.
 
     Args:
@@ -245,6 +285,7 @@ def deploy(name: str, wish: Wish, advice: Advice, bucket: Bucket, *, version: st
         wish: What was asked for.
         advice: For this model on those GPUs.
         bucket: Where the weights are.
+        domain: The CDN in front of it, see `domain_of`.
         version: Of coldstream, to be installed.
 
     Raises:
@@ -270,6 +311,7 @@ def deploy(name: str, wish: Wish, advice: Advice, bucket: Bucket, *, version: st
         connections=tuned.connections,
         memory_bytes=tuned.memory_bytes if wish.loader == "runai" else None,
         bucket=bucket,
+        domain=domain,
         # The cache takes half of its file system at most.
         disk_gib=_rounded(_DISK_GIB + 2 * copy_gib, 10),
         start_seconds=_rounded(_START_SECONDS + install + 4 * seconds, 60),
@@ -310,6 +352,11 @@ def _check(wish: Wish) -> None:
             raise UsageError(f"{text[:60]!r} is no {what}", hint="see: coldstream template render --help")
     if wish.command is not None and not all(char.isprintable() or char == "\n" for char in wish.command):
         raise UsageError("the command holds characters that cannot be shown", hint="put it into a script")
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _slug(name: str) -> str:

@@ -14,7 +14,7 @@ from coldstream.launch.plan import checked_launch_name, renewal, secret_flags
 from coldstream.template import Wish, parse_replicas
 from coldstream.tune import parse_gpus
 from tests.unit.launch.scripted import ScriptedSky
-from tests.unit.template.deployments import R2, deployment
+from tests.unit.template.deployments import CLOSED, R2, deployment
 from tests.unit.tune.models import EIGHT, SEVENTY
 
 MODEL = replace(EIGHT, name="org/Llama-3.1-8B")
@@ -71,6 +71,22 @@ def test_secrets_are_named_and_no_more(kind: str, verbs: tuple[str, ...]) -> Non
     assert "HF_TOKEN" in made(kind, fallback="hf").secrets
     for secret in ("s3cr3t", "t0k3n"):
         assert secret not in " ".join(arguments) + repr(plan)
+
+
+@pytest.mark.parametrize("kind", ["node", "service", "job"])
+def test_what_opens_the_cdn_is_named_too(kind: str) -> None:
+    assert {*CLOSED.secrets} < {*made(kind, domain=CLOSED).secrets}
+
+
+def test_the_cdn_is_the_nodes_too() -> None:
+    values = {"R2_CDN_DOMAIN": "models.example.com", "COLDSTREAM_CDN_HEADER": "X-Key: s3cr3t"}
+    plan, sky = planned(values=values)
+    assert plan.deployment.environment["R2_CDN_DOMAIN"] == "https://models.example.com"
+    assert " --secret COLDSTREAM_CDN_HEADER" in sky.asked[0]
+    assert "s3cr3t" not in sky.asked[0] + repr(plan)
+    assert planned(values=values, loader="runai")[0].deployment.domain is None
+    with pytest.raises(UsageError, match="no node reaches the CDN there"):
+        planned(values={"R2_CDN_DOMAIN": "http://localhost:9000"})
 
 
 def test_prices() -> None:

@@ -131,6 +131,9 @@ OWN = {
     "COLDSTREAM_BUNDLE_KEY": "e" * 32,
     "HF_TOKEN": "f",
     "VLLM_API_KEY": "g",
+    "COLDSTREAM_CDN_HEADER": "X-Key: k",
+    "CF_ACCESS_CLIENT_ID": "l",
+    "CF_ACCESS_CLIENT_SECRET": "m",
 }
 AWS_KEYS = {"AWS_ACCESS_KEY_ID": "h", "AWS_SECRET_ACCESS_KEY": "i", "AWS_SESSION_TOKEN": "j"}
 OTHERS = {"PATH": "/bin", "HOME": "/root", "GOOGLE_APPLICATION_CREDENTIALS": "/g.json", "AWS_PROFILE": "sky"}

@@ -56,6 +56,8 @@ CASES = [
     ("inline-secret", "yaml", "env:\n  - VLLM_API_KEY=abc\n", 2, "env:\n  - VLLM_API_KEY\n"),
     ("inline-secret", "yaml", "secrets: {VLLM_API_KEY: abc}\n", 1, "secrets: {VLLM_API_KEY: null}\n"),
     ("inline-secret", "yaml", "env:\n- name: HF_TOKEN\n  value: abc\n", 3, "env:\n- name: HF_TOKEN\n  valueFrom: {}\n"),
+    ("inline-secret", "env", "COLDSTREAM_CDN_HEADER='X-Key: abc'\n", 1, "R2_CDN_DOMAIN=models.example.com\n"),
+    ("inline-secret", "env", "CF_ACCESS_CLIENT_ID=abc\n", 1, "CF_ACCESS_CLIENT_ID=${ID}\n"),
     ("inline-secret", "sh", "x --api-key abc\n", 1, "x --api-key $KEY\n"),
     ("inline-secret", "txt", "it is hf_" + "a1" * 17 + "\n", 1, "it is hf_token\n"),
     ("inline-secret", "py", 'HF_TOKEN = "abc"\n', 1, 'HF_TOKEN = os.environ["HF_TOKEN"]\n# HF_TOKEN = "abc"\n'),

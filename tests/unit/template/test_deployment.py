@@ -7,7 +7,7 @@ import pytest
 
 from coldstream.env import load_settings
 from coldstream.errors import ConfigError, UsageError
-from coldstream.template import TARGETS, Bucket, Replicas, bucket_of, parse_replicas
+from coldstream.template import TARGETS, Bucket, Domain, Replicas, bucket_of, domain_of, parse_replicas
 from coldstream.template.deployment import IMAGE, VLLM_VERSION
 from coldstream.vllm.versions import version_warning
 from tests.unit.template.deployments import AWS, R2, SEVENTY, deployment
@@ -131,3 +131,36 @@ def test_no_value_of_a_secret_is_kept() -> None:
     }
     made = deployment("sky", bucket=bucket_of(load_settings(environ=environ)))
     assert not [value for name, value in environ.items() if "KEY" in name and value in repr(made)]
+
+
+CDN = {
+    "R2_CDN_DOMAIN": "Models.Example.com",
+    "COLDSTREAM_CDN_HEADER": "X-Key: the-header-s-value",
+    "CF_ACCESS_CLIENT_ID": "the-client",
+    "CF_ACCESS_CLIENT_SECRET": "the-client-s-secret",
+}
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("COLDSTREAM_CDN_HEADER",), ("CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET"), tuple(CDN)[1:]]
+)
+def test_the_cdn_and_the_names_of_what_opens_it(names: tuple[str, ...]) -> None:
+    environ = {name: CDN[name] for name in ("R2_CDN_DOMAIN", *names)}
+    found = domain_of(load_settings(environ=environ), "coldstream")
+    assert found == Domain(url="https://models.example.com", secrets=names)
+    assert domain_of(load_settings(environ=environ), "runai") is None
+    made = deployment("sky", domain=found)
+    assert made.needed_secrets == ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY", *names)
+    assert not [value for name, value in environ.items() if name in names and value in repr(made)]
+
+
+def test_no_cdn() -> None:
+    without = {name: value for name, value in CDN.items() if name != "R2_CDN_DOMAIN"}
+    assert domain_of(load_settings(environ=without), "coldstream") is None
+    half = {name: value for name, value in CDN.items() if name != "CF_ACCESS_CLIENT_ID"}
+    with pytest.raises(ConfigError, match="CF_ACCESS_CLIENT_ID is not"):
+        domain_of(load_settings(environ=half), "coldstream")
+    # What the loader cannot use is nobody's fault.
+    assert domain_of(load_settings(environ=half), "runai") is None
+    assert Domain(url="http://127.0.0.1:9000").is_here
+    assert not Domain(url="https://models.example.com").is_here

@@ -17,7 +17,7 @@ import yaml
 
 from coldstream.env import VARIABLES
 from coldstream.template import TARGETS, Deployment, render
-from tests.unit.template.deployments import AWS, GOLDEN, SEVENTY, deployment
+from tests.unit.template.deployments import AWS, CLOSED, GOLDEN, OPEN, SEVENTY, deployment
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "tests/golden/template"
@@ -32,6 +32,8 @@ def variants() -> dict[str, Deployment]:
     for target in TARGETS:
         found[f"{target}-runai"] = deployment(target, loader="runai", bucket=AWS, port=8000)
         found[f"{target}-large"] = deployment(target, model=SEVENTY, gpus="H200:2", fallback="hf")
+        found[f"{target}-domain"] = deployment(target, domain=OPEN)
+        found[f"{target}-closed-domain"] = deployment(target, domain=CLOSED, fallback="hf")
         if target in {"sky", "sky-serve", "sky-job", "dstack"}:
             found[f"{target}-bare"] = deployment(target, image=None, cloud="gcp/us-central1", spot=False)
         if target in {"sky-serve", "dstack"}:
@@ -75,6 +77,33 @@ def test_it_reads_well(name: str) -> None:
     assert ("HF_TOKEN" in text) == (made.wish.fallback == "hf")
     for variable in made.environment:
         assert variable in VARIABLES
+    assert ("R2_CDN_DOMAIN" in text) == (made.domain is not None)
+
+
+def given(made: Deployment) -> dict[str, Any]:
+    """What a file gives its server: variable to value, of a secret to what the target takes for its name."""
+    read = next(yaml.safe_load_all(render(made)))
+    if made.wish.target.startswith("sky"):
+        return read["envs"] | read["secrets"]
+    if made.wish.target == "dstack":
+        return dict(entry.split("=", 1) if "=" in entry else (entry, None) for entry in read["env"])
+    if made.wish.target == "compose":
+        return dict(read["services"]["vllm"]["environment"])
+    pod = read["spec"]["template"]
+    variables = pod.get("spec", pod)["containers"][0]["env"]
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in variables}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_opens_the_cdn_is_handed_over_as_the_bucket_s_keys_are(target: str) -> None:
+    found = given(deployment(target, domain=CLOSED))
+    assert found["R2_CDN_DOMAIN"] == "https://models.example.com"
+    own = json.dumps(found["R2_SECRET_KEY"])
+    for name in CLOSED.secrets:
+        assert json.dumps(found[name]) == own.replace("R2_SECRET_KEY", name)
+    public = given(deployment(target, domain=OPEN))
+    assert {*found} - {*public} == {*CLOSED.secrets}
+    assert {*public} - {*given(deployment(target))} == {"R2_CDN_DOMAIN"}
 
 
 def validated(python: Path, script: str, names: list[str], folder: Path, make: str) -> str:
