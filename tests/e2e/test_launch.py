@@ -28,13 +28,14 @@ from tests.e2e.command import Command
 from tests.e2e.test_tune import CONFIG
 from tests.models import write_model
 from tests.servers.fake_sky import FakeSky, fake_sky
-from tests.servers.r2 import SECRET_KEY, FakeR2, r2
+from tests.servers.r2 import SECRET_KEY, FakeR2, cloudflare, keys_of, r2
 from tests.servers.stores import S3Server, fault_proxy
 from tests.unit.timeline.starts import streamed
 from tests.unit.tune.models import SEVENTY
 
 LAUNCH = ("launch", "org/m", "--gpus", "L4:1")
 UP = (*LAUNCH, "--yes")
+KEYS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN")
 TOKENS = {
     "CLOUDFLARE_API_TOKEN": "cloudflare-token-of-the-user",
     "HF_TOKEN": "hf_token-of-the-user",
@@ -279,6 +280,48 @@ def test_a_dry_run_leaves_nothing(command: Command, sky: FakeSky, launches: Laun
     assert {value for row in sky.calls() for value in row["secrets"].values()} == {sha("")}
     assert not launches.folder.exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"skypilot", "cache", "hf", "default-cache"}
+
+
+def test_keys_are_made_for_whoever_agrees(
+    command: Command, sky: FakeSky, launches: Launches, stocked: tuple[FakeR2, S3Server, str]
+) -> None:
+    """coldstream launch org/m --gpus L4:1 --credentials api, with --dry-run, unanswered, and with --yes; renew m"""
+    double, _, bucket = stocked
+    own = command.environ["R2_SECRET_KEY"]
+    issued = (*LAUNCH, "--credentials", "api")
+    with cloudflare(double) as api:
+        command.environ |= api.environ()
+        # Keys that are temporary themselves leave the API as the only way.
+        command.environ |= dict(
+            zip(KEYS, keys_of(double.token(bucket, [""], scope="object-read-write")).values(), strict=True)
+        )
+        for dry in ((*issued, "--dry-run"), (*LAUNCH, "--dry-run")):
+            found = command.json(*dry)
+            assert found["keys"]["how"] == "issued"
+            assert found["keys"]["expires"] == pytest.approx(time.time() + 86400, abs=60)
+        command.environ |= {"R2_SECRET_KEY": own, "R2_SESSION_TOKEN": ""}
+        assert "issued, read org/m alone, end " in command.run(*issued, code=2)[1]
+        assert api.requests == []
+        assert not launches.folder.exists()
+        command.run(*issued, "--yes", "--no-wait")
+        assert len(api.requests) == 1
+        assert "without being told to" in command.run("launch", "renew", "m", code=2)[1]
+        assert len(api.requests) == 1
+        # Whoever agrees and gets none has launched nothing, and lost nothing.
+        command.environ["CLOUDFLARE_API_TOKEN"] = "another-token-of-some-length"
+        command.run(*issued, "--name", "x", "--yes", code=12)
+        command.run("launch", "renew", "m", "--yes", code=12)
+    assert [launch.name for launch in launches.all()] == ["m"]
+    assert launches.api_key("x") is None
+    assert len(sky.calls("launch", "-y")) == 1
+
+
+def test_skypilot_says_its_version_once(command: Command, sky: FakeSky) -> None:
+    """coldstream launch org/m --gpus L4:1 --yes --no-wait; renew m"""
+    command.run(*UP, "--no-wait")
+    assert sky.versions_asked() == 1
+    command.run("launch", "renew", "m", "--yes")
+    assert sky.versions_asked() == 2
 
 
 def test_a_name_is_taken_once(command: Command, sky: FakeSky, launches: Launches) -> None:

@@ -95,9 +95,21 @@ def up(
 
     The API's key is VLLM_API_KEY; without it one is made, and kept in a file that only you can read.
     """
+    from dataclasses import replace
+
     from coldstream import __version__
     from coldstream.errors import UsageError
-    from coldstream.launch import TARGETS, find_sky, launch, launches_of, make_plan, mint, parse_ttl, refuse_second
+    from coldstream.launch import (
+        TARGETS,
+        find_sky,
+        launch,
+        launches_of,
+        make_plan,
+        mint,
+        parse_ttl,
+        refuse_second,
+        terms_of,
+    )
     from coldstream.paths import checked_name
     from coldstream.template import Replicas, Wish, parse_replicas
     from coldstream.tune import parse_gpus, read_model
@@ -119,22 +131,21 @@ def up(
     chosen, seconds = parse_gpus(gpus), parse_ttl(ttl or _TTL[kind])
     settings = state.settings()
     found = read_model(checked_name(model), settings)
-    keys = None
-    if not dry_run or how != "api":
-        shared = _in_segments(state, found.name)
-        keys = mint(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    shared = _in_segments(state, found.name)
+    terms = terms_of(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     launches = launches_of(settings)
     with _spinning(state, "SkyPilot looks for a machine"):
+        sky = find_sky(settings, named=program)
         # A dry run asks that the secrets are set, and not what they are.
-        sky = find_sky(settings, dict.fromkeys((*_SECRETS, *_SOMETIMES), ""), named=program)
+        nothing = sky.having(settings, dict.fromkeys((*_SECRETS, *_SOMETIMES), ""))
         plan = make_plan(
             found,
             wish,
             chosen,
             settings,
-            sky,
+            nothing,
             name=name,
-            credentials=keys,
+            keys=terms,
             version=__version__,
             context=max_model_len,
         )
@@ -146,11 +157,12 @@ def up(
     refuse_second(kind, plan.name, sky, launches)
     if not yes:
         confirm("launch", plan.name)
-    assert keys is not None
+    keys = mint(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    plan = replace(plan, keys=keys.terms)
     # Of an earlier one of this name, which is over: its key would pass for this one's.
     launches.forget(plan.name)
     api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
-    sky = find_sky(settings, _secrets(plan.secrets, settings, keys, api_key), named=program)
+    sky = sky.having(settings, _secrets(plan.secrets, settings, keys, api_key))
     with _telling(state) as telling:
         launched = launch(plan, sky, launches, telling, api_key=api_key, wait=not no_wait)
     _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document=_plan_document(plan))
@@ -276,7 +288,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     import msgspec
 
     from coldstream.errors import UsageError
-    from coldstream.launch import TTL_SECONDS_MAX, find_sky, launches_of, mint, parse_ttl
+    from coldstream.launch import TTL_SECONDS_MAX, find_sky, launches_of, mint, parse_ttl, terms_of
     from coldstream.launch import renew as renewed
     from coldstream.origin.cdn import CDN_SECRETS
 
@@ -293,16 +305,19 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     seconds = parse_ttl(ttl) if ttl else min(TTL_SECONDS_MAX, record.ttl_seconds or TTL_SECONDS_MAX)
     how = "api" if record.keys == "issued" else "auto"
     shared = _in_segments(state, record.model)
-    keys = mint(settings, record.model, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    terms_of(settings, record.model, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     secrets = _secret_names(launches, name)
     if lost := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
         raise UsageError(
             f"{lost[0]} is not set, and the nodes of {name} open the CDN with it", hint=f"set {' and '.join(lost)}"
         )
-    sky = find_sky(settings, _secrets(secrets, settings, keys, api_key), named=program)
+    sky = find_sky(settings, named=program)
     if not yes:
         confirm("restart" if record.kind == "node" else "update", name)
-    record = msgspec.structs.replace(record, keys=keys.how, ttl_seconds=seconds, expires=keys.expires_at)
+    keys = mint(settings, record.model, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    sky = sky.having(settings, _secrets(secrets, settings, keys, api_key))
+    terms = keys.terms
+    record = msgspec.structs.replace(record, keys=terms.how, ttl_seconds=seconds, expires=terms.expires_at)
     with _telling(state) as telling:
         launched = renewed(record, sky, launches, telling, secrets=secrets, api_key=api_key)
     _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document={})
@@ -421,9 +436,7 @@ def _price_text(plan: Plan) -> str:
 
 
 def _keys_text(plan: Plan) -> str:
-    keys = plan.credentials
-    if keys is None:
-        return "issued by Cloudflare when it is launched"
+    keys = plan.keys
     if keys.how == "own":
         return "your own, as they are"
     return f"{keys.how}, read {plan.deployment.model} alone, end {_moment(keys.expires_at)}"
@@ -433,15 +446,15 @@ def _warnings(plan: Plan) -> list[str]:
     from coldstream.mirror.pool import ROOT as SEGMENTS
 
     found = []
-    keys = plan.credentials
-    if keys is not None and keys.how == "own":
+    keys = plan.keys
+    if keys.how == "own":
         found.append("the machines get your own keys, with all that they may do: make some that read this bucket alone")
-    if plan.kind == "service" and keys is not None and keys.expires_at is not None:
+    if plan.kind == "service" and keys.expires_at is not None:
         found.append(
             f"replicas that start after {_moment(keys.expires_at)} cannot read the bucket; "
             f"before that, run: coldstream launch renew {plan.name}"
         )
-    if keys is not None and any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
+    if any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
         found.append("its weights are stored in segments, which models share: the keys open those of all models")
     if names := plan.deployment.domain_secrets:
         found.append(f"what opens the CDN goes along as it is, and does not end by itself: {', '.join(names)}")
@@ -499,7 +512,7 @@ def _phase_text(phase: Any) -> str:
 def _plan_document(plan: Plan) -> dict[str, Any]:
     from dataclasses import asdict
 
-    keys, deployment = plan.credentials, plan.deployment
+    keys, deployment = plan.keys, plan.deployment
     return {
         "name": plan.name,
         "kind": plan.kind,
@@ -513,7 +526,7 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "limited_by": plan.limit,
         "cdn": deployment.domain.url if deployment.domain else None,
         "policy": plan.policy,
-        "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes} if keys else None,
+        "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes},
         "warnings": _warnings(plan),
     }
 

@@ -12,7 +12,7 @@ state         what became of it: its state, where it answers, what its machines 
 
 from __future__ import annotations
 
-from coldstream.launch.credentials import TTL_SECONDS_MAX, Credentials, mint, parse_ttl
+from coldstream.launch.credentials import TTL_SECONDS_MAX, Credentials, Terms, mint, parse_ttl, terms_of
 from coldstream.launch.plan import TARGETS, Plan, secret_flags
 from coldstream.launch.planning import make_plan
 from coldstream.launch.record import Launch, Launches, launches_of
@@ -39,6 +39,7 @@ __all__ = [
     "Plan",
     "Sky",
     "Telling",
+    "Terms",
     "endpoint",
     "find_sky",
     "launch",
@@ -52,5 +53,6 @@ __all__ = [
     "secret_flags",
     "states",
     "take_down",
+    "terms_of",
     "words",
 ]

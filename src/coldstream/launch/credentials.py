@@ -39,6 +39,22 @@ How = Literal["auto", "sign", "api", "own"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a node's keys are, or will be. No secret.
+
+    Attributes:
+        how: "signed" here; "issued" by Cloudflare's API; "own": the user's keys as they are, with all that they may do.
+        expires_at: When they end, in Unix seconds; of keys that are not made yet, if they were made now. None when that
+            is not known or never.
+        prefixes: What the keys of readable objects begin with; empty for the user's own.
+    """
+
+    how: Literal["signed", "issued", "own"]
+    expires_at: int | None
+    prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Keys for a node. The repr shows no secret.
 
@@ -46,17 +62,13 @@ class Credentials:
         access_key: The access key id; that of temporary ones is their parent's.
         secret_key: The secret access key.
         session_token: None for keys that live on.
-        expires_at: When they end, in Unix seconds; None when that is not known or never.
-        how: "signed" here; "issued" by Cloudflare's API; "own": the user's keys as they are, with all that they may do.
-        prefixes: What the keys of readable objects begin with; empty for the user's own.
+        terms: What they are otherwise.
     """
 
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str | None = field(repr=False)
-    expires_at: int | None
-    how: Literal["signed", "issued", "own"]
-    prefixes: tuple[str, ...]
+    terms: Terms
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,9 +162,7 @@ def sign(
         access_key=access_key,
         secret_key=hashlib.sha256(token).hexdigest(),
         session_token=base64.b64encode(b"jwt/" + token).decode(),
-        expires_at=issued_at + ttl_seconds,
-        how="signed",
-        prefixes=tuple(prefixes),
+        terms=Terms(how="signed", expires_at=issued_at + ttl_seconds, prefixes=tuple(prefixes)),
     )
 
 
@@ -209,10 +219,53 @@ def issue(
         access_key=words[0],
         secret_key=words[1],
         session_token=words[2],
-        expires_at=int(now) + ttl_seconds,
-        how="issued",
-        prefixes=tuple(prefixes),
+        terms=Terms(how="issued", expires_at=int(now) + ttl_seconds, prefixes=tuple(prefixes)),
     )
+
+
+def terms_of(
+    settings: Settings,
+    model: str,
+    ttl_seconds: int,
+    how: How = "auto",
+    *,
+    in_segments: bool = False,
+    now: float | None = None,
+) -> Terms:
+    """What `mint` would make of the same arguments. Nothing is made, and nobody is asked.
+
+    Raises:
+        UsageError: The store is a folder, the name is none, the life is too short or too long, or that way does not
+            exist for this store.
+        ConfigError: No bucket, no keys or no token are configured.
+    """
+    prefixes = prefixes_of(model, urlsplit(bucket_of(settings).uri).path, in_segments=in_segments)
+    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
+    endpoint = settings.endpoint() or ""
+    if how in {"sign", "api"} and not settings.is_r2:
+        raise UsageError(
+            f"{urlsplit(endpoint).hostname or 'AWS S3'} gives no temporary credentials this way; Cloudflare R2 does",
+            hint="let the node have your own keys, best ones that read this bucket alone",
+        )
+    _, _, session_token = _own_keys(settings)
+    if how == "own" or not settings.is_r2:
+        return Terms(how="own", expires_at=None, prefixes=())
+    has_api = open_api(settings) is not None
+    if how == "api" and not has_api:
+        raise ConfigError(
+            f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API wants it",
+            hint="make a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
+        )
+    issued = how == "api" or (how == "auto" and session_token is not None and has_api)
+    if session_token is not None and not issued:
+        raise ConfigError(
+            "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
+            hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
+        )
+    # Keys are for a host that names its account.
+    r2_account(endpoint)
+    expires_at = int(time.time() if now is None else now) + ttl_seconds
+    return Terms(how="issued" if issued else "signed", expires_at=expires_at, prefixes=prefixes)
 
 
 def mint(
@@ -222,7 +275,6 @@ def mint(
     how: How = "auto",
     *,
     in_segments: bool = False,
-    api: Api | None = None,
     now: float | None = None,
 ) -> Credentials:
     """The credentials for a node that serves a model from the configured bucket.
@@ -231,66 +283,40 @@ def mint(
     is asked, if there is a token for it. Elsewhere they are the user's own: the caller looks at `how` and warns.
 
     Args:
-        settings: Where the bucket is, and the parent's keys.
+        settings: Where the bucket is, the parent's keys, and the token for Cloudflare's API.
         model: `org/model` in the store.
         ttl_seconds: How long they live; the user's own are not changed by it.
         how: "auto", or the one way to take: "sign", "api", or "own".
         in_segments: See `prefixes_of`.
-        api: Cloudflare's; the configured one when None.
         now: Unix seconds; the clock's when None.
 
     Raises:
-        UsageError: The store is a folder, the name is none, the life is too short or too long, or that way does not
-            exist for this store.
-        ConfigError: No bucket, no keys or no token are configured.
+        UsageError, ConfigError: As `terms_of`.
         CredentialsError: Cloudflare's API refuses the token.
         ColdstreamError: Cloudflare's API does not answer, or refuses.
     """
-    place = urlsplit(bucket_of(settings).uri)
-    prefixes = prefixes_of(model, place.path, in_segments=in_segments)
-    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
-    endpoint = settings.endpoint() or ""
-    if how in {"sign", "api"} and not settings.is_r2:
-        raise UsageError(
-            f"{urlsplit(endpoint).hostname or 'AWS S3'} gives no temporary credentials this way; Cloudflare R2 does",
-            hint="let the node have your own keys, best ones that read this bucket alone",
-        )
-    access_key, secret_key, session_token = _own_keys(settings)
-    if how == "own" or not settings.is_r2:
-        return Credentials(
-            access_key=access_key,
-            secret_key=secret_key,
-            session_token=session_token,
-            expires_at=None,
-            how="own",
-            prefixes=(),
-        )
-    api = api or open_api(settings)
     now = time.time() if now is None else now
-    if how == "api" or (how == "auto" and session_token is not None and api is not None):
-        if api is None:
-            raise ConfigError(
-                f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API wants it",
-                hint="make a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
-            )
+    terms = terms_of(settings, model, ttl_seconds, how, in_segments=in_segments, now=now)
+    access_key, secret_key, session_token = _own_keys(settings)
+    if terms.how == "own":
+        return Credentials(access_key=access_key, secret_key=secret_key, session_token=session_token, terms=terms)
+    endpoint, bucket = settings.endpoint() or "", urlsplit(bucket_of(settings).uri).netloc
+    if terms.how == "issued":
+        api = open_api(settings)
+        assert api is not None
         return issue(
             api,
             endpoint=endpoint,
-            bucket=place.netloc,
-            prefixes=prefixes,
+            bucket=bucket,
+            prefixes=terms.prefixes,
             access_key=access_key,
             ttl_seconds=ttl_seconds,
             now=now,
         )
-    if session_token is not None:
-        raise ConfigError(
-            "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
-            hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
-        )
     return sign(
         endpoint=endpoint,
-        bucket=place.netloc,
-        prefixes=prefixes,
+        bucket=bucket,
+        prefixes=terms.prefixes,
         access_key=access_key,
         secret_key=secret_key,
         ttl_seconds=ttl_seconds,

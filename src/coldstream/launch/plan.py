@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coldstream.errors import UsageError
-from coldstream.launch.credentials import Credentials
+from coldstream.launch.credentials import Terms
 from coldstream.launch.sky import NAME, Offer
 from coldstream.template import Deployment
 
@@ -29,7 +29,7 @@ class Plan:
         deployment: What is to run.
         limit: What sets the time of the load, as a sentence.
         offer: The machine that SkyPilot would take first; None when it did not say.
-        credentials: The nodes' keys; None before they are made.
+        keys: What the nodes' keys will be; they are made when the plan is agreed to.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Plan:
     deployment: Deployment
     limit: str
     offer: Offer | None
-    credentials: Credentials | None
+    keys: Terms
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from coldstream.env import Settings
 from coldstream.errors import UsageError
-from coldstream.launch.credentials import Credentials
+from coldstream.launch.credentials import Terms
 from coldstream.launch.plan import TARGETS, Plan, checked_launch_name, secret_flags
 from coldstream.launch.sky import NAME_MAX, Offer, Sky, parse_offers, refusal
 from coldstream.template import Deployment, Wish, bucket_of, deploy, domain_of, render
@@ -22,7 +22,7 @@ def make_plan(
     sky: Sky,
     *,
     name: str | None,
-    credentials: Credentials | None,
+    keys: Terms,
     version: str,
     context: int | None = None,
 ) -> Plan:
@@ -35,7 +35,7 @@ def make_plan(
         settings: Where the bucket is, and the CDN in front of it.
         sky: Which is given secrets by the same names, that may be empty here.
         name: For the launch; None: after the model.
-        credentials: The nodes' keys, or None before they are made.
+        keys: What the nodes' keys will be.
         version: Of coldstream.
         context: See `fit`.
 
@@ -78,7 +78,7 @@ def make_plan(
         deployment=deployment,
         limit=tuned.prediction.limited_by,
         offer=offer,
-        credentials=credentials,
+        keys=keys,
     )
 
 

@@ -92,7 +92,7 @@ def launch(plan: Plan, sky: Sky, launches: Launches, telling: Telling, *, api_ke
     """Launches a plan, and waits until the model answers.
 
     Args:
-        plan: With credentials; its name is free, see `refuse_second`.
+        plan: Whose keys are made; its name is free, see `refuse_second`.
         sky: Which is given the secrets.
         launches: Where it is remembered, before anything costs money.
         telling: Who is told.
@@ -103,8 +103,7 @@ def launch(plan: Plan, sky: Sky, launches: Launches, telling: Telling, *, api_ke
         ColdstreamError: It failed; the message says what is left running, and the hint how to stop it.
         CancelledError: Somebody interrupted it; likewise.
     """
-    assert plan.credentials is not None
-    keys = plan.credentials
+    keys = plan.keys
     record = Launch(
         name=plan.name,
         kind=plan.kind,

@@ -15,7 +15,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -104,6 +104,10 @@ class Sky:
     def __repr__(self) -> str:
         return f"Sky({self.path}, {self.version})"
 
+    def having(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
+        """The same program, with what it hands to the nodes; see `environment_for`."""
+        return replace(self, environment=environment_for(settings, os.environ, secrets))
+
     def ask(self, *arguments: str, seconds: float = _ASK_SECONDS) -> Answer:
         """Runs it and reads what it says.
 
@@ -174,12 +178,11 @@ class Sky:
         raise ColdstreamError(f"sky {arguments[0]} failed: {last_line(answer.text)}", hint="try it: sky check")
 
 
-def find_sky(settings: Settings, secrets: Mapping[str, str] | None = None, *, named: str | None = None) -> Sky:
+def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
     """SkyPilot, as it is installed.
 
     Args:
         settings: Whose keys it does not need to see.
-        secrets: What it hands to the nodes, by name.
         named: A path; otherwise `sky` on the PATH.
 
     Raises:
@@ -192,7 +195,7 @@ def find_sky(settings: Settings, secrets: Mapping[str, str] | None = None, *, na
             f"{named} is no program" if named else "SkyPilot is not installed: there is no `sky` on the PATH",
             hint=f"install it in an environment of its own: {INSTALL}",
         )
-    environment = environment_for(settings, os.environ, secrets or {})
+    environment = environment_for(settings, os.environ, {})
     found = Sky(path=path, version="", environment=environment)
     try:
         answer = found.ask("--version")

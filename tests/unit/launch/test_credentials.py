@@ -18,11 +18,13 @@ from coldstream.launch.credentials import (
     TTL_SECONDS_MAX,
     TTL_SECONDS_MIN,
     Credentials,
+    Terms,
     issue,
     mint,
     parse_ttl,
     prefixes_of,
     sign,
+    terms_of,
 )
 from tests.servers.r2 import ACCESS_KEY, ACCOUNT, SECRET_KEY, Answer, FakeApi, FakeR2, cloudflare
 from tests.servers.stores import S3Server
@@ -85,7 +87,7 @@ def test_the_token_says_what_r2_s_documents_say() -> None:
     assert base64.urlsafe_b64decode(signature + b"=") == digest
     assert found.access_key == ACCESS_KEY
     assert found.secret_key == hashlib.sha256(b".".join([header, claims, signature])).hexdigest()
-    assert (found.how, found.expires_at, found.prefixes) == ("signed", 1_800_003_600, PREFIXES)
+    assert (found.terms.how, found.terms.expires_at, found.terms.prefixes) == ("signed", 1_800_003_600, PREFIXES)
 
 
 @pytest.mark.parametrize("jurisdiction", ["", ".eu", ".us", ".fedramp"])
@@ -120,8 +122,8 @@ def test_a_life_out_of_range_is_refused(seconds: int) -> None:
 
 
 def test_the_longest_and_the_shortest_life() -> None:
-    assert signed(ttl_seconds=TTL_SECONDS_MAX).expires_at == 1_800_000_000 + 604_800
-    assert signed(ttl_seconds=TTL_SECONDS_MIN).expires_at == 1_800_000_060
+    assert signed(ttl_seconds=TTL_SECONDS_MAX).terms.expires_at == 1_800_000_000 + 604_800
+    assert signed(ttl_seconds=TTL_SECONDS_MIN).terms.expires_at == 1_800_000_060
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_nothing_secret_is_shown() -> None:
 def test_auto_signs_with_the_parent_s_keys() -> None:
     found = mint(settings(COLDSTREAM_STORE="s3://models/team/a"), "org/model", 3600, now=NOW)
     assert found == signed(prefixes=("team/a/org/model/", "team/a/.coldstream/bundles/org/model/"))
-    assert mint(settings(CLOUDFLARE_API_TOKEN="t" * 40), "org/model", 3600, now=NOW).how == "signed"
+    assert mint(settings(CLOUDFLARE_API_TOKEN="t" * 40), "org/model", 3600, now=NOW).terms.how == "signed"
     names = {
         "R2_ACCESS_KEY": None,
         "R2_SECRET_KEY": None,
@@ -204,7 +206,7 @@ def test_no_keys_at_all() -> None:
 @pytest.mark.parametrize("endpoint", [None, "https://minio.example.org"])
 def test_other_servers_get_the_user_s_own_keys(endpoint: str | None) -> None:
     found = mint(settings(R2_ENDPOINT=endpoint, R2_SESSION_TOKEN="session"), "org/model", 3600)
-    assert (found.how, found.expires_at, found.prefixes) == ("own", None, ())
+    assert (found.terms.how, found.terms.expires_at, found.terms.prefixes) == ("own", None, ())
     assert found.environment["R2_SESSION_TOKEN"] == "session"
     for how in ("sign", "api"):
         with pytest.raises(UsageError, match="gives no temporary credentials"):
@@ -222,11 +224,11 @@ def test_own_keys_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
     flags = {"R2_BUCKET": "models", "AWS_PROFILE": "work"}
     found = mint(load_settings(flags, environ={}), "org/model", 3600)
-    assert (found.how, found.access_key, found.secret_key, found.session_token) == ("own", "AKIAWORK", "of-work", None)
+    assert (found.terms.how, found.access_key, found.secret_key, found.session_token) == ("own", "AKIAWORK", "of-work", None)
     with pytest.raises(ConfigError, match="absent"):
         mint(load_settings({**flags, "AWS_PROFILE": "absent"}, environ={}), "org/model", 3600)
     flags["R2_ENDPOINT"] = ENDPOINT
-    assert mint(load_settings(flags, environ={}), "org/model", 3600).how == "signed"
+    assert mint(load_settings(flags, environ={}), "org/model", 3600).terms.how == "signed"
 
 
 def test_a_folder_needs_no_credentials(tmp_path: Path) -> None:
@@ -251,8 +253,8 @@ def test_the_api_issues() -> None:
             mint(given_out(api), "org/model", 900, "api", now=NOW),
             mint(given_out(api, R2_SESSION_TOKEN="s"), "org/model", 900, now=NOW),
         ):
-            assert (chosen.how, chosen.access_key, chosen.prefixes) == ("issued", ACCESS_KEY, PREFIXES)
-            assert chosen.expires_at == 1_800_000_900
+            assert (chosen.terms.how, chosen.access_key, chosen.terms.prefixes) == ("issued", ACCESS_KEY, PREFIXES)
+            assert chosen.terms.expires_at == 1_800_000_900
             assert chosen.secret_key not in repr(chosen)
             claims = decoded(parts_of(chosen)[1])
             assert claims["paths"]["prefixPaths"] == list(PREFIXES)
@@ -266,6 +268,45 @@ def test_the_api_issues() -> None:
                 "prefixes": list(PREFIXES),
             },
         )
+
+
+def test_what_keys_will_be_is_known_before_they_are_made() -> None:
+    with cloudflare(FakeR2(S3Server("", "", ""))) as api:
+        for flags, how, made in (
+            (given_out(api), "api", "issued"),
+            (given_out(api, R2_SESSION_TOKEN="s"), "auto", "issued"),
+            (given_out(api), "auto", "signed"),
+            (settings(), "sign", "signed"),
+            (settings(R2_SESSION_TOKEN="s"), "own", "own"),
+            (settings(R2_ENDPOINT="https://minio.example.org"), "auto", "own"),
+        ):
+            before = len(api.requests)
+            found = terms_of(flags, "org/model", 900, how, now=NOW)  # type: ignore[arg-type]
+            assert len(api.requests) == before
+            assert found.how == made
+            assert found == mint(flags, "org/model", 900, how, now=NOW).terms  # type: ignore[arg-type]
+            assert len(api.requests) == before + (made == "issued")
+    in_segments = terms_of(settings(), "org/model", 900, in_segments=True, now=NOW)
+    assert in_segments == Terms(how="signed", expires_at=1_800_000_900, prefixes=(*PREFIXES, ".coldstream/segments/"))
+
+
+@pytest.mark.parametrize(
+    ("values", "how", "seconds", "kind", "says"),
+    [
+        ({}, "api", 900, ConfigError, "CLOUDFLARE_API_TOKEN is not set"),
+        ({"R2_SESSION_TOKEN": "s"}, "sign", 900, ConfigError, "temporary themselves"),
+        ({"R2_SESSION_TOKEN": "s"}, "auto", 900, ConfigError, "temporary themselves"),
+        ({"R2_ACCESS_KEY": None, "R2_SECRET_KEY": None}, "auto", 900, ConfigError, "no credentials for the bucket"),
+        ({"R2_ENDPOINT": "https://minio.example.org"}, "sign", 900, UsageError, "gives no temporary credentials"),
+        ({"R2_ENDPOINT": "https://x.r2.cloudflarestorage.com"}, "auto", 900, ConfigError, "x.r2"),
+        ({}, "auto", 1, UsageError, "cannot live for 1 s"),
+    ],
+)
+def test_keys_that_could_not_be_made_are_refused_before_anybody_agrees(
+    values: dict[str, str | None], how: str, seconds: int, kind: type[ColdstreamError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        terms_of(settings(**values), "org/model", seconds, how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

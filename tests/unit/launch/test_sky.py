@@ -187,8 +187,11 @@ def test_another_program(tmp_path: Path, code: str, first: str | None) -> None:
 
 def test_a_program_is_found(tmp_path: Path) -> None:
     path = program(tmp_path, "print('skypilot, version 0.14.1.dev2')")
-    found = find_sky(settings(), {"VLLM_API_KEY": "made-for-a-node"}, named=str(path))
-    assert found.version == "0.14.1.dev2"
+    bare = find_sky(settings(), named=str(path))
+    assert bare.version == "0.14.1.dev2"
+    found = bare.having(settings(), {"VLLM_API_KEY": "made-for-a-node"})
+    assert (found.path, found.version) == (bare.path, bare.version)
+    assert "VLLM_API_KEY" not in bare.environment
     assert found.environment["VLLM_API_KEY"] == "made-for-a-node"
     assert "made-for-a-node" not in repr(found)
 
