@@ -243,6 +243,13 @@ class FakeSky:
         path = self.folder / "versions"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    def forget(self, name: str) -> None:
+        """Lets something be gone that it launched, without a word."""
+        path = self.folder / "state.json"
+        known = json.loads(path.read_text())
+        del known[name]
+        path.write_text(json.dumps(known))
+
     def set_state(self, name: str, **state: Any) -> None:
         """Changes what it believes of something that it launched."""
         path = self.folder / "state.json"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from coldstream.template import Wish
+
+_PORT = 8000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,7 +40,7 @@ def deployment_options(function: F) -> F:
             ),
             click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead."),
             click.option(
-                "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers."
+                "--port", type=click.IntRange(1, 65535), default=_PORT, show_default=True, help="Where it answers."
             ),
             click.option(
                 "--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have."
@@ -64,3 +68,36 @@ def chosen_image(image: str | None, *, no_image: bool) -> str | None:
     if image and no_image:
         raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
     return None if no_image else image or IMAGE
+
+
+def template_words(model: str, wish: Wish, gpus: str, *, max_model_len: int | None) -> list[str]:
+    """The `coldstream template` that writes the file of a wish, but for `-o`.
+
+    Args:
+        model: `org/model` in the bucket.
+        wish: What `launch` was asked for.
+        gpus: In each machine.
+        max_model_len: As it was given.
+    """
+    from coldstream.template.deployment import IMAGE
+
+    replicas = wish.replicas
+    given = {
+        "--cloud": wish.cloud,
+        "--replicas": f"{replicas.fewest}..{replicas.most}" if replicas.scales else str(replicas.fewest),
+        "--loader": wish.loader,
+        "--image": wish.image,
+        "--port": str(wish.port),
+        "--max-model-len": str(max_model_len) if max_model_len else None,
+        "--fallback": wish.fallback,
+        "--command": wish.command,
+    }
+    usual = {"--replicas": "1", "--loader": "coldstream", "--image": IMAGE, "--port": str(_PORT)}
+    words = ["coldstream", "template", model, "--target", wish.target, "--gpus", gpus]
+    if wish.spot is not None:
+        words.append("--spot" if wish.spot else "--on-demand")
+    if wish.image is None:
+        words.append("--no-image")
+    return words + [
+        word for name, text in given.items() if text not in {None, usual.get(name)} for word in (name, text)
+    ]

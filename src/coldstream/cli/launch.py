@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.deployment import chosen_image, deployment_options
+from coldstream.cli.deployment import chosen_image, deployment_options, template_words
 from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
 from coldstream.cli.table import table_text
 
@@ -152,7 +152,9 @@ def up(
     for line in _plan_lines(plan):
         state.say(line)
     if dry_run:
-        state.show(_plan_document(plan), _command_text(plan, launches))
+        commands = _by_hand(state, plan, max_model_len)
+        state.say("nothing was written; by hand, with the values of the secrets in your environment:")
+        state.show(_plan_document(plan) | {"commands": commands}, "\n".join(commands))
         return
     refuse_second(kind, plan.name, sky, launches)
     if not yes:
@@ -463,10 +465,15 @@ def _warnings(plan: Plan) -> list[str]:
     return found
 
 
-def _command_text(plan: Plan, launches: Launches) -> str:
+def _by_hand(state: State, plan: Plan, max_model_len: int | None) -> list[str]:
+    """The commands that come to the same, but for connections that suit the machine."""
     import shlex
 
-    return f"sky {shlex.join(plan.arguments(str(launches.file(plan.name))))}"
+    deployment, file = plan.deployment, f"{plan.name}.yaml"
+    words = template_words(deployment.model, deployment.wish, str(deployment.gpus), max_model_len=max_model_len)
+    for flag, value in (("--store", state.flags.get("COLDSTREAM_STORE")), ("--env-file", state.env_file), ("-o", file)):
+        words += [flag, str(value)] if value is not None else []
+    return [shlex.join(words), f"sky {shlex.join(plan.arguments(file))}"]
 
 
 def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool, document: dict[str, Any]) -> None:

@@ -224,7 +224,12 @@ def test_own_keys_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
     flags = {"R2_BUCKET": "models", "AWS_PROFILE": "work"}
     found = mint(load_settings(flags, environ={}), "org/model", 3600)
-    assert (found.terms.how, found.access_key, found.secret_key, found.session_token) == ("own", "AKIAWORK", "of-work", None)
+    assert (found.terms.how, found.access_key, found.secret_key, found.session_token) == (
+        "own",
+        "AKIAWORK",
+        "of-work",
+        None,
+    )
     with pytest.raises(ConfigError, match="absent"):
         mint(load_settings({**flags, "AWS_PROFILE": "absent"}, environ={}), "org/model", 3600)
     flags["R2_ENDPOINT"] = ENDPOINT
