@@ -242,7 +242,10 @@ def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: La
 def test_a_service(command: Command, sky: FakeSky, launches: Launches) -> None:
     """coldstream launch org/m --gpus L4:1 --replicas 1..4 --yes"""
     out, err = command.run(*UP, "--replicas", "1..4")
-    assert "$0.30 to $1.20/h spot, and the controller's machine" in err
+    assert "  machines  g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.30 to $1.20/h spot, and the con" in err
+    assert (
+        "  stand-in  g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.80 to $3.20/h on demand, while no spot" in err
+    )
     assert "1 to 4 replicas" in err
     assert "coldstream launch renew m" in err
     assert [line.split()[0] for line in out.splitlines()][:3] == ["controller", "replica", "start"]
@@ -253,6 +256,29 @@ def test_a_service(command: Command, sky: FakeSky, launches: Launches) -> None:
     (shown,) = command.json("launch", "status")["launches"]
     assert (shown["kind"], shown["state"]) == ("service", "REPLICA_INIT")
     assert asked(shown["url"], launches.api_key("m") or "") == 200
+
+
+def test_what_a_service_costs(command: Command, sky: FakeSky) -> None:
+    """coldstream launch org/m --gpus L4:1 --replicas N --dry-run; the same with --on-demand"""
+    found = command.json(*LAUNCH, "--replicas", "2..3", "--dry-run")
+    assert found["dollars_per_hour"] == pytest.approx([0.3 + 0.8, 2 * 0.3 + 0.8])
+    assert found["stand_in_dollars_per_hour"] == pytest.approx([2 * 0.8, 3 * 0.8])
+    assert (found["offer"]["dollars_per_hour"], found["stand_in"]["dollars_per_hour"]) == (0.3, 0.8)
+    err = command.run(*LAUNCH, "--replicas", "2", "--dry-run")[1]
+    assert "$1.10/h spot, one of them on demand, and the controller's machine" in err
+    assert "$1.60/h on demand, while no spot machine is ready" in err
+    for more in (("--replicas", "2", "--on-demand"), (), ("--command", "x")):
+        before = len(sky.calls())
+        found = command.json(*LAUNCH, *more, "--dry-run")
+        assert (found["stand_in"], found["stand_in_dollars_per_hour"]) == (None, None)
+        assert len(sky.calls()) == before + 1
+        assert "stand-in" not in command.run(*LAUNCH, *more, "--dry-run")[1]
+    sky.behave("spot-alone")
+    err = command.run(*LAUNCH, "--replicas", "1..2", "--dry-run")[1]
+    assert "$0.30 to $0.60/h spot, and the controller's machine" in err
+    assert "  stand-in  SkyPilot did not say which" in err
+    # One of two is on demand all the time.
+    assert command.json(*LAUNCH, "--replicas", "2", "--dry-run")["dollars_per_hour"] is None
 
 
 def test_a_job(command: Command, sky: FakeSky, launches: Launches) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.launch.sky import parse_offers, plain
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -73,5 +74,7 @@ def test_dry_run(rclone: S3Server, moto: S3Server, tmp_path: Path) -> None:
     rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("AWS (")]
     assert [(row[2], row[6]) for row in rows] == [("g6.xlarge[Spot]", "0.30"), ("g6.xlarge", "0.80")], done.stdout
     assert done.stdout.count("Dryrun finished.") == 2
+    offers = parse_offers(plain(done.stdout))
+    assert [(offer.instance, offer.dollars_per_hour) for offer in offers] == [("g6.xlarge", 0.3), ("g6.xlarge", 0.8)]
     for value in SECRETS.values():
         assert value not in done.stdout + done.stderr

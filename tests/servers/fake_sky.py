@@ -126,6 +126,11 @@ if "--dryrun" in given:
     for mode, text in DRY.items():
         if mode in modes:
             end(text, 1)
+    on_demand = "use_spot: false" in open(file).read()
+    if on_demand and "spot-alone" in modes:
+        end(DRY["no-gpu"], 1)
+    if on_demand:
+        TABLE = TABLE.replace("[Spot]", "      ").replace("0.35", "0.98").replace("0.30", "0.80")
     end("INFRA | INSTANCE\n-- nan --" if "garbage" in modes else TABLE)
 if verb in {"launch", "up"}:
     name = value("-c" if kind == "node" else "-n")

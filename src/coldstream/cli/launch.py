@@ -15,7 +15,7 @@ from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
-    from coldstream.launch import Credentials, Launch, Launched, Launches, Plan, Telling
+    from coldstream.launch import Credentials, Launch, Launched, Launches, Offer, Plan, Telling
 
 # A node reads its weights once; a service's replicas come and go as long as it lives.
 _TTL = {"node": "24h", "service": "7d", "job": "24h"}
@@ -412,12 +412,9 @@ def _plan_lines(plan: Plan) -> list[str]:
     deployment, offer = plan.deployment, plan.offer
     count = deployment.wish.replicas.most
     first = f"{deployment.model}   {deployment.size}   on {deployment.gpus}"
-    machine = "SkyPilot did not say which"
-    if offer is not None:
-        shape = [f"{offer.cores} cores" if offer.cores else "", f"{offer.memory_gib:g} GiB" if offer.memory_gib else ""]
-        machine = "   ".join([offer.instance, offer.infra, ", ".join(filter(None, shape)), _price_text(plan)])
     rows = [
-        ("machine" if count == 1 else "machines", machine),
+        ("machine" if count == 1 else "machines", _machine_text(offer, _price_text(plan))),
+        *([("stand-in", _machine_text(plan.stand_in, _stand_in_text(plan)))] if plan.has_stand_ins else []),
         ("weights", f"in {format_seconds(deployment.load_seconds)} at the least, {plan.limit}"),
         *([("cdn", f"nodes read through {deployment.domain.url}")] if deployment.domain else []),
         ("policy", plan.policy),
@@ -427,14 +424,32 @@ def _plan_lines(plan: Plan) -> list[str]:
     return lines + [f"{coloured('warning:', 'yellow', sys.stderr)} {text}" for text in _warnings(plan)]
 
 
+def _machine_text(offer: Offer | None, price: str) -> str:
+    if offer is None:
+        return "SkyPilot did not say which"
+    shape = [f"{offer.cores} cores" if offer.cores else "", f"{offer.memory_gib:g} GiB" if offer.memory_gib else ""]
+    return "   ".join([offer.instance, offer.infra, ", ".join(filter(None, shape)), price])
+
+
 def _price_text(plan: Plan) -> str:
-    prices = plan.dollars_per_hour
-    if prices is None:
+    if plan.dollars_per_hour is None:
         return "price unknown"
-    few, many = prices
     kind = "spot" if plan.deployment.spot else "on demand"
-    text = f"${few:.2f}/h" if few == many else f"${few:.2f} to ${many:.2f}/h"
-    return f"{text} {kind}" + ("" if plan.kind == "node" else ", and the controller's machine")
+    if plan.deployment.on_demand_replicas:
+        kind = "spot, one of them on demand"
+    controller = "" if plan.kind == "node" else ", and the controller's machine"
+    return f"{_dollars_text(plan.dollars_per_hour)} {kind}{controller}"
+
+
+def _stand_in_text(plan: Plan) -> str:
+    if plan.stand_in_dollars_per_hour is None:
+        return "price unknown"
+    return f"{_dollars_text(plan.stand_in_dollars_per_hour)} on demand, while no spot machine is ready"
+
+
+def _dollars_text(prices: tuple[float, float]) -> str:
+    few, many = prices
+    return f"${few:.2f}/h" if few == many else f"${few:.2f} to ${many:.2f}/h"
 
 
 def _keys_text(plan: Plan) -> str:
@@ -528,7 +543,9 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
         "spot": deployment.spot,
         "replicas": [deployment.wish.replicas.fewest, deployment.wish.replicas.most],
         "offer": asdict(plan.offer) if plan.offer else None,
+        "stand_in": asdict(plan.stand_in) if plan.stand_in else None,
         "dollars_per_hour": plan.dollars_per_hour,
+        "stand_in_dollars_per_hour": plan.stand_in_dollars_per_hour,
         "load_seconds": deployment.load_seconds,
         "limited_by": plan.limit,
         "cdn": deployment.domain.url if deployment.domain else None,

@@ -29,6 +29,8 @@ class Plan:
         deployment: What is to run.
         limit: What sets the time of the load, as a sentence.
         offer: The machine that SkyPilot would take first; None when it did not say.
+        stand_in: The on-demand machine that it would take while a service's spot machines are missing; None when there
+            are no stand-ins, or it did not say.
         keys: What the nodes' keys will be; they are made when the plan is agreed to.
     """
 
@@ -37,6 +39,7 @@ class Plan:
     deployment: Deployment
     limit: str
     offer: Offer | None
+    stand_in: Offer | None
     keys: Terms
 
     @property
@@ -45,15 +48,31 @@ class Plan:
         return (*self.deployment.needed_secrets, *self.deployment.other_secrets)
 
     @property
+    def has_stand_ins(self) -> bool:
+        """Whether on-demand machines stand in while spot machines are missing."""
+        return self.kind == "service" and self.deployment.spot
+
+    @property
     def dollars_per_hour(self) -> tuple[float, float] | None:
         """Of all machines together, the fewest and the most of them; None when the price is not known.
 
         SkyPilot keeps a service's or a job's controller beside them, on a small machine.
         """
-        if self.offer is None or self.offer.dollars_per_hour is None:
+        each, always = _price_of(self.offer), self.deployment.on_demand_replicas
+        apart = _price_of(self.stand_in) if always else 0.0
+        if each is None or apart is None:
             return None
         replicas = self.deployment.wish.replicas
-        return replicas.fewest * self.offer.dollars_per_hour, replicas.most * self.offer.dollars_per_hour
+        return (replicas.fewest - always) * each + always * apart, (replicas.most - always) * each + always * apart
+
+    @property
+    def stand_in_dollars_per_hour(self) -> tuple[float, float] | None:
+        """The same while there are no spot machines at all; None when the price is not known, or nothing stands in."""
+        each = _price_of(self.stand_in) if self.has_stand_ins else None
+        if each is None:
+            return None
+        replicas = self.deployment.wish.replicas
+        return replicas.fewest * each, replicas.most * each
 
     @property
     def policy(self) -> str:
@@ -72,6 +91,10 @@ class Plan:
     def arguments(self, file: str) -> tuple[str, ...]:
         """For `sky`: the launch. No secret is among them, only their names."""
         return (*_VERBS[self.kind], self.name, file, *secret_flags(self.secrets))
+
+
+def _price_of(offer: Offer | None) -> float | None:
+    return offer.dollars_per_hour if offer is not None else None
 
 
 def secret_flags(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 
 from coldstream.env import Settings
-from coldstream.errors import UsageError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.launch.credentials import Terms
 from coldstream.launch.plan import TARGETS, Plan, checked_launch_name, secret_flags
 from coldstream.launch.sky import NAME_MAX, Offer, Sky, parse_offers, refusal
@@ -27,6 +28,8 @@ def make_plan(
     context: int | None = None,
 ) -> Plan:
     """Works out what a launch would be, by a dry run of SkyPilot's. Nothing is launched.
+
+    For a service on spot machines there is a second one, for the on-demand machines that stand in for them.
 
     Args:
         model: As it lies in the bucket.
@@ -70,6 +73,11 @@ def make_plan(
     offer = _offer(sky, first)
     if offer is not None:
         way = Way(cloud=offer.cloud if elsewhere else None, cores=offer.cores)
+    stand_in = None
+    if kind == "service" and first.spot:
+        # Without one the service comes up all the same, when there is spot.
+        with suppress(ColdstreamError):
+            stand_in = _offer(sky, replace(first, spot=False))
     deployment, advice = deployed(way)
     tuned = next(tuned for tuned in advice.loaders if tuned.loader == wish.loader)
     return Plan(
@@ -78,6 +86,7 @@ def make_plan(
         deployment=deployment,
         limit=tuned.prediction.limited_by,
         offer=offer,
+        stand_in=stand_in,
         keys=keys,
     )
 

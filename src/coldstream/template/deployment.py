@@ -176,6 +176,11 @@ class Deployment:
         return "127.0.0.1" if self.wish.target == "sky-job" else "0.0.0.0"  # noqa: S104  # behind its API key
 
     @property
+    def on_demand_replicas(self) -> int:
+        """Of a spot service's replicas, those that are not spot: one stays when all spot machines are taken at once."""
+        return int(self.spot and self.wish.target == "sky-serve" and self.wish.replicas.fewest > 1)
+
+    @property
     def own_arguments(self) -> tuple[str, ...]:
         """For `coldstream serve`, before `--`."""
         found = [self.model, "--connections", str(self.connections)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +29,14 @@ OFFER = Offer(infra="AWS (us-east-1a)", instance="g6.xlarge", cores=4, memory_gi
 OWN = Terms(how="own", expires_at=None, prefixes=())
 
 
-def made(kind: str = "node", *, offer: Offer | None = OFFER, **wish: Any) -> Plan:
+def made(kind: str = "node", *, offer: Offer | None = OFFER, stand_in: Offer | None = None, **wish: Any) -> Plan:
     return Plan(
         name="m",
         kind=kind,
         deployment=deployment(TARGETS[kind], **wish),
         limit="limited by the cloud",
         offer=offer,
+        stand_in=stand_in,
         keys=OWN,
     )
 
@@ -89,7 +91,16 @@ def test_the_cdn_is_the_nodes_too() -> None:
 
 def test_prices() -> None:
     assert made().dollars_per_hour == (0.3, 0.3)
-    assert made("service", replicas="2..4").dollars_per_hour == pytest.approx((0.6, 1.2))
+    assert made("service", replicas="1..4").dollars_per_hour == pytest.approx((0.3, 1.2))
+    assert made("service", replicas="2..4", spot=False).dollars_per_hour == pytest.approx((0.6, 1.2))
+    # One of several is on demand, whatever there is.
+    assert made("service", replicas="2..4").dollars_per_hour is None
+    stood_in = made("service", replicas="2..4", stand_in=replace(OFFER, dollars_per_hour=0.8))
+    assert stood_in.dollars_per_hour == pytest.approx((0.3 + 0.8, 3 * 0.3 + 0.8))
+    assert stood_in.stand_in_dollars_per_hour == pytest.approx((1.6, 3.2))
+    assert made("service", replicas="2").stand_in_dollars_per_hour is None
+    assert [made(kind).has_stand_ins for kind in ("node", "service", "job")] == [False, True, False]
+    assert not made("service", spot=False).has_stand_ins
     assert made(offer=None).dollars_per_hour is None
     assert made(offer=replace(OFFER, dollars_per_hour=None)).dollars_per_hour is None
 
@@ -144,6 +155,26 @@ def test_the_dry_run_is_a_node_s(target: str) -> None:
     plan, sky = planned(target=target, **more)
     assert sky.asked[0].startswith("launch --dryrun -y -d ")
     assert plan.deployment.wish.target == target
+
+
+def test_the_stand_in_is_asked_for_as_one_that_stays() -> None:
+    files: list[str] = []
+
+    class Reads(ScriptedSky):
+        def ask(self, *arguments: str, seconds: float = 0.0) -> Any:
+            files.append(next(Path(word).read_text() for word in arguments if word.endswith(".yaml")))
+            return ScriptedSky.ask(self, *arguments)
+
+    def plan(said: list[Any]) -> Plan:
+        sky, settings = Reads(script={"launch --dryrun": said}), load_settings(SETTINGS, environ={})
+        wish, gpus = Wish(target="sky-serve", replicas=parse_replicas("2..4")), parse_gpus("L4:1")
+        return make_plan(MODEL, wish, gpus, settings, sky, name=None, keys=OWN, version="0.1.0")
+
+    dearer = TABLE.replace("[Spot]", "").replace("0.30", "0.80")
+    assert plan([TABLE, dearer]).stand_in == replace(OFFER, dollars_per_hour=0.8)
+    assert ["use_spot: true" in text for text in files] == [True, False]
+    # A service comes up without one, too.
+    assert plan([TABLE, (1, "No resource satisfying x")]).stand_in is None
 
 
 def test_names() -> None:
