@@ -634,6 +634,23 @@ def test_a_setup_that_breaks_down(command: Command, sky: FakeSky) -> None:
     assert "coldstream launch down m" in err
 
 
+def test_a_machine_that_is_taken_back(
+    command: Command, sky: FakeSky, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """coldstream launch org/m --gpus L4:1 --yes, where the cloud takes the machine back before the model answers"""
+    monkeypatch.setattr("coldstream.launch.running._STATE_SECONDS", 0.05)
+    monkeypatch.setattr("coldstream.launch.running._POLL_SECONDS", 0.05)
+    sky.behave("never", "taken-back")
+    err = command.run(*UP, code=1)[1]
+    assert "error: the machine of m is gone, before its model answered: its cloud took it back, or somebody" in err
+    assert "--replicas 1 it is a service" in err
+    # What SkyPilot said of bringing it up has nothing to do with it.
+    assert "sky: " not in err
+    assert command.json("launch", "status")["launches"][0]["state"] == "gone"
+    sky.behave()
+    assert "ready in " in command.run(*UP)[0]
+
+
 def test_another_key_opens_it(command: Command, sky: FakeSky) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, where somebody else's server answers"""
     sky.behave("other-key")

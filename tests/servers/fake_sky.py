@@ -197,6 +197,15 @@ if verb == "status" and kind == "service":
     end("\n\x1b[36mService Replicas\x1b[0m\nSERVICE_NAME  ID  STATUS\nother  1  FAILED")
 if verb == "status" and "-o" not in given:
     end(f"Clusters\nNAME  STATUS\n{given[-1]}  UP")
+if verb == "status" and "--refresh" in given and "taken-back" in modes:
+    # The cloud has it once more, and then no more.
+    found = state.get(given[given.index("--refresh") + 1], {})
+    if found.pop("seen", False):
+        stop(found["name"])
+        del state[found["name"]]
+    elif found:
+        found |= {"seen": True, "name": given[given.index("--refresh") + 1]}
+    keep()
 if verb == "status":
     answer([{"name": name, "status": found["status"], "autostop": 30} for name, found in of("node").items()])
 if verb == "queue" and kind == "node":

@@ -389,6 +389,9 @@ def _telling(state: State) -> Iterator[Telling]:
             live.update(escape(line[: max(20, console.width - 4)]))
 
     def on_step(name: str, seconds: float) -> None:
+        if name == "submitted":
+            # It has done its part: what goes wrong now is not in what it said.
+            said.clear()
         state.say(f"  {format_seconds(seconds):>7}  {words(name)}")
 
     try:

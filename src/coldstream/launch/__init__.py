@@ -7,6 +7,7 @@ steps         how far a launch has come, and where its time went; pure
 record        what was launched from this machine
 planning      the plan, by a dry run
 running       a launch from its plan to a model that answers; the same again with new keys
+watch         questions beside a wait
 state         what became of it: its state, where it answers, what its machines say; its end
 """
 

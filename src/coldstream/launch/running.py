@@ -20,17 +20,18 @@ from coldstream.errors import (
 from coldstream.launch.plan import Plan, renewal
 from coldstream.launch.record import Launch, Launches
 from coldstream.launch.sky import Answer, Sky, last_line
-from coldstream.launch.state import answers, endpoint, logs_arguments, state_of, states
+from coldstream.launch.state import Sight, answers, endpoint, logs_arguments, look, state_of, states
 from coldstream.launch.steps import Phase, Steps
+from coldstream.launch.watch import Watch
 from coldstream.template import render
 from coldstream.timeline.text import Shown, read_shown
 
 _POLL_SECONDS = 2.0
-# Asking SkyPilot costs seconds of its server's.
-_STATE_SECONDS = 20.0
+# Asking SkyPilot costs seconds of its server's, and a question to the cloud.
+_STATE_SECONDS = 30.0
 # A cloud may take its time for a machine with a GPU, and SkyPilot for its controller.
 _PROVISION_SECONDS = {"node": 900.0, "service": 1500.0, "job": 1500.0}
-_JOB_RUNS = ("RUNNING", "RECOVERING", "SUCCEEDED")
+_JOB_RUNS = ("RUNNING", "SUCCEEDED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,7 @@ class _Run:
             if limit is None:
                 return Launched(launch=record, url=endpoint(record, self.sky), seconds=ended, phases=())
             self.telling.step("submitted", ended)
-            url = self._wait(record, began + limit)
+            url = self._wait(record, began, began + limit)
             ready = time.monotonic() - began
             phases = steps.phases(kind=record.kind, ended=ended, ready=ready, start=self._start(record))
             return Launched(launch=record, url=url, seconds=ready, phases=tuple(phases))
@@ -208,19 +209,24 @@ class _Run:
             hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
         )
 
-    def _wait(self, record: Launch, until: float) -> str | None:
+    def _wait(self, record: Launch, began: float, until: float) -> str | None:
         """Until the model answers, or a job runs."""
         url: str | None = None
-        look = 0.0
+        watch = Watch(lambda: look(record, self.sky), pause_seconds=_STATE_SECONDS)
+        before = Sight()
         while time.monotonic() < until:
             if url is None:
                 url = endpoint(record, self.sky)
             if url is not None and answers(url, self.api_key):
                 return url
-            if time.monotonic() >= look:
-                if self._runs(record):
+            sight = watch.news()
+            if sight is not None:
+                self._refuse_end(record, sight)
+                if record.kind == "job" and sight.state in _JOB_RUNS:
                     return None
-                look = time.monotonic() + _STATE_SECONDS
+                if sight.lost_since(before):
+                    self.telling.step("replaced", time.monotonic() - began)
+                before = sight
             time.sleep(_POLL_SECONDS)
         name = record.name
         raise UnavailableError(
@@ -228,34 +234,22 @@ class _Run:
             hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
         )
 
-    def _runs(self, record: Launch) -> bool:
-        """Whether a job runs.
-
-        Raises:
-            ColdstreamError: What was launched has broken down.
-        """
-        try:
-            state = self._state(record)
-        except ColdstreamError:
-            # Not asked for the model's sake; the next time may do.
-            return False
+    def _refuse_end(self, record: Launch, sight: Sight) -> None:
+        """Raises ColdstreamError when waiting is in vain: what was launched has broken down, or its machine is gone."""
+        name, state = record.name, sight.state
+        if sight.machine in {"gone", "STOPPED"}:
+            raise ColdstreamError(
+                f"the machine of {name} is {sight.machine.lower()}, before its model answered: its cloud took it back, "
+                "or somebody ended it",
+                hint="launch it again; with --replicas 1 it is a service, whose machine is replaced when that happens",
+            )
         if state is not None and (_is_broken(state) or (record.kind == "node" and state == "SUCCEEDED")):
             text = self.sky.ask(*logs_arguments(record, follow=False)).text
             tail = "\n".join(f"  {line}" for line in text.splitlines()[-12:])
             raise ColdstreamError(
-                f"{record.name} broke down ({state}):\n{tail}",
-                hint=f"all of it: coldstream launch logs {record.name}; stop it: coldstream launch down {record.name}",
+                f"{name} broke down ({state}):\n{tail}",
+                hint=f"all of it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
             )
-        return record.kind == "job" and state in _JOB_RUNS
-
-    def _state(self, record: Launch) -> str | None:
-        if record.kind != "node":
-            return state_of(record.kind, record.name, self.sky)
-        queue = self.sky.document("queue", record.name)
-        rows = queue.get(record.name, []) if isinstance(queue, dict) else []
-        newest = max((row for row in rows if isinstance(row, dict)), key=lambda row: row.get("job_id") or 0, default={})
-        state = newest.get("status")
-        return str(state).rpartition(".")[2] if state else None
 
     def _start(self, record: Launch) -> Shown | None:
         """What the node said of its start; a little later than its API answers."""

@@ -20,6 +20,7 @@ _WORDS = {
     "controller": "SkyServe's controller, then the replica's machine",
     "files": "file and runtime, by SkyPilot",
     "setup": "image, coldstream and whatever else is installed",
+    "replaced": "a machine is gone; SkyPilot brings up another by itself",
 }
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from coldstream.errors import CancelledError, ColdstreamError, NotFoundError, UnavailableError, UsageError
 from coldstream.launch import Launch, Launches, Telling, launch, renew, running, states, take_down
 from coldstream.launch.running import refuse_second
+from coldstream.launch.sky import Answer
 from coldstream.launch.state import answers, endpoint, logs_arguments, state_of
 from coldstream.timeline.text import rows_text, summary_text
 from tests.unit.launch.scripted import ScriptedSky
@@ -75,9 +76,11 @@ def model(key: str = "k", *, status: int = 200, body: bytes = b'{"data": [{"id":
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class Told:
@@ -101,13 +104,13 @@ def launches(tmp_path: Path) -> Launches:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(running, "_STATE_SECONDS", 0.02)
-    monkeypatch.setattr(running, "_PROVISION_SECONDS", dict.fromkeys(("node", "service", "job"), 0.3))
+    monkeypatch.setattr(running, "_PROVISION_SECONDS", dict.fromkeys(("node", "service", "job"), 60))
 
 
 def run(kind: str, script: dict[str, list[Any]], launches: Launches, *, key: str = "k", wait: bool = True) -> Any:
     plan = made(kind)
     plan = replace(plan, deployment=replace(plan.deployment, start_seconds=0))
-    told, sky = Told(), ScriptedSky(script=script)
+    told, sky = Told(), ScriptedSky(script={"status --refresh m": [clusters(m="UP")], **script})
     return launch(plan, sky, launches, told.telling, api_key=key, wait=wait), told, sky
 
 
@@ -190,7 +193,8 @@ def test_what_breaks_down_shows_its_log(launches: Launches, kind: str, more: dic
     assert launches.find("m")
 
 
-def test_it_never_answers(launches: Launches) -> None:
+def test_it_never_answers(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "_PROVISION_SECONDS", {"node": 0.3})
     script: dict[str, list[Any]] = {
         "launch": [NODE],
         "status --endpoint": ["127.0.0.1:9"],
@@ -201,6 +205,110 @@ def test_it_never_answers(launches: Launches) -> None:
     ) as caught:
         run("node", script, launches)
     assert "coldstream launch down m" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("url", [(1, "ValueError: Cluster 'm' is not UP."), "127.0.0.1:9"])
+@pytest.mark.parametrize(("last", "what"), [(clusters(other="UP"), "gone"), (clusters(m="STOPPED"), "stopped")])
+def test_a_machine_is_taken_back_while_it_starts(launches: Launches, url: Any, last: str, what: str) -> None:
+    script: dict[str, list[Any]] = {
+        "launch": [NODE],
+        "status --endpoint": [url],
+        "status --refresh m -o json": [clusters(m="UP"), (1, "no connection"), clusters(m="INIT"), f"Oh:\n{last}"],
+        "queue m": [queue("RUNNING"), (1, "no connection")],
+    }
+    with pytest.raises(ColdstreamError, match=f"^the machine of m is {what}, before its model answered: ") as caught:
+        run("node", script, launches)
+    assert "\n" not in caught.value.message
+    assert "--replicas 1" in (caught.value.hint or "")
+    assert launches.find("m")
+
+
+REPLICAS = """
+Service Replicas
+SERVICE_NAME  ID  VERSION  ENDPOINT                 LAUNCHED    INFRA               RESOURCES              STATUS
+ghost         7   1        http://1.2.3.4:8000      1 min ago   AWS (us-east-1a)    1x[spot](L4:1, …)      PREEMPTED
+"""
+
+
+def replicas(state: str, *rows: tuple[int, str]) -> str:
+    shown = [f"m  {number}  1  -  1 min ago  AWS (us-east-1a)  1x[spot](L4:1, …)  {row}" for number, row in rows]
+    return SERVICES.partition("Service Replicas")[0].format(state) + REPLICAS + "\n".join(shown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late(ScriptedSky):
+    """Tells where a service answers as soon as all that happens to it has happened."""
+
+    def ask(self, *arguments: str, seconds: float = 0.0) -> Answer:
+        if "--endpoint" in arguments and len(self.script["serve status"]) > 1:
+            return Answer(code=0, text="-")
+        return ScriptedSky.ask(self, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("told", "losses"),
+    [
+        ([[(1, "PROVISIONING")], [(1, "STARTING")]], 0),
+        ([[(1, "STARTING")], [(1, "PREEMPTED"), (2, "PENDING")], [(1, "PREEMPTED"), (2, "STARTING")]], 1),
+        # Nobody looked in between.
+        (
+            [
+                [(1, "PROVISIONING (waiting)")],
+                [(2, "PENDING")],
+                [(2, "STARTING")],
+                [(2, "PREEMPTED")],
+                [(3, "PENDING")],
+            ],
+            2,
+        ),
+        ([[], [(1, "PREEMPTED")], []], 1),
+        # By the service itself.
+        ([[(1, "STARTING"), (2, "STARTING")], [(1, "STARTING"), (2, "SHUTTING_DOWN")], [(1, "STARTING")]], 0),
+    ],
+)
+def test_a_service_recovers_and_is_waited_for(launches: Launches, told: list[Any], losses: int) -> None:
+    plan, hears = made("service"), Told()
+    texts: list[Any] = [replicas("REPLICA_INIT", *rows) for rows in told]
+    with model() as url:
+        script: dict[str, list[Any]] = {
+            "serve up": ["Service is spinning up"],
+            # When one is ready, those that are not needed may go.
+            "serve status": [*texts, (1, "no connection"), replicas("READY", (9, "READY"))],
+            "serve status --endpoint m": [url],
+            "serve logs": [LOG],
+        }
+        launched = launch(plan, Late(script=script), launches, hears.telling, api_key="k", wait=True)
+    assert launched.url == url
+    assert hears.steps == ["submitted", *["replaced"] * losses]
+
+
+def test_a_job_recovers_and_is_waited_for(launches: Launches) -> None:
+    told = ["STARTING", "RECOVERING", "RECOVERING", "STARTING", "RECOVERING", "RUNNING"]
+    script: dict[str, list[Any]] = {"jobs launch": [""], "jobs queue": [jobs((7, "m", state)) for state in told]}
+    _, hears, _ = run("job", script, launches)
+    assert hears.steps == ["submitted", "replaced", "replaced"]
+
+
+def test_what_skypilot_takes_long_to_say_holds_nobody_up(launches: Launches) -> None:
+    never = threading.Event()
+
+    class Slow(ScriptedSky):
+        def ask(self, *arguments: str, seconds: float = 0.0) -> Answer:
+            if "--refresh" in arguments:
+                never.wait(60)
+            return ScriptedSky.ask(self, *arguments)
+
+    with model() as url:
+        at = url.removeprefix("http://")
+        script: dict[str, list[Any]] = {
+            "launch": [NODE],
+            "status --endpoint": [(1, ""), (1, ""), at],
+            "status --refresh": ["[]"],
+            "logs": [LOG],
+        }
+        launched = launch(made(), Slow(script=script), launches, Told().telling, api_key="k", wait=True)
+        never.set()
+    assert launched.url == url
 
 
 def test_somebody_else_answers(launches: Launches) -> None:
@@ -395,6 +503,8 @@ def test_a_node_gets_new_keys(launches: Launches) -> None:
         script: dict[str, list[Any]] = {
             "cancel -y -a m": ["done"],
             "launch": [NODE],
+            "status --refresh m": [clusters(m="UP")],
+            "queue m": [queue("RUNNING")],
             "status --endpoint": [url.removeprefix("http://")],
             "logs": [LOG],
         }
