@@ -502,7 +502,6 @@ def test_warming_waits_once_for_a_domain_that_is_down_and_not_for_each_object(pl
     found = warmed(place, patience, connections=1)
     assert len(found.findings) > 5
     assert {(finding.state, finding.mend) for finding in found.findings} == {("wrong", "it answers 503")}
-    assert found.seconds < 1.0 + 0.5 * len(found.findings)
     # The first is asked for until the patience ends, each of the others three times.
     behind = [request.path for request in place.cdn.requests][-3:]
     assert len(set(behind)) == 1
@@ -546,7 +545,8 @@ def test_warming_is_interrupted_while_it_waits(place: Place) -> None:
 def test_the_command_says_how_often_it_asked_again(place: Place, tmp_path: Path) -> None:
     command = Command(None, "", cwd=tmp_path)
     command.environ |= place.settings.values
-    place.cdn.add("cut", at=1000, times=2, first=3)
+    # Of any request, whatever comes third: a look asks for a byte, and has nothing to be cut.
+    place.cdn.add("status", status=503, times=2, first=3)
     document = command.json("cdn", "warm", NAME)
     assert document["retries"] == 2
     assert document["hits"] == document["objects"]
