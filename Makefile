@@ -14,7 +14,7 @@ demo: $(VENV)/demo.done
 test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Real launches by SkyPilot, on machines that are namespaces of this one: Linux, root, and a quarter of an hour or less.
+# Real launches by SkyPilot, on machines that are namespaces of this one: Linux, root, and ten to seventeen minutes.
 test-launch: $(VENV)/dev.done .venv-sky/tests.done
 	$(BIN)/python -m pytest tests/launch -m launch
 
