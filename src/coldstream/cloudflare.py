@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
+from coldstream.machine import is_loopback
 from coldstream.retry import Backoff, Retry
 from coldstream.units import MIB, format_bytes
 
@@ -373,16 +373,9 @@ def _checked_base_url(text: str) -> str:
         split, sound = urlsplit(""), False
     if not sound or split.username or split.password or split.query or split.fragment:
         raise ConfigError("CLOUDFLARE_BASE_URL is no URL of an API", hint=f"leave it out, or write it like {BASE_URL}")
-    if split.scheme != "https" and not (split.scheme == "http" and _is_loopback(split.hostname or "")):
+    if split.scheme != "https" and not (split.scheme == "http" and is_loopback(split.hostname or "")):
         raise ConfigError(
             f"CLOUDFLARE_BASE_URL is {split.scheme}://{split.hostname}, where the token would travel in the open",
             hint=f"write it like {BASE_URL}",
         )
     return f"{split.scheme}://{split.netloc}{split.path.rstrip('/')}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

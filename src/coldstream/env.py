@@ -50,6 +50,8 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
+# What a CDN that is not public asks for.
+CDN_SECRETS = ("COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
 SECRETS = {
     "VLLM_API_KEY",
     "R2_SECRET_KEY",
@@ -59,9 +61,7 @@ SECRETS = {
     "HF_TOKEN",
     "CLOUDFLARE_API_TOKEN",
     "COLDSTREAM_BUNDLE_KEY",
-    "COLDSTREAM_CDN_HEADER",
-    "CF_ACCESS_CLIENT_ID",
-    "CF_ACCESS_CLIENT_SECRET",
+    *CDN_SECRETS,
 }
 RETRY_SECONDS = 180.0
 

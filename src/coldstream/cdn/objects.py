@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from coldstream.errors import NotFoundError
+from coldstream.mirror.pool import ROOT
 from coldstream.mirror.reading import StoredFile, object_key, open_model
 from coldstream.selection import is_weights
 from coldstream.store import Store
 
-_SEGMENT = re.compile(r"(?:^|/)\.coldstream/segments/[0-9a-f]{2}/(?P<sha256>[0-9a-f]{64})$")
+_SEGMENT = re.compile(rf"(?:^|/){re.escape(ROOT)}[0-9a-f]{{2}}/(?P<sha256>[0-9a-f]{{64}})$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from coldstream.errors import UsageError
+from coldstream.mirror.pool import ROOT
 from coldstream.paths import MANIFEST_NAME
 
 PHASE = "http_request_cache_settings"
-SEGMENTS = "/.coldstream/segments/"
+SEGMENTS = f"/{ROOT}"
 SEGMENT_SECONDS = 365 * 86400
 FILE_SECONDS = 86400
 # Of a rule, what the API gives and takes from nobody.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -13,13 +14,14 @@ from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, 
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from coldstream.cdn import Finding, Object, Zone
     from coldstream.cdn.rule import Standing
     from coldstream.cloudflare import Api
     from coldstream.origin.cdn import Cdn
 
+F = TypeVar("F", bound=Callable[..., Any])
 _PLANS = ("free", "pro", "business", "enterprise")
 _STATES = {
     "kept": "green",
@@ -128,11 +130,23 @@ def rule(
         raise SystemExit(1)
 
 
+def _reading_options(function: F) -> F:
+    """Adds what `check` and `warm` are told of the objects that they read: name, plan, everything, connections."""
+    plan_help = "Of the zone.  [default: asked for, or the smallest limit]"
+    for option in (
+        click.option(
+            "--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Reads at the same time."
+        ),
+        click.option("--all", "everything", is_flag=True, help="Also what coldstream reads from the bucket itself."),
+        click.option("--plan", type=click.Choice(_PLANS), help=plan_help),
+        click.argument("name", metavar="MODEL"),
+    ):
+        function = option(function)
+    return function
+
+
 @command.command(epilog=f"{EXIT_CODES} 1 also: something cannot be kept, or is not the bucket's.")
-@click.argument("name", metavar="MODEL")
-@click.option("--plan", type=click.Choice(_PLANS), help="Of the zone.  [default: asked for, or the smallest limit]")
-@click.option("--all", "everything", is_flag=True, help="Also what coldstream reads from the bucket itself.")
-@click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Reads at the same time.")
+@_reading_options
 @common_options
 def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
     """Look at each object of a model through the domain: its size, what the cache says of two looks, the mend.
@@ -169,10 +183,7 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
 
 @command.command(epilog=f"{EXIT_CODES} 1 also: something was not kept, or was not the bucket's.")
-@click.argument("name", metavar="MODEL")
-@click.option("--plan", type=click.Choice(_PLANS), help="Of the zone.  [default: asked for, or the smallest limit]")
-@click.option("--all", "everything", is_flag=True, help="Also what coldstream reads from the bucket itself.")
-@click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Reads at the same time.")
+@_reading_options
 @common_options
 def warm(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
     """Read every object of a model that can be kept through the domain, then see how many are.

@@ -10,7 +10,6 @@ import click
 if TYPE_CHECKING:
     from coldstream.template import Wish
 
-_PORT = 8000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -40,7 +39,7 @@ def deployment_options(function: F) -> F:
             ),
             click.option("--no-image", is_flag=True, help="Install vLLM on the machine instead."),
             click.option(
-                "--port", type=click.IntRange(1, 65535), default=_PORT, show_default=True, help="Where it answers."
+                "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Where it answers."
             ),
             click.option(
                 "--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have."
@@ -79,10 +78,20 @@ def template_words(model: str, wish: Wish, gpus: str, *, max_model_len: int | No
         gpus: In each machine.
         max_model_len: As it was given.
     """
-    from coldstream.template.deployment import IMAGE
+    from coldstream.template import Wish
 
+    words = ["coldstream", "template", model, "--target", wish.target, "--gpus", gpus]
+    if wish.spot is not None:
+        words.append("--spot" if wish.spot else "--on-demand")
+    if wish.image is None:
+        words.append("--no-image")
+    given, usual = _values(wish, max_model_len), _values(Wish(target=wish.target), None)
+    return words + [word for name, text in given.items() if text not in {None, usual[name]} for word in (name, text)]
+
+
+def _values(wish: Wish, max_model_len: int | None) -> dict[str, str | None]:
     replicas = wish.replicas
-    given = {
+    return {
         "--cloud": wish.cloud,
         "--replicas": f"{replicas.fewest}..{replicas.most}" if replicas.scales else str(replicas.fewest),
         "--loader": wish.loader,
@@ -92,12 +101,3 @@ def template_words(model: str, wish: Wish, gpus: str, *, max_model_len: int | No
         "--fallback": wish.fallback,
         "--command": wish.command,
     }
-    usual = {"--replicas": "1", "--loader": "coldstream", "--image": IMAGE, "--port": str(_PORT)}
-    words = ["coldstream", "template", model, "--target", wish.target, "--gpus", gpus]
-    if wish.spot is not None:
-        words.append("--spot" if wish.spot else "--on-demand")
-    if wish.image is None:
-        words.append("--no-image")
-    return words + [
-        word for name, text in given.items() if text not in {None, usual.get(name)} for word in (name, text)
-    ]

@@ -12,6 +12,7 @@ import click
 from coldstream.cli.deployment import chosen_image, deployment_options, template_words
 from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
 from coldstream.cli.table import table_text
+from coldstream.env import CDN_SECRETS
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
@@ -292,7 +293,6 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     from coldstream.errors import UsageError
     from coldstream.launch import TTL_SECONDS_MAX, find_sky, launches_of, mint, parse_ttl, terms_of
     from coldstream.launch import renew as renewed
-    from coldstream.origin.cdn import CDN_SECRETS
 
     settings = state.settings()
     launches = launches_of(settings)
@@ -326,7 +326,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
 
 
 _SECRETS = ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY", "COLDSTREAM_BUNDLE_KEY")
-_SOMETIMES = ("HF_TOKEN", "COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
+_SOMETIMES = ("HF_TOKEN", *CDN_SECRETS)
 
 
 def _in_segments(state: State, name: str) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from coldstream.doctor.greeting import Greeting, greet
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, NotFoundError
+from coldstream.machine import is_loopback
 from coldstream.mirror.reading import StoredModel, open_model
 from coldstream.origin import Checkpoint, open_origin
 from coldstream.paths import checked_name
@@ -140,11 +141,6 @@ class Case:
             if self.vllm is not None:
                 raise
             return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _impatient(settings: Settings) -> Settings:

@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from coldstream.env import Settings
+from coldstream.env import CDN_SECRETS, Settings
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
-from coldstream.origin.cdn import CDN_SECRETS
 
 TESTED = "0.14.1"
 INSTALL = f'uv tool install "skypilot[aws]=={TESTED}"'

@@ -16,8 +16,6 @@ from coldstream.errors import ConfigError
 from coldstream.origin.contract import Shard
 
 VIAS = ("auto", "cdn", "s3")
-# Variables that hold what a domain that is not public asks for.
-CDN_SECRETS = ("COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
 _HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
 # What the engine says itself, or what would change the meaning of an answer.

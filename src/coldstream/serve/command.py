@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coldstream.env import Settings
+from coldstream.env import CDN_SECRETS, Settings
 from coldstream.errors import ConfigError, UsageError
 from coldstream.serve.flags import number_of, value_of
 from coldstream.vllm.service import VARIABLE
@@ -18,13 +18,7 @@ from coldstream.vllm.service import VARIABLE
 LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 
 # What vLLM never has a use for, and what it has none for with the coldstream loader.
-_NEVER = (
-    "COLDSTREAM_BUNDLE_KEY",
-    "CLOUDFLARE_API_TOKEN",
-    "COLDSTREAM_CDN_HEADER",
-    "CF_ACCESS_CLIENT_ID",
-    "CF_ACCESS_CLIENT_SECRET",
-)
+_NEVER = ("COLDSTREAM_BUNDLE_KEY", "CLOUDFLARE_API_TOKEN", *CDN_SECRETS)
 KEYS = (
     *_NEVER,
     "R2_ACCESS_KEY",

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from coldstream.env import Settings
+from coldstream.env import CDN_SECRETS, Settings
 from coldstream.errors import UsageError
-from coldstream.origin.cdn import CDN_SECRETS, cdn_of
+from coldstream.machine import is_loopback
+from coldstream.origin.cdn import cdn_of
 from coldstream.paths import checked_name
 from coldstream.tune import Advice, Gpus, smallest
 from coldstream.units import GIB, format_bytes
@@ -82,7 +83,7 @@ class Bucket:
     @property
     def is_here(self) -> bool:
         """Whether the endpoint is this very machine, which no node reaches."""
-        return _is_here(self.endpoint or "")
+        return is_loopback(urlsplit(self.endpoint or "").hostname or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ class Domain:
     @property
     def is_here(self) -> bool:
         """Whether it is this very machine, which no node reaches."""
-        return _is_here(self.url)
+        return is_loopback(urlsplit(self.url).hostname or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,11 +358,6 @@ def _check(wish: Wish) -> None:
             raise UsageError(f"{text[:60]!r} is no {what}", hint="see: coldstream template render --help")
     if wish.command is not None and not all(char.isprintable() or char == "\n" for char in wish.command):
         raise UsageError("the command holds characters that cannot be shown", hint="put it into a script")
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _slug(name: str) -> str:
