@@ -722,22 +722,42 @@ def test_cancel_while_a_proxy_opens_its_tunnel(mute: tuple[str, int, threading.E
     assert later.join().kind == "cancelled"
 
 
+class Handed:
+    """A lock that goes to the canceller first whenever it is let go of: the order that the scheduler may choose."""
+
+    def __init__(self, cancellers: list[threading.Thread]) -> None:
+        self._lock = threading.Lock()
+        self._cancellers = cancellers
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+        for canceller in self._cancellers:
+            if canceller is not threading.current_thread():
+                canceller.join()
+
+
 @pytest.mark.parametrize("step", ["set_timeouts", "tls_wire", "context_for"])
 def test_no_cancel_between_two_steps_is_lost(setup: Setup, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    if setup.settings is None and step != "set_timeouts":
+        pytest.skip("no step of a plain connection")
     connection = setup.connect()
+    cancellers: list[threading.Thread] = []
+    monkeypatch.setattr(connection, "_lock", Handed(cancellers))
     original = getattr(http, step)
 
     def cancelled(*args: Any, **kwargs: Any) -> Any:
-        # From another thread: this one may hold the connection's lock.
+        # From another thread, since this one holds the connection's lock in one of the steps: there the cancel waits.
         canceller = threading.Thread(target=connection.cancel)
         canceller.start()
+        cancellers.append(canceller)
         if step != "tls_wire":
             canceller.join()
         return original(*args, **kwargs)
 
     monkeypatch.setattr(http, step, cancelled)
-    if setup.settings is None and step != "set_timeouts":
-        pytest.skip("no step of a plain connection")
     assert setup.fail(0, 10, connection).kind == "cancelled"
 
 
