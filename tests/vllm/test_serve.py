@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from coldstream.serve.endpoint import free_port
 from tests.conftest import fresh_bucket
@@ -256,6 +258,11 @@ def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[
     assert made["name"] == "org/llama-tp2"
     assert command.states()["org/llama-tp2"] == "ready"
     assert not list((tmp_path / "cache").glob("shards-*"))
+    command.run("download", "org/llama-tp2", "made")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    parts = [load_file(tmp_path / "made" / f"model-rank-{rank}-part-0.safetensors")[name] for rank in (0, 1)]
+    whole = [tensors[name] for path in model("llama").glob("*.safetensors") if name in (tensors := load_file(path))]
+    assert torch.cat(parts, dim=1).equal(whole[0]), "as the checkpoint has it, not as this CPU's kernels want it"
     environ = clean_environ(
         **rclone.environ(command.environ["R2_BUCKET"]),
         VLLM_ASSETS_CACHE=str(tmp_path / "assets"),

@@ -6,6 +6,7 @@
     versions      which versions of vLLM this works with; pure
     launch        vLLM's command with a patient garbage collector
     loader        the load format itself; imports vLLM
+    shards        what a rank holds, written as files
     save_sharded  a program for `coldstream shard`, run with vLLM's Python
 
 `register` is the entry point of the group `vllm.general_plugins`: vLLM calls it in each of its processes.

@@ -28,7 +28,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.folder import Note, read_note
 from coldstream.loading import Load, LoadReport, Options, Share, attach
-from coldstream.vllm import service
+from coldstream.vllm import service, shards
 from coldstream.vllm.extra import Extra, read_extra
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class ColdstreamLoader(DefaultModelLoader):
         """
         global _loaded  # noqa: PLW0603  # one engine per process
         super().load_weights(model, model_config)
+        out = os.environ.get(shards.VARIABLE)
+        if out and self._is_main:
+            shards.write(model, out)
         _loaded = True
 
     def get_all_weights(

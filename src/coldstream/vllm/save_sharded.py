@@ -2,8 +2,8 @@
 
     python -m coldstream.vllm.save_sharded OUT -- FOLDER --tensor-parallel-size 4 [any engine flag of vLLM]
 
-What is written is what the ranks hold once vLLM has prepared the weights: it fits the same version of vLLM, the same
-kind of device, the same quantisation and the same number of ranks.
+What is written are the parameters of each rank, fused and split as vLLM has them: they fit the same version of vLLM,
+the same kind of device, the same quantisation and the same number of ranks.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from coldstream.vllm import shards
+
 # Beside the shards: what they were made by.
 RECORD_NAME = "coldstream-shards.json"
-PATTERN = "model-rank-{rank}-part-{part}.safetensors"
-# As vLLM's own example: parts that load side by side.
-_PART_BYTES_MAX = 5 << 30
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,10 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     out, _, folder, *flags = arguments
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     given = EngineArgs.from_cli_args(parser.parse_args(["--model", folder, *flags]))
+    # The load format writes them, in each rank.
+    os.environ[shards.VARIABLE] = out
     engine = LLM(**{field.name: getattr(given, field.name) for field in dataclasses.fields(given)})
-    core = engine.llm_engine.engine_core
-    core.save_sharded_state(path=out, pattern=PATTERN, max_size=_PART_BYTES_MAX)
     config = engine.llm_engine.vllm_config
+    for rank in range(config.parallel_config.tensor_parallel_size):
+        if not os.path.exists(first := os.path.join(out, shards.PATTERN.format(rank=rank, part=0))):
+            sys.exit(f"rank {rank} did not write {first}")
     record = {
         "vllm": vllm.__version__,
         "device": config.device_config.device_type,
