@@ -7,6 +7,7 @@ folder is uploaded as any other model. The folder needs the disk for the whole m
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,12 @@ from coldstream.serve.command import KEYS, Command
 from coldstream.serve.program import find_program
 from coldstream.units import format_bytes
 from coldstream.vllm.service import VARIABLE, LoadService
+
+# vLLM's processes log each line of a traceback behind this.
+_LOGGED = re.compile(r"^\(\S+ pid=\d+\) ERROR \S+ \S+ \[[^]]*\] ")
+# The last line of a traceback, which no indentation precedes.
+_RAISED = re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))\b(?:: (.*))?$")
+_REASON_CHARACTERS = 300
 
 # Room for what the file system needs beside the bytes.
 _SPARE_SHARE = 1.05
@@ -96,10 +103,13 @@ def _save(
         without=KEYS,
     )
     said: list[str] = []
+    reason: list[str] = []
 
     def on_line(line: str) -> None:
         said.append(line)
         del said[:-_LAST_LINES]
+        if not reason and (found := raised(line)):
+            reason.append(found)
         say(line)
 
     with open(os.devnull, "wb") as nowhere:
@@ -112,8 +122,26 @@ def _save(
     if child.signalled:
         raise KeyboardInterrupt
     if code:
+        what = f"vLLM ended with {code} while it wrote the shards"
+        if reason:
+            # The first is the cause; what its parents then say is that a child of theirs failed.
+            raise ColdstreamError(f"{what}: {reason[0]}", hint="--debug shows all that it says")
         print("\n".join(said), file=sys.stderr)  # noqa: T201  # the child's own last words
-        raise ColdstreamError(f"vLLM ended with {code} while it wrote the shards", hint="see its last lines above")
+        raise ColdstreamError(what, hint="see its last lines above")
+
+
+def raised(line: str) -> str | None:
+    """The exception that a line of vLLM's output ends a traceback with, cut to a line's length; None when it does not.
+
+    >>> raised("(Worker pid=7) ERROR 11-28 19:03:58 [multiproc_executor.py:953] ValueError: no such shape")
+    'ValueError: no such shape'
+    """
+    found = _RAISED.match(_LOGGED.sub("", line.rstrip()))
+    if found is None:
+        return None
+    name, message = found.groups()
+    # Our own messages need no name.
+    return str(message if message and name.startswith("coldstream.") else found.group())[:_REASON_CHARACTERS]
 
 
 def _copy_small(source: Path, out: Path) -> None:

@@ -68,8 +68,10 @@ class ColdstreamLoader(DefaultModelLoader):
             ColdstreamError: The load failed. The model is then partly filled, and must not be used.
         """
         global _loaded  # noqa: PLW0603  # one engine per process
-        super().load_weights(model, model_config)
         out = os.environ.get(shards.VARIABLE)
+        if out:
+            shards.check(model)
+        super().load_weights(model, model_config)
         if out and self._is_main:
             shards.write(model, out)
         _loaded = True
