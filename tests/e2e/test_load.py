@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -286,6 +287,23 @@ def test_a_reader_that_dies_does_not_hold_the_others(
         os.kill(reader.pid, signal.SIGKILL)
         reader.join(30)
         found |= collected(iterator)
+    assert found == expected
+
+
+def test_a_reader_that_leaves_early_keeps_its_tensors_and_holds_nobody(
+    server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory_limit=24 << 20)) as shared:
+        early = coldstream.attach(shared.address, framework="buffer")
+        kept = dict(next(early) for _ in range(8))
+        early.close()
+        del early
+        # Nothing refers to its end of the connection now but the tensors that it made.
+        gc.collect()
+        found = collected(coldstream.attach(shared.address, framework="buffer"))
+        assert {name: raw_bytes(tensor) for name, tensor in kept.items()} == {name: expected[name] for name in kept}
+        kept.clear()
+        assert shared.wait(30)
     assert found == expected
 
 

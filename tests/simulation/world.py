@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import Arena
@@ -70,6 +71,7 @@ class Reader:
     inbox: list[Ready] = field(default_factory=list)
     told: set[int] = field(default_factory=set)
     dropped: set[int] = field(default_factory=set)
+    holds: set[int] = field(default_factory=set)  # what it keeps after it has left
 
 
 @dataclass
@@ -260,7 +262,7 @@ class World:
             self._copying = True
             # It waits for room until those who keep what they have seen are gone.
             for number in range(len(self.readers)):
-                self.at(2.0, lambda number=number: self._leave(number))  # type: ignore[misc]
+                self.at(2.0, lambda number=number: self._vanish(number))  # type: ignore[misc]
             self._do(self.scheduler.store_dropped(self.now))
             return False
         return True
@@ -531,20 +533,42 @@ class World:
 
     def _leave(self, number: int) -> None:
         if not self.readers[number].gone:
-            self.readers[number].gone = True
+            reader = self.readers[number]
+            reader.gone = True
+            if self.rng.random() < 0.5:
+                # It keeps some of what it has looked at, for long or for ever.
+                reader.holds = {ready.extent for ready in self._ready[: reader.seen]} - reader.dropped
+                for extent in sorted(reader.holds):
+                    if self.rng.random() < 0.5:
+                        self.at(self.rng.random(), partial(self._drop, number, extent))
+            self._settle()
+            self._do(
+                self.scheduler.left(number, reader.seen, self.now)
+                if reader.holds
+                else self.scheduler.detached(number, self.now)
+            )
+
+    def _vanish(self, number: int) -> None:
+        reader = self.readers[number]
+        if not reader.gone or reader.holds:
+            reader.gone = True
+            reader.holds.clear()
             self._settle()
             self._do(self.scheduler.detached(number, self.now))
 
     def _drop(self, number: int, extent: int) -> None:
         reader = self.readers[number]
-        if not reader.gone:
+        if not reader.gone or extent in reader.holds:
             reader.dropped.add(extent)
+            reader.holds.discard(extent)
             reader.moved = self.now
             self._settle()
             self._do(self.scheduler.released(number, extent, self.now))
 
     def _held(self, extent: int) -> bool:
-        return any(not reader.gone and extent not in reader.dropped for reader in self.readers)
+        return any(
+            extent in reader.holds or (not reader.gone and extent not in reader.dropped) for reader in self.readers
+        )
 
     def _settle(self) -> None:
         """Extents that nobody uses any more, as far as the world knows."""
@@ -705,7 +729,7 @@ class World:
             assert counts.unstored_bytes == 0
         # Everything goes back once everybody has gone.
         for number, reader in enumerate(self.readers):
-            if not reader.gone:
+            if not reader.gone or reader.holds:
                 scheduler.detached(number, self.now)
         assert self.arena.used_bytes == 0
         assert scheduler._extents.ahead_bytes == 0

@@ -34,6 +34,8 @@ from coldstream.engine.streamer import main
 main(sys.argv[2:])
 """
 _detached: list[subprocess.Popen[bytes]] = []
+# Consumers that were closed while their memory is referred to: theirs are the sockets that say when it no longer is.
+_holding: set[Consumer] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +163,22 @@ class Consumer:
             select.select([self], [], [], 5.0)
 
     def close(self) -> None:
-        """Lets go. Memory that is still referred to stays valid, and the streamer is told when it is not."""
+        """Lets go, for good. Memory that is still referred to stays valid, and the streamer is told when it is not."""
+        if self._left or os.getpid() != self._pid:
+            return
         self._left = True
-        if not self._held and self._socket is not None and os.getpid() == self._pid:
-            self._socket.close()
-            self._socket = None
+        # A closed socket would say that nothing is held.
+        _holding.add(self)
+        if self._held:
+            self._send(wire.LEAVE + wire.NUMBER.pack(self.seen))
+        if not self._held:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+        _holding.discard(self)
 
     def _receive(self) -> None:
         while self._socket is not None:
@@ -195,21 +208,22 @@ class Consumer:
             # Nobody will reuse it, and nobody else looks at it: give the pages back at once. It starts on one.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self.arena.madvise(mmap.MADV_REMOVE, start, stop - start)
-        elif self._socket is not None:
+        else:
             self._send(wire.RELEASE + wire.NUMBER.pack(number))
-        if self._left and not self._held and self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._left and not self._held:
+            self._hang_up()
 
     def _send(self, message: bytes) -> None:
-        assert self._socket is not None
+        sock = self._socket
+        if sock is None:
+            return
         try:
-            self._socket.send(message)
+            sock.send(message)
         except BlockingIOError:
             # The streamer is far behind; these are a few bytes, and it never waits for us.
-            select.select([], [self._socket], [], 1.0)
-            with contextlib.suppress(OSError):
-                self._socket.send(message)
+            with contextlib.suppress(OSError, ValueError):
+                select.select([], [sock], [], 1.0)
+                sock.send(message)
         except OSError:
             pass  # it has ended; receiving will tell
 
@@ -330,7 +344,7 @@ class Owner:
         if os.getpid() != self._pid:
             return
         with contextlib.suppress(OSError):
-            self._frames.send(wire.LEAVE)
+            self._frames.send(wire.QUIT)
         self._frames.socket.close()
         try:
             self._process.wait(1.0)

@@ -19,7 +19,7 @@ STUCK_SECONDS = 20.0
 @dataclass(slots=True)
 class _Consumer:
     attached: bool = False
-    gone: bool = False
+    gone: bool = False  # it will look at nothing more; what it holds it may still hold
     seen: int = 0  # how many ready extents it has looked at
     moved: float = 0.0  # when it last said anything
     waits_since: float | None = None
@@ -181,6 +181,13 @@ class Extents:
         found.seen, found.moved = max(found.seen, self._order[extent] + 1), now
         self._look()
         self._drop(consumer, extent)
+
+    def leave(self, consumer: int, seen: int, now: float) -> None:
+        """A consumer looks at nothing beyond `seen` ready extents; of those it releases what it holds."""
+        self._consumers[consumer] = _Consumer(attached=True, gone=True, moved=now)
+        self._look()
+        for extent in self.ready[seen:]:
+            self._drop(consumer, extent)
 
     def detach(self, consumer: int, now: float) -> None:
         """A consumer is gone, with all that it held: it finished, or it died."""

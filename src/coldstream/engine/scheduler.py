@@ -205,6 +205,11 @@ class Scheduler:
         self._extents.release(consumer, extent, now)
         return self._dispatch(now)
 
+    def left(self, consumer: int, seen: int, now: float) -> list[Action]:
+        """A consumer looks at nothing beyond `seen` ready extents, but may hold some of those for long."""
+        self._extents.leave(consumer, seen, now)
+        return self._dispatch(now)
+
     def detached(self, consumer: int, now: float) -> list[Action]:
         """A consumer is gone, with all that it held: it finished, or it died."""
         self._extents.detach(consumer, now)

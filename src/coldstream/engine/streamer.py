@@ -146,7 +146,7 @@ class Streamer:
                 self._attach(socket.socket(fileno=self._owner.descriptor()))
             elif letter == wire.DETACH:
                 self._detached = True
-            elif letter == wire.LEAVE:
+            elif letter == wire.QUIT:
                 self._over = True
         if not alive:
             self._selector.unregister(self._owner)
@@ -356,7 +356,7 @@ class Streamer:
                 data = b""
             if not data:
                 self._forget(consumer.socket)
-                del self._consumers[consumer.number]
+                self._consumers.pop(consumer.number, None)
                 actions += self._scheduler.detached(consumer.number, now)
                 break
             letter, rest = data[:1], data[1:]
@@ -365,6 +365,10 @@ class Streamer:
                 actions += self._scheduler.waiting(consumer.number, wire.NUMBER.unpack(rest)[0], now)
             elif letter == wire.RELEASE:
                 actions += self._scheduler.released(consumer.number, wire.NUMBER.unpack(rest)[0], now)
+            elif letter == wire.LEAVE:
+                # It is told of nothing more; its socket says what it drops.
+                del self._consumers[consumer.number]
+                actions += self._scheduler.left(consumer.number, wire.NUMBER.unpack(rest)[0], now)
         self._do(actions)
 
     def _send(self, consumer: _Attached, message: bytes) -> None:

@@ -31,7 +31,7 @@ _STORE = struct.Struct("<IIQQ16s")  # file, chunk of the file, offset in the are
 # Consumer to streamer.
 WAIT = b"W"  # u32: ready extents looked at so far
 RELEASE = b"R"  # u32 extent
-LEAVE = b"X"  # end the load, if nobody else is attached
+LEAVE = b"X"  # u32: ready extents looked at; it looks at no more, and releases what it holds one by one
 # Streamer to consumer.
 HELLO = b"H"  # u32 consumer, u32 how many there are, u64 bytes of arena and catalog; with their descriptors
 READY = b"Y"  # u32 extent, u32 order, u64 offset
@@ -45,6 +45,7 @@ SETTINGS = b"S"  # JSON of job.Settings; the plan follows
 PLAN = b"P"  # JSON of the files; with the catalog's descriptor
 DETACH = b"D"  # go on without being asked until the local copy is written, or the owner's process ends
 LINK = b"L"  # u32 segment, JSON {url, headers}, or nothing when there is none to be had
+QUIT = b"X"  # end the load
 CONSUMER = b"C"  # with one end of a socket: a consumer attaches through it
 # Streamer to owner.
 PROGRESS = b"p"  # JSON

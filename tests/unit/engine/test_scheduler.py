@@ -171,6 +171,29 @@ def test_a_consumer_that_keeps_all_and_says_nothing_is_outwaited() -> None:
     assert isinstance(fetch, Fetch)
 
 
+def test_a_consumer_that_leaves_keeps_what_it_holds_and_nothing_else() -> None:
+    found = scheduler([PAGE] * 4, connections=1, limit=3 * PAGE, consumers=2)
+    for consumer in range(2):
+        found.attached(consumer, 0.0)
+    found.tick(0.0)
+    found.done(0, 0.1)
+    found.done(0, 0.2)
+    found.released(1, 0, 0.3)
+    found.released(1, 1, 0.3)
+    assert found.arena.used_bytes == 3 * PAGE, "two that the first consumer was told of, one on its way"
+    # It has looked at one of them, which it holds.
+    found.left(0, 1, 0.4)
+    assert found.arena.used_bytes == 2 * PAGE
+    assert Ready(2, 2 * PAGE, 2) in found.done(0, 0.5)
+    found.released(1, 2, 0.6)
+    found.done(0, 0.7)
+    found.released(1, 3, 0.8)
+    assert found.finished
+    assert found.arena.used_bytes == PAGE
+    found.released(0, 0, 0.9)
+    assert found.arena.used_bytes == 0
+
+
 def test_waits_of_consumers_are_counted_whole() -> None:
     found = scheduler([PAGE] * 2, connections=1)
     found.attached(0, 0.0)
