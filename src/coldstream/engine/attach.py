@@ -204,19 +204,20 @@ class Consumer:
             return
         self._held.pop(number, None)
         start, stop = self._offsets.pop(number)
-        if self._left and self._alone:
-            # Nobody will reuse it, and nobody else looks at it: give the pages back at once. It starts on one.
+        told = self._send(wire.RELEASE + wire.NUMBER.pack(number))
+        if not told and self._left and self._alone:
+            # The streamer has ended: nobody will reuse it, or still write it to the local copy, and nobody else looks
+            # at it. Give the pages back at once; it starts on one.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self.arena.madvise(mmap.MADV_REMOVE, start, stop - start)
-        else:
-            self._send(wire.RELEASE + wire.NUMBER.pack(number))
         if self._left and not self._held:
             self._hang_up()
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> bool:
+        """Whether there is still a streamer to tell."""
         sock = self._socket
         if sock is None:
-            return
+            return False
         try:
             sock.send(message)
         except BlockingIOError:
@@ -225,7 +226,8 @@ class Consumer:
                 select.select([], [sock], [], 1.0)
                 sock.send(message)
         except OSError:
-            pass  # it has ended; receiving will tell
+            return False  # receiving will tell
+        return True
 
 
 class Owner:
