@@ -532,21 +532,21 @@ class World:
         self.at(reader.work, lambda: self._read_on(number))
 
     def _leave(self, number: int) -> None:
-        if not self.readers[number].gone:
-            reader = self.readers[number]
-            reader.gone = True
-            if self.rng.random() < 0.5:
-                # It keeps some of what it has looked at, for long or for ever.
-                reader.holds = {ready.extent for ready in self._ready[: reader.seen]} - reader.dropped
-                for extent in sorted(reader.holds):
-                    if self.rng.random() < 0.5:
-                        self.at(self.rng.random(), partial(self._drop, number, extent))
-            self._settle()
-            self._do(
-                self.scheduler.left(number, reader.seen, self.now)
-                if reader.holds
-                else self.scheduler.detached(number, self.now)
-            )
+        reader = self.readers[number]
+        if reader.gone:
+            return
+        if self.rng.random() < 0.5:
+            # It keeps some of what it has looked at, for long or for ever.
+            reader.holds = {ready.extent for ready in self._ready[: reader.seen]} - reader.dropped
+            for extent in sorted(reader.holds):
+                if self.rng.random() < 0.5:
+                    self.at(self.rng.random(), partial(self._drop, number, extent))
+        if not reader.holds:
+            self._vanish(number)
+            return
+        reader.gone = True
+        self._settle()
+        self._do(self.scheduler.left(number, reader.seen, self.now))
 
     def _vanish(self, number: int) -> None:
         reader = self.readers[number]

@@ -183,17 +183,10 @@ class Extents:
         self._drop(consumer, extent)
 
     def leave(self, consumer: int, seen: int, now: float) -> None:
-        """A consumer looks at nothing beyond `seen` ready extents; of those it releases what it holds."""
+        """A consumer looks at nothing beyond `seen` ready extents; what it holds of those it releases by and by."""
         self._consumers[consumer] = _Consumer(attached=True, gone=True, moved=now)
         self._look()
         for extent in self.ready[seen:]:
-            self._drop(consumer, extent)
-
-    def detach(self, consumer: int, now: float) -> None:
-        """A consumer is gone, with all that it held: it finished, or it died."""
-        self._consumers[consumer] = _Consumer(attached=True, gone=True, moved=now)
-        self._look()
-        for extent in list(self._holders):
             self._drop(consumer, extent)
 
     def _become_ready(self, extent: int) -> Ready:

@@ -212,8 +212,7 @@ class Scheduler:
 
     def detached(self, consumer: int, now: float) -> list[Action]:
         """A consumer is gone, with all that it held: it finished, or it died."""
-        self._extents.detach(consumer, now)
-        return self._dispatch(now)
+        return self.left(consumer, 0, now)
 
     # Events of connections.
 
