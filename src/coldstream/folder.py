@@ -182,9 +182,14 @@ def _last(home: Path) -> tuple[Path, Note] | None:
 def _by_age(home: Path) -> Sequence[Path]:
     """Finished folders, the one used last first."""
     try:
-        found = [(entry.stat().st_mtime, Path(entry.path)) for entry in os.scandir(home) if entry.name[0] != "."]
+        names = os.listdir(home)
     except OSError:
         return ()
+    found = []
+    for path in (home / name for name in names if name[0] != "."):
+        # Another start may have taken it away meanwhile.
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path))
     return [path for _, path in sorted(found, reverse=True)]
 
 

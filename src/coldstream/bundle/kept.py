@@ -147,13 +147,14 @@ def _parts_of(mark: Path, name: str) -> Mapping[str, str] | None:
 
 def _remove_old(base: Path, *, kept: str) -> None:
     now = time.time()
-    for entry in os.scandir(base):
-        if not entry.is_dir(follow_symlinks=False) or entry.name == kept:
-            continue
+    with os.scandir(base) as entries:
+        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != kept]
+    for entry in folders:
         mark = base / f"{entry.name}.json"
         staged = entry.name.startswith((".new-", ".old-"))
         with suppress(OSError):
-            used = max(path.stat().st_mtime for path in (mark, Path(entry.path)) if path.exists())
+            # Another start may have taken it away meanwhile.
+            used = max((path.stat().st_mtime for path in (mark, Path(entry.path)) if path.exists()), default=now)
             if now - used < (_STAGED_SECONDS if staged else _OLD_SECONDS):
                 continue
             lock = open_locked(base / f"{entry.name}.lock", exclusive=True)

@@ -94,6 +94,27 @@ def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:
         caches.close()
 
 
+def test_a_folder_that_goes_while_old_ones_are_looked_for_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = kept(tmp_path), kept(tmp_path, Key(parts={"model": "other"}))
+    first.hold()
+    going = first.base / ".new-abc"
+    going.mkdir()
+    exists = Path.exists
+
+    def gone(path: Path) -> bool:
+        if path == going:
+            going.rmdir()
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", gone)
+    assert second.hold()
+    assert not exists(going)
+    for caches in (first, second):
+        caches.close()
+
+
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     os.chmod(tmp_path / "cache", 0o777)
