@@ -7,6 +7,7 @@ the kernel accounts it, samples their memory, and ends them all at the time limi
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def run(
         RunFailed: It did not work; the message holds none of the environment's secrets.
     """
     measured = [sys.executable, str(_MEASURE), "--interval", str(interval_seconds), "--timeout", str(timeout_seconds)]
-    measured += [*(["--pss"] if pss else []), "--", *command]
+    measured += ["--parent", str(os.getpid()), *(["--pss"] if pss else []), "--", *command]
     found = _measured([*prefix, *measured], environ, cwd)
     if found["timed_out"]:
         raise RunFailed(f"it took longer than {timeout_seconds:g} s")

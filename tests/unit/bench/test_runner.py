@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.bench import pagecache
-from coldstream.bench.runner import Run, RunFailed, last_words, run, without_secrets
+from coldstream.bench.runner import PROGRAMS, Run, RunFailed, last_words, run, without_secrets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -111,6 +111,32 @@ def test_too_slow_ends_the_whole_tree(tmp_path: Path) -> None:
         python(code, timeout_seconds=0.5)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert mark not in listed
+
+
+def test_broken_off_it_waits_for_those_it_killed() -> None:
+    # The dead that nobody waits for stay in the tree: it would be looked at for ten seconds.
+    code = textwrap.dedent(
+        """
+        import subprocess, sys
+        sys.path.insert(0, sys.argv[1])
+        import measure
+        for _ in range(3):
+            subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"])
+        measure.end_descendants(reap=True)
+        print(measure.descendants())
+        """
+    )
+    command = [sys.executable, "-S", "-c", code, str(PROGRAMS)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_nothing_is_run_for_a_parent_that_has_gone(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    ran = tmp_path / "ran"
+    command = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(gone.pid), "--", "touch", str(ran)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+    assert not ran.exists()
 
 
 def test_a_failure_says_what_was_raised_and_no_secret() -> None:

@@ -1,12 +1,13 @@
 """One command from spawn to exit: wall time, CPU time and peak memory of everything that it started. Linux.
 
-    python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] -- COMMAND...
+    python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] [--parent PID] -- COMMAND...
 
 This process adopts orphans (PR_SET_CHILD_SUBREAPER), so that CPU time counts also where a streamer outlives the
 program that started it; it waits for all of them. The wall time ends when the command itself does. Memory is sampled:
 the private resident pages of all processes, plus the largest shared resident set of any one (an arena that several
 map counts once); with --pss the kernel's proportional sets are added up instead, which is exact and slower. Prints one
-line of JSON, with the command's standard output in it. SIGTERM and SIGINT end the whole tree first.
+line of JSON, with the command's standard output in it. SIGTERM, SIGINT and the end of the parent end the whole tree
+first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import IO
@@ -33,14 +35,18 @@ def main() -> None:
     parser.add_argument("--pss", action="store_true")
     parser.add_argument("--interval", type=float, default=0.05)
     parser.add_argument("--timeout", type=float, default=600.0)
+    parser.add_argument("--parent", type=int)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cut_down)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if args.parent and os.getppid() != args.parent:
+        # Broken off while it started us: nobody waits for what we would find.
+        sys.exit(1)
     print(json.dumps(run(command, pss=args.pss, interval=args.interval, timeout=args.timeout)))
 
 
@@ -113,14 +119,21 @@ def descendants() -> list[int]:
     return found[1:]
 
 
-def end_descendants() -> None:
-    """Kills every process below this one, those that appear meanwhile included."""
+def end_descendants(*, reap: bool = False) -> None:
+    """Kills every process below this one, those that appear meanwhile included.
+
+    Args:
+        reap: Wait for them too, where nobody else does: until then, the dead stay in the tree.
+    """
     deadline = time.monotonic() + 10
     while (pids := descendants()) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+        with contextlib.suppress(ChildProcessError):
+            while reap and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 def _reap_all() -> int:
@@ -137,7 +150,7 @@ def _reap_all() -> int:
 def _cut_down(number: int, _frame: object) -> None:
     # A handler runs in the main thread, which may be waiting for the very processes that it ends.
     signal.signal(number, signal.SIG_IGN)
-    end_descendants()
+    end_descendants(reap=True)
     os._exit(128 + number)
 
 
