@@ -1,10 +1,10 @@
 """Records what a start read, when it has succeeded, by looking at its processes from outside.
 
 Libraries: of every file that a process has mapped, the pages that it has touched; the kernel maps those around a
-touched page too, when it has them, so that a range is somewhat longer than what was needed. Modules: their files are
-read and closed again, and only the processes know of them; they tell, and the files are taken whole. Of two more it is
-known that they are read: what `importlib.metadata` looks into, of every package, and the sources of all models of
-transformers, whose names it collects.
+touched page too, when it has them (16 pages, or its whole folio since Linux 6.18), so that a range is somewhat longer
+than what was needed. Modules: their files are read and closed again, and only the processes know of them; they tell,
+and the files are taken whole. Of two more it is known that they are read: what `importlib.metadata` looks into, of
+every package, and the sources of all models of transformers, whose names it collects.
 
 Only files below folders that hold programs are recorded: Python's, its environments', the system's libraries. Neither
 the model nor caches nor temporary files are.
