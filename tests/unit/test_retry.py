@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -70,7 +69,7 @@ def test_foreign_errors_are_not_tried_again() -> None:
 
 
 def test_without_progress_it_is_given_up_on_with_the_last_error() -> None:
-    retry = Retry(Backoff(first_seconds=0.01, longest_seconds=0.01, give_up_seconds=0.05))
+    retry = Retry(Backoff(first_seconds=0.1, longest_seconds=0.1, give_up_seconds=0.5))
     with pytest.raises(UnavailableError, match="busy"):
         retry.run(failing(*[UnavailableError("busy")] * 1000))
     assert 1 <= retry.count <= 10
@@ -78,10 +77,8 @@ def test_without_progress_it_is_given_up_on_with_the_last_error() -> None:
 
 def test_a_wait_that_would_end_too_late_is_not_begun() -> None:
     retry = Retry(Backoff(give_up_seconds=5))
-    began = time.monotonic()
     with pytest.raises(UnavailableError):
         retry.run(failing(UnavailableError("busy", retry_after_seconds=60)))
-    assert time.monotonic() - began < 5
     assert retry.count == 0
 
 

@@ -46,9 +46,7 @@ def test_nobody_waits_for_an_answer_and_no_question_overtakes_another() -> None:
         return 5
 
     watch = Watch(ask, pause_seconds=0.0)
-    began = time.monotonic()
     assert [watch.news() for _ in range(100)] == [None] * 100
-    assert time.monotonic() - began < 10
     assert len(asked) == 1
     answered.set()
     assert news(watch) == 5
