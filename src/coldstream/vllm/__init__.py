@@ -65,6 +65,21 @@ class _Waiting(MetaPathFinder):
 def _add(module: Any) -> None:
     # vLLM calls what it finds there; a class of ours would have to be imported first, by who may never use it.
     module._LOAD_FORMAT_TO_MODEL_LOADER.setdefault(LOAD_FORMAT, _make_loader)
+    _ask_for_amx()
+
+
+def _ask_for_amx() -> None:
+    """Asks the kernel, for this process, for AMX's registers, where vLLM runs on a CPU that has them.
+
+    vLLM's attention uses them without asking (0.32). Only oneDNN asks, when first it wants them: where the first
+    request is too short for that, the worker would end with SIGILL.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import torch
+
+        torch.cpu._init_amx()  # does nothing where there is none
 
 
 def _make_loader(load_config: Any) -> Any:
