@@ -75,7 +75,7 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     _, status, _ = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    left = _reap_all()
+    left = _reap()
     settled = time.perf_counter() - began
     timer.cancel()
     memory.stop()
@@ -131,20 +131,17 @@ def end_descendants(*, reap: bool = False) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-        with contextlib.suppress(ChildProcessError):
-            while reap and os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        if reap:
+            _reap(os.WNOHANG)
 
 
-def _reap_all() -> int:
-    """Waits for the orphans too; how many there were."""
+def _reap(options: int = 0) -> int:
+    """Waits for all that are below this one, or with WNOHANG for those that have ended; how many there were."""
     count = 0
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return count
-        count += 1
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, options)[0]:
+            count += 1
+    return count
 
 
 def _cut_down(number: int, _frame: object) -> None:
