@@ -131,7 +131,9 @@ def kept_of(base: Path, name: str) -> list[Kept]:
     for mark in base.glob("*.json"):
         parts = _parts_of(mark, name)
         if parts is not None and (kept := Kept(base, Key(parts=parts))).root.name == mark.stem and kept.is_whole:
-            found.append((mark.stat().st_mtime, kept))
+            # A start may take them away meanwhile.
+            with suppress(FileNotFoundError):
+                found.append((mark.stat().st_mtime, kept))
     return [kept for _, kept in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 

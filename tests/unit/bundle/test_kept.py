@@ -72,6 +72,18 @@ def test_whole_caches_are_found_by_their_model(tmp_path: Path) -> None:
     assert kept_of(tmp_path / "nowhere", "org/m") == []
 
 
+def test_whole_caches_that_go_while_they_are_looked_for_are_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = kept(tmp_path)
+    caches.hold()
+    caches.mark_whole("org/m")
+    caches.close()
+    mark = caches.base / f"{caches.root.name}.json"
+    monkeypatch.setattr(Kept, "is_whole", property(lambda _: mark.unlink() or True))
+    assert kept_of(caches.base, "org/m") == []
+
+
 def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:
     old = kept(tmp_path, Key(parts={"model": "old"}))
     held = kept(tmp_path, Key(parts={"model": "held"}))
