@@ -30,7 +30,11 @@ The map, from the bottom up:
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
+
+# For `machine.process_began`: as early as code of ours runs.
+IMPORTED = time.monotonic()
 
 if TYPE_CHECKING:
     from coldstream.folder import prepare

@@ -12,16 +12,21 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+
+from coldstream import IMPORTED
 
 _CGROUP = Path("/sys/fs/cgroup")
 # When nothing can be found out.
 _MEMORY_BYTES = 4 << 30
 # A driver that has to wake its cards takes seconds.
 _NVIDIA_SECONDS = 20.0
+# Python starts, and comes to its first import of ours, in less. An older process was a shell first, which `exec` ended.
+_PYTHON_SECONDS = 2.0
 # Of what /proc/cpuinfo calls flags, those that a compiler makes use of.
 _INSTRUCTIONS = re.compile(
     r"(sse|ssse|avx|amx|fma|bmi|f16c|aes|vaes|vpclmul|pclmul|gfni|adx|sha|movbe|popcnt|abm|lzcnt|mmx|cx16|fsgsbase"
@@ -51,6 +56,18 @@ def cores() -> int:
     if quota.isdigit() and period.strip().isdigit():
         count = min(count, max(1, -(-int(quota) // int(period))))
     return count
+
+
+def process_began() -> float:
+    """When this process started, by `time.monotonic`; where that cannot be told, when coldstream was imported."""
+    fields = _read(Path("/proc/self/stat")).rpartition(")")[2].split()
+    # Field 22 in proc(5): clock ticks since boot; the first field here is the third.
+    if len(fields) > 19 and fields[19].isdigit() and hasattr(time, "CLOCK_BOOTTIME"):
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        began = time.monotonic() - age
+        if IMPORTED - _PYTHON_SECONDS <= began <= IMPORTED:
+            return began
+    return IMPORTED
 
 
 def available_bytes() -> int:

@@ -72,6 +72,7 @@ def test_a_start_is_recorded_and_shown(model: Command) -> None:
     """coldstream serve org/m --json; coldstream timeline"""
     document = served(model, vllm=("--api-key", "sesame-open"))
     assert document["first_token_seconds"] >= document["seconds"]
+    assert [phase["name"] for phase in document["phases"]][:2] == ["command", "resolve"]
     assert document["stream"]["bytes"] > 0
     assert {"manifest", "connect", "stream"} <= {span["name"] for span in document["spans"]}
     assert document["named_share"] == 1.0

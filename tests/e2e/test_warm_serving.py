@@ -39,7 +39,8 @@ def served(command: Command, *arguments: str, wait: str = "warm-start bundle: ")
     """Starts, waits for a line after "ready", and ends it; what was said."""
     port = str(free_port())
     vllm = str(command.cwd / "env/bin/vllm")
-    process = command.start("serve", NAME, "--vllm", vllm, *arguments, "--", "--port", port, "--host", "127.0.0.1")
+    flags = () if "--" in arguments else ("--",)
+    process = command.start("serve", NAME, "--vllm", vllm, *arguments, *flags, "--port", port, "--host", "127.0.0.1")
     said: list[str] = []
     assert process.stderr is not None
     with process:
@@ -96,6 +97,22 @@ def test_other_flags_have_other_caches(command: Command) -> None:
     assert roots[0] == roots[1]
     assert roots[0] != roots[2]
     assert "unset COLDSTREAM_BUNDLE_KEY" in shown[0]
+
+
+def test_a_bundle_that_does_not_fit_says_why(command: Command) -> None:
+    """coldstream serve with one flag, then on another node with another"""
+    served(command, "--", "--max-num-batched-tokens", "4096")
+    new_node(command)
+    said = lines(served(command, "--", "--max-num-batched-tokens", "8192"))
+    assert said[0] == (
+        "warm-start bundle: not used, the bundle in the bucket was built "
+        "with --max-num-batched-tokens 4096 (this is 8192)"
+    )
+    assert "published" in said[1], "what is said before vLLM starts hides nothing that is said after"
+    new_node(command)
+    command.environ["COLDSTREAM_BUNDLE_KEY"] = "t" * 40
+    said = lines(served(command, "--", "--max-num-batched-tokens", "1", wait="\n"))
+    assert not any("built with" in line for line in said), "others' bundles are nothing to go by"
 
 
 @pytest.mark.parametrize("how", ["tampered", "truncated", "foreign"])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import coldstream
 from coldstream import machine
 
 
@@ -12,6 +16,23 @@ def test_there_is_some_of_everything() -> None:
     assert machine.available_bytes() > 1 << 20
     speed = machine.link_bytes_per_second()
     assert speed is None or speed > 0
+
+
+def test_a_process_began_before_its_first_line() -> None:
+    before = time.monotonic()
+    program = (
+        "import time; first = time.monotonic(); from coldstream import machine; print(machine.process_began(), first)"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    began, first = map(float, out.split())
+    # The kernel counts in hundredths of a second.
+    assert before - 0.02 <= began < first
+
+
+@pytest.mark.parametrize("stat", ["", "nonsense", "7 (a) b) S " + "0 " * 49, "7 (python) S 1 " + "9" * 400])
+def test_of_a_process_that_was_a_shell_before_or_nobody_knows(stat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: stat)
+    assert machine.process_began() == coldstream.IMPORTED
 
 
 def test_the_control_group_limits_memory_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,21 @@ _VARIABLES_FRONT = re.compile(
     r"|CUDA_(CACHE_.*|VISIBLE_DEVICES|HOME|PATH|VERSION)|NCCL_DEBUG.*|TORCH_(LOGS|TRACE)|TORCHINDUCTOR_CACHE_DIR"
     r"|TRITON_CACHE_DIR|DG_JIT_CACHE_DIR|FLASHINFER_WORKSPACE_BASE|.*(KEY|TOKEN|SECRET|PASSWORD).*)"
 )
+# How a bundle was built that does not fit; what is missing here is a package.
+_BUILT = {
+    "model": "for another version of the model",
+    "device": "on {theirs} (this is {ours})",
+    "processor": "on a processor with other instruction sets",
+    "loader": "with --loader {theirs} (this is {ours})",
+    "tensor-parallel": "with --tensor-parallel-size {theirs} (this is {ours})",
+    "pipeline-parallel": "with --pipeline-parallel-size {theirs} (this is {ours})",
+    "caches": "with its caches in {theirs} (here: {ours})",
+    "site": "with vLLM in {theirs} (here: {ours})",
+}
+# Where a flag or a variable begins within its part; a value may hold spaces.
+_BEGINS = re.compile(r" (?=--?[A-Za-z]|[A-Z][A-Z0-9_]*=)")
+_DIFFERENCES_MAX = 3
+_VALUE_MAX = 60
 _SHORT = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size", "-dp": "--data-parallel-size"}
 
 
@@ -91,6 +106,19 @@ class Key:
     def differences(self, parts: Mapping[str, str]) -> tuple[str, ...]:
         """The names of the parts that are not as in `parts`."""
         return tuple(sorted(n for n in {*self.parts, *parts} if self.parts.get(n) != parts.get(n)))
+
+    def explain(self, parts: Mapping[str, str]) -> str:
+        """Tells people how a bundle with `parts` was built that does not fit: "with vllm 0.31.0 (this is 0.32.0)"."""
+        built: list[str] = []
+        for name in self.differences(parts):
+            theirs, ours = parts.get(name, "none"), self.parts.get(name, "none")
+            if name in {"arguments", "environment"}:
+                built += _changed(theirs, ours)
+            else:
+                text = _BUILT.get(name, f"with {name} {{theirs}} (this is {{ours}})")
+                built.append(text.format(theirs=_short(theirs), ours=_short(ours)))
+        more = len(built) - _DIFFERENCES_MAX
+        return "; ".join(built[:_DIFFERENCES_MAX]) + (f"; and {more} more differences" if more > 0 else "")
 
 
 def key_of(
@@ -152,6 +180,24 @@ def relevant_arguments(arguments: Sequence[str]) -> dict[str, str]:
         else:
             found.setdefault(flag, []).append(argument)
     return {flag: " ".join(values) for flag, values in found.items() if flag not in _FRONT}
+
+
+def _changed(theirs: str, ours: str) -> list[str]:
+    """How the flags or the variables of two keys differ."""
+    before, now = (dict(item.partition("=")[::2] for item in _BEGINS.split(text) if item) for text in (theirs, ours))
+    built = []
+    for name in sorted(n for n in {*before, *now} if before.get(n) != now.get(n)):
+        if name not in before:
+            built.append(f"without {name}")
+        elif name not in now:
+            built.append(f"with {name} {_short(before[name])}".rstrip() + " (this is without)")
+        else:
+            built.append(f"with {name} {_short(before[name])} (this is {_short(now[name])})")
+    return built
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _VALUE_MAX else f"{text[: _VALUE_MAX - 1]}…"
 
 
 def _relevant_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -17,9 +17,10 @@ from datetime import datetime, timedelta, timezone
 from typing import BinaryIO
 
 from coldstream.bundle.archive import sha256_of
+from coldstream.bundle.key import Key
 from coldstream.bundle.pointer import POINTER_BYTES_MAX, Pointer, decode, decode_unverified, encode, is_signed
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError
-from coldstream.store import Part, Store
+from coldstream.store import ObjectInfo, Part, Store
 from coldstream.units import MIB
 
 ROOT = ".coldstream/bundles"
@@ -29,6 +30,8 @@ _READS = ".reads"
 # One connection to R2 gives some tens of megabytes a second.
 _RANGE_BYTES = 8 * MIB
 _CONNECTIONS = 8
+# Of so many bundles, the newest, the one that comes nearest to a start is told.
+_NEAREST_MAX = 16
 # Larger ones are stored in parts.
 _SINGLE_BYTES_MAX = 64 * MIB
 _PART_BYTES = 32 * MIB
@@ -97,6 +100,24 @@ class Shelf:
         if pointer.key != key:
             raise IntegrityError(f"it is the bundle of another start, {pointer.key[:12]}")
         return Found(pointer=pointer, etag=info.etag)
+
+    def nearest(self, key: Key, secret: bytes) -> tuple[int, Pointer] | None:
+        """The bundle whose key differs from this one in the fewest parts, and how many there are to choose from.
+
+        Only bundles that are signed with this secret count, and of those the `_NEAREST_MAX` published last.
+        """
+        objects = [info for info in self.store.list(f"{ROOT}/{self.name}/") if info.key.endswith(_POINTER)]
+        newest = sorted(objects, key=lambda info: info.modified, reverse=True)[:_NEAREST_MAX]
+
+        def read(info: ObjectInfo) -> Pointer | None:
+            with suppress(IntegrityError, NotFoundError):
+                return decode(self.store.get(info.key, bytes_max=POINTER_BYTES_MAX)[0], secret)
+            return None
+
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            pointers = [pointer for pointer in pool.map(read, newest) if pointer is not None]
+        best = min(pointers, key=lambda pointer: len(key.differences(pointer.parts)), default=None)
+        return None if best is None else (len(pointers), best)
 
     def etag(self, key: str) -> str | None:
         """The version of a key's pointer, whatever it says; None when there is none."""

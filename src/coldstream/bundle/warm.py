@@ -117,6 +117,8 @@ class WarmStart:
             return
         self._found = self._shelf.find(self._kept.key.digest, self._secret)
         if self._found is None:
+            if not whole:
+                self._explain()
             return
         pointer = self._found.pointer
         with suppress(ColdstreamError):
@@ -127,6 +129,14 @@ class WarmStart:
                 self._fetch(pointer)
             self._kept.mark_whole(self._shelf.name)
             self._note(state="restored", bytes=pointer.archive.size)
+
+    def _explain(self) -> None:
+        """Notes how the bundle that comes nearest was built. Keys that cannot list the bucket learn nothing."""
+        with suppress(ColdstreamError):
+            if nearest := self._shelf.nearest(self._kept.key, self._secret):
+                count, pointer = nearest
+                which = "the bundle" if count == 1 else f"the nearest of {count} bundles"
+                self._note(detail=f"{which} in the bucket was built {self._kept.key.explain(pointer.parts)}")
 
     def _fetch(self, pointer: Pointer) -> None:
         with self._kept.replaced() as folder, tempfile.TemporaryFile(dir=self._kept.base) as file:

@@ -98,6 +98,7 @@ def command(
 
     from coldstream.cli.metering import metered
     from coldstream.loading import Options
+    from coldstream.machine import process_began
     from coldstream.serve import Request, prepared, serve
 
     settings = state.settings()
@@ -145,6 +146,7 @@ def command(
             on_started=on_started,
             stdout=sys.stderr.buffer if state.json else None,
             meter=found.meter,
+            began=process_began(),
         )
     raise SystemExit(code)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import BinaryIO
 
@@ -74,6 +74,7 @@ def serve(
     stdout: BinaryIO | None = None,
     stderr: BinaryIO | None = None,
     meter: Meter | None = None,
+    began: float | None = None,
 ) -> int:
     """Runs vLLM until it ends.
 
@@ -85,6 +86,7 @@ def serve(
         stdout: Where vLLM's standard output goes; ours when None.
         stderr: Where its errors go; ours when None.
         meter: Told what is loaded, started, restored and published.
+        began: When the command began, by `time.monotonic`; None for now.
 
     Returns:
         Its exit code.
@@ -93,13 +95,16 @@ def serve(
         NotFoundError: vLLM is not installed, or there is no such model.
         And what `model_folder` and `Share` raise.
     """
-    began, began_at = time.monotonic(), datetime.now(timezone.utc)
+    now = time.monotonic()
+    began = now if began is None else began
+    began_at = datetime.now(timezone.utc) - timedelta(seconds=now - began)
     meter = meter or Meter()
     if meter.port is not None and meter.port == endpoint_of(request.arguments, os.environ).port:
         raise UsageError(
             f"the metrics' port {meter.port} is vLLM's own", hint="choose another: --metrics-port, or vLLM's --port"
         )
     recorder = Recorder(began)
+    recorder.mark("commanded", now)
     unknown_format = threading.Event()
 
     def on_line(line: str) -> None:

@@ -156,6 +156,6 @@ def said_after(state: WarmState) -> list[str]:
     if state.published == "published":
         size = format_bytes(state.published_bytes)
         lines.append(f"warm-start bundle: published {size}; the next node starts with it")
-    elif state.published and state.published.startswith("no: ") and not state.detail:
+    elif state.published and state.published.startswith("no: ") and state.published != f"no: {state.detail}":
         lines.append(f"warm-start bundle: not published, {state.published.removeprefix('no: ')}")
     return lines

@@ -49,6 +49,7 @@ class Kind:
 
 
 KINDS = (
+    Kind("commanded", "command", "command", "Python started, coldstream imported", always=False),
     Kind("spawned", "resolve", "resolve", "find the model, begin its stream"),
     Kind("args", "api import", _IMPORTS, "vLLM in the API server"),
     Kind("configured", "config", "config", "the model looked at, the engine configured"),

@@ -53,6 +53,45 @@ def test_what_makes_another_key(part: str, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("theirs", "built"),
+    [
+        ({"model": "b" * 64}, "for another version of the model"),
+        ({"packages": {"vllm": "0.31.0", "torch": "2.13.0+cu130"}}, "with vllm 0.31.0 (this is 0.32.0)"),
+        (
+            {"device": "NVIDIA L4, 8.9, driver 570"},
+            "on NVIDIA L4, 8.9, driver 570 (this is NVIDIA H100 80GB HBM3, 9.0, driver 570)",
+        ),
+        ({"processor": "x86_64 ffffffffffff"}, "on a processor with other instruction sets"),
+        ({"python": "python3.11"}, "with python python3.11 (this is python3.12)"),
+        ({"loader": "runai"}, "with --loader runai (this is coldstream)"),
+        ({"arguments": ("--max-model-len", "4096")}, "with --max-model-len 4096 (this is 8192)"),
+        ({"arguments": ()}, "without --max-model-len"),
+        (
+            {"arguments": ("--max-model-len", "8192", "--enforce-eager", "--cudagraph-capture-sizes", "1", "2", "-O3")},
+            (
+                "with --cudagraph-capture-sizes 1 2 (this is without); with --enforce-eager (this is without); "
+                "with -O3 (this is without)"
+            ),
+        ),
+        ({"arguments": ("--max-model-len", "8192", "-tp", "4")}, "with --tensor-parallel-size 4 (this is 1)"),
+        (
+            {"environ": {"VLLM_USE_V2": "1", "TORCH_X": "a b"}},
+            "with TORCH_X a b (this is without); with VLLM_USE_V2 1 (this is without)",
+        ),
+        (
+            {"model": "b", "loader": "runai", "python": "p", "site": "/s", "caches": "/c"},
+            (
+                "with its caches in /c (here: /home/user/.cache/coldstream/bundles); with --loader runai (this is "
+                "coldstream); for another version of the model; and 2 more differences"
+            ),
+        ),
+    ],
+)
+def test_how_a_bundle_was_built_that_does_not_fit(theirs: dict[str, Any], built: str) -> None:
+    assert key().explain(key(**theirs).parts) == built
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"packages": {"vllm": "0.32.0", "torch": "2.13.0+cu130", "requests": "3.0"}},
