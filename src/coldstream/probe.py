@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from coldstream.env import Settings, mask
-from coldstream.errors import ColdstreamError, ConflictError
-from coldstream.store import Store
+from coldstream.errors import ColdstreamError
+from coldstream.store import Store, honours_conditions
 from coldstream.units import MIB, format_rate, format_seconds
 
 _SPEED_BYTES = 8 * MIB
@@ -34,7 +34,7 @@ class Check:
         state: "ok", "warn" or "fail"; of `coldstream doctor` also "skipped": it was not looked at.
         found: The measured value, the fault, or why it was not looked at; for people.
         hint: What mends it, or None.
-        exit_code: What a failure means for the command's exit code.
+        exit_code: What a failure means for the command's exit code; 0 where nothing failed.
     """
 
     name: str
@@ -42,6 +42,10 @@ class Check:
     found: str
     hint: str | None = None
     exit_code: int = 1
+
+    def __post_init__(self) -> None:
+        if self.state != "fail":
+            object.__setattr__(self, "exit_code", 0)
 
 
 def check_configuration(settings: Settings) -> list[Check]:
@@ -173,14 +177,7 @@ def _sweep(store: Store, key: str) -> None:
 
 
 def _check_conditions(store: Store, key: str, body: bytes) -> Check:
-    held = store.conditions_hold(key, body)
-    if held:
-        try:
-            store.put(key, body, if_match="0" * 32)
-            held = False
-        except ConflictError:
-            held = True
-    if held:
+    if honours_conditions(store, key, body):
         return Check(name="conditional put", state="ok", found="honoured")
     return Check(
         name="conditional put",

@@ -31,19 +31,24 @@ _SUFFIX_BYTES = {
     "tb": 10**12,
     "tib": TIB,
 }
+# A number alone is bytes, and seconds; one below these lacks its unit.
+_PLAIN_BYTES_MIN = 64 * KIB
+_PLAIN_SECONDS_MIN = 60
 _SUFFIX_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(text: str) -> int:
-    """Reads a size such as "64MiB", "5 GB" or "1048576".
+    """Reads a size such as "64MiB", "5 GB" or "1048576", which is bytes.
 
     Raises:
-        UsageError: It is no size.
+        UsageError: It is no size, or its unit was forgotten: nobody means a few bytes by "16".
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_BYTES.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a size", hint="write it like 64MiB, 5GB or 1048576")
+    if not match[2] and 0 < float(match[1]) < _PLAIN_BYTES_MIN:
+        raise UsageError(f"{text!r} is a size without a unit", hint=f"write {match[1]}GB or {match[1]}MiB")
     return int(float(match[1]) * factor)
 
 
@@ -51,12 +56,14 @@ def parse_duration(text: str) -> int:
     """Reads a duration such as "24h", "7d", "90m" or "3600", as whole seconds.
 
     Raises:
-        UsageError: It is no duration.
+        UsageError: It is no duration, or its unit was forgotten.
     """
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_SECONDS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a duration", hint="write it like 24h, 7d, 90m or 3600")
+    if not match[2] and 0 < float(match[1]) < _PLAIN_SECONDS_MIN:
+        raise UsageError(f"{text!r} is a duration without a unit", hint=f"write {match[1]}h or {match[1]}d")
     return round(float(match[1]) * factor)
 
 

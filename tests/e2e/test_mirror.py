@@ -316,3 +316,46 @@ def test_the_aws_cli_works_on_what_was_uploaded_and_the_other_way(
     aws("rm", f"s3://{bucket}/foreign/model/{SHARD}")
     assert "named by" in command.run("verify", "foreign/model", code=13)[0]
     assert command.run("verify", REPO, "foreign/model", code=3)[0].count("\n") >= 2
+
+
+def test_what_a_store_does_with_conditions_is_never_guessed(command: Command, hub: FakeHub) -> None:
+    """coldstream upload org/model; the same again, which writes nothing; setup"""
+    hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": safetensors_bytes({"a": 100})})
+    checks = {check["name"]: check for check in command.json("setup")["checks"]}
+    honoured = checks["conditional put"]["state"] == "ok"
+    assert command.json("upload", REPO)["conditional"] is honoured
+    assert command.json("upload", REPO)["conditional"] is None
+    assert {check["exit_code"] for check in checks.values()} == {0}
+
+
+def test_a_missing_model_is_told_the_nearest_name(quick: Command, hub: FakeHub) -> None:
+    """coldstream load org/modle; verify; download"""
+    hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": safetensors_bytes({"a": 100})})
+    quick.run("upload", REPO)
+    for arguments in (("load", "org/modle"), ("verify", "ORG/model"), ("download", "model", "out")):
+        assert f"did you mean {REPO}?" in quick.run(*arguments, code=10)[1]
+
+
+def test_a_wrong_secret_is_named_by_every_verb(rclone: S3Server, tmp_path: Path) -> None:
+    """coldstream setup, upload and list: a HEAD's answer cannot say why, and another request can."""
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.environ["R2_SECRET_KEY"] = "not-the-secret-key"
+    write_model(tmp_path / "model", {"config.json": b"{}", "model.safetensors": safetensors_bytes({"a": 100})})
+    for arguments in (("setup",), ("upload", "./model"), ("list",)):
+        out, err = command.run(*arguments, code=12)
+        assert "the secret key does not belong to the access key" in out + err
+
+
+def test_only_what_continues_says_so_when_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during coldstream verify; during coldstream download"""
+    command = Command(None, "", cwd=tmp_path)
+    command.environ["COLDSTREAM_STORE"] = (tmp_path / "store").as_uri()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coldstream.mirror.stored_bytes", lambda *_, **__: 1)
+    monkeypatch.setattr("coldstream.mirror.verify", interrupted)
+    monkeypatch.setattr("coldstream.mirror.download", interrupted)
+    assert command.run("verify", REPO, code=130)[1].strip() == "error: cancelled"
+    assert "complete files are kept; run the same command again" in command.run("download", REPO, "out", code=130)[1]

@@ -51,10 +51,6 @@ class DyingStore:
         found = getattr(self._store, name)
         return self._dying(found, counts=name in WRITES) if callable(found) and name != "part_etag" else found
 
-    def conditions_hold(self, key: str, body: bytes) -> bool:
-        with self._lock:
-            return self._alive() and self._store.conditions_hold(key, body)
-
     def _alive(self) -> bool:
         if self.died:
             raise Killed

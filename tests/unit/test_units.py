@@ -47,6 +47,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
     assert "64MiB" in (caught.value.hint or "")
 
 
+def test_a_forgotten_unit_is_not_taken_for_bytes_or_seconds() -> None:
+    with pytest.raises(UsageError, match="'16' is a size without a unit") as size:
+        parse_bytes("16")
+    assert size.value.hint == "write 16GB or 16MiB"
+    assert parse_bytes("16B") == 16
+    with pytest.raises(UsageError, match="'24' is a duration without a unit") as duration:
+        parse_duration("24")
+    assert duration.value.hint == "write 24h or 24d"
+    assert parse_duration("24s") == 24
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

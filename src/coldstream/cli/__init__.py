@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from coldstream import __version__
-from coldstream.cli.session import EXIT_CODES, State
+from coldstream.cli.session import EXIT_CODES, Group, State
 from coldstream.errors import ColdstreamError
 
 VERBS = (
@@ -43,7 +43,7 @@ VERBS = (
 )
 
 
-class _Verbs(click.Group):
+class _Verbs(Group):
     """Loads a verb's module when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -123,7 +123,7 @@ def _misused(exc: click.ClickException, state: State) -> int:
 
 
 def _cancelled(state: State) -> int:
-    hint = "what is stored stays; run the same command again to go on"
+    hint = f"{state.resume}; run the same command again to continue" if state.resume else None
     state.explain("cancelled", hint)
     if state.json:
         _json_error("cancelled", "cancelled", hint, 130)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, confirm
+from coldstream.cli.session import EXIT_CODES, Group, State, common_options, confirm
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _DIGITS = 12
 _COLOURS = {"signed": "green", "foreign": "yellow", "unverified": "yellow", "unreadable": "red"}
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(cls=Group, epilog=EXIT_CODES)
 def command() -> None:
     """Show, publish and remove warm-start bundles: the caches that one node's vLLM built, for the next node's start.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options, confirm
+from coldstream.cli.session import EXIT_CODES, Group, Size, State, common_options, confirm
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Age(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic s
         return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(cls=Group, epilog=EXIT_CODES)
 def command() -> None:
     """Show and empty this machine's copies of models.
 

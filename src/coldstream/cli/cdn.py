@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, confirm
+from coldstream.cli.session import EXIT_CODES, Group, State, coloured, common_options, confirm
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _STATES = {
 _SHOWN_MAX = 300
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(cls=Group, epilog=EXIT_CODES)
 def command() -> None:
     """The CDN in front of the bucket: the rule that makes it keep weights, what it keeps, filling and emptying it.
 

@@ -29,6 +29,7 @@ def command(state: State, name: str, folder: Path, connections: int, memory_byte
     from coldstream.units import format_bytes, format_rate, format_seconds
 
     store = state.open_store(connections)
+    state.resume = "complete files are kept"
     with progress_for(state, total_bytes=mirror.stored_bytes(store, name), verb="download") as progress:
         report = mirror.download(
             store, name, folder, progress=progress, connections=connections, memory_bytes=memory_bytes

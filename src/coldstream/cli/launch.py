@@ -113,7 +113,7 @@ def up(
     )
     from coldstream.paths import checked_name
     from coldstream.template import Replicas, Wish, parse_replicas
-    from coldstream.tune import parse_gpus, read_model
+    from coldstream.tune import parse_cloud, parse_gpus, read_model
 
     if job is not None and replicas is not None:
         raise UsageError("--command is a job, and --replicas a service", hint="keep one of them")
@@ -123,7 +123,7 @@ def up(
         loader=loader,
         replicas=parse_replicas(replicas) if replicas is not None else Replicas(),
         spot=spot,
-        cloud=cloud.lower() if cloud else None,
+        cloud=parse_cloud(cloud) if cloud else None,
         image=chosen_image(image, no_image=no_image),
         port=port,
         fallback=fallback,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -36,6 +37,7 @@ class State:
         debug: Tracebacks of expected errors too.
         flags: Settings given as flags, under their variables' names.
         env_file: The settings file that was named, or None.
+        resume: What running the same command again continues from, for the hint after Ctrl-C; None: it starts over.
     """
 
     json: bool = False
@@ -43,6 +45,7 @@ class State:
     debug: bool = False
     flags: dict[str, str | None] = field(default_factory=dict)
     env_file: Path | None = None
+    resume: str | None = None
 
     def settings(self) -> Settings:
         """The resolved settings."""
@@ -95,7 +98,35 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
-class DefaultGroup(click.Group):
+class Group(click.Group):
+    """A group that suggests the nearest command for a misspelt one, whatever the version of click."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            self.refuse(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def refuse(self, ctx: click.Context, name: str, *, more: str = "") -> NoReturn:
+        """Ends with a usage error: there is no command `name`.
+
+        Args:
+            ctx: Of this group.
+            name: As it was typed.
+            more: Something else that may have been meant.
+        """
+        near = self.nearest(ctx, name)
+        ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else "") + more)
+
+    def nearest(self, ctx: click.Context, name: str) -> str | None:
+        """The command whose name is most like this one, or None."""
+        import difflib
+
+        return next(iter(difflib.get_close_matches(name.lower(), self.list_commands(ctx), n=1)), None)
+
+
+class DefaultGroup(Group):
     """A group whose first word may be a model's name: `coldstream template org/model` is `… render org/model`."""
 
     def __init__(self, *args: Any, default: str, **options: Any) -> None:
@@ -111,6 +142,9 @@ class DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, "-h", "--help"}:
+            # A model's name has a slash, nearly always; one that has none can be written after the command's name.
+            if re.fullmatch(r"[a-z]+", args[0]) and self.nearest(ctx, args[0]):
+                self.refuse(ctx, args[0], more=f" A model of that name: {ctx.command_path} {self._default} {args[0]}")
             args = [self._default, *args]
         return super().parse_args(ctx, args)
 

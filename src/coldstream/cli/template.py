@@ -75,14 +75,14 @@ def render(
     from coldstream.paths import checked_name
     from coldstream.template import Wish, bucket_of, deploy, domain_of, parse_replicas
     from coldstream.template import render as rendered
-    from coldstream.tune import Way, advise, parse_gpus, read_model
+    from coldstream.tune import Way, advise, parse_cloud, parse_gpus, read_model
 
     wish = Wish(
         target=target,
         loader=loader,
         replicas=parse_replicas(replicas),
         spot=spot,
-        cloud=cloud.lower() if cloud else None,
+        cloud=parse_cloud(cloud) if cloud else None,
         image=chosen_image(image, no_image=no_image),
         port=port,
         fallback=fallback,

@@ -80,8 +80,9 @@ def command(
     """
     from coldstream import machine
     from coldstream.errors import UsageError
-    from coldstream.tune import Way, advise, gpus_here, parse_gpus, read_model, remembered, way_here
+    from coldstream.tune import Way, advise, gpus_here, parse_cloud, parse_gpus, read_model, remembered, way_here
 
+    cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
     if as_matrix:
         if uri or measure:
             raise UsageError("--matrix goes with no model", hint="see: coldstream tune --help")
@@ -95,7 +96,7 @@ def command(
     curve = _measured(state, uri, settings, html_file, png_file) if measure else None
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else gpus_here(machine.gpus())
-    way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud.lower() if cloud else None)
+    way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud)
     if gpus is None:
         way = way_here(way, curve or remembered(settings))
     if chosen is None:
@@ -223,7 +224,7 @@ def _curve_text(curve: Curve) -> str:
 def _matrix(state: State, cloud: str | None) -> None:
     from coldstream.tune import matrix
 
-    rows = matrix(cloud.lower() if cloud else "aws")
+    rows = matrix(cloud or "aws")
     documents = [
         _document(row.advice, row.way) | {"model": row.model, "promised_seconds": row.promised, "remark": row.remark}
         for row in rows

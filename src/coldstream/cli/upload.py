@@ -90,6 +90,7 @@ def command(
     if dry_run:
         state.show(_dry_document(plan), _dry_text(plan))
         return
+    state.resume = "uploaded parts are kept"
     with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
         report = mirror.upload(
             store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from coldstream.errors import ManifestError
 from coldstream.manifest import Journal, Manifest, upload_command
+from coldstream.mirror.naming import group_by_model
 from coldstream.mirror.pool import ROOT
 from coldstream.mirror.reading import StoredModel, layout_of, missing_objects
 from coldstream.mirror.records import read_record
@@ -50,24 +51,7 @@ def list_models(store: Store) -> list[ModelInfo]:
     """All models, by name. Reads the whole listing, and each model's manifest."""
     every = list(store.list(""))
     pool = {f"/{info.key}": info for info in every if f"/{ROOT}" in f"/{info.key}"}
-    return [_describe(store, name, objects, pool) for name, objects in sorted(_grouped(every).items())]
-
-
-def _grouped(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
-    """Objects by model. A model is the outermost folder with a manifest or, failing that, weights or a config.json."""
-    every = [(info.key.rpartition("/")[0], info) for info in objects]
-    with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{MANIFEST_NAME}")}
-    foreign = {
-        folder for folder, info in every if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
-    }
-    models: dict[str, list[ObjectInfo]] = {}
-    for folder, info in every:
-        segments = folder.split("/")
-        around = ["/".join(segments[: depth + 1]) for depth in range(len(segments))]
-        name = next((f for f in around if f in with_manifest), None) or next((f for f in around if f in foreign), None)
-        if name and not info.key.endswith("/"):
-            models.setdefault(name, []).append(info)
-    return models
+    return [_describe(store, name, objects, pool) for name, objects in sorted(group_by_model(every).items())]
 
 
 def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[str, ObjectInfo]) -> ModelInfo:

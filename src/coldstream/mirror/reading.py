@@ -9,6 +9,7 @@ import msgspec
 
 from coldstream.errors import NotFoundError
 from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
+from coldstream.mirror.naming import missing_model
 from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.mirror.records import read_record
 from coldstream.paths import MANIFEST_NAME, checked_name, checked_path
@@ -103,7 +104,9 @@ def open_model(store: Store, name: str) -> StoredModel:
     listing.pop(MANIFEST_NAME, None)
     if found is None and not looks_like_model(listing):
         below = sorted({key.split("/")[0] for key in listing})
-        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "") if below else "see: coldstream list"
+        if not below:
+            raise missing_model(store, name)
+        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
     record = found[0] if found else None
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}

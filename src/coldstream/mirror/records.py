@@ -26,7 +26,7 @@ from coldstream.manifest import (
     serialize,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME
-from coldstream.store import Store
+from coldstream.store import Store, honours_conditions
 
 TOOL = f"coldstream {__version__}"
 
@@ -98,7 +98,7 @@ class JournalWriter:
             ConflictError: Somebody else did so at this moment.
         """
         body = self._write()
-        self.conditional = self._store.conditions_hold(self._key, body)
+        self.conditional = honours_conditions(self._store, self._key, body)
         if not self.conditional:
             # The probe wrote the same bytes again; their version may have a new name.
             self._etag = self._store.head(self._key).etag

@@ -59,7 +59,7 @@ class UploadReport:
         swept_segments: Segments that nobody refers to any more and that were deleted.
         seconds: From the first request to the manifest.
         retries: Requests that were repeated.
-        conditional: Whether the store honours conditional writes.
+        conditional: Whether the store honours conditional writes; None when nothing was written, so that is not known.
     """
 
     name: str
@@ -76,7 +76,7 @@ class UploadReport:
     swept_segments: int
     seconds: float
     retries: int
-    conditional: bool
+    conditional: bool | None
 
 
 def upload(
@@ -139,7 +139,7 @@ def upload(
         swept_segments=swept,
         seconds=time.monotonic() - began,
         retries=store.retry.count,
-        conditional=journal.conditional,
+        conditional=None if plan.up_to_date else journal.conditional,
     )
 
 

@@ -65,7 +65,7 @@ def cdn_of(settings: Settings, via: str = "auto") -> Cdn | None:
         return None
     if domain is None:
         raise ConfigError(
-            f"--via cdn, and R2_CDN_DOMAIN is not set in {' or '.join(settings.looked_in)}",
+            f"no CDN is configured: R2_CDN_DOMAIN is not set in {' or '.join(settings.looked_in)}",
             hint="set R2_CDN_DOMAIN to the bucket's custom domain, for example models.example.com",
         )
     url, host = _checked_domain(domain)

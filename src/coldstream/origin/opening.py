@@ -44,8 +44,8 @@ def open_origin(
     scheme = scheme.lower() if mark else ""
     if via == "cdn" and not _in_bucket(uri, settings):
         raise ConfigError(
-            "--via cdn: the custom domain stands in front of the configured bucket, and this model is not in it",
-            hint="name it as org/model, or leave --via out",
+            "this model cannot come through the CDN: it is not in the configured bucket, which R2_CDN_DOMAIN serves",
+            hint="name it as org/model, or choose `auto` or `s3` instead of `cdn`",
         )
     if scheme in {"http", "https"}:
         from coldstream.origin.web import WebOrigin

@@ -8,6 +8,7 @@ from functools import partial
 
 from coldstream.engine.job import Headers
 from coldstream.errors import NotFoundError
+from coldstream.mirror.naming import missing_model
 from coldstream.origin.cdn import Cdn
 from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
@@ -136,11 +137,7 @@ class StoredOrigin:
                 if not info.key.endswith("/")
             }
             if not listing:
-                raise NotFoundError(
-                    f"there is no model {self._folder} in {self._store.uri}",
-                    hint="see: coldstream list",
-                    target=self.label,
-                )
+                raise missing_model(self._store, self._folder)
         self._contents = record, listing
         return self._contents
 

@@ -6,7 +6,7 @@ a local folder. `open_store` chooses by URI. Everything above this package speak
 
 from __future__ import annotations
 
-from coldstream.store.contract import ObjectInfo, Part, PendingUpload, Store
+from coldstream.store.contract import ObjectInfo, Part, PendingUpload, Store, honours_conditions
 from coldstream.store.opening import open_store
 
-__all__ = ["ObjectInfo", "Part", "PendingUpload", "Store", "open_store"]
+__all__ = ["ObjectInfo", "Part", "PendingUpload", "Store", "honours_conditions", "open_store"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from coldstream.errors import ConflictError
 from coldstream.retry import Retry
 
 Body = bytes | bytearray | memoryview
@@ -125,15 +126,7 @@ class Store(Protocol):
 
         Raises:
             ConflictError: `if_match` names another version than the present one, or `if_absent` and there is one.
-                A server may ignore conditions (rclone does); `conditions_hold` tells.
-        """
-
-    def conditions_hold(self, key: str, body: Body) -> bool:
-        """Whether the store refuses a conditional write whose condition is false.
-
-        Args:
-            key: An existing object.
-            body: Its present content, so that a store which ignores conditions changes nothing.
+                A server may ignore conditions (rclone does); `honours_conditions` tells.
         """
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -214,3 +207,26 @@ class Store(Protocol):
 
     def presign(self, key: str, *, seconds: int = 3600) -> str:
         """A URL that reads this object for so long, without credentials: a secret itself, not to be logged."""
+
+
+def honours_conditions(store: Store, key: str, body: Body) -> bool:
+    """Whether a store refuses conditional writes whose condition is false, by trying both kinds.
+
+    Some servers ignore one of them or both; rclone does.
+
+    Args:
+        store: Which.
+        key: An existing object.
+        body: Its present content, so that a store which ignores conditions changes nothing.
+    """
+    return _is_refused(lambda: store.put(key, body, if_absent=True)) and _is_refused(
+        lambda: store.put(key, body, if_match="0" * 32)
+    )
+
+
+def _is_refused(write: Callable[[], str]) -> bool:
+    try:
+        write()
+    except ConflictError:
+        return True
+    return False

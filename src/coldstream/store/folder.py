@@ -108,13 +108,6 @@ class FolderStore:
             on_sent(len(body))
         return etag
 
-    def conditions_hold(self, key: str, body: Body) -> bool:
-        try:
-            self.put(key, body, if_absent=True)
-        except ConflictError:
-            return True
-        return False
-
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         # Only the folder that the prefix names is walked, not all beside it.
         folder = prefix.rpartition("/")[0]

@@ -187,13 +187,6 @@ class S3Store:
 
         return self.retry.run(attempt)
 
-    def conditions_hold(self, key: str, body: Body) -> bool:
-        try:
-            self.put(key, body, if_absent=True)
-        except ConflictError:
-            return True
-        return False
-
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         more: dict[str, str] = {}
         while True:
@@ -363,10 +356,23 @@ class S3Store:
         """One attempt, with errors translated."""
         if key is not None:
             params["Key"] = self._prefix + key
-        with self._translated(operation, key):
-            answer = method(Bucket=self.bucket, **params)
+        try:
+            with self._translated(operation, key):
+                answer = method(Bucket=self.bucket, **params)
+        except CredentialsError as exc:
+            if operation.startswith("Head"):
+                self._explain_refusal(exc)
+            raise
         self._reached = True
         return answer
+
+    def _explain_refusal(self, refusal: CredentialsError) -> None:
+        """Raises a more precise error than a HEAD can have, whose answer has no body to say why."""
+        try:
+            self._request("ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix, MaxKeys=1)
+        except ColdstreamError as exc:
+            if not exc.retryable and exc.hint != refusal.hint:
+                raise exc from refusal
 
     def _translated(self, operation: str, key: str | None) -> _Translation:
         return _Translation(self, operation, key)

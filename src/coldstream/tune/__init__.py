@@ -2,6 +2,7 @@
 
 gpus       what fits into them, and how fast bytes get there; pure
 model      what of a model decides; pure
+clouds     where machines are rented; pure
 fit        whether it fits, and how it is spread; pure
 predict    the slowest stage of the way from the bucket; pure
 settings   for our loader and for Run:ai's; pure
@@ -13,6 +14,7 @@ chart      the curve of a bucket, drawn
 
 from __future__ import annotations
 
+from coldstream.tune.clouds import CLOUDS, parse_cloud
 from coldstream.tune.fit import Fit, fit, smallest
 from coldstream.tune.gpus import GPUS, Gpu, Gpus, find_gpu, parse_gpus
 from coldstream.tune.matrix import Row, matrix
@@ -23,6 +25,7 @@ from coldstream.tune.reading import gpus_here, read_model, way_here
 from coldstream.tune.settings import Advice, Tuned, advise
 
 __all__ = [
+    "CLOUDS",
     "GPUS",
     "Advice",
     "Curve",
@@ -43,6 +46,7 @@ __all__ = [
     "gpus_here",
     "matrix",
     "measured",
+    "parse_cloud",
     "parse_gpus",
     "predict",
     "read_model",
