@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -38,11 +39,14 @@ def kept(command: Command) -> Timelines:
     return timelines
 
 
-def served(command: Command, *arguments: str, vllm: tuple[str, ...] = ()) -> dict[str, Any]:
+def served(
+    command: Command, *arguments: str, vllm: tuple[str, ...] = (), flags: tuple[str, ...] | None = None
+) -> dict[str, Any]:
     """Starts, waits for the document, and ends it."""
     program = str(command.cwd / "env/bin/vllm")
-    flags = ("--port", str(free_port()), "--host", "127.0.0.1", *vllm)
-    process = command.start("serve", "org/m", "--vllm", program, "--json", *arguments, "--", *flags)
+    if flags is None:
+        flags = ("--port", str(free_port()), "--host", "127.0.0.1")
+    process = command.start("serve", "org/m", "--vllm", program, "--json", *arguments, "--", *flags, *vllm)
     assert process.stdout is not None
     text = ""
     with process:
@@ -146,6 +150,25 @@ def test_a_start_that_is_ended_by_the_user_is_recorded_as_such(model: Command) -
     (shown,) = model.json("timeline")["timelines"]
     assert shown["outcome"] == "cancelled"
     assert shown["ended"]["signal"] == "SIGINT"
+
+
+def test_vllm_s_own_configuration_file_is_known(model: Command) -> None:
+    """coldstream serve org/m -- --config vllm.yaml"""
+    port = free_port()
+    (model.cwd / "vllm.yaml").write_text(f"port: {port}\nhost: 127.0.0.1\nserved-model-name: mine\n")
+    document = served(model, flags=(), vllm=("--config", "vllm.yaml"))
+    assert document["url"] == f"http://127.0.0.1:{port}"
+    assert document["first_token_seconds"], "asked for by the name in the file"
+
+
+def test_a_port_that_is_taken_is_no_start(model: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        program = str(model.cwd / "env/bin/vllm")
+        out, err = model.process("serve", "org/m", "--vllm", program, "--", "--port", str(port), code=1)
+    assert out == ""
+    assert f"port {port}: another server does (process {os.getpid()}, " in err
+    model.run("timeline", code=10)
 
 
 def test_vllm_s_help_is_no_failed_start(model: Command) -> None:

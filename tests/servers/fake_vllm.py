@@ -12,7 +12,10 @@ import http.server, json, os, pathlib, signal, sys
 LINES = {lines!r}
 
 def flag(name, default=None):
-    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+    if name in sys.argv:
+        return sys.argv[sys.argv.index(name) + 1]
+    lines = pathlib.Path(flag("--config")).read_text().splitlines() if name != "--config" and flag("--config") else ()
+    return dict(("--" + line).split(": ") for line in lines).get(name, default)
 
 compiled = pathlib.Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", {home!r} + "/inductor")) / "ab/kernel.so"
 infos = pathlib.Path(os.environ.get("VLLM_CACHE_ROOT", {home!r} + "/vllm")) / "modelinfos/llama.json"
@@ -31,8 +34,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(200 if self.path == "/health" else 404, b"")
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(200, json.dumps({{"choices": [{{"text": " river"}}]}}).encode())
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = asked["model"] == flag("--served-model-name")
+        self.answer(200 if known else 404, json.dumps({{"choices": [{{"text": " river"}}]}}).encode())
     def answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

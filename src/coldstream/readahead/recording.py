@@ -50,7 +50,7 @@ _DEVICES = ("/dev", "/proc", "/sys", "/run")
 def session(pid: int) -> list[int]:
     """The processes of a session, oldest first: its leader, and what descends from it and has not left (Linux)."""
     found = []
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         with suppress(OSError, ValueError, IndexError):
             # The name in parentheses may hold anything.
             fields = Path("/proc", str(int(name)), "stat").read_text(errors="replace").rpartition(")")[2].split()

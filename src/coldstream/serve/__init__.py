@@ -1,13 +1,14 @@
 """`coldstream serve`: vLLM as a child, with its weights on their way before it is imported.
 
-flags      reading the flags that the user gave to vLLM; pure
-command    what runs: arguments and environment for each loader; pure
+flags      reading the flags that the user gave to vLLM, and its configuration file
+command    what runs: arguments and environment for each loader
 program    the vLLM that is installed: where, which version
 child      the process: signals, output, exit code
 request    what the user asks for
 warming    the caches of a start: what they depend on, where their bundles lie
 preparing  the model found, its stream begun, its folder written
 endpoint   where it answers, and what it is asked there
+listener   who listens there: nobody before vLLM starts, then vLLM itself
 shard      each rank's own part of a model, for Run:ai's sharded loader
 notice     the cloud's word that it takes this spot machine back
 draining   what is done then

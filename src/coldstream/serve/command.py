@@ -1,4 +1,4 @@
-"""What runs, for each way of loading the weights. Pure.
+"""What runs, for each way of loading the weights.
 
 Flags that the user gave always win: of ours, only those are added that are not there.
 """

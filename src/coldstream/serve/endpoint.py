@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from coldstream.machine import is_loopback
 from coldstream.serve.flags import value_of
 
 _HEALTH_SECONDS = 2.0
@@ -30,6 +31,7 @@ class Endpoint:
 
     Attributes:
         host: As this machine reaches it.
+        bind_host: As vLLM binds it; empty for every interface.
         port: A number.
         socket_path: A Unix socket instead of both, or None.
         tls: Whether it speaks https.
@@ -37,6 +39,7 @@ class Endpoint:
     """
 
     host: str = "127.0.0.1"
+    bind_host: str = ""
     port: int = 8000
     socket_path: str | None = None
     tls: bool = False
@@ -49,6 +52,17 @@ class Endpoint:
             return f"unix:{self.socket_path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def exposure(self) -> str | None:
+        """The warning of an API that other machines reach without a key; None when there is nothing to warn of."""
+        if self.key is not None or self.socket_path is not None or is_loopback(self.bind_host):
+            return None
+        where = "every network interface" if self.bind_host in _ANYWHERE else self.bind_host
+        return (
+            f"vLLM listens on {where}, port {self.port}, without an API key; "
+            "restrict it with `-- --host 127.0.0.1`, or set VLLM_API_KEY"
+        )
 
     def answers(self) -> bool:
         """Whether `/health` says that it is up."""
@@ -134,6 +148,7 @@ def endpoint_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Endpoin
     port = value_of(arguments, "--port") or ""
     return Endpoint(
         host=_ANYWHERE.get(host, host),
+        bind_host=host,
         port=int(port) if port.isdecimal() else 8000,
         socket_path=value_of(arguments, "--uds") or None,
         tls=bool(value_of(arguments, "--ssl-certfile") and value_of(arguments, "--ssl-keyfile")),

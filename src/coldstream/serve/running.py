@@ -20,10 +20,12 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import LoadReport
 from coldstream.metrics import Meter
+from coldstream.readahead import session
 from coldstream.serve.child import Child
 from coldstream.serve.draining import drain
 from coldstream.serve.endpoint import Endpoint, endpoint_of
 from coldstream.serve.flags import value_of
+from coldstream.serve.listener import check_free, is_listening
 from coldstream.serve.notice import Watcher, cloud_here
 from coldstream.serve.preparing import Prepared, prepared
 from coldstream.serve.program import Program
@@ -99,10 +101,7 @@ def serve(
     began = now if began is None else began
     began_at = datetime.now(timezone.utc) - timedelta(seconds=now - began)
     meter = meter or Meter()
-    if meter.port is not None and meter.port == endpoint_of(request.arguments, os.environ).port:
-        raise UsageError(
-            f"the metrics' port {meter.port} is vLLM's own", hint="choose another: --metrics-port, or vLLM's --port"
-        )
+    _check_endpoint(request, meter, say)
     recorder = Recorder(began)
     recorder.mark("commanded", now)
     unknown_format = threading.Event()
@@ -158,6 +157,21 @@ def serve(
     return code
 
 
+def _check_endpoint(request: Request, meter: Meter, say: Callable[[str], None]) -> None:
+    """Finds out now what vLLM would find out after half a minute."""
+    endpoint = endpoint_of(request.arguments, {**os.environ, **request.environment})
+    if value_of(request.arguments, "--headless") is not None:
+        return
+    # Metrics are served already.
+    if meter.port is not None and meter.port == endpoint.port:
+        raise UsageError(
+            f"the metrics' port {meter.port} is vLLM's own", hint="choose another: --metrics-port, or vLLM's --port"
+        )
+    check_free(endpoint)
+    if endpoint.exposure is not None:
+        say(f"warning: {endpoint.exposure}")
+
+
 @contextmanager
 def _watching_for_notice(
     child: Child, start: _Start, over: threading.Event, say: Callable[[str], None]
@@ -202,7 +216,7 @@ def _watch(
     endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
     # Asked for while there is nothing to do.
     here = _machine(ready.program)
-    while not endpoint.answers():
+    while not _is_up(endpoint, child, start.recorder):
         if over.wait(_HEALTH_SECONDS) or child.code is not None:
             return
     now = time.monotonic()
@@ -236,6 +250,14 @@ def _watch(
         if path is not None:
             with suppress(ColdstreamError):
                 kept.update(timeline.with_bundle(ready.warm.state.as_document()))
+
+
+def _is_up(endpoint: Endpoint, child: Child, recorder: Recorder) -> bool:
+    """Whether it is this vLLM that answers: another server may have taken the port before it did."""
+    if not endpoint.answers():
+        return False
+    own = is_listening(endpoint, session(child.pid))
+    return "initialised" in recorder.marks if own is None else own
 
 
 def _not_started(child: Child, start: _Start, kept: Timelines, ended: float, say: Callable[[str], None]) -> None:
@@ -283,9 +305,6 @@ def _kept(timeline: Timeline, kept: Timelines, say: Callable[[str], None]) -> tu
 
 def _ask_first(endpoint: Endpoint, start: _Start) -> None:
     """Asks for the first token, and for what vLLM itself measured of it."""
-    if endpoint.key is not None and "initialised" not in start.recorder.marks:
-        # vLLM takes its port before it makes its engine: without this line somebody else may listen there.
-        return
     name = value_of(start.request.arguments, "--served-model-name") or start.request.served_name
     came = endpoint.first_token(name)
     if came is not None:

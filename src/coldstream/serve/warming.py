@@ -16,6 +16,7 @@ from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.paths import checked_name
 from coldstream.readahead import ReadAhead, Reads, decode, record, session
 from coldstream.retry import Backoff, Retry
+from coldstream.serve.flags import with_config
 from coldstream.serve.program import Program
 from coldstream.serve.request import Request
 from coldstream.store import open_store
@@ -64,7 +65,7 @@ def warm_start(
         processor=machine.instruction_sets(),
         python=program.python,
         packages=program.packages,
-        arguments=request.arguments,
+        arguments=with_config(request.arguments),
         environ=environ,
         caches=str(base),
         site=program.site,

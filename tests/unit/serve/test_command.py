@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from coldstream.env import Settings, load_settings
 from coldstream.errors import UsageError
 from coldstream.serve.command import KEYS, consumers_of, plain, runai, runai_sharded, streamed
-from coldstream.serve.flags import number_of, value_of
+from coldstream.serve.flags import number_of, value_of, with_config
 from coldstream.vllm.service import VARIABLE
 
 BUCKET = {
@@ -46,6 +47,61 @@ def test_numbers_and_short_names() -> None:
     assert number_of(["-tp", "4"], "--tensor-parallel-size") == 4
     assert number_of(["--tensor-parallel-size=x"], "--tensor-parallel-size") == 1
     assert consumers_of(["-tp=2", "--pipeline_parallel_size", "3"]) == 6
+
+
+CONFIG = """
+port: 9001
+tensor_parallel_size: 4
+served-model-name: [mine, other]
+compilation-config: {level: 3}
+enforce-eager: true
+enable-prefix-caching: false
+middleware: []
+"""
+
+
+def test_vllm_s_configuration_file_counts_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.yaml"
+    path.write_text(CONFIG)
+    arguments = ["--max-model-len", "8", "--config", str(path), "-tp", "2"]
+    assert with_config(arguments) == [
+        *("--port", "9001", "--tensor_parallel_size", "4", "--served-model-name", "mine", "other"),
+        *("--compilation-config", '{"level": 3}', "--enforce-eager", "--no-enable-prefix-caching"),
+        *("--max-model-len", "8", "-tp", "2"),
+    ]
+    assert value_of(arguments, "--port") == "9001"
+    assert consumers_of(arguments) == 2
+    assert consumers_of(arguments[:-2]) == 4
+    command = streamed(("/bin/vllm",), "/cache/m", "org/m", arguments, service="/x")
+    assert "--served-model-name" not in command.arguments, "its own name wins over what we would add"
+    path.write_text("load_format: auto")
+    with pytest.raises(UsageError, match="--load-format auto"):
+        streamed(("/bin/vllm",), "/cache/m", "org/m", arguments, service="/x")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "cannot be read"),
+        ("api-key: [sesame", r"not valid YAML, line 1$"),
+        ("", "must hold"),
+        ("\0", "not valid"),
+    ],
+)
+def test_a_configuration_file_that_vllm_would_refuse(content: str | None, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "vllm.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=why):
+        value_of(["--config", str(path)], "--port")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config"], ["--config", "a.json"], ["--config", "a.yaml", "--config", "b.yaml"]]
+)
+def test_a_configuration_file_that_is_named_wrongly(arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match="--config"):
+        value_of(arguments, "--port")
 
 
 def test_the_streamed_one_has_no_key_and_only_what_is_missing() -> None:

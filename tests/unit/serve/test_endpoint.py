@@ -183,3 +183,31 @@ def test_its_key_is_that_of_the_flags_or_the_environment() -> None:
     assert endpoint_of(("--api_key=a",), {}).key == "a"
     assert endpoint_of((), {"VLLM_API_KEY": "c"}).key == "c"
     assert endpoint_of((), {}).key is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "where"),
+    [
+        ((), {}, "every network interface, port 8000"),
+        (("--host", "::", "--port", "9001"), {}, "every network interface, port 9001"),
+        (("--host", "10.0.0.5"), {}, "10.0.0.5, port 8000"),
+        ((), {"VLLM_API_KEY": "c"}, None),
+        (("--host", "0.0.0.0", "--api-key", "a"), {}, None),
+        (("--host", "localhost"), {}, None),
+        (("--host", "::1"), {}, None),
+        (("--uds", "/tmp/x"), {}, None),
+    ],
+)
+def test_an_api_that_others_reach_without_a_key(
+    arguments: tuple[str, ...], environ: dict[str, str], where: str | None
+) -> None:
+    warning = endpoint_of(arguments, environ).exposure
+    assert where in warning if where and warning else warning is None
+
+
+def test_where_it_answers_is_told_by_vllm_s_configuration_file(tmp_path: Path) -> None:
+    path = tmp_path / "vllm.yaml"
+    path.write_text("port: 9001\nhost: 127.0.0.2\napi_key: sesame\n")
+    endpoint = endpoint_of(("--config", str(path), "--port", "9002"), {})
+    assert endpoint.url == "http://127.0.0.2:9002"
+    assert endpoint.key == "sesame"
