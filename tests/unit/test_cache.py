@@ -25,6 +25,7 @@ import pytest
 import xxhash
 from click.testing import CliRunner
 
+from coldstream.atomic import TEMPORARY_PREFIX
 from coldstream.cache import Cache, CachedFile, Copy, Entry, Writer, configured
 from coldstream.cache import disk as disk_module
 from coldstream.cache import room as room_module
@@ -858,7 +859,7 @@ def scenario(model: Model, cache: Cache) -> None:
 
 def recover(model: Model, cache: Cache) -> None:
     """Whatever happened before: what is claimed is right, and the rest can be written."""
-    scratch = {"put-"}
+    scratch = {TEMPORARY_PREFIX}
     with model.open(cache) as copy:
         model.check(copy)
         assert (copy.folder / "config.json").read_bytes() if (copy.folder / "config.json").exists() else True
@@ -1013,7 +1014,7 @@ def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
         with pytest.raises(DiskError):
             copy.put("config.json", bytes(1 << 20))
         assert "config.json" not in files_below(copy.folder)
-        assert not [path for path in files_below(copy.folder) if "put-" in path]
+        assert not [path for path in files_below(copy.folder) if TEMPORARY_PREFIX in path]
         (tiny_disk / "other").unlink()
         with begun(copy) as writer:
             model.write_all(writer)

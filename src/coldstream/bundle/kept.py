@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from coldstream.atomic import write_atomically
 from coldstream.bundle.key import Key
 from coldstream.cache.disk import (
     checked_root,
@@ -20,7 +21,6 @@ from coldstream.cache.disk import (
     read_bounded,
     try_lock,
     unlock,
-    write_atomically,
 )
 
 # Of the digest, in paths: those inside caches are long enough.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldstream.atomic import write_atomically
 from coldstream.cache.contents import read_plan
 from coldstream.cache.copy import Copy
 from coldstream.cache.disk import (
@@ -20,7 +21,6 @@ from coldstream.cache.disk import (
     open_private,
     root_locked,
     trash_name,
-    write_atomically,
 )
 from coldstream.cache.records import OURS, CachedFile, Plan, check_files, checked_version
 from coldstream.cache.room import (

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldstream.atomic import write_atomically
 from coldstream.cache.contents import Contents
-from coldstream.cache.disk import disk_errors, make_folders, unlock, write_atomically
+from coldstream.cache.disk import disk_errors, make_folders, unlock
 from coldstream.cache.records import OURS, Plan, file_path_fault
 from coldstream.cache.writer import Writer
 from coldstream.errors import IntegrityError

@@ -1,4 +1,4 @@
-"""The disk under the cache: locks, permissions, atomic files, and its errors in our words.
+"""The disk under the cache: locks, permissions, and its errors in our words.
 
 Every folder is 0700 and every file 0600: models may be gated, and whoever can write here could feed a load without a
 manifest any bytes. All locks are flock(2), which ends with the process that holds it, however it ends. Locks inside a
@@ -101,37 +101,6 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
     except FileNotFoundError:
         return None
     return data if len(data) <= bytes_max else None
-
-
-def write_atomically(path: Path, data: bytes, *, staging: Path, durable: bool = False) -> None:
-    """Puts a whole file in place: readers see the old one or the new one.
-
-    Args:
-        path: Where; its folder exists.
-        data: What.
-        staging: A folder on the same file system, for the time in between.
-        durable: Whether it must not come out empty after a power failure.
-    """
-    temporary = staging / f"put-{os.urandom(8).hex()}"
-    descriptor = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        try:
-            write_all(descriptor, data)
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """write(2) until everything is written."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def sync_path(path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from coldstream.atomic import write_atomically
 from coldstream.cache.contents import Contents, read_plan
 from coldstream.cache.disk import (
     TRASH_PREFIX,
@@ -24,7 +25,6 @@ from coldstream.cache.disk import (
     root_locked,
     size_and_free,
     trash_name,
-    write_atomically,
 )
 from coldstream.cache.records import FORMAT, OURS, Plan, checked_version
 from coldstream.errors import DiskError, UsageError

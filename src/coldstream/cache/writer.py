@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldstream.atomic import TEMPORARY_PREFIX, write_all, write_at
 from coldstream.cache.contents import Contents, read_plan
 from coldstream.cache.disk import (
     checked_root,
@@ -23,7 +24,6 @@ from coldstream.cache.disk import (
     root_locked,
     sync_path,
     unlock,
-    write_all,
 )
 from coldstream.cache.records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, Plan
 from coldstream.cache.room import make_room, mark_latest, root_of
@@ -154,7 +154,7 @@ class Writer:
             return
         with self._failing(self._contents.partial_path(file)):
             self._ask_for_room(len(data))
-            _pwrite_all(self._descriptor(file), data, start)
+            write_at(self._descriptor(file), data, start)
             self._dirty.add(file)
             self._unsynced_bytes += len(data)
             self._record(file, chunk, digest)
@@ -333,12 +333,6 @@ def _close(descriptor: int) -> None:
         return
 
 
-def _pwrite_all(descriptor: int, view: memoryview, start: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], start + done)
-
-
 def _sync_data(descriptor: int) -> None:
     # It does without what only fsync writes (times); macOS has fsync alone.
     getattr(os, "fdatasync", os.fsync)(descriptor)
@@ -349,5 +343,5 @@ def _remove_leftovers(ours: Path) -> None:
     before = time.time() - _LEFTOVER_SECONDS
     with os.scandir(ours) as found:
         for entry in found:
-            if entry.name.startswith("put-") and entry.stat(follow_symlinks=False).st_mtime < before:
+            if entry.name.startswith(TEMPORARY_PREFIX) and entry.stat(follow_symlinks=False).st_mtime < before:
                 os.unlink(entry.path)

@@ -136,16 +136,11 @@ def _check_files(*files: Path | None) -> None:
 def _write(state: State, result: Result, html_file: Path | None, png_file: Path | None) -> None:
     from coldstream.bench.chart import png
     from coldstream.bench.page import html
-    from coldstream.errors import DiskError
 
     files = [(html_file, html(result).encode())] if html_file else []
     files += [(png_file, png(result))] if png_file else []
     for path, data in files:
-        try:
-            path.write_bytes(data)
-        except OSError as exc:
-            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-        state.say(f"wrote {path}")
+        state.write(path, data)
 
 
 @contextmanager

@@ -115,9 +115,9 @@ def _planned(
     if png_file or html_file:
         points = curve(plan, prices)
         if html_file:
-            _write(state, html_file, html(points, plan, title, charged, evens, _said(plan, charged, prices)).encode())
+            state.write(html_file, html(points, plan, title, charged, evens, _said(plan, charged, prices)).encode())
         if png_file:
-            _write(state, png_file, png(points, plan, title))
+            state.write(png_file, png(points, plan, title))
     month = charged[0].dollars
     document = {
         "prices_dated": prices.dated,
@@ -345,13 +345,3 @@ def _check_folder(path: Path) -> None:
 
     if not path.absolute().parent.is_dir():
         raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))
-
-
-def _write(state: State, path: Path, data: bytes) -> None:
-    from coldstream.errors import DiskError
-
-    try:
-        path.write_bytes(data)
-    except OSError as exc:
-        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-    state.say(f"wrote {path}")

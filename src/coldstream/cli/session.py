@@ -81,6 +81,21 @@ class State:
         """The result: `document` as JSON when that was asked for, `text` otherwise."""
         click.echo(json.dumps(document, indent=2, default=str) if self.json else text)
 
+    def write(self, path: Path, data: bytes) -> None:
+        """Writes a file that the user named, whole or not at all, and says so.
+
+        Raises:
+            DiskError: The disk refuses.
+        """
+        from coldstream.atomic import write_output
+        from coldstream.errors import DiskError
+
+        try:
+            write_output(path, data)
+        except OSError as exc:
+            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
+        self.say(f"wrote {path}")
+
     def _waiting(self, error: Exception, seconds: float) -> None:
         if seconds >= 2:
             self.say(f"{error}; trying again in {seconds:.0f} s")

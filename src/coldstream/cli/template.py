@@ -164,11 +164,15 @@ def _document(deployment: Deployment, text: str, output: Path | None) -> dict[st
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
+    from coldstream.atomic import write_output
     from coldstream.errors import DiskError, UsageError
 
     try:
-        with open(path, "w" if force else "x", encoding="utf-8") as opened:
-            opened.write(text)
+        if force:
+            write_output(path, text.encode())
+        else:
+            with open(path, "x", encoding="utf-8") as opened:
+                opened.write(text)
     except FileExistsError as exc:
         raise UsageError(f"{path} exists", hint="replace it with --force, or name another file") from exc
     except OSError as exc:

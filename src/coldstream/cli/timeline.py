@@ -55,7 +55,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
 
 
 def _write(state: State, found: Sequence[Timeline], *, html_file: Path | None, png_file: Path | None) -> None:
-    from coldstream.errors import DiskError, UsageError
+    from coldstream.errors import UsageError
     from coldstream.timeline.chart import RUNS_MAX, png
     from coldstream.timeline.page import html
 
@@ -69,11 +69,7 @@ def _write(state: State, found: Sequence[Timeline], *, html_file: Path | None, p
     files = [(html_file, html(found).encode())] if html_file else []
     files += [(png_file, png(found))] if png_file else []
     for path, data in files:
-        try:
-            path.write_bytes(data)
-        except OSError as exc:
-            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-        state.say(f"wrote {path}")
+        state.write(path, data)
 
 
 def _list(state: State, kept: Timelines) -> None:

@@ -140,11 +140,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     files = [(html_file, html(curve, uri).encode())] if html_file else []
     files += [(png_file, png(curve, uri))] if png_file else []
     for path, data in files:
-        try:
-            path.write_bytes(data)
-        except OSError as exc:
-            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-        state.say(f"wrote {path}")
+        state.write(path, data)
     return curve
 
 

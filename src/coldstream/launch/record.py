@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from coldstream.atomic import write_atomically
 from coldstream.cache import cache_of
-from coldstream.cache.disk import checked_root, disk_errors, make_folders, read_bounded, write_atomically
+from coldstream.cache.disk import checked_root, disk_errors, make_folders, read_bounded
 from coldstream.env import Settings
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.launch.sky import NAME

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from coldstream.cache.disk import read_bounded, try_lock, unlock, write_all
+from coldstream.atomic import write_atomically
+from coldstream.cache.disk import read_bounded, try_lock, unlock
 from coldstream.errors import DiskError, IntegrityError
 from coldstream.metrics.families import Families, merged, since
 from coldstream.metrics.text import parse, render
@@ -65,7 +66,8 @@ class TextFile:
                 old = self._read()
             except IntegrityError as exc:
                 old, warning = {}, f"{exc.message}; its counts begin anew"
-            self._write(render(merged(old, since(families, self._written))))
+            # Readable whatever the umask: the collector is another user.
+            write_atomically(self.path, render(merged(old, since(families, self._written))), mode=_MODE)
         self._written = families
         return warning
 
@@ -75,22 +77,6 @@ class TextFile:
             if data is None and self.path.exists():
                 raise IntegrityError(f"the metrics' file {self.path} is too large to be ours")
         return parse(data, where=str(self.path)) if data else {}
-
-    def _write(self, data: bytes) -> None:
-        # Not hidden by its name alone: the collector reads what ends in `.prom`.
-        temporary = self.path.with_name(f".{self.path.name}.{os.urandom(8).hex()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, _MODE)
-        try:
-            try:
-                # Whatever the umask: the collector is another user.
-                os.fchmod(descriptor, _MODE)
-                write_all(descriptor, data)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -7,11 +7,12 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coldstream.atomic import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
 from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
@@ -20,10 +21,9 @@ from coldstream.mirror.reading import StoredFile, open_model, read_range
 from coldstream.mirror.verify import content_faults
 from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
+from coldstream.retry import Retry
 from coldstream.store import Store
 from coldstream.units import MIB, format_bytes
-
-_TEMPORARY_SUFFIX = ".coldstream-part"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,8 @@ def download(
 ) -> DownloadReport:
     """Writes the model's files below `folder`, which is created. Files that are there and right are kept.
 
+    While another process downloads into the same folder this one waits, where the file system has locks.
+
     Raises:
         NotFoundError: There is no such model, or its upload is not complete.
         IntegrityError: A file's bytes are wrong; that file is not written.
@@ -76,21 +78,24 @@ def download(
     if isinstance(model.record, Journal):
         raise NotFoundError(f"{name} is not complete", hint=f"run: {upload_command(model.record)}")
     files = model.files
-    wanted = [file for file in files if not _is_there(folder, file)]
-    _check_room(folder, sum(file.size for file in wanted))
-    works = [_FileDownload(store, name, folder, file, progress) for file in wanted]
-    try:
-        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
-    finally:
-        for work in works:
-            work.discard()
+    with _alone(folder, store.retry, progress) as is_alone:
+        missing = [file for file in files if not _is_there(folder, file)]
+        if is_alone:
+            _remove_leftovers(folder, files)
+        _check_room(folder, sum(file.size for file in missing))
+        works = [_FileDownload(store, name, folder, file, progress) for file in missing]
+        try:
+            Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
+        finally:
+            for work in works:
+                work.discard()
     return DownloadReport(
         name=name,
         folder=str(folder),
         files=len(files),
         bytes=sum(file.size for file in files),
-        kept_files=len(files) - len(wanted),
-        received_bytes=sum(file.size for file in wanted),
+        kept_files=len(files) - len(missing),
+        received_bytes=sum(file.size for file in missing),
         verified=model.record is not None,
         seconds=time.monotonic() - began,
         retries=store.retry.count,
@@ -106,8 +111,7 @@ class _FileDownload:
         self.parts = tuple(parts(file.size, PART_BYTES))
         self._store, self._name, self._progress = store, name, progress
         self._path = folder / file.path
-        self._temporary = self._path.with_name(self._path.name + _TEMPORARY_SUFFIX)
-        self._descriptor = -1
+        self._staged: StagedFile | None = None
         stops = file.entry.chunks.stops if file.entry else None
         self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops))
 
@@ -115,18 +119,17 @@ class _FileDownload:
         self._progress.begin(self.file.path, self.size)
         with _disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._staged = StagedFile(self._path, mode=0o644)
             if self.size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, self.size)
+                os.posix_fallocate(self._staged.descriptor, 0, self.size)
 
     def fetch(self, start: int, view: memoryview) -> None:
         read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
+        assert self._staged is not None
         with _disk_errors(self._path):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._descriptor, view[done:], start + done)
+            write_at(self._staged.descriptor, view, start)
         self._progress.stored(self.file.path, len(view))
         stored()
 
@@ -136,17 +139,16 @@ class _FileDownload:
             raise IntegrityError(
                 f"{self._name}/{self.file.path}: {faults[0]}", hint=f"run: coldstream verify --deep {self._name}"
             )
+        assert self._staged is not None
         with _disk_errors(self._path):
-            os.fsync(self._descriptor)
-            os.replace(self._temporary, self._path)
+            os.fsync(self._staged.descriptor)
+            self._staged.install()
         self._progress.end(self.file.path, "sha256 ok" if self.file.entry else "unverified")
 
     def discard(self) -> None:
         """Closes the file; removes it if it was not finished."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._temporary.unlink(missing_ok=True)
+        if self._staged is not None:
+            self._staged.discard()
 
     def _on_read(self, count: int) -> None:
         self._progress.fetched(self.file.path, count)
@@ -164,12 +166,37 @@ def _is_there(folder: Path, file: StoredFile) -> bool:
     return digest.hexdigest() == file.entry.sha256
 
 
+@contextmanager
+def _alone(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
+    """Makes the folder and keeps other downloads out of it; yields whether that is possible."""
+    waiting = False
+
+    def on_wait() -> None:
+        nonlocal waiting
+        retry.check()
+        if not waiting:
+            progress.say(f"waiting for another download into {folder}")
+        waiting = True
+
+    with ExitStack() as held:
+        with _disk_errors(folder):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            is_alone = held.enter_context(locked_folder(folder, on_wait=on_wait))
+        yield is_alone
+
+
+def _remove_leftovers(folder: Path, files: Sequence[StoredFile]) -> None:
+    """Deletes what killed downloads left beside these files."""
+    for parent in {(folder / file.path).parent for file in files}:
+        for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
+
+
 def _check_room(folder: Path, needed: int) -> None:
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     with _disk_errors(folder):
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
-        free = shutil.disk_usage(existing).free
+        free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskError(
             f"{folder}: {format_bytes(needed)} are needed, {format_bytes(free)} are free",

@@ -22,6 +22,7 @@ from coldstream.folder import ModelFolder, check_complete, model_folder
 from coldstream.loading import Options
 from coldstream.origin import open_origin
 from coldstream.paths import checked_name
+from coldstream.progress import Progress
 from coldstream.retry import Backoff, Retry
 from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
 from coldstream.serve.flags import number_of, value_of
@@ -229,5 +230,15 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
     cache = cache_of(settings)
     folder = Path(cache.root) / "downloads" / name
     say(f"downloading {name} to {folder}")
-    mirror.download(open_store(settings), name, folder)
+    mirror.download(open_store(settings), name, folder, progress=_Lines(say))
     return str(folder)
+
+
+class _Lines(Progress):
+    """Passes on what a download says, without a bar."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def say(self, text: str) -> None:
+        self._write(text)

@@ -181,16 +181,14 @@ class FolderStore:
         with self._translated(key):
             if not paths or not all(path.exists() for path in paths):
                 raise ConflictError(f"{self._at(key)}: a part is missing or is another one")
-            whole = folder / "whole"
-            os.replace(paths[0], whole)
-            with open(whole, "ab") as target:
-                for path in paths[1:]:
-                    with open(path, "rb") as source:
-                        shutil.copyfileobj(source, target, 16 * MIB)
-                target.flush()
-                os.fsync(target.fileno())
-            with self._locked():
-                self._install(whole, key)
+            # Another run of the same upload may complete it too: only one of them gets the first part.
+            whole = folder / f"{uuid.uuid4().hex}.whole"
+            try:
+                self._join(paths, whole)
+                with self._locked():
+                    self._install(whole, key)
+            except FileNotFoundError as exc:
+                raise UploadNotFoundError(f"{self._at(key)}: the upload is gone") from exc
             shutil.rmtree(folder, ignore_errors=True)
 
     def abort_upload(self, key: str, upload_id: str) -> None:
@@ -232,6 +230,17 @@ class FolderStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, path)
 
+    @staticmethod
+    def _join(paths: Sequence[Path], whole: Path) -> None:
+        """Makes one file of the parts; the first becomes it."""
+        os.replace(paths[0], whole)
+        with open(whole, "ab") as target:
+            for path in paths[1:]:
+                with open(path, "rb") as source:
+                    shutil.copyfileobj(source, target, 16 * MIB)
+            target.flush()
+            os.fsync(target.fileno())
+
     def _matching(self, key: str, if_match: str | None) -> ObjectInfo:
         info = self.head(key)
         if if_match is not None and info.etag != if_match:
@@ -254,9 +263,13 @@ class FolderStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         # flock is held per open file: threads of one process need a lock of their own.
-        with self._thread_lock, open(self._staged("lock"), "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        with self._thread_lock:
+            lock = os.open(self._staged("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
@@ -290,7 +303,7 @@ def _describe(path: Path, key: str) -> ObjectInfo:
 
 
 def _write(path: Path, body: Body) -> None:
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())

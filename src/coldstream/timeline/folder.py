@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from coldstream.atomic import write_atomically
 from coldstream.cache import cache_of
-from coldstream.cache.disk import checked_root, disk_errors, make_folders, open_private, read_bounded, write_atomically
+from coldstream.cache.disk import checked_root, disk_errors, make_folders, open_private, read_bounded
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
 from coldstream.paths import is_path

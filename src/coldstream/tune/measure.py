@@ -13,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from coldstream.atomic import write_atomically
 from coldstream.cache import cache_of
-from coldstream.cache.disk import checked_root, disk_errors, make_folders, read_bounded, write_atomically
+from coldstream.cache.disk import checked_root, disk_errors, make_folders, read_bounded
 from coldstream.env import Settings
 from coldstream.errors import ConfigError
 from coldstream.loading import Load, Options
