@@ -6,7 +6,7 @@
 
 The map, from the bottom up:
 
-    errors  units  paths  retry  env  machine  https  drawing  atomic   leaves
+    errors  uri  units  paths  retry  env  machine  https  drawing  atomic   leaves
     header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
     store                                       where models are kept: S3 and its like, or a folder
     source  hub                                 where models come from: a folder, Hugging Face

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from coldstream.errors import ConfigError
+from coldstream.uri import Uri, without_secrets
 
 # Every variable that coldstream itself reads, for the check of misspellings and for docs/environment.md.
 VARIABLES: Mapping[str, str] = {
@@ -95,9 +96,14 @@ class Settings:
         """The store's URI.
 
         Raises:
-            ConfigError: None is configured.
+            ConfigError: None is configured, or it names a user or a password.
         """
         if uri := self.get("COLDSTREAM_STORE"):
+            if Uri(uri).has_user:
+                raise ConfigError(
+                    f"the store {Uri(uri)} is given with a user or a password",
+                    hint="leave them out of COLDSTREAM_STORE; keys go into R2_ACCESS_KEY and R2_SECRET_KEY",
+                )
             # A plain path is what people try first.
             return Path(uri).expanduser().resolve().as_uri() if uri[0] in "./~" else uri.rstrip("/")
         if bucket := self.get("R2_BUCKET"):
@@ -255,7 +261,7 @@ def _checked_endpoint(name: str, text: str) -> str:
         split, port_fits = urlsplit(""), False
     if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
         raise ConfigError(
-            f"{name} is {text!r}, which is no URL of a server",
+            f"{name} is {without_secrets(text)!r}, which is no URL of a server",
             hint="for example https://<account>.r2.cloudflarestorage.com",
         )
     if split.username or split.password:

@@ -28,6 +28,7 @@ from coldstream.origin import Checkpoint, Origin, open_origin
 from coldstream.origin.parallel import in_parallel
 from coldstream.paths import path_fault
 from coldstream.retry import Backoff, Retry
+from coldstream.uri import Uri
 
 # What loads the weights later, and is looked for by the load format.
 NOTE_NAME = ".coldstream.json"
@@ -43,12 +44,12 @@ class Note:
     """Where the weights of a folder are.
 
     Attributes:
-        uri: As the user named the model; no secret.
+        uri: As the user named the model; without its secret part when it was read from a folder.
         version: Of the model whose files these are.
         name: The model's, for people.
     """
 
-    uri: str
+    uri: Uri
     version: str
     name: str
 
@@ -84,7 +85,7 @@ def prepare(uri: str, *, settings: Settings | None = None) -> str:
     return str(model_folder(uri, settings or load_settings()).path)
 
 
-def model_folder(uri: str, settings: Settings) -> ModelFolder:
+def model_folder(uri: str | Uri, settings: Settings) -> ModelFolder:
     """Makes the folder of the model's present version, or finds it made.
 
     Args:
@@ -98,6 +99,7 @@ def model_folder(uri: str, settings: Settings) -> ModelFolder:
         IntegrityError: A file is not what the manifest says, or its name leaves the folder.
         DiskError: The folder cannot be written.
     """
+    uri = Uri.of(uri)
     cache = cache_of(settings)
     home = cache.root / "folders" / _flat(uri_key(uri, settings))
     last = _last(home)
@@ -105,7 +107,7 @@ def model_folder(uri: str, settings: Settings) -> ModelFolder:
     origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
     try:
         checkpoint = origin.checkpoint()
-        note = Note(uri=_without_query(uri), version=checkpoint.version, name=checkpoint.name)
+        note = Note(uri=Uri(str(uri)), version=checkpoint.version, name=checkpoint.name)
         path = home / checkpoint.version[:32]
         # A version that says nothing of the content cannot tell an old folder from a new one.
         if not checkpoint.pinned or read_note(path) != note:
@@ -125,10 +127,11 @@ def read_note(folder: str | os.PathLike[str]) -> Note | None:
     try:
         with open(os.path.join(folder, NOTE_NAME), "rb") as file:
             found = json.loads(file.read(_NOTE_BYTES_MAX))
-        note = Note(uri=found["uri"], version=found["version"], name=found["name"])
+        uri, version, name = found["uri"], found["version"], found["name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return note if all(isinstance(text, str) for text in (note.uri, note.version, note.name)) else None
+    is_note = all(isinstance(text, str) for text in (uri, version, name))
+    return Note(uri=Uri(uri), version=version, name=name) if is_note else None
 
 
 def _make(root: Path, path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
@@ -142,7 +145,9 @@ def _make(root: Path, path: Path, note: Note, origin: Origin, checkpoint: Checkp
         in_parallel(lambda name: _write(staging, name, origin.read(name, FILE_BYTES_MAX)), names)
         for shard in checkpoint.shards:
             _write(staging, shard.path, shard.head)
-        _write(staging, NOTE_NAME, json.dumps({"uri": note.uri, "version": note.version, "name": note.name}).encode())
+        _write(
+            staging, NOTE_NAME, json.dumps({"uri": str(note.uri), "version": note.version, "name": note.name}).encode()
+        )
         with disk_errors(path):
             _put(staging, path)
     finally:
@@ -204,10 +209,6 @@ def _remove_old(home: Path, *, kept: Path) -> None:
 def _flat(key: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2] or key).strip("-.")[-120:]
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _without_query(uri: str) -> str:
-    return uri.partition("?")[0]
 
 
 def check_complete(folder: ModelFolder) -> None:

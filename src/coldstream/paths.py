@@ -10,6 +10,7 @@ import os
 import re
 
 from coldstream.errors import IntegrityError, UsageError
+from coldstream.uri import Uri
 
 # S3 and R2: a key has at most 1,024 bytes of UTF-8. File systems: a name has at most 255.
 KEY_BYTES_MAX = 1024
@@ -27,15 +28,15 @@ def is_path(uri: str) -> bool:
     return uri.startswith(("/", ".", "~"))
 
 
-def model_name(uri: str) -> str:
+def model_name(uri: str | Uri) -> str:
     """What a model is called: `org/model` of a name or a URI, a folder's own name. Without bucket, host or secret."""
-    uri = uri.partition("?")[0].rstrip("/")
+    uri = str(Uri.of(uri)).rstrip("/")
     if is_path(uri) or uri.startswith("file:"):
         return os.path.basename(os.path.abspath(uri))
     scheme, _, rest = uri.rpartition("://")
     if scheme in {"", "hf"}:
         return rest.partition("@")[0]
-    return "/".join(rest.split("/")[1:][-2:]) or rest.rpartition("@")[2]
+    return "/".join(rest.split("/")[1:][-2:]) or rest
 
 
 def path_fault(path: str) -> str | None:
@@ -93,7 +94,7 @@ def checked_name(name: str) -> str:
     segments = name.split("/")
     if not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments) or path_fault(name):
         raise UsageError(
-            f"{name!r} is not a model's name",
+            f"{str(Uri(name))!r} is not a model's name",
             hint="letters, digits, '.', '_' and '-' between slashes, like meta-llama/Llama-3.1-8B-Instruct",
         )
     # Room for the longest file names below it.

@@ -68,12 +68,13 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command) -> None:
     from coldstream.loading import Options
     from coldstream.serve import Request
     from coldstream.serve.preparing import _options
+    from coldstream.uri import Uri
 
     fake_vllm(command.cwd / "env")
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(command.cwd / "cache")}, environ=command.environ)
 
     def connections(**options: int) -> int:
-        request = Request(uri="org/m", arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
+        request = Request(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
         return _options(request, settings).concurrency
 
     assert connections() == curve["connections"]

@@ -40,6 +40,8 @@ _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_
 _CHAIN = "AWS_"
 # A temporary copy of one model, for some minutes, may fill the disk as far as that goes.
 _CACHE_LIMIT = str(1 << 50)
+# Anybody on the machine can read a command line, and the model's URL may hold a token.
+_SERVE = "import json, sys; from coldstream.cli import main; main(json.load(sys.stdin))"
 # Of the settings, what no load needs.
 _NOT_FOR_LOADS = {
     "CLOUDFLARE_API_TOKEN",
@@ -300,7 +302,7 @@ class Maker:
     def keys(self) -> dict[str, str]:
         """The environment with which our own commands find the bucket."""
         if self._target.kind != "s3":
-            token = self._settings.get("HF_TOKEN") if self._target.uri.startswith("hf://") else None
+            token = self._settings.get("HF_TOKEN") if self._target.uri.full.startswith("hf://") else None
             mirror = self._settings.get("HF_ENDPOINT")
             return {name: value for name, value in (("HF_TOKEN", token), ("HF_ENDPOINT", mirror)) if value}
         values = {
@@ -329,7 +331,11 @@ class Maker:
             stream["memory_limit"] = wishes.memory_limit
         cache = {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
         environ = _plain(ours=python.is_ours) | self.keys() | cache
-        options = self._options() | {"uri": self._target.uri, "stream": stream, "mode": "warm" if warm else "drain"}
+        options = self._options() | {
+            "uri": self._target.uri.full,
+            "stream": stream,
+            "mode": "warm" if warm else "drain",
+        }
         first = {**options, "verify": True, "mode": "fill" if warm else "drain"}
         return Contestant(
             name=kind.name,
@@ -427,7 +433,7 @@ class Maker:
                 hint=f"run there: {kind.install}",
             )
         target, wishes = self._target, self._wishes
-        uri, keys = target.uri, self.keys()
+        uri, keys = target.uri.full, self.keys()
         detail = f"--loader {kind.starts}"
         if target.kind == "s3":
             # `--loader default` takes names alone.
@@ -448,7 +454,7 @@ class Maker:
             connections, memory = self.tuned()
             more += ["--connections", str(connections), "--memory", str(memory)]
             detail += f", {connections} threads, {format_bytes(memory)}"
-        command = [sys.executable, "-m", "coldstream", "serve", uri, "--loader", kind.starts, "--json", *more]
+        arguments = ["serve", uri, "--loader", kind.starts, "--json", *more, "--", *flags]
         environ = {
             **_plain(ours=True, keep=("HF_",)),
             **keys,
@@ -456,7 +462,7 @@ class Maker:
             "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT,
             "VLLM_ASSETS_CACHE": str(cache / "assets"),
         }
-        options = {"command": [*command, "--", *flags]}
+        options = {"command": [sys.executable, "-c", _SERVE], "arguments": arguments}
         return Contestant(
             name=kind.name,
             label=kind.label,

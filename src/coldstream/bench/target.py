@@ -12,6 +12,7 @@ from coldstream.origin import Shard, open_origin
 from coldstream.paths import is_path
 from coldstream.retry import Backoff, Retry
 from coldstream.tune.model import Model, describe
+from coldstream.uri import Uri
 
 # A bucket that does not answer is no bucket to compare loaders with.
 _PATIENCE_SECONDS = 15.0
@@ -22,7 +23,7 @@ class Target:
     """What is loaded.
 
     Attributes:
-        uri: As our loader is given it; it may hold a token.
+        uri: As our loader is given it.
         label: For people; no secret.
         name: The model's.
         kind: "s3", "folder", or "http" for servers that no other loader reads.
@@ -33,7 +34,7 @@ class Target:
         model: What they hold.
     """
 
-    uri: str
+    uri: Uri
     label: str
     name: str
     kind: str
@@ -117,7 +118,7 @@ def find_target(uri: str, settings: Settings) -> Target:
         raise UnavailableError(f"{checkpoint.uri} has no tensors to load", retryable=False)
     return Target(
         # Children run in another folder.
-        uri=os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri,
+        uri=Uri(os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri),
         label=checkpoint.uri,
         name=checkpoint.name,
         kind=kind,

@@ -122,12 +122,13 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str) -> str:
     from coldstream.loading import Options
     from coldstream.serve import Request, Started, serve
     from coldstream.serve.endpoint import free_port
+    from coldstream.uri import Uri
 
     state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
     settings = state.settings()
     state.say("serve      with vLLM, its weights streamed while it starts")
     request = Request(
-        uri=summary.name,
+        uri=Uri(summary.name),
         arguments=(*demo.SERVE_FLAGS, "--port", str(free_port())),
         loader="coldstream",
         options=Options(settings=settings, metrics=False),

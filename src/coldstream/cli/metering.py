@@ -23,7 +23,8 @@ def metered(state: State, settings: Settings, uri: str) -> AbstractContextManage
     from coldstream.loading.prepare import uri_key
     from coldstream.metrics import measured, wanted
     from coldstream.paths import model_name
+    from coldstream.uri import Uri
 
     asked = wanted(settings)
-    key = uri_key(uri, settings) if asked is not None else uri
+    key = uri_key(Uri(uri), settings) if asked is not None else ""
     return measured(asked, model=model_name(uri), uri=key, say=state.say)

@@ -100,6 +100,7 @@ def command(
     from coldstream.loading import Options
     from coldstream.machine import process_began
     from coldstream.serve import Request, prepared, serve
+    from coldstream.uri import Uri
 
     settings = state.settings()
     given = {"concurrency": connections, "memory_limit": memory_limit, "workers": workers}
@@ -112,7 +113,7 @@ def command(
         settings=settings,
     )
     request = Request(
-        uri=uri,
+        uri=Uri(uri),
         arguments=vllm_arguments,
         loader=loader,
         options=options,

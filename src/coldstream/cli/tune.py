@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ def command(
     from coldstream import machine
     from coldstream.errors import UsageError
     from coldstream.tune import Way, advise, gpus_here, parse_cloud, parse_gpus, read_model, remembered, way_here
+    from coldstream.uri import Uri
 
     cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
     if as_matrix:
@@ -113,7 +115,7 @@ def command(
         context=max_model_len,
     )
     document = _document(advice, way) | ({"curve": _curve_document(curve)} if curve else {})
-    text = _text(advice, uri) + ("\n" + _curve_text(curve) if curve else "")
+    text = _text(advice, str(Uri(uri))) + ("\n" + _curve_text(curve) if curve else "")
     state.show(document, text)
 
 
@@ -124,6 +126,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     from coldstream.tune import measured, remember
     from coldstream.tune.chart import html, png
     from coldstream.units import format_rate, plural
+    from coldstream.uri import Uri
 
     # What cannot be drawn is said before half a minute is spent on it.
     for path in filter(None, (html_file, png_file)):
@@ -137,8 +140,9 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     curve = measured(uri, Options(settings=settings, framework="buffer"), on_sample=on_sample)
     if "://" not in uri:
         state.say(f"kept in {remember(curve, settings)}")
-    files = [(html_file, html(curve, uri).encode())] if html_file else []
-    files += [(png_file, png(curve, uri))] if png_file else []
+    title = str(Uri(uri))
+    files = [(html_file, html(curve, title).encode())] if html_file else []
+    files += [(png_file, png(curve, title))] if png_file else []
     for path, data in files:
         state.write(path, data)
     return curve
@@ -194,7 +198,7 @@ def _text(advice: Advice, uri: str) -> str:
         lines.append(f"  idle              {plural(idle, 'GPU')}: {model.heads} heads are no multiple of {count}")
     lines += [_loader_text(tuned) for tuned in advice.loaders]
     ours = advice.loaders[0].connections
-    lines.append(f"next:  coldstream serve {uri} --connections {ours} -- {' '.join(fit.flags())}")
+    lines.append(f"next:  coldstream serve {shlex.quote(uri)} --connections {ours} -- {' '.join(fit.flags())}")
     return "\n".join(lines)
 
 

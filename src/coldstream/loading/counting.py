@@ -11,6 +11,7 @@ from coldstream.errors import ColdstreamError
 from coldstream.loading.options import Options
 from coldstream.loading.prepare import uri_key
 from coldstream.paths import model_name
+from coldstream.uri import Uri
 
 if TYPE_CHECKING:
     from coldstream.metrics.meter import Loading
@@ -19,7 +20,7 @@ _logger = logging.getLogger("coldstream")
 _said: set[str] = set()
 
 
-def counted(load: Loading, uri: str, options: Options, settings: Settings) -> Callable[[], None]:
+def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Callable[[], None]:
     """Follows a load that begins, if its options allow it and a file is configured; else nothing is imported.
 
     A command has the metrics around it, and a port as well; in a program every process would ask for the same port.

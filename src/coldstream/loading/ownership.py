@@ -18,11 +18,12 @@ from coldstream.errors import (
 from coldstream.loading.options import OnProgress, Options
 from coldstream.loading.prepare import Prepared
 from coldstream.origin import uses_tls
+from coldstream.uri import Uri
 
 _LAST_WORDS_SECONDS = 1.0
 
 
-def start_owner(uri: str, options: Options, settings: Settings) -> Owner:
+def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
     """Starts the streamer, which gets ready while the names are resolved."""
     return Owner(workers=options.processes, connections=options.concurrency, tls=uses_tls(uri, settings))
 

@@ -19,6 +19,7 @@ from coldstream.paths import is_path
 from coldstream.plan import extents as extents_of
 from coldstream.retry import Backoff, Retry
 from coldstream.units import GIB, MIB
+from coldstream.uri import Uri
 
 # How long a start waits for a bucket that does not answer when the whole model lies in the local cache.
 OFFLINE_SECONDS = 5.0
@@ -138,7 +139,7 @@ class Prepared:
         )
 
 
-def prepare(uri: str, options: Options, settings: Settings) -> Prepared:
+def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
     """Resolves a URI, reads the headers, and looks into the local cache.
 
     Raises:
@@ -191,7 +192,7 @@ def _cache(options: Options, settings: Settings) -> Cache:
     return configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
 
 
-def _latest(cache: Cache | None, uri: str, settings: Settings) -> Copy | None:
+def _latest(cache: Cache | None, uri: Uri, settings: Settings) -> Copy | None:
     if cache is None:
         return None
     try:
@@ -200,7 +201,7 @@ def _latest(cache: Cache | None, uri: str, settings: Settings) -> Copy | None:
         return None  # opening it will say what is wrong
 
 
-def _open_copy(cache: Cache, uri: str, settings: Settings, checkpoint: Checkpoint) -> tuple[Copy | None, str]:
+def _open_copy(cache: Cache, uri: Uri, settings: Settings, checkpoint: Checkpoint) -> tuple[Copy | None, str]:
     files = [CachedFile(path=s.path, size=s.size, stops=s.stops, digests=s.digests) for s in checkpoint.shards]
     try:
         copy = cache.open(uri=uri_key(uri, settings), name=checkpoint.name, version=checkpoint.version, files=files)
@@ -210,21 +211,21 @@ def _open_copy(cache: Cache, uri: str, settings: Settings, checkpoint: Checkpoin
     return copy, "complete" if copy.complete else "partly"
 
 
-def _is_local(uri: str) -> bool:
-    return is_path(uri) or uri.startswith("file:")
+def _is_local(uri: Uri) -> bool:
+    return is_path(uri.full) or uri.full.startswith("file:")
 
 
-def uri_key(uri: str, settings: Settings) -> str:
+def uri_key(uri: Uri, settings: Settings) -> str:
     """What a URI is remembered by in the cache: a bare name means another model with another store. No secret."""
-    bare = uri.partition("?")[0]
-    return bare if "://" in bare or _is_local(bare) else f"{settings.store_uri()}/{bare}"
+    bare = str(uri)
+    return bare if "://" in bare or _is_local(uri) else f"{settings.store_uri()}/{bare}"
 
 
 def _head_stops(shard: Shard) -> tuple[int, ...]:
     return tuple(stop for stop in shard.stops if stop <= shard.header.data_start)
 
 
-def _from_copy(uri: str, copy: Copy) -> Checkpoint:
+def _from_copy(uri: Uri, copy: Copy) -> Checkpoint:
     """The checkpoint that a complete local copy holds."""
     shards = []
     for number, file in enumerate(copy.files):
@@ -242,7 +243,7 @@ def _from_copy(uri: str, copy: Copy) -> Checkpoint:
             )
         )
     return Checkpoint(
-        uri=uri.partition("?")[0],
+        uri=str(uri),
         name=copy.name,
         version=copy.version,
         verified=all(file.digests for file in copy.files),

@@ -33,6 +33,7 @@ from coldstream.loading.prepare import prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
 from coldstream.tensors import Made
+from coldstream.uri import Uri
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,7 +48,7 @@ class Share:
         address: What the readers give to `attach`: a socket that this user alone may open.
     """
 
-    def __init__(self, uri: str, *, consumers: int, options: Options | None = None) -> None:
+    def __init__(self, uri: str | Uri, *, consumers: int, options: Options | None = None) -> None:
         """Resolves the model and begins to fetch it; readers may come when they like.
 
         Args:
@@ -58,7 +59,7 @@ class Share:
         Raises:
             What `Load` raises before its first tensor.
         """
-        self._uri, self._consumers, self._options = uri, consumers, options or Options()
+        self._uri, self._consumers, self._options = Uri.of(uri), consumers, options or Options()
         began = time.monotonic()
         self._bytes = 0
         self._cached: str | None = None
@@ -68,10 +69,10 @@ class Share:
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "load")
         settings = self._options.settings or load_settings()
-        self._owner = start_owner(uri, self._options, settings)
-        self._counted = counted(self, uri, self._options, settings)
+        self._owner = start_owner(self._uri, self._options, settings)
+        self._counted = counted(self, self._uri, self._options, settings)
         try:
-            self._prepared = prepare(uri, self._options, settings)
+            self._prepared = prepare(self._uri, self._options, settings)
             self._bytes = self._prepared.bytes
             self._planned = (began, time.monotonic())
             engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
@@ -85,7 +86,7 @@ class Share:
                 # Without its traceback, whose frames hold more than is known here.
                 self._end(copy(exc))
             else:
-                self._end(error_of(None, uri) if isinstance(exc, Exception) else None)
+                self._end(error_of(None, str(self._uri)) if isinstance(exc, Exception) else None)
             raise
         self._thread = threading.Thread(target=self._attend, name="coldstream-share", daemon=True)
         self._thread.start()
@@ -185,12 +186,12 @@ class Share:
             except ColdstreamError as exc:
                 self._error = exc
             if owner.failure is not None and self._error is None:
-                self._error = error_of(owner.failure, self._uri)
+                self._error = error_of(owner.failure, str(self._uri))
             if owner.report is not None or self._error is not None:
                 self._end(self._error)
         if not self._finished.is_set():
             said = None if self._stopping.is_set() else last_words(owner)
-            self._end(None if self._stopping.is_set() else error_of(said, self._uri))
+            self._end(None if self._stopping.is_set() else error_of(said, str(self._uri)))
         if owner.gone:
             # Nobody reads it any more: the cached copy may be evicted, whether `close` comes soon or never.
             try:
@@ -271,7 +272,7 @@ class Attached:
             self.close()
 
 
-def share(uri: str, *, consumers: int, **options: Any) -> Share:
+def share(uri: str | Uri, *, consumers: int, **options: Any) -> Share:
     """Starts a load that `consumers` processes read. See `Share` and `Options`."""
     return Share(uri, consumers=consumers, options=Options(**options))
 

@@ -28,6 +28,7 @@ from coldstream.loading.prepare import Prepared, prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
 from coldstream.tensors import Made
+from coldstream.uri import Uri
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.1
 
 
-def stream(uri: str, **options: Any) -> Load:
+def stream(uri: str | Uri, **options: Any) -> Load:
     """A model's tensors as they arrive: an iterator of (name, tensor). See `Options`."""
     return Load(uri, Options(**options))
 
 
-def load(uri: str, **options: Any) -> dict[str, Made]:
+def load(uri: str | Uri, **options: Any) -> dict[str, Made]:
     """All of a model's tensors by name. Takes the model's size in memory; see `Options`."""
     with Load(uri, Options(**{"keep_all": True, **options})) as loading:
         return dict(loading)
@@ -57,7 +58,7 @@ class Load:
         bytes: Of all tensors; known with the first one.
     """
 
-    def __init__(self, uri: str, options: Options | None = None) -> None:
+    def __init__(self, uri: str | Uri, options: Options | None = None) -> None:
         """Prepares; nothing is touched before the first tensor is asked for.
 
         Args:
@@ -67,7 +68,7 @@ class Load:
         """
         self.report: LoadReport | None = None
         self.bytes = 0
-        self._uri, self._options = uri, options or Options()
+        self._uri, self._options = Uri.of(uri), options or Options()
         self._owner: Owner | None = None
         self._prepared: Prepared | None = None
         self._consumer: Consumer | None = None
@@ -164,7 +165,7 @@ class Load:
         except StreamerGoneError as exc:
             failure = last_words(owner)
             owner.stop()
-            self._error = error_of(failure, self._uri)
+            self._error = error_of(failure, str(self._uri))
             raise copy(self._error) from exc
         except ColdstreamError as exc:
             owner.stop()

@@ -16,13 +16,14 @@ from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
 from coldstream.paths import checked_name, is_path, path_fault
 from coldstream.retry import Backoff, Retry
+from coldstream.uri import Uri
 
 _FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[@revision] or file:///folder"
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 def open_origin(
-    uri: str, settings: Settings, *, retry: Retry | None = None, connections: int = 16, via: str = "auto"
+    uri: str | Uri, settings: Settings, *, retry: Retry | None = None, connections: int = 16, via: str = "auto"
 ) -> Origin:
     """The origin that a URI names. Touches no network.
 
@@ -40,6 +41,13 @@ def open_origin(
         ConfigError: No store is configured, or wrongly.
     """
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
+    if Uri.of(uri).has_user:
+        raise UsageError(
+            f"{Uri.of(uri)} is given with a user or a password",
+            hint="leave them out: keys of a bucket go into R2_ACCESS_KEY and R2_SECRET_KEY, the Hub's token into "
+            "HF_TOKEN; for a web server, a token may stand in the URL's query",
+        )
+    uri = Uri.of(uri).full
     scheme, mark, rest = uri.partition("://")
     scheme = scheme.lower() if mark else ""
     if via == "cdn" and not _in_bucket(uri, settings):
@@ -68,17 +76,19 @@ def open_origin(
     return _bucket(f"{store}/{name}", settings, retry, connections, via)
 
 
-def uses_tls(uri: str, settings: Settings) -> bool:
+def uses_tls(uri: Uri, settings: Settings) -> bool:
     """Whether a model's bytes will come over TLS, as far as its URI and the settings tell; a guess, for preparation."""
-    scheme, mark, _ = uri.partition("://")
+    scheme, mark, _ = uri.full.partition("://")
     if not mark:
-        configured = None if is_path(uri) else _configured(settings)
+        configured = None if is_path(uri.full) else _configured(settings)
         scheme = "s3" if configured and configured.startswith("s3:") else "file"
     with suppress(ConfigError):
         if (cdn := cdn_of(settings)) is not None and cdn.url.startswith("https:") and scheme == "s3":
             return True
     try:
-        where = {"s3": settings.endpoint() or "https:", "hf": settings.get("HF_ENDPOINT") or "https:"}.get(scheme, uri)
+        where = {"s3": settings.endpoint() or "https:", "hf": settings.get("HF_ENDPOINT") or "https:"}.get(
+            scheme, uri.full
+        )
     except ConfigError:
         return False
     return where.lower().startswith("https:")
@@ -89,7 +99,9 @@ def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origi
 
     repo, _, revision = rest.partition("@")
     if not _REPO.fullmatch(repo) or path_fault(repo) or (revision and path_fault(revision)):
-        raise UsageError(f"'hf://{rest}' names no repository", hint="write hf://org/model or hf://org/model@revision")
+        raise UsageError(
+            f"{str(Uri(f'hf://{rest}'))!r} names no repository", hint="write hf://org/model or hf://org/model@revision"
+        )
     return HubOrigin(repo, revision=revision or None, settings=settings, retry=retry, connections=connections)
 
 
@@ -114,7 +126,7 @@ def _bucket(uri: str, settings: Settings, retry: Retry, connections: int, via: s
     root = configured if configured and uri.startswith(configured + "/") else f"s3://{bucket}"
     folder = uri.removeprefix(root).strip("/")
     if not bucket or not path or path_fault(folder):
-        raise UsageError(f"{uri!r} names no model in a bucket", hint="write s3://bucket/org/model")
+        raise UsageError(f"{str(Uri(uri))!r} names no model in a bucket", hint="write s3://bucket/org/model")
     cdn = cdn_of(settings, via) if _in_bucket(uri, settings) else None
     settings = replace(
         settings,

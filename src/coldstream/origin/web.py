@@ -228,10 +228,6 @@ def _split(url: str) -> tuple[str, str, str, str]:
         split, sound = urlsplit(""), False
     if not sound or split.scheme not in {"http", "https"}:
         raise UsageError("that is no URL of a model", hint="for example https://models.example.com/org/model")
-    if "@" in split.netloc:
-        raise UsageError(
-            f"the URL for {split.hostname} holds a user or a password", hint="a token may stand in its query"
-        )
     # What is encoded already stays; what is not, is.
     path = quote(split.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
     query = quote(split.query, safe="/%:@!$&'()*+,;=~-._?[]")

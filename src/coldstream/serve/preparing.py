@@ -30,6 +30,7 @@ from coldstream.serve.program import Program, find_program
 from coldstream.serve.request import Request
 from coldstream.serve.warming import read_ahead, warm_start
 from coldstream.tune import remembered
+from coldstream.uri import Uri
 from coldstream.vllm.extra import read_extra
 from coldstream.vllm.service import LoadService
 
@@ -104,7 +105,7 @@ def prepared(
 def _streamed(
     request: Request,
     program: Program,
-    begin: Callable[[str], tuple[LoadService, ModelFolder]],
+    begin: Callable[[Uri], tuple[LoadService, ModelFolder]],
     say: Callable[[str], None],
 ) -> tuple[Command, LoadService, str]:
     try:
@@ -113,7 +114,7 @@ def _streamed(
         if request.fallback != "hf" or not request.is_name:
             raise
         say(f"warning: {exc.message}; streaming from Hugging Face instead")
-        service, folder = begin(f"hf://{request.uri}")
+        service, folder = begin(Uri(f"hf://{request.uri}"))
     if folder.offline:
         check_complete(folder)
         say("warning: the bucket does not answer; starting from this machine's copy")
@@ -124,7 +125,7 @@ def _streamed(
 
 
 def _begun(
-    uri: str,
+    uri: Uri,
     *,
     request: Request,
     settings: Settings,
@@ -172,8 +173,8 @@ def _options(request: Request, settings: Settings) -> Options:
         extra = read_extra(given)
     except ValueError as exc:
         raise UsageError(f"--model-loader-extra-config: {exc}") from exc
-    if extra.uri not in {None, request.uri}:
-        raise UsageError(f"--model-loader-extra-config has the uri {extra.uri}, and {request.uri} is to be served")
+    if extra.uri is not None and str(Uri(extra.uri)) != str(request.uri):
+        raise UsageError(f"--model-loader-extra-config has the uri {Uri(extra.uri)}, and {request.uri} is to be served")
     return replace(request.options, **{name: value for name, value in extra.options().items() if name in given})
 
 
@@ -198,7 +199,7 @@ def _other(request: Request, settings: Settings, program: Program, say: Callable
 
 
 def _run_ai_uri(request: Request, settings: Settings) -> str:
-    uri = request.uri.rstrip("/")
+    uri = request.uri.full.rstrip("/")
     if request.is_name:
         uri = f"{settings.store_uri()}/{checked_name(uri)}"
     if uri.startswith("s3://"):
@@ -223,10 +224,10 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
     from coldstream.store import open_store
 
     if not request.is_name:
-        if "://" in request.uri:
+        if "://" in request.uri.full:
             raise UsageError("--loader default takes a model of the configured bucket, or a folder")
-        return os.path.abspath(os.path.expanduser(request.uri))
-    name = checked_name(request.uri)
+        return os.path.abspath(os.path.expanduser(request.uri.full))
+    name = checked_name(request.uri.full)
     cache = cache_of(settings)
     folder = Path(cache.root) / "downloads" / name
     say(f"downloading {name} to {folder}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from coldstream.loading import Options
 from coldstream.paths import is_path, model_name
+from coldstream.uri import Uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Request:
         first_token: Whether one token is asked for once it answers, to know when the first one came.
     """
 
-    uri: str
+    uri: Uri
     arguments: tuple[str, ...]
     loader: str
     options: Options
@@ -40,7 +41,7 @@ class Request:
     @property
     def is_name(self) -> bool:
         """Whether the model is one of the configured bucket."""
-        return "://" not in self.uri and not is_path(self.uri)
+        return "://" not in self.uri.full and not is_path(self.uri.full)
 
     @property
     def served_name(self) -> str:

@@ -21,6 +21,7 @@ from coldstream.serve.program import Program
 from coldstream.serve.request import Request
 from coldstream.store import open_store
 from coldstream.units import format_bytes, format_seconds, plural
+from coldstream.uri import Uri
 from coldstream.vllm.service import LoadService
 
 # A store that does not answer for so long is done without.
@@ -81,7 +82,7 @@ def caches_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
     )
 
 
-def open_shelf(uri: str, name: str, settings: Settings) -> Shelf:
+def open_shelf(uri: Uri, name: str, settings: Settings) -> Shelf:
     """Where the bundles of a model lie: in the configured store, else in the bucket that the model is in.
 
     Args:
@@ -96,9 +97,9 @@ def open_shelf(uri: str, name: str, settings: Settings) -> Shelf:
     try:
         settings.store_uri()
     except ConfigError:
-        if not uri.startswith("s3://"):
+        if not uri.full.startswith("s3://"):
             raise
-        bucket = uri.removeprefix("s3://").partition("/")[0]
+        bucket = uri.full.removeprefix("s3://").partition("/")[0]
         settings = replace(settings, values={**settings.values, "COLDSTREAM_STORE": f"s3://{bucket}"})
     retry = Retry(Backoff(give_up_seconds=min(_GIVE_UP_SECONDS, settings.retry_seconds)))
     return Shelf(open_store(settings, retry=retry, connections=_CONNECTIONS), checked_name(name))

@@ -28,6 +28,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.folder import Note, read_note
 from coldstream.loading import Load, LoadReport, Options, Share, attach
+from coldstream.uri import Uri
 from coldstream.vllm import service, shards
 from coldstream.vllm.extra import Extra, read_extra
 
@@ -108,18 +109,22 @@ class ColdstreamLoader(DefaultModelLoader):
 
     def _note(self, source: DefaultModelLoader.Source) -> Note | None:
         """Where the weights of a source are; None when vLLM is to read them itself."""
-        note, uri = read_note(source.model_or_path), self._extra.uri
+        note = read_note(source.model_or_path)
+        uri = Uri(self._extra.uri) if self._extra.uri else None
         patterns = source.allow_patterns_overrides
         if source.subfolder or (patterns and not any(fnmatch("model.safetensors", pattern) for pattern in patterns)):
             # Files beside the weights, which lie in the folder as they are.
             return None
         if note is not None:
-            if uri not in {None, note.uri} and self._is_main:
+            if uri is None or not self._is_main:
+                return note
+            if str(uri) != str(note.uri):
                 raise ColdstreamError(f"the folder {source.model_or_path} is of {note.uri}, and uri says {uri}")
-            return note
+            # With the token that the folder does not hold.
+            return dataclasses.replace(note, uri=uri)
         if uri is None or not self._is_main or not _is_bare(source.model_or_path):
             return None
-        return Note(uri=uri, version="", name=uri)
+        return Note(uri=uri, version="", name=str(uri))
 
     def _tensors(self, note: Note) -> Iterator[tuple[str, torch.Tensor]]:
         self.counter_before_loading_weights: float = self.counter_before_loading_weights or time.perf_counter()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from coldstream.engine import wire
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading import Options, Share
+from coldstream.uri import Uri
 from coldstream.vllm import telling
 
 if TYPE_CHECKING:
@@ -61,14 +62,14 @@ class LoadService:
         before_drop: Called before `loads` lets go of those whose readers are gone; whoever counts looks once more.
     """
 
-    def __init__(self, uri: str, *, options: Options) -> None:
+    def __init__(self, uri: str | Uri, *, options: Options) -> None:
         """Prepares; nothing is asked of the bucket yet.
 
         Args:
             uri: See `Load`.
             options: Of each load.
         """
-        self._uri, self._options = uri, options
+        self._uri, self._options = Uri.of(uri), options
         self.before_drop: Callable[[], None] = lambda: None
         self._version: str | None = None
         self._lock = threading.Lock()
@@ -258,15 +259,16 @@ class LoadService:
             return {"error": {"message": "not understood"}}
         if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
             return {"error": {"message": "not understood"}}
-        if uri != self._uri:
-            return {"error": {"message": f"{str(uri)[:200]} is not what is streamed here; that is {self._uri}"}}
+        # Who asks has it from the model's folder, where the secret part is left out.
+        if uri != str(self._uri):
+            return {"error": {"message": f"{Uri(str(uri)[:200])} is not what is streamed here; that is {self._uri}"}}
         try:
             return {"address": self.share(which, consumers=consumers)}
         except ColdstreamError as exc:
             return {"error": {"message": exc.message, "hint": exc.hint}}
 
 
-def ask(address: str, uri: str, which: str, *, consumers: int) -> str:
+def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
     """Asks a service for a load.
 
     Args:
@@ -284,7 +286,7 @@ def ask(address: str, uri: str, which: str, *, consumers: int) -> str:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(address)
-            sock.sendall(json.dumps({"uri": uri, "load": which, "consumers": consumers}).encode() + b"\n")
+            sock.sendall(json.dumps({"uri": str(Uri.of(uri)), "load": which, "consumers": consumers}).encode() + b"\n")
             answer = json.loads(_read_line(sock) or b"{}")
     except (OSError, ValueError) as exc:
         raise ColdstreamError(

@@ -16,6 +16,7 @@ from coldstream.env import load_settings
 from coldstream.errors import UsageError
 from coldstream.origin import Shard
 from coldstream.tune.model import Model
+from coldstream.uri import Uri
 
 SECRET = "a-secret-that-is-long"
 SETTINGS = load_settings(
@@ -55,7 +56,7 @@ def shard(url: str) -> Shard:
 
 
 TARGET = Target(
-    uri="org/m",
+    uri=Uri("org/m"),
     label="s3://models/below/org/m",
     name="org/m",
     kind="s3",
@@ -148,7 +149,7 @@ def test_who_is_missing_is_skipped_with_what_installs_it(tmp_path: Path) -> None
 
 
 def test_who_cannot_read_it_is_skipped(tmp_path: Path) -> None:
-    web = replace(TARGET, kind="http", uri="https://cdn.example.com/m")
+    web = replace(TARGET, kind="http", uri=Uri("https://cdn.example.com/m"))
     found = maker(tmp_path, target=web).make(kind("runai"))
     assert isinstance(found, Skipped)
     assert found.reason == "it reads buckets and local files alone"

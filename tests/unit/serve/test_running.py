@@ -19,6 +19,7 @@ from coldstream.serve.endpoint import Endpoint
 from coldstream.serve.preparing import Prepared
 from coldstream.serve.running import _ask_first, _is_up, _Start
 from coldstream.timeline import Recorder
+from coldstream.uri import Uri
 from tests.unit.serve.test_endpoint import at, serving
 
 INITIALISED = "[core.py:402] init engine (profile, create kv cache, warmup model) took 2.1 s"
@@ -45,7 +46,7 @@ def asked(*, key: str | None, lines: tuple[str, ...], arguments: tuple[str, ...]
     for line in lines:
         recorder.line(line, time.monotonic())
     start = _Start(
-        request=Request(uri="org/m", arguments=arguments, loader="default", options=Options()),
+        request=Request(uri=Uri("org/m"), arguments=arguments, loader="default", options=Options()),
         ready=cast("Prepared", None),
         recorder=recorder,
         began=began,

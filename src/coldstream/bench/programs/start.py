@@ -1,12 +1,14 @@
 """One start of vLLM, from the command to its first token; then it is ended.
 
-Takes {"command": `coldstream serve … --json`, "verify"} as JSON from BENCH_OPTIONS. Prints one line of JSON: seconds
+Takes {"command", "arguments", "verify"} as JSON from BENCH_OPTIONS: what runs `coldstream serve … --json`, and its
+arguments, which it reads as JSON from its standard input: they may hold a token. Prints one line of JSON: seconds
 until the first token and until it answered, the CPU time of the whole tree up to then, the phases; with `verify` a
 digest of what the model says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -29,8 +31,11 @@ def main() -> None:
     options = json.loads(os.environ.pop("BENCH_OPTIONS"))
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        process = subprocess.Popen(options["command"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(options["command"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        assert process.stdin is not None
         try:
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(json.dumps(options["arguments"]).encode())
             text = _document(process)
             seconds = time.perf_counter() - began
             spent = _tree_seconds(os.getpid())

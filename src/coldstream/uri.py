@@ -1,0 +1,60 @@
+"""URIs that may hold a secret: a token in the query, a user and a password. Printed, they show neither. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+# A password may hold slashes, as AWS's secret keys do; what follows a host's colon is a port.
+_USER = re.compile(r"[^/?#@]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*@")
+# On the Hub, what follows an "@" is a revision.
+_HUB_USER = re.compile(r"hf_[^/@]*@|[^/?#@:]*:[^@]*@")
+_WITH_SCHEME = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+_QUERY = re.compile(r"\?[\w.~%\[\]-]+=[^\s'\"<>]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Uri:
+    """Where a model is, as the user named it. Its `str` and `repr` hold no secret.
+
+    Attributes:
+        full: All of it, for requests only.
+    """
+
+    full: str = field(repr=False)
+
+    def __str__(self) -> str:
+        scheme, mark, rest = self.full.partition("://")
+        if self.full.startswith(("/", ".", "~")) or scheme.lower() == "file":
+            return self.full
+        rest, user = (rest, _user(scheme, rest)) if mark else (scheme, "")
+        bare = re.split(r"[?#]", rest[len(user) :], maxsplit=1)[0]
+        return f"{scheme}://{bare}" if mark else bare
+
+    def __repr__(self) -> str:
+        return f"Uri({str(self)!r})"
+
+    @property
+    def has_user(self) -> bool:
+        """Whether it names a user or a password."""
+        scheme, mark, rest = self.full.partition("://")
+        return bool(mark and _user(scheme, rest))
+
+    @classmethod
+    def of(cls, uri: str | Uri) -> Uri:
+        """The same as a `Uri`."""
+        return uri if isinstance(uri, Uri) else cls(uri)
+
+
+def without_secrets(text: str) -> str:
+    """A text of somebody else's (a usage error, a library's message) with each URI in it as it may be printed.
+
+    >>> without_secrets("GET https://user:pass@host/model?token=abc failed")
+    'GET https://host/model failed'
+    """
+    return _QUERY.sub("", _WITH_SCHEME.sub(lambda match: str(Uri(match[0])), text))
+
+
+def _user(scheme: str, rest: str) -> str:
+    match = (_HUB_USER if scheme.lower() == "hf" else _USER).match(rest)
+    return match[0] if match else ""
