@@ -115,7 +115,7 @@ class Settings:
             return f"s3://{bucket}"
         raise ConfigError(
             f"no bucket is configured: R2_BUCKET is not set in {' or '.join(self.looked_in)}",
-            hint="run: coldstream setup   (or name a store: --store s3://bucket, --store file:///folder)",
+            hint="run: coldstream setup --write-env   (or name a store: --store s3://bucket, --store file:///folder)",
         )
 
     def endpoint(self) -> str | None:
@@ -191,6 +191,7 @@ def load_settings(
     *,
     env_file: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    draft: bool = False,
 ) -> Settings:
     """Resolves the settings.
 
@@ -198,6 +199,7 @@ def load_settings(
         flags: Variable to value from the command line; None means not given.
         env_file: The file to read; `.env` in the working directory when None, and then it may be absent.
         environ: The environment; `os.environ` when None.
+        draft: The settings are about to be asked for: the file may be absent, and placeholders are left out.
 
     Raises:
         ConfigError: The file is missing or malformed, a COLDSTREAM_ variable is unknown, or a value is a placeholder.
@@ -207,7 +209,7 @@ def load_settings(
     layers = [
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
         ("environment", {name: value for name, value in environ.items() if value.strip()}),
-        (str(path), _read_env_file(path, environ, required=env_file is not None)),
+        (str(path), _read_env_file(path, environ, required=env_file is not None and not draft)),
     ]
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
@@ -221,11 +223,22 @@ def load_settings(
                 )
             if name in VARIABLES:
                 values[name], origins[name] = value.strip(), origin
-    for name, value in values.items():
-        if re.search(r"<[a-z -]+>|^your[_-]", value):
+    for name, value in list(values.items()):
+        if not is_placeholder(value):
+            continue
+        if not draft:
             shown = "its placeholder" if name in SECRETS else repr(value)
-            raise ConfigError(f"{name} (in {origins[name]}) is still {shown}", hint="put the real value there")
+            raise ConfigError(
+                f"{name} (in {origins[name]}) is still {shown}",
+                hint="put the real value there, or be asked for it: coldstream setup --write-env",
+            )
+        del values[name], origins[name]
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
+
+
+def is_placeholder(value: str) -> bool:
+    """Whether a value was copied from instructions, as `<account-id>` or `your_r2_access_key`."""
+    return re.search(r"<[a-z -]+>|^your[_-]", value) is not None
 
 
 def mask(secret: str) -> str:

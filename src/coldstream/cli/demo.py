@@ -222,5 +222,5 @@ def _text(summary: _Summary) -> str:
     lines.append("every byte came back equal, by SHA-256 and by comparison")
     if summary.answer:
         lines.append(f"vLLM answered: {summary.answer}")
-    lines.append("next:  coldstream setup   to use a bucket of your own")
+    lines.append("next:  coldstream setup --write-env   to use a bucket of your own")
     return "\n".join(lines)

@@ -47,11 +47,11 @@ class State:
     env_file: Path | None = None
     resume: str | None = None
 
-    def settings(self) -> Settings:
-        """The resolved settings."""
+    def settings(self, *, draft: bool = False) -> Settings:
+        """The resolved settings; see `load_settings`."""
         from coldstream.env import load_settings
 
-        return load_settings(self.flags, env_file=self.env_file)
+        return load_settings(self.flags, env_file=self.env_file, draft=draft)
 
     def open_store(self, connections: int) -> Store:
         """The configured store, with a retry policy that tells the user when it waits long."""

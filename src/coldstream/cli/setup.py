@@ -11,28 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coldstream.cli import wizard
 from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
     from coldstream.probe import Check
 
-_WRITTEN = (
-    "R2_ENDPOINT",
-    "R2_BUCKET",
-    "R2_ACCESS_KEY",
-    "R2_SECRET_KEY",
-    "R2_SESSION_TOKEN",
-    "R2_CDN_DOMAIN",
-    "HF_TOKEN",
-    "COLDSTREAM_BUNDLE_KEY",
-)
-_ASKED = {
-    "R2_ENDPOINT": ("endpoint (https://<account>.r2.cloudflarestorage.com)", False),
-    "R2_BUCKET": ("bucket", False),
-    "R2_ACCESS_KEY": ("access key id", False),
-    "R2_SECRET_KEY": ("secret access key", True),
-}
 _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
 
@@ -41,7 +26,7 @@ _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TO
     "--location", metavar="HINT", help="Where to create the bucket: wnam enam weur eeur apac oc, or a region."
 )
 @click.option("--no-create", is_flag=True, help="Do not create a missing bucket.")
-@click.option("--write-env", is_flag=True, help="Write the settings to .env (mode 0600); asks for what is missing.")
+@click.option("--write-env", is_flag=True, help="Ask for the settings, check them, and write them to .env (mode 0600).")
 @click.option(
     "--bundle-key",
     is_flag=True,
@@ -63,39 +48,86 @@ def command(
 
     \b
     coldstream setup                            check, and print what the AWS CLI and vLLM need
-    coldstream setup --write-env                ask for what is missing and keep it in .env
+    coldstream setup --write-env                ask for endpoint, bucket and keys, check them, keep them in .env
     coldstream setup --bundle-key               make the key that signs warm-start bundles
     coldstream setup --location weur            create the bucket in western Europe
     eval "$(coldstream setup --exports-only --show-secrets)"
 
     Reads R2_ENDPOINT, R2_BUCKET, R2_ACCESS_KEY, R2_SECRET_KEY or their AWS_ twins from the environment or .env.
     """
-    from coldstream import probe
+    import os
 
-    if bundle_key and not state.settings().get("COLDSTREAM_BUNDLE_KEY"):
-        state.flags["COLDSTREAM_BUNDLE_KEY"] = secrets.token_hex(32)
-    if write_env or bundle_key:
-        _write_env(state)
-    settings = state.settings()
+    from coldstream import probe
+    from coldstream.errors import UsageError
+
+    writes = write_env or bundle_key
+    if writes and exports_only:
+        raise UsageError("--exports-only checks nothing, and writes nothing", hint="leave it or --write-env out")
+    settings = _drafted(state, ask_all=write_env, bundle_key=bundle_key) if writes else state.settings()
     if exports_only:
         click.echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
         return 0
-    checks = probe.check_configuration(settings)
-    _print(state, checks)
-    if not any(check.state == "fail" for check in checks):
-        more = _network_checks(state, settings, create=not no_create, location=location)
-        checks += more
-    failed = [check for check in checks if check.state == "fail"]
+    while True:
+        checks = _checks(state, settings, create=not no_create, location=location)
+        failed = [check for check in checks if check.state == "fail"]
+        if not (failed and write_env and _is_asked(settings)):
+            break
+        click.confirm("answer again? Nothing is written yet", default=True, abort=True, err=True)
+        settings = wizard.ask(settings, wizard.NAMES)
     lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
     if state.json:
         state.show({"checks": [asdict(check) for check in checks], "exports": lines}, "")
     else:
-        _epilogue(state, checks, lines, show_secrets=show_secrets)
+        _epilogue(checks, lines, show_secrets=show_secrets)
+    if writes:
+        path = state.env_file or Path(".env")
+        for note in [f"{path} was not written: a check failed"] if failed else wizard.write(settings, path, os.environ):
+            state.say(note)
+    if lines:
+        state.say("\nnext:  coldstream upload Qwen/Qwen3-8B")
     return max((check.exit_code for check in failed), default=0)
+
+
+def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
+    """The settings that are to be checked and written, with what the user answers.
+
+    Raises:
+        ConfigError: Something is missing, and nobody can be asked.
+    """
+    from coldstream.errors import ConfigError
+
+    settings = state.settings(draft=True)
+    if bundle_key and not settings.get("COLDSTREAM_BUNDLE_KEY"):
+        settings = wizard.with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
+    missing = wizard.unanswered(settings)
+    if _is_asked(settings):
+        return wizard.ask(settings, wizard.NAMES if ask_all else missing)
+    if "R2_BUCKET" in missing:
+        raise ConfigError(
+            f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
+            hint="set them, or run this in a terminal to be asked",
+        )
+    return settings
+
+
+def _is_asked(settings: Settings) -> bool:
+    """Whether there are questions, and somebody to answer them; a store that is named as a whole leaves none."""
+    return sys.stdin.isatty() and not settings.get("COLDSTREAM_STORE")
+
+
+def _checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
+    from coldstream import probe
+
+    checks = probe.check_configuration(settings)
+    _print(state, checks)
+    if not any(check.state == "fail" for check in checks):
+        checks += _network_checks(state, settings, create=create, location=location)
+    return checks
 
 
 def _network_checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
     from coldstream import probe
+    from coldstream.store import open_store
 
     checks: list[Check] = []
 
@@ -105,7 +137,7 @@ def _network_checks(state: State, settings: Settings, *, create: bool, location:
         _print(state, new)
         return not any(check.state == "fail" for check in new)
 
-    store = state.open_store(2)
+    store = open_store(settings, retry=state.new_retry(settings), connections=2)
     note(probe.check_clock(settings.endpoint()))
     if note(probe.check_bucket(store, create=create, location=location)):
         note(*probe.check_round_trip(store))
@@ -122,7 +154,7 @@ def _print(state: State, checks: list[Check]) -> None:
             click.echo(f"{'':<26} {check.hint}")
 
 
-def _epilogue(state: State, checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
+def _epilogue(checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
     from coldstream.units import plural
 
     counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
@@ -131,7 +163,6 @@ def _epilogue(state: State, checks: list[Check], lines: list[str], *, show_secre
         masked = "" if show_secrets else " (keys masked; whole with --show-secrets)"
         click.echo(f"\n# for the AWS CLI and vLLM{masked}:")
         click.echo("\n".join(lines))
-        state.say("\nnext:  coldstream upload Qwen/Qwen3-8B")
 
 
 def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:
@@ -141,48 +172,3 @@ def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:
         f"export {name}={shlex.quote(value if show_secrets or name not in _SECRET_EXPORTS else mask(value))}"
         for name, value in values.items()
     ]
-
-
-def _write_env(state: State) -> None:
-    """Merges the settings into the file, which is replaced atomically and readable by its owner alone."""
-    import os
-    import tempfile
-
-    from coldstream.env import VARIABLES
-    from coldstream.errors import ConfigError
-
-    path = state.env_file or Path(".env")
-    if state.env_file and not path.exists():
-        path.touch(mode=0o600)
-    settings = state.settings()
-    twins = {
-        "R2_ENDPOINT": ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        "R2_ACCESS_KEY": ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
-        "R2_SECRET_KEY": ("R2_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
-        "R2_SESSION_TOKEN": ("R2_SESSION_TOKEN", "AWS_SESSION_TOKEN"),
-    }
-    values = {name: settings.get(*twins.get(name, (name,))) for name in _WRITTEN}
-    if settings.get("COLDSTREAM_STORE"):
-        values["COLDSTREAM_STORE"] = settings.get("COLDSTREAM_STORE")
-    missing = [name for name in _ASKED if not values[name]] if "COLDSTREAM_STORE" not in values else []
-    if missing and not sys.stdin.isatty():
-        raise ConfigError(
-            f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
-            hint="set them, or run this in a terminal to be asked",
-        )
-    for name in missing:
-        text, hidden = _ASKED[name]
-        values[name] = click.prompt(text, hide_input=hidden, err=True)
-    ours = {name: value for name, value in values.items() if value}
-    for name, value in ours.items():
-        if any(character in value for character in "'\n\r"):
-            raise ConfigError(f"{name} holds a quote or a line break and cannot be written to {path}")
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in ours]
-    new = [f"{name}='{value}'" for name, value in ours.items()]
-    assert all(name in VARIABLES for name in ours)
-    descriptor, temporary = tempfile.mkstemp(prefix=".env-", dir=path.absolute().parent)  # mode 0600
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join([*kept, *new]) + "\n")
-    os.replace(temporary, path)
-    state.say(f"wrote {', '.join(ours)} to {path}, readable by you alone; keep it out of version control")

@@ -336,7 +336,9 @@ def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
         found = boto3.session.Session(profile_name=settings.get("AWS_PROFILE")).get_credentials()
         frozen = found.get_frozen_credentials() if found else None
     except botocore.exceptions.BotoCoreError as exc:
-        raise ConfigError(f"the AWS chain has no credentials: {str(exc)[:200]}", hint="run: coldstream setup") from exc
+        raise ConfigError(
+            f"the AWS chain has no credentials: {str(exc)[:200]}", hint="run: coldstream setup --write-env"
+        ) from exc
     if frozen is None or not frozen.access_key or not frozen.secret_key:
         raise ConfigError(
             "no credentials for the bucket: neither R2_ACCESS_KEY nor AWS_ACCESS_KEY_ID is set in "

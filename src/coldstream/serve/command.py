@@ -197,5 +197,5 @@ def _runai_environment(uri: str, settings: Settings) -> dict[str, str]:
         if session_token:
             environment["AWS_SESSION_TOKEN"] = session_token
     elif settings.is_r2:
-        raise ConfigError("no keys for the bucket are configured", hint="run: coldstream setup")
+        raise ConfigError("no keys for the bucket are configured", hint="run: coldstream setup --write-env")
     return environment

@@ -497,7 +497,7 @@ class _Translation:
             return ConfigError(
                 "no credentials for the bucket: neither R2_ACCESS_KEY nor AWS_ACCESS_KEY_ID is set, "
                 "and the AWS chain (profile, SSO, instance role) has none",
-                hint="run: coldstream setup",
+                hint="run: coldstream setup --write-env",
             )
         endpoint = store._client.meta.endpoint_url
         if isinstance(exc, botocore.exceptions.SSLError):
@@ -600,7 +600,9 @@ def _client(settings: Settings, connections: int) -> Any:
             ),
         )
     except (botocore.exceptions.BotoCoreError, ValueError) as exc:
-        raise ConfigError(f"the S3 client refuses the settings: {_short(exc)}", hint="run: coldstream setup") from exc
+        raise ConfigError(
+            f"the S3 client refuses the settings: {_short(exc)}", hint="run: coldstream setup --write-env"
+        ) from exc
     # R2 never answers "Expect: 100-continue"; waiting for it costs a second per PUT.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     client.meta.events.register("before-send.s3", _begin_sending)
