@@ -21,6 +21,9 @@ from coldstream.errors import HeaderError
 # The reference implementation refuses longer ones (safetensors, MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
 LENGTH_BYTES = 8
+# Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
+# would take gigabytes of memory.
+_MARKS_MAX = 8_000_000
 # Sizes and offsets stay below this: what a signed 64-bit integer holds.
 _COUNT_MAX = 1 << 63
 
@@ -117,6 +120,8 @@ def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path:
     """
     data_start = header_stop(head, file_bytes=file_bytes, path=path)
     raw = bytes(head[LENGTH_BYTES:data_start])
+    if len(raw) > _MARKS_MAX < sum(map(raw.count, (b",", b'"', b"{", b"["))):
+        raise HeaderError(f"{path}: the header's {len(raw)} bytes hold more values than any checkpoint has")
     header = _read_usual(raw, data_start) or _read_any(raw, data_start, path)
     position = data_start
     for tensor in header.tensors:
@@ -132,12 +137,13 @@ def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path:
 def _read_any(raw: bytes, data_start: int, path: str) -> Header:
     """Any JSON, each of its entries checked by itself."""
     try:
-        entries = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_number)
+        # Decoded here: json.loads would take UTF-16 and a byte order mark too.
+        entries = _DECODER.decode(raw.decode())
     except (ValueError, RecursionError) as exc:
         raise HeaderError(f"{path}: the header is not valid JSON: {str(exc)[:120]}") from exc
     if not isinstance(entries, dict):
         raise HeaderError(f"{path}: the header is no JSON object")
-    metadata = entries.pop("__metadata__", {})
+    metadata = _metadata(entries.pop("__metadata__", None))
     if not _is_metadata(metadata):
         raise HeaderError(f"{path}: __metadata__ is no map of strings")
     tensors = [_tensor(name, entry, data_start, path) for name, entry in entries.items()]
@@ -147,6 +153,8 @@ def _read_any(raw: bytes, data_start: int, path: str) -> Header:
 
 def _tensor(name: str, entry: object, data_start: int, path: str) -> Tensor:
     where = f"{path}: tensor {name[:80]!r}"
+    if not _is_unicode(name):
+        raise HeaderError(f"{where}: the name is not valid Unicode")
     if not isinstance(entry, dict):
         raise HeaderError(f"{where} is no object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -186,7 +194,8 @@ def _read_usual(raw: bytes, data_start: int) -> Header | None:
         metadata: Any = {}
         position = 1
         if text.startswith(_METADATA_KEY):
-            metadata, stop = _DECODER.raw_decode(text, len(_METADATA_KEY))
+            value, stop = _DECODER.raw_decode(text, len(_METADATA_KEY))
+            metadata = _metadata(value)
             position = stop + 1 if text.startswith(",", stop) else len(text)
     except (ValueError, RecursionError):
         return None
@@ -246,8 +255,23 @@ def _no_number(text: str) -> None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
 
 
+def _metadata(value: Any) -> Any:
+    # The reference implementation takes null for an absent map.
+    return {} if value is None else value
+
+
 def _is_metadata(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    texts = [*value, *value.values()] if isinstance(value, dict) else [None]
+    return all(isinstance(text, str) and _is_unicode(text) for text in texts)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded: JSON escapes may name half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_count(value: object) -> bool:

@@ -11,7 +11,6 @@ Anything may stand in a bucket: `parse` checks sizes, names, hashes and sums bef
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import accumulate, pairwise
@@ -21,17 +20,22 @@ import msgspec
 from msgspec import Meta
 
 from coldstream.errors import ManifestError
-from coldstream.paths import MANIFEST_BYTES_MAX, path_fault
+from coldstream.paths import ETAG, MANIFEST_BYTES_MAX, path_fault
 from coldstream.plan import OBJECT_BYTES_MAX
 
 FORMAT = 1
 XXH3_128_HEX = 32
+_DIGEST_KEY = b',"digest":"'
+_REPLACE = "remove the model and upload it again: coldstream remove, coldstream upload"
 
 Size = Annotated[int, Meta(ge=0, le=OBJECT_BYTES_MAX)]
 Count = Annotated[int, Meta(ge=0)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 GitBlobId = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
 Text = Annotated[str, Meta(max_length=1024)]
+ETag = Annotated[str, Meta(pattern=rf"^{ETAG}\Z")]
+# Without a time zone it could not be compared with another.
+Time = Annotated[datetime, Meta(tz=True)]
 
 
 # Unknown fields of the same format are passed over, not refused: fields are only ever added.
@@ -47,7 +51,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     key: str
     size: Size
-    etag: Annotated[str, Meta(min_length=1, max_length=1024)]
+    etag: ETag
     part_bytes: Size | None = None
 
     def __post_init__(self) -> None:
@@ -156,7 +160,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["uploading"] = "uploading"
     name: Text
     source: Source
-    created: datetime
+    created: Time
     tool: Text
     writer: Text
     planned_files: Count
@@ -172,7 +176,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["ready"] = "ready"
     name: Text
     source: Source
-    created: datetime
+    created: Time
     tool: Text
     files: tuple[FileEntry, ...]
 
@@ -191,17 +195,26 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(entry.size for entry in self.files)
 
 
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells how to read the rest. Everything else is passed over and takes no memory."""
+
+    format: int = FORMAT
+    state: msgspec.Raw = msgspec.Raw()
+    digest: msgspec.Raw = msgspec.Raw()
+
+
 # Made here, once: msgspec 0.22 crashes when two threads make the first decoder of a type at the same time.
-_DECODERS: dict[object, msgspec.json.Decoder[Manifest] | msgspec.json.Decoder[Journal]] = {
-    "ready": msgspec.json.Decoder(Manifest),
-    "uploading": msgspec.json.Decoder(Journal),
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_DECODERS: dict[bytes, msgspec.json.Decoder[Manifest] | msgspec.json.Decoder[Journal]] = {
+    b'"ready"': msgspec.json.Decoder(Manifest),
+    b'"uploading"': msgspec.json.Decoder(Journal),
 }
 
 
 def serialize(record: Manifest | Journal) -> bytes:
     """The bytes to store: compact JSON with its own digest as the last key."""
     body = msgspec.json.encode(record)
-    return body[:-1] + f',"digest":"{_digest(body)}"}}\n'.encode()
+    return body[:-1] + _DIGEST_KEY + f'{_digest(body)}"}}\n'.encode()
 
 
 def parse(data: bytes, *, where: str) -> Manifest | Journal:
@@ -217,33 +230,33 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     if len(data) > MANIFEST_BYTES_MAX:
         raise ManifestError(f"{where} has {len(data)} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise ManifestError(f"{where} is no JSON", hint="upload the model again") from exc
-    if not isinstance(raw, dict):
-        raise ManifestError(f"{where} is no JSON object", hint="upload the model again")
-    found = raw.get("format")
-    if type(found) is int and found > FORMAT:
+        envelope = _ENVELOPE.decode(data)
+    except msgspec.ValidationError as exc:
+        raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ManifestError(f"{where} is no JSON", hint=_REPLACE) from exc
+    if envelope.format > FORMAT:
         raise ManifestError(
-            f"{where} has the manifest format {found}; this version reads up to {FORMAT}",
+            f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",
             hint="upgrade: pip install --upgrade coldstream",
         )
     # The digest is over the bytes in front of it, so that no two JSON writers need to agree on anything.
-    body, comma, _ = data.rpartition(b',"digest":"')
-    if not comma or raw.get("digest") != _digest(body + b"}"):
-        raise ManifestError(f"{where} was altered: its digest does not match", hint="upload the model again")
-    decoder = _DECODERS.get(raw.get("state"))
+    body, comma, _ = data.rpartition(_DIGEST_KEY)
+    body += b"}"
+    if not comma or bytes(envelope.digest) != f'"{_digest(body)}"'.encode():
+        raise ManifestError(f"{where} was altered: its digest does not match", hint=_REPLACE)
+    decoder = _DECODERS.get(bytes(envelope.state))
     if decoder is None:
-        raise ManifestError(f"{where} has an unknown state", hint="upload the model again")
+        raise ManifestError(f"{where} has an unknown state", hint=_REPLACE)
     try:
-        return decoder.decode(body + b"}")
-    except msgspec.ValidationError as exc:
-        raise ManifestError(f"{where}: {exc}", hint="upload the model again") from exc
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
 
 
 def digest_of(data: bytes) -> str:
-    """The digest that `serialize` put into `data`: "sha256:…". It names this version of the model."""
-    return str(json.loads(data)["digest"])
+    """The digest that `serialize` put at the end of `data`: "sha256:…". It names this version of the model."""
+    return data.rpartition(_DIGEST_KEY)[2].partition(b'"')[0].decode()
 
 
 def upload_command(record: Manifest | Journal) -> str:

@@ -15,9 +15,13 @@ from coldstream.uri import Uri
 # S3 and R2: a key has at most 1,024 bytes of UTF-8. File systems: a name has at most 255.
 KEY_BYTES_MAX = 1024
 SEGMENT_BYTES_MAX = 255
-# The one object of a model's folder that is ours; room for the chunks of some 20 TB of weights.
+# The one object of a model's folder that is ours; room for the chunks of 5 TB of weights, all held in memory at once.
 MANIFEST_NAME = "coldstream.json"
-MANIFEST_BYTES_MAX = 128 << 20
+MANIFEST_BYTES_MAX = 32 << 20
+
+# An object's version that can be sent as a condition, without quotes. RFC 9110 allows bytes above ASCII too, which
+# each program decodes in its own way.
+ETAG = r"[\x20\x21\x23-\x7e]{1,1024}"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

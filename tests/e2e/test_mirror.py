@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.paths import MANIFEST_BYTES_MAX
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import safetensors_bytes, sharded_model, write_model
@@ -270,6 +272,36 @@ def test_a_newer_manifest_is_refused_with_advice(tmp_path: Path, hub: FakeHub) -
     assert "format 2" in err
     assert "upgrade" in err
     assert "unreadable" in command.run("list", *store)[0]
+
+
+def test_a_bad_manifest_hides_no_other_model(tmp_path: Path, hub: FakeHub) -> None:
+    """coldstream list; coldstream remove bad/state"""
+    hub.add_repo(REPO, sharded_model())
+    command = Command(None, "", hub=hub.endpoint, cwd=tmp_path)
+    command.environ["COLDSTREAM_STORE"] = (tmp_path / "store").as_uri()
+    command.run("upload", REPO)
+    good = json.loads((tmp_path / "store" / REPO / "coldstream.json").read_bytes())
+    good.pop("digest")
+    bad = {
+        "state": {"state": []},
+        "surrogate": {"source": {"kind": "hub", "repo": "\ud800"}},
+        "zone": {"created": "2026-11-24T00:00:00"},
+    }
+    for name, change in bad.items():
+        body = json.dumps(good | change).encode()
+        path = tmp_path / "store" / "bad" / name / "coldstream.json"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(body[:-1] + f',"digest":"sha256:{hashlib.sha256(body).hexdigest()}"}}'.encode())
+    path = tmp_path / "store" / "bad" / "long" / "coldstream.json"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(MANIFEST_BYTES_MAX + 1)
+    assert command.states() == {REPO: "ready"} | {f"bad/{name}": "unreadable" for name in (*bad, "long")}
+    out, _ = command.run("list")
+    assert "timezone" in out
+    for name in (*bad, "long"):
+        command.run("remove", f"bad/{name}", "--yes")
+    assert command.states() == {REPO: "ready"}
 
 
 def test_an_unwritable_target_is_one_line(quick: Command, hub: FakeHub, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import deserialize, safe_open
 from safetensors.numpy import save_file
 
 from coldstream.errors import HeaderError
@@ -100,6 +100,16 @@ HOSTILE = {
     ),
     "a control character in a name": (framed(usual(("a\n", 0, 1)), b"x"), "not valid JSON"),
     "no UTF-8": (framed(usual(("a", 0, 1)).replace(b'"a"', b'"\xff"'), b"x"), "not valid JSON"),
+    "a byte order mark": (framed(b"\xef\xbb\xbf" + usual(("a", 0, 1)), b"x"), "not valid JSON"),
+    "UTF-16": (framed(usual(("a", 0, 1)).decode().encode("utf-16"), b"x"), "not valid JSON"),
+    "UTF-16 without a mark": (framed(usual(("a", 0, 1)).decode().encode("utf-16-le"), b"x"), "not valid JSON"),
+    "UTF-32": (framed(usual(("a", 0, 1)).decode().encode("utf-32-be"), b"x"), "not valid JSON"),
+    "half a surrogate pair": (framed(usual((r"\ud800", 0, 1)), b"x"), "not valid Unicode"),
+    "half a surrogate pair in UTF-8": (
+        framed(usual(("a", 0, 1)).replace(b"a", b"\xed\xa0\x80"), b"x"),
+        "not valid JSON",
+    ),
+    "half a surrogate pair in the metadata": (framed({"__metadata__": {"a": "\udc00"}}), "__metadata__"),
     "a length above the limit": ((HEADER_BYTES_MAX + 1).to_bytes(8, "little") + b"{}", "header claims"),
     "a tensor past the end": (framed({"a": tensor(0, 5)}, b"x"), "the file has"),
 }
@@ -141,6 +151,35 @@ def test_what_the_real_library_writes_is_read_the_quick_way(tmp_path: Path, monk
     expected = parse_header(data, file_bytes=len(data), path="x")
     monkeypatch.setattr("coldstream.header._read_any", None)
     assert parse_header(data, file_bytes=len(data), path="x") == expected
+
+
+@pytest.mark.parametrize("entries", [b'"a":%s', b'"a":%s,"b":%s', b""])
+def test_null_as_metadata_is_read_like_the_real_library_does(entries: bytes) -> None:
+    count = entries.count(b"%s")
+    tensors = tuple(json.dumps(tensor(index, index + 1)).encode() for index in range(count))
+    comma = b"," if count else b""
+    for text in (
+        b'{"__metadata__":null' + comma + entries % tensors + b"}",
+        b"{" + entries % tensors + comma + b'"__metadata__":null}',
+    ):
+        data = framed(text, b"x" * count)
+        header = parse_header(data, file_bytes=len(data), path="x")
+        assert header.metadata == {}
+        assert [t.name for t in header.tensors] == sorted(name for name, _ in deserialize(data))
+        packed = framed(text.replace(b" ", b""), b"x" * count)
+        assert [t.shape for t in parse_header(packed, file_bytes=len(packed), path="x").tensors] == [(1,)] * count
+
+
+@pytest.mark.parametrize("filler", [b"{},", b"[],", b"1,", b'"",', b'"":"",'])
+def test_a_header_that_would_take_gigabytes_is_refused_before_it_is_parsed(
+    filler: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coldstream.header._read_usual", None)
+    monkeypatch.setattr("coldstream.header._read_any", None)
+    text = b'{"a":[' + filler * 8_000_001 + b"]}"
+    data = framed(text)
+    with pytest.raises(HeaderError, match="more values"):
+        parse_header(data, file_bytes=len(data), path="x")
 
 
 def outcome(data: bytes) -> Header | str:

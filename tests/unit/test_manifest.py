@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tracemalloc
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -112,6 +113,58 @@ def test_inconsistent_files_are_refused(field: str, value: object, said: str) ->
     document["files"][0][field] = value
     with pytest.raises(ManifestError, match=said):
         parse(resealed(document), where="x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"state": []}, "unknown state"),
+        ({"state": {}}, "unknown state"),
+        ({"state": None}, "unknown state"),
+        ({"state": 1}, "unknown state"),
+        ({"format": "1"}, "format"),
+        ({"format": True}, "format"),
+        ({"format": 10**400}, "format"),
+        ({"created": "2026-11-24T00:00:00"}, "timezone"),
+        ({"created": 1}, "created"),
+        ({"name": "\ud800"}, "JSON"),
+        ({"source": {"kind": "hub", "repo": "\udc00"}}, "JSON"),
+        ({"later": "\ud800"}, "JSON"),
+        ({"files": {}}, "files"),
+        ({"files": [{}]}, "path"),
+        ({"files": [[]]}, "files"),
+        ({"tool": None}, "tool"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ManifestError, match=said):
+        parse(resealed(json.loads(serialize(manifest())) | change), where="x")
+
+
+@pytest.mark.parametrize("document", [b"", b"{", b"[]", b"1", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
+def test_what_is_no_object_is_refused(document: bytes) -> None:
+    with pytest.raises(ManifestError):
+        parse(document, where="x")
+
+
+@pytest.mark.parametrize("etag", ["", "é", "a\r\nX: y", 'a"b', "\x7f"])
+def test_an_etag_that_cannot_be_sent_is_refused(etag: str) -> None:
+    document = json.loads(serialize(manifest()))
+    document["files"][0]["objects"][0]["etag"] = etag
+    with pytest.raises(ManifestError, match="etag"):
+        parse(resealed(document), where="x")
+
+
+def test_a_manifest_of_nothing_takes_no_memory() -> None:
+    data = b'{"format":1,"state":"ready","files":[' + b"{}," * 10_000_000 + b"{}]"
+    data += f',"digest":"sha256:{hashlib.sha256(data + b"}").hexdigest()}"}}'.encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestError, match="path"):
+            parse(data, where="x")
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_path_that_stands_twice_is_refused() -> None:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from coldstream import __version__
 from coldstream.errors import ConfigError
+from coldstream.paths import ETAG
 
 Kind = Literal["broken", "tls", "busy", "refused", "gone", "changed", "range", "protocol", "cancelled"]
 Headers = Sequence[tuple[str, str]]
@@ -254,6 +255,10 @@ def plain_etag(text: str) -> str:
     return weak + (text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text)
 
 
+# Some uploaders store the coding of their own request with the object, whose bytes are plain.
+_PLAIN_CODINGS = {"", "identity", "aws-chunked"}
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The head of an answer.
@@ -281,9 +286,9 @@ class Head:
 
     @property
     def etag(self) -> str | None:
-        """The ETag without quotes, or None."""
-        text = self.headers.get("etag")
-        return plain_etag(text) if text else None
+        """The ETag without quotes, or None; one that cannot be sent as a condition is none."""
+        text = plain_etag(self.headers.get("etag", ""))
+        return text if re.fullmatch(ETAG, text) else None
 
 
 def parse_head(data: bytes) -> Head:
@@ -368,9 +373,9 @@ def _check_version(head: Head, etag: str | None) -> None:
         raise FetchError(
             "changed", f"the object is of the version {found[:80]} now, not {etag[:80]}", status=head.status
         )
-    if head.headers.get("content-encoding", "identity").lower() not in {"", "identity"}:
-        encoding = head.headers["content-encoding"][:40]
-        raise FetchError("range", f"the answer is encoded with {encoding!r}", status=head.status)
+    encoding = head.headers.get("content-encoding", "")
+    if {coding.strip().lower() for coding in encoding.split(",")} - _PLAIN_CODINGS:
+        raise FetchError("range", f"the answer is encoded with {encoding[:40]!r}", status=head.status)
 
 
 def _announced(head: Head) -> tuple[int, int, int | None] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from coldstream.errors import ManifestError
+from coldstream.errors import CredentialsError, ManifestError
 from coldstream.manifest import Journal, Manifest, upload_command
 from coldstream.mirror.naming import group_by_model
 from coldstream.mirror.pool import ROOT
@@ -82,7 +82,7 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
 
     try:
         found = read_record(store, name)
-    except ManifestError as exc:
+    except (ManifestError, CredentialsError) as exc:
         return as_model("unreadable", f"{exc.message}" + (f"; {exc.hint}" if exc.hint else ""))
     if found is None:
         return as_model("foreign", "no manifest: loads, unverified")

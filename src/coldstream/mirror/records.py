@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 
 from coldstream import __version__
-from coldstream.errors import ConflictError, NotFoundError
+from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotFoundError
 from coldstream.manifest import (
     FileEntry,
     Journal,
@@ -49,6 +49,8 @@ def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | Non
         if type(exc) is not NotFoundError:
             raise
         return None
+    except IntegrityError as exc:  # it is too long for one
+        raise ManifestError(exc.message, hint="remove the model: coldstream remove", target=exc.target) from exc
     return parse(data, where=f"{store.uri}/{key}"), info.etag
 
 

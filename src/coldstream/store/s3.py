@@ -10,8 +10,10 @@ import hashlib
 import io
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from datetime import datetime, timezone
 from typing import Any
 
 import boto3
@@ -32,6 +34,7 @@ from coldstream.errors import (
     UnavailableError,
     UploadNotFoundError,
 )
+from coldstream.paths import ETAG
 from coldstream.retry import Backoff, Retry
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
 from coldstream.store.signing import Template, template_of
@@ -45,6 +48,10 @@ _SEND_BYTES = 256 * 1024
 _DELETE_KEYS_MAX = 1000
 # Links that are made out of another are at most such a share of its life older than they say.
 _LINK_AGE_SHARE = 0.01
+
+_GZIP = b"\x1f\x8b"
+# Of an object that its server gives no time.
+_LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
 
 # Codes of S3, R2 and MinIO. Sources: S3 "Error responses", docs r2/api/error-codes.
 _CREDENTIAL_CODES = {
@@ -101,17 +108,15 @@ class S3Store:
 
     def head(self, key: str) -> ObjectInfo:
         found = self._call("HeadObject", key, self._client.head_object)
-        return _info(key, found)
+        return _info(key, found, size=self._length(key) if found.get("ContentLength") is None else None)
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         def attempt() -> tuple[bytes, ObjectInfo]:
             found = self._request("GetObject", key, self._client.get_object, **_conditions(if_match))
-            info = _info(key, found)
-            with closing(found["Body"]) as body, self._translated("GetObject", key):
-                if bytes_max is not None and info.size > bytes_max:
-                    raise IntegrityError(f"{self._at(key)} has {info.size} bytes; at most {bytes_max} are read")
-                self._check_match(key, info.etag, if_match)
-                return body.read(), info
+            with closing(found["Body"]), self._translated("GetObject", key):
+                self._check_match(key, _etag(found), if_match)
+                data = self._content(key, found, bytes_max)
+            return data, _info(key, found, size=len(data))
 
         return self.retry.run(attempt)
 
@@ -192,12 +197,7 @@ class S3Store:
         while True:
             page = self._call("ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more)
             for found in page.get("Contents", ()):
-                yield ObjectInfo(
-                    key=found["Key"].removeprefix(self._prefix),
-                    size=found["Size"],
-                    etag=_etag(found),
-                    modified=found["LastModified"],
-                )
+                yield _info(found["Key"].removeprefix(self._prefix), found, size=found["Size"])
             if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -396,11 +396,52 @@ class S3Store:
         match = re.match(r"bytes (\d+)-(\d+)/", given or "")
         if given and not (match and int(match[1]) == first and int(match[2]) == last):
             raise IntegrityError(f"{self._at(key)}: asked for bytes {first}-{last}, the server sent {given!r}")
-        if not given and (first != 0 or found["ContentLength"] != last + 1):
+        if not given and (first != 0 or found.get("ContentLength") not in {None, last + 1}):
             raise IntegrityError(
                 f"{self._at(key)}: the server ignores ranges",
                 hint="a proxy in between may strip the Range header; use the store's own endpoint",
             )
+
+    def _content(self, key: str, found: Mapping[str, Any], bytes_max: int | None) -> bytes:
+        """The whole body of an answer; what was compressed before it was stored is decompressed.
+
+        A server may not say how long it is.
+        """
+        length, limit = found.get("ContentLength"), -1 if bytes_max is None else bytes_max
+        if length is not None and 0 <= limit < length:
+            raise IntegrityError(f"{self._at(key)} has {length} bytes; at most {limit} are read")
+        data = bytes(found["Body"].read(None if length is not None or limit < 0 else limit + 1))
+        if "gzip" in found.get("ContentEncoding", "") and data.startswith(_GZIP):
+            data = self._decompressed(key, data, limit + 1)
+        if 0 <= limit < len(data):
+            raise IntegrityError(f"{self._at(key)} has more than the {limit} bytes that are read")
+        return data
+
+    def _decompressed(self, key: str, data: bytes, bytes_max: int) -> bytes:
+        """At most so many bytes of what was compressed; 0: all of it."""
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            plain = stream.decompress(data, bytes_max)
+        except zlib.error as exc:
+            raise IntegrityError(f"{self._at(key)} has the Content-Encoding gzip, and cannot be decompressed") from exc
+        if not stream.eof and len(plain) != bytes_max:
+            raise IntegrityError(f"{self._at(key)} has the Content-Encoding gzip, and is truncated")
+        return plain
+
+    def _length(self, key: str) -> int:
+        """Of an object whose HEAD does not say it."""
+        try:
+            found = self._call("GetObject", key, self._client.get_object, Range="bytes=0-0")
+        except IntegrityError:  # no byte of an empty object can be had
+            return 0
+        found["Body"].close()
+        total = re.fullmatch(r"bytes 0-0/(\d+)", found.get("ContentRange") or "")
+        if not total:
+            raise IntegrityError(
+                f"{self._at(key)}: the server does not say how long it is",
+                hint="a proxy in between may strip Content-Length; use the store's own endpoint",
+            )
+        return int(total[1])
 
     def _error(self, code: str, status: int, message: str, operation: str, key: str | None) -> ColdstreamError:
         """The error for what the server answered."""
@@ -615,19 +656,21 @@ def _begin_sending(request: Any, **_rest: Any) -> None:
 
 
 def _conditions(if_match: str | None) -> dict[str, str]:
-    return {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
+    return {"IfMatch": f'"{if_match}"'} if if_match else {}
 
 
 def _etag(found: Mapping[str, Any]) -> str:
-    return str(found.get("ETag", "")).removeprefix("W/").strip('"')
+    """Without quotes; "" where there is none that could be sent as a condition."""
+    etag = str(found.get("ETag", "")).removeprefix("W/").strip('"')
+    return etag if re.fullmatch(ETAG, etag) else ""
 
 
-def _info(key: str, found: Mapping[str, Any]) -> ObjectInfo:
+def _info(key: str, found: Mapping[str, Any], *, size: int | None = None) -> ObjectInfo:
     return ObjectInfo(
         key=key,
-        size=found["ContentLength"],
+        size=found["ContentLength"] if size is None else size,
         etag=_etag(found),
-        modified=found["LastModified"],
+        modified=found.get("LastModified", _LONG_AGO),
         metadata={name.lower(): value for name, value in found.get("Metadata", {}).items()},
     )
 

@@ -14,7 +14,10 @@ from coldstream.engine import message
 from coldstream.engine.http import Ranged
 from coldstream.engine.message import (
     FetchError,
+    Head,
     Proxy,
+    check_range,
+    check_small,
     parse_content_range,
     parse_head,
     parse_target,
@@ -302,3 +305,35 @@ def test_an_error_says_what_it_is() -> None:
     assert str(error) == "503"
     assert repr(error) == "FetchError(busy: 503; received=7)"
     assert (error.status, error.retry_after_seconds) == (503, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("sent", "etag"),
+    [
+        ('"a"', "a"),
+        ('W/"a"', "W/a"),
+        ("a-2", "a-2"),
+        ('"\x80"', None),
+        ('"a\x01"', None),
+        ('"a"b"', None),
+        ('""', None),
+    ],
+)
+def test_an_etag_that_cannot_be_sent_as_a_condition_is_none(sent: str, etag: str | None) -> None:
+    head = Head(200, {"etag": sent}, keeps_alive=True)
+    assert head.etag == etag
+
+
+@pytest.mark.parametrize(
+    ("coding", "fits"),
+    [("aws-chunked", True), ("AWS-Chunked, identity", True), ("gzip", False), ("aws-chunked,gzip", False)],
+)
+def test_what_was_stored_with_the_coding_of_its_upload_is_plain(coding: str, fits: bool) -> None:
+    headers = {"content-range": "bytes 0-7/9", "content-length": "8", "content-encoding": coding}
+    head = Head(206, headers, keeps_alive=True)
+    if fits:
+        assert check_range(head, 0, 8, 9, None) == 9
+        assert check_small(head, 0, 8, 8, None) == (8, 9)
+    else:
+        with pytest.raises(FetchError, match="encoded with"):
+            check_range(head, 0, 8, 9, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -238,3 +239,16 @@ def test_files_that_are_too_short_for_what_was_listed(tmp_path: Path, moto: S3Se
 )
 def test_a_complete_set_needs_no_index(shards: list[str], complete: bool) -> None:
     assert is_complete_set(shards) == complete
+
+
+def test_what_was_stored_with_the_coding_of_its_upload_is_loaded(moto: S3Server) -> None:
+    flags = moto.environ(fresh_bucket(moto))
+    store = quick_store(flags)
+    client = store._client  # type: ignore[attr-defined]
+    for path, content in FILES.items():
+        coding = "gzip" if path == "config.json" else "aws-chunked"
+        stored = gzip.compress(content) if coding == "gzip" else content
+        client.put_object(Bucket=flags["R2_BUCKET"], Key=f"{NAME}/{path}", Body=stored, ContentEncoding=coding)
+    origin = opened(NAME, flags)
+    assert [shard.path for shard in origin.checkpoint().shards] == SHARDS
+    assert origin.read("config.json", 1000) == FILES["config.json"]
