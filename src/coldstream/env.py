@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from coldstream.errors import ConfigError
+from coldstream.paths import MANIFEST_NAME
 from coldstream.uri import Uri, without_secrets
 
 # Every variable that coldstream itself reads, for the check of misspellings and for docs/environment.md.
@@ -65,6 +67,7 @@ SECRETS = {
     *CDN_SECRETS,
 }
 RETRY_SECONDS = 180.0
+_MODEL_MARKS = ("config.json", MANIFEST_NAME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +78,13 @@ class Settings:
         values: Variable to value; flags and the `.env` file are merged in under the variables' names.
         origins: Variable to where its value came from: "flag", "environment" or the file's path.
         looked_in: Where was looked, for messages.
+        warning: What the user should know, or None.
     """
 
     values: Mapping[str, str]
     origins: Mapping[str, str]
     looked_in: tuple[str, ...]
+    warning: str | None = None
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name} from {origin}' for name, origin in sorted(self.origins.items()))})"
@@ -197,7 +202,8 @@ def load_settings(
 
     Args:
         flags: Variable to value from the command line; None means not given.
-        env_file: The file to read; `.env` in the working directory when None, and then it may be absent.
+        env_file: The file to read; `.env` in the working directory when None, and then it may be absent. In a folder
+            with a model it is not read: it may have come with the model, and would choose where tokens are sent.
         environ: The environment; `os.environ` when None.
         draft: The settings are about to be asked for: the file may be absent, and placeholders are left out.
 
@@ -206,10 +212,11 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     path = env_file or Path(".env")
+    model = _model_mark(path) if env_file is None and path.is_file() else None
     layers = [
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
         ("environment", {name: value for name, value in environ.items() if value.strip()}),
-        (str(path), _read_env_file(path, environ, required=env_file is not None and not draft)),
+        (str(path), {} if model else _read_env_file(path, environ, required=env_file is not None and not draft)),
     ]
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
@@ -233,6 +240,10 @@ def load_settings(
                 hint="put the real value there, or be asked for it: coldstream setup --write-env",
             )
         del values[name], origins[name]
+    if model:
+        warning = f"{path} is not read: it may have come with the model beside it (to read it: --env-file {path})"
+        looked_in = ("the environment", f"{path} (not read: it lies beside {model})")
+        return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
 
 
@@ -241,9 +252,28 @@ def is_placeholder(value: str) -> bool:
     return re.search(r"<[a-z -]+>|^your[_-]", value) is not None
 
 
+def ambient_settings() -> Settings:
+    """The settings of a call of the library that was given none; a file that is not read is a Python warning.
+
+    Raises:
+        ConfigError: See `load_settings`.
+    """
+    settings = load_settings()
+    if settings.warning:
+        warnings.warn(settings.warning, stacklevel=3)
+    return settings
+
+
 def mask(secret: str) -> str:
     """A secret as it may be shown: its last four characters, if it is long enough to spare them."""
     return "…" + secret[-4:] if len(secret) >= 16 else "…"
+
+
+def _model_mark(env_file: Path) -> str | None:
+    """What says that a model lies in the folder of a settings file, or None."""
+    folder = env_file.absolute().parent
+    marks = (*(folder / name for name in _MODEL_MARKS), *folder.glob("*.safetensors"))
+    return next((mark.name for mark in marks if mark.is_file()), None)
 
 
 def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, disk_errors, make_folders
-from coldstream.env import Settings, load_settings
+from coldstream.env import Settings, ambient_settings
 from coldstream.errors import DiskError, IntegrityError, UnavailableError
 from coldstream.loading.prepare import OFFLINE_SECONDS, uri_key
 from coldstream.origin import Checkpoint, Origin, open_origin
@@ -82,7 +82,7 @@ def prepare(uri: str, *, settings: Settings | None = None) -> str:
     Raises:
         What `model_folder` raises.
     """
-    return str(model_folder(uri, settings or load_settings()).path)
+    return str(model_folder(uri, settings or ambient_settings()).path)
 
 
 def model_folder(uri: str | Uri, settings: Settings) -> ModelFolder:

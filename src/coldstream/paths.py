@@ -43,6 +43,15 @@ def model_name(uri: str | Uri) -> str:
     return "/".join(rest.split("/")[1:][-2:]) or rest
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a file or a folder around it, relative to a model, begins with a dot: settings and records, no model's.
+
+    >>> [is_hidden(path) for path in (".env", ".cache/x", "1_Pooling/config.json", "model..json")]
+    [True, True, False, False]
+    """
+    return any(segment.startswith(".") for segment in path.split("/"))
+
+
 def path_fault(path: str) -> str | None:
     """Why `path` may not be used inside a model's folder, or None when it may.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.paths import MANIFEST_NAME
+from coldstream.paths import MANIFEST_NAME, is_hidden
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -50,7 +50,6 @@ _NOT_SERVED = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4", ".webm", ".mov", ".avif"), "media"),
     **dict.fromkeys((".pdf", ".ipynb"), "documents"),
 }
-_GIT_FILES = {".gitattributes", ".gitignore", ".gitmodules"}
 _SAFETENSORS = ".safetensors"
 
 
@@ -86,6 +85,7 @@ def select(
         paths: Every file of the repository, relative, with `/`.
         index: The content of `model.safetensors.index.json`, when there is one.
         include: Take exactly the files that match one of these shell patterns, whatever they are; as in `hf download`.
+            Hidden files, here and below, are matched only by a pattern that has their dot.
         also: Take the files that match, beside the usual ones.
         exclude: Leave out the files that match; wins over everything.
 
@@ -171,8 +171,8 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
     for segment in folder.lower().split("/"):
         if segment in _FOREIGN_FOLDERS:
             return _FOREIGN_FOLDERS[segment]
-    if name in _GIT_FILES or path.startswith(".cache/"):
-        return "git's own" if name in _GIT_FILES else "a download's own records"
+    if is_hidden(path):
+        return "hidden"
     suffix = "." + name.rpartition(".")[2].lower() if "." in name else ""
     if suffix in _FOREIGN_WEIGHTS:
         # A module of sentence-transformers (2_Dense/) may exist as a pickle only, and is needed then.
@@ -224,7 +224,10 @@ def _instead(every: Sequence[str]) -> str:
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
-    # As in huggingface_hub: `*` also matches `/`, and a pattern that ends in `/` means all that is in the folder.
+    # As in huggingface_hub: `*` also matches `/`, and a pattern that ends in `/` means all that is in the folder. As in
+    # a shell, a hidden file is matched only by a pattern that has its dot.
+    if is_hidden(path):
+        patterns = [pattern for pattern in patterns if is_hidden(pattern)]
     return any(fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern) for pattern in patterns)
 
 

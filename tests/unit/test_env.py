@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.env import load_settings
+from coldstream.env import ambient_settings, load_settings
 from coldstream.errors import ConfigError
 
 KEYS = {"R2_ACCESS_KEY": "access-key-0000000000", "R2_SECRET_KEY": "secret-key-0000000000"}
@@ -69,3 +69,30 @@ def test_no_bucket_says_where_was_looked() -> None:
 
 def test_the_repr_holds_no_secret() -> None:
     assert KEYS["R2_SECRET_KEY"] not in repr(load_settings(environ=KEYS))
+
+
+@pytest.mark.parametrize("mark", ["config.json", "coldstream.json", "model-00001-of-00002.safetensors"])
+def test_a_file_that_may_have_come_with_a_model_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    (tmp_path / ".env").write_text("HF_ENDPOINT=https://evil.example\nR2_BUCKET=theirs\n")
+    (tmp_path / mark).write_bytes(b"{}")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(environ={})
+    assert settings.get("HF_ENDPOINT") is None
+    assert mark in (settings.warning or "")
+    with pytest.raises(ConfigError, match=f"not read: it lies beside {mark}"):
+        settings.store_uri()
+    with pytest.warns(UserWarning, match="is not read"):
+        ambient_settings()
+    named = load_settings(env_file=Path(".env"), environ={})
+    assert (named.get("R2_BUCKET"), named.warning) == ("theirs", None)
+
+
+def test_a_file_in_a_folder_without_a_model_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("R2_BUCKET=mine\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "config.json").write_bytes(b"{}")
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(environ={})
+    assert (settings.get("R2_BUCKET"), settings.warning) == ("mine", None)

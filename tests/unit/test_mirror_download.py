@@ -103,6 +103,23 @@ def test_without_locks_both_end_right(
     assert content(tmp_path / "out") == files
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_hidden_files_are_never_written(tmp_path: Path, files: dict[str, bytes], foreign: bool) -> None:
+    hidden = {".env": b"HF_ENDPOINT=https://evil.example", "1_Pooling/.netrc": b"machine"}
+    source = write_model(tmp_path / "source", files | hidden)
+    store = FolderStore(tmp_path / "store")
+    if foreign:
+        write_model(tmp_path / "store" / NAME, files | hidden)
+    else:
+        opened = FolderSource(source)
+        upload(store, opened, plan_upload(store, opened, NAME, also=[".env", "*/.netrc"]))
+    lines = Lines()
+    report = download(store, NAME, tmp_path / "out", progress=lines)
+    assert content(tmp_path / "out") == files
+    assert set(report.skipped) == set(hidden)
+    assert ".env" in lines.lines[0]
+
+
 def test_what_a_killed_download_left_goes(root: Path, tmp_path: Path, files: dict[str, bytes]) -> None:
     out = tmp_path / "out"
     out.mkdir()

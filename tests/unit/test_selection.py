@@ -54,6 +54,17 @@ def test_include_also_and_exclude() -> None:
         chosen(paths, include=["nothing*"])
 
 
+def test_hidden_files_are_taken_by_a_pattern_with_their_dot_alone() -> None:
+    hidden = [".env", ".DS_Store", ".cache/x.json", "1_Pooling/.netrc"]
+    paths = LLAMA + hidden
+    assert set(select(paths, index=INDEX).skipped) == set(hidden)
+    assert chosen(paths, index=INDEX, also=["*"]) == set(LLAMA)
+    assert chosen(paths, index=INDEX, include=["*"]) == set(LLAMA)
+    assert chosen(paths, index=INDEX, also=[".e*", "*/.netrc"]) == {*LLAMA, ".env", "1_Pooling/.netrc"}
+    assert chosen(paths, include=[".cache/"]) == {".cache/x.json"}
+    assert ".env" not in beside([*LLAMA, ".env"])
+
+
 def test_pickles_alone_are_refused() -> None:
     with pytest.raises(UsageError, match=r"no safetensors.*pickled"):
         chosen(["pytorch_model.bin", "config.json"])

@@ -38,6 +38,7 @@ class State:
         flags: Settings given as flags, under their variables' names.
         env_file: The settings file that was named, or None.
         resume: What running the same command again continues from, for the hint after Ctrl-C; None: it starts over.
+        warned: Whether the warning of the settings was shown.
     """
 
     json: bool = False
@@ -46,12 +47,17 @@ class State:
     flags: dict[str, str | None] = field(default_factory=dict)
     env_file: Path | None = None
     resume: str | None = None
+    warned: bool = False
 
     def settings(self, *, draft: bool = False) -> Settings:
         """The resolved settings; see `load_settings`."""
         from coldstream.env import load_settings
 
-        return load_settings(self.flags, env_file=self.env_file, draft=draft)
+        settings = load_settings(self.flags, env_file=self.env_file, draft=draft)
+        if settings.warning and not self.warned:
+            self.say(f"warning: {settings.warning}")
+            self.warned = True
+        return settings
 
     def open_store(self, connections: int) -> Store:
         """The configured store, with a retry policy that tells the user when it waits long."""

@@ -22,7 +22,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
-from coldstream.env import load_settings
+from coldstream.env import ambient_settings
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
 from coldstream.header import parse_header
 from coldstream.loading.account import Account, account_of
@@ -68,7 +68,7 @@ class Share:
         self._stopping = threading.Event()
         self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
         self.address = os.path.join(self._folder, "load")
-        settings = self._options.settings or load_settings()
+        settings = self._options.settings or ambient_settings()
         self._owner = start_owner(self._uri, self._options, settings)
         self._counted = counted(self, self._uri, self._options, settings)
         try:

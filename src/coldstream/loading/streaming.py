@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
-from coldstream.env import Settings, load_settings
+from coldstream.env import Settings, ambient_settings
 from coldstream.errors import ColdstreamError
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.counting import counted
@@ -157,7 +157,7 @@ class Load:
 
     def _run(self) -> Generator[tuple[str, Made], None, None]:
         began = time.monotonic()
-        settings = self._options.settings or load_settings()
+        settings = self._options.settings or ambient_settings()
         owner = self._owner = start_owner(self._uri, self._options, settings)
         ended = counted(self, self._uri, self._options, settings)
         try:

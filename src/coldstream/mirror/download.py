@@ -19,6 +19,7 @@ from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.reading import StoredFile, open_model, read_range
 from coldstream.mirror.verify import content_faults
+from coldstream.paths import is_hidden
 from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
 from coldstream.retry import Retry
@@ -36,6 +37,7 @@ class DownloadReport:
         files: How many files it has.
         bytes: How many bytes they have.
         kept_files: How many were there already, with the right content.
+        skipped: The model's hidden files, which are never written: a `.env` would be read as settings.
         received_bytes: How many bytes were read from the store.
         verified: Whether the content was checked against a manifest.
         seconds: How long it took.
@@ -47,6 +49,7 @@ class DownloadReport:
     files: int
     bytes: int
     kept_files: int
+    skipped: tuple[str, ...]
     received_bytes: int
     verified: bool
     seconds: float
@@ -77,7 +80,10 @@ def download(
     model = open_model(store, name)
     if isinstance(model.record, Journal):
         raise NotFoundError(f"{name} is not complete", hint=f"run: {upload_command(model.record)}")
-    files = model.files
+    files = [file for file in model.files if not is_hidden(file.path)]
+    skipped = tuple(file.path for file in model.files if is_hidden(file.path))
+    if skipped:
+        progress.say(f"skipping {', '.join(map(repr, skipped[:3]))}{' …' if skipped[3:] else ''} (hidden)")
     with _alone(folder, store.retry, progress) as is_alone:
         missing = [file for file in files if not _is_there(folder, file)]
         if is_alone:
@@ -95,6 +101,7 @@ def download(
         files=len(files),
         bytes=sum(file.size for file in files),
         kept_files=len(files) - len(missing),
+        skipped=skipped,
         received_bytes=sum(file.size for file in missing),
         verified=model.record is not None,
         seconds=time.monotonic() - began,
