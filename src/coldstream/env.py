@@ -241,8 +241,9 @@ def load_settings(
             )
         del values[name], origins[name]
     if model:
-        warning = f"{path} is not read: it may have come with the model beside it (to read it: --env-file {path})"
-        looked_in = ("the environment", f"{path} (not read: it lies beside {model})")
+        unread = f"not read: it lies beside {model}"
+        warning = f"{path} is {unread}, so it may have come with a model (--env-file {path} reads it)"
+        looked_in = ("the environment", f"{path} ({unread})")
         return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
 
