@@ -23,6 +23,7 @@ that mends it. Neither ever holds a secret.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 
@@ -152,3 +153,12 @@ class CancelledError(ColdstreamError):
     """The user, or a failure elsewhere in the same command, stopped this work. Permanent."""
 
     exit_code = 130
+
+
+def where_raised(exc: BaseException) -> str:
+    """An unexpected error's kind and the line that it comes from, without its text, which may hold a secret."""
+    last = exc.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    place = f" at {os.path.basename(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}" if last is not None else ""
+    return f"{type(exc).__name__}{place}"

@@ -19,8 +19,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from coldstream import IMPORTED
+from coldstream.cgroup import control_groups, read_limit
+from coldstream.limits import address_space_left
 
-_CGROUP = Path("/sys/fs/cgroup")
 # When nothing can be found out.
 _MEMORY_BYTES = 4 << 30
 # A driver that has to wake its cards takes seconds.
@@ -50,11 +51,14 @@ class Gpu:
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the CPU limit of its control group, rounded up."""
+    """Cores that this process may use: its affinity, and the CPU limits of its control groups, rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        count = min(count, max(1, -(-int(quota) // int(period))))
+    for folder in control_groups("cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if not period:
+            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.strip().isdigit():
+            count = min(count, max(1, -(-int(quota) // int(period))))
     return count
 
 
@@ -71,32 +75,31 @@ def process_began() -> float:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without anything being swapped or killed."""
-    found = _MEMORY_BYTES
+    """Memory that can be taken without anything being swapped, killed or refused."""
+    available = _MEMORY_BYTES
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
-            found = int(line.split()[1]) * 1024
-    left = left_in_group()
-    return found if left is None else min(found, left)
+            available = int(line.split()[1]) * 1024
+    limits = (left_in_group(), address_space_left())
+    return min([available, *(limit for limit in limits if limit is not None)])
 
 
 def left_in_group() -> int | None:
-    """Bytes that the control group's limit leaves, None without one; reclaimable page cache counts as left."""
-    most = None
-    # Version 2, then version 1.
-    for limit, used, statistics in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        maximum, current = _read(_CGROUP / limit).strip(), _read(_CGROUP / used).strip()
-        if maximum.isdigit() and current.isdigit():
-            cache = 0
-            for line in _read(_CGROUP / statistics).splitlines():
-                if line.startswith(("inactive_file ", "total_inactive_file ")):
-                    cache = int(line.split()[1])
-            left = max(0, int(maximum) - int(current) + cache)
-            most = left if most is None else min(most, left)
-    return most
+    """Bytes that the control groups' limits leave, None without any; reclaimable page cache counts as left."""
+    return min((left for folder in control_groups("memory") if (left := _left_in(folder)) is not None), default=None)
+
+
+def _left_in(folder: Path) -> int | None:
+    limits = [read_limit(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    most = min((limit for limit in limits if limit is not None), default=None)
+    used = read_limit(folder / "memory.current") or read_limit(folder / "memory.usage_in_bytes")
+    if most is None or used is None:
+        return None
+    cache = 0
+    for line in _read(folder / "memory.stat").splitlines():
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
+            cache = int(line.split()[1])
+    return max(0, most - used + cache)
 
 
 @functools.cache

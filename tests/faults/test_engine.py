@@ -233,7 +233,7 @@ def test_a_killed_streamer_is_one_clear_error(server: RangedServer) -> None:
     next(loading)
     processes = engine_processes(loading)
     os.kill(streamer_of(loading), signal.SIGKILL)
-    with pytest.raises(ColdstreamError, match="ended"):
+    with pytest.raises(ColdstreamError, match=r"was killed \(SIGKILL\)"):
         list(loading)
     loading.close()
     wait_until_gone(processes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import coldstream
+from coldstream import cgroup as cgroup_module
 from coldstream import machine
 
 
@@ -35,26 +36,70 @@ def test_of_a_process_that_was_a_shell_before_or_nobody_knows(stat: str, monkeyp
     assert machine.process_began() == coldstream.IMPORTED
 
 
-def test_the_control_group_limits_memory_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\n")
-    assert machine.available_bytes() == 700_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.available_bytes() > 700_000
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert machine.cores() == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine.cores() >= 1
+def groups(folder: Path, monkeypatch: pytest.MonkeyPatch, *, cgroup: str, mountinfo: str) -> None:
+    """A /proc/self that says so; {} stands for the folder."""
+    monkeypatch.setattr(cgroup_module, "_PROC", folder)
+    (folder / "cgroup").write_text(cgroup)
+    (folder / "mountinfo").write_text(mountinfo.replace("{}", str(folder)))
+
+
+def limit(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+VERSION_2 = "31 23 0:28 / {}/fs rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+VERSION_1 = (
+    "31 23 0:28 / {}/memory rw,relatime - cgroup cgroup rw,memory\n"
+    "32 23 0:29 / {}/cpu\\040acct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
+)
+
+
+def test_the_limits_of_every_control_group_around_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a unit of systemd has them, and a step of Slurm: the root has none, and not the innermost is the tightest."""
+    place = "system.slice/slurmstepd.scope/job_7/step_0"
+    groups(tmp_path, monkeypatch, cgroup=f"0::/{place}\n", mountinfo=VERSION_2)
+    limit(tmp_path / "fs" / place, memory__max="max", memory__current=5, cpu__max="max 100000")
+    assert machine.left_in_group() is None
+    cores = machine.cores()
+    job = (tmp_path / "fs" / place).parent
+    limit(job, memory__max=1_000_000, memory__current=400_000, memory__stat="anon 5\ninactive_file 100000")
+    assert machine.left_in_group() == machine.available_bytes() == 700_000
+    limit(job, cpu__max="50000 100000")
+    assert machine.cores() == 1 <= cores
+    limit(job.parent, memory__max="max", memory__high=500_000, memory__current=450_000)
+    assert machine.left_in_group() == 50_000
 
 
 def test_the_first_version_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text("3000\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text("1000\n")
-    assert machine.available_bytes() == 2000
+    place = "/slurm/uid_0/job_7"
+    groups(tmp_path, monkeypatch, cgroup=f"4:memory:{place}\n3:cpu,cpuacct:{place}\n0::/\n", mountinfo=VERSION_1)
+    inner = tmp_path / f"memory{place}"
+    limit(inner, memory__limit_in_bytes=0x7FFFFFFFFFFFF000, memory__usage_in_bytes=1000)
+    assert machine.left_in_group() is None, "the largest number is no limit"
+    limit(inner, memory__limit_in_bytes=3000)
+    assert machine.left_in_group() == 2000
+    limit(tmp_path / f"cpu acct{place}", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100000)
+    assert machine.cores() >= 1
+    limit(tmp_path / "cpu acct/slurm", cpu__cfs_quota_us=100000, cpu__cfs_period_us=100000)
+    assert machine.cores() == 1
+
+
+@pytest.mark.parametrize(("cgroup", "root"), [("0::/", "/"), ("0::/docker/abc", "/docker/abc"), ("0::/../..", "/")])
+def test_in_a_container_the_top_is_its_own(
+    cgroup: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups(tmp_path, monkeypatch, cgroup=f"{cgroup}\n", mountinfo=VERSION_2.replace(" / ", f" {root} ", 1))
+    limit(tmp_path / "fs", memory__max=3000, memory__current=1000)
+    assert machine.left_in_group() == 2000
+
+
+def test_without_proc_the_usual_place_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_module, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(cgroup_module, "_MOUNT", tmp_path)
+    limit(tmp_path, memory__max=3000, memory__current=1000)
+    assert machine.left_in_group() == 2000
 
 
 def test_what_nvidia_says() -> None:

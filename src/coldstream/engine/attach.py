@@ -13,9 +13,11 @@ import json
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +28,22 @@ from typing import Any
 from coldstream.engine import wire
 from coldstream.engine.catalog import Catalog
 from coldstream.engine.job import FileJob, Settings, pack_files, pack_settings
+from coldstream.limits import limits_named
+from coldstream.units import format_bytes
 
+# What keeps it from being imported is told in the form of `wire.FAIL`, without any of our modules.
 _START = """
-import sys
+import os, sys
 sys.path[:] = sys.argv[1].split(chr(10))
-from coldstream.engine.streamer import main
+try:
+    from coldstream.engine.streamer import main
+except BaseException as exc:
+    said = b'{"kind": "start", "message": "did not start: %s"}' % type(exc).__name__.encode()
+    os.write(int(sys.argv[2]), len(said).to_bytes(4, "little") + b"!" + said)
+    os._exit(1)
 main(sys.argv[2:])
 """
+_LAST_WORDS_SECONDS = 1.0
 _detached: list[subprocess.Popen[bytes]] = []
 # Consumers that were closed while their memory is referred to: theirs are the sockets that say when it no longer is.
 _holding: set[Consumer] = set()
@@ -58,7 +69,15 @@ class Extent:
 
 
 class StreamerGoneError(Exception):
-    """The streamer has ended without a word: it was killed."""
+    """The streamer has ended, or the load failed.
+
+    Attributes:
+        failure: What the streamer said of it, if this is all that will be heard of it.
+    """
+
+    def __init__(self, message: str, *, failure: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 class Consumer:
@@ -75,18 +94,17 @@ class Consumer:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """Attaches; blocks until the streamer has its plan."""
-        message, descriptors, _, _ = socket.recv_fds(sock, wire.MESSAGE_BYTES_MAX, 2)
-        if message[:1] != wire.HELLO:
+        """Attaches; blocks until the streamer has its plan.
+
+        Raises:
+            StreamerGoneError: The streamer has ended, or lets nobody attach any more.
+            ColdstreamError: A limit of this process is too low.
+        """
+        try:
+            consumers = self._map(sock)
+        except BaseException:
             sock.close()
-            raise StreamerGoneError(message[1:].decode("utf-8", "replace") or "the streamer ended")
-        _, consumers, arena_bytes, catalog_bytes = wire.unpack_hello(message)
-        arena, catalog = descriptors
-        self.arena = mmap.mmap(arena, arena_bytes)
-        with mmap.mmap(catalog, catalog_bytes, prot=mmap.PROT_READ) as packed:
-            self.catalog = Catalog.unpack(packed)
-        os.close(arena)
-        os.close(catalog)
+            raise
         self.total = len(self.catalog.extents)
         self.seen = 0
         self.failure: dict[str, Any] | None = None
@@ -100,11 +118,38 @@ class Consumer:
         self._alone = consumers == 1
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
 
+    def _map(self, sock: socket.socket) -> int:
+        """Maps what the streamer hands out; how many consumers there are."""
+        try:
+            with limits_named("attach to the load"):
+                message, descriptors = wire.receive_descriptors(sock, wire.MESSAGE_BYTES_MAX, 2)
+        except ConnectionError:
+            message, descriptors = b"", []
+        if message[:1] == wire.FAIL:
+            failure = json.loads(message[1:])
+            raise StreamerGoneError(failure["message"], failure=failure)
+        if message[:1] != wire.HELLO:
+            raise StreamerGoneError("it ended before the load began")
+        _, consumers, arena_bytes, catalog_bytes = wire.unpack_hello(message)
+        try:
+            with limits_named(f"map {format_bytes(arena_bytes)} for the load"):
+                self.arena = mmap.mmap(descriptors[0], arena_bytes)
+                with mmap.mmap(descriptors[1], catalog_bytes, prot=mmap.PROT_READ) as packed:
+                    self.catalog = Catalog.unpack(packed)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return consumers
+
     @classmethod
     def connect(cls, path: str) -> Consumer:
         """Attaches to a streamer that listens at `path`."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.connect(path)
+        try:
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            raise
         return cls(sock)
 
     def __repr__(self) -> str:
@@ -195,7 +240,7 @@ class Consumer:
                 return
             elif not data:
                 if not self._ready and self.seen < self.total and self.failure is None:
-                    raise StreamerGoneError("the streaming process ended")
+                    raise StreamerGoneError("it ended in the middle of the load")
                 return
 
     def _drop(self, number: int) -> None:
@@ -251,20 +296,24 @@ class Owner:
             workers: Fetching processes.
             connections: Most connections at once.
             tls: Whether to read the trusted certificates meanwhile, once for all workers.
+
+        Raises:
+            ColdstreamError: A limit of this process is too low.
         """
         _detached[:] = [process for process in _detached if process.poll() is None]
-        mine, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[2])
         # The site's start-up files would cost as much as the rest; what they add to the path is in it already.
         paths = "\n".join(dict.fromkeys([package, *(path for path in sys.path if path)]))
-        numbers = [theirs.fileno(), os.getpid(), workers, connections, int(tls)]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+        with limits_named("start the streaming process"):
+            mine, theirs = socket.socketpair()
+            numbers = [theirs.fileno(), os.getpid(), workers, connections, int(tls)]
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
         self.pid = self._process.pid
         self.progress: dict[str, Any] | None = None
         self.report: dict[str, Any] | None = None
@@ -281,22 +330,34 @@ class Owner:
         return self._frames.fileno()
 
     def load(self, files: Sequence[FileJob], catalog: Catalog, settings: Settings) -> None:
-        """Tells it what to load."""
+        """Tells it what to load.
+
+        Raises:
+            StreamerGoneError: It has ended.
+        """
         packed = catalog.pack()
         descriptor = os.memfd_create("coldstream-catalog", os.MFD_CLOEXEC)
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(packed)
-            self._frames.send(wire.SETTINGS, pack_settings(settings))
-            self._frames.send(wire.PLAN, pack_files(files), (descriptor,))
+            self._tell(wire.SETTINGS, pack_settings(settings))
+            self._tell(wire.PLAN, pack_files(files), (descriptor,))
         finally:
             os.close(descriptor)
 
     def consumer(self) -> Consumer:
-        """Attaches a consumer in this process; blocks until the streamer has its plan."""
+        """Attaches a consumer in this process; blocks until the streamer has its plan.
+
+        Raises:
+            As `Consumer`.
+        """
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._frames.send(wire.CONSUMER, b"", (theirs.fileno(),))
+            try:
+                self._tell(wire.CONSUMER, b"", (theirs.fileno(),))
+            except StreamerGoneError:
+                mine.close()
+                raise
         return Consumer(mine)
 
     def wait_until_listening(self) -> None:
@@ -306,8 +367,8 @@ class Owner:
             StreamerGoneError: It ended before.
         """
         while not self.listening:
-            if self.gone:
-                raise StreamerGoneError("the streaming process ended")
+            if self.gone or self.failure:
+                raise StreamerGoneError("it ended before the load began")
             self.hear(None)
 
     def hear(self, seconds: float | None = 0.0) -> None:
@@ -328,15 +389,32 @@ class Owner:
             elif letter == wire.LISTENING:
                 self.listening = True
 
+    def last_words(self) -> dict[str, Any]:
+        """Why the load failed: what the streamer said before it ended, or how it ended if it said nothing."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        while self.failure is None and not self.gone and time.monotonic() < deadline:
+            self.hear(0.05)
+        if self.failure is not None:
+            return self.failure
+        try:
+            code = self._process.wait(_LAST_WORDS_SECONDS)
+        except subprocess.TimeoutExpired:
+            return {"kind": "gone", "message": "does not answer"}
+        if code >= 0:
+            return {"kind": "gone", "message": f"ended with exit code {code}"}
+        kind = "killed" if code == -signal.SIGKILL else "gone"
+        return {"kind": kind, "message": f"was killed ({signal.Signals(-code).name})"}
+
     def link(self, segment: int, url: str | None, headers: Sequence[tuple[str, str]] = ()) -> None:
         """A new link for a segment, or None when there is none to be had."""
         document = None if url is None else {"url": url, "headers": [list(pair) for pair in headers]}
-        self._frames.send(wire.LINK, wire.NUMBER.pack(segment) + json.dumps(document).encode())
+        with contextlib.suppress(StreamerGoneError):  # hearing will tell
+            self._tell(wire.LINK, wire.NUMBER.pack(segment) + json.dumps(document).encode())
 
     def detach(self) -> None:
         """Lets it write the rest of the local copy by itself; it ends then, or with this process."""
-        with contextlib.suppress(OSError):
-            self._frames.send(wire.DETACH)
+        with contextlib.suppress(StreamerGoneError):
+            self._tell(wire.DETACH)
         self._frames.socket.close()
         # Reaped when another one starts.
         _detached.append(self._process)
@@ -345,11 +423,17 @@ class Owner:
         """Ends it, and with it everything that it does."""
         if os.getpid() != self._pid:
             return
-        with contextlib.suppress(OSError):
-            self._frames.send(wire.QUIT)
+        with contextlib.suppress(StreamerGoneError):
+            self._tell(wire.QUIT)
         self._frames.socket.close()
         try:
             self._process.wait(1.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _tell(self, letter: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
+        try:
+            self._frames.send(letter, payload, descriptors)
+        except OSError as exc:
+            raise StreamerGoneError("it ended while it was spoken to") from exc

@@ -30,7 +30,8 @@ from coldstream.engine.pace import Pace
 from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
 from coldstream.engine.tls import context_for, tls_settings
-from coldstream.errors import ConfigError
+from coldstream.errors import ConfigError, where_raised
+from coldstream.limits import limit_error
 
 CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
@@ -102,7 +103,13 @@ class Streamer:
             self._workers.append(self._spawn(number, workers))
 
     def run(self) -> None:
-        """Serves until the load is over or the owner is gone."""
+        """Serves until the load is over or the owner is gone, or something fails that should not: that is told."""
+        try:
+            self._serve()
+        except Exception as exc:  # noqa: BLE001  # a traceback would go to a terminal that is the owner's
+            self._give_up(failure_of(exc))
+
+    def _serve(self) -> None:
         self._watch(self._owner, self._hear_owner)
         try:
             pidfd = os.pidfd_open(self._owner_pid)
@@ -157,8 +164,11 @@ class Streamer:
         self._over = True
 
     def _tell(self, letter: bytes, document: object) -> None:
+        self._tell_owner(letter, json.dumps(document).encode())
+
+    def _tell_owner(self, letter: bytes, payload: bytes = b"") -> None:
         try:
-            self._owner.send(letter, json.dumps(document).encode())
+            self._owner.send(letter, payload)
         except OSError:
             self._over |= not self._detached
 
@@ -240,25 +250,25 @@ class Streamer:
             from coldstream.engine.worker import Worker
 
             Worker(control=control, connections=connections, arena=self._arena, counters=self._counters).run()
-        except BaseException:  # noqa: BLE001  # the last stop of this process
-            import traceback
-
-            traceback.print_exc()
+        except Exception as exc:  # noqa: BLE001  # the last stop of this process
+            with contextlib.suppress(OSError):
+                control.send(wire.FAIL + json.dumps(failure_of(exc)).encode())
         finally:
             os._exit(0)
 
     def _introduce(self, worker: _WorkerProcess) -> None:
-        worker.control.send(wire.MAP + wire.SIZE.pack(self._mapped))
+        _tell_worker(worker, wire.MAP + wire.SIZE.pack(self._mapped))
         for number in range(len(self._sources)):
             self._inform(worker, number)
 
     def _inform(self, worker: _WorkerProcess, number: int) -> None:
         head = wire.SOURCE + wire.NUMBERS.pack(number, self._versions[number])
-        worker.control.send(head + pack_source(self._sources[number]))
+        _tell_worker(worker, head + pack_source(self._sources[number]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
-        """A worker says nothing on this socket; it has died."""
-        if _received(worker.control):
+        """A worker says nothing on this socket but why it ends; it has died."""
+        if said := _received(worker.control):
+            self._give_up(json.loads(said[1:]))
             return
         self._forget(worker.control)
         for sock in worker.connections.values():
@@ -317,7 +327,7 @@ class Streamer:
             self._attach(sock)
 
         self._watch(listener, accept)
-        self._owner.send(wire.LISTENING)
+        self._tell_owner(wire.LISTENING)
 
     def _attach(self, sock: socket.socket) -> None:
         if self._scheduler is None:
@@ -325,8 +335,8 @@ class Streamer:
             return
         assert self._settings is not None
         if self._attached >= self._settings.consumers:
-            sock.send(wire.FAIL + json.dumps({"kind": "usage", "message": "every consumer is attached"}).encode())
-            sock.close()
+            with sock, contextlib.suppress(OSError):
+                sock.send(wire.FAIL + json.dumps({"kind": "usage", "message": "every consumer is attached"}).encode())
             return
         consumer = _Attached(self._attached, sock)
         self._attached += 1
@@ -334,7 +344,8 @@ class Streamer:
             self._first_attached = time.monotonic()
         self._consumers[consumer.number] = consumer
         hello = wire.pack_hello(consumer.number, self._settings.consumers, self._mapped, self._catalog_bytes)
-        socket.send_fds(sock, [hello], [self._arena, self._catalog])
+        with contextlib.suppress(OSError):  # it has died; its socket will say so
+            socket.send_fds(sock, [hello], [self._arena, self._catalog])
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
         self._watch(sock, lambda: self._hear_consumer(consumer))
         for action in self._scheduler.attached(consumer.number, time.monotonic()):
@@ -455,7 +466,7 @@ class Streamer:
         worker = self._workers[action.connection % len(self._workers)]
         if action.connection not in worker.started:
             worker.started.add(action.connection)
-            worker.control.send(wire.START + wire.NUMBER.pack(action.connection))
+            _tell_worker(worker, wire.START + wire.NUMBER.pack(action.connection))
         start, stop = file.chunk(chunk.index)
         digest = file.digest(chunk.index)
         self._counted[action.connection] = 0
@@ -481,8 +492,7 @@ class Streamer:
         flight = self._scheduler.flight(action.connection)
         if flight is not None:
             worker = self._workers[action.connection % len(self._workers)]
-            with contextlib.suppress(OSError):
-                worker.control.send(wire.STOP + wire.NUMBERS.pack(action.connection, flight[0]))
+            _tell_worker(worker, wire.STOP + wire.NUMBERS.pack(action.connection, flight[0]))
 
     def _store(self, action: Store) -> None:
         chunk = self._chunks[action.chunk]
@@ -490,7 +500,7 @@ class Streamer:
         self._send_tee(wire.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
 
     def _ask_for_link(self, segment: int) -> None:
-        self._owner.send(wire.RENEW, wire.NUMBER.pack(segment))
+        self._tell_owner(wire.RENEW, wire.NUMBER.pack(segment))
 
     def _fail(self, action: Fail) -> None:
         if self._reported:
@@ -498,7 +508,10 @@ class Streamer:
             self._tee_message = action.message
             return
         path = self._files[self._chunks[action.chunk].file].path if action.chunk is not None else None
-        document = {"kind": action.kind, "message": action.message, "path": path}
+        self._give_up({"kind": action.kind, "message": action.message, "path": path})
+
+    def _give_up(self, document: dict[str, Any]) -> None:
+        """Tells everybody why the load has failed, and ends."""
         if self._scheduler is not None:
             self._tell(wire.PROGRESS, self._progress())
         for consumer in self._consumers.values():
@@ -670,13 +683,29 @@ def main(arguments: Sequence[str]) -> None:
         with contextlib.suppress(ConfigError):
             context_for(tls_settings())
 
-    streamer = Streamer(
-        wire.Frames(socket.socket(fileno=descriptor)), owner_pid=owner_pid, workers=workers, connections=connections
-    )
+    owner = wire.Frames(socket.socket(fileno=descriptor))
+    try:
+        streamer = Streamer(owner, owner_pid=owner_pid, workers=workers, connections=connections)
+    except Exception as exc:  # noqa: BLE001  # as in `Streamer.run`; workers that there are end with this process
+        with contextlib.suppress(OSError):
+            owner.send(wire.FAIL, json.dumps(failure_of(exc)).encode())
+        return
     try:
         streamer.run()
     finally:
         streamer.stop()
+
+
+def failure_of(exc: Exception) -> dict[str, Any]:
+    """What should not have happened, as `wire.FAIL` tells it: a limit of this machine, or a bug and where it is."""
+    if error := limit_error(exc, "stream"):
+        return {"kind": "limit", "message": error.message, "hint": error.hint}
+    return {"kind": "internal", "message": f"failed: {where_raised(exc)}"}
+
+
+def _tell_worker(worker: _WorkerProcess, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # it has died; its control socket will say so
+        worker.control.send(message)
 
 
 def _received(sock: socket.socket) -> bytes:

@@ -8,6 +8,8 @@ a stream with frames, since a plan can be megabytes.
 from __future__ import annotations
 
 import array
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -255,10 +257,12 @@ class Frames:
     def receive(self) -> bool:
         """Reads what is there, blocking if nothing is; False when the other side is gone."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.socket, 1 << 20, 8)
+            data, descriptors = receive_descriptors(self.socket, 1 << 20, 8)
         except BlockingIOError:
             return True
-        except OSError:
+        except OSError as exc:
+            if exc.errno == errno.EMFILE:
+                raise
             data, descriptors = b"", []
         self._descriptors += descriptors
         self._buffer += data
@@ -280,6 +284,18 @@ class Frames:
     def descriptor(self) -> int:
         """The next descriptor that came along."""
         return self._descriptors.pop(0)
+
+
+def receive_descriptors(sock: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
+    """What was sent, and the descriptors that came along.
+
+    Raises:
+        OSError: EMFILE: this process may not have so many open files; the kernel has thrown descriptors away.
+    """
+    data, descriptors, flags, _ = socket.recv_fds(sock, size, count)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return data, descriptors
 
 
 def peer_uid(sock: socket.socket) -> int:

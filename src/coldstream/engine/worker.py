@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 
 import xxhash
@@ -20,7 +20,7 @@ import xxhash
 from coldstream.engine import http, wire
 from coldstream.engine.cdn import status_number
 from coldstream.engine.job import Source, unpack_source
-from coldstream.errors import ConfigError
+from coldstream.errors import ConfigError, where_raised
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
 _READ_BYTES = 4 << 20
@@ -67,7 +67,7 @@ class Worker:
 
     def run(self) -> None:
         """Serves until the streamer closes the control socket."""
-        while message := self._control.recv(wire.MESSAGE_BYTES_MAX):
+        while message := _heard(self._control):
             letter, rest = message[:1], message[1:]
             if letter == wire.SOURCE:
                 self._learn(rest)
@@ -104,16 +104,16 @@ class Worker:
     def _serve(self, connection: int) -> None:
         """One connection's thread."""
         sock = self._sockets[connection]
-        while data := sock.recv(wire.MESSAGE_BYTES_MAX):
+        while data := _heard(sock):
             fetch = wire.Fetch.unpack(data)
             self._counters[connection] = 0
             self._fetching[connection] = fetch.chunk
             try:
                 answer = self._answer(connection, fetch)
             except Exception as exc:  # noqa: BLE001  # a thread that ends without a word would leave its chunk hanging
-                traceback.print_exc()
-                answer = wire.Answer(kind="broken", chunk=fetch.chunk, message=f"a fault of ours: {type(exc).__name__}")
-            sock.send(answer.pack())
+                answer = wire.Answer(kind="broken", chunk=fetch.chunk, message=f"internal error: {where_raised(exc)}")
+            with suppress(OSError):  # the streamer has ended; the next message says so
+                sock.send(answer.pack())
 
     def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
@@ -219,3 +219,11 @@ class Worker:
             if path not in self._opened:
                 self._opened[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return self._opened[path]
+
+
+def _heard(sock: socket.socket) -> bytes:
+    """The streamer's next message; empty when it has ended, however it did."""
+    try:
+        return sock.recv(wire.MESSAGE_BYTES_MAX)
+    except ConnectionError:
+        return b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from coldstream.engine.attach import Owner
@@ -20,7 +19,13 @@ from coldstream.loading.prepare import Prepared
 from coldstream.origin import uses_tls
 from coldstream.uri import Uri
 
-_LAST_WORDS_SECONDS = 1.0
+# How the streamer ended without saying why, and what to do about it.
+_ENDINGS = {
+    "killed": "did the machine run out of memory? see: dmesg | grep -i 'out of memory'",
+    "start": "is memory or the number of open files limited? see: ulimit -a",
+    "gone": "load it again; the messages above may say more",
+    "internal": "please report it, with the output of --debug",
+}
 
 
 def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
@@ -64,26 +69,20 @@ def cached_now(owner: Owner, prepared: Prepared) -> str:
     return "written" if prepared.copy.complete else "partly"
 
 
-def last_words(owner: Owner) -> dict[str, Any] | None:
-    """Why the load failed, if the streamer still said so before it ended."""
-    deadline = time.monotonic() + _LAST_WORDS_SECONDS
-    while owner.failure is None and not owner.gone and time.monotonic() < deadline:
-        owner.hear(0.05)
-    return owner.failure
-
-
 def error_of(failure: dict[str, Any] | None, where: str) -> ColdstreamError:
     """A streamer's failure as one of ours.
 
     Args:
-        failure: What it said; None when it was killed.
+        failure: What it said, or how it ended: see `Owner.last_words`; None when that cannot be known here.
         where: What was being loaded, for the message.
     """
     if failure is None:
         return ColdstreamError(
-            f"{where}: the streaming process ended", hint="was it killed? look for the out-of-memory killer"
+            f"{where}: the streaming process ended", hint="the process that started the load says why"
         )
     kind, said = failure["kind"], failure["message"]
+    if kind in _ENDINGS:
+        return ColdstreamError(f"{where}: the streaming process {said}", hint=_ENDINGS[kind])
     if kind == "conflict":
         return ConflictError(
             f"the model was replaced while loading: {said}", hint="load it again; run: coldstream verify"
@@ -94,6 +93,10 @@ def error_of(failure: dict[str, Any] | None, where: str) -> ColdstreamError:
         return NotFoundError(said, hint="an object went while loading; run: coldstream verify")
     if kind == "credentials":
         return CredentialsError(said, hint="the link expired or the key lost its permission; load it again")
+    if kind == "limit":
+        return ColdstreamError(said, hint=failure.get("hint"))
+    if kind == "usage":
+        return ColdstreamError(f"{where}: {said}", hint="start the load with as many consumers as there are readers")
     if kind == "readers":
         return ColdstreamError(said, hint="did a reader die before it attached? see its own messages")
     return UnavailableError(said, retryable=False, hint="nothing arrived for COLDSTREAM_RETRY_SECONDS")

@@ -28,7 +28,7 @@ from coldstream.header import parse_header
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.counting import counted
 from coldstream.loading.options import Options
-from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
+from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.prepare import prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
@@ -79,14 +79,13 @@ class Share:
             self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)
             self._asked = time.monotonic()
             self._owner.wait_until_listening()
+        except StreamerGoneError as exc:
+            gone = error_of(self._owner.last_words(), str(self._uri))
+            self._abandon(gone)
+            raise gone from exc
         except BaseException as exc:
-            self._owner.stop()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if isinstance(exc, ColdstreamError):
-                # Without its traceback, whose frames hold more than is known here.
-                self._end(copy(exc))
-            else:
-                self._end(error_of(None, str(self._uri)) if isinstance(exc, Exception) else None)
+            error = error_of(None, str(self._uri)) if isinstance(exc, Exception) else None
+            self._abandon(exc if isinstance(exc, ColdstreamError) else error)
             raise
         self._thread = threading.Thread(target=self._attend, name="coldstream-share", daemon=True)
         self._thread.start()
@@ -178,6 +177,13 @@ class Share:
         self._prepared.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _abandon(self, error: ColdstreamError | None) -> None:
+        """Ends a load that never began."""
+        self._owner.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        # Without its traceback, whose frames hold more than is known here.
+        self._end(copy(error) if error is not None else None)
+
     def _attend(self) -> None:
         owner = self._owner
         while not self._stopping.is_set() and not owner.gone:
@@ -190,8 +196,7 @@ class Share:
             if owner.report is not None or self._error is not None:
                 self._end(self._error)
         if not self._finished.is_set():
-            said = None if self._stopping.is_set() else last_words(owner)
-            self._end(None if self._stopping.is_set() else error_of(said, str(self._uri)))
+            self._end(None if self._stopping.is_set() else error_of(owner.last_words(), str(self._uri)))
         if owner.gone:
             # Nobody reads it any more: the cached copy may be evicted, whether `close` comes soon or never.
             try:
@@ -229,7 +234,10 @@ class Attached:
         try:
             self._consumer = Consumer.connect(address)
         except StreamerGoneError as exc:
-            raise ColdstreamError(f"{address}: {exc}") from exc
+            raise error_of(exc.failure, address) from exc
+        except ConnectionRefusedError as exc:
+            # Its socket is there, and nobody listens: it was killed.
+            raise error_of(None, address) from exc
         except OSError as exc:
             raise NotFoundError(f"no load is shared at {address}: {exc.strerror}") from exc
         catalog = self._consumer.catalog

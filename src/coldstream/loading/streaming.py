@@ -23,7 +23,7 @@ from coldstream.errors import ColdstreamError
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.counting import counted
 from coldstream.loading.options import Options
-from coldstream.loading.ownership import attend, cached_now, error_of, last_words, start_owner
+from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.prepare import Prepared, prepare
 from coldstream.loading.reader import Reader
 from coldstream.loading.report import LoadReport, make_report
@@ -163,7 +163,7 @@ class Load:
         try:
             yield from self._stream(owner, settings, began)
         except StreamerGoneError as exc:
-            failure = last_words(owner)
+            failure = owner.last_words()
             owner.stop()
             self._error = error_of(failure, str(self._uri))
             raise copy(self._error) from exc

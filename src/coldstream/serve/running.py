@@ -275,8 +275,19 @@ def _not_started(child: Child, start: _Start, kept: Timelines, ended: float, say
         # It was asked for its help, say: nothing went wrong.
         return
     timeline, path = _kept(timeline, kept, say)
+    if not cancelled and (failure := _stream_failure(start)) is not None:
+        say(f"error: {failure.message}" + (f"\nhint:  {failure.hint}" if failure.hint else ""))
     if not cancelled:
         say(f"vLLM {ended_text(timeline)}" + (f"   see: coldstream timeline {timeline.run}" if path else ""))
+
+
+def _stream_failure(start: _Start) -> ColdstreamError | None:
+    """Why the newest of the loads that failed did; None when none did."""
+    service = start.ready.service
+    if service is None:
+        return None
+    outcomes = [*service.failures, *(share.outcome for share in service.loads)]
+    return next((outcome for outcome in reversed(outcomes) if isinstance(outcome, ColdstreamError)), None)
 
 
 def _finished(start: _Start, report: LoadReport | None, here: Machine, exited: Exit | None = None) -> Timeline:
