@@ -42,6 +42,7 @@ from coldstream.errors import (
     UsageError,
 )
 from coldstream.paths import checked_path
+from coldstream.reply import describe_reply, is_page
 from coldstream.retry import Backoff, Retry
 from coldstream.source import SourceFile
 from coldstream.units import MIB, format_bytes
@@ -52,6 +53,7 @@ _REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
 _READ_BYTES = MIB
+_PAGE_BYTES = 4096
 
 
 class HubSource:
@@ -255,16 +257,25 @@ class HubSource:
     def _check(self, file: SourceFile, response: urllib3.BaseHTTPResponse, start: int, stop: int) -> None:
         """Refuses an answer that is not exactly the range asked for."""
         where = f"{self.repo}/{file.path}"
-        if response.status not in {200, 206}:
+        if response.status >= 400:
             raise self._refused(response.status, response.headers, where)
         match = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("Content-Range", ""))
         whole = response.status == 200 and start == 0 and response.headers.get("Content-Length") == str(stop)
-        if not whole and not (match and int(match[1]) == start and int(match[2]) == stop - 1):
+        if whole or (match and int(match[1]) == start and int(match[2]) == stop - 1):
+            return
+        host = urlsplit(response.url or "").hostname or "the server"
+        kind, is_empty = response.headers.get("Content-Type"), response.headers.get("Content-Length") == "0"
+        if not match and (response.status not in {200, 206} or is_page(kind) or is_empty):
+            shown = describe_reply(response.status, kind, response.read(_PAGE_BYTES))
             raise UnavailableError(
-                f"{where}: {urlsplit(response.url or '').hostname or 'the server'} ignores ranges",
-                hint="a mirror or proxy in between strips the Range header; check HF_ENDPOINT and HTTPS_PROXY",
-                retryable=False,
+                f"{where}: {host} answers {shown} in place of the file's bytes",
+                hint="a captive portal or a proxy answers there; check HF_ENDPOINT and HTTPS_PROXY",
             )
+        raise UnavailableError(
+            f"{where}: {host} ignores ranges",
+            hint="a mirror or proxy in between strips the Range header; check HF_ENDPOINT and HTTPS_PROXY",
+            retryable=False,
+        )
 
     def _link(self, file: SourceFile) -> str:
         """Where the bytes are; asked of the Hub once per file, and again when the answer has expired."""

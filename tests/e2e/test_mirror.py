@@ -16,6 +16,7 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import safetensors_bytes, sharded_model, write_model
 from tests.servers.hub import FakeHub
+from tests.servers.impostor import PORTAL
 from tests.servers.stores import S3Server, fault_proxy
 
 REPO = "org/model"
@@ -165,9 +166,10 @@ def test_bad_moments_of_the_hub_are_survived(quick: Command, hub: FakeHub) -> No
     hub.faults.rate_limit(1, seconds=1, where="api")
     hub.faults.rate_limit(1, seconds=1, where="resolve")
     hub.faults.fail(2, status=503, where="cdn")
-    hub.faults.cut(3, after_bytes=1_000_000, where="cdn")
+    hub.faults.cut(5, after_bytes=1_000_000, where="cdn")  # of which two meet pages
+    hub.faults.page(2, PORTAL, where="cdn")
     report = quick.json("upload", REPO)
-    assert report["retries"] >= 7
+    assert report["retries"] >= 9
     assert quick.json("verify", REPO, "--deep")["ok"] is True
 
 

@@ -23,6 +23,7 @@ from coldstream.errors import (
 from coldstream.loading import Load, Options
 from coldstream.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, serialize
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
+from tests.servers.impostor import PORTAL
 from tests.servers.ranged import RangedServer
 
 DEADLINE_SECONDS = 60.0
@@ -125,6 +126,10 @@ FAULTS: dict[str, list[tuple[str, dict[str, object]]]] = {
     "Connection: close": [("close", {"times": None})],
     "garbage": [("garbage", {"times": 3})],
     "endless headers": [("endless", {"times": 1})],
+    "a captive portal's page": [("page", {"value": PORTAL, "times": 8})],
+    "a page with an ETag of its own": [("page", {"value": PORTAL, "times": 4}), ("etag", {"value": '"a"', "times": 4})],
+    "an empty page": [("page", {"value": "", "times": 8})],
+    "a redirect to a login": [("redirect", {"location": "http://127.0.0.1:1/login", "times": 8})],
     "everything": [
         ("status", {"status": 503, "probability": 0.05, "times": None}),
         ("reset", {"at": 500_000, "probability": 0.05, "times": None}),
@@ -186,6 +191,15 @@ def test_refused_for_good(server: RangedServer) -> None:
 
 def test_ranges_ignored_for_good(server: RangedServer) -> None:
     assert isinstance(failing(server, "whole", times=None), IntegrityError)
+
+
+def test_a_page_for_good_is_named(server: RangedServer) -> None:
+    loading = load(server, memory_limit=24 << 20, settings=load_settings({"COLDSTREAM_RETRY_SECONDS": "1"}, environ={}))
+    with loading:
+        next(loading)
+        server.add("page", r"safetensors", value=PORTAL, times=None)
+        with pytest.raises(UnavailableError, match=r'200 text/html "Sign in to Hotel Wi-Fi"'):
+            list(loading)
 
 
 def test_down_for_good(server: RangedServer) -> None:

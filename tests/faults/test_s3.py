@@ -21,6 +21,7 @@ from coldstream.errors import (
 from coldstream.retry import Backoff, Retry
 from coldstream.store import Store, open_store
 from tests.conftest import fresh_bucket, quick_store
+from tests.servers.impostor import PORTAL
 from tests.servers.stores import Faults, S3Server
 
 Proxied = tuple[Store, Faults]
@@ -65,6 +66,23 @@ def test_a_cut_answer_is_continued_where_it_ended(proxied: Proxied) -> None:
     starts = [int(ranged.split("=")[1].split("-")[0]) for _, ranged in faults.requests if ranged]
     assert starts[0] == 0
     assert 2_000_000 < starts[1] <= 3_000_000
+
+
+@pytest.mark.parametrize("text", [PORTAL, ""])
+def test_a_page_in_place_of_a_range_is_a_fault_to_retry(proxied: Proxied, text: str) -> None:
+    store, faults = proxied
+    body = bytes(range(256)) * 8
+    store.put("k", body)
+    etag = store.head("k").etag
+    faults.add("page", "^GET", times=3, text=text)
+    buffer = bytearray(1000)
+    store.read_into("k", 5, memoryview(buffer), if_match=etag)
+    assert bytes(buffer) == body[5:1005]
+    store.retry.backoff = Backoff(first_seconds=0.01, longest_seconds=0.05, give_up_seconds=0.2)
+    faults.add("page", "^GET", times=1000, text=text)
+    expected = '200 text/html "Sign in to Hotel Wi-Fi" in place' if text else "200 text/html without content in place"
+    with pytest.raises(UnavailableError, match=expected):
+        store.read_into("k", 5, memoryview(buffer), if_match=etag)
 
 
 def test_a_cut_request_is_sent_again(proxied: Proxied) -> None:

@@ -255,6 +255,7 @@ class Faults:
             self.link_seconds: float = 3600
             self.throttle: float | None = None
             self.ranges_ignored = False
+            self.page_text = ""
             self.link_generation = secrets.token_hex(8)
 
     def rate_limit(self, n: int, seconds: int = 1, where: Where = "api") -> None:
@@ -264,6 +265,11 @@ class Faults:
     def fail(self, n: int, status: int = 503, where: Where = "api") -> None:
         """Answer the next n requests with an error status."""
         self._add("fail", n, where, status)
+
+    def page(self, n: int, text: str, where: Where = "cdn") -> None:
+        """Answer the next n requests with 200 and a web page; empty text is an empty answer."""
+        self.page_text = text
+        self._add("page", n, where, 0)
 
     def cut(self, n: int, after_bytes: int, where: Where = "cdn") -> None:
         """Close the connection after some body bytes of the next n successful GETs."""
@@ -485,6 +491,8 @@ class FakeHub:
             raise _refusal(429, "You have been rate limited", "", **limit)
         if (status := self.faults.take("fail", query.where)) is not None:
             raise _refusal(int(status), "Injected failure")
+        if self.faults.take("page", query.where) is not None:
+            raise RefusedError(_text(200, self.faults.page_text, "text/html; charset=utf-8", {"ETag": '"5f1"'}))
 
     def _token(self, query: Query) -> str | None:
         """Return the token sent along; one that nobody owns is refused even for public models."""

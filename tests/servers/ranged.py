@@ -36,7 +36,7 @@ from urllib.parse import unquote, urlsplit
 Kind = Literal[
     "status", "reset", "cut", "stall", "slow", "late", "unanswered", "short", "long", "excess", "wrong-range", "size",
     "whole", "ok-range", "no-range", "gzip", "chunked", "etag", "no-etag", "flip", "close", "garbage", "endless",
-    "redirect", "header", "bad-record",
+    "redirect", "header", "bad-record", "page",
 ]  # fmt: skip
 
 PIECE = 1 << 20
@@ -143,6 +143,7 @@ class RangedServer:
         "flip"        bit 0 of byte `at` of the body is wrong
         "close"       says `Connection: close` and does
         "garbage"     `value`, or what is no HTTP, instead of a head       "endless"  headers that never end
+        "page"        200 with `value`, which may be empty, as a web page
         "redirect"    `status` (302 unless 3xx) to `location`
         "bad-record"  after `at` bytes of the body, bytes that are no TLS (TLS only)
     """
@@ -420,6 +421,9 @@ class RangedServer:
             case "redirect":
                 reply.status = fault.status if 300 <= fault.status < 400 else 302
                 reply.headers, reply.body = {"Location": fault.location}, memoryview(b"elsewhere")
+            case "page":
+                reply.status, reply.body = 200, memoryview(fault.value.encode())
+                reply.headers = {"Content-Type": "text/html; charset=utf-8"}
             case "reset" | "cut" | "unanswered" | "bad-record":
                 reply.end = fault
             case "stall":

@@ -128,6 +128,7 @@ class Fault:
     code: str = "SlowDown"
     retry_after: str | None = None
     after_bytes: int = 0
+    text: str = ""
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Faults:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, kind: str, match: str = "", *, times: int = 1, **options: object) -> None:
-        """Arranges a fault: "fail", "cut_response", "cut_request" or "lose_answer"."""
+        """Arranges a fault: "fail", "cut_response", "cut_request", "lose_answer" or "page"."""
         with self._lock:
             self.pending.append(Fault(re.compile(match), kind, times, **options))  # type: ignore[arg-type]
 
@@ -184,6 +185,9 @@ def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
             if fault and fault.kind == "fail":
                 self._refuse(fault)
                 return
+            if fault and fault.kind == "page":
+                self._page(fault)
+                return
             headers = {
                 name: value
                 for name, value in self.headers.items()
@@ -224,6 +228,16 @@ def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(text)
+
+        def _page(self, fault: Fault) -> None:
+            self.send_response(200)
+            for name, value in {"ETag": '"5f1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(fault.text)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(fault.text.encode())
 
         def _cut(self) -> None:
             self.close_connection = True

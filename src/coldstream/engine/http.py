@@ -39,6 +39,7 @@ from coldstream.engine.message import (
     check_small,
     conditions,
     default_port,
+    is_unexpected,
     parse_head,
     parse_target,
     plain_etag,
@@ -59,6 +60,7 @@ from coldstream.engine.tls import (
     tls_settings,
     tls_wire,
 )
+from coldstream.reply import describe_reply
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -231,6 +233,8 @@ class Connection:
             head, first_byte_seconds = self._ask(target, conditions(start, stop, None if cached else etag), headers)
             if head.status not in {200, 206}:
                 raise self._refusal(head, target, size)
+            if is_unexpected(head, size):
+                raise self._unexpected(head, target)
             if cached and head.etag is not None and head.etag.startswith("W/"):
                 etag = None
             total = check_range(head, start, stop, size, etag)
@@ -281,6 +285,9 @@ class Connection:
                 return Ranged(b"", 0, head.etag, target.url)
             if head.status not in {200, 206}:
                 raise self._refusal(head, target, None)
+            # The first bytes of an object may well be a page: of which version it is has to tell.
+            if (start or etag is not None) and is_unexpected(head):
+                raise self._unexpected(head, target)
             limit = bytes_max if stop is None else stop - start
             expected, total = check_small(head, start, stop, limit, etag)
             body = self._small_body(head, expected, limit)
@@ -500,13 +507,17 @@ class Connection:
     def _discard(self, head: Head) -> bytes:
         """Reads a body that nobody wants, if that takes no time; what there is of it."""
         length = head.length
-        if length is None or length > _ERROR_BODY_BYTES_MAX:
+        if not head.chunked and (length is None or length > _ERROR_BODY_BYTES_MAX):
             self._drop()
             return b""
-        body = bytearray(length)
+        body = bytearray(length or 0)
         self._got = 0
         try:
-            self._fill(memoryview(body), length, None)
+            if length is None:
+                body = self._chunks(_ERROR_BODY_BYTES_MAX)
+                self._got = len(body)
+            else:
+                self._fill(memoryview(body), length, None)
             self._finish(head)
         except FetchError as exc:
             if exc.kind == "cancelled":
@@ -518,7 +529,8 @@ class Connection:
 
     def _refusal(self, head: Head, target: Target, size: int | None) -> FetchError:
         """What an answer without the wanted bytes means."""
-        code = _ERROR_CODE.search(self._discard(head))
+        body = self._discard(head)
+        code = _ERROR_CODE.search(body)
         said = f"{target.shown}: {head.status}{' ' + code[1].decode() if code else ''}"
         status = head.status
         if status in BUSY_STATUSES or status >= 500:
@@ -529,9 +541,21 @@ class Connection:
                 return FetchError("changed", f"{said}: it has {total} bytes now, not {size}", status=status)
             return FetchError("range", f"{said}: there is no such range", status=status)
         if status < 400:
-            return FetchError("range", f"{said}, where the bytes were asked for", status=status)
+            return self._unexpected(head, target, body)
         kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
         return FetchError(kinds.get(status, "refused"), said, status=status)
+
+    def _unexpected(self, head: Head, target: Target, body: bytes | None = None) -> FetchError:
+        """What an answer means that is no object's; `body` where it was read already."""
+        shown = describe_reply(
+            head.status,
+            head.headers.get("content-type"),
+            self._discard(head) if body is None else body,
+            location=head.headers.get("location", ""),
+        )
+        return FetchError(
+            "unexpected", f"{target.shown} answers {shown} in place of the file's bytes", status=head.status
+        )
 
     def _drop(self) -> None:
         with self._lock:

@@ -1,9 +1,10 @@
 """HTTP/1.1 as words: where to ask, how to ask, and what an answer says. Pure.
 
-FetchError               what went wrong, in the nine kinds that the scheduler tells apart
+FetchError               what went wrong, in the ten kinds that the scheduler tells apart
 Target  Proxy            where to connect
 Head                     status and headers of an answer, read strictly: what could be read in two ways is refused
 check_range check_small  whether an answer is what was asked for
+is_unexpected            whether another than the server answered: a captive portal, a proxy
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from urllib.parse import unquote, urlsplit
 from coldstream import __version__
 from coldstream.errors import ConfigError
 from coldstream.paths import ETAG
+from coldstream.reply import is_page
 
-Kind = Literal["broken", "tls", "busy", "refused", "gone", "changed", "range", "protocol", "cancelled"]
+Kind = Literal[
+    "broken", "tls", "busy", "refused", "gone", "changed", "range", "protocol", "cancelled", "unexpected"
+]  # fmt: skip
 Headers = Sequence[tuple[str, str]]
 
 RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
@@ -49,8 +53,9 @@ class FetchError(Exception):
             "refused": 401, 403 and other 4xx: the link has expired or does not allow this.
             "gone": 404 or 410.
             "changed": 412, another ETag or another total size than wanted.
-            "range": not the bytes that were asked for: the range ignored or another one, a wrong length, an encoding,
-                a redirect.
+            "range": not the bytes that were asked for: the range ignored or another one, a wrong length, an encoding.
+            "unexpected": no bytes of any object: a web page, an empty body, a redirect. Something on the way answered,
+                or the server is out of order: try again.
             "protocol": no valid HTTP.
             "cancelled": by `Connection.cancel`.
         message: For people; without the query of the URL.
@@ -393,15 +398,30 @@ def _announced(head: Head) -> tuple[int, int, int | None] | None:
     return found
 
 
+def is_unexpected(head: Head, size: int | None = None) -> bool:
+    """Whether an answer of success to a request for a range is of no object at all: a web page, or nothing.
+
+    Args:
+        head: Of the answer.
+        size: Of the whole object, or None.
+    """
+    if "content-range" in head.headers or (size and head.length == size):
+        return False
+    if is_page(head.headers.get("content-type")) or head.length == 0:
+        return True
+    return size is not None and head.length is not None and head.etag is None
+
+
 def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
     """Whether the answer is exactly the wanted range; the object's size."""
     _check_version(head, etag)
     found = _announced(head)
+    # Without a Content-Range the length is that of whatever came, and says nothing of the object's size.
+    if found is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
+        raise FetchError("range", "the range was ignored", status=head.status)
     total = found[2] if found else head.length
     if size is not None and total not in {None, size}:
         raise FetchError("changed", f"the object has {total} bytes now, not {size}", status=head.status)
-    if found is None and (start, stop) != (0, head.length):
-        raise FetchError("range", "the range was ignored", status=head.status)
     if found and found[:2] != (start, stop):
         raise FetchError("range", f"[{found[0]}, {found[1]}) came for [{start}, {stop})", status=head.status)
     return total

@@ -72,6 +72,7 @@ KINDS = (
     "cancelled",
     "corrupt",
     "local",
+    "unexpected",
 )
 
 

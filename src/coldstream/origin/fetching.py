@@ -85,7 +85,7 @@ class Reader:
                     url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=self._pool
                 )
             except FetchError as exc:
-                self._reached = self._reached or exc.status is not None
+                self._reached = self._reached or (exc.status is not None and exc.kind != "unexpected")
                 raise self._ours(exc, where, urlsplit(url).hostname or "the server") from exc
             self._reached = True
             return found
@@ -122,6 +122,14 @@ class Reader:
             )
         if exc.kind == "changed":
             return replaced(where)
+        if exc.kind == "unexpected":
+            return UnavailableError(
+                said,
+                hint="a captive portal, a proxy or another server answers there; check the address and HTTPS_PROXY",
+                operation="GET",
+                target=where,
+                retryable=self._reached,
+            )
         if exc.kind == "busy":
             return UnavailableError(
                 f"{where}: {host} answered {exc.status}",

@@ -35,6 +35,7 @@ from coldstream.errors import (
     UploadNotFoundError,
 )
 from coldstream.paths import ETAG
+from coldstream.reply import describe_reply, is_page
 from coldstream.retry import Backoff, Retry
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
 from coldstream.store.signing import Template, template_of
@@ -46,6 +47,7 @@ READ_SECONDS = 60
 # What is sent in one system call's time limit: small enough for eight connections on a slow uplink.
 _SEND_BYTES = 256 * 1024
 _DELETE_KEYS_MAX = 1000
+_PAGE_BYTES = 4096
 # Links that are made out of another are at most such a share of its life older than they say.
 _LINK_AGE_SHARE = 0.01
 
@@ -138,6 +140,7 @@ class S3Store:
                 "GetObject", key, self._client.get_object, Range=f"bytes={first}-{last}", **_conditions(if_match)
             )
             with closing(found["Body"]) as body, self._translated("GetObject", key):
+                self._check_object(key, found)
                 self._check_match(key, _etag(found), if_match)
                 self._check_range(key, found, first, last)
                 while done < len(buffer):
@@ -389,6 +392,18 @@ class S3Store:
                 operation="GetObject",
                 target=self._at(key),
             )
+
+    def _check_object(self, key: str, found: Mapping[str, Any]) -> None:
+        """Something on the way may answer a request for a range with a page of its own: that is a fault to retry."""
+        if found.get("ContentRange") or (found.get("ContentLength") != 0 and not is_page(found.get("ContentType"))):
+            return
+        shown = describe_reply(200, found.get("ContentType"), found["Body"].read(_PAGE_BYTES))
+        raise UnavailableError(
+            f"{self._at(key)}: {self._client.meta.endpoint_url} answers {shown} in place of the object's bytes",
+            hint="a captive portal, a proxy or another server answers there",
+            operation="GetObject",
+            target=self._at(key),
+        )
 
     def _check_range(self, key: str, found: Mapping[str, Any], first: int, last: int) -> None:
         """Servers differ: 206 as it should be, 200 with a Content-Range (rclone), or the whole object."""
