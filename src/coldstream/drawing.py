@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from coldstream.errors import UsageError
+from coldstream.extras import install_hint
 
 INK, FAINT = "#22272e", "#8b929c"
 # For matplotlib. Text is text, whatever a model is called, neither mathematics nor TeX; equal data give equal bytes.
@@ -29,7 +30,7 @@ SETTINGS: dict[Any, Any] = {
 def check() -> None:
     """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("charts need matplotlib", hint="run: pip install 'coldstream[charts]'")
+        raise UsageError("charts need matplotlib, which is not installed", hint=install_hint("charts"))
 
 
 @contextmanager

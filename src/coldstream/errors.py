@@ -24,6 +24,7 @@ that mends it. Neither ever holds a secret.
 from __future__ import annotations
 
 import os
+import sys
 from typing import ClassVar
 
 
@@ -57,6 +58,9 @@ class ColdstreamError(Exception):
         self.target = target
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
+        if hint and sys.version_info >= (3, 11):
+            # For whoever uses the library, and sees a traceback.
+            self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:
         return self.message

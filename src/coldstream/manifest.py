@@ -238,7 +238,7 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     if envelope.format > FORMAT:
         raise ManifestError(
             f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",
-            hint="upgrade: pip install --upgrade coldstream",
+            hint="upgrade coldstream on this machine",
         )
     # The digest is over the bytes in front of it, so that no two JSON writers need to agree on anything.
     body, comma, _ = data.rpartition(_DIGEST_KEY)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Extent
 from coldstream.errors import UsageError
+from coldstream.extras import install_hint
 from coldstream.header import Header, Tensor
 
 if TYPE_CHECKING:
@@ -108,6 +109,16 @@ class Layout:
 def has_torch() -> bool:
     """Whether torch can be imported; does not import it."""
     return importlib.util.find_spec("torch") is not None
+
+
+def require_torch(what: str) -> None:
+    """Raises UsageError when torch is not installed.
+
+    Args:
+        what: Needs it.
+    """
+    if not has_torch():
+        raise UsageError(f"{what} needs torch, which is not installed", hint=install_hint("torch"))
 
 
 def buffer_maker() -> Maker:

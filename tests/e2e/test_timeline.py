@@ -229,6 +229,6 @@ def test_what_is_asked_wrongly(command: Command, kept: Timelines) -> None:
 def test_without_matplotlib(command: Command, kept: Timelines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, err = command.run("timeline", "--html", "x.html", code=2)
-    assert "pip install 'coldstream[charts]'" in err
+    assert "pip install 'matplotlib>=3.8'" in err
     assert not (command.cwd / "x.html").exists()
     assert "ready in" in command.run("timeline")[0]

@@ -79,7 +79,7 @@ class Kind:
     optional: bool = False
 
 
-_COLDSTREAM = "pip install 'coldstream[torch]'"
+_COLDSTREAM = "pip install torch"
 _RUNAI = "pip install 'runai-model-streamer[s3]'"
 KINDS = (
     Kind("coldstream", "coldstream, cold", (), _COLDSTREAM, ("s3", "http", "folder"), "coldstream"),

@@ -36,7 +36,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
 
     RUN is a start's name as --list shows it, the beginning of one, or a file. `coldstream serve` records each start,
     one that fails too, and the newest hundred are kept in the cache's folder. Charts are of starts that answered, and
-    need matplotlib: pip install 'coldstream[charts]'.
+    need matplotlib, coldstream's extra `charts`.
     """
     from coldstream.errors import UsageError
     from coldstream.timeline import timelines_of

@@ -11,6 +11,7 @@ from pathlib import Path
 from coldstream import __version__
 from coldstream.doctor.case import Case
 from coldstream.errors import NotFoundError
+from coldstream.extras import install_hint, own_requirement, pip_install
 from coldstream.launch.sky import INSTALL, TESTED, find_sky
 from coldstream.probe import Check
 
@@ -49,14 +50,14 @@ def plugin(case: Case) -> Check:
             name="plugin",
             state="fail",
             found=f"coldstream is not installed in {program.site}: vLLM does not know the load format",
-            hint=f"run: {python} -m pip install coldstream",
+            hint=f"run: {pip_install(own_requirement(), python=python)}",
         )
     if not any(point.group == _GROUP and point.name == "coldstream" for point in found.entry_points):
         return Check(
             name="plugin",
             state="fail",
             found=f"coldstream {found.version} in {program.site} does not announce itself to vLLM",
-            hint=f"run: {python} -m pip install --force-reinstall coldstream",
+            hint=f"run: {pip_install('--force-reinstall', own_requirement(), python=python)}",
         )
     plugins = case.environ.get("VLLM_PLUGINS")
     if plugins is not None and "coldstream" not in plugins.split(","):
@@ -71,7 +72,7 @@ def plugin(case: Case) -> Check:
             name="plugin",
             state="warn",
             found=f"vLLM has coldstream {found.version}, and this is {__version__}",
-            hint=f"run: {python} -m pip install coldstream=={__version__}",
+            hint=f"run: {pip_install(own_requirement(), python=python)}",
         )
     return Check(name="plugin", state="ok", found=f"vLLM sees coldstream {found.version}")
 
@@ -117,7 +118,7 @@ def hf_xet(case: Case) -> Check:
     """Whether files that the Hub gives through hf-xet alone can be uploaded."""
     if importlib.util.find_spec("hf_xet") is None:
         found = "not installed: some files above 50 GB come through it alone, and cannot be uploaded"
-        return Check(name="hf-xet", state="warn", found=found, hint="run: pip install hf_xet")
+        return Check(name="hf-xet", state="warn", found=found, hint=f"run: {pip_install('hf_xet')}")
     if re.fullmatch(r"1|on|yes|true", case.environ.get("HF_HUB_DISABLE_XET", ""), re.IGNORECASE):
         found = "switched off: some files above 50 GB come through it alone, and cannot be uploaded"
         return Check(name="hf-xet", state="warn", found=found, hint="unset HF_HUB_DISABLE_XET")
@@ -133,6 +134,6 @@ def tls_library(case: Case) -> Check:
             name="tls library",
             state="warn",
             found="Python's own: https takes more of the CPU than it has to",
-            hint="run: pip install 'coldstream[tls]'",
+            hint=install_hint("tls"),
         )
     return Check(name="tls library", state="ok", found="cryptography's")

@@ -10,6 +10,7 @@ from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.report import LoadReport
 from coldstream.loading.streaming import Load
+from coldstream.tensors import require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ def load_into(
         UsageError: A shape differs, the module is on "meta", or names differ and `strict`.
         And what a `Load` raises; the module is then partly filled.
     """
+    require_torch("load_into")
     import torch
 
     # By name; with tied weights several names are one tensor, and one of them is enough.

@@ -10,6 +10,7 @@ from coldstream.env import Settings
 from coldstream.errors import UsageError
 from coldstream.machine import cores
 from coldstream.origin import VIAS
+from coldstream.tensors import require_torch
 from coldstream.units import GIB
 
 CONNECTIONS_MAX = 64
@@ -78,6 +79,10 @@ class Options:
                 raise UsageError(f"{name} is {value!r}", hint="a whole number from 1 on")
         if self.device != "cpu" and self.framework == "buffer":
             raise UsageError("typed buffers are in this machine's memory", hint="leave framework or device out")
+        if self.device != "cpu":
+            require_torch(f"the device {self.device}")
+        elif self.framework == "pt" or self.pin:
+            require_torch("framework='pt'" if self.framework == "pt" else "pinned memory")
 
     @property
     def processes(self) -> int:

