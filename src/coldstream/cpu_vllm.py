@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coldstream.child_environment import child_environment
 from coldstream.errors import ColdstreamError, DiskError, NotFoundError, UnavailableError, UsageError
 
 _PACKAGE = Path(__file__).parent
@@ -359,8 +360,8 @@ class _Installer:
 
 
 def _environ() -> dict[str, str]:
-    """The caller's environment, without what would lead another Python astray."""
-    environ = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    """The caller's environment, without credentials and what would lead another Python astray."""
+    environ = {name: value for name, value in child_environment().items() if name not in _MISLEADING}
     # uv does not read pip's settings; where wheels lie is the one that people without a network have.
     if "PIP_FIND_LINKS" in environ:
         environ.setdefault("UV_FIND_LINKS", ",".join(environ["PIP_FIND_LINKS"].split()))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from coldstream.child_environment import child_environment
 from coldstream.errors import ColdstreamError, NotFoundError
 from coldstream.extras import install_hint
 from coldstream.units import MIB
@@ -62,7 +63,7 @@ def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
     process = subprocess.Popen(
         [_rclone(), "serve", "s3", str(root), "--addr", f"{host}:0", "--vfs-cache-mode", "off"],
         # Keys go through the environment: an argument could be read by anybody on the machine.
-        env={**os.environ, "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
+        env={**child_environment(), "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

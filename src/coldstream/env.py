@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from coldstream.child_environment import SECRETS
 from coldstream.errors import ConfigError
 from coldstream.paths import MANIFEST_NAME
 from coldstream.uri import Uri, without_secrets
@@ -52,19 +53,6 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_METRICS_HOST": "address that they are served on; 127.0.0.1 by default",
     "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
-}
-# What a CDN that is not public asks for.
-CDN_SECRETS = ("COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
-SECRETS = {
-    "VLLM_API_KEY",
-    "R2_SECRET_KEY",
-    "R2_SESSION_TOKEN",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "HF_TOKEN",
-    "CLOUDFLARE_API_TOKEN",
-    "COLDSTREAM_BUNDLE_KEY",
-    *CDN_SECRETS,
 }
 RETRY_SECONDS = 180.0
 _MODEL_MARKS = ("config.json", MANIFEST_NAME)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from coldstream import IMPORTED
 from coldstream.cgroup import control_groups, read_limit
+from coldstream.child_environment import child_environment
 from coldstream.limits import address_space_left
 
 # When nothing can be found out.
@@ -111,7 +112,9 @@ def gpus() -> tuple[Gpu, ...]:
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True).stdout
+            said = subprocess.run(
+                query, env=child_environment(), capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True
+            ).stdout
             if found := parse_nvidia(said):
                 return found
     return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())

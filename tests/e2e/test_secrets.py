@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from coldstream.child_environment import CREDENTIALS
 from coldstream.serve.endpoint import free_port
 from tests.checkpoints import expected_tensors, sharded_checkpoint
+from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.fake_vllm import fake_vllm
 from tests.servers.ranged import RangedServer
+from tests.servers.stores import S3Server
 
 TOKEN = "marker-url-token"
+# A word of its own in every place where a secret can stand, but for the bucket's keys, which have to be right.
+MARKED = {
+    "AWS_ACCESS_KEY_ID": "marker-aws-id",
+    "AWS_SECRET_ACCESS_KEY": "marker-aws-secret",
+    "AWS_SESSION_TOKEN": "marker-aws-session",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN": "marker-aws-container",
+    "HF_TOKEN": "hf_markerHfToken",
+    "HUGGING_FACE_HUB_TOKEN": "hf_markerOldHfToken",
+    "CLOUDFLARE_API_TOKEN": "marker-cloudflare-token",
+    "COLDSTREAM_BUNDLE_KEY": "marker-bundle-key-marker-bundle-key",
+    "COLDSTREAM_CDN_HEADER": "X-Marker: marker-cdn-header",
+    "CF_ACCESS_CLIENT_ID": "marker-access-id",
+    "CF_ACCESS_CLIENT_SECRET": "marker-access-secret",
+    "VLLM_API_KEY": "marker-vllm-key",
+}
+# Stands for a program that is started: says what it inherits, and fails.
+_TELLING = """#!{python}
+import os, sys
+open({file!r}, "ab").write(open("/proc/self/environ", "rb").read())
+sys.exit("told")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +94,95 @@ def test_a_url_with_a_token_is_served_and_its_token_stays_with_us(
         command.process("serve", f"{server.url}/org/m?token=not-{TOKEN}", "--vllm", arguments[2], code=12)
     assert TOKEN not in out + rest + err
     assert not written(tmp_path, TOKEN)
+
+
+@contextmanager
+def watched_children(root: int, files: list[Path]) -> Iterator[dict[bytes, bytes]]:
+    """The environment of every process below one, by its command line; those of the files' programs as they told."""
+    seen: dict[bytes, bytes] = {}
+    over = threading.Event()
+    own = Path(f"/proc/{root}/cmdline").read_bytes()
+
+    def look(pid: int) -> None:
+        try:
+            children = [
+                int(child)
+                for task in os.listdir(f"/proc/{pid}/task")
+                for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            ]
+            # In this order: between its fork and its exec a process still is its parent.
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return
+        if environ and line != own:
+            seen[line] = environ
+        for child in children:
+            look(child)
+
+    def watch() -> None:
+        while not over.wait(0.003):
+            look(root)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+        seen |= {str(file).encode(): file.read_bytes() for file in files if file.exists()}
+
+
+def told_by(program: Path) -> Path:
+    """Writes a program that tells its environment; the file that it tells it to."""
+    file = program.with_name(f"{program.name}.environ")
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(_TELLING.format(python=sys.executable, file=str(file)))
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return file
+
+
+def names_in(environ: bytes, secrets: Mapping[str, str]) -> set[str]:
+    """The secrets that stand in an environment, by the variables that they were given in."""
+    return {name for name, value in secrets.items() if value.encode() in environ}
+
+
+@pytest.fixture
+def bucket(rclone: S3Server, files: dict[str, bytes], tmp_path: Path) -> Command:
+    """A model in a bucket, programs that tell what they inherit, and secrets everywhere."""
+    made = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    for path, content in files.items():
+        (tmp_path / "m").mkdir(exist_ok=True)
+        (tmp_path / "m" / path).write_bytes(content)
+    made.environ |= {"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}
+    made.run("upload", "./m", "--as", "org/m")
+    made.environ |= MARKED | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    return made
+
+
+@pytest.mark.parametrize("verb", ["load", "tune", "doctor", "serve", "shard"])
+def test_no_child_inherits_a_credential_that_it_does_not_need(bucket: Command, tmp_path: Path, verb: str) -> None:
+    """coldstream load; tune --measure; doctor; serve; shard"""
+    fake_vllm(tmp_path / "env")
+    vllm = ("--vllm", str(tmp_path / "env/bin/vllm"))
+    files = [told_by(tmp_path / name) for name in ("bin/nvidia-smi", "env/bin/vllm", "env/bin/python", "bin/sky")]
+    arguments = {
+        "load": ("load", "org/m", "--no-cache"),
+        "tune": ("tune", "org/m", "--measure"),
+        "doctor": ("doctor", "org/m", *vllm),
+        "serve": ("serve", "org/m", *vllm, "--pass-env", "HF_TOKEN"),
+        "shard": ("shard", "org/m", "--tp", "1", *vllm),
+    }
+    with bucket.start(*arguments[verb]) as process, watched_children(process.pid, files) as seen:
+        _, err = process.communicate(timeout=120)
+    secrets = {name: bucket.environ[name] for name in CREDENTIALS if name in bucket.environ}
+    assert len(secrets) == len(MARKED) + 2
+    found = {line: names_in(environ, secrets) for line, environ in seen.items()}
+    of_vllm = {"VLLM_API_KEY", "HF_TOKEN"} if verb == "serve" else {"VLLM_API_KEY"}
+    leaks = {line: names - (of_vllm if b"/env/bin/" in line else set()) for line, names in found.items()}
+    assert not {line: names for line, names in leaks.items() if names}, err
+    assert not [line for line in seen if names_in(line, secrets)]
+    assert any(b"coldstream.engine.streamer" in line for line in seen), err
+    if verb in {"serve", "shard"}:
+        assert of_vllm in found.values(), err

@@ -18,6 +18,7 @@ from typing import Any
 from coldstream import __version__, machine
 from coldstream.bench.runner import PROGRAMS
 from coldstream.bench.target import Target
+from coldstream.child_environment import child_environment
 from coldstream.env import Settings
 from coldstream.errors import UsageError
 from coldstream.probe import exports
@@ -502,7 +503,9 @@ def _with(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, s
 def _plain(*, ours: bool, keep: tuple[str, ...] = ()) -> dict[str, str]:
     """This process's environment without what steers loaders; `ours` keeps the path of our own modules."""
     found = {
-        name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN) or name.startswith(keep)
+        name: value
+        for name, value in child_environment().items()
+        if not name.startswith(_FOREIGN) or name.startswith(keep)
     }
     if ours and (path := os.environ.get("PYTHONPATH")):
         found["PYTHONPATH"] = path

@@ -7,7 +7,6 @@ many connections into one reused buffer each, in several processes, with nothing
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from coldstream import machine
 from coldstream.bench.contestant import READERS, Contestant, Python
 from coldstream.bench.runner import last_words
 from coldstream.bench.target import Target
+from coldstream.child_environment import child_environment
 from coldstream.engine.message import parse_target, proxy_for
 from coldstream.errors import UnavailableError, UsageError
 from coldstream.units import format_rate
@@ -156,6 +156,7 @@ def _raw(request: dict[str, Any]) -> dict[str, float]:
     try:
         done = subprocess.run(
             command,
+            env=child_environment(),
             input=json.dumps(request),
             capture_output=True,
             text=True,
@@ -175,7 +176,7 @@ def pcie(python: Python, device: str) -> float:
     Raises:
         UsageError: There is no such device, or it is not free.
     """
-    environ = os.environ | {"BENCH_OPTIONS": json.dumps({"device": device})}
+    environ = child_environment() | {"BENCH_OPTIONS": json.dumps({"device": device})}
     command = [python.path, str(READERS), "pcie"]
     try:
         done = subprocess.run(

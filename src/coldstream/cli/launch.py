@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from coldstream.child_environment import CDN_SECRETS
 from coldstream.cli.deployment import chosen_image, deployment_options, template_words
 from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
 from coldstream.cli.table import table_text
-from coldstream.env import CDN_SECRETS
 
 if TYPE_CHECKING:
     from coldstream.env import Settings

@@ -59,6 +59,12 @@ _OF_TIMELINE = (
 )
 @click.option("--no-spot-notice", is_flag=True, help="Do not ask the cloud whether it takes this spot machine back.")
 @click.option("--no-first-token", is_flag=True, help="Do not ask for a token once it answers, to time the first one.")
+@click.option(
+    "--pass-env",
+    metavar="NAME",
+    multiple=True,
+    help="Pass this credential to vLLM, such as HF_TOKEN for a gated draft model. Repeatable.",
+)
 @metrics_options
 @click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
 @click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
@@ -79,6 +85,7 @@ def command(
     bundle: str,
     no_spot_notice: bool,
     no_first_token: bool,
+    pass_env: tuple[str, ...],
     program: str | None,
     print_command: bool,
     print_env: bool,
@@ -119,6 +126,7 @@ def command(
         options=options,
         fallback=fallback,
         program=program,
+        pass_env=pass_env,
         bundle=bundle,
         first_token=not no_first_token,
         spot_notice=not no_spot_notice,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from coldstream.env import SECRETS, VARIABLES, Settings, is_placeholder, mask
+from coldstream.child_environment import SECRETS
+from coldstream.env import VARIABLES, Settings, is_placeholder, mask
 from coldstream.errors import ConfigError
 
 ANSWER = "your answer"

@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 
 from coldstream.cache import cache_of
+from coldstream.child_environment import SECRETS
 from coldstream.doctor.case import Case
-from coldstream.env import SECRETS
 from coldstream.probe import Check, check_configuration, judged_clock
 from coldstream.units import format_seconds, plural
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coldstream.child_environment import STREAMER, child_environment
 from coldstream.engine import wire
 from coldstream.engine.catalog import Catalog
 from coldstream.engine.job import FileJob, Settings, pack_files, pack_settings
@@ -311,6 +312,8 @@ class Owner:
                 self._process = subprocess.Popen(
                     [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
                     pass_fds=[theirs.fileno()],
+                    # It gets links that are signed, over the socket, and needs no key.
+                    env=child_environment(only=STREAMER),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                 )

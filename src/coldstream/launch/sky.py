@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from coldstream.env import CDN_SECRETS, Settings
+from coldstream.child_environment import child_environment
+from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
 
 TESTED = "0.14.1"
@@ -33,18 +34,9 @@ NAME_MAX = 40
 NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{NAME_MAX - 2}}}[a-z0-9])?")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COLUMNS = ("INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)", "CHOSEN")
-# What of our own environment is not SkyPilot's business: its server outlives the command, and keeps it.
-_OURS = (
-    "R2_ACCESS_KEY",
-    "R2_SECRET_KEY",
-    "R2_SESSION_TOKEN",
-    "CLOUDFLARE_API_TOKEN",
-    "COLDSTREAM_BUNDLE_KEY",
-    "HF_TOKEN",
-    "VLLM_API_KEY",
-    *CDN_SECRETS,
-)
+# With which SkyPilot may rent machines at AWS.
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_AWS = (*_AWS_KEYS, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
 _AWS_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _AWS_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -194,8 +186,8 @@ def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
             f"{named} is no program" if named else "SkyPilot is not installed: there is no `sky` on the PATH",
             hint=f"install it in an environment of its own: {INSTALL}",
         )
-    environment = environment_for(settings, os.environ, {})
-    found = Sky(path=path, version="", environment=environment)
+    # To say its version it needs no key.
+    found = Sky(path=path, version="", environment=child_environment())
     try:
         answer = found.ask("--version")
     except OSError as exc:
@@ -207,7 +199,7 @@ def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
             f"{path} is not SkyPilot, or does not run: {last_line(answer.text)}",
             hint=f"install it in an environment of its own: {INSTALL}",
         )
-    return Sky(path=path, version=match[1], environment=environment)
+    return Sky(path=path, version=match[1], environment=environment_for(settings, os.environ, {}))
 
 
 def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
@@ -221,14 +213,15 @@ def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Map
         environ: Our environment.
         secrets: For the nodes, by name; an empty one must be set, too.
     """
-    drop = {*_OURS}
+    drop: set[str] = set()
     bucket = settings.endpoint()
     if bucket is not None:
-        drop |= {name for name in _AWS_ENDPOINTS if _host(environ.get(name)) == _host(bucket)}
+        drop = {name for name in _AWS_ENDPOINTS if _host(environ.get(name)) == _host(bucket)}
         drop |= {name for name in _AWS_REGIONS if environ.get(name) == "auto"}
         if settings.get("R2_ACCESS_KEY") is None:
             drop |= {*_AWS_KEYS}
-    return {name: value for name, value in environ.items() if name not in drop} | {**secrets}
+    kept = child_environment(keep=_AWS, environ=environ)
+    return {name: value for name, value in kept.items() if name not in drop} | {**secrets}
 
 
 def parse_offers(text: str) -> list[Offer]:

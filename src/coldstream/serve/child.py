@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import BinaryIO
 
+from coldstream.child_environment import child_environment
 from coldstream.serve.command import Command
 
 # Runs before vLLM does: it is told when its parent is killed, whatever kills it.
@@ -38,7 +39,7 @@ class Child:
             stdout: Where its output goes.
             stderr: Where its errors go.
         """
-        environment = {name: value for name, value in os.environ.items() if name not in command.without}
+        environment = child_environment(keep=command.keep)
         # Its output is a pipe now, and would come in blocks.
         environment |= {"PYTHONUNBUFFERED": "1", **command.environment}
         self._process = subprocess.Popen(

@@ -10,25 +10,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from coldstream.env import CDN_SECRETS, Settings
+from coldstream.child_environment import CREDENTIALS, SECRETS
+from coldstream.env import Settings
 from coldstream.errors import ConfigError, UsageError
 from coldstream.serve.flags import number_of, value_of
 from coldstream.vllm.service import VARIABLE
 
 LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 
-# What vLLM never has a use for, and what it has none for with the coldstream loader.
-_NEVER = ("COLDSTREAM_BUNDLE_KEY", "CLOUDFLARE_API_TOKEN", *CDN_SECRETS)
-KEYS = (
-    *_NEVER,
-    "R2_ACCESS_KEY",
-    "R2_SECRET_KEY",
-    "R2_SESSION_TOKEN",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
-_MASKED = {*KEYS, "HF_TOKEN"} - {"R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"}
+# What every vLLM asks its clients for, and what Run:ai's streamer may get its keys by in a container at AWS.
+_KEPT = ("VLLM_API_KEY",)
+_KEPT_BY_RUNAI = (*_KEPT, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
 # Run:ai's default of a second is too short for a bucket behind the internet.
 _RUNAI_TIMEOUT_MS = 30_000
 _RUNAI_CONCURRENCY = 16
@@ -41,12 +33,17 @@ class Command:
     Attributes:
         arguments: The program and its arguments; no secret.
         environment: Variables to set; may hold secrets.
-        without: Variables to take away.
+        keep: Credentials that it inherits.
     """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    without: tuple[str, ...] = _NEVER
+    keep: tuple[str, ...] = _KEPT
+
+    @property
+    def without(self) -> list[str]:
+        """The credentials that it does not inherit."""
+        return sorted(CREDENTIALS - {*self.keep, *self.environment})
 
     def having(self, environment: Mapping[str, str]) -> Command:
         """The same with more in its environment."""
@@ -60,7 +57,7 @@ class Command:
         """What changes in the environment, one line each; secrets are masked."""
         lines = [f"unset {name}" for name in self.without]
         for name, value in sorted(self.environment.items()):
-            lines.append(f"export {name}={'****' if name in _MASKED else shlex.quote(value)}")
+            lines.append(f"export {name}={'****' if name in SECRETS else shlex.quote(value)}")
         return lines
 
 
@@ -82,7 +79,6 @@ def streamed(launcher: Sequence[str], folder: str, name: str, arguments: Sequenc
     return Command(
         arguments=(*launcher, "serve", folder, *_added(arguments, {"--load-format": "coldstream"}, name), *arguments),
         environment={VARIABLE: service},
-        without=KEYS,
     )
 
 
@@ -119,6 +115,7 @@ def runai(
     return Command(
         arguments=(program, "serve", uri, *_added(arguments, flags, name), *arguments),
         environment=_runai_environment(uri, settings),
+        keep=_KEPT_BY_RUNAI,
     )
 
 
@@ -162,6 +159,7 @@ def runai_sharded(
     return Command(
         arguments=(program, "serve", uri, *_added(arguments, flags, name), *arguments),
         environment=environment | _runai_environment(uri, settings),
+        keep=_KEPT_BY_RUNAI,
     )
 
 

@@ -87,7 +87,8 @@ def prepared(
         else:
             command, service = _other(request, settings, program, say), None
             version = _version(request, settings) if request.bundle != "off" else None
-        command = command.having(request.environment)
+        passed = {name: value for name in request.pass_env if (value := settings.get(name) or os.environ.get(name))}
+        command = command.having({**request.environment, **passed})
         environ = {**os.environ, **command.environment}
         warm = None
         if version is not None and request.bundle != "off":

@@ -23,6 +23,7 @@ class Request:
         program: The `vllm` to run; None: the one beside this Python, or on the PATH.
         bundle: What is done about warm-start bundles, one of `coldstream.bundle.MODES`.
         environment: More variables for vLLM.
+        pass_env: Credentials that vLLM is given, of which it gets none otherwise, by the names of their variables.
         spot_notice: Whether the cloud is asked for its notice that it takes a spot machine back.
         first_token: Whether one token is asked for once it answers, to know when the first one came.
     """
@@ -35,6 +36,7 @@ class Request:
     program: str | None = None
     bundle: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ()
     first_token: bool = True
     spot_notice: bool = True
 

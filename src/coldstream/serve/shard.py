@@ -22,7 +22,7 @@ from coldstream.errors import ColdstreamError, DiskError
 from coldstream.folder import NOTE_NAME, model_folder
 from coldstream.loading import Options
 from coldstream.serve.child import Child
-from coldstream.serve.command import KEYS, Command
+from coldstream.serve.command import Command
 from coldstream.serve.program import find_program
 from coldstream.units import format_bytes
 from coldstream.vllm.service import VARIABLE, LoadService
@@ -100,7 +100,6 @@ def _save(
     command = Command(
         arguments=(python, "-m", "coldstream.vllm.save_sharded", str(out), "--", folder, *engine, *arguments),
         environment={VARIABLE: service},
-        without=KEYS,
     )
     said: list[str] = []
     reason: list[str] = []

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from coldstream.env import CDN_SECRETS, Settings
+from coldstream.child_environment import CDN_SECRETS
+from coldstream.env import Settings
 from coldstream.errors import UsageError
 from coldstream.machine import is_loopback
 from coldstream.origin.cdn import cdn_of

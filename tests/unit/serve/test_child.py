@@ -28,7 +28,7 @@ class TestChild:
         monkeypatch.setenv("R2_SECRET_KEY", "hidden")
         lines: list[str] = []
         code = "import os, sys; print('hello', os.environ.get('R2_SECRET_KEY'), os.environ['GIVEN']); sys.exit(7)"
-        child = start(code, tmp_path, lines, environment={"GIVEN": "yes"}, without=("R2_SECRET_KEY",))
+        child = start(code, tmp_path, lines, environment={"GIVEN": "yes"})
         assert child.wait(30) == 7
         child.finish()
         assert lines == ["hello None yes"]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.child_environment import CREDENTIALS
 from coldstream.env import Settings, load_settings
 from coldstream.errors import UsageError
-from coldstream.serve.command import KEYS, consumers_of, plain, runai, runai_sharded, streamed
+from coldstream.serve.command import consumers_of, plain, runai, runai_sharded, streamed
 from coldstream.serve.flags import number_of, value_of, with_config
 from coldstream.vllm.service import VARIABLE
 
@@ -111,7 +112,7 @@ def test_the_streamed_one_has_no_key_and_only_what_is_missing() -> None:
         *("--served-model-name", "org/m", "--port", "1"),
     )
     assert command.environment == {VARIABLE: "/tmp/x/loads"}
-    assert set(command.without) == set(KEYS)
+    assert set(command.without) == CREDENTIALS - {"VLLM_API_KEY"}
     named = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--served-model-name=mine"], service="/x")
     assert "org/m" not in named.arguments
     with pytest.raises(UsageError, match="--load-format auto"):
