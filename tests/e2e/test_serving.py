@@ -128,6 +128,9 @@ def test_ranks_share_a_load_and_reload(server: RangedServer, files: dict[str, by
         address = ask(loads.address, uri, FIRST, consumers=1)
         again = {name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")}
         assert again == expected
+        first, second = loads.of_start
+        assert loads.first is first
+        assert (first._consumers, second._consumers) == (2, 1)
 
 
 def test_the_streamer_ends_when_the_last_rank_has_let_go(server: RangedServer, tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
     flags = ("--vllm", program, "--print-command", "--print-env")
     out, _ = command.run("serve", "org/model", *flags, "--", "--max-model-len", "8192")
     assert f"{program} serve {tmp_path}/cache/folders/" in out
-    assert "--load-format coldstream --served-model-name org/model --max-model-len 8192" in out
+    assert "--load-format coldstream --served-model-name org/model --shutdown-timeout 20 --max-model-len 8192" in out
     assert "unset R2_SECRET_KEY" in out
     assert not (tmp_path / "cache/models").exists()
     wrong = ("--", "--model-loader-extra-config", '{"concurency": 1}')

@@ -118,7 +118,11 @@ def test_a_start_that_fails_is_recorded(model: Command) -> None:
         vllm.write_text(f"#!/bin/sh\n{lines}\n{end}\n")
         _, err = model.process("serve", "org/m", "--vllm", str(vllm), "--loader", "coldstream", code=code)
         how = "ended by SIGKILL" if code == 137 else f"exit code {code}"
-        (said,) = [line for line in err.splitlines() if line.startswith("vLLM failed after ")]
+        *_, said, last = err.splitlines()
+        assert last == "error: vLLM did not start; " + (
+            "was it the out-of-memory killer? the kernel's log tells" if code == 137 else "vLLM's own messages tell why"
+        )
+        assert said.startswith("vLLM failed after ")
         assert f"in weights: {how}   see: coldstream timeline 20" in said
         (shown,) = model.json("timeline")["timelines"]
         assert shown["outcome"] == "failed"
@@ -150,6 +154,33 @@ def test_a_start_that_is_ended_by_the_user_is_recorded_as_such(model: Command) -
     (shown,) = model.json("timeline")["timelines"]
     assert shown["outcome"] == "cancelled"
     assert shown["ended"]["signal"] == "SIGINT"
+
+
+def test_a_start_that_dies_of_its_first_request_has_failed(model: Command) -> None:
+    program = str(fake_vllm(model.cwd / "env", fault="dies"))
+    flags = ("--port", str(free_port()), "--host", "127.0.0.1")
+    out, err = model.process("serve", "org/m", "--vllm", program, "--", *flags, code=1)
+    assert "ready in" not in out + err
+    assert err.splitlines()[-1] == "error: RuntimeError: illegal instruction"
+    (shown,) = model.json("timeline")["timelines"]
+    assert shown["outcome"] == "failed"
+    assert shown["ended"]["phase"] == "first token"
+    assert shown["ended"]["reason"] == "RuntimeError: illegal instruction"
+    assert "reason: RuntimeError: illegal instruction" in model.run("timeline")[0]
+
+
+def test_a_start_that_swallows_sigterm_ends(model: Command) -> None:
+    program = str(fake_vllm(model.cwd / "env", fault="swallows"))
+    process = model.start("serve", "org/m", "--vllm", program, "--", "--port", str(free_port()))
+    assert process.stdout is not None
+    with process:
+        assert "deaf\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "error:" not in err
+    (shown,) = model.json("timeline")["timelines"]
+    assert shown["outcome"] == "cancelled"
 
 
 def test_vllm_s_own_configuration_file_is_known(model: Command) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 _PROGRAM = """#!{python}
 import http.server, json, os, pathlib, signal, sys
 
-LINES = {lines!r}
+LINES, FAULT = {lines!r}, {fault!r}
 
 def flag(name, default=None):
     if name in sys.argv:
@@ -35,13 +35,26 @@ if "FAKE_VLLM_READS" in os.environ:
     print("READ", read, "of", note.uri, flush=True)
 print("SECRETS", sorted(name for name in os.environ if "BUNDLE_KEY" in name), flush=True)
 
+if FAULT == "swallows":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("deaf", flush=True)
+    signal.pause()
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    dead = False
     def log_message(self, *args): pass
     def do_GET(self):
+        if Handler.dead:
+            self.answer(503, b"")
+            os._exit(0)
         self.answer(200 if self.path == "/health" else 404, b"")
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if FAULT == "dies":
+            print("(EngineCore pid=2) ERROR 11-24 10:27:02 [core.py:1] RuntimeError: illegal instruction", flush=True)
+            Handler.dead = True
+            return self.answer(500, b"")
         known = asked["model"] == flag("--served-model-name")
         self.answer(200 if known else 404, json.dumps({{"choices": [{{"text": " river"}}]}}).encode())
     def answer(self, status, body):
@@ -72,13 +85,19 @@ def fake_lines(*, until: str) -> tuple[str, ...]:
     return _LINES[: place + 1]
 
 
-def fake_vllm(folder: Path, *, version: str = "0.32.0+cpu") -> Path:
-    """Writes one, with the folders of an environment around it; its program's path."""
+def fake_vllm(folder: Path, *, version: str = "0.32.0+cpu", fault: str = "") -> Path:
+    """Writes one, with the folders of an environment around it; its program's path.
+
+    Args:
+        folder: Of the environment.
+        version: Of vLLM.
+        fault: "dies": of its first request, with exit code 0; "swallows": SIGTERM, and never answers.
+    """
     site = folder / "lib/python3.11/site-packages"
     for name in ("vllm/__pycache__", f"vllm-{version}.dist-info", "torch-2.13.0+cpu.dist-info"):
         (site / name).mkdir(parents=True, exist_ok=True)
     program = folder / "bin/vllm"
     program.parent.mkdir(exist_ok=True)
-    program.write_text(_PROGRAM.format(python=sys.executable, lines=_LINES, home=str(folder)))
+    program.write_text(_PROGRAM.format(python=sys.executable, lines=_LINES, home=str(folder), fault=fault))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return program

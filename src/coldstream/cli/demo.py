@@ -150,7 +150,9 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str) -> str:
 
     log = folder / "vllm.log"
     with open(log, "wb") as output:
-        serve(request, settings, say=state.say, on_started=on_started, stdout=output, stderr=output)
+        serve(
+            request, settings, say=state.say, explain=state.explain, on_started=on_started, stdout=output, stderr=output
+        )
     if trouble:
         raise trouble[0]
     if not found:

@@ -154,6 +154,7 @@ def command(
             say=state.say,
             on_started=on_started,
             stdout=sys.stderr.buffer if state.json else None,
+            explain=state.explain,
             meter=found.meter,
             began=process_began(),
         )
@@ -170,6 +171,7 @@ def _document(started: Started) -> dict[str, object]:
         "seconds": started.seconds,
         "phases": found["phases"],
         "stream": asdict(started.report) if started.report else None,
+        "streams": [asdict(report) for report in started.reports],
         "stream_stop_seconds": started.stream_stop,
         "timeline": started.path,
         **{name: found[name] for name in _OF_TIMELINE},

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
 from coldstream.child_environment import child_environment
+from coldstream.readahead import session
 from coldstream.serve.command import Command
 
 # Runs before vLLM does: it is told when its parent is killed, whatever kills it.
@@ -24,11 +27,24 @@ if os.getppid() != int(sys.argv[1]):
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 _KILL_SECONDS = 30.0
+# For a start that is to end: vLLM's engine swallows the first signal until it runs.
+_STARTING_SECONDS = 3.0
+_TRACKER_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+# The process of Python's multiprocessing that removes shared memory which nobody else has removed.
+_TRACKER = b"multiprocessing.resource_tracker"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Child:
-    """A running vLLM. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once."""
+    """A running vLLM. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
+
+    Attributes:
+        pid: Of the session's leader.
+        is_up: Whether it serves: set by whoever finds out. Then a signal lets it finish what it does.
+        signalled: How many signals were passed on.
+        cut_off_by: The signal that ended it before it was up; None while there was none.
+    """
 
     def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
         """Starts it.
@@ -51,7 +67,9 @@ class Child:
             start_new_session=True,
         )
         self.pid = self._process.pid
+        self.is_up = False
         self.signalled = 0
+        self.cut_off_by: int | None = None
         self._on_line = on_line
         self._one_at_a_time = threading.Lock()
         self._readers = [
@@ -84,40 +102,50 @@ class Child:
         return self.code
 
     def send(self, number: int) -> None:
-        """Passes a signal on; the second one kills it."""
+        """Passes a signal on; the second one kills it, and so does time when it was not up yet."""
         self.signalled += 1
+        if self.signalled > 1:
+            self.kill()
+            return
+        if not self.is_up:
+            self.cut_off_by = number
+            threading.Thread(target=self._give_up, daemon=True).start()
         with suppress(ProcessLookupError):
-            if self.signalled > 1:
-                os.killpg(self.pid, signal.SIGKILL)
-            else:
-                os.kill(self.pid, number)
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kills its processes; the resource trackers among them end last by themselves, and clean up."""
+        pids = session(self.pid)
+        for pid in pids:
+            if _TRACKER not in _command_line(pid):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        if not pids:
+            self._kill_group()
 
     def finish(self) -> None:
         """Ends it and all that it left behind. Idempotent."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
-            self.wait(_KILL_SECONDS)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+            self.wait(_KILL_SECONDS if self.is_up else _STARTING_SECONDS)
+        until = time.monotonic() + _TRACKER_SECONDS
+        while any(map(_command_line, session(self.pid))) and time.monotonic() < until:
+            self.kill()
+            time.sleep(_POLL_SECONDS)
+        self._kill_group()
         self._process.wait()
         for reader in self._readers:
             # A process outside of its session may hold the pipe.
             reader.join(2.0)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Passes on, for the length of the block, the signals that this process gets."""
+    def _give_up(self) -> None:
+        if self.wait(_STARTING_SECONDS) is None:
+            self.kill()
 
-        def forward(number: int, _frame: FrameType | None) -> None:
-            self.send(number)
-
-        before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)  # type: ignore[arg-type]
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _pass_on(self, source: BinaryIO, target: BinaryIO) -> None:
         rest = b""
@@ -130,6 +158,44 @@ class Child:
             with self._one_at_a_time:
                 for line in lines:
                     self._on_line(line.decode("utf-8", "replace"))
+
+
+@contextmanager
+def forwarded_signals() -> Iterator[Callable[[Child], None]]:
+    """Passes on, for the length of the block, the signals that this process gets.
+
+    Yields:
+        To be called with the child, once it runs. It gets those that came before too.
+    """
+    child: Child | None = None
+    early: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send(number)
+
+    def attach(started: Child) -> None:
+        nonlocal child
+        child = started
+        for number in early:
+            child.send(number)
+
+    before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield attach
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _command_line(pid: int) -> bytes:
+    """Empty of a process that has ended, whether or not anybody has waited for it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _shell_code(code: int) -> int:

@@ -21,6 +21,8 @@ LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 # What every vLLM asks its clients for, and what Run:ai's streamer may get its keys by in a container at AWS.
 _KEPT = ("VLLM_API_KEY",)
 _KEPT_BY_RUNAI = (*_KEPT, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+# vLLM's own default aborts its requests at once. Kubernetes kills 30 s after SIGTERM.
+_DRAIN_SECONDS = 20
 # Run:ai's default of a second is too short for a bucket behind the internet.
 _RUNAI_TIMEOUT_MS = 30_000
 _RUNAI_CONCURRENCY = 16
@@ -170,7 +172,7 @@ def _added(arguments: Sequence[str], flags: Mapping[str, str], name: str) -> lis
             f"--load-format {given} was given to vLLM, and this loader needs {needed}",
             hint="choose with --loader: coldstream, runai, runai-sharded or default",
         )
-    every = {**flags, "--served-model-name": name}
+    every = {**flags, "--served-model-name": name, "--shutdown-timeout": str(_DRAIN_SECONDS)}
     return [part for flag, value in every.items() if value_of(arguments, flag) is None for part in (flag, value)]
 
 

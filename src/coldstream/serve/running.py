@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -21,7 +21,7 @@ from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import LoadReport
 from coldstream.metrics import Meter
 from coldstream.readahead import session
-from coldstream.serve.child import Child
+from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.draining import drain
 from coldstream.serve.endpoint import Endpoint, endpoint_of
 from coldstream.serve.flags import value_of
@@ -29,6 +29,7 @@ from coldstream.serve.listener import check_free, is_listening
 from coldstream.serve.notice import Watcher, cloud_here
 from coldstream.serve.preparing import Prepared, prepared
 from coldstream.serve.program import Program
+from coldstream.serve.reason import FailureReason
 from coldstream.serve.request import Request
 from coldstream.serve.warming import reads_of, said_after, said_before
 from coldstream.timeline import Exit, Machine, Recorder, Timeline, Timelines, timelines_of
@@ -54,6 +55,7 @@ class Started:
         timeline: What they were spent on, as it is kept.
         path: Where that is kept; None when it could not be.
         report: Of the stream; None with another loader, or when nothing was streamed yet.
+        reports: Of all loads of the start, that one first: each engine of a data-parallel group has its own.
         stream_stop: When the last byte was there, in seconds since the command began; None without a stream.
         stop: Ends vLLM, as Ctrl-C would.
     """
@@ -63,6 +65,7 @@ class Started:
     timeline: Timeline
     path: str | None
     report: LoadReport | None
+    reports: tuple[LoadReport, ...]
     stream_stop: float | None
     stop: Callable[[], None]
 
@@ -75,6 +78,7 @@ def serve(
     on_started: Callable[[Started], None],
     stdout: BinaryIO | None = None,
     stderr: BinaryIO | None = None,
+    explain: Callable[[str, str | None], None],
     meter: Meter | None = None,
     began: float | None = None,
 ) -> int:
@@ -87,11 +91,13 @@ def serve(
         on_started: Told when it answers, from another thread.
         stdout: Where vLLM's standard output goes; ours when None.
         stderr: Where its errors go; ours when None.
+        explain: Told why vLLM failed, and what can be done about it; last.
         meter: Told what is loaded, started, restored and published.
         began: When the command began, by `time.monotonic`; None for now.
 
     Returns:
-        Its exit code.
+        Its exit code; 128 and the signal's number when one ended it before it answered; 1 when it ended by itself with
+        0 after it had answered.
 
     Raises:
         NotFoundError: vLLM is not installed, or there is no such model.
@@ -104,10 +110,11 @@ def serve(
     _check_endpoint(request, meter, say)
     recorder = Recorder(began)
     recorder.mark("commanded", now)
-    unknown_format = threading.Event()
+    unknown_format, reason = threading.Event(), FailureReason()
 
     def on_line(line: str) -> None:
         recorder.line(line, time.monotonic())
+        reason.line(line)
         if _UNKNOWN_FORMAT.search(line):
             unknown_format.set()
 
@@ -126,35 +133,61 @@ def serve(
             # Restoring is the last thing before vLLM begins.
             size = f" {format_bytes(state.bytes)}" if state.bytes else ""
             recorder.span("bundle", now - state.seconds, now, note=f"caches: {state.state}{size}")
-        child = Child(
-            ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer
+        start = _Start(
+            request=request,
+            ready=ready,
+            recorder=recorder,
+            reason=reason,
+            began=began,
+            began_at=began_at,
+            meter=meter,
         )
-        try:
-            with child.signals():
-                over = threading.Event()
-                start = _Start(
-                    request=request, ready=ready, recorder=recorder, began=began, began_at=began_at, meter=meter
-                )
-                kept = timelines_of(settings)
-                watcher = threading.Thread(target=_watch, args=(child, start, kept, on_started, say, over), daemon=True)
-                watcher.start()
-                with _watching_for_notice(child, start, over, say):
-                    code = child.wait()
-                ended = time.monotonic()
-                over.set()
-                if ready.warm is not None:
-                    ready.warm.cancel()
-                watcher.join(_WATCHER_SECONDS)
-                if not start.told.is_set():
-                    _not_started(child, start, kept, ended, say)
-        finally:
-            child.finish()
-            # What the loads have done is not to be asked once they are closed.
-            meter.look()
+        kept = timelines_of(settings)
+        with forwarded_signals() as forward_to:
+            child = Child(
+                ready.command, on_line=on_line, stdout=stdout or sys.stdout.buffer, stderr=stderr or sys.stderr.buffer
+            )
+            try:
+                forward_to(child)
+                failure = _attend(child, start, kept, on_started, say)
+            finally:
+                child.finish()
+                # What the loads have done is not to be asked once they are closed.
+                meter.look()
     if unknown_format.is_set():
         say("hint:  this vLLM does not see coldstream: install it into vLLM's own environment")
-    assert code is not None
-    return code
+    if failure is not None:
+        explain(failure.message, failure.hint)
+    return _exit_code(child)
+
+
+def _attend(
+    child: Child, start: _Start, kept: Timelines, on_started: Callable[[Started], None], say: Callable[[str], None]
+) -> ColdstreamError | None:
+    """Does what is to be done beside vLLM until it ends. Why it failed; None when it did not, or was told to end."""
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(child, start, kept, on_started, say, over), daemon=True)
+    watcher.start()
+    with _watching_for_notice(child, start, over, say):
+        child.wait()
+    ended = time.monotonic()
+    over.set()
+    if start.ready.warm is not None:
+        start.ready.warm.cancel()
+    watcher.join(_WATCHER_SECONDS)
+    if not start.told.is_set():
+        return _not_started(child, start, kept, ended, say)
+    if child.signalled:
+        return None
+    return ColdstreamError(f"vLLM ended by itself: {child.ended_by or f'exit code {child.code}'}")
+
+
+def _exit_code(child: Child) -> int:
+    assert child.code is not None
+    if child.cut_off_by is not None:
+        return 128 + child.cut_off_by
+    # When its engine dies vLLM's server stops in good order, and whoever supervises it would not start it again.
+    return 1 if child.code == 0 and child.is_up and not child.signalled else child.code
 
 
 def _check_endpoint(request: Request, meter: Meter, say: Callable[[str], None]) -> None:
@@ -197,6 +230,7 @@ class _Start:
     request: Request
     ready: Prepared
     recorder: Recorder
+    reason: FailureReason
     began: float
     began_at: datetime
     meter: Meter = field(default_factory=Meter)
@@ -220,13 +254,16 @@ def _watch(
         if over.wait(_HEALTH_SECONDS) or child.code is not None:
             return
     now = time.monotonic()
+    child.is_up = True
     start.recorder.mark("ready", now)
-    if start.request.first_token:
-        _ask_first(endpoint, start)
-        if child.code is not None:
-            return
+    if start.request.first_token and not _ask_first(endpoint, start):
+        # There are models that complete no text, and there are engines that die of it.
+        while not endpoint.answers():
+            if over.wait(_HEALTH_SECONDS):
+                return
     start.told.set()
-    report, stream_stop = _streamed(start)
+    reports, stream_stop = _streamed(start)
+    report = reports[0] if reports else None
     timeline = _finished(start, report, here)
     start.meter.started(timeline)
     timeline, path = _kept(timeline, kept, say)
@@ -237,6 +274,7 @@ def _watch(
             timeline=timeline,
             path=path,
             report=report,
+            reports=reports,
             stream_stop=stream_stop,
             stop=partial(child.send, signal.SIGTERM),
         )
@@ -260,34 +298,37 @@ def _is_up(endpoint: Endpoint, child: Child, recorder: Recorder) -> bool:
     return "initialised" in recorder.marks if own is None else own
 
 
-def _not_started(child: Child, start: _Start, kept: Timelines, ended: float, say: Callable[[str], None]) -> None:
-    """Keeps what is known of a start that was not over: it is the one that somebody will ask about."""
+def _not_started(
+    child: Child, start: _Start, kept: Timelines, ended: float, say: Callable[[str], None]
+) -> ColdstreamError | None:
+    """Keeps what is known of a start that was not over: it is the one that somebody will ask about. Why it failed."""
     # Its last lines are read by then.
     child.finish()
     cancelled, code = child.signalled > 0, child.code
     assert code is not None
-    report, _ = _streamed(start)
-    exited = Exit(at=ended, code=code, signal=child.ended_by, cancelled=cancelled)
-    timeline = _finished(start, report, _machine(start.ready.program), exited)
+    reports, _ = _streamed(start)
+    failure = None if cancelled else _failure(start)
+    reason = None if failure is None else failure.message
+    exited = Exit(at=ended, code=code, signal=child.ended_by, cancelled=cancelled, reason=reason)
+    timeline = _finished(start, reports[0] if reports else None, _machine(start.ready.program), exited)
     assert timeline.ended is not None
     start.meter.not_started(timeline.outcome, timeline.ended.phase)
-    if code == 0 and not cancelled:
+    if code == 0 and not cancelled and not child.is_up:
         # It was asked for its help, say: nothing went wrong.
-        return
-    timeline, path = _kept(timeline, kept, say)
-    if not cancelled and (failure := _stream_failure(start)) is not None:
-        say(f"error: {failure.message}" + (f"\nhint:  {failure.hint}" if failure.hint else ""))
-    if not cancelled:
-        say(f"vLLM {ended_text(timeline)}" + (f"   see: coldstream timeline {timeline.run}" if path else ""))
-
-
-def _stream_failure(start: _Start) -> ColdstreamError | None:
-    """Why the newest of the loads that failed did; None when none did."""
-    service = start.ready.service
-    if service is None:
         return None
-    outcomes = [*service.failures, *(share.outcome for share in service.loads)]
-    return next((outcome for outcome in reversed(outcomes) if isinstance(outcome, ColdstreamError)), None)
+    timeline, path = _kept(timeline, kept, say)
+    if cancelled:
+        return None
+    say(f"vLLM {ended_text(timeline)}" + (f"   see: coldstream timeline {timeline.run}" if path else ""))
+    return failure or ColdstreamError(f"vLLM did not start; {timeline.verdict[0]}")
+
+
+def _failure(start: _Start) -> ColdstreamError | None:
+    """Why the newest of the loads that failed did, else what vLLM said itself; None when nothing is known."""
+    service, reason = start.ready.service, start.reason.text
+    outcomes = [*service.failures, *(share.outcome for share in service.loads)] if service is not None else []
+    printed = ColdstreamError(reason.removeprefix("error: ")) if reason else None
+    return next((outcome for outcome in reversed(outcomes) if isinstance(outcome, ColdstreamError)), printed)
 
 
 def _finished(start: _Start, report: LoadReport | None, here: Machine, exited: Exit | None = None) -> Timeline:
@@ -314,29 +355,40 @@ def _kept(timeline: Timeline, kept: Timelines, say: Callable[[str], None]) -> tu
     return timeline, str(kept.path(timeline.run))
 
 
-def _ask_first(endpoint: Endpoint, start: _Start) -> None:
-    """Asks for the first token, and for what vLLM itself measured of it."""
+def _ask_first(endpoint: Endpoint, start: _Start) -> bool:
+    """Asks for the first token, and for what vLLM itself measured of it; whether it came."""
     name = value_of(start.request.arguments, "--served-model-name") or start.request.served_name
     came = endpoint.first_token(name)
     if came is not None:
         start.recorder.mark("first token", came)
         start.recorder.figures(metrics(endpoint.metrics()))
+    return came is not None
 
 
-def _streamed(start: _Start) -> tuple[LoadReport | None, float | None]:
-    """The report of the stream, and when the last byte was there; nothing of one that is still under way or failed."""
-    share = start.ready.service.first if start.ready.service else None
-    if share is None:
-        return None, None
-    try:
-        report = share.wait(0)
-    except ColdstreamError:
-        return None, None
-    steps = share.steps()
+def _streamed(start: _Start) -> tuple[tuple[LoadReport, ...], float | None]:
+    """The reports of the start's loads, and when the first one's last byte was there; none while that one runs."""
+    loads = start.ready.service.of_start if start.ready.service else ()
+    reports: list[LoadReport] = []
+    with suppress(ColdstreamError):
+        for number, share in enumerate(loads, 1):
+            report = share.wait(0)
+            _add_spans(start.recorder, number, share.steps(), report)
+            if report is None:
+                break
+            reports.append(report)
+    return tuple(reports), loads[0].steps()["stream"][1] - start.began if reports else None
+
+
+def _add_spans(
+    recorder: Recorder, number: int, steps: Mapping[str, tuple[float, float]], report: LoadReport | None
+) -> None:
     notes = {"manifest": "the model's files and chunks", "connect": "until the first chunk"}
-    for name, (begin, end) in steps.items():
-        start.recorder.span(name, begin, end, note=notes.get(name, ""))
-    return report, steps["stream"][1] - start.began if report is not None and "stream" in steps else None
+    if number == 1:
+        for name, (begin, end) in steps.items():
+            recorder.span(name, begin, end, note=notes.get(name, ""))
+    elif report is not None:
+        source = f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
+        recorder.span(f"stream {number}", *steps["stream"], note=f"engine {number}: {source}")
 
 
 def _machine(program: Program) -> Machine:

@@ -7,7 +7,6 @@ folder is uploaded as any other model. The folder needs the disk for the whole m
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,17 +20,12 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, DiskError
 from coldstream.folder import NOTE_NAME, model_folder
 from coldstream.loading import Options
-from coldstream.serve.child import Child
+from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.command import Command
 from coldstream.serve.program import find_program
+from coldstream.serve.reason import FailureReason
 from coldstream.units import format_bytes
 from coldstream.vllm.service import VARIABLE, LoadService
-
-# vLLM's processes log each line of a traceback behind this.
-_LOGGED = re.compile(r"^\(\S+ pid=\d+\) ERROR \S+ \S+ \[[^]]*\] ")
-# The last line of a traceback, which no indentation precedes.
-_RAISED = re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))\b(?:: (.*))?$")
-_REASON_CHARACTERS = 300
 
 # Room for what the file system needs beside the bytes.
 _SPARE_SHARE = 1.05
@@ -102,45 +96,29 @@ def _save(
         environment={VARIABLE: service},
     )
     said: list[str] = []
-    reason: list[str] = []
+    reason = FailureReason()
 
     def on_line(line: str) -> None:
         said.append(line)
         del said[:-_LAST_LINES]
-        if not reason and (found := raised(line)):
-            reason.append(found)
+        reason.line(line)
         say(line)
 
-    with open(os.devnull, "wb") as nowhere:
+    with open(os.devnull, "wb") as nowhere, forwarded_signals() as forward_to:
         child = Child(command, on_line=on_line, stdout=nowhere, stderr=nowhere)
         try:
-            with child.signals():
-                code = child.wait()
+            forward_to(child)
+            code = child.wait()
         finally:
             child.finish()
     if child.signalled:
         raise KeyboardInterrupt
     if code:
         what = f"vLLM ended with {code} while it wrote the shards"
-        if reason:
-            # The first is the cause; what its parents then say is that a child of theirs failed.
-            raise ColdstreamError(f"{what}: {reason[0]}", hint="--debug shows all that it says")
+        if reason.text:
+            raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows all that it says")
         print("\n".join(said), file=sys.stderr)  # noqa: T201  # the child's own last words
         raise ColdstreamError(what, hint="see its last lines above")
-
-
-def raised(line: str) -> str | None:
-    """The exception that a line of vLLM's output ends a traceback with, cut to a line's length; None when it does not.
-
-    >>> raised("(Worker pid=7) ERROR 11-28 19:03:58 [multiproc_executor.py:953] ValueError: no such shape")
-    'ValueError: no such shape'
-    """
-    found = _RAISED.match(_LOGGED.sub("", line.rstrip()))
-    if found is None:
-        return None
-    name, message = found.groups()
-    # Our own messages need no name.
-    return str(message if message and name.startswith("coldstream.") else found.group())[:_REASON_CHARACTERS]
 
 
 def _copy_small(source: Path, out: Path) -> None:

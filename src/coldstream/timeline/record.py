@@ -80,6 +80,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         phase: That it ended in.
         exit_code: Of vLLM, as a shell would tell it.
         signal: That ended it, "SIGKILL"; None when it ended by itself.
+        reason: Why, in vLLM's own words; None when it printed nothing of the kind.
     """
 
     outcome: Text
@@ -87,6 +88,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     phase: Text
     exit_code: Annotated[int, Meta(ge=0, le=1 << 16)]
     signal: Text | None = None
+    reason: Text | None = None
 
     @property
     def how(self) -> str:

@@ -54,12 +54,14 @@ class Exit:
         code: As a shell would tell it.
         signal: That ended it, by name; None when it ended by itself.
         cancelled: Whether somebody ended it through us.
+        reason: Why, in its own words; None when it printed nothing of the kind.
     """
 
     at: float
     code: int
     signal: str | None = None
     cancelled: bool = False
+    reason: str | None = None
 
 
 class Recorder:
@@ -173,6 +175,7 @@ class Recorder:
                 phase=phases[-1].name,
                 exit_code=exited.code,
                 signal=exited.signal,
+                reason=None if exited.reason is None else clean(exited.reason),
             )
         stream = None if report is None else _stream(report, spans, marks)
         loader = clean(loader)

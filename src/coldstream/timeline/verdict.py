@@ -33,6 +33,8 @@ def ending(ended: Ended, weights: str | None) -> tuple[str, ...]:
     """
     if ended.outcome == "cancelled":
         where = "it was ended through coldstream: Ctrl-C, a signal, or the cloud that takes the machine"
+    elif ended.reason is not None:
+        where = f"reason: {ended.reason}"
     elif ended.signal == "SIGKILL":
         where = "was it the out-of-memory killer? the kernel's log tells"
     else:

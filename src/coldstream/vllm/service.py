@@ -41,6 +41,8 @@ FIRST = "1"
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
 _TELLING_MAX = 1024
+# Of one node: an engine has a GPU of its own.
+_ENGINES_MAX = 64
 _MODULES_BYTES_MAX = 16 << 20
 
 
@@ -75,6 +77,7 @@ class LoadService:
         self._lock = threading.Lock()
         self._given: dict[str, _Given] = {}
         self._every: list[Share] = []
+        self._of_start: list[Share] = []
         self.failures: list[ColdstreamError] = []
         self._telling: list[socket.socket] = []
         self._closed = False
@@ -97,8 +100,12 @@ class LoadService:
     @property
     def first(self) -> Share | None:
         """The load that begins by itself, for its report; None until `begin`."""
-        given = self._given.get(FIRST)
-        return given.share if given else None
+        return next(iter(self._of_start), None)
+
+    @property
+    def of_start(self) -> tuple[Share, ...]:
+        """The loads of vLLM's start, in their order: one for each engine of this node. They keep their reports."""
+        return tuple(self._of_start)
 
     @property
     def loads(self) -> tuple[Share, ...]:
@@ -118,8 +125,7 @@ class LoadService:
             What `Share` raises.
         """
         with self._lock:
-            given = self._given[FIRST] = _Given(self._new_share(consumers), consumers)
-        return given.share
+            return self._begin(FIRST, consumers).share
 
     def expect(self, version: str) -> None:
         """Says which version of the model vLLM has the configuration of.
@@ -147,10 +153,11 @@ class LoadService:
             if given is not None and not given.asked and (given.consumers != consumers or given.share.is_gone):
                 # Begun before their number was known, or its streamer was killed before anybody came.
                 given.share.close()
+                self._of_start = [share for share in self._of_start if share is not given.share]
                 given = None
             if given is None or given.asked >= given.consumers or given.consumers != consumers:
                 # A second engine of this node counts its loads as the first did; it reads one of its own.
-                given = self._given[which] = _Given(self._new_share(consumers), consumers)
+                given = self._begin(which, consumers)
             given.asked += 1
             return given.share.address
 
@@ -182,8 +189,7 @@ class LoadService:
 
         The first one stays, for its report.
         """
-        first = self._given.get(FIRST)
-        kept = first.share if first is not None else None
+        kept = self.first
         # Closed ones too: one that began before the number of its readers was known.
         gone = [share for share in self._every if share is not kept and share.wait_until_gone(0)]
         if not gone:
@@ -196,6 +202,12 @@ class LoadService:
         for which, given in list(self._given.items()):
             if given.share in gone and given.asked >= given.consumers:
                 del self._given[which]
+
+    def _begin(self, which: str, consumers: int) -> _Given:
+        given = self._given[which] = _Given(self._new_share(consumers), consumers)
+        if which == FIRST and len(self._of_start) < _ENGINES_MAX:
+            self._of_start.append(given.share)
+        return given
 
     def _new_share(self, consumers: int) -> Share:
         self._drop()

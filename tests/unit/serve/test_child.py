@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.serve.child import Child
+from coldstream.serve import child as module
+from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.command import Command
 
 
@@ -45,14 +46,42 @@ class TestChild:
                 "while True: time.sleep(0.01)"
             )
             child = start(code, tmp_path, _Setting(ready, "ready"))
+            child.is_up = True
             assert ready.wait(30)
-            with child.signals():
+            with forwarded_signals() as forward_to:
                 os.kill(os.getpid(), signal.SIGTERM)
+                forward_to(child)  # what came before it ran is not lost
                 if stubborn:
                     assert child.wait(0.3) is None
                     os.kill(os.getpid(), signal.SIGTERM)
                 assert child.wait(30) == expected
             child.finish()
+
+    def test_a_start_that_swallows_the_signal_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_STARTING_SECONDS", 0.2)
+        ready = threading.Event()
+        code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready'); time.sleep(60)"
+        child = start(code, tmp_path, _Setting(ready, "ready"))
+        assert ready.wait(30)
+        child.send(signal.SIGTERM)
+        assert child.wait(30) == 128 + signal.SIGKILL
+        assert child.cut_off_by == signal.SIGTERM
+        child.finish()
+
+    def test_its_shared_memory_goes_with_it(self, tmp_path: Path) -> None:
+        """Python's resource tracker removes what was left; it must live a moment longer than the others."""
+        lines: list[str] = []
+        code = (
+            "import os; from multiprocessing.shared_memory import SharedMemory as Memory\n"
+            "names = [Memory(create=True, size=8).name for _ in range(2)]\n"
+            "print(*names, flush=True); os._exit(0)"
+        )
+        child = start(code, tmp_path, lines)
+        assert child.wait(30) == 0
+        child.finish()
+        names = lines[0].split()
+        assert len(names) == 2
+        assert not {*names} & {*os.listdir("/dev/shm")}
 
     def test_what_it_left_behind_ends_with_it(self, tmp_path: Path) -> None:
         lines: list[str] = []

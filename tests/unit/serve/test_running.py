@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -12,12 +13,14 @@ from typing import cast
 
 import pytest
 
+from coldstream.errors import ColdstreamError
 from coldstream.loading import Options
 from coldstream.serve import Request, listener
 from coldstream.serve.child import Child
 from coldstream.serve.endpoint import Endpoint
 from coldstream.serve.preparing import Prepared
-from coldstream.serve.running import _ask_first, _is_up, _Start
+from coldstream.serve.reason import FailureReason
+from coldstream.serve.running import _ask_first, _exit_code, _is_up, _Start, _streamed
 from coldstream.timeline import Recorder
 from coldstream.uri import Uri
 from tests.unit.serve.test_endpoint import at, serving
@@ -49,6 +52,7 @@ def asked(*, key: str | None, lines: tuple[str, ...], arguments: tuple[str, ...]
         request=Request(uri=Uri("org/m"), arguments=arguments, loader="default", options=Options()),
         ready=cast("Prepared", None),
         recorder=recorder,
+        reason=FailureReason(),
         began=began,
         began_at=datetime.now(timezone.utc),
     )
@@ -86,3 +90,55 @@ def test_ready_is_believed_of_its_own_processes_alone(monkeypatch: pytest.Monkey
 def test_by_the_name_that_the_user_chose() -> None:
     names, _ = asked(key=None, lines=(), arguments=("--served-model-name", "mine", "other"))
     assert names == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_up", "signalled", "cut_off_by", "expected"),
+    [
+        (0, True, 0, None, 1),  # its engine died, and its server stopped in good order
+        (0, True, 1, None, 0),
+        (0, False, 0, None, 0),  # --help
+        (3, True, 0, None, 3),
+        (137, True, 2, None, 137),
+        (137, True, 1, signal.SIGTERM, 143),
+        (0, False, 1, signal.SIGINT, 130),
+    ],
+)
+def test_a_supervisor_is_told_by_the_exit_code(
+    code: int, is_up: bool, signalled: int, cut_off_by: int | None, expected: int
+) -> None:
+    child = SimpleNamespace(code=code, is_up=is_up, signalled=signalled, cut_off_by=cut_off_by)
+    assert _exit_code(cast("Child", child)) == expected
+
+
+@dataclass
+class Loaded:
+    """A load of the start that is over."""
+
+    began: float
+    received: int
+    fails: bool = False
+
+    def wait(self, _seconds: float) -> object:
+        if self.fails:
+            raise ColdstreamError("cut off")
+        return SimpleNamespace(bytes=100, received_bytes=self.received)
+
+    def steps(self) -> dict[str, tuple[float, float]]:
+        return {"manifest": (self.began, self.began + 1), "stream": (self.began + 1, self.began + 4)}
+
+
+def test_each_engine_s_load_is_reported_and_the_first_one_is_the_start_s() -> None:
+    _, recorder = asked(key=None, lines=())
+    loads = (Loaded(0.0, 100), Loaded(5.0, 0))
+    start = cast(
+        "_Start",
+        SimpleNamespace(ready=SimpleNamespace(service=SimpleNamespace(of_start=loads)), began=0.0, recorder=recorder),
+    )
+    reports, stop = _streamed(start)
+    assert [report.received_bytes for report in reports] == [100, 0]
+    assert stop == 4.0
+    assert [span.name for span in recorder._spans] == ["manifest", "stream", "stream 2"]
+    assert recorder._spans[2].note == "engine 2: 0 B of 100 B over the network"
+    loads[0].fails = True
+    assert _streamed(start) == ((), None)

@@ -95,6 +95,7 @@ def test_what_is_written_is_read_and_older_readers_refuse_it() -> None:
         "phase": "api import",
         "exit_code": 137,
         "signal": "SIGKILL",
+        "reason": None,
     }
     assert document["outcome"] == "failed"
     assert json.loads(streamed().serialize())["outcome"] == "ok"
