@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coldstream import machine
+from coldstream import cgroup, machine
 from coldstream.doctor import Case, node
 from coldstream.tune import Model
 from tests.checkpoints import sharded_checkpoint
@@ -28,7 +28,8 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     (tmp_path / "mounts").write_text("/dev/root / ext4 rw 0 0\n")
     monkeypatch.setattr(node, "_MOUNTS", tmp_path / "mounts")
     monkeypatch.setattr(node, "_devices", lambda: False)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroup, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(cgroup, "_MOUNT", tmp_path / "cgroup")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     machine.gpus.cache_clear()
     yield
