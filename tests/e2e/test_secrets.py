@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -101,28 +101,22 @@ def watched_children(root: int, files: list[Path]) -> Iterator[dict[bytes, bytes
     """The environment of every process below one, by its command line; those of the files' programs as they told."""
     seen: dict[bytes, bytes] = {}
     over = threading.Event()
-    own = Path(f"/proc/{root}/cmdline").read_bytes()
 
     def look(pid: int) -> None:
-        try:
-            children = [
-                int(child)
-                for task in os.listdir(f"/proc/{pid}/task")
-                for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-            ]
-            # In this order: between its fork and its exec a process still is its parent.
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return
-        if environ and line != own:
-            seen[line] = environ
-        for child in children:
-            look(child)
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                with suppress(OSError):
+                    # In this order: between its fork and its exec a process still is its parent.
+                    line = Path(f"/proc/{child}/cmdline").read_bytes()
+                    environ = Path(f"/proc/{child}/environ").read_bytes()
+                    if environ and line != Path(f"/proc/{root}/cmdline").read_bytes():
+                        seen[line] = environ
+                    look(int(child))
 
     def watch() -> None:
         while not over.wait(0.003):
-            look(root)
+            with suppress(OSError):
+                look(root)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
