@@ -22,7 +22,7 @@ from pathlib import Path
 from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, disk_errors, make_folders
 from coldstream.env import Settings, ambient_settings
-from coldstream.errors import DiskError, IntegrityError, UnavailableError
+from coldstream.errors import DiskError, IntegrityError, UnavailableError, UsageError
 from coldstream.loading.prepare import OFFLINE_SECONDS, uri_key
 from coldstream.origin import Checkpoint, Origin, open_origin
 from coldstream.origin.parallel import in_parallel
@@ -132,6 +132,17 @@ def read_note(folder: str | os.PathLike[str]) -> Note | None:
         return None
     is_note = all(isinstance(text, str) for text in (uri, version, name))
     return Note(uri=Uri(uri), version=version, name=name) if is_note else None
+
+
+def stub_error(folder: str, load_format: str) -> UsageError | None:
+    """Why another load format than ours cannot load a folder; None when it is none of ours."""
+    note = read_note(folder)
+    if note is None:
+        return None
+    return UsageError(
+        f"{folder} holds the configuration of {note.name} but not its weights, and load format {load_format} cannot "
+        'fetch them: pass load_format="coldstream" to LLM, or --load-format coldstream to vllm serve'
+    )
 
 
 def _make(root: Path, path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:

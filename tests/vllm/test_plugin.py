@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
+from tests.checkpoints import sharded_checkpoint
 from tests.vllm.conftest import PYTHON, clean_environ
 
 # A request of three tokens is too short for oneDNN to ask for AMX, which vLLM's attention then uses: 18 is the number
@@ -22,21 +24,63 @@ waits = "vllm.model_executor.model_loader" not in sys.modules
 waiting = sum(type(finder).__module__ == "coldstream.vllm" for finder in sys.meta_path)
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 made = type(get_model_loader(LoadConfig(load_format="coldstream"))).__name__
+theirs = isinstance(get_model_loader(LoadConfig()), DefaultModelLoader)
+
+class Model:
+    def load_weights(self, weights): return {name for name, _ in weights}
+    def named_parameters(self): return []
+    def named_modules(self): return []
+
+class Config:
+    revision = quantization = None
+    def __init__(self, model): self.model = model
+    def __getattr__(self, name): return None
+
+def fault(folder):
+    try:
+        get_model_loader(LoadConfig()).load_weights(Model(), Config(folder))
+    except Exception as exc:
+        return f"{type(exc).__name__}: {exc}"
+
+from vllm.config import VllmConfig, set_current_vllm_config
+prepared = coldstream.prepare(sys.argv[1])
+with set_current_vllm_config(VllmConfig()):
+    faults = [fault(prepared), fault(sys.argv[2]), fault(sys.argv[1])]
 left = sum(type(finder).__module__ == "coldstream.vllm" for finder in sys.meta_path)
 coldstream.vllm.register()
 allowed = ctypes.c_ulong()
 if platform.machine() == "x86_64":
     ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(allowed))
 amx = "amx_tile" in open("/proc/cpuinfo").read()
-print("\\nFOUND", json.dumps([light, waits, waiting, made, left, amx == bool(allowed.value >> 18 & 1)]))
+print("\\nFOUND", json.dumps([light, waits, waiting, made, theirs, left, amx == bool(allowed.value >> 18 & 1), faults]))
 """
 
 
-def test_it_waits_until_weights_are_loaded() -> None:
+def test_it_waits_until_weights_are_loaded(tmp_path: Path) -> None:
+    """The other load formats stay vLLM's own, but for a folder of ours they name the format that it needs."""
+    model, broken = tmp_path / "m", tmp_path / "broken"
+    for folder in (model, broken):
+        folder.mkdir()
+        for path, content in sharded_checkpoint(shards=1, layers=1).items():
+            (folder / path).write_bytes(content)
+    (shard,) = broken.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
     ended = subprocess.run(
-        [str(PYTHON), "-c", _CODE], env=clean_environ(), capture_output=True, text=True, timeout=300, check=False
+        [str(PYTHON), "-c", _CODE, str(model), str(broken)],
+        env=clean_environ(COLDSTREAM_CACHE_DIR=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    found = json.loads(ended.stdout.partition("\nFOUND ")[2])
-    assert found == [[], True, 1, "ColdstreamLoader", 0, True]
+    *found, faults = json.loads(ended.stdout.partition("\nFOUND ")[2])
+    assert found == [[], True, 1, "ColdstreamLoader", True, 0, True]
+    ours, theirs, none = faults
+    assert 'pass load_format="coldstream" to LLM' in ours
+    assert "--load-format coldstream" in ours
+    assert str(tmp_path / "cache") in ours
+    assert theirs.startswith("SafetensorError")
+    assert none is None

@@ -64,8 +64,29 @@ class _Waiting(MetaPathFinder):
 
 def _add(module: Any) -> None:
     # vLLM calls what it finds there; a class of ours would have to be imported first, by who may never use it.
-    module._LOAD_FORMAT_TO_MODEL_LOADER.setdefault(LOAD_FORMAT, _make_loader)
+    formats = module._LOAD_FORMAT_TO_MODEL_LOADER
+    if LOAD_FORMAT not in formats:
+        theirs = module.DefaultModelLoader
+        explaining = _explaining(theirs)
+        formats |= {name: explaining for name, loader in formats.items() if loader is theirs}
+        formats[LOAD_FORMAT] = _make_loader
     _ask_for_amx()
+
+
+def _explaining(loader: type[Any]) -> type[Any]:
+    """VLLM's own loader, which says why it fails on a folder of ours: safetensors names neither file nor reason."""
+
+    def load_weights(self: Any, model: Any, model_config: Any) -> None:
+        try:
+            loader.load_weights(self, model, model_config)
+        except Exception as exc:
+            from coldstream.folder import stub_error
+
+            if (told := stub_error(model_config.model, self.load_config.load_format)) is None:
+                raise
+            raise told from exc
+
+    return type(loader.__name__, (loader,), {"__module__": loader.__module__, "load_weights": load_weights})
 
 
 def _ask_for_amx() -> None:
