@@ -29,7 +29,7 @@ def vllm(case: Case) -> Check:
     if not warnings:
         return Check(name="vllm", state="ok", found=found)
     what, _, mend = warnings[0].partition("; run once: ")
-    hint = f"run once: {mend}" if mend else "docs/serve.md lists the versions; pip install 'vllm>=0.28,<0.33'"
+    hint = f"run once: {mend}" if mend else "docs/serve.md lists the versions; pip install 'vllm>=0.28,<0.34'"
     return Check(name="vllm", state="warn", found=f"{found}: {what}", hint=hint)
 
 

@@ -1,6 +1,6 @@
 """The lines of vLLM that tell how far a start has come. Pure.
 
-vLLM 0.28 to 0.32. Their own clock has whole seconds, so a line counts when it arrives. A line sets the mark whose words
+vLLM 0.28 to 0.33. Their own clock has whole seconds, so a line counts when it arrives. A line sets the mark whose words
 stand in it first: what follows them may be a model's name or a configuration, and hold any words.
 """
 

@@ -55,7 +55,7 @@ def test_versions_of_vllm(tmp_path: Path) -> None:
     check = looked(case_of(tmp_path, vllm=fake_vllm(tmp_path / "b", version="0.9.1")), "vllm")
     assert check.state == "warn"
     assert "0.9.1 has not been tried" in check.found
-    assert "vllm>=0.28,<0.33" in (check.hint or "")
+    assert "vllm>=0.28,<0.34" in (check.hint or "")
 
 
 def test_a_vllm_without_bytecode(tmp_path: Path, vllm: Path, site: Path) -> None:

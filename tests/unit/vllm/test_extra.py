@@ -39,5 +39,6 @@ def test_what_is_wrong_is_named(given: object, said: str) -> None:
 def test_versions() -> None:
     assert version_warning("0.32.0+cpu") is None
     assert version_warning("0.28.1") is None
+    assert version_warning("0.33.0") is None
     for version in ("0.27.0", "1.0", "dev"):
-        assert "0.28 to 0.32" in (version_warning(version) or "")
+        assert "0.28 to 0.33" in (version_warning(version) or "")
