@@ -12,6 +12,7 @@
     worker                  a process of threads, one per connection, that fetch
     tee                     the process that writes the local copy
     streamer                the process that runs the scheduler, and its workers
+    rendezvous              the folder that its socket lies in
     attach                  the two ends that a program has: the owner, and consumers with their memory
 
 Standard library and xxhash only; no credentials, no torch, no vLLM. Runs on Linux, imports anywhere.

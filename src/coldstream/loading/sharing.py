@@ -13,8 +13,6 @@ on the CPU lie in memory that all readers share: do not write to them.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
+from coldstream.engine.rendezvous import SocketFolder
 from coldstream.env import ambient_settings
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
 from coldstream.header import parse_header
@@ -66,8 +65,8 @@ class Share:
         self._error: ColdstreamError | None = None
         self._finished = threading.Event()
         self._stopping = threading.Event()
-        self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
-        self.address = os.path.join(self._folder, "load")
+        self._folder = SocketFolder()
+        self.address = os.path.join(self._folder.path, "load")
         settings = self._options.settings or ambient_settings()
         self._owner = start_owner(self._uri, self._options, settings)
         self._counted = counted(self, self._uri, self._options, settings)
@@ -175,12 +174,12 @@ class Share:
         self._thread.join()
         self._owner.stop()
         self._prepared.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _abandon(self, error: ColdstreamError | None) -> None:
         """Ends a load that never began."""
         self._owner.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
         # Without its traceback, whose frames hold more than is known here.
         self._end(copy(error) if error is not None else None)
 

@@ -122,6 +122,9 @@ def _streamed(
     command = streamed(
         program.launcher, str(folder.path), request.served_name, request.arguments, service=service.address
     )
+    if "VLLM_RPC_BASE_PATH" not in os.environ:
+        # vLLM's own sockets lie in /tmp otherwise, and stay there when it is killed.
+        command = command.having({"VLLM_RPC_BASE_PATH": service.folder})
     return command, service, folder.note.version
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine import wire
+from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading import Options, Share
 from coldstream.uri import Uri
@@ -60,6 +59,7 @@ class LoadService:
 
     Attributes:
         address: For `VARIABLE`.
+        folder: Where it is: for sockets alone, gone with the service, whichever way that ends.
         failures: Why loads could not begin, in their order.
         before_drop: Called before `loads` lets go of those whose readers are gone; whoever counts looks once more.
     """
@@ -81,8 +81,9 @@ class LoadService:
         self.failures: list[ColdstreamError] = []
         self._telling: list[socket.socket] = []
         self._closed = False
-        self._folder = tempfile.mkdtemp(prefix="coldstream-")  # mode 0700
-        self.address = os.path.join(self._folder, "loads")
+        self._folder = SocketFolder()
+        self.address = os.path.join(self._folder.path, "loads")
+        self.folder = self._folder.path
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(self.address)
         self._listening.listen(64)
@@ -238,7 +239,7 @@ class LoadService:
             self._every.clear()
             self._given.clear()
             self._telling.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _serve(self) -> None:
         while True:
