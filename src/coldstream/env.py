@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from coldstream.child_environment import SECRETS
 from coldstream.errors import ConfigError
-from coldstream.paths import MANIFEST_NAME
+from coldstream.paths import MANIFEST_NAME, expanded
 from coldstream.uri import Uri, without_secrets
 
 # Every variable that coldstream itself reads, for the check of misspellings and for docs/environment.md.
@@ -98,7 +98,7 @@ class Settings:
                     hint="leave them out of COLDSTREAM_STORE; keys go into R2_ACCESS_KEY and R2_SECRET_KEY",
                 )
             # A plain path is what people try first.
-            return Path(uri).expanduser().resolve().as_uri() if uri[0] in "./~" else uri.rstrip("/")
+            return expanded(uri).resolve().as_uri() if uri[0] in "./~" else uri.rstrip("/")
         if bucket := self.get("R2_BUCKET"):
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
                 raise ConfigError(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldstream.cache import cache_of
-from coldstream.cache.disk import checked_root, disk_errors, make_folders
+from coldstream.cache.disk import checked_root, disk_errors, make_folders, open_private, temporary_root
 from coldstream.env import Settings, ambient_settings
 from coldstream.errors import DiskError, IntegrityError, UnavailableError, UsageError
 from coldstream.loading.prepare import OFFLINE_SECONDS, uri_key
@@ -97,11 +97,19 @@ def model_folder(uri: str | Uri, settings: Settings) -> ModelFolder:
         NotFoundError, CredentialsError, UnavailableError: As the origin says. One that does not answer is no error if
             there is a folder of an earlier start.
         IntegrityError: A file is not what the manifest says, or its name leaves the folder.
-        DiskError: The folder cannot be written.
+        DiskError: It cannot be written, neither in the cache nor among the system's temporary files.
     """
     uri = Uri.of(uri)
-    cache = cache_of(settings)
-    home = cache.root / "folders" / _flat(uri_key(uri, settings))
+    try:
+        return _folder_below(cache_of(settings).root, uri, settings)
+    except DiskError:
+        # A load goes on without a cache, and so does a start: it needs some megabytes, anywhere.
+        return _folder_below(temporary_root(), uri, settings)
+
+
+def _folder_below(root: Path, uri: Uri, settings: Settings) -> ModelFolder:
+    checked_root(root, create=True)
+    home = root / "folders" / _flat(uri_key(uri, settings))
     last = _last(home)
     patience = OFFLINE_SECONDS if last else settings.retry_seconds
     origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
@@ -111,7 +119,7 @@ def model_folder(uri: str | Uri, settings: Settings) -> ModelFolder:
         path = home / checkpoint.version[:32]
         # A version that says nothing of the content cannot tell an old folder from a new one.
         if not checkpoint.pinned or read_note(path) != note:
-            _make(cache.root, path, note, origin, checkpoint)
+            _make(path, note, origin, checkpoint)
         with suppress(OSError):
             os.utime(path)
     except UnavailableError:
@@ -145,12 +153,10 @@ def stub_error(folder: str, load_format: str) -> UsageError | None:
     )
 
 
-def _make(root: Path, path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
-    checked_root(root, create=True)
-    with disk_errors(root):
-        make_folders(path.parent)
+def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
+    with disk_errors(path):
         staging = path.parent / f".new-{os.urandom(8).hex()}"
-        os.mkdir(staging, 0o700)
+        make_folders(staging)
     try:
         names = [name for name in origin.names() if name != NOTE_NAME]
         in_parallel(lambda name: _write(staging, name, origin.read(name, FILE_BYTES_MAX)), names)
@@ -183,8 +189,9 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         raise IntegrityError(f"{name[:80]!r} cannot be a file of a model: {fault}")
     target = folder / name
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        make_folders(target.parent)
+        with open(open_private(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            file.write(data)
 
 
 def _last(home: Path) -> tuple[Path, Note] | None:

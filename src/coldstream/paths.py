@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.uri import Uri
@@ -25,6 +26,11 @@ ETAG = r"[\x20\x21\x23-\x7e]{1,1024}"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with `~` for the home folder; as it is where the user has none."""
+    return Path(os.path.expanduser(text))
 
 
 def is_path(uri: str) -> bool:

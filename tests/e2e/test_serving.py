@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +84,27 @@ def test_another_version_gets_another_folder_and_without_network_the_last_one_se
         third = model_folder(uri, settings(tmp_path))
     assert third.offline
     assert third.path == second.path
+
+
+def test_without_a_cache_the_folder_lies_among_temporary_files(
+    server: RangedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only root, a full disk, a volume of another user: a load goes on without a cache, and so does a start."""
+    (tmp_path / "cache").write_text("a file")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = os.umask(0)
+    try:
+        path = Path(coldstream.prepare(f"{server.url}/m", settings=settings(tmp_path)))
+    finally:
+        os.umask(before)
+    private = temporary / f"coldstream-{os.geteuid()}"
+    assert path.is_relative_to(private)
+    assert (path / "config.json").is_file()
+    for each in (private, *private.rglob("*")):
+        assert stat.S_IMODE(each.stat().st_mode) == (0o700 if each.is_dir() else 0o600), each
 
 
 def test_without_network_and_without_a_folder_it_says_so(server: RangedServer, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from coldstream.cache import Cache, CachedFile, Copy, Entry, Writer, configured
 from coldstream.cache import disk as disk_module
 from coldstream.cache import room as room_module
 from coldstream.cache import writer as writer_module
+from coldstream.cache.disk import make_folders, open_private
 from coldstream.cache.records import RECORD, Plan, parse_plan
 from coldstream.cli.cache import Age, command
 from coldstream.cli.session import State
@@ -748,6 +750,74 @@ def test_everything_is_private(cache: Cache) -> None:
     for path in cache.root.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o2775, 0o2777, 0o1777])
+def test_in_a_volume_that_is_shared_each_user_has_a_folder(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An emptyDir of Kubernetes is root's, with mode 0777, or 2777 and 2775 where fsGroup is set."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(mode)
+    cache = Cache(volume)
+    assert cache.root == volume / f"coldstream-{os.geteuid()}"
+    before = os.umask(0)
+    try:
+        with Model().open(cache) as copy:
+            assert copy.folder.is_relative_to(cache.root)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.root.stat().st_mode) & ~stat.S_ISGID == 0o700
+    assert Cache(cache.root).root == cache.root, "it is private, so there is no other one in it"
+    assert stat.S_IMODE(volume.stat().st_mode) == mode
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert Cache(volume).root == volume / f"coldstream-{owner + 1}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_folder_that_another_user_planted_in_a_shared_volume_is_refused(tmp_path: Path) -> None:
+    volume, mine = tmp_path / "volume", tmp_path / "mine"
+    for folder, mode in ((volume, 0o777), (mine, 0o700)):
+        folder.mkdir()
+        folder.chmod(mode)
+    cache = Cache(volume)
+    cache.root.symlink_to(mine)
+    os.lchown(cache.root, 12345, 12345)
+    with pytest.raises(DiskError, match="it is a link that user 12345 made"):
+        Model().open(cache)
+    assert not list(mine.iterdir())
+    cache.root.unlink()
+    cache.root.mkdir()
+    os.chown(cache.root, 12345, 12345)
+    with pytest.raises(DiskError, match="it belongs to user 12345"):
+        Model().open(cache)
+
+
+@pytest.mark.parametrize("mask", [0, 0o277, 0o777])
+def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        make_folders(tmp_path / "a/b")
+        os.close(open_private(tmp_path / "a/b/file", os.O_WRONLY | os.O_CREAT))
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/file")] == [
+        0o700,
+        0o700,
+        0o600,
+    ]
+
+
+def test_a_user_without_a_home_has_a_cache_among_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and an entry in passwd
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(0o1777)
+    assert configured(None, None).root == tmp_path / f"coldstream-{os.geteuid()}"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])

@@ -19,7 +19,9 @@ from coldstream.cache.disk import (
     make_folders,
     open_locked,
     open_private,
+    private_root,
     root_locked,
+    temporary_folder,
     trash_name,
 )
 from coldstream.cache.records import OURS, CachedFile, Plan, check_files, checked_version
@@ -34,7 +36,7 @@ from coldstream.cache.room import (
     sweep,
 )
 from coldstream.errors import ConfigError, DiskError, UsageError
-from coldstream.paths import checked_name
+from coldstream.paths import checked_name, expanded
 from coldstream.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -45,13 +47,14 @@ class Cache:
     """A node's copies of models, below one folder, shared by all processes of one user. Safe across processes.
 
     Attributes:
-        root: The folder; made when it is first needed.
+        root: The folder; made when it is first needed. When the one that was named is shared with other users, it is
+            a private one inside that.
         bytes_max: What all copies together may take. None: half of the file system's size, and a tenth of it or
             10 GB stay free. The least recently used make room.
     """
 
     def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
-        self.root = root.absolute()
+        self.root = private_root(root.absolute())
         self.bytes_max = bytes_max
 
     def __repr__(self) -> str:
@@ -230,7 +233,8 @@ def configured(directory: str | None, limit: str | None) -> Cache:
     """The cache that the settings name.
 
     Args:
-        directory: COLDSTREAM_CACHE_DIR; None: `coldstream` below XDG_CACHE_HOME or ~/.cache.
+        directory: COLDSTREAM_CACHE_DIR; None: `coldstream` below XDG_CACHE_HOME or ~/.cache, or a folder of this user's
+            own among the temporary files when the user has no home.
         limit: COLDSTREAM_CACHE_LIMIT, a size; None: see `Cache`.
 
     Raises:
@@ -240,13 +244,17 @@ def configured(directory: str | None, limit: str | None) -> Cache:
         bytes_max = parse_bytes(limit) if limit is not None else None
     except UsageError as exc:
         raise ConfigError(f"COLDSTREAM_CACHE_LIMIT is {limit!r}, which is no size", hint=exc.hint) from exc
-    if directory is not None:
-        root = Path(directory).expanduser()
-    else:
-        # The XDG specification: a relative path is to be ignored.
-        around = os.environ.get("XDG_CACHE_HOME", "")
-        root = (Path(around) if os.path.isabs(around) else Path("~/.cache").expanduser()) / "coldstream"
+    root = expanded(directory) if directory is not None else _default_root()
     return Cache(root, bytes_max=bytes_max)
+
+
+def _default_root() -> Path:
+    # The XDG specification: a relative path is to be ignored.
+    for around in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(around):
+            return Path(around) / "coldstream"
+    # Neither HOME nor an entry in passwd, as containers have it that run as an arbitrary user.
+    return temporary_folder()
 
 
 def _down_to(keep_bytes: int, total_bytes: int, candidates: Iterable[Entry]) -> list[Entry]:

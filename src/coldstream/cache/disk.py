@@ -1,7 +1,8 @@
 """The disk under the cache: locks, permissions, and its errors in our words.
 
 Every folder is 0700 and every file 0600: models may be gated, and whoever can write here could feed a load without a
-manifest any bytes. All locks are flock(2), which ends with the process that holds it, however it ends. Locks inside a
+manifest any bytes. In a folder that others can write to, as a volume of Kubernetes is, each user has a folder of their
+own. All locks are flock(2), which ends with the process that holds it, however it ends. Locks inside a
 model's folder are taken and tested only by a process that holds the root's lock, so that a test never makes another
 process believe that the lock is held, and a folder never moves between finding and locking it.
 """
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,6 +48,38 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from exc
 
 
+def private_root(root: Path) -> Path:
+    """Where this user's files go: `root`, or a folder of this user's own in it when it is shared with others.
+
+    Kubernetes makes volumes that belong to root and that everybody, or a group, can write to.
+    """
+    try:
+        status = os.stat(root)
+    except OSError:
+        return root
+    shared = stat.S_ISDIR(status.st_mode) and _privacy_fault(status) is not None
+    return root / f"coldstream-{os.geteuid()}" if shared else root
+
+
+def temporary_folder() -> Path:
+    """The system's folder of temporary files."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/tmp")  # noqa: S108  # whoever writes there is told that it cannot be done
+
+
+def temporary_root() -> Path:
+    """A private folder among the system's temporary files, for what a start needs when there is no cache.
+
+    Raises:
+        DiskError: It cannot be made.
+    """
+    root = private_root(temporary_folder())
+    checked_root(root, create=True)
+    return root
+
+
 def checked_root(root: Path, *, create: bool) -> bool:
     """Whether the root is there and private to this user; with `create` it is made, and the answer is True.
 
@@ -56,17 +90,14 @@ def checked_root(root: Path, *, create: bool) -> bool:
         if create:
             make_folders(root)
         try:
-            found = os.stat(root)
+            link, status = os.lstat(root), os.stat(root)
         except FileNotFoundError:
             return False
-        fault = None
-        if not stat.S_ISDIR(found.st_mode):
-            fault = "it is not a folder"
-        elif found.st_uid != os.geteuid():
-            fault = f"it belongs to user {found.st_uid}, and this is user {os.geteuid()}"
-        elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            fault = f"others can write to it (mode {stat.S_IMODE(found.st_mode):04o})"
-        if fault:
+        fault = None if stat.S_ISDIR(status.st_mode) else "it is not a folder"
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in {0, os.geteuid()}:
+            # Somebody planted it, to have this user's files written elsewhere.
+            fault = f"it is a link that user {link.st_uid} made"
+        if fault := fault or _privacy_fault(status):
             raise DiskError(
                 f"the cache folder {root} is refused: {fault}",
                 hint="point COLDSTREAM_CACHE_DIR to a folder of your own, or run: chmod go-w on it when it is yours",
@@ -76,8 +107,17 @@ def checked_root(root: Path, *, create: bool) -> bool:
         return True
 
 
+def _privacy_fault(status: os.stat_result) -> str | None:
+    """Why a folder is not private to this user, or None."""
+    if status.st_uid != os.geteuid():
+        return f"it belongs to user {status.st_uid}, and this is user {os.geteuid()}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others can write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
 def make_folders(folder: Path) -> None:
-    """Makes a folder and those around it, private to the user, where they do not exist."""
+    """Makes a folder and those around it, private to the user whatever the umask, where they do not exist."""
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
@@ -86,11 +126,15 @@ def make_folders(folder: Path) -> None:
         make_folders(folder.parent)
         with suppress(FileExistsError):
             os.mkdir(folder, 0o700)
+    os.chmod(folder, 0o700)
 
 
 def open_private(path: Path, flags: int) -> int:
     """Opens a file of ours; it is created private to the user, and never reached through a link."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    if flags & os.O_CREAT:
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes | None:

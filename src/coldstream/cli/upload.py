@@ -103,12 +103,12 @@ def _open_source(
 ) -> tuple[Source, str]:
     """The source that SRC means, and the name that it gets by default."""
     import re
-    from pathlib import Path
 
     from coldstream.errors import UsageError
+    from coldstream.paths import expanded
     from coldstream.source import FolderSource
 
-    path = Path(text.removeprefix("file://")).expanduser()
+    path = expanded(text.removeprefix("file://"))
     if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
         if revision:
             raise UsageError("--revision is for the Hub; a folder has none")

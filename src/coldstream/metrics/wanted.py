@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, UsageError
+from coldstream.paths import expanded
 
 HOST = "127.0.0.1"
 SUFFIX = ".prom"
@@ -59,7 +60,7 @@ def checked_file(text: str) -> Path:
     Raises:
         UsageError: It could not be written, or nobody would read it.
     """
-    path = Path(text).expanduser().absolute()
+    path = expanded(text).absolute()
     if path.suffix != SUFFIX:
         raise UsageError(
             f"the metrics' file {text} does not end in {SUFFIX}", hint="node exporter reads no other: coldstream.prom"

@@ -14,7 +14,7 @@ from coldstream.errors import ConfigError, UsageError
 from coldstream.origin.cdn import cdn_of
 from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
-from coldstream.paths import checked_name, is_path, path_fault
+from coldstream.paths import checked_name, expanded, is_path, path_fault
 from coldstream.retry import Backoff, Retry
 from coldstream.uri import Uri
 
@@ -66,7 +66,7 @@ def open_origin(
     if scheme == "file":
         return _folder(_local(uri), settings)
     if is_path(uri):
-        return _folder(Path(os.path.abspath(Path(uri).expanduser())), settings)
+        return _folder(Path(os.path.abspath(expanded(uri))), settings)
     if mark or not uri:
         raise UsageError(f"{scheme or repr(uri)} is no place that models are loaded from", hint=f"write {_FORMS}")
     name = checked_name(uri.rstrip("/"))

@@ -11,9 +11,10 @@ from pathlib import Path
 from coldstream import machine
 from coldstream.bundle import Kept, Shelf, WarmStart, WarmState, checked_secret, key_of
 from coldstream.cache import cache_of
+from coldstream.cache.disk import private_root
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, IntegrityError, UsageError
-from coldstream.paths import checked_name
+from coldstream.paths import checked_name, expanded
 from coldstream.readahead import ReadAhead, Reads, decode, record, session
 from coldstream.retry import Backoff, Retry
 from coldstream.serve.flags import with_config
@@ -77,9 +78,9 @@ def warm_start(
 def caches_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
     """The folder with the caches of all starts of this node: below vLLM's own cache root when the user chose one."""
     chosen = environ.get("VLLM_CACHE_ROOT")
-    return (
-        Path(chosen).expanduser().absolute() / "coldstream/bundles" if chosen else cache_of(settings).root / "bundles"
-    )
+    if chosen:
+        return private_root(expanded(chosen).absolute()) / "coldstream/bundles"
+    return cache_of(settings).root / "bundles"
 
 
 def open_shelf(uri: Uri, name: str, settings: Settings) -> Shelf:

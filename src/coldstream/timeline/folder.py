@@ -16,7 +16,7 @@ from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, disk_errors, make_folders, open_private, read_bounded
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
-from coldstream.paths import is_path
+from coldstream.paths import expanded, is_path
 from coldstream.timeline.phases import clean
 from coldstream.timeline.record import RECORD_BYTES_MAX, RUN, Timeline, parse
 
@@ -101,7 +101,7 @@ class Timelines:
                 )
             return newest
         if is_path(which) or "/" in which or which.endswith(".json"):
-            return read(Path(which).expanduser())
+            return read(expanded(which))
         runs = self.runs()
         found = [which] if which in runs else [run for run in runs if run.startswith(which)]
         if not found:

@@ -54,12 +54,25 @@ def test_cache_folder(tmp_path: Path) -> None:
     root.mkdir(0o700)
     assert "private to this user" in looked(case, "cache folder").found
     root.chmod(0o777)
-    check = looked(case, "cache folder", "disk")
-    assert check.found == "not looked at: cache folder failed"
+    check = looked(case, "cache folder")
+    assert check.state == "ok"
+    assert f"{root}/coldstream-{os.geteuid()}, not made yet" in check.found, "a folder of this user's own"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_cache_folder_of_another_user(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    root.mkdir()
+    root.chmod(0o777)
+    theirs = root / f"coldstream-{os.geteuid()}"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    case = case_of(tmp_path)
+    assert looked(case, "cache folder", "disk").found == "not looked at: cache folder failed"
     check = case.checks["cache folder"]
     assert check.state == "fail"
-    assert "others can write to it (mode 0777)" in check.found
-    assert "chmod go-w" in (check.hint or "")
+    assert "it belongs to user 12345" in check.found
+    assert "COLDSTREAM_CACHE_DIR" in (check.hint or "")
 
 
 def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
