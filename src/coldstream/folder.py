@@ -23,6 +23,7 @@ from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, disk_errors, make_folders, open_private, temporary_root
 from coldstream.env import Settings, ambient_settings
 from coldstream.errors import DiskError, IntegrityError, UnavailableError, UsageError
+from coldstream.lfs import HINT, is_pointer, pointer_message
 from coldstream.loading.prepare import OFFLINE_SECONDS, uri_key
 from coldstream.origin import Checkpoint, Origin, open_origin
 from coldstream.origin.parallel import in_parallel
@@ -159,7 +160,7 @@ def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> Non
         make_folders(staging)
     try:
         names = [name for name in origin.names() if name != NOTE_NAME]
-        in_parallel(lambda name: _write(staging, name, origin.read(name, FILE_BYTES_MAX)), names)
+        in_parallel(lambda name: _write(staging, name, _content(origin, name)), names)
         for shard in checkpoint.shards:
             _write(staging, shard.path, shard.head)
         _write(
@@ -169,6 +170,13 @@ def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> Non
             _put(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _content(origin: Origin, name: str) -> bytes:
+    data = origin.read(name, FILE_BYTES_MAX)
+    if is_pointer(data, len(data)):
+        raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=HINT)
+    return data
 
 
 def _put(staging: Path, path: Path) -> None:

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 from coldstream.errors import HeaderError
+from coldstream.lfs import HINT, is_pointer, pointer_message
 
 # The reference implementation refuses longer ones (safetensors, MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
@@ -96,11 +97,13 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
     """
     if file_bytes < LENGTH_BYTES or len(first_bytes) < LENGTH_BYTES:
         raise HeaderError(f"{path} is no safetensors file: it has {file_bytes} bytes, a header needs at least 8")
+    if is_pointer(first_bytes, file_bytes):
+        raise HeaderError(pointer_message(path), hint=HINT)
     length = int.from_bytes(first_bytes[:LENGTH_BYTES], "little")
     if length > HEADER_BYTES_MAX:
         raise HeaderError(
             f"{path} is no safetensors file: its header claims {length} bytes, {HEADER_BYTES_MAX} are allowed",
-            hint="the file may be a pickle or a git-lfs pointer under a wrong name",
+            hint="the file may be a pickle under a wrong name",
         )
     if LENGTH_BYTES + length > file_bytes:
         raise HeaderError(f"{path} is truncated: its header ends at byte {LENGTH_BYTES + length} of {file_bytes}")

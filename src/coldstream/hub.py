@@ -41,7 +41,7 @@ from coldstream.errors import (
     UnavailableError,
     UsageError,
 )
-from coldstream.paths import checked_path
+from coldstream.paths import path_fault
 from coldstream.reply import describe_reply, is_page
 from coldstream.retry import Backoff, Retry
 from coldstream.source import SourceFile
@@ -462,7 +462,7 @@ class _Xet:
 
 def _source_file(entry: Any, where: str) -> SourceFile:
     """Checks one line of the Hub's listing."""
-    path = checked_path(entry.path, where=where)
+    path = entry.path
     sha256 = entry.lfs.sha256 if entry.lfs else None
     blob_id = None if entry.lfs else entry.blob_id
     sound = (sha256 is None or re.fullmatch(r"[0-9a-f]{64}", sha256)) and (
@@ -470,4 +470,4 @@ def _source_file(entry: Any, where: str) -> SourceFile:
     )
     if type(entry.size) is not int or entry.size < 0 or not sound or not (sha256 or blob_id):
         raise IntegrityError(f"{where}: the listing of {path} has no size and hash", hint="check HF_ENDPOINT")
-    return SourceFile(path=path, size=entry.size, sha256=sha256, git_blob_id=blob_id)
+    return SourceFile(path=path, size=entry.size, sha256=sha256, git_blob_id=blob_id, fault=path_fault(path))

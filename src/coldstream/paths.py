@@ -99,7 +99,7 @@ def checked_path(path: str, *, where: str) -> str:
     if fault := path_fault(path):
         raise IntegrityError(
             f"{where} names a file {path[:80]!r} that is refused: {fault}",
-            hint="leave it out with --exclude, or report it to who made it",
+            hint="report it to whoever made the model",
         )
     return path
 

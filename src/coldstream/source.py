@@ -1,6 +1,7 @@
 """Where a model comes from: the contract, and the local folder. The Hub is in `hub`.
 
-A source is read by several threads at once, by ranges, into memory that the caller owns.
+A source is read by several threads at once, by ranges, into memory that the caller owns. Links in a folder are
+followed. What cannot be read is listed with its fault, so that whoever needs it can refuse it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from coldstream import manifest
 from coldstream.errors import ConflictError, CredentialsError, DiskError, IntegrityError, NotFoundError
-from coldstream.paths import checked_path
+from coldstream.tree import open_regular, snapshot_of, walk
 from coldstream.units import MIB
 
 
@@ -22,16 +23,18 @@ class SourceFile:
     """One file of a source.
 
     Attributes:
-        path: Relative, with `/`; checked to stay inside its folder.
+        path: Relative, with `/`; it stays inside its folder unless `fault` says otherwise.
         size: In bytes.
         sha256: In hexadecimal, when the source states it; None otherwise.
         git_blob_id: What git calls the content, when the source states that; None otherwise.
+        fault: Why it cannot be read or stored ("it is a broken link"); None when it can.
     """
 
     path: str
     size: int
     sha256: str | None = None
     git_blob_id: str | None = None
+    fault: str | None = None
 
 
 class Source(Protocol):
@@ -67,19 +70,20 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """A local folder. Symbolic links to files are followed (a snapshot in the Hugging Face cache is made of them)."""
+    """A local folder, or the newest snapshot of a model's folder in the Hugging Face cache."""
 
     def __init__(self, root: Path) -> None:
         """Looks at the folder.
 
         Raises:
             NotFoundError: There is no such folder.
+            UsageError: It is a folder of the Hugging Face cache that means no single snapshot.
         """
         if not root.is_dir():
             raise NotFoundError(
                 f"there is no folder {root}", hint="name a folder, or a model on the Hub such as Qwen/Qwen3-8B"
             )
-        self.root = root
+        self.root = snapshot_of(root)
         self._versions: dict[str, tuple[int, int]] = {}
 
     @property
@@ -91,20 +95,12 @@ class FolderSource:
         return manifest.Source(kind="folder")
 
     def files(self) -> Sequence[SourceFile]:
-        found = []
-        for parent, folders, names in os.walk(self.root):
-            # Version control and download records; nothing that a model consists of begins with a dot.
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                path = Path(parent, name)
-                relative = checked_path(path.relative_to(self.root).as_posix(), where=str(self.root))
-                try:
-                    stat = path.stat()
-                except OSError as exc:
-                    raise NotFoundError(f"{path} cannot be read: {exc.strerror}", hint="a broken link?") from exc
-                self._versions[relative] = (stat.st_size, stat.st_mtime_ns)
-                found.append(SourceFile(path=relative, size=stat.st_size))
-        return sorted(found, key=lambda file: file.path)
+        try:
+            items = sorted(walk(self.root), key=lambda item: item.path)
+        except OSError as exc:
+            raise CredentialsError(f"{self.root}: {exc.strerror}", hint="check its owner and mode") from exc
+        self._versions = {item.path: (item.size, item.mtime_ns) for item in items}
+        return [SourceFile(path=item.path, size=item.size, fault=item.fault) for item in items]
 
     def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
         if file.size > bytes_max:
@@ -118,7 +114,7 @@ class FolderSource:
     ) -> None:
         path = self.root / file.path
         try:
-            with open(path, "rb", buffering=0) as opened:
+            with open_regular(path) as opened:
                 opened.seek(start)
                 done = 0
                 while done < len(buffer):

@@ -107,12 +107,13 @@ def _open_source(
     from coldstream.errors import UsageError
     from coldstream.paths import expanded
     from coldstream.source import FolderSource
+    from coldstream.tree import folder_model
 
     path = expanded(text.removeprefix("file://"))
     if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
         if revision:
             raise UsageError("--revision is for the Hub; a folder has none")
-        return FolderSource(path), path.resolve().name
+        return FolderSource(path), folder_model(path.resolve())
     if path.is_dir():
         raise UsageError(
             f"{text!r} is a folder here and could be a model on the Hub", hint=f"write ./{text} or hf://{text}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from coldstream import manifest
-from coldstream.errors import NotFoundError, UsageError
+from coldstream.errors import IntegrityError, NotFoundError, UsageError
+from coldstream.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
 from coldstream.manifest import FileEntry, Manifest, StoredObject
 from coldstream.mirror.pool import pool_listing, segment_keys
 from coldstream.mirror.records import read_record, record_key
@@ -175,10 +178,11 @@ def plan_upload(
             "without segments a file is stored in one piece or not at all", hint="--object-bytes-max 480MiB"
         )
     every = {file.path: file for file in source.files()}
-    index = source.read(every[INDEX_NAME], bytes_max=_INDEX_BYTES_MAX) if INDEX_NAME in every else None
+    index = _read_index(source, every[INDEX_NAME]) if INDEX_NAME in every else None
     selection = select(every, index=index, include=include, also=also, exclude=exclude)
     files = tuple(every[path] for path in selection.chosen)
     for file in files:
+        _refuse_unusable(source, file)
         if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
     _refuse_nesting(store, name)
@@ -218,6 +222,27 @@ def plan_upload(
         etag=found[1] if found else None,
         entries=entries,
     )
+
+
+def _read_index(source: Source, file: SourceFile) -> bytes:
+    _refuse_unusable(source, file)
+    return source.read(file, bytes_max=_INDEX_BYTES_MAX)
+
+
+def _refuse_unusable(source: Source, file: SourceFile) -> None:
+    """Refuses what is not a file that can be stored, and what only stands for one.
+
+    Raises:
+        UsageError: It is to be left out.
+        IntegrityError: It is a pointer of Git LFS.
+    """
+    if file.fault:
+        pattern = shlex.quote(glob.escape(file.path))
+        raise UsageError(
+            f"{source.label}: {file.path!r} cannot be uploaded: {file.fault}", hint=f"leave it out: --exclude {pattern}"
+        )
+    if file.size in POINTER_BYTES and is_pointer(source.read(file, bytes_max=file.size), file.size):
+        raise IntegrityError(pointer_message(f"{source.label}: {file.path}"), hint=HINT)
 
 
 def _refuse_nesting(store: Store, name: str) -> None:

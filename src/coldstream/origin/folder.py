@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 
 from coldstream.engine.job import Headers
@@ -21,12 +22,13 @@ from coldstream.origin.records import (
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
 from coldstream.selection import INDEX_NAME
+from coldstream.tree import open_regular, walk
 
 _READ_BYTES = 1 << 20
 
 
 class FolderOrigin:
-    """A folder with a model. Implements `Origin`. Links are followed: the Hugging Face cache is made of them."""
+    """A folder with a model. Implements `Origin`."""
 
     def __init__(self, folder: Path, *, name: str, store: Path | None = None) -> None:
         """Prepares; nothing is looked at yet.
@@ -45,7 +47,11 @@ class FolderOrigin:
 
     def checkpoint(self) -> Checkpoint:
         record = self._record()
-        paths = chosen(record.entries if record else self._files(), partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+        faults = {} if record else self._files()
+        paths = chosen(record.entries if record else faults, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+        for path in paths:
+            if fault := faults.get(path):
+                raise NotFoundError(f"{self._where(path)} cannot be loaded: {fault}", target=self._where(path))
         found = []
         for path in paths:
             entry = record.entries[path] if record else None
@@ -59,7 +65,7 @@ class FolderOrigin:
 
     def names(self) -> Sequence[str]:
         record = self._record_once()
-        return small_files(record.entries if record else self._files())
+        return small_files(record.entries if record else [path for path, fault in self._files().items() if not fault])
 
     def read(self, path: str, bytes_max: int) -> bytes:
         record = self._record_once()
@@ -89,17 +95,13 @@ class FolderOrigin:
             return None
         return read_record(data, where=self._where(MANIFEST_NAME))
 
-    def _files(self) -> Sequence[str]:
-        found = []
+    def _files(self) -> Mapping[str, str | None]:
+        """What lies there, and why it cannot be read or None."""
         with _translated(self._folder):
-            for parent, folders, names in os.walk(self._folder):
-                # Version control and download records; nothing that a model consists of begins with a dot.
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                found += [Path(parent, name).relative_to(self._folder).as_posix() for name in names]
-        return [checked_path(path, where=self.label) for path in found]
+            return {item.path: item.fault for item in walk(self._folder)}
 
     def _content(self, path: Path, bytes_max: int) -> bytes:
-        with _translated(path), open(path, "rb") as file:
+        with _translated(path), open_regular(path) as raw, BufferedReader(raw) as file:
             data = file.read(bytes_max + 1)
         if len(data) > bytes_max:
             raise IntegrityError(f"{path} is larger than the {bytes_max} bytes that are read")
@@ -112,17 +114,14 @@ class FolderOrigin:
         return Part(size=size, read=partial(self._read_range, file), rest=rest)
 
     def _read_range(self, path: Path, start: int, stop: int, etag: str | None) -> Piece:
-        with _translated(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                pieces = []
-                position = start
-                while position < stop and (piece := os.pread(descriptor, min(stop - position, _READ_BYTES), position)):
-                    pieces.append(piece)
-                    position += len(piece)
-                stat = os.fstat(descriptor)
-            finally:
-                os.close(descriptor)
+        with _translated(path), open_regular(path) as file:
+            descriptor = file.fileno()
+            pieces = []
+            position = start
+            while position < stop and (piece := os.pread(descriptor, min(stop - position, _READ_BYTES), position)):
+                pieces.append(piece)
+                position += len(piece)
+            stat = os.fstat(descriptor)
         if position < min(stop, stat.st_size):
             raise replaced(str(path))
         return Piece(

@@ -12,6 +12,7 @@ from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
+from coldstream.paths import checked_path
 from coldstream.retry import Retry
 from coldstream.selection import INDEX_NAME
 
@@ -81,7 +82,7 @@ class HubOrigin:
             retry=self._reader.retry,
             connections=self._connections,
         )
-        self._pinned = source, {file.path: file for file in source.files()}
+        self._pinned = source, {checked_path(file.path, where=self.label): file for file in source.files()}
         return self._pinned
 
     def _file(self, files: Mapping[str, SourceFile], path: str) -> SourceFile:

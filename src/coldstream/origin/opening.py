@@ -16,6 +16,7 @@ from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
 from coldstream.paths import checked_name, expanded, is_path, path_fault
 from coldstream.retry import Backoff, Retry
+from coldstream.tree import folder_model, snapshot_of
 from coldstream.uri import Uri
 
 _FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[@revision] or file:///folder"
@@ -146,6 +147,9 @@ def _folder(folder: Path, settings: Settings) -> Origin:
         if root in folder.parents:
             inside = folder.relative_to(root)
             return FolderOrigin(folder, name=folder_name(inside.parts, "model"), store=root)
+    snapshot = snapshot_of(folder)
+    if snapshot != folder or folder.parent.name == "snapshots":
+        return FolderOrigin(snapshot, name=folder_name(folder_model(snapshot).split("/"), "model"))
     return FolderOrigin(folder, name=folder_name(folder.parts[-2:], "model"))
 
 

@@ -29,6 +29,7 @@ from coldstream.serve.flags import number_of, value_of
 from coldstream.serve.program import Program, find_program
 from coldstream.serve.request import Request
 from coldstream.serve.warming import read_ahead, warm_start
+from coldstream.tree import snapshot_of
 from coldstream.tune import remembered
 from coldstream.uri import Uri
 from coldstream.vllm.extra import read_extra
@@ -230,7 +231,7 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
     if not request.is_name:
         if "://" in request.uri.full:
             raise UsageError("--loader default takes a model of the configured bucket, or a folder")
-        return os.path.abspath(os.path.expanduser(request.uri.full))
+        return str(snapshot_of(Path(os.path.abspath(os.path.expanduser(request.uri.full)))))
     name = checked_name(request.uri.full)
     cache = cache_of(settings)
     folder = Path(cache.root) / "downloads" / name

@@ -75,7 +75,7 @@ def test_the_hugging_face_cache_is_a_folder_of_links(tmp_path: Path) -> None:
     origin = opened(str(snapshot))
     checkpoint = origin.checkpoint()
     assert [shard.segments[0].local for shard in checkpoint.shards] == [str(snapshot / path) for path in SHARDS]
-    assert checkpoint.name == "snapshots/abc"
+    assert checkpoint.name == "org/m"
     with pytest.raises(UsageError, match="local"):
         origin.renew(SHARDS[0])
 

@@ -1,0 +1,23 @@
+"""Pointers of Git LFS: small texts that stand for large files in a clone that was made without LFS. Pure."""
+
+from __future__ import annotations
+
+# A pointer names a version, a SHA-256 and a size; the specification bounds it (git-lfs, docs/spec.md).
+POINTER_BYTES = range(110, 1024)
+HINT = "fetch the files that the pointers stand for: git lfs pull; or download the model with: hf download"
+_START = b"version https://git-lfs.github.com/spec/v1\n"
+
+
+def is_pointer(head: bytes | bytearray | memoryview, size: int) -> bool:
+    """Whether a file is a pointer.
+
+    Args:
+        head: Its first bytes, at least 8.
+        size: All of its bytes.
+    """
+    return size in POINTER_BYTES and bytes(head[: len(_START)]) == _START[: len(head)]
+
+
+def pointer_message(path: str) -> str:
+    """What an error says of such a file."""
+    return f"{path} is a Git LFS pointer, not the file that it stands for"
