@@ -55,6 +55,10 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 RETRY_SECONDS = 180.0
+_SERVICE_LINK = re.compile(
+    r"COLDSTREAM(?:_[A-Z0-9_]+?)??_"
+    r"(SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
 _MODEL_MARKS = ("config.json", MANIFEST_NAME)
 
 
@@ -203,7 +207,7 @@ def load_settings(
     model = _model_mark(path) if env_file is None and path.is_file() else None
     layers = [
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
-        ("environment", {name: value for name, value in environ.items() if value.strip()}),
+        ("environment", {n: v for n, v in environ.items() if v.strip() and not is_service_link(n, v)}),
         (str(path), {} if model else _read_env_file(path, environ, required=env_file is not None and not draft)),
     ]
     values: dict[str, str] = {}
@@ -217,7 +221,7 @@ def load_settings(
                     hint=f"did you mean {near[0]}?" if near else "docs/environment.md lists them all",
                 )
             if name in VARIABLES:
-                values[name], origins[name] = value.strip(), origin
+                values[name], origins[name] = _unquoted(name, value.strip(), origin), origin
     for name, value in list(values.items()):
         if not is_placeholder(value):
             continue
@@ -234,6 +238,27 @@ def load_settings(
         looked_in = ("the environment", f"{path} ({unread})")
         return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes put a variable there: it describes a Service that is called `coldstream` or `coldstream-…`."""
+    match = _SERVICE_LINK.fullmatch(name)
+    # A Service `coldstream-metrics` sets COLDSTREAM_METRICS_PORT, which is also a setting, to tcp://ADDRESS:PORT.
+    return match is not None and (match[1] != "PORT" or "://" in value)
+
+
+def _unquoted(name: str, value: str, origin: str) -> str:
+    """The value, if it does not stand in quotes that whoever made the environment took for a part of it.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if origin == "environment" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        raise ConfigError(
+            f"{name} (in {origin}): the quotes are part of the value",
+            hint="remove them where it is set: docker, podman and kubectl keep the quotes of a file of variables",
+        )
+    return value
 
 
 def is_placeholder(value: str) -> bool:

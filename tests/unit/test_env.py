@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from coldstream.cli import wizard
 from coldstream.env import ambient_settings, load_settings
 from coldstream.errors import ConfigError
 
@@ -33,6 +36,82 @@ def test_a_misspelt_variable_is_named() -> None:
     with pytest.raises(ConfigError, match="COLDSTREAM_STOER") as caught:
         load_settings(environ={"COLDSTREAM_STOER": "x"})
     assert "COLDSTREAM_STORE" in (caught.value.hint or "")
+
+
+def services(*names: str) -> dict[str, str]:
+    """What Kubernetes puts into every container of a namespace with Services of these names."""
+    found = {}
+    for name in names:
+        stem = name.upper().replace("-", "_")
+        found |= {
+            f"{stem}_SERVICE_HOST": "10.96.0.7",
+            f"{stem}_SERVICE_PORT": "8000",
+            f"{stem}_SERVICE_PORT_HTTP": "8000",
+            f"{stem}_PORT": "tcp://10.96.0.7:8000",
+            f"{stem}_PORT_8000_TCP": "tcp://10.96.0.7:8000",
+            f"{stem}_PORT_8000_TCP_PROTO": "tcp",
+            f"{stem}_PORT_8000_TCP_PORT": "8000",
+            f"{stem}_PORT_8000_TCP_ADDR": "10.96.0.7",
+        }
+    return found
+
+
+def test_what_kubernetes_says_of_services_is_no_setting() -> None:
+    environ = services("coldstream", "coldstream-metrics", "coldstream-qwen3-8b", "coldstream-cache")
+    assert not load_settings(environ=environ).values
+    assert (
+        load_settings(environ={**environ, "COLDSTREAM_METRICS_PORT": "9000"}).get("COLDSTREAM_METRICS_PORT") == "9000"
+    )
+    assert load_settings({"COLDSTREAM_METRICS_PORT": "9000"}, environ=environ).values == {
+        "COLDSTREAM_METRICS_PORT": "9000"
+    }
+
+
+@pytest.mark.parametrize("name", ["COLDSTREAM_METRIC_PORT", "COLDSTREAM_METRICS_PROT", "COLDSTREAM_HOST"])
+def test_what_only_looks_like_a_service_is_misspelt(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_settings(environ={name: "9000"})
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_quotes_that_docker_kept_are_named(quote: str) -> None:
+    with pytest.raises(ConfigError, match=r"R2_SECRET_KEY \(in environment\): the quotes are part") as caught:
+        load_settings(environ={"R2_SECRET_KEY": f"{quote}marked-secret{quote}"})
+    assert "marked" not in caught.value.message
+    assert "docker" in (caught.value.hint or "")
+
+
+def test_the_file_that_setup_writes_is_read_alike_by_everybody(tmp_path: Path) -> None:
+    """By us, by a shell, and by docker, podman and kubectl, which take what follows the first = as it stands."""
+    wanted = {
+        "R2_ENDPOINT": "https://0123456789abcdef.eu.r2.cloudflarestorage.com",
+        "R2_BUCKET": "my-models",
+        "R2_ACCESS_KEY": "AKIA0123456789",
+        "R2_SECRET_KEY": "wJalr/XUtnFEMI+K7MDENG=bPx%RfiCY,z:q@x_y.z",
+        "R2_SESSION_TOKEN": "FwoGZXIvYXdzE==",
+        "HF_TOKEN": "hf_abcDEF",
+    }
+    path = tmp_path / ".env"
+    path.write_text("# mine\nR2_BUCKET='old'\nOTHER=1\n")
+    assert len(wizard.write(load_settings(wanted, environ={}), path, {})) == 1, "no warning"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    lines = [line for line in path.read_text().splitlines() if line[0] != "#"]
+    raw = dict(line.split("=", 1) for line in lines)
+    assert raw == {"OTHER": "1", **wanted}
+    assert load_settings(env_file=path, environ={}).values == wanted
+    said = subprocess.run(["sh", "-c", f"set -a; . {path}; env -0"], capture_output=True, text=True, env={}, check=True)
+    assert raw.items() <= dict(line.split("=", 1) for line in said.stdout.split("\0") if line).items()
+
+
+def test_a_value_that_not_everybody_reads_alike_is_said(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    odd = "a$b#c&d"
+    notes = wizard.write(load_settings({"HF_TOKEN": odd, "R2_BUCKET": "models"}, environ={}), path, {})
+    assert notes[1].startswith("warning: HF_TOKEN stands in quotes, which docker")
+    assert odd not in notes[1]
+    assert load_settings(env_file=path, environ={}).get("HF_TOKEN") == odd
+    with pytest.raises(ConfigError, match="HF_TOKEN holds a quote"):
+        wizard.write(load_settings({"HF_TOKEN": "a'b"}, environ={}), path, {})
 
 
 def test_placeholders_are_refused_without_showing_secrets() -> None:

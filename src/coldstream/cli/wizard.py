@@ -27,6 +27,8 @@ _TWINS: Mapping[str, tuple[str, ...]] = {
     "HF_TOKEN": ("HF_TOKEN",),
     "COLDSTREAM_BUNDLE_KEY": ("COLDSTREAM_BUNDLE_KEY",),
 }
+# What a shell, dotenv, docker, podman and kubectl all read as it stands.
+_PLAIN = re.compile(r"[A-Za-z0-9%+,./:=@_-]+")
 _AWS = "aws"
 _KEY, _SECRET, _TOKEN = "R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"
 _BELONGING = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
@@ -164,13 +166,17 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     # What was answered with nothing leaves the file too.
     dropped = {*ours, *(name for name in _TWINS if settings.origins.get(name) == ANSWER)}
     kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
-    new = [f"{name}='{value}'" for name, value in ours.items()]
+    quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
+    new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
     assert all(name in VARIABLES for name in ours)
     descriptor, temporary = tempfile.mkstemp(prefix=".env-", dir=path.absolute().parent)  # mode 0600
     with os.fdopen(descriptor, "w") as file:
         file.write("\n".join([*kept, *new]) + "\n")
     os.replace(temporary, path)
     notes = [f"wrote {', '.join(ours)} to {path}, readable by you alone; keep it out of version control"]
+    if quoted:
+        others = "docker and podman (--env-file) and kubectl (--from-env-file)"
+        notes.append(f"warning: {', '.join(quoted)} stands in quotes, which {others} take for a part of the value")
     beaten = [name for name, value in ours.items() if environ.get(name, value).strip() not in {"", value}]
     if beaten:
         notes.append(f"warning: {', '.join(beaten)} in the environment differ, and win: unset them")
