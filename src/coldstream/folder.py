@@ -33,6 +33,9 @@ from coldstream.uri import Uri
 
 # What loads the weights later, and is looked for by the load format.
 NOTE_NAME = ".coldstream.json"
+# A model that vLLM can serve has one of them; Mistral's own format has the second.
+CONFIGURATIONS = ("config.json", "params.json")
+_ADAPTER = "adapter_config.json"
 # Tokenizers with their vocabularies have tens of megabytes; what is larger is no configuration.
 FILE_BYTES_MAX = 1 << 30
 _NOTE_BYTES_MAX = 64 << 10
@@ -237,11 +240,35 @@ def _flat(key: str) -> str:
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+def check_servable(folder: Path, name: str) -> None:
+    """Finds out what vLLM would after half a minute.
+
+    Args:
+        folder: With the model's configuration.
+        name: The model's.
+
+    Raises:
+        UsageError: It has none, as an adapter has not.
+    """
+    if any((folder / file).is_file() for file in CONFIGURATIONS):
+        return
+    if not (folder / _ADAPTER).is_file():
+        raise UsageError(f"{name} has no config.json: vLLM cannot serve it", hint="upload it with its config.json")
+    base = ""
+    with suppress(OSError, ValueError, AttributeError):
+        base = str(json.loads((folder / _ADAPTER).read_bytes()).get("base_model_name_or_path"))
+    base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else "BASE_MODEL"
+    raise UsageError(
+        f"{name} is an adapter (it has {_ADAPTER} and no config.json): vLLM serves it with its base model only",
+        hint=f"coldstream serve {base} -- --enable-lora --lora-modules NAME=FOLDER   (the adapter in a local folder)",
+    )
+
+
 def check_complete(folder: ModelFolder) -> None:
     """A folder of an earlier start has its small files.
 
     Raises:
         DiskError: Somebody removed them.
     """
-    if not (folder.path / "config.json").is_file():
+    if not any((folder.path / name).is_file() for name in CONFIGURATIONS):
         raise DiskError(f"{folder.path} has no config.json", hint="start once with the bucket in reach")

@@ -256,6 +256,37 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
     assert f"{program} serve {uri}-tp2 --load-format runai_streamer_sharded" in out
 
 
+@pytest.mark.parametrize("loader", ["coldstream", "default"])
+def test_what_vllm_cannot_serve_is_found_before_it_starts(
+    loader: str, files: dict[str, bytes], program: str, tmp_path: Path
+) -> None:
+    """coldstream serve FOLDER, of an adapter, and of weights alone"""
+    command = Command(None, "", cwd=tmp_path)
+    command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
+    weights = {"model.safetensors": next(content for path, content in files.items() if path.endswith(".safetensors"))}
+    arguments = ("serve", "--vllm", program, "--loader", loader)
+    out, err = command.process(*arguments, str(write_model(tmp_path / "bare", weights)), code=2)
+    assert "bare has no config.json" in err
+    assert not out
+    for config, base in ((b'{"base_model_name_or_path": "org/base"}', "org/base"), (b"[]", "BASE_MODEL")):
+        adapter = {**weights, "adapter_config.json": config}
+        _, err = command.process(*arguments, str(write_model(tmp_path / "adapter", adapter)), code=2)
+        assert "adapter is an adapter" in err
+        assert f"hint:  coldstream serve {base} -- --enable-lora --lora-modules" in err
+    elsewhere = ("--", "--hf-config-path", "org/base")
+    command.process(*arguments, str(tmp_path / "bare"), *elsewhere, code=3)
+
+
+@pytest.mark.parametrize("flag", ["--tensor-parallel-size", "-tp"])
+def test_vllm_s_flags_in_the_wrong_place(flag: str, tmp_path: Path) -> None:
+    """coldstream serve org/model --tensor-parallel-size 2"""
+    command = Command(None, "", cwd=tmp_path)
+    _, err = command.run("serve", "org/model", flag, "2", code=2)
+    assert "hint:  vLLM's flags follow `--`: coldstream serve MODEL -- --tensor-parallel-size" in err
+    _, err = command.run("list", flag, "2", code=2)
+    assert "vLLM" not in err
+
+
 def test_the_child_s_exit_code_and_words_pass_through(
     rclone: S3Server, files: dict[str, bytes], program: str, tmp_path: Path
 ) -> None:

@@ -114,8 +114,14 @@ def _failed(exc: ColdstreamError, state: State) -> int:
 
 
 def _misused(exc: click.ClickException, state: State) -> int:
-    command = exc.ctx.command_path if isinstance(exc, click.UsageError) and exc.ctx else "coldstream"
+    context = exc.ctx if isinstance(exc, click.UsageError) else None
+    command = context.command_path if context else "coldstream"
     hint = f"see: {command} --help"
+    takes_vllm_flags = context is not None and any(param.name == "vllm_arguments" for param in context.command.params)
+    if isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
+        # Click reads -tp as -t.
+        flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
+        hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
     state.explain(exc.format_message(), hint)
     if state.json:
         _json_error("usage", exc.format_message(), hint, 2)

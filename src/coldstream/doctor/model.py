@@ -12,6 +12,7 @@ import xxhash
 from coldstream.bundle import checked_secret, entries
 from coldstream.doctor.case import CONNECTIONS, Case
 from coldstream.errors import ColdstreamError, IntegrityError
+from coldstream.folder import CONFIGURATIONS
 from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.reading import StoredFile, read_range
 from coldstream.mirror.verify import verify
@@ -23,7 +24,6 @@ from coldstream.units import MIB, format_bytes, plural
 _SAMPLE_CHUNKS = 24
 _SAMPLE_BYTES = 192 * MIB
 _SAMPLE_SECONDS = 5.0
-_CONFIGURATIONS = ("config.json", "params.json")
 
 
 def model(case: Case) -> Check:
@@ -45,7 +45,7 @@ def model(case: Case) -> Check:
         )
     # Reads and checks the headers, which the manifest does not vouch for.
     found += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
-    if not any(file.path in _CONFIGURATIONS for file in stored.files):
+    if not any(file.path in CONFIGURATIONS for file in stored.files):
         return Check(
             name="model",
             state="warn",

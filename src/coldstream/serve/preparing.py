@@ -18,7 +18,7 @@ from coldstream.bundle import WarmStart
 from coldstream.cache import cache_of
 from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
-from coldstream.folder import ModelFolder, check_complete, model_folder
+from coldstream.folder import ModelFolder, check_complete, check_servable, model_folder
 from coldstream.loading import Options
 from coldstream.origin import open_origin
 from coldstream.paths import checked_name
@@ -123,6 +123,7 @@ def _streamed(
     command = streamed(
         program.launcher, str(folder.path), request.served_name, request.arguments, service=service.address
     )
+    _check_servable(folder.path, request)
     if "VLLM_RPC_BASE_PATH" not in os.environ:
         # vLLM's own sockets lie in /tmp otherwise, and stay there when it is killed.
         command = command.having({"VLLM_RPC_BASE_PATH": service.folder})
@@ -186,6 +187,7 @@ def _options(request: Request, settings: Settings) -> Options:
 def _other(request: Request, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:
     if request.loader == "default":
         folder = _downloaded(request, settings, say)
+        _check_servable(Path(folder), request)
         return plain(program.path, folder, request.served_name, request.arguments)
     chosen, default = request.options.concurrency, Options().concurrency
     limits: dict[str, Any] = {
@@ -201,6 +203,11 @@ def _other(request: Request, settings: Settings, program: Program, say: Callable
         ranks = number_of(request.arguments, "--tensor-parallel-size")
         uri = f"{uri}-tp{ranks}"
     return runai_sharded(program.path, uri, request.served_name, request.arguments, settings, ranks=ranks, **limits)
+
+
+def _check_servable(folder: Path, request: Request) -> None:
+    if value_of(request.arguments, "--hf-config-path") is None:
+        check_servable(folder, request.served_name)
 
 
 def _run_ai_uri(request: Request, settings: Settings) -> str:

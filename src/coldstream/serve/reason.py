@@ -44,7 +44,8 @@ class FailureReason:
     def _complete(self, process: str, text: str) -> None:
         """With what pydantic prints below its exception: the field, unless all of them are meant, and what is wrong."""
         is_field = not text.startswith(" ")
-        self._causes[process] += f"{text.strip()}: " if is_field else text.strip().partition(" [type=")[0]
+        message = text.strip().partition(" [type=")[0].removeprefix("Value error, ")
+        self._causes[process] += f"{text.strip()}: " if is_field else message
         self._causes[process] = _cut(self._causes[process])
         if not is_field:
             self._incomplete = None

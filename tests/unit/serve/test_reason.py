@@ -84,7 +84,7 @@ WRAPPED = "(APIServer pid=1) RuntimeError: Engine core initialization failed. Se
                 "  Value error, the length is greater than 256. [type=value_error, input_value={'k': 's'}]",
                 "    For further information visit https://errors.pydantic.dev",
             ),
-            "Value error, the length is greater than 256.",
+            "the length is greater than 256.",
         ),
         (
             (
