@@ -11,6 +11,7 @@ Anything may stand in a bucket: `parse` checks sizes, names, hashes and sums bef
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import accumulate, pairwise
@@ -261,10 +262,11 @@ def digest_of(data: bytes) -> str:
 
 def upload_command(record: Manifest | Journal) -> str:
     """The command that would complete or mend a model."""
-    source = record.source.repo or "FOLDER"
-    revision = f" --revision {record.source.revision}" if record.source.revision not in {None, "main"} else ""
-    name = f" --as {record.name}" if record.name != record.source.repo else ""
-    return f"coldstream upload {source}{revision}{name}{layout_flags(record.files)}"
+    source, revision = record.source.repo or "FOLDER", record.source.revision
+    words = ["coldstream", "upload", source]
+    words += ["--revision", revision] if revision is not None and revision != "main" else []
+    words += ["--as", record.name] if record.name != record.source.repo else []
+    return shlex.join(words) + layout_flags(record.files)
 
 
 def layout_flags(files: Iterable[FileEntry]) -> str:

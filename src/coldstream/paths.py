@@ -24,7 +24,8 @@ MANIFEST_BYTES_MAX = 32 << 20
 # each program decodes in its own way.
 ETAG = r"[\x20\x21\x23-\x7e]{1,1024}"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# C0 and C1, line and paragraph separators, marks of the writing direction.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -63,6 +64,13 @@ def test_a_file_may_be_in_segments_that_end_where_chunks_do() -> None:
     alone = msgspec.structs.replace(found, files=(msgspec.structs.replace(cut, plain=None),))
     assert upload_command(alone).endswith("--object-bytes-max 6 --no-plain")
     assert b"object_bytes_max" not in serialize(manifest())
+
+
+def test_a_manifest_s_words_are_quoted_in_the_command_that_mends_it() -> None:
+    source = Source(kind="hub", repo="org/m", revision="a; curl x|sh", commit="c" * 40)
+    found = msgspec.structs.replace(manifest(), source=source, name="$(id)")
+    words = ["coldstream", "upload", "org/m", "--revision", "a; curl x|sh", "--as", "$(id)"]
+    assert shlex.split(upload_command(found)) == words
 
 
 def test_unknown_fields_are_ignored() -> None:

@@ -100,3 +100,8 @@ def test_a_name_that_passes_is_a_path(name: str) -> None:
 )
 def test_what_a_model_is_called(uri: str, name: str) -> None:
     assert model_name(uri) == name
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\n", "\x7f", "\x85", "\x9b", "\u202e", "\u2066", "\u200f", "\u2028"])
+def test_what_would_steer_a_terminal_is_no_part_of_a_path(character: str) -> None:
+    assert path_fault(f"a{character}b.json")

@@ -8,7 +8,6 @@ builtin, which this module therefore does not use.
 from __future__ import annotations
 
 import importlib
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from collections.abc import Sequence
 import click
 
 from coldstream import __version__
-from coldstream.cli.session import EXIT_CODES, Group, State
+from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json
 from coldstream.errors import ColdstreamError
+from coldstream.uri import without_secrets
 
 VERBS = (
     "setup",
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ColdstreamError as exc:
         code = _failed(exc, state)
     except click.exceptions.NoArgsIsHelpError as exc:
-        click.echo(exc.format_message(), err=True)
+        echo(exc.format_message(), err=True)
         code = 2
     except click.ClickException as exc:
         code = _misused(exc, state)
@@ -99,17 +99,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read our output (head, less) has gone; nobody is left to tell.
         sys.stderr.close()
         code = 0
+    except Exception as exc:  # noqa: BLE001  # Python would print it with whatever its messages hold
+        code = _crashed(exc, state)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _crashed(exc: Exception, state: State) -> int:
+    _show_traceback(exc)
+    message = without_secrets(f"internal error: {type(exc).__name__}: {exc}")
+    state.explain(message, hint := "please report it with the lines above")
+    if state.json:
+        _json_error("internal", message, hint, 1)
+    return 1
+
+
+def _show_traceback(exc: Exception) -> None:
+    import traceback
+
+    echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
 
 
 def _failed(exc: ColdstreamError, state: State) -> int:
     if state.debug:
-        import traceback
-
-        traceback.print_exception(exc)
-    state.explain(exc.message, exc.hint)
+        _show_traceback(exc)
+    message = without_secrets(exc.message)
+    state.explain(message, exc.hint)
     if state.json:
-        _json_error(exc.kind, exc.message, exc.hint, exc.exit_code)
+        _json_error(exc.kind, message, exc.hint, exc.exit_code)
     return exc.exit_code
 
 
@@ -122,9 +138,11 @@ def _misused(exc: click.ClickException, state: State) -> int:
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
         hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
-    state.explain(exc.format_message(), hint)
+    # It repeats what was typed.
+    message = without_secrets(exc.format_message())
+    state.explain(message, hint)
     if state.json:
-        _json_error("usage", exc.format_message(), hint, 2)
+        _json_error("usage", message, hint, 2)
     return 2
 
 
@@ -137,7 +155,7 @@ def _cancelled(state: State) -> int:
 
 
 def _json_error(kind: str, message: str, hint: str | None, exit_code: int) -> None:
-    click.echo(json.dumps({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}))
+    echo_json({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
-from coldstream.cli.session import State
+from coldstream.cli.session import State, echo, shown
+from coldstream.printable import printable
 from coldstream.progress import Progress
 from coldstream.units import MIB, format_bytes
 
@@ -54,10 +53,10 @@ class _Lines(Progress):
 
     def end(self, path: str, note: str) -> None:
         size = self._sizes.pop(path, 0)
-        click.echo(f"{path}  {format_bytes(size) + '  ' if size else ''}{note}", err=True)
+        echo(f"{printable(path)}  {format_bytes(size) + '  ' if size else ''}{note}", err=True)
 
     def say(self, text: str) -> None:
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def _bars(total_bytes: int, verb: str) -> Iterator[Progress]:
     # On a narrow terminal the files' names are worth more than the bars.
     bar = [BarColumn(bar_width=_BAR_COLUMNS)] if console.width >= _WIDE_COLUMNS else []
     bars = RichProgress(
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         *bar,
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -160,7 +159,7 @@ class _Bars(Progress):
 
     def say(self, text: str) -> None:
         with self._screen:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, path: str, count: int) -> None:
         """A byte that is both fetched and stored counts half each time: the bar moves with the slower of the two."""
@@ -173,6 +172,7 @@ class _Bars(Progress):
 
 def _shortened(path: str, width: int) -> str:
     """The path, or its beginning and end: the numbers of shards stand in front of a long ending."""
+    path = printable(path)
     if len(path) <= width:
         return path
     end = width // 4

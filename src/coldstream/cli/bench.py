@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, echo, shown
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -149,20 +149,25 @@ def _progress(state: State) -> Iterator[Callable[[Step], None]]:
     if state.quiet:
         yield lambda _: None
     elif not sys.stderr.isatty():
-        yield lambda step: click.echo(_line(step), err=True)
+        yield lambda step: echo(_line(step), err=True)
     else:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True, highlight=False)
-        columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task("floors", total=None)
 
             def on_step(step: Step) -> None:
                 bars.update(task, completed=step.done, total=step.total, description=_line(step).strip())
                 if step.text:
-                    bars.console.print(_line(step), markup=False, soft_wrap=True)
+                    bars.console.print(shown(_line(step)), markup=False, soft_wrap=True)
 
             yield on_step
 

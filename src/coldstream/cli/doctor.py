@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from coldstream.cli.session import State, coloured, common_options
+from coldstream.cli.session import State, coloured, common_options, echo
 
 if TYPE_CHECKING:
     from coldstream.doctor import Check
@@ -73,9 +73,9 @@ def command(
 
 def _print(check: Check) -> None:
     word = coloured(f"{check.state:<5}", _COLOURS[check.state]) if check.state in _COLOURS else f"{'-':<5}"
-    click.echo(f"{word} {check.name:<16} {check.found}")
+    echo(f"{word} {check.name:<16} {check.found}")
     if check.hint and check.state in {"warn", "fail"}:
-        click.echo(f"{'':<22} {check.hint}")
+        echo(f"{'':<22} {check.hint}")
 
 
 def _summary(counts: dict[str, int]) -> str:

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
+from coldstream.printable import printable
+
 if TYPE_CHECKING:
     from coldstream.env import Settings
     from coldstream.retry import Retry
     from coldstream.store import Store
 
+# What `coloured` writes around a word, and nothing else of a terminal's language.
+_COLOURS = re.compile(r"(\x1b\[(?:0|3[1-3])m)")
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES = (
@@ -75,17 +79,20 @@ class State:
     def say(self, text: str) -> None:
         """A line of progress or advice, on stderr."""
         if not self.quiet:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def explain(self, message: str, hint: str | None) -> None:
-        """An error and its hint, on stderr."""
-        click.echo(f"{coloured('error:', 'red', sys.stderr)} {message}", err=True)
+        """An error and its hint, on stderr. No further line of either looks like another error."""
+        echo(f"{coloured('error:', 'red', sys.stderr)} {_indented(message)}", err=True)
         if hint:
-            click.echo(f"hint:  {hint}", err=True)
+            echo(f"hint:  {_indented(hint)}", err=True)
 
     def show(self, document: Any, text: str) -> None:
         """The result: `document` as JSON when that was asked for, `text` otherwise."""
-        click.echo(json.dumps(document, indent=2, default=str) if self.json else text)
+        if self.json:
+            echo_json(document, indent=2)
+        else:
+            echo(text)
 
     def write(self, path: Path, data: bytes) -> None:
         """Writes a file that the user named, whole or not at all, and says so.
@@ -105,6 +112,26 @@ class State:
     def _waiting(self, error: Exception, seconds: float) -> None:
         if seconds >= 2:
             self.say(f"{error}; trying again in {seconds:.0f} s")
+
+
+def shown(text: str) -> str:
+    """A text for people, in which what others wrote (names, keys, errors) can neither steer a terminal nor hide."""
+    parts = _COLOURS.split(text)
+    return "".join(part if number % 2 else printable(part, keep="\n\t") for number, part in enumerate(parts))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Writes a text for people; all that a command shows goes through here, or through `echo_json`."""
+    click.echo(shown(text), err=err)
+
+
+def echo_json(document: Any, *, indent: int | None = None) -> None:
+    """Writes a document to stdout, exactly: what a terminal could mistake is escaped as JSON does."""
+    click.echo(json.dumps(document, indent=indent, default=str).replace("\x7f", "\\u007f"))
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n       ")
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
@@ -185,7 +212,7 @@ def confirm(deed: str, what: str) -> None:
 
     if not sys.stdin.isatty():
         raise UsageError(f"will not {deed} {what} without being told to", hint="add --yes")
-    click.confirm(f"{deed} {what}?", abort=True, err=True)
+    click.confirm(shown(f"{deed} {what}?"), abort=True, err=True)
 
 
 def common_options(function: F) -> F:

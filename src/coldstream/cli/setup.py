@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coldstream.cli import wizard
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, echo
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
@@ -65,7 +65,7 @@ def command(
         raise UsageError("--exports-only checks nothing, and writes nothing", hint="leave it or --write-env out")
     settings = _drafted(state, ask_all=write_env, bundle_key=bundle_key) if writes else state.settings()
     if exports_only:
-        click.echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
+        echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
         return 0
     while True:
         checks = _checks(state, settings, create=not no_create, location=location)
@@ -149,20 +149,20 @@ def _print(state: State, checks: list[Check]) -> None:
         return
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        click.echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.found}")
+        echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.found}")
         if check.hint and check.state != "ok":
-            click.echo(f"{'':<26} {check.hint}")
+            echo(f"{'':<26} {check.hint}")
 
 
 def _epilogue(checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
     from coldstream.units import plural
 
     counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
-    click.echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
+    echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
     if lines:
         masked = "" if show_secrets else " (keys masked; whole with --show-secrets)"
-        click.echo(f"\n# for the AWS CLI and vLLM{masked}:")
-        click.echo("\n".join(lines))
+        echo(f"\n# for the AWS CLI and vLLM{masked}:")
+        echo("\n".join(lines))
 
 
 def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from coldstream.cli.session import coloured
+from coldstream.printable import printable
 
 
 def table_text(
@@ -17,6 +18,7 @@ def table_text(
         colours: Of the cells of one column, by what they say.
         coloured_column: Which.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -103,6 +103,7 @@ def _open_source(
 ) -> tuple[Source, str]:
     """The source that SRC means, and the name that it gets by default."""
     import re
+    import shlex
 
     from coldstream.errors import UsageError
     from coldstream.paths import expanded
@@ -116,7 +117,8 @@ def _open_source(
         return FolderSource(path), folder_model(path.resolve())
     if path.is_dir():
         raise UsageError(
-            f"{text!r} is a folder here and could be a model on the Hub", hint=f"write ./{text} or hf://{text}"
+            f"{text!r} is a folder here and could be a model on the Hub",
+            hint=f"write {shlex.quote(f'./{text}')} or hf://{text}",
         )
     match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
     if not match:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from coldstream.child_environment import SECRETS
+from coldstream.cli.session import echo
 from coldstream.env import VARIABLES, Settings, is_placeholder, mask
 from coldstream.errors import ConfigError
 
@@ -132,7 +133,7 @@ def _answer(question: Question, old: str | None, *, optional: bool) -> str:
                 raise ConfigError("that is a placeholder", hint="the dashboard that made the key shows the real value")
             return question.check(text) if text or not optional else ""
         except ConfigError as exc:
-            click.echo(f"  {exc.message}" + (f"; {exc.hint}" if exc.hint else ""), err=True)
+            echo(f"  {exc.message}" + (f"; {exc.hint}" if exc.hint else ""), err=True)
 
 
 def with_value(settings: Settings, name: str, value: str) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import time
 from contextlib import suppress
@@ -47,7 +48,7 @@ def secrets(case: Case) -> Check:
                     name="secrets",
                     state="warn",
                     found=f"others can read {file}, which holds secrets (mode {mode:04o})",
-                    hint=f"run: chmod 600 {file}",
+                    hint=f"run: chmod 600 {shlex.quote(file)}",
                 )
     found = f"{', '.join(files)} is readable by its owner alone" if files else "in no file of ours"
     return Check(name="secrets", state="ok", found=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,10 @@ def checked_file(text: str) -> Path:
     if path.is_dir():
         raise UsageError(f"the metrics' file {text} is a folder")
     if not path.parent.is_dir():
-        raise UsageError(f"the metrics' file {text} is in a folder that does not exist", hint=f"mkdir -p {path.parent}")
+        raise UsageError(
+            f"the metrics' file {text} is in a folder that does not exist",
+            hint=f"mkdir -p {shlex.quote(str(path.parent))}",
+        )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"the metrics' file {text} is in a folder that this user may not write to")
     return path

@@ -20,6 +20,7 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, DiskError
 from coldstream.folder import NOTE_NAME, model_folder
 from coldstream.loading import Options
+from coldstream.printable import printable
 from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.command import Command
 from coldstream.serve.program import find_program
@@ -117,7 +118,7 @@ def _save(
         what = f"vLLM ended with {code} while it wrote the shards"
         if reason.text:
             raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows all that it says")
-        print("\n".join(said), file=sys.stderr)  # noqa: T201  # the child's own last words
+        print(printable("\n".join(said), keep="\n\t"), file=sys.stderr)  # noqa: T201  # the child's own last words
         raise ColdstreamError(what, hint="see its last lines above")
 
 

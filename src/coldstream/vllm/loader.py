@@ -28,6 +28,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.folder import Note, read_note
 from coldstream.loading import Load, LoadReport, Options, Share, attach
+from coldstream.printable import printable
 from coldstream.uri import Uri
 from coldstream.vllm import service, shards
 from coldstream.vllm.extra import Extra, read_extra
@@ -131,7 +132,7 @@ class ColdstreamLoader(DefaultModelLoader):
         try:
             yield from _streamed(note, self._extra, is_main=self._is_main)
         except ColdstreamError as exc:
-            logger.error("coldstream: %s%s", exc.message, f" ({exc.hint})" if exc.hint else "")
+            logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
             _never_serve_half()
             raise
 

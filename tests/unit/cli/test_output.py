@@ -1,0 +1,110 @@
+"""All that a command shows: what others wrote into it steers no terminal and imitates no line of ours."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from coldstream.cli import cli, main
+from coldstream.cli.bars import progress_for
+from coldstream.cli.session import State, echo, shown
+from coldstream.cli.table import table_text
+from coldstream.errors import NotFoundError
+
+HOSTILE = "evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
+ESCAPED = r"evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
+STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_only_our_own_colours_pass() -> None:
+    text = click.style(HOSTILE, fg="red") + "\x1b[31;8mhidden"
+    assert shown(text) == f"\x1b[31m{ESCAPED}\x1b[0m" + r"\x1b[31;8mhidden"
+
+
+def test_every_way_of_showing_something(capsys: pytest.CaptureFixture[str]) -> None:
+    state = State()
+    echo(HOSTILE)
+    state.say(HOSTILE)
+    state.show({}, HOSTILE)
+    state.explain(f"{HOSTILE}\nerror: b", f"run: {HOSTILE}\nhint:  c")
+    with progress_for(state, total_bytes=1, verb="upload") as progress:
+        progress.begin(f"{HOSTILE}\nx", 1)
+        progress.end(f"{HOSTILE}\nx", "kept")
+        progress.say(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [ESCAPED] * 2
+    lines = err.splitlines()
+    assert lines[0] == lines[-1] == ESCAPED
+    assert lines[1:5] == [f"error: {ESCAPED}", "       error: b", f"hint:  run: {ESCAPED}", "       hint:  c"]
+    assert lines[5] == rf"{ESCAPED}\nx  1 B  kept"
+
+
+def test_bars_draw_names_as_they_are_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "dumb")
+    with progress_for(State(), total_bytes=1 << 30, verb="upload") as progress:
+        progress.begin("[bold]a\x1b[2J", 1 << 30)
+        progress.end("[bold]a\x1b[2J", "kept")
+    assert r"[bold]a\x1b[2J" in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue()
+
+
+def test_a_cell_is_one_line_as_wide_as_it_is_shown() -> None:
+    assert table_text([("NAME", "N"), ("a\nb\x1b", "1")]) == "NAME      N\n" + r"a\nb\x1b  1"
+
+
+def test_json_is_exact_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    State(json=True).show({"name": HOSTILE}, "")
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": HOSTILE}
+    assert not STEERS.search(out)
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "code"), [(NotFoundError("no https://h/m?token=marker"), 10), (KeyError("s3://a:marker@b"), 1)]
+)
+def test_errors_and_tracebacks_show_no_query_of_a_url(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failure: Exception,
+    code: int,
+    *,
+    json_too: bool,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        state.json, state.debug = json_too, True
+        try:
+            raise ValueError("exceeded with url: /m?X-Amz-Signature=marker\x1b[2J")
+        except ValueError as exc:
+            raise failure from exc
+
+    state = State()
+    monkeypatch.setattr("coldstream.cli.State", lambda: state)
+    monkeypatch.setattr(cli, "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["load"])
+    assert ended.value.code == code
+    out, err = capsys.readouterr()
+    assert "marker" not in out + err
+    assert not STEERS.search(out + err)
+    assert "Traceback" in err
+    assert bool(out) == json_too
+
+
+def test_nothing_is_shown_but_through_the_session() -> None:
+    sources = Path(cli.callback.__code__.co_filename).parent  # type: ignore[union-attr]
+    direct = re.compile(r"click\.s?echo\(|(?<![.\w])print\(")
+    assert [path.name for path in sources.glob("*.py") if direct.search(path.read_text())] == ["session.py"]
