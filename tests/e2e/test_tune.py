@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from coldstream.loading import Options
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -48,13 +50,33 @@ def test_advice_for_a_model_in_the_bucket(command: Command) -> None:
     assert "next:  coldstream serve org/m" in text
 
 
-def test_what_is_measured_is_drawn_and_used_by_serve(command: Command) -> None:
+def steady_rate(_uri: object, options: Options, *_: object) -> float:
+    return min(options.concurrency * 3e7, 1e8)
+
+
+def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coldstream tune org/m --gpus L4 --measure, where no two runs agree."""
+    factors = itertools.cycle((1.0, 0.3, 3.0, 0.1, 7.0))
+    monkeypatch.setattr("coldstream.tune.measure._rate", lambda *_: 3e7 * next(factors))
+    before = command.json("tune", "org/m", "--gpus", "L4")
+    found = command.json("tune", "org/m", "--gpus", "L4", "--measure")
+    assert found["curve"]["noisy"] is True
+    assert found["loaders"] == before["loaders"]
+    out, err = command.run("tune", "org/m", "--gpus", "L4", "--measure")
+    assert "nothing is concluded from them or kept" in err
+    assert "too much to say how many connections will do" in out
+    assert not (command.cwd / "cache/measured").exists()
+
+
+def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coldstream tune org/m --gpus L4 --measure --png FILE --html FILE; coldstream serve org/m."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("coldstream.tune.measure._rate", steady_rate)
     png, page = command.cwd / "c.png", command.cwd / "c.html"
     found = command.json("tune", "org/m", "--gpus", "L4", "--measure", "--png", str(png), "--html", str(page))
     curve = found["curve"]
     assert curve["samples"][0]["connections"] == 1
+    assert (curve["noisy"], curve["spread"]) == (False, 0.0)
     assert curve["most"] > 0
     assert found["loaders"][0]["connections"] == curve["connections"]
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -65,7 +87,6 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command) -> None:
     assert record["connections"] == curve["connections"]
 
     from coldstream.env import load_settings
-    from coldstream.loading import Options
     from coldstream.serve import Request
     from coldstream.serve.preparing import _options
     from coldstream.uri import Uri

@@ -162,6 +162,7 @@ def compare(plan: Plan, on_step: OnStep) -> Result:
         floors=match.floors,
         dropped=match.dropped,
         dropped_said=pagecache.said(match.dropped, wanted=plan.drop),
+        verified=plan.target.verified,
         machine=_machine(),
         versions=_versions((*rows, *start_rows)),
         began=began.isoformat(timespec="seconds"),

@@ -66,7 +66,7 @@ def html(result: Result) -> str:
         rows = "".join(f"<tr><td>{escape(stage)}</td><td>{escape(said)}</td></tr>" for stage, said in floors)
         parts += ["<h2>Floors, measured before the loads</h2>", f"<table><tbody>{rows}</tbody></table>"]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    last = f"{result.dropped_said}. {result.machine}. {versions}. {result.began}, seed {result.seed}."
+    last = f"{'. '.join(result.terms)}. {result.machine}. {versions}. {result.began}."
     parts += [f"<footer>{escape(last)}</footer>", "</body></html>"]
     return "\n".join(parts) + "\n"
 

@@ -172,6 +172,7 @@ class Result:
         floors: That were measured.
         dropped: "everything", "files" or "nothing": what left the page cache before runs.
         dropped_said: The same as a sentence.
+        verified: Whether a manifest names the hash of every chunk, so that coldstream compares them.
         machine: For people.
         versions: Of what is compared.
         began: ISO 8601, UTC.
@@ -191,6 +192,7 @@ class Result:
     floors: Floors
     dropped: str
     dropped_said: str
+    verified: bool
     machine: str
     versions: Mapping[str, str]
     began: str
@@ -199,6 +201,20 @@ class Result:
     def sound(self) -> bool:
         """Whether all that ran succeeded, with the same bytes."""
         return all(row.state == OK for row in (*self.loads, *self.starts))
+
+    @property
+    def terms(self) -> list[str]:
+        """What the comparison means, in sentences: the order of the runs, the page cache, and who checks what."""
+        order = f"an untimed run of each, then {self.rounds} x all in turn, shuffled (seed {self.seed})"
+        lines = [order, *self.dropped_said.split("; ")]
+        if self.loads:
+            lines.append("seconds and CPU of the loads alone, without Python's start and imports")
+        if not self.verified:
+            lines.append("the model has no manifest: nobody checks what arrives")
+        elif any(row.name in OURS for row in (*self.loads, *self.starts)):
+            lines.append("coldstream compares every chunk with the upload's hashes, within its seconds and CPU:")
+            lines.append("buckets, proxies and disks do give wrong bytes; Run:ai, boto3, s3fs, obstore check nothing")
+        return lines
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -228,6 +244,8 @@ class Result:
                 "pcie": floors.pcie,
             },
             "page_cache": {"dropped": self.dropped, "said": self.dropped_said},
+            "verified": self.verified,
+            "terms": self.terms,
             "verdict": [*verdict(self.loads, "load"), *verdict(self.starts, "start")],
             "machine": self.machine,
             "versions": dict(self.versions),

@@ -32,6 +32,7 @@ class Target:
         folder: Where it lies on this machine, when it does.
         shards: Its files.
         model: What they hold.
+        verified: Whether a manifest names the hash of every chunk.
     """
 
     uri: Uri
@@ -43,6 +44,7 @@ class Target:
     folder: str = ""
     shards: tuple[Shard, ...] = field(repr=False)
     model: Model
+    verified: bool = False
 
     @property
     def bytes(self) -> int:
@@ -127,6 +129,7 @@ def find_target(uri: str, settings: Settings) -> Target:
         folder=folder,
         shards=shards,
         model=model,
+        verified=checkpoint.verified,
     )
 
 

@@ -203,7 +203,7 @@ def text_of(result: Result) -> str:
     if floors := result.floors.lines():
         lines += ["", "floors, measured before"]
         lines += [f"  {stage:<11} {said}" for stage, said in floors]
-    lines += ["", result.dropped_said]
+    lines += ["", "what it means", *(f"  {line}" for line in result.terms), ""]
     lines += [*verdict(result.loads, "load"), *verdict(result.starts, "start")]
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return "\n".join([*lines, f"{result.machine}; {versions}"])

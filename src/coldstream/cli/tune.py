@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
@@ -96,11 +97,12 @@ def command(
         raise UsageError("--html and --png draw what --measure finds", hint="add --measure")
     settings = state.settings()
     curve = _measured(state, uri, settings, html_file, png_file) if measure else None
+    believed = None if curve is None or curve.is_noisy else curve
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else gpus_here(machine.gpus())
     way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud)
     if gpus is None:
-        way = way_here(way, curve or remembered(settings))
+        way = way_here(way, believed or remembered(settings))
     if chosen is None:
         if curve is None:
             raise UsageError("this machine has no GPU that is known", hint="say which: --gpus A100-80GB:2")
@@ -110,7 +112,7 @@ def command(
         model,
         chosen,
         way,
-        connections=curve.connections if curve else None,
+        connections=believed.connections if believed else None,
         utilization=utilization,
         context=max_model_len,
     )
@@ -123,7 +125,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     from coldstream.drawing import check
     from coldstream.errors import DiskError
     from coldstream.loading import Options
-    from coldstream.tune import measured, remember
+    from coldstream.tune import PASSES, measured, remember
     from coldstream.tune.chart import html, png
     from coldstream.units import format_rate, plural
     from coldstream.uri import Uri
@@ -137,8 +139,14 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     def on_sample(sample: Sample) -> None:
         state.say(f"  {plural(sample.connections, 'connection'):<16} {format_rate(sample.bytes_per_second, 1)}")
 
-    curve = measured(uri, Options(settings=settings, framework="buffer"), on_sample=on_sample)
-    if "://" not in uri:
+    state.say(f"measuring, {PASSES[0]} to {PASSES[1]} times until the runs agree: one to four minutes")
+    curve = measured(uri, Options(settings=settings, framework="buffer"), passes=PASSES, on_sample=on_sample)
+    if curve.is_noisy:
+        text = (
+            f"the runs differ by {curve.spread:.0%}, so nothing is concluded from them or kept; measure at a quiet time"
+        )
+        state.say(f"{coloured('warning:', 'yellow', sys.stderr)} {text}")
+    elif "://" not in uri:
         state.say(f"kept in {remember(curve, settings)}")
     title = str(Uri(uri))
     files = [(html_file, html(curve, title).encode())] if html_file else []
@@ -211,14 +219,18 @@ def _loader_text(tuned: Tuned) -> str:
 
 
 def _curve_document(curve: Curve) -> dict[str, Any]:
-    return asdict(curve) | {"connections": curve.connections}
+    return asdict(curve) | {"connections": curve.connections, "spread": curve.spread, "noisy": curve.is_noisy}
 
 
 def _curve_text(curve: Curve) -> str:
     from coldstream.units import format_rate, plural
 
     each, most = format_rate(curve.each, 1), format_rate(curve.most, 1)
-    return f"one connection gives {each}, all together {most}: {plural(curve.connections, 'connection')} will do"
+    measured = f"one connection gives {each}, all together {most}"
+    if curve.is_noisy:
+        return f"{measured}, but the runs differ by {curve.spread:.0%}: too much to say how many connections will do"
+    known = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
+    return f"{measured}: {plural(curve.connections, 'connection')} will do{known}"
 
 
 def _matrix(state: State, cloud: str | None) -> None:

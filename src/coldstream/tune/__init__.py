@@ -18,7 +18,7 @@ from coldstream.tune.clouds import CLOUDS, parse_cloud
 from coldstream.tune.fit import Fit, fit, smallest
 from coldstream.tune.gpus import GPUS, Gpu, Gpus, find_gpu, parse_gpus
 from coldstream.tune.matrix import Row, matrix
-from coldstream.tune.measure import Curve, Sample, fitted, measured, remember, remembered
+from coldstream.tune.measure import PASSES, Curve, Sample, fitted, measured, remember, remembered
 from coldstream.tune.model import Model, describe
 from coldstream.tune.predict import Prediction, Way, predict
 from coldstream.tune.reading import gpus_here, read_model, way_here
@@ -27,6 +27,7 @@ from coldstream.tune.settings import Advice, Tuned, advise
 __all__ = [
     "CLOUDS",
     "GPUS",
+    "PASSES",
     "Advice",
     "Curve",
     "Fit",

@@ -26,6 +26,11 @@ _SECONDS = 4.0
 _RAMP_SHARE = 0.4
 # With so many times as many connections at least so much more must come, or the bucket gives no more.
 _GAIN = 1.15
+# All numbers of connections are run in turn, at least so often, and until their runs agree this well.
+PASSES = (3, 6)
+_AGREED = 0.10
+# Runs that still differ by more say nothing: a step of the curve is a doubling, and is judged by a gain of 15%.
+_NOISE = 0.25
 _FILE_BYTES_MAX = 64 << 10
 # Networks change: a measurement is believed for so long.
 _FRESH_SECONDS = 7 * 86400.0
@@ -37,11 +42,13 @@ class Sample:
 
     Attributes:
         connections: At most.
-        bytes_per_second: Once they were all running.
+        bytes_per_second: Once they were all running; of several runs the median.
+        spread: How far the runs beside the median are from each other, as a share of it; None where it is not known.
     """
 
     connections: int
     bytes_per_second: float
+    spread: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,16 @@ class Curve:
         """From where on more do not help, and some to spare."""
         enough = self.most / self.each if self.each else 1.0
         return next((step for step in STEPS if step >= enough), STEPS[-1])
+
+    @property
+    def spread(self) -> float | None:
+        """The largest of its samples' spreads; None where none is known."""
+        return max((sample.spread for sample in self.samples if sample.spread is not None), default=None)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether its runs differ by so much that nothing should be concluded from them."""
+        return (self.spread or 0.0) > _NOISE
 
     def at(self, connections: int) -> float:
         """Bytes a second of so many connections."""
@@ -93,6 +110,7 @@ def measured(
     steps: Sequence[int] = STEPS,
     seconds: float = _SECONDS,
     bytes_max: int | None = None,
+    passes: tuple[int, int] = (1, 1),
     on_sample: Callable[[Sample], None] | None = None,
 ) -> Curve:
     """Measures. Each step is a load of its own that is broken off; the local cache is left alone.
@@ -103,21 +121,47 @@ def measured(
         steps: Numbers of connections.
         seconds: For each.
         bytes_max: For each too: what a look at the speed may cost.
-        on_sample: Told each.
+        passes: How often all steps are run in turn: at least, and at most while their runs do not agree.
+        on_sample: Told of each run.
 
     Raises:
         What `Load` raises.
     """
-    samples: list[Sample] = []
-    for connections in steps:
+    rates: dict[int, list[float]] = {}
+
+    def run(connections: int) -> float:
         rate = _rate(uri, replace(options, concurrency=connections, cache=False, metrics=False), seconds, bytes_max)
-        samples.append(Sample(connections, rate))
+        rates.setdefault(connections, []).append(rate)
         if on_sample:
-            on_sample(samples[-1])
-        flat = len(samples) > 2 and rate < _GAIN * samples[-3].bytes_per_second
-        if flat:
+            on_sample(Sample(connections, rate))
+        return rate
+
+    first: list[float] = []
+    for connections in steps:
+        first.append(run(connections))
+        if len(first) > 2 and first[-1] < _GAIN * first[-3]:
             break
-    return fitted(samples)
+    least, most = passes
+    for number in range(1, most):
+        if number >= least and max(map(_spread, rates.values())) <= _AGREED:
+            break
+        # In turn, so that whatever happens to the network meanwhile happens to all of them.
+        for connections in rates:
+            run(connections)
+    return fitted(
+        [
+            Sample(connections, statistics.median(runs), _spread(runs) if len(runs) > 2 else None)
+            for connections, runs in rates.items()
+        ]
+    )
+
+
+def _spread(runs: Sequence[float]) -> float:
+    """How far the runs on both sides of the median are apart, as a share of it. One that went astray does not count."""
+    ordered, middle = sorted(runs), len(runs) // 2
+    near = ordered[max(0, middle - 1) : middle + 2]
+    median = statistics.median(runs)
+    return (near[-1] - near[0]) / median if median else float("inf")
 
 
 def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> float:

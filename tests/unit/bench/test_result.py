@@ -52,6 +52,7 @@ def a_result(**more: Any) -> Result:
         "floors": Floors(bucket=BYTES / 1.2, connections=64, connection=1e8, core=1e9, cores=2, tls=True),
         "dropped": "nothing",
         "dropped_said": "the page cache was left alone",
+        "verified": True,
         "machine": "2 cores",
         "versions": {"coldstream": "1"},
         "began": "2026-11-24T10:00:00+00:00",
@@ -62,6 +63,17 @@ def a_result(**more: Any) -> Result:
 def test_the_middle_the_least_and_the_most() -> None:
     found = spread([3.0, 1.0, 2.0])
     assert (found.median, found.least, found.most) == (2.0, 1.0, 3.0)
+
+
+def test_the_terms_say_what_was_dropped_and_who_checks() -> None:
+    terms = "\n".join(a_result().terms)
+    assert "3 x all in turn" in terms
+    assert "the page cache was left alone" in terms
+    assert "coldstream compares every chunk" in terms
+    assert "nobody checks what arrives" in "\n".join(a_result(verified=False).terms)
+    assert "compares" not in "\n".join(a_result(loads=(a_row("runai", 1.0),)).terms)
+    assert a_result().document()["terms"] == a_result().terms
+    assert "coldstream compares every chunk" in text_of(a_result())
 
 
 def test_states() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coldstream.env import Settings, load_settings
 from coldstream.loading import Options
-from coldstream.tune import Curve, Sample, fitted, measured, remember, remembered
+from coldstream.tune import PASSES, Curve, Sample, fitted, measured, remember, remembered
 from coldstream.tune.chart import html, png
 from coldstream.tune.measure import STEPS, steady
 from tests.checkpoints import sharded_checkpoint
@@ -57,6 +57,50 @@ def test_a_real_server_is_measured(tmp_path: Path) -> None:
     assert [sample.connections for sample in told] == [1, 2]
     assert curve.samples == tuple(told)
     assert not (tmp_path / "cache/models").exists(), "the local cache is left alone"
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, *factors: float) -> list[int]:
+    """Makes each run give 30 MB/s a connection up to 100, times the next factor of its number; the runs."""
+    runs: list[int] = []
+
+    def rate(_uri: object, options: Options, *_: object) -> float:
+        runs.append(options.concurrency)
+        nth = runs.count(options.concurrency) - 1
+        return min(options.concurrency * 3e7, 1e8) * factors[nth % len(factors)]
+
+    monkeypatch.setattr("coldstream.tune.measure._rate", rate)
+    return runs
+
+
+def test_runs_that_agree_are_not_repeated_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = rates(monkeypatch, 1.0, 0.98, 1.02)
+    curve = measured("org/m", Options(framework="buffer"), passes=PASSES)
+    assert runs == [1, 2, 4, 8, 16] * 3
+    assert curve.spread == pytest.approx(0.04)
+    assert not curve.is_noisy
+    assert (curve.each, curve.most, curve.connections) == (3e7, 1e8, 4)
+
+
+def test_one_run_that_went_astray_costs_another_and_not_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = rates(monkeypatch, 1.0, 0.2, 1.01, 0.99)
+    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
+    assert len(runs) == 2 * 4
+    assert not curve.is_noisy
+    assert curve.each == pytest.approx(3e7, rel=0.02)
+
+
+def test_runs_that_never_agree_are_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = rates(monkeypatch, 1.0, 0.5, 2.0)
+    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
+    assert len(runs) == 2 * PASSES[1]
+    assert curve.is_noisy
+
+
+def test_a_single_look_has_no_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates(monkeypatch, 1.0)
+    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2))
+    assert curve.spread is None
+    assert not curve.is_noisy
 
 
 def settings(tmp_path: Path, store: str = "s3://bucket") -> Settings:
