@@ -18,6 +18,7 @@ from coldstream.timeline import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers.fake_vllm import fake_lines, fake_vllm
+from tests.terminal import run_on_terminal, screen
 from tests.unit.timeline import logs
 from tests.unit.timeline.starts import BEGAN, finished, recorded, streamed
 
@@ -91,6 +92,30 @@ def test_a_start_is_recorded_and_shown(model: Command) -> None:
     assert document["run"] in out
     assert "ready in" in out
     assert "the start: " in out
+
+
+def test_on_a_terminal_a_line_says_how_far_it_is(model: Command) -> None:
+    """coldstream serve org/m, on a terminal"""
+    arguments = [sys.executable, "-m", "coldstream", "serve", "org/m", "--vllm", str(model.cwd / "env/bin/vllm")]
+    flags = ["--", "--port", str(free_port()), "--host", "127.0.0.1"]
+    environ = {**model.environ, "TERM": "xterm", "COLUMNS": "80"}
+    stopped = False
+
+    def stop(pid: int, text: str) -> None:
+        nonlocal stopped
+        if not stopped and "the start: " in text:
+            stopped = True
+            os.kill(pid, signal.SIGTERM)
+
+    code, text = run_on_terminal([*arguments, *flags], cwd=model.cwd, environ=environ, on_text=stop)
+    assert code == 0
+    assert "resolve        " in text
+    shown = screen(text)
+    for line in fake_lines(until="Starting vLLM"):
+        assert line in shown, "vLLM's lines are as it wrote them"
+    (ready,) = [place for place, line in enumerate(shown) if line.startswith("ready in")]
+    assert shown[ready - 1].startswith("  "), "below the timeline"
+    assert not any("done   " in line for line in shown), "nothing is left of the line itself"
 
 
 def test_no_token_is_asked_for(model: Command) -> None:

@@ -103,13 +103,14 @@ def command(
     """
     import sys
 
+    from coldstream.cli.live import StartStatus, live_line
     from coldstream.cli.metering import metered
     from coldstream.loading import Options
     from coldstream.machine import process_began
     from coldstream.serve import Request, prepared, serve
     from coldstream.uri import Uri
 
-    settings = state.settings()
+    settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
     given = {"concurrency": connections, "memory_limit": memory_limit, "workers": workers}
     options = Options(
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
@@ -118,6 +119,7 @@ def command(
         via=via,
         metrics=False,
         settings=settings,
+        on_progress=status.on_progress,
     )
     request = Request(
         uri=Uri(uri),
@@ -138,9 +140,10 @@ def command(
         state.show({"arguments": ready.command.arguments, "environment": lines}, "\n".join(lines))
         return
 
-    with metered(state, settings, uri) as found:
+    with metered(state, settings, uri) as found, live_line(state, status.text) as live:
 
         def on_started(started: Started) -> None:
+            live.close()
             if state.json:
                 state.show(_document(started), "")
             else:
@@ -153,10 +156,12 @@ def command(
             settings,
             say=state.say,
             on_started=on_started,
-            stdout=sys.stderr.buffer if state.json else None,
+            stdout=sys.stderr.buffer if state.json else live.above(sys.stdout),
+            stderr=live.above(sys.stderr),
             explain=state.explain,
             meter=found.meter,
             began=process_began(),
+            on_recorder=status.follow,
         )
     raise SystemExit(code)
 

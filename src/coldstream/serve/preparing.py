@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
 from coldstream.folder import ModelFolder, check_complete, check_servable, model_folder
 from coldstream.loading import Options
+from coldstream.loading.options import OnProgress
 from coldstream.origin import open_origin
 from coldstream.paths import checked_name
 from coldstream.progress import Progress
@@ -47,12 +49,14 @@ class Prepared:
         command: How it is run.
         service: Where its ranks ask for the weights; None with another loader.
         warm: Its caches; None when they are off.
+        downloaded: When the weights were on the disk, by `time.monotonic`; None when nothing puts them there.
     """
 
     program: Program
     command: Command
     service: LoadService | None
     warm: WarmStart | None
+    downloaded: float | None = None
 
 
 @contextmanager
@@ -82,11 +86,13 @@ def prepared(
         say(f"warning: {warning}")
     with ExitStack() as stack:
         version: str | None
+        downloaded = None
         if request.loader == "coldstream":
             begin = partial(_begun, request=request, settings=settings, stack=stack, dry=dry, on_service=on_service)
             command, service, version = _streamed(request, program, begin, say)
         else:
             command, service = _other(request, settings, program, say), None
+            downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
             version = _version(request, settings) if request.bundle != "off" else None
         passed = {name: value for name in request.pass_env if (value := settings.get(name) or os.environ.get(name))}
         command = command.having({**request.environment, **passed})
@@ -101,7 +107,7 @@ def prepared(
                 stack.callback(read_ahead(warm.reads).stop)
             gpu = not program.is_cpu_build and bool(machine.gpus())
             command = command.having(warm.environment(environ, gpu=gpu, vllm=program.version or ""))
-        yield Prepared(program, command, service, warm)
+        yield Prepared(program, command, service, warm, downloaded)
 
 
 def _streamed(
@@ -243,15 +249,25 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
     cache = cache_of(settings)
     folder = Path(cache.root) / "downloads" / name
     say(f"downloading {name} to {folder}")
-    mirror.download(open_store(settings), name, folder, progress=_Lines(say))
+    store, on_progress = open_store(settings), request.options.on_progress
+    total = mirror.stored_bytes(store, name) if on_progress else 0
+    mirror.download(store, name, folder, progress=_Download(say, total, on_progress))
     return str(folder)
 
 
-class _Lines(Progress):
-    """Passes on what a download says, without a bar."""
+class _Download(Progress):
+    """Passes on what a download says, and how far it is."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], None], total: int, on_progress: OnProgress | None) -> None:
+        self._write, self._total, self._on_progress = write, total, on_progress
+        self._stored = 0
+        self._lock = threading.Lock()
+
+    def stored(self, path: str, count: int) -> None:
+        with self._lock:
+            self._stored += count
+            if self._on_progress is not None:
+                self._on_progress(self._stored, self._total)
 
     def say(self, text: str) -> None:
         self._write(text)

@@ -81,6 +81,7 @@ def serve(
     explain: Callable[[str, str | None], None],
     meter: Meter | None = None,
     began: float | None = None,
+    on_recorder: Callable[[Recorder], None] = lambda _: None,
 ) -> int:
     """Runs vLLM until it ends.
 
@@ -94,6 +95,7 @@ def serve(
         explain: Told why vLLM failed, and what can be done about it; last.
         meter: Told what is loaded, started, restored and published.
         began: When the command began, by `time.monotonic`; None for now.
+        on_recorder: Told who records the start, which knows at any time how far it has come.
 
     Returns:
         Its exit code; 128 and the signal's number when one ended it before it answered; 1 when it ended by itself with
@@ -110,6 +112,7 @@ def serve(
     _check_endpoint(request, meter, say)
     recorder = Recorder(began)
     recorder.mark("commanded", now)
+    on_recorder(recorder)
     unknown_format, reason = threading.Event(), FailureReason()
 
     def on_line(line: str) -> None:
@@ -127,6 +130,8 @@ def serve(
         meter.bundle_restored(ready.warm.state.state if ready.warm is not None else "off")
         for line in said_before(ready.warm):
             say(line)
+        if ready.downloaded is not None:
+            recorder.mark("downloaded", ready.downloaded)
         now = time.monotonic()
         recorder.mark("spawned", now)
         if ready.warm is not None and (state := ready.warm.state).seconds:

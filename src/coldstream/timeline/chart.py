@@ -23,6 +23,7 @@ RUNS_MAX = 12
 # The three imports are one family, as is what the engine does when it has its weights.
 _COLOURS = {
     "command": "#b4bac4",
+    "download": "#3fb8a8",
     "resolve": "#8a94a3",
     "api import": "#2f6db3",
     "config": "#49a3b8",

@@ -50,6 +50,7 @@ class Kind:
 
 KINDS = (
     Kind("commanded", "command", "command", "Python started, coldstream imported", always=False),
+    Kind("downloaded", "download", "download", "the weights, before vLLM starts", always=False),
     Kind("spawned", "resolve", "resolve", "find the model, begin its stream"),
     Kind("args", "api import", _IMPORTS, "vLLM in the API server"),
     Kind("configured", "config", "config", "the model looked at, the engine configured"),
@@ -148,6 +149,20 @@ def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: f
     if ended is not None:
         found.append(_last(missed[0] if missed else KINDS[-1], start, max(start, ended)))
     return found
+
+
+def under_way(marks: Mapping[str, float], now: float) -> Phase:
+    """The phase that a start is in, which is not over: the next one that every start has.
+
+    Args:
+        marks: Name to seconds since the command began.
+        now: The same.
+    """
+    kinds = [*_expected(marks)]
+    passed = [place for place, kind in enumerate(kinds) if kind.mark in marks]
+    kind = kinds[min(passed[-1] + 1, len(kinds) - 1) if passed else 0]
+    start = max(marks.values(), default=0.0)
+    return Phase(name=kind.name, start=start, stop=max(start, now), note=kind.note, group=kind.group)
 
 
 def _last(kind: Kind, start: float, stop: float) -> Phase:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream import __version__
 from coldstream.timeline import marks as lines
-from coldstream.timeline.phases import Span, clean, hidden_share, phases_of, waited_seconds
+from coldstream.timeline.phases import Phase, Span, clean, hidden_share, phases_of, under_way, waited_seconds
 from coldstream.timeline.record import FORMAT, FORMAT_ANSWERED, Ended, Machine, Stream, Timeline, as_values, run_name
 from coldstream.timeline.verdict import ending, verdicts
 
@@ -91,6 +91,14 @@ class Recorder:
         """What became of vLLM's compile caches, as far as its lines tell: see `marks.compile_caches`."""
         with self._lock:
             return lines.compile_caches(self._events, self._marks)
+
+    def phase(self, now: float) -> Phase:
+        """The phase that the start is in.
+
+        Args:
+            now: By the clock of all other times; the phase ends then as far as is known.
+        """
+        return under_way(self.marks, max(0.0, now - self._began))
 
     def mark(self, name: str, now: float) -> None:
         """Sets a mark of our own, the first time."""

@@ -1,0 +1,173 @@
+"""The last line of a terminal while vLLM starts: how far it has come. What others write stands above it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+
+from coldstream.units import format_bytes, format_rate
+
+if TYPE_CHECKING:
+    from coldstream.cli.session import State
+    from coldstream.timeline import Recorder
+
+_DRAW_SECONDS = 0.2
+# An unfinished line is held back until it ends: what is drawn below it would end it.
+_HELD_BYTES_MAX = 64 << 10
+_ERASE = "\r\x1b[2K"
+
+
+class StartStatus:
+    """How far a start has come, in a line. Thread-safe."""
+
+    def __init__(self, verb: str) -> None:
+        """Begins.
+
+        Args:
+            verb: What is done with the weights: "stream", "download".
+        """
+        self._recorder: Recorder | None = None
+        self._verb = verb
+        self._bytes = (0, 0)
+        self._began = self._moved = 0.0
+
+    def follow(self, recorder: Recorder) -> None:
+        """Takes the phases from there."""
+        self._recorder = recorder
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Takes note of the weights; see `Options.on_progress`."""
+        now = time.monotonic()
+        self._began = self._began or now
+        if done != self._bytes[0]:
+            self._moved = now
+        self._bytes = (done, total)
+
+    def text(self) -> str:
+        """What the line says."""
+        if self._recorder is None:
+            return ""
+        done, total = self._bytes
+        phase = self._recorder.phase(time.monotonic())
+        name, note = phase.name, phase.note
+        if self._verb == "download" and 0 < done < total:
+            name, note = "download", "the weights, before vLLM starts"
+        parts = [f"{phase.stop:6.1f} s", f"{name:<12}"]
+        if total and done >= total:
+            parts.append(f"{self._verb} {format_bytes(total)} done")
+        elif total:
+            rate = f", {format_rate(done, self._moved - self._began)}" if self._moved > self._began else ""
+            parts.append(f"{self._verb} {format_bytes(done)} of {format_bytes(total)}{rate}")
+        return "   ".join([*parts, note])
+
+
+class LiveLine:
+    """A line that is drawn anew several times a second, until it is closed."""
+
+    def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
+        """Begins to draw.
+
+        Args:
+            stream: The terminal; None to draw nothing.
+            text: Tells what the line says now; without a line break.
+        """
+        self._stream, self._text = stream, text
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._above: list[_Above] = []
+        self._thread = threading.Thread(target=self._redraw, name="live", daemon=True)
+        if stream is not None:
+            self._thread.start()
+
+    def above(self, stream: TextIO) -> BinaryIO | None:
+        """Where to write what goes to a stream meanwhile: above the line. None when nothing is drawn."""
+        if self._stream is None:
+            return None
+        with self._lock:
+            self._above.append(_Above(self, stream.behind if isinstance(stream, _Above) else stream))
+            return cast("BinaryIO", self._above[-1])
+
+    def close(self) -> None:
+        """Takes the line away; all that is written from now on passes through. Idempotent."""
+        with self._lock:
+            if self._stream is None or self._closed.is_set():
+                return
+            self._erase()
+            self._closed.set()
+            for above in self._above:
+                above.write(b"")
+        self._thread.join()
+
+    def write(self, target: BinaryIO, held: bytes, data: bytes) -> bytes:
+        """Writes what is whole of some output; what is to be held back."""
+        with self._lock:
+            if self._closed.is_set():
+                whole, rest = held + data, b""
+            else:
+                head, newline, rest = (held + data).rpartition(b"\n")
+                whole, rest = (head + newline, rest) if len(rest) < _HELD_BYTES_MAX else (head + newline + rest, b"")
+            if whole:
+                self._erase()
+                target.write(whole)
+                target.flush()
+                self._draw()
+            return rest
+
+    def _redraw(self) -> None:
+        while not self._closed.wait(_DRAW_SECONDS):
+            with self._lock:
+                self._draw()
+
+    def _erase(self, text: str = "") -> None:
+        if self._stream is not None and not self._closed.is_set():
+            self._stream.write(_ERASE + text)
+            self._stream.flush()
+
+    def _draw(self) -> None:
+        # In the last column the cursor would be on the next line.
+        self._erase(self._text()[: shutil.get_terminal_size().columns - 1])
+
+
+class _Above:
+    """A stream whose lines stand above the live one; takes bytes as well as text."""
+
+    def __init__(self, line: LiveLine, stream: TextIO) -> None:
+        self._line, self.behind = line, stream
+        self._held = b""
+
+    def write(self, data: bytes | str) -> int:
+        coded = data.encode(self.behind.encoding or "utf-8", "replace") if isinstance(data, str) else data
+        self._held = self._line.write(self.behind.buffer, self._held, coded)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return self.behind.isatty()
+
+
+@contextmanager
+def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
+    """Draws a line, for the length of the block or until it is closed, where somebody looks.
+
+    Args:
+        state: The common options.
+        text: See `LiveLine`.
+    """
+    stderr = sys.stderr
+    is_shown = stderr.isatty() and os.environ.get("TERM") != "dumb" and not (state.quiet or state.json)
+    line = LiveLine(stderr if is_shown else None, text)
+    if is_shown:
+        sys.stderr = cast("TextIO", line.above(stderr))
+    try:
+        yield line
+    finally:
+        line.close()
+        sys.stderr = stderr
