@@ -64,6 +64,31 @@ def test_a_model_goes_up_and_comes_back_equal(command: Command, hub: FakeHub, tm
     assert command.states() == {}
 
 
+def test_several_models_go_up_and_one_that_fails_stops_no_other(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo("org/a", sharded_model(seed=1))
+    hub.add_repo("org/b", sharded_model(seed=2))
+    out, _ = quick.run("upload", "org/a", "org/b", "--dry-run")
+    assert out.count("would send") == 2
+    out, err = quick.run("upload", "org/a", "org/nowhere", "org/b", code=3)
+    assert quick.states() == {"org/a": "ready", "org/b": "ready"}
+    assert out.count("ready") == 2
+    assert err.count("error:") == 1
+    again = quick.json("upload", "org/a", "org/nowhere", code=3)["models"]
+    assert again[0]["up_to_date"]
+    assert (again[1]["source"], again[1]["error"]["kind"]) == ("org/nowhere", "not-found")
+    assert len(quick.json("upload", "org/no", "org/nowhere", code=10)["models"]) == 2
+    quick.run("upload", "org/a", "org/b", "--as", "org/c", code=2)
+    quick.run("upload", "org/a", "org/b", "--revision", "v1", code=2)
+
+
+@pytest.mark.parametrize("typed", [["--hf-token", "hf_topsecret"], ["--token=hf_topsecret"]])
+def test_a_secret_on_the_command_line_is_refused_in_one_line(quick: Command, typed: list[str]) -> None:
+    _, err = quick.run("upload", REPO, *typed, code=2)
+    assert "every user of this machine can read a command line" in err
+    assert "HF_TOKEN" in err
+    assert "topsecret" not in err
+
+
 def test_a_second_upload_sends_nothing(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, sharded_model())
     quick.run("upload", REPO)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import click
 
 from coldstream import __version__
-from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json
-from coldstream.errors import ColdstreamError
+from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json, error_document, show_traceback
+from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.uri import without_secrets
 
 VERBS = (
@@ -41,6 +41,15 @@ VERBS = (
     "doctor",
     "demo",
 )
+
+# What people type who know other tools; each is a setting here.
+_SECRET_OPTIONS = {
+    "--hf-token": "HF_TOKEN",
+    "--token": "HF_TOKEN",
+    "--access-key": "R2_ACCESS_KEY",
+    "--secret-key": "R2_SECRET_KEY",
+    "--session-token": "R2_SESSION_TOKEN",
+}
 
 
 class _Verbs(Group):
@@ -105,27 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _crashed(exc: Exception, state: State) -> int:
-    _show_traceback(exc)
+    show_traceback(exc)
     message = without_secrets(f"internal error: {type(exc).__name__}: {exc}")
     state.explain(message, hint := "please report it with the lines above")
     if state.json:
-        _json_error("internal", message, hint, 1)
+        echo_json(error_document("internal", message, hint, 1))
     return 1
 
 
-def _show_traceback(exc: Exception) -> None:
-    import traceback
-
-    echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
-
-
 def _failed(exc: ColdstreamError, state: State) -> int:
-    if state.debug:
-        _show_traceback(exc)
-    message = without_secrets(exc.message)
-    state.explain(message, exc.hint)
+    document = state.report(exc)
     if state.json:
-        _json_error(exc.kind, message, exc.hint, exc.exit_code)
+        echo_json(document)
     return exc.exit_code
 
 
@@ -134,28 +134,21 @@ def _misused(exc: click.ClickException, state: State) -> int:
     command = context.command_path if context else "coldstream"
     hint = f"see: {command} --help"
     takes_vllm_flags = context is not None and any(param.name == "vllm_arguments" for param in context.command.params)
-    if isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
+    # It repeats what was typed.
+    message = without_secrets(exc.format_message())
+    if isinstance(exc, click.NoSuchOption) and (variable := _SECRET_OPTIONS.get(exc.option_name)):
+        message = f"{exc.option_name} is not an option: every user of this machine can read a command line"
+        hint = f"set {variable} in the environment or in .env"
+    elif isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
         hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
-    # It repeats what was typed.
-    message = without_secrets(exc.format_message())
-    state.explain(message, hint)
-    if state.json:
-        _json_error("usage", message, hint, 2)
-    return 2
+    return _failed(UsageError(message, hint=hint), state)
 
 
 def _cancelled(state: State) -> int:
     hint = f"{state.resume}; run the same command again to continue" if state.resume else None
-    state.explain("cancelled", hint)
-    if state.json:
-        _json_error("cancelled", "cancelled", hint, 130)
-    return 130
-
-
-def _json_error(kind: str, message: str, hint: str | None, exit_code: int) -> None:
-    echo_json({"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
+    return _failed(CancelledError("cancelled", hint=hint), state)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -18,6 +18,7 @@ from coldstream.printable import printable
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
+    from coldstream.errors import ColdstreamError
     from coldstream.retry import Retry
     from coldstream.store import Store
 
@@ -87,6 +88,16 @@ class State:
         if hint:
             echo(f"hint:  {_indented(hint)}", err=True)
 
+    def report(self, exc: ColdstreamError) -> dict[str, Any]:
+        """An error, with its traceback when that was asked for; returns what `--json` shows of it."""
+        from coldstream.uri import without_secrets
+
+        if self.debug:
+            show_traceback(exc)
+        message = without_secrets(exc.message)
+        self.explain(message, exc.hint)
+        return error_document(exc.kind, message, exc.hint, exc.exit_code)
+
     def show(self, document: Any, text: str) -> None:
         """The result: `document` as JSON when that was asked for, `text` otherwise."""
         if self.json:
@@ -112,6 +123,20 @@ class State:
     def _waiting(self, error: Exception, seconds: float) -> None:
         if seconds >= 2:
             self.say(f"{error}; trying again in {seconds:.0f} s")
+
+
+def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
+    """What `--json` shows of an error, a contract."""
+    return {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}
+
+
+def show_traceback(exc: Exception) -> None:
+    """A traceback, on stderr."""
+    import traceback
+
+    from coldstream.uri import without_secrets
+
+    echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
 
 
 def shown(text: str) -> str:

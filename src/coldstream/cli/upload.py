@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, transfer_options
+from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, echo, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.env import Settings
     from coldstream.mirror import UploadPlan, UploadReport
     from coldstream.retry import Retry
     from coldstream.source import Source
+    from coldstream.store import Store
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("source", metavar="SRC")
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
 @click.option("--revision", help="Branch, tag or commit on the Hub.  [default: main]")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Take only the files that match. Repeatable.")
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @common_options
 def command(
     state: State,
-    source: str,
+    sources: tuple[str, ...],
     name: str | None,
     revision: str | None,
     include: tuple[str, ...],
@@ -49,22 +51,25 @@ def command(
     dry_run: bool,
     connections: int,
     memory_bytes: int,
-) -> None:
-    """Copy a model from the Hub, or from a local folder, into the bucket.
+) -> int:
+    """Copy models from the Hub, or from local folders, into the bucket.
 
     \b
     coldstream upload Qwen/Qwen3-8B
-    coldstream upload Qwen/Qwen3-8B --revision v1.0 --as prod/qwen
+    coldstream upload Qwen/Qwen3-8B@v1.0 --as prod/qwen
+    coldstream upload Qwen/Qwen3-8B Qwen/Qwen3-0.6B
     coldstream upload ./my-finetune --as me/finetune
     coldstream upload Qwen/Qwen3-8B --dry-run
     coldstream upload Qwen/Qwen3-8B --object-bytes-max 480MiB --no-plain
 
-    SRC is org/model on the Hub (hf://org/model@revision works too), or a folder written with a leading ./ or /.
+    SRC is org/model[@revision] on the Hub, or a folder written with a leading ./ or /.
     One set of weights is taken, the safetensors, and all that is needed beside them. Nothing touches the disk.
     Interrupted, run it again: it goes on. Hub settings: HF_TOKEN, HF_ENDPOINT.
+    Exit 3 when some of several models fail.
     """
+    from functools import partial
+
     from coldstream import mirror
-    from coldstream.cli.bars import progress_for
     from coldstream.errors import UsageError
     from coldstream.plan import PART_BYTES_MAX, PART_BYTES_MIN
 
@@ -72,13 +77,11 @@ def command(
         raise UsageError("--no-plain goes with --object-bytes-max", hint="--object-bytes-max 480MiB --no-plain")
     if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
         raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB")
-    settings = state.settings()
-    store = state.open_store(connections)
-    opened, default_name = _open_source(source, revision, settings, store.retry, connections)
-    plan = mirror.plan_upload(
-        store,
-        opened,
-        name or default_name,
+    if len(sources) > 1 and (name or revision):
+        flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
+        raise UsageError(f"{flag} goes with one model, {len(sources)} are named", hint=hint)
+    plan = partial(
+        mirror.plan_upload,
         include=include,
         also=also,
         exclude=exclude,
@@ -86,16 +89,60 @@ def command(
         object_bytes_max=object_bytes_max,
         plain=not no_plain,
     )
-    _announce(state, plan, f"{store.uri}/{plan.name}")
-    if dry_run:
-        state.show(_dry_document(plan), _dry_text(plan))
-        return
+
+    def upload_one(source: str) -> tuple[dict[str, Any], str]:
+        store = state.open_store(connections)
+        opened, default_name = _open_source(source, revision, state.settings(), store.retry, connections)
+        planned = plan(store, opened, name or default_name)
+        _announce(state, planned, f"{store.uri}/{planned.name}")
+        if dry_run:
+            return _dry_document(planned), _dry_text(planned)
+        return _uploaded(state, store, opened, planned, connections, memory_bytes)
+
+    if len(sources) == 1:
+        state.show(*upload_one(sources[0]))
+        return 0
+    return _upload_each(state, sources, upload_one)
+
+
+def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str], tuple[dict[str, Any], str]]) -> int:
+    """Uploads one after another, whatever becomes of the others; the exit code."""
+    from coldstream.errors import CancelledError, ColdstreamError, PartialError
+    from coldstream.uri import Uri
+
+    documents: list[dict[str, Any]] = []
+    failures: list[ColdstreamError] = []
+    for source in sources:
+        try:
+            document, text = upload_one(source)
+        except CancelledError:
+            raise
+        except ColdstreamError as exc:
+            documents.append({"source": str(Uri(source)), **state.report(exc)})
+            failures.append(exc)
+            continue
+        documents.append(document)
+        if not state.json:
+            echo(text)
+    if state.json:
+        state.show({"models": documents}, "")
+    if not failures:
+        return 0
+    return failures[0].exit_code if len(failures) == len(sources) else PartialError.exit_code
+
+
+def _uploaded(
+    state: State, store: Store, source: Source, plan: UploadPlan, connections: int, memory_bytes: int
+) -> tuple[dict[str, Any], str]:
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+
     state.resume = "uploaded parts are kept"
     with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
         report = mirror.upload(
-            store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
+            store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
         )
-    state.show(_document(plan, report), _text(plan, report))
+    return _document(plan, report), _text(plan, report)
 
 
 def _open_source(
