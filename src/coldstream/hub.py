@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urljoin, urlsplit
 
@@ -22,6 +23,7 @@ import huggingface_hub
 import urllib3
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
+    DisabledRepoError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -44,6 +46,7 @@ from coldstream.errors import (
 from coldstream.paths import path_fault
 from coldstream.reply import describe_reply, is_page
 from coldstream.retry import Backoff, Retry
+from coldstream.selection import is_weights
 from coldstream.source import SourceFile
 from coldstream.units import MIB, format_bytes
 
@@ -53,6 +56,8 @@ _REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
 _READ_BYTES = MIB
+# Each is one request.
+_BRANCHES_MAX = 16
 _PAGE_BYTES = 4096
 
 
@@ -113,6 +118,21 @@ class HubSource:
             return [_source_file(entry, where) for entry in tree if hasattr(entry, "size")]
 
         return sorted(self._ask(listed), key=lambda file: file.path)
+
+    def branches_with_weights(self) -> Sequence[str]:
+        def branches() -> list[str]:
+            return [branch.name for branch in self._api.list_repo_refs(self.repo).branches]
+
+        def has_weights(branch: str) -> bool:
+            tree = self._api.list_repo_tree(self.repo, revision=branch)
+            return any(is_weights(entry.path) for entry in tree)
+
+        # It is only a hint to an error.
+        try:
+            others = [branch for branch in self._ask(branches) if branch != self.revision]
+            return [branch for branch in others[:_BRANCHES_MAX] if self._ask(partial(has_weights, branch))]
+        except ColdstreamError:
+            return ()
 
     def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
         if file.size > bytes_max:
@@ -342,6 +362,11 @@ class HubSource:
                 if not self._token
                 else f"{self.repo} is gated and this token may not read it",
                 hint=f"accept its licence on the model's page, then set HF_TOKEN ({self._token_state()})",
+            ) from exc
+        except DisabledRepoError as exc:
+            raise NotFoundError(
+                f"{self.repo} is disabled on the Hub, and no token may read it",
+                hint=f"{self._endpoint}/{self.repo} may say why; take the model from another place",
             ) from exc
         except RevisionNotFoundError as exc:
             raise NotFoundError(f"{self.repo} has no revision {self.revision!r}", hint="look at --revision") from exc

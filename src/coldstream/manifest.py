@@ -20,12 +20,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from coldstream.errors import ManifestError
+from coldstream.errors import ManifestError, NotFoundError
 from coldstream.paths import ETAG, MANIFEST_BYTES_MAX, path_fault
 from coldstream.plan import OBJECT_BYTES_MAX
 
 FORMAT = 1
 XXH3_128_HEX = 32
+# As git abbreviates them, and as `list` shows them.
+_COMMIT_DIGITS_MIN = 7
 _DIGEST_KEY = b',"digest":"'
 _REPLACE = "remove the model and upload it again: coldstream remove, coldstream upload"
 
@@ -258,6 +260,33 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
 def digest_of(data: bytes) -> str:
     """The digest that `serialize` put at the end of `data`: "sha256:…". It names this version of the model."""
     return data.rpartition(_DIGEST_KEY)[2].partition(b'"')[0].decode()
+
+
+def check_revision(source: Source | None, revision: str | None, *, where: str) -> None:
+    """Makes sure that a stored model is the revision that its name was given with.
+
+    Args:
+        source: Where it came from; None when no manifest tells.
+        revision: A branch or tag as it was uploaded by, or a commit or its first 7 digits; None: any.
+        where: The model's URI, for messages.
+
+    Raises:
+        NotFoundError: It is another one, or it has none.
+    """
+    if revision is None:
+        return
+    commit = (source.commit or "") if source else ""
+    if source and (
+        source.revision == revision or (len(revision) >= _COMMIT_DIGITS_MIN and commit.startswith(revision))
+    ):
+        return
+    if source and source.repo:
+        upload = shlex.join(["coldstream", "upload", f"{source.repo}@{revision}"])
+        raise NotFoundError(
+            f"{where} holds revision {source.revision} (commit {commit[:_COMMIT_DIGITS_MIN]}), not {revision}",
+            hint=f"a name holds one revision; to store this one beside it: {upload} --as NAME",
+        )
+    raise NotFoundError(f"nothing tells which revision {where} is", hint=f"name it without @{revision}")
 
 
 def upload_command(record: Manifest | Journal) -> str:

@@ -105,6 +105,16 @@ def checked_path(path: str, *, where: str) -> str:
     return path
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and the revision of the Hub that follows it, or None.
+
+    >>> split_revision("org/model@v1.0")
+    ('org/model', 'v1.0')
+    """
+    bare, mark, revision = name.partition("@")
+    return (bare, revision) if mark and revision else (name, None)
+
+
 def checked_name(name: str) -> str:
     """A model's name in the bucket, `org/model` or any depth of such segments.
 
@@ -113,10 +123,11 @@ def checked_name(name: str) -> str:
     """
     segments = name.split("/")
     if not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments) or path_fault(name):
-        raise UsageError(
-            f"{str(Uri(name))!r} is not a model's name",
-            hint="letters, digits, '.', '_' and '-' between slashes, like meta-llama/Llama-3.1-8B-Instruct",
-        )
+        bare, revision = split_revision(name)
+        hint = "letters, digits, '.', '_' and '-' between slashes, like meta-llama/Llama-3.1-8B-Instruct"
+        if revision and all(_MODEL_SEGMENT.fullmatch(segment) for segment in bare.split("/")):
+            hint = f"a name in the bucket holds one revision; write {bare}"
+        raise UsageError(f"{str(Uri(name))!r} is not a model's name", hint=hint)
     # Room for the longest file names below it.
     if len(name) > KEY_BYTES_MAX // 2:
         raise UsageError(f"the name {name[:60]!r}… is longer than {KEY_BYTES_MAX // 2} characters")

@@ -51,6 +51,9 @@ class Source(Protocol):
     def files(self) -> Sequence[SourceFile]:
         """Every file, sorted by path."""
 
+    def branches_with_weights(self) -> Sequence[str]:
+        """Other revisions that have safetensors where this one has none; empty when that cannot be known."""
+
     def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
         """A small file's content.
 
@@ -101,6 +104,9 @@ class FolderSource:
             raise CredentialsError(f"{self.root}: {exc.strerror}", hint="check its owner and mode") from exc
         self._versions = {item.path: (item.size, item.mtime_ns) for item in items}
         return [SourceFile(path=item.path, size=item.size, fault=item.fault) for item in items]
+
+    def branches_with_weights(self) -> Sequence[str]:
+        return ()
 
     def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
         if file.size > bytes_max:

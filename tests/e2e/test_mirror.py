@@ -164,6 +164,54 @@ def test_a_missing_revision_is_said(quick: Command, hub: FakeHub) -> None:
     assert "no revision 'v9'" in err
 
 
+def test_weights_on_another_branch_are_pointed_to(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, {"README.md": b"see the branches"})
+    hub.add_repo(REPO, {"README.md": b"no weights"}, branch="notes")
+    hub.add_repo(REPO, sharded_model(), branch="4.0bpw")
+    _, err = quick.run("upload", REPO, code=2)
+    assert "its branches 4.0bpw have some" in err
+    assert "--revision 4.0bpw" in err
+    _, err = quick.run("load", f"hf://{REPO}", code=10)
+    assert f"hf://{REPO}@4.0bpw" in err
+    quick.run("upload", f"{REPO}@4.0bpw")
+    assert quick.states() == {REPO: "ready"}
+
+
+def test_a_disabled_repository_is_no_question_of_the_token(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, sharded_model(), disabled=True)
+    for verb, name in (("upload", REPO), ("load", f"hf://{REPO}")):
+        _, err = quick.run(verb, name, code=10)
+        assert "is disabled on the Hub" in err
+
+
+def test_a_name_with_a_revision_is_that_revision_or_not_found(quick: Command, hub: FakeHub, tmp_path: Path) -> None:
+    commit = hub.add_repo(REPO, sharded_model(), branch="v1")
+    quick.run("upload", f"{REPO}@v1")
+    for revision in ("v1", commit, commit[:7]):
+        name = f"{REPO}@{revision}"
+        assert quick.json("verify", name)["name"] == REPO
+        assert quick.json("load", name, "--no-cache")["verified"]
+    assert quick.json("download", f"{REPO}@v1", "out")["name"] == REPO
+    assert content(tmp_path / "out") == sharded_model()
+    other = f"{REPO}@v2"
+    for arguments in (("verify", other), ("load", other), ("download", other, "other"), ("remove", other, "--yes")):
+        _, err = quick.run(*arguments, code=10)
+        assert f"holds revision v1 (commit {commit[:7]}), not v2" in err
+        assert f"coldstream upload {other} --as NAME" in err
+    assert quick.states() == {REPO: "ready"}
+    quick.run("remove", f"{REPO}@v1", "--yes")
+    assert quick.states() == {}
+
+
+def test_a_name_with_a_revision_that_nothing_tells_is_not_found(quick: Command, tmp_path: Path) -> None:
+    quick.run("upload", str(write_model(tmp_path / "folder", sharded_model())), "--as", REPO)
+    for verb in ("verify", "load"):
+        _, err = quick.run(verb, f"{REPO}@main", code=10)
+        assert "nothing tells which revision" in err
+    _, err = quick.run("upload", str(tmp_path / "folder"), "--as", f"{REPO}@main", code=2)
+    assert f"write {REPO}" in err
+
+
 def test_a_repository_without_safetensors_is_refused(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, {"pytorch_model.bin": b"x", "config.json": b"{}"})
     _, err = quick.run("upload", REPO, code=2)

@@ -42,6 +42,7 @@ DATE = "2024-01-01T00:00:00.000Z"  # fixed, so that answers do not differ betwee
 _REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
 _KIND = r"(?P<kind>revision|tree|xet-read-token)"
 _API_PATH = re.compile(rf"/api/models/{_REPO}(?:/{_KIND}/(?P<rev>[^/]+)(?:/(?P<path>.+))?)?")
+_REFS_PATH = re.compile(rf"/api/models/{_REPO}/refs")
 _RESOLVE_PATH = re.compile(rf"/{_REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 _CACHE_PATH = re.compile(rf"/api/resolve-cache/models/{_REPO}/(?P<rev>[0-9a-f]{{40}})/(?P<path>.+)")
 _CDN_PATH = re.compile(r"/.+?/(?P<oid>[0-9a-f]{64})/(?P<path>.+)")
@@ -107,6 +108,7 @@ class Repo:
 
     repo_id: str
     gated: str | Literal[False] = False
+    disabled: bool = False
     private_token: str | None = None
     branches: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -430,6 +432,7 @@ class FakeHub:
         *,
         gated: bool | Literal["auto", "manual"] = False,
         private_token: str | None = None,
+        disabled: bool = False,
         branch: str = "main",
         message: str = "Add files",
     ) -> str:
@@ -447,6 +450,7 @@ class FakeHub:
             repo = self._repos.setdefault(repo_id, Repo(repo_id))
             repo.gated = ("manual" if gated is True else gated) or repo.gated
             repo.private_token = private_token or repo.private_token
+            repo.disabled = disabled or repo.disabled
             parent = repo.branches.get(branch)
             content = [(path, blob.oid) for path, blob in blobs.items()]
             oid = hashlib.sha1(repr((repo_id, parent, message, content)).encode()).hexdigest()
@@ -477,6 +481,8 @@ class FakeHub:
             match = _CACHE_PATH.fullmatch(query.path)
             if match or (match := _RESOLVE_PATH.fullmatch(query.path)):
                 return self._answer_resolve(query, match)
+            if match := _REFS_PATH.fullmatch(query.path):
+                return self._answer_refs(query, match)
             if match := _API_PATH.fullmatch(query.path):
                 return self._answer_api(query, match)
             raise _refusal(404, "Sorry, we can't find the page you are looking for.")
@@ -514,6 +520,8 @@ class FakeHub:
             # The real Hub sends no code with this 401. The library makes up for that, but only
             # for https URLs, so that without the code its error here would be another one.
             raise _refusal(401, "Invalid username or password.", "RepoNotFound")
+        if repo.disabled:
+            raise _refusal(403, "Access to this resource is disabled.")
         if name != asked:
             location = query.path.replace(f"/{asked}", f"/{name}", 1)
             rest = f"?{query.query}" if query.query else ""
@@ -545,6 +553,13 @@ class FakeHub:
             token = {"accessToken": "xet-token", "exp": int(time.time()) + 3600, "casUrl": f"local://{self._xet_store}"}
             return _json(200, token)
         return _json(200, _model_info(repo, commit, params.get("blobs") == "true"))
+
+    def _answer_refs(self, query: Query, match: re.Match[str]) -> Reply:
+        repo = self._repo(query, match["repo"], self._token(query))
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in repo.branches.items()
+        ]
+        return _json(200, {"branches": branches, "converts": [], "tags": []})
 
     def _answer_tree(self, path: str, params: dict[str, str], commit: Commit, folder: str) -> Reply:
         entries = _entries(commit, folder, params.get("recursive") == "true", self._xet)

@@ -50,7 +50,7 @@ def objects_of(store: Store, name: str) -> list[Object]:
     model = open_model(store, name)
     found: dict[str, Object] = {}
     for file in model.files:
-        for item in _of_file(file, name, _inside(store)):
+        for item in _of_file(file, model.name, _inside(store)):
             found.setdefault(item.key, item)
     return list(found.values())
 

@@ -27,6 +27,7 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
 
     store = state.open_store(4)
     removal = mirror.plan_removal(store, name)
+    name = removal.name
     shelf = Shelf(store, name)
     bundles = len(shelf.entries(None))
     what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, below {store.uri}/{name}/"

@@ -78,6 +78,7 @@ def download(
     began = time.monotonic()
     progress = progress or Progress()
     model = open_model(store, name)
+    name = model.name
     if isinstance(model.record, Journal):
         raise NotFoundError(f"{name} is not complete", hint=f"run: {upload_command(model.record)}")
     files = [file for file in model.files if not is_hidden(file.path)]

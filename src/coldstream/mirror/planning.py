@@ -179,6 +179,11 @@ def plan_upload(
         )
     every = {file.path: file for file in source.files()}
     index = _read_index(source, every[INDEX_NAME]) if INDEX_NAME in every else None
+    if not include and not any(is_weights(path) for path in every) and (branches := source.branches_with_weights()):
+        raise UsageError(
+            f"there are no safetensors weights in {source.label}, but its branches {', '.join(branches)} have some",
+            hint=f"name one of them: --revision {shlex.quote(branches[0])}",
+        )
     selection = select(every, index=index, include=include, also=also, exclude=exclude)
     files = tuple(every[path] for path in selection.chosen)
     for file in files:

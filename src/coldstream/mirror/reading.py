@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import msgspec
 
 from coldstream.errors import NotFoundError
-from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject
+from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision
 from coldstream.mirror.naming import missing_model
 from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.mirror.records import read_record
-from coldstream.paths import MANIFEST_NAME, checked_name, checked_path
+from coldstream.paths import MANIFEST_NAME, checked_name, checked_path, split_revision
 from coldstream.store import ObjectInfo, Store
 from coldstream.units import MIB
 
@@ -87,12 +87,13 @@ class StoredModel:
 
 
 def open_model(store: Store, name: str) -> StoredModel:
-    """What is stored under `name`.
+    """What is stored under `name`, which may be given with a revision.
 
     Raises:
-        NotFoundError: Nothing that looks like a model.
+        NotFoundError: Nothing that looks like a model, or another revision.
         ManifestError: Its manifest cannot be trusted.
     """
+    name, revision = split_revision(name)
     checked_name(name)
     found = read_record(store, name)
     listing = {
@@ -109,6 +110,7 @@ def open_model(store: Store, name: str) -> StoredModel:
         hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
     record = found[0] if found else None
+    check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
     return StoredModel(name=name, record=record, listing=listing, pool=pool)
 

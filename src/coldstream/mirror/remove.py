@@ -12,7 +12,7 @@ from coldstream.errors import ManifestError
 from coldstream.mirror.pool import plan_sweep, root_of, segment_keys, sweep
 from coldstream.mirror.reading import open_model
 from coldstream.mirror.records import record_key
-from coldstream.paths import checked_name
+from coldstream.paths import checked_name, split_revision
 from coldstream.store import PendingUpload, Store
 
 
@@ -47,10 +47,12 @@ def plan_removal(store: Store, name: str) -> Removal:
     Raises:
         NotFoundError: There is no such model.
     """
+    full, (name, revision) = name, split_revision(name)
     checked_name(name)
     own_segments: set[str] = set()
-    with suppress(ManifestError):  # a model with a broken manifest is there all the same
-        record = open_model(store, name).record
+    # A model with a broken manifest is there all the same, but nothing tells its revision.
+    with suppress(*(() if revision else (ManifestError,))):
+        record = open_model(store, full).record
         own_segments = segment_keys(record.files, root=root_of(name, record)) if record else set()
     swept = plan_sweep(store, without=name)
     own = record_key(name)

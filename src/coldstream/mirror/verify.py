@@ -84,6 +84,7 @@ def verify(
     """
     began = time.monotonic()
     model = open_model(store, name)
+    name = model.name
     files = model.files
     problems = [Problem(path, what) for path, what in missing_objects(store, model)]
     if isinstance(model.record, Journal):

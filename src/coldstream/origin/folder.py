@@ -17,6 +17,7 @@ from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of, replaced
 from coldstream.origin.records import (
     Record,
+    no_record,
     read_record,
     whole_content,
 )
@@ -30,14 +31,16 @@ _READ_BYTES = 1 << 20
 class FolderOrigin:
     """A folder with a model. Implements `Origin`."""
 
-    def __init__(self, folder: Path, *, name: str, store: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, name: str, store: Path | None = None, revision: str | None = None) -> None:
         """Prepares; nothing is looked at yet.
 
         Args:
             folder: Absolute.
             name: The model's, for people.
             store: The root of the store that it is in, when it is in one: a manifest may name objects relative to it.
+            revision: What it must be; see `check_revision`.
         """
+        self._revision = revision
         self._folder, self._name, self._store = folder, name, store
         self.label = folder.as_uri()
         self._known: tuple[Record | None] | None = None
@@ -92,8 +95,9 @@ class FolderOrigin:
         except NotFoundError:
             if not self._folder.is_dir():
                 raise NotFoundError(f"there is no folder {self._folder}", target=self.label) from None
+            no_record(self.label, self._revision)
             return None
-        return read_record(data, where=self._where(MANIFEST_NAME))
+        return read_record(data, where=self._where(MANIFEST_NAME), revision=self._revision)
 
     def _files(self) -> Mapping[str, str | None]:
         """What lies there, and why it cannot be read or None."""

@@ -48,6 +48,12 @@ class HubOrigin:
         with self._reader:
             source, files = self._pin()
             paths = chosen(files, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+            if not paths and (branches := source.branches_with_weights()):
+                raise NotFoundError(
+                    f"{self.label} has no safetensors weights, but its branches {', '.join(branches)} have some",
+                    hint=f"name one of them: hf://{self._repo}@{branches[0]}",
+                    target=self.label,
+                )
             found = [
                 Found(
                     path=path,

@@ -14,7 +14,7 @@ from coldstream.errors import ConfigError, UsageError
 from coldstream.origin.cdn import cdn_of
 from coldstream.origin.contract import Origin
 from coldstream.origin.names import folder_name
-from coldstream.paths import checked_name, expanded, is_path, path_fault
+from coldstream.paths import checked_name, expanded, is_path, path_fault, split_revision
 from coldstream.retry import Backoff, Retry
 from coldstream.tree import folder_model, snapshot_of
 from coldstream.uri import Uri
@@ -29,7 +29,7 @@ def open_origin(
     """The origin that a URI names. Touches no network.
 
     Args:
-        uri: `org/model` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
+        uri: `org/model[@revision]` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
             `file:///folder` or a path that starts with "/", "." or "~"; `https://host/folder`;
             `hf://org/model[@revision]`.
         settings: Where the store is and how to get in.
@@ -70,11 +70,12 @@ def open_origin(
         return _folder(Path(os.path.abspath(expanded(uri))), settings)
     if mark or not uri:
         raise UsageError(f"{scheme or repr(uri)} is no place that models are loaded from", hint=f"write {_FORMS}")
-    name = checked_name(uri.rstrip("/"))
+    name, revision = split_revision(uri.rstrip("/"))
+    checked_name(name)
     store = settings.store_uri()
     if store.startswith("file:"):
-        return _folder(_local(store) / name, settings)
-    return _bucket(f"{store}/{name}", settings, retry, connections, via)
+        return _folder(_local(store) / name, settings, revision)
+    return _bucket(f"{store}/{name}", settings, retry, connections, via, revision)
 
 
 def uses_tls(uri: Uri, settings: Settings) -> bool:
@@ -117,7 +118,9 @@ def _in_bucket(uri: str, settings: Settings) -> bool:
     return scheme.lower() == "s3" and rest.partition("/")[0] == configured.removeprefix("s3://").partition("/")[0]
 
 
-def _bucket(uri: str, settings: Settings, retry: Retry, connections: int, via: str) -> Origin:
+def _bucket(
+    uri: str, settings: Settings, retry: Retry, connections: int, via: str, revision: str | None = None
+) -> Origin:
     from coldstream.origin.stored import StoredOrigin
     from coldstream.store import open_store
 
@@ -135,10 +138,10 @@ def _bucket(uri: str, settings: Settings, retry: Retry, connections: int, via: s
         origins={**settings.origins, "COLDSTREAM_STORE": "flag"},
     )
     store = open_store(settings, retry=retry, connections=connections)
-    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket), cdn=cdn)
+    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket), cdn=cdn, revision=revision)
 
 
-def _folder(folder: Path, settings: Settings) -> Origin:
+def _folder(folder: Path, settings: Settings, revision: str | None = None) -> Origin:
     from coldstream.origin.folder import FolderOrigin
 
     configured = _configured(settings)
@@ -146,7 +149,7 @@ def _folder(folder: Path, settings: Settings) -> Origin:
         root = _local(configured)
         if root in folder.parents:
             inside = folder.relative_to(root)
-            return FolderOrigin(folder, name=folder_name(inside.parts, "model"), store=root)
+            return FolderOrigin(folder, name=folder_name(inside.parts, "model"), store=root, revision=revision)
     snapshot = snapshot_of(folder)
     if snapshot != folder or folder.parent.name == "snapshots":
         return FolderOrigin(snapshot, name=folder_name(folder_model(snapshot).split("/"), "model"))

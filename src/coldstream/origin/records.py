@@ -37,19 +37,20 @@ def looks_like_record(data: bytes) -> bool:
     return _START.startswith(data[: len(_START)]) or any(mark in ends for mark in _MARKS)
 
 
-def read_record(data: bytes, *, where: str) -> Record:
+def read_record(data: bytes, *, where: str, revision: str | None = None) -> Record:
     """Parses what stands in a model's `MANIFEST_NAME`.
 
     Args:
         data: Its bytes.
         where: Its URI, for messages.
+        revision: See `check_revision`.
 
     Raises:
         ManifestError: It cannot be trusted.
-        NotFoundError: It is the journal of an upload: the model is not complete.
+        NotFoundError: It is the journal of an upload: the model is not complete. Or the model is another revision.
     """
     # Imported here: models without a manifest need neither the schema nor what checks it.
-    from coldstream.manifest import Journal, digest_of, parse, upload_command
+    from coldstream.manifest import Journal, check_revision, digest_of, parse, upload_command
 
     record = parse(data, where=where)
     if isinstance(record, Journal):
@@ -60,7 +61,20 @@ def read_record(data: bytes, *, where: str) -> Record:
             hint=f"run: {upload_command(record)}",
             target=where,
         )
+    check_revision(record.source, revision, where=where.removesuffix(f"/{MANIFEST_NAME}"))
     return Record(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
+
+
+def no_record(where: str, revision: str | None) -> None:
+    """A model without a manifest.
+
+    Raises:
+        NotFoundError: A revision was asked for, and nothing tells which one it is.
+    """
+    if revision is not None:
+        from coldstream.manifest import check_revision
+
+        check_revision(None, revision, where=where)
 
 
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:

@@ -16,6 +16,7 @@ from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
 from coldstream.origin.records import (
     Record,
+    no_record,
     read_record,
     whole_content,
 )
@@ -30,7 +31,9 @@ LINK_SECONDS = 12 * 3600
 class StoredOrigin:
     """A model in an object store. Implements `Origin`."""
 
-    def __init__(self, store: Store, folder: str, *, name: str, cdn: Cdn | None = None) -> None:
+    def __init__(
+        self, store: Store, folder: str, *, name: str, cdn: Cdn | None = None, revision: str | None = None
+    ) -> None:
         """Prepares; nothing is asked yet.
 
         Args:
@@ -38,8 +41,10 @@ class StoredOrigin:
             folder: Its keys' prefix in the store, without a slash at the end.
             name: For people and for folders.
             cdn: What stands in front of the bucket, or None.
+            revision: What it must be; see `check_revision`.
         """
         self._store, self._folder, self._name, self._cdn = store, folder, name, cdn
+        self._revision = revision
         self.label = f"{store.uri}/{folder}"
         self._reader = Reader(
             store.retry,
@@ -147,8 +152,9 @@ class StoredOrigin:
         except NotFoundError as exc:
             if type(exc) is not NotFoundError:  # the bucket itself
                 raise
+            no_record(self.label, self._revision)
             return None
-        return read_record(data, where=self._where(MANIFEST_NAME))
+        return read_record(data, where=self._where(MANIFEST_NAME), revision=self._revision)
 
     def _rest(self, path: str, segment: int) -> tuple[str, Headers, None]:
         return *self.renew(path, segment), None

@@ -23,7 +23,7 @@ from coldstream.folder import ModelFolder, check_complete, check_servable, model
 from coldstream.loading import Options
 from coldstream.loading.options import OnProgress
 from coldstream.origin import open_origin
-from coldstream.paths import checked_name
+from coldstream.paths import checked_name, split_revision
 from coldstream.progress import Progress
 from coldstream.retry import Backoff, Retry
 from coldstream.serve.command import Command, consumers_of, plain, runai, runai_sharded, streamed
@@ -219,12 +219,20 @@ def _check_servable(folder: Path, request: Request) -> None:
 def _run_ai_uri(request: Request, settings: Settings) -> str:
     uri = request.uri.full.rstrip("/")
     if request.is_name:
-        uri = f"{settings.store_uri()}/{checked_name(uri)}"
+        uri = f"{settings.store_uri()}/{_checked_revision(uri, settings)}"
     if uri.startswith("s3://"):
         return uri
     if "://" in uri and not uri.startswith("file://"):
         raise UsageError(f"Run:ai's streamer cannot read {uri.partition(':')[0]} URIs", hint="leave --loader out")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def _checked_revision(name: str, settings: Settings) -> str:
+    """A model's name without its revision, which is what the bucket holds."""
+    bare, revision = split_revision(name)
+    if revision:
+        open_origin(name, settings).names()
+    return checked_name(bare)
 
 
 def _version(request: Request, settings: Settings) -> str | None:
@@ -245,9 +253,8 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
         if "://" in request.uri.full:
             raise UsageError("--loader default takes a model of the configured bucket, or a folder")
         return str(snapshot_of(Path(os.path.abspath(os.path.expanduser(request.uri.full)))))
-    name = checked_name(request.uri.full)
-    cache = cache_of(settings)
-    folder = Path(cache.root) / "downloads" / name
+    name = request.uri.full
+    folder = cache_of(settings).root / "downloads" / checked_name(split_revision(name)[0])
     say(f"downloading {name} to {folder}")
     store, on_progress = open_store(settings), request.options.on_progress
     total = mirror.stored_bytes(store, name) if on_progress else 0
