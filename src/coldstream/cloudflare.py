@@ -25,6 +25,7 @@ from coldstream.errors import (
     UnavailableError,
 )
 from coldstream.machine import is_loopback
+from coldstream.reply import describe_reply
 from coldstream.retry import Backoff, Retry
 from coldstream.units import MIB, format_bytes
 
@@ -176,8 +177,8 @@ class Api:
             if status < 300 and envelope is not None and envelope.success:
                 return envelope.result
             faults = (envelope.errors or ()) if envelope is not None else ()
-            if status < 300 and envelope is None:
-                raise self._no_answer(where)
+            if envelope is None and _is_stranger(status):
+                raise self._no_answer(where, status, headers, data)
             raise self._refused(status, headers, faults, where, repeatable=repeatable)
 
         return self.retry.run(attempt)
@@ -203,11 +204,13 @@ class Api:
             except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 answer = None
             faults = (answer.errors or ()) if answer is not None else ()
+            if answer is None and _is_stranger(status):
+                raise self._no_answer(where, status, headers, data)
             if status >= 300:
                 told = tuple(_Fault(message=fault.message) for fault in faults)
                 raise self._refused(status, headers, told, where, repeatable=True)
             if answer is None or (answer.data is None and not faults):
-                raise self._no_answer(where)
+                raise self._no_answer(where, status, headers, data)
             if faults:
                 said = self._shown(faults[0].message)
                 if any(fault.extensions and fault.extensions.code == "authz" for fault in faults):
@@ -279,10 +282,6 @@ class Api:
             return self._forbidden(where, said or str(status), where.partition(" ")[2])
         if status == 404:
             return NotFoundError(f"Cloudflare knows nothing at {where}: {said or '404'} ({code})", operation=where)
-        if 300 <= status < 400:
-            return ColdstreamError(
-                f"Cloudflare redirects {where}, which is refused", hint="check CLOUDFLARE_BASE_URL", operation=where
-            )
         return ColdstreamError(f"Cloudflare refuses {where}: {said or 'no reason given'} ({code})", operation=where)
 
     def _forbidden(self, where: str, said: str, path: str) -> CredentialsError:
@@ -315,9 +314,10 @@ class Api:
             retryable=repeatable or unsent,
         )
 
-    def _no_answer(self, where: str) -> IntegrityError:
+    def _no_answer(self, where: str, status: int, headers: Mapping[str, str], data: bytes) -> IntegrityError:
+        shown = describe_reply(status, headers.get("Content-Type"), data, location=headers.get("Location", ""))
         return IntegrityError(
-            f"{self.base_url} answers {where} with what is no answer of Cloudflare's API",
+            f"{self.base_url} answers {where} with what is no answer of Cloudflare's API: {shown}",
             hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",
             operation=where,
         )
@@ -343,6 +343,11 @@ def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
         return None
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
     return Api(token, settings.get("CLOUDFLARE_BASE_URL") or BASE_URL, retry=retry)
+
+
+def _is_stranger(status: int) -> bool:
+    """Whether an answer of this status that is no JSON of Cloudflare's is somebody else's."""
+    return status < 500 and status not in {401, 403, *_RETRYABLE_STATUS}
 
 
 def _whole(response: urllib3.BaseHTTPResponse, where: str, check: Callable[[], None]) -> bytes:

@@ -18,10 +18,12 @@ from typing import Any
 
 from coldstream.errors import HeaderError
 from coldstream.lfs import HINT, is_pointer, pointer_message
+from coldstream.reply import first_words, is_page
 
 # The reference implementation refuses longer ones (safetensors, MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
 LENGTH_BYTES = 8
+_PAGE_BYTES = 4096
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
@@ -101,6 +103,11 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
         raise HeaderError(pointer_message(path), hint=HINT)
     length = int.from_bytes(first_bytes[:LENGTH_BYTES], "little")
     if length > HEADER_BYTES_MAX:
+        if is_page(None, bytes(first_bytes[:_PAGE_BYTES])):
+            raise HeaderError(
+                f'{path} is no safetensors file but a web page: "{first_words(bytes(first_bytes[:_PAGE_BYTES]))}"',
+                hint="a captive portal, a proxy or a web site may answer there; check the address",
+            )
         raise HeaderError(
             f"{path} is no safetensors file: its header claims {length} bytes, {HEADER_BYTES_MAX} are allowed",
             hint="the file may be a pickle under a wrong name",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import huggingface_hub
 import urllib3
@@ -380,14 +380,47 @@ class HubSource:
         except OfflineModeIsEnabled as exc:
             raise UnavailableError("HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE", retryable=False) from exc
         except HfHubHTTPError as exc:
-            status = exc.response.status_code if exc.response is not None else 0
-            headers = exc.response.headers if exc.response is not None else {}
-            raise self._refused(status, headers, self.repo) from exc
+            raise self._answered(exc) from exc
         except Exception as exc:
-            # Its HTTP client is httpx in 1.x and httpx2 in 2.x: told apart by their names, not by an import.
-            if type(exc).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2"}:
+            error = self._unanswered(exc)
+            if error is None:
                 raise
-            raise self._broken(self.repo, urlsplit(self._endpoint).hostname or "", exc) from exc
+            raise error from exc
+
+    def _answered(self, exc: HfHubHTTPError) -> ColdstreamError:
+        status = exc.response.status_code if exc.response is not None else 0
+        headers = exc.response.headers if exc.response is not None else {}
+        if is_page(headers.get("content-type")) and 400 <= status < 500 and status not in {401, 403, 429}:
+            return self._stranger()
+        return self._refused(status, headers, self.repo)
+
+    def _unanswered(self, exc: Exception) -> ColdstreamError | None:
+        """The error for what is none of huggingface_hub's; None for what is not the other side's doing."""
+        # What is no JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a ring of redirects.
+        if isinstance(exc, (ValueError, KeyError, TypeError, AttributeError)) or "Redirects" in type(exc).__name__:
+            return self._stranger()
+        # Its HTTP client is httpx in 1.x and httpx2 in 2.x: told apart by their names, not by an import.
+        if type(exc).__module__.split(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2"}:
+            return self._broken(self.repo, urlsplit(self._endpoint).hostname or "", exc)
+        return None
+
+    def _stranger(self) -> UnavailableError:
+        """Who answers at the endpoint, where that is no Hub: asked once more, since huggingface_hub does not say."""
+        url = f"{self._endpoint}/api/models/{quote(self.repo)}"
+        try:
+            response = self._pools(url).request(
+                "GET", url, headers=self._headers(url), preload_content=False, redirect=False, retries=False
+            )
+            body, kind = response.read(_PAGE_BYTES), response.headers.get("Content-Type")
+            response.close()
+            shown = describe_reply(response.status, kind, body, location=response.headers.get("Location", ""))
+        except urllib3.exceptions.HTTPError:
+            shown = "an answer that cannot be read"
+        return UnavailableError(
+            f"{urlsplit(self._endpoint).netloc.rpartition('@')[2]} does not answer as a Hub: {shown}",
+            hint="check HF_ENDPOINT and HTTPS_PROXY; a captive portal, a proxy or a web site may answer there",
+            retryable=self._reached,
+        )
 
     def _refused(self, status: int, headers: Mapping[str, str], where: str) -> ColdstreamError:
         if status in {401, 403}:

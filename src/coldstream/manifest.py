@@ -23,6 +23,7 @@ from msgspec import Meta
 from coldstream.errors import ManifestError, NotFoundError
 from coldstream.paths import ETAG, MANIFEST_BYTES_MAX, path_fault
 from coldstream.plan import OBJECT_BYTES_MAX
+from coldstream.reply import first_words
 
 FORMAT = 1
 XXH3_128_HEX = 32
@@ -237,7 +238,8 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     except msgspec.ValidationError as exc:
         raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise ManifestError(f"{where} is no JSON", hint=_REPLACE) from exc
+        begins = f': it begins with "{words}"' if (words := first_words(data)) else ": it is empty"
+        raise ManifestError(f"{where} is no JSON{begins}", hint=_REPLACE) from exc
     if envelope.format > FORMAT:
         raise ManifestError(
             f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",

@@ -9,8 +9,6 @@ from __future__ import annotations
 import email.utils
 import os
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,21 +101,6 @@ def check_bucket(store: Store, *, create: bool, location: str | None) -> Check:
     except ColdstreamError as exc:
         return _failed("bucket", exc)
     return Check(name="bucket", state="ok", found=f"{store.bucket} created")
-
-
-def check_clock(endpoint: str | None) -> Check | None:
-    """How far this machine's clock is from the server's; None when the server does not say."""
-    if endpoint is None:
-        return None
-    try:
-        with urllib.request.urlopen(endpoint, timeout=10) as answer:  # noqa: S310  # checked to be http or https
-            date = answer.headers.get("Date")
-    except urllib.error.HTTPError as exc:
-        date = exc.headers.get("Date")
-        exc.close()
-    except OSError:
-        return None
-    return judged_clock(date)
 
 
 def judged_clock(date: str | None) -> Check | None:

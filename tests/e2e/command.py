@@ -56,6 +56,11 @@ class Command:
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """The same in this process."""
+        ended, out, err = self.ended(*arguments)
+        return _checked(arguments, ended, code, out, err)
+
+    def ended(self, *arguments: str) -> tuple[object, str, str]:
+        """The same, with whatever exit code it has: that, stdout and stderr."""
         out, err = io.StringIO(), io.StringIO()
         ended: object = None
         with self._entered(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -63,7 +68,7 @@ class Command:
                 main(arguments)
             except SystemExit as exc:
                 ended = exc.code
-        return _checked(arguments, ended, code, out.getvalue(), err.getvalue())
+        return ended, out.getvalue(), err.getvalue()
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         """Runs with --json and returns the document."""

@@ -80,7 +80,7 @@ def test_a_page_in_place_of_a_range_is_a_fault_to_retry(proxied: Proxied, text: 
     assert bytes(buffer) == body[5:1005]
     store.retry.backoff = Backoff(first_seconds=0.01, longest_seconds=0.05, give_up_seconds=0.2)
     faults.add("page", "^GET", times=1000, text=text)
-    expected = '200 text/html "Sign in to Hotel Wi-Fi" in place' if text else "200 text/html without content in place"
+    expected = 'gets 200 text/html "Sign in to Hotel Wi-Fi"' if text else "gets 200 text/html without content"
     with pytest.raises(UnavailableError, match=expected):
         store.read_into("k", 5, memoryview(buffer), if_match=etag)
 

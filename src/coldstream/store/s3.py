@@ -35,8 +35,8 @@ from coldstream.errors import (
     UploadNotFoundError,
 )
 from coldstream.paths import ETAG
-from coldstream.reply import describe_reply, is_page
 from coldstream.retry import Backoff, Retry
+from coldstream.store.answers import STRANGER, StrangerError, check_object, recognize_answers
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
 from coldstream.store.signing import Template, template_of
 from coldstream.units import MIB
@@ -47,7 +47,6 @@ READ_SECONDS = 60
 # What is sent in one system call's time limit: small enough for eight connections on a slow uplink.
 _SEND_BYTES = 256 * 1024
 _DELETE_KEYS_MAX = 1000
-_PAGE_BYTES = 4096
 # Links that are made out of another are at most such a share of its life older than they say.
 _LINK_AGE_SHARE = 0.01
 
@@ -140,7 +139,8 @@ class S3Store:
                 "GetObject", key, self._client.get_object, Range=f"bytes={first}-{last}", **_conditions(if_match)
             )
             with closing(found["Body"]) as body, self._translated("GetObject", key):
-                self._check_object(key, found)
+                if found.get("ContentLength") == 0:
+                    raise StrangerError("nothing where bytes are")
                 self._check_match(key, _etag(found), if_match)
                 self._check_range(key, found, first, last)
                 while done < len(buffer):
@@ -362,11 +362,14 @@ class S3Store:
         try:
             with self._translated(operation, key):
                 answer = method(Bucket=self.bucket, **params)
+                if key is not None and operation in {"GetObject", "HeadObject"}:
+                    check_object(answer, key)
         except CredentialsError as exc:
             if operation.startswith("Head"):
                 self._explain_refusal(exc)
             raise
-        self._reached = True
+        # Any web site answers a HEAD.
+        self._reached = self._reached or operation != "HeadBucket"
         return answer
 
     def _explain_refusal(self, refusal: CredentialsError) -> None:
@@ -392,18 +395,6 @@ class S3Store:
                 operation="GetObject",
                 target=self._at(key),
             )
-
-    def _check_object(self, key: str, found: Mapping[str, Any]) -> None:
-        """Something on the way may answer a request for a range with a page of its own: that is a fault to retry."""
-        if found.get("ContentRange") or (found.get("ContentLength") != 0 and not is_page(found.get("ContentType"))):
-            return
-        shown = describe_reply(200, found.get("ContentType"), found["Body"].read(_PAGE_BYTES))
-        raise UnavailableError(
-            f"{self._at(key)}: {self._client.meta.endpoint_url} answers {shown} in place of the object's bytes",
-            hint="a captive portal, a proxy or another server answers there",
-            operation="GetObject",
-            target=self._at(key),
-        )
 
     def _check_range(self, key: str, found: Mapping[str, Any], first: int, last: int) -> None:
         """Servers differ: 206 as it should be, 200 with a Content-Range (rclone), or the whole object."""
@@ -534,8 +525,17 @@ class _Translation:
         store, operation, at = self._store, self._operation, self._store._at(self._key)
         if store.retry.cancel.is_set():
             return CancelledError("cancelled")
+        if isinstance(exc, StrangerError):
+            return UnavailableError(
+                f"{at}: {store._client.meta.endpoint_url} does not answer as an S3 server: {operation} gets {exc}",
+                hint="check R2_ENDPOINT; a captive portal, a proxy or a web site may answer there",
+                operation=operation,
+                target=at,
+                retryable=store._reached,
+            )
         if isinstance(exc, botocore.exceptions.ClientError):
-            store._reached = True
+            stranger = exc.response.get(STRANGER)
+            store._reached = store._reached or not stranger
             fault = exc.response.get("Error", {})
             meta = exc.response.get("ResponseMetadata", {})
             error = store._error(
@@ -545,6 +545,8 @@ class _Translation:
                 operation,
                 self._key,
             )
+            if stranger:
+                error.message += f": {store._client.meta.endpoint_url} answers {stranger}"
             after = meta.get("HTTPHeaders", {}).get("retry-after", "")
             if error.retryable and after.isdigit():
                 error.retry_after_seconds = min(float(after), 120.0)
@@ -662,6 +664,7 @@ def _client(settings: Settings, connections: int) -> Any:
     # R2 never answers "Expect: 100-continue"; waiting for it costs a second per PUT.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     client.meta.events.register("before-send.s3", _begin_sending)
+    recognize_answers(client)
     return client
 
 
