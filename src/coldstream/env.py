@@ -204,7 +204,7 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     path = env_file or Path(".env")
-    model = _model_mark(path) if env_file is None and path.is_file() else None
+    model = _model_mark(path) if env_file is None and _is_file(path) else None
     layers = [
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
         ("environment", {n: v for n, v in environ.items() if v.strip() and not is_service_link(n, v)}),
@@ -290,8 +290,15 @@ def _model_mark(env_file: Path) -> str | None:
     return next((mark.name for mark in marks if mark.is_file()), None)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # this user may not look into the folder; a working directory may be anywhere
+
+
 def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> dict[str, str]:
-    if not path.is_file():
+    if not _is_file(path):
         if required:
             raise ConfigError(f"the settings file {path} does not exist", hint="look at --env-file")
         return {}

@@ -11,11 +11,14 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from coldstream import __version__
+from coldstream.cli.refusals import refusal_of
 from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json, error_document, show_traceback
+from coldstream.cli.streams import OutputGoneError, guard_streams
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.uri import without_secrets
 
@@ -65,6 +68,24 @@ class _Verbs(Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs a verb; what the machine refuses becomes an error of ours.
+
+        Raises:
+            ColdstreamError: As the verb says.
+        """
+        try:
+            return super().invoke(ctx)
+        except (ColdstreamError, OutputGoneError):
+            raise
+        except (OSError, MemoryError, RuntimeError) as exc:
+            if error := refusal_of(exc):
+                raise error from exc
+            if isinstance(exc, BrokenPipeError):
+                # click would end without a word.
+                raise RuntimeError("a socket's other end has gone") from exc  # noqa: TRY004
+            raise
+
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="coldstream")
@@ -86,6 +107,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with the documented code."""
+    guard_streams()
     state = State()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -95,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             standalone_mode=False,
             obj=state,
         )
+        sys.stdout.flush()
     except ColdstreamError as exc:
         code = _failed(exc, state)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -104,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _misused(exc, state)
     except (KeyboardInterrupt, click.Abort):
         code = _cancelled(state)
-    except BrokenPipeError:
-        # Whoever read our output (head, less) has gone; nobody is left to tell.
-        sys.stderr.close()
+    except OutputGoneError:
         code = 0
     except Exception as exc:  # noqa: BLE001  # Python would print it with whatever its messages hold
         code = _crashed(exc, state)
@@ -118,15 +139,21 @@ def _crashed(exc: Exception, state: State) -> int:
     message = without_secrets(f"internal error: {type(exc).__name__}: {exc}")
     state.explain(message, hint := "please report it with the lines above")
     if state.json:
-        echo_json(error_document("internal", message, hint, 1))
+        _show_error(error_document("internal", message, hint, 1))
     return 1
 
 
 def _failed(exc: ColdstreamError, state: State) -> int:
     document = state.report(exc)
     if state.json:
-        echo_json(document)
+        _show_error(document)
     return exc.exit_code
+
+
+def _show_error(document: object) -> None:
+    # That it cannot be written is not what went wrong.
+    with suppress(OSError):
+        echo_json(document)
 
 
 def _misused(exc: click.ClickException, state: State) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -306,7 +307,7 @@ class Owner:
         # The site's start-up files would cost as much as the rest; what they add to the path is in it already.
         paths = "\n".join(dict.fromkeys([package, *(path for path in sys.path if path)]))
         with limits_named("start the streaming process"):
-            mine, theirs = socket.socketpair()
+            mine, theirs = _socketpair()
             numbers = [theirs.fileno(), os.getpid(), workers, connections, int(tls)]
             with theirs:
                 self._process = subprocess.Popen(
@@ -316,6 +317,8 @@ class Owner:
                     env=child_environment(only=STREAMER),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    # Python has none where the descriptor was closed; something else may have its number now.
+                    stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
                 )
         self.pid = self._process.pid
         self.progress: dict[str, Any] | None = None
@@ -440,3 +443,16 @@ class Owner:
             self._frames.send(letter, payload, descriptors)
         except OSError as exc:
             raise StreamerGoneError("it ended while it was spoken to") from exc
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two ends whose numbers are not those of standard streams, which this process may have closed."""
+    one, other = socket.socketpair()
+    return _moved(one), _moved(other)
+
+
+def _moved(sock: socket.socket) -> socket.socket:
+    if sock.fileno() > 2:
+        return sock
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))

@@ -39,6 +39,8 @@ RESPAWNS_MAX = 8
 PROGRESS_SECONDS = 0.1
 # What the process needs beside the connections' sockets.
 _DESCRIPTORS_SPARE = 64
+# How far to look for open files where /proc does not list them.
+_DESCRIPTORS_MAX = 8192
 
 
 @dataclass(slots=True)
@@ -729,11 +731,13 @@ def _kill(pid: int) -> None:
 
 def _close_all_but(kept: set[int]) -> None:
     """Closes what a fork has inherited, but its own and the standard streams."""
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
-        if descriptor > 2 and descriptor not in kept:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+    try:
+        there = {int(name) for name in os.listdir("/proc/self/fd")}
+    except OSError:
+        there = {*range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS_MAX))}
+    for descriptor in there - kept - {0, 1, 2}:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,16 @@ from typing import Any
 from coldstream import machine
 from coldstream.bundle import WarmStart
 from coldstream.cache import cache_of
+from coldstream.cache.disk import make_folders, temporary_root
 from coldstream.env import Settings
-from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import (
+    ColdstreamError,
+    CredentialsError,
+    DiskError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from coldstream.folder import ModelFolder, check_complete, check_servable, model_folder
 from coldstream.loading import Options
 from coldstream.loading.options import OnProgress
@@ -95,7 +104,7 @@ def prepared(
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
             version = _version(request, settings) if request.bundle != "off" else None
         passed = {name: value for name in request.pass_env if (value := settings.get(name) or os.environ.get(name))}
-        command = command.having({**request.environment, **passed})
+        command = command.having({**user_environment(os.environ), **request.environment, **passed})
         environ = {**os.environ, **command.environment}
         warm = None
         if version is not None and request.bundle != "off":
@@ -108,6 +117,28 @@ def prepared(
             gpu = not program.is_cpu_build and bool(machine.gpus())
             command = command.having(warm.environment(environ, gpu=gpu, vllm=program.version or ""))
         yield Prepared(program, command, service, warm, downloaded)
+
+
+def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """A home and a name for a user without: containers often run as an arbitrary one, and vLLM's libraries need both.
+
+    Args:
+        environ: Of this process.
+    """
+    extra = {}
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or (home == "/" and not os.access(home, os.W_OK)):
+        with suppress(DiskError):
+            folder = temporary_root() / "home"
+            make_folders(folder)
+            extra["HOME"] = str(folder)
+    # What `getpass.getuser` looks at, which names Torch's caches.
+    if not any(environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        try:
+            pwd.getpwuid(os.getuid())
+        except KeyError:
+            extra["USER"] = f"uid{os.getuid()}"
+    return extra
 
 
 def _streamed(

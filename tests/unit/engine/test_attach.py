@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from coldstream.engine import attach as attach_module
 from coldstream.engine import wire
 from coldstream.engine.arena import PAGE_BYTES
 from coldstream.engine.attach import Consumer
@@ -96,3 +97,12 @@ def test_memory_of_a_load_that_is_over_goes_back_by_the_page_when_nobody_else_lo
     assert streamer.arena[0] == (0 if consumers == 1 else 7)
     assert second is not None
     assert bytes(second.memory) == bytes([7]) * PAGE_BYTES
+
+
+def test_the_protocol_never_gets_the_number_of_a_closed_standard_stream() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os.close(2)
+        one, other = attach_module._socketpair()
+        os._exit(not (one.fileno() > 2 and other.fileno() > 2))
+    assert os.waitpid(pid, 0)[1] == 0

@@ -1,0 +1,152 @@
+"""The command where little is given: no home, no name, no working directory, closed or full standard streams."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from coldstream.serve import preparing
+from tests.checkpoints import sharded_checkpoint
+from tests.e2e.command import Command
+from tests.models import write_model
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+UID = 54321
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    write_model(tmp_path / "store/org/m", sharded_checkpoint(shards=1, layers=1, rows=64, columns=64))
+    command = Command(None, "", cwd=tmp_path)
+    command.environ |= {"COLDSTREAM_STORE": str(tmp_path / "store"), "HOME": str(tmp_path / "home")}
+    return command
+
+
+def shell(command: Command, line: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of the shell, in which `coldstream` is ours."""
+    program = f'coldstream() {{ {shlex.quote(sys.executable)} -m coldstream "$@"; }}\n{line}'
+    return subprocess.run(
+        ["sh", "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=command.environ,
+        cwd=command.cwd,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "out", "err"),
+    [
+        ("coldstream load org/m --no-cache <&- >&- 2>&-", 0, "", ""),
+        ("coldstream load org/m --no-cache 2>&-", 0, r"unverified   \d+ tensors", ""),
+        ("coldstream load org/none --json 2>/dev/full", 10, '"exit_code": 10', ""),
+        ("coldstream load org/none --json >/dev/full", 10, "", "error: there is no folder .*/org/none"),
+        (
+            "coldstream list >/dev/full",
+            1,
+            "",
+            "error: cannot write to standard output: No space left on device\nhint: ",
+        ),
+        ("coldstream nonsense 2>/dev/full", 2, "", ""),
+        ("{ coldstream list; echo code $? >&2; } | head -c 0", 0, "", "code 0"),
+    ],
+)
+def test_standard_streams(command: Command, line: str, code: int, out: str, err: str) -> None:
+    done = shell(command, line)
+    assert done.returncode == code, done.stderr
+    assert re.search(out, done.stdout) if out else not done.stdout
+    assert re.match(err, done.stderr) if err else not done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_working_directory_that_is_gone(command: Command) -> None:
+    gone = "mkdir gone && cd gone && rmdir ../gone && "
+    assert shell(command, gone + "coldstream load org/m --no-cache").returncode == 0
+    done = shell(command, gone + "coldstream load ./m")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: cannot use the working directory: No such file or directory\nhint:  change to another: cd /\n"
+    )
+
+
+def as_another(act: Callable[[], None], folder: Path) -> tuple[int, str]:
+    """Runs it in a fork that another user owns, with `folder` as its working directory; its exit code and output."""
+    output = folder / "output"
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
+            os.chdir(folder)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(UID, UID, UID)
+            act()
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else 98
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code, output.read_text()
+
+
+@AS_ROOT
+def test_a_working_directory_that_must_not_be_entered(command: Command) -> None:
+    from coldstream.cli import main
+
+    command.run("list")  # or the fork would have to read modules that another user may not see
+    with tempfile.TemporaryDirectory() as temporary:
+        store, private = Path(temporary, "store"), Path(temporary, "private")
+        shutil.copytree(command.cwd / "store", store)
+        Path(temporary).chmod(0o711)
+        private.mkdir(0o700)
+        (private / ".env").write_text("R2_BUCKET=other\n")
+        code, said = as_another(lambda: main(["list", "--store", str(store)]), private)
+    assert code == 0, said
+    assert "org/m" in said
+    assert "Traceback" not in said
+
+
+@AS_ROOT
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
+def test_a_user_without_a_home_and_a_name(command: Command, tmp_path: Path) -> None:
+    """As Kubernetes' restricted policy and OpenShift run containers: any uid, group 0, no entry in passwd."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    del command.environ["HOME"]
+    for name in ("XDG_CACHE_HOME", "LOGNAME", "USER"):
+        command.environ.pop(name, None)
+    command.environ["TMPDIR"] = str(temporary)
+    # It may read what root's environment is made of, and nothing more.
+    capabilities = "--bounding-set -all,+dac_read_search --inh-caps +dac_read_search --ambient-caps +dac_read_search"
+    user = f"setpriv --reuid {UID} --regid 0 --clear-groups {capabilities} {shlex.quote(sys.executable)} -m coldstream"
+    done = shell(command, f"{user} load org/m && {user} cache list")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert f"no models in {temporary}/coldstream-{UID}" in done.stdout
+
+
+@AS_ROOT
+def test_vllm_gets_a_home_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not preparing.user_environment({"USER": "somebody"})
+    monkeypatch.setattr(os, "getuid", lambda: UID)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(preparing, "temporary_root", lambda: tmp_path)
+    assert preparing.user_environment({}) == {"HOME": str(tmp_path / "home"), "USER": f"uid{UID}"}
+    assert (tmp_path / "home").is_dir()
