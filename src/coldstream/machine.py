@@ -85,6 +85,16 @@ def available_bytes() -> int:
     return min([available, *(limit for limit in limits if limit is not None)])
 
 
+def memory_bytes() -> int | None:
+    """All memory that processes here may have: the machine's, or the control groups' limit; None if unknown."""
+    match = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    names = ("memory.max", "memory.limit_in_bytes")
+    limits = [read_limit(folder / name) for folder in control_groups("memory") for name in names]
+    return min(
+        [limit for limit in limits if limit is not None] + ([int(match[1]) * 1024] if match else []), default=None
+    )
+
+
 def left_in_group() -> int | None:
     """Bytes that the control groups' limits leave, None without any; reclaimable page cache counts as left."""
     return min((left for folder in control_groups("memory") if (left := _left_in(folder)) is not None), default=None)
@@ -109,15 +119,29 @@ def gpus() -> tuple[Gpu, ...]:
 
     Asked of the driver once: it takes up to seconds to wake the cards, and a start wants to know several times.
     """
+    if found := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
+        return found
+    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
+
+
+def gpu_memory() -> tuple[tuple[int, int], ...]:
+    """Of each NVIDIA GPU all bytes that programs can have, and those that are free now; empty when nobody tells."""
+    rows = [line.split(", ") for line in _query_nvidia("memory.used,memory.free").splitlines()]
+    if not all(len(row) == 2 and "".join(row).isdecimal() for row in rows):
+        return ()
+    # What the driver keeps for itself is in neither.
+    return tuple(((int(used) + int(free)) << 20, int(free) << 20) for used, free in rows)
+
+
+def _query_nvidia(fields: str) -> str:
+    """What `nvidia-smi` says: a line for each GPU; empty without it."""
     if program := shutil.which("nvidia-smi"):
-        query = [program, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+        query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
         with suppress(OSError, subprocess.SubprocessError):
-            said = subprocess.run(
+            return subprocess.run(
                 query, env=child_environment(), capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True
             ).stdout
-            if found := parse_nvidia(said):
-                return found
-    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
+    return ""
 
 
 def parse_nvidia(text: str) -> tuple[Gpu, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -108,6 +110,34 @@ def test_what_nvidia_says() -> None:
     assert len(found) == 2
     assert found[0] == machine.Gpu(name="NVIDIA H100 80GB HBM3", capability="9.0", driver="570.86.15")
     assert machine.parse_nvidia("No devices were found\n") == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("4, 81028\n512, 1024\n", ((81032 << 20, 81028 << 20), (1536 << 20, 1024 << 20))),
+        ("[N/A], [N/A]\n", ()),
+        ("No devices were found\n", ()),
+    ],
+)
+def test_what_nvidia_says_of_memory(
+    answer: str, found: tuple[tuple[int, int], ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'.'\n{answer}.\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert machine.gpu_memory() == found
+
+
+def test_all_memory_is_the_machine_s_or_the_group_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup_module, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(cgroup_module, "_MOUNT", tmp_path)
+    whole = machine.memory_bytes()
+    assert whole is not None
+    assert re.search(rf"^MemTotal: +{whole >> 10} kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    limit(tmp_path, memory__max=3000, memory__current=1000)
+    assert machine.memory_bytes() == 3000
 
 
 def test_what_the_kernel_says_of_rocm(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from coldstream.doctor.case import Case
 from coldstream.engine.streamer import connections_within, descriptors_for
 from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.probe import Check
+from coldstream.serve.budget import memory_shortage
 from coldstream.tune import advise, gpus_here, read_model, way_here
 from coldstream.tune.predict import Way
 from coldstream.units import GIB, MIB, format_bytes, plural
@@ -96,7 +97,16 @@ def memory(case: Case) -> Check:
             found=f"{found}; {why} needs {format_bytes(needed)}",
             hint="give the container more memory" if contained else "a machine with more memory, or end what takes it",
         )
+    if not machine.gpus() and (shortage := _shortage(case)) is not None:
+        return Check(name="memory", state="warn", found=shortage[0], hint=shortage[1])
     return Check(name="memory", state="ok", found=f"{found}; {why} needs {format_bytes(needed)}")
+
+
+def _shortage(case: Case) -> tuple[str, str] | None:
+    """Whether vLLM itself would refuse to start, as it is started without flags."""
+    if case.obstacle("vllm") is not None or case.program is None:
+        return None
+    return memory_shortage(case.program, (), case.environ)
 
 
 def _memory_needed(case: Case) -> tuple[int, str]:
@@ -168,6 +178,8 @@ def gpu(case: Case) -> Check:
     if case.obstacle("vllm") is None and case.program is not None and case.program.is_cpu_build:
         hint = "install vLLM for CUDA in its place"
         return Check(name="gpu", state="warn", found=f"{found}: this vLLM is built for the CPU alone", hint=hint)
+    if (shortage := _shortage(case)) is not None:
+        return Check(name="gpu", state="fail", found=f"{found}: {shortage[0]}", hint=shortage[1])
     gpus = gpus_here(cards)
     if gpus is not None and case.knows_model():
         assert case.name is not None

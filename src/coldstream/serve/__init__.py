@@ -2,6 +2,7 @@
 
 flags      reading the flags that the user gave to vLLM, and its configuration file
 command    what runs: arguments and environment for each loader
+budget     whether vLLM will find the memory that it asks for
 program    the vLLM that is installed: where, which version
 child      the process: signals, output, exit code
 request    what the user asks for

@@ -21,6 +21,7 @@ from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import LoadReport
 from coldstream.metrics import Meter
 from coldstream.readahead import session
+from coldstream.serve.budget import memory_shortage
 from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.draining import drain
 from coldstream.serve.endpoint import Endpoint, endpoint_of
@@ -255,6 +256,9 @@ def _watch(
     endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
     # Asked for while there is nothing to do.
     here = _machine(ready.program)
+    environ = {**os.environ, **ready.command.environment}
+    if (shortage := memory_shortage(ready.program, start.request.arguments, environ)) is not None:
+        say(f"warning: {'; '.join(shortage)}")
     while not _is_up(endpoint, child, start.recorder):
         if over.wait(_HEALTH_SECONDS) or child.code is not None:
             return

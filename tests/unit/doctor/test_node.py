@@ -147,7 +147,13 @@ def test_memory_for_vllm_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "vLLM on the CPU, which keeps the model" in check.found
     assert check.hint == "a machine with more memory, or end what takes it"
     monkeypatch.setattr(machine, "available_bytes", lambda: size + (256 << 20))
+    monkeypatch.setattr(machine, "memory_bytes", lambda: size + (256 << 20))
     assert looked(case, "memory").state == "ok"
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2 * size + (512 << 20))
+    check = looked(case, "memory")
+    assert check.state == "warn", "vLLM takes 92% of all"
+    assert "vLLM will not start: it asks for" in check.found
+    assert "VLLM_CPU_KVCACHE_SPACE" in (check.hint or "")
 
 
 def test_locked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +234,11 @@ def test_a_driver_that_is_too_old(tmp_path: Path) -> None:
     machine.gpus.cache_clear()
     check = looked(case_of(tmp_path, vllm=vllm), "gpu")
     assert (check.state, check.found) == ("ok", "1 x NVIDIA L4, capability 8.9, driver 525.60.13")
+    nvidia(tmp_path, "case $1 in *memory*) echo '12000, 11000';; *) echo 'NVIDIA L4, 8.9, 525.60.13';; esac")
+    check = looked(case_of(tmp_path, vllm=vllm), "gpu")
+    assert check.state == "fail"
+    assert "vLLM will not start: it asks for 22.2 GB of GPU 0 (92%), and 11.5 GB is free" in check.found
+    assert "--gpu-memory-utilization" in (check.hint or "")
 
 
 def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
