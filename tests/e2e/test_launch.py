@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ import yaml
 
 from coldstream.launch import Launches
 from coldstream.launch.sky import INSTALL
+from coldstream.serve.endpoint import free_port
 from coldstream.timeline.text import rows_text, summary_text
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -557,7 +559,7 @@ def test_a_table_that_is_not_understood(command: Command, sky: FakeSky) -> None:
         ((*UP, "--ttl", "soon"), 2, "'soon' is not a duration"),
         ((*UP, "--name", "Prod"), 2, "'Prod' is no name for a launch"),
         ((*UP, "--name", "a" * 41), 2, "is no name for a launch"),
-        ((*UP, "--cloud", "AWS; rm"), 2, "is no cloud"),
+        ((*UP, "--cloud", "AWS; rm"), 2, "is not a known cloud"),
         (("launch", "org/other", *UP[2:]), 10, "org/other"),
         (LAUNCH, 2, "will not launch m without being told to"),
         (("launch", "status", "../m"), 2, "no name of a launch"),
@@ -695,3 +697,31 @@ def test_help_names_all(command: Command) -> None:
     for verb in ("status", "logs", "down", "renew", "Exit codes"):
         assert verb in text
     assert "--credentials" in command.run("launch", "up", "--help")[0]
+
+
+@pytest.mark.parametrize(
+    ("modes", "arguments", "code", "stays"),
+    [
+        (("server",), ("--dry-run",), 0, False),
+        (("server", "no-gpu"), ("--dry-run",), 2, False),
+        (("server",), (), 2, False),  # nobody is there to be asked
+        (("server", "busy"), ("--dry-run",), 0, True),
+        (("server",), ("--yes", "--no-wait"), 0, True),
+    ],
+)
+def test_a_server_of_skypilot_s_that_a_plan_started_goes_with_it(
+    command: Command, sky: FakeSky, modes: tuple[str, ...], arguments: tuple[str, ...], code: int, stays: bool
+) -> None:
+    """coldstream launch org/m --gpus L4:1 --dry-run, where no server runs; one that others use, or a launch, stays"""
+    command.environ["SKYPILOT_API_SERVER_LOCAL_PORT"] = str(free_port())
+    sky.behave(*modes)
+    command.run(*LAUNCH, *arguments, code=code)
+    assert (sky.folder / "server.pid").exists() is stays
+
+
+def test_a_server_that_ran_before_is_left_alone(command: Command, sky: FakeSky) -> None:
+    """coldstream launch org/m --gpus L4:1 --dry-run, where one runs"""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        command.environ["SKYPILOT_API_SERVER_LOCAL_PORT"] = str(listening.getsockname()[1])
+        command.run(*LAUNCH, "--dry-run")
+    assert not sky.calls("api")

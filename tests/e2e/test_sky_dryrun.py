@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,7 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not PYTHON.is_file(), reason="no SkyPilot in .venv-sky: make .venv-sky/tests.done")
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="SkyPilot wants rsync (apt-get install rsync)")
 def test_dry_run(rclone: S3Server, moto: S3Server, tmp_path: Path) -> None:
     """Sky launch --dryrun FILE --secret NAME…, for each target of SkyPilot's."""
     command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)

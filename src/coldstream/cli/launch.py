@@ -108,6 +108,7 @@ def up(
         make_plan,
         mint,
         parse_ttl,
+        passing_server,
         refuse_second,
         terms_of,
     )
@@ -135,31 +136,33 @@ def up(
     shared = _in_segments(state, found.name)
     terms = terms_of(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     launches = launches_of(settings)
-    with _spinning(state, "SkyPilot looks for a machine"):
-        sky = find_sky(settings, named=program)
-        # A dry run asks that the secrets are set, and not what they are.
-        nothing = sky.having(settings, dict.fromkeys((*_SECRETS, *_SOMETIMES), ""))
-        plan = make_plan(
-            found,
-            wish,
-            chosen,
-            settings,
-            nothing,
-            name=name,
-            keys=terms,
-            version=__version__,
-            context=max_model_len,
-        )
-    for line in _plan_lines(plan):
-        state.say(line)
-    if dry_run:
-        commands = _by_hand(state, plan, max_model_len)
-        state.say("nothing was written; by hand, with the values of the secrets in your environment:")
-        state.show(_plan_document(plan) | {"commands": commands}, "\n".join(commands))
-        return
-    refuse_second(kind, plan.name, sky, launches)
-    if not yes:
-        confirm("launch", plan.name)
+    sky = find_sky(settings, named=program)
+    # A dry run asks that the secrets are set, and not what they are.
+    nothing = sky.having(settings, dict.fromkeys((*_SECRETS, *_SOMETIMES), ""))
+    with passing_server(nothing) as keep_server:
+        with _spinning(state, "SkyPilot looks for a machine"):
+            plan = make_plan(
+                found,
+                wish,
+                chosen,
+                settings,
+                nothing,
+                name=name,
+                keys=terms,
+                version=__version__,
+                context=max_model_len,
+            )
+        for line in _plan_lines(plan):
+            state.say(line)
+        if dry_run:
+            commands = _by_hand(state, plan, max_model_len)
+            state.say("nothing was written; by hand, with the values of the secrets in your environment:")
+            state.show(_plan_document(plan) | {"commands": commands}, "\n".join(commands))
+            return
+        refuse_second(kind, plan.name, sky, launches)
+        if not yes:
+            confirm("launch", plan.name)
+        keep_server()
     keys = mint(settings, found.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
     plan = replace(plan, keys=keys.terms)
     # Of an earlier one of this name, which is over: its key would pass for this one's.

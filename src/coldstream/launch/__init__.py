@@ -3,6 +3,7 @@
 credentials   keys for a node: read-only, one model's prefixes, temporary
 plan          what is about to be launched; pure
 sky           the `sky` program: what it is asked, and what it prints
+server        its server, which a plan alone leaves as it was
 steps         how far a launch has come, and where its time went; pure
 record        what was launched from this machine
 planning      the plan, by a dry run
@@ -24,6 +25,7 @@ from coldstream.launch.running import (
     refuse_second,
     renew,
 )
+from coldstream.launch.server import passing_server
 from coldstream.launch.sky import Offer, Sky, find_sky
 from coldstream.launch.state import endpoint, logs_arguments, states, take_down
 from coldstream.launch.steps import Phase, words
@@ -49,6 +51,7 @@ __all__ = [
     "make_plan",
     "mint",
     "parse_ttl",
+    "passing_server",
     "refuse_second",
     "renew",
     "secret_flags",
