@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from coldstream.errors import HeaderError
+from coldstream.errors import HeaderError, IntegrityError
 from coldstream.lfs import HINT, is_pointer, pointer_message
 from coldstream.reply import first_words, is_page
 
@@ -142,6 +143,30 @@ def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path:
     if position != file_bytes:
         raise HeaderError(f"{path}: the tensors end at byte {position}, the file has {file_bytes}")
     return header
+
+
+def check_twins(headers: Mapping[str, Header], *, where: str) -> None:
+    """No tensor is in two of a model's files: which of them would count is left to chance.
+
+    Args:
+        headers: By path.
+        where: The model, for messages.
+
+    Raises:
+        IntegrityError: One is.
+    """
+    names = {path: [tensor.name for tensor in header.tensors] for path, header in headers.items()}
+    if len(set().union(*names.values())) == sum(map(len, names.values())):
+        return
+    owners: dict[str, str] = {}
+    for path, own in names.items():
+        for name in own:
+            if (other := owners.setdefault(name, path)) != path:
+                raise IntegrityError(
+                    f"{where}: {other} and {path} both hold the tensor {name[:80]!r}",
+                    hint=f"leave one of them out: coldstream upload … --exclude {shlex.quote(path)}",
+                    target=where,
+                )
 
 
 def _read_any(raw: bytes, data_start: int, path: str) -> Header:

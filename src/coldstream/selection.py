@@ -8,7 +8,8 @@ be loaded must not be stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -51,6 +52,15 @@ _NOT_SERVED = {
     **dict.fromkeys((".pdf", ".ipynb"), "documents"),
 }
 _SAFETENSORS = ".safetensors"
+_INDEX = ".safetensors.index.json"
+# What trainers leave beside a model or an adapter, and what may lie beside a model: the latter is one by itself.
+_TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*")
+_ADAPTER = re.compile(r"adapter_model\b.*")
+_CHECKPOINT_FOLDER = re.compile(r"checkpoint-[0-9]+/")
+# How transformers and diffusers call the same weights in another precision: model.fp16.safetensors,
+# model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors.
+_VARIANT = re.compile(r"\.(?:fp(?:4|8|16|32)|bf16|int[48]|(?:non?_)?ema)(?=[.-])")
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +70,32 @@ class Selection:
     Attributes:
         chosen: Paths, sorted.
         skipped: Path to why it is left out.
+        unproven: Several shards of which neither an index nor their numbers say that they belong together.
     """
 
     chosen: tuple[str, ...]
     skipped: Mapping[str, str]
+    unproven: tuple[str, ...] = ()
 
 
-def needs_index(paths: Iterable[str]) -> bool:
-    """Whether `select` wants the content of `INDEX_NAME` for these paths."""
-    return INDEX_NAME in paths
+def index_name(paths: Iterable[str]) -> str | None:
+    """The file that says which shards are the model's: the one that vLLM reads, or the only one of another name."""
+    indexes = {
+        path
+        for path in paths
+        if path.endswith(_INDEX)
+        and "/" not in path
+        and not (path.startswith("consolidated") or _ADAPTER.match(path) or _TRAINING_STATE.match(path))
+    }
+    if INDEX_NAME in indexes:
+        return INDEX_NAME
+    return indexes.pop() if len(indexes) == 1 else None
 
 
 def select(
     paths: Iterable[str],
     *,
-    index: bytes | None = None,
+    read: Callable[[str], bytes] | None = None,
     include: Sequence[str] = (),
     also: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -83,7 +104,7 @@ def select(
 
     Args:
         paths: Every file of the repository, relative, with `/`.
-        index: The content of `model.safetensors.index.json`, when there is one.
+        read: Gives the content of the index (see `index_name`), if one is needed.
         include: Take exactly the files that match one of these shell patterns, whatever they are; as in `hf download`.
             Hidden files, here and below, are matched only by a pattern that has their dot.
         also: Take the files that match, beside the usual ones.
@@ -91,16 +112,19 @@ def select(
 
     Raises:
         UsageError: Nothing is left, or there are no safetensors among what is left and none were asked around.
-        IntegrityError: The index is malformed or names a shard that is not there.
+        IntegrityError: The index is malformed or names a shard that is not there, or one is missing by its number.
     """
     every = sorted(set(paths))
-    if include:
-        reasons = {path: "not in --include" for path in every if not _matches(path, include)}
-    else:
-        reasons = {path: why for path, why in _defaults(every, index).items() if not _matches(path, also)}
-    reasons |= {path: "in --exclude" for path in every if _matches(path, exclude)}
     # An upload of a downloaded copy: our own manifest describes another place.
-    reasons |= {MANIFEST_NAME: "coldstream's manifest"} if MANIFEST_NAME in every else {}
+    reasons = {path: "coldstream's manifest" for path in every if path == MANIFEST_NAME}
+    reasons |= {path: "in --exclude" for path in every if _matches(path, exclude)}
+    left = [path for path in every if path not in reasons]
+    name = None if include or read is None else index_name(left)
+    index = read(name) if read is not None and name is not None else None
+    if include:
+        reasons |= {path: "not in --include" for path in left if not _matches(path, include)}
+    else:
+        reasons |= {path: why for path, why in _defaults(left, index).items() if not _matches(path, also)}
     chosen = tuple(path for path in every if path not in reasons)
     if not chosen:
         raise UsageError("no file is left to upload", hint="look at --include and --exclude, or add --dry-run")
@@ -109,7 +133,11 @@ def select(
             "there are no safetensors weights in it" + _instead(every),
             hint="convert it to safetensors first, or name the files to upload with --include",
         )
-    return Selection(chosen, reasons)
+    shards = weights(chosen, index=index)
+    if not include and index is None:
+        check_numbers(shards)
+    is_proven = index is not None or len(shards) < 2 or is_complete_set(shards)
+    return Selection(chosen, reasons, () if is_proven else shards)
 
 
 def is_weights(path: str) -> bool:
@@ -118,18 +146,77 @@ def is_weights(path: str) -> bool:
 
 
 def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, ...]:
-    """The shards that a load reads: every top-level safetensors but those that repeat others, sorted. As in vLLM.
+    """The shards that a load reads: every top-level safetensors but those in `left_out`, sorted.
 
     Args:
         paths: The model's files, relative, with `/`.
-        index: The content of `INDEX_NAME`, when `needs_index` and there is one.
+        index: The content of the file that `index_name` names, when it counts and there is one.
 
     Raises:
         IntegrityError: The index is malformed or names a shard that is not there.
     """
-    every = sorted(set(paths))
-    repeated = _duplicate_weights(every, index)
-    return tuple(path for path in every if is_weights(path) and "/" not in path and path not in repeated)
+    every = set(paths)
+    unread = left_out(every, index=index)
+    return tuple(path for path in _top(every) if path not in unread)
+
+
+def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, str]:
+    """The top-level safetensors that a load does not read, and an index that does not count: path to why.
+
+    An index decides alone, as in vLLM's default loader. That does not look into one where there is a single file of
+    weights on the Hub, so there an index of other files is left over.
+
+    Args:
+        paths: As in `weights`.
+        index: As in `weights`.
+
+    Raises:
+        IntegrityError: As in `weights`.
+    """
+    every = set(paths)
+    top = _top(every)
+    name = index_name(every)
+    reasons = _companions(top)
+    own = [path for path in top if path not in reasons]
+    if index is None or name is None:
+        return reasons | _repeated(own)
+    listed = indexed(index, name=name)
+    missing = sorted(listed - set(top))
+    if missing and len(own) == 1 and own[0] not in listed:
+        check_numbers(own)
+        return reasons | {name: f"left over: it names {missing[0]}, which is not there, and {own[0]} is all there is"}
+    if missing:
+        what = "no safetensors file at the top" if missing[0] in every else "not there"
+        raise IntegrityError(
+            f"{name} names {missing[0]!r}, which is {what}" + _more(missing),
+            hint="get the missing files; or, if the index is left over from other files, remove it: "
+            f"coldstream upload … --exclude {name}",
+        )
+    return {path: reasons.get(path, f"not in {name}") for path in top if path not in listed}
+
+
+def is_complete_set(shards: Sequence[str]) -> bool:
+    """Whether these are `x-00001-of-0000N` to `x-0000N-of-0000N`, all of them and nothing else."""
+    groups = _numbered(shards)
+    return len(groups) == 1 and all(
+        len(shards) == int(count) and numbers == set(range(1, int(count) + 1)) for (_, count), numbers in groups.items()
+    )
+
+
+def check_numbers(shards: Sequence[str]) -> None:
+    """No shard is missing, as far as their names tell.
+
+    Raises:
+        IntegrityError: One is.
+    """
+    for (stem, count), numbers in _numbered(shards).items():
+        # Some count from 0.
+        if len(numbers) < int(count):
+            number = next(number for number in range(1, int(count) + 1) if number not in numbers)
+            raise IntegrityError(
+                f"{stem}-{number:05d}-of-{count}.safetensors is not there: the weights are incomplete",
+                hint="get the missing files, or another revision",
+            )
 
 
 def beside(paths: Iterable[str]) -> tuple[str, ...]:
@@ -147,13 +234,19 @@ def beside(paths: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def indexed(index: bytes) -> frozenset[str]:
-    """The shards that the content of `INDEX_NAME` names.
+def indexed(index: bytes, *, name: str = INDEX_NAME) -> frozenset[str]:
+    """The shards that the content of an index names.
 
     Raises:
         IntegrityError: It is malformed.
     """
-    return frozenset(_indexed(index))
+    try:
+        names = frozenset(json.loads(index)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise IntegrityError(f"{name} is malformed: it has no weight_map") from exc
+    if not names or not all(isinstance(shard, str) for shard in names):
+        raise IntegrityError(f"{name} is malformed: its weight_map names no files")
+    return names
 
 
 def _defaults(every: Sequence[str], index: bytes | None) -> dict[str, str]:
@@ -162,8 +255,7 @@ def _defaults(every: Sequence[str], index: bytes | None) -> dict[str, str]:
     for path in every:
         if why := _default_reason(path, folders_with_safetensors):
             reasons[path] = why
-    reasons |= _duplicate_weights([path for path in every if path not in reasons], index)
-    return reasons
+    return reasons | left_out([path for path in every if path not in reasons], index=index)
 
 
 def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None:
@@ -173,6 +265,8 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
             return _FOREIGN_FOLDERS[segment]
     if is_hidden(path):
         return "hidden"
+    if "" in folders_with_safetensors and _CHECKPOINT_FOLDER.match(path):
+        return "an earlier state of the training"
     suffix = "." + name.rpartition(".")[2].lower() if "." in name else ""
     if suffix in _FOREIGN_WEIGHTS:
         # A module of sentence-transformers (2_Dense/) may exist as a pickle only, and is needed then.
@@ -183,17 +277,22 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
     return _NOT_SERVED.get(suffix)
 
 
-def _duplicate_weights(left: Sequence[str], index: bytes | None) -> dict[str, str]:
-    """The top-level safetensors that the loader would read beside the ones that it needs."""
-    top = [path for path in left if path.endswith(_SAFETENSORS) and "/" not in path]
-    if index is not None and INDEX_NAME in left:
-        listed = _indexed(index)
-        if missing := sorted(listed - set(left)):
-            raise IntegrityError(
-                f"{INDEX_NAME} names {missing[0]!r}, which is not there" + _more(missing),
-                hint="the repository is incomplete; take another revision with --revision",
-            )
-        return {path: f"not in {INDEX_NAME}" for path in top if path not in listed}
+def _top(paths: Iterable[str]) -> list[str]:
+    return sorted(path for path in paths if is_weights(path) and "/" not in path and not is_hidden(path))
+
+
+def _companions(top: Sequence[str]) -> dict[str, str]:
+    """What lies beside the weights and is none of them."""
+    reasons: dict[str, str] = {}
+    for pattern, why in ((_TRAINING_STATE, "the state of a training"), (_ADAPTER, "an adapter beside the model")):
+        others = {path for path in top if pattern.match(path)}
+        if len(others) + len(reasons) < len(top):
+            reasons |= dict.fromkeys(sorted(others), why)
+    return reasons
+
+
+def _repeated(top: Sequence[str]) -> dict[str, str]:
+    """What repeats other weights, as far as their names tell where there is no index."""
     if "model.safetensors" in top:
         # transformers and vLLM read this one when it exists; consolidated, fp16 variants and shards repeat it.
         return {
@@ -201,21 +300,29 @@ def _duplicate_weights(left: Sequence[str], index: bytes | None) -> dict[str, st
             for path in top
             if path != "model.safetensors" and path.startswith(("model.", "model-", "consolidated"))
         }
-    rest = [path for path in top if not path.startswith("consolidated")]
-    if not rest:
-        return {}
-    return {path: "the same weights in the vendor's layout" for path in top if path.startswith("consolidated")}
+    vendors = {path for path in top if path.startswith("consolidated")}
+    reasons = (
+        dict.fromkeys(sorted(vendors), "the same weights in the vendor's layout") if len(vendors) < len(top) else {}
+    )
+    plain = {_stem(path) for path in top if not _VARIANT.search(path)}
+    variants = {path for path in top if _VARIANT.search(path) and _stem(path) in plain}
+    return reasons | dict.fromkeys(sorted(variants), "the same weights in another precision")
 
 
-def _indexed(index: bytes) -> set[str]:
-    try:
-        weight_map = json.loads(index)["weight_map"]
-        names = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise IntegrityError(f"{INDEX_NAME} is malformed: it has no weight_map") from exc
-    if not names or not all(isinstance(name, str) for name in names):
-        raise IntegrityError(f"{INDEX_NAME} is malformed: its weight_map names no files")
-    return names
+def _stem(path: str) -> str:
+    """The name that all files of one set of weights share, whatever their precision."""
+    plain = _VARIANT.sub("", path)
+    match = _NUMBERED.fullmatch(plain)
+    return match[1] if match else plain.removesuffix(_SAFETENSORS)
+
+
+def _numbered(shards: Sequence[str]) -> dict[tuple[str, str], set[int]]:
+    """The numbers by (stem, count); shards without a number are left out."""
+    groups: dict[tuple[str, str], set[int]] = {}
+    for match in map(_NUMBERED.fullmatch, shards):
+        if match:
+            groups.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    return groups
 
 
 def _instead(every: Sequence[str]) -> str:

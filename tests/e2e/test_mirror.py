@@ -421,7 +421,7 @@ def test_the_aws_cli_works_on_what_was_uploaded_and_the_other_way(
     assert command.states() == {REPO: "ready", "foreign/model": "foreign"}
     assert command.json("verify", "foreign/model", "--deep")["state"] == "foreign"
     aws("rm", f"s3://{bucket}/foreign/model/{SHARD}")
-    assert "named by" in command.run("verify", "foreign/model", code=13)[0]
+    assert f"names '{SHARD}', which is not there" in command.run("verify", "foreign/model", code=13)[0]
     assert command.run("verify", REPO, "foreign/model", code=3)[0].count("\n") >= 2
 
 

@@ -153,6 +153,7 @@ def _text(report: LoadReport) -> str:
     ]
     # Two lines: one would be wider than most terminals.
     lines = ["   ".join(parts[:5]), "   ".join(parts[5:]), report.limited_by]
+    lines += [f"not loaded: {path} ({why})" for path, why in report.left_out.items()]
     if report.offline:
         lines.append("the origin did not answer: loaded from the local cache")
     elif report.cache_bytes and report.received_bytes:

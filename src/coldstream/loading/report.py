@@ -46,6 +46,7 @@ class LoadReport:
         limit: What set the pace: see `engine.verdict`.
         limited_by: The same as a sentence.
         cached: "off", "complete" (it was there), "written", "partly" (for want of memory or time), or why it failed.
+        left_out: Weights beside those loaded, and an index, that did not count: path to why.
         cdn: What the CDN in front of the bucket did; None when there is none, or it was not wanted.
     """
 
@@ -77,6 +78,7 @@ class LoadReport:
     limit: str
     limited_by: str
     cached: str
+    left_out: dict[str, str]
     cdn: CdnReport | None = None
 
 
@@ -153,5 +155,6 @@ def make_report(
         limit=limit,
         limited_by=limited_by,
         cached=cached,
+        left_out=dict(checkpoint.left_out),
         cdn=cdn_report(checkpoint.cdn[0], found, unused=prepared.cdn_unused) if checkpoint.cdn is not None else None,
     )

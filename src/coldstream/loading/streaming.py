@@ -63,7 +63,7 @@ class Load:
 
         Args:
             uri: `org/model` in the configured store, `s3://bucket/prefix`, `https://host/prefix`,
-                `hf://org/model[@revision]`, `file:///folder` or a path.
+                `hf://org/model[/folder][@revision]`, `file:///folder` or a path.
             options: How.
         """
         self.report: LoadReport | None = None

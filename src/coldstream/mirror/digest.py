@@ -19,7 +19,8 @@ from coldstream.header import LENGTH_BYTES, Header, header_stop, parse_header
 from coldstream.manifest import Chunks, FileEntry, StoredObject
 from coldstream.plan import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
 from coldstream.selection import is_weights
-from coldstream.source import SourceFile
+from coldstream.source import Source, SourceFile
+from coldstream.units import MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +232,18 @@ class OrderedDigest:
     def finish(self) -> Digests:
         """The hashes, once every part has been hashed."""
         return self._stream.finish()
+
+
+def read_header(source: Source, file: SourceFile) -> Header:
+    """A safetensors file's header.
+
+    Raises:
+        HeaderError: It is none.
+    """
+    head = bytearray(min(MIB, file.size))
+    source.read_into(file, 0, memoryview(head))
+    stop = header_stop(head[:LENGTH_BYTES], file_bytes=file.size, path=file.path)
+    if stop > len(head):
+        head = bytearray(stop)
+        source.read_into(file, 0, memoryview(head))
+    return parse_header(head, file_bytes=file.size, path=file.path)

@@ -12,8 +12,10 @@ import msgspec
 
 from coldstream import manifest
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
+from coldstream.header import check_twins
 from coldstream.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
 from coldstream.manifest import FileEntry, Manifest, StoredObject
+from coldstream.mirror.digest import read_header
 from coldstream.mirror.pool import pool_listing, segment_keys
 from coldstream.mirror.records import read_record, record_key
 from coldstream.mirror.whole import SHA256_METADATA
@@ -26,7 +28,7 @@ from coldstream.plan import (
     part_count,
     parts,
 )
-from coldstream.selection import INDEX_NAME, is_weights, select
+from coldstream.selection import is_weights, select
 from coldstream.source import Source, SourceFile
 from coldstream.store import ObjectInfo, PendingUpload, Store
 from coldstream.units import MIB
@@ -178,18 +180,20 @@ def plan_upload(
             "without segments a file is stored in one piece or not at all", hint="--object-bytes-max 480MiB"
         )
     every = {file.path: file for file in source.files()}
-    index = _read_index(source, every[INDEX_NAME]) if INDEX_NAME in every else None
     if not include and not any(is_weights(path) for path in every) and (branches := source.branches_with_weights()):
         raise UsageError(
             f"there are no safetensors weights in {source.label}, but its branches {', '.join(branches)} have some",
             hint=f"name one of them: --revision {shlex.quote(branches[0])}",
         )
-    selection = select(every, index=index, include=include, also=also, exclude=exclude)
+    selection = select(
+        every, read=lambda path: _read_index(source, every[path]), include=include, also=also, exclude=exclude
+    )
     files = tuple(every[path] for path in selection.chosen)
     for file in files:
         _refuse_unusable(source, file)
         if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
+    check_twins({path: read_header(source, every[path]) for path in selection.unproven}, where=source.label)
     _refuse_nesting(store, name)
     # Before the record is read: if that is ready, these belong to nobody any more.
     pending = tuple(store.uploads(f"{name}/"))

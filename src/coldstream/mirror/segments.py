@@ -17,16 +17,15 @@ from functools import partial
 from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
-from coldstream.header import LENGTH_BYTES, Header, header_stop, parse_header
 from coldstream.manifest import FileEntry, StoredObject
-from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest, cut
+from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest, cut, read_header
 from coldstream.mirror.pool import segment_key
 from coldstream.mirror.pump import Countdown
 from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
 from coldstream.source import Source, SourceFile
 from coldstream.store import Part, Store
-from coldstream.units import MIB, plural
+from coldstream.units import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +231,7 @@ class SegmentUpload:
 
     def prepare(self) -> None:
         # Where segments end must be known before the first part is taken, so the header is read twice.
-        _, stops = cut(_read_header(self._source, self.file), self._object_bytes_max)
+        _, stops = cut(read_header(self._source, self.file), self._object_bytes_max)
         for start, stop in pairwise((0, *stops)):
             segment = self._segments[stop] = _Segment(start, stop)
             pieces = tuple(parts(segment.size, PART_BYTES))
@@ -402,18 +401,3 @@ class SegmentCopy:
 
     def abort_if_bad(self) -> None:
         """Nothing of it is unfinished when a copy has failed."""
-
-
-def _read_header(source: Source, file: SourceFile) -> Header:
-    """A safetensors file's header.
-
-    Raises:
-        HeaderError: It is none.
-    """
-    head = bytearray(min(MIB, file.size))
-    source.read_into(file, 0, memoryview(head))
-    stop = header_stop(head[:LENGTH_BYTES], file_bytes=file.size, path=file.path)
-    if stop > len(head):
-        head = bytearray(stop)
-        source.read_into(file, 0, memoryview(head))
-    return parse_header(head, file_bytes=file.size, path=file.path)

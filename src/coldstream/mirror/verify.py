@@ -2,19 +2,18 @@
 
 By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes
 the chunks' hashes and each file's SHA-256. A model without a manifest is checked for what can be known: that its
-weights are whole safetensors files and that its index names files that exist.
+weights are whole safetensors files, that none of them is missing, and that no two hold the same tensor.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
-from coldstream.header import LENGTH_BYTES, header_stop, parse_header
+from coldstream.header import LENGTH_BYTES, Header, check_twins, header_stop, parse_header
 from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.pool import ROOT
@@ -22,7 +21,7 @@ from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.reading import COPY, StoredFile, StoredModel, missing_objects, open_model, read_range
 from coldstream.plan import PART_BYTES, parts
 from coldstream.progress import Progress
-from coldstream.selection import INDEX_NAME, is_weights
+from coldstream.selection import check_numbers, index_name, is_weights, weights
 from coldstream.store import Store
 from coldstream.units import MIB
 
@@ -180,20 +179,38 @@ def content_faults(file: StoredFile, digests: Digests) -> list[str]:
 
 def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
     problems = []
-    weights = [file for file in model.files if is_weights(file.path)]
-    if not weights:
+    headers: dict[str, Header] = {}
+    files = [file for file in model.files if is_weights(file.path)]
+    if not files:
         problems.append(Problem(model.name, "has no safetensors"))
-    for file in weights:
+    for file in files:
         try:
-            _read_header(store, model.name, file)
+            headers[file.path] = _read_header(store, model.name, file)
         except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file hides no other
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
-    if INDEX_NAME in model.listing:
-        problems += _index_problems(store, model)
+    try:
+        shards = _shards(store, model)
+        check_twins({path: headers[path] for path in shards if path in headers}, where=model.name)
+    except IntegrityError as exc:
+        problems.append(Problem(model.name, exc.message.removeprefix(f"{model.name}: ")))
     return problems
 
 
-def _read_header(store: Store, name: str, file: StoredFile) -> None:
+def _shards(store: Store, model: StoredModel) -> Sequence[str]:
+    """The files that a load reads.
+
+    Raises:
+        IntegrityError: One is missing, or the index is malformed.
+    """
+    name = index_name(model.listing)
+    if name is not None:
+        return weights(model.listing, index=store.get(f"{model.name}/{name}", bytes_max=64 * MIB)[0])
+    shards = weights(model.listing)
+    check_numbers(shards)
+    return shards
+
+
+def _read_header(store: Store, name: str, file: StoredFile) -> Header:
     """Reads and checks one file's header.
 
     Raises:
@@ -205,13 +222,4 @@ def _read_header(store: Store, name: str, file: StoredFile) -> None:
     if stop > len(head):
         head = bytearray(stop)
         read_range(store, name, file.objects, 0, memoryview(head), lambda _: None)
-    parse_header(head, file_bytes=file.size, path=file.path)
-
-
-def _index_problems(store: Store, model: StoredModel) -> list[Problem]:
-    data, _ = store.get(f"{model.name}/{INDEX_NAME}", bytes_max=64 * MIB)
-    try:
-        shards = set(json.loads(data)["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [Problem(INDEX_NAME, "is malformed: it has no weight_map")]
-    return [Problem(str(shard), f"is named by {INDEX_NAME} and missing") for shard in shards - set(model.listing)]
+    return parse_header(head, file_bytes=file.size, path=file.path)

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from coldstream.paths import MANIFEST_NAME
-from coldstream.selection import INDEX_NAME, beside, needs_index, weights
+from coldstream.selection import beside, check_numbers, index_name, is_complete_set, left_out, weights
 
 # The index is megabytes for models of many experts; what it maps is in the headers as well.
 INDEX_BYTES_MAX = 64 << 20
-_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
-def chosen(paths: Iterable[str], read_index: Callable[[], bytes]) -> tuple[str, ...]:
-    """The shards among the files of a model, sorted.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What of a model's files is loaded.
+
+    Attributes:
+        shards: Their paths, sorted.
+        left_out: Weights and an index that do not count: path to why.
+    """
+
+    shards: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def choose(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> Choice:
+    """The shards among the files of a model.
 
     Args:
         paths: All files, or at least the top-level ones.
-        read_index: Reads `INDEX_NAME`. Not called when there is none, or when it could leave nothing out.
+        read: Reads a small file, of at most so many bytes. Called for the index alone, if there is one.
+        is_checked: The index was compared with the files when they were uploaded; it is not read where it could leave
+            nothing out.
 
     Raises:
-        IntegrityError: The index is malformed or names a shard that is not there.
+        IntegrityError: The index is malformed or names a shard that is not there, or one is missing by its number.
     """
     paths = list(paths)
-    everything = weights(path for path in paths if path != INDEX_NAME)
-    if not everything or not needs_index(paths) or is_complete_set(everything):
-        return everything
-    return weights(paths, index=read_index())
-
-
-def is_complete_set(shards: Sequence[str]) -> bool:
-    """Whether these are `x-00001-of-0000N` to `x-0000N-of-0000N`, all of them and nothing else."""
-    matches = [_NUMBERED.fullmatch(shard) for shard in sorted(shards)]
-    if not matches or not all(matches):
-        return False
-    parts = [match.groups() for match in matches if match]
-    stem, _, count = parts[0]
-    return len(parts) == int(count) and parts == [(stem, f"{number:05d}", count) for number in range(1, int(count) + 1)]
+    name = index_name(paths)
+    shards = weights(path for path in paths if path != name)
+    if not shards:
+        return Choice(shards=(), left_out={})
+    is_settled = is_checked and (len(shards) == 1 or is_complete_set(shards))
+    index = read(name, INDEX_BYTES_MAX) if name is not None and not is_settled else None
+    shards = weights(paths, index=index)
+    if index is None:
+        check_numbers(shards)
+    return Choice(shards=shards, left_out=left_out(paths, index=index))
 
 
 def small_files(paths: Iterable[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,6 +53,7 @@ class Checkpoint:
         pinned: Whether `version` changes with the content. False when there is no manifest and the server names no
             ETag: then a copy made earlier may be out of date although its version is the same.
         shards: In the order of their paths; at least one.
+        left_out: Weights beside them, and an index, that do not count: path to why.
         cdn: What its objects can be had through as well, as far as a manifest verifies them: its URL, and the headers
             that it asks for; the latter are secrets.
     """
@@ -63,6 +64,7 @@ class Checkpoint:
     verified: bool
     pinned: bool
     shards: tuple[Shard, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     cdn: Link | None = field(default=None, repr=False)
 
     @property

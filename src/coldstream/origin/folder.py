@@ -12,17 +12,17 @@ from pathlib import Path
 
 from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, DiskError, IntegrityError, NotFoundError, UsageError
-from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.choice import choose, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of, replaced
 from coldstream.origin.records import (
     Record,
+    nearest_record,
     no_record,
     read_record,
     whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
-from coldstream.selection import INDEX_NAME
 from coldstream.tree import open_regular, walk
 
 _READ_BYTES = 1 << 20
@@ -51,17 +51,18 @@ class FolderOrigin:
     def checkpoint(self) -> Checkpoint:
         record = self._record()
         faults = {} if record else self._files()
-        paths = chosen(record.entries if record else faults, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
-        for path in paths:
+        choice = choose(record.entries if record else faults, self.read, is_checked=bool(record and record.is_whole))
+        for path in choice.shards:
             if fault := faults.get(path):
                 raise NotFoundError(f"{self._where(path)} cannot be loaded: {fault}", target=self._where(path))
         found = []
-        for path in paths:
+        for path in choice.shards:
             entry = record.entries[path] if record else None
             objects = [(stored.key, stored.size) for stored in entry.objects] if entry else [(path, None)]
             parts = tuple(self._part(self._path(key), size) for key, size in objects)
             found.append(Found(path=path, where=self._where(path), entry=entry, parts=parts))
-        return checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        version = record.version if record else None
+        return checkpoint_of(found, uri=self.label, name=self._name, version=version, left_out=choice.left_out)
 
     def renew(self, path: str, segment: int = 0) -> Link:
         raise UsageError(f"{self._where(path)} is a local file, which needs no link")
@@ -90,14 +91,24 @@ class FolderOrigin:
         return self._known[0]
 
     def _read_record(self) -> Record | None:
-        try:
-            data = self._content(self._folder / MANIFEST_NAME, MANIFEST_BYTES_MAX)
-        except NotFoundError:
+        if self._store is None:
+            record = self._record_of(self._folder)
+        else:
+            store = self._store
+            inside = self._folder.relative_to(store).as_posix()
+            record = nearest_record(inside, lambda folder: self._record_of(store / folder))
+        if record is None:
             if not self._folder.is_dir():
-                raise NotFoundError(f"there is no folder {self._folder}", target=self.label) from None
+                raise NotFoundError(f"there is no folder {self._folder}", target=self.label)
             no_record(self.label, self._revision)
+        return record
+
+    def _record_of(self, folder: Path) -> Record | None:
+        try:
+            data = self._content(folder / MANIFEST_NAME, MANIFEST_BYTES_MAX)
+        except NotFoundError:
             return None
-        return read_record(data, where=self._where(MANIFEST_NAME), revision=self._revision)
+        return read_record(data, where=f"{folder.as_uri()}/{MANIFEST_NAME}", revision=self._revision)
 
     def _files(self) -> Mapping[str, str | None]:
         """What lies there, and why it cannot be read or None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import xxhash
 
 from coldstream.engine.job import Headers, Segment
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
-from coldstream.header import LENGTH_BYTES, header_stop, parse_header
+from coldstream.header import LENGTH_BYTES, check_twins, header_stop, parse_header
 from coldstream.origin.contract import Checkpoint, Shard
 from coldstream.origin.parallel import in_parallel
 from coldstream.plan import CHUNK_BYTES, tensor_stops
@@ -88,7 +88,15 @@ class Found:
     parts: tuple[Part, ...]
 
 
-def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str | None, salt: str = "") -> Checkpoint:
+def checkpoint_of(
+    found: Sequence[Found],
+    *,
+    uri: str,
+    name: str,
+    version: str | None,
+    left_out: Mapping[str, str] | None = None,
+    salt: str = "",
+) -> Checkpoint:
     """Reads all headers.
 
     Args:
@@ -96,11 +104,12 @@ def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str |
         uri: As in `Checkpoint`.
         name: As in `Checkpoint`.
         version: Of the manifest or the commit; None: derived from what the shards are.
+        left_out: As in `Checkpoint`.
         salt: What else tells one content from another where nothing better does; may be a secret.
 
     Raises:
         NotFoundError: There are no shards.
-        IntegrityError: A header or a chunk is not what it should be.
+        IntegrityError: A header or a chunk is not what it should be, or two shards hold a tensor of one name.
         ConflictError: A file is not the one that was listed.
     """
     if not found:
@@ -111,6 +120,7 @@ def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str |
         )
     read = in_parallel(_read_shard, found)
     shards = tuple(shard for shard, _ in read)
+    check_twins({shard.path: shard.header for shard in shards}, where=uri)
     pinned = version is not None or all(stamp for _, stamp in read)
     if version is None:
         # The place counts: two fine-tunes of one model have the same paths, sizes and headers.
@@ -119,7 +129,15 @@ def checkpoint_of(found: Sequence[Found], *, uri: str, name: str, version: str |
             lines += [salt] + [hashlib.sha256(shard.head).hexdigest() for shard in shards]
         version = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     verified = all(shard.digests is not None for shard in shards)
-    return Checkpoint(uri=uri, name=name, version=version, verified=verified, pinned=pinned, shards=shards)
+    return Checkpoint(
+        uri=uri,
+        name=name,
+        version=version,
+        verified=verified,
+        pinned=pinned,
+        shards=shards,
+        left_out=left_out or {},
+    )
 
 
 def replaced(where: str) -> ConflictError:

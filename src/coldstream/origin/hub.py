@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from coldstream.env import Settings
 from coldstream.errors import CredentialsError, NotFoundError
-from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.choice import choose, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
+from coldstream.origin.names import folder_name
 from coldstream.paths import checked_path
 from coldstream.retry import Retry
-from coldstream.selection import INDEX_NAME
 
 if TYPE_CHECKING:
     from coldstream.hub import HubSource
@@ -22,22 +22,33 @@ if TYPE_CHECKING:
 
 
 class HubOrigin:
-    """A repository on the Hub. Implements `Origin`. Each `checkpoint` pins the commit anew."""
+    """A repository on the Hub, or a folder in one. Implements `Origin`. Each `checkpoint` pins the commit anew."""
 
     def __init__(
-        self, repo: str, *, revision: str | None, settings: Settings, retry: Retry, connections: int = 16
+        self,
+        repo: str,
+        *,
+        folder: str = "",
+        revision: str | None,
+        settings: Settings,
+        retry: Retry,
+        connections: int = 16,
     ) -> None:
         """Prepares; nothing is asked yet.
 
         Args:
             repo: `org/model`.
+            folder: Where the model is in it; "" for the top.
             revision: A branch, tag or commit; None for "main".
             settings: The endpoint and the token.
             retry: The policy of all requests.
             connections: How many requests may run at once.
         """
         self._repo, self._revision, self._settings, self._connections = repo, revision, settings, connections
-        self.label = f"hf://{repo}" + (f"@{revision}" if revision else "")
+        self._prefix = f"{folder}/" if folder else ""
+        place = f"{repo}/{folder}" if folder else repo
+        self._name = folder_name(place.split("/"), "model")
+        self.label = f"hf://{place}" + (f"@{revision}" if revision else "")
         self._reader = Reader(retry, forbidden="check HF_TOKEN, and that its owner may read the model")
         self._pinned: tuple[HubSource, Mapping[str, SourceFile]] | None = None
 
@@ -47,8 +58,8 @@ class HubOrigin:
     def checkpoint(self) -> Checkpoint:
         with self._reader:
             source, files = self._pin()
-            paths = chosen(files, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
-            if not paths and (branches := source.branches_with_weights()):
+            choice = choose(files, self.read, is_checked=False)
+            if not choice.shards and (branches := source.branches_with_weights()):
                 raise NotFoundError(
                     f"{self.label} has no safetensors weights, but its branches {', '.join(branches)} have some",
                     hint=f"name one of them: hf://{self._repo}@{branches[0]}",
@@ -60,9 +71,11 @@ class HubOrigin:
                     where=self._where(path),
                     parts=(Part(size=files[path].size, read=partial(self._read_range, source, files[path])),),
                 )
-                for path in paths
+                for path in choice.shards
             ]
-            return checkpoint_of(found, uri=self.label, name=self._repo, version=source.commit)
+            return checkpoint_of(
+                found, uri=self.label, name=self._name, version=source.commit, left_out=choice.left_out
+            )
 
     def renew(self, path: str, segment: int = 0) -> Link:
         source, files = self._pinned or self._pin()
@@ -88,7 +101,14 @@ class HubOrigin:
             retry=self._reader.retry,
             connections=self._connections,
         )
-        self._pinned = source, {checked_path(file.path, where=self.label): file for file in source.files()}
+        files = {
+            checked_path(file.path, where=self.label).removeprefix(self._prefix): file
+            for file in source.files()
+            if file.path.startswith(self._prefix)
+        }
+        if self._prefix and not files:
+            raise NotFoundError(f"there are no files in {self.label}", target=self.label)
+        self._pinned = source, files
         return self._pinned
 
     def _file(self, files: Mapping[str, SourceFile], path: str) -> SourceFile:
@@ -97,7 +117,7 @@ class HubOrigin:
         return files[path]
 
     def _read_range(self, source: HubSource, file: SourceFile, start: int, stop: int, etag: str | None) -> Piece:
-        where = self._where(file.path)
+        where = self._where(file.path.removeprefix(self._prefix))
 
         def read(link: Link) -> Piece:
             found = self._reader.get(link, where=where, start=start, stop=stop, bytes_max=stop - start, etag=etag)

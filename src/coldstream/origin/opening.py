@@ -19,7 +19,9 @@ from coldstream.retry import Backoff, Retry
 from coldstream.tree import folder_model, snapshot_of
 from coldstream.uri import Uri
 
-_FORMS = "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[@revision] or file:///folder"
+_FORMS = (
+    "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[/folder][@revision] or file:///folder"
+)
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -31,7 +33,8 @@ def open_origin(
     Args:
         uri: `org/model[@revision]` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
             `file:///folder` or a path that starts with "/", "." or "~"; `https://host/folder`;
-            `hf://org/model[@revision]`.
+            `hf://org/model[/folder][@revision]`. A folder inside a model, such as a component of a pipeline, is
+            named like a model.
         settings: Where the store is and how to get in.
         retry: The policy of all requests; a fresh one by the settings when None.
         connections: How many requests will run at once.
@@ -99,12 +102,23 @@ def uses_tls(uri: Uri, settings: Settings) -> bool:
 def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origin:
     from coldstream.origin.hub import HubOrigin
 
-    repo, _, revision = rest.partition("@")
-    if not _REPO.fullmatch(repo) or path_fault(repo) or (revision and path_fault(revision)):
+    place, _, revision = rest.partition("@")
+    owner, _, inner = place.partition("/")
+    model, _, folder = inner.partition("/")
+    repo = f"{owner}/{model}" if model else owner
+    if not _REPO.fullmatch(repo) or path_fault(place) or (revision and path_fault(revision)):
         raise UsageError(
-            f"{str(Uri(f'hf://{rest}'))!r} names no repository", hint="write hf://org/model or hf://org/model@revision"
+            f"{str(Uri(f'hf://{rest}'))!r} names no repository",
+            hint="write hf://org/model, hf://org/model@revision or hf://org/model/folder@revision",
         )
-    return HubOrigin(repo, revision=revision or None, settings=settings, retry=retry, connections=connections)
+    return HubOrigin(
+        repo,
+        folder=folder,
+        revision=revision or None,
+        settings=settings,
+        retry=retry,
+        connections=connections,
+    )
 
 
 def _in_bucket(uri: str, settings: Settings) -> bool:

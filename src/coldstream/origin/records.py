@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coldstream.errors import IntegrityError, NotFoundError
+from coldstream.errors import CredentialsError, IntegrityError, NotFoundError
+from coldstream.origin.parallel import in_parallel
 from coldstream.paths import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -25,10 +27,37 @@ class Record:
     Attributes:
         version: 64 hexadecimal digits: its digest.
         entries: By path.
+        is_whole: Whether these are all files of a model, as its upload looked at them.
     """
 
     version: str
     entries: Mapping[str, FileEntry]
+    is_whole: bool = True
+
+    def below(self, folder: str, *, model: str) -> Record | None:
+        """The record of a folder inside the model, or None if none of the model's files is in it.
+
+        Args:
+            folder: Relative to the model.
+            model: The model's own folder, relative to the store.
+        """
+        from msgspec.structs import replace
+
+        def moved(stored: StoredObject) -> StoredObject:
+            key = stored.key
+            if key.startswith(prefix):
+                return replace(stored, key=key.removeprefix(prefix))
+            return stored if key.startswith("/") else replace(stored, key=f"/{model}/{key}")
+
+        prefix = f"{folder}/"
+        entries = {}
+        for entry in self.entries.values():
+            if entry.path.startswith(prefix):
+                path = entry.path.removeprefix(prefix)
+                entries[path] = replace(entry, path=path, objects=tuple(map(moved, entry.objects)))
+        # The same files may be a part of several models.
+        version = hashlib.sha256(f"{self.version}/{folder}".encode()).hexdigest()
+        return Record(version, entries, is_whole=False) if entries else None
 
 
 def looks_like_record(data: bytes) -> bool:
@@ -77,6 +106,33 @@ def no_record(where: str, revision: str | None) -> None:
         check_revision(None, revision, where=where)
 
 
+def nearest_record(folder: str, read: Callable[[str], Record | None]) -> Record | None:
+    """The record of a model, or of the model that a folder is a part of, such as one component of a pipeline.
+
+    Args:
+        folder: Relative to the store.
+        read: Reads the record of a folder, None if it has none.
+
+    Raises:
+        What `read` raises. Who may not look into the folders around this one does without.
+    """
+    if (record := read(folder)) is not None:
+        return record
+
+    def read_outer(outer: str) -> Record | None:
+        try:
+            return read(outer)
+        except CredentialsError:
+            return None
+
+    segments = folder.split("/")
+    around = ["/".join(segments[:depth]) for depth in range(len(segments) - 1, 0, -1)]
+    for outer, record in zip(around, in_parallel(read_outer, around), strict=True):
+        if record is not None:
+            return record.below(folder.removeprefix(f"{outer}/"), model=outer)
+    return None
+
+
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
     """A whole small file out of the objects that hold it, compared with the manifest.
 
@@ -100,13 +156,10 @@ def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> byte
     Raises:
         IntegrityError: It is another one.
     """
-    if entry is not None:
-        import hashlib
-
-        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise IntegrityError(
-                f"{where} is not what the manifest says: its size or SHA-256 differs",
-                hint="upload the model again",
-                target=where,
-            )
+    if entry is not None and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
+        raise IntegrityError(
+            f"{where} is not what the manifest says: its size or SHA-256 differs",
+            hint="upload the model again",
+            target=where,
+        )
     return data

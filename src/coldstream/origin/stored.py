@@ -10,18 +10,18 @@ from coldstream.engine.job import Headers
 from coldstream.errors import NotFoundError
 from coldstream.mirror.naming import missing_model
 from coldstream.origin.cdn import Cdn
-from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.choice import choose, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
 from coldstream.origin.records import (
     Record,
+    nearest_record,
     no_record,
     read_record,
     whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
-from coldstream.selection import INDEX_NAME
 from coldstream.store import ObjectInfo, Store
 
 # Longer than any load. Temporary credentials may end sooner, and their links with them: then `renew` is asked.
@@ -62,8 +62,9 @@ class StoredOrigin:
 
     def _checkpoint(self) -> Checkpoint:
         record, listing = self._look()
+        choice = choose(record.entries if record else listing, self.read, is_checked=bool(record and record.is_whole))
+        paths = choice.shards
         if record:
-            paths = chosen(record.entries, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
             entries = [record.entries[path] for path in paths]
             self._keys = {entry.path: [self._key(stored.key) for stored in entry.objects] for entry in entries}
             found = [
@@ -84,7 +85,6 @@ class StoredOrigin:
                 for entry in entries
             ]
         else:
-            paths = chosen(listing, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
             self._keys = {path: [self._key(path)] for path in paths}
             # A listing's ETag may be missing, and differs from that of a GET on some servers: the GET's counts.
             found = [
@@ -95,7 +95,8 @@ class StoredOrigin:
                 )
                 for path in paths
             ]
-        checkpoint = checkpoint_of(found, uri=self.label, name=self._name, version=record.version if record else None)
+        version = record.version if record else None
+        checkpoint = checkpoint_of(found, uri=self.label, name=self._name, version=version, left_out=choice.left_out)
         if self._cdn is None:
             return checkpoint
         link = (self._cdn.url, self._cdn.headers)
@@ -132,8 +133,9 @@ class StoredOrigin:
 
     def _look(self) -> tuple[Record | None, Mapping[str, ObjectInfo]]:
         """The manifest, or else what lies there."""
-        record, listing = self._record(), {}
+        record, listing = nearest_record(self._folder, self._record), {}
         if record is None:
+            no_record(self.label, self._revision)
             prefix = self._key("")
             listing = {
                 checked_path(info.key.removeprefix(prefix), where=self.label): info
@@ -146,15 +148,15 @@ class StoredOrigin:
         self._contents = record, listing
         return self._contents
 
-    def _record(self) -> Record | None:
+    def _record(self, folder: str) -> Record | None:
+        key = f"{folder}/{MANIFEST_NAME}"
         try:
-            data, _ = self._store.get(self._key(MANIFEST_NAME), bytes_max=MANIFEST_BYTES_MAX)
+            data, _ = self._store.get(key, bytes_max=MANIFEST_BYTES_MAX)
         except NotFoundError as exc:
             if type(exc) is not NotFoundError:  # the bucket itself
                 raise
-            no_record(self.label, self._revision)
             return None
-        return read_record(data, where=self._where(MANIFEST_NAME), revision=self._revision)
+        return read_record(data, where=f"{self._store.uri}/{key}", revision=self._revision)
 
     def _rest(self, path: str, segment: int) -> tuple[str, Headers, None]:
         return *self.renew(path, segment), None

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, IntegrityError, NotFoundError, UsageError
-from coldstream.origin.choice import INDEX_BYTES_MAX, chosen, small_files
+from coldstream.origin.choice import INDEX_BYTES_MAX, choose, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
@@ -89,8 +89,10 @@ class WebOrigin:
 
     def _checkpoint(self) -> Checkpoint:
         record = self._record()
+        left_out: Mapping[str, str] = {}
         if record:
-            paths = chosen(record.entries, partial(self.read, INDEX_NAME, INDEX_BYTES_MAX))
+            choice = choose(record.entries, self.read, is_checked=True)
+            paths, left_out = choice.shards, choice.left_out
         else:
             index = self._optional(INDEX_NAME, INDEX_BYTES_MAX)
             paths = self._indexed(index) if index and index.lstrip()[:1] == b"{" else (SINGLE_NAME,)
@@ -112,7 +114,9 @@ class WebOrigin:
         self._keys = keys
         version = record.version if record else None
         try:
-            return checkpoint_of(found, uri=self.label, name=self._name, version=version, salt=self._query)
+            return checkpoint_of(
+                found, uri=self.label, name=self._name, version=version, left_out=left_out, salt=self._query
+            )
         except NotFoundError as exc:
             if record or paths != (SINGLE_NAME,):
                 raise

@@ -17,6 +17,7 @@ _EMPTY: dict[str, Any] = {
     "str": "",
     "bool": False,
     "dict[str, int]": {},
+    "dict[str, str]": {},
 }
 
 

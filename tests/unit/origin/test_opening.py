@@ -33,6 +33,8 @@ def label(uri: str, flags: dict[str, str]) -> str:
         ("http://127.0.0.1/a b/ü", "http://127.0.0.1/a%20b/%C3%BC"),
         ("http://127.0.0.1", "http://127.0.0.1"),
         ("hf://org/model", "hf://org/model"),
+        ("hf://org/model/unet/", "hf://org/model/unet"),
+        ("hf://org/model/a/b@refs/pr/1", "hf://org/model/a/b@refs/pr/1"),
         ("hf://gpt2@refs/pr/1", "hf://gpt2@refs/pr/1"),
     ],
 )
@@ -56,7 +58,8 @@ def test_paths_and_the_configured_folder(tmp_path: Path, monkeypatch: pytest.Mon
         "s3://bucket/",
         "s3://bucket/a/../b",
         "hf://",
-        "hf://a/b/c",
+        "hf://a/b//c",
+        "hf://a/b/../c",
         "hf://a/b@../x",
         "ftp://h/m",
         "https://",

@@ -23,7 +23,6 @@ from coldstream.errors import (
 )
 from coldstream.mirror import plan_upload, upload
 from coldstream.origin import Origin, open_origin
-from coldstream.origin.choice import is_complete_set
 from coldstream.retry import Backoff, Retry
 from coldstream.source import FolderSource
 from tests.conftest import fresh_bucket, quick_store
@@ -226,21 +225,6 @@ def test_files_that_are_too_short_for_what_was_listed(tmp_path: Path, moto: S3Se
         opened(NAME, flags).checkpoint()
 
 
-@pytest.mark.parametrize(
-    ("shards", "complete"),
-    [
-        (["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"], True),
-        (["m-00001-of-00002.safetensors"], False),
-        (["m-00001-of-00002.safetensors", "n-00002-of-00002.safetensors"], False),
-        (["m-00001-of-00001.safetensors", "x.safetensors"], False),
-        (["model.safetensors"], False),
-        ([], False),
-    ],
-)
-def test_a_complete_set_needs_no_index(shards: list[str], complete: bool) -> None:
-    assert is_complete_set(shards) == complete
-
-
 def test_what_was_stored_with_the_coding_of_its_upload_is_loaded(moto: S3Server) -> None:
     flags = moto.environ(fresh_bucket(moto))
     store = quick_store(flags)
@@ -252,3 +236,121 @@ def test_what_was_stored_with_the_coding_of_its_upload_is_loaded(moto: S3Server)
     origin = opened(NAME, flags)
     assert [shard.path for shard in origin.checkpoint().shards] == SHARDS
     assert origin.read("config.json", 1000) == FILES["config.json"]
+
+
+TWO = sorted(SHARDS)
+THREE = [path.replace("-of-00002", "-of-00003") for path in (*TWO, "model-00003-of-00002.safetensors")]
+
+
+def test_two_shardings_of_one_model_are_refused_with_both_files(tmp_path: Path) -> None:
+    pieces = {path: safetensors_bytes({f"other.{path}": 8}) for path in THREE[1:]}
+    folder = write_model(tmp_path / "m", {path: FILES[path] for path in TWO} | {THREE[0]: FILES[TWO[1]]} | pieces)
+    with pytest.raises(IntegrityError, match=f"{THREE[0]} and {TWO[1]} both hold the tensor"):
+        opened(str(folder)).checkpoint()
+    store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
+    with pytest.raises(IntegrityError, match=f"{THREE[0]} and {TWO[1]} both hold the tensor") as caught:
+        plan_upload(store, FolderSource(folder), NAME)
+    assert f"--exclude {TWO[1]}" in (caught.value.hint or "")
+    assert plan_upload(store, FolderSource(folder), NAME, exclude=["*-of-00003*"]).shards == 2
+
+
+def test_an_index_of_another_name_chooses_between_them(tmp_path: Path) -> None:
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    index = json.dumps({"weight_map": {"a": TWO[0], "b": TWO[1]}}).encode()
+    twins = dict.fromkeys(THREE, FILES[TWO[0]])
+    folder = write_model(tmp_path / "m", {path: FILES[path] for path in TWO} | twins | {name: index})
+    checkpoint = opened(str(folder)).checkpoint()
+    assert [shard.path for shard in checkpoint.shards] == TWO
+    assert checkpoint.left_out == dict.fromkeys(THREE, f"not in {name}")
+
+
+def test_an_index_that_is_left_over_is_said(tmp_path: Path) -> None:
+    single = safetensors_bytes({"w": 8})
+    index = FILES["model.safetensors.index.json"]
+    folder = write_model(tmp_path / "m", {"model.safetensors": single, "model.safetensors.index.json": index})
+    checkpoint = opened(str(folder)).checkpoint()
+    assert [shard.path for shard in checkpoint.shards] == ["model.safetensors"]
+    assert list(checkpoint.left_out) == ["model.safetensors.index.json"]
+    (folder / "model.safetensors").rename(folder / THREE[0])
+    for path in THREE[1:]:
+        (folder / path).write_bytes(safetensors_bytes({path: 8}))
+    with pytest.raises(IntegrityError, match=f"index.json names '{TWO[0]}', which is not there"):
+        opened(str(folder)).checkpoint()
+
+
+PIPELINE = {
+    "model_index.json": b"{}",
+    **{f"transformer/{path}": content for path, content in FILES.items()},
+    "vae/config.json": b'{"vae": 1}',
+    "vae/diffusion_pytorch_model.safetensors": safetensors_bytes({"w": 8}, seed=1),
+    "vae/diffusion_pytorch_model.fp16.safetensors": safetensors_bytes({"w": 4}, seed=2),
+}
+
+
+def check_pipeline(flags: dict[str, str], tmp_path: Path, *, prefix: str = "") -> None:
+    store = quick_store(flags)
+    source = FolderSource(write_model(tmp_path / "source", PIPELINE))
+    upload(store, source, plan_upload(store, source, NAME))
+    origin = opened(f"{prefix}{NAME}/transformer", flags)
+    checkpoint = origin.checkpoint()
+    assert checkpoint.verified
+    assert [(shard.path, shard.size) for shard in checkpoint.shards] == [(path, len(FILES[path])) for path in TWO]
+    assert set(origin.names()) == set(FILES) - set(TWO)
+    assert origin.read("config.json", 1000) == FILES["config.json"]
+    other = opened(f"{prefix}{NAME}/vae", flags)
+    assert [shard.path for shard in other.checkpoint().shards] == ["diffusion_pytorch_model.safetensors"]
+    assert other.checkpoint().version != checkpoint.version
+    assert other.read("config.json", 1000) == b'{"vae": 1}'
+    store.put(f"{NAME}/vae/config.json", b'{"vae": 2}')
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        opened(f"{prefix}{NAME}/vae", flags).read("config.json", 1000)
+    store.put(f"{NAME}/transformer/{TWO[1]}", FILES[TWO[0]])
+    with pytest.raises((IntegrityError, ConflictError)):
+        opened(f"{prefix}{NAME}/transformer", flags).checkpoint()
+    with pytest.raises(NotFoundError):
+        opened(f"{prefix}{NAME}/absent", flags).checkpoint()
+
+
+def test_a_component_in_a_folder_that_is_a_store_is_verified_by_the_models_manifest(tmp_path: Path) -> None:
+    check_pipeline({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()}, tmp_path)
+
+
+def test_a_component_in_a_bucket_is_verified_by_the_models_manifest(moto: S3Server, tmp_path: Path) -> None:
+    flags = moto.environ(fresh_bucket(moto))
+    check_pipeline(flags, tmp_path, prefix=f"s3://{flags['R2_BUCKET']}/")
+
+
+def test_a_folder_that_the_models_manifest_does_not_know_is_foreign(recorded: Path) -> None:
+    write_model(recorded / "added", FILES)
+    flags = {"COLDSTREAM_STORE": recorded.parent.parent.as_uri()}
+    assert not opened(f"{NAME}/added", flags).checkpoint().verified
+    assert opened(NAME, flags).checkpoint().verified
+
+
+def test_a_component_of_an_unfinished_model_is_no_model(recorded: Path) -> None:
+    document = json.loads((recorded / "coldstream.json").read_bytes())
+    document.pop("digest")
+    document |= {"state": "uploading", "writer": "w", "planned_files": 9, "planned_bytes": 9}
+    body = json.dumps(document).encode()
+    sealed = body[:-1] + f',"digest":"sha256:{hashlib.sha256(body).hexdigest()}"}}'.encode()
+    (recorded / "coldstream.json").write_bytes(sealed)
+    write_model(recorded / "sub", FILES)
+    with pytest.raises(NotFoundError, match="not complete"):
+        opened(f"{NAME}/sub", {"COLDSTREAM_STORE": recorded.parent.parent.as_uri()}).checkpoint()
+
+
+def test_a_component_on_the_hub() -> None:
+    with FakeHub() as hub:
+        commit = hub.add_repo(NAME, PIPELINE)
+        flags = {"HF_ENDPOINT": hub.endpoint}
+        origin = opened(f"hf://{NAME}/transformer@{commit}", flags)
+        checkpoint = origin.checkpoint()
+        assert (checkpoint.name, checkpoint.version) == (f"{NAME}/transformer", commit)
+        assert checkpoint.uri == f"hf://{NAME}/transformer@{commit}"
+        assert [shard.path for shard in checkpoint.shards] == TWO
+        assert set(origin.names()) == set(FILES) - set(TWO)
+        assert origin.read("config.json", 1000) == FILES["config.json"]
+        url, headers = origin.renew(TWO[1])
+        assert read(url, start=2, stop=8, bytes_max=6, headers=headers).body == FILES[TWO[1]][2:8]
+        with pytest.raises(NotFoundError, match=f"no files in hf://{NAME}/trans"):
+            opened(f"hf://{NAME}/trans", flags).checkpoint()

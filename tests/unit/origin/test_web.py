@@ -192,9 +192,9 @@ def test_an_index_that_lies_is_refused(server: RangedServer, index: bytes) -> No
     assert server.count("passwd|up.safe") == 0
 
 
-def test_an_index_of_other_files_has_no_shards(server: RangedServer) -> None:
+def test_an_index_of_other_files_is_refused(server: RangedServer) -> None:
     server.put("/bad/model.safetensors.index.json", b'{"weight_map": {"w": "sub/a.safetensors", "v": "b.bin"}}')
-    with pytest.raises(NotFoundError, match="no safetensors"):
+    with pytest.raises(IntegrityError, match=r"'b\.bin', which is no safetensors file at the top"):
         opened(f"{server.url}/bad").checkpoint()
 
 
