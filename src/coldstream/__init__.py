@@ -7,7 +7,7 @@
 The map, from the bottom up:
 
     errors  uri  child_environment  units  extras    leaves
-    paths  retry  env  machine  https  drawing  atomic  reply  lfs  tree
+    paths  retry  env  machine  https  drawing  atomic  reply  aws_profile  lfs  tree
     limits  cgroup                              what this process may use, and which limit it ran into
     header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
     store                                       where models are kept: S3 and its like, or a folder

@@ -1,6 +1,7 @@
 """Settings: where the bucket is and how to get in, resolved once.
 
-Flags beat the environment, the environment beats the `.env` file in the working directory, that beats the defaults.
+Flags beat the environment, the environment beats the `.env` file in the working directory, that beats the profile of
+the AWS configuration, and that the defaults.
 An empty value counts as absent. Every variable is described in docs/environment.md.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from coldstream.aws_profile import PROFILE, read_profile
 from coldstream.child_environment import SECRETS
 from coldstream.errors import ConfigError
 from coldstream.paths import MANIFEST_NAME, expanded
@@ -36,9 +38,10 @@ VARIABLES: Mapping[str, str] = {
     "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
     "AWS_SECRET_ACCESS_KEY": "secret access key, when R2_SECRET_KEY is absent",
     "AWS_SESSION_TOKEN": "session token, beside AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE": "profile of ~/.aws, when no keys are given",
+    "AWS_PROFILE": "profile of ~/.aws: its endpoint, region and certificates, and its keys when no others are given",
     "AWS_REGION": "region; `auto` by default on R2, us-east-1 on other endpoints",
     "AWS_DEFAULT_REGION": "the same, when AWS_REGION is absent",
+    "AWS_CA_BUNDLE": "file of trusted certificates, for the S3 API",
     "VLLM_API_KEY": "key that the API of a launched model asks for; one is made without it",
     "HF_TOKEN": "Hugging Face token, for gated and private repositories",
     "HF_ENDPOINT": "URL of a Hugging Face mirror",
@@ -55,6 +58,9 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 RETRY_SECONDS = 180.0
+# In the order in which they win.
+ENDPOINTS = ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _SERVICE_LINK = re.compile(
     r"COLDSTREAM(?:_[A-Z0-9_]+?)??_"
     r"(SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
@@ -121,21 +127,23 @@ class Settings:
         Raises:
             ConfigError: It is no URL of a server.
         """
-        name = next((n for n in ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if n in self.values), None)
+        name = next((n for n in ENDPOINTS if n in self.values), None)
         if name is None:
             return None
-        return _checked_endpoint(name, self.values[name])
+        origin = self.origins[name]
+        shown = f"endpoint_url (in {origin})" if origin.startswith(PROFILE) else name
+        return _checked_endpoint(shown, self.values[name])
 
     @property
     def is_r2(self) -> bool:
         """Whether the endpoint is Cloudflare's, with its region, limits and prices."""
-        host = urlsplit(self.get("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or "").hostname or ""
+        host = urlsplit(self.get(*ENDPOINTS) or "").hostname or ""
         return host.endswith(".r2.cloudflarestorage.com")
 
     @property
     def region(self) -> str | None:
         """The region to sign for; None leaves it to the AWS chain (profile, instance)."""
-        if chosen := self.get("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if chosen := self.get(*REGIONS):
             return chosen
         if self.is_r2:
             return "auto"
@@ -222,6 +230,7 @@ def load_settings(
                 )
             if name in VARIABLES:
                 values[name], origins[name] = _unquoted(name, value.strip(), origin), origin
+    _add_profile(values, origins, environ)
     for name, value in list(values.items()):
         if not is_placeholder(value):
             continue
@@ -238,6 +247,19 @@ def load_settings(
         looked_in = ("the environment", f"{path} ({unread})")
         return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
+
+
+def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
+    """Adds what the profile of the AWS configuration says, where nothing nearer does."""
+    profile, origin = read_profile(values.get("AWS_PROFILE"), environ)
+    if not values.keys().isdisjoint(ENDPOINTS):
+        # A profile's region belongs to its own endpoint.
+        profile = {name: value for name, value in profile.items() if name == "AWS_CA_BUNDLE"}
+    if not values.keys().isdisjoint(REGIONS):
+        profile.pop("AWS_REGION", None)
+    for name, value in profile.items():
+        if name not in values:
+            values[name], origins[name] = value, origin
 
 
 def is_service_link(name: str, value: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from coldstream.env import Settings, mask
+from coldstream.env import ENDPOINTS, Settings, mask
 from coldstream.errors import ColdstreamError
 from coldstream.store import Store, honours_conditions
 from coldstream.units import MIB, format_rate, format_seconds
@@ -64,7 +64,7 @@ def check_configuration(settings: Settings) -> list[Check]:
 def _configured(name: str, settings: Settings, ask: Callable[[], str | None], *, needed: bool) -> Check:
     origins = {
         "store": ("COLDSTREAM_STORE", "R2_BUCKET"),
-        "endpoint": ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        "endpoint": ENDPOINTS,
         "credentials": ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
     }[name]
     try:
@@ -211,6 +211,7 @@ def exports(settings: Settings) -> dict[str, str]:
     """
     wanted: dict[str, str | None] = {
         "AWS_ENDPOINT_URL": settings.endpoint(),
+        "AWS_CA_BUNDLE": settings.get("AWS_CA_BUNDLE"),
         "AWS_REGION": settings.region,
         "AWS_DEFAULT_REGION": settings.region,
         "AWS_PROFILE": None if settings.keys() else settings.get("AWS_PROFILE"),

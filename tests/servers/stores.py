@@ -11,6 +11,7 @@ import http.server
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -159,8 +160,13 @@ class Faults:
 
 
 @contextmanager
-def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
-    """A reverse proxy before a server. The Host header stays the client's, so signatures stay valid."""
+def fault_proxy(upstream: S3Server, *, tls: Path | None = None) -> Iterator[tuple[S3Server, Faults]]:
+    """A reverse proxy before a server. The Host header stays the client's, so signatures stay valid.
+
+    Args:
+        upstream: The server.
+        tls: PEM file of a certificate and its key, or None for plain HTTP.
+    """
     faults = Faults()
     target = urlsplit(upstream.endpoint).netloc
 
@@ -251,10 +257,15 @@ def fault_proxy(upstream: S3Server) -> Iterator[tuple[S3Server, Faults]]:
             pass  # a client that went away is what the tests are about
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tls)
+        # The handshake is the connection's thread's: a client that has ended must not keep the others waiting.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
         yield S3Server(endpoint, upstream.access_key, upstream.secret_key), faults
     finally:
         server.shutdown()

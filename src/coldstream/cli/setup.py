@@ -144,7 +144,7 @@ def _network_checks(state: State, settings: Settings, *, create: bool, location:
     if endpoint := settings.endpoint():
         # What keeps it from answering, the bucket's check says.
         with suppress(ColdstreamError):
-            note(probe.judged_clock(greet(endpoint).date))
+            note(probe.judged_clock(greet(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
     if note(probe.check_bucket(store, create=create, location=location)):
         note(*probe.check_round_trip(store))
     return checks

@@ -109,7 +109,7 @@ class Case:
     @cached_property
     def greeting(self) -> Greeting:
         """What the endpoint answers."""
-        return greet(self.endpoint)
+        return greet(self.endpoint, ca_bundle=self.settings.get("AWS_CA_BUNDLE"))
 
     @cached_property
     def round_trip(self) -> dict[str, Check]:

@@ -38,11 +38,12 @@ class Greeting:
     proxy: str | None = None
 
 
-def greet(url: str) -> Greeting:
+def greet(url: str, *, ca_bundle: str | None = None) -> Greeting:
     """Asks for `/`; any answer is one.
 
     Args:
         url: Of the endpoint, checked.
+        ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
 
     Raises:
         UnavailableError: Nothing answers there.
@@ -50,7 +51,7 @@ def greet(url: str) -> Greeting:
     """
     split = urlsplit(url)
     proxy = _proxy(split)
-    connection = _connection(split, proxy)
+    connection = _connection(split, proxy, ca_bundle)
     through = f"{proxy.hostname}:{proxy.port}" if proxy else None
     began = time.monotonic()
     with closing(connection):
@@ -83,19 +84,19 @@ def greet(url: str) -> Greeting:
         )
 
 
-def _connection(split: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
+def _connection(split: SplitResult, proxy: SplitResult | None, ca_bundle: str | None) -> http.client.HTTPConnection:
     host, port = split.hostname or "", split.port or (443 if split.scheme == "https" else 80)
     near, near_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
     if split.scheme == "http":
         return http.client.HTTPConnection(near, near_port, timeout=_SECONDS)
-    connection = http.client.HTTPSConnection(near, near_port, timeout=_SECONDS, context=_context())
+    connection = http.client.HTTPSConnection(near, near_port, timeout=_SECONDS, context=_context(ca_bundle))
     if proxy:
         connection.set_tunnel(host, port, headers=_authorization(proxy))
     return connection
 
 
-def _context() -> ssl.SSLContext:
-    files, folders = trusted_places(tls_settings())
+def _context(ca_bundle: str | None) -> ssl.SSLContext:
+    files, folders = trusted_places(tls_settings(ca_bundle=ca_bundle))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for file in files:
         context.load_verify_locations(cafile=file)

@@ -291,13 +291,14 @@ class Owner:
         gone: Whether it has ended.
     """
 
-    def __init__(self, *, workers: int, connections: int, tls: bool = False) -> None:
+    def __init__(self, *, workers: int, connections: int, tls: bool = False, ca_bundle: str | None = None) -> None:
         """Starts the streamer, which gets ready while its plan is made.
 
         Args:
             workers: Fetching processes.
             connections: Most connections at once.
             tls: Whether to read the trusted certificates meanwhile, once for all workers.
+            ca_bundle: In place of the environment's AWS_CA_BUNDLE, or None.
 
         Raises:
             ColdstreamError: A limit of this process is too low.
@@ -314,7 +315,7 @@ class Owner:
                     [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
                     pass_fds=[theirs.fileno()],
                     # It gets links that are signed, over the socket, and needs no key.
-                    env=child_environment(only=STREAMER),
+                    env=child_environment(only=STREAMER) | ({"AWS_CA_BUNDLE": ca_bundle} if ca_bundle else {}),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     # Python has none where the descriptor was closed; something else may have its number now.

@@ -734,6 +734,7 @@ class ConnectionPool:
 
     Args:
         tls: Whom to trust; the environment says when None.
+        ca_bundle: In place of the environment's AWS_CA_BUNDLE, or None.
         timeouts: How long to wait for what.
         environ: Where proxies are named; `os.environ` when None.
         idle_max: Connections kept per host; further ones are closed after use.
@@ -743,11 +744,13 @@ class ConnectionPool:
         self,
         *,
         tls: TlsSettings | None = None,
+        ca_bundle: str | None = None,
         timeouts: Timeouts | None = None,
         environ: Mapping[str, str] | None = None,
         idle_max: int = 16,
     ) -> None:
         self._tls = tls
+        self._ca_bundle = ca_bundle
         self._timeouts = timeouts
         self._environ = environ
         self._idle_max = idle_max
@@ -759,13 +762,16 @@ class ConnectionPool:
         """A connection for this target's host, idle or new; the caller's own until `give`.
 
         Raises:
-            ConfigError: The environment names a proxy that cannot be used.
+            ConfigError: The environment names a proxy that cannot be used, or certificates that are not there.
         """
         with self._lock:
             if idle := self._idle.get(target.place):
                 # The one used last: the others may be closed by the server in peace.
                 return idle.pop()
-        return Connection(target, proxy=proxy_for(target, self._environ), tls=self._tls, timeouts=self._timeouts)
+        tls = self._tls
+        if self._ca_bundle and target.scheme == "https":
+            tls = tls_settings(ca_bundle=self._ca_bundle)
+        return Connection(target, proxy=proxy_for(target, self._environ), tls=tls, timeouts=self._timeouts)
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back; it is closed if it cannot be used again."""

@@ -75,8 +75,15 @@ class TlsSettings:
     backend: Backend = "auto"
 
 
-def tls_settings(environ: Mapping[str, str] | None = None, *, backend: Backend = "auto") -> TlsSettings:
+def tls_settings(
+    environ: Mapping[str, str] | None = None, *, ca_bundle: str | None = None, backend: Backend = "auto"
+) -> TlsSettings:
     """The settings that the environment asks for.
+
+    Args:
+        environ: `os.environ` when None.
+        ca_bundle: In place of its AWS_CA_BUNDLE, or None.
+        backend: As in `TlsSettings`.
 
     Raises:
         ConfigError: A variable names a file or folder that is not there.
@@ -85,7 +92,8 @@ def tls_settings(environ: Mapping[str, str] | None = None, *, backend: Backend =
     files: list[str] = []
     folders: list[str] = []
     for name in CA_VARIABLES:
-        for path in (environ.get(name) or "").split(os.pathsep if name == "SSL_CERT_DIR" else "\0"):
+        value = (name == "AWS_CA_BUNDLE" and ca_bundle) or environ.get(name) or ""
+        for path in value.split(os.pathsep if name == "SSL_CERT_DIR" else "\0"):
             if not path:
                 continue
             if os.path.isdir(path) and name != "SSL_CERT_FILE":

@@ -16,7 +16,7 @@ from coldstream.errors import (
 )
 from coldstream.loading.options import OnProgress, Options
 from coldstream.loading.prepare import Prepared
-from coldstream.origin import uses_tls
+from coldstream.origin import scheme_of, uses_tls
 from coldstream.uri import Uri
 
 # How the streamer ended without saying why, and what to do about it.
@@ -30,7 +30,12 @@ _ENDINGS = {
 
 def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
     """Starts the streamer, which gets ready while the names are resolved."""
-    return Owner(workers=options.processes, connections=options.concurrency, tls=uses_tls(uri, settings))
+    return Owner(
+        workers=options.processes,
+        connections=options.concurrency,
+        tls=uses_tls(uri, settings),
+        ca_bundle=settings.get("AWS_CA_BUNDLE") if scheme_of(uri, settings) == "s3" else None,
+    )
 
 
 def attend(owner: Owner, prepared: Prepared, on_progress: OnProgress | None, *, seconds: float = 0.0) -> None:

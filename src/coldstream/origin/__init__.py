@@ -18,6 +18,6 @@ from __future__ import annotations
 
 from coldstream.origin.cdn import VIAS, Cdn
 from coldstream.origin.contract import Checkpoint, Link, Origin, Shard
-from coldstream.origin.opening import open_origin, uses_tls
+from coldstream.origin.opening import open_origin, scheme_of, uses_tls
 
-__all__ = ["VIAS", "Cdn", "Checkpoint", "Link", "Origin", "Shard", "open_origin", "uses_tls"]
+__all__ = ["VIAS", "Cdn", "Checkpoint", "Link", "Origin", "Shard", "open_origin", "scheme_of", "uses_tls"]

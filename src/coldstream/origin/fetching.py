@@ -28,10 +28,12 @@ class Reader:
     Args:
         retry: The policy of all reads.
         forbidden: What to do when the server refuses, a hint for people.
+        ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
     """
 
-    def __init__(self, retry: Retry, *, forbidden: str) -> None:
+    def __init__(self, retry: Retry, *, forbidden: str, ca_bundle: str | None = None) -> None:
         self.retry = retry
+        self._ca_bundle = ca_bundle
         self._forbidden = forbidden
         self._reached = False
         self._lock = threading.Lock()
@@ -41,7 +43,7 @@ class Reader:
     def __enter__(self) -> None:
         with self._lock:
             if not self._entered:
-                self._pool = ConnectionPool()
+                self._pool = ConnectionPool(ca_bundle=self._ca_bundle)
             self._entered += 1
 
     def __exit__(self, *exc_info: object) -> None:

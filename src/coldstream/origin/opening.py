@@ -81,12 +81,18 @@ def open_origin(
     return _bucket(f"{store}/{name}", settings, retry, connections, via, revision)
 
 
+def scheme_of(uri: Uri, settings: Settings) -> str:
+    """What a model is read by, such as "s3", "https", "hf" and "file"."""
+    scheme, mark, _ = uri.full.partition("://")
+    if mark:
+        return scheme.lower()
+    configured = None if is_path(uri.full) else _configured(settings)
+    return "s3" if configured and configured.startswith("s3:") else "file"
+
+
 def uses_tls(uri: Uri, settings: Settings) -> bool:
     """Whether a model's bytes will come over TLS, as far as its URI and the settings tell; a guess, for preparation."""
-    scheme, mark, _ = uri.full.partition("://")
-    if not mark:
-        configured = None if is_path(uri.full) else _configured(settings)
-        scheme = "s3" if configured and configured.startswith("s3:") else "file"
+    scheme = scheme_of(uri, settings)
     with suppress(ConfigError):
         if (cdn := cdn_of(settings)) is not None and cdn.url.startswith("https:") and scheme == "s3":
             return True
@@ -152,7 +158,14 @@ def _bucket(
         origins={**settings.origins, "COLDSTREAM_STORE": "flag"},
     )
     store = open_store(settings, retry=retry, connections=connections)
-    return StoredOrigin(store, folder, name=folder_name(folder.split("/"), bucket), cdn=cdn, revision=revision)
+    return StoredOrigin(
+        store,
+        folder,
+        name=folder_name(folder.split("/"), bucket),
+        cdn=cdn,
+        revision=revision,
+        ca_bundle=settings.get("AWS_CA_BUNDLE"),
+    )
 
 
 def _folder(folder: Path, settings: Settings, revision: str | None = None) -> Origin:

@@ -32,7 +32,14 @@ class StoredOrigin:
     """A model in an object store. Implements `Origin`."""
 
     def __init__(
-        self, store: Store, folder: str, *, name: str, cdn: Cdn | None = None, revision: str | None = None
+        self,
+        store: Store,
+        folder: str,
+        *,
+        name: str,
+        cdn: Cdn | None = None,
+        revision: str | None = None,
+        ca_bundle: str | None = None,
     ) -> None:
         """Prepares; nothing is asked yet.
 
@@ -42,6 +49,7 @@ class StoredOrigin:
             name: For people and for folders.
             cdn: What stands in front of the bucket, or None.
             revision: What it must be; see `check_revision`.
+            ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
         """
         self._store, self._folder, self._name, self._cdn = store, folder, name, cdn
         self._revision = revision
@@ -49,6 +57,7 @@ class StoredOrigin:
         self._reader = Reader(
             store.retry,
             forbidden="the key may lack the permission to read this object, or the credentials have expired",
+            ca_bundle=ca_bundle,
         )
         self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
         self._contents: tuple[Record | None, Mapping[str, ObjectInfo]] | None = None

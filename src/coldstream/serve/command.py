@@ -191,6 +191,8 @@ def _runai_environment(uri: str, settings: Settings) -> dict[str, str]:
         environment = {}
     if region := settings.region:
         environment["AWS_REGION"] = region
+    if bundle := settings.get("AWS_CA_BUNDLE"):
+        environment["AWS_CA_BUNDLE"] = bundle
     if keys := settings.keys():
         access_key, secret_key, session_token = keys
         environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import time
 import zlib
@@ -644,6 +645,7 @@ def _client(settings: Settings, connections: int) -> Any:
         client = session.client(
             "s3",
             endpoint_url=settings.endpoint(),
+            verify=_trusted(settings),
             config=Config(
                 signature_version="s3v4",
                 # R2 answers aws-chunked bodies with trailers badly; boto3 1.36 made them the default.
@@ -666,6 +668,14 @@ def _client(settings: Settings, connections: int) -> Any:
     client.meta.events.register("before-send.s3", _begin_sending)
     recognize_answers(client)
     return client
+
+
+def _trusted(settings: Settings) -> str | None:
+    """The certificates for boto3, which knows AWS_CA_BUNDLE alone of what the engine looks at."""
+    bundle = settings.get("AWS_CA_BUNDLE")
+    if bundle and not os.path.exists(bundle):
+        raise ConfigError(f"{settings.origin('AWS_CA_BUNDLE')} is {bundle!r}, where no certificates are")
+    return bundle or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or None
 
 
 def _begin_sending(request: Any, **_rest: Any) -> None:
