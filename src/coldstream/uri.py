@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-# A password may hold slashes, as AWS's secret keys do; what follows a host's colon is a port.
-_USER = re.compile(r"[^/?#@]*@|[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*@")
+# A password may hold slashes, as AWS's secret keys do; behind a host's colon stands a port. Who looks for an "@" cuts
+# the URI there, so none has to follow.
+_USER = re.compile(r"[^/?#@]*@|(?!\[)[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*(?:@|$)")
 # On the Hub, what follows an "@" is a revision.
-_HUB_USER = re.compile(r"hf_[^/@]*@|[^/?#@:]*:[^@]*@")
-_WITH_SCHEME = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+_HUB_USER = re.compile(r"hf_[^/@]*(?:@|$)|[^/?#@:]*:[^@]*(?:@|$)")
+# A path library makes one slash of two.
+_WITH_SCHEME = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)(:/{1,2})([^\s'\"<>]*)")
 _QUERY = re.compile(r"\?[\w.~%\[\]-]+=[^\s'\"<>]*")
 
 
@@ -38,7 +40,7 @@ class Uri:
     def has_user(self) -> bool:
         """Whether it names a user or a password."""
         scheme, mark, rest = self.full.partition("://")
-        return bool(mark and _user(scheme, rest))
+        return bool(mark) and _user(scheme, rest).endswith("@")
 
     @classmethod
     def of(cls, uri: str | Uri) -> Uri:
@@ -52,7 +54,12 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("GET https://user:pass@host/model?token=abc failed")
     'GET https://host/model failed'
     """
-    return _QUERY.sub("", _WITH_SCHEME.sub(lambda match: str(Uri(match[0])), text))
+
+    def shown(match: re.Match[str]) -> str:
+        scheme, mark, rest = match.groups()
+        return str(Uri(f"{scheme}://{rest}")).replace("://", mark, 1)
+
+    return _QUERY.sub("", _WITH_SCHEME.sub(shown, text))
 
 
 def _user(scheme: str, rest: str) -> str:

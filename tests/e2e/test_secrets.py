@@ -180,3 +180,98 @@ def test_no_child_inherits_a_credential_that_it_does_not_need(bucket: Command, t
     assert any(b"coldstream.engine.streamer" in line for line in seen), err
     if verb in {"serve", "shard"}:
         assert of_vllm in found.values(), err
+
+
+# What is wrong: what the model is called, what else is set, and the verbs that meet it; "" stands for all of them.
+_URL = "https://user:marker-user@127.0.0.1:9/org/m?token=marker-query"
+TROUBLE: dict[str, tuple[str, dict[str, str], str]] = {
+    "nothing": ("org/m", {}, ""),
+    "a URL's secrets": (_URL, {}, ""),
+    "a token where a name is due": ("127.0.0.1:9/org/m?token=marker-query", {}, ""),
+    "a bucket's URI with keys": ("s3://AKIA:marker/pass@models/org/m", {}, ""),
+    "the Hub's URI with a token": ("hf://hf_marker@org/m", {"HF_ENDPOINT": "http://user:marker-hub@127.0.0.1:9"}, ""),
+    "a URL that nobody answers": ("https://127.0.0.1:9/org/m?token=marker-query", {}, "load tune serve shard bench"),
+    "wrong keys": ("org/m", {"R2_SECRET_KEY": "marker-wrong-key", "R2_SESSION_TOKEN": "marker-wrong-session"}, ""),
+    "a store with keys": ("org/m", {"COLDSTREAM_STORE": "s3://AKIA:marker/pass@models"}, ""),
+    "an endpoint with keys": ("org/m", {"R2_ENDPOINT": "https://AKIA:marker-pass@127.0.0.1:9"}, ""),
+    "a proxy with a password": (
+        "org/m",
+        {"R2_ENDPOINT": "http://bucket.invalid", "http_proxy": "http://user:marker-proxy@127.0.0.1:9"},
+        "list load setup doctor",
+    ),
+    "a CDN with a password": (
+        "org/m",
+        {"R2_CDN_DOMAIN": "https://user:marker-cdn@127.0.0.1:9"},
+        "load serve cdn template launch doctor",
+    ),
+    "a CDN that nobody answers": ("org/m", {"R2_CDN_DOMAIN": "127.0.0.1:9"}, "load cdn template doctor"),
+    "a profile's keys": (
+        "org/m",
+        {"R2_ACCESS_KEY": "", "R2_SECRET_KEY": "", "AWS_ACCESS_KEY_ID": "", "AWS_PROFILE": "marked"},
+        "list load setup",
+    ),
+}
+
+
+def every_verb(model: str, folder: Path) -> list[tuple[str, ...]]:
+    """A command line of each verb, or several: what works on a model that is there, and what does not."""
+    vllm = ("--vllm", str(folder / "env/bin/vllm"))
+    return [
+        ("list",),
+        ("verify", model, "--deep"),
+        ("download", model, str(folder / "downloaded")),
+        ("load", model),
+        ("load", model, "surplus", model),
+        ("tune", model, "--gpus", "L4"),
+        ("cost", "--actual"),
+        ("template", model, "--target", "compose"),
+        ("template", "check", model),
+        ("serve", model, *vllm, "--print-command", "--print-env"),
+        ("serve", model, *vllm, "--fallback", "hf"),
+        ("shard", model, "--tp", "1", *vllm),
+        ("bench", model, "--only", "runai", "--no-drop"),
+        ("timeline", model),
+        ("bundle", "list"),
+        ("bundle", "publish", model),
+        ("cdn", "check", model),
+        ("cdn", "rule"),
+        ("cache", "list"),
+        ("cache", "path", model),
+        ("doctor", model, *vllm, "--skip", "speed"),
+        ("launch", model, "--gpus", "L4:1", "--dry-run"),
+        ("launch", "status"),
+        ("demo", "--dir", model),
+        ("upload", model, "--dry-run"),
+        ("remove", model, "--yes"),
+        ("setup", "--bundle-key", model),
+        ("setup",),
+        (model,),
+        ("list", "--store", model),
+    ]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_no_verb_shows_or_writes_a_secret(
+    bucket: Command, tmp_path: Path, trouble: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every verb, with --debug and with --json, where all is well and in every kind of trouble."""
+    fake_vllm(tmp_path / "env")
+    for name in ("env/bin/vllm", "env/bin/python", "bin/sky"):
+        told_by(tmp_path / name).unlink(missing_ok=True)
+    written_by_us = {tmp_path / ".env": "AWS_REGION=auto\nCOLDSTREAM_BUNDLE_KEY=marker-dotenv-marker-dotenv-marker\n"}
+    written_by_us[tmp_path / "aws"] = "[marked]\naws_access_key_id = marker\naws_secret_access_key = marker-profile\n"
+    for path, text in written_by_us.items():
+        path.write_text(text)
+    model, environ, verbs = TROUBLE[trouble]
+    bucket.environ |= {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "aws"), "COLDSTREAM_RETRY_SECONDS": "0.2"}
+    bucket.environ |= environ
+    secret = bucket.environ["R2_SECRET_KEY"] or "marker"
+    every = [arguments for arguments in every_verb(model, tmp_path) if not verbs or arguments[0] in verbs.split()]
+    for number, arguments in enumerate(every):
+        ended, out, err = bucket.ended(*arguments, "--json" if number % 2 else "--debug")
+        shown = f"{out}{err}{''.join(capfd.readouterr())}"
+        assert ended is not None, arguments
+        assert "marker" not in shown.lower(), (arguments, shown)
+        assert secret not in shown, (arguments, shown)
+    left = {*written(tmp_path, "marker"), *written(tmp_path, secret)} - {*written_by_us}
+    assert not {path for path in left if path.suffix != ".environ"}

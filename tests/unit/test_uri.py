@@ -26,6 +26,7 @@ SHOWN = [
     ("hf://hf_marker@org/m", "hf://org/m"),
     ("hf://gpt2@refs/pr/1", "hf://gpt2@refs/pr/1"),
     ("hf://org/m@main", "hf://org/m@main"),
+    ("http://[::1]:8080/m?token=marker", "http://[::1]:8080/m"),
     ("h.example/org/m?token=marker", "h.example/org/m"),
     ("org/m", "org/m"),
     ("/srv/a?b", "/srv/a?b"),
@@ -52,6 +53,8 @@ def test_a_library_that_names_the_path_alone_is_cut_too() -> None:
     assert without_secrets("retries exceeded with url: /m/a?X-Amz-Signature=marker&x=1 (Caused by)") == (
         "retries exceeded with url: /m/a (Caused by)"
     )
+    assert without_secrets("no file https:/user:marker@h/m?token=marker") == "no file https:/h/m"
+    assert without_secrets("'https://user:marker' 's3://AKIA:mar/ker' 'hf://hf_marker'") == "'https://' 's3://' 'hf://'"
     assert without_secrets("is it there? yes") == "is it there? yes"
 
 

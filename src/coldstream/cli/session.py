@@ -94,9 +94,9 @@ class State:
 
         if self.debug:
             show_traceback(exc)
-        message = without_secrets(exc.message)
-        self.explain(message, exc.hint)
-        return error_document(exc.kind, message, exc.hint, exc.exit_code)
+        message, hint = without_secrets(exc.message), without_secrets(exc.hint) if exc.hint else None
+        self.explain(message, hint)
+        return error_document(exc.kind, message, hint, exc.exit_code)
 
     def show(self, document: Any, text: str) -> None:
         """The result: `document` as JSON when that was asked for, `text` otherwise."""

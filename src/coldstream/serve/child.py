@@ -149,15 +149,16 @@ class Child:
 
     def _pass_on(self, source: BinaryIO, target: BinaryIO) -> None:
         rest = b""
-        while data := source.read1(65536):  # type: ignore[attr-defined]
-            with suppress(OSError, ValueError):
-                target.write(data)
-                target.flush()
-            *lines, rest = (rest + data).split(b"\n")
-            rest = rest[-8192:]
-            with self._one_at_a_time:
-                for line in lines:
-                    self._on_line(line.decode("utf-8", "replace"))
+        with source:
+            while data := source.read1(65536):  # type: ignore[attr-defined]
+                with suppress(OSError, ValueError):
+                    target.write(data)
+                    target.flush()
+                *lines, rest = (rest + data).split(b"\n")
+                rest = rest[-8192:]
+                with self._one_at_a_time:
+                    for line in lines:
+                        self._on_line(line.decode("utf-8", "replace"))
 
 
 @contextmanager
