@@ -26,7 +26,8 @@ The map, from the bottom up:
     tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch
     cdn                                         the CDN in front of the bucket: its rule, what it keeps, filling it
-    probe  doctor  demo                         does this bucket work; what is wrong; does all of it work
+    probe  doctor                               does this bucket work; what is wrong
+    demo  throttle                              all of it at work on this machine; a slow link for it
     cli                                         one file per verb; renders what the others return
 """
 

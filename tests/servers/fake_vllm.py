@@ -55,7 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print("(EngineCore pid=2) ERROR 11-24 10:27:02 [core.py:1] RuntimeError: illegal instruction", flush=True)
             Handler.dead = True
             return self.answer(500, b"")
-        known = asked["model"] == flag("--served-model-name")
+        known = asked["model"] == flag("--served-model-name") and self.path == "/v1/completions"
         self.answer(200 if known else 404, json.dumps({{"choices": [{{"text": " river"}}]}}).encode())
     def answer(self, status, body):
         self.send_response(status)

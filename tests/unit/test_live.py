@@ -110,4 +110,4 @@ def test_a_download_is_its_own_phase() -> None:
     status = StartStatus("download")
     status.follow(Recorder(time.monotonic()))
     status.on_progress(1_000_000, 2_000_000)
-    assert "download       download 1.00 MB of 2.00 MB" in status.text()
+    assert "download       1.00 MB of 2.00 MB" in status.text()

@@ -25,27 +25,29 @@ _BAR_BYTES_MIN = 4 * MIB
 
 
 @contextmanager
-def progress_for(state: State, *, total_bytes: int, verb: str) -> Iterator[Progress]:
+def progress_for(state: State, *, total_bytes: int, verb: str, files: bool = True) -> Iterator[Progress]:
     """The right kind of progress for where stderr goes.
 
     Args:
         state: The common options.
         total_bytes: What will be moved in all.
         verb: What is being done, for the line of the total ("upload").
+        files: Whether each finished file gets a line.
     """
     if state.quiet:
         yield Progress()
     elif sys.stderr.isatty():
-        with _bars(total_bytes, verb) as progress:
+        with _bars(total_bytes, verb, files=files) as progress:
             yield progress
     else:
-        yield _Lines()
+        yield _Lines(files=files)
 
 
 class _Lines(Progress):
     """One line per finished file."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, files: bool) -> None:
+        self._files = files
         self._sizes: dict[str, int] = {}
 
     def begin(self, path: str, size: int, *, stages: int = 2) -> None:
@@ -53,14 +55,15 @@ class _Lines(Progress):
 
     def end(self, path: str, note: str) -> None:
         size = self._sizes.pop(path, 0)
-        echo(f"{printable(path)}  {format_bytes(size) + '  ' if size else ''}{note}", err=True)
+        if self._files:
+            echo(f"{printable(path)}  {format_bytes(size) + '  ' if size else ''}{note}", err=True)
 
     def say(self, text: str) -> None:
         echo(text, err=True)
 
 
 @contextmanager
-def _bars(total_bytes: int, verb: str) -> Iterator[Progress]:
+def _bars(total_bytes: int, verb: str, *, files: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as RichProgress
@@ -83,7 +86,7 @@ def _bars(total_bytes: int, verb: str) -> Iterator[Progress]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    progress = _Bars(bars, total_bytes, verb, screen)
+    progress = _Bars(bars, total_bytes, verb, screen, lines=files)
     done = threading.Event()
 
     def draw() -> None:
@@ -127,8 +130,8 @@ class _Aside:
 class _Bars(Progress):
     """A bar per large file under way, a line per finished file, and one bar for all."""
 
-    def __init__(self, bars: RichProgress, total_bytes: int, verb: str, screen: threading.Lock) -> None:
-        self._bars, self._screen = bars, screen
+    def __init__(self, bars: RichProgress, total_bytes: int, verb: str, screen: threading.Lock, *, lines: bool) -> None:
+        self._bars, self._screen, self._lines = bars, screen, lines
         # Beside the name and the bar stand 38 columns of figures.
         bar = _BAR_COLUMNS if bars.console.width >= _WIDE_COLUMNS else 0
         self._width = max(12, min(44, bars.console.width - bar - 38))
@@ -154,6 +157,8 @@ class _Bars(Progress):
             task, _, size = self._files.pop(path, (None, 1, 0))
         if task is not None:
             self._bars.remove_task(task)
+        if not self._lines:
+            return
         name = _shortened(path, self._width)
         self.say(f"  {name:<{self._width}} {format_bytes(size) if size else '':>9}   {note}")
 

