@@ -84,8 +84,7 @@ class HubSource:
         self.repo, self.revision = repo, revision or "main"
         self.retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
         self._endpoint = (settings.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        self._token = settings.get("HF_TOKEN") or huggingface_hub.get_token()
-        self._token_origin = settings.origin("HF_TOKEN") or "the token of `hf auth login`"
+        self._token, self._token_origin = hub_token(settings)
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
         self._reached = False
         self._links: dict[str, str] = {}
@@ -452,6 +451,12 @@ class HubSource:
 
     def _token_state(self) -> str:
         return f"now: {self._token_origin}, ends in {mask(self._token)}" if self._token else "now: not set"
+
+
+def hub_token(settings: Settings) -> tuple[str | None, str]:
+    """The token that the Hub is asked with, or None; and where it came from."""
+    token = settings.get("HF_TOKEN") or huggingface_hub.get_token()
+    return token, settings.origin("HF_TOKEN") or "the token of `hf auth login`"
 
 
 class _Xet:

@@ -48,6 +48,9 @@ class Check:
 
 def check_configuration(settings: Settings) -> list[Check]:
     """What is configured, from where; touches no network."""
+    # Its import takes longer than anything else here, and only `setup` shows the token.
+    from coldstream.hub import hub_token
+
     checks = []
     for name, needed, ask in (
         ("store", True, settings.store_uri),
@@ -55,8 +58,8 @@ def check_configuration(settings: Settings) -> list[Check]:
         ("credentials", False, lambda: _described_keys(settings)),
     ):
         checks.append(_configured(name, settings, ask, needed=needed))
-    token = settings.get("HF_TOKEN")
-    found = f"{settings.origin('HF_TOKEN')}, ends in {mask(token)}" if token else "not set: public models only"
+    token, origin = hub_token(settings)
+    found = f"{origin}, ends in {mask(token)}" if token else "not set: public models only"
     checks.append(Check(name="hugging face token", state="ok", found=found))
     return checks
 

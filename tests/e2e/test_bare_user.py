@@ -51,7 +51,7 @@ def shell(command: Command, line: str) -> subprocess.CompletedProcess[str]:
         ("coldstream load org/m --no-cache <&- >&- 2>&-", 0, "", ""),
         ("coldstream load org/m --no-cache 2>&-", 0, r"unverified   \d+ tensors", ""),
         ("coldstream load org/none --json 2>/dev/full", 10, '"exit_code": 10', ""),
-        ("coldstream load org/none --json >/dev/full", 10, "", "error: there is no folder .*/org/none"),
+        ("coldstream load org/none --json >/dev/full", 10, "", "error: there is no model org/none in file:.*"),
         (
             "coldstream list >/dev/full",
             1,

@@ -158,3 +158,19 @@ def test_on_aws_no_endpoint_and_no_keys_are_needed(monkeypatch: pytest.MonkeyPat
 def test_a_missing_bucket_is_answered_with_the_wizard(command: Command) -> None:
     """coldstream list, with nothing configured"""
     assert "coldstream setup --write-env" in command.run("list", code=2)[1]
+
+
+def test_a_token_of_hf_auth_login_is_not_overlooked(
+    rclone: S3Server, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """coldstream setup, logged in to the Hub by its own command"""
+    command.environ |= rclone.environ(fresh_bucket(rclone))
+
+    def shown() -> str:
+        return next(
+            check["found"] for check in command.json("setup")["checks"] if check["name"] == "hugging face token"
+        )
+
+    assert shown() == "not set: public models only"
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_0123456789abcdefghij")
+    assert shown() == "the token of `hf auth login`, ends in …ghij"

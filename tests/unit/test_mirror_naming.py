@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.env import load_settings
+from coldstream.errors import NotFoundError
 from coldstream.mirror.naming import missing_model, nearest_names
+from coldstream.origin import open_origin
+from coldstream.uri import Uri
 from tests.conftest import quick_store
 
 NAMES = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B-Instruct", "me/finetune")
@@ -32,3 +36,12 @@ def test_a_store_that_holds_one_like_it_says_so(tmp_path: Path) -> None:
     error = missing_model(store, "org/modle")
     assert error.hint == "did you mean org/model?   (all of them: coldstream list)"
     assert missing_model(store, "another/thing").hint == "see: coldstream list"
+
+
+def test_a_folder_that_is_a_store_has_names_too(tmp_path: Path) -> None:
+    (tmp_path / "org/model").mkdir(parents=True)
+    (tmp_path / "org/model/config.json").write_text("{}")
+    settings = load_settings({"COLDSTREAM_STORE": str(tmp_path)}, environ={})
+    with pytest.raises(NotFoundError, match="there is no model org/modle") as caught:
+        open_origin(Uri("org/modle"), settings).checkpoint()
+    assert (caught.value.hint or "").startswith("did you mean org/model?")

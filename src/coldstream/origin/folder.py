@@ -99,7 +99,7 @@ class FolderOrigin:
             record = nearest_record(inside, lambda folder: self._record_of(store / folder))
         if record is None:
             if not self._folder.is_dir():
-                raise NotFoundError(f"there is no folder {self._folder}", target=self.label)
+                raise self._missing()
             no_record(self.label, self._revision)
         return record
 
@@ -109,6 +109,14 @@ class FolderOrigin:
         except NotFoundError:
             return None
         return read_record(data, where=f"{folder.as_uri()}/{MANIFEST_NAME}", revision=self._revision)
+
+    def _missing(self) -> NotFoundError:
+        if self._store is None:
+            return NotFoundError(f"there is no folder {self._folder}", target=self.label)
+        from coldstream.mirror.naming import missing_model
+        from coldstream.store.folder import FolderStore
+
+        return missing_model(FolderStore(self._store), self._folder.relative_to(self._store).as_posix())
 
     def _files(self) -> Mapping[str, str | None]:
         """What lies there, and why it cannot be read or None."""
