@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-# A password may hold slashes, as AWS's secret keys do; behind a host's colon stands a port. Who looks for an "@" cuts
+# A password may hold slashes, as AWS's secret keys do; behind a server's colon stands a port. Who looks for an "@" cuts
 # the URI there, so none has to follow.
-_USER = re.compile(r"[^/?#@]*@|(?!\[)[^/?#@:]*:(?!\d*(?:[/?#]|$))[^@]*(?:@|$)")
-# On the Hub, what follows an "@" is a revision.
-_HUB_USER = re.compile(r"hf_[^/@]*(?:@|$)|[^/?#@:]*:[^@]*(?:@|$)")
+_BEFORE_HOST = r"(?!\[)[^/?#@:]*:[^@]*(?:@|$)"
+_USERS = {
+    "s3": re.compile(rf"[^/?#@]*@|{_BEFORE_HOST}"),
+    # What follows an "@" is a revision.
+    "hf": re.compile(rf"hf_[^/@]*(?:@|$)|{_BEFORE_HOST}"),
+}
+_USER_OF_SERVER = re.compile(rf"[^/?#@]*@|(?![^/?#@:]*:\d*(?:[^\w%+=-]|$)){_BEFORE_HOST}")
 # A path library makes one slash of two.
-_WITH_SCHEME = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)(:/{1,2})([^\s'\"<>]*)")
+_WITH_SCHEME = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]+)(:/{1,2})([^\s'\"<>]*[^\s'\"<>:;,.)])")
 _QUERY = re.compile(r"\?[\w.~%\[\]-]+=[^\s'\"<>]*")
 
 
@@ -63,5 +67,5 @@ def without_secrets(text: str) -> str:
 
 
 def _user(scheme: str, rest: str) -> str:
-    match = (_HUB_USER if scheme.lower() == "hf" else _USER).match(rest)
+    match = _USERS.get(scheme.lower(), _USER_OF_SERVER).match(rest)
     return match[0] if match else ""
