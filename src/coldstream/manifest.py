@@ -238,8 +238,8 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
     except msgspec.ValidationError as exc:
         raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
     except (msgspec.DecodeError, RecursionError) as exc:
-        begins = f': it begins with "{words}"' if (words := first_words(data)) else ": it is empty"
-        raise ManifestError(f"{where} is no JSON{begins}", hint=_REPLACE) from exc
+        begins = f'it begins with "{words}"' if (words := first_words(data)) else "it is empty"
+        raise ManifestError(f"{where} is no JSON: {exc if data.startswith(b'{') else begins}", hint=_REPLACE) from exc
     if envelope.format > FORMAT:
         raise ManifestError(
             f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from coldstream.cost.plan import Content
 from coldstream.cost.requests import chunks_of, writes_of_upload
-from coldstream.errors import NotFoundError
+from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.manifest import Journal
 from coldstream.mirror import list_models
 from coldstream.mirror.reading import StoredModel, open_model
@@ -31,9 +32,7 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
         models = [_complete(open_model(store, name)) for name in dict.fromkeys(names)]
         sizes = [info.size for model in models for info in model.listing.values()]
         return tuple(map(_content, models)), sum(sizes), len(sizes) + len(models)
-    found = [info.name for info in list_models(store) if info.state in _LOADABLE]
-    models = [open_model(store, name) for name in found]
-    contents = tuple(_content(model) for model in models if _shards(model))
+    contents = tuple(_loadable(store))
     if not contents:
         raise NotFoundError(
             f"there is no model to load in {store.uri}",
@@ -41,6 +40,14 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
         )
     sizes = [info.size for info in store.list("")]
     return contents, sum(sizes), len(sizes)
+
+
+def _loadable(store: Store) -> Iterator[Content]:
+    for info in list_models(store):
+        # Others put names and files there that cannot be loaded; a model may go meanwhile.
+        with suppress(UsageError, IntegrityError, NotFoundError):
+            if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
+                yield _content(model)
 
 
 def _complete(model: StoredModel) -> StoredModel:
