@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.cache import cache_of
@@ -66,11 +66,13 @@ class ModelFolder:
         path: The folder.
         note: What it says of the weights.
         offline: Whether the origin did not answer, and this is the folder of the last start.
+        left_out: Weights that are not loaded: see `Checkpoint`.
     """
 
     path: Path
     note: Note
     offline: bool
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(uri: str, *, settings: Settings | None = None) -> str:
@@ -131,7 +133,7 @@ def _folder_below(root: Path, uri: Uri, settings: Settings) -> ModelFolder:
             raise
         return ModelFolder(path=last[0], note=last[1], offline=True)
     _remove_old(home, kept=path)
-    return ModelFolder(path=path, note=note, offline=False)
+    return ModelFolder(path=path, note=note, offline=False, left_out=checkpoint.left_out)
 
 
 def read_note(folder: str | os.PathLike[str]) -> Note | None:

@@ -18,11 +18,12 @@ import xxhash
 import coldstream
 from coldstream.env import load_settings
 from coldstream.errors import ColdstreamError, UsageError
+from coldstream.folder import model_folder
 from coldstream.loading import Load, Options
 from tests.checkpoints import checkpoint_bytes, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
-from tests.models import write_model
+from tests.models import sharded_model, write_model
 from tests.servers.nginx import nginx
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
@@ -427,3 +428,24 @@ def test_from_nginx(
             assert collected(loading) == expected
         assert loading.report is not None
         assert loading.report.received_bytes == 0
+
+
+def test_a_component_is_verified_and_what_is_not_loaded_is_said(tmp_path: Path) -> None:
+    """coldstream upload ./pipeline; coldstream load org/pipeline/transformer; coldstream load ./stale"""
+    files = sharded_model(shards=2, shard_bytes=100_000)
+    write_model(tmp_path / "pipeline", {f"transformer/{path}": content for path, content in files.items()})
+    index = "model.safetensors.index.json"
+    single = next(content for path, content in files.items() if path.endswith(".safetensors"))
+    write_model(tmp_path / "stale", {"config.json": b"{}", "model.safetensors": single, index: files[index]})
+    command = Command(None, "", cwd=tmp_path)
+    command.environ["COLDSTREAM_STORE"] = (tmp_path / "store").as_uri()
+    command.run("upload", "./pipeline", "--as", "org/pipeline")
+    report = command.json("load", "org/pipeline/transformer")
+    assert (report["verified"], report["files"], report["left_out"]) == (True, 2, {})
+    out, _ = command.run("load", "./stale")
+    assert f"not loaded: {index} (left over: it names model-00001-of-00002.safetensors" in out
+    settings = load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})
+    assert list(model_folder(str(tmp_path / "stale"), settings).left_out) == [index]
+    _, err = command.run("upload", "./stale", "--as", "org/stale")
+    assert f"skipping {index}" in err
+    assert command.json("verify", "org/stale")["ok"]

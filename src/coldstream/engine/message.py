@@ -380,7 +380,11 @@ def _check_version(head: Head, etag: str | None) -> None:
         )
     encoding = head.headers.get("content-encoding", "")
     if {coding.strip().lower() for coding in encoding.split(",")} - _PLAIN_CODINGS:
-        raise FetchError("range", f"the answer is encoded with {encoding[:40]!r}", status=head.status)
+        raise FetchError(
+            "range",
+            f"the answer is encoded with {encoding[:40]!r}, and ranges of that are not the file's",
+            status=head.status,
+        )
 
 
 def _announced(head: Head) -> tuple[int, int, int | None] | None:

@@ -157,6 +157,8 @@ def _streamed(
     if folder.offline:
         check_complete(folder)
         say("warning: the bucket does not answer; starting from this machine's copy")
+    for path, why in folder.left_out.items():
+        say(f"not loaded: {path} ({why})")
     command = streamed(
         program.launcher, str(folder.path), request.served_name, request.arguments, service=service.address
     )
