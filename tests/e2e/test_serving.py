@@ -241,7 +241,7 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
     flags = ("--vllm", program, "--print-command", "--print-env")
     out, _ = command.run("serve", "org/model", *flags, "--", "--max-model-len", "8192")
     assert f"{program} serve {tmp_path}/cache/folders/" in out
-    assert "--load-format coldstream --served-model-name org/model --shutdown-timeout 20 --max-model-len 8192" in out
+    assert "--load-format coldstream --served-model-name org/model --shutdown-timeout 15 --max-model-len 8192" in out
     assert "unset R2_SECRET_KEY" in out
     assert not (tmp_path / "cache/models").exists()
     wrong = ("--", "--model-loader-extra-config", '{"concurency": 1}')

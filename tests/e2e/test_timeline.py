@@ -6,7 +6,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -206,6 +209,35 @@ def test_a_start_that_swallows_sigterm_ends(model: Command) -> None:
     assert "error:" not in err
     (shown,) = model.json("timeline")["timelines"]
     assert shown["outcome"] == "cancelled"
+
+
+def vllm_below(process: subprocess.Popen[str]) -> int:
+    """The process of the `vllm` that a `coldstream serve` runs."""
+    below = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return next(int(pid) for pid in below if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_supervisor_ends_both_or_kills_one(number: signal.Signals, code: int, model: Command) -> None:
+    """What systemd does at first to every process of the unit, and the out-of-memory killer to one."""
+    program = str(model.cwd / "env/bin/vllm")
+    flags = ("--host", "127.0.0.1", "--port", str(free_port()))
+    process = model.start("serve", "org/m", "--vllm", program, "--json", "--", *flags)
+    assert process.stdout is not None
+    with process:
+        assert "}\n" in iter(process.stdout.readline, "")
+        vllm = vllm_below(process)
+        process.send_signal(number)
+        if number == signal.SIGTERM:
+            with suppress(ProcessLookupError):
+                os.kill(vllm, number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "error:" not in err
+    deadline = time.monotonic() + 30
+    while (command_line := Path(f"/proc/{vllm}/cmdline")).exists() and command_line.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_vllm_s_own_configuration_file_is_known(model: Command) -> None:

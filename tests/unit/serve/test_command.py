@@ -109,7 +109,7 @@ def test_the_streamed_one_has_no_key_and_only_what_is_missing() -> None:
     command = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--port", "1"], service="/tmp/x/loads")
     assert command.arguments == (
         *("/bin/vllm", "serve", "/cache/m", "--load-format", "coldstream"),
-        *("--served-model-name", "org/m", "--shutdown-timeout", "20", "--port", "1"),
+        *("--served-model-name", "org/m", "--shutdown-timeout", "15", "--port", "1"),
     )
     assert command.environment == {VARIABLE: "/tmp/x/loads"}
     assert set(command.without) == CREDENTIALS - {"VLLM_API_KEY"}
@@ -153,7 +153,7 @@ def test_sharded_takes_its_numbers_from_the_environment_and_checks_the_ranks() -
 
 def test_the_default_loader_is_left_alone() -> None:
     assert plain("vllm", "/m", "m", ["--load-format", "auto"]).arguments == (
-        *("vllm", "serve", "/m", "--served-model-name", "m", "--shutdown-timeout", "20", "--load-format", "auto"),
+        *("vllm", "serve", "/m", "--served-model-name", "m", "--shutdown-timeout", "15", "--load-format", "auto"),
     )
 
 
