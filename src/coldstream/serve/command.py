@@ -21,7 +21,7 @@ LOADERS = ("coldstream", "runai", "runai-sharded", "default")
 # What every vLLM asks its clients for, and what Run:ai's streamer may get its keys by in a container at AWS.
 _KEPT = ("VLLM_API_KEY",)
 _KEPT_BY_RUNAI = (*_KEPT, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
-# vLLM's own default aborts its requests at once. Kubernetes kills 30 s after SIGTERM, and vLLM itself takes some to end.
+# vLLM aborts its requests at once by itself. Kubernetes kills 30 s after SIGTERM, and vLLM needs some seconds to end.
 _DRAIN_SECONDS = 15
 # Run:ai's default of a second is too short for a bucket behind the internet.
 _RUNAI_TIMEOUT_MS = 30_000
