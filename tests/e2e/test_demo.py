@@ -42,6 +42,7 @@ def test_two_starts_and_an_answer(command: Command) -> None:
     """coldstream demo"""
     out, err = command.run("demo")
     assert "throttled to" in err
+    assert " s   download: the weights, before vLLM starts\n" in err
     lines = [line.split() for line in out.splitlines()]
     (titles,) = [line for line in lines if line[:1] == ["streamed"]]
     assert titles == ["streamed", "while", "it", "starts", "downloaded", "first"]

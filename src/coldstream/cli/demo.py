@@ -156,7 +156,7 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: s
 def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str) -> Timeline:
     """One start, from nothing: neither weights nor anything of vLLM's is cached."""
     from coldstream import demo
-    from coldstream.cli.live import StartStatus, live_line
+    from coldstream.cli.live import StartStatus, live_line, phase_lines
     from coldstream.errors import CancelledError, ColdstreamError
     from coldstream.loading import Options
     from coldstream.serve import Request, Started, serve
@@ -178,7 +178,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     started_as: list[Timeline] = []
     trouble: list[ColdstreamError] = []
     log = folder / "vllm.log"
-    with open(log, "wb") as output, live_line(state, status.text) as live:
+    with open(log, "wb") as output, live_line(state, status.text) as live, phase_lines(state, status):
 
         def on_started(started: Started) -> None:
             live.close()

@@ -49,16 +49,24 @@ class StartStatus:
             self._moved = now
         self._bytes = (done, total)
 
+    def phase(self) -> tuple[str, str, float]:
+        """The phase that the start is in: its name, what happens in it, and seconds since the command began."""
+        if self._recorder is None:
+            return "", "", 0.0
+        phase = self._recorder.phase(time.monotonic())
+        done, total = self._bytes
+        if self._verb == "download" and 0 < done < total:
+            return self._verb, "the weights, before vLLM starts", phase.stop
+        return phase.name, phase.note, phase.stop
+
     def text(self) -> str:
         """What the line says."""
-        if self._recorder is None:
+        name, note, seconds = self.phase()
+        if not name:
             return ""
         done, total = self._bytes
-        phase = self._recorder.phase(time.monotonic())
-        name, verb, note = phase.name, f"{self._verb} ", phase.note
-        if self._verb == "download" and 0 < done < total:
-            name, verb, note = self._verb, "", "the weights, before vLLM starts"
-        parts = [f"{phase.stop:6.1f} s", f"{name:<12}"]
+        verb = "" if name == self._verb else f"{self._verb} "
+        parts = [f"{seconds:6.1f} s", f"{name:<12}"]
         if total and done >= total:
             parts.append(f"{verb}{format_bytes(total)} done")
         elif total:
@@ -162,7 +170,7 @@ def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
         text: See `LiveLine`.
     """
     stderr = sys.stderr
-    is_shown = stderr.isatty() and os.environ.get("TERM") != "dumb" and not (state.quiet or state.json)
+    is_shown = _is_shown(state)
     line = LiveLine(stderr if is_shown else None, text)
     if is_shown:
         sys.stderr = cast("TextIO", line.above(stderr))
@@ -171,3 +179,32 @@ def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
     finally:
         line.close()
         sys.stderr = stderr
+
+
+@contextmanager
+def phase_lines(state: State, status: StartStatus) -> Iterator[None]:
+    """The same where no line can be drawn: a line for each phase as it begins, for the length of the block."""
+    if state.quiet or _is_shown(state):
+        yield
+        return
+    ended = threading.Event()
+
+    def watch() -> None:
+        last = ""
+        while not ended.wait(_DRAW_SECONDS):
+            name, note, seconds = status.phase()
+            if name != last:
+                state.say(f"{seconds:6.1f} s   {name}: {note}")
+                last = name
+
+    thread = threading.Thread(target=watch, name="phases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_shown(state: State) -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not (state.quiet or state.json)
