@@ -29,6 +29,7 @@ from coldstream.origin import Checkpoint, Origin, open_origin
 from coldstream.origin.parallel import in_parallel
 from coldstream.paths import path_fault
 from coldstream.retry import Backoff, Retry
+from coldstream.selection import PART_OF_MODEL_BYTES_MAX, is_tensor_data
 from coldstream.uri import Uri
 
 # What loads the weights later, and is looked for by the load format.
@@ -36,8 +37,8 @@ NOTE_NAME = ".coldstream.json"
 # A model that vLLM can serve has one of them; Mistral's own format has the second.
 CONFIGURATIONS = ("config.json", "params.json")
 _ADAPTER = "adapter_config.json"
-# Tokenizers with their vocabularies have tens of megabytes; what is larger is no configuration.
-FILE_BYTES_MAX = 1 << 30
+# Tokenizers with their vocabularies have tens of megabytes, weights of parts more.
+FILE_BYTES_MAX = PART_OF_MODEL_BYTES_MAX
 _NOTE_BYTES_MAX = 64 << 10
 # Folders of versions that nobody has started from for so long are removed.
 _OLD_SECONDS = 30 * 86400.0
@@ -165,9 +166,14 @@ def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> Non
         make_folders(staging)
     try:
         names = [name for name in origin.names() if name != NOTE_NAME]
-        in_parallel(lambda name: _write(staging, name, _content(origin, name)), names)
+        # Weights of parts may have gigabytes each: one at a time is in memory.
+        heavy = [name for name in names if is_tensor_data(name)]
+        in_parallel(lambda name: _write(staging, name, _content(origin, name)), [n for n in names if n not in heavy])
+        for name in heavy:
+            _write(staging, name, _content(origin, name))
         for shard in checkpoint.shards:
-            _write(staging, shard.path, shard.head)
+            if shard.path not in names:
+                _write(staging, shard.path, shard.head)
         _write(
             staging, NOTE_NAME, json.dumps({"uri": str(note.uri), "version": note.version, "name": note.name}).encode()
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# A pointer names a version, a SHA-256 and a size; the specification bounds it (git-lfs, docs/spec.md).
-POINTER_BYTES = range(110, 1024)
+# A pointer names a version, a SHA-256 and a size, in 127 bytes and a few; with an extension, some 80 more.
+POINTER_BYTES = range(110, 256)
 HINT = "fetch the files that the pointers stand for: git lfs pull; or download the model with: hf download"
 _START = b"version https://git-lfs.github.com/spec/v1\n"
 

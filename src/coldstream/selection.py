@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.paths import MANIFEST_NAME, is_hidden
+from coldstream.units import format_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -52,6 +53,8 @@ _NOT_SERVED = {
     **dict.fromkeys((".pdf", ".ipynb"), "documents"),
 }
 _SAFETENSORS = ".safetensors"
+# The largest part known is a speech encoder of 3.1 GB; whole models begin where such parts end.
+PART_OF_MODEL_BYTES_MAX = 4 << 30
 _INDEX = ".safetensors.index.json"
 # What trainers leave beside a model or an adapter, and what may lie beside a model: the latter is one by itself.
 _TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*")
@@ -219,19 +222,54 @@ def check_numbers(shards: Sequence[str]) -> None:
             )
 
 
-def beside(paths: Iterable[str]) -> tuple[str, ...]:
-    """The files that a server of the model needs beside its weights, sorted.
+def beside(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
+    """The files that a server of the model is given beside the weights that are streamed, sorted.
 
-    A sentence-transformers model has small modules with weights of their own in sub-folders: vLLM reads them as files.
+    Args:
+        sizes: Path to size in bytes, of the model's files.
+        stored: See `kept_back`.
     """
-    every = sorted(set(paths))
-    with_safetensors = {_folder(path) for path in every if is_weights(path)}
-    modules = "modules.json" in every
-    return tuple(
-        path
-        for path in every
-        if (not is_weights(path) or (modules and "/" in path)) and not _default_reason(path, with_safetensors)
-    )
+    left = kept_back(sizes, stored=stored)
+    return tuple(path for path in sorted(sizes) if path not in left and not _is_streamed(path))
+
+
+def kept_back(sizes: Mapping[str, int], *, stored: bool) -> dict[str, str]:
+    """The files that neither are streamed nor given to a server of the model as files, and why.
+
+    vLLM reads the weights of parts (audio tokenizers, speech encoders, modules of sentence-transformers, adapters) as
+    files out of sub-folders. Larger sub-folders hold the whole model once more, in another precision, say: no start
+    waits for those.
+
+    Args:
+        sizes: Path to size in bytes, of the model's files.
+        stored: Whether these files were chosen for an upload. Then those that it leaves out by itself are wanted.
+    """
+    with_safetensors = {_folder(path) for path in sizes if is_weights(path)}
+    reasons = {path: why for path in sizes if (why := _default_reason(path, with_safetensors))}
+    if stored:
+        reasons = {path: why for path, why in reasons.items() if is_hidden(path)}
+    totals: dict[str, int] = {}
+    for path, size in sizes.items():
+        if is_tensor_data(path) and not _is_streamed(path) and path not in reasons:
+            # Each of the top folder is by itself.
+            totals[_folder(path) or path] = totals.get(_folder(path) or path, 0) + size
+    for path, size in sizes.items():
+        part = totals.get(_folder(path) or path, 0) if is_tensor_data(path) else size
+        if part > PART_OF_MODEL_BYTES_MAX and not _is_streamed(path):
+            reasons.setdefault(
+                path, f"larger than a part of a model: more than {format_bytes(PART_OF_MODEL_BYTES_MAX)}"
+            )
+    return reasons
+
+
+def is_tensor_data(path: str) -> bool:
+    """Whether a file holds weights of whatever format, by its name."""
+    return is_weights(path) or _suffix(path) in _FOREIGN_WEIGHTS
+
+
+def _is_streamed(path: str) -> bool:
+    """Whether a file is one that loads stream, or repeats one; vLLM reads an adapter beside a model by itself."""
+    return is_weights(path) and "/" not in path and not _ADAPTER.match(path)
 
 
 def indexed(index: bytes, *, name: str = INDEX_NAME) -> frozenset[str]:
@@ -267,7 +305,7 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
         return "hidden"
     if "" in folders_with_safetensors and _CHECKPOINT_FOLDER.match(path):
         return "an earlier state of the training"
-    suffix = "." + name.rpartition(".")[2].lower() if "." in name else ""
+    suffix = _suffix(path)
     if suffix in _FOREIGN_WEIGHTS:
         # A module of sentence-transformers (2_Dense/) may exist as a pickle only, and is needed then.
         module = bool(folder) and folder[0].isdigit() and folder not in folders_with_safetensors and suffix == ".bin"
@@ -336,6 +374,11 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     if is_hidden(path):
         patterns = [pattern for pattern in patterns if is_hidden(pattern)]
     return any(fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern) for pattern in patterns)
+
+
+def _suffix(path: str) -> str:
+    name = path.rpartition("/")[2]
+    return "." + name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def _folder(path: str) -> str:

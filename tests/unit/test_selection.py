@@ -7,7 +7,7 @@ import json
 import pytest
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.selection import INDEX_NAME, beside, index_name, is_complete_set, left_out, select, weights
+from coldstream.selection import INDEX_NAME, beside, index_name, is_complete_set, kept_back, left_out, select, weights
 
 LLAMA = ["config.json", "tokenizer.json", "LICENSE", "README.md", "a-1.safetensors", "a-2.safetensors", INDEX_NAME]
 INDEX = json.dumps({"weight_map": {"x": "a-1.safetensors", "y": "a-2.safetensors"}}).encode()
@@ -19,6 +19,10 @@ def chosen(paths: list[str], *, index: bytes | None = None, **options: object) -
         return index
 
     return set(select(paths, read=read, **options).chosen)  # type: ignore[arg-type]
+
+
+def given(paths: list[str], *, stored: bool = False) -> tuple[str, ...]:
+    return beside(dict.fromkeys(paths, 1000), stored=stored)
 
 
 def test_one_set_of_weights_is_taken() -> None:
@@ -66,7 +70,7 @@ def test_hidden_files_are_taken_by_a_pattern_with_their_dot_alone() -> None:
     assert chosen(paths, index=INDEX, include=["*"]) == set(LLAMA)
     assert chosen(paths, index=INDEX, also=[".e*", "*/.netrc"]) == {*LLAMA, ".env", "1_Pooling/.netrc"}
     assert chosen(paths, include=[".cache/"]) == {".cache/x.json"}
-    assert ".env" not in beside([*LLAMA, ".env"])
+    assert ".env" not in given([*LLAMA, ".env"], stored=True)
 
 
 def test_pickles_alone_are_refused() -> None:
@@ -100,7 +104,7 @@ def test_the_weights_that_a_load_reads() -> None:
 
 def test_what_stands_beside_them() -> None:
     paths = [*LLAMA, "original/params.json", "pytorch_model.bin", "figure.png", "1_Pooling/config.json"]
-    assert beside(paths) == (
+    assert given(paths) == (
         "1_Pooling/config.json",
         "LICENSE",
         "README.md",
@@ -110,12 +114,28 @@ def test_what_stands_beside_them() -> None:
     )
 
 
-def test_the_weights_of_small_modules_are_files_beside_those_of_the_model() -> None:
-    paths = ["model.safetensors", "config.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
-    assert beside(paths) == ("1_Pooling/config.json", "config.json")
-    assert beside([*paths, "modules.json"]) == (
-        *("1_Pooling/config.json", "2_Dense/model.safetensors", "config.json", "modules.json"),
-    )
+def test_the_weights_of_parts_are_files_beside_those_of_the_model() -> None:
+    parts = ["2_Dense/model.safetensors", "audio_tokenizer/model.safetensors", "speech-lora/adapter_model.safetensors"]
+    parts += ["adapter_model.safetensors", "adapter_config.json", "audio_tokenizer/config.json"]
+    paths = ["model.safetensors", "config.json", "checkpoint-500/model.safetensors", *parts]
+    assert given(paths) == tuple(sorted([*parts, "config.json"]))
+
+
+def test_what_was_stored_by_choice_is_given_to_the_server() -> None:
+    paths = ["model.safetensors", "config.json", "spk2info.pt", "audio_tokenizer/pytorch_model.bin", "figure.png"]
+    assert given(paths) == ("config.json",)
+    assert given(paths, stored=True) == tuple(sorted(set(paths) - {"model.safetensors"}))
+    assert given([*paths, ".hidden.json"], stored=True) == given(paths, stored=True)
+
+
+def test_a_sub_folder_with_the_model_once_more_is_kept_back() -> None:
+    gib = 1 << 30
+    parts = {"whisper/model.safetensors": 3 * gib, "spk2info.pt": gib, "fp8/config.json": 1, "config.json": 1}
+    whole = {"fp8/model-1.safetensors": 3 * gib, "fp8/model-2.safetensors": 3 * gib}
+    whole |= {"big.npz": 5 * gib, "pytorch_model.bin": 5 * gib}
+    sizes = {"model.safetensors": 16 * gib, **parts, **whole}
+    assert kept_back(sizes, stored=True) == dict.fromkeys(whole, "larger than a part of a model: more than 4.29 GB")
+    assert beside(sizes, stored=True) == tuple(sorted(parts))
 
 
 def index_of(*names: str) -> bytes:
@@ -153,7 +173,7 @@ def test_what_a_training_leaves_is_not_the_models_weights() -> None:
     paths = ["model.safetensors", "config.json", "optimizer.safetensors", "adapter_model.safetensors"]
     paths += ["checkpoint-500/model.safetensors", "checkpoint-500/trainer_state.json", "checkpoint-12/config.json"]
     assert weights(paths) == ("model.safetensors",)
-    assert beside(paths) == ("config.json",)
+    assert given(paths) == ("adapter_model.safetensors", "config.json")
     assert chosen(paths) == {"model.safetensors", "config.json"}
     assert chosen(paths, also=["checkpoint-500/"]) == {"model.safetensors", "config.json", *paths[4:6]}
     rest = ["a.safetensors", "b.safetensors", "adapter_model-00001-of-00001.safetensors"]

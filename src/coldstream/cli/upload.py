@@ -185,13 +185,14 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
     state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
     if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
         state.say(f"  its segments will go: without{layout_flags(plan.entries)} each file is stored in one piece")
-    groups: dict[str, list[str]] = {}
-    for path, why in plan.skipped.items():
-        groups.setdefault(why, []).append(path)
-    for why, paths in groups.items():
-        size = sum(plan.skipped_bytes[path] for path in paths)
-        shown = paths[0] if len(paths) == 1 else f"{len(paths)} files"
-        state.say(f"  skipping {shown} ({format_bytes(size)}, {why})")
+    sizes = {**plan.skipped_bytes, **{file.path: file.size for file in plan.files}}
+    for verb, reasons in (("skipping", plan.skipped), ("storing, but not giving to vLLM,", plan.kept_back)):
+        groups: dict[str, list[str]] = {}
+        for path, why in reasons.items():
+            groups.setdefault(why, []).append(path)
+        for why, paths in groups.items():
+            shown = paths[0] if len(paths) == 1 else f"{len(paths)} files"
+            state.say(f"  {verb} {shown} ({format_bytes(sum(sizes[path] for path in paths))}, {why})")
 
 
 def _dry_document(plan: UploadPlan) -> dict[str, Any]:
@@ -210,6 +211,7 @@ def _dry_document(plan: UploadPlan) -> dict[str, Any]:
         "parts": plan.parts,
         "segments": plan.segment_count,
         "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.kept} for file in plan.files],
+        "kept_back": [{"path": path, "why": why} for path, why in plan.kept_back.items()],
         "skipped": [
             {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
         ],

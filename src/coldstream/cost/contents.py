@@ -64,7 +64,7 @@ def _shards(model: StoredModel) -> tuple[str, ...]:
 
 def _content(model: StoredModel) -> Content:
     shards, files = set(_shards(model)), model.files
-    beside = set(small_files(file.path for file in files))
+    beside = set(small_files({file.path: file.size for file in files}, stored=model.record is not None))
     of_weights = [file for file in files if file.path in shards]
     return Content(
         name=model.name,

@@ -28,7 +28,7 @@ from coldstream.plan import (
     part_count,
     parts,
 )
-from coldstream.selection import is_weights, select
+from coldstream.selection import is_weights, kept_back, select
 from coldstream.source import Source, SourceFile
 from coldstream.store import ObjectInfo, PendingUpload, Store
 from coldstream.units import MIB
@@ -49,6 +49,7 @@ class UploadPlan:
         part_bytes: Path to part size.
         skipped: Path to why it is left out.
         skipped_bytes: Path to size of what is left out.
+        kept_back: Path to why a file that is uploaded is not given to vLLM.
         object_bytes_max: What weights are cut into segments by, or None for every file in one piece.
         plain: Whether files in segments are stored in one piece too.
         kept: Path to entry, for files that are in the store as they should be.
@@ -71,6 +72,7 @@ class UploadPlan:
     plain: bool
     skipped: Mapping[str, str]
     skipped_bytes: Mapping[str, int]
+    kept_back: Mapping[str, str]
     kept: Mapping[str, FileEntry]
     whole: Mapping[str, FileEntry]
     segments: Mapping[str, FileEntry]
@@ -218,6 +220,7 @@ def plan_upload(
         files=files,
         part_bytes={file.path: part_bytes_for(file.size, wanted=part_bytes) for file in files},
         skipped=selection.skipped,
+        kept_back=kept_back({file.path: file.size for file in files}, stored=True),
         skipped_bytes={path: every[path].size for path in selection.skipped},
         object_bytes_max=object_bytes_max,
         plain=plain,

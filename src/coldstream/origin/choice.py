@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from coldstream.origin.records import Record
 from coldstream.paths import MANIFEST_NAME
 from coldstream.selection import beside, check_numbers, index_name, is_complete_set, left_out, weights
 
@@ -50,6 +51,11 @@ def choose(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checke
     return Choice(shards=shards, left_out=left_out(paths, index=index))
 
 
-def small_files(paths: Iterable[str]) -> tuple[str, ...]:
-    """The files beside the weights."""
-    return tuple(path for path in beside(paths) if path != MANIFEST_NAME)
+def small_files(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
+    """The files beside the weights; see `beside`."""
+    return tuple(path for path in beside(sizes, stored=stored) if path != MANIFEST_NAME)
+
+
+def recorded_files(record: Record) -> tuple[str, ...]:
+    """The same of a model that was uploaded."""
+    return small_files({path: entry.size for path, entry in record.entries.items()}, stored=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, DiskError, IntegrityError, NotFoundError, UsageError
-from coldstream.origin.choice import choose, small_files
+from coldstream.origin.choice import choose, recorded_files, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of, replaced
 from coldstream.origin.records import (
@@ -23,7 +23,7 @@ from coldstream.origin.records import (
     whole_content,
 )
 from coldstream.paths import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
-from coldstream.tree import open_regular, walk
+from coldstream.tree import WalkedFile, open_regular, walk
 
 _READ_BYTES = 1 << 20
 
@@ -50,7 +50,7 @@ class FolderOrigin:
 
     def checkpoint(self) -> Checkpoint:
         record = self._record()
-        faults = {} if record else self._files()
+        faults = {} if record else {item.path: item.fault for item in self._files()}
         choice = choose(record.entries if record else faults, self.read, is_checked=bool(record and record.is_whole))
         for path in choice.shards:
             if fault := faults.get(path):
@@ -69,7 +69,9 @@ class FolderOrigin:
 
     def names(self) -> Sequence[str]:
         record = self._record_once()
-        return small_files(record.entries if record else [path for path, fault in self._files().items() if not fault])
+        if record:
+            return recorded_files(record)
+        return small_files({item.path: item.size for item in self._files() if not item.fault}, stored=False)
 
     def read(self, path: str, bytes_max: int) -> bytes:
         record = self._record_once()
@@ -118,10 +120,9 @@ class FolderOrigin:
 
         return missing_model(FolderStore(self._store), self._folder.relative_to(self._store).as_posix())
 
-    def _files(self) -> Mapping[str, str | None]:
-        """What lies there, and why it cannot be read or None."""
+    def _files(self) -> Sequence[WalkedFile]:
         with _translated(self._folder):
-            return {item.path: item.fault for item in walk(self._folder)}
+            return list(walk(self._folder))
 
     def _content(self, path: Path, bytes_max: int) -> bytes:
         with _translated(path), open_regular(path) as raw, BufferedReader(raw) as file:

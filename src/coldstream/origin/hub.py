@@ -84,7 +84,7 @@ class HubOrigin:
 
     def names(self) -> Sequence[str]:
         _, files = self._pinned or self._pin()
-        return small_files(files)
+        return small_files({path: file.size for path, file in files.items()}, stored=False)
 
     def read(self, path: str, bytes_max: int) -> bytes:
         source, files = self._pinned or self._pin()

@@ -10,7 +10,7 @@ from coldstream.engine.job import Headers
 from coldstream.errors import NotFoundError
 from coldstream.mirror.naming import missing_model
 from coldstream.origin.cdn import Cdn
-from coldstream.origin.choice import choose, small_files
+from coldstream.origin.choice import choose, recorded_files, small_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
@@ -124,7 +124,9 @@ class StoredOrigin:
 
     def names(self) -> Sequence[str]:
         record, listing = self._contents or self._look()
-        return small_files(record.entries if record else listing)
+        if record:
+            return recorded_files(record)
+        return small_files({path: info.size for path, info in listing.items()}, stored=False)
 
     def read(self, path: str, bytes_max: int) -> bytes:
         record, _ = self._contents or self._look()

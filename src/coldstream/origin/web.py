@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from coldstream.engine.job import Headers
 from coldstream.errors import ConfigError, CredentialsError, IntegrityError, NotFoundError, UsageError
-from coldstream.origin.choice import INDEX_BYTES_MAX, choose, small_files
+from coldstream.origin.choice import INDEX_BYTES_MAX, choose, recorded_files
 from coldstream.origin.contract import Checkpoint, Link
 from coldstream.origin.fetching import Reader, arrived
 from coldstream.origin.heads import Found, Part, Piece, checkpoint_of
@@ -131,7 +131,7 @@ class WebOrigin:
 
     def names(self) -> Sequence[str]:
         if record := self._record_once():
-            return small_files(record.entries)
+            return recorded_files(record)
         with self._reader:
             return self._present()
 
