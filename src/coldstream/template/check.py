@@ -195,8 +195,8 @@ def _words(text: str) -> list[str]:
 
 
 def _of_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[Finding]:
-    # `"$@"`: the rest comes from elsewhere.
-    if serves and not {"--host", "--uds", "$@", "$$@"} & {*words}:
+    # `"$@"`, `--config`: the rest comes from elsewhere.
+    if serves and not {"--host", "--uds", "--config", "$@", "$$@"} & {*words}:
         yield Finding(rule="missing-host", line=number, text="vLLM is started without --host: it listens everywhere")
     extra = _after(words, _EXTRA)
     if extra is None or "$" in extra:

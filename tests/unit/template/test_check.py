@@ -86,6 +86,7 @@ CASES = [
     ("missing-host", "sh", "x\nvllm serve m \\\n  --port 1\n", 2, "vllm serve m \\\n  --host=127.0.0.1\n"),
     ("missing-host", "sh", "python -m vllm.entrypoints.openai.api_server --model m\n", 1, "vllm serve m --uds /s\n"),
     ("missing-host", "sh", "coldstream serve m -- --port 1\n", 1, "coldstream serve m -- --host 0.0.0.0\n"),
+    ("missing-host", "sh", "coldstream serve m -- -tp 2\n", 1, "coldstream serve m -- --config vllm.yaml\n"),
     ("missing-host", "yaml", "command: [vllm, serve, m]\n", 1, "command: [vllm, serve, m, --host, '::']\n"),
     (
         "missing-host",
