@@ -127,12 +127,15 @@ class Settings:
         Raises:
             ConfigError: It is no URL of a server.
         """
-        name = next((n for n in ENDPOINTS if n in self.values), None)
-        if name is None:
-            return None
-        origin = self.origins[name]
-        shown = f"endpoint_url (in {origin})" if origin.startswith(PROFILE) else name
-        return _checked_endpoint(shown, self.values[name])
+        value = self.get(*ENDPOINTS)
+        return None if value is None else _checked_endpoint(self.endpoint_setting, value)
+
+    @property
+    def endpoint_setting(self) -> str:
+        """What names the endpoint, or would: for messages."""
+        name = next((n for n in ENDPOINTS if n in self.values), ENDPOINTS[0])
+        origin = self.origins.get(name, "")
+        return f"endpoint_url (in {origin})" if origin.startswith(PROFILE) else name
 
     @property
     def is_r2(self) -> bool:

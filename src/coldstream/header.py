@@ -19,12 +19,12 @@ from typing import Any
 
 from coldstream.errors import HeaderError, IntegrityError
 from coldstream.lfs import HINT, is_pointer, pointer_message
-from coldstream.reply import first_words, is_page
+from coldstream.reply import first_words
 
 # The reference implementation refuses longer ones (safetensors, MAX_HEADER_SIZE).
 HEADER_BYTES_MAX = 100_000_000
 LENGTH_BYTES = 8
-_PAGE_BYTES = 4096
+_TEXT_BYTES = 4096
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
@@ -104,10 +104,10 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
         raise HeaderError(pointer_message(path), hint=HINT)
     length = int.from_bytes(first_bytes[:LENGTH_BYTES], "little")
     if length > HEADER_BYTES_MAX:
-        if is_page(None, bytes(first_bytes[:_PAGE_BYTES])):
+        if words := _text(bytes(first_bytes[:_TEXT_BYTES])):
             raise HeaderError(
-                f'{path} is no safetensors file but a web page: "{first_words(bytes(first_bytes[:_PAGE_BYTES]))}"',
-                hint="a captive portal, a proxy or a web site may answer there; check the address",
+                f'{path} is no safetensors file but text: it begins with "{words}"',
+                hint="a web page, an error or a pointer stands in its place; check the address or the file",
             )
         raise HeaderError(
             f"{path} is no safetensors file: its header claims {length} bytes, {HEADER_BYTES_MAX} are allowed",
@@ -116,6 +116,12 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
     if LENGTH_BYTES + length > file_bytes:
         raise HeaderError(f"{path} is truncated: its header ends at byte {LENGTH_BYTES + length} of {file_bytes}")
     return LENGTH_BYTES + length
+
+
+def _text(data: bytes) -> str:
+    """How a file begins that is text; empty for any other."""
+    begins = data[:32].decode("ascii", "replace")
+    return first_words(data) if all((c.isprintable() and c != "\ufffd") or c.isspace() for c in begins) else ""
 
 
 def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> Header:

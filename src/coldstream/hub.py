@@ -302,15 +302,20 @@ class HubSource:
             if link := self._links.get(file.path):
                 return link
         url = hf_hub_url(self.repo, file.path, revision=self.commit, endpoint=self._endpoint)
-        found = self._ask(
-            lambda: get_hf_file_metadata(
+
+        def located() -> Any:
+            found = get_hf_file_metadata(
                 url,
                 token=self._token or False,
                 timeout=https.READ_SECONDS,
                 library_name="coldstream",
                 endpoint=self._endpoint,
             )
-        )
+            if found.commit_hash is None:
+                raise ValueError("no commit: the Hub names it with each file")
+            return found
+
+        found = self._ask(located)
         if found.size is not None and found.size != file.size:
             raise IntegrityError(f"{self.repo}/{file.path}: {found.size} bytes, the listing says {file.size}")
         link = self._checked_link(found.location)

@@ -38,7 +38,8 @@ def usual(*tensors: tuple[str, int, int]) -> bytes:
 HOSTILE = {
     "empty file": (b"", "no safetensors"),
     "seven bytes": (b"1234567", "no safetensors"),
-    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "header claims"),
+    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", 'but text: it begins with "version'),
+    "a web page": (b"<!DOCTYPE html><title>Sign in</title>", 'but text: it begins with "Sign in"'),
     "header past the end": ((1000).to_bytes(8, "little") + b"{}", "truncated"),
     "not JSON": (framed(b"{nope"), "not valid JSON"),
     "a list": (framed([]), "no JSON object"),

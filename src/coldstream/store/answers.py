@@ -83,7 +83,7 @@ def _is_sound(operation: str, status: int, headers: Mapping[str, str], body: byt
     """Whether an answer has what each of its kind has; `body` is None where it is still to be received."""
     speaks = _is_telling(operation, body or b"")
     if status >= 400:
-        return speaks or not body
+        return speaks or not is_page(headers.get("content-type") if body else None, body or b"")
     if status >= 300:
         # AWS says where the bucket is; without that, botocore asks again and is redirected again.
         return "x-amz-bucket-region" in headers or (speaks and b"<Region>" in (body or b""))

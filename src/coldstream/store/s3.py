@@ -101,6 +101,7 @@ class S3Store:
         self._reached = False
         # The last link that boto3 made: its seconds, the credentials, when, and what others are made of.
         self._links: tuple[int, Any, float, Template] | None = None
+        self._endpoint_setting = settings.endpoint_setting
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
         self._client = _client(settings, connections)
@@ -529,7 +530,7 @@ class _Translation:
         if isinstance(exc, StrangerError):
             return UnavailableError(
                 f"{at}: {store._client.meta.endpoint_url} does not answer as an S3 server: {operation} gets {exc}",
-                hint="check R2_ENDPOINT; a captive portal, a proxy or a web site may answer there",
+                hint=f"check {store._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
                 operation=operation,
                 target=at,
                 retryable=store._reached,
@@ -569,7 +570,7 @@ class _Translation:
             # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
             return UnavailableError(
                 f"cannot reach {endpoint}",
-                hint="check R2_ENDPOINT and the network",
+                hint=f"check {store._endpoint_setting} and the network",
                 operation=operation,
                 target=at,
                 retryable=store._reached,
