@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,7 +104,9 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     base = caches_folder(settings, os.environ)
     kept = kept_of(base, name)
     if not kept:
-        raise NotFoundError(f"no start of {name} left caches in {base}", hint=f"run: coldstream serve {name}")
+        raise NotFoundError(
+            f"no start of {name} left caches in {base}", hint=f"run: coldstream serve {shlex.quote(name)}"
+        )
     shelf = _shelf(state, name)
     rows, lines = [], []
     for caches in kept:

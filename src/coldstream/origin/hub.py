@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ class HubOrigin:
             if not choice.shards and (branches := source.branches_with_weights()):
                 raise NotFoundError(
                     f"{self.label} has no safetensors weights, but its branches {', '.join(branches)} have some",
-                    hint=f"name one of them: hf://{self._repo}@{branches[0]}",
+                    hint=f"name one of them: {shlex.quote(f'hf://{self._repo}@{branches[0]}')}",
                     target=self.label,
                 )
             found = [
