@@ -10,9 +10,11 @@ from pathlib import Path
 
 from coldstream.cgroup import control_groups, read_limit
 from coldstream.errors import ColdstreamError
+from coldstream.units import format_bytes
 
 _NO_THREAD = "can't start new thread"
-_KIB = 1024
+# What this process maps beside the memory of a load: threads, libraries, buffers.
+_SPARE_BYTES = 64 << 20
 
 
 def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
@@ -27,7 +29,7 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
     if code == errno.EMFILE:
         named = _named(resource.RLIMIT_NOFILE, "open files", "-n", "LimitNOFILE=")
     elif code == errno.EFBIG:
-        named = _named(resource.RLIMIT_FSIZE, "file size", "-f", "LimitFSIZE=", unit=_KIB)
+        named = _named(resource.RLIMIT_FSIZE, "file size", "-f", "LimitFSIZE=", is_bytes=True)
     elif code == errno.ENOMEM or isinstance(exc, MemoryError):
         named = _memory_limit()
     elif code == errno.EAGAIN:
@@ -65,9 +67,21 @@ def address_space_left() -> int | None:
     return max(0, limit - mapped)
 
 
+def mapping_limit() -> tuple[int, str] | None:
+    """How many bytes of shared memory this process may still map, and the limit that says so; None without one."""
+    limits = []
+    left, address_space = address_space_left(), _memory_limit()
+    if left is not None and address_space is not None:
+        limits.append((max(0, left - _SPARE_BYTES), address_space[0]))
+    # Shared memory is a file.
+    if file_size := _named(resource.RLIMIT_FSIZE, "file size", "-f", "LimitFSIZE=", is_bytes=True):
+        limits.append((resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_size[0]))
+    return min(limits, default=None)
+
+
 def _memory_limit() -> tuple[str, str] | None:
-    return _named(resource.RLIMIT_AS, "address space", "-v", "LimitAS=", unit=_KIB) or _named(
-        resource.RLIMIT_DATA, "data size", "-d", "LimitDATA=", unit=_KIB
+    return _named(resource.RLIMIT_AS, "address space", "-v", "LimitAS=", is_bytes=True) or _named(
+        resource.RLIMIT_DATA, "data size", "-d", "LimitDATA=", is_bytes=True
     )
 
 
@@ -87,12 +101,14 @@ def _control_group_tasks() -> int | None:
     return None
 
 
-def _named(which: int, what: str, flag: str, setting: str, *, unit: int = 1) -> tuple[str, str] | None:
+def _named(which: int, what: str, flag: str, setting: str, *, is_bytes: bool = False) -> tuple[str, str] | None:
     """The limit and the hint, in words; None when there is no such limit."""
     value = resource.getrlimit(which)[0]
     if value == resource.RLIM_INFINITY:
         return None
-    return f"the limit on {what} (ulimit {flag} {value // unit})", _raise_hint(setting, flag)
+    return f"the limit on {what} (ulimit {flag}: {format_bytes(value) if is_bytes else value})", _raise_hint(
+        setting, flag
+    )
 
 
 def _raise_hint(setting: str, flag: str | None = None) -> str:

@@ -70,6 +70,69 @@ def test_standard_streams(command: Command, line: str, code: int, out: str, err:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("-n 9", r"cannot \w+.*: the limit on open files \(ulimit -n: 9\) is reached"),
+        ("-f 1", r"two of the largest tensors take 21.5 MB, and the limit on file size \(ulimit -f: .*B\) leaves .*B"),
+    ],
+)
+def test_a_limit_is_named(command: Command, limit: str, message: str) -> None:
+    write_model(command.cwd / "store/org/large", sharded_checkpoint(shards=1, layers=1, rows=2048, columns=1024))
+    done = shell(command, f"ulimit {limit}; coldstream load org/large --no-cache")
+    assert done.returncode == 1, done.stdout
+    error, hint = done.stderr.splitlines()
+    assert re.search(message, error)
+    assert hint.startswith("hint:  raise it")
+
+
+def test_tensors_that_are_kept_beyond_a_limit_end_the_load(command: Command) -> None:
+    """Where nothing is kept, the same load fits."""
+    files = sharded_checkpoint(shards=2, layers=4, rows=1024, columns=1024)
+    folder = write_model(command.cwd / "model", files)
+    program = f"""
+import resource, coldstream, coldstream.loading.streaming
+from coldstream.errors import ColdstreamError
+from coldstream.limits import mapping_limit
+resource.setrlimit(resource.RLIMIT_FSIZE, ({18 << 20}, {18 << 20}))
+print(sum(1 for _ in coldstream.stream({str(folder)!r}, framework="buffer")))
+for kept in (lambda: list(coldstream.stream({str(folder)!r}, framework="buffer")),
+             lambda: coldstream.load({str(folder)!r}, framework="buffer")):
+    try:
+        kept()
+    except ColdstreamError as exc:
+        print(exc)
+"""
+    done = shell(command, f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")
+    assert done.returncode == 0, done.stderr
+    count, kept, loaded = done.stdout.splitlines()
+    assert int(count) > 0
+    assert kept == f"{folder}: the tensors that are kept fill all the memory that may be mapped"
+    assert re.fullmatch(r"all tensors take .* MB, and the limit on file size \(ulimit -f: 18.9 MB\) .* 18.9 MB", loaded)
+
+
+def test_a_limited_address_space_is_named(command: Command) -> None:
+    files = sharded_checkpoint(shards=1, layers=1, rows=2048, columns=1024)
+    folder = write_model(command.cwd / "model", files)
+    program = f"""
+import resource, coldstream, coldstream.loading.streaming
+from coldstream.errors import ColdstreamError
+from coldstream.limits import address_space_left
+resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))
+most = (1 << 40) - address_space_left() + (72 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    print(sum(1 for _ in coldstream.stream({str(folder)!r}, framework="buffer")))
+except ColdstreamError as exc:
+    print(exc)
+"""
+    done = shell(command, f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"two of the largest .* 21.5 MB, and the limit on address space \(ulimit -v: .*\) leaves .*B\n", done.stdout
+    )
+
+
 def test_a_working_directory_that_is_gone(command: Command) -> None:
     gone = "mkdir gone && cd gone && rmdir ../gone && "
     assert shell(command, gone + "coldstream load org/m --no-cache").returncode == 0

@@ -19,6 +19,7 @@ from coldstream.engine.arena import Arena
 from coldstream.engine.extents import STUCK_SECONDS
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, TICK_SECONDS, WINDOW_BYTES, Scheduler
+from coldstream.engine.streamer import arena_bytes
 
 MIB = 1 << 20
 _TICK_APART = 0.045  # the streamer ticks no more often
@@ -158,7 +159,8 @@ class World:
         self.sizes = [sum(sizes) for sizes in extents]
         self.wanted = [disk is not None and not chunk.here for chunk in self.chunks]
         self.limit = limit
-        self.arena = Arena(limit)
+        # As in the streamer: what is mapped is enough for any load.
+        self.arena = Arena(limit, mapped_bytes=arena_bytes(self.sizes, store=disk is not None, most=None))
         self._grow, self.arena.grow = self.arena.grow, self._checked_grow  # type: ignore[method-assign]
         self.pace = Pace(first=first, limit=connections)
         self.scheduler = Scheduler(

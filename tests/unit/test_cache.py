@@ -1041,7 +1041,7 @@ with model.open(Cache(Path(sys.argv[1]), bytes_max=HUGE)) as copy:
         print(exc.message)
 """
     done = run_python(code, cache.root)
-    assert "File too large" in done
+    assert "cannot write: the limit on file size (ulimit -f: 9.50 kB) is reached" in done
     model = Model({"a": [1000] * 10, "b": [3000, 3000]})
     with model.open(cache) as copy:
         assert model.check(copy) == 10

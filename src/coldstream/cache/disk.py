@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, DiskError
+from coldstream.limits import limit_error
 
 # The root's lock is held for milliseconds; a holder that was stopped must not stop loads.
 ROOT_LOCK_SECONDS = 10.0
@@ -36,15 +37,20 @@ def disk_errors(path: Path) -> Iterator[None]:
     except ColdstreamError:
         raise
     except OSError as exc:
-        hint = None
-        if exc.errno in _FULL:
+        limit, hint = limit_error(exc, "write"), None
+        if limit is not None:
+            hint = limit.hint
+        elif exc.errno in _FULL:
             hint = "free some space, or point COLDSTREAM_CACHE_DIR to a larger disk; what is cached so far stays"
         elif exc.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
             hint = "point COLDSTREAM_CACHE_DIR to a folder that this user can write"
         elif exc.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
             hint = "this file system has no file locks; point COLDSTREAM_CACHE_DIR to a local disk"
         raise DiskError(
-            f"cannot use the cache at {path}: {exc.strerror or exc}", hint=hint, operation="cache", target=str(path)
+            f"cannot use the cache at {path}: {limit or exc.strerror or exc}",
+            hint=hint,
+            operation="cache",
+            target=str(path),
         ) from exc
 
 

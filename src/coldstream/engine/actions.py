@@ -101,7 +101,7 @@ class Fail:
     """The load cannot go on; once it was finished already, only what was to be fetched for the local copy cannot.
 
     Attributes:
-        kind: "unavailable", "credentials", "not-found", "conflict", "integrity".
+        kind: "unavailable", "credentials", "not-found", "conflict", "integrity", "memory".
         chunk: The chunk that it failed on, or None.
         message: What the last attempt said.
     """

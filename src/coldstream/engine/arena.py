@@ -18,11 +18,13 @@ class Arena:
 
     Attributes:
         limit_bytes: How far the arena may be touched; `grow` raises it.
+        mapped_bytes: How far that may ever be; None: any distance.
         touched_bytes: How far it has been.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, *, mapped_bytes: int | None = None) -> None:
+        self.mapped_bytes = mapped_bytes
+        self.limit_bytes = limit_bytes if mapped_bytes is None else min(limit_bytes, mapped_bytes)
         self.touched_bytes = 0
         self._used: dict[int, int] = {}  # start to stop
         self._starts: list[int] = []  # of the holes, sorted
@@ -68,8 +70,10 @@ class Arena:
         return start
 
     def grow(self, size: int) -> int:
-        """Raises the limit by `size` bytes, rounded up to whole pages; by how many that is."""
+        """Raises the limit by `size` bytes, rounded up to whole pages, as far as is mapped; by how many that is."""
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
+        if self.mapped_bytes is not None:
+            size = min(size, self.mapped_bytes - self.limit_bytes)
         self.limit_bytes += size
         return size
 

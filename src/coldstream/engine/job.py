@@ -118,6 +118,7 @@ class Settings:
 
     Attributes:
         memory_limit: Most bytes of the arena.
+        arena_bytes_max: Most address space for it, where that is limited.
         consumers: How many will attach and see every tensor.
         listen: Path of a socket where consumers of other processes attach, or None.
         verify: Whether chunks are compared with their digests.
@@ -129,6 +130,7 @@ class Settings:
     """
 
     memory_limit: int
+    arena_bytes_max: int | None = None
     consumers: int = 1
     listen: str | None = None
     verify: bool = True

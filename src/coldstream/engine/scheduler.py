@@ -399,6 +399,8 @@ class Scheduler:
         # Again and again: each kind that is launched may make room for the other; see `_admit`.
         while self._launch_all(1, self._local_max, actions, now) + self._launch_all(0, self.pace.target, actions, now):
             pass
+        if self.failed:
+            actions.append(self.failed)
         return actions
 
     def _launch_all(self, here: int, most: int, actions: list[Action], now: float) -> int:
@@ -460,12 +462,18 @@ class Scheduler:
     def _place(self, extent: int, now: float) -> bool:
         """Gives memory to an extent; grows the arena if nothing else helps."""
         while not self._extents.place(extent):
+            if self.failed:
+                return False
             if self._drop_store():
                 continue
             if not self._may_grow(now):
                 return False
             # By more than this extent, or the load would go on one by one.
-            self.counts.grown_bytes += self.arena.grow(max(self._sizes[extent], WINDOW_BYTES))
+            grown = self.arena.grow(max(self._sizes[extent], WINDOW_BYTES))
+            if not grown:
+                self.failed = Fail("memory", None, "the tensors that are kept fill all the memory that may be mapped")
+                return False
+            self.counts.grown_bytes += grown
         return True
 
     def _may_grow(self, now: float) -> bool:

@@ -182,8 +182,7 @@ class Streamer:
         self._versions = [0] * len(self._sources)
         self._catalog, self._catalog_bytes = catalog, os.fstat(catalog).st_size
         self._chunks, extents, wanted = lay_out(files, store=settings.cache is not None)
-        # Sparse: what is never touched costs nothing, and no consumer ever has to map it anew.
-        self._mapped = max(PAGE_BYTES, 4 * sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents))
+        self._mapped = arena_bytes(extents, store=settings.cache is not None, most=settings.arena_bytes_max)
         os.ftruncate(self._arena, self._mapped)
         for worker in self._workers:
             self._introduce(worker)
@@ -194,7 +193,7 @@ class Streamer:
         self._scheduler = Scheduler(
             self._chunks,
             extents,
-            arena=Arena(settings.memory_limit),
+            arena=Arena(settings.memory_limit, mapped_bytes=self._mapped),
             pace=Pace(first=CONNECTIONS_FIRST, limit=self._connections),
             consumers=settings.consumers,
             local_max=min(self._connections, READS_PER_WORKER * len(self._workers)),
@@ -650,6 +649,22 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
             extents.append(position)
         before += len(file.segments)
     return chunks, extents, wanted
+
+
+def arena_bytes(extents: Sequence[int], *, store: bool, most: int | None) -> int:
+    """How much address space the arena takes. Pure.
+
+    It is sparse: what is never touched costs nothing, and no consumer ever has to map it anew. However it is used, each
+    extent touches no more than its own size, and once more when it is fetched again for the local copy.
+
+    Args:
+        extents: Their sizes.
+        store: Whether the local copy is written.
+        most: What limits allow, or None.
+    """
+    once = sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents)
+    whole = max(PAGE_BYTES, once * (2 if store else 1))
+    return whole if most is None else min(whole, max(PAGE_BYTES, most // PAGE_BYTES * PAGE_BYTES))
 
 
 def connections_within(descriptors: int, connections: int) -> int:

@@ -25,6 +25,7 @@ from coldstream.errors import ConfigError, where_raised
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
 _READ_BYTES = 4 << 20
 _LINK_SECONDS = 10.0
+_STACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Worker:
 
     def run(self) -> None:
         """Serves until the streamer closes the control socket."""
+        # The usual 8 MiB would take a limited address space up with as many connections.
+        threading.stack_size(_STACK_BYTES)
         while message := _heard(self._control):
             letter, rest = message[:1], message[1:]
             if letter == wire.SOURCE:

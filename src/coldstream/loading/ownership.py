@@ -98,6 +98,8 @@ def error_of(failure: dict[str, Any] | None, where: str) -> ColdstreamError:
         return NotFoundError(said, hint="an object went while loading; run: coldstream verify")
     if kind == "credentials":
         return CredentialsError(said, hint="the link expired or the key lost its permission; load it again")
+    if kind == "memory":
+        return ColdstreamError(f"{where}: {said}", hint="let go of tensors sooner, or raise the limit: see ulimit -a")
     if kind == "limit":
         return ColdstreamError(said, hint=failure.get("hint"))
     if kind == "usage":

@@ -10,15 +10,16 @@ from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.engine.job import FileJob, Segment
 from coldstream.engine.job import Settings as EngineSettings
 from coldstream.env import Settings
-from coldstream.errors import DiskError, UnavailableError
+from coldstream.errors import ColdstreamError, DiskError, UnavailableError
 from coldstream.header import Header, parse_header
+from coldstream.limits import mapping_limit
 from coldstream.loading.options import Options
 from coldstream.machine import available_bytes
 from coldstream.origin import Checkpoint, Origin, Shard, open_origin
 from coldstream.paths import is_path
 from coldstream.plan import extents as extents_of
 from coldstream.retry import Backoff, Retry
-from coldstream.units import GIB, MIB
+from coldstream.units import GIB, MIB, format_bytes
 from coldstream.uri import Uri
 
 # How long a start waits for a bucket that does not answer when the whole model lies in the local cache.
@@ -89,9 +90,18 @@ class Prepared:
     def engine_settings(
         self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
     ) -> EngineSettings:
-        """How the engine is to go about it."""
+        """How the engine is to go about it.
+
+        Raises:
+            ColdstreamError: A limit of this process leaves too little memory.
+        """
+        memory_limit, limit = self._memory_limit(options), mapping_limit()
+        if limit is not None:
+            self._check_room(options, *limit)
+            memory_limit = min(memory_limit, limit[0])
         return EngineSettings(
-            memory_limit=self._memory_limit(options),
+            memory_limit=memory_limit,
+            arena_bytes_max=None if limit is None else limit[0],
             consumers=consumers,
             listen=listen,
             verify=options.verify,
@@ -107,6 +117,18 @@ class Prepared:
         """Lets go of the local copy."""
         if self.copy is not None:
             self.copy.close()
+
+    def _check_room(self, options: Options, room: int, limit: str) -> None:
+        largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
+        # A loop holds one tensor while it asks for the next.
+        what, needed = "two of the largest tensors take", min(2 * largest, self.bytes)
+        if options.keep_all:
+            what, needed = "all tensors take", self.bytes
+        if needed > room:
+            raise ColdstreamError(
+                f"{what} {format_bytes(needed)}, and {limit} leaves {format_bytes(room)}",
+                hint="raise it, or take it off: ulimit -a shows all limits",
+            )
 
     def _memory_limit(self, options: Options) -> int:
         if options.memory_limit is not None:

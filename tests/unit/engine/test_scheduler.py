@@ -11,6 +11,7 @@ from coldstream.engine.arena import Arena
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, WINDOW_BYTES, Scheduler
 from coldstream.engine.slow import Flight, Speeds
+from coldstream.engine.streamer import arena_bytes
 from coldstream.engine.trouble import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, Trouble
 
 PAGE = 4096
@@ -22,6 +23,7 @@ def scheduler(
     here: int = 0,
     connections: int = 4,
     limit: int = 1 << 40,
+    mapped: int | None = None,
     consumers: int = 1,
     store: bool = False,
     in_order: bool = False,
@@ -30,7 +32,7 @@ def scheduler(
     return Scheduler(
         [Chunk(0, 0, number, number, 0, size, here=number < here) for number, size in enumerate(sizes)],
         sizes,
-        arena=Arena(limit),
+        arena=Arena(limit, mapped_bytes=mapped),
         pace=Pace(first=connections, limit=connections),
         consumers=consumers,
         local_max=2,
@@ -221,6 +223,34 @@ def test_a_rest_is_woken_from() -> None:
     assert due is not None
     assert 0.1 <= due <= 0.3
     assert found.tick(due) == [Fetch(0, 0, 0, 0, False)]
+
+
+def test_beyond_what_is_mapped_it_fails_instead_of_growing() -> None:
+    """Where the address space is limited, a consumer that keeps everything must not wait for ever."""
+    found = scheduler([PAGE] * 4, limit=PAGE, mapped=2 * PAGE)
+    found.attached(0, 0.0)
+    found.tick(0.0)
+    found.done(0, 1.0)
+    assert found.waiting(0, 1, 2.0)[:1] == [Fetch(0, 1, PAGE, 0, False)], "as far as is mapped it grows"
+    found.done(0, 3.0)
+    failure = Fail("memory", None, "the tensors that are kept fill all the memory that may be mapped")
+    assert found.waiting(0, 2, 4.0) == [failure]
+    assert found.failed == failure
+    assert found.tick(5.0) == []
+
+
+@pytest.mark.parametrize(
+    ("store", "most", "size"),
+    [
+        (False, None, 3 * PAGE),
+        (True, None, 6 * PAGE),
+        (True, 5 * PAGE + 1, 5 * PAGE),
+        (False, 100 * PAGE, 3 * PAGE),
+        (True, 0, PAGE),
+    ],
+)
+def test_the_arena_takes_no_more_address_space_than_it_can_use(store: bool, most: int | None, size: int) -> None:
+    assert arena_bytes([PAGE + 1, 5], store=store, most=most) == size
 
 
 def test_rests_grow_and_are_bounded() -> None:
