@@ -71,15 +71,23 @@ def test_standard_streams(command: Command, line: str, code: int, out: str, err:
 
 
 @pytest.mark.parametrize(
-    ("limit", "message"),
+    ("line", "message"),
     [
-        ("-n 9", r"cannot \w+.*: the limit on open files \(ulimit -n: 9\) is reached"),
-        ("-f 1", r"two of the largest tensors take 21.5 MB, and the limit on file size \(ulimit -f: .*B\) leaves .*B"),
+        (
+            "ulimit -n 9; coldstream load org/large",
+            r"cannot \w+.*: the limit on open files \(ulimit -n: 9\) is reached",
+        ),
+        (
+            "ulimit -f 1; coldstream load org/large",
+            r"two of the largest tensors take 21.5 MB, and the limit on file size \(ulimit -f: .*B\) leaves .*B",
+        ),
+        ("ulimit -f 1; coldstream download org/large out", r"out/model.*: cannot write: the limit on file size"),
+        ("ulimit -f 1; coldstream upload ./store/org/large --as a/b", r"a/b/.*: cannot write: the limit on file size"),
     ],
 )
-def test_a_limit_is_named(command: Command, limit: str, message: str) -> None:
+def test_a_limit_is_named(command: Command, line: str, message: str) -> None:
     write_model(command.cwd / "store/org/large", sharded_checkpoint(shards=1, layers=1, rows=2048, columns=1024))
-    done = shell(command, f"ulimit {limit}; coldstream load org/large --no-cache")
+    done = shell(command, f"{line} --quiet")
     assert done.returncode == 1, done.stdout
     error, hint = done.stderr.splitlines()
     assert re.search(message, error)

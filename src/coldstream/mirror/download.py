@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coldstream.atomic import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
+from coldstream.limits import limit_error
 from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
@@ -217,6 +218,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        if limit := limit_error(exc, "write"):
+            raise DiskError(f"{path}: {limit}", hint=limit.hint) from exc
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
         hint = "free some space and run the same command again; it keeps what is complete" if full else None
         raise DiskError(f"{path}: {exc.strerror or exc}", hint=hint) from exc

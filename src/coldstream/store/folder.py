@@ -27,6 +27,7 @@ from coldstream.errors import (
     NotFoundError,
     UploadNotFoundError,
 )
+from coldstream.limits import limit_error
 from coldstream.retry import Retry
 from coldstream.store.contract import Body, ObjectInfo, Part, PendingUpload
 from coldstream.units import MIB
@@ -285,6 +286,8 @@ class FolderStore:
                 f"{at}: {exc.strerror}", hint="check the folder's owner and mode", target=at
             ) from exc
         except OSError as exc:
+            if limit := limit_error(exc, "write"):
+                raise DiskError(f"{at}: {limit}", hint=limit.hint, target=at) from exc
             full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
             hint = "free some space, or choose another disk" if full else None
             raise DiskError(f"{at}: {exc.strerror or exc}", hint=hint, target=at) from exc
