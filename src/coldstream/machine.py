@@ -27,6 +27,7 @@ from coldstream.limits import address_space_left
 _MEMORY_BYTES = 4 << 30
 # A driver that has to wake its cards takes seconds.
 _NVIDIA_SECONDS = 20.0
+_NODES = Path("/sys/devices/system/node")
 # Python starts, and comes to its first import of ours, in less. An older process was a shell first, which `exec` ended.
 _PYTHON_SECONDS = 2.0
 # Of what /proc/cpuinfo calls flags, those that a compiler makes use of.
@@ -85,14 +86,28 @@ def available_bytes() -> int:
     return min([available, *(limit for limit in limits if limit is not None)])
 
 
-def memory_bytes() -> int | None:
-    """All memory that processes here may have: the machine's, or the control groups' limit; None if unknown."""
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
-    names = ("memory.max", "memory.limit_in_bytes")
-    limits = [read_limit(folder / name) for folder in control_groups("memory") for name in names]
-    return min(
-        [limit for limit in limits if limit is not None] + ([int(match[1]) * 1024] if match else []), default=None
-    )
+def node_memory() -> tuple[int, int] | None:
+    """All bytes, and the available ones, of the memory node of this process's first CPU; None if unknown.
+
+    Both are within the control groups' limits.
+    """
+    text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
+    rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", text or _read(Path("/proc/meminfo")), re.MULTILINE)
+    found = {name: int(amount) * 1024 for name, amount in rows}
+    if "MemTotal" not in found:
+        return None
+    parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+    available = found.get("MemAvailable", sum(found.get(part, 0) for part in parts))
+    names, groups = ("memory.max", "memory.limit_in_bytes"), [*control_groups("memory")]
+    limits = [limit for folder in groups for name in names if (limit := read_limit(folder / name)) is not None]
+    left = left_in_group()
+    return min([found["MemTotal"], *limits]), available if left is None else min(available, left)
+
+
+def _has_first_cpu(node: Path) -> bool:
+    first = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    spans = [part.partition("-") for part in _read(node / "cpulist").strip().split(",") if part]
+    return any(int(start) <= first <= int(stop or start) for start, _, stop in spans)
 
 
 def left_in_group() -> int | None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -130,14 +129,24 @@ def test_what_nvidia_says_of_memory(
     assert machine.gpu_memory() == found
 
 
-def test_all_memory_is_the_machine_s_or_the_group_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup_module, "_PROC", tmp_path / "none")
     monkeypatch.setattr(cgroup_module, "_MOUNT", tmp_path)
-    whole = machine.memory_bytes()
+    monkeypatch.setattr(machine, "_NODES", tmp_path / "node")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {9, 5})
+    whole = machine.node_memory()
     assert whole is not None
-    assert re.search(rf"^MemTotal: +{whole >> 10} kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert f"MemTotal: {whole[0] >> 10} kB" in " ".join(Path("/proc/meminfo").read_text().split())
+    for index, (cpus, free) in enumerate((("0-3", 100), ("4,5-7\n", 200))):
+        node = tmp_path / f"node/node{index}"
+        node.mkdir(parents=True)
+        (node / "cpulist").write_text(cpus)
+        amounts = {"MemTotal": 1000, "MemFree": free, "Active(file)": 20, "Inactive(file)": 3, "SReclaimable": 4}
+        lines = (f"Node {index} {name}: {amount} kB\n" for name, amount in amounts.items())
+        (node / "meminfo").write_text("".join(lines))
+    assert machine.node_memory() == (1000 << 10, 227 << 10)
     limit(tmp_path, memory__max=3000, memory__current=1000)
-    assert machine.memory_bytes() == 3000
+    assert machine.node_memory() == (3000, 2000)
 
 
 def test_what_the_kernel_says_of_rocm(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def memory_shortage(program: Program, arguments: Sequence[str], environ: Mapping
     if program.is_cpu_build:
         if not is_recent or environ.get("VLLM_CPU_KVCACHE_SPACE") or value_of(arguments, "--kv-cache-memory-bytes"):
             return None
-        memory = [("this machine's memory", machine.memory_bytes() or 0, machine.available_bytes())]
+        memory = [("the memory node", *node)] if (node := machine.node_memory()) is not None else []
         remedy = "set VLLM_CPU_KVCACHE_SPACE to the size of the KV cache in GiB"
     else:
         memory = _visible(machine.gpu_memory(), environ)[: _ranks(arguments)]

@@ -147,9 +147,9 @@ def test_memory_for_vllm_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "vLLM on the CPU, which keeps the model" in check.found
     assert check.hint == "a machine with more memory, or end what takes it"
     monkeypatch.setattr(machine, "available_bytes", lambda: size + (256 << 20))
-    monkeypatch.setattr(machine, "memory_bytes", lambda: size + (256 << 20))
+    monkeypatch.setattr(machine, "node_memory", lambda: (size, size))
     assert looked(case, "memory").state == "ok"
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 2 * size + (512 << 20))
+    monkeypatch.setattr(machine, "node_memory", lambda: (size, size * 9 // 10))
     check = looked(case, "memory")
     assert check.state == "warn", "vLLM takes 92% of all"
     assert "vLLM will not start: it asks for" in check.found

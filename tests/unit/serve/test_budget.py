@@ -43,14 +43,13 @@ def test_earlier_versions_ask_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cpu_build_asks_for_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 100 * GB)
-    monkeypatch.setattr(machine, "available_bytes", lambda: 91 * GB)
+    monkeypatch.setattr(machine, "node_memory", lambda: (100 * GB, 91 * GB))
     assert memory_shortage(CPU, (), {}) == (
-        "vLLM will not start: it asks for 92.0 GB of this machine's memory (92%), and 91.0 GB is free",
+        "vLLM will not start: it asks for 92.0 GB of the memory node (92%), and 91.0 GB is free",
         "set VLLM_CPU_KVCACHE_SPACE to the size of the KV cache in GiB",
     )
     assert memory_shortage(CPU, (), {"VLLM_CPU_KVCACHE_SPACE": "4"}) is None
     assert memory_shortage(CPU, ("--kv-cache-memory-bytes", "4G"), {}) is None
     assert memory_shortage(CPU, ("--gpu-memory-utilization", "0.9"), {}) is None
-    monkeypatch.setattr(machine, "memory_bytes", lambda: None)
+    monkeypatch.setattr(machine, "node_memory", lambda: None)
     assert memory_shortage(CPU, (), {}) is None
