@@ -31,10 +31,11 @@ from coldstream.cache import Cache, CachedFile, Copy, Entry, Writer, configured
 from coldstream.cache import disk as disk_module
 from coldstream.cache import room as room_module
 from coldstream.cache import writer as writer_module
-from coldstream.cache.disk import make_folders, open_private
+from coldstream.cache.disk import make_folders, open_private, temporary_root
 from coldstream.cache.records import RECORD, Plan, parse_plan
 from coldstream.cli.cache import Age, command
 from coldstream.cli.session import State
+from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ColdstreamError, ConfigError, DiskError, IntegrityError, NotFoundError, UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -818,6 +819,23 @@ def test_a_user_without_a_home_has_a_cache_among_the_temporary_files(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     tmp_path.chmod(0o1777)
     assert configured(None, None).root == tmp_path / f"coldstream-{os.geteuid()}"
+
+
+def test_without_temporary_files_there_is_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only root without an emptyDir at /tmp."""
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(disk_module, "_SHARED_MEMORY", tmp_path)
+    tmp_path.chmod(0o1777)
+    folder = SocketFolder()
+    try:
+        assert Path(folder.path).parent == tmp_path
+        assert temporary_root() == tmp_path / f"coldstream-{os.geteuid()}"
+    finally:
+        folder.close()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])

@@ -25,6 +25,7 @@ from coldstream.limits import limit_error
 # The root's lock is held for milliseconds; a holder that was stopped must not stop loads.
 ROOT_LOCK_SECONDS = 10.0
 TRASH_PREFIX = ".trash-"
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # who puts something there checks what is there
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -68,11 +69,11 @@ def private_root(root: Path) -> Path:
 
 
 def temporary_folder() -> Path:
-    """The system's folder of temporary files."""
+    """The system's folder of temporary files; shared memory where none can be written to, as on a read-only root."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
-        return Path("/tmp")  # noqa: S108  # whoever writes there is told that it cannot be done
+        return _SHARED_MEMORY
 
 
 def temporary_root() -> Path:

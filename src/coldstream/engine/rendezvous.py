@@ -10,6 +10,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from coldstream.cache.disk import temporary_folder
+
 _PREFIX = "coldstream-sockets-"
 
 
@@ -22,9 +24,10 @@ class SocketFolder:
 
     def __init__(self) -> None:
         """Makes it, and removes those that killed processes of this user have left."""
-        remove_abandoned(Path(tempfile.gettempdir()))
+        folder = temporary_folder()
+        remove_abandoned(folder)
         while True:
-            self.path = tempfile.mkdtemp(prefix=_PREFIX)  # mode 0700
+            self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=folder)  # mode 0700
             # Another process may take it for an abandoned one before it is locked.
             with suppress(FileNotFoundError):
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
