@@ -18,7 +18,7 @@ from typing import Any
 from coldstream import machine
 from coldstream.bundle import WarmStart
 from coldstream.cache import cache_of
-from coldstream.cache.disk import make_folders, temporary_root
+from coldstream.cache.disk import checked_root, make_folders, temporary_root
 from coldstream.env import Settings
 from coldstream.errors import (
     ColdstreamError,
@@ -287,7 +287,9 @@ def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]
             raise UsageError("--loader default takes a model of the configured bucket, or a folder")
         return str(snapshot_of(Path(os.path.abspath(os.path.expanduser(request.uri.full)))))
     name = request.uri.full
-    folder = cache_of(settings).root / "downloads" / checked_name(split_revision(name)[0])
+    root = cache_of(settings).root
+    checked_root(root, create=True)
+    folder = root / "downloads" / checked_name(split_revision(name)[0])
     say(f"downloading {name} to {folder}")
     store, on_progress = open_store(settings), request.options.on_progress
     total = mirror.stored_bytes(store, name) if on_progress else 0
