@@ -40,6 +40,26 @@ def test_of_two_runs_that_complete_one_upload_neither_stores_half(
     assert first.get(KEY)[0] == b"".join(bodies)
 
 
+def test_who_comes_while_another_run_completes_an_upload_finds_it_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    upload = store.create_upload(KEY)
+    for number in (1, 2):
+        store.put_part(KEY, upload, number, bytes(number))
+    parts = store.parts(KEY, upload)
+    copy = shutil.copyfileobj
+
+    def overtaken(*arguments: Any) -> None:
+        with pytest.raises(UploadNotFoundError, match="another run completes"):
+            FolderStore(tmp_path).complete_upload(KEY, upload, parts)
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", overtaken)
+    store.complete_upload(KEY, upload, parts)
+    assert store.get(KEY)[0] == bytes(3)
+
+
 def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
     victim = tmp_path / "victim"

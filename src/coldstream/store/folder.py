@@ -180,6 +180,8 @@ class FolderStore:
         folder = self._upload(key, upload_id)
         paths = [folder / f"{part.number:05d}-{part.etag}" for part in parts]
         with self._translated(key):
+            if paths and not paths[0].exists() and any(folder.glob("*.whole")):
+                raise UploadNotFoundError(f"{self._at(key)}: another run completes the upload")
             if not paths or not all(path.exists() for path in paths):
                 raise ConflictError(f"{self._at(key)}: a part is missing or is another one")
             # Another run of the same upload may complete it too: only one of them gets the first part.
