@@ -177,6 +177,18 @@ def test_weights_on_another_branch_are_pointed_to(quick: Command, hub: FakeHub) 
     assert quick.states() == {REPO: "ready"}
 
 
+def test_what_the_hub_has_in_place_of_a_file_is_refused_by_name(quick: Command, hub: FakeHub) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4976698672\n".encode()
+    hub.add_repo(REPO, sharded_model() | {"tokenizer.json": pointer, "a\\b.json": b"{}"})
+    _, err = quick.run("upload", REPO, code=2)
+    assert "holds a backslash" in err
+    _, err = quick.run("upload", REPO, "--exclude", "a*b.json", code=13)
+    assert "tokenizer.json is a Git LFS pointer" in err
+    hub.add_repo("org/pointers", {"model.safetensors": pointer, "config.json": b"{}"})
+    _, err = quick.run("load", "hf://org/pointers", code=13)
+    assert "model.safetensors is a Git LFS pointer" in err
+
+
 def test_a_disabled_repository_is_no_question_of_the_token(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, sharded_model(), disabled=True)
     for verb, name in (("upload", REPO), ("load", f"hf://{REPO}")):
