@@ -155,8 +155,7 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     Returns:
         What to tell the user.
     """
-    import os
-    import tempfile
+    from coldstream.atomic import write_atomically
 
     values = {name: settings.get(*twins) for name, twins in _TWINS.items()}
     ours = {name: value for name, value in values.items() if value}
@@ -170,10 +169,7 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
     new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
     assert all(name in VARIABLES for name in ours)
-    descriptor, temporary = tempfile.mkstemp(prefix=".env-", dir=path.absolute().parent)  # mode 0600
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join([*kept, *new]) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
     notes = [f"wrote {', '.join(ours)} to {path}, readable by you alone; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"
