@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from coldstream.errors import IntegrityError, UsageError
+from coldstream.header import has_too_many_values
 from coldstream.paths import MANIFEST_NAME, is_hidden
 from coldstream.units import format_bytes
 
@@ -278,6 +279,8 @@ def indexed(index: bytes, *, name: str = INDEX_NAME) -> frozenset[str]:
     Raises:
         IntegrityError: It is malformed.
     """
+    if has_too_many_values(index):
+        raise IntegrityError(f"{name} is malformed: its {len(index)} bytes hold more values than any index has")
     try:
         names = frozenset(json.loads(index)["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

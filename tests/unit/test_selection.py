@@ -89,6 +89,12 @@ def test_a_malformed_index_is_refused(index: bytes) -> None:
         chosen(LLAMA, index=index)
 
 
+def test_an_index_that_would_take_gigabytes_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coldstream.selection.json", None)
+    with pytest.raises(IntegrityError, match="more values"):
+        chosen(LLAMA, index=b'{"weight_map":[' + b"{}," * 4_000_001 + b"{}]}")
+
+
 def test_the_weights_that_a_load_reads() -> None:
     assert weights([*LLAMA, "stray.safetensors", "sub/x.safetensors"], index=INDEX) == (
         "a-1.safetensors",
