@@ -259,6 +259,33 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
         raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
 
 
+def entries_below(files: Iterable[FileEntry], folder: str, *, model: str) -> tuple[FileEntry, ...]:
+    """The files in a folder of a model, as those of a model of its own.
+
+    Args:
+        files: Of the model.
+        folder: Relative to the model.
+        model: The model's own folder, relative to the root of the store.
+    """
+    prefix = f"{folder}/"
+
+    def moved(stored: StoredObject) -> StoredObject:
+        key = stored.key
+        outside = key if key.startswith("/") else f"/{model}/{key}"
+        return msgspec.structs.replace(stored, key=key.removeprefix(prefix) if key.startswith(prefix) else outside)
+
+    return tuple(
+        msgspec.structs.replace(
+            entry,
+            path=entry.path.removeprefix(prefix),
+            objects=tuple(map(moved, entry.objects)),
+            plain=moved(entry.plain) if entry.plain else None,
+        )
+        for entry in files
+        if entry.path.startswith(prefix)
+    )
+
+
 def digest_of(data: bytes) -> str:
     """The digest that `serialize` put at the end of `data`: "sha256:…". It names this version of the model."""
     return data.rpartition(_DIGEST_KEY)[2].partition(b'"')[0].decode()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from coldstream.errors import NotFoundError
-from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision
+from coldstream.errors import CredentialsError, NotFoundError
+from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision, entries_below
 from coldstream.mirror.naming import missing_model
 from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.mirror.records import read_record
@@ -103,16 +104,33 @@ def open_model(store: Store, name: str) -> StoredModel:
         if not info.key.endswith("/")
     }
     listing.pop(MANIFEST_NAME, None)
-    if found is None and not looks_like_model(listing):
+    component = component_record(store, name) if found is None and listing else None
+    if found is None and component is None and not looks_like_model(listing):
         below = sorted({key.split("/")[0] for key in listing})
         if not below:
             raise missing_model(store, name)
         hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
-    record = found[0] if found else None
+    record = found[0] if found else component
     check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
     return StoredModel(name=name, record=record, listing=listing, pool=pool)
+
+
+def component_record(store: Store, name: str) -> Manifest | None:
+    """The manifest of the complete model that a folder without one is a part of, with the files of this folder alone.
+
+    None where there is none, or where it may not be read.
+    """
+    segments = name.split("/")
+    for depth in range(len(segments) - 1, 0, -1):
+        outer = "/".join(segments[:depth])
+        with suppress(CredentialsError):
+            if found := read_record(store, outer):
+                record, folder = found[0], name.removeprefix(f"{outer}/")
+                files = entries_below(record.files, folder, model=record.name)
+                return msgspec.structs.replace(record, files=files) if isinstance(record, Manifest) and files else None
+    return None
 
 
 def stored_bytes(store: Store, name: str, *, copies: bool = False) -> int:

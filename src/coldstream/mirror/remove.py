@@ -5,12 +5,13 @@ Its segments go last, and only those that no other model has: see `pool`.
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 
-from coldstream.errors import ManifestError
+from coldstream.errors import ManifestError, UsageError
 from coldstream.mirror.pool import plan_sweep, root_of, segment_keys, sweep
-from coldstream.mirror.reading import open_model
+from coldstream.mirror.reading import component_record, open_model
 from coldstream.mirror.records import record_key
 from coldstream.paths import checked_name, split_revision
 from coldstream.store import PendingUpload, Store
@@ -46,6 +47,7 @@ def plan_removal(store: Store, name: str) -> Removal:
 
     Raises:
         NotFoundError: There is no such model.
+        UsageError: It is a part of another one.
     """
     full, (name, revision) = name, split_revision(name)
     checked_name(name)
@@ -58,6 +60,11 @@ def plan_removal(store: Store, name: str) -> Removal:
     own = record_key(name)
     found = list(store.list(f"{name}/"))
     keys = sorted((info.key for info in found), key=lambda key: (key != own, key))
+    if own not in keys and (outer := component_record(store, name)):
+        raise UsageError(
+            f"{name} is a part of the model {outer.name}, which would be damaged",
+            hint=f"remove all of it: coldstream remove {shlex.quote(outer.name)}",
+        )
     return Removal(
         name=name,
         keys=tuple(keys),

@@ -41,20 +41,9 @@ class Record:
             folder: Relative to the model.
             model: The model's own folder, relative to the store.
         """
-        from msgspec.structs import replace
+        from coldstream.manifest import entries_below
 
-        def moved(stored: StoredObject) -> StoredObject:
-            key = stored.key
-            if key.startswith(prefix):
-                return replace(stored, key=key.removeprefix(prefix))
-            return stored if key.startswith("/") else replace(stored, key=f"/{model}/{key}")
-
-        prefix = f"{folder}/"
-        entries = {}
-        for entry in self.entries.values():
-            if entry.path.startswith(prefix):
-                path = entry.path.removeprefix(prefix)
-                entries[path] = replace(entry, path=path, objects=tuple(map(moved, entry.objects)))
+        entries = {entry.path: entry for entry in entries_below(self.entries.values(), folder, model=model)}
         # The same files may be a part of several models.
         version = hashlib.sha256(f"{self.version}/{folder}".encode()).hexdigest()
         return Record(version, entries, is_whole=False) if entries else None
