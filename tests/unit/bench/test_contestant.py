@@ -15,8 +15,10 @@ from coldstream.engine.job import Segment
 from coldstream.env import load_settings
 from coldstream.errors import UsageError
 from coldstream.origin import Shard
+from coldstream.serve.program import find_program
 from coldstream.tune.model import Model
 from coldstream.uri import Uri
+from tests.servers.fake_vllm import fake_vllm
 
 SECRET = "a-secret-that-is-long"
 SETTINGS = load_settings(
@@ -146,6 +148,19 @@ def test_who_is_missing_is_skipped_with_what_installs_it(tmp_path: Path) -> None
     assert isinstance(found, Skipped)
     assert found.reason == "runai-model-streamer is not installed"
     assert found.hint == "run: pip install 'runai-model-streamer[s3]'"
+
+
+def test_a_url_with_a_token_is_on_no_command_line(tmp_path: Path) -> None:
+    web = replace(TARGET, kind="http", uri=Uri("https://cdn.example.com/m?token=marker"))
+    vllm = find_program(str(fake_vllm(tmp_path / "env")))
+    maker_of_web = maker(tmp_path, target=web)
+    for one in (maker_of_web.make(kind("coldstream")), maker_of_web.start(kind("coldstream"), vllm, ["--port", "1"])):
+        assert isinstance(one, Contestant)
+        assert "marker" in one.environ["BENCH_OPTIONS"]
+        assert "marker" not in " ".join(one.command) + repr(one)
+    options = json.loads(one.environ["BENCH_OPTIONS"])
+    assert "marker" not in " ".join(options["command"])
+    assert options["arguments"][:2] == ["serve", "https://cdn.example.com/m?token=marker"]
 
 
 def test_who_cannot_read_it_is_skipped(tmp_path: Path) -> None:
