@@ -33,7 +33,7 @@ STORE = {
     "download": ("download", "org/model", "OUT"),
     "remove": ("remove", "org/model", "--yes"),
     "load": ("load", "org/model"),
-    "serve": ("serve", "org/model", "--vllm", "VLLM", "--", "--host", "127.0.0.1"),
+    "serve": ("serve", "org/model", "--vllm", "VLLM", "--", "--uds", "vllm.sock"),
     "doctor": ("doctor", "org/model"),
     "bundle list": ("bundle", "list"),
     "bundle show": ("bundle", "show", "org/model"),

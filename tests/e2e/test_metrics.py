@@ -283,10 +283,23 @@ def test_a_start_that_fails(command: Command, tmp_path: Path) -> None:
     command.run("upload", str(tmp_path / "m"), "--as", NAME)
     vllm = fake_vllm(tmp_path / "env")
     vllm.write_text("#!/bin/sh\nexit 3\n")
-    command.process("serve", NAME, "--vllm", str(vllm), "--metrics-file", str(file), code=3)
+    command.process(
+        "serve", NAME, "--vllm", str(vllm), "--metrics-file", str(file), "--", "--port", str(free_port()), code=3
+    )
     assert read(file, "coldstream_starts_total", model=NAME, outcome="failed") == 1
     assert read(file, "coldstream_start_failures_total", phase="api import") == 1
-    command.run("serve", "org/other", "--vllm", str(vllm), "--metrics-file", str(file), code=10)
+    command.run(
+        "serve",
+        "org/other",
+        "--vllm",
+        str(vllm),
+        "--metrics-file",
+        str(file),
+        "--",
+        "--port",
+        str(free_port()),
+        code=10,
+    )
     assert read(file, "coldstream_starts_total", model="org/other", outcome="failed") == 1
     assert read(file, "coldstream_start_failures_total", phase="resolve") == 1
     assert read(file, "coldstream_load_failures_total", kind="not-found") == 1

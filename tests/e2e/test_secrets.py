@@ -92,7 +92,7 @@ def test_a_url_with_a_token_is_served_and_its_token_stays_with_us(
             rest, err = process.communicate(timeout=60)
         assert process.returncode in {0, 128 + signal.SIGTERM}, err
         assert f"READ {size} of {server.url}/org/m\n" in out
-        command.process("serve", f"{server.url}/org/m?token=not-{TOKEN}", "--vllm", arguments[2], code=12)
+        command.process("serve", f"{server.url}/org/m?token=not-{TOKEN}", "--vllm", arguments[2], "--", *flags, code=12)
     assert TOKEN not in out + rest + err
     assert not written(tmp_path, TOKEN)
 
@@ -171,7 +171,7 @@ def test_no_child_inherits_a_credential_that_it_does_not_need(bucket: Command, t
         "load": ("load", "org/m", "--no-cache"),
         "tune": ("tune", "org/m", "--measure"),
         "doctor": ("doctor", "org/m", *vllm),
-        "serve": ("serve", "org/m", *vllm, "--pass-env", "HF_TOKEN"),
+        "serve": ("serve", "org/m", *vllm, "--pass-env", "HF_TOKEN", "--", "--port", str(free_port())),
         "shard": ("shard", "org/m", "--tp", "1", *vllm),
     }
     with bucket.start(*arguments[verb]) as process, watched_children(process.pid, files) as seen:

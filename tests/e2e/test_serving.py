@@ -19,6 +19,7 @@ from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, Un
 from coldstream.folder import model_folder, read_note
 from coldstream.loading import Options
 from coldstream.metrics.registry import Metrics
+from coldstream.serve.endpoint import free_port
 from coldstream.vllm.service import FIRST, LoadService, ask
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -264,17 +265,16 @@ def test_what_vllm_cannot_serve_is_found_before_it_starts(
     command = Command(None, "", cwd=tmp_path)
     command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
     weights = {"model.safetensors": next(content for path, content in files.items() if path.endswith(".safetensors"))}
-    arguments = ("serve", "--vllm", program, "--loader", loader)
-    out, err = command.process(*arguments, str(write_model(tmp_path / "bare", weights)), code=2)
+    arguments, port = ("serve", "--vllm", program, "--loader", loader), ("--", "--port", str(free_port()))
+    out, err = command.process(*arguments, str(write_model(tmp_path / "bare", weights)), *port, code=2)
     assert "bare has no config.json" in err
     assert not out
     for config, base in ((b'{"base_model_name_or_path": "org/base"}', "org/base"), (b"[]", "BASE_MODEL")):
         adapter = {**weights, "adapter_config.json": config}
-        _, err = command.process(*arguments, str(write_model(tmp_path / "adapter", adapter)), code=2)
+        _, err = command.process(*arguments, str(write_model(tmp_path / "adapter", adapter)), *port, code=2)
         assert "adapter is an adapter" in err
         assert f"hint:  coldstream serve {base} -- --enable-lora --lora-modules" in err
-    elsewhere = ("--", "--hf-config-path", "org/base")
-    command.process(*arguments, str(tmp_path / "bare"), *elsewhere, code=3)
+    command.process(*arguments, str(tmp_path / "bare"), *port, "--hf-config-path", "org/base", code=3)
 
 
 @pytest.mark.parametrize("flag", ["--tensor-parallel-size", "-tp"])
@@ -293,7 +293,7 @@ def test_the_child_s_exit_code_and_words_pass_through(
     command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
     command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
     command.run("upload", str(write_model(tmp_path / "model", files)), "--as", "org/model")
-    out, _ = command.process("serve", "org/model", "--vllm", program, code=3)
+    out, _ = command.process("serve", "org/model", "--vllm", program, "--", "--port", str(free_port()), code=3)
     assert "given: serve" in out
     assert "loads keys: \n" in out, "it knows where to ask, and has no key"
 
@@ -309,8 +309,10 @@ def test_the_hub_stands_in_for_a_bucket_that_fails(files: dict[str, bytes], prog
             "COLDSTREAM_RETRY_SECONDS": "1",
         }
         (tmp_path / "nothing").mkdir()
-        _, err = command.process("serve", "org/model", "--vllm", program, code=10)
+        _, err = command.process("serve", "org/model", "--vllm", program, "--", "--port", str(free_port()), code=10)
         assert "error:" in err
-        out, err = command.process("serve", "org/model", "--vllm", program, "--fallback", "hf", code=3)
+        out, err = command.process(
+            "serve", "org/model", "--vllm", program, "--fallback", "hf", "--", "--port", str(free_port()), code=3
+        )
     assert "streaming from Hugging Face instead" in err
     assert "--served-model-name org/model" in out

@@ -144,7 +144,7 @@ def test_a_start_that_fails_is_recorded(model: Command) -> None:
     lines = "\n".join(f'echo "{line}"' for line in fake_lines(until="Initializing model took"))
     for end, code in (("exit 3", 3), ("kill -KILL $$", 137)):
         vllm.write_text(f"#!/bin/sh\n{lines}\n{end}\n")
-        _, err = model.process("serve", "org/m", "--vllm", str(vllm), "--loader", "coldstream", code=code)
+        _, err = model.process("serve", "org/m", "--vllm", str(vllm), "--", "--port", str(free_port()), code=code)
         how = "ended by SIGKILL" if code == 137 else f"exit code {code}"
         *_, said, last = err.splitlines()
         assert last == "error: vLLM did not start; " + (
@@ -171,7 +171,7 @@ def test_a_start_that_fails_is_recorded(model: Command) -> None:
 def test_a_start_that_is_ended_by_the_user_is_recorded_as_such(model: Command) -> None:
     vllm = model.cwd / "env/bin/vllm"
     vllm.write_text("#!/bin/sh\necho at work\nexec sleep 60\n")
-    process = model.start("serve", "org/m", "--vllm", str(vllm))
+    process = model.start("serve", "org/m", "--vllm", str(vllm), "--", "--port", str(free_port()))
     assert process.stdout is not None
     with process:
         assert process.stdout.readline() == "at work\n"
@@ -262,7 +262,7 @@ def test_a_port_that_is_taken_is_no_start(model: Command) -> None:
 def test_vllm_s_help_is_no_failed_start(model: Command) -> None:
     vllm = model.cwd / "env/bin/vllm"
     vllm.write_text("#!/bin/sh\nexit 0\n")
-    model.process("serve", "org/m", "--vllm", str(vllm))
+    model.process("serve", "org/m", "--vllm", str(vllm), "--", "--port", str(free_port()))
     model.run("timeline", code=10)
 
 
