@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+import coldstream
 from coldstream.env import load_settings
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading import Load, Options
@@ -91,3 +93,11 @@ def test_a_url_where_a_name_is_due_is_not_repeated_with_its_token() -> None:
     with pytest.raises(UsageError, match=r"h\.example/org/m' is not a model's name") as caught:
         checked_name("https://h.example/org/m?token=marker")
     assert "marker" not in caught.value.message
+
+
+def test_no_record_prints_a_secret_that_it_holds() -> None:
+    package = Path(coldstream.__file__).parent
+    record = re.compile(r"^    (?:secret|secret_key|api_key|token|password): [^,\n]*$", re.MULTILINE)
+    fields = [line for path in package.rglob("*.py") for line in record.findall(path.read_text())]
+    assert fields
+    assert [line for line in fields if "repr=False" not in line] == []

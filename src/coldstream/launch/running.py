@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -162,7 +162,7 @@ class _Run:
     sky: Sky
     record: Launch
     telling: Telling
-    api_key: str
+    api_key: str = field(repr=False)
 
     def through(self, arguments: tuple[str, ...], launches: Launches, *, limit: float | None) -> Launched:
         """To the end, or to the end of SkyPilot's command when `limit`, in seconds, is None."""
