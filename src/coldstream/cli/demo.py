@@ -173,7 +173,11 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
         options=Options(settings=settings, metrics=False, on_progress=status.on_progress),
         program=vllm,
         bundle="off",
-        environment={**demo.SERVE_ENVIRONMENT, "VLLM_CACHE_ROOT": str(folder / "vllm")},
+        environment={
+            **demo.SERVE_ENVIRONMENT,
+            "VLLM_CACHE_ROOT": str(folder / "vllm"),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        },
     )
     started_as: list[Timeline] = []
     trouble: list[ColdstreamError] = []
