@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,14 +99,19 @@ def write_atomically(
 def write_output(path: Path, data: bytes) -> None:
     """Writes a file that the user named: a link is followed, and a device or a pipe is written to as it is.
 
+    A file that is replaced keeps its mode.
+
     Raises:
         OSError: As the system says.
     """
-    path = path.resolve()
+    # Looked at before it is resolved: /dev/stdout leads to a pipe, which has no path.
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    path = path.resolve()
     with StagedFile(path, mode=0o666) as staged:
+        with suppress(FileNotFoundError):
+            os.fchmod(staged.descriptor, stat.S_IMODE(path.stat().st_mode))
         write_all(staged.descriptor, data)
         staged.install()
 

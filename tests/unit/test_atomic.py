@@ -76,6 +76,25 @@ def test_an_output_follows_a_link_and_is_written_into_a_pipe(tmp_path: Path) -> 
     assert read == [b"page"]
 
 
+def test_an_output_keeps_the_mode_of_the_file_that_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "private.html"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    write_output(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_output_goes_through_a_name_of_an_open_pipe() -> None:
+    reading, writing = os.pipe()
+    try:
+        write_output(Path(f"/dev/fd/{writing}"), b"page")
+        assert os.read(reading, 100) == b"page"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_the_second_waits_until_the_first_lets_go(tmp_path: Path) -> None:
     def interrupt() -> None:
         raise InterruptedError
