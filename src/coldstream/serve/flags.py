@@ -70,7 +70,7 @@ def _flags_in(path: str) -> Iterator[str]:
             settings = yaml.safe_load(file)
     except OSError as exc:
         raise UsageError(f"vLLM's --config {path} cannot be read: {exc.strerror}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: bytes that are not UTF-8, a 13th month
         # What the parser says may quote a line, and with it a key.
         mark = getattr(exc, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

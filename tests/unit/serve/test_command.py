@@ -85,6 +85,7 @@ def test_vllm_s_configuration_file_counts_and_the_command_line_wins(tmp_path: Pa
     [
         (None, "cannot be read"),
         ("api-key: [sesame", r"not valid YAML, line 1$"),
+        ("served-model-name: 2026-13-01", "not valid YAML$"),
         ("", "must hold"),
         ("\0", "not valid"),
     ],
