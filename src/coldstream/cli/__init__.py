@@ -20,7 +20,6 @@ from coldstream.cli.refusals import refusal_of
 from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json, error_document, show_traceback
 from coldstream.cli.streams import OutputGoneError, guard_streams
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
-from coldstream.uri import without_secrets
 
 VERBS = (
     "setup",
@@ -136,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _crashed(exc: Exception, state: State) -> int:
     show_traceback(exc)
-    message = without_secrets(f"internal error: {type(exc).__name__}: {exc}")
+    message = f"internal error: {type(exc).__name__}: {exc}"
     state.explain(message, hint := "please report it with the lines above")
     if state.json:
         _show_error(error_document("internal", message, hint, 1))
@@ -161,8 +160,7 @@ def _misused(exc: click.ClickException, state: State) -> int:
     command = context.command_path if context else "coldstream"
     hint = f"see: {command} --help"
     takes_vllm_flags = context is not None and any(param.name == "vllm_arguments" for param in context.command.params)
-    # It repeats what was typed.
-    message = without_secrets(exc.format_message())
+    message = exc.format_message()
     if isinstance(exc, click.NoSuchOption) and (variable := _SECRET_OPTIONS.get(exc.option_name)):
         message = f"{exc.option_name} is not an option: every user of this machine can read a command line"
         hint = f"set {variable} in the environment or in .env"

@@ -83,20 +83,19 @@ class State:
             echo(text, err=True)
 
     def explain(self, message: str, hint: str | None) -> None:
-        """An error and its hint, on stderr. No further line of either looks like another error."""
-        echo(f"{coloured('error:', 'red', sys.stderr)} {_indented(message)}", err=True)
-        if hint:
-            echo(f"hint:  {_indented(hint)}", err=True)
-
-    def report(self, exc: ColdstreamError) -> dict[str, Any]:
-        """An error, with its traceback when that was asked for; returns what `--json` shows of it."""
+        """An error and its hint, on stderr, without secrets. No further line of either looks like another error."""
         from coldstream.uri import without_secrets
 
+        echo(f"{coloured('error:', 'red', sys.stderr)} {_indented(without_secrets(message))}", err=True)
+        if hint:
+            echo(f"hint:  {_indented(without_secrets(hint))}", err=True)
+
+    def report(self, exc: ColdstreamError) -> dict[str, Any]:
+        """An error, with its traceback under `--debug`; returns what `--json` shows of it."""
         if self.debug:
             show_traceback(exc)
-        message, hint = without_secrets(exc.message), without_secrets(exc.hint) if exc.hint else None
-        self.explain(message, hint)
-        return error_document(exc.kind, message, hint, exc.exit_code)
+        self.explain(exc.message, exc.hint)
+        return error_document(exc.kind, exc.message, exc.hint, exc.exit_code)
 
     def show(self, document: Any, text: str) -> None:
         """The result: `document` as JSON when that was asked for, `text` otherwise."""
@@ -126,7 +125,10 @@ class State:
 
 
 def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
-    """What `--json` shows of an error, a contract."""
+    """What `--json` shows of an error, without secrets; a contract."""
+    from coldstream.uri import without_secrets
+
+    message, hint = without_secrets(message), without_secrets(hint) if hint else None
     return {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}
 
 

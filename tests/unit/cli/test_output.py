@@ -12,7 +12,7 @@ import pytest
 
 from coldstream.cli import cli, main
 from coldstream.cli.bars import progress_for
-from coldstream.cli.session import State, echo, shown
+from coldstream.cli.session import State, echo, error_document, shown
 from coldstream.cli.table import table_text
 from coldstream.errors import NotFoundError
 
@@ -29,6 +29,17 @@ class Terminal(io.StringIO):
 def test_only_our_own_colours_pass() -> None:
     text = click.style(HOSTILE, fg="red") + "\x1b[31;8mhidden"
     assert shown(text) == f"\x1b[31m{ESCAPED}\x1b[0m" + r"\x1b[31;8mhidden"
+
+
+def test_an_error_shows_no_secret_of_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
+    State().explain("vLLM failed: GET https://h/m?token=marker", "see s3://AKIA:marker@b/m")
+    shown_text = capsys.readouterr().err
+    assert "GET https://h/m" in shown_text
+    assert "see s3://b/m" in shown_text
+    assert "marker" not in shown_text
+    document = error_document("failed", "GET https://h/m?token=marker", "see s3://AKIA:marker@b/m", 1)
+    assert document["error"]["message"] == "GET https://h/m"
+    assert document["error"]["hint"] == "see s3://b/m"
 
 
 def test_every_way_of_showing_something(capsys: pytest.CaptureFixture[str]) -> None:
