@@ -11,15 +11,14 @@ import click
 
 from coldstream.child_environment import SECRETS
 from coldstream.cli.session import echo
-from coldstream.env import VARIABLES, Settings, is_placeholder, mask
+from coldstream.env import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
 from coldstream.errors import ConfigError
 
 ANSWER = "your answer"
-_ENDPOINTS = ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 # What is written, and the variables whose values count.
 _TWINS: Mapping[str, tuple[str, ...]] = {
     "COLDSTREAM_STORE": ("COLDSTREAM_STORE",),
-    "R2_ENDPOINT": _ENDPOINTS,
+    "R2_ENDPOINT": ENDPOINTS,
     "R2_BUCKET": ("R2_BUCKET",),
     "R2_ACCESS_KEY": ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
     "R2_SECRET_KEY": ("R2_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
@@ -102,7 +101,7 @@ def ask(settings: Settings, names: Collection[str]) -> Settings:
         name, old = question.name, settings.get(*_TWINS[question.name])
         if name not in names or (name == _SECRET and not settings.get(*_TWINS[_KEY])):
             continue
-        optional = name in {_KEY, _SECRET} and settings.get(*_ENDPOINTS) is None
+        optional = name in {_KEY, _SECRET} and settings.get(*ENDPOINTS) is None
         value = _answer(question, old, optional=optional)
         settings = with_value(settings, name, value)
         if value != (old or _AWS):

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from coldstream.child_environment import child_environment
-from coldstream.env import Settings
+from coldstream.env import REGIONS, Settings
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
 
 TESTED = "0.14.1"
@@ -38,7 +38,6 @@ _COLUMNS = ("INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)", "CHOSEN
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _AWS = (*_AWS_KEYS, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
 _AWS_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-_AWS_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +216,7 @@ def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Map
     bucket = settings.endpoint()
     if bucket is not None:
         drop = {name for name in _AWS_ENDPOINTS if _host(environ.get(name)) == _host(bucket)}
-        drop |= {name for name in _AWS_REGIONS if environ.get(name) == "auto"}
+        drop |= {name for name in REGIONS if environ.get(name) == "auto"}
         if settings.get("R2_ACCESS_KEY") is None:
             drop |= {*_AWS_KEYS}
     kept = child_environment(keep=_AWS, environ=environ)
