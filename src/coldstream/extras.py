@@ -6,7 +6,6 @@ coldstream itself by where this one was installed from.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import shlex
@@ -38,12 +37,15 @@ def pip_install(*requirements: str, python: str = sys.executable) -> str:
 
 def own_requirement() -> str:
     """What pip takes to install this coldstream once more: its folder, its archive or its repository; else its name."""
+    # Imported here: it takes as long as a tenth of all else that a load imports, and only hints need it.
+    import importlib.metadata
+
     with suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         text = importlib.metadata.distribution("coldstream").read_text("direct_url.json")
-        found = json.loads(text or "")
-        if "vcs_info" in found:
-            return f"{found['vcs_info']['vcs']}+{found['url']}@{found['vcs_info']['commit_id']}"
-        split = urlsplit(found["url"])
+        direct = json.loads(text or "")
+        if "vcs_info" in direct:
+            return f"{direct['vcs_info']['vcs']}+{direct['url']}@{direct['vcs_info']['commit_id']}"
+        split = urlsplit(direct["url"])
         if split.scheme == "file" and Path(unquote(split.path)).exists():
             return unquote(split.path)
     return "coldstream"
