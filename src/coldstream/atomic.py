@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever else writes to the same place.
+"""Files that appear whole or not at all, even when other processes write to the same place.
 
 A file is written under a name that no other process can guess, which is created and never followed as a link, and is
 renamed into place when it is complete: a reader sees the old file or the new one, and two writers never share bytes.

@@ -32,12 +32,14 @@ def read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str
     # The second file has profiles under their plain names.
     named = {**credentials, **credentials.get("profiles", {})}
     profile = {**_table(config.get("profiles", {}), name), **_table(named, name)}
-    found = {
+    settings = {
         "AWS_ENDPOINT_URL_S3": _endpoint(profile, _table(config.get("services", {}), profile.get("services")), environ),
         "AWS_REGION": profile.get("region"),
         "AWS_CA_BUNDLE": profile.get("ca_bundle"),
     }
-    values = {variable: value.strip() for variable, value in found.items() if isinstance(value, str) and value.strip()}
+    values = {
+        variable: value.strip() for variable, value in settings.items() if isinstance(value, str) and value.strip()
+    }
     if "AWS_CA_BUNDLE" in values:
         values["AWS_CA_BUNDLE"] = _expanded(values["AWS_CA_BUNDLE"], environ)
     return values, f"{PROFILE}{name} in {path}"

@@ -53,14 +53,14 @@ def _places() -> dict[str, str]:
 
 def _mounts(controller: str) -> Iterator[tuple[PurePosixPath, Path, str]]:
     """(what of the tree is mounted, where, hierarchy as in `_places`), version 2 first."""
-    found = []
+    mounts = []
     for line in _lines("mountinfo"):
-        mount, _, rest = line.partition(" - ")
+        place, _, rest = line.partition(" - ")
         kind, options = rest.split()[0], rest.split()[-1].split(",")
-        root, folder = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in mount.split()[3:5])
+        root, folder = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in place.split()[3:5])
         if kind == "cgroup2" or (kind == "cgroup" and controller in options):
-            found.append((PurePosixPath(root), Path(folder), "" if kind == "cgroup2" else controller))
-    yield from sorted(found, key=lambda one: one[2])
+            mounts.append((PurePosixPath(root), Path(folder), "" if kind == "cgroup2" else controller))
+    yield from sorted(mounts, key=lambda mount: mount[2])
 
 
 def _lines(name: str) -> list[str]:

@@ -177,7 +177,7 @@ class Api:
             if status < 300 and envelope is not None and envelope.success:
                 return envelope.result
             faults = (envelope.errors or ()) if envelope is not None else ()
-            if envelope is None and _is_stranger(status):
+            if envelope is None and _is_foreign(status):
                 raise self._no_answer(where, status, headers, data)
             raise self._refused(status, headers, faults, where, repeatable=repeatable)
 
@@ -204,7 +204,7 @@ class Api:
             except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 answer = None
             faults = (answer.errors or ()) if answer is not None else ()
-            if answer is None and _is_stranger(status):
+            if answer is None and _is_foreign(status):
                 raise self._no_answer(where, status, headers, data)
             if status >= 300:
                 told = tuple(_Fault(message=fault.message) for fault in faults)
@@ -317,7 +317,7 @@ class Api:
     def _no_answer(self, where: str, status: int, headers: Mapping[str, str], data: bytes) -> IntegrityError:
         shown = describe_reply(status, headers.get("Content-Type"), data, location=headers.get("Location", ""))
         return IntegrityError(
-            f"{self.base_url} answers {where} with what is no answer of Cloudflare's API: {shown}",
+            f"{self.base_url} does not answer {where} as Cloudflare's API does: {shown}",
             hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",
             operation=where,
         )
@@ -345,8 +345,8 @@ def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
     return Api(token, settings.get("CLOUDFLARE_BASE_URL") or BASE_URL, retry=retry)
 
 
-def _is_stranger(status: int) -> bool:
-    """Whether an answer of this status that is no JSON of Cloudflare's is somebody else's."""
+def _is_foreign(status: int) -> bool:
+    """Whether an answer of this status that is not Cloudflare's JSON comes from another server."""
     return status < 500 and status not in {401, 403, *_RETRYABLE_STATUS}
 
 

@@ -273,7 +273,7 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def _unquoted(name: str, value: str, origin: str) -> str:
-    """The value, if it does not stand in quotes that whoever made the environment took for a part of it.
+    """The value, unless it has quotes around it that the environment's maker took as part of it.
 
     Raises:
         ConfigError: It does.
@@ -350,7 +350,7 @@ def _checked_endpoint(name: str, text: str) -> str:
         split, port_fits = urlsplit(""), False
     if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
         raise ConfigError(
-            f"{name} is {without_secrets(text)!r}, which is no URL of a server",
+            f"{name} is {without_secrets(text)!r}, which is not a server's URL",
             hint="for example https://<account>.r2.cloudflarestorage.com",
         )
     if split.username or split.password:

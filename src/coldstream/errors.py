@@ -59,7 +59,7 @@ class ColdstreamError(Exception):
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
         if hint and sys.version_info >= (3, 11):
-            # For whoever uses the library, and sees a traceback.
+            # For users of the library, who see a traceback.
             self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:

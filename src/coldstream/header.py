@@ -106,8 +106,8 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
     if length > HEADER_BYTES_MAX:
         if words := _text(bytes(first_bytes[:_TEXT_BYTES])):
             raise HeaderError(
-                f'{path} is no safetensors file but text: it begins with "{words}"',
-                hint="a web page, an error or a pointer stands in its place; check the address or the file",
+                f'{path} is not a safetensors file but text: it begins with "{words}"',
+                hint="a web page, an error or a pointer was stored in its place; check the address or the file",
             )
         raise HeaderError(
             f"{path} is no safetensors file: its header claims {length} bytes, {HEADER_BYTES_MAX} are allowed",

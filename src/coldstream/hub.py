@@ -304,16 +304,16 @@ class HubSource:
         url = hf_hub_url(self.repo, file.path, revision=self.commit, endpoint=self._endpoint)
 
         def located() -> Any:
-            found = get_hf_file_metadata(
+            metadata = get_hf_file_metadata(
                 url,
                 token=self._token or False,
                 timeout=https.READ_SECONDS,
                 library_name="coldstream",
                 endpoint=self._endpoint,
             )
-            if found.commit_hash is None:
+            if metadata.commit_hash is None:
                 raise ValueError("no commit: the Hub names it with each file")
-            return found
+            return metadata
 
         found = self._ask(located)
         if found.size is not None and found.size != file.size:
@@ -400,7 +400,7 @@ class HubSource:
 
     def _unanswered(self, exc: Exception) -> ColdstreamError | None:
         """The error for what is none of huggingface_hub's; None for what is not the other side's doing."""
-        # What is no JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a ring of redirects.
+        # An answer that is not JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a redirect loop.
         if isinstance(exc, (ValueError, KeyError, TypeError, AttributeError)) or "Redirects" in type(exc).__name__:
             return self._stranger()
         # Its HTTP client is httpx in 1.x and httpx2 in 2.x: told apart by their names, not by an import.
@@ -409,7 +409,7 @@ class HubSource:
         return None
 
     def _stranger(self) -> UnavailableError:
-        """Who answers at the endpoint, where that is no Hub: asked once more, since huggingface_hub does not say."""
+        """What answers at the endpoint in place of a Hub: asked once more, since huggingface_hub does not say."""
         url = f"{self._endpoint}/api/models/{quote(self.repo)}"
         try:
             response = self._pools(url).request(

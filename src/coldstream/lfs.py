@@ -1,10 +1,10 @@
-"""Pointers of Git LFS: small texts that stand for large files in a clone that was made without LFS. Pure."""
+"""Pointers of Git LFS: small texts in place of large files in a clone that was made without LFS. Pure."""
 
 from __future__ import annotations
 
 # A pointer names a version, a SHA-256 and a size, in 127 bytes and a few; with an extension, some 80 more.
 POINTER_BYTES = range(110, 256)
-HINT = "fetch the files that the pointers stand for: git lfs pull; or download the model with: hf download"
+HINT = "fetch the files that the pointers name: git lfs pull; or download the model with: hf download"
 _START = b"version https://git-lfs.github.com/spec/v1\n"
 
 
@@ -20,4 +20,4 @@ def is_pointer(head: bytes | bytearray | memoryview, size: int) -> bool:
 
 def pointer_message(path: str) -> str:
     """What an error says of such a file."""
-    return f"{path} is a Git LFS pointer, not the file that it stands for"
+    return f"{path} is a Git LFS pointer, not the file that it names"

@@ -93,15 +93,15 @@ def node_memory() -> tuple[int, int] | None:
     """
     text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
     rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", text or _read(Path("/proc/meminfo")), re.MULTILINE)
-    found = {name: int(amount) * 1024 for name, amount in rows}
-    if "MemTotal" not in found:
+    amounts = {name: int(amount) * 1024 for name, amount in rows}
+    if "MemTotal" not in amounts:
         return None
     parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
-    available = found.get("MemAvailable", sum(found.get(part, 0) for part in parts))
+    available = amounts.get("MemAvailable", sum(amounts.get(part, 0) for part in parts))
     names, groups = ("memory.max", "memory.limit_in_bytes"), [*control_groups("memory")]
     limits = [limit for folder in groups for name in names if (limit := read_limit(folder / name)) is not None]
     left = left_in_group()
-    return min([found["MemTotal"], *limits]), available if left is None else min(available, left)
+    return min([amounts["MemTotal"], *limits]), available if left is None else min(available, left)
 
 
 def _has_first_cpu(node: Path) -> bool:
@@ -140,7 +140,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def gpu_memory() -> tuple[tuple[int, int], ...]:
-    """Of each NVIDIA GPU all bytes that programs can have, and those that are free now; empty when nobody tells."""
+    """Of each NVIDIA GPU all bytes that programs can have, and those that are free now; empty when that is unknown."""
     rows = [line.split(", ") for line in _query_nvidia("memory.used,memory.free").splitlines()]
     if not all(len(row) == 2 and "".join(row).isdecimal() for row in rows):
         return ()

@@ -239,7 +239,7 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
         raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
     except (msgspec.DecodeError, RecursionError) as exc:
         begins = f'it begins with "{words}"' if (words := first_words(data)) else "it is empty"
-        raise ManifestError(f"{where} is no JSON: {exc if data.startswith(b'{') else begins}", hint=_REPLACE) from exc
+        raise ManifestError(f"{where} is not JSON: {exc if data.startswith(b'{') else begins}", hint=_REPLACE) from exc
     if envelope.format > FORMAT:
         raise ManifestError(
             f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",

@@ -7,7 +7,7 @@ def printable(text: str, *, keep: str = "") -> str:
     r"""A text without control characters, line ends, marks of the writing direction and lone surrogates.
 
     Args:
-        text: Anybody's.
+        text: From anywhere.
         keep: Such characters that may stay.
 
     >>> printable("a\x1b[2Jb\nerror: fake")

@@ -167,7 +167,7 @@ def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, .
 def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, str]:
     """The top-level safetensors that a load does not read, and an index that does not count: path to why.
 
-    An index decides alone, as in vLLM's default loader. That does not look into one where there is a single file of
+    An index decides by itself, as in vLLM's default loader. That does not look into one where there is a single file of
     weights on the Hub, so there an index of other files is left over.
 
     Args:

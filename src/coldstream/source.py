@@ -1,7 +1,7 @@
 """Where a model comes from: the contract, and the local folder. The Hub is in `hub`.
 
 A source is read by several threads at once, by ranges, into memory that the caller owns. Links in a folder are
-followed. What cannot be read is listed with its fault, so that whoever needs it can refuse it.
+followed. What cannot be read is listed with its fault, so that an upload that needs it can refuse it.
 """
 
 from __future__ import annotations

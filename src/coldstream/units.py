@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> int:
     """Reads a size such as "64MiB", "5 GB" or "1048576", which is bytes.
 
     Raises:
-        UsageError: It is no size, or its unit was forgotten: nobody means a few bytes by "16".
+        UsageError: It is no size, or its unit was forgotten: "16" does not mean 16 bytes.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_BYTES.get(match[2].lower()) if match else None

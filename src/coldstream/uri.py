@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-# A password may hold slashes, as AWS's secret keys do; behind a server's colon stands a port. Who looks for an "@" cuts
-# the URI there, so none has to follow.
+# A password may hold slashes, as AWS's secret keys do; after a server's colon comes a port. Parsers look for an "@" and
+# cut the URI there, so none has to follow.
 _BEFORE_HOST = r"(?!\[)[^/?#@:]*:[^@]*(?:@|$)"
 _USERS = {
     "s3": re.compile(rf"[^/?#@]*@|{_BEFORE_HOST}"),
@@ -53,7 +53,7 @@ class Uri:
 
 
 def without_secrets(text: str) -> str:
-    """A text of somebody else's (a usage error, a library's message) with each URI in it as it may be printed.
+    """A foreign text (a usage error, a library's message) with each URI in it as it may be printed.
 
     >>> without_secrets("GET https://user:pass@host/model?token=abc failed")
     'GET https://host/model failed'

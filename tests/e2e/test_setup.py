@@ -86,7 +86,7 @@ def test_wrong_answers_are_asked_again_and_nothing_is_written_before_the_checks_
     terminal = Terminal(command, "setup", "--write-env")
     terminal.answer("endpoint", "https://<account-id>.r2.cloudflarestorage.com")
     terminal.answer("that is a placeholder", "minio.example")
-    terminal.answer("no URL of a server", rclone.endpoint)
+    terminal.answer("not a server's URL", rclone.endpoint)
     terminal.answer("bucket", "My_Models")
     terminal.answer("no bucket's name", f"s3://{bucket}/")
     terminal.answer("access key id", rclone.access_key)

@@ -58,11 +58,11 @@ def test_a_result_comes_out_of_its_envelope(server: FakeApi, api: Api) -> None:
         (fault(418, 0, "a\x1b[31mb\nc"), ColdstreamError, r"a \[31mb c \(418\)"),
         (Answer(302, b"", {"Location": "http://127.0.0.1:1/"}), IntegrityError, "302, a redirect to 127.0.0.1:1"),
         (Answer(501, b""), UnavailableError, "501"),
-        (Answer(200, b"<html>hello"), IntegrityError, "no answer of Cloudflare's API: 200 .*hello"),
-        (Answer(200, b"[1]"), IntegrityError, "no answer of Cloudflare's API"),
-        (Answer(200, b"[" * 100_000), IntegrityError, "no answer of Cloudflare's API"),
-        (Answer(200, {"result": 1}), IntegrityError, "no answer of Cloudflare's API"),
-        (Answer(200, {"success": 1, "result": 1}), IntegrityError, "no answer of Cloudflare's API"),
+        (Answer(200, b"<html>hello"), IntegrityError, "does not answer .* as Cloudflare's API does: 200 .*hello"),
+        (Answer(200, b"[1]"), IntegrityError, "does not answer .* as Cloudflare's API does"),
+        (Answer(200, b"[" * 100_000), IntegrityError, "does not answer .* as Cloudflare's API does"),
+        (Answer(200, {"result": 1}), IntegrityError, "does not answer .* as Cloudflare's API does"),
+        (Answer(200, {"success": 1, "result": 1}), IntegrityError, "does not answer .* as Cloudflare's API does"),
     ],
 )
 def test_refusals(server: FakeApi, api: Api, answer: Answer, kind: type[ColdstreamError], words: str) -> None:
@@ -170,8 +170,8 @@ def test_graphql(server: FakeApi, api: Api) -> None:
         ),
         (Answer(403, {"data": None, "errors": [{"message": "no"}]}), CredentialsError, "no"),
         (Answer(400, {"errors": [{"message": "cannot parse"}]}), ColdstreamError, "cannot parse"),
-        (Answer(200, {}), IntegrityError, "no answer"),
-        (Answer(200, b"x"), IntegrityError, "no answer"),
+        (Answer(200, {}), IntegrityError, "as Cloudflare's API does"),
+        (Answer(200, b"x"), IntegrityError, "as Cloudflare's API does"),
     ],
 )
 def test_graphql_refusals(server: FakeApi, api: Api, answer: Answer, kind: type[ColdstreamError], words: str) -> None:

@@ -107,7 +107,7 @@ def test_a_value_that_not_everybody_reads_alike_is_said(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     odd = "a$b#c&d"
     notes = wizard.write(load_settings({"HF_TOKEN": odd, "R2_BUCKET": "models"}, environ={}), path, {})
-    assert notes[1].startswith("warning: HF_TOKEN stands in quotes, which docker")
+    assert notes[1].startswith("warning: HF_TOKEN is in quotes, which docker")
     assert odd not in notes[1]
     assert load_settings(env_file=path, environ={}).get("HF_TOKEN") == odd
     with pytest.raises(ConfigError, match="HF_TOKEN holds a quote"):

@@ -41,7 +41,7 @@ _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_
 _CHAIN = "AWS_"
 # A temporary copy of one model, for some minutes, may fill the disk as far as that goes.
 _CACHE_LIMIT = str(1 << 50)
-# Anybody on the machine can read a command line, and the model's URL may hold a token.
+# Every user of the machine can read a command line, and the model's URL may hold a token.
 _SERVE = "import json, sys; from coldstream.cli import main; main(json.load(sys.stdin))"
 # Of the settings, what no load needs.
 _NOT_FOR_LOADS = {

@@ -208,9 +208,9 @@ class Result:
         order = f"an untimed run of each, then {self.rounds} x all in turn, shuffled (seed {self.seed})"
         lines = [order, *self.dropped_said.split("; ")]
         if self.loads:
-            lines.append("seconds and CPU of the loads alone, without Python's start and imports")
+            lines.append("seconds and CPU of the loads only, without Python's start and imports")
         if not self.verified:
-            lines.append("the model has no manifest: nobody checks what arrives")
+            lines.append("the model has no manifest: no loader checks what arrives")
         elif any(row.name in OURS for row in (*self.loads, *self.starts)):
             lines.append("coldstream compares every chunk with the upload's hashes, within its seconds and CPU:")
             lines.append("buckets, proxies and disks do give wrong bytes; Run:ai, boto3, s3fs, obstore check nothing")

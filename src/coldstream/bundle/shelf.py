@@ -30,7 +30,7 @@ _READS = ".reads"
 # One connection to R2 gives some tens of megabytes a second.
 _RANGE_BYTES = 8 * MIB
 _CONNECTIONS = 8
-# Of so many bundles, the newest, the one that comes nearest to a start is told.
+# How many bundles, the newest, are compared with a start to find the nearest one.
 _NEAREST_MAX = 16
 # Larger ones are stored in parts.
 _SINGLE_BYTES_MAX = 64 * MIB

@@ -58,7 +58,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def private_root(root: Path) -> Path:
     """Where this user's files go: `root`, or a folder of this user's own in it when it is shared with others.
 
-    Kubernetes makes volumes that belong to root and that everybody, or a group, can write to.
+    Kubernetes makes volumes that belong to root and that every user, or a group, can write to.
     """
     try:
         status = os.stat(root)
@@ -102,7 +102,7 @@ def checked_root(root: Path, *, create: bool) -> bool:
             return False
         fault = None if stat.S_ISDIR(status.st_mode) else "it is not a folder"
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in {0, os.geteuid()}:
-            # Somebody planted it, to have this user's files written elsewhere.
+            # Another user planted it, to have this user's files written elsewhere.
             fault = f"it is a link that user {link.st_uid} made"
         if fault := fault or _privacy_fault(status):
             raise DiskError(

@@ -81,7 +81,7 @@ class _Verbs(Group):
             if error := refusal_of(exc):
                 raise error from exc
             if isinstance(exc, BrokenPipeError):
-                # click would end without a word.
+                # click would exit without a message.
                 raise RuntimeError("a socket's other end has gone") from exc  # noqa: TRY004
             raise
 

@@ -1,4 +1,4 @@
-"""The last line of a terminal while vLLM starts: how far it has come. What others write stands above it."""
+"""The last line of a terminal while vLLM starts: how far it has come. Other output appears above it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class LiveLine:
             self._thread.start()
 
     def above(self, stream: TextIO) -> BinaryIO | None:
-        """Where to write what goes to a stream meanwhile: above the line. None when nothing is drawn."""
+        """Where to write what goes to a stream while the line is drawn: above it. None when nothing is drawn."""
         if self._stream is None:
             return None
         with self._lock:
@@ -143,7 +143,7 @@ class LiveLine:
 
 
 class _Above:
-    """A stream whose lines stand above the live one; takes bytes as well as text."""
+    """A stream whose lines appear above the live one; takes bytes as well as text."""
 
     def __init__(self, line: LiveLine, stream: TextIO) -> None:
         self._line, self.behind = line, stream
@@ -163,7 +163,7 @@ class _Above:
 
 @contextmanager
 def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
-    """Draws a line, for the length of the block or until it is closed, where somebody looks.
+    """Draws a line, for the length of the block or until it is closed, if stderr is a terminal.
 
     Args:
         state: The common options.

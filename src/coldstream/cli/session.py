@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from coldstream.retry import Retry
     from coldstream.store import Store
 
-# What `coloured` writes around a word, and nothing else of a terminal's language.
+# The escape sequences that `coloured` writes around a word, and no others.
 _COLOURS = re.compile(r"(\x1b\[(?:0|3[1-3])m)")
 F = TypeVar("F", bound=Callable[..., Any])
 

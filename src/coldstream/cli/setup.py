@@ -93,7 +93,7 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
     """The settings that are to be checked and written, with what the user answers.
 
     Raises:
-        ConfigError: Something is missing, and nobody can be asked.
+        ConfigError: Something is missing, and there is no terminal to ask at.
     """
     from coldstream.errors import ConfigError
 
@@ -112,7 +112,7 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
 
 
 def _is_asked(settings: Settings) -> bool:
-    """Whether there are questions, and somebody to answer them; a store that is named as a whole leaves none."""
+    """Whether there are questions and a terminal to ask them at; a store that is named as a whole leaves none."""
     return sys.stdin.isatty() and not settings.get("COLDSTREAM_STORE")
 
 

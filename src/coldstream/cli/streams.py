@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutputGoneError(OSError):
-    """Whoever read our output (head, less) has gone; no one is left to tell."""
+    """The program that read our output (head, less) has ended."""
 
 
 class _GuardedFile(io.FileIO):
@@ -40,7 +40,7 @@ class _GuardedFile(io.FileIO):
 
 
 def _output_error(exc: OSError) -> OSError:
-    # Neither has an errno: click ends without a word on EPIPE.
+    # Neither has an errno: click exits without a message on EPIPE.
     if exc.errno == errno.EPIPE:
         return OutputGoneError("the reader of standard output has gone")
     return DiskError(f"cannot write to standard output: {exc.strerror}", hint="is the disk that it goes to full?")
@@ -48,7 +48,7 @@ def _output_error(exc: OSError) -> OSError:
 
 def guard_streams() -> None:
     """Makes this process's standard streams such. Those that another program or a test has replaced stay."""
-    # The next file would get the number of a closed one, and everybody's messages. Each opens the lowest free one.
+    # The next file would get the number of a closed one, and all messages with it. `open` takes the lowest free number.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(descriptor, True)  # noqa: FBT003  # its only parameter
     os.close(descriptor)

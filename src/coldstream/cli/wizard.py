@@ -50,18 +50,18 @@ class Question:
 
 
 def checked_endpoint(text: str) -> str:
-    """An endpoint as it is kept; Cloudflare's account ID stands for its URL, `aws` for AWS itself."""
+    """An endpoint as it is kept; Cloudflare's account ID means its URL, `aws` means AWS itself."""
     if text.lower() == _AWS:
         return _AWS
     if re.fullmatch(r"[0-9a-f]{32}", text):
         return f"https://{text}.r2.cloudflarestorage.com"
-    return _alone("R2_ENDPOINT", text).endpoint() or text
+    return _settings_of("R2_ENDPOINT", text).endpoint() or text
 
 
 def checked_bucket(text: str) -> str:
     """A bucket's name."""
     name = text.removeprefix("s3://").rstrip("/")
-    return _alone("R2_BUCKET", name).store_uri().removeprefix("s3://")
+    return _settings_of("R2_BUCKET", name).store_uri().removeprefix("s3://")
 
 
 def checked_key(text: str) -> str:
@@ -74,7 +74,7 @@ def checked_key(text: str) -> str:
 QUESTIONS = (
     Question(
         name="R2_ENDPOINT",
-        text="endpoint (https://<account>.r2.cloudflarestorage.com, or the account ID alone, or aws)",
+        text="endpoint (https://<account>.r2.cloudflarestorage.com, or just the account ID, or aws)",
         check=checked_endpoint,
     ),
     Question(name="R2_BUCKET", text="bucket", check=checked_bucket),
@@ -144,7 +144,7 @@ def with_value(settings: Settings, name: str, value: str) -> Settings:
 
 
 def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
-    """Merges the settings into a file, which is replaced atomically and readable by its owner alone.
+    """Merges the settings into a file, which is replaced atomically and readable by its owner only.
 
     Args:
         settings: Of which those are written that say where the bucket is and how to get in.
@@ -169,15 +169,15 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
     assert all(name in VARIABLES for name in ours)
     write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
-    notes = [f"wrote {', '.join(ours)} to {path}, readable by you alone; keep it out of version control"]
+    notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"
-        notes.append(f"warning: {', '.join(quoted)} stands in quotes, which {others} take for a part of the value")
+        notes.append(f"warning: {', '.join(quoted)} is in quotes, which {others} take as part of the value")
     beaten = [name for name, value in ours.items() if environ.get(name, value).strip() not in {"", value}]
     if beaten:
         notes.append(f"warning: {', '.join(beaten)} in the environment differ, and win: unset them")
     return notes
 
 
-def _alone(name: str, value: str) -> Settings:
+def _settings_of(name: str, value: str) -> Settings:
     return Settings(values={name: value}, origins={name: ANSWER}, looked_in=())

@@ -44,7 +44,7 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
 
 def _loadable(store: Store) -> Iterator[Content]:
     for info in list_models(store):
-        # Others put names and files there that cannot be loaded; a model may go meanwhile.
+        # The bucket may hold names and files that cannot be loaded, and a model may be removed at this moment.
         with suppress(UsageError, IntegrityError, NotFoundError):
             if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
                 yield _content(model)

@@ -40,8 +40,8 @@ sys.path[:] = sys.argv[1].split(chr(10))
 try:
     from coldstream.engine.streamer import main
 except BaseException as exc:
-    said = b'{"kind": "start", "message": "did not start: %s"}' % type(exc).__name__.encode()
-    os.write(int(sys.argv[2]), len(said).to_bytes(4, "little") + b"!" + said)
+    failure = b'{"kind": "start", "message": "did not start: %s"}' % type(exc).__name__.encode()
+    os.write(int(sys.argv[2]), len(failure).to_bytes(4, "little") + b"!" + failure)
     os._exit(1)
 main(sys.argv[2:])
 """
@@ -99,7 +99,7 @@ class Consumer:
         """Attaches; blocks until the streamer has its plan.
 
         Raises:
-            StreamerGoneError: The streamer has ended, or lets nobody attach any more.
+            StreamerGoneError: The streamer has ended, or accepts no more consumers.
             ColdstreamError: A limit of this process is too low.
         """
         try:

@@ -546,7 +546,7 @@ class Connection:
         return FetchError(kinds.get(status, "refused"), said, status=status)
 
     def _unexpected(self, head: Head, target: Target, body: bytes | None = None) -> FetchError:
-        """What an answer means that is no object's; `body` where it was read already."""
+        """What an answer means that does not come from an object; `body` where it was read already."""
         shown = describe_reply(
             head.status,
             head.headers.get("content-type"),

@@ -268,8 +268,8 @@ class Streamer:
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
         """A worker says nothing on this socket but why it ends; it has died."""
-        if said := _received(worker.control):
-            self._give_up(json.loads(said[1:]))
+        if message := _received(worker.control):
+            self._give_up(json.loads(message[1:]))
             return
         self._forget(worker.control)
         for sock in worker.connections.values():
@@ -512,7 +512,7 @@ class Streamer:
         self._give_up({"kind": action.kind, "message": action.message, "path": path})
 
     def _give_up(self, document: dict[str, Any]) -> None:
-        """Tells everybody why the load has failed, and ends."""
+        """Tells the owner and all consumers why the load has failed, and ends."""
         if self._scheduler is not None:
             self._tell(wire.PROGRESS, self._progress())
         for consumer in self._consumers.values():

@@ -18,7 +18,7 @@ _SERVERS_USER = "skypilot-system"
 
 @contextmanager
 def passing_server(sky: Sky) -> Iterator[Callable[[], None]]:
-    """Ends SkyPilot's server on this machine at the end, if one was started meanwhile and nobody else uses it.
+    """Ends SkyPilot's server on this machine at the end, if one was started within the block and has no other user.
 
     Yields:
         What lets it stay after all. A server on another machine is never touched.
@@ -38,7 +38,7 @@ def passing_server(sky: Sky) -> Iterator[Callable[[], None]]:
 
 
 def _stop(sky: Sky) -> None:
-    # Requests that are not over are somebody else's, since ours have ended, or the server's own, which never end.
+    # Ours have ended: requests that have not are another user's, or the server's own, which never end.
     if all(row.get("user_id") == _SERVERS_USER for row in sky.document("api", "status")):
         sky.ask("api", "stop")
 

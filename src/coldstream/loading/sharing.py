@@ -235,7 +235,7 @@ class Attached:
         except StreamerGoneError as exc:
             raise error_of(exc.failure, address) from exc
         except ConnectionRefusedError as exc:
-            # Its socket is there, and nobody listens: it was killed.
+            # Its socket is there, and no process listens: it was killed.
             raise error_of(None, address) from exc
         except OSError as exc:
             raise NotFoundError(f"no load is shared at {address}: {exc.strerror}") from exc

@@ -86,9 +86,9 @@ def download(
     skipped = tuple(file.path for file in model.files if is_hidden(file.path))
     if skipped:
         progress.say(f"skipping {', '.join(map(repr, skipped[:3]))}{' …' if skipped[3:] else ''} (hidden)")
-    with _alone(folder, store.retry, progress) as is_alone:
+    with _locked(folder, store.retry, progress) as is_locked:
         missing = [file for file in files if not _is_there(folder, file)]
-        if is_alone:
+        if is_locked:
             _remove_leftovers(folder, files)
         _check_room(folder, sum(file.size for file in missing))
         works = [_FileDownload(store, name, folder, file, progress) for file in missing]
@@ -176,7 +176,7 @@ def _is_there(folder: Path, file: StoredFile) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
+def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
     """Makes the folder and keeps other downloads out of it; yields whether that is possible."""
     waiting = False
 
@@ -192,8 +192,8 @@ def _alone(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
             if folder.exists() and not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder")
             folder.mkdir(parents=True, exist_ok=True)
-            is_alone = held.enter_context(locked_folder(folder, on_wait=on_wait))
-        yield is_alone
+            is_locked = held.enter_context(locked_folder(folder, on_wait=on_wait))
+        yield is_locked
 
 
 def _remove_leftovers(folder: Path, files: Sequence[StoredFile]) -> None:

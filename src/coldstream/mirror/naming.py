@@ -1,4 +1,4 @@
-"""Which models a listing holds, and the names that one which is not there may stand for."""
+"""Which models a listing holds, and which of their names a misspelt one may mean."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def nearest_names(name: str, names: Iterable[str]) -> list[str]:
 
     Case does not matter, and a name without its organisation is like one with it.
     """
-    wanted = name.lower()
+    lowered = name.lower()
     whole = {known.lower(): known for known in names}
     last = {known.rpartition("/")[2].lower(): known for known in names}
-    near = [whole[match] for match in difflib.get_close_matches(wanted, whole, n=_NEAR_MAX, cutoff=0.75)]
-    near += [last[match] for match in difflib.get_close_matches(wanted.rpartition("/")[2], last, n=1, cutoff=0.85)]
+    near = [whole[match] for match in difflib.get_close_matches(lowered, whole, n=_NEAR_MAX, cutoff=0.75)]
+    near += [last[match] for match in difflib.get_close_matches(lowered.rpartition("/")[2], last, n=1, cutoff=0.85)]
     return list(dict.fromkeys(near))[:_NEAR_MAX]

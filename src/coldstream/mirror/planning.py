@@ -242,7 +242,7 @@ def _read_index(source: Source, file: SourceFile) -> bytes:
 
 
 def _refuse_unusable(source: Source, file: SourceFile) -> None:
-    """Refuses what is not a file that can be stored, and what only stands for one.
+    """Refuses what cannot be stored, and pointers in place of files.
 
     Raises:
         UsageError: It is to be left out.

@@ -118,7 +118,7 @@ def open_model(store: Store, name: str) -> StoredModel:
 
 
 def component_record(store: Store, name: str) -> Manifest | None:
-    """The manifest of the complete model that a folder without one is a part of, with the files of this folder alone.
+    """The manifest of the complete model that a folder without one is a part of, with the files of this folder only.
 
     None where there is none, or where it may not be read.
     """

@@ -31,7 +31,7 @@ def choose(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checke
 
     Args:
         paths: All files, or at least the top-level ones.
-        read: Reads a small file, of at most so many bytes. Called for the index alone, if there is one.
+        read: Reads a small file, of at most so many bytes. Called only for the index, if there is one.
         is_checked: The index was compared with the files when they were uploaded; it is not read where it could leave
             nothing out.
 

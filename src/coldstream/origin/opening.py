@@ -49,7 +49,7 @@ def open_origin(
         raise UsageError(
             f"{Uri.of(uri)} is given with a user or a password",
             hint="leave them out: keys of a bucket go into R2_ACCESS_KEY and R2_SECRET_KEY, the Hub's token into "
-            "HF_TOKEN; for a web server, a token may stand in the URL's query",
+            "HF_TOKEN; for a web server, a token may be in the URL's query",
         )
     uri = Uri.of(uri).full
     scheme, mark, rest = uri.partition("://")

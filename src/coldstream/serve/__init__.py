@@ -9,7 +9,7 @@ request    what the user asks for
 warming    the caches of a start: what they depend on, where their bundles lie
 preparing  the model found, its stream begun, its folder written
 endpoint   where it answers, and what it is asked there
-listener   who listens there: nobody before vLLM starts, then vLLM itself
+listener   which process listens there: none before vLLM starts, then vLLM itself
 shard      each rank's own part of a model, for Run:ai's sharded loader
 notice     the cloud's word that it takes this spot machine back
 draining   what is done then

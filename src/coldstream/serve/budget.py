@@ -41,8 +41,8 @@ def memory_shortage(program: Program, arguments: Sequence[str], environ: Mapping
         memory = _visible(machine.gpu_memory(), environ)[: _ranks(arguments)]
         remedy = "end what uses the GPU, or lower --gpu-memory-utilization"
     for place, total, free in memory:
-        if free < (asked := math.ceil(total * share)):
-            amounts = f"{format_bytes(asked)} of {place} ({share:.0%}), and {format_bytes(free)} is free"
+        if free < (needed := math.ceil(total * share)):
+            amounts = f"{format_bytes(needed)} of {place} ({share:.0%}), and {format_bytes(free)} is free"
             return f"vLLM will not start: it asks for {amounts}", remedy
     return None
 

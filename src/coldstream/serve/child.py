@@ -31,7 +31,7 @@ _KILL_SECONDS = 30.0
 _STARTING_SECONDS = 3.0
 _TRACKER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
-# The process of Python's multiprocessing that removes shared memory which nobody else has removed.
+# The process of Python's multiprocessing that removes shared memory which no other process has removed.
 _TRACKER = b"multiprocessing.resource_tracker"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -41,7 +41,7 @@ class Child:
 
     Attributes:
         pid: Of the session's leader.
-        is_up: Whether it serves: set by whoever finds out. Then a signal lets it finish what it does.
+        is_up: Whether it serves; set from outside. Then a signal lets it finish what it does.
         signalled: How many signals were passed on.
         cut_off_by: The signal that ended it before it was up; None while there was none.
     """
@@ -192,7 +192,7 @@ def forwarded_signals() -> Iterator[Callable[[Child], None]]:
 
 
 def _command_line(pid: int) -> bytes:
-    """Empty of a process that has ended, whether or not anybody has waited for it."""
+    """Empty of a process that has ended, whether or not its parent has waited for it."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

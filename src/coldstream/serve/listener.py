@@ -1,4 +1,4 @@
-"""Who listens where vLLM is to answer: nobody before it starts, and then vLLM itself (by `/proc`, on Linux)."""
+"""Which process listens where vLLM is to answer: none before it starts, and then vLLM itself (by `/proc`, on Linux)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _owner(endpoint: Endpoint) -> str:
-    """The process that listens there, for people; empty when it belongs to somebody else."""
+    """The process that listens there, for people; empty when it belongs to another user."""
     inodes = _listening(endpoint)
     with suppress(OSError):
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -82,17 +82,17 @@ def _owner(endpoint: Endpoint) -> str:
 
 def _sockets(pid: int) -> set[str]:
     """The inodes of a process's open sockets; none of one that has ended."""
-    found = set()
+    inodes = set()
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
                 if match := _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}")):
-                    found.add(match[1])
-    return found
+                    inodes.add(match[1])
+    return inodes
 
 
 def _listening(endpoint: Endpoint) -> set[str]:
-    """The inodes of the sockets that listen there, whoever has them."""
+    """The inodes of the sockets that listen there, of any process."""
     if endpoint.socket_path is not None:
         path = os.path.abspath(endpoint.socket_path)
         rows = (row.split(maxsplit=7) for row in _table("unix"))

@@ -58,7 +58,7 @@ class FailureReason:
         process, reason = self._last
         causes = self._causes
         if _CONSEQUENCE.search(reason):
-            # Whoever reports another's failure may have logged errors of its own that did not matter.
+            # A process that reports another's failure may have logged errors of its own that did not matter.
             causes = {at: cause for at, cause in causes.items() if at != process} or causes
         return next(iter(causes.values()), reason)
 

@@ -192,7 +192,7 @@ def _exit_code(child: Child) -> int:
     assert child.code is not None
     if child.cut_off_by is not None:
         return 128 + child.cut_off_by
-    # When its engine dies vLLM's server stops in good order, and whoever supervises it would not start it again.
+    # When its engine dies vLLM's server stops in good order, and a supervisor would not start it again.
     return 1 if child.code == 0 and child.is_up and not child.signalled else child.code
 
 
@@ -310,7 +310,7 @@ def _is_up(endpoint: Endpoint, child: Child, recorder: Recorder) -> bool:
 def _not_started(
     child: Child, start: _Start, kept: Timelines, ended: float, say: Callable[[str], None]
 ) -> ColdstreamError | None:
-    """Keeps what is known of a start that was not over: it is the one that somebody will ask about. Why it failed."""
+    """Keeps what is known of a start that was not over: it is the one that the user will ask about. Why it failed."""
     # Its last lines are read by then.
     child.finish()
     cancelled, code = child.signalled > 0, child.code

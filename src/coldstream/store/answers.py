@@ -16,7 +16,7 @@ _ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:\w+:)?(\w+)")
 _TELLING = ("List", "CreateMultipartUpload", "CompleteMultipartUpload", "DeleteObjects")
 _STORES = {"PutObject", "UploadPart"}
 _READS = {"GetObject", "HeadObject"}
-# What proxies answer for a server that is busy or refuses: the status is believed, whoever says it.
+# What proxies answer for a server that is busy or refuses: the status is believed in any case.
 _RELAYED_STATUS = {401, 403, 408, 429}
 _SIGNS = {"x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "x-amzn-requestid"}
 _PAGE_BYTES = 4096

@@ -410,16 +410,16 @@ class S3Store:
                 hint="a proxy in between may strip the Range header; use the store's own endpoint",
             )
 
-    def _content(self, key: str, found: Mapping[str, Any], bytes_max: int | None) -> bytes:
+    def _content(self, key: str, answer: Mapping[str, Any], bytes_max: int | None) -> bytes:
         """The whole body of an answer; what was compressed before it was stored is decompressed.
 
         A server may not say how long it is.
         """
-        length, limit = found.get("ContentLength"), -1 if bytes_max is None else bytes_max
+        length, limit = answer.get("ContentLength"), -1 if bytes_max is None else bytes_max
         if length is not None and 0 <= limit < length:
             raise IntegrityError(f"{self._at(key)} has {length} bytes; at most {limit} are read")
-        data = bytes(found["Body"].read(None if length is not None or limit < 0 else limit + 1))
-        if "gzip" in found.get("ContentEncoding", "") and data.startswith(_GZIP):
+        data = bytes(answer["Body"].read(None if length is not None or limit < 0 else limit + 1))
+        if "gzip" in answer.get("ContentEncoding", "") and data.startswith(_GZIP):
             data = self._decompressed(key, data, limit + 1)
         if 0 <= limit < len(data):
             raise IntegrityError(f"{self._at(key)} has more than the {limit} bytes that are read")
@@ -439,11 +439,11 @@ class S3Store:
     def _length(self, key: str) -> int:
         """Of an object whose HEAD does not say it."""
         try:
-            found = self._call("GetObject", key, self._client.get_object, Range="bytes=0-0")
+            answer = self._call("GetObject", key, self._client.get_object, Range="bytes=0-0")
         except IntegrityError:  # no byte of an empty object can be had
             return 0
-        found["Body"].close()
-        total = re.fullmatch(r"bytes 0-0/(\d+)", found.get("ContentRange") or "")
+        answer["Body"].close()
+        total = re.fullmatch(r"bytes 0-0/(\d+)", answer.get("ContentRange") or "")
         if not total:
             raise IntegrityError(
                 f"{self._at(key)}: the server does not say how long it is",
@@ -672,7 +672,7 @@ def _client(settings: Settings, connections: int) -> Any:
 
 
 def _trusted(settings: Settings) -> str | None:
-    """The certificates for boto3, which knows AWS_CA_BUNDLE alone of what the engine looks at."""
+    """The certificates for boto3, which knows only AWS_CA_BUNDLE of what the engine looks at."""
     bundle = settings.get("AWS_CA_BUNDLE")
     if bundle and not os.path.exists(bundle):
         raise ConfigError(f"{settings.origin('AWS_CA_BUNDLE')} is {bundle!r}, where no certificates are")

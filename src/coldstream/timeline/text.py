@@ -122,7 +122,7 @@ def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int
     """Starts beside each other, a row for each phase, on one axis; of the spans, the stream.
 
     Args:
-        columns_of: What stands above each of them, and the start.
+        columns_of: Heading to start.
         bars: See `rows_text`.
         columns: The same.
     """

@@ -145,7 +145,7 @@ def measured(
     for number in range(1, most):
         if number >= least and max(map(_spread, rates.values())) <= _AGREED:
             break
-        # In turn, so that whatever happens to the network meanwhile happens to all of them.
+        # In turn, so that all of them are measured under the same changes of the network.
         for connections in rates:
             run(connections)
     return fitted(

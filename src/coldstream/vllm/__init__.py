@@ -82,9 +82,9 @@ def _explaining(loader: type[Any]) -> type[Any]:
         except Exception as exc:
             from coldstream.folder import stub_error
 
-            if (told := stub_error(model_config.model, self.load_config.load_format)) is None:
+            if (error := stub_error(model_config.model, self.load_config.load_format)) is None:
                 raise
-            raise told from exc
+            raise error from exc
 
     return type(loader.__name__, (loader,), {"__module__": loader.__module__, "load_weights": load_weights})
 

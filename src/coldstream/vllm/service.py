@@ -59,7 +59,7 @@ class LoadService:
 
     Attributes:
         address: For `VARIABLE`.
-        folder: Where it is: for sockets alone, gone with the service, whichever way that ends.
+        folder: Where it is: for sockets only, removed with the service, however that ends.
         failures: Why loads could not begin, in their order.
         before_drop: Called before `loads` lets go of those whose readers are gone; whoever counts looks once more.
     """

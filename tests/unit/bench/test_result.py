@@ -70,7 +70,7 @@ def test_the_terms_say_what_was_dropped_and_who_checks() -> None:
     assert "3 x all in turn" in terms
     assert "the page cache was left alone" in terms
     assert "coldstream compares every chunk" in terms
-    assert "nobody checks what arrives" in "\n".join(a_result(verified=False).terms)
+    assert "no loader checks what arrives" in "\n".join(a_result(verified=False).terms)
     assert "compares" not in "\n".join(a_result(loads=(a_row("runai", 1.0),)).terms)
     assert a_result().document()["terms"] == a_result().terms
     assert "coldstream compares every chunk" in text_of(a_result())

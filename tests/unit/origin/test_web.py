@@ -88,7 +88,7 @@ def test_a_server_of_pages_alone_has_no_model(server: RangedServer) -> None:
     for name in ("coldstream.json", "model.safetensors.index.json", "model.safetensors", "config.json"):
         server.put(f"/app/{name}", PAGE)
     origin = opened(f"{server.url}/app")
-    with pytest.raises(HeaderError, match="no safetensors"):
+    with pytest.raises(HeaderError, match="not a safetensors file"):
         origin.checkpoint()
     assert origin.names() == []
 
@@ -200,7 +200,7 @@ def test_an_index_of_other_files_is_refused(server: RangedServer) -> None:
 
 def test_a_damaged_manifest_is_no_absent_one(server: RangedServer) -> None:
     server.put("/org/m/coldstream.json", b'{"format":1,"state":"ready","name":"org/m"')
-    with pytest.raises(ManifestError, match="no JSON"):
+    with pytest.raises(ManifestError, match="not JSON"):
         opened(f"{server.url}/org/m").checkpoint()
 
 
