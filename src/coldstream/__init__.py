@@ -6,9 +6,9 @@
 
 The map, from the bottom up:
 
-    errors  uri  child_environment  units  extras    leaves
-    paths  retry  env  machine  https  drawing  atomic  reply  aws_profile  lfs  tree
-    limits  cgroup                              what this process may use, and which limit it ran into
+    errors  units  extras  uri  child_environment  printable    leaves
+    cgroup  limits                              what this process may use, and which limit it ran into
+    paths  retry  machine  https  drawing  atomic  reply  lfs  aws_profile  env  tree    what all the rest is made with
     header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
     store                                       where models are kept: S3 and its like, or a folder
     source  hub                                 where models come from: a folder, Hugging Face
