@@ -8,7 +8,7 @@ import pwd
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,8 @@ from coldstream import machine
 from coldstream.bundle import WarmStart
 from coldstream.cache import cache_of
 from coldstream.cache.disk import checked_root, make_folders, temporary_root
-from coldstream.env import Settings
+from coldstream.child_environment import CREDENTIALS
+from coldstream.env import VARIABLES, Settings
 from coldstream.errors import (
     ColdstreamError,
     CredentialsError,
@@ -103,7 +104,7 @@ def prepared(
             command, service = _other(request, settings, program, say), None
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
             version = _version(request, settings) if request.bundle != "off" else None
-        passed = {name: value for name in request.pass_env if (value := settings.get(name) or os.environ.get(name))}
+        passed = passed_environment(request.pass_env, settings, os.environ, say)
         command = command.having({**user_environment(os.environ), **request.environment, **passed})
         environ = {**os.environ, **command.environment}
         warm = None
@@ -117,6 +118,27 @@ def prepared(
             gpu = not program.is_cpu_build and bool(machine.gpus())
             command = command.having(warm.environment(environ, gpu=gpu, vllm=program.version or ""))
         yield Prepared(program, command, service, warm, downloaded)
+
+
+def passed_environment(
+    names: Sequence[str], settings: Settings, environ: Mapping[str, str], say: Callable[[str], None]
+) -> dict[str, str]:
+    """The variables that vLLM is given by `--pass-env`; those that it inherits anyway are left out.
+
+    Args:
+        names: Of the variables.
+        settings: Where a value may come from too, such as `.env`.
+        environ: Of this process.
+        say: Told of a variable that is not set, which may be misspelt.
+    """
+    passed = {}
+    for name in names:
+        if value := settings.get(name) or environ.get(name):
+            if name in VARIABLES or name in CREDENTIALS:
+                passed[name] = value
+        else:
+            say(f"warning: --pass-env {name}: it is set neither in {' nor in '.join(settings.looked_in)}")
+    return passed
 
 
 def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
