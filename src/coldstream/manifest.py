@@ -315,7 +315,7 @@ def check_revision(source: Source | None, revision: str | None, *, where: str) -
             f"{where} holds revision {source.revision} (commit {commit[:_COMMIT_DIGITS_MIN]}), not {revision}",
             hint=f"a name holds one revision; to store this one beside it: {upload} --as NAME",
         )
-    raise NotFoundError(f"nothing tells which revision {where} is", hint=f"name it without @{revision}")
+    raise NotFoundError(f"{where} has no record of its revision", hint=f"name it without @{revision}")
 
 
 def upload_command(record: Manifest | Journal) -> str:

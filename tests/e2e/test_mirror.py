@@ -218,7 +218,7 @@ def test_a_name_with_a_revision_that_nothing_tells_is_not_found(quick: Command, 
     quick.run("upload", str(write_model(tmp_path / "folder", sharded_model())), "--as", REPO)
     for verb in ("verify", "load"):
         _, err = quick.run(verb, f"{REPO}@main", code=10)
-        assert "nothing tells which revision" in err
+        assert "has no record of its revision" in err
     _, err = quick.run("upload", str(tmp_path / "folder"), "--as", f"{REPO}@main", code=2)
     assert f"write {REPO}" in err
 

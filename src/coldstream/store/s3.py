@@ -142,7 +142,7 @@ class S3Store:
             )
             with closing(found["Body"]) as body, self._translated("GetObject", key):
                 if found.get("ContentLength") == 0:
-                    raise StrangerError("nothing where bytes are")
+                    raise StrangerError("an empty answer")
                 self._check_match(key, _etag(found), if_match)
                 self._check_range(key, found, first, last)
                 while done < len(buffer):
@@ -675,7 +675,10 @@ def _trusted(settings: Settings) -> str | None:
     """The certificates for boto3, which knows only AWS_CA_BUNDLE of what the engine looks at."""
     bundle = settings.get("AWS_CA_BUNDLE")
     if bundle and not os.path.exists(bundle):
-        raise ConfigError(f"{settings.origin('AWS_CA_BUNDLE')} is {bundle!r}, where no certificates are")
+        raise ConfigError(
+            f"{settings.origin('AWS_CA_BUNDLE')}: there are no certificates at {bundle!r}",
+            hint="name a PEM file that exists",
+        )
     return bundle or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or None
 
 
