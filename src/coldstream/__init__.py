@@ -23,11 +23,11 @@ The map, from the bottom up:
     folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
     readahead                                   what a start reads from the disk, asked for ahead of it
     bench                                       ways of loading a model, compared on this machine
-    tune  cost                                  settings for a model; what a month of models costs, here and elsewhere
+    tune  cost  prices                          settings for a model; what a month of models costs, here and elsewhere
     template  launch                            the file that brings a model up elsewhere; its launch
     cdn                                         the CDN in front of the bucket: its rule, what it keeps, filling it
     probe  doctor                               does this bucket work; what is wrong
-    demo  throttle                              all of it at work on this machine; a slow link for it
+    demo  throttle  cpu_vllm                    all of it at work on this machine; a slow link and a vLLM for it
     cli                                         one file per verb; renders what the others return
 """
 

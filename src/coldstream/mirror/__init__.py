@@ -2,7 +2,8 @@
 
 One module per verb; `digest` and `pump` move and hash the bytes for upload, verify and download alike, `records` reads
 and writes the manifest. What an upload will do is decided in `planning`; it stores files in one piece (`whole`), or
-weights in segments that models share (`segments`), and `pool` says which of those may go.
+weights in segments that models share (`segments`), and `pool` says which of those may go. `naming` groups a listing by
+model, and suggests the nearest name.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ listener   which process listens there: none before vLLM starts, then vLLM itsel
 shard      each rank's own part of a model, for Run:ai's sharded loader
 notice     the cloud's word that it takes this spot machine back
 draining   what is done then
+reason     why vLLM failed, by its output; pure
 running    vLLM from its start to its end
 """
 

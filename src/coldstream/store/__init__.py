@@ -1,7 +1,8 @@
 """Where models are kept: one contract, two kinds.
 
-`base` states the contract, `s3` keeps objects in R2, AWS S3, MinIO and the like through boto3, `folder` keeps them in
-a local folder. `open_store` chooses by URI. Everything above this package speaks `Store` alone.
+`contract` states what both offer. `s3` keeps objects in R2, AWS S3, MinIO and the like through boto3: `answers` finds
+out that something else than an S3 server answered, and `signing` makes many links out of one that boto3 signed.
+`folder` keeps objects in a local folder. `open_store` chooses by URI. Everything above this package uses `Store` only.
 """
 
 from __future__ import annotations
