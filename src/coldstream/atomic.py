@@ -110,7 +110,8 @@ def write_output(path: Path, data: bytes) -> None:
         return
     path = path.resolve()
     with StagedFile(path, mode=0o666) as staged:
-        with suppress(FileNotFoundError):
+        # There may be no file yet, and a file system without modes.
+        with suppress(OSError):
             os.fchmod(staged.descriptor, stat.S_IMODE(path.stat().st_mode))
         write_all(staged.descriptor, data)
         staged.install()
