@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shlex
 import sys
 from contextlib import suppress
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli import wizard
 from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, echo
 
 if TYPE_CHECKING:
@@ -59,6 +57,7 @@ def command(
     import os
 
     from coldstream import probe
+    from coldstream.cli import wizard
     from coldstream.errors import UsageError
 
     writes = write_env or bundle_key
@@ -95,6 +94,9 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
     Raises:
         ConfigError: Something is missing, and there is no terminal to ask at.
     """
+    import secrets
+
+    from coldstream.cli import wizard
     from coldstream.errors import ConfigError
 
     settings = state.settings(draft=True)
