@@ -25,6 +25,8 @@ from coldstream.reply import first_words
 HEADER_BYTES_MAX = 100_000_000
 LENGTH_BYTES = 8
 _TEXT_BYTES = 4096
+# One part of what one rank of a tensor-parallel model holds (vLLM's sharded state).
+_RANK_PART = re.compile(r"(?:.*/)?model-rank-(\d+)-part-\d+\.safetensors")
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
@@ -156,8 +158,16 @@ def has_too_many_values(text: bytes) -> bool:
     return len(text) > _MARKS_MAX < sum(map(text.count, (b",", b'"', b"{", b"[")))
 
 
+def rank_of(path: str) -> str | None:
+    """The rank whose part of a tensor-parallel model a file holds; None of a file for all ranks."""
+    match = _RANK_PART.fullmatch(path)
+    return match[1] if match else None
+
+
 def check_twins(headers: Mapping[str, Header], *, where: str) -> None:
     """No tensor is in two of a model's files: which of them would count is left to chance.
+
+    Each rank has tensors of its own under the same names.
 
     Args:
         headers: By path.
@@ -169,10 +179,11 @@ def check_twins(headers: Mapping[str, Header], *, where: str) -> None:
     names = {path: [tensor.name for tensor in header.tensors] for path, header in headers.items()}
     if len(set().union(*names.values())) == sum(map(len, names.values())):
         return
-    owners: dict[str, str] = {}
+    owners: dict[tuple[str | None, str], str] = {}
     for path, own in names.items():
+        rank = rank_of(path)
         for name in own:
-            if (other := owners.setdefault(name, path)) != path:
+            if (other := owners.setdefault((rank, name), path)) != path:
                 raise IntegrityError(
                     f"{where}: {other} and {path} both hold the tensor {name[:80]!r}",
                     hint=f"leave one of them out: coldstream upload … --exclude {shlex.quote(path)}",

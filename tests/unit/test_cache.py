@@ -821,21 +821,24 @@ def test_a_user_without_a_home_has_a_cache_among_the_temporary_files(
     assert configured(None, None).root == tmp_path / f"coldstream-{os.geteuid()}"
 
 
-def test_without_temporary_files_there_is_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_temporary_files_there_is_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read-only root without an emptyDir at /tmp."""
+    # Sockets need a short path, as /dev/shm is.
+    memory = Path(tempfile.mkdtemp(prefix="cs-", dir="/tmp"))
 
     def none() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    monkeypatch.setattr(disk_module, "_SHARED_MEMORY", tmp_path)
-    tmp_path.chmod(0o1777)
+    monkeypatch.setattr(disk_module, "SHARED_MEMORY", memory)
+    memory.chmod(0o1777)
     folder = SocketFolder()
     try:
-        assert Path(folder.path).parent == tmp_path
-        assert temporary_root() == tmp_path / f"coldstream-{os.geteuid()}"
+        assert Path(folder.path).parent == memory
+        assert temporary_root() == memory / f"coldstream-{os.geteuid()}"
     finally:
         folder.close()
+        shutil.rmtree(memory)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])

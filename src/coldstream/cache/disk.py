@@ -25,7 +25,7 @@ from coldstream.limits import limit_error
 # The root's lock is held for milliseconds; a holder that was stopped must not stop loads.
 ROOT_LOCK_SECONDS = 10.0
 TRASH_PREFIX = ".trash-"
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # who puts something there checks what is there
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # who puts something there checks what is there
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -73,7 +73,7 @@ def temporary_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
-        return _SHARED_MEMORY
+        return SHARED_MEMORY
 
 
 def temporary_root() -> Path:

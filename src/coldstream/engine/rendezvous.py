@@ -10,9 +10,12 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from coldstream.cache.disk import temporary_folder
+from coldstream.cache.disk import SHARED_MEMORY, temporary_folder
 
 _PREFIX = "coldstream-sockets-"
+_SYSTEM_TEMPORARY = Path("/tmp")  # noqa: S108  # what lies there is private
+# An address has at most 107 bytes (unix(7)). Below the folder's random name of 8, vLLM's sockets have names of 36.
+_AROUND_BYTES_MAX = 107 - len(f"/{_PREFIX}12345678/") - 36
 
 
 class SocketFolder:
@@ -24,7 +27,7 @@ class SocketFolder:
 
     def __init__(self) -> None:
         """Makes it, and removes those that killed processes of this user have left."""
-        folder = temporary_folder()
+        folder = _folder_around()
         remove_abandoned(folder)
         while True:
             self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=folder)  # mode 0700
@@ -44,6 +47,14 @@ class SocketFolder:
         with suppress(OSError):
             os.close(self._lock)
         self._lock = -1
+
+
+def _folder_around() -> Path:
+    """The folder of temporary files; another one where its path, as batch systems set TMPDIR, is too long."""
+    chosen = temporary_folder()
+    places = (chosen, _SYSTEM_TEMPORARY, SHARED_MEMORY)
+    short = (place for place in places if len(os.fsencode(place)) <= _AROUND_BYTES_MAX)
+    return next((place for place in short if os.access(place, os.W_OK | os.X_OK)), chosen)
 
 
 def remove_abandoned(folder: Path) -> None:

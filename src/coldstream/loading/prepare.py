@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.engine.job import FileJob, Segment
 from coldstream.engine.job import Settings as EngineSettings
 from coldstream.env import Settings
-from coldstream.errors import ColdstreamError, DiskError, UnavailableError
-from coldstream.header import Header, parse_header
+from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
+from coldstream.header import Header, parse_header, rank_of
 from coldstream.limits import mapping_limit
 from coldstream.loading.options import Options
 from coldstream.machine import available_bytes
@@ -165,6 +166,7 @@ def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
     """Resolves a URI, reads the headers, and looks into the local cache.
 
     Raises:
+        UsageError: The files are the parts of several ranks.
         What `open_origin` and `Origin.checkpoint` raise. An origin that does not answer is no error if the local cache
         has all of the model as it was last.
     """
@@ -174,6 +176,7 @@ def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
     try:
         origin = open_origin(uri, settings, retry=retry, via=options.via)
         checkpoint = origin.checkpoint()
+        _refuse_ranks(checkpoint)
     except UnavailableError:
         if latest is None:
             raise
@@ -197,6 +200,17 @@ def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
         bytes_max=bytes_max,
         cdn_unused=_cdn_unused(checkpoint, options),
     )
+
+
+def _refuse_ranks(checkpoint: Checkpoint) -> None:
+    """Refuses the parts of several ranks: their tensors have the same names, and a load has one of each name."""
+    ranks = {rank_of(shard.path) for shard in checkpoint.shards}
+    if len(ranks) > 1:
+        raise UsageError(
+            f"{checkpoint.uri} holds a part of the model for each of {len(ranks)} ranks",
+            hint=f"run: coldstream serve {shlex.quote(checkpoint.name)} --loader runai-sharded",
+            target=checkpoint.uri,
+        )
 
 
 def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:

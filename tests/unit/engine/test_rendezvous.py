@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ time.sleep(60)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return tmp_path
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files whose path is short, as that of sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="cs-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 def test_a_killed_process_s_folder_is_removed_by_the_next(here: Path) -> None:
@@ -62,3 +65,16 @@ def test_what_is_not_provably_ours_stays(here: Path) -> None:
     remove_abandoned(here)
     assert {*here.iterdir()} == {*kept, other}
     assert (other / "load").is_socket()
+
+
+def test_a_temporary_folder_with_a_long_path_is_left_for_another(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket of vLLM's, with a name of 36 characters, can be bound below it."""
+    long = here / ("job-" + "x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = SocketFolder()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{folder.path}/{'u' * 36}")
+    folder.close()
+    assert not [*long.iterdir()]
+    assert not os.path.exists(folder.path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import coldstream
 from coldstream.engine.http import read
 from coldstream.env import load_settings
 from coldstream.errors import (
@@ -252,6 +253,21 @@ def test_two_shardings_of_one_model_are_refused_with_both_files(tmp_path: Path) 
         plan_upload(store, FolderSource(folder), NAME)
     assert f"--exclude {TWO[1]}" in (caught.value.hint or "")
     assert plan_upload(store, FolderSource(folder), NAME, exclude=["*-of-00003*"]).shards == 2
+
+
+def test_the_parts_of_ranks_share_names_and_are_stored_but_not_loaded_at_once(tmp_path: Path) -> None:
+    """What `coldstream shard` writes: `serve --loader runai-sharded` reads one rank's parts each."""
+    ranks = {f"model-rank-{rank}-part-0.safetensors": safetensors_bytes({"w": 8}, seed=rank) for rank in range(2)}
+    folder = write_model(tmp_path / "m", ranks)
+    assert len(opened(str(folder)).checkpoint().shards) == 2
+    store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
+    assert plan_upload(store, FolderSource(folder), NAME).shards == 2
+    with pytest.raises(UsageError, match="for each of 2 ranks") as caught:
+        coldstream.load(str(folder), framework="buffer")
+    assert "--loader runai-sharded" in (caught.value.hint or "")
+    (folder / "model-rank-1-part-1.safetensors").write_bytes(safetensors_bytes({"w": 8}))
+    with pytest.raises(IntegrityError, match=r"model-rank-1-part-0.*and model-rank-1-part-1.*both hold"):
+        opened(str(folder)).checkpoint()
 
 
 def test_an_index_of_another_name_chooses_between_them(tmp_path: Path) -> None:
