@@ -117,8 +117,6 @@ class WarmStart:
             return
         self._found = self._shelf.find(self._kept.key.digest, self._secret)
         if self._found is None:
-            if not whole:
-                self._explain()
             return
         pointer = self._found.pointer
         with suppress(ColdstreamError):
@@ -130,13 +128,19 @@ class WarmStart:
             self._kept.mark_whole(self._shelf.name)
             self._note(state="restored", bytes=pointer.archive.size)
 
-    def _explain(self) -> None:
-        """Notes how the bundle that comes nearest was built. Keys that cannot list the bucket learn nothing."""
+    def explain_miss(self) -> str | None:
+        """Notes how the bundle that comes nearest was built, where none fits this start; None where that is not known.
+
+        It asks the bucket, so it is for when vLLM runs. Keys that cannot list the bucket learn nothing.
+        """
+        if self.state.state != "none" or self.state.detail or self._mode not in {"auto", "read"}:
+            return None
         with suppress(ColdstreamError):
             if nearest := self._shelf.nearest(self._kept.key, self._secret):
                 count, pointer = nearest
                 which = "the bundle" if count == 1 else f"the nearest of {count} bundles"
                 self._note(detail=f"{which} in the bucket was built {self._kept.key.explain(pointer.parts)}")
+        return self.state.detail or None
 
     def _fetch(self, pointer: Pointer) -> None:
         with self._kept.replaced() as folder, tempfile.TemporaryFile(dir=self._kept.base) as file:

@@ -259,6 +259,8 @@ def _watch(
     environ = {**os.environ, **ready.command.environment}
     if (shortage := memory_shortage(ready.program, start.request.arguments, environ)) is not None:
         say(f"warning: {'; '.join(shortage)}")
+    if ready.warm is not None and (reason := ready.warm.explain_miss()) is not None:
+        say(f"warm-start bundle: not used, {reason}")
     while not _is_up(endpoint, child, start.recorder):
         if over.wait(_HEALTH_SECONDS) or child.code is not None:
             return
