@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -43,6 +43,8 @@ from coldstream.vllm.service import LoadService
 _HEALTH_SECONDS = 0.2
 # It may be writing or sending; a thread that is cut off when Python ends can take it down with it.
 _WATCHER_SECONDS = 30.0
+# Flags with which vLLM ends by itself, or serves without an API.
+_WITHOUT_API = frozenset({"-h", "--help", "-v", "--version", "--headless"})
 _UNKNOWN_FORMAT = re.compile(r"Load format `?coldstream`? is not supported")
 
 
@@ -99,8 +101,8 @@ def serve(
         on_recorder: Told who records the start, which knows at any time how far it has come.
 
     Returns:
-        Its exit code; 128 and the signal's number when one ended it before it answered; 1 when it ended by itself with
-        0 after it had answered.
+        Its exit code; 128 and the signal's number when one ended it before it answered; 1 when a server ended by itself
+        with 0.
 
     Raises:
         NotFoundError: vLLM is not installed, or there is no such model.
@@ -164,7 +166,7 @@ def serve(
         say("hint:  this vLLM does not see coldstream: install it into vLLM's own environment")
     if failure is not None:
         explain(failure.message, failure.hint)
-    return _exit_code(child)
+    return _exit_code(child, request.arguments)
 
 
 def _attend(
@@ -188,12 +190,17 @@ def _attend(
     return ColdstreamError(f"vLLM ended by itself: {child.ended_by or f'exit code {child.code}'}")
 
 
-def _exit_code(child: Child) -> int:
+def _exit_code(child: Child, arguments: Sequence[str]) -> int:
     assert child.code is not None
     if child.cut_off_by is not None:
         return 128 + child.cut_off_by
     # When its engine dies vLLM's server stops in good order, and a supervisor would not start it again.
-    return 1 if child.code == 0 and child.is_up and not child.signalled else child.code
+    return 1 if child.code == 0 and not child.signalled and _has_api(arguments) else child.code
+
+
+def _has_api(arguments: Sequence[str]) -> bool:
+    """Whether vLLM serves until it is told to end: not when it is asked for its help, nor beside another node's API."""
+    return not any(argument.partition("=")[0] in _WITHOUT_API for argument in arguments)
 
 
 def _check_endpoint(request: Request, meter: Meter, say: Callable[[str], None]) -> None:
@@ -324,8 +331,7 @@ def _not_started(
     timeline = _finished(start, reports[0] if reports else None, _machine(start.ready.program), exited)
     assert timeline.ended is not None
     start.meter.not_started(timeline.outcome, timeline.ended.phase)
-    if code == 0 and not cancelled and not child.is_up:
-        # It was asked for its help, say: nothing went wrong.
+    if code == 0 and not cancelled and not _has_api(start.request.arguments):
         return None
     timeline, path = _kept(timeline, kept, say)
     if cancelled:

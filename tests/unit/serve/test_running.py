@@ -93,22 +93,31 @@ def test_by_the_name_that_the_user_chose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "is_up", "signalled", "cut_off_by", "expected"),
+    ("code", "flag", "signalled", "cut_off_by", "expected"),
     [
-        (0, True, 0, None, 1),  # its engine died, and its server stopped in good order
-        (0, True, 1, None, 0),
-        (0, False, 0, None, 0),  # --help
-        (3, True, 0, None, 3),
-        (137, True, 2, None, 137),
-        (137, True, 1, signal.SIGTERM, 143),
-        (0, False, 1, signal.SIGINT, 130),
+        (
+            0,
+            "--port=1",
+            0,
+            None,
+            1,
+        ),  # its engine died, and its server stopped in good order; or it never began to serve
+        (0, "--port=1", 1, None, 0),
+        (0, "--help", 0, None, 0),
+        (0, "--help=page", 0, None, 0),
+        (0, "--headless", 0, None, 0),  # the API was on another node
+        (2, "--help", 0, None, 2),
+        (3, "--port=1", 0, None, 3),
+        (137, "--port=1", 2, None, 137),
+        (137, "--port=1", 1, signal.SIGTERM, 143),
+        (0, "--port=1", 1, signal.SIGINT, 130),
     ],
 )
 def test_a_supervisor_is_told_by_the_exit_code(
-    code: int, is_up: bool, signalled: int, cut_off_by: int | None, expected: int
+    code: int, flag: str, signalled: int, cut_off_by: int | None, expected: int
 ) -> None:
-    child = SimpleNamespace(code=code, is_up=is_up, signalled=signalled, cut_off_by=cut_off_by)
-    assert _exit_code(cast("Child", child)) == expected
+    child = SimpleNamespace(code=code, signalled=signalled, cut_off_by=cut_off_by)
+    assert _exit_code(cast("Child", child), ("--host", "127.0.0.1", flag)) == expected
 
 
 @dataclass
