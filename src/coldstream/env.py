@@ -8,6 +8,7 @@ An empty value counts as absent. Every variable is described in docs/environment
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 import warnings
@@ -58,6 +59,7 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
 }
 RETRY_SECONDS = 180.0
+_PREFIX = "COLDSTREAM_"
 # In the order in which they win.
 ENDPOINTS = ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -216,20 +218,25 @@ def load_settings(
     environ = os.environ if environ is None else environ
     path = env_file or Path(".env")
     model = _model_mark(path) if env_file is None and _is_file(path) else None
+    file_values, malformed = (
+        ({}, None) if model else _read_env_file(path, environ, required=env_file is not None and not draft)
+    )
     layers = [
         ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
         ("environment", {n: v for n, v in environ.items() if v.strip() and not is_service_link(n, v)}),
-        (str(path), {} if model else _read_env_file(path, environ, required=env_file is not None and not draft)),
+        (str(path), file_values),
     ]
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
     for origin, layer in reversed(layers):
         for name, value in layer.items():
-            if name.startswith("COLDSTREAM_") and name not in VARIABLES:
-                near = difflib.get_close_matches(name, VARIABLES, n=1)
+            if name.startswith(_PREFIX) and name not in VARIABLES:
+                # The prefix, which all share, would make any two of them alike.
+                settings = {known.removeprefix(_PREFIX): known for known in VARIABLES if known.startswith(_PREFIX)}
+                near = difflib.get_close_matches(name.removeprefix(_PREFIX), settings, n=1)
                 raise ConfigError(
                     f"{name} (in {origin}) is not a setting of coldstream",
-                    hint=f"did you mean {near[0]}?" if near else "docs/environment.md lists them all",
+                    hint=f"did you mean {settings[near[0]]}?" if near else "docs/environment.md lists them all",
                 )
             if name in VARIABLES:
                 values[name], origins[name] = _unquoted(name, value.strip(), origin), origin
@@ -249,7 +256,7 @@ def load_settings(
         warning = f"{path} is {unread}, so it may have come with a model (--env-file {path} reads it)"
         looked_in = ("the environment", f"{path} ({unread})")
         return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
-    return Settings(values=values, origins=origins, looked_in=("the environment", str(path)))
+    return Settings(values=values, origins=origins, looked_in=("the environment", str(path)), warning=malformed)
 
 
 def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
@@ -322,24 +329,33 @@ def _is_file(path: Path) -> bool:
         return False  # this user may not look into the folder; a working directory may be anywhere
 
 
-def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> dict[str, str]:
+def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[dict[str, str], str | None]:
+    """The variables of a settings file, and what to tell the user of lines that are not `NAME=value`."""
     if not _is_file(path):
         if required:
-            raise ConfigError(f"the settings file {path} does not exist", hint="look at --env-file")
-        return {}
+            fault = "is not a regular file" if os.path.lexists(path) else "does not exist"
+            raise ConfigError(f"the settings file {path} {fault}", hint="look at --env-file")
+        return {}, None
     # Imported here: most starts have no such file, and `--help` needs none.
     from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
     try:
-        found = dotenv_values(path, interpolate=True)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read the settings file {path}: {exc}") from exc
+        bindings = [*parse_stream(io.StringIO(path.read_text("utf-8-sig")))]
+    except OSError as exc:
+        raise ConfigError(f"cannot read the settings file {path}: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the settings file {path} is not UTF-8", hint="save it as UTF-8 text") from exc
+    lines = [str(binding.original.line) for binding in bindings if binding.error]
+    malformed = f"{path} has lines that are not NAME=value and are ignored: {', '.join(lines)}" if lines else None
+    text = "".join(binding.original.string for binding in bindings if not binding.error)
+    found = dotenv_values(stream=io.StringIO(text), interpolate=True)
     values = {name: value for name, value in found.items() if value}
     # A shell that sources the file expands a bare $NAME; dotenv expands ${NAME} alone.
     for name, value in values.items():
         if match := re.fullmatch(r"\$([A-Za-z_]\w*)", value):
             values[name] = environ.get(match[1]) or values.get(match[1], "")
-    return {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value}, malformed
 
 
 def _checked_endpoint(name: str, text: str) -> str:

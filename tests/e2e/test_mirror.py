@@ -223,6 +223,15 @@ def test_a_name_with_a_revision_that_nothing_tells_is_not_found(quick: Command, 
     assert f"write {REPO}" in err
 
 
+def test_an_organisation_is_not_a_model(quick: Command, tmp_path: Path) -> None:
+    quick.run("upload", str(write_model(tmp_path / "folder", sharded_model())), "--as", REPO)
+    organisation = REPO.partition("/")[0]
+    for verb in ("verify", "load"):
+        _, err = quick.run(verb, organisation, code=10)
+        assert f"there is no model {organisation} in s3://" in err
+        assert f"hint:  below it: {REPO}" in err
+
+
 def test_a_repository_without_safetensors_is_refused(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, {"pytorch_model.bin": b"x", "config.json": b"{}"})
     _, err = quick.run("upload", REPO, code=2)

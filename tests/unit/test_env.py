@@ -10,7 +10,7 @@ import pytest
 
 from coldstream.cli import wizard
 from coldstream.env import ambient_settings, load_settings
-from coldstream.errors import ConfigError
+from coldstream.errors import ConfigError, DiskError
 
 KEYS = {"R2_ACCESS_KEY": "access-key-0000000000", "R2_SECRET_KEY": "secret-key-0000000000"}
 
@@ -36,6 +36,47 @@ def test_a_misspelt_variable_is_named() -> None:
     with pytest.raises(ConfigError, match="COLDSTREAM_STOER") as caught:
         load_settings(environ={"COLDSTREAM_STOER": "x"})
     assert "COLDSTREAM_STORE" in (caught.value.hint or "")
+
+
+def test_the_prefix_makes_no_two_settings_alike() -> None:
+    with pytest.raises(ConfigError, match="COLDSTREAM_CONNECTIONS") as caught:
+        load_settings(environ={"COLDSTREAM_CONNECTIONS": "8"})
+    assert caught.value.hint == "docs/environment.md lists them all"
+
+
+def test_lines_that_set_nothing_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "env"
+    file.write_bytes(b'\xef\xbb\xbfR2_BUCKET=models\r\n\r\n# a remark\nHF_TOKEN hf_secret\nR2_CDN_DOMAIN="open\n')
+    settings = load_settings(env_file=file, environ={})
+    assert settings.values == {"R2_BUCKET": "models"}
+    assert settings.warning == f"{file} has lines that are not NAME=value and are ignored: 4, 5"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("text", ["R2_BUCKET=models\n".encode("utf-16"), b"R2_BUCKET=\xff\n"])
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "env"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError, match="env is not UTF-8"):
+        load_settings(env_file=file, environ={})
+    with pytest.raises(ConfigError, match="env is not UTF-8"):
+        wizard.write(load_settings(environ=KEYS), file, {})
+
+
+def test_a_named_file_must_be_one() -> None:
+    with pytest.raises(ConfigError, match="/dev/null is not a regular file"):
+        load_settings(env_file=Path("/dev/null"), environ={})
+
+
+def test_answers_need_a_place(tmp_path: Path) -> None:
+    """Found out before anything is asked, and in one line if it changes afterwards."""
+    wizard.check_place(tmp_path / ".env")
+    with pytest.raises(DiskError, match="its folder does not exist"):
+        wizard.check_place(tmp_path / "none/.env")
+    with pytest.raises(DiskError, match="it is a folder"):
+        wizard.check_place(tmp_path)
+    with pytest.raises(DiskError, match="No such file or directory"):
+        wizard.write(load_settings(environ=KEYS), tmp_path / "none/.env", {})
 
 
 def services(*names: str) -> dict[str, str]:

@@ -36,6 +36,7 @@ def test_a_store_that_holds_one_like_it_says_so(tmp_path: Path) -> None:
     error = missing_model(store, "org/modle")
     assert error.hint == "did you mean org/model?   (all of them: coldstream list)"
     assert missing_model(store, "another/thing").hint == "see: coldstream list"
+    assert missing_model(store, "org", ["model/config.json", "other/a", "other/b"]).hint == "below it: org/model  …"
 
 
 def test_a_folder_that_is_a_store_has_names_too(tmp_path: Path) -> None:

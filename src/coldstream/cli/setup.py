@@ -63,6 +63,9 @@ def command(
     writes = write_env or bundle_key
     if writes and exports_only:
         raise UsageError("--exports-only checks nothing, and writes nothing", hint="leave it or --write-env out")
+    path = state.env_file or Path(".env")
+    if writes:
+        wizard.check_place(path)
     settings = _drafted(state, ask_all=write_env, bundle_key=bundle_key) if writes else state.settings()
     if exports_only:
         echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
@@ -80,7 +83,6 @@ def command(
     else:
         _epilogue(checks, lines, show_secrets=show_secrets)
     if writes:
-        path = state.env_file or Path(".env")
         for note in [f"{path} was not written: a check failed"] if failed else wizard.write(settings, path, os.environ):
             state.say(note)
     if lines:

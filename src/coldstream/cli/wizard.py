@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import click
 from coldstream.child_environment import SECRETS
 from coldstream.cli.session import echo
 from coldstream.env import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
-from coldstream.errors import ConfigError
+from coldstream.errors import ConfigError, DiskError
 
 ANSWER = "your answer"
 # What is written, and the variables whose values count.
@@ -143,6 +144,24 @@ def with_value(settings: Settings, name: str, value: str) -> Settings:
     return replace(settings, values=values, origins={**settings.origins, name: ANSWER})
 
 
+def check_place(path: Path) -> None:
+    """Finds out before the questions whether their answers can be kept.
+
+    Raises:
+        DiskError: They cannot.
+    """
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        fault = "its folder does not exist"
+    elif path.is_dir():
+        fault = "it is a folder"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        fault = "its folder is not writable by this user"
+    else:
+        return
+    raise DiskError(f"cannot write {path}: {fault}", hint="name another file: --env-file FILE", target=str(path))
+
+
 def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
     """Merges the settings into a file, which is replaced atomically and readable by its owner only.
 
@@ -153,6 +172,10 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
 
     Returns:
         What to tell the user.
+
+    Raises:
+        ConfigError: A value, or the file as it is, cannot be kept.
+        DiskError: The disk refuses.
     """
     from coldstream.atomic import write_atomically
 
@@ -161,14 +184,20 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     for name, value in ours.items():
         if any(character in value for character in "'\n\r"):
             raise ConfigError(f"{name} holds a quote or a line break and cannot be written to {path}")
-    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the settings file {path} is not UTF-8", hint="save it as UTF-8 text") from exc
     # What was answered with nothing leaves the file too.
     dropped = {*ours, *(name for name in _TWINS if settings.origins.get(name) == ANSWER)}
     kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
     quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
     new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
     assert all(name in VARIABLES for name in ours)
-    write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
+    try:
+        write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
+    except OSError as exc:
+        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
     notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"

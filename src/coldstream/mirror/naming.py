@@ -33,20 +33,25 @@ def group_by_model(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]
     return models
 
 
-def missing_model(store: Store, name: str) -> NotFoundError:
+def missing_model(store: Store, name: str, listing: Iterable[str] = ()) -> NotFoundError:
     """The error for a model that is not in the store; its hint has the nearest names that are.
 
     Args:
         store: Where it is not; one that cannot be listed is described without them.
         name: The model's, relative to the store.
+        listing: The paths of what lies below that name, which is not a model.
     """
+    message = f"there is no model {name} in {store.uri}"
+    if below := sorted({path.split("/")[0] for path in listing}):
+        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
+        return NotFoundError(message, hint=hint, target=f"{store.uri}/{name}")
     try:
         names = group_by_model(islice(store.list(""), _LISTED_MAX))
     except ColdstreamError:
         names = {}
     near = nearest_names(name, names)
     hint = f"did you mean {' or '.join(near)}?   (all of them: coldstream list)" if near else "see: coldstream list"
-    return NotFoundError(f"there is no model {name} in {store.uri}", hint=hint, target=f"{store.uri}/{name}")
+    return NotFoundError(message, hint=hint, target=f"{store.uri}/{name}")
 
 
 def nearest_names(name: str, names: Iterable[str]) -> list[str]:

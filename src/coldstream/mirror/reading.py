@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from coldstream.errors import CredentialsError, NotFoundError
+from coldstream.errors import CredentialsError
 from coldstream.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision, entries_below
 from coldstream.mirror.naming import missing_model
 from coldstream.mirror.pool import ROOT, pool_listing, root_of, segment_keys
@@ -106,11 +106,7 @@ def open_model(store: Store, name: str) -> StoredModel:
     listing.pop(MANIFEST_NAME, None)
     component = component_record(store, name) if found is None and listing else None
     if found is None and component is None and not looks_like_model(listing):
-        below = sorted({key.split("/")[0] for key in listing})
-        if not below:
-            raise missing_model(store, name)
-        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
-        raise NotFoundError(f"there is no model {name} in {store.uri}", hint=hint)
+        raise missing_model(store, name, listing)
     record = found[0] if found else component
     check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}

@@ -73,6 +73,8 @@ class StoredOrigin:
         record, listing = self._look()
         choice = choose(record.entries if record else listing, self.read, is_checked=bool(record and record.is_whole))
         paths = choice.shards
+        if not paths and all("/" in path for path in listing) and not record:
+            raise missing_model(self._store, self._folder, listing)
         if record:
             entries = [record.entries[path] for path in paths]
             self._keys = {entry.path: [self._key(stored.key) for stored in entry.objects] for entry in entries}
