@@ -67,7 +67,7 @@ _SERVICE_LINK = re.compile(
     r"COLDSTREAM(?:_[A-Z0-9_]+?)??_"
     r"(SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
-_MODEL_MARKS = ("config.json", MANIFEST_NAME)
+_MODEL_MARKS = ("config.json", "model_index.json", "adapter_config.json", MANIFEST_NAME, "*.safetensors", "*.gguf")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,8 +318,7 @@ def mask(secret: str) -> str:
 def _model_mark(env_file: Path) -> str | None:
     """What says that a model lies in the folder of a settings file, or None."""
     folder = env_file.absolute().parent
-    marks = (*(folder / name for name in _MODEL_MARKS), *folder.glob("*.safetensors"))
-    return next((mark.name for mark in marks if mark.is_file()), None)
+    return next((mark.name for pattern in _MODEL_MARKS for mark in folder.glob(pattern) if mark.is_file()), None)
 
 
 def _is_file(path: Path) -> bool:

@@ -130,7 +130,7 @@ def select(
     else:
         reasons |= {path: why for path, why in _defaults(left, index).items() if not _matches(path, also)}
     chosen = tuple(path for path in every if path not in reasons)
-    if not chosen:
+    if not chosen and (include or also or exclude):
         raise UsageError("no file is left to upload", hint="look at --include and --exclude, or add --dry-run")
     if not (include or also) and not any(path.endswith(_SAFETENSORS) for path in chosen):
         raise UsageError(

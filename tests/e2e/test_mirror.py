@@ -219,6 +219,8 @@ def test_a_name_with_a_revision_that_nothing_tells_is_not_found(quick: Command, 
     for verb in ("verify", "load"):
         _, err = quick.run(verb, f"{REPO}@main", code=10)
         assert "has no record of its revision" in err
+        _, err = quick.run(verb, "org/absent@main", code=10)
+        assert "there is no model org/absent in" in err
     _, err = quick.run("upload", str(tmp_path / "folder"), "--as", f"{REPO}@main", code=2)
     assert f"write {REPO}" in err
 
@@ -230,6 +232,12 @@ def test_an_organisation_is_not_a_model(quick: Command, tmp_path: Path) -> None:
         _, err = quick.run(verb, organisation, code=10)
         assert f"there is no model {organisation} in s3://" in err
         assert f"hint:  below it: {REPO}" in err
+
+
+def test_a_part_of_a_repository_is_stored_with_include(quick: Command, hub: FakeHub) -> None:
+    hub.add_repo(REPO, {"model_index.json": b"{}", "vae/config.json": b"{}", "vae/model.safetensors": b"x"})
+    _, err = quick.run("upload", f"hf://{REPO}/vae", code=2)
+    assert f"coldstream upload {REPO} --include 'vae/*'" in err
 
 
 def test_a_repository_without_safetensors_is_refused(quick: Command, hub: FakeHub) -> None:

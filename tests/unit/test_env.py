@@ -191,7 +191,7 @@ def test_the_repr_holds_no_secret() -> None:
     assert KEYS["R2_SECRET_KEY"] not in repr(load_settings(environ=KEYS))
 
 
-@pytest.mark.parametrize("mark", ["config.json", "coldstream.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("mark", ["config.json", "coldstream.json", "model_index.json", "m-00001-of-00002.safetensors"])
 def test_a_file_that_may_have_come_with_a_model_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:

@@ -60,6 +60,8 @@ def test_include_also_and_exclude() -> None:
     assert chosen(paths, index=INDEX, exclude=["README*"]) == set(LLAMA) - {"README.md"}
     with pytest.raises(UsageError, match="no file is left"):
         chosen(paths, include=["nothing*"])
+    with pytest.raises(UsageError, match="no safetensors weights in it, only GGUF"):
+        chosen(["x.gguf"])
 
 
 def test_hidden_files_are_taken_by_a_pattern_with_their_dot_alone() -> None:

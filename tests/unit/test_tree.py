@@ -52,7 +52,9 @@ def test_what_is_no_file_is_refused_until_it_is_left_out(tmp_path: Path) -> None
     (folder / "self").symlink_to("self")
     (folder / "name [1].json").symlink_to("/nowhere")
     (folder / os.fsdecode(b"caf\xe9.json")).write_bytes(b"{}")
+    (folder / "red\x1b[31m.json").write_bytes(b"{}")
     assert faults(folder) == {
+        "red\x1b[31m.json": "it holds a control character",
         "caf\\xe9.json": "its name is not UTF-8",
         "link.json": "it is a broken link",
         "name [1].json": "it is a broken link",
@@ -61,7 +63,7 @@ def test_what_is_no_file_is_refused_until_it_is_left_out(tmp_path: Path) -> None
         "socket": "it is a socket",
     }
     exclude: list[str] = []
-    for _ in range(6):
+    for _ in range(7):
         with pytest.raises(UsageError, match="cannot be uploaded") as caught:
             planned(folder, exclude=exclude)
         # The hint says what to type.

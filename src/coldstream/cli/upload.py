@@ -168,6 +168,11 @@ def _open_source(
             hint=f"write {shlex.quote(f'./{text}')} or hf://{text}",
         )
     match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
+    if part := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/(.+?)/?", text):
+        raise UsageError(
+            f"{text} is a part of a model, and a model is stored as a whole",
+            hint=f"run: coldstream upload {part[1]} --include {shlex.quote(f'{part[2]}/*')}",
+        )
     if not match:
         raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
     from coldstream.hub import HubSource

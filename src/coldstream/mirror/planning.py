@@ -249,9 +249,11 @@ def _refuse_unusable(source: Source, file: SourceFile) -> None:
         IntegrityError: It is a pointer of Git LFS.
     """
     if file.fault:
-        pattern = shlex.quote(glob.escape(file.path))
+        # What a terminal cannot be given cannot be pasted from it either.
+        shown = "".join(character if character.isprintable() else "?" for character in glob.escape(file.path))
         raise UsageError(
-            f"{source.label}: {file.path!r} cannot be uploaded: {file.fault}", hint=f"leave it out: --exclude {pattern}"
+            f"{source.label}: {file.path!r} cannot be uploaded: {file.fault}",
+            hint=f"leave it out: --exclude {shlex.quote(shown)}",
         )
     if file.size in POINTER_BYTES and is_pointer(source.read(file, bytes_max=file.size), file.size):
         raise IntegrityError(pointer_message(f"{source.label}: {file.path}"), hint=HINT)

@@ -148,7 +148,6 @@ class StoredOrigin:
         """The manifest, or else what lies there."""
         record, listing = nearest_record(self._folder, self._record), {}
         if record is None:
-            no_record(self.label, self._revision)
             prefix = self._key("")
             listing = {
                 checked_path(info.key.removeprefix(prefix), where=self.label): info
@@ -158,6 +157,7 @@ class StoredOrigin:
             }
             if not listing:
                 raise missing_model(self._store, self._folder)
+            no_record(self.label, self._revision)
         self._contents = record, listing
         return self._contents
 
