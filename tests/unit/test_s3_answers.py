@@ -12,7 +12,8 @@ from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
 from coldstream.env import load_settings
-from coldstream.errors import IntegrityError
+from coldstream.errors import IntegrityError, UnavailableError
+from coldstream.serve.endpoint import free_port
 from coldstream.store.s3 import S3Store
 
 CONTENT = b"0123456789"
@@ -38,6 +39,18 @@ def answers(store: S3Store) -> Iterator[Stubber]:
     with Stubber(store._client) as stubber:
         yield stubber
         stubber.assert_no_pending_responses()
+
+
+def test_a_proxy_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:secret@127.0.0.1:{free_port()}")
+    store = S3Store("bucket", settings=load_settings(FLAGS, environ={}))
+    with pytest.raises(UnavailableError, match=r"cannot reach http://127\.0\.0\.1:9: .*proxy") as caught:
+        list(store.list(""))
+    assert not caught.value.retryable
+    assert "HTTP_PROXY" in (caught.value.hint or "")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_head_without_a_length_asks_for_one_byte(store: S3Store, answers: Stubber) -> None:

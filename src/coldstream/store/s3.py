@@ -566,11 +566,13 @@ class _Translation:
                 hint="check the endpoint's name and this machine's certificates (AWS_CA_BUNDLE names others)",
                 retryable=False,
             )
-        if isinstance(exc, (botocore.exceptions.EndpointConnectionError, botocore.exceptions.ConnectTimeoutError)):
+        by_proxy = isinstance(exc, botocore.exceptions.ProxyConnectionError)
+        unreached = (botocore.exceptions.EndpointConnectionError, botocore.exceptions.ConnectTimeoutError)
+        if by_proxy or isinstance(exc, unreached):
             # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
             return UnavailableError(
-                f"cannot reach {endpoint}",
-                hint=f"check {store._endpoint_setting} and the network",
+                f"cannot reach {endpoint}" + (f": {_short(exc)}" if by_proxy else ""),
+                hint=f"check {'HTTPS_PROXY, HTTP_PROXY' if by_proxy else store._endpoint_setting} and the network",
                 operation=operation,
                 target=at,
                 retryable=store._reached,
