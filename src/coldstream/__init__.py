@@ -6,7 +6,7 @@
 
 The map, from the bottom up:
 
-    errors  units  extras  uri  child_environment  printable    leaves
+    errors  units  extras  uri  child_environment  process_session  printable    leaves
     cgroup  limits                              what this process may use, and which limit it ran into
     paths  retry  machine  https  drawing  atomic  reply  lfs  aws_profile  env  tree    what all the rest is made with
     header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of

@@ -262,8 +262,10 @@ def test_a_port_that_is_taken_is_no_start(model: Command) -> None:
 def test_vllm_s_help_is_no_failed_start(model: Command) -> None:
     vllm = model.cwd / "env/bin/vllm"
     vllm.write_text("#!/bin/sh\nexit 0\n")
-    model.process("serve", "org/m", "--vllm", str(vllm), "--", "--port", str(free_port()))
+    model.process("serve", "org/m", "--vllm", str(vllm), "--", "--help", "--port", str(free_port()))
     model.run("timeline", code=10)
+    _, err = model.process("serve", "org/m", "--vllm", str(vllm), "--", "--port", str(free_port()), code=1)
+    assert "error: vLLM did not start" in err
 
 
 def test_starts_are_listed(command: Command, kept: Timelines) -> None:

@@ -14,6 +14,6 @@ from __future__ import annotations
 
 from coldstream.readahead.asking import Asked, ReadAhead, ask
 from coldstream.readahead.reads import File, Reads, decode
-from coldstream.readahead.recording import record, session
+from coldstream.readahead.recording import record
 
-__all__ = ["Asked", "File", "ReadAhead", "Reads", "ask", "decode", "record", "session"]
+__all__ = ["Asked", "File", "ReadAhead", "Reads", "ask", "decode", "record"]

@@ -47,18 +47,6 @@ _PACKAGE = re.compile(r".*/(?:site|dist)-packages/([^/]+?)(?:\.libs)?/.*")
 _DEVICES = ("/dev", "/proc", "/sys", "/run")
 
 
-def session(pid: int) -> list[int]:
-    """The processes of a session, oldest first: its leader, and what descends from it and has not left (Linux)."""
-    found = []
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        with suppress(OSError, ValueError, IndexError):
-            # The name in parentheses may hold anything.
-            fields = Path("/proc", str(int(name)), "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == pid:
-                found.append((int(fields[19]), int(name)))
-    return [number for _, number in sorted(found)]
-
-
 def record(pids: Sequence[int], modules: Iterable[str]) -> Reads:
     """What some processes have read so far.
 

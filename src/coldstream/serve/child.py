@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from coldstream.child_environment import child_environment
-from coldstream.readahead import session
+from coldstream import process_session
+from coldstream.child_environment import STREAMER, child_environment
+from coldstream.process_session import end_session, kill_session
 from coldstream.serve.command import Command
 
-# Runs before vLLM does: it is told when its parent is killed, whatever kills it.
+# Runs before vLLM does: it is told when its parent is killed, whatever kills it. vLLM may swallow that; then the guard
+# ends it.
 _LAUNCH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
@@ -29,10 +29,6 @@ os.execvp(sys.argv[2], sys.argv[2:])
 _KILL_SECONDS = 30.0
 # For a start that is to end: vLLM's engine swallows the first signal until it runs.
 _STARTING_SECONDS = 3.0
-_TRACKER_SECONDS = 5.0
-_POLL_SECONDS = 0.02
-# The process of Python's multiprocessing that removes shared memory which no other process has removed.
-_TRACKER = b"multiprocessing.resource_tracker"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -67,6 +63,7 @@ class Child:
             start_new_session=True,
         )
         self.pid = self._process.pid
+        self._guard = _start_guard(self.pid)
         self.is_up = False
         self.signalled = 0
         self.cut_off_by: int | None = None
@@ -105,7 +102,7 @@ class Child:
         """Passes a signal on; the second one kills it, and so does time when it was not up yet."""
         self.signalled += 1
         if self.signalled > 1:
-            self.kill()
+            kill_session(self.pid)
             return
         if not self.is_up:
             self.cut_off_by = number
@@ -113,39 +110,24 @@ class Child:
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def kill(self) -> None:
-        """Kills its processes; the resource trackers among them end last by themselves, and clean up."""
-        pids = session(self.pid)
-        for pid in pids:
-            if _TRACKER not in _command_line(pid):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-        if not pids:
-            self._kill_group()
-
     def finish(self) -> None:
         """Ends it and all that it left behind. Idempotent."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
             self.wait(_KILL_SECONDS if self.is_up else _STARTING_SECONDS)
-        until = time.monotonic() + _TRACKER_SECONDS
-        while any(map(_command_line, session(self.pid))) and time.monotonic() < until:
-            self.kill()
-            time.sleep(_POLL_SECONDS)
-        self._kill_group()
+        end_session(self.pid)
         self._process.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
         for reader in self._readers:
             # A process outside of its session may hold the pipe.
             reader.join(2.0)
 
     def _give_up(self) -> None:
         if self.wait(_STARTING_SECONDS) is None:
-            self.kill()
-
-    def _kill_group(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+            kill_session(self.pid)
 
     def _pass_on(self, source: BinaryIO, target: BinaryIO) -> None:
         rest = b""
@@ -191,12 +173,16 @@ def forwarded_signals() -> Iterator[Callable[[Child], None]]:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _command_line(pid: int) -> bytes:
-    """Empty of a process that has ended, whether or not its parent has waited for it."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def _start_guard(leader: int) -> subprocess.Popen[bytes]:
+    """Starts what ends a session when this process is killed. It ends at once where the session has ended."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", process_session.__file__, str(leader), str(_KILL_SECONDS)],
+        env=child_environment(only=STREAMER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _shell_code(code: int) -> int:

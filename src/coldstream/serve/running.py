@@ -20,7 +20,7 @@ from coldstream.env import Settings
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading import LoadReport
 from coldstream.metrics import Meter
-from coldstream.readahead import session
+from coldstream.process_session import session
 from coldstream.serve.budget import memory_shortage
 from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.draining import drain

@@ -15,7 +15,8 @@ from coldstream.cache.disk import private_root
 from coldstream.env import Settings
 from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.paths import checked_name, expanded
-from coldstream.readahead import ReadAhead, Reads, decode, record, session
+from coldstream.process_session import session
+from coldstream.readahead import ReadAhead, Reads, decode, record
 from coldstream.retry import Backoff, Retry
 from coldstream.serve.flags import with_config
 from coldstream.serve.program import Program

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.readahead import decode, record, recording, session
+from coldstream.process_session import session
+from coldstream.readahead import decode, record, recording
 from coldstream.readahead.recording import ordered, prefixes_of
 
 _LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

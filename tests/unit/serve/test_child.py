@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.process_session import session
 from coldstream.serve import child as module
 from coldstream.serve.child import Child, forwarded_signals
 from coldstream.serve.command import Command
@@ -93,6 +95,37 @@ class TestChild:
         while (state := _state(int(lines[0]))) not in {"", "Z"} and time.monotonic() < deadline:
             time.sleep(0.01)
         assert state in {"", "Z"}
+
+
+_KILLED = """
+import sys, time
+from coldstream.process_session import session
+from coldstream.serve import child as module
+from coldstream.serve.command import Command
+
+module._KILL_SECONDS = 0.2
+stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+command = Command(arguments=(sys.executable, "-c", "import subprocess, sys; subprocess.Popen([sys.executable, '-c', "
+    + repr(stubborn) + "]); " + stubborn))
+child = module.Child(command, on_line=lambda line: None, stdout=sys.stdout.buffer, stderr=sys.stderr.buffer)
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_swallows_the_signal_ends_after_its_parent_was_killed() -> None:
+    """vLLM does so shortly before it is ready; kill -9, or the out-of-memory killer, meets coldstream."""
+    with subprocess.Popen([sys.executable, "-c", _KILLED], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = [parent.stdout.readline().strip() for _ in range(3)]
+        leader = int(next(line for line in lines if line.isdecimal()))
+        assert lines.count("deaf") == 2
+        assert len(session(leader)) == 2
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(_state(pid) not in {"Z", ""} for pid in session(leader)):
+        assert time.monotonic() < deadline, session(leader)
+        time.sleep(0.02)
 
 
 def _state(pid: int) -> str:
