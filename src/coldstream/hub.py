@@ -259,7 +259,7 @@ class HubSource:
                 if not target:
                     break
                 response.close()
-                link = self._checked_link(urljoin(link, target))
+                link = self._checked_link(target, base=link)
             else:
                 raise UnavailableError(f"{where}: more than {_REDIRECTS_MAX} redirects", retryable=False)
             try:
@@ -329,8 +329,12 @@ class HubSource:
             if self._links.get(file.path) == link:
                 del self._links[file.path]
 
-    def _checked_link(self, link: str) -> str:
-        scheme, host = urlsplit(link).scheme, urlsplit(link).hostname
+    def _checked_link(self, link: str, *, base: str = "") -> str:
+        try:
+            link = urljoin(base, link)
+            scheme, host = urlsplit(link).scheme, urlsplit(link).hostname
+        except ValueError:
+            raise IntegrityError(f"{self.repo}: the Hub redirects to what is no URL") from None
         if not host or scheme not in {"https", urlsplit(self._endpoint).scheme}:
             raise IntegrityError(f"{self.repo}: the Hub redirects to {scheme}://{host}, which is refused")
         return link

@@ -984,6 +984,9 @@ def test_redirects_end(server: RangedServer) -> None:
     server.add("redirect", location="ftp://elsewhere/")
     with pytest.raises(FetchError, match="no http or https URL"):
         read(server.link("/small"), bytes_max=10)
+    server.add("redirect", location="http://[::1/")
+    with pytest.raises(FetchError, match="no valid host"):
+        read(server.link("/small"), bytes_max=10)
 
 
 def test_https_never_redirects_to_http(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import io
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from coldstream.env import load_settings
 from coldstream.errors import IntegrityError, UnavailableError
 from coldstream.serve.endpoint import free_port
 from coldstream.store.s3 import S3Store
+from tests.servers.impostor import Reply, impostor
 
 CONTENT = b"0123456789"
 FLAGS = {
@@ -124,3 +126,27 @@ def test_an_etag_that_cannot_be_sent_is_none(store: S3Store, answers: Stubber, e
     assert store.head("k").etag == ""
     assert [info.etag for info in store.list("")] == [""]
     assert store.get("k")[1].etag == ""
+
+
+def test_a_listing_without_time_zones_is_in_utc(store: S3Store, answers: Stubber) -> None:
+    there = dt.datetime(2024, 1, 1, 12, tzinfo=dt.timezone.utc)
+    answers.add_response(
+        "list_objects_v2", {"Contents": [{"Key": "k", "Size": 1, "LastModified": there.replace(tzinfo=None)}]}
+    )
+    (info,) = store.list("")
+    assert info.modified == there
+
+
+def test_a_listing_with_a_hole_is_no_servers(store: S3Store, answers: Stubber) -> None:
+    answers.add_response("list_objects_v2", {"Contents": [{"Key": "k"}]})
+    with pytest.raises(UnavailableError, match=r"does not answer as an S3 server: .* without 'Size'"):
+        list(store.list(""))
+
+
+@pytest.mark.parametrize("name", ["Last-Modified", "x-amz-mp-parts-count"])
+def test_a_header_that_botocore_cannot_read_is_named(name: str) -> None:
+    reply = Reply(200, {"ETag": '"e"', name: "unreadable"}, CONTENT)
+    with impostor(reply) as url:
+        store = S3Store("bucket", settings=load_settings(FLAGS | {"R2_ENDPOINT": url}, environ={}))
+        with pytest.raises(UnavailableError, match=r"does not answer as an S3 server: GetObject gets .*unreadable"):
+            store.get("k")

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin
 
 from coldstream.engine.message import (
     BUSY_STATUSES,
@@ -842,7 +841,7 @@ def read(
             pool.give(connection)
         if isinstance(found, Ranged):
             return found
-        following = parse_target(urljoin(target.url, found))
+        following = parse_target(found, base=target.url)
         if target.scheme == "https" and following.scheme == "http":
             raise FetchError("refused", f"{target.shown} redirects to plain http on {following.authority}")
         if following.place != target.place:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from coldstream import __version__
 from coldstream.errors import ConfigError
@@ -142,8 +142,12 @@ def default_port(scheme: str) -> int:
     return 443 if scheme == "https" else 80
 
 
-def parse_target(url: str) -> Target:
+def parse_target(url: str, *, base: str = "") -> Target:
     """Reads a URL strictly: http or https, no user, nothing that has to be encoded first. A fragment is dropped.
+
+    Args:
+        url: As it was given, or as a redirect gives it.
+        base: What it may be relative to.
 
     Raises:
         FetchError: "protocol": it is none; the message has no query.
@@ -152,7 +156,7 @@ def parse_target(url: str) -> Target:
     if _UNSAFE.search(url):
         raise FetchError("protocol", "a URL holds characters that have to be percent-encoded")
     try:
-        split = urlsplit(url)
+        split = urlsplit(urljoin(base, url))
         host, port = split.hostname or "", split.port
     except ValueError:
         raise FetchError("protocol", "a URL has no valid host or port") from None

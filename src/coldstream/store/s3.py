@@ -201,8 +201,12 @@ class S3Store:
         more: dict[str, str] = {}
         while True:
             page = self._call("ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more)
-            for found in page.get("Contents", ()):
-                yield _info(found["Key"].removeprefix(self._prefix), found, size=found["Size"])
+            with self._translated("ListObjectsV2", None):
+                infos = [
+                    _info(found["Key"].removeprefix(self._prefix), found, size=found["Size"])
+                    for found in page.get("Contents", ())
+                ]
+            yield from infos
             if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -527,9 +531,11 @@ class _Translation:
         store, operation, at = self._store, self._operation, self._store._at(self._key)
         if store.retry.cancel.is_set():
             return CancelledError("cancelled")
-        if isinstance(exc, StrangerError):
+        # botocore fails so over times, sizes and counts that are none, and over what is missing.
+        if isinstance(exc, (StrangerError, ValueError, OverflowError, KeyError)):
+            what = f"an entry without {exc}" if isinstance(exc, KeyError) else exc
             return UnavailableError(
-                f"{at}: {store._client.meta.endpoint_url} does not answer as an S3 server: {operation} gets {exc}",
+                f"{at}: {store._client.meta.endpoint_url} does not answer as an S3 server: {operation} gets {what}",
                 hint=f"check {store._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
                 operation=operation,
                 target=at,
@@ -700,11 +706,12 @@ def _etag(found: Mapping[str, Any]) -> str:
 
 
 def _info(key: str, found: Mapping[str, Any], *, size: int | None = None) -> ObjectInfo:
+    modified = found.get("LastModified", _LONG_AGO)
     return ObjectInfo(
         key=key,
         size=found["ContentLength"] if size is None else size,
         etag=_etag(found),
-        modified=found.get("LastModified", _LONG_AGO),
+        modified=modified if modified.tzinfo else modified.replace(tzinfo=timezone.utc),
         metadata={name.lower(): value for name, value in found.get("Metadata", {}).items()},
     )
 
