@@ -52,6 +52,7 @@ from coldstream.units import MIB, format_bytes
 
 # Signed links expire and are renewed; a link that is refused when it is new will not get better.
 _FRESH_LINK_REFUSALS_MAX = 3
+_HUB = "https://huggingface.co"
 _REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
@@ -83,7 +84,7 @@ class HubSource:
         """
         self.repo, self.revision = repo, revision or "main"
         self.retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
-        self._endpoint = (settings.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        self._endpoint = (settings.get("HF_ENDPOINT") or _HUB).rstrip("/")
         self._token, self._token_origin = hub_token(settings)
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
         self._reached = False
@@ -398,7 +399,9 @@ class HubSource:
     def _answered(self, exc: HfHubHTTPError) -> ColdstreamError:
         status = exc.response.status_code if exc.response is not None else 0
         headers = exc.response.headers if exc.response is not None else {}
-        if is_page(headers.get("content-type")) and 400 <= status < 500 and status not in {401, 403, 429}:
+        kind = headers.get("content-type", "")
+        # The Hub's own errors are JSON or plain text; XML is an S3 server's.
+        if (is_page(kind) or "xml" in kind.lower()) and 400 <= status < 500 and status not in {401, 403, 429}:
             return self._stranger()
         return self._refused(status, headers, self.repo)
 
@@ -446,7 +449,7 @@ class HubSource:
             )
         return UnavailableError(
             f"{where}: the Hub answered {status}",
-            hint="see status.huggingface.co",
+            hint="see status.huggingface.co" if self._endpoint == _HUB else "check HF_ENDPOINT",
             retryable=status in {408, 500, 502, 503, 504} or status >= 520,
         )
 

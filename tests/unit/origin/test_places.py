@@ -20,6 +20,7 @@ from coldstream.errors import (
     IntegrityError,
     ManifestError,
     NotFoundError,
+    UnavailableError,
     UsageError,
 )
 from coldstream.mirror import plan_upload, upload
@@ -29,6 +30,7 @@ from coldstream.source import FolderSource
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
 from tests.servers.hub import FakeHub
+from tests.servers.impostor import Reply, impostor
 from tests.servers.stores import S3Server
 
 NAME = "org/model"
@@ -189,6 +191,23 @@ def test_a_gated_model_on_the_hub() -> None:
         # The storage host is another one, and never sees the token.
         assert all(shard.segments[0].headers == () for shard in checkpoint.shards)
         assert all(not seen.had_authorization for seen in hub.requests if seen.listener == "cdn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "hint"),
+    [
+        ("application/xml", r"127\.0\.0\.1:\d+ does not answer as a Hub: 400 application/xml", "HF_ENDPOINT"),
+        ("application/json", "the Hub answered 400", "check HF_ENDPOINT"),
+    ],
+)
+def test_a_store_in_place_of_the_hub_is_named(kind: str, message: str, hint: str) -> None:
+    body = b"<Error><Code>InvalidRequest</Code></Error>"
+    with (
+        impostor(Reply(400, {"Content-Type": kind}, body)) as url,
+        pytest.raises(UnavailableError, match=message) as it,
+    ):
+        opened(f"hf://{NAME}", {"HF_ENDPOINT": url}).checkpoint()
+    assert hint in (it.value.hint or "")
 
 
 def test_a_link_of_the_hub_that_ended_is_asked_for_again() -> None:
