@@ -51,7 +51,7 @@ def test_advice_for_a_model_in_the_bucket(command: Command) -> None:
 
 
 def steady_rate(_uri: object, options: Options, *_: object) -> float:
-    return min(options.concurrency * 3e7, 1e8)
+    return min(options.concurrency * 4e7, 1e8)  # other than what is assumed
 
 
 def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,11 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
     assert curve["samples"][0]["connections"] == 1
     assert (curve["noisy"], curve["spread"]) == (False, 0.0)
     assert curve["most"] > 0
-    assert found["loaders"][0]["connections"] == curve["connections"]
+    ours = found["loaders"][0]
+    assert ours["connections"] == curve["connections"]
+    # The machine was named, and what is predicted is by the measurement all the same.
+    assert ours["rates"]["connections"] == curve["connections"] * 4e7
+    assert ours["rates"]["link"] == 1e8
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in page.read_text()
     kept = list((command.cwd / "cache/measured").iterdir())

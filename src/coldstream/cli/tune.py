@@ -101,7 +101,7 @@ def command(
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else gpus_here(machine.gpus())
     way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud)
-    if gpus is None:
+    if gpus is None or believed:
         way = way_here(way, believed or remembered(settings))
     if chosen is None:
         if curve is None:
