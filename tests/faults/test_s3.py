@@ -18,9 +18,11 @@ from coldstream.errors import (
     UnavailableError,
     UploadNotFoundError,
 )
+from coldstream.origin.stored import StoredOrigin
 from coldstream.retry import Backoff, Retry
 from coldstream.store import Store, open_store
 from tests.conftest import fresh_bucket, quick_store
+from tests.models import safetensors_bytes
 from tests.servers.impostor import PORTAL
 from tests.servers.stores import Faults, S3Server
 
@@ -83,6 +85,14 @@ def test_a_page_in_place_of_a_range_is_a_fault_to_retry(proxied: Proxied, text: 
     expected = 'gets 200 text/html "Sign in to Hotel Wi-Fi"' if text else "gets 200 text/html without content"
     with pytest.raises(UnavailableError, match=expected):
         store.read_into("k", 5, memoryview(buffer), if_match=etag)
+
+
+def test_a_header_is_asked_for_again_when_the_store_has_answered(proxied: Proxied) -> None:
+    store, faults = proxied
+    store.put("m/model.safetensors", safetensors_bytes({"a": 100}))
+    faults.add("cut_response", "^GET .*safetensors")
+    (shard,) = StoredOrigin(store, "m", name="m").checkpoint().shards
+    assert shard.path == "model.safetensors"
 
 
 def test_a_cut_request_is_sent_again(proxied: Proxied) -> None:

@@ -29,13 +29,16 @@ class Reader:
         retry: The policy of all reads.
         forbidden: What to do when the server refuses, a hint for people.
         ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
+
+    Attributes:
+        reached: Whether the servers are known to answer: before that, a wrong address is likelier than a passing fault.
     """
 
     def __init__(self, retry: Retry, *, forbidden: str, ca_bundle: str | None = None) -> None:
         self.retry = retry
         self._ca_bundle = ca_bundle
         self._forbidden = forbidden
-        self._reached = False
+        self.reached = False
         self._lock = threading.Lock()
         self._entered = 0
         self._pool: ConnectionPool | None = None
@@ -87,9 +90,9 @@ class Reader:
                     url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=self._pool
                 )
             except FetchError as exc:
-                self._reached = self._reached or (exc.status is not None and exc.kind != "unexpected")
+                self.reached = self.reached or (exc.status is not None and exc.kind != "unexpected")
                 raise self._ours(exc, where, urlsplit(url).hostname or "the server") from exc
-            self._reached = True
+            self.reached = True
             return found
 
         return self.retry.run(attempt)
@@ -130,7 +133,7 @@ class Reader:
                 hint="a captive portal, a proxy or another server answers there; check the address and HTTPS_PROXY",
                 operation="GET",
                 target=where,
-                retryable=self._reached,
+                retryable=self.reached,
             )
         if exc.kind == "busy":
             return UnavailableError(
@@ -146,7 +149,7 @@ class Reader:
                 hint="check the URL's host and this machine's certificates (SSL_CERT_FILE names others)",
                 retryable=False,
             )
-        if exc.kind == "broken" and not self._reached:
+        if exc.kind == "broken" and not self.reached:
             # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
             return UnavailableError(
                 f"cannot reach {host}: {exc.message}",

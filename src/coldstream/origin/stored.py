@@ -158,6 +158,8 @@ class StoredOrigin:
             if not listing:
                 raise missing_model(self._store, self._folder)
             no_record(self.label, self._revision)
+        # The links lead to the server that has just answered.
+        self._reader.reached = True
         self._contents = record, listing
         return self._contents
 
