@@ -55,3 +55,11 @@ def test_every_part_honours_the_profile(moto: S3Server, tmp_path: Path, monkeypa
         (tmp_path / "config").write_text(text.replace(f"ca_bundle = {authority}\n", ""))
         _, err = command.run("list", code=1)
         assert "TLS failed" in err
+
+
+def test_doctor_names_a_profile_that_does_not_exist(tmp_path: Path) -> None:
+    command = Command(None, "", cwd=tmp_path)
+    command.environ |= {"COLDSTREAM_STORE": "s3://bucket", "AWS_PROFILE": "nowhere"}
+    command.environ["AWS_CONFIG_FILE"] = str(tmp_path / "config")
+    checks = {check["name"]: check for check in command.json("doctor", code=1)["checks"]}
+    assert "(nowhere) could not be found" in checks["configuration"]["found"]

@@ -31,6 +31,7 @@ def configuration(case: Case) -> Check:
     store = settings.store_uri()
     if case.uses_folder:
         return Check(name="configuration", state="ok", found=f"{store}, a folder")
+    _ = case.store  # its client refuses what it cannot use, such as a profile that does not exist
     where = settings.endpoint() or "AWS S3 itself"
     keys = settings.origin("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID") or "the AWS chain (profile, SSO, role)"
     return Check(name="configuration", state="ok", found=f"{store} at {where}   keys: {keys}")
