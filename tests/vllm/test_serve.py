@@ -26,7 +26,8 @@ from tests.servers.stores import S3Server
 from tests.vllm.conftest import PYTHON, clean_environ
 from tests.vllm.test_tokens import served
 
-FLAGS = ("--max-model-len", "256", "--host", "127.0.0.1")
+# vLLM takes five seconds to end where it may finish requests, and none is under way at the end of these tests.
+FLAGS = ("--max-model-len", "256", "--host", "127.0.0.1", "--shutdown-timeout", "0")
 READY_SECONDS = 400
 
 
