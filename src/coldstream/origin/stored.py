@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from coldstream.engine.job import Headers
 from coldstream.errors import NotFoundError
-from coldstream.mirror.naming import missing_model
 from coldstream.origin.cdn import Cdn
 from coldstream.origin.choice import choose, recorded_files, small_files
 from coldstream.origin.contract import Checkpoint, Link
@@ -74,7 +73,7 @@ class StoredOrigin:
         choice = choose(record.entries if record else listing, self.read, is_checked=bool(record and record.is_whole))
         paths = choice.shards
         if not paths and all("/" in path for path in listing) and not record:
-            raise missing_model(self._store, self._folder, listing)
+            raise self._missing(listing)
         if record:
             entries = [record.entries[path] for path in paths]
             self._keys = {entry.path: [self._key(stored.key) for stored in entry.objects] for entry in entries}
@@ -144,6 +143,12 @@ class StoredOrigin:
             where=self._where(path),
         )
 
+    def _missing(self, listing: Iterable[str] = ()) -> NotFoundError:
+        # Imported here: it brings all of `mirror`, which a load does not need.
+        from coldstream.mirror.naming import missing_model
+
+        return missing_model(self._store, self._folder, listing)
+
     def _look(self) -> tuple[Record | None, Mapping[str, ObjectInfo]]:
         """The manifest, or else what lies there."""
         record, listing = nearest_record(self._folder, self._record), {}
@@ -156,7 +161,7 @@ class StoredOrigin:
                 if not info.key.endswith("/")
             }
             if not listing:
-                raise missing_model(self._store, self._folder)
+                raise self._missing()
             no_record(self.label, self._revision)
         # The links lead to the server that has just answered.
         self._reader.reached = True
