@@ -15,7 +15,7 @@ import pytest
 
 from coldstream.errors import ColdstreamError
 from coldstream.loading import Options
-from coldstream.serve import Request, listener
+from coldstream.serve import Request, listener, running
 from coldstream.serve.child import Child
 from coldstream.serve.endpoint import Endpoint
 from coldstream.serve.preparing import Prepared
@@ -73,7 +73,10 @@ def test_ready_is_believed_of_its_own_processes_alone(monkeypatch: pytest.Monkey
     recorder = Recorder(time.monotonic())
     with serving() as server, subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         endpoint = at(server)
-        ours, theirs = (cast("Child", SimpleNamespace(pid=pid)) for pid in (os.getsid(0), other.pid))
+        # In a container the leader of the tests' own session may be outside it, where it has no number.
+        sessions = {os.getpid(): [os.getpid()], other.pid: [other.pid]}
+        monkeypatch.setattr(running, "session", sessions.__getitem__)
+        ours, theirs = (cast("Child", SimpleNamespace(pid=pid)) for pid in sessions)
         try:
             assert _is_up(endpoint, ours, recorder)
             recorder.line(INITIALISED, time.monotonic())
