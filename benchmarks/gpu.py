@@ -211,7 +211,7 @@ def _compare(request: dict[str, Any], tensors: dict[str, Any]) -> bool:
     """Whether the tensors are those of the files, on the right device, byte for byte."""
     import torch
 
-    from coldstream.header import header_stop, parse_header
+    from coldstream.model.header import header_stop, parse_header
 
     count = 0
     for name, size in request["files"]:

@@ -25,12 +25,12 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src")]
 
-from coldstream.serve.endpoint import free_port  # noqa: E402
+from coldstream.engines.vllm.endpoint import free_port  # noqa: E402
 
 _PYTHON = _ROOT / ".venv-vllm/bin/python"
 _READY_SECONDS = 300
 _VLLM = (str(_PYTHON.with_name("vllm")),)
-_LAUNCH = (str(_PYTHON), "-P", "-m", "coldstream.vllm.launch")
+_LAUNCH = (str(_PYTHON), "-P", "-m", "coldstream.engines.vllm.entry")
 _API_SERVER = (str(_PYTHON), "-P", "-m", "vllm.entrypoints.openai.api_server")
 _ONE_LESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 _ROWS: tuple[tuple[str, tuple[str, ...], dict[str, str]], ...] = (

@@ -21,7 +21,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.demo import Server, make_model, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import Server, make_model, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 
 _NAME = "bench/random"

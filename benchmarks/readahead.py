@@ -35,9 +35,11 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.loading import Options  # noqa: E402
-from coldstream.readahead import decode, record, session  # noqa: E402
-from coldstream.vllm.service import VARIABLE, LoadService  # noqa: E402
+from coldstream.loading.options import Options  # noqa: E402
+from coldstream.machine.process_session import session  # noqa: E402
+from coldstream.node.load_service import VARIABLE, LoadService  # noqa: E402
+from coldstream.node.readahead.read_record import decode  # noqa: E402
+from coldstream.node.readahead.recording import record  # noqa: E402
 from slow_disk import make_image, slow_disk  # noqa: E402
 
 _ENVIRONMENT = _ROOT / ".venv-vllm"
@@ -51,7 +53,8 @@ _DISKS = {
 }
 _ASK = """
 import json, resource, sys, time
-from coldstream.readahead import ask, decode
+from coldstream.node.readahead.prefetch import ask
+from coldstream.node.readahead.read_record import decode
 began = time.monotonic()
 asked = ask(decode(open(sys.argv[1], "rb").read()))
 used = resource.getrusage(resource.RUSAGE_SELF)

@@ -25,8 +25,8 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from tests.checkpoints import sharded_checkpoint  # noqa: E402
 
-from coldstream.demo import Server, s3_server  # noqa: E402
-from coldstream.tune import Way, predict  # noqa: E402
+from coldstream.operate.demo_bucket import Server, s3_server  # noqa: E402
+from coldstream.tune.predict import Way, predict  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.link import Link  # noqa: E402
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from coldstream.demo import Server, make_model, s3_server
+from coldstream.operate.demo_bucket import Server, make_model, s3_server
 
 REPO = "bench/model"
 BOTO3 = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from coldstream.header import DTYPE_BITS
+from coldstream.model.header import DTYPE_BITS
 
 KIB = 1 << 10
 MIB = 1 << 20

@@ -10,9 +10,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from coldstream.env import load_settings
-from coldstream.retry import Backoff, Retry
-from coldstream.store import Store, open_store
+from coldstream.net.retry import Backoff, Retry
+from coldstream.places.store import Store
+from coldstream.places.store_opening import open_store
+from coldstream.settings import load_settings
 from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
 
 # How long an example takes says something of the machine alone.

@@ -8,9 +8,9 @@ from itertools import pairwise
 import msgspec
 import xxhash
 
-from coldstream.header import parse_header
-from coldstream.manifest import Chunks, FileEntry, Manifest, StoredObject, parse, serialize
-from coldstream.plan import tensor_stops
+from coldstream.model.chunks import tensor_stops
+from coldstream.model.header import parse_header
+from coldstream.model.manifest import Chunks, FileEntry, Manifest, StoredObject, parse, serialize
 
 Put = Callable[[str, bytes], str]  # stores an object under its key; its ETag
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coldstream.demo import BUCKET, Server, s3_server
+from coldstream.operate.demo_bucket import BUCKET, Server, s3_server
 from streaming.link import Link, capped_link
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coldstream.bench.contestant import CHUNK_BYTES, READERS
+from coldstream.operate.bench.contestant import CHUNK_BYTES, READERS
 from streaming.model import Model
 
 RUNAI_CLIENTS = (1, 4, 8, 16, 32)
@@ -79,7 +79,7 @@ class Contestants:
     def script(
         self, served: Served, mode: str, *, environ: Mapping[str, str] | None = None, **options: object
     ) -> Contestant:
-        """A program that uses the library: see `coldstream` in coldstream.bench.programs.readers."""
+        """A program that uses the library: see `coldstream` in coldstream.operate.bench.programs.readers."""
         python = Path(sys.executable)
         return self._reader(
             "coldstream", served, name=f"coldstream, {mode}", python=python, environ=environ, mode=mode, **options

@@ -144,9 +144,9 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
 def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
     """Hashes the files, which are in the page cache, and writes the manifest beside them."""
     # Imported here: benchmarks/gpu.py makes models where msgspec is not installed, and then without a manifest.
-    from coldstream.manifest import FileEntry, Manifest, Source, StoredObject, serialize
     from coldstream.mirror.digest import StreamDigest
-    from coldstream.paths import MANIFEST_NAME
+    from coldstream.model.manifest import FileEntry, Manifest, Source, StoredObject, serialize
+    from coldstream.model.names import MANIFEST_NAME
 
     entries = []
     for name in names:

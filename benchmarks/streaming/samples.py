@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from coldstream.bench.runner import RunFailed, run
+from coldstream.operate.bench.runner import RunFailed, run
 from streaming.contestants import Contestant
 
 GIB = 1 << 30
@@ -21,7 +21,7 @@ class Sample:
         cpu_seconds: User and system time of all its processes, less the imports where they do not count.
         whole_seconds: The wall time with everything.
         whole_cpu_seconds: The CPU time with everything.
-        memory_bytes: The peak, see coldstream.bench.programs.measure.
+        memory_bytes: The peak, see coldstream.operate.bench.programs.measure.
         result: What the program said of itself.
     """
 

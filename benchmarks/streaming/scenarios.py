@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.servers.nginx import nginx
 
-from coldstream.header import header_stop, parse_header
+from coldstream.model.header import header_stop, parse_header
 from streaming.contestants import RUNAI_CLIENTS, Contestant, Contestants, Served
 from streaming.link import capped_link
 from streaming.model import GIB, Model, llama_tensors, make_model, small_tensors

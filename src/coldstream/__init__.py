@@ -4,59 +4,40 @@
     tensors = coldstream.load("s3://bucket/org/model")             all of them
     coldstream.load_into(module, "https://cdn.example.com/model")  into a torch module, in place
 
-The map, from the bottom up:
+The rooms, from the bottom up; each may use those above it in this list (`make check` enforces it):
 
-    errors  units  extras  uri  child_environment  process_session  printable    leaves
-    cgroup  limits                              what this process may use, and which limit it ran into
-    paths  retry  machine  https  drawing  atomic  reply  lfs  aws_profile  env  tree    what all the rest is made with
-    header  plan  manifest  selection           pure: what a file is, how it is cut, what a model consists of
-    store                                       where models are kept: S3 and its like, or a folder
-    source  hub                                 where models come from: a folder, Hugging Face
-    cloudflare                                  Cloudflare's own API: temporary keys
-    mirror                                      upload, list, verify, download, remove
-    cache                                       the local copy of what was loaded
-    engine                                      the streamer: from links or files into memory
-    origin                                      from a URI to what the engine needs
-    timeline                                    what a start spent its time on
-    metrics                                     Prometheus: what loads and starts did
-    tensors  device  loading                    the library's face: stream, load, load_into
-    folder  vllm  serve                         what vLLM is given, its load format, and the command that starts it
-    readahead                                   what a start reads from the disk, asked for ahead of it
-    bench                                       ways of loading a model, compared on this machine
-    tune  cost  prices                          settings for a model; what a month of models costs, here and elsewhere
-    template  launch                            the file that brings a model up elsewhere; its launch
-    cdn                                         the CDN in front of the bucket: its rule, what it keeps, filling it
-    probe  doctor                               does this bucket work; what is wrong
-    demo  throttle  cpu_vllm                    all of it at work on this machine; a slow link and a vLLM for it
-    cli                                         one file per verb; renders what the others return
+    package  errors  units  printable  progress  aws_profile  settings    leaves
+    machine      this machine: hardware, limits, files and processes
+    net          HTTP, TLS, proxies, retries
+    model        pure: names, headers, chunks, the manifest, the selection of files
+    places       where models are: object stores, folders, the Hub, web servers, a CDN
+    cache        the local copy of a model
+    engine       the streamer: from connections or files into memory
+    telemetry    the timeline of a start; metrics for Prometheus
+    loading      the Python library: stream, load, load_into, share, attach
+    mirror       upload, list, verify, download, remove
+    tune         settings for a model on a GPU
+    node         running an inference engine, whichever it is: its model folder, caches, child process
+    engines      one package for each inference engine: vllm
+    fleet        deployment files, and launches through SkyPilot
+    operate      doctor, cost, benchmarks, CDN, charts, the demo
+    cli          one module for each command
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-# For `machine.process_began`: as early as code of ours runs.
-IMPORTED = time.monotonic()
+from coldstream.package import __version__ as __version__
 
 if TYPE_CHECKING:
-    from coldstream.folder import prepare
-    from coldstream.loading import (
-        Attached,
-        Load,
-        LoadIntoReport,
-        LoadReport,
-        Options,
-        Share,
-        attach,
-        load,
-        load_into,
-        share,
-        stream,
-    )
-    from coldstream.tensors import TypedBuffer
-
-__version__ = "0.1.0"
+    from coldstream.loading.load_into import LoadIntoReport, load_into
+    from coldstream.loading.load_report import LoadReport
+    from coldstream.loading.options import Options
+    from coldstream.loading.sharing import Attached, Share, attach, share
+    from coldstream.loading.streaming import Load, load, stream
+    from coldstream.loading.tensors import TypedBuffer
+    from coldstream.node.model_folder import prepare
 
 __all__ = [
     "Attached",
@@ -73,16 +54,29 @@ __all__ = [
     "share",
     "stream",
 ]
-_ELSEWHERE = {"TypedBuffer": "coldstream.tensors", "prepare": "coldstream.folder"}
+_MODULES = {
+    "Attached": "loading.sharing",
+    "Load": "loading.streaming",
+    "LoadIntoReport": "loading.load_into",
+    "LoadReport": "loading.load_report",
+    "Options": "loading.options",
+    "Share": "loading.sharing",
+    "TypedBuffer": "loading.tensors",
+    "attach": "loading.sharing",
+    "load": "loading.streaming",
+    "load_into": "loading.load_into",
+    "prepare": "node.model_folder",
+    "share": "loading.sharing",
+    "stream": "loading.streaming",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is asked for: the streamer's own processes and `--help` need none of it."""
+    """Imports a public name when it is first used: the streamer's processes and `--help` need none of them."""
     import importlib
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_ELSEWHERE.get(name, "coldstream.loading"))
-    value = getattr(module, name)
+    value = getattr(importlib.import_module(f"coldstream.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 import pytest
 import xxhash
 
-from coldstream.engine.http import read
-from coldstream.env import Settings, load_settings
 from coldstream.errors import (
     ConflictError,
     CredentialsError,
@@ -24,16 +22,20 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
-from coldstream.header import parse_header
-from coldstream.manifest import Journal, Source, serialize
-from coldstream.mirror import plan_upload, upload
-from coldstream.origin import Checkpoint, Origin, Shard, open_origin
-from coldstream.origin.heads import SPECULATIVE_BYTES
-from coldstream.paths import checked_name
-from coldstream.plan import CHUNK_BYTES, tensor_stops
-from coldstream.retry import Backoff, Retry
-from coldstream.source import FolderSource
-from coldstream.store import Store
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import plan_upload
+from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
+from coldstream.model.header import parse_header
+from coldstream.model.manifest import Journal, Source, serialize
+from coldstream.model.names import checked_name
+from coldstream.net.connection import read
+from coldstream.net.retry import Backoff, Retry
+from coldstream.places.origin import Checkpoint, Origin, Shard
+from coldstream.places.origin_opening import open_origin
+from coldstream.places.shard_headers import SPECULATIVE_BYTES
+from coldstream.places.source import FolderSource
+from coldstream.places.store import Store
+from coldstream.settings import Settings, load_settings
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
 from tests.segments import in_segments

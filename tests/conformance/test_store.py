@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
-from coldstream.store import Part, Store, honours_conditions
-from coldstream.store.folder import FolderStore
-from coldstream.store.s3 import S3Store
+from coldstream.places.folder_store import FolderStore
+from coldstream.places.s3_store import S3Store
+from coldstream.places.store import Part, Store, honours_conditions
 from tests.conftest import fresh_bucket, quick_store
 from tests.servers.stores import S3Server
 

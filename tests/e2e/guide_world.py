@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstream.demo import find_model
-from coldstream.serve.endpoint import free_port
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.operate.demo_bucket import find_model
 from tests.guide import Session, written
 from tests.servers.fake_sky import fake_sky
 from tests.servers.hub import FakeHub

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.serve import preparing
+from coldstream.engines.vllm import serve_preparation
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.models import write_model
@@ -101,7 +101,7 @@ def test_tensors_that_are_kept_beyond_a_limit_end_the_load(command: Command) -> 
     program = f"""
 import resource, coldstream, coldstream.loading.streaming
 from coldstream.errors import ColdstreamError
-from coldstream.limits import mapping_limit
+from coldstream.machine.limits import mapping_limit
 resource.setrlimit(resource.RLIMIT_FSIZE, ({18 << 20}, {18 << 20}))
 print(sum(1 for _ in coldstream.stream({str(folder)!r}, framework="buffer")))
 for kept in (lambda: list(coldstream.stream({str(folder)!r}, framework="buffer")),
@@ -125,7 +125,7 @@ def test_a_limited_address_space_is_named(command: Command) -> None:
     program = f"""
 import resource, coldstream, coldstream.loading.streaming
 from coldstream.errors import ColdstreamError
-from coldstream.limits import address_space_left
+from coldstream.machine.limits import address_space_left
 resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))
 most = (1 << 40) - address_space_left() + (72 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -215,9 +215,9 @@ def test_a_user_without_a_home_and_a_name(command: Command, tmp_path: Path) -> N
 
 @AS_ROOT
 def test_vllm_gets_a_home_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not preparing.user_environment({"USER": "somebody"})
+    assert not serve_preparation.user_environment({"USER": "somebody"})
     monkeypatch.setattr(os, "getuid", lambda: UID)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.setattr(preparing, "temporary_root", lambda: tmp_path)
-    assert preparing.user_environment({}) == {"HOME": str(tmp_path / "home"), "USER": f"uid{UID}"}
+    monkeypatch.setattr(serve_preparation, "temporary_root", lambda: tmp_path)
+    assert serve_preparation.user_environment({}) == {"HOME": str(tmp_path / "home"), "USER": f"uid{UID}"}
     assert (tmp_path / "home").is_dir()

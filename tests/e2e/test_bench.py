@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.bench import contestant, floors
-from coldstream.serve.endpoint import free_port
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.operate.bench import contestant, floors
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

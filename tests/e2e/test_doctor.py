@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from coldstream import machine
-from coldstream.bundle import Pointer
-from coldstream.bundle.pointer import Archive, encode
-from coldstream.doctor import CHECKLIST, cdn, node
-from coldstream.doctor import speed as speed_module
-from coldstream.manifest import Journal, Manifest, serialize
-from coldstream.mirror.records import read_record, record_key
-from coldstream.store import Store
+from coldstream.machine import hardware
+from coldstream.mirror.manifest_records import read_record, record_key
+from coldstream.model.manifest import Journal, Manifest, serialize
+from coldstream.node.bundle.bundle_pointer import Archive, Pointer, encode
+from coldstream.operate.doctor import cdn_checks, node_checks
+from coldstream.operate.doctor import speed_checks as speed_module
+from coldstream.operate.doctor.checklist import CHECKLIST
+from coldstream.places.store import Store
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command
@@ -37,11 +37,11 @@ Checks = dict[str, dict[str, Any]]
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without a GPU, with a local disk, whatever this one has."""
     (tmp_path / "mounts").write_text("/dev/root / ext4 rw 0 0\n")
-    monkeypatch.setattr(node, "_MOUNTS", tmp_path / "mounts")
-    monkeypatch.setattr(node, "_devices", lambda: False)
-    machine.gpus.cache_clear()
+    monkeypatch.setattr(node_checks, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(node_checks, "_devices", lambda: False)
+    hardware.gpus.cache_clear()
     yield
-    machine.gpus.cache_clear()
+    hardware.gpus.cache_clear()
 
 
 @dataclass
@@ -264,7 +264,7 @@ def test_a_busy_server_is_said_and_not_waited_for(proxied: tuple[Place, Faults])
 
 
 def test_a_store_that_ignores_conditions(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coldstream.doctor.case.is_loopback", lambda host: False)
+    monkeypatch.setattr("coldstream.operate.doctor.case.is_loopback", lambda host: False)
     checks = place.checks()
     assert checks["conditional put"]["state"] == "warn"
     assert checks["conditional put"]["hint"] == "do not upload one model from two places at once"
@@ -272,7 +272,7 @@ def test_a_store_that_ignores_conditions(place: Place, monkeypatch: pytest.Monke
 
 
 def test_a_store_that_lists_no_parts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coldstream.store.s3.S3Store.parts", lambda *_: [])
+    monkeypatch.setattr("coldstream.places.s3_store.S3Store.parts", lambda *_: [])
     assert place.checks()["multipart"]["state"] == "warn"
 
 
@@ -384,7 +384,7 @@ def test_a_read_that_goes_wrong_in_the_sample(proxied: tuple[Place, Faults]) -> 
 
 
 def test_a_model_larger_than_the_sample(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coldstream.doctor.model._SAMPLE_BYTES", 1)
+    monkeypatch.setattr("coldstream.operate.doctor.model_checks._SAMPLE_BYTES", 1)
     found = place.command.json("doctor", NAME, "--only", "chunk-hashes")
     assert found["checks"][0]["found"].startswith("1 of ")
 
@@ -480,7 +480,7 @@ def test_a_cdn_that_keeps_nothing(place: Place, domain: RangedServer, statuses: 
 
 def test_shards_that_a_cdn_does_not_keep(place: Place, domain: RangedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(domain, "HIT")
-    monkeypatch.setattr(cdn, "CACHED_BYTES_MAX", 1000)
+    monkeypatch.setattr(cdn_checks, "CACHED_BYTES_MAX", 1000)
     check = cdn_check(place)
     assert check["state"] == "warn"
     assert "2 shards above 512 MB are never cached" in check["found"]
@@ -552,12 +552,12 @@ class Terminal(io.StringIO):
 
 
 def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coldstream.cli import doctor
+    from coldstream.cli import doctor_command
 
-    monkeypatch.setattr(doctor, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(doctor, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(doctor_command, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(doctor_command, "_TICK_SECONDS", 0.01)
     terminal = Terminal()
-    waiting = doctor._Waiting(terminal)
+    waiting = doctor_command._Waiting(terminal)
     with waiting.shown():
         waiting.begin("speed")
         waiting.tell("8: 240 MB/s")
@@ -570,9 +570,9 @@ def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_is_drawn_elsewhere() -> None:
-    from coldstream.cli import doctor
+    from coldstream.cli import doctor_command
 
-    waiting = doctor._Waiting(None)
+    waiting = doctor_command._Waiting(None)
     with waiting.shown():
         waiting.begin("speed")
         waiting.tell("8: 240 MB/s")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.demo import has_real_model
+from coldstream.operate.demo_bucket import has_real_model
 from tests.e2e.guide_world import VLLM, world
 from tests.guide import faults, steps
 

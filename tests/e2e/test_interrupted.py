@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from coldstream.cli import main
-from coldstream.mirror import list_models
-from coldstream.store import Store
+from coldstream.mirror.listing import list_models
+from coldstream.places.store import Store
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command
 from tests.models import sharded_model
@@ -27,7 +27,9 @@ REPO = "org/model"
 KILLS = 25
 # Starting an interpreter and importing boto3 would be most of the time that 25 uploads take.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__, "coldstream.cli.upload", "coldstream.hub", "coldstream.store.s3"])
+FORKS.set_forkserver_preload(
+    [__name__, "coldstream.cli.upload_command", "coldstream.places.hub", "coldstream.places.s3_store"]
+)
 
 
 @pytest.fixture

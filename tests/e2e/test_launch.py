@@ -22,10 +22,10 @@ import msgspec
 import pytest
 import yaml
 
-from coldstream.launch import Launches
-from coldstream.launch.sky import INSTALL
-from coldstream.serve.endpoint import free_port
-from coldstream.timeline.text import rows_text, summary_text
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.sky import INSTALL
+from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -34,7 +34,7 @@ from tests.models import write_model
 from tests.servers.fake_sky import FakeSky, fake_sky
 from tests.servers.r2 import SECRET_KEY, FakeR2, cloudflare, keys_of, r2
 from tests.servers.stores import S3Server, fault_proxy
-from tests.unit.timeline.starts import streamed
+from tests.unit.telemetry.timeline.starts import streamed
 from tests.unit.tune.models import SEVENTY
 
 LAUNCH = ("launch", "org/m", "--gpus", "L4:1")
@@ -640,8 +640,8 @@ def test_a_machine_that_is_taken_back(
     command: Command, sky: FakeSky, launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, where the cloud takes the machine back before the model answers"""
-    monkeypatch.setattr("coldstream.launch.running._STATE_SECONDS", 0.05)
-    monkeypatch.setattr("coldstream.launch.running._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("coldstream.fleet.launch_run._STATE_SECONDS", 0.05)
+    monkeypatch.setattr("coldstream.fleet.launch_run._POLL_SECONDS", 0.05)
     sky.behave("never", "taken-back")
     err = command.run(*UP, code=1)[1]
     assert "error: the machine of m is gone, before its model answered: its cloud took it back, or somebody" in err
@@ -662,8 +662,8 @@ def test_another_key_opens_it(command: Command, sky: FakeSky) -> None:
 def test_it_never_answers(command: Command, sky: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, where the server does not come up"""
     # What a start may take counts too: nearly nothing is left.
-    monkeypatch.setattr("coldstream.launch.running._PROVISION_SECONDS", {"node": -299.0})
-    monkeypatch.setattr("coldstream.launch.running._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("coldstream.fleet.launch_run._PROVISION_SECONDS", {"node": -299.0})
+    monkeypatch.setattr("coldstream.fleet.launch_run._POLL_SECONDS", 0.05)
     sky.behave("never")
     err = command.run(*UP, code=1)[1]
     assert "m does not answer yet, and goes on starting" in err

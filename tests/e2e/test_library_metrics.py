@@ -15,15 +15,18 @@ import pytest
 import torch
 
 import coldstream
-from coldstream.env import Settings, load_settings
 from coldstream.errors import NotFoundError
-from coldstream.loading import Load, Options, Share, counting
-from coldstream.metrics.text import parse
+from coldstream.loading import load_metrics
+from coldstream.loading.options import Options
+from coldstream.loading.sharing import Share
+from coldstream.loading.streaming import Load
+from coldstream.settings import Settings, load_settings
+from coldstream.telemetry.metrics.exposition import parse
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real
 from tests.servers.ranged import RangedServer
-from tests.unit.metrics.loads import value
+from tests.unit.telemetry.metrics.loads import value
 
 NAME = "org/m"
 
@@ -53,7 +56,7 @@ def settings(tmp_path: Path, file: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "_said", set())
+    monkeypatch.setattr(load_metrics, "_said", set())
 
 
 def drained(tensors: Iterator[tuple[str, Any]]) -> None:
@@ -188,7 +191,7 @@ def test_a_file_that_goes_meanwhile_fails_no_load(
 def test_a_fault_of_ours_fails_no_load(
     server: RangedServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from coldstream.metrics.registry import Metrics
+    from coldstream.telemetry.metrics.registry import Metrics
 
     def fail(self: Metrics) -> None:
         raise KeyError("secret")
@@ -216,7 +219,7 @@ def test_without_a_file_nothing_is_imported(server: RangedServer) -> None:
     code = (
         "import sys, coldstream\n"
         f"for _ in coldstream.stream({server.url + '/org/m'!r}, framework='buffer', cache=False): pass\n"
-        "found = [name for name in sys.modules if name.startswith(('prometheus', 'coldstream.metrics'))]\n"
+        "found = [name for name in sys.modules if name.startswith(('prometheus', 'coldstream.telemetry.metrics'))]\n"
         "assert not found, found\n"
     )
     environ = {name: text for name, text in os.environ.items() if not name.startswith("COLDSTREAM_")}

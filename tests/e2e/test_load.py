@@ -16,10 +16,11 @@ import torch
 import xxhash
 
 import coldstream
-from coldstream.env import load_settings
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.folder import model_folder
-from coldstream.loading import Load, Options
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.node.model_folder import model_folder
+from coldstream.settings import load_settings
 from tests.checkpoints import checkpoint_bytes, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

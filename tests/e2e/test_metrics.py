@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.metrics import cost_file
-from coldstream.metrics.endpoint import Endpoint
-from coldstream.metrics.families import Families
-from coldstream.metrics.names import METRICS
-from coldstream.metrics.text import parse
-from coldstream.serve.endpoint import free_port
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.telemetry.metrics.exposition import parse
+from coldstream.telemetry.metrics.families import Families
+from coldstream.telemetry.metrics.metric_names import METRICS
+from coldstream.telemetry.metrics.month_costs import cost_file
+from coldstream.telemetry.metrics.scrape_endpoint import Endpoint
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real
 from tests.servers.fake_vllm import fake_vllm
 from tests.servers.ranged import RangedServer
-from tests.unit.metrics.loads import value
+from tests.unit.telemetry.metrics.loads import value
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "docs/monitoring"

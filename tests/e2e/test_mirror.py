@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.paths import MANIFEST_BYTES_MAX
+from coldstream.model.names import MANIFEST_BYTES_MAX
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import safetensors_bytes, sharded_model, write_model

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import coldstream
-from coldstream.env import Settings, load_settings
+from coldstream.engines.vllm.endpoint import free_port
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, UnavailableError
-from coldstream.folder import model_folder, read_note
-from coldstream.loading import Options
-from coldstream.metrics.registry import Metrics
-from coldstream.serve.endpoint import free_port
-from coldstream.vllm.service import FIRST, LoadService, ask
+from coldstream.loading.options import Options
+from coldstream.node.load_service import FIRST, LoadService, ask
+from coldstream.node.model_folder import model_folder, read_note
+from coldstream.settings import Settings, load_settings
+from coldstream.telemetry.metrics.registry import Metrics
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -28,7 +28,7 @@ from tests.models import write_model
 from tests.servers.hub import FakeHub
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
-from tests.unit.metrics.loads import value
+from tests.unit.telemetry.metrics.loads import value
 
 
 @pytest.fixture(scope="module")

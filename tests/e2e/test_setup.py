@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.cli import wizard
-from coldstream.env import load_settings
+from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.stores import S3Server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.launch.sky import parse_offers, plain
+from coldstream.fleet.sky import parse_offers, plain
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

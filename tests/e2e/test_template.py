@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.template import TARGETS
+from coldstream.fleet.deployment import TARGETS
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import coldstream
-from coldstream.env import load_settings
 from coldstream.errors import CredentialsError, NotFoundError
-from coldstream.launch.credentials import Credentials, mint
+from coldstream.fleet.credentials import Credentials, mint
+from coldstream.settings import load_settings
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from coldstream.serve.endpoint import free_port
-from coldstream.timeline import Timelines
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.telemetry.timeline.timeline_store import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers.fake_vllm import fake_lines, fake_vllm
 from tests.terminal import run_on_terminal, screen
-from tests.unit.timeline import logs
-from tests.unit.timeline.starts import BEGAN, finished, recorded, streamed
+from tests.unit.telemetry.timeline import logs
+from tests.unit.telemetry.timeline.starts import BEGAN, finished, recorded, streamed
 
 
 @pytest.fixture

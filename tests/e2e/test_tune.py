@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.loading import Options
+from coldstream.loading.options import Options
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -57,7 +57,7 @@ def steady_rate(_uri: object, options: Options, *_: object) -> float:
 def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coldstream tune org/m --gpus L4 --measure, where no two runs agree."""
     factors = itertools.cycle((1.0, 0.3, 3.0, 0.1, 7.0))
-    monkeypatch.setattr("coldstream.tune.measure._rate", lambda *_: 3e7 * next(factors))
+    monkeypatch.setattr("coldstream.tune.connection_curve._rate", lambda *_: 3e7 * next(factors))
     before = command.json("tune", "org/m", "--gpus", "L4")
     found = command.json("tune", "org/m", "--gpus", "L4", "--measure")
     assert found["curve"]["noisy"] is True
@@ -71,7 +71,7 @@ def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pyt
 def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coldstream tune org/m --gpus L4 --measure --png FILE --html FILE; coldstream serve org/m."""
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("coldstream.tune.measure._rate", steady_rate)
+    monkeypatch.setattr("coldstream.tune.connection_curve._rate", steady_rate)
     png, page = command.cwd / "c.png", command.cwd / "c.html"
     found = command.json("tune", "org/m", "--gpus", "L4", "--measure", "--png", str(png), "--html", str(page))
     curve = found["curve"]
@@ -90,10 +90,10 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
     record = json.loads(kept[0].read_text())
     assert record["connections"] == curve["connections"]
 
-    from coldstream.env import load_settings
-    from coldstream.serve import Request
-    from coldstream.serve.preparing import _options
-    from coldstream.uri import Uri
+    from coldstream.engines.vllm.serve_preparation import _options
+    from coldstream.engines.vllm.serve_request import Request
+    from coldstream.model.uri import Uri
+    from coldstream.settings import load_settings
 
     fake_vllm(command.cwd / "env")
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(command.cwd / "cache")}, environ=command.environ)

@@ -10,18 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.cdn import Warmed, objects_of, warm
-from coldstream.cdn.edge import Edge
-from coldstream.env import Settings, load_settings
 from coldstream.errors import CancelledError, ConfigError
-from coldstream.loading import Load, LoadReport, Options
-from coldstream.loading.delivery import CdnReport
-from coldstream.manifest import Manifest, parse
-from coldstream.origin import open_origin
-from coldstream.origin.cdn import cdn_of
+from coldstream.loading.cdn_delivery import CdnReport
+from coldstream.loading.load_report import LoadReport
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.model.manifest import Manifest, parse
+from coldstream.net.retry import Backoff, Retry
+from coldstream.operate.cdn.cache_fill import Warmed, warm
+from coldstream.operate.cdn.edge import Edge
+from coldstream.operate.cdn.model_objects import objects_of
+from coldstream.places.cdn_domain import cdn_of
+from coldstream.places.origin_opening import open_origin
+from coldstream.places.store import Store
 from coldstream.progress import Progress
-from coldstream.retry import Backoff, Retry
-from coldstream.store import Store
+from coldstream.settings import Settings, load_settings
 from tests.checkpoints import MIB, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from coldstream.env import load_settings
 from coldstream.errors import (
     ColdstreamError,
     ConflictError,
@@ -20,8 +19,10 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
-from coldstream.loading import Load, Options
-from coldstream.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, serialize
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.model.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, serialize
+from coldstream.settings import load_settings
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.servers.impostor import PORTAL
 from tests.servers.ranged import RangedServer
@@ -34,8 +35,8 @@ def manifest_of(files: dict[str, bytes], etags: dict[str, str]) -> bytes:
     import hashlib
     from datetime import datetime, timezone
 
-    from coldstream.header import parse_header
-    from coldstream.plan import even_stops, tensor_stops
+    from coldstream.model.chunks import even_stops, tensor_stops
+    from coldstream.model.header import parse_header
 
     entries = []
     for path, content in files.items():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import coldstream
-from coldstream.engine import attach, wire
+from coldstream.engine import attach, messages
 from coldstream.errors import ColdstreamError
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
@@ -60,8 +60,8 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Killer]:
         return killer.processes[-1]
 
     monkeypatch.setattr(attach.subprocess, "Popen", started)  # type: ignore[attr-defined]
-    monkeypatch.setattr(wire.Frames, "send", killer.before(wire.Frames.send))
-    monkeypatch.setattr(wire, "receive_descriptors", killer.before(wire.receive_descriptors))
+    monkeypatch.setattr(messages.Frames, "send", killer.before(messages.Frames.send))
+    monkeypatch.setattr(messages, "receive_descriptors", killer.before(messages.receive_descriptors))
     return killer
 
 

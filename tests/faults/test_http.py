@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coldstream import __version__
-from coldstream.engine import http, tls
-from coldstream.engine.http import Answer, Connection, ConnectionPool, FetchError, Timeouts, parse_target, read
-from coldstream.engine.tls import TlsSettings
 from coldstream.errors import ConfigError
+from coldstream.net import connection as http
+from coldstream.net import tls
+from coldstream.net.connection import Answer, Connection, ConnectionPool, FetchError, Timeouts, parse_target, read
+from coldstream.net.tls import TlsSettings
 from tests.servers.impostor import PORTAL
 from tests.servers.ranged import HttpProxy, RangedServer, certificates
 

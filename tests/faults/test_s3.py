@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from coldstream.env import load_settings
 from coldstream.errors import (
     BucketNotFoundError,
     CancelledError,
@@ -18,9 +17,11 @@ from coldstream.errors import (
     UnavailableError,
     UploadNotFoundError,
 )
-from coldstream.origin.stored import StoredOrigin
-from coldstream.retry import Backoff, Retry
-from coldstream.store import Store, open_store
+from coldstream.net.retry import Backoff, Retry
+from coldstream.places.bucket_origin import StoredOrigin
+from coldstream.places.store import Store
+from coldstream.places.store_opening import open_store
+from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes
 from tests.servers.impostor import PORTAL

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.env import load_settings
 from coldstream.errors import ConflictError, IntegrityError
-from coldstream.loading import Load, Options
-from coldstream.manifest import Manifest, parse
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.model.manifest import Manifest, parse
+from coldstream.settings import load_settings
 from tests.checkpoints import MIB, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.faults.test_engine import manifest_of
 from tests.segments import in_segments

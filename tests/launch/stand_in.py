@@ -11,15 +11,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from coldstream.template.deployment import VLLM_VERSION
+from coldstream.fleet.deployment import VLLM_VERSION
 
 _MAIN = '''\
 """Stands in for vLLM: reads the weights, and answers."""
 import hashlib, hmac, http.server, json, os, pathlib, sys
 
 import coldstream
-from coldstream.folder import read_note
-from coldstream.vllm.service import FIRST, VARIABLE, ask
+from coldstream.node.model_folder import read_note
+from coldstream.node.load_service import FIRST, VARIABLE, ask
 
 
 def flag(name, default=None):

@@ -11,12 +11,12 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.cache import Cache, Entry
-from coldstream.cache.contents import Contents
-from coldstream.cache.records import OURS, RECORD, Plan, Presence, parse_plan
-from coldstream.cache.room import Disk, victims_for
+from coldstream.cache.cache import Cache
+from coldstream.cache.cached_files import Contents
+from coldstream.cache.copy_records import OURS, RECORD, Plan, Presence, parse_plan
+from coldstream.cache.space import Disk, Entry, victims_for
 from coldstream.errors import DiskError
-from tests.unit.test_cache import HUGE, URI, Model, begun
+from tests.unit.cache.test_cache import HUGE, URI, Model, begun
 
 models = st.builds(
     lambda files, seed, hashed: Model({f"d{i % 2}/f{i}": f for i, f in enumerate(files)}, seed=seed, hashed=hashed),

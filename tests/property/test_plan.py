@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import HeaderError, ManifestError
-from coldstream.header import Header, parse_header
-from coldstream.manifest import parse
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
-from coldstream.plan import PARTS_MAX, extents, part_bytes_for, part_count, parts, segment_stops, tensor_stops
+from coldstream.model.chunks import PARTS_MAX, extents, part_bytes_for, part_count, parts, segment_stops, tensor_stops
+from coldstream.model.header import Header, parse_header
+from coldstream.model.manifest import parse
 
 sizes = st.lists(st.integers(0, 300), max_size=30)
 

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.template import RULES, TARGETS, Bucket, check, render
-from tests.unit.template.deployments import deployment
+from coldstream.fleet.deployment import TARGETS, Bucket
+from coldstream.fleet.render import render
+from coldstream.fleet.template_check import RULES, check
+from tests.unit.fleet.deployments import deployment
 
 PIECES = st.sampled_from(
     [

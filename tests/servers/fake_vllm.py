@@ -27,9 +27,9 @@ for path in (compiled, infos):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"built " * 1000)
 if "FAKE_VLLM_READS" in os.environ:
-    import coldstream, coldstream.folder
-    from coldstream.vllm.service import FIRST, VARIABLE, ask
-    note = coldstream.folder.read_note(sys.argv[2])
+    import coldstream, coldstream.node.model_folder
+    from coldstream.node.load_service import FIRST, VARIABLE, ask
+    note = coldstream.node.model_folder.read_note(sys.argv[2])
     address = ask(os.environ[VARIABLE], note.uri, FIRST, consumers=1)
     read = sum(tensor.data.nbytes for _, tensor in coldstream.attach(address, framework="buffer"))
     print("READ", read, "of", note.uri, flush=True)

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 
-from coldstream.demo import s3_server
+from coldstream.operate.demo_bucket import s3_server
 
 _MOTO = """
 import sys, threading

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from coldstream.engine.cdn import FAILURES_MAX, WINDOW, Cdn, status_number
+from coldstream.engine.cdn_choice import FAILURES_MAX, WINDOW, Cdn, status_number
 from tests.simulation.world import MIB, Bucket, Reader, World, even
 
 FAST = 200e6

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.env import Settings, load_settings
 from coldstream.errors import ConfigError
+from coldstream.settings import Settings, load_settings
 
 CONFIG = """
 [default]

@@ -10,12 +10,13 @@ import click
 import pytest
 import yaml
 
-from coldstream import errors, manifest
+from coldstream import errors
 from coldstream.cli import VERBS, cli
-from coldstream.doctor import CHECKLIST
-from coldstream.env import VARIABLES
-from coldstream.loading import LoadReport
-from coldstream.metrics.names import METRICS
+from coldstream.loading.load_report import LoadReport
+from coldstream.model import manifest
+from coldstream.operate.doctor.checklist import CHECKLIST
+from coldstream.settings import VARIABLES
+from coldstream.telemetry.metrics.metric_names import METRICS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coldstream import cpu_vllm
 from coldstream.errors import UsageError
+from coldstream.operate import cpu_vllm
 
 # Run:ai's loader, for `serve --loader runai`; it brings boto3.
 EXTRA = ("runai-model-streamer[s3]==0.17.*",)

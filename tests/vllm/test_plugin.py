@@ -14,14 +14,14 @@ from tests.vllm.conftest import PYTHON, clean_environ
 _CODE = """
 import ctypes, json, platform, sys
 before = set(sys.modules)
-import coldstream.vllm
-coldstream.vllm.register()
-coldstream.vllm.register()
+import coldstream.engines.vllm
+coldstream.engines.vllm.register()
+coldstream.engines.vllm.register()
 light = sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"torch", "vllm", "numpy", "boto3"})
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 waits = "vllm.model_executor.model_loader" not in sys.modules
-waiting = sum(type(finder).__module__ == "coldstream.vllm" for finder in sys.meta_path)
+waiting = sum(type(finder).__module__ == "coldstream.engines.vllm" for finder in sys.meta_path)
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -48,8 +48,8 @@ from vllm.config import VllmConfig, set_current_vllm_config
 prepared = coldstream.prepare(sys.argv[1])
 with set_current_vllm_config(VllmConfig()):
     faults = [fault(prepared), fault(sys.argv[2]), fault(sys.argv[1])]
-left = sum(type(finder).__module__ == "coldstream.vllm" for finder in sys.meta_path)
-coldstream.vllm.register()
+left = sum(type(finder).__module__ == "coldstream.engines.vllm" for finder in sys.meta_path)
+coldstream.engines.vllm.register()
 allowed = ctypes.c_ulong()
 if platform.machine() == "x86_64":
     ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(allowed))

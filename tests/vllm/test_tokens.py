@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from coldstream.env import load_settings
 from coldstream.errors import ColdstreamError
-from coldstream.loading import Load, Options
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.settings import load_settings
 from tests.servers.ranged import RangedServer
 from tests.vllm.conftest import MODELS, run_inside
 

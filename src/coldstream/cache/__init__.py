@@ -17,11 +17,3 @@ Crash-only: a journal record is written after the bytes that it claims, so a kil
 and never more. After a power failure a record may have outlived its bytes; whoever reads a chunk checks its XXH3-128
 and tells the writer to `forget` a wrong one. Standard library only, and Linux or macOS.
 """
-
-from coldstream.cache.cache import Cache, cache_of, configured
-from coldstream.cache.copy import Copy
-from coldstream.cache.records import CachedFile
-from coldstream.cache.room import Entry
-from coldstream.cache.writer import Writer
-
-__all__ = ["Cache", "CachedFile", "Copy", "Entry", "Writer", "cache_of", "configured"]

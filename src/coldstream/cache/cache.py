@@ -9,10 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.atomic import write_atomically
-from coldstream.cache.contents import read_plan
-from coldstream.cache.copy import Copy
-from coldstream.cache.disk import (
+from coldstream.cache.cached_files import read_plan
+from coldstream.cache.copy_records import OURS, CachedFile, Plan, check_files, checked_version
+from coldstream.cache.local_copy import Copy
+from coldstream.cache.space import (
+    Entry,
+    discard,
+    disk_of,
+    entries_locked,
+    latest_folder,
+    mark_latest,
+    model_folder,
+    sweep,
+)
+from coldstream.errors import ConfigError, DiskError, UsageError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import (
     checked_root,
     disk_errors,
     is_locked,
@@ -24,23 +36,11 @@ from coldstream.cache.disk import (
     temporary_folder,
     trash_name,
 )
-from coldstream.cache.records import OURS, CachedFile, Plan, check_files, checked_version
-from coldstream.cache.room import (
-    Entry,
-    discard,
-    disk_of,
-    entries_locked,
-    latest_folder,
-    mark_latest,
-    model_folder,
-    sweep,
-)
-from coldstream.errors import ConfigError, DiskError, UsageError
-from coldstream.paths import checked_name, expanded
+from coldstream.model.names import checked_name, expanded
 from coldstream.units import parse_bytes
 
 if TYPE_CHECKING:
-    from coldstream.env import Settings
+    from coldstream.settings import Settings
 
 
 class Cache:

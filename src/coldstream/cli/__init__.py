@@ -15,11 +15,11 @@ from contextlib import suppress
 
 import click
 
-from coldstream import __version__
 from coldstream.cli.refusals import refusal_of
 from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json, error_document, show_traceback
 from coldstream.cli.streams import OutputGoneError, guard_streams
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
+from coldstream.package import __version__
 
 VERBS = (
     "setup",
@@ -63,7 +63,7 @@ class _Verbs(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"coldstream.cli.{cmd_name}").command
+        command = importlib.import_module(f"coldstream.cli.{cmd_name}_command").command
         assert isinstance(command, click.Command)
         return command
 

@@ -15,7 +15,7 @@ from coldstream.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
     from coldstream.cli.session import State
-    from coldstream.timeline import Recorder
+    from coldstream.telemetry.timeline.recorder import Recorder
 
 _DRAW_SECONDS = 0.2
 # An unfinished line is held back until it ends: what is drawn below it would end it.

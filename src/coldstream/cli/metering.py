@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from coldstream.cli.session import State
 
 if TYPE_CHECKING:
-    from coldstream.env import Settings
-    from coldstream.metrics.measuring import Measured
+    from coldstream.settings import Settings
+    from coldstream.telemetry.metrics.measuring import Measured
 
 
 def metered(state: State, settings: Settings, uri: str) -> AbstractContextManager[Measured]:
@@ -20,10 +20,11 @@ def metered(state: State, settings: Settings, uri: str) -> AbstractContextManage
         settings: What is configured.
         uri: Of the model, as the user named it.
     """
-    from coldstream.loading.prepare import uri_key
-    from coldstream.metrics import measured, wanted
-    from coldstream.paths import model_name
-    from coldstream.uri import Uri
+    from coldstream.loading.load_plan import uri_key
+    from coldstream.model.names import model_name
+    from coldstream.model.uri import Uri
+    from coldstream.telemetry.metrics.measuring import measured
+    from coldstream.telemetry.metrics.metric_options import wanted
 
     asked = wanted(settings)
     key = uri_key(Uri(uri), settings) if asked is not None else ""

@@ -16,7 +16,7 @@ def refusal_of(exc: OSError | MemoryError | RuntimeError) -> ColdstreamError | N
     Args:
         exc: What came out of a command.
     """
-    from coldstream.limits import limit_error
+    from coldstream.machine.limits import limit_error
 
     if error := limit_error(exc, "run this command"):
         return error

@@ -17,10 +17,10 @@ import click
 from coldstream.printable import printable
 
 if TYPE_CHECKING:
-    from coldstream.env import Settings
     from coldstream.errors import ColdstreamError
-    from coldstream.retry import Retry
-    from coldstream.store import Store
+    from coldstream.net.retry import Retry
+    from coldstream.places.store import Store
+    from coldstream.settings import Settings
 
 # The escape sequences that `coloured` writes around a word, and no others.
 _COLOURS = re.compile(r"(\x1b\[(?:0|3[1-3])m)")
@@ -56,7 +56,7 @@ class State:
 
     def settings(self, *, draft: bool = False) -> Settings:
         """The resolved settings; see `load_settings`."""
-        from coldstream.env import load_settings
+        from coldstream.settings import load_settings
 
         settings = load_settings(self.flags, env_file=self.env_file, draft=draft)
         if settings.warning and not self.warned:
@@ -66,14 +66,14 @@ class State:
 
     def open_store(self, connections: int) -> Store:
         """The configured store, with a retry policy that tells the user when it waits long."""
-        from coldstream.store import open_store
+        from coldstream.places.store_opening import open_store
 
         settings = self.settings()
         return open_store(settings, retry=self.new_retry(settings), connections=connections)
 
     def new_retry(self, settings: Settings) -> Retry:
         """A retry policy with the configured patience."""
-        from coldstream.retry import Backoff, Retry
+        from coldstream.net.retry import Backoff, Retry
 
         return Retry(Backoff(give_up_seconds=settings.retry_seconds), on_retry=self._waiting)
 
@@ -84,7 +84,7 @@ class State:
 
     def explain(self, message: str, hint: str | None) -> None:
         """An error and its hint, on stderr, without secrets. No further line of either looks like another error."""
-        from coldstream.uri import without_secrets
+        from coldstream.model.uri import without_secrets
 
         echo(f"{coloured('error:', 'red', sys.stderr)} {_indented(without_secrets(message))}", err=True)
         if hint:
@@ -110,8 +110,8 @@ class State:
         Raises:
             DiskError: The disk refuses.
         """
-        from coldstream.atomic import write_output
         from coldstream.errors import DiskError
+        from coldstream.machine.atomic_file import write_output
 
         try:
             write_output(path, data)
@@ -126,7 +126,7 @@ class State:
 
 def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
     """What `--json` shows of an error, without secrets; a contract."""
-    from coldstream.uri import without_secrets
+    from coldstream.model.uri import without_secrets
 
     message, hint = without_secrets(message), without_secrets(hint) if hint else None
     return {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}
@@ -136,7 +136,7 @@ def show_traceback(exc: Exception) -> None:
     """A traceback, on stderr."""
     import traceback
 
-    from coldstream.uri import without_secrets
+    from coldstream.model.uri import without_secrets
 
     echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
 
@@ -295,7 +295,7 @@ def transfer_options(function: F) -> F:
 
 
 def metrics_options(function: F) -> F:
-    """Adds the options of verbs that load. They become settings: see `coldstream.metrics.wanted`."""
+    """Adds the options of verbs that load. They become settings: see `coldstream.telemetry.metrics.metric_options`."""
 
     def setting(ctx: click.Context, param: click.Parameter, value: object) -> None:
         assert param.name is not None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from coldstream.child_environment import SECRETS
 from coldstream.cli.session import echo
-from coldstream.env import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
 from coldstream.errors import ConfigError, DiskError
+from coldstream.machine.child_environment import SECRETS
+from coldstream.settings import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
 
 ANSWER = "your answer"
 # What is written, and the variables whose values count.
@@ -177,7 +177,7 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
         ConfigError: A value, or the file as it is, cannot be kept.
         DiskError: The disk refuses.
     """
-    from coldstream.atomic import write_atomically
+    from coldstream.machine.atomic_file import write_atomically
 
     values = {name: settings.get(*twins) for name, twins in _TWINS.items()}
     ours = {name: value for name, value in values.items() if value}

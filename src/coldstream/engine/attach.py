@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coldstream.child_environment import STREAMER, child_environment
-from coldstream.engine import wire
+from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
-from coldstream.engine.job import FileJob, Settings, pack_files, pack_settings
-from coldstream.limits import limits_named
+from coldstream.machine.child_environment import STREAMER, child_environment
+from coldstream.machine.limits import limits_named
+from coldstream.model.job import FileJob, Settings, pack_files, pack_settings
 from coldstream.units import format_bytes
 
 # What keeps it from being imported is told in the form of `wire.FAIL`, without any of our modules.
@@ -124,15 +124,15 @@ class Consumer:
         """Maps what the streamer hands out; how many consumers there are."""
         try:
             with limits_named("attach to the load"):
-                message, descriptors = wire.receive_descriptors(sock, wire.MESSAGE_BYTES_MAX, 2)
+                message, descriptors = messages.receive_descriptors(sock, messages.MESSAGE_BYTES_MAX, 2)
         except ConnectionError:
             message, descriptors = b"", []
-        if message[:1] == wire.FAIL:
+        if message[:1] == messages.FAIL:
             failure = json.loads(message[1:])
             raise StreamerGoneError(failure["message"], failure=failure)
-        if message[:1] != wire.HELLO:
+        if message[:1] != messages.HELLO:
             raise StreamerGoneError("it ended before the load began")
-        _, consumers, arena_bytes, catalog_bytes = wire.unpack_hello(message)
+        _, consumers, arena_bytes, catalog_bytes = messages.unpack_hello(message)
         try:
             with limits_named(f"map {format_bytes(arena_bytes)} for the load"):
                 self.arena = mmap.mmap(descriptors[0], arena_bytes)
@@ -171,7 +171,7 @@ class Consumer:
         self._receive()
         if not self._ready:
             return None
-        number, _, offset = wire.unpack_ready(self._ready.popleft())
+        number, _, offset = messages.unpack_ready(self._ready.popleft())
         file, start, stop = self.catalog.extents[number]
         size = stop - start
         memory = (ctypes.c_ubyte * size).from_buffer(self.arena, offset)
@@ -185,7 +185,7 @@ class Consumer:
         """Says that this consumer has nothing to do until another extent is ready."""
         if not self._waiting and self._socket is not None:
             self._waiting = True
-            self._send(wire.WAIT + wire.NUMBER.pack(self.seen))
+            self._send(messages.WAIT + messages.NUMBER.pack(self.seen))
 
     def extents(self, *, before_wait: Callable[[], bool] | None = None) -> Iterator[Extent]:
         """All extents, each once, as they become ready; blocks.
@@ -217,7 +217,7 @@ class Consumer:
         # A closed socket would say that nothing is held.
         _holding.add(self)
         if self._held:
-            self._send(wire.LEAVE + wire.NUMBER.pack(self.seen))
+            self._send(messages.LEAVE + messages.NUMBER.pack(self.seen))
         if not self._held:
             self._hang_up()
 
@@ -230,14 +230,14 @@ class Consumer:
     def _receive(self) -> None:
         while self._socket is not None:
             try:
-                data = self._socket.recv(wire.MESSAGE_BYTES_MAX)
+                data = self._socket.recv(messages.MESSAGE_BYTES_MAX)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
-            if data[:1] == wire.READY:
+            if data[:1] == messages.READY:
                 self._ready.append(data)
-            elif data[:1] == wire.FAIL:
+            elif data[:1] == messages.FAIL:
                 self.failure = json.loads(data[1:])
                 return
             elif not data:
@@ -251,7 +251,7 @@ class Consumer:
             return
         self._held.pop(number, None)
         start, stop = self._offsets.pop(number)
-        told = self._send(wire.RELEASE + wire.NUMBER.pack(number))
+        told = self._send(messages.RELEASE + messages.NUMBER.pack(number))
         if not told and self._left and self._alone:
             # The streamer has ended: nobody will reuse it, or still write it to the local copy, and nobody else looks
             # at it. Give the pages back at once; it starts on one.
@@ -329,7 +329,7 @@ class Owner:
         self.renewals: list[int] = []
         self.listening = False
         self.gone = False
-        self._frames = wire.Frames(mine)
+        self._frames = messages.Frames(mine)
         self._pid = os.getpid()
 
     def fileno(self) -> int:
@@ -347,8 +347,8 @@ class Owner:
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(packed)
-            self._tell(wire.SETTINGS, pack_settings(settings))
-            self._tell(wire.PLAN, pack_files(files), (descriptor,))
+            self._tell(messages.SETTINGS, pack_settings(settings))
+            self._tell(messages.PLAN, pack_files(files), (descriptor,))
         finally:
             os.close(descriptor)
 
@@ -361,7 +361,7 @@ class Owner:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._tell(wire.CONSUMER, b"", (theirs.fileno(),))
+                self._tell(messages.CONSUMER, b"", (theirs.fileno(),))
             except StreamerGoneError:
                 mine.close()
                 raise
@@ -383,17 +383,17 @@ class Owner:
         if not self.gone and select.select([self], [], [], seconds)[0]:
             self.gone = not self._frames.receive()
         for letter, payload in self._frames.frames():
-            if letter == wire.PROGRESS:
+            if letter == messages.PROGRESS:
                 self.progress = json.loads(payload)
-            elif letter == wire.RENEW:
-                self.renewals.append(wire.NUMBER.unpack(payload)[0])
-            elif letter == wire.END:
+            elif letter == messages.RENEW:
+                self.renewals.append(messages.NUMBER.unpack(payload)[0])
+            elif letter == messages.END:
                 self.report = json.loads(payload)
-            elif letter == wire.STORED:
+            elif letter == messages.STORED:
                 self.stored = json.loads(payload)
-            elif letter == wire.FAIL:
+            elif letter == messages.FAIL:
                 self.failure = json.loads(payload)
-            elif letter == wire.LISTENING:
+            elif letter == messages.LISTENING:
                 self.listening = True
 
     def last_words(self) -> dict[str, Any]:
@@ -416,12 +416,12 @@ class Owner:
         """A new link for a segment, or None when there is none to be had."""
         document = None if url is None else {"url": url, "headers": [list(pair) for pair in headers]}
         with contextlib.suppress(StreamerGoneError):  # hearing will tell
-            self._tell(wire.LINK, wire.NUMBER.pack(segment) + json.dumps(document).encode())
+            self._tell(messages.LINK, messages.NUMBER.pack(segment) + json.dumps(document).encode())
 
     def detach(self) -> None:
         """Lets it write the rest of the local copy by itself; it ends then, or with this process."""
         with contextlib.suppress(StreamerGoneError):
-            self._tell(wire.DETACH)
+            self._tell(messages.DETACH)
         self._frames.socket.close()
         # Reaped when another one starts.
         _detached.append(self._process)
@@ -431,7 +431,7 @@ class Owner:
         if os.getpid() != self._pid:
             return
         with contextlib.suppress(StreamerGoneError):
-            self._tell(wire.QUIT)
+            self._tell(messages.QUIT)
         self._frames.socket.close()
         try:
             self._process.wait(1.0)

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coldstream.engine.wire import SIZE
+from coldstream.engine.messages import SIZE
 
 
 @dataclass(frozen=True, slots=True)

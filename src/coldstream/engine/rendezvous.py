@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from coldstream.cache.disk import SHARED_MEMORY, temporary_folder
+from coldstream.machine.disk import SHARED_MEMORY, temporary_folder
 
 _PREFIX = "coldstream-sockets-"
 _SYSTEM_TEMPORARY = Path("/tmp")  # noqa: S108  # what lies there is private

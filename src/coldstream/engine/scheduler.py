@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, Store
 from coldstream.engine.arena import Arena
-from coldstream.engine.cdn import BYTES_PER_SECOND_MIN, SLOW_SECONDS, Cdn
+from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, Trouble
+from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, Cdn
 from coldstream.engine.extents import Extents
+from coldstream.engine.hedging import Flight, Speeds
 from coldstream.engine.pace import Pace
-from coldstream.engine.slow import Flight, Speeds
-from coldstream.engine.trouble import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, Trouble
 
 CHUNK_BYTES = 8 << 20
 # How far ready extents may be ahead of a consumer that is there: enough to ride out its pauses, small enough for

@@ -21,17 +21,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coldstream.engine import wire
+from coldstream.engine import messages
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
 from coldstream.engine.arena import PAGE_BYTES, Arena
-from coldstream.engine.cdn import STATUSES
-from coldstream.engine.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
+from coldstream.engine.cdn_choice import STATUSES
 from coldstream.engine.pace import Pace
-from coldstream.engine.processors import Processors
 from coldstream.engine.scheduler import Scheduler
-from coldstream.engine.tls import context_for, tls_settings
 from coldstream.errors import ConfigError, where_raised
-from coldstream.limits import limit_error
+from coldstream.machine.limits import limit_error
+from coldstream.machine.processors import Processors
+from coldstream.model.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
+from coldstream.net.tls import context_for, tls_settings
 
 CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
@@ -66,7 +66,7 @@ class _Attached:
 class Streamer:
     """One load, from the owner's first word to the end of the process."""
 
-    def __init__(self, owner: wire.Frames, *, owner_pid: int, workers: int, connections: int) -> None:
+    def __init__(self, owner: messages.Frames, *, owner_pid: int, workers: int, connections: int) -> None:
         self._owner, self._owner_pid = owner, owner_pid
         self._connections = connections
         self._selector = selectors.DefaultSelector()
@@ -145,17 +145,17 @@ class Streamer:
     def _hear_owner(self) -> None:
         alive = self._owner.receive()
         for letter, payload in self._owner.frames():
-            if letter == wire.SETTINGS:
+            if letter == messages.SETTINGS:
                 self._settings = unpack_settings(payload)
-            elif letter == wire.PLAN:
+            elif letter == messages.PLAN:
                 self._begin(unpack_files(payload), self._owner.descriptor())
-            elif letter == wire.LINK:
+            elif letter == messages.LINK:
                 self._renew(payload)
-            elif letter == wire.CONSUMER:
+            elif letter == messages.CONSUMER:
                 self._attach(socket.socket(fileno=self._owner.descriptor()))
-            elif letter == wire.DETACH:
+            elif letter == messages.DETACH:
                 self._detached = True
-            elif letter == wire.QUIT:
+            elif letter == messages.QUIT:
                 self._over = True
         if not alive:
             self._selector.unregister(self._owner)
@@ -211,8 +211,8 @@ class Streamer:
         self._do(self._scheduler.tick(now))
 
     def _renew(self, payload: bytes) -> None:
-        (number,) = wire.NUMBER.unpack_from(payload)
-        link = json.loads(payload[wire.NUMBER.size :] or b"null")
+        (number,) = messages.NUMBER.unpack_from(payload)
+        link = json.loads(payload[messages.NUMBER.size :] or b"null")
         assert self._scheduler is not None
         if link is None:
             self._do([Fail("credentials", None, f"{self._sources[number].path}: the link was refused")])
@@ -253,17 +253,17 @@ class Streamer:
             Worker(control=control, connections=connections, arena=self._arena, counters=self._counters).run()
         except Exception as exc:  # noqa: BLE001  # the last stop of this process
             with contextlib.suppress(OSError):
-                control.send(wire.FAIL + json.dumps(failure_of(exc)).encode())
+                control.send(messages.FAIL + json.dumps(failure_of(exc)).encode())
         finally:
             os._exit(0)
 
     def _introduce(self, worker: _WorkerProcess) -> None:
-        _tell_worker(worker, wire.MAP + wire.SIZE.pack(self._mapped))
+        _tell_worker(worker, messages.MAP + messages.SIZE.pack(self._mapped))
         for number in range(len(self._sources)):
             self._inform(worker, number)
 
     def _inform(self, worker: _WorkerProcess, number: int) -> None:
-        head = wire.SOURCE + wire.NUMBERS.pack(number, self._versions[number])
+        head = messages.SOURCE + messages.NUMBERS.pack(number, self._versions[number])
         _tell_worker(worker, head + pack_source(self._sources[number]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
@@ -294,7 +294,7 @@ class Streamer:
         if not data:
             self._forget(worker.connections[connection])
             return  # the control socket tells the same, and acts on it
-        answer = wire.Answer.unpack(data)
+        answer = messages.Answer.unpack(data)
         worker.cpu_seconds = max(worker.cpu_seconds, answer.cpu_seconds)
         self._cache_statuses[answer.cache] += 1
         scheduler = self._scheduler
@@ -307,7 +307,7 @@ class Streamer:
         else:
             chunk = self._chunks[answer.chunk]
             if answer.kind == "local" and self._teeing:
-                self._send_tee(wire.pack_store(chunk.file, chunk.index, 0, 0, b""))
+                self._send_tee(messages.pack_store(chunk.file, chunk.index, 0, 0, b""))
             failure = Failure(answer.kind, answer.received, answer.message, answer.retry_after_seconds)
             actions = scheduler.failed_fetch(connection, failure, now)
         self._do(actions)
@@ -322,13 +322,13 @@ class Streamer:
 
         def accept() -> None:
             sock, _ = listener.accept()
-            if wire.peer_uid(sock) != os.getuid():
+            if messages.peer_uid(sock) != os.getuid():
                 sock.close()
                 return
             self._attach(sock)
 
         self._watch(listener, accept)
-        self._tell_owner(wire.LISTENING)
+        self._tell_owner(messages.LISTENING)
 
     def _attach(self, sock: socket.socket) -> None:
         if self._scheduler is None:
@@ -337,21 +337,23 @@ class Streamer:
         assert self._settings is not None
         if self._attached >= self._settings.consumers:
             with sock, contextlib.suppress(OSError):
-                sock.send(wire.FAIL + json.dumps({"kind": "usage", "message": "every consumer is attached"}).encode())
+                sock.send(
+                    messages.FAIL + json.dumps({"kind": "usage", "message": "every consumer is attached"}).encode()
+                )
             return
         consumer = _Attached(self._attached, sock)
         self._attached += 1
         if self._first_attached is None:
             self._first_attached = time.monotonic()
         self._consumers[consumer.number] = consumer
-        hello = wire.pack_hello(consumer.number, self._settings.consumers, self._mapped, self._catalog_bytes)
+        hello = messages.pack_hello(consumer.number, self._settings.consumers, self._mapped, self._catalog_bytes)
         with contextlib.suppress(OSError):  # it has died; its socket will say so
             socket.send_fds(sock, [hello], [self._arena, self._catalog])
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
         self._watch(sock, lambda: self._hear_consumer(consumer))
         for action in self._scheduler.attached(consumer.number, time.monotonic()):
             if isinstance(action, Ready):
-                self._send(consumer, wire.pack_ready(action.extent, action.order, action.offset))
+                self._send(consumer, messages.pack_ready(action.extent, action.order, action.offset))
             else:
                 self._do([action])
 
@@ -372,15 +374,15 @@ class Streamer:
                 actions += self._scheduler.detached(consumer.number, now)
                 break
             letter, rest = data[:1], data[1:]
-            if letter == wire.WAIT:
+            if letter == messages.WAIT:
                 self._flush(consumer)
-                actions += self._scheduler.waiting(consumer.number, wire.NUMBER.unpack(rest)[0], now)
-            elif letter == wire.RELEASE:
-                actions += self._scheduler.released(consumer.number, wire.NUMBER.unpack(rest)[0], now)
-            elif letter == wire.LEAVE:
+                actions += self._scheduler.waiting(consumer.number, messages.NUMBER.unpack(rest)[0], now)
+            elif letter == messages.RELEASE:
+                actions += self._scheduler.released(consumer.number, messages.NUMBER.unpack(rest)[0], now)
+            elif letter == messages.LEAVE:
                 # It is told of nothing more; its socket says what it drops.
                 del self._consumers[consumer.number]
-                actions += self._scheduler.left(consumer.number, wire.NUMBER.unpack(rest)[0], now)
+                actions += self._scheduler.left(consumer.number, messages.NUMBER.unpack(rest)[0], now)
         self._do(actions)
 
     def _send(self, consumer: _Attached, message: bytes) -> None:
@@ -429,7 +431,7 @@ class Streamer:
         assert self._tee is not None
         assert self._scheduler is not None
         data = _received(self._tee)
-        if data[:1] == wire.STORED:
+        if data[:1] == messages.STORED:
             self._do(self._scheduler.stored_chunk(time.monotonic()))
             return
         # It has failed or died: the load goes on without it.
@@ -448,7 +450,7 @@ class Streamer:
             elif isinstance(action, Ready):
                 if self._first_ready_seconds is None:
                     self._first_ready_seconds = time.monotonic() - self._began
-                message = wire.pack_ready(action.extent, action.order, action.offset)
+                message = messages.pack_ready(action.extent, action.order, action.offset)
                 for consumer in self._consumers.values():
                     self._send(consumer, message)
             elif isinstance(action, Stop):
@@ -467,11 +469,11 @@ class Streamer:
         worker = self._workers[action.connection % len(self._workers)]
         if action.connection not in worker.started:
             worker.started.add(action.connection)
-            _tell_worker(worker, wire.START + wire.NUMBER.pack(action.connection))
+            _tell_worker(worker, messages.START + messages.NUMBER.pack(action.connection))
         start, stop = file.chunk(chunk.index)
         digest = file.digest(chunk.index)
         self._counted[action.connection] = 0
-        fetch = wire.Fetch(
+        fetch = messages.Fetch(
             chunk=action.chunk,
             segment=chunk.segment,
             version=self._versions[chunk.segment],
@@ -493,15 +495,15 @@ class Streamer:
         flight = self._scheduler.flight(action.connection)
         if flight is not None:
             worker = self._workers[action.connection % len(self._workers)]
-            _tell_worker(worker, wire.STOP + wire.NUMBERS.pack(action.connection, flight[0]))
+            _tell_worker(worker, messages.STOP + messages.NUMBERS.pack(action.connection, flight[0]))
 
     def _store(self, action: Store) -> None:
         chunk = self._chunks[action.chunk]
         digest = self._digests.pop(action.chunk)
-        self._send_tee(wire.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
+        self._send_tee(messages.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))
 
     def _ask_for_link(self, segment: int) -> None:
-        self._tell_owner(wire.RENEW, wire.NUMBER.pack(segment))
+        self._tell_owner(messages.RENEW, messages.NUMBER.pack(segment))
 
     def _fail(self, action: Fail) -> None:
         if self._reported:
@@ -514,10 +516,10 @@ class Streamer:
     def _give_up(self, document: dict[str, Any]) -> None:
         """Tells the owner and all consumers why the load has failed, and ends."""
         if self._scheduler is not None:
-            self._tell(wire.PROGRESS, self._progress())
+            self._tell(messages.PROGRESS, self._progress())
         for consumer in self._consumers.values():
-            self._send(consumer, wire.FAIL + json.dumps(document).encode()[:8000])
-        self._tell(wire.FAIL, document)
+            self._send(consumer, messages.FAIL + json.dumps(document).encode()[:8000])
+        self._tell(messages.FAIL, document)
         self._over = True
 
     def _tick(self) -> None:
@@ -538,18 +540,18 @@ class Streamer:
             self._do(scheduler.tick(now))
         if now >= self._progress_due and not self._reported:
             self._progress_due = now + PROGRESS_SECONDS
-            self._tell(wire.PROGRESS, self._progress())
+            self._tell(messages.PROGRESS, self._progress())
         if scheduler.finished and not self._reported:
             self._reported = True
             self._finished_seconds = now - self._began
-            self._tell(wire.PROGRESS, self._progress())
-            self._tell(wire.END, self._report())
+            self._tell(messages.PROGRESS, self._progress())
+            self._tell(messages.END, self._report())
         if scheduler.finished and scheduler.stored and not self._stored_told:
             if scheduler.dropped and self._teeing:
                 self._do(scheduler.store_dropped(now))
                 return
             self._stored_told = True
-            self._tell(wire.STORED, {"failed": self._tee_message})
+            self._tell(messages.STORED, {"failed": self._tee_message})
             self._over |= self._detached
         if self._stored_told and self._deserted:
             self._over = True
@@ -700,12 +702,12 @@ def main(arguments: Sequence[str]) -> None:
         with contextlib.suppress(ConfigError):
             context_for(tls_settings())
 
-    owner = wire.Frames(socket.socket(fileno=descriptor))
+    owner = messages.Frames(socket.socket(fileno=descriptor))
     try:
         streamer = Streamer(owner, owner_pid=owner_pid, workers=workers, connections=connections)
     except Exception as exc:  # noqa: BLE001  # as in `Streamer.run`; workers that there are end with this process
         with contextlib.suppress(OSError):
-            owner.send(wire.FAIL, json.dumps(failure_of(exc)).encode())
+            owner.send(messages.FAIL, json.dumps(failure_of(exc)).encode())
         return
     try:
         streamer.run()
@@ -729,9 +731,9 @@ def _received(sock: socket.socket) -> bytes:
     """The next message; empty when the other side has ended, however it did."""
     try:
         with contextlib.suppress(ConnectionResetError):
-            return sock.recv(wire.MESSAGE_BYTES_MAX)
+            return sock.recv(messages.MESSAGE_BYTES_MAX)
         # It ended with messages of ours unread. That is told once, and before what it said last.
-        return sock.recv(wire.MESSAGE_BYTES_MAX)
+        return sock.recv(messages.MESSAGE_BYTES_MAX)
     except OSError:
         return b""
 

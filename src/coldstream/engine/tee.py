@@ -12,11 +12,11 @@ from pathlib import Path
 
 import xxhash
 
-from coldstream.cache import Writer
-from coldstream.engine import wire
+from coldstream.cache.copy_writer import Writer
+from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
-from coldstream.engine.job import Settings
 from coldstream.errors import ColdstreamError
+from coldstream.model.job import Settings
 
 
 def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, settings: Settings, *, mend: bool) -> None:
@@ -37,19 +37,19 @@ def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, setting
     try:
         writer = Writer.open(Path(settings.cache), bytes_max=settings.cache_bytes_max, mend=mend)
         if writer is None:
-            sock.send(wire.FAIL + b"another process is writing it")
+            sock.send(messages.FAIL + b"another process is writing it")
             return
         with mmap.mmap(catalog, 0, prot=mmap.PROT_READ) as packed:
             _write_heads(writer, Catalog.unpack(packed))
-        while data := sock.recv(wire.MESSAGE_BYTES_MAX):
-            file, chunk, offset, size, digest = wire.unpack_store(data)
+        while data := sock.recv(messages.MESSAGE_BYTES_MAX):
+            file, chunk, offset, size, digest = messages.unpack_store(data)
             if not size:
                 writer.forget(file, chunk)
                 continue
             writer.write(file, chunk, memory[offset : offset + size], digest)
-            sock.send(wire.STORED)
+            sock.send(messages.STORED)
     except ColdstreamError as exc:
-        sock.send(wire.FAIL + exc.message.encode()[:2000])
+        sock.send(messages.FAIL + exc.message.encode()[:2000])
     except OSError:
         return  # the streamer is gone
     finally:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import xxhash
 
-from coldstream.engine import http, wire
-from coldstream.engine.cdn import status_number
-from coldstream.engine.job import Source, unpack_source
+from coldstream.engine import messages
+from coldstream.engine.cdn_choice import status_number
 from coldstream.errors import ConfigError, where_raised
+from coldstream.model.job import Source, unpack_source
+from coldstream.net import connection as http
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
 _READ_BYTES = 4 << 20
@@ -72,23 +73,23 @@ class Worker:
         threading.stack_size(_STACK_BYTES)
         while message := _heard(self._control):
             letter, rest = message[:1], message[1:]
-            if letter == wire.SOURCE:
+            if letter == messages.SOURCE:
                 self._learn(rest)
-            elif letter == wire.MAP:
-                (size,) = wire.SIZE.unpack(rest)
+            elif letter == messages.MAP:
+                (size,) = messages.SIZE.unpack(rest)
                 self._arena = memoryview(mmap.mmap(self._descriptor, size))
-            elif letter == wire.START:
-                (connection,) = wire.NUMBER.unpack(rest)
+            elif letter == messages.START:
+                (connection,) = messages.NUMBER.unpack(rest)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-            elif letter == wire.STOP:
-                connection, chunk = wire.NUMBERS.unpack(rest)
+            elif letter == messages.STOP:
+                connection, chunk = messages.NUMBERS.unpack(rest)
                 link = self._links.get(connection)
                 if link is not None and self._fetching.get(connection) == chunk:
                     link.cancel()
 
     def _learn(self, data: bytes) -> None:
-        number, version = wire.NUMBERS.unpack_from(data)
-        source = unpack_source(data[wire.NUMBERS.size :])
+        number, version = messages.NUMBERS.unpack_from(data)
+        source = unpack_source(data[messages.NUMBERS.size :])
         target, cdn = (http.parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
         proxy, cdn_proxy = (http.proxy_for(place) if place else None for place in (target, cdn))
         with self._known:
@@ -108,17 +109,19 @@ class Worker:
         """One connection's thread."""
         sock = self._sockets[connection]
         while data := _heard(sock):
-            fetch = wire.Fetch.unpack(data)
+            fetch = messages.Fetch.unpack(data)
             self._counters[connection] = 0
             self._fetching[connection] = fetch.chunk
             try:
                 answer = self._answer(connection, fetch)
             except Exception as exc:  # noqa: BLE001  # a thread that ends without a word would leave its chunk hanging
-                answer = wire.Answer(kind="broken", chunk=fetch.chunk, message=f"internal error: {where_raised(exc)}")
+                answer = messages.Answer(
+                    kind="broken", chunk=fetch.chunk, message=f"internal error: {where_raised(exc)}"
+                )
             with suppress(OSError):  # the streamer has ended; the next message says so
                 sock.send(answer.pack())
 
-    def _answer(self, connection: int, fetch: wire.Fetch) -> wire.Answer:
+    def _answer(self, connection: int, fetch: messages.Fetch) -> messages.Answer:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
         first_byte, path, cache = 0.0, "a file", 0
         try:
@@ -131,7 +134,7 @@ class Worker:
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
         except http.FetchError as exc:
-            return wire.Answer(
+            return messages.Answer(
                 kind=exc.kind,
                 chunk=fetch.chunk,
                 received=exc.received,
@@ -140,10 +143,10 @@ class Worker:
                 message=exc.message,
             )
         except ConfigError as exc:
-            return wire.Answer(kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message)
+            return messages.Answer(kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message)
         except OSError as exc:
             message = f"{path}: {exc.strerror or exc}"
-            return wire.Answer(kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message)
+            return messages.Answer(kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message)
         digest = xxhash.xxh3_128_digest(view) if fetch.hashed or fetch.checked else b""
         kind, message = "done", ""
         if fetch.checked and digest != fetch.digest:
@@ -152,7 +155,7 @@ class Worker:
                 f"{path}: bytes {fetch.start}-{fetch.stop - 1} are not what was uploaded "
                 f"(XXH3 {digest.hex()[:8]}…, the manifest says {fetch.digest.hex()[:8]}…)"
             )
-        return wire.Answer(
+        return messages.Answer(
             kind=kind,
             chunk=fetch.chunk,
             received=len(view) - fetch.skip,
@@ -163,7 +166,7 @@ class Worker:
             message=message,
         )
 
-    def _get(self, known: _Known, fetch: wire.Fetch, view: memoryview, connection: int) -> http.Answer:
+    def _get(self, known: _Known, fetch: messages.Fetch, view: memoryview, connection: int) -> http.Answer:
         """Receives the range."""
         target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
@@ -199,7 +202,7 @@ class Worker:
         link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
         return link
 
-    def _read(self, source: Source, fetch: wire.Fetch, view: memoryview, connection: int) -> None:
+    def _read(self, source: Source, fetch: messages.Fetch, view: memoryview, connection: int) -> None:
         """Reads the range from the local file.
 
         Raises:
@@ -227,6 +230,6 @@ class Worker:
 def _heard(sock: socket.socket) -> bytes:
     """The streamer's next message; empty when it has ended, however it did."""
     try:
-        return sock.recv(wire.MESSAGE_BYTES_MAX)
+        return sock.recv(messages.MESSAGE_BYTES_MAX)
     except ConnectionError:
         return b""

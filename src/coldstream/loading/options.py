@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstream.env import Settings
 from coldstream.errors import UsageError
-from coldstream.machine import cores
-from coldstream.origin import VIAS
-from coldstream.tensors import require_torch
+from coldstream.loading.tensors import require_torch
+from coldstream.machine.hardware import cores
+from coldstream.places.cdn_domain import VIAS
+from coldstream.settings import Settings
 from coldstream.units import GIB
 
 CONNECTIONS_MAX = 64

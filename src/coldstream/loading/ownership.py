@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from coldstream.engine.attach import Owner
-from coldstream.env import Settings
 from coldstream.errors import (
     ColdstreamError,
     ConflictError,
@@ -14,10 +13,11 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
+from coldstream.loading.load_plan import Prepared
 from coldstream.loading.options import OnProgress, Options
-from coldstream.loading.prepare import Prepared
-from coldstream.origin import scheme_of, uses_tls
-from coldstream.uri import Uri
+from coldstream.model.uri import Uri
+from coldstream.places.origin_opening import scheme_of, uses_tls
+from coldstream.settings import Settings
 
 # How the streamer ended without saying why, and what to do about it.
 _ENDINGS = {

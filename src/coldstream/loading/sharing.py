@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.engine.rendezvous import SocketFolder
-from coldstream.env import ambient_settings
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
-from coldstream.header import parse_header
 from coldstream.loading.account import Account, account_of
-from coldstream.loading.counting import counted
+from coldstream.loading.load_metrics import counted
+from coldstream.loading.load_plan import prepare
+from coldstream.loading.load_report import LoadReport, make_report
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.prepare import prepare
-from coldstream.loading.reader import Reader
-from coldstream.loading.report import LoadReport, make_report
-from coldstream.tensors import Made
-from coldstream.uri import Uri
+from coldstream.loading.tensor_reader import Reader
+from coldstream.loading.tensors import Made
+from coldstream.model.header import parse_header
+from coldstream.model.uri import Uri
+from coldstream.settings import ambient_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -18,17 +18,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
-from coldstream.env import Settings, ambient_settings
 from coldstream.errors import ColdstreamError
 from coldstream.loading.account import Account, account_of
-from coldstream.loading.counting import counted
+from coldstream.loading.load_metrics import counted
+from coldstream.loading.load_plan import Prepared, prepare
+from coldstream.loading.load_report import LoadReport, make_report
 from coldstream.loading.options import Options
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.prepare import Prepared, prepare
-from coldstream.loading.reader import Reader
-from coldstream.loading.report import LoadReport, make_report
-from coldstream.tensors import Made
-from coldstream.uri import Uri
+from coldstream.loading.tensor_reader import Reader
+from coldstream.loading.tensors import Made
+from coldstream.model.uri import Uri
+from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from coldstream.mirror.download import DownloadReport, download
 from coldstream.mirror.listing import ModelInfo, list_models
-from coldstream.mirror.planning import UploadPlan, plan_upload
-from coldstream.mirror.reading import stored_bytes
 from coldstream.mirror.remove import Removal, plan_removal, remove
+from coldstream.mirror.stored_files import stored_bytes
 from coldstream.mirror.upload import UploadReport, upload
+from coldstream.mirror.upload_plan import UploadPlan, plan_upload
 from coldstream.mirror.verify import VerifyReport, verify
 
 __all__ = [

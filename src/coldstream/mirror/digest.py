@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import xxhash
 
 from coldstream.errors import IntegrityError
-from coldstream.header import LENGTH_BYTES, Header, header_stop, parse_header
-from coldstream.manifest import Chunks, FileEntry, StoredObject
-from coldstream.plan import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
-from coldstream.selection import is_weights
-from coldstream.source import Source, SourceFile
+from coldstream.model.chunks import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
+from coldstream.model.header import LENGTH_BYTES, Header, header_stop, parse_header
+from coldstream.model.manifest import Chunks, FileEntry, StoredObject
+from coldstream.model.selection import is_weights
+from coldstream.places.source import Source, SourceFile
 from coldstream.units import MIB
 
 

@@ -12,19 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstream.atomic import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
-from coldstream.limits import limit_error
-from coldstream.manifest import Journal, upload_command
+from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
+from coldstream.machine.limits import limit_error
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
-from coldstream.mirror.reading import StoredFile, open_model, read_range
+from coldstream.mirror.stored_files import StoredFile, open_model, read_range
 from coldstream.mirror.verify import content_faults
-from coldstream.paths import is_hidden
-from coldstream.plan import PART_BYTES, parts
+from coldstream.model.chunks import PART_BYTES, parts
+from coldstream.model.manifest import Journal, upload_command
+from coldstream.model.names import is_hidden
+from coldstream.net.retry import Retry
+from coldstream.places.store import Store
 from coldstream.progress import Progress
-from coldstream.retry import Retry
-from coldstream.store import Store
 from coldstream.units import MIB, format_bytes
 
 

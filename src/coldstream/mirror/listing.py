@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from coldstream.errors import CredentialsError, ManifestError
-from coldstream.manifest import Journal, Manifest, upload_command
-from coldstream.mirror.naming import group_by_model
-from coldstream.mirror.pool import ROOT
-from coldstream.mirror.reading import StoredModel, layout_of, missing_objects
-from coldstream.mirror.records import read_record
-from coldstream.paths import MANIFEST_NAME
-from coldstream.selection import is_weights
-from coldstream.store import ObjectInfo, Store
+from coldstream.mirror.manifest_records import read_record
+from coldstream.mirror.segment_pool import ROOT
+from coldstream.mirror.stored_files import StoredModel, layout_of, missing_objects
+from coldstream.model.manifest import Journal, Manifest, upload_command
+from coldstream.model.names import MANIFEST_NAME
+from coldstream.model.selection import is_weights
+from coldstream.places.model_listing import group_by_model
+from coldstream.places.store import ObjectInfo, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.errors import ManifestError, UsageError
-from coldstream.mirror.pool import plan_sweep, root_of, segment_keys, sweep
-from coldstream.mirror.reading import component_record, open_model
-from coldstream.mirror.records import record_key
-from coldstream.paths import checked_name, split_revision
-from coldstream.store import PendingUpload, Store
+from coldstream.mirror.manifest_records import record_key
+from coldstream.mirror.segment_pool import plan_sweep, root_of, segment_keys, sweep
+from coldstream.mirror.stored_files import component_record, open_model
+from coldstream.model.names import checked_name, split_revision
+from coldstream.places.store import PendingUpload, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

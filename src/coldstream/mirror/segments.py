@@ -17,14 +17,14 @@ from functools import partial
 from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
-from coldstream.manifest import FileEntry, StoredObject
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest, cut, read_header
-from coldstream.mirror.pool import segment_key
 from coldstream.mirror.pump import Countdown
-from coldstream.plan import PART_BYTES, parts
+from coldstream.mirror.segment_pool import segment_key
+from coldstream.model.chunks import PART_BYTES, parts
+from coldstream.model.manifest import FileEntry, StoredObject
+from coldstream.places.source import Source, SourceFile
+from coldstream.places.store import Part, Store
 from coldstream.progress import Progress
-from coldstream.source import Source, SourceFile
-from coldstream.store import Part, Store
 from coldstream.units import plural
 
 

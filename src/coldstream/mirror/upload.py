@@ -22,18 +22,18 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
-from coldstream.manifest import FileEntry
 from coldstream.mirror.digest import Digests
-from coldstream.mirror.planning import UploadPlan, is_there
-from coldstream.mirror.pool import ROOT, pool_listing, segment_keys, sweep
+from coldstream.mirror.manifest_records import JournalWriter
+from coldstream.mirror.multipart import FileUpload, Tally
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, FileWork, Pump
-from coldstream.mirror.records import JournalWriter
+from coldstream.mirror.segment_pool import ROOT, pool_listing, segment_keys, sweep
 from coldstream.mirror.segments import Pool, SegmentCopy, SegmentUpload, Whole
-from coldstream.mirror.whole import FileUpload, Tally
-from coldstream.plan import PART_BYTES_MIN
+from coldstream.mirror.upload_plan import UploadPlan, is_there
+from coldstream.model.chunks import PART_BYTES_MIN
+from coldstream.model.manifest import FileEntry
+from coldstream.places.source import Source, SourceFile
+from coldstream.places.store import Store
 from coldstream.progress import Progress
-from coldstream.source import Source, SourceFile
-from coldstream.store import Store
 from coldstream.units import format_bytes, plural
 
 # A file whose unfinished multipart upload vanishes, or cannot be used after all, is sent anew, and once more.

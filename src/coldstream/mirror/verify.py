@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
-from coldstream.header import LENGTH_BYTES, Header, check_twins, header_stop, parse_header
-from coldstream.manifest import Journal, upload_command
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
-from coldstream.mirror.pool import ROOT
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
-from coldstream.mirror.reading import COPY, StoredFile, StoredModel, missing_objects, open_model, read_range
-from coldstream.plan import PART_BYTES, parts
+from coldstream.mirror.segment_pool import ROOT
+from coldstream.mirror.stored_files import COPY, StoredFile, StoredModel, missing_objects, open_model, read_range
+from coldstream.model.chunks import PART_BYTES, parts
+from coldstream.model.header import LENGTH_BYTES, Header, check_twins, header_stop, parse_header
+from coldstream.model.manifest import Journal, upload_command
+from coldstream.model.selection import check_numbers, index_name, is_weights, weights
+from coldstream.places.store import Store
 from coldstream.progress import Progress
-from coldstream.selection import check_numbers, index_name, is_weights, weights
-from coldstream.store import Store
 from coldstream.units import MIB
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coldstream.tune.gpus import Gpus
-from coldstream.tune.model import Model
+from coldstream.tune.model_shape import Model
 from coldstream.units import GIB, format_bytes, plural
 
 # What vLLM needs besides weights and keys and values: activations of its largest batch, CUDA graphs, the CUDA context.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from coldstream.engine import attach as attach_module
-from coldstream.engine import wire
+from coldstream.engine import messages
 from coldstream.engine.arena import PAGE_BYTES
 from coldstream.engine.attach import Consumer
 from coldstream.engine.catalog import Catalog, CatalogFile
@@ -31,17 +31,17 @@ class Streamer:
         os.pwrite(descriptors[0], bytes([7]) * size, 0)
         os.pwrite(descriptors[1], packed, 0)
         self.arena = mmap.mmap(descriptors[0], size)
-        socket.send_fds(self.socket, [wire.pack_hello(0, consumers, size, len(packed))], descriptors)
+        socket.send_fds(self.socket, [messages.pack_hello(0, consumers, size, len(packed))], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         for number in range(EXTENTS):
-            self.socket.send(wire.pack_ready(number, number, number * PAGE_BYTES))
+            self.socket.send(messages.pack_ready(number, number, number * PAGE_BYTES))
         self.socket.settimeout(10)
 
     def hear(self) -> tuple[bytes, int]:
         """A letter and its number; no letter when the consumer has hung up."""
         data = self.socket.recv(64)
-        return data[:1], wire.NUMBER.unpack(data[1:])[0] if data else 0
+        return data[:1], messages.NUMBER.unpack(data[1:])[0] if data else 0
 
     def close(self) -> None:
         self.socket.close()
@@ -65,23 +65,23 @@ def test_what_is_held_when_it_closes_is_released_one_by_one(streamer: Streamer) 
     # Nobody refers to it any more but its own memory.
     del consumer
     gc.collect()
-    assert streamer.hear() == (wire.LEAVE, 2)
+    assert streamer.hear() == (messages.LEAVE, 2)
     streamer.socket.setblocking(False)
     with pytest.raises(BlockingIOError):
         streamer.hear()
     del second
-    assert streamer.hear() == (wire.RELEASE, 1)
+    assert streamer.hear() == (messages.RELEASE, 1)
     assert streamer.arena[PAGE_BYTES] == 7, "it is the streamer's, which may still write it to the local copy"
     assert bytes(first.memory) == bytes([7]) * PAGE_BYTES
     del first
-    assert streamer.hear() == (wire.RELEASE, 0)
+    assert streamer.hear() == (messages.RELEASE, 0)
     assert streamer.hear() == (b"", 0)
 
 
 def test_a_consumer_that_holds_nothing_hangs_up_as_it_closes(streamer: Streamer) -> None:
     consumer = Consumer(streamer.theirs)
     assert consumer.take() is not None
-    assert streamer.hear() == (wire.RELEASE, 0)
+    assert streamer.hear() == (messages.RELEASE, 0)
     consumer.close()
     assert streamer.hear() == (b"", 0)
 

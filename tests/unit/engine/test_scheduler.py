@@ -8,11 +8,11 @@ import pytest
 
 from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, Store
 from coldstream.engine.arena import Arena
+from coldstream.engine.backoff import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, Trouble
+from coldstream.engine.hedging import Flight, Speeds
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, WINDOW_BYTES, Scheduler
-from coldstream.engine.slow import Flight, Speeds
 from coldstream.engine.streamer import arena_bytes
-from coldstream.engine.trouble import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, Trouble
 
 PAGE = 4096
 

@@ -5,12 +5,12 @@ import socket
 
 import pytest
 
-from coldstream.engine import wire
+from coldstream.engine import messages
 from coldstream.engine.worker import Worker
 
 
 def fetch() -> bytes:
-    return wire.Fetch(
+    return messages.Fetch(
         chunk=3,
         segment=0,
         version=0,
@@ -31,7 +31,7 @@ def test_a_bug_is_answered_and_not_printed(capfd: pytest.CaptureFixture[str], mo
     control, _kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker = Worker(control=control, connections={0: mine}, arena=-1, counters=mmap.mmap(-1, 4096))
 
-    def broken(*_: object) -> wire.Answer:
+    def broken(*_: object) -> messages.Answer:
         raise KeyError("https://bucket?X-Amz-Signature=secret")
 
     monkeypatch.setattr(worker, "_answer", broken)
@@ -39,7 +39,7 @@ def test_a_bug_is_answered_and_not_printed(capfd: pytest.CaptureFixture[str], mo
         streamer.send(fetch())
         streamer.shutdown(socket.SHUT_WR)
         worker._serve(0)
-        answer = wire.Answer.unpack(streamer.recv(wire.MESSAGE_BYTES_MAX))
+        answer = messages.Answer.unpack(streamer.recv(messages.MESSAGE_BYTES_MAX))
     assert answer.kind == "broken"
     assert answer.chunk == 3
     assert answer.message.startswith("internal error: KeyError at test_worker.py:")

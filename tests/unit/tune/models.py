@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coldstream.tune import Model
+from coldstream.tune.model_shape import Model
 
 EIGHT = Model(
     name="8B",

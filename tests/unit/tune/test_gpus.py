@@ -5,9 +5,10 @@ import re
 import gpuhunt
 import pytest
 
-from coldstream import machine
 from coldstream.errors import UsageError
-from coldstream.tune import GPUS, Gpu, Gpus, find_gpu, gpus_here, parse_gpus
+from coldstream.machine import hardware
+from coldstream.tune.gpus import GPUS, Gpu, Gpus, find_gpu, parse_gpus
+from coldstream.tune.model_facts import gpus_here
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
@@ -55,13 +56,13 @@ def test_what_is_meant_is_guessed() -> None:
     ],
 )
 def test_what_the_driver_calls_them(name: str, found: str | None) -> None:
-    cards = [machine.Gpu(name=name, capability="8.0", driver="570")] * 2
+    cards = [hardware.Gpu(name=name, capability="8.0", driver="570")] * 2
     here = gpus_here(cards)
     assert (here and here.gpu.name) == found
     assert here is None or here.count == 2
 
 
 def test_several_kinds_are_nothing_to_advise_for() -> None:
-    cards = [machine.Gpu(name=name, capability="8.0", driver="1") for name in ("NVIDIA L4", "NVIDIA T4")]
+    cards = [hardware.Gpu(name=name, capability="8.0", driver="1") for name in ("NVIDIA L4", "NVIDIA T4")]
     assert gpus_here(cards) is None
     assert gpus_here([]) is None

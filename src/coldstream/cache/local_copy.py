@@ -1,0 +1,112 @@
+"""One version of one model in the cache, as a load sees it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coldstream.cache.cached_files import Contents
+from coldstream.cache.copy_records import OURS, Plan, file_path_fault
+from coldstream.cache.copy_writer import Writer
+from coldstream.errors import IntegrityError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import disk_errors, make_folders, unlock
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Copy:
+    """Holds a copy against eviction until `close`, which belongs to the process that opened it. For one thread.
+
+    What is read is as the journal of whoever writes it has it at that moment; a chunk once there stays, unless a
+    reader finds it wrong.
+
+    Attributes:
+        folder: The plain folder.
+        files: What the plan says; indexes refer to it.
+        uri: Where it is loaded from.
+        name: The model's.
+        version: The model's.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, bytes_max: int | None, *, lock: int) -> None:
+        """Use `Cache.open`; `lock` is owned from here on."""
+        self.folder = folder
+        self.uri, self.name, self.version, self.files = plan.uri, plan.name, plan.version, plan.files
+        self._bytes_max = bytes_max
+        self._lock: int | None = lock
+        self._contents = Contents(folder, plan.files)
+
+    def __repr__(self) -> str:
+        return f"Copy({self.name}, {self.version}, {'closed' if self._lock is None else 'open'})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file of the plan lies whole at its own place."""
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.complete
+
+    def have(self, index: int) -> bytes:
+        """One byte per chunk of a file: 1 when it lies there."""
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.there(index)
+
+    def digests(self, index: int) -> bytes:
+        """16 bytes per chunk of a file: the plan's or, without a manifest, what was written (zeros: nothing was).
+
+        Whoever reads a chunk checks it against them: nothing else notices a bit that flipped, or bytes that a power
+        failure took.
+        """
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.digests(index)
+
+    def path(self, index: int) -> Path:
+        """Where a file lies now.
+
+        A writer moves it when it becomes whole, and back when a chunk is forgotten: when it is gone on opening, ask
+        again. A descriptor stays good through both.
+        """
+        with disk_errors(self.folder):
+            return self._contents.path(index)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Keeps a small file that the plan does not have (config.json), whole or not at all.
+
+        Raises:
+            IntegrityError: The path leaves the folder.
+            DiskError: The disk is full or fails.
+        """
+        if fault := file_path_fault(path):
+            raise IntegrityError(f"{self.name} names a file {path[:80]!r} that is refused: {fault}")
+        if any(file.path == path for file in self.files):
+            raise ValueError(f"{path} is in the plan: its chunks go through the writer")
+        target = self.folder / path
+        with disk_errors(target):
+            make_folders(target.parent)
+            write_atomically(target, data, staging=self.folder / OURS)
+
+    def touch(self) -> None:
+        """Notes that it is used now."""
+        with disk_errors(self.folder):
+            os.utime(self.folder / OURS / "used")
+
+    def writer(self, *, mend: bool = False) -> Writer | None:
+        """Begins to write it from this process; see `Writer.open`, which another process calls."""
+        return Writer.open(self.folder, bytes_max=self._bytes_max, mend=mend)
+
+    def close(self) -> None:
+        """Allows eviction. Again is fine."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            unlock(lock)

@@ -1,0 +1,302 @@
+"""What lies in the cache, what has to go to make room, and taking it away.
+
+What is taken away is renamed to a name that marks it as trash while the root's lock is held, and deleted afterwards:
+no one sees half a copy, and what a killed process leaves is deleted by the next that looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from coldstream.cache.cached_files import Contents, read_plan
+from coldstream.cache.copy_records import FORMAT, OURS, Plan, checked_version
+from coldstream.errors import DiskError, UsageError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import (
+    TRASH_PREFIX,
+    bytes_on_disk,
+    disk_errors,
+    is_locked,
+    make_folders,
+    read_bounded,
+    root_locked,
+    size_and_free,
+    trash_name,
+)
+from coldstream.model.names import checked_name
+from coldstream.units import format_bytes
+
+# Without a limit of the user's: models may take half of the disk, and leave a tenth of it to everybody else, as far as
+# that is not more than anybody needs: a tenth of a node's NVMe is hundreds of gigabytes.
+DEFAULT_SHARE = 2
+DEFAULT_FREE_SHARE = 10
+DEFAULT_FREE_BYTES_MAX = 10 * 10**9
+
+_LATEST_BYTES_MAX = 64 << 10
+# The folder of a model whose name is longer than this is cut, and told apart by a hash. File systems allow 255 bytes.
+_NAME_BYTES_MAX = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One copy in the cache.
+
+    Attributes:
+        name: The model's, `org/model`.
+        version: Of the model.
+        uri: Where it was last loaded from; empty when its plan cannot be read.
+        folder: Where it lies.
+        bytes: What it takes on the disk now.
+        bytes_total: What its files have when all is there.
+        complete: Whether all is there.
+        in_use: Whether a process holds it; then it is not evicted.
+        writing: Whether a process fills it.
+        used: When it was last opened.
+    """
+
+    name: str
+    version: str
+    uri: str
+    folder: Path
+    bytes: int
+    bytes_total: int
+    complete: bool
+    in_use: bool
+    writing: bool
+    used: datetime
+
+    @property
+    def bytes_reserved(self) -> int:
+        """What it takes, or will take when whoever fills it is done."""
+        return max(self.bytes, self.bytes_total) if self.writing else self.bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The limits that room is made within.
+
+    Attributes:
+        limit_bytes: What all copies together may take.
+        free_bytes: What is free on the disk.
+        kept_bytes: What of that is left to others.
+    """
+
+    limit_bytes: int
+    free_bytes: int
+    kept_bytes: int = 0
+
+    @property
+    def room_bytes(self) -> int:
+        """What may still be written before anything is deleted; negative when others lack some already."""
+        return self.free_bytes - self.kept_bytes
+
+
+def model_folder(root: Path, name: str, version: str) -> Path:
+    """Where a copy lies. The name and the version are checked ones."""
+    flat = name.replace("/", "--")
+    if len(flat) > _NAME_BYTES_MAX:
+        flat = f"{flat[: _NAME_BYTES_MAX - 17]}-{_sha256(name)[:16]}"
+    # A colon separates things in the options of many tools.
+    return root / "models" / flat / version.replace(":", "-")
+
+
+def root_of(folder: Path) -> Path:
+    """The root that a copy's folder belongs to."""
+    return folder.parents[2]
+
+
+def entries_locked(root: Path) -> list[Entry]:
+    """All copies, least recently used first. The caller holds the root's lock."""
+    folders = [
+        Path(version.path)
+        for model in _scan(root / "models")
+        if model.is_dir(follow_symlinks=False)
+        for version in _scan(Path(model.path))
+        if version.is_dir(follow_symlinks=False)
+    ]
+    return sorted((_describe(folder) for folder in folders), key=lambda entry: (entry.used, entry.folder))
+
+
+def disk_of(root: Path, bytes_max: int | None) -> Disk:
+    """The limits: `bytes_max` as it is, or by default half of the disk, with a tenth of it or 10 GB left free."""
+    size, free = size_and_free(root)
+    if bytes_max is not None:
+        return Disk(limit_bytes=bytes_max, free_bytes=free)
+    kept = min(size // DEFAULT_FREE_SHARE, DEFAULT_FREE_BYTES_MAX)
+    return Disk(limit_bytes=size // DEFAULT_SHARE, free_bytes=free, kept_bytes=kept)
+
+
+def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
+    """Which copies have to go so that `own` can be completed: none in use, the least recently used first. Pure.
+
+    Args:
+        own: The copy that room is made for.
+        others: All others, least recently used first.
+        disk: The limits.
+
+    Raises:
+        DiskError: It would not fit even then; nothing has to go.
+    """
+    what = f"{own.name} has {format_bytes(own.bytes_total)}"
+    if own.bytes_total > disk.limit_bytes:
+        raise DiskError(
+            f"{what} and the cache may hold {format_bytes(disk.limit_bytes)}",
+            hint="raise COLDSTREAM_CACHE_LIMIT, or point COLDSTREAM_CACHE_DIR to a larger disk; "
+            "the load goes on without the cache",
+            operation="cache",
+            target=str(own.folder),
+        )
+    unwritten = max(own.bytes_total - own.bytes, 0)
+    over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - disk.limit_bytes
+    over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - disk.room_bytes
+    needed = max(over_limit, over_disk)
+    victims: list[Entry] = []
+    for entry in others:
+        if needed <= 0:
+            break
+        if not entry.in_use:
+            victims.append(entry)
+            needed -= entry.bytes
+    if needed > 0:
+        if over_disk < over_limit:
+            lacking = f"copies in use take most of the {format_bytes(disk.limit_bytes)} that the cache may hold"
+            remedy = "raise COLDSTREAM_CACHE_LIMIT"
+        elif disk.kept_bytes:
+            lacking = f"the disk has {format_bytes(disk.free_bytes)} free, {format_bytes(disk.kept_bytes)} for others"
+            remedy = "set COLDSTREAM_CACHE_LIMIT, with which nothing is left to others"
+        else:
+            lacking, remedy = f"the disk has {format_bytes(disk.free_bytes)} free", "free some space"
+        raise DiskError(
+            f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",
+            hint=f"{remedy}, or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without the cache",
+            operation="cache",
+            target=str(own.folder),
+        )
+    return victims
+
+
+def make_room(folder: Path, bytes_max: int | None) -> None:
+    """Evicts what has to go so that the copy in `folder` can be completed.
+
+    Raises:
+        DiskError: There is no room for it; nothing was evicted. Or the disk fails.
+    """
+    root = root_of(folder)
+    with disk_errors(root):
+        sweep(root)
+        with root_locked(root):
+            found = entries_locked(root)
+            own = next((entry for entry in found if entry.folder == folder), None)
+            if own is None:
+                raise DiskError(f"the cached copy {folder} is gone", operation="cache", target=str(folder))
+            others = [entry for entry in found if entry is not own]
+            victims = victims_for(own, others, disk_of(root, bytes_max))
+            for entry in victims:
+                discard(root, entry.folder)
+        if victims:
+            sweep(root)
+
+
+def discard(root: Path, folder: Path) -> None:
+    """Takes a copy away; `sweep` deletes it later. The caller holds the root's lock, and nobody the copy's."""
+    os.rename(folder, trash_name(root))
+    try:
+        os.rmdir(folder.parent)
+    except OSError:  # other versions lie there
+        return
+
+
+def sweep(root: Path) -> None:
+    """Deletes trash, of this process and of killed ones, and what names copies that are gone."""
+    with root_locked(root):
+        # What bears such a name while the lock is free is trash; while it is held, it may be a copy in the making.
+        trash = [Path(entry.path) for entry in _scan(root) if entry.name.startswith(TRASH_PREFIX)]
+        for entry in _scan(root / "latest"):
+            target = _latest_target(root, Path(entry.path))
+            if target is None or not target[0].is_dir():
+                Path(entry.path).unlink(missing_ok=True)
+    if trash:
+        import shutil  # it brings the archive modules along
+
+        for path in trash:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def mark_latest(root: Path, plan: Plan) -> None:
+    """Notes that this plan's version is what its URI had last, completely."""
+    path = _latest_path(root, plan.uri)
+    record = {"format": FORMAT, "uri": plan.uri, "name": plan.name, "version": plan.version}
+    data = json.dumps(record).encode()
+    if read_bounded(path, _LATEST_BYTES_MAX) != data:
+        # Locked, so that `sweep` does not take the file in the making for a leftover.
+        with root_locked(root):
+            make_folders(path.parent)
+            write_atomically(path, data, staging=path.parent, durable=True)
+
+
+def latest_folder(root: Path, uri: str) -> Path | None:
+    """The folder that `mark_latest` named for this URI last; nobody promises that it is still there."""
+    found = _latest_target(root, _latest_path(root, uri))
+    return found[0] if found and found[1] == uri else None
+
+
+def _latest_path(root: Path, uri: str) -> Path:
+    return root / "latest" / f"{_sha256(uri)}.json"
+
+
+def _latest_target(root: Path, path: Path) -> tuple[Path, str] | None:
+    """The folder and the URI in a file of `latest/`; None when it is none of ours."""
+    data = read_bounded(path, _LATEST_BYTES_MAX)
+    try:
+        raw = json.loads(data or b"")
+        if raw["format"] != FORMAT:
+            return None
+        return model_folder(root, checked_name(raw["name"]), checked_version(raw["version"])), str(raw["uri"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):
+        return None
+
+
+def _describe(folder: Path) -> Entry:
+    ours = folder / OURS
+    plan = read_plan(folder)
+    contents = Contents(folder, plan.files if plan else ())
+    contents.refresh()
+    in_use = writing = False
+    if ours.is_dir():
+        in_use, writing = is_locked(ours / "lock"), is_locked(ours / "writer.lock")
+    try:
+        used = os.stat(ours / "used").st_mtime
+    except FileNotFoundError:
+        used = 0.0
+    size = bytes_on_disk(folder)
+    return Entry(
+        name=plan.name if plan else folder.parent.name.replace("--", "/"),
+        version=plan.version if plan else folder.name,
+        uri=plan.uri if plan else "",
+        folder=folder,
+        bytes=size,
+        bytes_total=plan.bytes_total if plan else size,
+        complete=plan is not None and contents.complete,
+        in_use=in_use,
+        writing=writing,
+        used=datetime.fromtimestamp(used, timezone.utc),
+    )
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()

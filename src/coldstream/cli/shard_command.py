@@ -1,0 +1,73 @@
+"""`coldstream shard`."""
+
+from __future__ import annotations
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, State, common_options, transfer_options
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("uri", metavar="MODEL")
+@click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--tp", "ranks", type=click.IntRange(1, 64), required=True, help="How many ranks it is for.")
+@click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: MODEL-tpN]")
+@click.option("--vllm", "program", metavar="PATH", help="The vllm to use.  [default: the one beside coldstream]")
+@transfer_options
+@common_options
+def command(
+    state: State,
+    uri: str,
+    vllm_arguments: tuple[str, ...],
+    ranks: int,
+    name: str | None,
+    program: str | None,
+    connections: int,
+    memory_bytes: int,
+) -> None:
+    """Make the checkpoint that `serve --loader runai-sharded` reads, and upload it.
+
+    \b
+    coldstream shard Qwen/Qwen3-32B --tp 4
+    coldstream serve Qwen/Qwen3-32B --loader runai-sharded -- --tensor-parallel-size 4
+
+    vLLM loads the model, and each rank writes its part; the disk of the local cache holds them until they are
+    uploaded. Needs the devices that will serve it: the parts fit one version of vLLM, one kind of device, one
+    quantisation and one number of ranks. What follows `--` goes to vLLM's engine.
+    """
+    from dataclasses import asdict
+
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+    from coldstream.engines.vllm.sharding import sharded_folder
+    from coldstream.errors import UsageError
+    from coldstream.loading.options import Options
+    from coldstream.model.names import is_path
+    from coldstream.places.source import FolderSource
+    from coldstream.units import format_bytes, format_seconds
+
+    if name is None:
+        if "://" in uri or is_path(uri):
+            raise UsageError("a model that is no name in the bucket needs --as NAME")
+        name = f"{uri}-tp{ranks}"
+    settings = state.settings()
+    store = state.open_store(connections)
+    with sharded_folder(
+        uri,
+        ranks=ranks,
+        arguments=vllm_arguments,
+        settings=settings,
+        options=Options(settings=settings, metrics=False),
+        program=program,
+        say=lambda line: state.say(line) if state.debug else None,
+    ) as folder:
+        source = FolderSource(folder)
+        plan = mirror.plan_upload(store, source, name)
+        state.say(f"upload   {name}   {format_bytes(plan.size)}   → {store.uri}")
+        with progress_for(state, total_bytes=sum(file.size for file in plan.to_send), verb="upload") as progress:
+            report = mirror.upload(
+                store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
+            )
+    text = f"ready   {name}   {format_bytes(plan.size)} for {ranks} ranks in {format_seconds(report.seconds)}\n"
+    text += f"next:  coldstream serve {name} --loader runai-sharded"
+    state.show({**asdict(report), "name": name, "ranks": ranks, "bytes": plan.size}, text)

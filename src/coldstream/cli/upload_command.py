@@ -1,0 +1,279 @@
+"""`coldstream upload`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, echo, transfer_options
+
+if TYPE_CHECKING:
+    from coldstream.mirror.upload import UploadReport
+    from coldstream.mirror.upload_plan import UploadPlan
+    from coldstream.net.retry import Retry
+    from coldstream.places.source import Source
+    from coldstream.places.store import Store
+    from coldstream.settings import Settings
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
+@click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
+@click.option("--revision", help="Branch, tag or commit on the Hub.  [default: main]")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Take only the files that match. Repeatable.")
+@click.option("--also", multiple=True, metavar="PATTERN", help="Take files that match beside the usual ones.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match. Repeatable.")
+@click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Bytes per part of large files.")
+@click.option(
+    "--object-bytes-max",
+    type=Size(),
+    metavar="SIZE",
+    help="Store weights in segments of at most this size, 1MiB to 5GiB, each under a key that never changes. "
+    "480MiB is within what Cloudflare's CDN keeps.  [default: each file in one piece]",
+)
+@click.option("--no-plain", is_flag=True, help="Segments alone, without the plain files that vLLM's own loaders need.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent and what it costs; write nothing.")
+@transfer_options
+@common_options
+def command(
+    state: State,
+    sources: tuple[str, ...],
+    name: str | None,
+    revision: str | None,
+    include: tuple[str, ...],
+    also: tuple[str, ...],
+    exclude: tuple[str, ...],
+    part_size: int,
+    object_bytes_max: int | None,
+    no_plain: bool,
+    dry_run: bool,
+    connections: int,
+    memory_bytes: int,
+) -> int:
+    """Copy models from the Hub, or from local folders, into the bucket.
+
+    \b
+    coldstream upload Qwen/Qwen3-8B
+    coldstream upload Qwen/Qwen3-8B@v1.0 --as prod/qwen
+    coldstream upload Qwen/Qwen3-8B Qwen/Qwen3-0.6B
+    coldstream upload ./my-finetune --as me/finetune
+    coldstream upload Qwen/Qwen3-8B --dry-run
+    coldstream upload Qwen/Qwen3-8B --object-bytes-max 480MiB --no-plain
+
+    SRC is org/model[@revision] on the Hub, or a folder written with a leading ./ or /.
+    One set of weights is taken, the safetensors, and all that is needed beside them. Nothing touches the disk.
+    Interrupted, run it again: it goes on. Hub settings: HF_TOKEN, HF_ENDPOINT.
+    Exit 3 when some of several models fail.
+    """
+    from functools import partial
+
+    from coldstream import mirror
+    from coldstream.errors import UsageError
+    from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
+
+    if no_plain and object_bytes_max is None:
+        raise UsageError("--no-plain goes with --object-bytes-max", hint="--object-bytes-max 480MiB --no-plain")
+    if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
+        raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB")
+    if len(sources) > 1 and (name or revision):
+        flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
+        raise UsageError(f"{flag} goes with one model, {len(sources)} are named", hint=hint)
+    plan = partial(
+        mirror.plan_upload,
+        include=include,
+        also=also,
+        exclude=exclude,
+        part_bytes=part_size,
+        object_bytes_max=object_bytes_max,
+        plain=not no_plain,
+    )
+
+    def upload_one(source: str) -> tuple[dict[str, Any], str]:
+        store = state.open_store(connections)
+        opened, default_name = _open_source(source, revision, state.settings(), store.retry, connections)
+        planned = plan(store, opened, name or default_name)
+        _announce(state, planned, f"{store.uri}/{planned.name}")
+        if dry_run:
+            return _dry_document(planned), _dry_text(planned)
+        return _uploaded(state, store, opened, planned, connections, memory_bytes)
+
+    if len(sources) == 1:
+        state.show(*upload_one(sources[0]))
+        return 0
+    return _upload_each(state, sources, upload_one)
+
+
+def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str], tuple[dict[str, Any], str]]) -> int:
+    """Uploads one after another, whatever becomes of the others; the exit code."""
+    from coldstream.errors import CancelledError, ColdstreamError, PartialError
+    from coldstream.model.uri import Uri
+
+    documents: list[dict[str, Any]] = []
+    failures: list[ColdstreamError] = []
+    for source in sources:
+        try:
+            document, text = upload_one(source)
+        except CancelledError:
+            raise
+        except ColdstreamError as exc:
+            documents.append({"source": str(Uri(source)), **state.report(exc)})
+            failures.append(exc)
+            continue
+        documents.append(document)
+        if not state.json:
+            echo(text)
+    if state.json:
+        state.show({"models": documents}, "")
+    if not failures:
+        return 0
+    return failures[0].exit_code if len(failures) == len(sources) else PartialError.exit_code
+
+
+def _uploaded(
+    state: State, store: Store, source: Source, plan: UploadPlan, connections: int, memory_bytes: int
+) -> tuple[dict[str, Any], str]:
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+
+    state.resume = "uploaded parts are kept"
+    with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
+        report = mirror.upload(
+            store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
+        )
+    return _document(plan, report), _text(plan, report)
+
+
+def _open_source(
+    text: str, revision: str | None, settings: Settings, retry: Retry, connections: int
+) -> tuple[Source, str]:
+    """The source that SRC means, and the name that it gets by default."""
+    import re
+    import shlex
+
+    from coldstream.errors import UsageError
+    from coldstream.model.names import expanded
+    from coldstream.places.source import FolderSource
+    from coldstream.places.tree import folder_model
+
+    path = expanded(text.removeprefix("file://"))
+    if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
+        if revision:
+            raise UsageError("--revision is for the Hub; a folder has none")
+        return FolderSource(path), folder_model(path.resolve())
+    if path.is_dir():
+        raise UsageError(
+            f"{text!r} is a folder here and could be a model on the Hub",
+            hint=f"write {shlex.quote(f'./{text}')} or hf://{text}",
+        )
+    match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
+    if part := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/(.+?)/?", text):
+        raise UsageError(
+            f"{text} is a part of a model, and a model is stored as a whole",
+            hint=f"run: coldstream upload {part[1]} --include {shlex.quote(f'{part[2]}/*')}",
+        )
+    if not match:
+        raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
+    from coldstream.places.hub import HubSource
+
+    given = revision or match[2] or match[3]
+    return HubSource(match[1], revision=given, settings=settings, retry=retry, connections=connections), match[1]
+
+
+def _announce(state: State, plan: UploadPlan, target: str) -> None:
+    from coldstream.model.manifest import layout_flags
+    from coldstream.units import format_bytes, plural
+
+    others = len(plan.files) - plan.shards
+    contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
+    state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
+    if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
+        state.say(f"  its segments will go: without{layout_flags(plan.entries)} each file is stored in one piece")
+    sizes = {**plan.skipped_bytes, **{file.path: file.size for file in plan.files}}
+    for verb, reasons in (("skipping", plan.skipped), ("storing, but not giving to vLLM,", plan.kept_back)):
+        groups: dict[str, list[str]] = {}
+        for path, why in reasons.items():
+            groups.setdefault(why, []).append(path)
+        for why, paths in groups.items():
+            shown = paths[0] if len(paths) == 1 else f"{len(paths)} files"
+            state.say(f"  {verb} {shown} ({format_bytes(sum(sizes[path] for path in paths))}, {why})")
+
+
+def _dry_document(plan: UploadPlan) -> dict[str, Any]:
+    import msgspec
+
+    from coldstream.operate.cost import prices
+
+    return {
+        "name": plan.name,
+        "source": msgspec.to_builtins(plan.source),
+        "state": plan.state,
+        "up_to_date": plan.up_to_date,
+        "bytes": plan.size,
+        "send_bytes": plan.to_read_bytes,
+        "stored_bytes": plan.stored_bytes,
+        "parts": plan.parts,
+        "segments": plan.segment_count,
+        "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.kept} for file in plan.files],
+        "kept_back": [{"path": path, "why": why} for path, why in plan.kept_back.items()],
+        "skipped": [
+            {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
+        ],
+        "r2_dollars_per_month": prices.storage_per_month(plan.stored_bytes),
+        "r2_dollars_once": prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count),
+    }
+
+
+def _dry_text(plan: UploadPlan) -> str:
+    from coldstream.operate.cost import prices
+    from coldstream.units import format_bytes, format_dollars, plural
+
+    lines = [
+        f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.kept else ''}".rstrip()
+        for file in plan.files
+    ]
+    lines.append(
+        f"would send {format_bytes(plan.to_read_bytes)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}   "
+        f"R2: storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month, "
+        f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count))} once"
+    )
+    if plan.object_bytes_max is not None:
+        limit, alone = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
+        lines.append(f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; those there stay")
+        if plan.plain:
+            twice = format_bytes(plan.stored_bytes - plan.size)
+            lines.append(f"of that {twice} are the same weights in one piece; with --no-plain: {alone}/month")
+        else:
+            lines.append("no plain files: only coldstream loads it, not vLLM's own loaders")
+    return "\n".join(lines)
+
+
+def _document(plan: UploadPlan, report: UploadReport) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        **asdict(report),
+        "state": "ready",
+        "up_to_date": plan.up_to_date,
+        "source": msgspec.to_builtins(plan.source),
+    }
+
+
+def _text(plan: UploadPlan, report: UploadReport) -> str:
+    from coldstream.operate.cost import prices
+    from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
+
+    if plan.up_to_date:
+        return f"{coloured('ready', 'green')}   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
+    kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
+    counts = (("sent", report.sent_segments), ("copied", report.copied_segments), ("kept", report.kept_segments))
+    segments = ", ".join(f"{count:,} {what}" for what, count in counts if count)
+    layout = f"segments: {segments}   " if segments else ""
+    retries = f"{report.retries} {'retry' if report.retries == 1 else 'retries'}   " if report.retries else ""
+    return (
+        f"{coloured('ready', 'green')}   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
+        f"({format_rate(report.sent_bytes, report.seconds)}){kept}   {plural(report.parts, 'part')}   "
+        f"{layout}{retries}R2 storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month"
+    )

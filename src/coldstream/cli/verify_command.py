@@ -1,0 +1,65 @@
+"""`coldstream verify`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, transfer_options
+
+if TYPE_CHECKING:
+    from coldstream.mirror.verify import VerifyReport
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--deep", is_flag=True, help="Read every byte and recompute all hashes.")
+@transfer_options
+@common_options
+def command(state: State, names: tuple[str, ...], deep: bool, connections: int, memory_bytes: int) -> int:
+    """Check that the bucket holds what was uploaded.
+
+    \b
+    coldstream verify Qwen/Qwen3-8B             presence, size and ETag of each object: one listing
+    coldstream verify Qwen/Qwen3-8B --deep      every byte, against the chunk hashes and SHA-256
+
+    A model that other tools put there (no manifest) is checked for what can be known: whole safetensors files, and
+    all that its index names. Exit 13 when something is wrong, 3 when that is so for some of several models.
+    """
+    from coldstream import mirror
+    from coldstream.cli.bars import progress_for
+
+    reports = []
+    for name in names:
+        store = state.open_store(connections)
+        total = mirror.stored_bytes(store, name, copies=True) if deep else 0
+        with progress_for(state, total_bytes=total, verb="verify") as progress:
+            reports.append(
+                mirror.verify(
+                    store, name, deep=deep, progress=progress, connections=connections, memory_bytes=memory_bytes
+                )
+            )
+    documents: list[dict[str, Any]] = [asdict(report) for report in reports]
+    state.show(
+        documents[0] if len(documents) == 1 else {"models": documents}, "\n".join(_text(report) for report in reports)
+    )
+    bad = sum(not report.ok for report in reports)
+    return 0 if not bad else 13 if bad == len(reports) else 3
+
+
+def _text(report: VerifyReport) -> str:
+    from coldstream.units import format_bytes, format_seconds, plural
+
+    how = "every byte read" if report.deep else "presence, size and ETag"
+    if report.state == "foreign":
+        how = "every byte read, no manifest to compare with" if report.deep else "structure only, no manifest"
+    head = f"{report.name}   {plural(report.files, 'file')}   {format_bytes(report.bytes)}"
+    if report.segments:
+        head += f"   {plural(report.segments, 'object')} ({report.layout})"
+    if report.ok:
+        return f"{coloured('ok', 'green')}     {head}   {how}   {format_seconds(report.seconds)}"
+    lines = [f"{coloured('bad', 'red')}    {head}   {plural(len(report.problems), 'problem')}"]
+    lines += [f"  {problem.path} {problem.what}" for problem in report.problems]
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Where vLLM answers, by its flags, and what it is asked there: whether it is up, for one token, for its metrics.
+
+It is our own child on our own machine, so its certificate is not checked; its key is sent to it alone, in a header.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coldstream.engines.vllm.flags import value_of
+from coldstream.machine.hardware import is_loopback
+
+_HEALTH_SECONDS = 2.0
+# The first token of a cold engine may still compile something.
+_TOKEN_SECONDS = 30.0
+_ANSWER_BYTES_MAX = 1 << 20
+_METRICS_BYTES_MAX = 8 << 20
+_PROMPT = "The river"
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where vLLM answers.
+
+    Attributes:
+        host: As this machine reaches it.
+        bind_host: As vLLM binds it; empty for every interface.
+        port: A number.
+        socket_path: A Unix socket instead of both, or None.
+        tls: Whether it speaks https.
+        key: That its API asks for, or None.
+    """
+
+    host: str = "127.0.0.1"
+    bind_host: str = ""
+    port: int = 8000
+    socket_path: str | None = None
+    tls: bool = False
+    key: str | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        """For people."""
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def exposure(self) -> str | None:
+        """The warning of an API that other machines reach without a key; None when there is nothing to warn of."""
+        if self.key is not None or self.socket_path is not None or is_loopback(self.bind_host):
+            return None
+        where = "every network interface" if self.bind_host in _ANYWHERE else self.bind_host
+        return (
+            f"vLLM listens on {where}, port {self.port}, without an API key; "
+            "restrict it with `-- --host 127.0.0.1`, or set VLLM_API_KEY"
+        )
+
+    def answers(self) -> bool:
+        """Whether `/health` says that it is up."""
+        return self._ask("GET", "/health", seconds=_HEALTH_SECONDS, bytes_max=1024) is not None
+
+    def first_token(self, name: str) -> float | None:
+        """Asks for one token.
+
+        Args:
+            name: What the model is called.
+
+        Returns:
+            When it came, by `time.monotonic`; None when there was none: models that complete no text have none, and
+            whatever goes wrong is the user's to see when they ask.
+        """
+        body = json.dumps({"model": name, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}).encode()
+        answer = self._ask("POST", "/v1/completions", body, seconds=_TOKEN_SECONDS, bytes_max=_ANSWER_BYTES_MAX)
+        now = time.monotonic()
+        try:
+            return now if answer is not None and json.loads(answer)["choices"] else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def metrics(self) -> str:
+        """What `/metrics` says; empty when it says nothing."""
+        answer = self._ask("GET", "/metrics", seconds=_HEALTH_SECONDS, bytes_max=_METRICS_BYTES_MAX)
+        return (answer or b"").decode("utf-8", "replace")
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
+    ) -> bytes | None:
+        """The answer's body; None when it is not 200, or does not come in time."""
+        connection = self._connection(seconds)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self.key is not None and body is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.read(bytes_max) if answer.status == 200 else None
+        except (OSError, ValueError, http.client.HTTPException):
+            # ValueError: a key that no header can hold.
+            return None
+        finally:
+            connection.close()
+
+    def _connection(self, seconds: float) -> http.client.HTTPConnection:
+        if self.socket_path is not None:
+            return _UnixConnection(self.socket_path, seconds)
+        if not self.tls:
+            return http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(self.host, self.port, timeout=seconds, context=context)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def endpoint_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Endpoint:
+    """Where a vLLM with these flags will answer.
+
+    Args:
+        arguments: For `vllm serve`.
+        environ: That it runs with.
+    """
+    host = value_of(arguments, "--host") or ""
+    port = value_of(arguments, "--port") or ""
+    return Endpoint(
+        host=_ANYWHERE.get(host, host),
+        bind_host=host,
+        port=int(port) if port.isdecimal() else 8000,
+        socket_path=value_of(arguments, "--uds") or None,
+        tls=bool(value_of(arguments, "--ssl-certfile") and value_of(arguments, "--ssl-keyfile")),
+        key=value_of(arguments, "--api-key") or environ.get("VLLM_API_KEY") or None,
+    )

@@ -1,0 +1,262 @@
+"""The load format: vLLM's own loader for safetensors, with the tensors of the model itself streamed.
+
+What vLLM does around the tensors (the expert-parallel filter, secondary weights, the check for missing weights,
+quantisation) is its own code. A model's folder of ours says where its weights are; weights of other folders (a draft
+model) are read as vLLM reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import multiprocessing
+import os
+import socket
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from coldstream.engines.vllm import shard_writer
+from coldstream.engines.vllm.loader_config import Extra, read_extra
+from coldstream.errors import ColdstreamError, ConflictError
+from coldstream.loading.load_report import LoadReport
+from coldstream.loading.options import Options
+from coldstream.loading.sharing import Share, attach
+from coldstream.loading.streaming import Load
+from coldstream.model.uri import Uri
+from coldstream.node import load_service
+from coldstream.node.model_folder import Note, read_note
+from coldstream.printable import printable
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+    from vllm.config.load import LoadConfig
+
+logger = init_logger("vllm.plugins.coldstream")
+
+# How often this process has loaded what; every rank counts alike, so that they ask for the same load.
+_loads = itertools.count(1)
+_loaded = False
+
+
+class ColdstreamLoader(DefaultModelLoader):
+    """Streams a model's weights. See docs/serve.md for its options."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: One is unknown or of the wrong type.
+        """
+        self._extra = read_extra(load_config.model_loader_extra_config or {})
+        # To vLLM's own code it is the format that it resembles.
+        track = self._extra.enable_weights_track
+        theirs = {} if track is None else {"enable_weights_track": track}
+        super().__init__(dataclasses.replace(load_config, load_format="safetensors", model_loader_extra_config=theirs))
+        self._is_main = True
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Nothing is downloaded ahead: that is the point."""
+
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        """Fills a model.
+
+        Raises:
+            ColdstreamError: The load failed. The model is then partly filled, and must not be used.
+        """
+        global _loaded  # noqa: PLW0603  # one engine per process
+        out = os.environ.get(shard_writer.VARIABLE)
+        if out:
+            shard_writer.check(model)
+        super().load_weights(model, model_config)
+        if out and self._is_main:
+            shard_writer.write(model, out)
+        _loaded = True
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: torch.nn.Module
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        """All tensors, those of secondary weights included."""
+        # A draft model is loaded by some of the ranks only.
+        self._is_main = get_current_vllm_config().model_config is model_config
+        if model_config.quantization == "torchao":
+            raise ColdstreamError(
+                "checkpoints quantised with torchao are put together from whole files",
+                hint="download it and serve the folder: coldstream download",
+            )
+        # vLLM itself does this only when it loads for the first time.
+        if hasattr(self, "_init_ep_weight_filter"):
+            self._init_ep_weight_filter(model_config)
+        yield from super().get_all_weights(model_config, model)
+
+    def _get_weights_iterator(
+        self, source: DefaultModelLoader.Source
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        note = self._note(source)
+        if note is None:
+            yield from super()._get_weights_iterator(source)
+            return
+        unused = getattr(source, "is_unused_weight", None)
+        experts = getattr(self, "local_expert_ids", None)
+        for name, tensor in self._tensors(note):
+            if _is_elsewhere(name, experts) or (unused is not None and unused(name)):
+                continue
+            yield source.prefix + name, tensor
+
+    def _note(self, source: DefaultModelLoader.Source) -> Note | None:
+        """Where the weights of a source are; None when vLLM is to read them itself."""
+        note = read_note(source.model_or_path)
+        uri = Uri(self._extra.uri) if self._extra.uri else None
+        patterns = source.allow_patterns_overrides
+        if source.subfolder or (patterns and not any(fnmatch("model.safetensors", pattern) for pattern in patterns)):
+            # Files beside the weights, which lie in the folder as they are.
+            return None
+        if note is not None:
+            if uri is None or not self._is_main:
+                return note
+            if str(uri) != str(note.uri):
+                raise ColdstreamError(f"the folder {source.model_or_path} is of {note.uri}, and uri says {uri}")
+            # With the token that the folder does not hold.
+            return dataclasses.replace(note, uri=uri)
+        if uri is None or not self._is_main or not _is_bare(source.model_or_path):
+            return None
+        return Note(uri=uri, version="", name=str(uri))
+
+    def _tensors(self, note: Note) -> Iterator[tuple[str, torch.Tensor]]:
+        self.counter_before_loading_weights: float = self.counter_before_loading_weights or time.perf_counter()
+        try:
+            yield from _streamed(note, self._extra, is_main=self._is_main)
+        except ColdstreamError as exc:
+            logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
+            _never_serve_half()
+            raise
+
+
+def _streamed(note: Note, extra: Extra, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, from whoever streams them on this node."""
+    # All ranks count every load, so that those of the next one agree.
+    number = str(next(_loads))
+    address = os.environ.get(load_service.VARIABLE)
+    if address:
+        here = _neighbours()
+        which, consumers = (number, len(here) if here else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
+        given = load_service.ask(address, note.uri, which, consumers=consumers)
+        with attach(given, framework="pt", pin=_pins()) as attached:
+            logger.info("coldstream: reading %s from the stream of this node", note.uri)
+            yield from attached
+        return
+    options: dict[str, Any] = {"framework": "pt", "pin": _pins(), **extra.options()}
+    here = _neighbours() if is_main else None
+    if here is None or len(here) == 1:
+        with Load(note.uri, Options(**options)) as loading:
+            for pair in loading:
+                _check_version(note, loading.version)
+                yield pair
+                # What is held here stays in memory.
+                del pair
+            assert loading.report is not None
+            _tell(loading.report)
+        return
+    with ExitStack() as stack:
+        leader = here[0] == torch.distributed.get_rank()
+        shared: Share | None = None
+        trouble: ColdstreamError | None = None
+        if leader:
+            try:
+                shared = stack.enter_context(Share(note.uri, consumers=len(here), options=Options(**options)))
+                _check_version(note, shared.version)
+            except ColdstreamError as exc:
+                trouble = exc
+        told = (shared.address if shared and not trouble else "", trouble.message if trouble else "")
+        address, message = _everybody_says(told)[here[0]]
+        if not address:
+            raise trouble or ColdstreamError(message)
+        with attach(address, framework="pt", pin=_pins()) as attached:
+            yield from attached
+        if shared is not None and (report := shared.wait(60.0)):
+            _tell(report)
+        # The leader's streamer serves the others until they are done.
+        _everybody_says("")
+
+
+def _check_version(note: Note, version: str) -> None:
+    if note.version not in {"", version}:
+        raise ConflictError(f"{note.uri} was replaced since its folder was made", hint="start again")
+
+
+def _neighbours() -> list[int] | None:
+    """The global ranks on this node, in order; None when there is one process."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return None
+    mine = (socket.gethostname(), _boot_id())
+    return [rank for rank, place in enumerate(_everybody_says(mine)) if place == mine]
+
+
+def _everybody_says(what: Any) -> list[Any]:
+    """What each rank says, by rank. Collective."""
+    from vllm.distributed import get_world_group
+
+    group = get_world_group()
+    said: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(said, what, group=group.cpu_group)
+    return said
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _is_elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:
+    """Whether it is a weight of an expert that another rank has."""
+    if local_expert_ids is None:
+        return False
+    from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
+
+    return bool(should_skip_weight(name, local_expert_ids))
+
+
+def _is_bare(folder: str) -> bool:
+    """Whether it has no weights of its own; stubs, which are headers alone, are none."""
+    return not any(_is_whole(path) for path in glob.glob(os.path.join(folder, "*.safetensors")))
+
+
+def _is_whole(path: str) -> bool:
+    with open(path, "rb") as file:
+        return os.path.getsize(path) > 8 + int.from_bytes(file.read(8), "little")
+
+
+def _pins() -> bool:
+    """Whether tensors go on to a CUDA device, and copies are quicker from pinned memory."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
+
+
+def _tell(report: LoadReport) -> None:
+    logger.info(
+        "coldstream: %.2f GB in %.2f s, %s; %s",
+        report.bytes / 1e9,
+        report.seconds,
+        "verified" if report.verified else "unverified",
+        report.limited_by,
+    )
+
+
+def _never_serve_half() -> None:
+    """A reload that failed half-way must not go on serving; only a process of vLLM's own may be ended for it."""
+    if _loaded and multiprocessing.parent_process() is not None:
+        logger.critical("coldstream: the model is partly filled; this process ends rather than serve it")
+        os._exit(1)

@@ -1,0 +1,133 @@
+"""`coldstream shard`: a checkpoint in which each rank finds its own part, for Run:ai's sharded loader.
+
+vLLM itself loads the model, its weights streamed from the bucket, and writes what each rank holds into a folder; the
+folder is uploaded as any other model. The folder needs the disk for the whole model, for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from coldstream.cache.cache import cache_of
+from coldstream.engines.vllm.command import Command
+from coldstream.engines.vllm.failure_reason import FailureReason
+from coldstream.engines.vllm.program import find_program
+from coldstream.errors import ColdstreamError, DiskError
+from coldstream.loading.options import Options
+from coldstream.machine.disk import checked_root, size_and_free
+from coldstream.node.child import Child, forwarded_signals
+from coldstream.node.load_service import VARIABLE, LoadService
+from coldstream.node.model_folder import NOTE_NAME, model_folder
+from coldstream.printable import printable
+from coldstream.settings import Settings
+from coldstream.units import format_bytes
+
+# Room for what the file system needs beside the bytes.
+_SPARE_SHARE = 1.05
+_LAST_LINES = 12
+
+
+@contextmanager
+def sharded_folder(
+    uri: str,
+    *,
+    ranks: int,
+    arguments: Sequence[str],
+    settings: Settings,
+    options: Options,
+    program: str | None,
+    say: Callable[[str], None],
+) -> Iterator[Path]:
+    """A folder with the sharded checkpoint of a model, and all that is needed beside it; gone after the block.
+
+    Args:
+        uri: See `Load`.
+        ranks: The tensor parallelism that it is for.
+        arguments: More flags for vLLM's engine.
+        settings: Where the bucket is, and the cache, whose disk is used.
+        options: Of the load.
+        program: The `vllm` whose Python is used; None: as `find_program` finds it.
+        say: Told what vLLM says, line by line.
+
+    Raises:
+        DiskError: The model does not fit on the disk.
+        ColdstreamError: vLLM failed.
+    """
+    found = find_program(program)
+    cache = cache_of(settings)
+    checked_root(cache.root, create=True)
+    source = model_folder(uri, settings)
+    with (
+        LoadService(source.note.uri, options=options) as service,
+        tempfile.TemporaryDirectory(prefix="shards-", dir=cache.root) as temporary,
+    ):
+        share = service.begin(consumers=ranks)
+        service.expect(source.note.version)
+        need, free = int(share.bytes * _SPARE_SHARE), size_and_free(cache.root)[1]
+        if need > free:
+            raise DiskError(
+                f"the shards need {format_bytes(need)}, and {cache.root} has {format_bytes(free)} free",
+                hint="point COLDSTREAM_CACHE_DIR to a larger disk",
+            )
+        out = Path(temporary)
+        _save(found.path, str(source.path), out, ranks, arguments, service.address, say)
+        _copy_small(source.path, out)
+        yield out
+
+
+def _save(
+    vllm: str,
+    folder: str,
+    out: Path,
+    ranks: int,
+    arguments: Sequence[str],
+    service: str,
+    say: Callable[[str], None],
+) -> None:
+    python = os.path.join(os.path.dirname(vllm), "python")
+    engine = ("--load-format", "coldstream", "--tensor-parallel-size", str(ranks), "--enforce-eager")
+    command = Command(
+        arguments=(python, "-m", "coldstream.engines.vllm.save_sharded", str(out), "--", folder, *engine, *arguments),
+        environment={VARIABLE: service},
+    )
+    said: list[str] = []
+    reason = FailureReason()
+
+    def on_line(line: str) -> None:
+        said.append(line)
+        del said[:-_LAST_LINES]
+        reason.line(line)
+        say(line)
+
+    with open(os.devnull, "wb") as nowhere, forwarded_signals() as forward_to:
+        child = Child(command, on_line=on_line, stdout=nowhere, stderr=nowhere)
+        try:
+            forward_to(child)
+            code = child.wait()
+        finally:
+            child.finish()
+    if child.signalled:
+        raise KeyboardInterrupt
+    if code:
+        what = f"vLLM ended with {code} while it wrote the shards"
+        if reason.text:
+            raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows all that it says")
+        print(printable("\n".join(said), keep="\n\t"), file=sys.stderr)  # noqa: T201  # the child's own last words
+        raise ColdstreamError(what, hint="see its last lines above")
+
+
+def _copy_small(source: Path, out: Path) -> None:
+    """All but the stubs of the weights and their index, which is of other files."""
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        weights = len(relative.parts) == 1 and path.name.endswith((".safetensors", ".safetensors.index.json"))
+        if path.is_file() and not weights and path.name != NOTE_NAME:
+            target = out / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)

@@ -1,0 +1,298 @@
+"""What there is to load, and what of it lies in the local cache: all that is known before a byte flows."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from coldstream.cache.cache import Cache, configured
+from coldstream.cache.copy_records import CachedFile
+from coldstream.cache.local_copy import Copy
+from coldstream.engine.catalog import Catalog, CatalogFile
+from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
+from coldstream.loading.options import Options
+from coldstream.machine.hardware import available_bytes
+from coldstream.machine.limits import mapping_limit
+from coldstream.model.chunks import extents as extents_of
+from coldstream.model.header import Header, parse_header, rank_of
+from coldstream.model.job import FileJob, Segment
+from coldstream.model.job import Settings as EngineSettings
+from coldstream.model.names import is_path
+from coldstream.model.uri import Uri
+from coldstream.net.retry import Backoff, Retry
+from coldstream.places.origin import Checkpoint, Origin, Shard
+from coldstream.places.origin_opening import open_origin
+from coldstream.settings import Settings
+from coldstream.units import GIB, MIB, format_bytes
+
+# How long a start waits for a bucket that does not answer when the whole model lies in the local cache.
+OFFLINE_SECONDS = 5.0
+# Beyond what the tensors themselves need, for chunks under way while everything is kept.
+_SLACK_BYTES = 256 * MIB
+# All of it is pinned for a device, so it is as large as is useful, not as there is room for.
+_DEVICE_ARENA_BYTES = GIB
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """A load that may begin. Holds the local copy until `close`.
+
+    Attributes:
+        checkpoint: The shards.
+        origin: Where links are renewed; None when the local cache stands in for it.
+        copy: The local copy, or None.
+        cached: What is to be said of the local cache if nothing is written to it: "off", "complete", "partly", or why
+            there is none.
+        jobs: For the engine.
+        catalog: For the consumers.
+        bytes: Of all tensors.
+        segments: (path, number in its file) of every segment of every file: the engine counts them through.
+        cdn_unused: Why nothing comes through the CDN that there is; empty when it may.
+    """
+
+    checkpoint: Checkpoint
+    origin: Origin | None
+    copy: Copy | None
+    cached: str
+    bytes_max: int | None
+    cdn_unused: str = ""
+    jobs: list[FileJob] = field(init=False)
+    catalog: Catalog = field(init=False)
+    bytes: int = field(init=False)
+    segments: list[tuple[str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shards = self.checkpoint.shards
+        self.segments = [(shard.path, number) for shard in shards for number in range(len(shard.segments))]
+        runs = [extents_of(shard.header, shard.stops) for shard in shards]
+        self.jobs = [self._job(number, shard, runs[number]) for number, shard in enumerate(shards)]
+        extents = tuple(
+            (number, (0, *shard.stops)[first], shard.stops[stop - 1])
+            for number, shard in enumerate(shards)
+            for first, stop in runs[number]
+        )
+        files = tuple(CatalogFile(shard.path, shard.size, shard.head, _head_stops(shard)) for shard in shards)
+        self.catalog = Catalog(files, extents)
+        self.bytes = sum(stop - start for _, start, stop in extents)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the load fills the local copy."""
+        return self.copy is not None and self.cached == "partly"
+
+    @property
+    def offline(self) -> bool:
+        """Whether the local cache stands in for an origin that did not answer."""
+        return self.origin is None
+
+    @property
+    def headers(self) -> list[Header]:
+        """Of the shards."""
+        return [shard.header for shard in self.checkpoint.shards]
+
+    def engine_settings(
+        self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
+    ) -> EngineSettings:
+        """How the engine is to go about it.
+
+        Raises:
+            ColdstreamError: A limit of this process leaves too little memory.
+        """
+        memory_limit, limit = self._memory_limit(options), mapping_limit()
+        if limit is not None:
+            self._check_room(options, *limit)
+            memory_limit = min(memory_limit, limit[0])
+        return EngineSettings(
+            memory_limit=memory_limit,
+            arena_bytes_max=None if limit is None else limit[0],
+            consumers=consumers,
+            listen=listen,
+            verify=options.verify,
+            in_order=options.in_order,
+            give_up_seconds=settings.retry_seconds,
+            attach_seconds=options.attach_seconds,
+            # A complete one may have to be mended.
+            cache=str(self.copy.folder) if self.copy is not None and not self.offline else None,
+            cache_bytes_max=self.bytes_max,
+        )
+
+    def close(self) -> None:
+        """Lets go of the local copy."""
+        if self.copy is not None:
+            self.copy.close()
+
+    def _check_room(self, options: Options, room: int, limit: str) -> None:
+        largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
+        # A loop holds one tensor while it asks for the next.
+        what, needed = "two of the largest tensors take", min(2 * largest, self.bytes)
+        if options.keep_all:
+            what, needed = "all tensors take", self.bytes
+        if needed > room:
+            raise ColdstreamError(
+                f"{what} {format_bytes(needed)}, and {limit} leaves {format_bytes(room)}",
+                hint="raise it, or take it off: ulimit -a shows all limits",
+            )
+
+    def _memory_limit(self, options: Options) -> int:
+        if options.memory_limit is not None:
+            return options.memory_limit
+        if options.device != "cpu":
+            largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
+            return max(_DEVICE_ARENA_BYTES, 2 * largest)
+        if options.keep_all:
+            return self.bytes + _SLACK_BYTES
+        return max(_SLACK_BYTES, available_bytes() // 2)
+
+    def _job(self, number: int, shard: Shard, runs: list[tuple[int, int]]) -> FileJob:
+        job = FileJob(
+            path=shard.path,
+            segments=shard.segments,
+            stops=shard.stops,
+            digests=shard.digests or b"",
+            extents=tuple(runs),
+            cdn_headers=self.checkpoint.cdn[1] if self.checkpoint.cdn is not None and not self.cdn_unused else (),
+        )
+        if self.cdn_unused:
+            job = replace(job, segments=tuple(replace(segment, cdn=None) for segment in job.segments))
+        if self.copy is None or shard.is_local:
+            return job
+        return replace(
+            job,
+            copy=str(self.copy.path(number)),
+            have=self.copy.have(number),
+            digests=shard.digests or self.copy.digests(number),
+        )
+
+
+def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
+    """Resolves a URI, reads the headers, and looks into the local cache.
+
+    Raises:
+        UsageError: The files are the parts of several ranks.
+        What `open_origin` and `Origin.checkpoint` raise. An origin that does not answer is no error if the local cache
+        has all of the model as it was last.
+    """
+    cache = _cache(options, settings) if options.cache and not _is_local(uri) else None
+    latest = _latest(cache, uri, settings)
+    retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
+    try:
+        origin = open_origin(uri, settings, retry=retry, via=options.via)
+        checkpoint = origin.checkpoint()
+        _refuse_ranks(checkpoint)
+    except UnavailableError:
+        if latest is None:
+            raise
+        return Prepared(checkpoint=_from_copy(uri, latest), origin=None, copy=latest, cached="complete", bytes_max=None)
+    except BaseException:
+        if latest is not None:
+            latest.close()
+        raise
+    if latest is not None:
+        latest.close()
+    copy, cached = None, "off"
+    # A version that says nothing of the content cannot tell an old copy from a new one.
+    if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
+        copy, cached = _open_copy(cache, uri, settings, checkpoint)
+    bytes_max = cache.bytes_max if cache is not None else None
+    return Prepared(
+        checkpoint=checkpoint,
+        origin=origin,
+        copy=copy,
+        cached=cached,
+        bytes_max=bytes_max,
+        cdn_unused=_cdn_unused(checkpoint, options),
+    )
+
+
+def _refuse_ranks(checkpoint: Checkpoint) -> None:
+    """Refuses the parts of several ranks: their tensors have the same names, and a load has one of each name."""
+    ranks = {rank_of(shard.path) for shard in checkpoint.shards}
+    if len(ranks) > 1:
+        raise UsageError(
+            f"{checkpoint.uri} holds a part of the model for each of {len(ranks)} ranks",
+            hint=f"run: coldstream serve {shlex.quote(checkpoint.name)} --loader runai-sharded",
+            target=checkpoint.uri,
+        )
+
+
+def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:
+    """Why the CDN is left out: what nobody verifies comes from the bucket itself."""
+    if checkpoint.cdn is None:
+        return ""
+    if not checkpoint.verified:
+        return "no manifest tells the hashes of this model, so it came from the bucket (run: coldstream upload)"
+    return "" if options.verify else "what it gives has to be verified, so with --no-verify the bucket is read"
+
+
+def _cache(options: Options, settings: Settings) -> Cache:
+    chosen = options.cache
+    folder = settings.get("COLDSTREAM_CACHE_DIR") if isinstance(chosen, bool) else str(chosen)
+    return configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
+
+
+def _latest(cache: Cache | None, uri: Uri, settings: Settings) -> Copy | None:
+    if cache is None:
+        return None
+    try:
+        return cache.latest(uri_key(uri, settings))
+    except DiskError:
+        return None  # opening it will say what is wrong
+
+
+def _open_copy(cache: Cache, uri: Uri, settings: Settings, checkpoint: Checkpoint) -> tuple[Copy | None, str]:
+    files = [CachedFile(path=s.path, size=s.size, stops=s.stops, digests=s.digests) for s in checkpoint.shards]
+    try:
+        copy = cache.open(uri=uri_key(uri, settings), name=checkpoint.name, version=checkpoint.version, files=files)
+        copy.touch()
+    except DiskError as exc:
+        return None, exc.message
+    return copy, "complete" if copy.complete else "partly"
+
+
+def _is_local(uri: Uri) -> bool:
+    return is_path(uri.full) or uri.full.startswith("file:")
+
+
+def uri_key(uri: Uri, settings: Settings) -> str:
+    """What a URI is remembered by in the cache: a bare name means another model with another store. No secret."""
+    bare = str(uri)
+    return bare if "://" in bare or _is_local(uri) else f"{settings.store_uri()}/{bare}"
+
+
+def _head_stops(shard: Shard) -> tuple[int, ...]:
+    return tuple(stop for stop in shard.stops if stop <= shard.header.data_start)
+
+
+def _from_copy(uri: Uri, copy: Copy) -> Checkpoint:
+    """The checkpoint that a complete local copy holds."""
+    shards = []
+    for number, file in enumerate(copy.files):
+        path = copy.path(number)
+        header, head = _local_header(path, file)
+        shards.append(
+            Shard(
+                path=file.path,
+                size=file.size,
+                segments=(Segment(stop=file.size, local=str(path)),),
+                header=header,
+                head=head,
+                stops=file.stops,
+                digests=file.digests or copy.digests(number),
+            )
+        )
+    return Checkpoint(
+        uri=str(uri),
+        name=copy.name,
+        version=copy.version,
+        verified=all(file.digests for file in copy.files),
+        pinned=True,
+        shards=tuple(shards),
+    )
+
+
+def _local_header(path: Path, file: CachedFile) -> tuple[Header, bytes]:
+    with open(path, "rb") as opened:
+        first = opened.read(8)
+        head = first + opened.read(int.from_bytes(first, "little"))
+    return parse_header(head, file_bytes=file.size, path=file.path), head

@@ -1,0 +1,73 @@
+"""Tensors out of ready extents: on the CPU as views of them, on a device as copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from coldstream.engine.attach import Consumer, Extent
+from coldstream.loading.options import PINNED_BYTES_MAX, Options
+from coldstream.loading.tensors import Layout, Made, Maker, buffer_maker, has_torch, torch_maker
+from coldstream.model.header import Header
+
+if TYPE_CHECKING:
+    from coldstream.loading.device import DeviceMaker
+
+
+class Reader:
+    """Makes the tensors of one consumer. Not thread-safe.
+
+    Attributes:
+        layout: Which tensors lie where.
+    """
+
+    def __init__(
+        self, consumer: Consumer, headers: Sequence[Header], options: Options, *, pinned_bytes: int = 0
+    ) -> None:
+        """Prepares; for a device, pins the first `pinned_bytes` of the arena.
+
+        Raises:
+            UsageError: There is no such device.
+        """
+        self.layout = Layout(headers, consumer.catalog.extents)
+        self._device: DeviceMaker | None = None
+        self._unpin: Callable[[], None] | None = None
+        self._maker: Maker
+        if options.device != "cpu" or options.pin:
+            from coldstream.loading.device import DeviceMaker, checked_device, pinned
+
+        if options.device != "cpu":
+            self._device = DeviceMaker(checked_device(options.device), self.layout)
+            self._device.pin(consumer.arena, min(pinned_bytes, len(consumer.arena)))
+            self._maker = torch_maker()
+        elif options.pin:
+            self._unpin = pinned(consumer.arena, min(pinned_bytes, len(consumer.arena), PINNED_BYTES_MAX))
+            self._maker = torch_maker()
+        elif options.framework == "pt" or (options.framework is None and has_torch()):
+            self._maker = torch_maker()
+        else:
+            self._maker = buffer_maker()
+
+    def empty(self) -> Iterator[tuple[str, Made]]:
+        """The tensors without elements, which lie in no extent."""
+        for tensor in self.layout.empty:
+            made = self._maker(tensor, bytearray(), 0)
+            yield tensor.name, self._device.moved(made) if self._device is not None else made
+
+    def make(self, extent: Extent) -> Iterator[tuple[str, Made]]:
+        """An extent's tensors, as (name, tensor)."""
+        if self._device is not None:
+            return self._device.make(extent)
+        return self.layout.make(extent, self._maker)
+
+    def settle(self, *, wait: bool = False) -> bool:
+        """Gives back the memory of copies to the device that are done; whether there were any."""
+        return self._device is not None and self._device.settle(wait=wait)
+
+    def finish(self) -> None:
+        """Ends what is under way to the device. Idempotent."""
+        if self._device is not None:
+            self._device.finish()
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None

@@ -1,0 +1,217 @@
+"""What this machine has: cores, memory, the network card's speed, GPUs; within the limits of its container.
+
+Linux tells most of it in /proc, /sys and its control groups; elsewhere what Python knows has to do.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from coldstream.machine.cgroup import control_groups, read_limit
+from coldstream.machine.child_environment import child_environment
+from coldstream.machine.limits import address_space_left
+from coldstream.package import IMPORTED_AT
+
+# When nothing can be found out.
+_MEMORY_BYTES = 4 << 30
+# A driver that has to wake its cards takes seconds.
+_NVIDIA_SECONDS = 20.0
+_NODES = Path("/sys/devices/system/node")
+# Python starts, and comes to its first import of ours, in less. An older process was a shell first, which `exec` ended.
+_PYTHON_SECONDS = 2.0
+# Of what /proc/cpuinfo calls flags, those that a compiler makes use of.
+_INSTRUCTIONS = re.compile(
+    r"(sse|ssse|avx|amx|fma|bmi|f16c|aes|vaes|vpclmul|pclmul|gfni|adx|sha|movbe|popcnt|abm|lzcnt|mmx|cx16|fsgsbase"
+    r"|xsave|movdir|serialize|rdseed|rdrand|prefetchw|clflushopt|clwb|sve|neon|asimd|bf16|i8mm|dot).*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU.
+
+    Attributes:
+        name: As its maker calls it.
+        capability: "9.0" for CUDA, "gfx942" for ROCm.
+        driver: The driver's version; "" when it does not tell.
+    """
+
+    name: str
+    capability: str
+    driver: str
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the CPU limits of its control groups, rounded up."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in control_groups("cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if not period:
+            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.strip().isdigit():
+            count = min(count, max(1, -(-int(quota) // int(period))))
+    return count
+
+
+def process_began() -> float:
+    """When this process started, by `time.monotonic`; where that cannot be told, when coldstream was imported."""
+    fields = _read(Path("/proc/self/stat")).rpartition(")")[2].split()
+    # Field 22 in proc(5): clock ticks since boot; the first field here is the third.
+    if len(fields) > 19 and fields[19].isdigit() and hasattr(time, "CLOCK_BOOTTIME"):
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        began = time.monotonic() - age
+        if IMPORTED_AT - _PYTHON_SECONDS <= began <= IMPORTED_AT:
+            return began
+    return IMPORTED_AT
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without anything being swapped, killed or refused."""
+    available = _MEMORY_BYTES
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    limits = (left_in_group(), address_space_left())
+    return min([available, *(limit for limit in limits if limit is not None)])
+
+
+def node_memory() -> tuple[int, int] | None:
+    """All bytes, and the available ones, of the memory node of this process's first CPU; None if unknown.
+
+    Both are within the control groups' limits.
+    """
+    text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
+    rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", text or _read(Path("/proc/meminfo")), re.MULTILINE)
+    amounts = {name: int(amount) * 1024 for name, amount in rows}
+    if "MemTotal" not in amounts:
+        return None
+    parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+    available = amounts.get("MemAvailable", sum(amounts.get(part, 0) for part in parts))
+    names, groups = ("memory.max", "memory.limit_in_bytes"), [*control_groups("memory")]
+    limits = [limit for folder in groups for name in names if (limit := read_limit(folder / name)) is not None]
+    left = left_in_group()
+    return min([amounts["MemTotal"], *limits]), available if left is None else min(available, left)
+
+
+def _has_first_cpu(node: Path) -> bool:
+    first = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    spans = [part.partition("-") for part in _read(node / "cpulist").strip().split(",") if part]
+    return any(int(start) <= first <= int(stop or start) for start, _, stop in spans)
+
+
+def left_in_group() -> int | None:
+    """Bytes that the control groups' limits leave, None without any; reclaimable page cache counts as left."""
+    return min((left for folder in control_groups("memory") if (left := _left_in(folder)) is not None), default=None)
+
+
+def _left_in(folder: Path) -> int | None:
+    limits = [read_limit(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    most = min((limit for limit in limits if limit is not None), default=None)
+    used = read_limit(folder / "memory.current") or read_limit(folder / "memory.usage_in_bytes")
+    if most is None or used is None:
+        return None
+    cache = 0
+    for line in _read(folder / "memory.stat").splitlines():
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
+            cache = int(line.split()[1])
+    return max(0, most - used + cache)
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine, with or without a right to use each; none when there is no driver.
+
+    Asked of the driver once: it takes up to seconds to wake the cards, and a start wants to know several times.
+    """
+    if found := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
+        return found
+    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
+
+
+def gpu_memory() -> tuple[tuple[int, int], ...]:
+    """Of each NVIDIA GPU all bytes that programs can have, and those that are free now; empty when that is unknown."""
+    rows = [line.split(", ") for line in _query_nvidia("memory.used,memory.free").splitlines()]
+    if not all(len(row) == 2 and "".join(row).isdecimal() for row in rows):
+        return ()
+    # What the driver keeps for itself is in neither.
+    return tuple(((int(used) + int(free)) << 20, int(free) << 20) for used, free in rows)
+
+
+def _query_nvidia(fields: str) -> str:
+    """What `nvidia-smi` says: a line for each GPU; empty without it."""
+    if program := shutil.which("nvidia-smi"):
+        query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                query, env=child_environment(), capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True
+            ).stdout
+    return ""
+
+
+def parse_nvidia(text: str) -> tuple[Gpu, ...]:
+    """What `nvidia-smi` says: a line "name, capability, driver" for each GPU."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return tuple(Gpu(name=row[0], capability=row[1], driver=row[2]) for row in rows if len(row) == 3)
+
+
+def _rocm(nodes: Path, driver: str) -> tuple[Gpu, ...]:
+    found = []
+    for node in sorted(nodes.glob("*")):
+        # 90402 is gfx942; processors have 0.
+        match = re.search(r"^gfx_target_version (\d+)$", _read(node / "properties"), re.MULTILINE)
+        if match and int(match[1]):
+            major, minor, step = int(match[1]) // 10000, int(match[1]) // 100 % 100, int(match[1]) % 100
+            name = f"gfx{major}{minor:x}{step:x}"
+            found.append(Gpu(name=_read(node / "name").strip() or name, capability=name, driver=driver))
+    return tuple(found)
+
+
+def processor() -> str:
+    """The processor's name, for people."""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def instruction_sets() -> str:
+    """What code compiled for this very machine may use: the architecture, and a digest of its extensions."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    names = sorted(name for name in (match[1].split() if match else ()) if _INSTRUCTIONS.fullmatch(name))
+    return f"{platform.machine()} {hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]}"
+
+
+def link_bytes_per_second() -> float | None:
+    """The speed of the fastest real network card that is up; None when the system does not say."""
+    speeds = []
+    for card in sorted(Path("/sys/class/net").glob("*")) if Path("/sys/class/net").is_dir() else []:
+        # Bridges, tunnels and loopback have no device behind them.
+        if (card / "device").exists() and _read(card / "operstate").strip() == "up":
+            megabits = _read(card / "speed").strip()
+            if megabits.isdigit() and int(megabits) > 0:
+                speeds.append(int(megabits) * 1e6 / 8)
+    return max(speeds, default=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,341 @@
+"""The manifest: what a model in the bucket consists of, and the hashes that prove it.
+
+One object per model, `<name>/coldstream.json`, in one of two states. `uploading`: a journal, kept by the upload in
+progress, of what is already stored; the model is not ready. `ready`: complete, written last. Both are replaced only
+under a condition (If-Match, If-None-Match), so of several writers one wins and the others find out. The format is
+described in docs/manifest.md.
+
+Anything may stand in a bucket: `parse` checks sizes, names, hashes and sums before it returns. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import accumulate, pairwise
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from coldstream.errors import ManifestError, NotFoundError
+from coldstream.model.chunks import OBJECT_BYTES_MAX
+from coldstream.model.names import MANIFEST_BYTES_MAX, path_fault
+from coldstream.net.http_message import ETAG
+from coldstream.net.reply import first_words
+
+FORMAT = 1
+XXH3_128_HEX = 32
+# As git abbreviates them, and as `list` shows them.
+_COMMIT_DIGITS_MIN = 7
+_DIGEST_KEY = b',"digest":"'
+_REPLACE = "remove the model and upload it again: coldstream remove, coldstream upload"
+
+Size = Annotated[int, Meta(ge=0, le=OBJECT_BYTES_MAX)]
+Count = Annotated[int, Meta(ge=0)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+GitBlobId = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
+Text = Annotated[str, Meta(max_length=1024)]
+ETag = Annotated[str, Meta(pattern=rf"^{ETAG}\Z")]
+# Without a time zone it could not be compared with another.
+Time = Annotated[datetime, Meta(tz=True)]
+
+
+# Unknown fields of the same format are passed over, not refused: fields are only ever added.
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One object that holds a file or, when there are several, a consecutive segment of it.
+
+    Attributes:
+        key: Relative to the model's folder; with a leading "/", to the root of the store.
+        size: In bytes.
+        etag: As HEAD gives it, without quotes: the version that was verified.
+        part_bytes: The size of all parts but the last; None when it was stored in one piece.
+    """
+
+    key: str
+    size: Size
+    etag: ETag
+    part_bytes: Size | None = None
+
+    def __post_init__(self) -> None:
+        if fault := path_fault(self.key.removeprefix("/")):
+            raise ValueError(f"key {self.key[:80]!r}: {fault}")
+
+
+class Chunks(msgspec.Struct, frozen=True, kw_only=True):
+    """How a file is cut for streaming, with a hash for each piece.
+
+    Attributes:
+        stops: One past the last byte of each chunk, growing; the first chunk starts at 0, the last stops at the size.
+        xxh3_128: The chunks' XXH3-128 digests in hexadecimal (32 digits each, big-endian), joined.
+    """
+
+    stops: tuple[Size, ...]
+    xxh3_128: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]
+
+    def __post_init__(self) -> None:
+        if any(stop <= start for start, stop in pairwise((0, *self.stops))):
+            raise ValueError("chunk stops do not grow")
+        if len(self.xxh3_128) != XXH3_128_HEX * len(self.stops):
+            raise ValueError(f"{len(self.xxh3_128)} hash digits for {len(self.stops)} chunks")
+
+    def ranges(self) -> Iterable[tuple[int, int, str]]:
+        """Each chunk as (start, stop, XXH3-128 in hexadecimal)."""
+        for index, (start, stop) in enumerate(pairwise((0, *self.stops))):
+            yield start, stop, self.xxh3_128[index * XXH3_128_HEX : (index + 1) * XXH3_128_HEX]
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of the model.
+
+    Attributes:
+        path: Relative to the model's folder, as on Hugging Face.
+        size: In bytes.
+        sha256: Of the whole content, computed while it was stored.
+        git_blob_id: What the Hub knows a small file by, or None.
+        objects: Where the bytes are, in order; their sizes add up to `size`, and each but the last ends where a chunk
+            does. Empty in a journal for a file whose bytes are all sent and verified while its object is not yet known
+            to be complete.
+        chunks: See `Chunks`.
+        object_bytes_max: What it was cut into segments by; None for a file in one piece.
+        plain: Of a file in segments: the same bytes once more in one piece, for loaders that know no segments.
+    """
+
+    path: str
+    size: Size
+    sha256: Sha256
+    git_blob_id: GitBlobId | None = None
+    objects: tuple[StoredObject, ...]
+    chunks: Chunks
+    object_bytes_max: Size | None = None
+    plain: StoredObject | None = None
+
+    def __post_init__(self) -> None:
+        if fault := path_fault(self.path):
+            raise ValueError(f"path {self.path[:80]!r}: {fault}")
+        if self.objects and sum(stored.size for stored in self.objects) != self.size:
+            raise ValueError(f"{self.path}: its objects do not add up to its {self.size} bytes")
+        if (self.chunks.stops[-1] if self.chunks.stops else 0) != self.size:
+            raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
+        if self.plain and self.plain.size != self.size:
+            raise ValueError(f"{self.path}: its copy in one piece has {self.plain.size} of its {self.size} bytes")
+        if len(self.objects) > 1:
+            self._check_edges()
+
+    def _check_edges(self) -> None:
+        """A chunk is fetched by one request, so it lies in one object."""
+        stops = set(self.chunks.stops)
+        for stored, stop in zip(self.objects, accumulate(stored.size for stored in self.objects), strict=True):
+            if not stored.size:
+                raise ValueError(f"{self.path}: {stored.key}, one of its objects, is empty")
+            if stop not in stops:
+                raise ValueError(f"{self.path}: {stored.key} ends at byte {stop}, in the middle of a chunk")
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a model came from.
+
+    Attributes:
+        kind: "hub" or "folder".
+        repo: `org/model` on the Hub, or None.
+        commit: The pinned commit on the Hub, or None.
+        revision: The branch, tag or commit that was asked for, or None.
+    """
+
+    kind: Literal["hub", "folder"]
+    repo: Text | None = None
+    commit: Text | None = None
+    revision: Text | None = None
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload in progress, or one that was broken off.
+
+    Attributes:
+        writer: A random identity of the process that writes it.
+        files: What is stored already, from this upload or an earlier one.
+        planned_files: How many files the model will have.
+        planned_bytes: How many bytes they will have.
+        planned_shards: How many of them are weights.
+    """
+
+    format: Literal[1] = 1
+    state: Literal["uploading"] = "uploading"
+    name: Text
+    source: Source
+    created: Time
+    tool: Text
+    writer: Text
+    planned_files: Count
+    planned_bytes: Count
+    planned_shards: Count = 0
+    files: tuple[FileEntry, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A complete model. The digest covers everything else in it."""
+
+    format: Literal[1] = 1
+    state: Literal["ready"] = "ready"
+    name: Text
+    source: Source
+    created: Time
+    tool: Text
+    files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for entry in self.files:
+            if entry.path in seen:
+                raise ValueError(f"{entry.path} stands twice")
+            if not entry.objects:
+                raise ValueError(f"{entry.path} has no object")
+            seen.add(entry.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells how to read the rest. Everything else is passed over and takes no memory."""
+
+    format: int = FORMAT
+    state: msgspec.Raw = msgspec.Raw()
+    digest: msgspec.Raw = msgspec.Raw()
+
+
+# Made here, once: msgspec 0.22 crashes when two threads make the first decoder of a type at the same time.
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_DECODERS: dict[bytes, msgspec.json.Decoder[Manifest] | msgspec.json.Decoder[Journal]] = {
+    b'"ready"': msgspec.json.Decoder(Manifest),
+    b'"uploading"': msgspec.json.Decoder(Journal),
+}
+
+
+def serialize(record: Manifest | Journal) -> bytes:
+    """The bytes to store: compact JSON with its own digest as the last key."""
+    body = msgspec.json.encode(record)
+    return body[:-1] + _DIGEST_KEY + f'{_digest(body)}"}}\n'.encode()
+
+
+def parse(data: bytes, *, where: str) -> Manifest | Journal:
+    """Reads what `serialize` wrote, here or elsewhere.
+
+    Args:
+        data: The object's bytes.
+        where: Its URI, for messages.
+
+    Raises:
+        ManifestError: Not JSON, altered, of a newer format, or inconsistent. Permanent.
+    """
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise ManifestError(f"{where} has {len(data)} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")
+    try:
+        envelope = _ENVELOPE.decode(data)
+    except msgspec.ValidationError as exc:
+        raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
+    except (msgspec.DecodeError, RecursionError) as exc:
+        begins = f'it begins with "{words}"' if (words := first_words(data)) else "it is empty"
+        raise ManifestError(f"{where} is not JSON: {exc if data.startswith(b'{') else begins}", hint=_REPLACE) from exc
+    if envelope.format > FORMAT:
+        raise ManifestError(
+            f"{where} has the manifest format {envelope.format}; this version reads up to {FORMAT}",
+            hint="upgrade coldstream on this machine",
+        )
+    # The digest is over the bytes in front of it, so that no two JSON writers need to agree on anything.
+    body, comma, _ = data.rpartition(_DIGEST_KEY)
+    body += b"}"
+    if not comma or bytes(envelope.digest) != f'"{_digest(body)}"'.encode():
+        raise ManifestError(f"{where} was altered: its digest does not match", hint=_REPLACE)
+    decoder = _DECODERS.get(bytes(envelope.state))
+    if decoder is None:
+        raise ManifestError(f"{where} has an unknown state", hint=_REPLACE)
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
+
+
+def entries_below(files: Iterable[FileEntry], folder: str, *, model: str) -> tuple[FileEntry, ...]:
+    """The files in a folder of a model, as those of a model of its own.
+
+    Args:
+        files: Of the model.
+        folder: Relative to the model.
+        model: The model's own folder, relative to the root of the store.
+    """
+    prefix = f"{folder}/"
+
+    def moved(stored: StoredObject) -> StoredObject:
+        key = stored.key
+        outside = key if key.startswith("/") else f"/{model}/{key}"
+        return msgspec.structs.replace(stored, key=key.removeprefix(prefix) if key.startswith(prefix) else outside)
+
+    return tuple(
+        msgspec.structs.replace(
+            entry,
+            path=entry.path.removeprefix(prefix),
+            objects=tuple(map(moved, entry.objects)),
+            plain=moved(entry.plain) if entry.plain else None,
+        )
+        for entry in files
+        if entry.path.startswith(prefix)
+    )
+
+
+def digest_of(data: bytes) -> str:
+    """The digest that `serialize` put at the end of `data`: "sha256:…". It names this version of the model."""
+    return data.rpartition(_DIGEST_KEY)[2].partition(b'"')[0].decode()
+
+
+def check_revision(source: Source | None, revision: str | None, *, where: str) -> None:
+    """Makes sure that a stored model is the revision that its name was given with.
+
+    Args:
+        source: Where it came from; None when no manifest tells.
+        revision: A branch or tag as it was uploaded by, or a commit or its first 7 digits; None: any.
+        where: The model's URI, for messages.
+
+    Raises:
+        NotFoundError: It is another one, or it has none.
+    """
+    if revision is None:
+        return
+    commit = (source.commit or "") if source else ""
+    if source and (
+        source.revision == revision or (len(revision) >= _COMMIT_DIGITS_MIN and commit.startswith(revision))
+    ):
+        return
+    if source and source.repo:
+        upload = shlex.join(["coldstream", "upload", f"{source.repo}@{revision}"])
+        raise NotFoundError(
+            f"{where} holds revision {source.revision} (commit {commit[:_COMMIT_DIGITS_MIN]}), not {revision}",
+            hint=f"a name holds one revision; to store this one beside it: {upload} --as NAME",
+        )
+    raise NotFoundError(f"{where} has no record of its revision", hint=f"name it without @{revision}")
+
+
+def upload_command(record: Manifest | Journal) -> str:
+    """The command that would complete or mend a model."""
+    source, revision = record.source.repo or "FOLDER", record.source.revision
+    words = ["coldstream", "upload", source]
+    words += ["--revision", revision] if revision is not None and revision != "main" else []
+    words += ["--as", record.name] if record.name != record.source.repo else []
+    return shlex.join(words) + layout_flags(record.files)
+
+
+def layout_flags(files: Iterable[FileEntry]) -> str:
+    """What an upload has to be told to store these files in the same way, with a space in front; "" for nothing."""
+    segmented = [entry for entry in files if entry.object_bytes_max is not None]
+    if not segmented:
+        return ""
+    plain = "" if all(entry.plain for entry in segmented) else " --no-plain"
+    return f" --object-bytes-max {segmented[-1].object_bytes_max}{plain}"
+
+
+def _digest(body: bytes) -> str:
+    return "sha256:" + hashlib.sha256(body).hexdigest()

@@ -1,0 +1,130 @@
+"""Names of models and of files inside them: what is allowed to become a key or a path.
+
+Names come from the Hub, from buckets and from manifests, all of which somebody else may have written, so they are
+checked here before they are joined to anything. Pure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from coldstream.errors import IntegrityError, UsageError
+from coldstream.model.uri import Uri
+
+# S3 and R2: a key has at most 1,024 bytes of UTF-8. File systems: a name has at most 255.
+KEY_BYTES_MAX = 1024
+SEGMENT_BYTES_MAX = 255
+# The one object of a model's folder that is ours; room for the chunks of 5 TB of weights, all held in memory at once.
+MANIFEST_NAME = "coldstream.json"
+MANIFEST_BYTES_MAX = 32 << 20
+
+# C0 and C1, line and paragraph separators, marks of the writing direction.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with `~` for the home folder; as it is where the user has none."""
+    return Path(os.path.expanduser(text))
+
+
+def is_path(uri: str) -> bool:
+    """Whether what names a model is a path on this machine, and neither a name nor a URI with a scheme."""
+    return uri.startswith(("/", ".", "~"))
+
+
+def model_name(uri: str | Uri) -> str:
+    """What a model is called: `org/model` of a name or a URI, a folder's own name. Without bucket, host or secret."""
+    uri = str(Uri.of(uri)).rstrip("/")
+    if is_path(uri) or uri.startswith("file:"):
+        return os.path.basename(os.path.abspath(uri))
+    scheme, _, rest = uri.rpartition("://")
+    if scheme in {"", "hf"}:
+        return rest.partition("@")[0]
+    return "/".join(rest.split("/")[1:][-2:]) or rest
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or a folder around it, relative to a model, begins with a dot: settings and records, no model's.
+
+    >>> [is_hidden(path) for path in (".env", ".cache/x", "1_Pooling/config.json", "model..json")]
+    [True, True, False, False]
+    """
+    return any(segment.startswith(".") for segment in path.split("/"))
+
+
+def path_fault(path: str) -> str | None:
+    """Why `path` may not be used inside a model's folder, or None when it may.
+
+    A usable path is relative, has `/` between its segments, never climbs, holds no control character, drive or
+    backslash (a separator on some systems), and fits both an object key and a file system.
+    """
+    if not path:
+        return "it is empty"
+    if _CONTROL.search(path):
+        return "it holds a control character"
+    if "\\" in path:
+        return "it holds a backslash"
+    if path.startswith("/"):
+        return "it is absolute"
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    if len(encoded) > KEY_BYTES_MAX:
+        return f"it is longer than {KEY_BYTES_MAX} bytes"
+    for segment in path.split("/"):
+        if segment in {"", ".", ".."}:
+            return f"it has the segment {segment!r}"
+        if len(segment.encode()) > SEGMENT_BYTES_MAX:
+            return f"it has a segment longer than {SEGMENT_BYTES_MAX} bytes"
+    return None
+
+
+def checked_path(path: str, *, where: str) -> str:
+    """`path` itself, when it stays inside its folder.
+
+    Args:
+        path: A file's path relative to its model's folder.
+        where: Who named it, for the message ("org/model on the Hub").
+
+    Raises:
+        IntegrityError: It would leave the folder, or no store or file system could hold it.
+    """
+    if fault := path_fault(path):
+        raise IntegrityError(
+            f"{where} names a file {path[:80]!r} that is refused: {fault}",
+            hint="report it to whoever made the model",
+        )
+    return path
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """A model's name and the revision of the Hub that follows it, or None.
+
+    >>> split_revision("org/model@v1.0")
+    ('org/model', 'v1.0')
+    """
+    bare, mark, revision = name.partition("@")
+    return (bare, revision) if mark and revision else (name, None)
+
+
+def checked_name(name: str) -> str:
+    """A model's name in the bucket, `org/model` or any depth of such segments.
+
+    Raises:
+        UsageError: It could not be a prefix of keys, or would be hidden or climb.
+    """
+    segments = name.split("/")
+    if not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments) or path_fault(name):
+        bare, revision = split_revision(name)
+        hint = "letters, digits, '.', '_' and '-' between slashes, like meta-llama/Llama-3.1-8B-Instruct"
+        if revision and all(_MODEL_SEGMENT.fullmatch(segment) for segment in bare.split("/")):
+            hint = f"a name in the bucket holds one revision; write {bare}"
+        raise UsageError(f"{str(Uri(name))!r} is not a model's name", hint=hint)
+    # Room for the longest file names below it.
+    if len(name) > KEY_BYTES_MAX // 2:
+        raise UsageError(f"the name {name[:60]!r}… is longer than {KEY_BYTES_MAX // 2} characters")
+    return name

@@ -1,0 +1,1 @@
+"""HTTP: its grammar, the connection that receives chunks, TLS, proxies, and when a request is retried."""

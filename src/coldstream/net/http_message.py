@@ -1,0 +1,490 @@
+"""HTTP/1.1 as words: where to ask, how to ask, and what an answer says. Pure.
+
+FetchError               what went wrong, in the ten kinds that the scheduler tells apart
+Target  Proxy            where to connect
+Head                     status and headers of an answer, read strictly: what could be read in two ways is refused
+check_range check_small  whether an answer is what was asked for
+is_unexpected            whether another than the server answered: a captive portal, a proxy
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final, Literal
+from urllib.parse import unquote, urljoin, urlsplit
+
+from coldstream.errors import ConfigError
+from coldstream.net.reply import is_page
+from coldstream.package import __version__
+
+Kind = Literal[
+    "broken", "tls", "busy", "refused", "gone", "changed", "range", "protocol", "cancelled", "unexpected"
+]  # fmt: skip
+Headers = Sequence[tuple[str, str]]
+
+# An object's version that can be sent as a condition, without quotes. RFC 9110 allows bytes above ASCII too, which
+# each program decodes in its own way.
+ETAG: Final = r"[\x20\x21\x23-\x7e]{1,1024}"
+RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
+BUSY_STATUSES: Final = frozenset({408, 425, 429})
+
+_UNSAFE: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
+_HEADER_LINE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00\r\n]*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
+# A header that stands twice with two values could be read both ways: such an answer is not believed.
+_SINGLE: Final = frozenset(
+    {"content-length", "content-range", "content-encoding", "transfer-encoding", "etag", "location", "retry-after"}
+)
+
+
+class FetchError(Exception):
+    """A request failed. Internal to the engine, which turns it into one of `coldstream.errors`.
+
+    Attributes:
+        kind: What it means:
+            "broken": refused, reset, cut, timed out, a bad TLS record: try again.
+            "tls": the certificate is not valid, or there is no TLS in common: permanent.
+            "busy": 408, 425, 429 or 5xx: try again later, and with less.
+            "refused": 401, 403 and other 4xx: the link has expired or does not allow this.
+            "gone": 404 or 410.
+            "changed": 412, another ETag or another total size than wanted.
+            "range": not the bytes that were asked for: the range ignored or another one, a wrong length, an encoding.
+            "unexpected": no bytes of any object: a web page, an empty body, a redirect. Something on the way answered,
+                or the server is out of order: try again.
+            "protocol": no valid HTTP.
+            "cancelled": by `Connection.cancel`.
+        message: For people; without the query of the URL.
+        status: Of the answer, if there was one.
+        retry_after_seconds: How long the server asked to wait, or None.
+        received: So many bytes of the wanted range are in place at the start of the buffer, and may be kept.
+    """
+
+    __slots__ = ("kind", "message", "received", "retry_after_seconds", "status")
+
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_seconds: float | None = None,
+        received: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.message = message
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+        self.received = received
+
+    def __repr__(self) -> str:
+        return f"FetchError({self.kind}: {self.message}; received={self.received})"
+
+
+class ClosedError(FetchError):
+    """The other side closed, in order or by a reset. Before any byte of an answer it only means "too late"."""
+
+    __slots__ = ("orderly",)
+
+    def __init__(self, message: str, *, orderly: bool) -> None:
+        super().__init__("broken", message)
+        self.orderly = orderly
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Target:
+    """Where an object is. Its query may be a signature, so neither `repr` nor `shown` has it.
+
+    Attributes:
+        scheme: "http" or "https".
+        host: In lower case; an IPv6 address without brackets.
+        port: Always set.
+        path: Path and query as they go into the request, already percent-encoded.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What a connection is for: scheme, host and port."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authority(self) -> str:
+        """Host and, unless it is the scheme's own, port: as in the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
+
+    @property
+    def shown(self) -> str:
+        """The URL without its query."""
+        return f"{self.scheme}://{self.authority}{self.path.partition('?')[0]}"
+
+    @property
+    def url(self) -> str:
+        """The whole URL. A secret."""
+        return f"{self.scheme}://{self.authority}{self.path}"
+
+    def __repr__(self) -> str:
+        return f"Target({self.shown}{'?…' if '?' in self.path else ''})"
+
+
+def default_port(scheme: str) -> int:
+    """The port of a URL that names none."""
+    return 443 if scheme == "https" else 80
+
+
+def parse_target(url: str, *, base: str = "") -> Target:
+    """Reads a URL strictly: http or https, no user, nothing that has to be encoded first. A fragment is dropped.
+
+    Args:
+        url: As it was given, or as a redirect gives it.
+        base: What it may be relative to.
+
+    Raises:
+        FetchError: "protocol": it is none; the message has no query.
+    """
+    # This comes first: `urlsplit` drops some control characters in silence.
+    if _UNSAFE.search(url):
+        raise FetchError("protocol", "a URL holds characters that have to be percent-encoded")
+    try:
+        split = urlsplit(urljoin(base, url))
+        host, port = split.hostname or "", split.port
+    except ValueError:
+        raise FetchError("protocol", "a URL has no valid host or port") from None
+    if "@" in split.netloc:
+        raise FetchError("protocol", "a URL holds a user or a password")
+    # Brackets are for IPv6 alone; Python 3.10 lets a name stand in them.
+    bracketed = "[" in split.netloc
+    if split.scheme not in {"http", "https"} or not _is_host(host) or bracketed != (":" in host) or port == 0:
+        raise FetchError("protocol", f"{url.partition('?')[0][:200]} is no http or https URL")
+    path = (split.path or "/") + (f"?{split.query}" if split.query else "")
+    return Target(split.scheme, host, port or default_port(split.scheme), path)
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        try:
+            return ip_address(host).version == 6
+        except ValueError:
+            return False
+    return re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,252})", host) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        host: Name or address.
+        port: Its port.
+        authorization: The value of Proxy-Authorization, or None. A secret.
+    """
+
+    host: str
+    port: int
+    authorization: str | None = field(default=None, repr=False)
+
+
+def proxy_for(target: Target, environ: Mapping[str, str] | None = None) -> Proxy | None:
+    """The proxy that the environment names for this target, by the rules of `urllib.request`, and ALL_PROXY.
+
+    Raises:
+        ConfigError: It is of a kind that is not supported, or malformed.
+    """
+    environ = os.environ if environ is None else environ
+    if _bypasses(target, _variable("no", environ)):
+        return None
+    for name in (target.scheme, "all"):
+        if url := _variable(name, environ):
+            return _parse_proxy(url, f"{name.upper()}_PROXY")
+    return None
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str:
+    """`<name>_proxy` in lower case, which may also be empty to say "none", or in any other case."""
+    lower = f"{name}_proxy"
+    if lower in environ:
+        return environ[lower]
+    if name == "http" and "REQUEST_METHOD" in environ:
+        # Under CGI, HTTP_PROXY is what a request's Proxy header says (CVE-2016-1000110).
+        return ""
+    return next((value for key, value in environ.items() if key.lower() == lower and value), "")
+
+
+def _bypasses(target: Target, no_proxy: str) -> bool:
+    if no_proxy == "*":
+        return True
+    hosts = (target.host, f"{target.host}:{target.port}")
+    for entry in no_proxy.split(","):
+        name = entry.strip().lstrip(".").lower()
+        if name and any(host == name or host.endswith("." + name) for host in hosts):
+            return True
+    return False
+
+
+def _parse_proxy(url: str, variable: str) -> Proxy:
+    scheme, mark, rest = url.partition("://")
+    if mark and scheme.lower() != "http":
+        raise ConfigError(
+            f"{variable} names a proxy of the kind {scheme[:10]!r}, which is not supported",
+            hint="an HTTP proxy is: http://host:port",
+        )
+    try:
+        split = urlsplit(f"//{rest if mark else url}")
+        host, port = split.hostname or "", split.port
+    except ValueError:
+        host, port = "", None
+    if not _is_host(host):
+        raise ConfigError(f"{variable} is no URL of a proxy", hint="for example http://proxy.example:3128")
+    authorization = None
+    if split.username is not None:
+        pair = f"{unquote(split.username)}:{unquote(split.password or '')}"
+        authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
+    return Proxy(host, port or 80, authorization)
+
+
+def same_etag(one: str, other: str) -> bool:
+    """Whether two ETags, quoted or not, weak or not, name the same version."""
+    return plain_etag(one).removeprefix("W/") == plain_etag(other).removeprefix("W/")
+
+
+def plain_etag(text: str) -> str:
+    """An ETag without its quotes; a weak one keeps its `W/`."""
+    weak = "W/" if text.startswith("W/") else ""
+    text = text[len(weak) :]
+    return weak + (text[1:-1] if len(text) >= 2 and text[0] == text[-1] == '"' else text)
+
+
+# Some uploaders store the coding of their own request with the object, whose bytes are plain.
+_PLAIN_CODINGS = {"", "identity", "aws-chunked"}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of an answer.
+
+    Attributes:
+        status: 100 to 999.
+        headers: By name in lower case; repeated ones are joined by ", ".
+        keeps_alive: Whether the connection may be used again after the body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    keeps_alive: bool
+
+    @property
+    def length(self) -> int | None:
+        """The Content-Length, or None."""
+        text = self.headers.get("content-length")
+        return None if text is None else int(text)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks."""
+        return "transfer-encoding" in self.headers
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag without quotes, or None; one that cannot be sent as a condition is none."""
+        text = plain_etag(self.headers.get("etag", ""))
+        return text if re.fullmatch(ETAG, text) else None
+
+
+def parse_head(data: bytes) -> Head:
+    """Reads a status line and headers, up to and without the empty line. Pure.
+
+    Raises:
+        FetchError: "protocol": it is not valid HTTP/1.1, or could be read in two ways.
+    """
+    lines = data.decode("latin-1").split("\r\n")
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if not match:
+        raise FetchError("protocol", f"the answer starts with {lines[0][:40]!r}, which is no HTTP")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        pair = _HEADER_LINE.fullmatch(line)
+        if not pair:
+            raise FetchError("protocol", f"malformed header {line.partition(':')[0][:40]!r}")
+        name, value = pair[1].lower(), pair[2].rstrip(" \t")
+        if name not in headers:
+            headers[name] = value
+        elif name not in _SINGLE:
+            headers[name] += ", " + value
+        elif headers[name] != value:
+            raise FetchError("protocol", f"two different {name} headers")
+    length, coding = headers.get("content-length"), headers.get("transfer-encoding")
+    if length is not None and not (length.isascii() and length.isdigit() and len(length) <= 19):
+        raise FetchError("protocol", f"the Content-Length is {length[:40]!r}")
+    if coding is not None and (coding.lower() != "chunked" or length is not None):
+        raise FetchError("protocol", f"the Transfer-Encoding is {coding[:40]!r}, beside Content-Length {length}")
+    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    keeps_alive = "close" not in connection and (match[1] == "1" or "keep-alive" in connection)
+    return Head(int(match[2]), headers, keeps_alive)
+
+
+def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
+    """A Content-Range as (start, stop, total), half-open; start and stop are 0 for `bytes */total`. None: malformed."""
+    match = _CONTENT_RANGE.fullmatch(text.strip())
+    if not match:
+        return None
+    total = None if match[3] == "*" else int(match[3])
+    if match[1] is None:
+        return None if total is None else (0, 0, total)
+    start, stop = int(match[1]), int(match[2]) + 1
+    if stop <= start or (total is not None and stop > total):
+        return None
+    return start, stop, total
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The wait in seconds that an answer asks for: Retry-After in either form, or the Hub's RateLimit header."""
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        return min(float(text), RETRY_AFTER_SECONDS_MAX)
+    if text:
+        from email.utils import parsedate_to_datetime
+
+        try:
+            wait = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return min(max(wait, 0.0), RETRY_AFTER_SECONDS_MAX)
+    if match := re.search(r";\s*t=([0-9]{1,6})\b", headers.get("ratelimit", "")):
+        return min(float(match[1]), RETRY_AFTER_SECONDS_MAX)
+    return None
+
+
+def conditions(start: int, stop: int | None, etag: str | None) -> list[tuple[str, str]]:
+    """The headers that ask for `[start, stop)` (None: to the end) of one version."""
+    lines = []
+    if stop is not None:
+        lines.append(("Range", f"bytes={start}-{stop - 1}"))
+    elif start:
+        lines.append(("Range", f"bytes={start}-"))
+    if etag is not None and not etag.startswith("W/"):
+        lines.append(("If-Match", f'"{plain_etag(etag)}"'))
+    return lines
+
+
+def _check_version(head: Head, etag: str | None) -> None:
+    found = head.etag
+    if etag is not None and found is not None and not same_etag(etag, found):
+        raise FetchError(
+            "changed", f"the object is of the version {found[:80]} now, not {etag[:80]}", status=head.status
+        )
+    encoding = head.headers.get("content-encoding", "")
+    if {coding.strip().lower() for coding in encoding.split(",")} - _PLAIN_CODINGS:
+        raise FetchError(
+            "range",
+            f"the answer is encoded with {encoding[:40]!r}, and ranges of that are not the file's",
+            status=head.status,
+        )
+
+
+def _announced(head: Head) -> tuple[int, int, int | None] | None:
+    """The range that the answer says it holds; None when it says nothing, and holds the whole object."""
+    text = head.headers.get("content-range")
+    if text is None:
+        if head.status == 206:
+            raise FetchError("range", "the answer is partial and does not say which part it is", status=206)
+        return None
+    found = parse_content_range(text)
+    if found is None or found[0] == found[1]:
+        raise FetchError("range", f"the Content-Range is {text[:60]!r}", status=head.status)
+    if head.length not in {None, found[1] - found[0]}:
+        raise FetchError("range", f"{head.length} bytes for the Content-Range {text[:60]!r}", status=head.status)
+    return found
+
+
+def is_unexpected(head: Head, size: int | None = None) -> bool:
+    """Whether an answer of success to a request for a range is of no object at all: a web page, or nothing.
+
+    Args:
+        head: Of the answer.
+        size: Of the whole object, or None.
+    """
+    if "content-range" in head.headers or (size and head.length == size):
+        return False
+    if is_page(head.headers.get("content-type")) or head.length == 0:
+        return True
+    return size is not None and head.length is not None and head.etag is None
+
+
+def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
+    """Whether the answer is exactly the wanted range; the object's size."""
+    _check_version(head, etag)
+    found = _announced(head)
+    # Without a Content-Range the length is that of whatever came, and says nothing of the object's size.
+    if found is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
+        raise FetchError("range", "the range was ignored", status=head.status)
+    total = found[2] if found else head.length
+    if size is not None and total not in {None, size}:
+        raise FetchError("changed", f"the object has {total} bytes now, not {size}", status=head.status)
+    if found and found[:2] != (start, stop):
+        raise FetchError("range", f"[{found[0]}, {found[1]}) came for [{start}, {stop})", status=head.status)
+    return total
+
+
+def check_small(
+    head: Head, start: int, stop: int | None, limit: int, etag: str | None
+) -> tuple[int | None, int | None]:
+    """How many bytes to expect, and the object's size; None where the end will tell."""
+    _check_version(head, etag)
+    found = _announced(head)
+    if found:
+        first, last, total = found
+        wanted = total if stop is None else stop if total is None else min(stop, total)
+        if first != start or last != wanted:
+            raise FetchError("range", f"[{first}, {last}) came for [{start}, {stop})", status=head.status)
+        expected: int | None = last - first
+    else:
+        expected = total = head.length
+        if start or (stop is not None and total is not None and total > stop):
+            raise FetchError("range", "the range was ignored", status=head.status)
+    if expected is not None and expected > limit:
+        raise too_long(limit)
+    return expected, total
+
+
+def too_long(limit: int) -> FetchError:
+    """What is raised when more comes than was allowed."""
+    return FetchError("range", f"the answer is longer than the {limit} bytes that are allowed")
+
+
+def reported_size(head: Head) -> int | None:
+    """The object's size that a 416 tells."""
+    found = parse_content_range(head.headers.get("content-range", ""))
+    return found[2] if found else None
+
+
+def request_bytes(target: Target, headers: Headers, *, proxy: Proxy | None) -> bytes:
+    """A GET as it is sent to the server, or, with `proxy`, to that.
+
+    Raises:
+        ValueError: A header cannot be sent as it is; the message does not show its value.
+    """
+    path = f"http://{target.authority}{target.path}" if proxy else target.path
+    lines = []
+    if proxy and proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}\r\n")
+    for name, value in headers:
+        line = f"{name}: {value}"
+        if not (_HEADER_LINE.fullmatch(line) and line.isascii() and line.isprintable()):
+            raise ValueError(f"the header {name[:40]!r} cannot be sent as it is")
+        lines.append(line + "\r\n")
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {target.authority}\r\nUser-Agent: coldstream/{__version__}\r\n"
+        f"Accept-Encoding: identity\r\n{''.join(lines)}\r\n"
+    ).encode("ascii")

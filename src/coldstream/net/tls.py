@@ -1,0 +1,475 @@
+"""TLS for the engine: a verified context, and the reading of a connection straight into the destination.
+
+Two libraries can do it. `cryptography` carries an OpenSSL of its own, which is usually newer than the system's and has
+the quicker AES-GCM code, and its bindings read into any buffer: no copy and 16 KiB a call. Python's `ssl` is always
+there. Both verify the chain and the host name, both ask for TLS 1.2 at least, and both trust the same certificates.
+Measured with AES-256-GCM over loopback: docs/benchmarks.md.
+
+A wire is one connected stream, plain or TLS. Its socket blocks, with a receive timeout of the poll interval, so that a
+thread that waits costs nothing and still looks up regularly.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from coldstream.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from coldstream.net.ssl_wire import SslWire
+
+Backend = Literal["auto", "cryptography", "ssl"]
+
+# Who names the trusted certificates, in the order in which they are looked at; together they replace the system's.
+CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+
+# Where distributions keep theirs, when Python's own build looks elsewhere (the list of Go's crypto/x509).
+_SYSTEM_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_SYSTEM_FOLDERS = ("/etc/ssl/certs",)
+
+# What a handshake fails with when the two sides can never agree; anything else may be a passing trouble.
+HOPELESS = (
+    "wrong version number",
+    "unsupported protocol",
+    "alert protocol version",
+    "alert handshake failure",
+    "unrecognized name",
+    "http request",
+    "packet length too long",
+    "record layer failure",
+)
+
+
+class CertificateError(Exception):
+    """The server cannot be trusted, or the two sides have no TLS in common. Permanent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """Whom to trust and which library to use. Hashable: contexts are kept by it.
+
+    Attributes:
+        ca_files: PEM files of trusted certificates; with `ca_dirs` empty too, the system's or certifi's.
+        ca_dirs: Folders of trusted certificates under their hashed names.
+        backend: "auto" takes `cryptography` where it is installed and as expected, and `ssl` otherwise.
+    """
+
+    ca_files: tuple[str, ...] = ()
+    ca_dirs: tuple[str, ...] = ()
+    backend: Backend = "auto"
+
+
+def tls_settings(
+    environ: Mapping[str, str] | None = None, *, ca_bundle: str | None = None, backend: Backend = "auto"
+) -> TlsSettings:
+    """The settings that the environment asks for.
+
+    Args:
+        environ: `os.environ` when None.
+        ca_bundle: In place of its AWS_CA_BUNDLE, or None.
+        backend: As in `TlsSettings`.
+
+    Raises:
+        ConfigError: A variable names a file or folder that is not there.
+    """
+    environ = os.environ if environ is None else environ
+    files: list[str] = []
+    folders: list[str] = []
+    for name in CA_VARIABLES:
+        value = (name == "AWS_CA_BUNDLE" and ca_bundle) or environ.get(name) or ""
+        for path in value.split(os.pathsep if name == "SSL_CERT_DIR" else "\0"):
+            if not path:
+                continue
+            if os.path.isdir(path) and name != "SSL_CERT_FILE":
+                folders.append(path)
+            elif os.path.isfile(path) and name != "SSL_CERT_DIR":
+                files.append(path)
+            else:
+                raise ConfigError(f"{name} is {path!r}, where no certificates are")
+    return TlsSettings(ca_files=tuple(files), ca_dirs=tuple(folders), backend=backend)
+
+
+def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Files and folders to load: those that were named, else the system's, else certifi's.
+
+    Raises:
+        ConfigError: There are none anywhere.
+    """
+    if settings.ca_files or settings.ca_dirs:
+        return settings.ca_files, settings.ca_dirs
+    import glob
+    import ssl
+
+    paths = ssl.get_default_verify_paths()
+    # A folder of hashed names is read certificate by certificate as they are needed: 1 ms instead of 30 to 55.
+    for folder in (paths.capath, *_SYSTEM_FOLDERS):
+        if folder and glob.glob(os.path.join(glob.escape(folder), "*.0")):
+            return (), (folder,)
+    for file in (paths.cafile, *_SYSTEM_FILES):
+        if file and os.path.isfile(file):
+            return (file,), ()
+    try:
+        import certifi
+    except ImportError:
+        raise ConfigError(
+            "there are no trusted certificates on this machine",
+            hint="install ca-certificates, or name a file in SSL_CERT_FILE",
+        ) from None
+    return (certifi.where(),), ()
+
+
+class Wire(Protocol):
+    """One connected stream. Used by one thread; whoever shuts its socket down from another wakes it."""
+
+    sock: socket.socket
+    label: str
+
+    def send(self, data: bytes) -> None:
+        """Sends all of it.
+
+        Raises:
+            OSError: The connection is broken, or nothing was taken for the send timeout.
+        """
+
+    def receive(self, view: memoryview) -> int:
+        """Fills the view as far as it can within about the poll interval.
+
+        Returns the number of bytes, 0 when the other side has closed in order, -1 when nothing came.
+
+        Raises:
+            OSError: The connection is broken. What arrived before that was returned by an earlier call.
+        """
+
+    def receive_some(self, view: memoryview) -> int:
+        """The same, but returns as soon as there is anything."""
+
+    def is_quiet(self) -> bool:
+        """Whether the connection is open and has nothing to say; asked between two answers. Never waits."""
+
+    def close(self) -> None:
+        """Closes the socket; idempotent."""
+
+
+def set_timeouts(sock: socket.socket, *, poll_seconds: float, send_seconds: float) -> None:
+    """Makes the socket block, and lets receives return after `poll_seconds` and sends after `send_seconds`.
+
+    Python's own timeouts would make it non-blocking and cost a poll for each receive.
+    """
+    sock.settimeout(None)
+    for option, seconds in ((socket.SO_RCVTIMEO, poll_seconds), (socket.SO_SNDTIMEO, send_seconds)):
+        whole = int(seconds)
+        timeval = struct.pack("@ll", whole, max(int((seconds - whole) * 1e6), 0 if whole else 1))
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+
+class PlainWire:
+    """TCP without TLS."""
+
+    label = "plain"
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def receive(self, view: memoryview) -> int:
+        try:
+            # One call into the kernel for the whole piece: it returns early on the poll interval, an end or an error.
+            return self.sock.recv_into(view, len(view), socket.MSG_WAITALL)
+        except BlockingIOError:
+            return -1
+
+    def receive_some(self, view: memoryview) -> int:
+        try:
+            return self.sock.recv_into(view)
+        except BlockingIOError:
+            return -1
+
+    def is_quiet(self) -> bool:
+        return _nothing_to_read(self.sock)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _nothing_to_read(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class CryptographyWire:
+    """TLS by the OpenSSL inside `cryptography`, read without a copy.
+
+    Args:
+        sock: The connected, blocking socket.
+        context: From `_CryptographyContext`.
+        host: The name or address that the certificate must be for.
+        poll_seconds: The socket's receive timeout.
+    """
+
+    def __init__(self, sock: socket.socket, context: _CryptographyContext, host: str, poll_seconds: float) -> None:
+        self.sock = sock
+        self.label = f"cryptography ({context.version})"
+        self._lib, self._ffi, self._context = context.lib, context.ffi, context
+        self._poll_seconds = poll_seconds
+        self._failure: OSError | None = None
+        self._ssl = context.new(sock, host)
+
+    def handshake(self) -> bool:
+        """One step of the handshake; whether it is done.
+
+        Raises:
+            CertificateError: The certificate is not valid for the host, or there is no TLS in common.
+            OSError: The connection is broken.
+        """
+        self._lib.ERR_clear_error()
+        result = self._lib.SSL_do_handshake(self._ssl)
+        if result == 1:
+            return True
+        verified = self._lib.SSL_get_verify_result(self._ssl)
+        error = self._error(result)
+        if isinstance(error, BlockingIOError):
+            return False
+        if isinstance(error, EOFError):
+            raise ConnectionResetError("closed in the handshake")
+        if verified != self._lib.X509_V_OK:
+            why = self._ffi.string(self._lib.X509_verify_cert_error_string(verified)).decode()
+            raise CertificateError(why)
+        if any(word in str(error) for word in HOPELESS):
+            raise CertificateError(str(error))
+        raise error
+
+    def send(self, data: bytes) -> None:
+        # Requests are small: partial writes are off in OpenSSL, so a call writes all or has to be repeated.
+        while True:
+            self._lib.ERR_clear_error()
+            result = self._lib.SSL_write(self._ssl, data, len(data))
+            if result == len(data):
+                return
+            error = self._error(result)
+            if isinstance(error, EOFError):
+                raise ConnectionResetError("closed")
+            if not isinstance(error, BlockingIOError):
+                raise error
+            if error.args[-1] == "write":
+                raise TimeoutError("nothing was taken for the send timeout")
+
+    def receive(self, view: memoryview) -> int:
+        if self._failure:
+            raise self._failure
+        read, tls, wanted, done = self._lib.SSL_read, self._ssl, len(view), 0
+        self._lib.ERR_clear_error()
+        deadline = time.monotonic() + self._poll_seconds
+        # It holds the buffer only while this call lasts; the view may be released right after.
+        with self._ffi.from_buffer(view, require_writable=True) as place:
+            while done < wanted:
+                count = read(tls, place + done, wanted - done)
+                if count <= 0:
+                    return self._ended(count, done)
+                done += count
+                if time.monotonic() >= deadline:
+                    break
+        return done
+
+    def receive_some(self, view: memoryview) -> int:
+        if self._failure:
+            raise self._failure
+        self._lib.ERR_clear_error()
+        with self._ffi.from_buffer(view, require_writable=True) as place:
+            count: int = self._lib.SSL_read(self._ssl, place, len(view))
+        return count if count > 0 else self._ended(count, 0)
+
+    def _ended(self, result: int, done: int) -> int:
+        """What a receive returns that was stopped by `result` after `done` bytes."""
+        error = self._error(result)
+        if isinstance(error, BlockingIOError):
+            return done or -1
+        if isinstance(error, EOFError):
+            return done
+        if not done:
+            raise error
+        self._failure = error
+        return done
+
+    def _error(self, result: int) -> OSError | EOFError:
+        """The exception that stands for a result <= 0: BlockingIOError to go on, EOFError for an end in order."""
+        lib, errno = self._lib, self._ffi.errno
+        code = lib.SSL_get_error(self._ssl, result)
+        if code == lib.SSL_ERROR_WANT_READ:
+            return BlockingIOError(0, "read")
+        if code == lib.SSL_ERROR_WANT_WRITE:
+            return BlockingIOError(0, "write")
+        if code == lib.SSL_ERROR_ZERO_RETURN:
+            return EOFError("closed")
+        if code == lib.SSL_ERROR_SYSCALL and errno:
+            return OSError(errno, os.strerror(errno))
+        reason = lib.ERR_reason_error_string(lib.ERR_peek_error())
+        lib.ERR_clear_error()
+        text = self._ffi.string(reason).decode("ascii", "replace") if reason != self._ffi.NULL else "closed"
+        return ConnectionError(text)
+
+    def is_quiet(self) -> bool:
+        return nothing_to_read(self)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def nothing_to_read(wire: Wire) -> bool:
+    """Whether a wire under TLS has no bytes for us and is not closed; does not wait.
+
+    What lies in the socket may be a session ticket and no news at all: only TLS can tell.
+    """
+    os.set_blocking(wire.sock.fileno(), False)
+    try:
+        return wire.receive_some(memoryview(bytearray(1))) == -1
+    except OSError:
+        return False
+    finally:
+        os.set_blocking(wire.sock.fileno(), True)
+
+
+class _CryptographyContext:
+    """An SSL_CTX of the OpenSSL inside `cryptography`.
+
+    Raises:
+        ImportError: It is not installed, or its bindings are not as expected.
+    """
+
+    # All that is called; a later version that drops one of them is not used.
+    _NAMES = (
+        "ERR_clear_error ERR_peek_error ERR_reason_error_string OpenSSL_version OPENSSL_VERSION SSL_CTX_free "
+        "SSL_CTX_load_verify_locations SSL_CTX_new SSL_CTX_set_min_proto_version SSL_CTX_set_verify SSL_do_handshake "
+        "SSL_ERROR_SYSCALL SSL_ERROR_WANT_READ SSL_ERROR_WANT_WRITE SSL_ERROR_ZERO_RETURN SSL_free SSL_get0_param "
+        "SSL_get_error SSL_get_verify_mode SSL_get_verify_result SSL_new SSL_read SSL_set_connect_state SSL_set_fd "
+        "SSL_set_tlsext_host_name SSL_VERIFY_PEER SSL_write TLS1_2_VERSION TLS_client_method "
+        "X509_CHECK_FLAG_NEVER_CHECK_SUBJECT X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS X509_VERIFY_PARAM_set1_host "
+        "X509_VERIFY_PARAM_set1_ip X509_VERIFY_PARAM_set_hostflags X509_V_OK X509_verify_cert_error_string"
+    )
+
+    def __init__(self, files: tuple[str, ...], folders: tuple[str, ...]) -> None:
+        from cryptography.hazmat.bindings.openssl.binding import Binding
+
+        binding: Any = Binding()
+        lib: Any = getattr(binding, "lib", None)
+        ffi: Any = getattr(binding, "ffi", None)
+        missing = [name for name in self._NAMES.split() if not hasattr(lib, name)]
+        if missing or not hasattr(ffi, "from_buffer"):
+            raise ImportError(f"the bindings of cryptography lack {missing}")
+        self.lib, self.ffi = lib, ffi
+        self.version: str = ffi.string(lib.OpenSSL_version(lib.OPENSSL_VERSION)).decode()
+        self._context = ffi.gc(lib.SSL_CTX_new(lib.TLS_client_method()), lib.SSL_CTX_free)
+        lib.SSL_CTX_set_min_proto_version(self._context, lib.TLS1_2_VERSION)
+        lib.SSL_CTX_set_verify(self._context, lib.SSL_VERIFY_PEER, ffi.NULL)
+        places = [(os.fsencode(file), ffi.NULL) for file in files]
+        places += [(ffi.NULL, os.fsencode(folder)) for folder in folders]
+        for file, folder in places:
+            if lib.SSL_CTX_load_verify_locations(self._context, file, folder) != 1:
+                lib.ERR_clear_error()
+                raise ConfigError(f"no certificates can be read from {', '.join(files + folders)}")
+
+    def new(self, sock: socket.socket, host: str) -> Any:
+        """An SSL for one connection, which accepts a certificate for `host` alone."""
+        lib, ffi = self.lib, self.ffi
+        tls = ffi.gc(lib.SSL_new(self._context), lib.SSL_free)
+        wanted = lib.SSL_get0_param(tls)
+        lib.X509_VERIFY_PARAM_set_hostflags(
+            wanted, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+        )
+        address = _address(host)
+        if address:
+            done = lib.X509_VERIFY_PARAM_set1_ip(wanted, address, len(address))
+        else:
+            name = host.encode("ascii")
+            done = lib.X509_VERIFY_PARAM_set1_host(wanted, name, len(name))
+            lib.SSL_set_tlsext_host_name(tls, name)
+        # Without these the certificate would be taken for any host: nothing goes on unless they hold.
+        if done != 1 or lib.SSL_get_verify_mode(tls) != lib.SSL_VERIFY_PEER or lib.SSL_set_fd(tls, sock.fileno()) != 1:
+            raise CertificateError(f"OpenSSL refused to check a certificate for {host!r}")
+        lib.SSL_set_connect_state(tls)
+        return tls
+
+
+def _address(host: str) -> bytes | None:
+    try:
+        return ipaddress.ip_address(host).packed
+    except ValueError:
+        return None
+
+
+_contexts: dict[TlsSettings, ssl.SSLContext | _CryptographyContext] = {}
+_contexts_lock = threading.Lock()
+
+
+def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
+    """The context for these settings, made once per process. Thread-safe; may be called before a fork.
+
+    Raises:
+        ConfigError: The certificates cannot be read, or the backend that was asked for is not there.
+    """
+    with _contexts_lock:
+        if settings not in _contexts:
+            _contexts[settings] = _new_context(settings)
+        return _contexts[settings]
+
+
+def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
+    import ssl
+
+    files, folders = trusted_places(settings)
+    if settings.backend != "ssl":
+        try:
+            return _CryptographyContext(files, folders)
+        except ImportError as exc:
+            if settings.backend == "cryptography":
+                raise ConfigError(f"TLS by cryptography was asked for, but: {exc}") from exc
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        for file in files:
+            context.load_verify_locations(cafile=file)
+        for folder in folders:
+            context.load_verify_locations(capath=folder)
+    except OSError as exc:
+        raise ConfigError(f"no certificates can be read from {', '.join(files + folders)}") from exc
+    return context
+
+
+def tls_wire(sock: socket.socket, host: str, settings: TlsSettings, poll_seconds: float) -> SslWire | CryptographyWire:
+    """A wire over a connected socket that blocks with timeouts; its `handshake` is still to be done.
+
+    The socket given must not be used any more: the wire's `sock` is its successor.
+    """
+    context = context_for(settings)
+    if isinstance(context, _CryptographyContext):
+        return CryptographyWire(sock, context, host, poll_seconds)
+    # To Python the socket does not block, so that `ssl` reports "nothing yet" instead of waiting again; to the kernel
+    # it does, for as long as its receive timeout.
+    from coldstream.net.ssl_wire import SslWire
+
+    sock.settimeout(0)
+    wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False)
+    os.set_blocking(wrapped.fileno(), True)
+    return SslWire(wrapped, poll_seconds)

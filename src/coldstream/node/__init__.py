@@ -1,0 +1,1 @@
+"""One node that runs an inference engine, whichever it is."""

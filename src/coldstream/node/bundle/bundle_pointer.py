@@ -1,0 +1,157 @@
+"""The pointer: which archive belongs to a key, signed. Pure.
+
+    hmac-sha256 <64 hexadecimal digits>
+    {"format": 1, ...}
+
+The signature is over the bytes of the second line as they stand, so nothing has to be parsed before it is verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from coldstream.errors import ConfigError, IntegrityError
+from coldstream.node.bundle.archive import ARCHIVE_BYTES_MAX, FILES_MAX, UNPACKED_BYTES_MAX, Packed
+
+FORMAT = 1
+POINTER_BYTES_MAX = 256 << 10
+READS_BYTES_MAX = 16 << 20
+# 32 bytes in hexadecimal are what `coldstream setup` makes; less than half of that could be guessed.
+_SECRET_CHARACTERS_MIN = 32
+# So that no other HMAC by the same key counts.
+_CONTEXT = b"coldstream bundle\n"
+_SCHEME = b"hmac-sha256 "
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
+Text = Annotated[str, Meta(max_length=16 << 10)]
+
+
+class Archive(msgspec.Struct, frozen=True, kw_only=True):
+    """The caches.
+
+    Attributes:
+        sha256: Of the archive; its name too.
+        size: Its bytes.
+        files: How many it holds.
+        bytes: Those of all its files.
+    """
+
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0, le=ARCHIVE_BYTES_MAX)]
+    files: Annotated[int, Meta(ge=0, le=FILES_MAX)]
+    bytes: Annotated[int, Meta(ge=0, le=UNPACKED_BYTES_MAX)]
+
+
+class Reads(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of the files that the start read, for the next node's read-ahead.
+
+    Attributes:
+        sha256: Of the record; its name too.
+        size: Its bytes.
+    """
+
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0, le=READS_BYTES_MAX)]
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A bundle.
+
+    Attributes:
+        format: Of this record.
+        key: Of the start that it fits: `Key.digest`.
+        parts: What the key is made of.
+        archive: The caches.
+        reads: What to read ahead; None when that is not known.
+        created: When, with a time zone.
+        tool: Who wrote it.
+        ready_seconds: How long the start took that built it: no restore may take longer.
+    """
+
+    format: int
+    key: Sha256
+    parts: dict[Text, Text]
+    archive: Archive
+    reads: Reads | None = None
+    created: datetime
+    tool: Text
+    ready_seconds: Seconds
+
+
+# Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
+_DECODER = msgspec.json.Decoder(Pointer)
+
+
+def archive_of(packed: Packed) -> Archive:
+    """The pointer's word for an archive."""
+    return Archive(sha256=packed.sha256, size=packed.size, files=packed.files, bytes=packed.bytes)
+
+
+def checked_secret(text: str | None) -> bytes | None:
+    """The signing key; None when there is none.
+
+    Raises:
+        ConfigError: It is too short to be one.
+    """
+    if text is None:
+        return None
+    if len(text) < _SECRET_CHARACTERS_MIN:
+        raise ConfigError(
+            f"COLDSTREAM_BUNDLE_KEY has {len(text)} characters; at least {_SECRET_CHARACTERS_MIN} are needed",
+            hint="make one: coldstream setup --bundle-key",
+        )
+    return text.encode()
+
+
+def encode(pointer: Pointer, secret: bytes) -> bytes:
+    """The bytes of a pointer, signed."""
+    payload = msgspec.json.encode(pointer)
+    return _SCHEME + _signature(payload, secret) + b"\n" + payload
+
+
+def decode(data: bytes, secret: bytes) -> Pointer:
+    """Reads a pointer.
+
+    Args:
+        data: As it lies in the store; anybody may have written it.
+        secret: The signing key.
+
+    Raises:
+        IntegrityError: It is not signed with this key, or does not make sense.
+    """
+    if not is_signed(data, secret):
+        raise IntegrityError("it is not signed with this COLDSTREAM_BUNDLE_KEY")
+    return decode_unverified(data)
+
+
+def is_signed(data: bytes, secret: bytes) -> bool:
+    """Whether a pointer is signed with this key."""
+    head, newline, payload = data.partition(b"\n")
+    signature = head.removeprefix(_SCHEME)
+    return bool(newline) and head != signature and hmac.compare_digest(signature, _signature(payload, secret))
+
+
+def decode_unverified(data: bytes) -> Pointer:
+    """What a pointer claims, for people: nothing may be unpacked for it.
+
+    Raises:
+        IntegrityError: It is no pointer.
+    """
+    try:
+        pointer = _DECODER.decode(data.partition(b"\n")[2])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+        raise IntegrityError(f"it is no pointer to a bundle: {exc}") from exc
+    if pointer.format != FORMAT:
+        raise IntegrityError(f"it has format {pointer.format}, and this coldstream reads {FORMAT}")
+    return pointer
+
+
+def _signature(payload: bytes, secret: bytes) -> bytes:
+    return hmac.new(secret, _CONTEXT + payload, hashlib.sha256).hexdigest().encode()

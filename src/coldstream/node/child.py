@@ -1,0 +1,189 @@
+"""vLLM as a child: it gets our signals and ends with us, and its output passes through."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import BinaryIO
+
+from coldstream.engines.vllm.command import Command
+from coldstream.machine import process_session
+from coldstream.machine.child_environment import STREAMER, child_environment
+from coldstream.machine.process_session import end_session, kill_session
+
+# Runs before vLLM does: it is told when its parent is killed, whatever kills it. vLLM may swallow that; then the guard
+# ends it.
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(143)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+_KILL_SECONDS = 30.0
+# For a start that is to end: vLLM's engine swallows the first signal until it runs.
+_STARTING_SECONDS = 3.0
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+class Child:
+    """A running vLLM. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
+
+    Attributes:
+        pid: Of the session's leader.
+        is_up: Whether it serves; set from outside. Then a signal lets it finish what it does.
+        signalled: How many signals were passed on.
+        cut_off_by: The signal that ended it before it was up; None while there was none.
+    """
+
+    def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
+        """Starts it.
+
+        Args:
+            command: What.
+            on_line: Told each line of its output, from other threads, one at a time.
+            stdout: Where its output goes.
+            stderr: Where its errors go.
+        """
+        environment = child_environment(keep=command.keep)
+        # Its output is a pipe now, and would come in blocks.
+        environment |= {"PYTHONUNBUFFERED": "1", **command.environment}
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _LAUNCH, str(os.getpid()), *command.arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._guard = _start_guard(self.pid)
+        self.is_up = False
+        self.signalled = 0
+        self.cut_off_by: int | None = None
+        self._on_line = on_line
+        self._one_at_a_time = threading.Lock()
+        self._readers = [
+            threading.Thread(target=self._pass_on, args=pair, daemon=True)
+            for pair in ((self._process.stdout, stdout), (self._process.stderr, stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, as a shell would tell it; None while it runs."""
+        code = self._process.poll()
+        return None if code is None else _shell_code(code)
+
+    @property
+    def ended_by(self) -> str | None:
+        """The signal that ended it, by name; None when it ended by itself, or runs."""
+        code = self._process.poll()
+        if code is None or code >= 0:
+            return None
+        return signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Waits for its end; None when that takes longer."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.code
+
+    def send(self, number: int) -> None:
+        """Passes a signal on; the second one kills it, and so does time when it was not up yet."""
+        self.signalled += 1
+        if self.signalled > 1:
+            kill_session(self.pid)
+            return
+        if not self.is_up:
+            self.cut_off_by = number
+            threading.Thread(target=self._give_up, daemon=True).start()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def finish(self) -> None:
+        """Ends it and all that it left behind. Idempotent."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            self.wait(_KILL_SECONDS if self.is_up else _STARTING_SECONDS)
+        end_session(self.pid)
+        self._process.wait()
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
+        for reader in self._readers:
+            # A process outside of its session may hold the pipe.
+            reader.join(2.0)
+
+    def _give_up(self) -> None:
+        if self.wait(_STARTING_SECONDS) is None:
+            kill_session(self.pid)
+
+    def _pass_on(self, source: BinaryIO, target: BinaryIO) -> None:
+        rest = b""
+        with source:
+            while data := source.read1(65536):  # type: ignore[attr-defined]
+                with suppress(OSError, ValueError):
+                    target.write(data)
+                    target.flush()
+                *lines, rest = (rest + data).split(b"\n")
+                rest = rest[-8192:]
+                with self._one_at_a_time:
+                    for line in lines:
+                        self._on_line(line.decode("utf-8", "replace"))
+
+
+@contextmanager
+def forwarded_signals() -> Iterator[Callable[[Child], None]]:
+    """Passes on, for the length of the block, the signals that this process gets.
+
+    Yields:
+        To be called with the child, once it runs. It gets those that came before too.
+    """
+    child: Child | None = None
+    early: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if child is None:
+            early.append(number)
+        else:
+            child.send(number)
+
+    def attach(started: Child) -> None:
+        nonlocal child
+        child = started
+        for number in early:
+            child.send(number)
+
+    before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield attach
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _start_guard(leader: int) -> subprocess.Popen[bytes]:
+    """Starts what ends a session when this process is killed. It ends at once where the session has ended."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", process_session.__file__, str(leader), str(_KILL_SECONDS)],
+        env=child_environment(only=STREAMER),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _shell_code(code: int) -> int:
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,109 @@
+"""Which process listens where vLLM is to answer: none before it starts, and then vLLM itself (by `/proc`, on Linux)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from coldstream.engines.vllm.endpoint import Endpoint
+from coldstream.errors import ColdstreamError
+
+_LISTENS = "0A"
+# In /proc/net/unix: a socket that accepts connections.
+_ACCEPTS = 0x10000
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
+
+
+def check_free(endpoint: Endpoint) -> None:
+    """Binds as vLLM will, and lets go: what it would find out after half a minute is said at once.
+
+    Raises:
+        ColdstreamError: Another server listens there, or this machine has no such address.
+    """
+    if endpoint.socket_path is not None:
+        if os.path.lexists(endpoint.socket_path):
+            raise ColdstreamError(
+                f"vLLM cannot listen on {endpoint.socket_path}: the file exists",
+                hint="choose another --uds, or remove it if no server uses it",
+            )
+        return
+    host, port = endpoint.bind_host, endpoint.port
+    try:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+    except (OSError, OverflowError, ValueError) as exc:
+        where = f"port {port}" + (f" of {host}" if host else "")
+        if getattr(exc, "errno", None) != errno.EADDRINUSE:
+            why = getattr(exc, "strerror", None) or exc
+            raise ColdstreamError(f"vLLM cannot listen on {where}: {why}", hint="see vLLM's --host and --port") from exc
+        raise ColdstreamError(
+            f"vLLM cannot listen on {where}: another server does{_owner(endpoint)}",
+            hint=f"choose another port: -- --port {port + 1}",
+        ) from exc
+
+
+def is_listening(endpoint: Endpoint, pids: Iterable[int]) -> bool | None:
+    """Whether one of the processes listens there; None where the system does not tell."""
+    inodes = _listening(endpoint)
+    if not inodes:
+        return None
+    try:
+        return any(inodes & _sockets(pid) for pid in pids)
+    except PermissionError:
+        return None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    """As vLLM chooses it."""
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return socket.AF_INET
+    return socket.AF_INET6
+
+
+def _owner(endpoint: Endpoint) -> str:
+    """The process that listens there, for people; empty when it belongs to another user."""
+    inodes = _listening(endpoint)
+    with suppress(OSError):
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                if inodes & _sockets(int(pid)):
+                    return f" (process {pid}, {Path('/proc', pid, 'comm').read_text(errors='replace').strip()})"
+    return ""
+
+
+def _sockets(pid: int) -> set[str]:
+    """The inodes of a process's open sockets; none of one that has ended."""
+    inodes = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                if match := _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}")):
+                    inodes.add(match[1])
+    return inodes
+
+
+def _listening(endpoint: Endpoint) -> set[str]:
+    """The inodes of the sockets that listen there, of any process."""
+    if endpoint.socket_path is not None:
+        path = os.path.abspath(endpoint.socket_path)
+        rows = (row.split(maxsplit=7) for row in _table("unix"))
+        return {
+            row[6] for row in rows if len(row) == 8 and int(row[3], 16) & _ACCEPTS and os.path.abspath(row[7]) == path
+        }
+    rows = (row.split() for name in ("tcp", "tcp6") for row in _table(name))
+    port = f":{endpoint.port:04X}"
+    return {row[9] for row in rows if row[3] == _LISTENS and row[1].endswith(port)}
+
+
+def _table(name: str) -> Iterator[str]:
+    with suppress(OSError):
+        yield from Path("/proc/net", name).read_text(errors="replace").splitlines()[1:]

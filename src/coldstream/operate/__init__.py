@@ -1,0 +1,1 @@
+"""Tools for operators: doctor, cost, benchmarks, CDN, charts and the demo."""

@@ -1,0 +1,166 @@
+"""Each object that can be kept, pulled through the domain from where this runs; then looked at again.
+
+Cloudflare has no call that fills its cache: reading does, and only near whoever reads. It is for where the GPUs are.
+What fails on the way (a reset, a 5xx, a 429) is asked for again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from coldstream.errors import CancelledError, UnavailableError
+from coldstream.net.retry import Retry
+from coldstream.operate.cdn.cache_check import KEPT, Finding, fault_of, judge, look_again
+from coldstream.operate.cdn.edge import Answer, Edge
+from coldstream.operate.cdn.model_objects import Object
+from coldstream.progress import Progress
+
+# Of one request, when nothing has ever come from the domain (its name or the network is the likelier fault), or when
+# another one has waited in vain for as long as the policy allows.
+_TRIES_WITHOUT_HOPE = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """What was done.
+
+    Attributes:
+        findings: Of each object, by the second look; of those that are too large, of none.
+        bytes: That were read in the first pass.
+        seconds: That it took.
+        first_hits: Objects that the first pass found kept already.
+        hits: That the second look found kept: their first byte, their last and one between.
+        hit_bytes: Their bytes.
+        retries: How often a request was repeated.
+        left_out: Objects that are too large to be kept.
+    """
+
+    findings: tuple[Finding, ...]
+    bytes: int
+    seconds: float
+    first_hits: int
+    hits: int
+    hit_bytes: int
+    retries: int
+    left_out: tuple[Object, ...]
+
+
+def warm(
+    edge: Edge,
+    objects: Sequence[Object],
+    *,
+    limit_bytes: int,
+    connections: int,
+    in_bucket: Callable[[Object], bool],
+    progress: Progress,
+    retry: Retry,
+) -> Warmed:
+    """Reads all of each object, compares it with what is known of it, and looks once more, at three bytes of it.
+
+    Args:
+        edge: The domain.
+        objects: Of a model.
+        limit_bytes: The largest that is kept.
+        connections: How many are read at the same time.
+        in_bucket: Whether the bucket has an object, for those that the domain says are not there.
+        progress: Told of bytes.
+        retry: The policy of its requests, of its own: it is cancelled when this is interrupted.
+
+    Raises:
+        CancelledError: It was interrupted; what has been read stays kept.
+    """
+    small = [item for item in objects if item.size <= limit_bytes]
+    asking = _Asking(retry)
+    began = time.monotonic()
+    counted = {"bytes": 0, "hits": 0}
+    lock = threading.Lock()
+
+    def one(item: Object) -> Finding:
+        def on_bytes(count: int) -> None:
+            if retry.cancel.is_set():
+                raise CancelledError("cancelled", hint="what has been read stays kept; run it again to go on")
+            progress.fetched(item.key, count)
+
+        def read() -> Answer:
+            found = edge.whole(item.key, on_bytes)
+            if found.failed_on_the_way:
+                # All of it is read again: only a whole answer is kept.
+                progress.fetched(item.key, -found.received)
+            return found
+
+        progress.begin(item.key, item.size, stages=1)
+        first = asking(read)
+        with lock:
+            counted["bytes"] += first.received
+            # A page or a 404 may be kept as well.
+            counted["hits"] += first.cache in KEPT and not fault_of(item, first)
+        second, partly = (first, False) if fault_of(item, first) else look_again(byte, item)
+        held = in_bucket(item) if second.status == 404 else None
+        found = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
+        progress.end(item.key, second.cache or found.state)
+        return found
+
+    def byte(key: str, at: int | None) -> Answer:
+        return asking(lambda: edge.byte(key, at))
+
+    with ThreadPoolExecutor(connections) as pool:
+        try:
+            findings = list(pool.map(one, small))
+        except BaseException:
+            retry.cancel.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    kept = [found.object for found in findings if found.state == "kept"]
+    return Warmed(
+        findings=tuple(findings),
+        bytes=counted["bytes"],
+        seconds=time.monotonic() - began,
+        first_hits=counted["hits"],
+        hits=len(kept),
+        hit_bytes=sum(item.size for item in kept),
+        retries=retry.count,
+        left_out=tuple(item for item in objects if item.size > limit_bytes),
+    )
+
+
+class _Asking:
+    """Requests through the domain, repeated while they fail on the way. Thread-safe.
+
+    The policy's patience is for the domain, not for each of its objects: once one request has used it up, the others
+    are repeated a few times only.
+    """
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._answered = threading.Event()
+        self._spent = threading.Event()
+
+    def __call__(self, request: Callable[[], Answer]) -> Answer:
+        """The answer; that to the last attempt when all have failed."""
+        answers: list[Answer] = []
+
+        def attempt() -> Answer:
+            found = request()
+            answers.append(found)
+            if found.status or found.received:
+                self._answered.set()
+            if found.failed_on_the_way:
+                hope = self._answered.is_set() and not self._spent.is_set()
+                quick = len(answers) < _TRIES_WITHOUT_HOPE and found.retry_after_seconds is None
+                raise UnavailableError(
+                    f"the domain answers {found.status}" if found.status else f"the domain: {found.fault}",
+                    retryable=hope or quick,
+                    retry_after_seconds=found.retry_after_seconds,
+                )
+            return found
+
+        try:
+            return self._retry.run(attempt)
+        except UnavailableError:
+            if self._answered.is_set():
+                self._spent.set()
+            return answers[-1]

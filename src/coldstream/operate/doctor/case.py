@@ -1,0 +1,152 @@
+"""What is examined, and what was learnt of it so far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from urllib.parse import urlsplit
+
+from coldstream.engines.vllm.program import Program, find_program
+from coldstream.errors import ConfigError, NotFoundError
+from coldstream.machine.hardware import is_loopback
+from coldstream.mirror.stored_files import StoredModel, open_model
+from coldstream.model.names import checked_name
+from coldstream.net.retry import Backoff, Retry
+from coldstream.operate.doctor.endpoint_probe import Greeting, greet
+from coldstream.operate.probe import Check, check_round_trip
+from coldstream.places.origin import Checkpoint
+from coldstream.places.origin_opening import open_origin
+from coldstream.places.store import Store
+from coldstream.places.store_opening import open_store
+from coldstream.settings import Settings
+
+# Whoever asks what is wrong wants to know it soon: a busy bucket is said rather than waited for.
+PATIENCE_SECONDS = 15.0
+# For the sample, which is read with as many.
+CONNECTIONS = 8
+
+
+class Case:
+    """One examination. What is expensive to find out is found out once.
+
+    Attributes:
+        given: The settings as they are.
+        settings: The same, with less patience.
+        name: The model's; None when none was named.
+        vllm: The `vllm` that was named, or None.
+        environ: What vLLM would be started with.
+        tell: Told what a long check is at, for people.
+        checks: Those that ended, by name.
+        writes: Whether the keys may write; None until the check of the permissions has found out.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str | None = None,
+        *,
+        vllm: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """Makes it; touches nothing yet.
+
+        Raises:
+            UsageError: The name is none.
+        """
+        self.given = settings
+        self.settings = _impatient(settings)
+        self.name = checked_name(name) if name is not None else None
+        self.vllm = vllm
+        self.environ = dict(os.environ if environ is None else environ)
+        self.tell = tell or (lambda _: None)
+        self.checks: dict[str, Check] = {}
+        self.writes: bool | None = None
+
+    def __repr__(self) -> str:
+        states = {name: check.state for name, check in self.checks.items()}
+        return f"Case({self.name or 'no model'}, {states})"
+
+    def obstacle(self, *names: str) -> str | None:
+        """Why what depends on these checks is not to be looked at; None when nothing is in the way.
+
+        A check that nobody asked for is in nobody's way.
+        """
+        for name in names:
+            check = self.checks.get(name)
+            if check is not None and check.state == "fail":
+                return f"{name} failed"
+            if check is not None and check.state == "skipped":
+                return check.found.removeprefix("not looked at: ")
+        return None
+
+    def knows_model(self) -> bool:
+        """Whether there is a model to ask about."""
+        return self.name is not None and self.obstacle("configuration", "endpoint", "tls", "bucket", "model") is None
+
+    @property
+    def uses_folder(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return self.settings.store_uri().startswith("file:")
+
+    @cached_property
+    def store(self) -> Store:
+        """The configured store."""
+        retry = Retry(Backoff(give_up_seconds=self.settings.retry_seconds))
+        return open_store(self.settings, retry=retry, connections=CONNECTIONS)
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the S3 API: AWS's own when none is configured."""
+        return self.settings.endpoint() or f"https://s3.{self.settings.region or 'us-east-1'}.amazonaws.com"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        return is_loopback(urlsplit(self.endpoint).hostname or "")
+
+    @cached_property
+    def greeting(self) -> Greeting:
+        """What the endpoint answers."""
+        return greet(self.endpoint, ca_bundle=self.settings.get("AWS_CA_BUNDLE"))
+
+    @cached_property
+    def round_trip(self) -> dict[str, Check]:
+        """What a probe object went through, by what was looked at."""
+        return {check.name: check for check in check_round_trip(self.store, measure=False)}
+
+    @cached_property
+    def stored(self) -> StoredModel:
+        """The model as it lies in the store."""
+        assert self.name is not None
+        return open_model(self.store, self.name)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model's shards, with their headers."""
+        assert self.name is not None
+        return open_origin(self.name, self.settings).checkpoint()
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The vLLM that `coldstream serve` would run; None when there is none.
+
+        Raises:
+            NotFoundError: One was named, and is not there.
+        """
+        try:
+            return find_program(self.vllm)
+        except NotFoundError:
+            if self.vllm is not None:
+                raise
+            return None
+
+
+def _impatient(settings: Settings) -> Settings:
+    with suppress(ConfigError):
+        seconds = min(settings.retry_seconds, PATIENCE_SECONDS)
+        return replace(settings, values={**settings.values, "COLDSTREAM_RETRY_SECONDS": str(seconds)})
+    return settings

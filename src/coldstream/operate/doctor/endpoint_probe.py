@@ -1,0 +1,119 @@
+"""One request to an endpoint, without credentials: does it answer, by which certificate, and what time is it there?"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import ssl
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from coldstream.errors import UnavailableError
+from coldstream.net.tls import tls_settings, trusted_places
+
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greeting:
+    """What came of it.
+
+    Attributes:
+        seconds: From nothing to an answer.
+        date: The header `Date`; None when there was none, or no answer.
+        protocol: "TLSv1.3"; None without TLS.
+        expires: When the certificate ends, seconds since 1970; None without.
+        tls_fault: Why the certificate is refused, or TLS does not come about; None when all is well.
+        proxy: Host and port of the proxy that it went through, or None.
+    """
+
+    seconds: float
+    date: str | None = None
+    protocol: str | None = None
+    expires: float | None = None
+    tls_fault: str | None = None
+    proxy: str | None = None
+
+
+def greet(url: str, *, ca_bundle: str | None = None) -> Greeting:
+    """Asks for `/`; any answer is one.
+
+    Args:
+        url: Of the endpoint, checked.
+        ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
+
+    Raises:
+        UnavailableError: Nothing answers there.
+        ConfigError: A variable names certificates that are not there.
+    """
+    split = urlsplit(url)
+    proxy = _proxy(split)
+    connection = _connection(split, proxy, ca_bundle)
+    through = f"{proxy.hostname}:{proxy.port}" if proxy else None
+    began = time.monotonic()
+    with closing(connection):
+        try:
+            connection.connect()
+            sock = connection.sock
+            protocol, expires = None, None
+            if isinstance(sock, ssl.SSLSocket):
+                protocol = sock.version()
+                ends = (sock.getpeercert() or {}).get("notAfter")
+                expires = ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
+            target = f"{split.scheme}://{split.netloc}/" if proxy and split.scheme == "http" else "/"
+            connection.request("GET", target, headers={"Host": split.netloc, **_authorization(proxy)})
+            answer = connection.getresponse()
+        except ssl.SSLError as exc:
+            fault = getattr(exc, "verify_message", "") or exc.reason or str(exc)
+            return Greeting(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
+        except (OSError, http.client.HTTPException) as exc:
+            what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            by = f" through the proxy {through}" if through else ""
+            raise UnavailableError(
+                f"cannot reach {url}{by}: {what}", hint="check R2_ENDPOINT and the network", retryable=False
+            ) from exc
+        return Greeting(
+            seconds=time.monotonic() - began,
+            date=answer.headers.get("Date"),
+            protocol=protocol,
+            expires=expires,
+            proxy=through,
+        )
+
+
+def _connection(split: SplitResult, proxy: SplitResult | None, ca_bundle: str | None) -> http.client.HTTPConnection:
+    host, port = split.hostname or "", split.port or (443 if split.scheme == "https" else 80)
+    near, near_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+    if split.scheme == "http":
+        return http.client.HTTPConnection(near, near_port, timeout=_SECONDS)
+    connection = http.client.HTTPSConnection(near, near_port, timeout=_SECONDS, context=_context(ca_bundle))
+    if proxy:
+        connection.set_tunnel(host, port, headers=_authorization(proxy))
+    return connection
+
+
+def _context(ca_bundle: str | None) -> ssl.SSLContext:
+    files, folders = trusted_places(tls_settings(ca_bundle=ca_bundle))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for file in files:
+        context.load_verify_locations(cafile=file)
+    for folder in folders:
+        context.load_verify_locations(capath=folder)
+    return context
+
+
+def _proxy(split: SplitResult) -> SplitResult | None:
+    address = None if proxy_bypass(split.netloc) else getproxies().get(split.scheme)
+    if not address:
+        return None
+    return urlsplit(address if "://" in address else f"http://{address}")
+
+
+def _authorization(proxy: SplitResult | None) -> dict[str, str]:
+    if proxy is None or proxy.username is None:
+        return {}
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

@@ -1,0 +1,1 @@
+"""Where models are: object stores, folders, the Hub and web servers."""

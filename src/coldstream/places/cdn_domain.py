@@ -1,0 +1,131 @@
+"""The CDN in front of the bucket: which it is, what it asks for, and where an object lies behind it.
+
+Only weights come through it, chunk by chunk, each checked against its hash; the manifest and the small files come from
+the bucket itself. Its secrets come from the environment alone and are sent to its own host alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote, urlsplit
+
+from coldstream.errors import ConfigError
+from coldstream.model.job import Headers
+from coldstream.places.origin import Shard
+from coldstream.settings import Settings
+
+VIAS = ("auto", "cdn", "s3")
+_HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
+_TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
+# What the engine says itself, or what would change the meaning of an answer.
+_OURS = {
+    *("accept-encoding", "connection", "content-length", "host", "if-match", "if-none-match", "if-range", "range"),
+    *("transfer-encoding", "user-agent"),
+}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cdn:
+    """A custom domain in front of a bucket.
+
+    Attributes:
+        url: Scheme, host and port, without a slash at the end; the bucket's root lies there.
+        headers: What it asks for. Secrets.
+    """
+
+    url: str
+    headers: Headers = field(default=(), repr=False)
+
+    def link(self, key: str) -> str:
+        """Where it has the object of this key, which is relative to the bucket."""
+        return f"{self.url}/{quote(key)}"
+
+    def before(self, shard: Shard, keys: list[str]) -> Shard:
+        """The shard, with the places of its objects behind the CDN as well."""
+        segments = tuple(
+            replace(segment, cdn=self.link(key)) for segment, key in zip(shard.segments, keys, strict=True)
+        )
+        return replace(shard, segments=segments)
+
+
+def cdn_of(settings: Settings, via: str = "auto") -> Cdn | None:
+    """The CDN that loads of the configured bucket go through, or None.
+
+    Args:
+        settings: `R2_CDN_DOMAIN`, and the secrets that it asks for.
+        via: "auto": as soon as there is one; "cdn": there has to be; "s3": none.
+
+    Raises:
+        ConfigError: It is asked for and none is configured, or wrongly. The message holds no secret.
+    """
+    domain = settings.get("R2_CDN_DOMAIN")
+    if via == "s3" or (via == "auto" and domain is None):
+        return None
+    if domain is None:
+        raise ConfigError(
+            f"no CDN is configured: R2_CDN_DOMAIN is not set in {' or '.join(settings.looked_in)}",
+            hint="set R2_CDN_DOMAIN to the bucket's custom domain, for example models.example.com",
+        )
+    url, host = _checked_domain(domain)
+    headers = (*_secret_header(settings), *_access_token(settings))
+    if headers and url.startswith("http:") and host not in _LOOPBACK:
+        raise ConfigError(
+            f"R2_CDN_DOMAIN is {url}, and a secret would cross the network unencrypted", hint=f"write https://{host}"
+        )
+    return Cdn(url=url, headers=headers)
+
+
+def _checked_domain(text: str) -> tuple[str, str]:
+    """(scheme and authority, host)."""
+    _, mark, rest = text.partition("://")
+    try:
+        split = urlsplit(text if mark else f"https://{text}")
+        host, port = split.hostname or "", split.port
+    except ValueError:
+        split, host, port = urlsplit(""), "", None
+    if "@" in (rest if mark else text):
+        raise ConfigError("R2_CDN_DOMAIN holds a user or a password", hint="see COLDSTREAM_CDN_HEADER")
+    sound = re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,252})", host) or host == "::1"
+    if split.scheme not in {"http", "https"} or not sound or port == 0:
+        raise ConfigError(f"R2_CDN_DOMAIN is {text[:200]!r}, which is no domain", hint="for example models.example.com")
+    if split.path.strip("/") or split.query or split.fragment:
+        raise ConfigError(
+            f"R2_CDN_DOMAIN is {text[:200]!r}; it is the domain alone, which stands for the bucket's root",
+            hint=f"write {split.netloc}",
+        )
+    return f"{split.scheme}://{split.netloc.lower()}", host
+
+
+def _secret_header(settings: Settings) -> Headers:
+    text = settings.get("COLDSTREAM_CDN_HEADER")
+    if text is None:
+        return ()
+    found = _HEADER.fullmatch(text)
+    if not found or found[1].lower() in _OURS:
+        raise ConfigError(
+            f"COLDSTREAM_CDN_HEADER (in {settings.origins['COLDSTREAM_CDN_HEADER']}) is no header that can be sent",
+            hint="write it as: X-Name: value",
+        )
+    return ((found[1], found[2]),)
+
+
+def _access_token(settings: Settings) -> Headers:
+    names = ("CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
+    present = [name for name in names if settings.get(name)]
+    if not present:
+        return ()
+    if len(present) == 1:
+        (missing,) = set(names) - set(present)
+        raise ConfigError(
+            f"{present[0]} is set (in {settings.origins[present[0]]}) and {missing} is not",
+            hint="a service token of Cloudflare Access has both",
+        )
+    for name in names:
+        if not _TOKEN.fullmatch(settings.values[name]):
+            raise ConfigError(f"{name} (in {settings.origins[name]}) is no token: it holds other than plain characters")
+    return (
+        ("CF-Access-Client-Id", settings.values[names[0]]),
+        ("CF-Access-Client-Secret", settings.values[names[1]]),
+    )

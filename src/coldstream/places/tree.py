@@ -1,0 +1,118 @@
+"""What lies below a folder, links followed; and which folder of the Hugging Face cache holds a model's files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFSOCK, S_ISDIR
+
+from coldstream.errors import UsageError
+from coldstream.model.names import path_fault
+
+_CACHED = "models--"
+_KINDS = {
+    S_IFDIR: "a folder",
+    S_IFIFO: "a named pipe",
+    S_IFSOCK: "a socket",
+    S_IFCHR: "a device",
+    S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WalkedFile:
+    """What lies below a folder.
+
+    Attributes:
+        path: Relative, with `/`; bytes that are not UTF-8 are escaped, and then it has a fault.
+        size: In bytes; 0 when it has a fault.
+        mtime_ns: When it was last written to.
+        fault: Why it cannot be used, or None.
+    """
+
+    path: str
+    size: int = 0
+    mtime_ns: int = 0
+    fault: str | None = None
+
+
+def walk(folder: Path) -> Iterator[WalkedFile]:
+    """All that lies below a folder, links followed. Hidden folders (version control, records) are passed over.
+
+    Raises:
+        OSError: The folder itself cannot be read.
+    """
+    stat = folder.stat()
+    return _walk(os.listdir(folder), folder, "", {(stat.st_dev, stat.st_ino)})
+
+
+def _walk(names: Sequence[str], folder: Path, prefix: str, around: set[tuple[int, int]]) -> Iterator[WalkedFile]:
+    for name in sorted(names):
+        path = os.fsencode(prefix + name).decode(errors="backslashreplace")
+        try:
+            stat = (folder / name).stat()
+            if not S_ISDIR(stat.st_mode):
+                kind = _KINDS.get(S_IFMT(stat.st_mode))
+                fault = f"it is {kind}" if kind else _name_fault(path, prefix + name)
+                yield WalkedFile(path, stat.st_size, stat.st_mtime_ns) if not fault else WalkedFile(path, fault=fault)
+            elif (identity := (stat.st_dev, stat.st_ino)) in around:
+                yield WalkedFile(path, fault="it is a link to a folder that it lies in")
+            elif not name.startswith("."):
+                yield from _walk(os.listdir(folder / name), folder / name, f"{prefix}{name}/", around | {identity})
+        except OSError as exc:
+            broken = (folder / name).is_symlink() and exc.errno in {errno.ENOENT, errno.ELOOP}
+            yield WalkedFile(path, fault="it is a broken link" if broken else f"it cannot be read: {exc.strerror}")
+
+
+def _name_fault(shown: str, name: str) -> str | None:
+    return path_fault(name) if shown == name else "its name is not UTF-8"
+
+
+def open_regular(path: Path) -> FileIO:
+    """Opens a file to read it, unbuffered; never waits for a pipe's other end.
+
+    Raises:
+        OSError: As the system says, or because it is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if kind := _KINDS.get(S_IFMT(os.fstat(descriptor).st_mode)):
+        os.close(descriptor)
+        raise OSError(errno.EISDIR if kind == "a folder" else errno.EINVAL, f"it is {kind}", str(path))
+    return FileIO(descriptor, "rb")
+
+
+def snapshot_of(folder: Path) -> Path:
+    """Where a model's files are: a folder itself, or the snapshot that `models--org--name` of the Hub's cache means.
+
+    Such a folder holds each file once as a blob, and links to it in a folder for each revision.
+
+    Raises:
+        UsageError: It has several snapshots and none is `main`, or it is the cache with all its models.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    if not (folder / "snapshots").is_dir():
+        if model := next(folder.glob(f"{_CACHED}*/snapshots"), None):
+            raise UsageError(f"{folder} holds several models", hint=f"name one of them: {model.parent}")
+        return folder
+    with suppress(OSError, UnicodeDecodeError):
+        main = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        if main.is_dir() and main.parent == folder / "snapshots":
+            return main
+    snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    if len(snapshots) != 1:
+        one = snapshots[0] if snapshots else folder / "snapshots" / "COMMIT"
+        raise UsageError(f"{folder} has {len(snapshots)} snapshots and none is main", hint=f"name one of them: {one}")
+    return snapshots[0]
+
+
+def folder_model(folder: Path) -> str:
+    """What a model in a folder is called: `org/name` in the Hugging Face cache, else the folder's name."""
+    around = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    cached = around.name.startswith(_CACHED)
+    return around.name.removeprefix(_CACHED).replace("--", "/") if cached else folder.name

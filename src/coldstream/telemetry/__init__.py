@@ -1,0 +1,1 @@
+"""What a start and a load did: the timeline of a start, and the metrics for Prometheus."""

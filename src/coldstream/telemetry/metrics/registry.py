@@ -1,0 +1,227 @@
+"""Counts what loads, starts and bundles report, for whoever asks. Thread-safe."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coldstream.errors import CancelledError, ColdstreamError
+from coldstream.package import __version__
+from coldstream.telemetry.metrics.counts import Counts
+from coldstream.telemetry.metrics.exposition import render
+from coldstream.telemetry.metrics.families import Families
+from coldstream.telemetry.metrics.meter import RESOLVE, Loading, Meter
+from coldstream.telemetry.metrics.metric_names import METRICS, source_of
+
+if TYPE_CHECKING:
+    from coldstream.loading.account import Account
+    from coldstream.loading.load_report import LoadReport
+    from coldstream.telemetry.timeline.start_record import Timeline
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+# Nothing is known of it here: `costs` writes it.
+_ELSEWHERE = {"coldstream_month_dollars"}
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A load, and what of its account has been counted."""
+
+    load: Loading
+    seen: dict[tuple[str, str], int] = field(default_factory=dict)
+    ended: bool = False
+
+
+class Metrics(Meter):
+    """The metrics of one process, which has one model.
+
+    What runs is looked at when somebody asks: a scrape shows the counts of that moment.
+    """
+
+    def __init__(self, model: str, *, uri: str) -> None:
+        """Begins at zero.
+
+        Args:
+            model: What it is called, for the label.
+            uri: Where it comes from, with its scheme.
+        """
+        self._counts = Counts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
+        self._model, self._source = model, source_of(uri)
+        self._lock = threading.Lock()
+        self._loads: list[Callable[[], Sequence[Loading]]] = []
+        self._failures: list[Callable[[], Sequence[ColdstreamError]]] = []
+        self._followed: dict[int, _Followed] = {}
+        self._counted: list[ColdstreamError] = []
+        self._starting = False
+        self._counts.gauge("coldstream_build_info", 1, version=__version__)
+        for place in ("network", "cache", "disk"):
+            self._counts.add("coldstream_load_bytes_total", 0, **self._labels("coldstream_load_bytes_total", place))
+
+    def follow(
+        self, loads: Callable[[], Sequence[Loading]], failures: Callable[[], Sequence[ColdstreamError]] = tuple
+    ) -> None:
+        with self._lock:
+            self._loads.append(loads)
+            self._failures.append(failures)
+
+    def look(self) -> None:
+        with self._lock:
+            there = {id(load): load for loads in self._loads for load in loads()}
+            # What is dropped has ended; another may get its id.
+            self._followed = {
+                key: followed for key, followed in self._followed.items() if key in there or not followed.ended
+            }
+            for key, load in there.items():
+                self._followed.setdefault(key, _Followed(load))
+            for followed in self._followed.values():
+                if not followed.ended:
+                    self._take(followed)
+            for failures in self._failures:
+                for error in failures():
+                    self._failed(error)
+            self._show()
+
+    def end(self, *, start: str = "cancelled") -> None:
+        self.not_started(start)
+        self.look()
+        with self._lock:
+            for followed in self._followed.values():
+                if not followed.ended:
+                    followed.ended = True
+                    self._count_load("cancelled")
+            self._show()
+
+    def starting(self) -> None:
+        self._starting = True
+
+    def started(self, timeline: Timeline) -> None:
+        self._starting = False
+        seconds = timeline.ready_seconds
+        assert seconds is not None
+        self._counts.add("coldstream_starts_total", model=self._model, outcome="ok")
+        self._counts.observe("coldstream_start_seconds", seconds, model=self._model)
+        self._counts.gauge("coldstream_last_start_seconds", seconds, model=self._model)
+        self._counts.gauge("coldstream_last_start_timestamp_seconds", time.time(), model=self._model)
+        if timeline.first_token_seconds is not None:
+            self._counts.observe("coldstream_first_token_seconds", timeline.first_token_seconds, model=self._model)
+        for phase in timeline.phases:
+            self._counts.observe("coldstream_start_phase_seconds", phase.seconds, phase=phase.name)
+        for span in timeline.spans:
+            self._counts.observe("coldstream_start_span_seconds", span.seconds, span=span.name)
+
+    def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
+        if self._starting:
+            self._starting = False
+            if outcome == "failed":
+                self._counts.add("coldstream_start_failures_total", phase=phase)
+            self._counts.add("coldstream_starts_total", model=self._model, outcome=outcome)
+
+    def bundle_restored(self, state: str) -> None:
+        self._counts.add("coldstream_bundle_restores_total", result=state)
+
+    def bundle_published(self, published: str | None) -> None:
+        if published is not None:
+            self._counts.add(
+                "coldstream_bundle_publishes_total", result="no" if published.startswith("no: ") else published
+            )
+
+    def families(self, *, live: bool) -> Families:
+        """All metrics as they are now.
+
+        Args:
+            live: Whether those are in it that mean something only while this process runs.
+        """
+        self.look()
+        return self._counts.families(live=live)
+
+    def text(self) -> bytes:
+        """All metrics as they are now, in the text format."""
+        return render(self.families(live=True))
+
+    # Under the lock.
+
+    def _take(self, followed: _Followed) -> None:
+        # The outcome first: its account is complete then.
+        outcome = followed.load.outcome
+        account = followed.load.account
+        if account is not None:
+            self._advance(followed, account)
+        if outcome is None:
+            return
+        followed.ended = True
+        if isinstance(outcome, ColdstreamError):
+            self._failed(outcome)
+        else:
+            self._count_report(outcome)
+
+    def _advance(self, followed: _Followed, account: Account) -> None:
+        here = "disk" if self._source == "folder" else "cache"
+        counts = {
+            ("coldstream_load_bytes_total", "network"): account.received_bytes,
+            ("coldstream_load_bytes_total", here): account.here_bytes,
+            ("coldstream_requests_total", ""): account.requests,
+            ("coldstream_verification_failures_total", ""): account.corrupt,
+            **{("coldstream_retries_total", cause): count for cause, count in account.retries.items()},
+            **{("coldstream_hedges_total", cause): count for cause, count in account.hedges.items()},
+        }
+        for (name, value), count in counts.items():
+            new = count - followed.seen.get((name, value), 0)
+            if new > 0:
+                followed.seen[name, value] = count
+                self._counts.add(name, new, **self._labels(name, value))
+        self._counts.gauge("coldstream_connections_max", account.connections_peak)
+
+    def _labels(self, name: str, value: str) -> dict[str, str]:
+        labels = _BY_NAME[name].labels
+        return {label: self._model if label == "model" else value for label in labels}
+
+    def _count_report(self, report: LoadReport) -> None:
+        self._count_load("ok", verified="yes" if report.verified else "no")
+        self._counts.observe("coldstream_load_seconds", report.seconds, model=self._model)
+        self._counts.gauge("coldstream_last_load_seconds", report.seconds, model=self._model)
+        self._counts.observe("coldstream_first_tensor_seconds", report.first_tensor_seconds)
+        self._counts.add("coldstream_load_cpu_seconds_total", report.cpu_seconds)
+        self._counts.add("coldstream_cache_loads_total", result=cache_result(report))
+        self._counts.add("coldstream_loads_limited_total", limit=report.limit)
+
+    def _failed(self, error: ColdstreamError) -> None:
+        if any(error is counted for counted in self._counted):
+            return
+        self._counted.append(error)
+        if isinstance(error, CancelledError):
+            self._count_load("cancelled")
+            return
+        self._count_load("failed")
+        self._counts.add("coldstream_load_failures_total", kind=error.kind or "coldstream")
+
+    def _count_load(self, outcome: str, *, verified: str = "unknown") -> None:
+        self._counts.add(
+            "coldstream_loads_total", model=self._model, outcome=outcome, source=self._source, verified=verified
+        )
+        self._counts.gauge("coldstream_last_load_timestamp_seconds", time.time(), model=self._model)
+
+    def _show(self) -> None:
+        """The gauges of what runs."""
+        running = [followed.load for followed in self._followed.values() if not followed.ended]
+        accounts = [account for load in running if (account := load.account) is not None]
+        self._counts.gauge("coldstream_loads_running", len(running))
+        self._counts.gauge("coldstream_connections", sum(account.connections for account in accounts))
+        if self._followed:
+            newest = [*self._followed.values()][-1].load
+            account = newest.account
+            done = account.received_bytes + account.here_bytes if account is not None else 0
+            # Repeated bytes and headers are no progress.
+            self._counts.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
+            self._counts.gauge("coldstream_load_expected_bytes", newest.bytes)
+
+
+def cache_result(report: LoadReport) -> str:
+    """What the local cache gave a load, as the label `result` has it."""
+    if report.cached == "off":
+        return "off"
+    if not report.received_bytes:
+        return "hit"
+    return "partial" if report.cache_bytes else "miss"

@@ -1,0 +1,107 @@
+"""The file that node exporter's textfile collector reads: what loads on this machine have counted, one after another.
+
+A load is shorter than the time between two scrapes, so its counts are added to what the file holds, under a lock, and
+the file is replaced as a whole. It is made of metrics of ours alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from coldstream.errors import DiskError, IntegrityError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import read_bounded, try_lock, unlock
+from coldstream.telemetry.metrics.exposition import parse, render
+from coldstream.telemetry.metrics.families import Families, merged, since
+
+FILE_BYTES_MAX = 8 << 20
+_MODE = 0o644
+# Others hold the lock for milliseconds; one that was stopped must not stop us.
+_LOCK_SECONDS = 10.0
+
+
+class TextFile:
+    """One such file. Safe across processes."""
+
+    def __init__(self, path: Path) -> None:
+        """Names it; nothing is touched.
+
+        Args:
+            path: It ends in `.prom`; its folder exists.
+        """
+        self.path = path
+        self._written: Families = {}
+
+    def check(self) -> None:
+        """Refuses a file that holds metrics of others, before anything begins.
+
+        Raises:
+            UsageError: It does.
+            DiskError: It cannot be read.
+        """
+        # A damaged one is replaced, and that is said then.
+        with suppress(IntegrityError):
+            self._read()
+
+    def add(self, families: Families) -> str | None:
+        """Adds what a process has counted since it last did.
+
+        Args:
+            families: All that it has counted.
+
+        Returns:
+            What the user should know: that the file was damaged, and begins anew.
+
+        Raises:
+            UsageError: The file holds metrics of others.
+            DiskError: It cannot be written.
+        """
+        warning = None
+        with _disk_errors(self.path), self._alone():
+            try:
+                old = self._read()
+            except IntegrityError as exc:
+                old, warning = {}, f"{exc.message}; its counts begin anew"
+            # Readable whatever the umask: the collector is another user.
+            write_atomically(self.path, render(merged(old, since(families, self._written))), mode=_MODE)
+        self._written = families
+        return warning
+
+    def _read(self) -> Families:
+        with _disk_errors(self.path):
+            data = read_bounded(self.path, FILE_BYTES_MAX)
+            if data is None and self.path.exists():
+                raise IntegrityError(f"the metrics' file {self.path} is too large to be ours")
+        return parse(data, where=str(self.path)) if data else {}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            until = time.monotonic() + _LOCK_SECONDS
+            while not try_lock(lock, exclusive=True):
+                if time.monotonic() > until:
+                    raise DiskError(f"another process holds the metrics' file {self.path}")
+                time.sleep(0.01)
+            yield
+        finally:
+            unlock(lock)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as exc:
+        raise DiskError(
+            f"cannot use the metrics' file {path}: {exc.strerror or exc}",
+            hint="name one in a folder that this user may write to: --metrics-file",
+            operation="metrics",
+            target=str(path),
+        ) from exc

@@ -1,0 +1,162 @@
+"""Where the timelines of this machine are kept: `<cache root>/timelines/<run>.json`, the newest hundred."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from coldstream.cache.cache import cache_of
+from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_private, read_bounded
+from coldstream.model.names import expanded, is_path
+from coldstream.settings import Settings
+from coldstream.telemetry.timeline.phases import clean
+from coldstream.telemetry.timeline.start_record import RECORD_BYTES_MAX, RUN, Timeline, parse
+
+KEPT = 100
+# Of them, those that did not answer: a machine that tries again and again pushes no other out.
+ENDED_KEPT = 20
+
+
+class Timelines:
+    """The timelines that this user's starts left on this machine. Safe across processes."""
+
+    def __init__(self, root: Path) -> None:
+        """Names the place; nothing is made yet.
+
+        Args:
+            root: Of the cache.
+        """
+        self._root = root
+        self.folder = root / "timelines"
+
+    def keep(self, timeline: Timeline) -> Timeline:
+        """Writes one that is new.
+
+        Returns:
+            The same under the name that it got: of two starts of a model in one second, the second is called "…-2".
+
+        Raises:
+            DiskError: The folder is not this user's own, or the disk refuses.
+        """
+        with disk_errors(self.folder):
+            checked_root(self._root, create=True)
+            make_folders(self.folder)
+            timeline = msgspec.structs.replace(timeline, run=self._reserved(timeline.run))
+            self._write(timeline)
+            self._prune(ended=timeline.ended is not None)
+        return timeline
+
+    def update(self, timeline: Timeline) -> None:
+        """Writes one again that `keep` has named.
+
+        Raises:
+            DiskError: The disk refuses.
+        """
+        with disk_errors(self.folder):
+            self._write(timeline)
+
+    def path(self, run: str) -> Path:
+        """Where one lies, or would lie."""
+        return self.folder / f"{run}.json"
+
+    def runs(self) -> list[str]:
+        """The names of those that are kept, the newest first."""
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return sorted((run for run in found if re.fullmatch(RUN, run)), key=_by_time, reverse=True)
+
+    def all(self) -> Iterator[Timeline]:
+        """Those that are kept and can be read, the newest first."""
+        for run in self.runs():
+            with suppress(ColdstreamError):
+                yield read(self.path(run))
+
+    def find(self, which: str | None) -> Timeline:
+        """One that is named.
+
+        Args:
+            which: A name or the beginning of one, or the path of a file; None for the newest.
+
+        Raises:
+            NotFoundError: There is none such.
+            UsageError: Several begin so.
+            IntegrityError: It is damaged, or of a newer format.
+        """
+        if which is None:
+            newest = next(self.all(), None)
+            if newest is None:
+                raise NotFoundError(
+                    f"no start is recorded in {self.folder}", hint="coldstream serve records each of its own"
+                )
+            return newest
+        if is_path(which) or "/" in which or which.endswith(".json"):
+            return read(expanded(which))
+        runs = self.runs()
+        found = [which] if which in runs else [run for run in runs if run.startswith(which)]
+        if not found:
+            raise NotFoundError(f"no start is called {which}", hint="see: coldstream timeline --list")
+        if len(found) > 1:
+            raise UsageError(f"{which} may be any of {', '.join(found[:4])}", hint="give more of its name")
+        return read(self.path(found[0]))
+
+    def _reserved(self, run: str) -> str:
+        """A name that no other start has; its file exists from now on, empty."""
+        names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if self._is_new(name))
+
+    def _is_new(self, run: str) -> bool:
+        try:
+            os.close(open_private(self.path(run), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def _write(self, timeline: Timeline) -> None:
+        write_atomically(self.path(timeline.run), timeline.serialize(), staging=self.folder)
+
+    def _prune(self, *, ended: bool) -> None:
+        surplus = self.runs()[KEPT:]
+        if ended:
+            surplus += [timeline.run for timeline in self.all() if timeline.ended is not None][ENDED_KEPT:]
+        for run in surplus:
+            self.path(run).unlink(missing_ok=True)
+
+
+def timelines_of(settings: Settings) -> Timelines:
+    """Those of the configured cache."""
+    return Timelines(cache_of(settings).root)
+
+
+def read(path: Path) -> Timeline:
+    """Reads a file.
+
+    Raises:
+        NotFoundError: There is none.
+        DiskError: It cannot be read.
+        IntegrityError: It is no timeline, or of a newer format.
+    """
+    shown = clean(str(path))
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {shown}", hint="see: coldstream timeline --list")
+    with disk_errors(path):
+        data = read_bounded(path, RECORD_BYTES_MAX)
+    if data is None:
+        raise IntegrityError(f"{shown} is too large to be the timeline of a start")
+    return parse(data, where=shown)
+
+
+def _by_time(run: str) -> tuple[str, int, str]:
+    """Orders names: "…-10" comes after "…-9"."""
+    match = re.fullmatch(r"(.*?)-([0-9]{1,3})", run)
+    return (match[1], int(match[2]), run) if match else (run, 1, run)

@@ -1,0 +1,202 @@
+"""A timeline for a terminal, and for a log. Pure."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from coldstream.operate.timeline_chart import phase_names
+from coldstream.telemetry.timeline.phases import Phase, Span
+from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.units import format_bytes, format_rate
+
+COLUMNS_MAX = 100
+_BAR_COLUMNS = 28
+_NAME_COLUMNS_MAX = 24
+# From an eighth of a column to all of it, from the left.
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+# What others put before each line of a log: "(llama, pid=1234) ".
+_BEFORE = re.compile(r"^\([^()]*\bpid=\d+[^()]*\) ?")
+_ROW = re.compile(r"  (?P<name>\S.*?) {2,}(?P<seconds>\d+\.\d) s(?:  (?P<note>.*))?")
+_READY = re.compile(r"ready in (?P<ready>\d+\.\d) s(?:   first token after (?P<first>\d+\.\d) s)?(?:   \S+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of a timeline that was shown."""
+
+    name: str
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A timeline as a log shows it: `rows_text` without bars, then `summary_text`, read back."""
+
+    rows: tuple[Row, ...]
+    ready_seconds: float
+    first_token_seconds: float | None
+
+
+def read_shown(lines: Sequence[str]) -> Shown | None:
+    """The last timeline in a log; None when there is none.
+
+    Args:
+        lines: Of the log; each may begin with the name and the process of whoever wrote it.
+    """
+    plain = [_BEFORE.sub("", line.rstrip()) for line in lines]
+    at, ready = next(
+        ((at, found) for at in reversed(range(len(plain))) if (found := _READY.fullmatch(plain[at]))), (0, None)
+    )
+    if ready is None:
+        return None
+    rows: list[Row] = []
+    for line in reversed(plain[:at]):
+        if not (row := _ROW.fullmatch(line)):
+            break
+        rows.append(
+            Row(name=row["name"].removeprefix("· ").strip(), seconds=float(row["seconds"]), note=row["note"] or "")
+        )
+    first = ready["first"]
+    return Shown(
+        rows=tuple(reversed(rows)),
+        ready_seconds=float(ready["ready"]),
+        first_token_seconds=float(first) if first else None,
+    )
+
+
+def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
+    """A line for each phase and span, in the order in which they begin.
+
+    Args:
+        timeline: Of a start.
+        bars: Whether a bar shows when each was; its seconds stand there in any case.
+        columns: Width of the terminal; at most `COLUMNS_MAX` are used.
+    """
+    rows = _rows(timeline)
+    names = min(_NAME_COLUMNS_MAX, max((len(name) for name, *_ in rows), default=0))
+    columns = min(columns, COLUMNS_MAX)
+    wide = max(8, min(_BAR_COLUMNS, columns - names - 30))
+    total = max([timeline.seconds, *(row.stop for _, row, _ in rows)], default=0.0)
+    lines = []
+    for name, row, note in rows:
+        drawn = f"{bar(row.start, row.stop, total, columns=wide)} " if bars and total else ""
+        head = f"  {_cut(name, names):<{names}}  {drawn}{row.seconds:6.1f} s"
+        text = _cut(note, columns - len(head) - 2) if bars else note
+        lines.append(f"{head}  {text}".rstrip())
+    return lines
+
+
+def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | None = None) -> list[str]:
+    """The lines below: how long it took, how much of that is known by name, and what it was limited by.
+
+    Args:
+        timeline: Of a start.
+        url: Where it answers.
+        columns: Width of the terminal; None where lines may have any length.
+    """
+    said = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
+    if timeline.first_token_seconds is not None:
+        said.append(f"first token after {timeline.first_token_seconds:.1f} s")
+    if url:
+        said.append(url)
+    # Rounded down: what is not known whole is not called so.
+    lines = ["   ".join(said), f"named {int(100 * timeline.named_share + 1e-6)}% of it", *timeline.verdict]
+    if timeline.stream is not None and timeline.stream.offline:
+        lines.append("the bucket did not answer: the weights came from the local cache")
+    if columns is None:
+        return lines
+    return [part for line in lines for part in _wrapped(line, min(columns, COLUMNS_MAX))]
+
+
+def ended_text(timeline: Timeline) -> str:
+    """How a start ended that was not over; empty when it was."""
+    ended = timeline.ended
+    return "" if ended is None else f"{ended.outcome} after {ended.seconds:.1f} s, in {ended.phase}: {ended.how}"
+
+
+def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
+    """Starts beside each other, a row for each phase, on one axis; of the spans, the stream.
+
+    Args:
+        columns_of: Heading to start.
+        bars: See `rows_text`.
+        columns: The same.
+    """
+    timelines = [*columns_of.values()]
+    names = [name for timeline in timelines for name, *_ in _rows(timeline) if name in {"download", "· stream"}]
+    names = [*dict.fromkeys([*names, *phase_names(timelines)])]
+    left = max(len(name) for name in names) + 2
+    total = max(timeline.seconds for timeline in timelines)
+    wide = max(8, min(_BAR_COLUMNS, (min(columns, COLUMNS_MAX) - left) // len(timelines) - 12)) if bars else 0
+    cell = max(wide + 10, *(len(title) for title in columns_of)) + 2
+    lines = [f"  {'':<{left}}" + "".join(f"{title:<{cell}}" for title in columns_of)]
+    for name in names:
+        cells = (_cell([row for row in _rows(timeline) if row[0] == name], total, wide) for timeline in timelines)
+        lines.append(f"  {name:<{left}}" + "".join(f"{text:<{cell}}" for text in cells))
+    return [line.rstrip() for line in lines]
+
+
+def _cell(rows: Sequence[tuple[str, Phase | Span, str]], total: float, wide: int) -> str:
+    if not rows:
+        return f"{'':<{wide}} {'-':>6}"
+    start, stop = rows[0][1].start, rows[-1][1].stop
+    drawn = bar(start, stop, total, columns=wide) if wide else ""
+    return f"{drawn} {sum(row.seconds for _, row, _ in rows):6.1f} s"
+
+
+def bar(start: float, stop: float, total: float, *, columns: int) -> str:
+    """A bar on the axis that all of them share: as exact as a terminal allows, and never invisible.
+
+    Args:
+        start: In seconds.
+        stop: The same, at most `total`.
+        total: What the whole width means.
+        columns: Of the width.
+    """
+    first, end = columns * start / total, columns * stop / total
+    cell = min(int(first), columns - 1)
+    if end - cell <= 1:
+        # All of it lies in one column: only how long it is can be shown.
+        eighths = min(8, max(1, round(8 * (end - first))))
+        return (" " * cell + _EIGHTHS[eighths - 1]).ljust(columns)
+    # There is one block that begins inside a column: the right half.
+    inside = first - cell
+    begun = "█" if inside < 0.25 else "▐" if inside < 0.75 else " "
+    whole = int(end) - cell - 1
+    eighths = round(8 * (end - int(end)))
+    if begun == " " and not whole:
+        eighths = max(eighths, 1)
+    return (" " * cell + begun + "█" * whole + (_EIGHTHS[eighths - 1] if eighths else ""))[:columns].ljust(columns)
+
+
+def stream_text(timeline: Timeline) -> str:
+    """The stream in figures; empty without one."""
+    stream = timeline.stream
+    if stream is None:
+        return ""
+    text = f"{format_bytes(stream.bytes)}, {format_rate(stream.bytes, stream.seconds)}"
+    return text if stream.hidden_share is None else f"{text}, {stream.hidden_share:.0%} hidden by the start"
+
+
+def _rows(timeline: Timeline) -> Sequence[tuple[str, Phase | Span, str]]:
+    rows: list[tuple[str, Phase | Span, str]] = [(phase.name, phase, phase.note) for phase in timeline.phases]
+    rows += [(f"· {span.name}", span, _note(timeline, span)) for span in timeline.spans]
+    # What runs beside a phase stands below it.
+    return sorted(rows, key=lambda row: (row[1].start, isinstance(row[1], Span), row[1].stop))
+
+
+def _note(timeline: Timeline, span: Span) -> str:
+    return stream_text(timeline) or span.note if span.name == "stream" else span.note
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    # An address is not cut, wherever it ends.
+    return textwrap.wrap(line, columns, subsequent_indent="  ", break_long_words=False) or [line]
+
+
+def _cut(text: str, columns: int) -> str:
+    return text if len(text) <= columns else text[: max(0, columns - 1)] + "…"

@@ -1,0 +1,66 @@
+"""Deployments for the tests: made of fixed facts, so that their files never change by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coldstream.fleet.deployment import Bucket, Deployment, Domain, Wish, deploy, parse_replicas
+from coldstream.tune.gpus import parse_gpus
+from coldstream.tune.model_shape import Model
+from coldstream.tune.predict import Way
+from coldstream.tune.recommended import advise
+from tests.unit.tune.models import EIGHT, SEVENTY
+
+R2 = Bucket(
+    uri="s3://models",
+    endpoint="https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com",
+    region="auto",
+)
+AWS = Bucket(uri="s3://models/team/a", region="eu-central-1")
+ACCESS = ("CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
+OPEN = Domain(url="https://models.example.com")
+CLOSED = Domain(url="https://models.example.com", secrets=("COLDSTREAM_CDN_HEADER", *ACCESS))
+
+
+def deployment(
+    target: str,
+    *,
+    name: str = "org/Llama-3.1-8B",
+    model: Model = EIGHT,
+    gpus: str = "L4:1",
+    replicas: str = "1",
+    bucket: Bucket = R2,
+    domain: Domain | None = None,
+    **wish: Any,
+) -> Deployment:
+    if target == "sky-job":
+        wish.setdefault("command", "python ask.py --out results/")
+    asked = Wish(target=target, replicas=parse_replicas(replicas), **wish)
+    advice = advise(model, parse_gpus(gpus), Way(cloud=asked.cloud))
+    return deploy(name, asked, advice, bucket, domain=domain, version="0.1.0")
+
+
+# Name of the golden file to what it is made of.
+GOLDEN: dict[str, Deployment] = {
+    "sky": deployment("sky", cloud="aws"),
+    "sky-plain": deployment("sky", gpus="H100:2", model=SEVENTY, spot=False, image=None, loader="runai", bucket=AWS,
+                            name="org/Llama-3.1-70B"),
+    "sky-serve": deployment("sky-serve", cloud="aws", replicas="1..3"),
+    "sky-serve-fixed": deployment("sky-serve", gpus="H200:2", model=SEVENTY, replicas="2", fallback="hf",
+                                  name="org/Llama-3.1-70B"),
+    "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, image=None),
+    "sky-job": deployment("sky-job", cloud="gcp/us-central1"),
+    "sky-serve-cdn": deployment("sky-serve", replicas="1..3", domain=CLOSED),
+    "k8s": deployment("k8s", replicas="2"),
+    "k8s-cdn": deployment("k8s", domain=CLOSED),
+    "k8s-host-path": deployment("k8s", gpus="H200:2", model=SEVENTY, cache_path="/var/lib/models", fallback="hf",
+                                name="org/Llama-3.1-70B", port=9000),
+    "kserve": deployment("kserve", replicas="2"),
+    "compose": deployment("compose"),
+    "compose-cdn": deployment("compose", domain=Domain(url=OPEN.url, secrets=("COLDSTREAM_CDN_HEADER",))),
+    "compose-runai": deployment("compose", loader="runai", bucket=AWS, cache_path="/srv/models", fallback="hf"),
+    "dstack": deployment("dstack", cloud="aws/us-east-1", replicas="1..3"),
+    "dstack-cdn": deployment("dstack", domain=Domain(url=OPEN.url, secrets=ACCESS)),
+    "dstack-on-demand": deployment("dstack", gpus="A100-80GB:4", model=SEVENTY, spot=False, image=None, fallback="hf",
+                                   name="org/Llama-3.1-70B"),
+}  # fmt: skip

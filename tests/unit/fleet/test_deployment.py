@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+
+from coldstream.engines.vllm.versions import version_warning
+from coldstream.errors import ConfigError, UsageError
+from coldstream.fleet.deployment import (
+    IMAGE,
+    TARGETS,
+    VLLM_VERSION,
+    Bucket,
+    Domain,
+    Replicas,
+    bucket_of,
+    domain_of,
+    parse_replicas,
+)
+from coldstream.settings import load_settings
+from tests.unit.fleet.deployments import AWS, R2, SEVENTY, deployment
+
+
+@pytest.mark.parametrize(
+    ("text", "fewest", "most"), [("1", 1, 1), ("3", 3, 3), ("1..4", 1, 4), (" 2..2 ", 2, 2), ("1000", 1000, 1000)]
+)
+def test_replicas(text: str, fewest: int, most: int) -> None:
+    found = parse_replicas(text)
+    assert found == Replicas(fewest=fewest, most=most)
+    assert found.scales == (fewest != most)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0..3", "-1", "a", "1..", "..2", "4..1", "1.5", "1-3", "1..9999", "9" * 40])
+def test_no_replicas(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_replicas(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "wish", "says"),
+    [
+        ("sky", {"gpus": "L4:1", "model": SEVENTY}, "does not fit"),
+        ("nomad", {}, "no target"),
+        ("sky", {"replicas": "2"}, "one replica"),
+        ("compose", {"replicas": "2"}, "one replica"),
+        ("k8s", {"replicas": "1..2"}, "no range"),
+        ("k8s", {"spot": True}, "there already"),
+        ("compose", {"spot": False}, "there already"),
+        ("k8s", {"image": None}, "runs an image"),
+        ("sky-job", {"command": None}, "something to run"),
+        ("sky", {"command": "x"}, "runs no command"),
+        ("sky-job", {"command": "x\x1b[2J"}, "cannot be shown"),
+        ("sky", {"cache_path": "/x"}, "no folders"),
+        ("kserve", {"port": 9000}, "8000"),
+        ("k8s", {"cache_path": "x/y"}, "no folder"),
+        ("k8s", {"image": 'x"\nevil: 1'}, "no image"),
+        ("sky", {"cloud": "aws: x"}, "no cloud"),
+        ("sky", {"name": "org/../x"}, "not a model's name"),
+        ("sky", {"name": "s3://b/m"}, "not a model's name"),
+    ],
+)
+def test_what_cannot_be(target: str, wish: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        deployment(target, **wish)
+    assert caught.value.hint
+
+
+def test_what_fits_is_said() -> None:
+    with pytest.raises(UsageError) as caught:
+        deployment("sky", model=SEVENTY, gpus="H100:1")
+    assert caught.value.hint == "what fits: --gpus H100:2"
+    with pytest.raises(UsageError) as caught:
+        deployment("sky", model=SEVENTY, gpus="T4:1")
+    assert "more memory" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("org/Llama-3.1-8B", "llama-3-1-8b"),
+        ("org/7B_chat", "m-7b-chat"),
+        ("org/___", "m"),
+        ("x" * 80, "x" * 40),
+        ("org/a" + "-" * 60 + "b", "a-b"),
+    ],
+)
+def test_a_name_as_a_label(name: str, slug: str) -> None:
+    assert deployment("sky", name=name).slug == slug
+
+
+def test_what_follows_from_the_target() -> None:
+    assert {target for target in TARGETS if deployment(target).spot} == {"sky", "sky-serve", "sky-job", "dstack"}
+    assert {target for target in TARGETS if deployment(target).host == "127.0.0.1"} == {"sky-job"}
+    # Installing takes time, and so do larger models.
+    with_image, without = deployment("sky"), deployment("sky", image=None)
+    assert without.start_seconds - with_image.start_seconds == 180
+    large = deployment("sky", model=SEVENTY, gpus="H200:2")
+    assert large.start_seconds > with_image.start_seconds
+    assert large.disk_gib > 2 * 131
+
+
+def test_the_version_of_vllm_is_one_that_was_tried() -> None:
+    assert version_warning(VLLM_VERSION) is None
+    assert IMAGE.endswith(f":v{VLLM_VERSION}")
+
+
+def test_the_command_line_offers_every_target() -> None:
+    from coldstream.cli.template_command import render
+
+    offered = next(option.type for option in render.params if option.name == "target")
+    assert isinstance(offered, click.Choice)
+    assert tuple(offered.choices) == TARGETS
+
+
+def test_where_the_bucket_is() -> None:
+    assert R2.environment == {"R2_ENDPOINT": R2.endpoint, "R2_BUCKET": "models", "AWS_REGION": "auto"}
+    assert AWS.environment == {"COLDSTREAM_STORE": "s3://models/team/a", "AWS_REGION": "eu-central-1"}
+    assert not R2.is_here
+    assert Bucket(uri="s3://b", endpoint="http://127.0.0.1:9000").is_here
+    # Nodes read the same bucket out of it as this machine does.
+    for bucket in (R2, AWS):
+        assert bucket_of(load_settings(environ=bucket.environment)) == bucket
+
+
+def test_a_folder_is_no_bucket() -> None:
+    with pytest.raises(UsageError, match="folder of this machine"):
+        bucket_of(load_settings(environ={"COLDSTREAM_STORE": "file:///tmp/x"}))
+    with pytest.raises(ConfigError, match="no bucket"):
+        bucket_of(load_settings(environ={}))
+
+
+def test_no_value_of_a_secret_is_kept() -> None:
+    environ = {
+        **R2.environment,
+        "R2_ACCESS_KEY": "the-access-key",
+        "R2_SECRET_KEY": "the-secret-key",
+        "COLDSTREAM_BUNDLE_KEY": "b" * 40,
+    }
+    made = deployment("sky", bucket=bucket_of(load_settings(environ=environ)))
+    assert not [value for name, value in environ.items() if "KEY" in name and value in repr(made)]
+
+
+CDN = {
+    "R2_CDN_DOMAIN": "Models.Example.com",
+    "COLDSTREAM_CDN_HEADER": "X-Key: the-header-s-value",
+    "CF_ACCESS_CLIENT_ID": "the-client",
+    "CF_ACCESS_CLIENT_SECRET": "the-client-s-secret",
+}
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("COLDSTREAM_CDN_HEADER",), ("CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET"), tuple(CDN)[1:]]
+)
+def test_the_cdn_and_the_names_of_what_opens_it(names: tuple[str, ...]) -> None:
+    environ = {name: CDN[name] for name in ("R2_CDN_DOMAIN", *names)}
+    found = domain_of(load_settings(environ=environ), "coldstream")
+    assert found == Domain(url="https://models.example.com", secrets=names)
+    assert domain_of(load_settings(environ=environ), "runai") is None
+    made = deployment("sky", domain=found)
+    assert made.needed_secrets == ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY", *names)
+    assert not [value for name, value in environ.items() if name in names and value in repr(made)]
+
+
+def test_no_cdn() -> None:
+    without = {name: value for name, value in CDN.items() if name != "R2_CDN_DOMAIN"}
+    assert domain_of(load_settings(environ=without), "coldstream") is None
+    half = {name: value for name, value in CDN.items() if name != "CF_ACCESS_CLIENT_ID"}
+    with pytest.raises(ConfigError, match="CF_ACCESS_CLIENT_ID is not"):
+        domain_of(load_settings(environ=half), "coldstream")
+    # What the loader cannot use is nobody's fault.
+    assert domain_of(load_settings(environ=half), "runai") is None
+    assert Domain(url="http://127.0.0.1:9000").is_here
+    assert not Domain(url="https://models.example.com").is_here

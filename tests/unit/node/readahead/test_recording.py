@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coldstream.machine.process_session import session
+from coldstream.node.readahead import recording
+from coldstream.node.readahead.read_record import decode
+from coldstream.node.readahead.recording import ordered, prefixes_of, record
+
+_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+_PAGE = mmap.PAGESIZE
+# Linux 6.18 may map a whole folio for one touched page: what one page table maps, at most (2 MiB of 4 KiB pages).
+_TABLE = _PAGE * _PAGE // 8
+_MAPPING = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+mapped.madvise(mmap.MADV_RANDOM)
+for at in map(int, sys.argv[2:]):
+    mapped[at]
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_modules_stand_in_their_order_and_libraries_before_their_package() -> None:
+    packages = "/v/lib/python3.12/site-packages"
+    modules = [
+        "/u/lib/python3.12/os.pyc",
+        f"{packages}/numpy/__init__.pyc",
+        f"{packages}/torch/__init__.pyc",
+        f"{packages}/torch/_C.so",
+        f"{packages}/vllm/__init__.pyc",
+    ]
+    mapped = [
+        f"{packages}/torch/_C.so",
+        f"{packages}/torch/lib/libtorch.so",
+        f"{packages}/nvidia/cublas/lib/libcublas.so.12",
+        f"{packages}/numpy.libs/libblas.so",
+        "/usr/lib/libc.so.6",
+    ]
+    assert ordered(modules, mapped) == [
+        "/usr/lib/libc.so.6",
+        "/u/lib/python3.12/os.pyc",
+        f"{packages}/nvidia/cublas/lib/libcublas.so.12",
+        f"{packages}/numpy.libs/libblas.so",
+        f"{packages}/numpy/__init__.pyc",
+        f"{packages}/torch/lib/libtorch.so",
+        f"{packages}/torch/__init__.pyc",
+        f"{packages}/torch/_C.so",
+        f"{packages}/vllm/__init__.pyc",
+    ]
+
+
+def test_prefixes_are_where_programs_lie() -> None:
+    found = prefixes_of(["/v/lib/python3.12/site-packages/x.py", "/w/lib64/python3.9/os.py", "/models/lib/x", "/a"])
+    assert {"/usr/lib", "/v/lib", "/v/bin", "/w/lib64"} <= set(found)
+    assert not any(prefix.startswith(("/models", "/a")) for prefix in found)
+    assert prefixes_of(["/dev/shm/v/lib/python3.12/os.py"]) == prefixes_of([])
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """A Python's folder, with one module, its bytecode, another without, and a library of four page tables."""
+    packages = tmp_path.resolve() / "lib/python3.12/site-packages"
+    for name in ("one/__pycache__", "one-1.0.dist-info", "transformers/models/bert"):
+        (packages / name).mkdir(parents=True)
+    for name in (
+        "one/__init__.py",
+        "one/__pycache__/__init__.cpython-312.pyc",
+        "one/plain.py",
+        "one-1.0.dist-info/METADATA",
+        "one-1.0.dist-info/direct_url.json",
+        "transformers/__init__.py",
+        "transformers/models/bert/__init__.py",
+        "transformers/models/bert/modeling_bert.py",
+        "transformers/models/bert/modular_bert.py",
+    ):
+        (packages / name).write_text("x = 1\n")
+    (packages / "one/empty.py").touch()
+    (packages / "one/library.so").write_bytes(bytes(4 * _TABLE))
+    return packages
+
+
+@_LINUX
+def test_modules_are_recorded_by_what_was_read(environment: Path) -> None:
+    cached = f"{environment}/one/__pycache__"
+    modules = [
+        f"{environment}/transformers/__init__.py",
+        f"{cached}/__init__.cpython-312.pyc",
+        f"{cached}/plain.cpython-312.pyc",
+        f"{environment}/one/empty.py",
+        f"{environment}/one/gone.py",
+        "frozen",
+        "/etc/passwd",
+        f"{environment}/one",
+    ]
+    reads = record([], modules)
+    assert [os.path.relpath(file.path, environment) for file in reads.files] == [
+        "one-1.0.dist-info/METADATA",
+        "transformers/__init__.py",
+        "transformers/models/bert/modeling_bert.py",
+        "one/__pycache__/__init__.cpython-312.pyc",
+        "one/plain.py",
+    ]
+    assert decode(reads.encode()) == reads
+
+
+@_LINUX
+@pytest.mark.parametrize("pagemap", [True, False], ids=["pagemap", "no pagemap"])
+def test_pages_that_a_process_touched_are_recorded(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, *, pagemap: bool
+) -> None:
+    library = environment / "one/library.so"
+    touched = [0, 2 * _TABLE + 40 * _PAGE]
+    command = [sys.executable, "-c", _MAPPING, str(library), *map(str, touched)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mapped\n"
+        assert session(process.pid) == [process.pid]
+        monkeypatch.setattr(recording, "_GAP_BYTES", 1)
+        if not pagemap:
+            opened = os.open
+
+            def refusing(path: str, *rest: int) -> int:
+                if path.endswith("/pagemap"):
+                    raise PermissionError(path)
+                return opened(path, *rest)
+
+            monkeypatch.setattr(os, "open", refusing)
+        reads = record([process.pid, 1 << 30], [str(environment / "one/plain.py")])
+        monkeypatch.undo()
+        process.communicate()
+    (found,) = (file for file in reads.files if file.path == str(library))
+    assert found.size == 4 * _TABLE
+    if pagemap:
+        assert all(any(start <= at < stop for start, stop in found.spans()) for at in touched)
+        # Of a file that was just written all pages are there, and those around a touched one are mapped with it.
+        assert found.read_bytes <= 2 * _TABLE
+    else:
+        assert found.ranges == ()
+    assert any("libc" in file.path or "python" in file.path for file in reads.files if file.path != str(library))
+    assert decode(reads.encode()) == reads
