@@ -41,7 +41,7 @@ from coldstream.machine import disk as disk_module
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX
 from coldstream.machine.disk import make_folders, open_private, temporary_root
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 URI = "s3://models/org/model"
 HUGE = 1 << 40
 SIZES = {"a.safetensors": [40, 3, 50], "sub/b.safetensors": [7] * 9, "empty": [], "c.bin": [1]}
@@ -1047,7 +1047,7 @@ def test_a_file_size_limit_is_a_disk_error(cache: Cache) -> None:
     code = """
 import resource, signal, sys
 from pathlib import Path
-from coldstream.cache import Cache
+from coldstream.cache.cache import Cache
 from coldstream.errors import DiskError
 from tests.unit.cache.test_cache import HUGE, Model, begun
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -1194,7 +1194,7 @@ ENDLESS = """
 import random, sys
 from pathlib import Path
 from tests.unit.cache.test_cache import BIG, HUGE, Model, begun
-from coldstream.cache import Cache
+from coldstream.cache.cache import Cache
 model = Model(BIG)
 order = model.chunks()
 random.Random(int(sys.argv[2])).shuffle(order)
@@ -1237,7 +1237,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 from tests.unit.cache.test_cache import HUGE, Model, begun
-from coldstream.cache import Cache, Writer
+from coldstream.cache.cache import Cache
+from coldstream.cache.copy_writer import Writer
 model = Model()
 cache = Cache(Path(sys.argv[1]), bytes_max=HUGE)
 copy = model.open(cache)
@@ -1292,7 +1293,7 @@ def test_a_killed_holder_holds_nothing(cache: Cache) -> None:
 RACER = """
 import random, sys
 from pathlib import Path
-from coldstream.cache import Cache
+from coldstream.cache.cache import Cache
 from coldstream.errors import DiskError
 from tests.unit.cache.test_cache import Model
 rng = random.Random(int(sys.argv[2]))

@@ -19,7 +19,7 @@ from coldstream.machine.extras import EXTRAS, install_hint, own_requirement, pip
 from coldstream.operate import charts
 from coldstream.operate.demo_bucket import MODEL_PACKAGE, s3_server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_extras_are_those_of_the_package() -> None:

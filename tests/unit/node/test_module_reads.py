@@ -71,10 +71,10 @@ def _until(service: LoadService, *names: str) -> list[str]:
 def test_a_process_tells_its_modules_when_asked(service: LoadService, tmp_path: Path) -> None:
     assert service.modules() == []
     with _started(service, tmp_path) as process:
-        found = _until(service, "telling")
+        found = _until(service, "module_reads")
         assert service.modules() == found
         # In the order of import.
-        places = [next(i for i, path in enumerate(found) if name in path) for name in ("/threading.", "/telling.")]
+        places = [next(i for i, path in enumerate(found) if name in path) for name in ("/threading.", "/module_reads.")]
         assert places == sorted(places)
         process.communicate()
     assert service.modules() == []
@@ -89,7 +89,7 @@ def test_a_forked_process_tells_for_itself(service: LoadService, tmp_path: Path)
 def test_processes_end_and_live_without_the_service(tmp_path: Path) -> None:
     with LoadService("nothing", options=Options()) as service:
         process = _started(service, tmp_path, "gone")
-        _until(service, "telling")
+        _until(service, "module_reads")
     assert process.stdout is not None
     process.stdout.readline()
     output, _ = process.communicate()
@@ -104,7 +104,7 @@ def test_one_that_does_not_answer_does_not_hold_the_others_up(service: LoadServi
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lying,
     ):
-        _until(service, "telling")
+        _until(service, "module_reads")
         for sock in (silent, lying):
             sock.connect(service.address)
             sock.sendall(module_reads.HELLO)
@@ -113,7 +113,7 @@ def test_one_that_does_not_answer_does_not_hold_the_others_up(service: LoadServi
             assert time.monotonic() < until
             time.sleep(0.01)
         lying.sendall(b'{"not": "a list"}\n')
-        assert any("telling" in path for path in service.modules(seconds=3))
+        assert any("module_reads" in path for path in service.modules(seconds=3))
         assert len(service._telling) == 1
         process.communicate()
 

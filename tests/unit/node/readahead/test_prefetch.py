@@ -80,7 +80,7 @@ def test_memory_bounds_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     reads = _reads(*(File(path=f"{tmp_path}/{name}", size=size) for name, size in (("a", 10), ("b", 100), ("c", 10))))
     assert ask(reads, memory_bytes=25) == Asked(files=2, bytes=20, changed=0, left_out=1)
     assert ask(reads, memory_bytes=0).left_out == 3
-    monkeypatch.setattr(asking_module.machine, "available_bytes", lambda: 4 * 20)
+    monkeypatch.setattr(asking_module.hardware, "available_bytes", lambda: 4 * 20)
     assert ask(reads).bytes == 20
 
 

@@ -195,7 +195,7 @@ def test_what_the_cache_gave(cached: str, received: int, here: int, result: str)
 
 def test_nothing_is_imported_until_it_is_asked_for() -> None:
     code = (
-        "import sys, coldstream.cli.load_command, coldstream.telemetry.metrics.registry, coldstream.engine.streamer;"
+        "import sys, coldstream.cli.load_command, coldstream.telemetry.metrics.meter, coldstream.engine.streamer;"
         "import coldstream.engine.worker;"
         "assert not any(name.startswith('prometheus') for name in sys.modules)"
     )

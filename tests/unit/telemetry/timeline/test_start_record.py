@@ -156,7 +156,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_record_holds_what_is_documented_and_no_more() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs/timeline.md").read_text()
+    text = (Path(__file__).resolve().parents[4] / "docs/timeline.md").read_text()
     document = streamed().document()
     names = {
         *document,
