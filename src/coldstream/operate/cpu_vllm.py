@@ -31,8 +31,8 @@ from pathlib import Path
 from coldstream.errors import ColdstreamError, DiskError, NotFoundError, UnavailableError, UsageError
 from coldstream.machine.child_environment import child_environment
 
-_PACKAGE = Path(__file__).parent
-_PINS = _PACKAGE / "cpu_vllm.txt"
+_PACKAGE = Path(__file__).parents[1]
+_PINS = Path(__file__).with_name("cpu_vllm.txt")
 # Changes when the steps below do, so that environments made by older steps are made anew.
 _RECIPE = 1
 _MARKER = ".coldstream-vllm"
