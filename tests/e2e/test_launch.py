@@ -25,7 +25,7 @@ import yaml
 from coldstream.engines.vllm.endpoint import free_port
 from coldstream.fleet.launch_record import Launches
 from coldstream.fleet.sky import INSTALL
-from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
+from coldstream.telemetry.timeline.ready_line import format_ready_line
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -61,8 +61,7 @@ def stocked(moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def sky(tmp_path: Path) -> Iterator[FakeSky]:
-    timeline = streamed()
-    log = rows_text(timeline, bars=False) + summary_text(timeline, url="http://0.0.0.0:8000")
+    log = [format_ready_line(streamed(), "http://0.0.0.0:8000")]
     with fake_sky(tmp_path / "skypilot", log) as made:
         yield made
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from coldstream.engines.vllm.endpoint import free_port
+from coldstream.telemetry.timeline.ready_line import parse_ready_line
 from coldstream.telemetry.timeline.timeline_store import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
@@ -95,6 +96,27 @@ def test_a_start_is_recorded_and_shown(model: Command) -> None:
     assert document["run"] in out
     assert "ready in" in out
     assert "the start: " in out
+
+
+def test_programs_read_a_line_of_json(model: Command) -> None:
+    """coldstream serve org/m 2>log"""
+    flags = ("--port", str(free_port()), "--host", "127.0.0.1")
+    process = model.start("serve", "org/m", "--vllm", str(model.cwd / "env/bin/vllm"), "--", *flags)
+    assert process.stderr is not None
+    line = None
+    with process:
+        lines: list[str] = []
+        while line is None and (text := process.stderr.readline()):
+            lines.append(text)
+            line = parse_ready_line(lines)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert line is not None, "".join(lines)
+    assert line.url.startswith("http://127.0.0.1:")
+    assert line.first_token_seconds is not None
+    assert 0 < line.ready_seconds <= line.first_token_seconds
+    assert line.phases == Timelines(model.cwd / "cache").find(line.run).phases
+    assert any(text.startswith("ready in ") for text in lines), "people read the table above it"
 
 
 def test_on_a_terminal_a_line_says_how_far_it_is(model: Command) -> None:

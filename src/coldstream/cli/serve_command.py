@@ -111,6 +111,7 @@ def command(
     from coldstream.loading.options import Options
     from coldstream.machine.hardware import process_began
     from coldstream.model.uri import Uri
+    from coldstream.telemetry.timeline.ready_line import format_ready_line
 
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
     given = {"concurrency": connections, "memory_limit": memory_limit, "workers": workers}
@@ -150,6 +151,8 @@ def command(
                 state.show(_document(started), "")
             else:
                 state.say(timeline_text(started))
+                if not sys.stderr.isatty():
+                    state.say(format_ready_line(started.timeline, started.url))
             # A spot machine may be gone before the end.
             found.write()
 

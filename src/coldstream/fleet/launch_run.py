@@ -20,11 +20,11 @@ from coldstream.errors import (
 from coldstream.fleet.launch_plan import Plan, renewal
 from coldstream.fleet.launch_record import Launch, Launches
 from coldstream.fleet.launch_state import Sight, answers, endpoint, logs_arguments, look, state_of, states
-from coldstream.fleet.launch_steps import Phase, Steps
+from coldstream.fleet.launch_steps import LaunchPhase, Steps
 from coldstream.fleet.launch_watch import Watch
 from coldstream.fleet.render import render
 from coldstream.fleet.sky import Answer, Sky, last_line
-from coldstream.telemetry.timeline.timeline_text import Shown, read_shown
+from coldstream.telemetry.timeline.ready_line import ReadyLine, parse_ready_line
 
 _POLL_SECONDS = 2.0
 # Asking SkyPilot costs seconds of its server's, and a question to the cloud.
@@ -48,7 +48,7 @@ class Launched:
     launch: Launch
     url: str | None
     seconds: float
-    phases: tuple[Phase, ...]
+    phases: tuple[LaunchPhase, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,14 +251,14 @@ class _Run:
                 hint=f"all of it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
             )
 
-    def _start(self, record: Launch) -> Shown | None:
-        """What the node said of its start; a little later than its API answers."""
+    def _start(self, record: Launch) -> ReadyLine | None:
+        """What `serve` printed on the node; it comes a little later than its API answers."""
         if record.kind == "job":
             return None
         for _ in range(3):
             text = self.sky.ask(*logs_arguments(record, follow=False)).text
-            if (shown := read_shown(text.splitlines())) is not None:
-                return shown
+            if (line := parse_ready_line(text.splitlines())) is not None:
+                return line
             time.sleep(_POLL_SECONDS)
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coldstream.telemetry.timeline.timeline_text import Shown
+from coldstream.telemetry.timeline.ready_line import ReadyLine
 
 # What a line begins, by SkyPilot 0.14.
 _BEGINNINGS = (
@@ -25,7 +25,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class LaunchPhase:
     """Where time went.
 
     Attributes:
@@ -66,14 +66,14 @@ class Steps:
         self.began[name] = now
         return name
 
-    def phases(self, *, kind: str, ended: float, ready: float, start: Shown | None) -> list[Phase]:
+    def phases(self, *, kind: str, ended: float, ready: float, start: ReadyLine | None) -> list[LaunchPhase]:
         """Where the time went.
 
         Args:
             kind: Of the launch.
             ended: When SkyPilot's command had ended.
             ready: When the model answered.
-            start: What the node itself said of its start; None when that could not be read.
+            start: What `serve` printed on the node; None when that could not be read.
         """
         submitted = self.began.get("submitted", ended)
         served = min(start.ready_seconds, ready - submitted) if start is not None else 0.0
@@ -84,16 +84,20 @@ class Steps:
             marks.append(("setup", submitted))
         stops = [at for _, at in marks[1:]] + [ready - served]
         found = [
-            Phase(name=name, seconds=max(0.0, stop - at), note=_WORDS[name])
+            LaunchPhase(name=name, seconds=max(0.0, stop - at), note=_WORDS[name])
             for (name, at), stop in zip(marks, stops, strict=True)
         ]
         if kind == "service":
             # What the controller does for a replica cannot be seen from here.
-            found[1] = Phase(name="replica", seconds=found[1].seconds, note="its machine, its files, its setup")
+            found[1] = LaunchPhase(name="replica", seconds=found[1].seconds, note="its machine, its files, its setup")
         if start is None:
-            return [*found[:-1], Phase(name="start", seconds=found[-1].seconds, note="setup and start, on the node")]
-        inside = [Phase(name=row.name, seconds=row.seconds, note=row.note, of_start=True) for row in start.rows]
-        return [*found, Phase(name="start", seconds=served, note="coldstream serve, until it answered"), *inside]
+            return [
+                *found[:-1],
+                LaunchPhase(name="start", seconds=found[-1].seconds, note="setup and start, on the node"),
+            ]
+        spans = sorted((*start.phases, *start.spans), key=lambda span: (span.start, span.stop))
+        inside = [LaunchPhase(name=span.name, seconds=span.seconds, note=span.note, of_start=True) for span in spans]
+        return [*found, LaunchPhase(name="start", seconds=served, note="coldstream serve, until it answered"), *inside]
 
 
 def words(step: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coldstream.operate.charts import INK, figures
-from coldstream.telemetry.timeline.phases import KINDS, UNNAMED, Phase
+from coldstream.telemetry.timeline.phases import UNNAMED, Phase
 from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.telemetry.timeline.timeline_text import phase_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,13 +96,6 @@ def labels_of(timelines: Sequence[Timeline]) -> list[str]:
     """What tells the runs apart, and is the same in charts and tables."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return [letters[index] if len(timelines) > 1 else "" for index in range(len(timelines))]
-
-
-def phase_names(timelines: Sequence[Timeline]) -> list[str]:
-    """The phases of all runs, each once, in the order of time."""
-    known = {kind.name: place for place, kind in enumerate(KINDS)} | {"engine init": len(KINDS) - 3.5}
-    found = {phase.name: phase for timeline in timelines for phase in timeline.phases}
-    return sorted(found, key=lambda name: (known.get(name.partition(" + ")[0], len(KINDS)), name))
 
 
 def _bars_inches(timelines: Sequence[Timeline]) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from coldstream.operate.timeline_chart import colour_of, labels_of, phase_names, svgs
+from coldstream.operate.timeline_chart import colour_of, labels_of, svgs
 from coldstream.telemetry.timeline.phases import Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
-from coldstream.telemetry.timeline.timeline_text import stream_text
+from coldstream.telemetry.timeline.timeline_text import phase_names, stream_text
 from coldstream.units import format_bytes, format_seconds, plural
 
 _FOOTER = (

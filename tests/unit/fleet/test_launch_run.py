@@ -20,16 +20,13 @@ from coldstream.fleet.launch_record import Launch, Launches
 from coldstream.fleet.launch_run import Telling, launch, refuse_second, renew
 from coldstream.fleet.launch_state import answers, endpoint, logs_arguments, state_of, states, take_down
 from coldstream.fleet.sky import Answer
-from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
+from coldstream.telemetry.timeline.ready_line import format_ready_line
 from tests.unit.fleet.scripted import ScriptedSky
 from tests.unit.fleet.test_launch_plan import made
 from tests.unit.telemetry.timeline.starts import streamed
 
 NODE = "⚙︎ Launching on AWS us-east-1 (us-east-1a).\n✓ Cluster launched: 'm'.\n⚙︎ Job submitted, ID: 1\n"
-LOG = "\n".join(
-    f"(m, pid=77) {line}"
-    for line in rows_text(streamed(), bars=False) + summary_text(streamed(), url="http://0.0.0.0:8000")
-)
+LOG = f"(m, pid=77) {format_ready_line(streamed(), 'http://0.0.0.0:8000')}"
 NO_JOBS = (1, "sky.exceptions.ClusterNotUpError: No in-progress managed jobs.")
 SERVICES = """Services
 NAME  VERSION  UPTIME     STATUS            REPLICAS  ENDPOINT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.fleet.launch_steps import Phase, Steps, words
-from coldstream.telemetry.timeline.timeline_text import Row, Shown
+from coldstream.fleet.launch_steps import LaunchPhase, Steps, words
+from coldstream.telemetry.timeline.phases import Phase, Span
+from coldstream.telemetry.timeline.ready_line import ReadyLine
 
 NODE = (
     (3.0, "Launching a spot job that does not automatically recover from preemptions. To get automatic recovery, use"),
@@ -22,8 +23,12 @@ SERVICE = (
     (90.0, "✓ Cluster launched: 'sky-serve-controller-1'.  View logs: …"),
     (100.0, "✓ Service is spinning up and replicas will be ready shortly."),
 )
-SHOWN = Shown(
-    rows=(Row(name="imports", seconds=9.0, note="of vLLM"), Row(name="stream", seconds=3.0, note="")),
+READY = ReadyLine(
+    url="http://127.0.0.1:8000",
+    run="20261124-102001-m",
+    model="org/m",
+    phases=(Phase(name="imports", start=0.0, stop=9.0, note="of vLLM"),),
+    spans=(Span(name="stream", start=1.0, stop=4.0),),
     ready_seconds=40.0,
     first_token_seconds=None,
 )
@@ -34,7 +39,7 @@ def after(lines: tuple[tuple[float, str], ...]) -> tuple[Steps, list[str]]:
     return steps, [name for now, text in lines if (name := steps.line(text, now))]
 
 
-def summed(phases: list[Phase]) -> float:
+def summed(phases: list[LaunchPhase]) -> float:
     return sum(phase.seconds for phase in phases if not phase.of_start)
 
 
@@ -42,7 +47,7 @@ def test_a_node() -> None:
     steps, began = after(NODE)
     assert began == ["provision", "files", "submitted"]
     assert steps.job == 12
-    phases = steps.phases(kind="node", ended=67.0, ready=200.0, start=SHOWN)
+    phases = steps.phases(kind="node", ended=67.0, ready=200.0, start=READY)
     assert [(phase.name, phase.seconds, phase.of_start) for phase in phases] == [
         ("ask", 4.0, False),
         ("provision", 56.0, False),
@@ -56,7 +61,7 @@ def test_a_node() -> None:
     assert summed(phases) == 200.0
 
 
-def test_a_start_that_nobody_could_read() -> None:
+def test_a_start_whose_ready_line_is_missing() -> None:
     phases = after(NODE)[0].phases(kind="node", ended=67.0, ready=200.0, start=None)
     assert [phase.name for phase in phases] == ["ask", "provision", "files", "start"]
     assert phases[-1].note == "setup and start, on the node"
@@ -67,7 +72,7 @@ def test_a_service() -> None:
     steps, began = after(SERVICE)
     assert began == ["provision", "files", "submitted"]
     assert steps.job is None
-    phases = steps.phases(kind="service", ended=101.0, ready=300.0, start=SHOWN)
+    phases = steps.phases(kind="service", ended=101.0, ready=300.0, start=READY)
     assert [(phase.name, phase.seconds) for phase in phases[:3]] == [
         ("controller", 100.0),
         ("replica", 160.0),
@@ -86,14 +91,14 @@ def test_a_job() -> None:
 def test_nothing_that_is_understood(kind: str) -> None:
     steps, began = after(((1.0, "something else"), (2.0, "that is on AWS")))
     assert began == []
-    phases = steps.phases(kind=kind, ended=10.0, ready=60.0, start=SHOWN)
+    phases = steps.phases(kind=kind, ended=10.0, ready=60.0, start=READY)
     assert summed(phases) == 60.0
     assert min(phase.seconds for phase in phases) >= 0
 
 
 def test_a_node_whose_start_is_longer_than_we_waited() -> None:
     # It was up before; the log is of its first start.
-    phases = after(NODE)[0].phases(kind="node", ended=67.0, ready=80.0, start=SHOWN)
+    phases = after(NODE)[0].phases(kind="node", ended=67.0, ready=80.0, start=READY)
     assert {phase.name: phase.seconds for phase in phases}["start"] == 15.0
     assert summed(phases) == 80.0
 

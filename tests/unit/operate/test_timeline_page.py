@@ -12,10 +12,11 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
-from coldstream.operate.timeline_chart import colour_of, phase_names, png, svgs
+from coldstream.operate.timeline_chart import colour_of, png, svgs
 from coldstream.operate.timeline_page import html
 from coldstream.telemetry.timeline.phases import KINDS, SPANS, UNNAMED
 from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.telemetry.timeline.timeline_text import phase_names
 from tests.unit.telemetry.timeline import logs
 from tests.unit.telemetry.timeline.starts import Report, finished, recorded, streamed
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from coldstream.operate.timeline_chart import phase_names
-from coldstream.telemetry.timeline.phases import Phase, Span
+from coldstream.telemetry.timeline.phases import KINDS, Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.units import format_bytes, format_rate
 
@@ -17,55 +14,6 @@ _BAR_COLUMNS = 28
 _NAME_COLUMNS_MAX = 24
 # From an eighth of a column to all of it, from the left.
 _EIGHTHS = "▏▎▍▌▋▊▉█"
-# What others put before each line of a log: "(llama, pid=1234) ".
-_BEFORE = re.compile(r"^\([^()]*\bpid=\d+[^()]*\) ?")
-_ROW = re.compile(r"  (?P<name>\S.*?) {2,}(?P<seconds>\d+\.\d) s(?:  (?P<note>.*))?")
-_READY = re.compile(r"ready in (?P<ready>\d+\.\d) s(?:   first token after (?P<first>\d+\.\d) s)?(?:   \S+)?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A line of a timeline that was shown."""
-
-    name: str
-    seconds: float
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A timeline as a log shows it: `rows_text` without bars, then `summary_text`, read back."""
-
-    rows: tuple[Row, ...]
-    ready_seconds: float
-    first_token_seconds: float | None
-
-
-def read_shown(lines: Sequence[str]) -> Shown | None:
-    """The last timeline in a log; None when there is none.
-
-    Args:
-        lines: Of the log; each may begin with the name and the process of whoever wrote it.
-    """
-    plain = [_BEFORE.sub("", line.rstrip()) for line in lines]
-    at, ready = next(
-        ((at, found) for at in reversed(range(len(plain))) if (found := _READY.fullmatch(plain[at]))), (0, None)
-    )
-    if ready is None:
-        return None
-    rows: list[Row] = []
-    for line in reversed(plain[:at]):
-        if not (row := _ROW.fullmatch(line)):
-            break
-        rows.append(
-            Row(name=row["name"].removeprefix("· ").strip(), seconds=float(row["seconds"]), note=row["note"] or "")
-        )
-    first = ready["first"]
-    return Shown(
-        rows=tuple(reversed(rows)),
-        ready_seconds=float(ready["ready"]),
-        first_token_seconds=float(first) if first else None,
-    )
 
 
 def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
@@ -171,6 +119,13 @@ def bar(start: float, stop: float, total: float, *, columns: int) -> str:
     if begun == " " and not whole:
         eighths = max(eighths, 1)
     return (" " * cell + begun + "█" * whole + (_EIGHTHS[eighths - 1] if eighths else ""))[:columns].ljust(columns)
+
+
+def phase_names(timelines: Sequence[Timeline]) -> list[str]:
+    """The phases of several starts, each once, in the order of time."""
+    order = {kind.name: place for place, kind in enumerate(KINDS)} | {"engine init": len(KINDS) - 3.5}
+    names = {phase.name for timeline in timelines for phase in timeline.phases}
+    return sorted(names, key=lambda name: (order.get(name.partition(" + ")[0], len(KINDS)), name))
 
 
 def stream_text(timeline: Timeline) -> str:

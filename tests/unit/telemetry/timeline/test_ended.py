@@ -15,7 +15,7 @@ from coldstream.telemetry.timeline.phases import KINDS, phases_of
 from coldstream.telemetry.timeline.recorder import Exit, Recorder
 from coldstream.telemetry.timeline.start_record import Timeline, parse
 from coldstream.telemetry.timeline.timeline_store import ENDED_KEPT, Timelines
-from coldstream.telemetry.timeline.timeline_text import read_shown, rows_text, summary_text
+from coldstream.telemetry.timeline.timeline_text import summary_text
 from tests.unit.telemetry.timeline.logs import COMPILED_ON_CPU, CUDA_COLD
 from tests.unit.telemetry.timeline.starts import BEGAN, Report, finished, streamed
 
@@ -116,7 +116,6 @@ def test_how_it_is_shown(more: dict[str, Any], first: str, second: str) -> None:
     lines = summary_text(timeline)
     assert lines[0] == first
     assert second in "\n".join(lines[1:])
-    assert read_shown([*rows_text(timeline, bars=False), *lines]) is None, "a start that answered is looked for there"
 
 
 def test_what_is_known_of_the_weights_is_said() -> None:
