@@ -145,7 +145,7 @@ def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
     """Hashes the files, which are in the page cache, and writes the manifest beside them."""
     # Imported here: benchmarks/gpu.py makes models where msgspec is not installed, and then without a manifest.
     from coldstream.mirror.digest import StreamDigest
-    from coldstream.model.manifest import FileEntry, Manifest, Source, StoredObject, serialize
+    from coldstream.model.manifest import FileEntry, Manifest, Provenance, StoredObject, serialize
     from coldstream.model.names import MANIFEST_NAME
 
     entries = []
@@ -160,7 +160,7 @@ def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
         entries.append(FileEntry(path=name, size=size, sha256=found.sha256, objects=(stored,), chunks=found.chunks))
     record = Manifest(
         name=path.partition("/")[2],
-        source=Source(kind="folder"),
+        source=Provenance(kind="folder"),
         created=datetime.now(timezone.utc),
         tool="benchmarks/stream.py",
         files=tuple(entries),

@@ -4,9 +4,9 @@
     ├── UsageError                      exit 2    what was asked makes no sense
     │   └── ConfigError                 exit 2    a setting is missing or malformed
     ├── PartialError                    exit 3    some of several things failed
-    ├── NotFoundError                   exit 10   (FileNotFoundError)
-    │   ├── BucketNotFoundError                   the bucket does not exist
-    │   └── UploadNotFoundError                   a multipart upload is gone: completed or aborted
+    ├── NotFoundError                   exit 10   (FileNotFoundError) no such model, object, revision or file
+    ├── BucketNotFoundError             exit 10   (FileNotFoundError) the bucket does not exist
+    ├── UploadNotFoundError             exit 10   (FileNotFoundError) a multipart upload is gone: completed or aborted
     ├── CredentialsError                exit 12   (PermissionError) refused, expired, or not allowed to do this
     ├── IntegrityError                  exit 13   bytes are not what they should be
     │   ├── HeaderError                           a safetensors header that is truncated or lies
@@ -94,12 +94,17 @@ class NotFoundError(ColdstreamError, FileNotFoundError):
     exit_code = 10
 
 
-class BucketNotFoundError(NotFoundError):
+# Not a NotFoundError: whoever asks whether an object exists must not take a misspelt bucket for a "no".
+class BucketNotFoundError(ColdstreamError, FileNotFoundError):
     """The bucket does not exist, or these credentials may not see it. Permanent."""
 
+    exit_code = 10
 
-class UploadNotFoundError(NotFoundError):
+
+class UploadNotFoundError(ColdstreamError, FileNotFoundError):
     """A multipart upload is gone: it was completed, aborted, or has expired. Permanent."""
+
+    exit_code = 10
 
 
 class CredentialsError(ColdstreamError, PermissionError):

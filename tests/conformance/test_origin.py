@@ -26,7 +26,7 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
 from coldstream.model.header import parse_header
-from coldstream.model.manifest import Journal, Source, serialize
+from coldstream.model.manifest import Journal, Provenance, serialize
 from coldstream.model.names import checked_name
 from coldstream.net.connection import read
 from coldstream.net.retry import Backoff, Retry
@@ -333,7 +333,7 @@ def test_an_altered_manifest_is_refused_and_a_cut_one_too(place: Place) -> None:
 def test_an_unfinished_upload_is_no_model(place: Place) -> None:
     journal = Journal(
         name=NAME,
-        source=Source(kind="hub", repo=NAME, revision="v2"),
+        source=Provenance(kind="hub", repo=NAME, revision="v2"),
         created=datetime(2026, 11, 24, tzinfo=timezone.utc),
         tool="t",
         writer="w",

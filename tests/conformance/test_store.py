@@ -11,7 +11,7 @@ import pytest
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
 from coldstream.places.folder_store import FolderStore
 from coldstream.places.s3_store import S3Store
-from coldstream.places.store import Part, Store, honours_conditions
+from coldstream.places.store import Store, UploadPart, honours_conditions
 from tests.conftest import fresh_bucket, quick_store
 from tests.servers.stores import S3Server
 
@@ -213,7 +213,7 @@ def test_completing_with_another_part_is_refused(store: Store) -> None:
     upload_id = store.create_upload("k")
     store.put_part("k", upload_id, 1, b"real")
     with pytest.raises(ConflictError):
-        store.complete_upload("k", upload_id, [Part(1, 4, "0" * 32)])
+        store.complete_upload("k", upload_id, [UploadPart(1, 4, "0" * 32)])
     with pytest.raises(NotFoundError):
         store.head("k")
     store.abort_upload("k", upload_id)

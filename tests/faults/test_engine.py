@@ -21,7 +21,7 @@ from coldstream.errors import (
 )
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
-from coldstream.model.manifest import Chunks, FileEntry, Manifest, Source, StoredObject, serialize
+from coldstream.model.manifest import Chunks, FileEntry, Manifest, Provenance, StoredObject, serialize
 from coldstream.settings import load_settings
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.servers.impostor import PORTAL
@@ -59,7 +59,7 @@ def manifest_of(files: dict[str, bytes], etags: dict[str, str]) -> bytes:
     return serialize(
         Manifest(
             name="m",
-            source=Source(kind="folder"),
+            source=Provenance(kind="folder"),
             created=datetime(2026, 1, 1, tzinfo=timezone.utc),
             tool="test",
             files=tuple(entries),

@@ -98,7 +98,7 @@ def test_every_field_of_the_manifest_is_documented() -> None:
         manifest.FileEntry,
         manifest.StoredObject,
         manifest.Chunks,
-        manifest.Source,
+        manifest.Provenance,
     ):
         for field in model.__struct_fields__:
             assert f"`{field}`" in text, field

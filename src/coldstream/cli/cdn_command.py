@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coldstream.operate.cdn.cache_rule import Standing
     from coldstream.operate.cdn.model_objects import Object
     from coldstream.operate.cdn.zone import Zone
-    from coldstream.places.cdn_domain import Cdn
+    from coldstream.places.cdn_domain import CdnDomain
     from coldstream.places.cloudflare import Api
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -323,7 +323,7 @@ def _difference_document(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _cdn(state: State) -> Cdn:
+def _cdn(state: State) -> CdnDomain:
     from coldstream.places.cdn_domain import cdn_of
 
     cdn = cdn_of(state.settings(), "cdn")
@@ -356,7 +356,7 @@ def _in_bucket(state: State) -> Callable[[Object], bool]:
     return partial(is_stored, state.open_store(8))
 
 
-def _limit(state: State, cdn: Cdn, plan: str | None) -> int:
+def _limit(state: State, cdn: CdnDomain, plan: str | None) -> int:
     """Bytes of the largest object that is kept: of the plan that was named, or that the API tells."""
     from coldstream.errors import ColdstreamError
     from coldstream.operate.cdn.plan_limits import limit_of

@@ -82,7 +82,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreChunk:
     """Write this chunk, at `offset` in the arena, to the local copy, and say `stored_chunk` or `store_failed`."""
 
     chunk: int
@@ -111,4 +111,4 @@ class Fail:
     message: str
 
 
-Action = Fetch | Stop | Ready | Store | Renew | Fail
+Action = Fetch | Stop | Ready | StoreChunk | Renew | Fail

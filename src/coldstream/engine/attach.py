@@ -30,7 +30,7 @@ from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
 from coldstream.machine.child_environment import STREAMER, child_environment
 from coldstream.machine.limits import limits_named
-from coldstream.model.job import FileJob, Settings, pack_files, pack_settings
+from coldstream.model.job import FileJob, JobOptions, pack_files, pack_options
 from coldstream.units import format_bytes
 
 # What keeps it from being imported is told in the form of `wire.FAIL`, without any of our modules.
@@ -336,7 +336,7 @@ class Owner:
         """For `select`."""
         return self._frames.fileno()
 
-    def load(self, files: Sequence[FileJob], catalog: Catalog, settings: Settings) -> None:
+    def load(self, files: Sequence[FileJob], catalog: Catalog, settings: JobOptions) -> None:
         """Tells it what to load.
 
         Raises:
@@ -347,7 +347,7 @@ class Owner:
         try:
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(packed)
-            self._tell(messages.SETTINGS, pack_settings(settings))
+            self._tell(messages.SETTINGS, pack_options(settings))
             self._tell(messages.PLAN, pack_files(files), (descriptor,))
         finally:
             os.close(descriptor)

@@ -20,7 +20,7 @@ FRAME_BYTES_MAX = 1 << 30
 
 # Streamer to worker, on its control socket: one letter, then what it names.
 MAP = b"M"  # u64: the arena has so many bytes; map it
-SOURCE = b"F"  # u32 segment, u32 version of its link, JSON of its job.Source
+SOURCE = b"F"  # u32 segment, u32 version of its link, JSON of its job.SegmentSource
 START = b"C"  # u32 connection: give it a thread
 STOP = b"S"  # u32 connection, u32 chunk: end that fetch
 NUMBER = struct.Struct("<I")
@@ -43,7 +43,7 @@ _READY = struct.Struct("<cIIQ")
 _HELLO = struct.Struct("<cIIQQ")
 
 # Owner to streamer, in frames.
-SETTINGS = b"S"  # JSON of job.Settings; the plan follows
+SETTINGS = b"S"  # JSON of job.JobOptions; the plan follows
 PLAN = b"P"  # JSON of the files; with the catalog's descriptor
 DETACH = b"D"  # go on without being asked until the local copy is written, or the owner's process ends
 LINK = b"L"  # u32 segment, JSON {url, headers}, or nothing when there is none to be had

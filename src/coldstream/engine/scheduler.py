@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, Store
+from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena
 from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, Trouble
 from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, Cdn
@@ -582,7 +582,7 @@ class Scheduler:
             return []
         number = self._storing = self._stores.popleft()
         chunk = self._chunks[number]
-        return [Store(number, self._extents.offset(chunk.extent) + chunk.position)]
+        return [StoreChunk(number, self._extents.offset(chunk.extent) + chunk.position)]
 
     def _drop_store(self) -> bool:
         """Gives up writing the oldest extent that only the local copy holds; whether memory is free for it."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coldstream.engine import messages
-from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
+from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
 from coldstream.engine.arena import PAGE_BYTES, Arena
 from coldstream.engine.cdn_choice import STATUSES
 from coldstream.engine.pace import Pace
@@ -30,7 +30,7 @@ from coldstream.engine.scheduler import Scheduler
 from coldstream.errors import ConfigError, where_raised
 from coldstream.machine.limits import limit_error
 from coldstream.machine.processors import Processors
-from coldstream.model.job import FileJob, Settings, Source, pack_source, sources, unpack_files, unpack_settings
+from coldstream.model.job import FileJob, JobOptions, SegmentSource, pack_source, sources, unpack_files, unpack_options
 from coldstream.net.tls import context_for, tls_settings
 
 CONNECTIONS_FIRST = 8
@@ -76,9 +76,9 @@ class Streamer:
         self._workers: list[_WorkerProcess] = []
         self._respawns = 0
         self._lost_cpu_seconds = 0.0
-        self._settings: Settings | None = None
+        self._settings: JobOptions | None = None
         self._files: list[FileJob] = []
-        self._sources: list[Source] = []  # all segments of all files
+        self._sources: list[SegmentSource] = []  # all segments of all files
         self._versions: list[int] = []  # of their links
         self._mapped = 0
         self._catalog = -1
@@ -146,7 +146,7 @@ class Streamer:
         alive = self._owner.receive()
         for letter, payload in self._owner.frames():
             if letter == messages.SETTINGS:
-                self._settings = unpack_settings(payload)
+                self._settings = unpack_options(payload)
             elif letter == messages.PLAN:
                 self._begin(unpack_files(payload), self._owner.descriptor())
             elif letter == messages.LINK:
@@ -455,7 +455,7 @@ class Streamer:
                     self._send(consumer, message)
             elif isinstance(action, Stop):
                 self._stop_fetch(action)
-            elif isinstance(action, Store):
+            elif isinstance(action, StoreChunk):
                 self._store(action)
             elif isinstance(action, Renew):
                 self._ask_for_link(action.segment)
@@ -497,7 +497,7 @@ class Streamer:
             worker = self._workers[action.connection % len(self._workers)]
             _tell_worker(worker, messages.STOP + messages.NUMBERS.pack(action.connection, flight[0]))
 
-    def _store(self, action: Store) -> None:
+    def _store(self, action: StoreChunk) -> None:
         chunk = self._chunks[action.chunk]
         digest = self._digests.pop(action.chunk)
         self._send_tee(messages.pack_store(chunk.file, chunk.index, action.offset, chunk.size, digest))

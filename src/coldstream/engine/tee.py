@@ -16,10 +16,10 @@ from coldstream.cache.copy_writer import Writer
 from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
 from coldstream.errors import ColdstreamError
-from coldstream.model.job import Settings
+from coldstream.model.job import JobOptions
 
 
-def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, settings: Settings, *, mend: bool) -> None:
+def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, settings: JobOptions, *, mend: bool) -> None:
     """Writes until the streamer closes the socket; closes with a message when the disk refuses.
 
     Args:

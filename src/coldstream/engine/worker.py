@@ -20,7 +20,7 @@ import xxhash
 from coldstream.engine import messages
 from coldstream.engine.cdn_choice import status_number
 from coldstream.errors import ConfigError, where_raised
-from coldstream.model.job import Source, unpack_source
+from coldstream.model.job import SegmentSource, unpack_source
 from coldstream.net import connection as http
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
@@ -33,7 +33,7 @@ _STACK_BYTES = 1 << 20
 class _Known:
     """A segment as this worker knows it."""
 
-    source: Source
+    source: SegmentSource
     version: int
     target: http.Target | None
     proxy: http.Proxy | None
@@ -202,7 +202,7 @@ class Worker:
         link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
         return link
 
-    def _read(self, source: Source, fetch: messages.Fetch, view: memoryview, connection: int) -> None:
+    def _read(self, source: SegmentSource, fetch: messages.Fetch, view: memoryview, connection: int) -> None:
         """Reads the range from the local file.
 
         Raises:

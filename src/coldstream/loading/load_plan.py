@@ -16,8 +16,7 @@ from coldstream.machine.hardware import available_bytes
 from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
 from coldstream.model.header import Header, parse_header, rank_of
-from coldstream.model.job import FileJob, Segment
-from coldstream.model.job import Settings as EngineSettings
+from coldstream.model.job import FileJob, JobOptions, Segment
 from coldstream.model.names import is_path
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
@@ -93,7 +92,7 @@ class Prepared:
 
     def engine_settings(
         self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
-    ) -> EngineSettings:
+    ) -> JobOptions:
         """How the engine is to go about it.
 
         Raises:
@@ -103,7 +102,7 @@ class Prepared:
         if limit is not None:
             self._check_room(options, *limit)
             memory_limit = min(memory_limit, limit[0])
-        return EngineSettings(
+        return JobOptions(
             memory_limit=memory_limit,
             arena_bytes_max=None if limit is None else limit[0],
             consumers=consumers,

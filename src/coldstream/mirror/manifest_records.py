@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 
 from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotFoundError
-from coldstream.model.manifest import FileEntry, Journal, Manifest, Source, digest_of, parse, serialize
+from coldstream.model.manifest import FileEntry, Journal, Manifest, Provenance, digest_of, parse, serialize
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME
 from coldstream.package import __version__
 from coldstream.places.store import Store, honours_conditions
@@ -37,9 +37,7 @@ def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | Non
     key = record_key(name)
     try:
         data, info = store.get(key, bytes_max=MANIFEST_BYTES_MAX)
-    except NotFoundError as exc:
-        if type(exc) is not NotFoundError:
-            raise
+    except NotFoundError:
         return None
     except IntegrityError as exc:  # it is too long for one
         raise ManifestError(exc.message, hint="remove the model: coldstream remove", target=exc.target) from exc
@@ -58,7 +56,7 @@ class JournalWriter:
         store: Store,
         *,
         name: str,
-        source: Source,
+        source: Provenance,
         planned: tuple[int, int, int],
         entries: Iterable[FileEntry],
         etag: str | None,
@@ -194,8 +192,6 @@ class JournalWriter:
         try:
             yield
         except (ConflictError, NotFoundError) as exc:
-            if type(exc) not in {ConflictError, NotFoundError}:
-                raise
             raise ConflictError(
                 f"another upload or removal of {self._name} took over; this one stops",
                 hint="wait until it is done and look with: coldstream list",

@@ -13,7 +13,7 @@ from coldstream.mirror.manifest_records import JournalWriter
 from coldstream.model.chunks import parts
 from coldstream.model.manifest import FileEntry, StoredObject
 from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import Part, PendingUpload, Store
+from coldstream.places.store import PendingUpload, Store, UploadPart
 from coldstream.progress import Progress
 
 SHA256_METADATA = "coldstream-sha256"
@@ -89,8 +89,8 @@ class FileUpload:
         self._upload_id: str | None = None
         self._bad = False
         self._lost = False
-        self._kept: dict[int, Part] = {}
-        self._made: dict[int, Part] = {}
+        self._kept: dict[int, UploadPart] = {}
+        self._made: dict[int, UploadPart] = {}
         # What the finished object carries, so that it is recognised when the answer to completing it gets lost.
         self._mark = {SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
 
@@ -144,7 +144,7 @@ class FileUpload:
             self._bad = self._lost = True
             return
         self._tally.sent(len(view))
-        self._made[number] = Part(number, len(view), etag)
+        self._made[number] = UploadPart(number, len(view), etag)
 
     def finish(self) -> None:
         if self._multipart:
@@ -174,9 +174,9 @@ class FileUpload:
         self._tally.sent(len(view))
         self._note(digests, etag)
 
-    def _resumable(self) -> tuple[str | None, dict[int, Part]]:
+    def _resumable(self) -> tuple[str | None, dict[int, UploadPart]]:
         """The unfinished upload of this object with the most parts that fit, and those parts; else (None, {})."""
-        best: tuple[str | None, dict[int, Part]] = (None, {})
+        best: tuple[str | None, dict[int, UploadPart]] = (None, {})
         expected = {n: stop - start for n, (start, stop) in enumerate(parts(self.size, self.part_bytes), start=1)}
         for upload_id in self._pending:
             try:
@@ -212,9 +212,7 @@ class FileUpload:
             # It may have worked although the answer was lost, and was then repeated.
             try:
                 info = self._store.head(self._key)
-            except NotFoundError as exc:
-                if type(exc) is not NotFoundError:
-                    raise
+            except NotFoundError:
                 return False
             return info.size == self.size and self._mark.items() <= info.metadata.items()
         return True

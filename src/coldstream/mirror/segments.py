@@ -23,7 +23,7 @@ from coldstream.mirror.segment_pool import segment_key
 from coldstream.model.chunks import PART_BYTES, parts
 from coldstream.model.manifest import FileEntry, StoredObject
 from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import Part, Store
+from coldstream.places.store import Store, UploadPart
 from coldstream.progress import Progress
 from coldstream.units import plural
 
@@ -91,9 +91,7 @@ class Pool:
         key = segment_key(sha256)
         try:
             info = self.store.head(key[1:])
-        except NotFoundError as exc:
-            if type(exc) is not NotFoundError:
-                raise
+        except NotFoundError:
             return None
         if info.size != size or self._known.get(key, info.etag) != info.etag:
             return None
@@ -103,7 +101,7 @@ class Pool:
         """Begins a segment; the upload's id."""
         return self.store.create_upload(segment_key(sha256)[1:])
 
-    def complete(self, sha256: str, size: int, upload_id: str, stored: Sequence[Part]) -> StoredObject | None:
+    def complete(self, sha256: str, size: int, upload_id: str, stored: Sequence[UploadPart]) -> StoredObject | None:
         """Makes a segment of its parts; None when the upload is gone and the segment is not there."""
         key = segment_key(sha256)
         try:
@@ -133,7 +131,7 @@ class Pool:
                     self.copies = False
                     self.store.abort_upload(key, upload_id)
                     return None
-                made.append(Part(number, last - first, etag))
+                made.append(UploadPart(number, last - first, etag))
             # Whatever stands under the hash is believed by every later upload, and a server may ignore the condition.
             if self.store.head(whole.key).etag != whole.etag:
                 raise ConflictError(f"{self.store.uri}/{whole.key} was changed while the upload ran")
@@ -172,7 +170,7 @@ class _Segment:
     sha256: str = ""
     stored: StoredObject | None = None
     upload_id: str = ""
-    made: dict[int, Part] = field(default_factory=dict)
+    made: dict[int, UploadPart] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -306,7 +304,7 @@ class SegmentUpload:
             etag = self._pool.store.put_part(
                 segment_key(segment.sha256)[1:], segment.upload_id, number, view, on_sent=self._on_sent
             )
-            segment.made[number] = Part(number, len(view), etag)
+            segment.made[number] = UploadPart(number, len(view), etag)
             self._pool.counts.add(sent_bytes=len(view), parts=1)
         except UploadNotFoundError:
             self._lost = True

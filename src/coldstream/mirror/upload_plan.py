@@ -58,7 +58,7 @@ class UploadPlan:
 
     name: str
     label: str
-    source: manifest.Source
+    source: manifest.Provenance
     files: tuple[SourceFile, ...]
     part_bytes: Mapping[str, int]
     object_bytes_max: int | None
@@ -259,9 +259,7 @@ def _refuse_nesting(store: Store, name: str) -> None:
         outer = "/".join(segments[:depth])
         try:
             store.head(record_key(outer))
-        except NotFoundError as exc:
-            if type(exc) is not NotFoundError:
-                raise
+        except NotFoundError:
             continue
         raise UsageError(f"{name} would lie inside the model {outer}", hint="choose another name with --as")
     own = record_key(name)

@@ -85,7 +85,7 @@ class FileJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SegmentSource:
     """A segment as a worker needs it: what to ask for, or which file to read.
 
     Attributes:
@@ -103,17 +103,17 @@ class Source:
     cdn_headers: Headers = field(default=(), repr=False)
 
 
-def sources(file: FileJob) -> list[Source]:
+def sources(file: FileJob) -> list[SegmentSource]:
     """The segments of a file, for the workers."""
     starts = (0, *(segment.stop for segment in file.segments))
     return [
-        Source(path=file.path, start=start, segment=segment, copy=file.copy, cdn_headers=file.cdn_headers)
+        SegmentSource(path=file.path, start=start, segment=segment, copy=file.copy, cdn_headers=file.cdn_headers)
         for start, segment in zip(starts, file.segments, strict=False)
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class JobOptions:
     """How a load may go about it.
 
     Attributes:
@@ -141,14 +141,14 @@ class Settings:
     cache_bytes_max: int | None = None
 
 
-def pack_settings(settings: Settings) -> bytes:
+def pack_options(settings: JobOptions) -> bytes:
     """For the wire."""
-    return json.dumps({name: getattr(settings, name) for name in Settings.__slots__}).encode()
+    return json.dumps({name: getattr(settings, name) for name in JobOptions.__slots__}).encode()
 
 
-def unpack_settings(data: bytes) -> Settings:
-    """What `pack_settings` packed."""
-    return Settings(**json.loads(data))
+def unpack_options(data: bytes) -> JobOptions:
+    """What `pack_options` packed."""
+    return JobOptions(**json.loads(data))
 
 
 def pack_files(files: Sequence[FileJob]) -> bytes:
@@ -161,16 +161,18 @@ def unpack_files(data: bytes) -> tuple[FileJob, ...]:
     return tuple(_file(entry) for entry in json.loads(data))
 
 
-def pack_source(source: Source) -> bytes:
+def pack_source(source: SegmentSource) -> bytes:
     """For the wire."""
-    entry = {name: getattr(source, name) for name in Source.__slots__}
+    entry = {name: getattr(source, name) for name in SegmentSource.__slots__}
     return json.dumps(entry | {"segment": _plain_segment(source.segment)}).encode()
 
 
-def unpack_source(data: bytes) -> Source:
+def unpack_source(data: bytes) -> SegmentSource:
     """What `pack_source` packed."""
     entry = json.loads(data)
-    return Source(**{**entry, "segment": _segment(entry["segment"]), "cdn_headers": _headers(entry["cdn_headers"])})
+    return SegmentSource(
+        **{**entry, "segment": _segment(entry["segment"]), "cdn_headers": _headers(entry["cdn_headers"])}
+    )
 
 
 def _plain(file: FileJob) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 raise ValueError(f"{self.path}: {stored.key} ends at byte {stop}, in the middle of a chunk")
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a model came from.
 
     Attributes:
@@ -164,7 +164,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     state: Literal["uploading"] = "uploading"
     name: Text
-    source: Source
+    source: Provenance
     created: Time
     tool: Text
     writer: Text
@@ -180,7 +180,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     state: Literal["ready"] = "ready"
     name: Text
-    source: Source
+    source: Provenance
     created: Time
     tool: Text
     files: tuple[FileEntry, ...]
@@ -292,7 +292,7 @@ def digest_of(data: bytes) -> str:
     return data.rpartition(_DIGEST_KEY)[2].partition(b'"')[0].decode()
 
 
-def check_revision(source: Source | None, revision: str | None, *, where: str) -> None:
+def check_revision(source: Provenance | None, revision: str | None, *, where: str) -> None:
     """Makes sure that a stored model is the revision that its name was given with.
 
     Args:

@@ -9,7 +9,7 @@ from functools import partial
 from coldstream.errors import NotFoundError
 from coldstream.model.job import Headers
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
-from coldstream.places.cdn_domain import Cdn
+from coldstream.places.cdn_domain import CdnDomain
 from coldstream.places.origin import Checkpoint, Link
 from coldstream.places.origin_records import Record, nearest_record, no_record, read_record, whole_content
 from coldstream.places.shard_choice import choose, recorded_files, small_files
@@ -30,7 +30,7 @@ class StoredOrigin:
         folder: str,
         *,
         name: str,
-        cdn: Cdn | None = None,
+        cdn: CdnDomain | None = None,
         revision: str | None = None,
         ca_bundle: str | None = None,
     ) -> None:
@@ -166,9 +166,7 @@ class StoredOrigin:
         key = f"{folder}/{MANIFEST_NAME}"
         try:
             data, _ = self._store.get(key, bytes_max=MANIFEST_BYTES_MAX)
-        except NotFoundError as exc:
-            if type(exc) is not NotFoundError:  # the bucket itself
-                raise
+        except NotFoundError:
             return None
         return read_record(data, where=f"{self._store.uri}/{key}", revision=self._revision)
 

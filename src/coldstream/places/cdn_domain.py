@@ -27,7 +27,7 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cdn:
+class CdnDomain:
     """A custom domain in front of a bucket.
 
     Attributes:
@@ -50,7 +50,7 @@ class Cdn:
         return replace(shard, segments=segments)
 
 
-def cdn_of(settings: Settings, via: str = "auto") -> Cdn | None:
+def cdn_of(settings: Settings, via: str = "auto") -> CdnDomain | None:
     """The CDN that loads of the configured bucket go through, or None.
 
     Args:
@@ -74,7 +74,7 @@ def cdn_of(settings: Settings, via: str = "auto") -> Cdn | None:
         raise ConfigError(
             f"R2_CDN_DOMAIN is {url}, and a secret would cross the network unencrypted", hint=f"write https://{host}"
         )
-    return Cdn(url=url, headers=headers)
+    return CdnDomain(url=url, headers=headers)
 
 
 def _checked_domain(text: str) -> tuple[str, str]:

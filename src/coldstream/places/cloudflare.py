@@ -59,7 +59,7 @@ class _Fault(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class _ApiAnswer(msgspec.Struct, frozen=True):
     """What every answer of the REST API is in."""
 
     success: bool
@@ -84,7 +84,7 @@ class _GraphAnswer(msgspec.Struct, frozen=True):
 
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_ENVELOPE = msgspec.json.Decoder(_ApiAnswer)
 _GRAPH_ANSWER = msgspec.json.Decoder(_GraphAnswer)
 
 

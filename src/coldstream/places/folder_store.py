@@ -20,6 +20,7 @@ from pathlib import Path
 import xxhash
 
 from coldstream.errors import (
+    ColdstreamError,
     ConflictError,
     CredentialsError,
     DiskError,
@@ -29,7 +30,7 @@ from coldstream.errors import (
 )
 from coldstream.machine.limits import limit_error
 from coldstream.net.retry import Retry
-from coldstream.places.store import Body, ObjectInfo, Part, PendingUpload
+from coldstream.places.store import Body, ObjectInfo, PendingUpload, UploadPart
 from coldstream.units import MIB
 
 _STAGING = ".coldstream-uploads"
@@ -167,16 +168,16 @@ class FolderStore:
     def part_etag(self, body: Body) -> str:
         return xxhash.xxh3_128_hexdigest(body)
 
-    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
+    def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
         folder = self._upload(key, upload_id)
         with self._translated(key):
             return [
-                Part(int(path.name[:5]), path.stat().st_size, path.name[6:])
+                UploadPart(int(path.name[:5]), path.stat().st_size, path.name[6:])
                 for path in sorted(folder.iterdir())
                 if path.name[:5].isdigit() and path.name[5:6] == "-"
             ]
 
-    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
         folder = self._upload(key, upload_id)
         paths = [folder / f"{part.number:05d}-{part.etag}" for part in parts]
         with self._translated(key):
@@ -279,7 +280,7 @@ class FolderStore:
         at = self._at(key)
         try:
             yield
-        except (ConflictError, IntegrityError, NotFoundError):
+        except ColdstreamError:
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
             raise NotFoundError(f"{at} does not exist", target=at) from exc

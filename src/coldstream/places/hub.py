@@ -109,8 +109,8 @@ class HubSource:
         return f"{self.repo} @ {self.commit[:7]}"
 
     @property
-    def record(self) -> manifest.Source:
-        return manifest.Source(kind="hub", repo=self.repo, commit=self.commit, revision=self.revision)
+    def record(self) -> manifest.Provenance:
+        return manifest.Provenance(kind="hub", repo=self.repo, commit=self.commit, revision=self.revision)
 
     def files(self) -> Sequence[SourceFile]:
         where = f"{self.repo} on the Hub"

@@ -38,7 +38,7 @@ from coldstream.net.http_message import ETAG
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.presigning import Template, template_of
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object, recognize_answers
-from coldstream.places.store import Body, ObjectInfo, Part, PendingUpload
+from coldstream.places.store import Body, ObjectInfo, PendingUpload, UploadPart
 from coldstream.settings import Settings
 from coldstream.units import MIB
 
@@ -269,18 +269,18 @@ class S3Store:
     def part_etag(self, body: Body) -> str:
         return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
-    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
-        found: dict[int, Part] = {}
+    def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
+        found: dict[int, UploadPart] = {}
         more: dict[str, int] = {}
         while True:
             page = self._call("ListParts", key, self._client.list_parts, UploadId=upload_id, **more)
             for part in page.get("Parts", ()):
-                found[part["PartNumber"]] = Part(part["PartNumber"], part["Size"], _etag(part))
+                found[part["PartNumber"]] = UploadPart(part["PartNumber"], part["Size"], _etag(part))
             if not page.get("IsTruncated") or not page.get("NextPartNumberMarker"):
                 return [found[number] for number in sorted(found)]
             more = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
-    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
         listed = [{"PartNumber": part.number, "ETag": f'"{part.etag}"'} for part in parts]
         self._call(
             "CompleteMultipartUpload",
@@ -338,7 +338,7 @@ class S3Store:
         """
         try:
             self._call("HeadBucket", None, self._client.head_bucket)
-        except NotFoundError:
+        except BucketNotFoundError:
             return False
         return True
 

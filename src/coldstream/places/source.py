@@ -45,7 +45,7 @@ class Source(Protocol):
         """For people: "org/model @ 0e9e39f"."""
 
     @property
-    def record(self) -> manifest.Source:
+    def record(self) -> manifest.Provenance:
         """For the manifest."""
 
     def files(self) -> Sequence[SourceFile]:
@@ -94,8 +94,8 @@ class FolderSource:
         return str(self.root)
 
     @property
-    def record(self) -> manifest.Source:
-        return manifest.Source(kind="folder")
+    def record(self) -> manifest.Provenance:
+        return manifest.Provenance(kind="folder")
 
     def files(self) -> Sequence[SourceFile]:
         try:

@@ -40,7 +40,7 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """One stored part of an unfinished multipart upload; `number` counts from 1."""
 
     number: int
@@ -184,14 +184,14 @@ class Store(Protocol):
     def part_etag(self, body: Body) -> str:
         """The ETag that `put_part` gives for this content: what tells whether a stored part holds it."""
 
-    def parts(self, key: str, upload_id: str) -> Sequence[Part]:
+    def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
         """The stored parts, by number.
 
         Raises:
             UploadNotFoundError: The upload is gone.
         """
 
-    def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
         """Makes the object out of its parts, atomically. Repeating it after it worked is an UploadNotFoundError.
 
         Raises:

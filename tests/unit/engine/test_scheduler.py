@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, Store
+from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, StoreChunk
 from coldstream.engine.arena import Arena
 from coldstream.engine.backoff import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, Trouble
 from coldstream.engine.hedging import Flight, Speeds
@@ -86,7 +86,7 @@ def test_a_local_chunk_that_is_bad_comes_from_afar_and_is_stored() -> None:
     assert read.here
     (fetch,) = found.failed_fetch(read.connection, Failure("local", PAGE, "rotten"), 0.1)
     assert fetch == Fetch(0, 0, 0, 0, False)
-    assert found.done(0, 0.2) == [Ready(0, 0, 0), Store(0, 0)]
+    assert found.done(0, 0.2) == [Ready(0, 0, 0), StoreChunk(0, 0)]
 
 
 def test_a_refused_link_is_renewed_once_and_those_with_the_old_one_try_again() -> None:

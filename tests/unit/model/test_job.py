@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.model.job import (
     FileJob,
+    JobOptions,
     Segment,
-    Settings,
     pack_files,
-    pack_settings,
+    pack_options,
     pack_source,
     sources,
     unpack_files,
-    unpack_settings,
+    unpack_options,
     unpack_source,
 )
 
@@ -103,10 +103,10 @@ def test_files(files: list[FileJob]) -> None:
 
 def test_settings() -> None:
     for settings in (
-        Settings(memory_limit=1),
-        Settings(memory_limit=1 << 40, consumers=8, listen="/run/x", verify=False, in_order=True, cache="/c"),
+        JobOptions(memory_limit=1),
+        JobOptions(memory_limit=1 << 40, consumers=8, listen="/run/x", verify=False, in_order=True, cache="/c"),
     ):
-        assert unpack_settings(pack_settings(settings)) == settings
+        assert unpack_options(pack_options(settings)) == settings
 
 
 @given(

@@ -19,7 +19,7 @@ from coldstream.model.manifest import (
     Chunks,
     FileEntry,
     Manifest,
-    Source,
+    Provenance,
     StoredObject,
     digest_of,
     parse,
@@ -37,7 +37,7 @@ def manifest() -> Manifest:
         chunks=Chunks(stops=(4, 10), xxh3_128="0" * 64),
     )
     when = datetime(2026, 11, 24, tzinfo=timezone.utc)
-    return Manifest(name="org/m", source=Source(kind="folder"), created=when, tool="t", files=(entry,))
+    return Manifest(name="org/m", source=Provenance(kind="folder"), created=when, tool="t", files=(entry,))
 
 
 def resealed(document: dict[str, object]) -> bytes:
@@ -67,7 +67,7 @@ def test_a_file_may_be_in_segments_that_end_where_chunks_do() -> None:
 
 
 def test_a_manifest_s_words_are_quoted_in_the_command_that_mends_it() -> None:
-    source = Source(kind="hub", repo="org/m", revision="a; curl x|sh", commit="c" * 40)
+    source = Provenance(kind="hub", repo="org/m", revision="a; curl x|sh", commit="c" * 40)
     found = msgspec.structs.replace(manifest(), source=source, name="$(id)")
     words = ["coldstream", "upload", "org/m", "--revision", "a; curl x|sh", "--as", "$(id)"]
     assert shlex.split(upload_command(found)) == words

@@ -22,7 +22,15 @@ from coldstream.engines.vllm.loader_config import read_extra
 from coldstream.engines.vllm.program import Program, find_program
 from coldstream.engines.vllm.serve_request import Request
 from coldstream.engines.vllm.warm_caches import read_ahead, warm_start
-from coldstream.errors import ColdstreamError, CredentialsError, DiskError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import (
+    BucketNotFoundError,
+    ColdstreamError,
+    CredentialsError,
+    DiskError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from coldstream.loading.options import OnProgress, Options
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import CREDENTIALS
@@ -163,7 +171,7 @@ def _streamed(
 ) -> tuple[Command, LoadService, str]:
     try:
         service, folder = begin(request.uri)
-    except (UnavailableError, NotFoundError, CredentialsError) as exc:
+    except (UnavailableError, NotFoundError, BucketNotFoundError, CredentialsError) as exc:
         if request.fallback != "hf" or not request.is_name:
             raise
         say(f"warning: {exc.message}; streaming from Hugging Face instead")

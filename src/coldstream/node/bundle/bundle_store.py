@@ -27,7 +27,7 @@ from coldstream.node.bundle.bundle_pointer import (
     encode,
     is_signed,
 )
-from coldstream.places.store import ObjectInfo, Part, Store
+from coldstream.places.store import ObjectInfo, Store, UploadPart
 from coldstream.units import MIB
 
 ROOT = ".coldstream/bundles"
@@ -99,9 +99,7 @@ class Shelf:
         """
         try:
             data, info = self.store.get(self._key(key + _POINTER), bytes_max=POINTER_BYTES_MAX)
-        except NotFoundError as exc:
-            if type(exc) is not NotFoundError:
-                raise
+        except NotFoundError:
             return None
         pointer = decode(data, secret)
         if pointer.key != key:
@@ -240,7 +238,7 @@ class Shelf:
             parts = []
             for number, start in enumerate(range(0, size, _PART_BYTES), 1):
                 part = os.pread(descriptor, _PART_BYTES, start)
-                parts.append(Part(number, len(part), self.store.put_part(key, upload, number, part)))
+                parts.append(UploadPart(number, len(part), self.store.put_part(key, upload, number, part)))
             self.store.complete_upload(key, upload, parts)
         except BaseException:
             with self.store.retry.shielded(), suppress(ColdstreamError):

@@ -11,7 +11,7 @@ import urllib3
 
 from coldstream.net.http_message import plain_etag
 from coldstream.net.trust import connections, rate_limit_seconds
-from coldstream.places.cdn_domain import Cdn
+from coldstream.places.cdn_domain import CdnDomain
 from coldstream.units import MIB
 
 _READ_BYTES = MIB
@@ -55,7 +55,7 @@ class Answer:
 class Edge:
     """The domain, as one asks it. Thread-safe."""
 
-    def __init__(self, cdn: Cdn, *, count: int = 1) -> None:
+    def __init__(self, cdn: CdnDomain, *, count: int = 1) -> None:
         """Touches no network.
 
         Args:

@@ -13,7 +13,7 @@ from coldstream.operate.cdn.cache_check import check, look_again, places
 from coldstream.operate.cdn.cache_fill import warm
 from coldstream.operate.cdn.edge import Answer, Edge
 from coldstream.operate.cdn.model_objects import Object
-from coldstream.places.cdn_domain import Cdn
+from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
 
 BODY = bytes(range(100))
@@ -63,7 +63,7 @@ class Scripted(Edge):
     """`Edge`, for those that want one."""
 
     def __init__(self, script: Script) -> None:
-        super().__init__(Cdn(url="http://127.0.0.1:1"))
+        super().__init__(CdnDomain(url="http://127.0.0.1:1"))
         self.byte = script.byte  # type: ignore[method-assign]
         self.whole = script.whole  # type: ignore[method-assign]
 
