@@ -232,7 +232,7 @@ def memory(bench: Bench) -> dict[str, Any]:
     found: dict[str, list[float]] = {"HTTP": [], "TLS": []}
     for tls in (False, True):
         with served_by_nginx(model, tls=tls) as served:
-            row = make.script(served, "drain", stream={"memory_limit": MEMORY_LIMIT})
+            row = make.script(served, "drain", stream={"memory": MEMORY_LIMIT})
             for _ in range(bench.rounds):
                 sample = attempt(row, size=_most(model), pss=True, interval=0.1)
                 if sample:

@@ -31,6 +31,23 @@ from typing import TYPE_CHECKING
 from coldstream.package import __version__ as __version__
 
 if TYPE_CHECKING:
+    from coldstream.errors import (
+        BucketNotFoundError,
+        CancelledError,
+        ColdstreamError,
+        ConfigError,
+        ConflictError,
+        CredentialsError,
+        DiskError,
+        HeaderError,
+        IntegrityError,
+        ManifestError,
+        NotFoundError,
+        PartialError,
+        UnavailableError,
+        UploadNotFoundError,
+        UsageError,
+    )
     from coldstream.loading.load_into import LoadIntoReport, load_into
     from coldstream.loading.load_report import LoadReport
     from coldstream.loading.options import Options
@@ -41,12 +58,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attached",
+    "BucketNotFoundError",
+    "CancelledError",
+    "ColdstreamError",
+    "ConfigError",
+    "ConflictError",
+    "CredentialsError",
+    "DiskError",
+    "HeaderError",
+    "IntegrityError",
     "Load",
     "LoadIntoReport",
     "LoadReport",
+    "ManifestError",
+    "NotFoundError",
     "Options",
+    "PartialError",
     "Share",
     "TypedBuffer",
+    "UnavailableError",
+    "UploadNotFoundError",
+    "UsageError",
     "attach",
     "load",
     "load_into",
@@ -54,6 +86,7 @@ __all__ = [
     "share",
     "stream",
 ]
+# Where each name is defined; errors are not listed.
 _MODULES = {
     "Attached": "loading.sharing",
     "Load": "loading.streaming",
@@ -72,11 +105,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used: the streamer's processes and `--help` need none of them."""
+    """Imports a public name on first use: `coldstream --help` and the streamer's processes start without them."""
     import importlib
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"coldstream.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"coldstream.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -102,11 +102,11 @@ def test_a_share_counts_once_whoever_reads_it(server: RangedServer, settings: Se
         child = os.fork()
         if child == 0:
             try:
-                drained(coldstream.attach(shared.address, framework="buffer", settings=settings))
+                drained(coldstream.attach(shared.address, framework="buffer"))
                 shared._counted()
             finally:
                 os._exit(0)
-        drained(coldstream.attach(shared.address, framework="buffer", settings=settings))
+        drained(coldstream.attach(shared.address, framework="buffer"))
         os.waitpid(child, 0)
         assert shared.wait(60)
     assert loads(file, outcome="ok", verified="no") == 1
@@ -116,7 +116,7 @@ def test_a_share_counts_once_whoever_reads_it(server: RangedServer, settings: Se
 
 def test_loads_that_fail_or_are_left(server: RangedServer, settings: Settings, file: Path) -> None:
     uri = f"{server.url}/org/m"
-    given: dict[str, Any] = {"settings": settings, "cache": False, "framework": "buffer"}
+    given: dict[str, Any] = {"settings": settings, "cache": False}
     with pytest.raises(NotFoundError):
         coldstream.load(f"{server.url}/org/other", **given)
     assert loads(file, model="org/other", outcome="failed") == 1
@@ -125,7 +125,7 @@ def test_loads_that_fail_or_are_left(server: RangedServer, settings: Settings, f
     assert loads(file, model="org/other", outcome="failed") == 2
     assert read(file, "coldstream_load_failures_total", kind="not-found") == 2
     stalled = server.add("stall", r"GET .*model-00002.*\.safetensors", first=2, at=1 << 10, times=None)
-    with coldstream.stream(uri, **given) as loading:
+    with coldstream.stream(uri, framework="buffer", **given) as loading:
         next(loading)
     assert loads(file, outcome="cancelled") == 1
     stalled.release()

@@ -138,7 +138,7 @@ def test_in_order(folder: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 8 << 20, 20 << 20])
 def test_little_memory_is_enough(limit: int, server: RangedServer, tmp_path: Path, expected: dict[str, bytes]) -> None:
-    loading = coldstream.stream(f"{server.url}/m", **options(tmp_path, memory_limit=limit, cache=False))
+    loading = coldstream.stream(f"{server.url}/m", **options(tmp_path, memory=limit, cache=False))
     with loading:
         assert collected(loading) == expected
     assert loading.report is not None
@@ -151,7 +151,7 @@ def test_tensors_that_are_kept_stay_as_they_are(
     server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     """More is kept than the limit allows: the arena grows and says so, and nothing is overwritten."""
-    with coldstream.stream(f"{server.url}/m", **options(tmp_path, memory_limit=16 << 20, cache=False)) as loading:
+    with coldstream.stream(f"{server.url}/m", **options(tmp_path, memory=16 << 20, cache=False)) as loading:
         kept = dict(loading)
     assert {name: raw_bytes(tensor) for name, tensor in kept.items()} == expected
     assert loading.report is not None
@@ -162,7 +162,7 @@ def test_one_tensor_kept_from_each_step_outlives_the_load(
     server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     kept = {}
-    with coldstream.stream(f"{server.url}/m", **options(tmp_path, memory_limit=64 << 20, cache=False)) as loading:
+    with coldstream.stream(f"{server.url}/m", **options(tmp_path, memory=64 << 20, cache=False)) as loading:
         for name, tensor in loading:
             if name.endswith("norm"):
                 kept[name] = tensor.view(2, -1)[1:]  # a view of a view
@@ -257,7 +257,7 @@ def test_several_processes_read_one_load(
     method: str, server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     context: Any = multiprocessing.get_context(method)
-    with coldstream.share(f"{server.url}/m", consumers=3, **options(tmp_path, memory_limit=32 << 20)) as shared:
+    with coldstream.share(f"{server.url}/m", consumers=3, **options(tmp_path, memory=32 << 20)) as shared:
         results = context.SimpleQueue()
         readers = [context.Process(target=_read, args=(shared.address, results, 0.002 * n)) for n in range(3)]
         for reader in readers:
@@ -278,7 +278,7 @@ def test_a_reader_that_dies_does_not_hold_the_others(
     server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     context: Any = multiprocessing.get_context("fork")
-    with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory_limit=24 << 20)) as shared:
+    with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory=24 << 20)) as shared:
         holds = context.SimpleQueue()
         reader = context.Process(target=_hold_for_ever, args=(shared.address, holds))
         reader.start()
@@ -295,7 +295,7 @@ def test_a_reader_that_dies_does_not_hold_the_others(
 def test_a_reader_that_leaves_early_keeps_its_tensors_and_holds_nobody(
     server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory_limit=24 << 20)) as shared:
+    with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory=24 << 20)) as shared:
         early = coldstream.attach(shared.address, framework="buffer")
         kept = dict(next(early) for _ in range(8))
         early.close()
@@ -310,7 +310,7 @@ def test_a_reader_that_leaves_early_keeps_its_tensors_and_holds_nobody(
 
 
 def test_a_reader_that_never_comes_ends_the_load(server: RangedServer, tmp_path: Path) -> None:
-    limits = options(tmp_path, memory_limit=24 << 20, attach_seconds=0.5)
+    limits = options(tmp_path, memory=24 << 20, attach_seconds=0.5)
     with coldstream.share(f"{server.url}/m", consumers=2, **limits) as shared:
         with pytest.raises(ColdstreamError, match="only 1 of 2 readers came"):
             list(coldstream.attach(shared.address, framework="buffer"))
@@ -368,8 +368,8 @@ def test_bad_options_and_bad_names_are_one_line(tmp_path: Path) -> None:
     _, err = command.run("load", str(tmp_path / "m"), "--device", "warp", code=2)
     assert "no device 'warp'" in err
     command.run("load", str(tmp_path / "m"), "--memory", "lots", code=2)
-    with pytest.raises(UsageError, match="concurrency"):
-        coldstream.stream("x", concurrency=0)
+    with pytest.raises(UsageError, match="connections"):
+        coldstream.stream("x", connections=0)
     with pytest.raises(UsageError, match="framework"):
         coldstream.stream("x", framework="tf")
 

@@ -51,7 +51,7 @@ def test_advice_for_a_model_in_the_bucket(command: Command) -> None:
 
 
 def steady_rate(_uri: object, options: Options, *_: object) -> float:
-    return min(options.concurrency * 4e7, 1e8)  # other than what is assumed
+    return min(options.connections * 4e7, 1e8)  # other than what is assumed
 
 
 def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,10 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
 
     def connections(**options: int) -> int:
         request = Request(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
-        return _options(request, settings).concurrency
+        return _options(request, settings).connections
 
     assert connections() == curve["connections"]
-    assert connections(concurrency=5) == 5
+    assert connections(connections=5) == 5
 
 
 @pytest.mark.parametrize(

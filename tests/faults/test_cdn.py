@@ -72,7 +72,7 @@ class Place:
     settings: Settings
 
     def load(self, **options: object) -> Load:
-        options = {"framework": "buffer", "cache": False, "settings": self.settings, "concurrency": 8} | options
+        options = {"framework": "buffer", "cache": False, "settings": self.settings, "connections": 8} | options
         return Load(NAME, Options(**options))  # type: ignore[arg-type]
 
     def having(self, **values: str) -> Place:
@@ -248,7 +248,7 @@ def test_a_page_for_everything(place: Place, expected: dict[str, bytes]) -> None
 
 def test_it_dies_in_the_midst(place: Place, expected: dict[str, bytes]) -> None:
     place.cdn.bytes_per_second = 8e6
-    loading = place.load(memory_limit=8 * MIB)
+    loading = place.load(memory=8 * MIB)
     found = {}
     with loading:
         for number, (name, tensor) in enumerate(loading):
@@ -267,7 +267,7 @@ def test_it_dies_in_the_midst(place: Place, expected: dict[str, bytes]) -> None:
 
 def test_the_bucket_s_links_are_renewed_as_ever(place: Place, expected: dict[str, bytes]) -> None:
     place.cdn.page = True
-    loading = place.load(memory_limit=8 * MIB)
+    loading = place.load(memory=8 * MIB)
     with loading:
         name, tensor = next(loading)
         found = {name: raw_bytes(tensor)}

@@ -87,7 +87,7 @@ def server(files: dict[str, bytes]) -> Iterator[RangedServer]:
 
 def load(server: RangedServer, **options: object) -> Load:
     settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "20"}, environ={})
-    options = {"framework": "buffer", "cache": False, "settings": settings, "concurrency": 8} | options
+    options = {"framework": "buffer", "cache": False, "settings": settings, "connections": 8} | options
     return Load(f"{server.url}/m", Options(**options))  # type: ignore[arg-type]
 
 
@@ -160,7 +160,7 @@ def test_survives(name: str, server: RangedServer, expected: dict[str, bytes]) -
 
 def failing(server: RangedServer, kind: str, **options: object) -> ColdstreamError:
     """The error of a load whose server fails in this way from the second tensor on."""
-    with load(server, memory_limit=24 << 20) as loading:
+    with load(server, memory=24 << 20) as loading:
         next(loading)
         server.add(kind, r"safetensors", **options)  # type: ignore[arg-type]
         with pytest.raises(ColdstreamError) as caught:
@@ -195,7 +195,7 @@ def test_ranges_ignored_for_good(server: RangedServer) -> None:
 
 
 def test_a_page_for_good_is_named(server: RangedServer) -> None:
-    loading = load(server, memory_limit=24 << 20, settings=load_settings({"COLDSTREAM_RETRY_SECONDS": "1"}, environ={}))
+    loading = load(server, memory=24 << 20, settings=load_settings({"COLDSTREAM_RETRY_SECONDS": "1"}, environ={}))
     with loading:
         next(loading)
         server.add("page", r"safetensors", value=PORTAL, times=None)
@@ -206,7 +206,7 @@ def test_a_page_for_good_is_named(server: RangedServer) -> None:
 def test_down_for_good(server: RangedServer) -> None:
     loading = load(
         server,
-        memory_limit=24 << 20,
+        memory=24 << 20,
         settings=load_settings({"COLDSTREAM_RETRY_SECONDS": "1.5"}, environ={}),
     )
     with loading:
@@ -217,7 +217,7 @@ def test_down_for_good(server: RangedServer) -> None:
 
 
 def test_leaving_early_on_a_slow_server_ends_every_process(server: RangedServer) -> None:
-    loading = load(server, memory_limit=24 << 20)
+    loading = load(server, memory=24 << 20)
     name, tensor = next(loading)
     server.add("stall", r"safetensors", at=1000, times=None)
     processes = engine_processes(loading)
@@ -231,7 +231,7 @@ def test_leaving_early_on_a_slow_server_ends_every_process(server: RangedServer)
 
 def test_a_killed_worker_is_replaced(server: RangedServer, expected: dict[str, bytes]) -> None:
     server.bytes_per_second = 20e6
-    loading = load(server, workers=2, memory_limit=32 << 20)
+    loading = load(server, workers=2, memory=32 << 20)
     found = {}
     with loading:
         for number, (name, tensor) in enumerate(loading):
@@ -244,7 +244,7 @@ def test_a_killed_worker_is_replaced(server: RangedServer, expected: dict[str, b
 
 def test_a_killed_streamer_is_one_clear_error(server: RangedServer) -> None:
     server.bytes_per_second = 5e6
-    loading = load(server, memory_limit=24 << 20)
+    loading = load(server, memory=24 << 20)
     next(loading)
     processes = engine_processes(loading)
     os.kill(streamer_of(loading), signal.SIGKILL)
@@ -257,9 +257,7 @@ def test_a_killed_streamer_is_one_clear_error(server: RangedServer) -> None:
 def test_expired_links_are_renewed(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
     served = {f"/m/{path}": content for path, content in files.items()}
     with RangedServer(served, query_token="one") as server:
-        options = Options(
-            framework="buffer", cache=False, memory_limit=24 << 20, settings=load_settings({}, environ={})
-        )
+        options = Options(framework="buffer", cache=False, memory=24 << 20, settings=load_settings({}, environ={}))
         loading = Load(f"{server.url}/m?token=one", options)
         found = {}
         renewed = 0

@@ -41,7 +41,7 @@ def serve(server: RangedServer, files: dict[str, bytes], *, every: int, chunk_by
 
 def load(server: RangedServer, **options: object) -> Load:
     settings = load_settings({"COLDSTREAM_RETRY_SECONDS": "20", "COLDSTREAM_CACHE_LIMIT": "20GB"}, environ={})
-    options = {"framework": "buffer", "cache": False, "settings": settings, "concurrency": 8} | options
+    options = {"framework": "buffer", "cache": False, "settings": settings, "connections": 8} | options
     return Load(f"{server.url}/m", Options(**options))  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def test_equal_bytes_for_every_cut(every: int, files: dict[str, bytes], expected
 def test_a_header_in_several_segments(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
     with RangedServer({}) as server:
         serve(server, files, every=1, chunk_bytes=64 << 10)
-        assert bytes_of(load(server, memory_limit=4 * MIB)) == expected
+        assert bytes_of(load(server, memory=4 * MIB)) == expected
     with RangedServer({}) as server:
         # A hundred bytes to a chunk, and 30,000 to a segment: the header's end lies in the midst of one.
         small = sharded_checkpoint(shards=1, layers=2, rows=16, columns=32)
@@ -81,7 +81,7 @@ def test_faults_and_links_that_end(files: dict[str, bytes], expected: dict[str, 
     """Each segment has a link of its own, which is renewed by itself."""
     with RangedServer({}, seed=3) as server:
         serve(server, files, every=2)
-        loading = load(server, memory_limit=12 * MIB)
+        loading = load(server, memory=12 * MIB)
         found = {}
         with loading:
             for number, (name, tensor) in enumerate(loading):
@@ -102,7 +102,7 @@ def test_faults_and_links_that_end(files: dict[str, bytes], expected: dict[str, 
 def test_a_segment_that_is_replaced_ends_the_load(files: dict[str, bytes]) -> None:
     with RangedServer({}) as server:
         serve(server, files, every=4)
-        with load(server, memory_limit=12 * MIB) as loading:
+        with load(server, memory=12 * MIB) as loading:
             next(loading)
             server.add("size", r"\.d/0000[2-9]", by=7, times=None)
             with pytest.raises(ConflictError):

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Most connections at once; how many are used is found out.",
 )
-@click.option(
-    "--memory", "memory_limit", type=Size(), help="Most memory for data on its way.  [default: what there is]"
-)
+@click.option("--memory", type=Size(), help="Most memory for data on its way.  [default: what there is]")
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
 @click.option(
     "--via",
@@ -48,7 +46,7 @@ def command(
     uri: str,
     device: str,
     connections: int,
-    memory_limit: int | None,
+    memory: int | None,
     workers: int | None,
     via: str,
     no_cache: bool,
@@ -76,8 +74,8 @@ def command(
         options = Options(
             device=device,
             framework="buffer" if device == "cpu" else "pt",
-            concurrency=connections,
-            memory_limit=memory_limit,
+            connections=connections,
+            memory=memory,
             workers=workers,
             verify=not no_verify,
             via=via,

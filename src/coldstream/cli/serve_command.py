@@ -37,9 +37,7 @@ _OF_TIMELINE = (
 )
 @click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
 @click.option("--connections", type=click.IntRange(1, 1024), help="Most connections at once.  [default: 64]")
-@click.option(
-    "--memory", "memory_limit", type=Size(), help="Most memory for data on its way.  [default: half of what is free]"
-)
+@click.option("--memory", type=Size(), help="Most memory for data on its way.  [default: half of what is free]")
 @click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
 @click.option(
     "--via",
@@ -77,7 +75,7 @@ def command(
     loader: str,
     fallback: str | None,
     connections: int | None,
-    memory_limit: int | None,
+    memory: int | None,
     workers: int | None,
     via: str,
     no_cache: bool,
@@ -114,7 +112,7 @@ def command(
     from coldstream.telemetry.timeline.ready_line import format_ready_line
 
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
-    given = {"concurrency": connections, "memory_limit": memory_limit, "workers": workers}
+    given = {"connections": connections, "memory": memory, "workers": workers}
     options = Options(
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         cache=not no_cache,

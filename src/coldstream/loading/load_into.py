@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldstream.errors import UsageError
 from coldstream.loading.load_report import LoadReport
-from coldstream.loading.options import Options
+from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.streaming import Load
 from coldstream.loading.tensors import require_torch
+from coldstream.model.uri import Uri
+from coldstream.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -31,21 +34,38 @@ class LoadIntoReport:
     report: LoadReport
 
 
+@accepts_old_names("framework", "keep_all")
 def load_into(
-    module: torch.nn.Module, uri: str, *, strict: bool = True, prefix: str = "", **options: Any
+    module: torch.nn.Module,
+    uri: str | Uri,
+    *,
+    strict: bool = True,
+    prefix: str = "",
+    device: str = "cpu",
+    connections: int = CONNECTIONS_MAX,
+    memory: int | None = None,
+    workers: int | None = None,
+    via: str = "auto",
+    cache: bool | str | Path = True,
+    verify: bool = True,
+    in_order: bool = False,
+    pin: bool = False,
+    settings: Settings | None = None,
+    metrics: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> LoadIntoReport:
     """Copies a model's tensors into a module's parameters and buffers, in place, converting dtypes.
 
     Args:
         module: On any device but "meta".
-        uri: See `Load`.
-        strict: Whether missing or unexpected names are an error, raised when all that fits has been copied.
-        prefix: Taken off the checkpoint's names ("model."); names without it are unexpected.
-        options: See `Options`.
+        uri: As for `Load`. The parameters that are not listed here are those of `Options`.
+        strict: Whether missing or unexpected names are an error, raised after everything that fits was copied.
+        prefix: Removed from the checkpoint's names ("model."); names without it are unexpected.
+        device: Where the tensors are loaded before they are copied to the module's own device.
 
     Raises:
-        UsageError: A shape differs, the module is on "meta", or names differ and `strict`.
-        And what a `Load` raises; the module is then partly filled.
+        UsageError: A shape differs, the module is on "meta", or names differ and `strict` is set.
+        ColdstreamError: As for `Load`; the module is then partly filled.
     """
     require_torch("load_into")
     import torch
@@ -54,9 +74,24 @@ def load_into(
     targets: dict[str, torch.Tensor] = dict(module.state_dict(keep_vars=True))
     if any(target.is_meta for target in targets.values()):
         raise UsageError("the module is on the meta device", hint="give it memory first: module.to_empty(device=...)")
+    options = Options(
+        framework="pt",
+        device=device,
+        connections=connections,
+        memory=memory,
+        workers=workers,
+        via=via,
+        cache=cache,
+        verify=verify,
+        in_order=in_order,
+        pin=pin,
+        settings=settings,
+        metrics=metrics,
+        on_progress=on_progress,
+    )
     found: set[str] = set()
     unexpected: list[str] = []
-    with Load(uri, Options(**{"framework": "pt", **options})) as loading, torch.no_grad():
+    with Load(uri, options) as loading, torch.no_grad():
         for name, tensor in loading:
             inner = name.removeprefix(prefix)
             target = targets.get(inner) if name.startswith(prefix) else None

@@ -134,8 +134,8 @@ class Prepared:
             )
 
     def _memory_limit(self, options: Options) -> int:
-        if options.memory_limit is not None:
-            return options.memory_limit
+        if options.memory is not None:
+            return options.memory
         if options.device != "cpu":
             largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
             return max(_DEVICE_ARENA_BYTES, 2 * largest)

@@ -1,10 +1,13 @@
-"""How a load is to be done: one frozen record, checked once."""
+"""How a load is done: one frozen record that checks itself, and the support for parameters' old names."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coldstream.errors import UsageError
 from coldstream.loading.tensors import require_torch
@@ -13,46 +16,80 @@ from coldstream.places.cdn_domain import VIAS
 from coldstream.settings import Settings
 from coldstream.units import GIB
 
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec
+
+    _P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 CONNECTIONS_MAX = 64
 WORKERS_MAX = 8
-# Pinning touches memory, and takes it from everybody else.
+# Pinned memory is touched at once, and no other process can use it.
 PINNED_BYTES_MAX = 2 * GIB
 
-OnProgress = Callable[[int, int], None]  # bytes that are there, bytes of all
+OnProgress = Callable[[int, int], None]  # bytes loaded, bytes of all tensors
+# Parameters that were renamed after the command's flags.
+_RENAMED = {"concurrency": "connections", "memory_limit": "memory"}
+
+
+def accepts_old_names(*ignored: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Lets a function accept its parameters' old names, with a `DeprecationWarning`.
+
+    Type checkers see the new names only.
+
+    Args:
+        ignored: Parameters that the function used to accept and that never had an effect on it.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for old in [name for name in kwargs if name in _RENAMED or name in ignored]:
+                value: Any = kwargs.pop(old)
+                new = _RENAMED.get(old, old)
+                advice = "has no effect here" if new in ignored else f"is deprecated; use {new}"
+                warnings.warn(f"the parameter {old} {advice}", DeprecationWarning, stacklevel=2)
+                if new not in ignored:
+                    kwargs.setdefault(new, value)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a load is to be done.
+    """How a load is done.
 
     Attributes:
         device: Where the tensors go, as torch names it: "cpu", "cuda", "cuda:1".
-        framework: "pt" for torch tensors, "buffer" for `TypedBuffer`; None: torch where it is installed.
-        concurrency: Most connections at once; how many are used is found out.
-        memory_limit: Most bytes of memory for data on its way; None: as much as is sensible.
-        verify: Whether every chunk is compared with the manifest's hash.
-        cache: Whether the local cache is read and filled, or the folder of another one.
-        in_order: Tensors in the order of the files rather than as they arrive.
-        pin: With device "cpu": whether the memory is pinned for CUDA as far as `PINNED_BYTES_MAX`, for a caller who
-            copies the tensors to a device by itself.
-        keep_all: All tensors will be kept: memory for the whole model is used from the start.
-        workers: Fetching processes; None: one per core, at most 8.
-        via: Whether weights come through the CDN in front of the bucket: "auto" when `R2_CDN_DOMAIN` names one, "cdn",
-            or "s3" for the bucket alone.
-        attach_seconds: How long after the first reader of a shared load the last one may come.
-        settings: Instead of the environment and `.env`.
-        metrics: Whether the load is counted in the file that `COLDSTREAM_METRICS_FILE` names, if it does. Commands
-            have the metrics around them, and say no.
-        on_progress: Called with (bytes there, bytes in all), every now and then, from the iterating thread.
+        framework: "pt" for torch tensors, "buffer" for `TypedBuffer`. None: torch if it is installed.
+        connections: Maximum parallel connections; the actual number adapts to the bucket.
+        memory: Memory limit for data in flight, in bytes. None: half of the available memory; for a device, 1 GiB.
+        verify: Whether every chunk is compared with its hash in the manifest.
+        cache: Whether the local cache is read and filled, or the directory of another cache.
+        in_order: Whether tensors come in the order of the files instead of as they arrive.
+        pin: With device "cpu": whether to pin up to `PINNED_BYTES_MAX` of the memory for CUDA, for callers that copy
+            the tensors to a device themselves.
+        keep_all: Whether the caller keeps all tensors; memory for the whole model is then reserved from the start.
+        workers: Fetching processes. None: one per core, at most 8.
+        via: Whether weights come through the CDN in front of the bucket: "auto" if `R2_CDN_DOMAIN` names one, "cdn",
+            or "s3" for the bucket only.
+        attach_seconds: How long after the first reader of a shared load the last one may attach.
+        settings: Used instead of the environment and `.env`.
+        metrics: Whether the load is counted in the file that `COLDSTREAM_METRICS_FILE` names. Commands write their
+            own metrics and turn this off.
+        on_progress: Called regularly with (bytes loaded, bytes of all tensors), from the iterating thread.
 
     Raises:
-        UsageError: One of them makes no sense.
+        UsageError: A value is invalid.
     """
 
     device: str = "cpu"
     framework: str | None = None
-    concurrency: int = CONNECTIONS_MAX
-    memory_limit: int | None = None
+    connections: int = CONNECTIONS_MAX
+    memory: int | None = None
     verify: bool = True
     cache: bool | str | Path = True
     in_order: bool = False
@@ -68,17 +105,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.framework not in {None, "pt", "buffer"}:
             raise UsageError(
-                f"framework is {self.framework!r}", hint="'pt' for torch tensors, 'buffer' for typed buffers"
+                f"framework is {self.framework!r}", hint="use 'pt' for torch tensors or 'buffer' for typed buffers"
             )
         if self.via not in VIAS:
-            raise UsageError(f"via is {self.via!r}", hint=f"one of {', '.join(VIAS)}")
-        for name in ("concurrency", "memory_limit", "workers"):
+            raise UsageError(f"via is {self.via!r}", hint=f"use one of {', '.join(VIAS)}")
+        for name in ("connections", "memory", "workers"):
             value = getattr(self, name)
-            # bool is an int in Python; nobody means one connection by True.
+            # bool is an int in Python, but True does not mean one connection.
             if value is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"{name} is {value!r}", hint="a whole number from 1 on")
+                raise UsageError(f"{name} is {value!r}", hint="use a whole number from 1")
         if self.device != "cpu" and self.framework == "buffer":
-            raise UsageError("typed buffers are in this machine's memory", hint="leave framework or device out")
+            raise UsageError("typed buffers exist on the CPU only", hint="leave out framework or device")
         if self.device != "cpu":
             require_torch(f"the device {self.device}")
         elif self.framework == "pt" or self.pin:
@@ -86,5 +123,9 @@ class Options:
 
     @property
     def processes(self) -> int:
-        """How many fetching processes there will be."""
+        """How many fetching processes to start."""
         return self.workers or max(1, min(WORKERS_MAX, cores()))
+
+
+if not TYPE_CHECKING:
+    Options.__init__ = accepts_old_names()(Options.__init__)

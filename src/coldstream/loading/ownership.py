@@ -32,7 +32,7 @@ def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
     """Starts the streamer, which gets ready while the names are resolved."""
     return Owner(
         workers=options.processes,
-        connections=options.concurrency,
+        connections=options.connections,
         tls=uses_tls(uri, settings),
         ca_bundle=settings.get("AWS_CA_BUNDLE") if scheme_of(uri, settings) == "s3" else None,
     )

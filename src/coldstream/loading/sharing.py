@@ -17,22 +17,24 @@ import threading
 import time
 from collections.abc import Iterator
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.engine.rendezvous import SocketFolder
-from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
+from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError, UsageError
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.load_metrics import counted
 from coldstream.loading.load_plan import prepare
 from coldstream.loading.load_report import LoadReport, make_report
-from coldstream.loading.options import Options
+from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.tensor_reader import Reader
 from coldstream.loading.tensors import Made
 from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
-from coldstream.settings import ambient_settings
+from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -230,6 +232,7 @@ class Attached:
             ColdstreamError: As many readers as were expected have attached already, or the load failed.
         """
         self._address, self._options = address, options or Options()
+        self._ended = False
         try:
             self._consumer = Consumer.connect(address)
         except StreamerGoneError as exc:
@@ -248,6 +251,11 @@ class Attached:
         self._tensors = self._run()
 
     def __iter__(self) -> Iterator[tuple[str, Made]]:
+        if self._ended:
+            raise UsageError(
+                f"{self._address}: this load has ended; its tensors can be iterated over only once",
+                hint="attach again if the load has another consumer",
+            )
         return self
 
     def __next__(self) -> tuple[str, Made]:
@@ -261,6 +269,7 @@ class Attached:
 
     def close(self) -> None:
         """Lets go. Tensors stay valid."""
+        self._ended = True
         self._reader.finish()
         self._consumer.close()
 
@@ -279,11 +288,56 @@ class Attached:
             self.close()
 
 
-def share(uri: str | Uri, *, consumers: int, **options: Any) -> Share:
-    """Starts a load that `consumers` processes read. See `Share` and `Options`."""
-    return Share(uri, consumers=consumers, options=Options(**options))
+@accepts_old_names("framework", "pin")
+def share(
+    uri: str | Uri,
+    *,
+    consumers: int,
+    device: str = "cpu",
+    connections: int = CONNECTIONS_MAX,
+    memory: int | None = None,
+    workers: int | None = None,
+    via: str = "auto",
+    cache: bool | str | Path = True,
+    verify: bool = True,
+    in_order: bool = False,
+    keep_all: bool = False,
+    attach_seconds: float = 600.0,
+    settings: Settings | None = None,
+    metrics: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Share:
+    """Starts a load that `consumers` processes read with `attach`.
+
+    `Share` describes the URI and `consumers`, `Options` the other parameters. `device` is where readers put the
+    tensors; it decides how much memory is reserved.
+    """
+    options = Options(
+        device=device,
+        connections=connections,
+        memory=memory,
+        workers=workers,
+        via=via,
+        cache=cache,
+        verify=verify,
+        in_order=in_order,
+        keep_all=keep_all,
+        attach_seconds=attach_seconds,
+        settings=settings,
+        metrics=metrics,
+        on_progress=on_progress,
+    )
+    return Share(uri, consumers=consumers, options=options)
 
 
-def attach(address: str, **options: Any) -> Attached:
-    """Reads a load that another process shares. Of the options `device` and `framework` matter."""
-    return Attached(address, Options(**options))
+@accepts_old_names(*(field.name for field in fields(Options) if field.name not in {"device", "framework", "pin"}))
+def attach(address: str, *, device: str = "cpu", framework: str | None = None, pin: bool = False) -> Attached:
+    """Reads a load that another process shares.
+
+    Args:
+        address: `Share.address`.
+        device: As in `Options`, like the others.
+        framework: Kind of tensors.
+        pin: Whether the memory is pinned for CUDA.
+    """
+    return Attached(address, Options(device=device, framework=framework, pin=pin))

@@ -15,15 +15,16 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.account import Account, account_of
 from coldstream.loading.load_metrics import counted
 from coldstream.loading.load_plan import Prepared, prepare
 from coldstream.loading.load_report import LoadReport, make_report
-from coldstream.loading.options import Options
+from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.tensor_reader import Reader
 from coldstream.loading.tensors import Made
@@ -36,14 +37,88 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.1
 
 
-def stream(uri: str | Uri, **options: Any) -> Load:
-    """A model's tensors as they arrive: an iterator of (name, tensor). See `Options`."""
-    return Load(uri, Options(**options))
+@accepts_old_names()
+def stream(
+    uri: str | Uri,
+    *,
+    device: str = "cpu",
+    framework: str | None = None,
+    connections: int = CONNECTIONS_MAX,
+    memory: int | None = None,
+    workers: int | None = None,
+    via: str = "auto",
+    cache: bool | str | Path = True,
+    verify: bool = True,
+    in_order: bool = False,
+    pin: bool = False,
+    keep_all: bool = False,
+    settings: Settings | None = None,
+    metrics: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Load:
+    """Streams a model's tensors as they arrive: an iterator of (name, tensor).
+
+    `Load` describes the URI, `Options` the other parameters.
+    """
+    options = Options(
+        device=device,
+        framework=framework,
+        connections=connections,
+        memory=memory,
+        workers=workers,
+        via=via,
+        cache=cache,
+        verify=verify,
+        in_order=in_order,
+        pin=pin,
+        keep_all=keep_all,
+        settings=settings,
+        metrics=metrics,
+        on_progress=on_progress,
+    )
+    return Load(uri, options)
 
 
-def load(uri: str | Uri, **options: Any) -> dict[str, Made]:
-    """All of a model's tensors by name. Takes the model's size in memory; see `Options`."""
-    with Load(uri, Options(**{"keep_all": True, **options})) as loading:
+@accepts_old_names()
+def load(
+    uri: str | Uri,
+    *,
+    device: str = "cpu",
+    framework: str | None = None,
+    connections: int = CONNECTIONS_MAX,
+    memory: int | None = None,
+    workers: int | None = None,
+    via: str = "auto",
+    cache: bool | str | Path = True,
+    verify: bool = True,
+    in_order: bool = False,
+    pin: bool = False,
+    keep_all: bool = True,
+    settings: Settings | None = None,
+    metrics: bool = True,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Made]:
+    """Loads all of a model's tensors, by name. Takes as much memory as the model has bytes.
+
+    `Load` describes the URI, `Options` the other parameters.
+    """
+    options = Options(
+        device=device,
+        framework=framework,
+        connections=connections,
+        memory=memory,
+        workers=workers,
+        via=via,
+        cache=cache,
+        verify=verify,
+        in_order=in_order,
+        pin=pin,
+        keep_all=keep_all,
+        settings=settings,
+        metrics=metrics,
+        on_progress=on_progress,
+    )
+    with Load(uri, options) as loading:
         return dict(loading)
 
 
@@ -73,11 +148,16 @@ class Load:
         self._prepared: Prepared | None = None
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
-        self._closed = self._writing = False
+        self._closed = self._ended = self._writing = False
         self._error: ColdstreamError | None = None
         self._tensors = self._run()
 
     def __iter__(self) -> Iterator[tuple[str, Made]]:
+        if self._ended:
+            raise UsageError(
+                f"{self._uri}: this load has ended; its tensors can be iterated over only once",
+                hint="start another one with coldstream.stream, or keep all tensors with coldstream.load",
+            )
         return self
 
     def __next__(self) -> tuple[str, Made]:
@@ -117,7 +197,7 @@ class Load:
         """Ends the load. Idempotent. A local copy that is still being written goes on if the load was complete."""
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._ended = True
         self._tensors.close()
         self._end()
 
@@ -176,6 +256,7 @@ class Load:
             owner.stop()
             raise
         finally:
+            self._ended = True
             ended()
 
     def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, Made]]:

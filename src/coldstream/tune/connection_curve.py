@@ -131,7 +131,7 @@ def measured(
     rates: dict[int, list[float]] = {}
 
     def run(connections: int) -> float:
-        rate = _rate(uri, replace(options, concurrency=connections, cache=False, metrics=False), seconds, bytes_max)
+        rate = _rate(uri, replace(options, connections=connections, cache=False, metrics=False), seconds, bytes_max)
         rates.setdefault(connections, []).append(rate)
         if on_sample:
             on_sample(Sample(connections, rate))

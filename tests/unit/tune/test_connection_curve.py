@@ -73,9 +73,9 @@ def rates(monkeypatch: pytest.MonkeyPatch, *factors: float) -> list[int]:
     runs: list[int] = []
 
     def rate(_uri: object, options: Options, *_: object) -> float:
-        runs.append(options.concurrency)
-        nth = runs.count(options.concurrency) - 1
-        return min(options.concurrency * 3e7, 1e8) * factors[nth % len(factors)]
+        runs.append(options.connections)
+        nth = runs.count(options.connections) - 1
+        return min(options.connections * 3e7, 1e8) * factors[nth % len(factors)]
 
     monkeypatch.setattr("coldstream.tune.connection_curve._rate", rate)
     return runs

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 _NUMBERS = ("concurrency", "memory_limit", "workers")
 _SWITCHES = ("verify", "cache")
+# vLLM's users know these two names from its other load formats; the command's flags are named differently.
+_OPTIONS = {"concurrency": "connections", "memory_limit": "memory"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """The load format's options; each stands for the one of `Options` that has its name.
+    """The load format's options.
 
     Attributes:
         uri: Where the weights are; None when the model's folder says so itself.
@@ -32,10 +34,10 @@ class Extra:
     cache: bool = True
     enable_weights_track: bool | None = None
 
-    def options(self) -> dict[str, Any]:
-        """For `Options`."""
-        given = {name: value for name in _NUMBERS if (value := getattr(self, name)) is not None}
-        return given | {name: getattr(self, name) for name in _SWITCHES}
+    def options(self, keys: Collection[str] = (*_NUMBERS, *_SWITCHES)) -> dict[str, Any]:
+        """Those of `keys` that have a value, by their names in `Options`."""
+        values = {key: getattr(self, key) for key in (*_NUMBERS, *_SWITCHES) if key in keys}
+        return {_OPTIONS.get(key, key): value for key, value in values.items() if value is not None}
 
 
 def read_extra(given: object) -> Extra:

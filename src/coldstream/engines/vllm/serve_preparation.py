@@ -231,10 +231,10 @@ def _options(request: Request, settings: Settings) -> Options:
     text = value_of(request.arguments, "--model-loader-extra-config")
     if not text:
         curve = remembered(settings) if request.is_name else None
-        if curve is None or request.options.concurrency != Options().concurrency:
+        if curve is None or request.options.connections != Options().connections:
             return request.options
         # As `coldstream tune --measure` found.
-        return replace(request.options, concurrency=curve.connections)
+        return replace(request.options, connections=curve.connections)
     try:
         given = json.loads(text)
         extra = read_extra(given)
@@ -242,7 +242,7 @@ def _options(request: Request, settings: Settings) -> Options:
         raise UsageError(f"--model-loader-extra-config: {exc}") from exc
     if extra.uri is not None and str(Uri(extra.uri)) != str(request.uri):
         raise UsageError(f"--model-loader-extra-config has the uri {Uri(extra.uri)}, and {request.uri} is to be served")
-    return replace(request.options, **{name: value for name, value in extra.options().items() if name in given})
+    return replace(request.options, **extra.options(given))
 
 
 def _other(request: Request, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:
@@ -250,10 +250,10 @@ def _other(request: Request, settings: Settings, program: Program, say: Callable
         folder = _downloaded(request, settings, say)
         _check_servable(Path(folder), request)
         return plain(program.path, folder, request.served_name, request.arguments)
-    chosen, default = request.options.concurrency, Options().concurrency
+    chosen, default = request.options.connections, Options().connections
     limits: dict[str, Any] = {
         "concurrency": None if chosen == default else chosen,
-        "memory_limit": request.options.memory_limit,
+        "memory_limit": request.options.memory,
     }
     uri = _run_ai_uri(request, settings)
     if request.loader == "runai":

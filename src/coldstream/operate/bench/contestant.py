@@ -327,10 +327,10 @@ class Maker:
             "device": wishes.device,
             "framework": "buffer" if wishes.device == "cpu" else "pt",
             "cache": warm,
-            "concurrency": wishes.connections,
+            "connections": wishes.connections,
         }
         if wishes.memory_limit is not None:
-            stream["memory_limit"] = wishes.memory_limit
+            stream["memory"] = wishes.memory_limit
         cache = {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
         environ = _plain(ours=python.is_ours) | self.keys() | cache
         options = self._options() | {

@@ -13,7 +13,7 @@ def test_the_options_arrive() -> None:
     extra = read_extra({"uri": "s3://b/m", "concurrency": 32, "memory_limit": 5 << 30, "verify": False})
     assert extra == Extra(uri="s3://b/m", concurrency=32, memory_limit=5 << 30, verify=False)
     options = Options(**extra.options())
-    assert (options.concurrency, options.memory_limit, options.verify, options.cache) == (32, 5 << 30, False, True)
+    assert (options.connections, options.memory, options.verify, options.cache) == (32, 5 << 30, False, True)
     assert Options(**read_extra({}).options()) == Options()
 
 
