@@ -17,8 +17,8 @@ from coldstream.net.retry import Retry
 from coldstream.node.bundle import bundle_store, warm_start
 from coldstream.node.bundle.bundle_key import Key
 from coldstream.node.bundle.bundle_pointer import decode, encode
-from coldstream.node.bundle.bundle_store import Shelf
-from coldstream.node.bundle.local_bundles import Kept
+from coldstream.node.bundle.bundle_store import BundleStore
+from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart, WarmState
 from coldstream.places.store import Store
 from tests.e2e.command import Command
@@ -39,8 +39,8 @@ class Node:
         # A start's calls end with it.
         store = copy.copy(store)
         store.retry = Retry(store.retry.backoff)  # type: ignore[misc]
-        self.warm = WarmStart(Kept(self.base, KEY), Shelf(store, NAME), secret=SECRET, mode=mode)
-        self.root = Kept(self.base, KEY).root
+        self.warm = WarmStart(LocalBundle(self.base, KEY), BundleStore(store, NAME), secret=SECRET, mode=mode)
+        self.root = LocalBundle(self.base, KEY).root
 
     def start(self, files: dict[str, bytes] | None = None, *, reads: bytes | None = None) -> WarmState:
         """A start of something that builds these files, if they are not there, and answers."""
@@ -232,11 +232,11 @@ def test_a_restore_takes_no_longer_than_the_start_that_it_spares(
     store.put(pointer, encode(_with(store.get(pointer)[0], ready_seconds=0.2), SECRET))
     monkeypatch.setattr(warm_start, "_RESTORE_SECONDS_MIN", 0.1)
 
-    def fetch(self: Shelf, *_: object) -> None:
+    def fetch(self: BundleStore, *_: object) -> None:
         while True:
             self.store.retry.check()
 
-    monkeypatch.setattr(Shelf, "fetch", fetch)
+    monkeypatch.setattr(BundleStore, "fetch", fetch)
     node.warm.restore()
     assert node.warm.state.state == "none"
     assert "longer" in node.warm.state.detail

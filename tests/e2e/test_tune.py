@@ -91,7 +91,7 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
     assert record["connections"] == curve["connections"]
 
     from coldstream.engines.vllm.serve_preparation import _options
-    from coldstream.engines.vllm.serve_request import Request
+    from coldstream.engines.vllm.serve_request import ServeRequest
     from coldstream.model.uri import Uri
     from coldstream.settings import load_settings
 
@@ -99,7 +99,7 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(command.cwd / "cache")}, environ=command.environ)
 
     def connections(**options: int) -> int:
-        request = Request(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
+        request = ServeRequest(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
         return _options(request, settings).connections
 
     assert connections() == curve["connections"]

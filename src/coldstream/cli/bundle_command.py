@@ -11,7 +11,7 @@ from coldstream.cli.session import EXIT_CODES, Group, State, common_options, con
 from coldstream.cli.table import table_text
 
 if TYPE_CHECKING:
-    from coldstream.node.bundle.bundle_store import Entry, Shelf
+    from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore
     from coldstream.settings import Settings
 
 _DIGITS = 12
@@ -93,7 +93,7 @@ def publish(state: State, name: str, dry_run: bool) -> None:
 
     from coldstream.engines.vllm.warm_caches import caches_folder
     from coldstream.errors import NotFoundError, UsageError
-    from coldstream.node.bundle.local_bundles import kept_of
+    from coldstream.node.bundle.local_bundles import local_bundles_of
     from coldstream.node.bundle.warm_start import publish as publish_kept
     from coldstream.units import format_bytes
 
@@ -102,7 +102,7 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     if secret is None:
         raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="make one: coldstream setup --bundle-key")
     base = caches_folder(settings, os.environ)
-    kept = kept_of(base, name)
+    kept = local_bundles_of(base, name)
     if not kept:
         raise NotFoundError(
             f"no start of {name} left caches in {base}", hint=f"run: coldstream serve {shlex.quote(name)}"
@@ -155,14 +155,14 @@ def _secret(settings: Settings) -> bytes | None:
     return checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
 
 
-def _shelf(state: State, name: str) -> Shelf:
+def _shelf(state: State, name: str) -> BundleStore:
     from coldstream.model.names import checked_name
-    from coldstream.node.bundle.bundle_store import Shelf
+    from coldstream.node.bundle.bundle_store import BundleStore
 
-    return Shelf(state.open_store(8), checked_name(name))
+    return BundleStore(state.open_store(8), checked_name(name))
 
 
-def _chosen(found: list[Entry], name: str, key: str | None) -> list[Entry]:
+def _chosen(found: list[BundleEntry], name: str, key: str | None) -> list[BundleEntry]:
     from coldstream.errors import NotFoundError
 
     chosen = [entry for entry in found if key is None or entry.key.startswith(key)]
@@ -172,14 +172,14 @@ def _chosen(found: list[Entry], name: str, key: str | None) -> list[Entry]:
     return chosen
 
 
-def _document(entry: Entry) -> dict[str, Any]:
+def _document(entry: BundleEntry) -> dict[str, Any]:
     import msgspec
 
     pointer = None if entry.pointer is None else msgspec.to_builtins(entry.pointer)
     return {"name": entry.name, "key": entry.key, "state": entry.state, "bundle": pointer}
 
 
-def _table(found: list[Entry]) -> str:
+def _table(found: list[BundleEntry]) -> str:
     from datetime import datetime, timezone
 
     from coldstream.units import format_age, format_bytes
@@ -206,7 +206,7 @@ def _table(found: list[Entry]) -> str:
     return table_text(rows, colours=_COLOURS, coloured_column=4)
 
 
-def _details(entry: Entry) -> str:
+def _details(entry: BundleEntry) -> str:
     from coldstream.units import format_bytes, format_seconds, plural
 
     lines = [f"{entry.key}   {entry.state}"]

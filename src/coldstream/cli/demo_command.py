@@ -165,7 +165,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     """One start, from nothing: neither weights nor anything of vLLM's is cached."""
     from coldstream.cli.live import StartStatus, live_line, phase_lines
     from coldstream.engines.vllm.endpoint import free_port
-    from coldstream.engines.vllm.serve_request import Request
+    from coldstream.engines.vllm.serve_request import ServeRequest
     from coldstream.engines.vllm.serve_run import Started, serve
     from coldstream.errors import CancelledError, ColdstreamError
     from coldstream.loading.options import Options
@@ -175,7 +175,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     folder.mkdir()
     state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
     settings, status = state.settings(), StartStatus("stream" if loader == "coldstream" else "download")
-    request = Request(
+    request = ServeRequest(
         uri=Uri(summary.name),
         arguments=(*demo_bucket.SERVE_FLAGS, "--port", str(free_port())),
         loader=loader,

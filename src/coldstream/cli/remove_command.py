@@ -22,13 +22,13 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     Of weights stored in segments those stay that another model in the bucket has too.
     """
     from coldstream import mirror
-    from coldstream.node.bundle.bundle_store import Shelf
+    from coldstream.node.bundle.bundle_store import BundleStore
     from coldstream.units import format_bytes, plural
 
     store = state.open_store(4)
     removal = mirror.plan_removal(store, name)
     name = removal.name
-    shelf = Shelf(store, name)
+    shelf = BundleStore(store, name)
     bundles = len(shelf.entries(None))
     what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, below {store.uri}/{name}/"
     if removal.segments:

@@ -104,7 +104,7 @@ def command(
     from coldstream.cli.live import StartStatus, live_line
     from coldstream.cli.metering import metered
     from coldstream.engines.vllm.serve_preparation import prepared
-    from coldstream.engines.vllm.serve_request import Request
+    from coldstream.engines.vllm.serve_request import ServeRequest
     from coldstream.engines.vllm.serve_run import serve
     from coldstream.loading.options import Options
     from coldstream.machine.hardware import process_began
@@ -122,7 +122,7 @@ def command(
         settings=settings,
         on_progress=status.on_progress,
     )
-    request = Request(
+    request = ServeRequest(
         uri=Uri(uri),
         arguments=vllm_arguments,
         loader=loader,

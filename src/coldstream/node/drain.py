@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from coldstream.engines.vllm.endpoint import Endpoint
 from coldstream.node.bundle.warm_start import WarmStart
-from coldstream.node.spot_notice import Notice
+from coldstream.node.spot_notice import SpotNotice
 
 # For vLLM's own end, before the machine goes.
 _LAST_SECONDS = 8.0
@@ -18,7 +18,7 @@ _REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? ([
 
 
 def drain(
-    notice: Notice,
+    notice: SpotNotice,
     endpoint: Endpoint,
     warm: WarmStart | None,
     *,

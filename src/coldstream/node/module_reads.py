@@ -23,7 +23,7 @@ HELLO = b'{"tells": "modules"}\n'
 _FORK_SECONDS = 0.2
 
 
-class Telling:
+class ModuleReporter:
     """The thread of this process, and its connection."""
 
     def __init__(self, address: str) -> None:
@@ -60,7 +60,7 @@ class Telling:
         self._sock = self._thread = None
 
 
-_this_process: Telling | None = None
+_this_process: ModuleReporter | None = None
 
 
 def tell_when_asked() -> None:
@@ -69,7 +69,7 @@ def tell_when_asked() -> None:
     address = os.environ.get(VARIABLE)
     if not address or _this_process is not None:
         return
-    telling = _this_process = Telling(address)
+    telling = _this_process = ModuleReporter(address)
     telling.start()
     os.register_at_fork(before=telling.stop, after_in_parent=telling.start, after_in_child=telling.start)
 

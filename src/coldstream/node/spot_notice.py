@@ -39,7 +39,7 @@ _TOKEN_SECONDS = 21600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class SpotNotice:
     """The machine will be taken.
 
     Attributes:
@@ -60,13 +60,13 @@ def cloud_here(vendor: Path = _VENDOR) -> str | None:
     return None
 
 
-class Watcher:
+class SpotWatcher:
     """Asks for a notice until there is one. Its thread is a daemon; `stop` ends it."""
 
     def __init__(
         self,
         cloud: str,
-        on_notice: Callable[[Notice], None],
+        on_notice: Callable[[SpotNotice], None],
         *,
         service: str = _SERVICE,
         seconds: float = _POLL_SECONDS,
@@ -101,7 +101,7 @@ class Watcher:
                 self._on_notice(notice)
                 return
 
-    def _aws(self) -> Notice | None:
+    def _aws(self) -> SpotNotice | None:
         if self._token is None:
             age = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
             answer = self._request("PUT", "/latest/api/token", age)
@@ -113,23 +113,23 @@ class Watcher:
             self._token = None if answer and answer[0] == 401 else self._token
             return None
         found = _document(answer[1])
-        return Notice(
+        return SpotNotice(
             cloud="aws", action=_word(found.get("action"), "terminate"), seconds=_seconds_to(found.get("time"))
         )
 
-    def _gcp(self) -> Notice | None:
+    def _gcp(self) -> SpotNotice | None:
         path = "/computeMetadata/v1/instance/preempted"
         answer = self._request("GET", path, {"Metadata-Flavor": "Google"})
         if answer is None or answer[0] != 200 or answer[1].strip().upper() != b"TRUE":
             return None
-        return Notice(cloud="gcp", action="preempt", seconds=_PROMISED_SECONDS)
+        return SpotNotice(cloud="gcp", action="preempt", seconds=_PROMISED_SECONDS)
 
-    def _azure(self) -> Notice | None:
+    def _azure(self) -> SpotNotice | None:
         answer = self._request("GET", "/metadata/scheduledevents?api-version=2020-07-01", {"Metadata": "true"})
         events = _document(answer[1]).get("Events") if answer and answer[0] == 200 else None
         for event in events if isinstance(events, list) else ():
             if isinstance(event, dict) and event.get("EventType") == "Preempt":
-                return Notice(cloud="azure", action="preempt", seconds=_seconds_to(event.get("NotBefore")))
+                return SpotNotice(cloud="azure", action="preempt", seconds=_seconds_to(event.get("NotBefore")))
         return None
 
     def _request(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import coldstream
-from coldstream.engines.vllm.serve_request import Request
+from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
@@ -69,7 +69,7 @@ def test_what_holds_a_uri_does_not_print_it(tmp_path: Path) -> None:
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path)}, environ={})
     options = Options(settings=settings)
     with Load(full, options) as loading, LoadService(full, options=options) as service:
-        request = Request(uri=Uri(full), arguments=(), loader="coldstream", options=options)
+        request = ServeRequest(uri=Uri(full), arguments=(), loader="coldstream", options=options)
         for holder in (loading, service, request):
             assert "https://h.example/org/m" in repr(holder)
             assert "marker" not in repr(holder)

@@ -17,7 +17,7 @@ import pytest
 
 from coldstream.engines.vllm.endpoint import Endpoint
 from coldstream.node.drain import drain, requests
-from coldstream.node.spot_notice import Notice, Watcher, cloud_here
+from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here
 
 TOKEN = "a-session-token"
 
@@ -90,9 +90,9 @@ def until(true: Callable[[], object]) -> None:
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
 def test_a_notice_is_heard_once(cloud: str) -> None:
     metadata = Metadata()
-    heard: list[Notice] = []
+    heard: list[SpotNotice] = []
     with served(metadata.answer) as url:
-        watcher = Watcher(cloud, heard.append, service=url, seconds=0.01)
+        watcher = SpotWatcher(cloud, heard.append, service=url, seconds=0.01)
         watcher.start()
         until(lambda: metadata.asked > 3)
         assert heard == []
@@ -108,9 +108,9 @@ def test_a_notice_is_heard_once(cloud: str) -> None:
 
 def test_an_expired_token_is_renewed() -> None:
     metadata = Metadata()
-    heard: list[Notice] = []
+    heard: list[SpotNotice] = []
     with served(metadata.answer) as url:
-        watcher = Watcher("aws", heard.append, service=url, seconds=0.01)
+        watcher = SpotWatcher("aws", heard.append, service=url, seconds=0.01)
         watcher.start()
         until(lambda: metadata.asked > 2)
         metadata.refuse_token = True
@@ -126,14 +126,14 @@ def test_an_expired_token_is_renewed() -> None:
 )
 def test_rubbish_is_no_notice_or_a_harmless_one(cloud: str, body: bytes) -> None:
     asked: list[str] = []
-    heard: list[Notice] = []
+    heard: list[SpotNotice] = []
 
     def answer(method: str, path: str, headers: Any) -> tuple[int, bytes]:
         asked.append(path)
         return 200, body
 
     with served(answer) as url:
-        watcher = Watcher(cloud, heard.append, service=url, seconds=0.01)
+        watcher = SpotWatcher(cloud, heard.append, service=url, seconds=0.01)
         watcher.start()
         until(lambda: len(asked) > 4 or heard)
         watcher.stop()
@@ -144,10 +144,10 @@ def test_rubbish_is_no_notice_or_a_harmless_one(cloud: str, body: bytes) -> None
 
 
 def test_a_service_that_is_not_there_is_asked_again() -> None:
-    heard: list[Notice] = []
+    heard: list[SpotNotice] = []
     with served(lambda *_: (404, b"")) as url:
         pass
-    watcher = Watcher("gcp", heard.append, service=url, seconds=0.01)
+    watcher = SpotWatcher("gcp", heard.append, service=url, seconds=0.01)
     watcher.start()
     time.sleep(0.1)
     watcher.stop()
@@ -192,7 +192,7 @@ def drained(seconds: float, *said: str) -> tuple[list[str], int]:
     lines: list[str] = []
     ended: list[bool] = []
     drain(
-        Notice(cloud="aws", action="terminate", seconds=seconds),
+        SpotNotice(cloud="aws", action="terminate", seconds=seconds),
         FakeEndpoint(),
         None,
         end=lambda: ended.append(True),
@@ -221,6 +221,6 @@ def test_a_vllm_that_has_ended_is_not_waited_for() -> None:
     over.set()
     ended: list[bool] = []
     FakeEndpoint.said = [metrics(5)]
-    notice = Notice(cloud="gcp", action="preempt", seconds=30)
+    notice = SpotNotice(cloud="gcp", action="preempt", seconds=30)
     drain(notice, FakeEndpoint(), None, end=lambda: ended.append(True), over=over, say=lambda _: None)
     assert ended == []

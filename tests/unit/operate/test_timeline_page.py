@@ -14,7 +14,7 @@ from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
 from coldstream.operate.timeline_chart import colour_of, png, svgs
 from coldstream.operate.timeline_page import html
-from coldstream.telemetry.timeline.phases import KINDS, SPANS, UNNAMED
+from coldstream.telemetry.timeline.phases import PHASE_KINDS, SPANS, UNNAMED
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names
 from tests.unit.telemetry.timeline import logs
@@ -120,7 +120,7 @@ def test_one_run_needs_no_letters() -> None:
 
 
 def test_every_phase_has_a_colour_of_its_own() -> None:
-    names = [kind.name for kind in KINDS] + [UNNAMED, *SPANS]
+    names = [kind.name for kind in PHASE_KINDS] + [UNNAMED, *SPANS]
     assert len({colour_of(name) for name in names}) == len(names)
     assert colour_of("weights + set-up") == colour_of("weights")
     assert colour_of("anything else") == colour_of("something else")

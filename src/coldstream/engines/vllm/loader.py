@@ -26,7 +26,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from coldstream.engines.vllm import shard_writer
-from coldstream.engines.vllm.loader_config import Extra, read_extra
+from coldstream.engines.vllm.loader_config import LoaderConfig, parse_loader_config
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading.load_report import LoadReport
 from coldstream.loading.options import Options
@@ -57,7 +57,7 @@ class ColdstreamLoader(DefaultModelLoader):
         Raises:
             ValueError: One is unknown or of the wrong type.
         """
-        self._extra = read_extra(load_config.model_loader_extra_config or {})
+        self._extra = parse_loader_config(load_config.model_loader_extra_config or {})
         # To vLLM's own code it is the format that it resembles.
         track = self._extra.enable_weights_track
         theirs = {} if track is None else {"enable_weights_track": track}
@@ -141,7 +141,7 @@ class ColdstreamLoader(DefaultModelLoader):
             raise
 
 
-def _streamed(note: Note, extra: Extra, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors, from whoever streams them on this node."""
     # All ranks count every load, so that those of the next one agree.
     number = str(next(_loads))

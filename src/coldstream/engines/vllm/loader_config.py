@@ -13,7 +13,7 @@ _OPTIONS = {"concurrency": "connections", "memory_limit": "memory"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extra:
+class LoaderConfig:
     """The load format's options.
 
     Attributes:
@@ -40,7 +40,7 @@ class Extra:
         return {_OPTIONS.get(key, key): value for key, value in values.items() if value is not None}
 
 
-def read_extra(given: object) -> Extra:
+def parse_loader_config(given: object) -> LoaderConfig:
     """Checks what the user wrote.
 
     Raises:
@@ -51,7 +51,7 @@ def read_extra(given: object) -> Extra:
         raise ValueError(  # noqa: TRY004  # vLLM shows a ValueError, and nothing of a TypeError
             f"{where} must be a JSON object, not {given!r}"
         )
-    known = Extra.__slots__
+    known = LoaderConfig.__slots__
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"{where} has the unknown key {key!r}; known: {', '.join(known)}")
@@ -62,4 +62,4 @@ def read_extra(given: object) -> Extra:
             raise ValueError(f"{where}: {key} must be a whole number from 1 on, not {value!r}")
         if key in {*_SWITCHES, "enable_weights_track"} and type(value) is not bool:
             raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
-    return Extra(**given)
+    return LoaderConfig(**given)

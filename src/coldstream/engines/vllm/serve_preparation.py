@@ -18,9 +18,9 @@ from typing import Any
 from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm.command import Command, consumers_of, plain, runai, runai_sharded, streamed
 from coldstream.engines.vllm.flags import number_of, value_of
-from coldstream.engines.vllm.loader_config import read_extra
+from coldstream.engines.vllm.loader_config import parse_loader_config
 from coldstream.engines.vllm.program import Program, find_program
-from coldstream.engines.vllm.serve_request import Request
+from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.engines.vllm.warm_caches import read_ahead, warm_start
 from coldstream.errors import (
     BucketNotFoundError,
@@ -71,7 +71,7 @@ class Prepared:
 
 @contextmanager
 def prepared(
-    request: Request,
+    request: ServeRequest,
     settings: Settings,
     *,
     say: Callable[[str], None],
@@ -164,7 +164,7 @@ def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _streamed(
-    request: Request,
+    request: ServeRequest,
     program: Program,
     begin: Callable[[Uri], tuple[LoadService, ModelFolder]],
     say: Callable[[str], None],
@@ -194,7 +194,7 @@ def _streamed(
 def _begun(
     uri: Uri,
     *,
-    request: Request,
+    request: ServeRequest,
     settings: Settings,
     stack: ExitStack,
     dry: bool,
@@ -226,7 +226,7 @@ def _begun(
     return service, folder
 
 
-def _options(request: Request, settings: Settings) -> Options:
+def _options(request: ServeRequest, settings: Settings) -> Options:
     """The loads' options: what the user wrote for vLLM's load format counts as if it were written for us."""
     text = value_of(request.arguments, "--model-loader-extra-config")
     if not text:
@@ -237,7 +237,7 @@ def _options(request: Request, settings: Settings) -> Options:
         return replace(request.options, connections=curve.connections)
     try:
         given = json.loads(text)
-        extra = read_extra(given)
+        extra = parse_loader_config(given)
     except ValueError as exc:
         raise UsageError(f"--model-loader-extra-config: {exc}") from exc
     if extra.uri is not None and str(Uri(extra.uri)) != str(request.uri):
@@ -245,7 +245,7 @@ def _options(request: Request, settings: Settings) -> Options:
     return replace(request.options, **extra.options(given))
 
 
-def _other(request: Request, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:
+def _other(request: ServeRequest, settings: Settings, program: Program, say: Callable[[str], None]) -> Command:
     if request.loader == "default":
         folder = _downloaded(request, settings, say)
         _check_servable(Path(folder), request)
@@ -266,12 +266,12 @@ def _other(request: Request, settings: Settings, program: Program, say: Callable
     return runai_sharded(program.path, uri, request.served_name, request.arguments, settings, ranks=ranks, **limits)
 
 
-def _check_servable(folder: Path, request: Request) -> None:
+def _check_servable(folder: Path, request: ServeRequest) -> None:
     if value_of(request.arguments, "--hf-config-path") is None:
         check_servable(folder, request.served_name)
 
 
-def _run_ai_uri(request: Request, settings: Settings) -> str:
+def _run_ai_uri(request: ServeRequest, settings: Settings) -> str:
     uri = request.uri.full.rstrip("/")
     if request.is_name:
         uri = f"{settings.store_uri()}/{_checked_revision(uri, settings)}"
@@ -290,7 +290,7 @@ def _checked_revision(name: str, settings: Settings) -> str:
     return checked_name(bare)
 
 
-def _version(request: Request, settings: Settings) -> str | None:
+def _version(request: ServeRequest, settings: Settings) -> str | None:
     """Of a model that is read by others than us; None when it cannot be told."""
     try:
         origin = open_origin(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
@@ -299,7 +299,7 @@ def _version(request: Request, settings: Settings) -> str | None:
         return None
 
 
-def _downloaded(request: Request, settings: Settings, say: Callable[[str], None]) -> str:
+def _downloaded(request: ServeRequest, settings: Settings, say: Callable[[str], None]) -> str:
     """A folder with the weights, for vLLM's own loader."""
     from coldstream import mirror
     from coldstream.places.store_opening import open_store

@@ -11,7 +11,7 @@ from coldstream.model.uri import Uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ServeRequest:
     """What is to be served, and how.
 
     Attributes:

@@ -21,7 +21,7 @@ from coldstream.engines.vllm.flags import value_of
 from coldstream.engines.vllm.memory_budget import memory_shortage
 from coldstream.engines.vllm.program import Program
 from coldstream.engines.vllm.serve_preparation import Prepared, prepared
-from coldstream.engines.vllm.serve_request import Request
+from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.engines.vllm.warm_caches import reads_of, said_after, said_before
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.load_report import LoadReport
@@ -31,7 +31,7 @@ from coldstream.node.child import Child, forwarded_signals
 from coldstream.node.drain import drain
 from coldstream.node.listener import check_free, is_listening
 from coldstream.node.load_service import LoadService
-from coldstream.node.spot_notice import Watcher, cloud_here
+from coldstream.node.spot_notice import SpotWatcher, cloud_here
 from coldstream.settings import Settings
 from coldstream.telemetry.metrics.meter import Meter
 from coldstream.telemetry.timeline.marks import metrics
@@ -76,7 +76,7 @@ class Started:
 
 
 def serve(
-    request: Request,
+    request: ServeRequest,
     settings: Settings,
     *,
     say: Callable[[str], None],
@@ -205,7 +205,7 @@ def _has_api(arguments: Sequence[str]) -> bool:
     return not any(argument.partition("=")[0] in _WITHOUT_API for argument in arguments)
 
 
-def _check_endpoint(request: Request, meter: Meter, say: Callable[[str], None]) -> None:
+def _check_endpoint(request: ServeRequest, meter: Meter, say: Callable[[str], None]) -> None:
     """Finds out now what vLLM would find out after half a minute."""
     endpoint = endpoint_of(request.arguments, {**os.environ, **request.environment})
     if value_of(request.arguments, "--headless") is not None:
@@ -232,7 +232,7 @@ def _watching_for_notice(
     ready = start.ready
     endpoint = endpoint_of(start.request.arguments, {**os.environ, **ready.command.environment})
     end = partial(child.send, signal.SIGTERM)
-    watcher = Watcher(cloud, lambda notice: drain(notice, endpoint, ready.warm, end=end, over=over, say=say))
+    watcher = SpotWatcher(cloud, lambda notice: drain(notice, endpoint, ready.warm, end=end, over=over, say=say))
     watcher.start()
     try:
         yield
@@ -242,7 +242,7 @@ def _watching_for_notice(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    request: Request
+    request: ServeRequest
     ready: Prepared
     recorder: Recorder
     reason: FailureReason

@@ -11,7 +11,7 @@ from pathlib import Path
 from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm.flags import with_config
 from coldstream.engines.vllm.program import Program
-from coldstream.engines.vllm.serve_request import Request
+from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.disk import private_root
@@ -21,12 +21,12 @@ from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
 from coldstream.node.bundle.bundle_key import key_of
 from coldstream.node.bundle.bundle_pointer import checked_secret
-from coldstream.node.bundle.bundle_store import Shelf
-from coldstream.node.bundle.local_bundles import Kept
+from coldstream.node.bundle.bundle_store import BundleStore
+from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart, WarmState
 from coldstream.node.load_service import LoadService
 from coldstream.node.readahead.prefetch import ReadAhead
-from coldstream.node.readahead.read_record import Reads, decode
+from coldstream.node.readahead.read_record import ReadRecord, decode
 from coldstream.node.readahead.recording import record
 from coldstream.places.store_opening import open_store
 from coldstream.settings import Settings
@@ -38,7 +38,7 @@ _CONNECTIONS = 8
 
 
 def warm_start(
-    request: Request,
+    request: ServeRequest,
     settings: Settings,
     program: Program,
     *,
@@ -62,7 +62,7 @@ def warm_start(
             raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key makes one)")
         if not program.packages:
             raise ConfigError(f"which packages {program.path} uses cannot be told")
-        shelf = open_shelf(request.uri, request.served_name, settings)
+        shelf = open_bundle_store(request.uri, request.served_name, settings)
     except UsageError as exc:
         say(f"warm-start bundle: off, {exc.message}")
         return None
@@ -79,7 +79,7 @@ def warm_start(
         caches=str(base),
         site=program.site,
     )
-    return WarmStart(Kept(base, key), shelf, secret=secret, mode=request.bundle)
+    return WarmStart(LocalBundle(base, key), shelf, secret=secret, mode=request.bundle)
 
 
 def caches_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
@@ -90,7 +90,7 @@ def caches_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
     return cache_of(settings).root / "bundles"
 
 
-def open_shelf(uri: Uri, name: str, settings: Settings) -> Shelf:
+def open_bundle_store(uri: Uri, name: str, settings: Settings) -> BundleStore:
     """Where the bundles of a model lie: in the configured store, else in the bucket that the model is in.
 
     Args:
@@ -110,7 +110,7 @@ def open_shelf(uri: Uri, name: str, settings: Settings) -> Shelf:
         bucket = uri.full.removeprefix("s3://").partition("/")[0]
         settings = replace(settings, values={**settings.values, "COLDSTREAM_STORE": f"s3://{bucket}"})
     retry = Retry(Backoff(give_up_seconds=min(_GIVE_UP_SECONDS, settings.retry_seconds)))
-    return Shelf(open_store(settings, retry=retry, connections=_CONNECTIONS), checked_name(name))
+    return BundleStore(open_store(settings, retry=retry, connections=_CONNECTIONS), checked_name(name))
 
 
 def _device(cards: tuple[hardware.Gpu, ...]) -> str:
@@ -125,7 +125,7 @@ def read_ahead(data: bytes | None) -> ReadAhead:
     Args:
         data: The record that came with the bundle; of one that is missing or makes no sense nothing is asked for.
     """
-    reads = Reads(prefixes=(), files=())
+    reads = ReadRecord(prefixes=(), files=())
     if data is not None:
         with suppress(IntegrityError):
             reads = decode(data)

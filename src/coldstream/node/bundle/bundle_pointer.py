@@ -49,7 +49,7 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Annotated[int, Meta(ge=0, le=UNPACKED_BYTES_MAX)]
 
 
-class Reads(msgspec.Struct, frozen=True, kw_only=True):
+class StoredReads(msgspec.Struct, frozen=True, kw_only=True):
     """The record of the files that the start read, for the next node's read-ahead.
 
     Attributes:
@@ -79,7 +79,7 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: Sha256
     parts: dict[Text, Text]
     archive: Archive
-    reads: Reads | None = None
+    reads: StoredReads | None = None
     created: datetime
     tool: Text
     ready_seconds: Seconds

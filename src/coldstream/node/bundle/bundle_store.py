@@ -47,7 +47,7 @@ _KEPT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class StoredPointer:
     """A pointer in the store.
 
     Attributes:
@@ -60,7 +60,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class BundleEntry:
     """A bundle, for people.
 
     Attributes:
@@ -77,7 +77,7 @@ class Entry:
     pointer: Pointer | None
 
 
-class Shelf:
+class BundleStore:
     """The bundles of one model in a store. Thread-safe.
 
     Attributes:
@@ -89,9 +89,9 @@ class Shelf:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"Shelf({self.store.uri}/{ROOT}/{self.name})"
+        return f"BundleStore({self.store.uri}/{ROOT}/{self.name})"
 
-    def find(self, key: str, secret: bytes) -> Found | None:
+    def find(self, key: str, secret: bytes) -> StoredPointer | None:
         """The bundle of a key.
 
         Raises:
@@ -104,7 +104,7 @@ class Shelf:
         pointer = decode(data, secret)
         if pointer.key != key:
             raise IntegrityError(f"it is the bundle of another start, {pointer.key[:12]}")
-        return Found(pointer=pointer, etag=info.etag)
+        return StoredPointer(pointer=pointer, etag=info.etag)
 
     def nearest(self, key: Key, secret: bytes) -> tuple[int, Pointer] | None:
         """The bundle whose key differs from this one in the fewest parts, and how many there are to choose from.
@@ -204,7 +204,7 @@ class Shelf:
         with suppress(ColdstreamError):
             self._sweep(_KEPT)
 
-    def entries(self, secret: bytes | None) -> list[Entry]:
+    def entries(self, secret: bytes | None) -> list[BundleEntry]:
         """All bundles of the model, by key."""
         return [entry for entry in entries(self.store, secret, self.name) if entry.name == self.name]
 
@@ -273,7 +273,7 @@ class Shelf:
         return f"{ROOT}/{self.name}/{name}"
 
 
-def entries(store: Store, secret: bytes | None, name: str | None = None) -> list[Entry]:
+def entries(store: Store, secret: bytes | None, name: str | None = None) -> list[BundleEntry]:
     """All bundles of a store, or of one model, by name and key."""
     found = []
     for info in store.list(f"{ROOT}/{name}/" if name else f"{ROOT}/"):
@@ -283,14 +283,14 @@ def entries(store: Store, secret: bytes | None, name: str | None = None) -> list
     return found
 
 
-def _entry(store: Store, secret: bytes | None, name: str, key: str) -> Entry:
+def _entry(store: Store, secret: bytes | None, name: str, key: str) -> BundleEntry:
     try:
         data, _ = store.get(f"{ROOT}/{name}/{key}{_POINTER}", bytes_max=POINTER_BYTES_MAX)
         pointer = decode_unverified(data)
     except (IntegrityError, NotFoundError):
-        return Entry(name=name, key=key, state="unreadable", pointer=None)
+        return BundleEntry(name=name, key=key, state="unreadable", pointer=None)
     if secret is None:
         state = "unverified"
     else:
         state = "signed" if is_signed(data, secret) and pointer.key == key else "foreign"
-    return Entry(name=name, key=key, state=state, pointer=pointer)
+    return BundleEntry(name=name, key=key, state=state, pointer=pointer)

@@ -25,7 +25,7 @@ _OLD_SECONDS = 30 * 86400.0
 _STAGED_SECONDS = 86400.0
 
 
-class Kept:
+class LocalBundle:
     """The caches of one key.
 
     Attributes:
@@ -104,7 +104,7 @@ class Kept:
         """Says that they are whole.
 
         Args:
-            name: The model's, for `kept_of`.
+            name: The model's, for `local_bundles_of`.
         """
         record = {"format": 1, "name": name, "parts": dict(self.key.parts)}
         with disk_errors(self._mark):
@@ -117,12 +117,12 @@ class Kept:
             self._lock = None
 
 
-def kept_of(base: Path, name: str) -> list[Kept]:
+def local_bundles_of(base: Path, name: str) -> list[LocalBundle]:
     """The whole caches of a model on this machine, the ones used last first."""
     found = []
     for mark in base.glob("*.json"):
         parts = _parts_of(mark, name)
-        if parts is not None and (kept := Kept(base, Key(parts=parts))).root.name == mark.stem and kept.is_whole:
+        if parts is not None and (kept := LocalBundle(base, Key(parts=parts))).root.name == mark.stem and kept.is_whole:
             # A start may take them away meanwhile.
             with suppress(FileNotFoundError):
                 found.append((mark.stat().st_mtime, kept))

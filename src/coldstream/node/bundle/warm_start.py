@@ -17,9 +17,9 @@ from coldstream.errors import CancelledError, ColdstreamError, ConflictError, In
 from coldstream.machine.disk import disk_errors
 from coldstream.node.bundle import caches
 from coldstream.node.bundle.archive import pack, unpack
-from coldstream.node.bundle.bundle_pointer import Pointer, Reads, archive_of
-from coldstream.node.bundle.bundle_store import Found, Shelf
-from coldstream.node.bundle.local_bundles import Kept
+from coldstream.node.bundle.bundle_pointer import Pointer, StoredReads, archive_of
+from coldstream.node.bundle.bundle_store import BundleStore, StoredPointer
+from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.package import __version__
 
 MODES = ("auto", "read", "write", "off")
@@ -70,7 +70,7 @@ class WarmStart:
         reads: The record of what to read ahead, that came with the bundle; None without.
     """
 
-    def __init__(self, kept: Kept, shelf: Shelf, *, secret: bytes, mode: str) -> None:
+    def __init__(self, kept: LocalBundle, shelf: BundleStore, *, secret: bytes, mode: str) -> None:
         """Prepares; touches nothing.
 
         Args:
@@ -82,7 +82,7 @@ class WarmStart:
         self.state = WarmState(state="none", key=kept.key.digest)
         self.reads: bytes | None = None
         self._kept, self._shelf, self._secret, self._mode = kept, shelf, secret, mode
-        self._found: Found | None = None
+        self._found: StoredPointer | None = None
         self._before: caches.Tree = {}
         self._ready_seconds: float | None = None
         self._publishing = threading.Lock()
@@ -225,7 +225,7 @@ class WarmStart:
         self._note(published_bytes=pointer.archive.size)
         self._before = now
         if etag := self._shelf.etag(self._kept.key.digest):
-            self._found = Found(pointer=pointer, etag=etag)
+            self._found = StoredPointer(pointer=pointer, etag=etag)
         return "published"
 
     def _settled(self, over: threading.Event) -> caches.Tree:
@@ -251,8 +251,8 @@ class WarmStart:
 
 
 def publish(
-    shelf: Shelf,
-    kept: Kept,
+    shelf: BundleStore,
+    kept: LocalBundle,
     secret: bytes,
     *,
     paths: Sequence[str] | None = None,
@@ -287,7 +287,7 @@ def publish(
             key=kept.key.digest,
             parts=dict(kept.key.parts),
             archive=archive_of(packed),
-            reads=Reads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
+            reads=StoredReads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
             created=datetime.now(timezone.utc),
             tool=f"coldstream {__version__}",
             ready_seconds=ready_seconds,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.machine import hardware
-from coldstream.node.readahead.read_record import File, Reads
+from coldstream.node.readahead.read_record import File, ReadRecord
 
 # Each waits for one entry, one inode or one block at a time; on a disk 10 ms away 32 took half as long as 8.
 THREADS = 32
@@ -27,7 +27,7 @@ _BYTECODE = "/__pycache__/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Prefetched:
     """What the kernel was asked for.
 
     Attributes:
@@ -44,8 +44,8 @@ class Asked:
 
 
 def ask(
-    reads: Reads, *, memory_bytes: int | None = None, threads: int = THREADS, stop: threading.Event | None = None
-) -> Asked:
+    reads: ReadRecord, *, memory_bytes: int | None = None, threads: int = THREADS, stop: threading.Event | None = None
+) -> Prefetched:
     """Asks for all files of a record, in its order, and returns when the last was asked for.
 
     It never raises for what it finds on the disk. Where the system knows no `posix_fadvise`, nothing is asked for.
@@ -57,11 +57,11 @@ def ask(
         stop: Ends it early when set.
     """
     if not hasattr(os, "posix_fadvise"):
-        return Asked(files=0, bytes=0, changed=0, left_out=len(reads.files))
+        return Prefetched(files=0, bytes=0, changed=0, left_out=len(reads.files))
     if memory_bytes is None:
         memory_bytes = hardware.available_bytes() // _MEMORY_SHARE
     chosen = _that_fit(reads, memory_bytes)
-    asking = _Asking(iter(chosen), stop or threading.Event())
+    asking = _Prefetching(iter(chosen), stop or threading.Event())
     helpers = [threading.Thread(target=asking.run, name="coldstream-ahead", daemon=True) for _ in range(threads - 1)]
     for helper in helpers:
         helper.start()
@@ -70,10 +70,10 @@ def ask(
         helper.join()
     files, asked = len(asking.asked), sum(asking.asked)
     left_out = len(reads.files) - files - asking.changed
-    return Asked(files=files, bytes=asked, changed=asking.changed, left_out=left_out)
+    return Prefetched(files=files, bytes=asked, changed=asking.changed, left_out=left_out)
 
 
-def _that_fit(reads: Reads, memory_bytes: int) -> list[File]:
+def _that_fit(reads: ReadRecord, memory_bytes: int) -> list[File]:
     """The files that fit into memory, in their order; one that does not fit leaves room for later ones. Pure."""
     chosen = []
     for file in reads.files:
@@ -83,7 +83,7 @@ def _that_fit(reads: Reads, memory_bytes: int) -> list[File]:
     return chosen
 
 
-class _Asking:
+class _Prefetching:
     """Threads that take one file after another."""
 
     def __init__(self, files: Iterator[File], stop: threading.Event) -> None:
@@ -136,7 +136,7 @@ class ReadAhead:
         asked: What came of it; None until it is done.
     """
 
-    def __init__(self, reads: Reads, *, memory_bytes: int | None = None) -> None:
+    def __init__(self, reads: ReadRecord, *, memory_bytes: int | None = None) -> None:
         """Prepares.
 
         Args:
@@ -146,7 +146,7 @@ class ReadAhead:
         self._reads, self._memory_bytes = reads, memory_bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coldstream-ahead", daemon=True)
-        self.asked: Asked | None = None
+        self.asked: Prefetched | None = None
 
     def __repr__(self) -> str:
         return f"ReadAhead({len(self._reads.files)} files, {self.asked or 'not done'})"

@@ -66,7 +66,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(stop - start for start, stop in self.spans())
 
 
-class Reads(msgspec.Struct, frozen=True, kw_only=True):
+class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a start read.
 
     Attributes:
@@ -112,11 +112,11 @@ class Reads(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
-_DECODER = msgspec.json.Decoder(Reads)
+_DECODER = msgspec.json.Decoder(ReadRecord)
 
 
-def decode(data: bytes) -> Reads:
-    """Reads what `Reads.encode` wrote, here or elsewhere.
+def decode(data: bytes) -> ReadRecord:
+    """Reads what `ReadRecord.encode` wrote, here or elsewhere.
 
     Raises:
         IntegrityError: It is too large, damaged, of another format, or inconsistent. Permanent.

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from coldstream.node.readahead.pages import ENTRY_BYTES, Range, mappings, merged, present
-from coldstream.node.readahead.read_record import FILES_MAX, File, Reads, is_below
+from coldstream.node.readahead.read_record import FILES_MAX, File, ReadRecord, is_below
 
 # A disk reads what is between two near ranges sooner than it begins another read.
 _GAP_BYTES = 128 << 10
@@ -47,7 +47,7 @@ _PACKAGE = re.compile(r".*/(?:site|dist)-packages/([^/]+?)(?:\.libs)?/.*")
 _DEVICES = ("/dev", "/proc", "/sys", "/run")
 
 
-def record(pids: Sequence[int], modules: Iterable[str]) -> Reads:
+def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
     """What some processes have read so far.
 
     Args:
@@ -70,7 +70,7 @@ def record(pids: Sequence[int], modules: Iterable[str]) -> Reads:
             ranges = merged(mapped.get(path) or (), gap_bytes=_GAP_BYTES, size=size)
             whole = not ranges or ranges == ((0, size),)
             files.append(File(path=path, size=size, ranges=() if whole else tuple(at for r in ranges for at in r)))
-    return Reads(prefixes=prefixes, files=tuple(files[:FILES_MAX]))
+    return ReadRecord(prefixes=prefixes, files=tuple(files[:FILES_MAX]))
 
 
 def prefixes_of(paths: Iterable[str]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ _IMPORTS = "imports"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PhaseKind:
     """A phase that a start may have.
 
     Attributes:
@@ -48,31 +48,31 @@ class Kind:
     always: bool = True
 
 
-KINDS = (
-    Kind("commanded", "command", "command", "Python started, coldstream imported", always=False),
-    Kind("downloaded", "download", "download", "the weights, before vLLM starts", always=False),
-    Kind("spawned", "resolve", "resolve", "find the model, begin its stream"),
-    Kind("args", "api import", _IMPORTS, "vLLM in the API server"),
-    Kind("configured", "config", "config", "the model looked at, the engine configured"),
-    Kind("engine", "engine spawn", _IMPORTS, "a process, and vLLM again"),
-    Kind("loading", "worker spawn", _IMPORTS, "another, and vLLM again; the device"),
-    Kind("created", "model init", "model init", "layers without weights"),
-    Kind("weights", "weights", "weights", "tensors into the layers"),
-    Kind("loaded", "post-load", "post-load", "weights repacked", always=False),
-    Kind("compiling", "set-up", "set-up", "until the first run", always=False),
-    Kind("compiled", "compile", "compile", "compiled, or loaded from the caches", always=False),
-    Kind("profiled", "profile", "warm-up", "memory measured", always=False),
-    Kind("sized", "KV cache", "warm-up", "its size settled", always=False),
-    Kind("captured", "graph capture", "graph capture", "kernels warmed up, graphs captured", always=False),
-    Kind("initialised", "warm-up", "warm-up", "caches allocated, first runs"),
-    Kind("ready", "API ready", "API", "until it answers"),
-    Kind("first token", "first token", "first token", "asked for once it answered", always=False),
+PHASE_KINDS = (
+    PhaseKind("commanded", "command", "command", "Python started, coldstream imported", always=False),
+    PhaseKind("downloaded", "download", "download", "the weights, before vLLM starts", always=False),
+    PhaseKind("spawned", "resolve", "resolve", "find the model, begin its stream"),
+    PhaseKind("args", "api import", _IMPORTS, "vLLM in the API server"),
+    PhaseKind("configured", "config", "config", "the model looked at, the engine configured"),
+    PhaseKind("engine", "engine spawn", _IMPORTS, "a process, and vLLM again"),
+    PhaseKind("loading", "worker spawn", _IMPORTS, "another, and vLLM again; the device"),
+    PhaseKind("created", "model init", "model init", "layers without weights"),
+    PhaseKind("weights", "weights", "weights", "tensors into the layers"),
+    PhaseKind("loaded", "post-load", "post-load", "weights repacked", always=False),
+    PhaseKind("compiling", "set-up", "set-up", "until the first run", always=False),
+    PhaseKind("compiled", "compile", "compile", "compiled, or loaded from the caches", always=False),
+    PhaseKind("profiled", "profile", "warm-up", "memory measured", always=False),
+    PhaseKind("sized", "KV cache", "warm-up", "its size settled", always=False),
+    PhaseKind("captured", "graph capture", "graph capture", "kernels warmed up, graphs captured", always=False),
+    PhaseKind("initialised", "warm-up", "warm-up", "caches allocated, first runs"),
+    PhaseKind("ready", "API ready", "API", "until it answers"),
+    PhaseKind("first token", "first token", "first token", "asked for once it answered", always=False),
 )
 SPANS = ("manifest", "connect", "stream", "bundle")
 # Without any of these between them, weights and warm-up have all of the engine's work between them.
 _INSIDE = ("loaded", "compiling", "compiled", "profiled", "sized", "captured")
-_ENGINE_INIT = Kind("initialised", "engine init", "warm-up", "memory measured, caches allocated, first runs")
-PHASES = (*(kind.name for kind in KINDS), _ENGINE_INIT.name, UNNAMED)
+_ENGINE_INIT = PhaseKind("initialised", "engine init", "warm-up", "memory measured, caches allocated, first runs")
+PHASES = (*(kind.name for kind in PHASE_KINDS), _ENGINE_INIT.name, UNNAMED)
 _COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled anew"}
 
 
@@ -134,7 +134,7 @@ def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: f
         They touch each other, and begin at 0.
     """
     found: list[Phase] = []
-    missed: list[Kind] = []
+    missed: list[PhaseKind] = []
     start = 0.0
     for kind in _expected(marks):
         missed.append(kind)
@@ -147,7 +147,7 @@ def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: f
         missed.clear()
         start = stop
     if ended is not None:
-        found.append(_last(missed[0] if missed else KINDS[-1], start, max(start, ended)))
+        found.append(_last(missed[0] if missed else PHASE_KINDS[-1], start, max(start, ended)))
     return found
 
 
@@ -165,7 +165,7 @@ def under_way(marks: Mapping[str, float], now: float) -> Phase:
     return Phase(name=kind.name, start=start, stop=max(start, now), note=kind.note, group=kind.group)
 
 
-def _last(kind: Kind, start: float, stop: float) -> Phase:
+def _last(kind: PhaseKind, start: float, stop: float) -> Phase:
     """The phase that every start comes to next, of whose end no line tells: another may have begun in it."""
     note = f"ended in it; {kind.note}"
     if kind.mark == "args":
@@ -173,15 +173,15 @@ def _last(kind: Kind, start: float, stop: float) -> Phase:
     return Phase(name=kind.name, start=start, stop=stop, note=note, group=kind.group)
 
 
-def _expected(marks: Mapping[str, float]) -> Iterator[Kind]:
+def _expected(marks: Mapping[str, float]) -> Iterator[PhaseKind]:
     detailed = any(mark in marks for mark in _INSIDE)
     compiles = marks.keys() & {"compiling", "compiled"}
-    for kind in KINDS:
+    for kind in PHASE_KINDS:
         if kind.always or kind.mark in marks or (compiles and kind.mark in {"compiling", "compiled"}):
             yield _ENGINE_INIT if kind.mark == "initialised" and not detailed else kind
 
 
-def _phase(kinds: Sequence[Kind], start: float, stop: float, compiled: str) -> Phase:
+def _phase(kinds: Sequence[PhaseKind], start: float, stop: float, compiled: str) -> Phase:
     if len(kinds) > _MERGED_MAX:
         note = "the lines that would tell did not come"
         return Phase(name=UNNAMED, start=start, stop=stop, note=note, group=UNNAMED)

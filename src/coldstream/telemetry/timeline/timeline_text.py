@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from coldstream.telemetry.timeline.phases import KINDS, Phase, Span
+from coldstream.telemetry.timeline.phases import PHASE_KINDS, Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.units import format_bytes, format_rate
 
@@ -123,9 +123,9 @@ def bar(start: float, stop: float, total: float, *, columns: int) -> str:
 
 def phase_names(timelines: Sequence[Timeline]) -> list[str]:
     """The phases of several starts, each once, in the order of time."""
-    order = {kind.name: place for place, kind in enumerate(KINDS)} | {"engine init": len(KINDS) - 3.5}
+    order = {kind.name: place for place, kind in enumerate(PHASE_KINDS)} | {"engine init": len(PHASE_KINDS) - 3.5}
     names = {phase.name for timeline in timelines for phase in timeline.phases}
-    return sorted(names, key=lambda name: (order.get(name.partition(" + ")[0], len(KINDS)), name))
+    return sorted(names, key=lambda name: (order.get(name.partition(" + ")[0], len(PHASE_KINDS)), name))
 
 
 def stream_text(timeline: Timeline) -> str:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.engines.vllm.loader_config import Extra, read_extra
+from coldstream.engines.vllm.loader_config import LoaderConfig, parse_loader_config
 from coldstream.engines.vllm.versions import version_warning
 from coldstream.loading.options import Options
 
 
 def test_the_options_arrive() -> None:
-    extra = read_extra({"uri": "s3://b/m", "concurrency": 32, "memory_limit": 5 << 30, "verify": False})
-    assert extra == Extra(uri="s3://b/m", concurrency=32, memory_limit=5 << 30, verify=False)
+    extra = parse_loader_config({"uri": "s3://b/m", "concurrency": 32, "memory_limit": 5 << 30, "verify": False})
+    assert extra == LoaderConfig(uri="s3://b/m", concurrency=32, memory_limit=5 << 30, verify=False)
     options = Options(**extra.options())
     assert (options.connections, options.memory, options.verify, options.cache) == (32, 5 << 30, False, True)
-    assert Options(**read_extra({}).options()) == Options()
+    assert Options(**parse_loader_config({}).options()) == Options()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_the_options_arrive() -> None:
 )
 def test_what_is_wrong_is_named(given: object, said: str) -> None:
     with pytest.raises(ValueError, match="coldstream") as caught:
-        read_extra(given)
+        parse_loader_config(given)
     assert said in str(caught.value)
 
 

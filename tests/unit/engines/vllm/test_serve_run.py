@@ -17,7 +17,7 @@ from coldstream.engines.vllm import serve_run
 from coldstream.engines.vllm.endpoint import Endpoint
 from coldstream.engines.vllm.failure_reason import FailureReason
 from coldstream.engines.vllm.serve_preparation import Prepared
-from coldstream.engines.vllm.serve_request import Request
+from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.engines.vllm.serve_run import _ask_first, _exit_code, _is_up, _Start, _streamed
 from coldstream.errors import ColdstreamError
 from coldstream.loading.options import Options
@@ -51,7 +51,7 @@ def asked(*, key: str | None, lines: tuple[str, ...], arguments: tuple[str, ...]
     for line in lines:
         recorder.line(line, time.monotonic())
     start = _Start(
-        request=Request(uri=Uri("org/m"), arguments=arguments, loader="default", options=Options()),
+        request=ServeRequest(uri=Uri("org/m"), arguments=arguments, loader="default", options=Options()),
         ready=cast("Prepared", None),
         recorder=recorder,
         reason=FailureReason(),

@@ -11,7 +11,7 @@ from coldstream.errors import ConfigError, IntegrityError
 from coldstream.node.bundle.bundle_pointer import (
     Archive,
     Pointer,
-    Reads,
+    StoredReads,
     checked_secret,
     decode,
     decode_unverified,
@@ -28,7 +28,7 @@ def pointer(**changes: object) -> Pointer:
         key="1" * 64,
         parts={"vllm": "0.32.0"},
         archive=Archive(sha256="2" * 64, size=10, files=1, bytes=20),
-        reads=Reads(sha256="3" * 64, size=5),
+        reads=StoredReads(sha256="3" * 64, size=5),
         created=datetime(2026, 1, 2, tzinfo=timezone.utc),
         tool="coldstream",
         ready_seconds=12.5,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from coldstream.node.readahead import prefetch as asking_module
-from coldstream.node.readahead.prefetch import Asked, ReadAhead, ask
-from coldstream.node.readahead.read_record import File, Reads
+from coldstream.node.readahead.prefetch import Prefetched, ReadAhead, ask
+from coldstream.node.readahead.read_record import File, ReadRecord
 
 _PAGE = mmap.PAGESIZE
 _MIB = 1 << 20
@@ -42,8 +42,8 @@ def _cold(path: Path, size: int) -> None:
         pytest.skip("the file system here keeps what it is told to drop")
 
 
-def _reads(*files: File) -> Reads:
-    return Reads(prefixes=(os.path.dirname(files[0].path),), files=files)
+def _reads(*files: File) -> ReadRecord:
+    return ReadRecord(prefixes=(os.path.dirname(files[0].path),), files=files)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mincore as Linux has it")
@@ -52,7 +52,7 @@ def test_asked_ranges_become_resident(tmp_path: Path) -> None:
     size = 32 * _MIB
     _cold(path, size)
     wanted = (0, 3 * _MIB, size - 2 * _MIB, size)
-    assert ask(_reads(File(path=str(path), size=size, ranges=wanted))) == Asked(
+    assert ask(_reads(File(path=str(path), size=size, ranges=wanted))) == Prefetched(
         files=1, bytes=5 * _MIB, changed=0, left_out=0
     )
     until = time.monotonic() + 20
@@ -71,14 +71,14 @@ def test_what_changed_is_not_asked_for(tmp_path: Path) -> None:
     (tmp_path / "__pycache__/a.cpython-312.pyc").write_bytes(b"12345")
     names = ("same", "grown", "gone", "folder", "pipe", "__pycache__/a.cpython-312.pyc", "x" * 300)
     reads = _reads(*(File(path=f"{tmp_path}/{name}", size=5) for name in names))
-    assert ask(reads) == Asked(files=2, bytes=10, changed=5, left_out=0)
+    assert ask(reads) == Prefetched(files=2, bytes=10, changed=5, left_out=0)
 
 
 def test_memory_bounds_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("a", 10), ("b", 100), ("c", 10)):
         (tmp_path / name).write_bytes(b"x" * size)
     reads = _reads(*(File(path=f"{tmp_path}/{name}", size=size) for name, size in (("a", 10), ("b", 100), ("c", 10))))
-    assert ask(reads, memory_bytes=25) == Asked(files=2, bytes=20, changed=0, left_out=1)
+    assert ask(reads, memory_bytes=25) == Prefetched(files=2, bytes=20, changed=0, left_out=1)
     assert ask(reads, memory_bytes=0).left_out == 3
     monkeypatch.setattr(asking_module.hardware, "available_bytes", lambda: 4 * 20)
     assert ask(reads).bytes == 20
@@ -94,7 +94,7 @@ def test_it_stops_when_told(tmp_path: Path) -> None:
 def test_without_posix_fadvise_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"x")
     monkeypatch.delattr(os, "posix_fadvise")
-    assert ask(_reads(File(path=f"{tmp_path}/a", size=1))) == Asked(files=0, bytes=0, changed=0, left_out=1)
+    assert ask(_reads(File(path=f"{tmp_path}/a", size=1))) == Prefetched(files=0, bytes=0, changed=0, left_out=1)
 
 
 def test_it_runs_beside(tmp_path: Path) -> None:

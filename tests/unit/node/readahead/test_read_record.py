@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import IntegrityError
-from coldstream.node.readahead.read_record import RECORD_BYTES_MAX, File, Reads, decode
+from coldstream.node.readahead.read_record import RECORD_BYTES_MAX, File, ReadRecord, decode
 
 _LIBRARY = {"path": "/usr/lib/libx.so", "size": 100, "ranges": [0, 10, 20, 100]}
 _RECORD = {"format": 1, "prefixes": ["/usr/lib"], "files": [_LIBRARY]}
@@ -19,7 +19,7 @@ def _packed(document: object) -> bytes:
 
 
 def test_a_record_comes_back_equal() -> None:
-    reads = Reads(
+    reads = ReadRecord(
         prefixes=("/usr/lib", "/venv/lib"),
         files=(
             File(path="/venv/lib/python3.12/os.py", size=7),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coldstream.errors import IntegrityError
-from coldstream.telemetry.timeline.phases import KINDS, phases_of
+from coldstream.telemetry.timeline.phases import PHASE_KINDS, phases_of
 from coldstream.telemetry.timeline.recorder import Exit, Recorder
 from coldstream.telemetry.timeline.start_record import Timeline, parse
 from coldstream.telemetry.timeline.timeline_store import ENDED_KEPT, Timelines
@@ -66,7 +66,7 @@ def test_without_a_line_of_vllm_s_that_is_said() -> None:
 
 def test_every_phase_has_a_name_wherever_it_ends() -> None:
     marks: dict[str, float] = {}
-    for number, kind in enumerate(KINDS, start=1):
+    for number, kind in enumerate(PHASE_KINDS, start=1):
         marks[kind.mark] = float(number)
         phases = phases_of(marks, ended=number + 0.5)
         assert phases[-1].stop == number + 0.5

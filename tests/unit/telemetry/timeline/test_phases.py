@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.telemetry.timeline.phases import KINDS, Phase, hidden_share, named_share, phases_of, waited_seconds
+from coldstream.telemetry.timeline.phases import (
+    PHASE_KINDS,
+    Phase,
+    hidden_share,
+    named_share,
+    phases_of,
+    waited_seconds,
+)
 from tests.unit.telemetry.timeline import logs
 from tests.unit.telemetry.timeline.starts import finished, recorded
 
@@ -110,7 +117,7 @@ def test_a_line_that_comes_late_moves_nothing_before_the_start_or_past_its_end()
 
 
 @given(
-    st.dictionaries(st.sampled_from([kind.mark for kind in KINDS]), st.floats(0, 1000), min_size=1),
+    st.dictionaries(st.sampled_from([kind.mark for kind in PHASE_KINDS]), st.floats(0, 1000), min_size=1),
     st.sampled_from(["loaded", "compiled", "none", "unknown"]),
 )
 def test_phases_touch_each_other_whatever_marks_there_are(marks: dict[str, float], compiled: str) -> None:
