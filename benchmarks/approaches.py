@@ -1,0 +1,281 @@
+"""Ways to get a model from a bucket into memory over one capped link: the measured rows of docs/comparison.md.
+
+    apt-get install iproute2 fuse3                               the capped link and the mount; needs root
+    make .venv-vllm/tests.done                                   the environment with the other loaders
+    .venv/bin/python benchmarks/approaches.py --markdown > section.md
+
+The bucket is `rclone serve s3` in a network namespace, behind a token bucket. Every row reads all tensors of the same
+Llama-like model into host memory, in a fresh process. The objects lie on tmpfs, so that the server reads no disk.
+Time and CPU count from the call of the loader to the last tensor; starting Python and importing torch do not count.
+What a mount spends in its own process counts; mounting does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
+
+from coldstream.operate.bench.contestant import CHUNK_BYTES, READERS  # noqa: E402
+from coldstream.operate.bench.runner import run  # noqa: E402
+from coldstream.operate.demo_bucket import BUCKET, Server, s3_server  # noqa: E402
+from streaming.bucket import capped_bucket, keys_of  # noqa: E402
+from streaming.link import Link  # noqa: E402
+from streaming.model import Model, llama_tensors, make_model  # noqa: E402
+
+_NAME = "bench/random"
+_GIB = 1 << 30
+_RCLONE = Path(sys.executable).with_name("rclone")
+_MOUNT_SECONDS = 20.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One load: seconds of wall and CPU time, and the peak memory of the reader and of a mount's process."""
+
+    seconds: float
+    cpu_seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all rows share: the model, the link to it, and the folder for copies."""
+
+    folder: Path
+    model: Model
+    link: Link
+    server: Server
+    python: Path
+
+    def environ(self, **options: object) -> dict[str, str]:
+        """The environment of a reader, with its options."""
+        server = self.server
+        keys = {
+            "AWS_ENDPOINT_URL": server.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": server.access_key,
+            "AWS_SECRET_ACCESS_KEY": server.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+            "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS": "60000",
+            "RUNAI_STREAMER_LOG_LEVEL": "ERROR",
+        }
+        request = {
+            "files": self.model.files,
+            "bucket": BUCKET,
+            "key": _NAME,
+            "url": server.endpoint,
+            "chunk_bytes": CHUNK_BYTES,
+            "verify": False,
+            **options,
+        }
+        own = {"COLDSTREAM_CACHE_DIR": str(self.folder / "cache"), "BENCH_OPTIONS": json.dumps(request)}
+        return {**os.environ, **keys_of(server), **keys, **own}
+
+    def read(self, reader: str, *, python: Path | None = None, is_linked: bool = True, **options: object) -> Sample:
+        """Runs a reader once; `is_linked` puts it behind the link."""
+        command = [str(python or self.python), str(READERS), reader]
+        prefix = self.link.enter if is_linked else ()
+        done = run(command, self.environ(**options), prefix=prefix, pss=False, timeout_seconds=180)
+        return Sample(seconds=done.seconds, cpu_seconds=done.cpu_seconds, memory_bytes=done.memory_bytes)
+
+
+def stream(setup: Setup) -> Sample:
+    """coldstream, straight from the bucket, without its local copy."""
+    return setup.read(
+        "coldstream",
+        python=Path(sys.executable),
+        uri=f"s3://{BUCKET}/{_NAME}",
+        mode="drain",
+        stream={"framework": "buffer", "cache": False},
+    )
+
+
+def runai(setup: Setup) -> Sample:
+    """Run:ai Model Streamer as it comes."""
+    return setup.read("runai")
+
+
+def download(setup: Setup) -> Sample:
+    """A download to the disk, then safetensors."""
+    into = setup.folder / f"downloaded-{time.time_ns()}"
+    command = [sys.executable, "-m", "coldstream", "download", _NAME, str(into), "--quiet"]
+    return setup.read("download", folder=str(into), download=["env", f"PYTHONPATH={_ROOT / 'src'}", *command])
+
+
+def local(setup: Setup) -> Sample:
+    """Weights that are already on the disk, as in an image that has been pulled."""
+    for name, _ in setup.model.files:
+        _drop(setup.model.folder / name)
+    return setup.read("mapped", is_linked=False, folder=str(setup.model.folder), reuse=False)
+
+
+def mount(*flags: str) -> Callable[[Setup], Sample]:
+    """A bucket mounted by rclone, then safetensors from the mount."""
+
+    def measure(setup: Setup) -> Sample:
+        with _mounted(setup, flags) as (folder, pid):
+            before = _cpu_seconds(pid)
+            sample = setup.read("mapped", is_linked=False, folder=str(folder / BUCKET / _NAME), reuse=False)
+            spent, memory = _cpu_seconds(pid) - before, _peak_bytes(pid)
+        return Sample(
+            seconds=sample.seconds,
+            cpu_seconds=sample.cpu_seconds + spent,
+            memory_bytes=sample.memory_bytes + memory,
+        )
+
+    return measure
+
+
+@contextmanager
+def _mounted(setup: Setup, flags: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    folder = setup.folder / f"mount-{time.time_ns()}"
+    folder.mkdir()
+    server = setup.server
+    keys = {
+        "RCLONE_CONFIG": os.devnull,
+        "RCLONE_CONFIG_BUCKET_TYPE": "s3",
+        "RCLONE_CONFIG_BUCKET_PROVIDER": "Other",
+        "RCLONE_CONFIG_BUCKET_ENDPOINT": server.endpoint,
+        "RCLONE_CONFIG_BUCKET_ACCESS_KEY_ID": server.access_key,
+        "RCLONE_CONFIG_BUCKET_SECRET_ACCESS_KEY": server.secret_key,
+    }
+    # Only the network namespace: a mount in the mount namespace of `ip netns exec` could not be seen from here.
+    enter = ["nsenter", f"--net=/run/netns/{setup.link.enter[-1]}"]
+    options = ["--read-only", "--cache-dir", str(setup.folder / f"{folder.name}-cache"), *flags]
+    command = [*enter, str(_RCLONE), "mount", "bucket:", str(folder), *options]
+    process = subprocess.Popen(command, env={**os.environ, **keys}, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + _MOUNT_SECONDS
+        while not os.path.ismount(folder):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("rclone cannot mount here (apt-get install fuse3; /dev/fuse)")
+            time.sleep(0.05)
+        yield folder, process.pid
+    finally:
+        subprocess.run(["fusermount3", "-u", str(folder)], check=False)
+        process.terminate()
+        process.wait(_MOUNT_SECONDS)
+
+
+def _drop(path: Path) -> None:
+    """Takes a file out of the page cache, so that the next read is a read of the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+_PARALLEL = ("--vfs-read-chunk-streams", "16", "--vfs-read-chunk-size", "8M")
+_ROWS: Mapping[str, Callable[[Setup], Sample]] = {
+    "coldstream, streamed": stream,
+    "Run:ai's streamer, default": runai,
+    "downloaded first, then read": download,
+    "mounted with rclone, default": mount(),
+    "mounted with rclone, 16 streams": mount(*_PARALLEL),
+    "on the disk already, as in an image": local,
+}
+
+
+def main() -> None:
+    """Runs the rounds and prints a table; writes benchmarks/out/approaches.json."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gib", type=int, default=2, help="size of the model; each shard has 1 GiB")
+    parser.add_argument("--gigabits", type=float, default=2.0, help="of the link, in each second")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", type=Path, default=_ROOT / ".venv-vllm/bin/python")
+    parser.add_argument("--bucket-folder", type=Path, default=Path("/dev/shm"), help="where the server has its objects")
+    parser.add_argument("--markdown", action="store_true", help="print the section for docs/comparison.md")
+    args = parser.parse_args()
+    samples: dict[str, list[Sample]] = {row: [] for row in _ROWS}
+    with (
+        tempfile.TemporaryDirectory(prefix="coldstream-approaches-") as on_disk,
+        tempfile.TemporaryDirectory(prefix="coldstream-approaches-", dir=args.bucket_folder) as in_memory,
+    ):
+        folder, bucket = Path(on_disk), Path(in_memory)
+        model = make_model(folder, "model", llama_tensors(args.gib * _GIB), shards=args.gib, manifest=False)
+        upload = [sys.executable, "-m", "coldstream", "upload", str(model.folder), "--as", _NAME, "--quiet"]
+        with s3_server(bucket) as server:
+            subprocess.run(upload, env=os.environ | keys_of(server), check=True, stdout=subprocess.DEVNULL)
+        with capped_bucket(bucket, args.gigabits * 1e9) as (link, server):
+            setup = Setup(folder=folder, model=model, link=link, server=server, python=args.python)
+            for number in range(args.rounds):
+                for row, measure in _ROWS.items():
+                    samples[row].append(measure(setup))
+                    print(f"  round {number + 1}  {row:<38} {samples[row][-1].seconds:6.1f} s", file=sys.stderr)
+        floor = model.size / link.payload_bytes_per_second
+    out = _ROOT / "benchmarks/out"
+    out.mkdir(exist_ok=True)
+    record = {row: [vars(sample) for sample in every] for row, every in samples.items()}
+    (out / "approaches.json").write_text(
+        json.dumps({"arguments": vars(args), "samples": record}, indent=2, default=str)
+    )
+    print(_markdown(args, samples, floor) if args.markdown else json.dumps(record, indent=2))
+
+
+def _markdown(args: argparse.Namespace, samples: Mapping[str, Sequence[Sample]], floor: float) -> str:
+    def cell(values: Sequence[float], form: str) -> str:
+        low, middle, high = (format(value, form) for value in (min(values), statistics.median(values), max(values)))
+        return f"{middle} ({low} to {high})"
+
+    def version(command: Sequence[str]) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+
+    def package(name: str) -> str:
+        return version([str(args.python), "-c", f"import importlib.metadata as m; print(m.version({name!r}))"])
+
+    rclone = subprocess.run([str(_RCLONE), "version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    fuse = version(["fusermount3", "--version"])
+    command = f"python benchmarks/approaches.py --gib {args.gib} --gigabits {args.gigabits:g} --rounds {args.rounds}"
+    machine = f"{os.cpu_count()} shared virtual cores, Linux {platform.release().split('-')[0]}"
+    versions = ", ".join(
+        [
+            f"Python {platform.python_version()}",
+            f"rclone {rclone.removeprefix('v')}",
+            f"fuse {fuse}",
+            *(f"{name} {package(name)}" for name in ("runai-model-streamer", "safetensors", "torch")),
+        ]
+    )
+    lines = [
+        f"`{command}`, {machine}, {versions}. The link alone takes {floor:.1f} s.",
+        "",
+        "| Row | seconds | CPU-s/GiB | peak memory, MiB |",
+        "|---|---|---|---|",
+    ]
+    for row, every in samples.items():
+        seconds = cell([sample.seconds for sample in every], ".1f")
+        cpu = cell([sample.cpu_seconds / args.gib for sample in every], ".2f")
+        memory = cell([sample.memory_bytes / (1 << 20) for sample in every], ".0f")
+        lines.append(f"| {row} | {seconds} | {cpu} | {memory} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
