@@ -29,10 +29,11 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.operate.bench.contestant import CHUNK_BYTES, READERS  # noqa: E402
+from coldstream.operate.bench.contestant import CHUNK_BYTES  # noqa: E402
 from coldstream.operate.bench.runner import run  # noqa: E402
 from coldstream.operate.demo_bucket import BUCKET, Server, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
+from streaming.contestants import reader_program  # noqa: E402
 from streaming.link import Link  # noqa: E402
 from streaming.model import Model, llama_tensors, make_model  # noqa: E402
 
@@ -89,7 +90,7 @@ class Setup:
 
     def read(self, reader: str, *, python: Path | None = None, is_linked: bool = True, **options: object) -> Sample:
         """Runs a reader once; `is_linked` puts it behind the link."""
-        command = [str(python or self.python), str(READERS), reader]
+        command = [str(python or self.python), str(reader_program(reader)), reader]
         prefix = self.link.enter if is_linked else ()
         done = run(command, self.environ(**options), prefix=prefix, pss=False, timeout_seconds=180)
         return Sample(seconds=done.seconds, cpu_seconds=done.cpu_seconds, memory_bytes=done.memory_bytes)

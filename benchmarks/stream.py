@@ -1,4 +1,4 @@
-"""Streaming a model into memory: coldstream, the loaders that people use, and the least that it can cost.
+"""Streaming a model into memory: coldstream, the loaders that people use, and a bare C loop.
 
     apt-get install nginx openssl gcc libssl-dev iproute2        the servers, the C floor, the capped link
     python benchmarks/stream.py --setup                          the other loaders, into .venv-bench
@@ -8,8 +8,8 @@
 
 Rows: coldstream; runai-model-streamer with its default and its best number of clients (searched among 1, 4, 8, 16 and
 32, by CPU and by wall); obstore, boto3, s3fs, huggingface_hub + safetensors; a bare C loop (c_floor.c) as the floor.
-Each is a process of its own, measured from spawn to exit with all that it starts, by what `coldstream bench` uses too.
-Rounds are interleaved and ratios are taken round by round. The server's CPU time is nobody's.
+Each is a process of its own, measured from spawn to exit with all that it starts, by the runner of `coldstream bench`.
+Rounds are interleaved and ratios are taken round by round. The server's CPU time counts for none of them.
 
 Scenarios (`--only`): http, tls, link (5 Gbit/s token bucket in a network namespace; needs root), connections (16 of
 30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm (cache), tiny (60,000 tensors), leave.
@@ -23,14 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,9 +39,10 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 from tests.servers.nginx import find as find_nginx  # noqa: E402
 from tests.servers.nginx import version as nginx_version  # noqa: E402
 
+from coldstream.operate.bench.comparing import describe_machine  # noqa: E402
+from coldstream.operate.bench.contestant import probe_interpreters  # noqa: E402
 from streaming.contestants import Contestants, compile_floor  # noqa: E402
 from streaming.report import markdown  # noqa: E402
-from streaming.samples import Sample  # noqa: E402
 from streaming.scenarios import SCENARIOS, Bench, say  # noqa: E402
 
 _VENV = _ROOT / ".venv-bench"
@@ -121,7 +120,7 @@ def run(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         results = {
             "command": " ".join(["python", *sys.argv]),
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": _machine(),
+            "machine": describe_machine(),
             "versions": _versions(),
             "rounds": args.rounds,
             "bytes": bench.llama().size,
@@ -129,41 +128,17 @@ def run(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         }
         for name in names:
             say(f"scenario {name}")
-            found[name] = _plain(SCENARIOS[name](bench))
+            found[name] = SCENARIOS[name](bench)
             # After each: an hour's figures are not lost to a Ctrl-C in the last scenario.
             args.out.write_text(json.dumps(results, indent=1))
     return results
 
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and isinstance(value, Sample):
-        return value.to_json()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _machine() -> str:
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} cores ({processor}), {memory:.0f} GiB, Linux {platform.release()}"
-
-
 def _versions() -> dict[str, str]:
-    code = "import json, sys, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    done = subprocess.run([str(_VENV / "bin/python"), "-c", code, *_SHOWN], capture_output=True, text=True, check=True)
+    (others,) = probe_interpreters([str(_VENV / "bin/python")])
     openssl = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout.split()[1]
     own = {"Python": platform.python_version(), "nginx": nginx_version(), "OpenSSL of the C floor": openssl}
-    return {**own, **json.loads(done.stdout)}
+    return {**own, **{name: others.packages[name] for name in _SHOWN}}
 
 
 def _interrupt(*_: object) -> None:

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from coldstream.operate.bench.result import spread
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -21,7 +22,7 @@ class Target:
 
     Attributes:
         measure: What is measured.
-        wanted: The target as text.
+        goal: The target as text.
         values: The figure of each round.
         limit: The number to compare the median with.
         most: Whether `limit` is the most, or else the least.
@@ -29,7 +30,7 @@ class Target:
     """
 
     measure: str
-    wanted: str
+    goal: str
     values: Sequence[float]
     limit: float
     most: bool
@@ -38,23 +39,22 @@ class Target:
     @property
     def reached(self) -> bool | None:
         """Whether the median keeps the limit; None without a figure."""
-        if not self.values:
+        if (figure := spread(self.values)) is None:
             return None
-        middle = statistics.median(self.values)
-        return middle <= self.limit if self.most else middle >= self.limit
+        return figure.median <= self.limit if self.most else figure.median >= self.limit
 
     def line(self) -> str:
         """The Markdown row."""
         state = {True: "reached", False: "**missed**", None: "not measured"}[self.reached]
-        return f"| {self.measure} | {self.wanted} | {spread(self.values, self.unit)} | {state} |"
+        return f"| {self.measure} | {self.goal} | {spread_text(self.values, self.unit)} | {state} |"
 
 
-def spread(values: Sequence[float], unit: str = "") -> str:
+def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median with minimum and maximum, in three digits."""
-    if not values:
+    if (figure := spread(values)) is None:
         return "–"
-    low, middle, high = (short(value) for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle}{unit}" if len(values) == 1 else f"{middle}{unit} ({low} to {high})"
+    middle = f"{short(figure.median)}{unit}"
+    return middle if len(values) == 1 else f"{middle} ({short(figure.min)} to {short(figure.max)})"
 
 
 def short(value: float) -> str:
@@ -106,7 +106,7 @@ def table(rows: Rows, size: int) -> list[str]:
             present(runs, lambda run: run["whole_cpu_seconds"] - run["cpu_seconds"]),
             present(runs, lambda run: run["memory_bytes"] / MIB),
         )
-        shown = [spread(cell) for cell in cells]
+        shown = [spread_text(cell) for cell in cells]
         if not any(cells[3]):
             shown[3] = "counted"
         lines.append(f"| {name} | {' | '.join(shown)} |")
@@ -159,11 +159,8 @@ def throughput_targets(label: str, found: Mapping[str, Any]) -> list[Target]:
 
 def _best(rows: Rows, figure: Figure) -> str:
     """The Run:ai row with the lowest median."""
-    medians = {
-        name: statistics.median(values)
-        for name, runs in rows.items()
-        if name.startswith("Run:ai") and (values := present(runs, figure))
-    }
+    spreads = {name: spread(present(runs, figure)) for name, runs in rows.items() if name.startswith("Run:ai")}
+    medians = {name: one.median for name, one in spreads.items() if one}
     return min(medians, key=lambda name: medians[name]) if medians else "Run:ai"
 
 
@@ -253,7 +250,7 @@ def _remarks(name: str, scenario: Mapping[str, Any]) -> list[str]:
     if name in {"link", "connections"}:
         allowed = scenario["allowed_bytes_per_second"]
         shares = ((row, _shares(scenario, row, allowed)) for row in scenario["rows"])
-        said = ", ".join(f"{row} {spread(values, ' %')}" for row, values in shares)
+        said = ", ".join(f"{row} {spread_text(values, ' %')}" for row, values in shares)
         return ["", f"The cap allows {allowed / 1e6:.0f} MB/s of payload; of that: {said}."]
     if name == "faults":
         return ["", f"Answers in all: {scenario['answers']}."]

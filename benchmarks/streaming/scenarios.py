@@ -1,4 +1,4 @@
-"""What is run: each scenario gives rows of samples, or figures of its own."""
+"""The scenarios: each returns rows of samples, or figures of its own, as JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from typing import Any
 from tests.servers.nginx import nginx
 
 from coldstream.model.header import header_stop, parse_header
-from streaming.contestants import RUNAI_CLIENTS, Contestant, Contestants, Served
+from coldstream.operate.bench.contestant import Contestant
+from coldstream.operate.bench.runner import RunFailed, interleave, run
+from streaming.contestants import RUNAI_CLIENTS, Contestants, Served
 from streaming.link import capped_link
 from streaming.model import GIB, Model, llama_tensors, make_model, small_tensors
-from streaming.samples import RowFailed, Sample, run_row
 
 OTHERS = ("obstore", "boto3", "s3fs", "huggingface")
 LINK_BITS_PER_SECOND = 5e9
@@ -29,6 +30,7 @@ CAPPED_CONNECTIONS = 16
 FAULTS = {"slow": 0.01, "busy": 0.05, "reset": 0.03}
 MEMORY_LIMIT = 512 << 20
 TINY_TENSORS, TINY_BYTES = 60_000, 16 << 10
+Sample = dict[str, Any]
 _SERVERS = Path(__file__).resolve().parent / "servers.py"
 
 
@@ -45,7 +47,7 @@ class Bench:
     _models: dict[str, Model] = field(default_factory=dict)
 
     def model(self, name: str, make: Callable[[], Model]) -> Model:
-        """A model, made when it is first asked for."""
+        """A model, made at its first use."""
         if name not in self._models:
             say(f"making model {name}")
             self._models[name] = make()
@@ -64,8 +66,8 @@ class Bench:
         return make_model(self.root, f"bench/{name}", llama_tensors(int(gib * GIB)), shards=4)
 
     def wants(self, name: str) -> bool:
-        """Whether a row is asked for."""
-        return not self.only_rows or any(wanted in name.lower() for wanted in self.only_rows)
+        """Whether a row was selected."""
+        return not self.only_rows or any(part in name.lower() for part in self.only_rows)
 
 
 def say(text: str) -> None:
@@ -73,33 +75,47 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def interleave(
+def run_row(
+    row: Contestant, *, size: int | None = None, round_number: int | None = None, **options: Any
+) -> Sample | None:
+    """Runs a row once, and says how it went; None if it failed.
+
+    Args:
+        row: Which one.
+        size: The bytes that it must have received, at least; None for any.
+        round_number: Of a timed round.
+        options: Of `coldstream.operate.bench.runner.run`.
+    """
+    label = f"round {round_number}  {row.name:<18}" if round_number else row.name
+    try:
+        done = run(row.command, row.environ, **options)
+        if size is not None and done.result.get("bytes", 0) < size:
+            raise RunFailed(f"received {done.result.get('bytes')} of {size} bytes")
+    except RunFailed as exc:
+        say(f"  {label}: {exc}")
+        return None
+    result = done.result
+    # The other loaders' imports, above all torch, are not charged to them. `coldstream load` reports none: all of it
+    # counts.
+    seconds = done.whole_seconds - result.get("import_seconds", 0.0)
+    cpu_seconds = done.whole_cpu_seconds - result.get("import_cpu_seconds", 0.0)
+    if round_number and size:
+        say(
+            f"  {label} {seconds:7.2f} s  {cpu_seconds / size * GIB:5.2f} CPU-s/GiB  {size / seconds / GIB:5.2f} GiB/s"
+            f"  {done.memory_bytes / (1 << 20):6.0f} MiB"
+        )
+    more = {name: done.measured[name] for name in ("settled_seconds", "user_seconds")}
+    return {**done.document(), "seconds": seconds, "cpu_seconds": cpu_seconds, "result": {**result, **more}}
+
+
+def play_rounds(
     bench: Bench, rows: Sequence[Contestant], *, size: int, rounds: int, **options: Any
 ) -> dict[str, list[Sample | None]]:
-    """Runs every row once a round, starting with another one each time; None where a row failed."""
-    found: dict[str, list[Sample | None]] = {row.name: [] for row in rows if bench.wants(row.name)}
-    broken: dict[str, int] = {}
-    for number in range(rounds):
-        order = [row for row in rows if bench.wants(row.name)]
-        order = order[number % len(order) :] + order[: number % len(order)]
-        for row in order:
-            if broken.get(row.name, 0) > 1:
-                found[row.name].append(None)
-                continue
-            try:
-                sample = run_row(row, size=size, **options)
-            except RowFailed as exc:
-                broken[row.name] = broken.get(row.name, 0) + 1
-                say(f"  round {number + 1}  {exc}")
-                found[row.name].append(None)
-                continue
-            found[row.name].append(sample)
-            say(
-                f"  round {number + 1}  {row.name:<18} {sample.seconds:7.2f} s  "
-                f"{sample.cpu_seconds / size * GIB:5.2f} CPU-s/GiB  {size / sample.seconds / GIB:5.2f} GiB/s  "
-                f"{sample.memory_bytes / (1 << 20):6.0f} MiB"
-            )
-    return found
+    """Runs every selected row once a round; None where a row failed."""
+    selected = {row.name: row for row in rows if bench.wants(row.name)}
+    return interleave(
+        selected, rounds, 0, lambda name, number: run_row(selected[name], size=size, round_number=number, **options)
+    )
 
 
 @contextmanager
@@ -117,12 +133,12 @@ def throughput(bench: Bench, *, tls: bool) -> dict[str, Any]:
         clients: list[int] = []
         if bench.wants("run:ai"):
             rows = [make.runai(served, count) for count in RUNAI_CLIENTS]
-            search = interleave(bench, rows, size=_most(model), rounds=bench.search_rounds)
+            search = play_rounds(bench, rows, size=_most(model), rounds=bench.search_rounds)
             clients = sorted({best_clients(search, "cpu_seconds"), best_clients(search, "seconds")})
         rows = [make.coldstream(served), make.floor(served), make.runai(served, None)]
         rows += [make.runai(served, count) for count in clients]
         rows += [make.other(name, served) for name in OTHERS]
-        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
     return {"bytes": model.size, "rows": found, "search": search, "runai_best_clients": clients}
 
 
@@ -130,7 +146,7 @@ def best_clients(search: dict[str, list[Sample | None]], figure: str) -> int:
     """The number of clients with the lowest figure in the search rounds."""
     lowest: dict[int, float] = {}
     for count, runs in zip(RUNAI_CLIENTS, search.values(), strict=True):
-        values = [getattr(run, figure) for run in runs if run is not None]
+        values = [run[figure] for run in runs if run is not None]
         if values:
             lowest[count] = min(values)
     return min(lowest, key=lambda count: lowest[count])
@@ -166,7 +182,7 @@ def link(bench: Bench) -> dict[str, Any]:
             server = stack.enter_context(nginx(model.root, host=capped.host))
         served = Served(server.url, None, model)
         rows = [make.coldstream(served), make.floor(served, threads=8), make.runai(served, None)]
-        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds, prefix=capped.enter)
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds, prefix=capped.enter)
         allowed = capped.payload_bytes_per_second
     return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": allowed}
 
@@ -186,7 +202,7 @@ def connections(bench: Bench) -> dict[str, Any]:
             make.floor(served, threads=count),
             make.runai(served, count),
         ]
-        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
     return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": float(count * CONNECTION_BYTES_PER_SECOND)}
 
 
@@ -209,8 +225,8 @@ def faults(bench: Bench) -> dict[str, Any]:
             harder = {name: 10 * value for name, value in share.items()}
             with served_with_sendfile(small, faults=harder) as (served_small, _):
                 right[kind] = bench_hashes(make.script(served_small, "drain", verify=True), truth)
-        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
-        found |= interleave(bench, others, size=_most(model), rounds=1)
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
+        found |= play_rounds(bench, others, size=_most(model), rounds=1)
     return {"bytes": model.size, "rows": found, "right_bytes": right, "answers": counts}
 
 
@@ -221,8 +237,8 @@ def first(bench: Bench) -> dict[str, Any]:
     for tls in (False, True):
         with served_by_nginx(model, tls=tls) as served:
             row = make.script(served, "first", repeats=max(5, bench.rounds))
-            sample = attempt(row)
-            figures["TLS" if tls else "HTTP"] = sample.result["first_seconds"] if sample else []
+            sample = run_row(row)
+            figures["TLS" if tls else "HTTP"] = sample["result"]["first_seconds"] if sample else []
     return {"seconds": figures}
 
 
@@ -234,9 +250,9 @@ def memory(bench: Bench) -> dict[str, Any]:
         with served_by_nginx(model, tls=tls) as served:
             row = make.script(served, "drain", stream={"memory": MEMORY_LIMIT})
             for _ in range(bench.rounds):
-                sample = attempt(row, size=_most(model), pss=True, interval=0.1)
+                sample = run_row(row, size=_most(model), pss=True, interval_seconds=0.1)
                 if sample:
-                    found["TLS" if tls else "HTTP"].append(float(sample.memory_bytes))
+                    found["TLS" if tls else "HTTP"].append(float(sample["memory_bytes"]))
     return {"limit_bytes": MEMORY_LIMIT, "peak_bytes": found}
 
 
@@ -248,13 +264,13 @@ def warm(bench: Bench) -> dict[str, Any]:
     with served_by_nginx(model, tls=False) as served:
         row = make.script(served, "drain", environ=environ, stream={"cache": True})
         # The first fills the cache, behind the load and a little beyond its end.
-        attempt(make.script(served, "fill", environ=environ, stream={"cache": True}), size=_most(model))
+        run_row(make.script(served, "fill", environ=environ, stream={"cache": True}), size=_most(model))
         rows = [row, make.mapped(served, reuse=True), make.mapped(served, reuse=False)]
-        found = interleave(bench, rows, size=_most(model), rounds=bench.rounds)
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
     shutil.rmtree(folder, ignore_errors=True)
     # A load that asked the server after all was not warm.
     runs = found.get(row.name, [])
-    found[row.name] = [run if run and not run.result["report"]["received_bytes"] else None for run in runs]
+    found[row.name] = [run if run and not run["result"]["report"]["received_bytes"] else None for run in runs]
     return {"bytes": model.size, "rows": found}
 
 
@@ -271,7 +287,7 @@ def tiny(bench: Bench) -> dict[str, Any]:
             bench.contestants.coldstream(served, name="coldstream, 60,000 tensors"),
             bench.contestants.coldstream(replace(served, model=few), name="coldstream, few tensors"),
         ]
-        found = interleave(bench, rows, size=min(_most(many), _most(few)), rounds=2 * bench.rounds)
+        found = play_rounds(bench, rows, size=min(_most(many), _most(few)), rounds=2 * bench.rounds)
     return {"bytes": many.size, "few_bytes": few.size, "tensors": TINY_TENSORS - few.tensors, "rows": found}
 
 
@@ -281,26 +297,17 @@ def leave(bench: Bench) -> dict[str, Any]:
     found: dict[str, list[float]] = {"close_seconds": [], "gone_seconds": []}
     with served_with_sendfile(model, rate=1e6) as (served, _):
         for _ in range(bench.rounds):
-            sample = attempt(make.script(served, "leave"))
+            sample = run_row(make.script(served, "leave"))
             for name, values in found.items():
                 if sample:
-                    values.append(sample.result[name])
+                    values.append(sample["result"][name])
     return found
-
-
-def attempt(row: Contestant, *, size: int | None = None, **options: Any) -> Sample | None:
-    """Runs a row once; None, and a word on standard error, where it failed."""
-    try:
-        return run_row(row, size=size, **options)
-    except RowFailed as exc:
-        say(f"  {exc}")
-        return None
 
 
 def bench_hashes(row: Contestant, truth: dict[str, str]) -> bool | None:
     """Whether a row gave exactly these tensors; None where it failed."""
-    sample = attempt(row)
-    return sample and sample.result["tensors"] == truth
+    sample = run_row(row)
+    return sample and sample["result"]["tensors"] == truth
 
 
 def tensor_hashes(model: Model) -> dict[str, str]:

@@ -22,8 +22,8 @@ from tests.servers.stores import S3Server
 from tests.vllm.conftest import PYTHON as VLLM_PYTHON
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-# The page cache is everybody's: no test drops it.
-ALONE = ("--no-drop-caches",)
+# Other processes use the page cache too: no test drops it.
+KEEP_PAGE_CACHE = ("--no-drop-caches",)
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +46,30 @@ def command(rclone: S3Server, tmp_path: Path) -> Command:
 @pytest.mark.slow
 def test_ours_boto3_and_run_ai_give_the_same_bytes(command: Command) -> None:
     """Coldstream bench org/m --with boto3 --python PATH --png FILE --html FILE."""
-    wanted = ["coldstream", "coldstream-warm", "boto3"]
+    names = ["coldstream", "coldstream-warm", "boto3"]
     more: list[str] = []
     if VLLM_PYTHON.exists():
-        wanted += ["runai", "runai-tuned", "vllm-default"]
+        names += ["runai", "runai-tuned", "vllm-default"]
         more = ["--python", str(VLLM_PYTHON)]
-    only = [part for name in wanted for part in ("--only", name)]
+    only = [part for name in names for part in ("--only", name)]
     png, page = command.cwd / "b.png", command.cwd / "b.html"
     out, err = command.run(
-        "bench", "org/m", "--runs", "1", *ALONE, *only, *more, "--png", str(png), "--html", str(page), "--json"
+        "bench",
+        "org/m",
+        "--runs",
+        "1",
+        *KEEP_PAGE_CACHE,
+        *only,
+        *more,
+        "--png",
+        str(png),
+        "--html",
+        str(page),
+        "--json",
     )
     found = json.loads(out)
     rows = {row["name"]: row for row in found["loads"]}
-    assert set(rows) == set(wanted)
+    assert set(rows) == set(names)
     for row in rows.values():
         assert row["state"] == "ok", row
         assert row["same"] is True
@@ -79,16 +90,20 @@ def test_ours_boto3_and_run_ai_give_the_same_bytes(command: Command) -> None:
     assert not list(command.cwd.glob("coldstream-bench-*"))
 
 
-def test_what_is_missing_is_skipped_by_name(command: Command) -> None:
+def test_a_missing_loader_is_skipped_by_name(command: Command) -> None:
     """Coldstream bench org/m --only coldstream --only obstore, with no obstore."""
-    out, err = command.run("bench", "org/m", "--runs", "1", *ALONE, "--only", "coldstream", "--only", "obstore")
+    out, err = command.run(
+        "bench", "org/m", "--runs", "1", *KEEP_PAGE_CACHE, "--only", "coldstream", "--only", "obstore"
+    )
     assert "skipped  obstore: obstore is not installed   run: pip install obstore" in out
-    assert "no other loader was run: there is nothing to compare with" in out
+    assert "no other loader ran, so there is nothing to compare with" in out
     assert "first run        coldstream, cold" in err
     assert "round 1" in err
 
 
-def test_who_fails_and_who_is_wrong_do_not_end_the_others(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaders_that_fail_or_give_wrong_bytes_do_not_stop_the_others(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Coldstream bench org/m, with a boto3 that raises and an s3fs that gives other bytes."""
     broken = command.cwd / "readers.py"
     code = contestant.READERS.read_text().replace(
@@ -100,12 +115,13 @@ def test_who_fails_and_who_is_wrong_do_not_end_the_others(command: Command, monk
     )
     broken.write_text(code)
     monkeypatch.setattr(contestant, "READERS", broken)
-    kinds = tuple(
-        kind if kind.name != "s3fs" else contestant.Kind("s3fs", "s3fs", (), "", ("s3",)) for kind in contestant.KINDS
+    loaders = tuple(
+        loader if loader.name != "s3fs" else contestant.Loader("s3fs", "s3fs", (), "", ("s3",))
+        for loader in contestant.LOADERS
     )
-    monkeypatch.setattr(contestant, "KINDS", kinds)
+    monkeypatch.setattr(contestant, "LOADERS", loaders)
     only = ("--only", "coldstream", "--only", "boto3", "--only", "s3fs")
-    out, _ = command.run("bench", "org/m", "--runs", "1", *ALONE, *only, code=3)
+    out, _ = command.run("bench", "org/m", "--runs", "1", *KEEP_PAGE_CACHE, *only, code=3)
     assert "failed   boto3: exit 1: OSError: the moon is in the way" in out
     assert "wrong    s3fs" in out
     assert "coldstream, cold: " in out
@@ -113,13 +129,13 @@ def test_who_fails_and_who_is_wrong_do_not_end_the_others(command: Command, monk
 
 @pytest.mark.slow
 def test_whole_starts(command: Command) -> None:
-    """Coldstream bench org/m --vllm -- FLAGS, with a vLLM that only says its lines."""
+    """Coldstream bench org/m --vllm -- FLAGS, with a vLLM that only prints its log lines."""
     program = fake_vllm(command.cwd / "env")
     program.with_name("python").symlink_to(sys.executable)
     only = ("--only", "coldstream", "--only", "runai", "--only", "vllm-default")
     python = ("--python", str(program.with_name("python")))
     out, _ = command.run(
-        "bench", "org/m", "--runs", "1", *ALONE, *only, *python, "--json", "--vllm", "--", "--seed", "1"
+        "bench", "org/m", "--runs", "1", *KEEP_PAGE_CACHE, *only, *python, "--json", "--vllm", "--", "--seed", "1"
     )
     found = json.loads(out)
     assert [(row["name"], row["state"]) for row in found["starts"]] == [("coldstream", "ok"), ("vllm-default", "ok")]
@@ -135,11 +151,11 @@ def test_whole_starts(command: Command) -> None:
 
 def test_a_folder_of_this_machine(command: Command) -> None:
     """Coldstream bench ./m."""
-    found = command.json("bench", "./m", "--runs", "1", *ALONE, "--skip", "vllm-default")
+    found = command.json("bench", "./m", "--runs", "1", *KEEP_PAGE_CACHE, "--skip", "vllm-default")
     assert found["loads"][0]["name"] == "coldstream"
     assert found["floors"]["bucket"] is None
     assert found["floors"]["disk"] > 0
-    assert "read where it lies" in next(one["reason"] for one in found["skipped"] if one["name"] == "coldstream-warm")
+    assert "read in place" in next(one["reason"] for one in found["skipped"] if one["name"] == "coldstream-warm")
 
 
 @pytest.mark.parametrize(
@@ -147,11 +163,11 @@ def test_a_folder_of_this_machine(command: Command) -> None:
     [
         (("org/absent",), 10, "there is no model org/absent"),
         (("org/m", "--only", "nix"), 2, "no loader 'nix'"),
-        (("org/m", "--device", "gpu"), 2, "no device"),
+        (("org/m", "--device", "gpu"), 2, "not a device"),
         (("org/m", "--only", "obstore"), 10, "obstore is not installed"),
-        (("org/m", "--python", "/nowhere/python"), 2, "no Python that runs"),
+        (("org/m", "--python", "/nowhere/python"), 2, "not a working Python interpreter"),
         (("org/m", "--png", "/nowhere/b.png"), 1, "cannot write"),
-        (("org/m", "--", "--seed", "1"), 2, "for vLLM"),
+        (("org/m", "--", "--seed", "1"), 2, "are for vLLM"),
         (("org/m", "--only", "coldstream", "--timeout", "0.5"), 2, "timeout"),
         (("org/m", "--only", "coldstream", "--vllm"), 10, "needs vLLM"),
     ],
@@ -174,7 +190,9 @@ def test_a_bucket_that_does_not_answer_is_one_line(command: Command) -> None:
 
 def test_ctrl_c_ends_all_of_it(command: Command) -> None:
     """Coldstream bench org/m, broken off during a run."""
-    process = command.start("bench", "org/m", "--runs", "100", *ALONE, "--only", "coldstream", "--only", "boto3")
+    process = command.start(
+        "bench", "org/m", "--runs", "100", *KEEP_PAGE_CACHE, "--only", "coldstream", "--only", "boto3"
+    )
     assert process.stderr is not None
     with process:
         for line in process.stderr:

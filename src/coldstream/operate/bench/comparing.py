@@ -1,4 +1,4 @@
-"""All of it: the floors, a first untimed run of everything that proves the bytes, then the timed runs, interleaved."""
+"""Runs a comparison: the floors, an untimed first run of everything that checks the bytes, then interleaved rounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,62 +22,37 @@ from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.operate.bench import floors, pagecache
-from coldstream.operate.bench.contestant import OURS, Contestant, Kind, Maker, Python, Skipped, Wishes, pythons
-from coldstream.operate.bench.result import Result, Row
-from coldstream.operate.bench.runner import Run, RunFailed, run
-from coldstream.operate.bench.schedule import rounds
-from coldstream.operate.bench.target import Target
+from coldstream.operate.bench.contestant import (
+    OURS,
+    BenchPlan,
+    Contestant,
+    ContestantFactory,
+    Interpreter,
+    Loader,
+    Skipped,
+    probe_interpreters,
+)
+from coldstream.operate.bench.result import BenchResult, BenchRow
+from coldstream.operate.bench.runner import Run, RunFailed, interleave, run
 from coldstream.package import __version__
 from coldstream.settings import Settings
 from coldstream.units import GIB, format_bytes, plural
 
-TIMEOUT_SECONDS = 900.0
 _FOLDER = "coldstream-bench-"
-# What is written besides the weights, and what a disk must not be filled up to.
-_ROOM = 1.1
-# Who fails so often is not run again.
-_FAILURES_MAX = 2
+# Disk space that a copy needs, relative to the weights.
+_SPACE_FACTOR = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to be compared, and how.
+class BenchStep:
+    """A finished step.
 
     Attributes:
-        target: The model.
-        settings: Where the bucket is.
-        kinds: Of loaders.
-        wishes: How they are set.
-        runs: Timed ones of each.
-        seed: Of their order.
-        interpreters: Paths of more interpreters that may have loaders.
-        drop: Whether the page cache is dropped before runs, as far as that is allowed.
-        timeout_seconds: For each run.
-        vllm_flags: For whole starts of vLLM; None when none are wanted.
-    """
-
-    target: Target
-    settings: Settings
-    kinds: Sequence[Kind]
-    wishes: Wishes
-    runs: int = 3
-    seed: int = 0
-    interpreters: Sequence[str] = ()
-    drop: bool = True
-    timeout_seconds: float = TIMEOUT_SECONDS
-    vllm_flags: Sequence[str] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """Something was done.
-
-    Attributes:
-        label: By whom, or what.
-        round: 0 for what is not timed.
-        done: How many steps.
-        total: Of how many.
-        run: What came out; None when it failed, or is no run.
+        label: The contestant, or what was measured.
+        round: 0 if it is not timed.
+        done: The number of finished steps.
+        total: The number of all steps.
+        run: The outcome; None if it failed or was not a run.
         text: More, for people.
         of: "load", "start" or "floor".
     """
@@ -91,80 +66,61 @@ class Step:
     of: str = "load"
 
 
-OnStep = Callable[[Step], None]
-
-
-@dataclass(slots=True)
-class _Entry:
-    contestant: Contestant
-    failures: int = 0
-    failure: str | None = None
-    digest: str | None = None
-    runs: list[Run] = field(default_factory=list)
-
-
-def compare(plan: Plan, on_step: OnStep) -> Result:
+def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResult:
     """Runs a plan.
 
-    Args:
-        plan: What is to be compared.
-        on_step: Told whenever something was done.
-
     Raises:
-        NotFoundError: Nothing of what was asked for is installed, or vLLM is not.
+        NotFoundError: None of the loaders is installed, or vLLM is not.
         UsageError: A named interpreter or device cannot be used.
-        RunFailed: Not one loader succeeded.
+        RunFailed: Every loader failed.
     """
     began = datetime.now(timezone.utc)
-    interpreters, program = _interpreters(plan)
-    with _scratch(plan.settings) as scratch:
-        maker = Maker(plan.target, plan.settings, interpreters, plan.wishes, scratch)
-        loads = _made(plan, maker.make, scratch)
-        starts = _starts(plan, maker, program, scratch)
-        contestants = [one for one in loads if isinstance(one, Contestant)]
-        starters = [one for one in starts if isinstance(one, Contestant)]
-        skipped = tuple(one for one in loads if isinstance(one, Skipped))
-        if not contestants and not starters:
-            raise NotFoundError(_nothing(skipped), hint=next((one.hint for one in skipped if one.hint), None))
-        # Where no `.env` lies.
+    interpreters, program = _find_interpreters(plan)
+    with _scratch_folder(plan.settings) as scratch:
+        factory = ContestantFactory(plan, interpreters, scratch)
+        loads, skipped = _make_all(plan, factory.make_load, scratch)
+        starts: list[Contestant] = []
+        if plan.vllm_flags is not None and program is not None:
+            flags, vllm = _with_address(plan.vllm_flags), program
+            starts, more = _make_all(plan, lambda loader: factory.make_start(loader, vllm, flags), scratch, of="start")
+            skipped += more
+        if not loads and not starts:
+            reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped if one.of == "load")
+            hint = next((one.hint for one in skipped if one.hint), None)
+            raise NotFoundError(f"there is nothing to compare: {reasons}", hint=hint)
+        # A working directory without a `.env` file.
         empty = scratch / "empty"
         empty.mkdir()
-        total = 1 + (len(contestants) + len(starters)) * (plan.runs + 1)
-        match = _Match(plan, on_step, total=total, cwd=empty)
-        match.floors = _floors(plan, maker)
-        match.step("floors", of="floor")
-        rows = match.play(contestants, "load", maker.cache)
+        comparison = _Comparison(plan, on_step, total=1 + (len(loads) + len(starts)) * (plan.runs + 1), cwd=empty)
+        comparison.floors = _measure_floors(plan, factory)
+        comparison.step("floors", of="floor")
+        load_rows = comparison.play(loads, "load", factory.cache)
         for folder in ("cache", "downloaded"):
             shutil.rmtree(scratch / folder, ignore_errors=True)
-        start_rows = match.play(starters, "start", scratch / "start-cache")
-    if not any(row.runs for row in (*rows, *start_rows)):
-        raise RunFailed("no loader succeeded: " + "; ".join(f"{row.label}: {row.failure}" for row in rows + start_rows))
-    return Result(
-        model=plan.target.name,
-        uri=plan.target.label,
-        bytes=plan.target.bytes,
-        files=len(plan.target.shards),
-        device=plan.wishes.device,
-        rounds=plan.runs,
-        seed=plan.seed,
-        loads=tuple(rows),
-        starts=tuple(start_rows),
+        start_rows = comparison.play(starts, "start", scratch / "start-cache")
+    rows = [*load_rows, *start_rows]
+    if not any(row.runs for row in rows):
+        raise RunFailed("every loader failed: " + "; ".join(f"{row.label}: {row.failure}" for row in rows))
+    versions = {"coldstream": __version__, "Python": platform.python_version()}
+    for row in rows:
+        versions |= row.contestant.versions
+    return BenchResult(
+        plan=plan,
+        loads=load_rows,
+        starts=start_rows,
         skipped=skipped,
-        skipped_starts=tuple(one for one in starts if isinstance(one, Skipped)),
-        floors=match.floors,
-        dropped=match.dropped,
-        dropped_said=pagecache.said(match.dropped, wanted=plan.drop),
-        verified=plan.target.verified,
-        machine=_machine(),
-        versions=_versions((*rows, *start_rows)),
+        floors=comparison.floors,
+        dropped=comparison.dropped,
+        machine=describe_machine(),
+        versions=versions,
         began=began.isoformat(timespec="seconds"),
     )
 
 
-class _Match:
-    """Runs contestants and keeps what came out."""
+class _Comparison:
+    """Runs contestants and reports each step."""
 
-    def __init__(self, plan: Plan, on_step: OnStep, *, total: int, cwd: Path) -> None:
+    def __init__(self, plan: BenchPlan, on_step: Callable[[BenchStep], None], *, total: int, cwd: Path) -> None:
         self._plan, self._on_step, self._total, self._cwd = plan, on_step, total, cwd
         self._done = 0
         self.floors = floors.Floors()
@@ -172,54 +128,57 @@ class _Match:
 
     def step(self, label: str, **more: Any) -> None:
         self._done += 1
-        self._on_step(Step(label=label, done=self._done, total=self._total, **more))
+        self._on_step(BenchStep(label=label, done=self._done, total=self._total, **more))
 
-    def play(self, contestants: Sequence[Contestant], of: str, cache: Path) -> list[Row]:
-        """The first run of each, then the rounds.
+    def play(self, contestants: Sequence[Contestant], of: str, cache: Path) -> list[BenchRow]:
+        """Runs the untimed first run of each, then the rounds.
 
         Args:
             contestants: All of one kind.
             of: "load" or "start".
-            cache: The local cache that the first run fills for those that are warm.
+            cache: The local cache that the first warm load fills.
         """
-        entries = {one.name: _Entry(one) for one in contestants}
-        for entry in entries.values():
-            found = self._attempt(entry, entry.contestant.first_environ, of=of, number=0)
-            if found is None:
-                # Nothing of it can be trusted.
-                entry.failures = _FAILURES_MAX
-            else:
-                entry.digest = found.result.get("digest")
+        plan = self._plan
+        rows = {one.name: BenchRow(contestant=one, bytes=plan.target.model.bytes) for one in contestants}
+        alive = []
+        for name, row in rows.items():
+            if first := self._attempt(row, row.contestant.first_environ, of=of, number=0):
+                row.digest = first.result.get("digest")
+                alive.append(name)
         if of == "load":
             self._measure_disk(cache)
-        alive = [name for name, entry in entries.items() if entry.failures < _FAILURES_MAX]
-        self._total -= (len(entries) - len(alive)) * self._plan.runs
-        for number, order in enumerate(rounds(alive, self._plan.runs, self._plan.seed), 1):
-            for name in order:
-                entry = entries[name]
-                if entry.failures >= _FAILURES_MAX:
-                    self.step(entry.contestant.label, round=number, text="not run again", of=of)
-                    continue
-                if run := self._attempt(entry, entry.contestant.environ, of=of, number=number):
-                    entry.runs.append(run)
-        truth = _truth(list(entries.values()))
-        return [self._row(entry, truth, of) for entry in entries.values()]
+        self._total -= (len(rows) - len(alive)) * plan.runs
+        results = interleave(
+            alive,
+            plan.runs,
+            plan.seed,
+            lambda name, number: self._attempt(rows[name], rows[name].contestant.environ, of=of, number=number),
+            on_dropped=lambda name, number: self.step(rows[name].label, round=number, text="not run again", of=of),
+        )
+        # coldstream verifies every chunk, so its digest is right; without it, the first loader's counts.
+        digests = [rows[name].digest for name in (*(name for name in OURS if name in rows), *rows)]
+        truth = next(filter(None, digests), None)
+        for name, row in rows.items():
+            row.runs = [run for run in results.get(name, ()) if run is not None]
+            row.same = None if truth is None or row.digest is None else row.digest == truth
+            if of == "load":
+                from_disk = self.dropped != pagecache.NOTHING and bool(row.contestant.dropped)
+                row.floors = self.floors.of(row.contestant, from_disk=from_disk)
+        return list(rows.values())
 
-    def _attempt(self, entry: _Entry, environ: Mapping[str, str], *, of: str, number: int) -> Run | None:
-        contestant, plan = entry.contestant, self._plan
+    def _attempt(self, row: BenchRow, environ: Mapping[str, str], *, of: str, number: int) -> Run | None:
+        contestant, plan = row.contestant, self._plan
         for folder in contestant.emptied:
             shutil.rmtree(folder, ignore_errors=True)
-        if number:
-            dropped = pagecache.drop(contestant.dropped, wanted=plan.drop)
-            if dropped != pagecache.NOTHING:
-                self.dropped = dropped
+        if number and plan.drop_caches:
+            dropped = pagecache.drop(contestant.dropped)
+            self.dropped = dropped if dropped != pagecache.NOTHING else self.dropped
         try:
             done = run(contestant.command, environ, cwd=self._cwd, timeout_seconds=plan.timeout_seconds)
-            if of == "load" and done.result.get("bytes", 0) < plan.target.bytes:
-                raise RunFailed(f"it received {done.result.get('bytes', 0)} of {plan.target.bytes} bytes")
+            if of == "load" and done.result.get("bytes", 0) < row.bytes:
+                raise RunFailed(f"it received {done.result.get('bytes', 0)} of {row.bytes} bytes")
         except RunFailed as exc:
-            entry.failures += 1
-            entry.failure = exc.message
+            row.failure = exc.message
             self.step(contestant.label, round=number, text=exc.message, of=of)
             return None
         self.step(contestant.label, round=number, run=done, of=of)
@@ -230,130 +189,89 @@ class _Match:
         folder = Path(target.folder) if target.kind == "folder" else cache
         if folder.is_dir():
             names = {path.rpartition("/")[2] for path, _ in target.files}
-            rate, direct = floors.disk(folder, sorted(names))
+            rate, direct = floors.measure_disk(folder, sorted(names))
             self.floors = replace(self.floors, disk=rate, is_disk=direct)
 
-    def _row(self, entry: _Entry, truth: str | None, of: str) -> Row:
-        one = entry.contestant
-        from_disk = self.dropped != pagecache.NOTHING and bool(one.dropped)
-        return Row(
-            name=one.name,
-            label=one.label,
-            detail=one.detail,
-            versions=one.versions,
-            bytes=self._plan.target.bytes,
-            runs=tuple(entry.runs),
-            failure=entry.failure,
-            same=None if truth is None or entry.digest is None else entry.digest == truth,
-            # Of a start, the load is a small part.
-            floors=self.floors.of(one, from_disk=from_disk) if of == "load" else {},
-        )
 
-
-def _truth(entries: Sequence[_Entry]) -> str | None:
-    """What the others are compared with: ours, which compares each chunk with the manifest; else the first one's."""
-    ours = [entry for entry in entries if entry.contestant.name in OURS]
-    return next((entry.digest for entry in (*ours, *entries) if entry.digest is not None), None)
-
-
-def _interpreters(plan: Plan) -> tuple[list[Python], Program | None]:
-    """Interpreters that may have loaders, ours first; and vLLM, when whole starts are wanted."""
+def _find_interpreters(plan: BenchPlan) -> tuple[list[Interpreter], Program | None]:
+    """The interpreters that may have loaders, starting with this one, and vLLM if it is installed."""
     program: Program | None = None
-    # That of a named environment, else the one that `serve` would find.
+    # The one of a named environment, else the one that `coldstream serve` would find.
     beside = [str(Path(path).absolute().with_name("vllm")) for path in plan.interpreters]
-    for named in (*filter(os.path.isfile, beside), None):
+    for path in (*filter(os.path.isfile, beside), None):
         with suppress(NotFoundError):
-            program = program or find_program(named)
+            program = program or find_program(path)
     if plan.vllm_flags is not None and program is None:
         raise NotFoundError(
-            "--vllm needs vLLM, which is not installed beside coldstream",
-            hint="name its environment's interpreter: --python PATH",
+            "--vllm needs vLLM, which is not installed in coldstream's environment",
+            hint="name the interpreter of vLLM's environment: --python PATH",
         )
     more = [program.interpreter] if program and program.interpreter else []
-    return pythons([sys.executable, *plan.interpreters, *more]), program
+    return probe_interpreters([sys.executable, *plan.interpreters, *more]), program
 
 
-def _starts(plan: Plan, maker: Maker, program: Program | None, scratch: Path) -> list[Contestant | Skipped]:
-    if plan.vllm_flags is None or program is None:
-        return []
-    flags = list(plan.vllm_flags)
+def _with_address(flags: Sequence[str]) -> list[str]:
+    """Flags of vLLM with a loopback address and a free port, unless they have their own."""
+    flags = list(flags)
     if value_of(flags, "--uds") is None:
         flags += ["--host", "127.0.0.1"] if value_of(flags, "--host") is None else []
         flags += ["--port", str(free_port())] if value_of(flags, "--port") is None else []
-    return _made(plan, lambda kind: maker.start(kind, program, flags), scratch)
+    return flags
 
 
-def _made(plan: Plan, make: Callable[[Kind], Contestant | Skipped], scratch: Path) -> list[Contestant | Skipped]:
-    """Contestants, of which those that keep all of the model on the disk must have room there."""
+def _make_all(
+    plan: BenchPlan, make: Callable[[Loader], Contestant | Skipped], scratch: Path, *, of: str = "load"
+) -> tuple[list[Contestant], list[Skipped]]:
+    """Makes contestants; skips those whose copy of the model would not fit on the disk."""
     free = float(shutil.disk_usage(scratch).free)
-    found: list[Contestant | Skipped] = []
-    for kind in plan.kinds:
-        one = make(kind)
-        if isinstance(one, Contestant) and kind.on_disk and plan.target.kind != "folder":
-            needed = _ROOM * plan.target.bytes
-            if free < needed:
-                reason = f"it needs {format_bytes(needed)} below {scratch.parent}, and {format_bytes(free)} are free"
-                one = Skipped(name=kind.name, label=kind.label, reason=reason)
-            else:
-                free -= needed
-        found.append(one)
-    return found
+    needed = _SPACE_FACTOR * plan.target.model.bytes
+    contestants, skipped = [], []
+    for loader in plan.loaders:
+        entry = make(loader)
+        copies = loader.on_disk and plan.target.kind != "folder"
+        if isinstance(entry, Contestant) and copies and free < needed:
+            reason = f"it needs {format_bytes(needed)} in {scratch.parent}, where {format_bytes(free)} are free"
+            entry = Skipped(name=loader.name, label=loader.label, of=of, reason=reason)
+        if isinstance(entry, Skipped):
+            skipped.append(entry)
+            continue
+        contestants.append(entry)
+        free -= needed if copies else 0
+    return contestants, skipped
 
 
-def _floors(plan: Plan, maker: Maker) -> floors.Floors:
+def _measure_floors(plan: BenchPlan, factory: ContestantFactory) -> floors.Floors:
     pcie = None
-    if plan.wishes.device != "cpu":
-        python = maker.python("torch")
+    if plan.device != "cpu":
+        python = factory.interpreter("torch")
         if python is None:
             raise NotFoundError(
-                f"the device {plan.wishes.device} needs torch, which is not installed",
+                f"device {plan.device} needs torch, which is not installed",
                 hint="name an interpreter that has it: --python PATH",
             )
-        pcie = floors.pcie(python, plan.wishes.device)
-    return replace(floors.measure(plan.target, connections=plan.wishes.connections), pcie=pcie)
+        pcie = floors.measure_pcie(python, plan.device)
+    return replace(floors.measure(plan.target, connections=plan.connections), pcie=pcie)
 
 
 @contextmanager
-def _scratch(settings: Settings) -> Iterator[Path]:
-    """A folder beside the local cache, on the same disk; gone at the end. The user's own copies are left alone."""
+def _scratch_folder(settings: Settings) -> Iterator[Path]:
+    """A temporary folder beside the local cache, on the same disk. The user's own copies are left alone."""
     beside = cache_of(settings).root.parent
-    where = beside if beside.is_dir() and os.access(beside, os.W_OK) else Path(tempfile.gettempdir())
-    for stale in where.glob(f"{_FOLDER}*"):
-        # Of a run that was killed.
-        if (match := re.fullmatch(rf"{_FOLDER}(\d+)-\w+", stale.name)) and not _runs(int(match[1])):
+    parent = beside if beside.is_dir() and os.access(beside, os.W_OK) else Path(tempfile.gettempdir())
+    for stale in parent.glob(f"{_FOLDER}*"):
+        # Left by a run that was killed.
+        if (match := re.fullmatch(rf"{_FOLDER}(\d+)-\w+", stale.name)) and not os.path.exists(f"/proc/{match[1]}"):
             shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=where))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{_FOLDER}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
 
 
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _nothing(skipped: Sequence[Skipped]) -> str:
-    told = "; ".join(f"{one.name}: {one.reason}" for one in skipped)
-    return f"there is nothing to compare: {told}"
-
-
-def _machine() -> str:
+def describe_machine() -> str:
+    """The cores, memory, GPUs and kernel, for people."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     parts = [f"{plural(hardware.cores(), 'core')} ({hardware.processor()})", f"{memory:.0f} GiB"]
     if cards := hardware.gpus():
         parts.append(f"{len(cards)} x {cards[0].name}")
     return ", ".join([*parts, f"{platform.system()} {platform.release().split('-')[0]}"])
-
-
-def _versions(rows: Sequence[Row]) -> dict[str, str]:
-    found = {"coldstream": __version__, "Python": platform.python_version()}
-    for row in rows:
-        found |= row.versions
-    return found

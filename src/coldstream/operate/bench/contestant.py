@@ -1,7 +1,8 @@
-"""The ways of loading: what each needs, how it is run, and in which environment.
+"""The loaders that can be compared, and how each is run for a model on this machine.
 
-Every one runs in an environment of its own making: what may steer a loader from outside is taken out, and what it needs
-for this bucket put in. Keys go to those that read the bucket, by the environment alone.
+Each run has an environment of its own: variables that could configure a loader from outside are removed, and the ones
+that it needs for this bucket are added. Credentials reach only the processes that read the bucket, through their
+environment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from coldstream.errors import UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
 from coldstream.operate.bench.runner import PROGRAMS
-from coldstream.operate.bench.target import Target
+from coldstream.operate.bench.target import BenchTarget
 from coldstream.operate.probe import exports
 from coldstream.package import __version__
 from coldstream.settings import Settings
@@ -34,17 +35,15 @@ START = PROGRAMS / "start.py"
 CHUNK_BYTES = 8 * MIB
 RUNAI_CONNECTIONS = 8
 BOTO3_CONNECTIONS = 10
-# mirror.download's, which the command takes.
+# The default of `coldstream download`.
 _DOWNLOAD_CONNECTIONS = 8
 _PROBE_SECONDS = 60.0
-# What may steer a loader from outside.
+# Variables that could configure a loader from outside.
 _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_API_KEY", "PYTHON", "BENCH_")
-_CHAIN = "AWS_"
-# A temporary copy of one model, for some minutes, may fill the disk as far as that goes.
+# The cache holds one model, for minutes: it may use the whole disk.
 _CACHE_LIMIT = str(1 << 50)
 # Every user of the machine can read a command line, and the model's URL may hold a token.
 _SERVE = "import json, sys; from coldstream.cli import main; main(json.load(sys.stdin))"
-# Of the settings, what no load needs.
 _NOT_FOR_LOADS = {
     "CLOUDFLARE_API_TOKEN",
     "CLOUDFLARE_BASE_URL",
@@ -57,18 +56,18 @@ _NOT_FOR_LOADS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A way of loading, before anything is known of a machine.
+class Loader:
+    """A way of loading a model, on any machine.
 
     Attributes:
         name: As `--only` takes it.
         label: For people.
-        packages: That its interpreter must have.
-        install: How they come there.
-        places: Where models may lie: kinds of `Target`.
-        starts: The loader of `coldstream serve` that does the same; None without.
-        on_disk: Whether it keeps all of the model on the disk.
-        optional: Whether it has to be asked for.
+        packages: What its interpreter must have installed.
+        install: The command that installs them.
+        places: The kinds of `BenchTarget` that it can read.
+        serve_loader: The equivalent `--loader` of `coldstream serve`, or None.
+        on_disk: Whether it keeps the whole model on disk.
+        optional: Whether it only runs when named.
     """
 
     name: str
@@ -76,19 +75,19 @@ class Kind:
     packages: tuple[str, ...]
     install: str
     places: tuple[str, ...]
-    starts: str | None = None
+    serve_loader: str | None = None
     on_disk: bool = False
     optional: bool = False
 
 
 _COLDSTREAM = "pip install torch"
 _RUNAI = "pip install 'runai-model-streamer[s3]'"
-KINDS = (
-    Kind("coldstream", "coldstream, cold", (), _COLDSTREAM, ("s3", "http", "folder"), "coldstream"),
-    Kind("coldstream-warm", "coldstream, warm", (), _COLDSTREAM, ("s3", "http"), "coldstream", on_disk=True),
-    Kind("runai", "Run:ai, default", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
-    Kind("runai-tuned", "Run:ai, tuned", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
-    Kind(
+LOADERS = (
+    Loader("coldstream", "coldstream, cold", (), _COLDSTREAM, ("s3", "http", "folder"), "coldstream"),
+    Loader("coldstream-warm", "coldstream, warm", (), _COLDSTREAM, ("s3", "http"), "coldstream", on_disk=True),
+    Loader("runai", "Run:ai, default", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
+    Loader("runai-tuned", "Run:ai, tuned", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
+    Loader(
         "vllm-default",
         "vLLM, downloaded",
         ("safetensors", "torch"),
@@ -97,38 +96,71 @@ KINDS = (
         "default",
         on_disk=True,
     ),
-    Kind("boto3", "boto3", ("boto3",), "pip install boto3", ("s3",), optional=True),
-    Kind("s3fs", "s3fs", ("s3fs",), "pip install s3fs", ("s3",), optional=True),
-    Kind("obstore", "obstore", ("obstore",), "pip install obstore", ("s3",), optional=True),
+    Loader("boto3", "boto3", ("boto3",), "pip install boto3", ("s3",), optional=True),
+    Loader("s3fs", "s3fs", ("s3fs",), "pip install s3fs", ("s3",), optional=True),
+    Loader("obstore", "obstore", ("obstore",), "pip install obstore", ("s3",), optional=True),
 )
-NAMES = tuple(kind.name for kind in KINDS)
-OPTIONAL = tuple(kind.name for kind in KINDS if kind.optional)
+NAMES = tuple(loader.name for loader in LOADERS)
+OPTIONAL = tuple(loader.name for loader in LOADERS if loader.optional)
 OURS = ("coldstream", "coldstream-warm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """What to compare, and how.
+
+    Attributes:
+        target: The model.
+        settings: Where the bucket is.
+        loaders: What to compare.
+        device: "cpu", "cuda" or "cuda:1".
+        connections: The maximum for loaders that take one.
+        memory_limit: Of coldstream, or None.
+        runs: Timed runs of each loader.
+        seed: Of the order of the runs.
+        interpreters: Paths of further interpreters that may have loaders.
+        drop_caches: Whether to empty the page cache before each run, where permitted.
+        timeout_seconds: For each run.
+        vllm_flags: For whole starts of vLLM; None for loads only.
+    """
+
+    target: BenchTarget
+    settings: Settings
+    loaders: Sequence[Loader] = ()
+    device: str = "cpu"
+    connections: int = 64
+    memory_limit: int | None = None
+    runs: int = 3
+    seed: int = 0
+    interpreters: Sequence[str] = ()
+    drop_caches: bool = True
+    timeout_seconds: float = 900.0
+    vllm_flags: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """A way of loading, ready to be run.
+    """A loader, ready to run.
 
     Attributes:
         name: As `--only` takes it.
         label: For people.
-        command: What is started.
-        environ: Its whole environment. Holds keys.
-        first_environ: That of the untimed first run, which proves the bytes, and fills what is to be warm.
-        connections: At most, to the bucket; None when it reads none of it.
-        detail: How it is set, for people.
-        versions: Of what it is made of.
+        command: The program that loads the model.
+        environ: Its whole environment, which may hold credentials.
+        first_environ: The environment of the untimed first run, which hashes the tensors and fills the cache.
+        connections: Its maximum number of connections to the bucket; None if it does not read the bucket.
+        detail: How it is configured, for people.
+        versions: Of the packages that it uses.
         emptied: Folders that are emptied before every run.
-        dropped: Folders whose files leave the page cache before every run.
+        dropped: Folders whose files are dropped from the page cache before every run.
     """
 
     name: str
     label: str
     command: tuple[str, ...]
     environ: Mapping[str, str] = field(repr=False)
-    first_environ: Mapping[str, str] = field(repr=False)
-    connections: int | None
+    first_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    connections: int | None = None
     detail: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     emptied: tuple[Path, ...] = ()
@@ -137,340 +169,180 @@ class Contestant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A way of loading that is not run.
-
-    Attributes:
-        name: As `--only` takes it.
-        label: For people.
-        reason: Why.
-        hint: What helps, or None.
-    """
+    """A loader that is not run, with the reason and what fixes it; `of` is "load" or "start"."""
 
     name: str
     label: str
+    of: str = "load"
     reason: str
     hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Python:
-    """An interpreter.
-
-    Attributes:
-        path: Absolute.
-        packages: Those that matter, to their versions.
-    """
+class Interpreter:
+    """A Python interpreter and the versions of the packages that matter here."""
 
     path: str
     packages: Mapping[str, str]
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether it runs this very program."""
-        return self.path == sys.executable
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """How contestants are set.
-
-    Attributes:
-        device: "cpu", "cuda" or "cuda:1".
-        connections: At most, of those that can be told.
-        memory_limit: Of our loader, or None.
-    """
-
-    device: str = "cpu"
-    connections: int = 64
-    memory_limit: int | None = None
-
-
-def chosen(only: Sequence[str], skip: Sequence[str], more: Sequence[str]) -> list[Kind]:
-    """The kinds that are asked for.
-
-    Args:
-        only: Names; none means all that are not optional.
-        skip: Names.
-        more: Optional ones.
+def select_loaders(only: Sequence[str], skip: Sequence[str], more: Sequence[str]) -> list[Loader]:
+    """Selects loaders by name; by default all that are not optional.
 
     Raises:
-        UsageError: There is no such name, or none is left.
+        UsageError: A name is unknown, or no loader is left.
     """
+    hint = f"the loaders are {', '.join(NAMES)}"
     for name in (*only, *skip, *more):
         if name not in NAMES:
-            raise UsageError(f"there is no loader {name!r} to compare", hint=f"there are {', '.join(NAMES)}")
-    wanted = set(only) | set(more) if only else {kind.name for kind in KINDS if not kind.optional} | set(more)
-    found = [kind for kind in KINDS if kind.name in wanted - set(skip)]
-    if not found:
-        raise UsageError("no loader is left to be run", hint=f"there are {', '.join(NAMES)}")
-    return found
+            raise UsageError(f"there is no loader {name!r} to compare", hint=hint)
+    names = set(only or [loader.name for loader in LOADERS if not loader.optional]) | set(more)
+    loaders = [loader for loader in LOADERS if loader.name in names - set(skip)]
+    if not loaders:
+        raise UsageError("no loader is left to run", hint=hint)
+    return loaders
 
 
-def pythons(paths: Sequence[str]) -> list[Python]:
-    """What these interpreters have, without those that do not run; each once.
+def probe_interpreters(paths: Sequence[str]) -> list[Interpreter]:
+    """Asks each interpreter which packages it has.
 
     Raises:
-        UsageError: One of them is no Python.
+        UsageError: One of them does not run.
     """
-    found: list[Python] = []
-    for path in dict.fromkeys(os.path.abspath(path) for path in paths):
-        command = [path, str(READERS), "probe"]
-        try:
-            done = subprocess.run(
-                command,
-                env=_plain(ours=path == sys.executable),
-                capture_output=True,
-                text=True,
-                timeout=_PROBE_SECONDS,
-                check=True,
-            )
-            found.append(Python(path, json.loads(done.stdout)))
-        except (OSError, subprocess.SubprocessError, ValueError) as exc:
-            raise UsageError(f"{path} is no Python that runs", hint="name an interpreter: --python PATH") from exc
-    return found
+    return [_probe(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
 
 
-class Maker:
-    """Makes contestants for a target on this machine."""
+def _probe(path: str) -> Interpreter:
+    try:
+        done = subprocess.run(
+            [path, str(READERS), "probe"],
+            env=clean_environment(python_path=path == sys.executable),
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=True,
+        )
+        return Interpreter(path, json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError) as exc:
+        hint = "name an interpreter: --python PATH"
+        raise UsageError(f"{path} is not a working Python interpreter", hint=hint) from exc
 
-    def __init__(
-        self, target: Target, settings: Settings, interpreters: Sequence[Python], wishes: Wishes, scratch: Path
-    ) -> None:
-        """Prepares.
 
-        Args:
-            target: What is loaded.
-            settings: Where the bucket is.
-            interpreters: That may have a loader, in the order in which they are asked.
-            wishes: How contestants are set.
-            scratch: A folder for copies, on the disk that is measured.
-        """
-        self._target, self._settings, self._wishes = target, settings, wishes
+def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[str, str]:
+    """This process's environment without variables that configure loaders.
+
+    Args:
+        python_path: Keep PYTHONPATH, for programs that import coldstream.
+        keep: Prefixes of variables to keep.
+    """
+    environ = {
+        name: value
+        for name, value in child_environment().items()
+        if not name.startswith(_FOREIGN) or name.startswith(keep)
+    }
+    environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
+    return environ | (_python_path() if python_path else {})
+
+
+def _python_path() -> dict[str, str]:
+    path = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": path} if path else {}
+
+
+class ContestantFactory:
+    """Makes the contestants of a plan.
+
+    `interpreters` are searched in order; `scratch` is a folder for copies, on the disk that is measured.
+    """
+
+    def __init__(self, plan: BenchPlan, interpreters: Sequence[Interpreter], scratch: Path) -> None:
+        self._plan, self._target, self._settings = plan, plan.target, plan.settings
         self._interpreters, self._scratch = interpreters, scratch
 
     @property
     def cache(self) -> Path:
-        """The local cache of what is warm."""
+        """The local cache of warm loads."""
         return self._scratch / "cache"
 
-    def python(self, *packages: str) -> Python | None:
-        """The first interpreter that has them."""
-        return next((python for python in self._interpreters if set(packages) <= python.packages.keys()), None)
+    def interpreter(self, *packages: str) -> Interpreter | None:
+        """The first interpreter that has all these packages."""
+        return next((one for one in self._interpreters if set(packages) <= one.packages.keys()), None)
 
-    def make(self, kind: Kind) -> Contestant | Skipped:
+    def make_load(self, loader: Loader) -> Contestant | Skipped:
         """The contestant for a load, or why there is none."""
-        if refused := self.refused(kind):
-            return refused
-        target, wishes = self._target, self._wishes
-        packages = kind.packages
-        if target.kind == "s3" and kind.name.startswith("runai"):
+        if reason := self._refusal(loader):
+            return Skipped(name=loader.name, label=loader.label, reason=reason)
+        packages = loader.packages
+        if self._target.kind == "s3" and loader.name.startswith("runai"):
             packages += ("runai-model-streamer-s3",)
-        if wishes.device != "cpu":
+        if self._plan.device != "cpu":
             packages += ("torch",)
-        if kind.name in OURS:
+        if loader.name in OURS:
             packages += ("coldstream",)
-        python = self.python(*packages)
+        python = self.interpreter(*packages)
         if python is None:
-            lacking = next((p for p in packages if self.python(p) is None), ", ".join(packages))
+            missing = next((name for name in packages if self.interpreter(name) is None), ", ".join(packages))
             return Skipped(
-                name=kind.name, label=kind.label, reason=f"{lacking} is not installed", hint=f"run: {kind.install}"
+                name=loader.name,
+                label=loader.label,
+                reason=f"{missing} is not installed",
+                hint=f"run: {loader.install}",
             )
-        if kind.name in OURS:
-            return self._coldstream(kind, python)
-        if kind.name == "vllm-default":
-            return self._download(kind, python)
-        return self._foreign(kind, python)
+        if loader.name in OURS:
+            return self._coldstream(loader, python)
+        if loader.name == "vllm-default":
+            return self._download(loader, python)
+        return self._foreign(loader, python)
 
-    def refused(self, kind: Kind) -> Skipped | None:
-        """Why a kind of contestant cannot load this target."""
-        target = self._target
-        if target.kind not in kind.places:
-            places = {"s3": "buckets", "folder": "local files", "http": "plain HTTP"}
-            reads = " and ".join(places[place] for place in kind.places)
-            reason = f"it reads {reads} alone"
-            if kind.name == "coldstream-warm":
-                reason = "a folder of this machine is read where it lies"
-            return Skipped(name=kind.name, label=kind.label, reason=reason)
-        if kind.name not in OURS and target.kind == "s3" and not target.is_plain:
-            return Skipped(name=kind.name, label=kind.label, reason="the bucket stores the files under other names")
-        return None
-
-    def tuned(self) -> tuple[int, int]:
-        """Run:ai's threads and bytes of buffer by the rule, with no more memory than there is."""
-        gpus = (gpus_here(hardware.gpus()) if self._wishes.device != "cpu" else None) or Gpus(find_gpu("L4"), 1)
-        threads, memory = runai_rule(self._target.model.size, gpus)
-        return threads, min(memory, max(256 * MIB, hardware.available_bytes() // 2))
-
-    def keys(self) -> dict[str, str]:
-        """The environment with which our own commands find the bucket."""
-        if self._target.kind != "s3":
-            token = self._settings.get("HF_TOKEN") if self._target.uri.full.startswith("hf://") else None
-            mirror = self._settings.get("HF_ENDPOINT")
-            return {name: value for name, value in (("HF_TOKEN", token), ("HF_ENDPOINT", mirror)) if value}
-        values = {
-            name: value
-            for name, value in self._settings.values.items()
-            if name not in _NOT_FOR_LOADS and not name.startswith("HF_")
-        }
-        return self._chain() | values
-
-    def _chain(self) -> dict[str, str]:
-        """What AWS's own chain of credentials reads, where it is to be used."""
-        if self._settings.keys() is not None:
-            return {}
-        return {name: value for name, value in os.environ.items() if name.startswith(_CHAIN)}
-
-    def _coldstream(self, kind: Kind, python: Python) -> Contestant:
-        wishes = self._wishes
-        warm = kind.name == "coldstream-warm"
-        stream: dict[str, Any] = {
-            "device": wishes.device,
-            "framework": "buffer" if wishes.device == "cpu" else "pt",
-            "cache": warm,
-            "connections": wishes.connections,
-        }
-        if wishes.memory_limit is not None:
-            stream["memory"] = wishes.memory_limit
-        cache = {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
-        environ = _plain(ours=python.is_ours) | self.keys() | cache
-        options = self._options() | {
-            "uri": self._target.uri.full,
-            "stream": stream,
-            "mode": "warm" if warm else "drain",
-        }
-        first = {**options, "verify": True, "mode": "fill" if warm else "drain"}
-        return Contestant(
-            name=kind.name,
-            label=kind.label,
-            command=(python.path, str(READERS), "coldstream"),
-            environ=_with(environ, options),
-            first_environ=_with(environ, first),
-            connections=None if warm or self._target.kind == "folder" else wishes.connections,
-            detail="from its local cache" if warm else f"up to {wishes.connections} connections",
-            versions={"coldstream": __version__},
-            dropped=(self.cache,) if warm else self._folders(),
-        )
-
-    def _foreign(self, kind: Kind, python: Python) -> Contestant:
-        target, wishes = self._target, self._wishes
-        environ = _plain(ours=False)
-        if target.kind == "s3":
-            environ |= self._chain() | exports(self._settings)
-        options = self._options()
-        connections: int | None = wishes.connections
-        detail = f"{connections} threads, chunks of {format_bytes(CHUNK_BYTES)}"
-        if kind.name.startswith("runai"):
-            connections, detail = RUNAI_CONNECTIONS, f"{RUNAI_CONNECTIONS} threads"
-            environ["RUNAI_STREAMER_LOG_LEVEL"] = "ERROR"
-            if kind.name == "runai-tuned":
-                connections, memory = self.tuned()
-                detail = f"{connections} threads, {format_bytes(memory)}"
-                environ |= {
-                    "RUNAI_STREAMER_CONCURRENCY": str(connections),
-                    "RUNAI_STREAMER_MEMORY_LIMIT": str(memory),
-                }
-            reader = "runai"
-        else:
-            reader = kind.name
-            if reader == "boto3":
-                connections, detail = BOTO3_CONNECTIONS, "its default transfer, one file after the other"
-            elif reader == "s3fs":
-                detail = f"one file after the other, chunks of {format_bytes(CHUNK_BYTES)}"
-        return Contestant(
-            name=kind.name,
-            label=kind.label,
-            command=(python.path, str(READERS), reader),
-            environ=_with(environ, options),
-            first_environ=_with(environ, options | {"verify": True}),
-            connections=connections if target.kind == "s3" else None,
-            detail=detail,
-            versions={name: python.packages[name] for name in kind.packages},
-            dropped=self._folders(),
-        )
-
-    def _download(self, kind: Kind, python: Python) -> Contestant:
-        target = self._target
-        options = self._options()
-        emptied: tuple[Path, ...] = ()
-        environ = _plain(ours=False)
-        detail = "safetensors, memory-mapped"
-        if target.kind == "s3":
-            into = self._scratch / "downloaded"
-            emptied = (into,)
-            # Our own interpreter does this part, with its own path and the bucket's keys.
-            command = ["env", *_our_path(), sys.executable, "-m", "coldstream", "download", target.key, str(into)]
-            options |= {"folder": str(into), "download": [*command, "--quiet"]}
-            environ |= self.keys() | {"COLDSTREAM_STORE": target.store}
-            detail = f"coldstream download, then {detail}"
-        return Contestant(
-            name=kind.name,
-            label=kind.label,
-            command=(python.path, str(READERS), "download"),
-            environ=_with(environ, options),
-            first_environ=_with(environ, options | {"verify": True}),
-            connections=_DOWNLOAD_CONNECTIONS if target.kind == "s3" else None,
-            detail=detail,
-            versions={name: python.packages[name] for name in kind.packages},
-            emptied=emptied,
-            dropped=self._folders(),
-        )
-
-    def start(self, kind: Kind, program: Program, flags: Sequence[str]) -> Contestant | Skipped:
+    def make_start(self, loader: Loader, program: Program, flags: Sequence[str]) -> Contestant | Skipped:
         """The contestant for a whole start of vLLM, or why there is none.
 
         Args:
-            kind: Of loader.
+            loader: What loads the model.
             program: The `vllm` to run.
             flags: For `vllm serve`, with host and port.
         """
-        if refused := self.refused(kind):
-            return refused
-        if kind.starts is None:
-            return Skipped(name=kind.name, label=kind.label, reason="vLLM has no such loader")
-        if kind.starts == "runai" and program.packages and "runai_model_streamer" not in program.packages:
-            return Skipped(
-                name=kind.name,
-                label=kind.label,
-                reason="runai-model-streamer is not installed beside vLLM",
-                hint=f"run there: {kind.install}",
-            )
-        target, wishes = self._target, self._wishes
-        uri, keys = target.uri.full, self.keys()
-        detail = f"--loader {kind.starts}"
+        reason, hint = self._refusal(loader), None
+        packages = program.packages
+        if reason is None and loader.serve_loader == "runai" and packages and "runai_model_streamer" not in packages:
+            reason = "runai-model-streamer is not installed in vLLM's environment"
+            hint = f"run there: {loader.install}"
+        if reason or loader.serve_loader is None:
+            reason = reason or "vLLM has no such loader"
+            return Skipped(name=loader.name, label=loader.label, of="start", reason=reason, hint=hint)
+        plan, target = self._plan, self._target
+        uri, keys = target.uri.full, self._bucket_environment()
+        detail = f"--loader {loader.serve_loader}"
         if target.kind == "s3":
-            # `--loader default` takes names alone.
+            # `--loader default` takes only model names.
             uri, keys = target.key, keys | {"COLDSTREAM_STORE": target.store}
-        more = ["--bundle", "off", "--no-spot-notice", "--vllm", program.path]
-        warm = kind.name == "coldstream-warm"
+        options = ["--bundle", "off", "--no-spot-notice", "--vllm", program.path]
+        warm = loader.name == "coldstream-warm"
         cache = self._scratch / ("start-cache" if warm else "start-cold")
-        connections: int | None = {"coldstream": wishes.connections, "runai": RUNAI_CONNECTIONS}.get(
-            kind.starts, _DOWNLOAD_CONNECTIONS
-        )
-        if kind.starts == "coldstream":
-            more += ["--connections", str(wishes.connections)]
-            if wishes.memory_limit is not None:
-                more += ["--memory", str(wishes.memory_limit)]
-            if not warm:
-                more.append("--no-cache")
-        elif kind.name == "runai-tuned":
-            connections, memory = self.tuned()
-            more += ["--connections", str(connections), "--memory", str(memory)]
+        connections = _DOWNLOAD_CONNECTIONS
+        if loader.serve_loader == "coldstream":
+            connections = plan.connections
+            options += ["--connections", str(connections)]
+            options += [] if plan.memory_limit is None else ["--memory", str(plan.memory_limit)]
+            options += [] if warm else ["--no-cache"]
+        elif loader.name == "runai":
+            connections = RUNAI_CONNECTIONS
+        elif loader.name == "runai-tuned":
+            connections, memory = self._tuned()
+            options += ["--connections", str(connections), "--memory", str(memory)]
             detail += f", {connections} threads, {format_bytes(memory)}"
-        arguments = ["serve", uri, "--loader", kind.starts, "--json", *more, "--", *flags]
+        arguments = ["serve", uri, "--loader", loader.serve_loader, "--json", *options, "--", *flags]
         environ = {
-            **_plain(ours=True, keep=("HF_",)),
+            **clean_environment(python_path=True, keep=("HF_",)),
             **keys,
             "COLDSTREAM_CACHE_DIR": str(cache),
             "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT,
             "VLLM_ASSETS_CACHE": str(cache / "assets"),
         }
-        options = {"command": [sys.executable, "-c", _SERVE], "arguments": arguments}
-        return Contestant(
-            name=kind.name,
-            label=kind.label,
-            command=(sys.executable, str(START)),
-            environ=_with(environ, options),
-            first_environ=_with(environ, options | {"verify": True}),
+        return _contestant(
+            loader,
+            [sys.executable, str(START)],
+            environ,
+            {"command": [sys.executable, "-c", _SERVE], "arguments": arguments},
             connections=None if warm or target.kind != "s3" else connections,
             detail=detail,
             versions={"vllm": program.version} if program.version else {},
@@ -478,12 +350,126 @@ class Maker:
             dropped=(cache,) if warm else self._folders(),
         )
 
+    def _refusal(self, loader: Loader) -> str | None:
+        """Why a loader cannot read this model."""
+        target = self._target
+        if target.kind not in loader.places:
+            if loader.name == "coldstream-warm":
+                return "a local folder is read in place, without the cache"
+            places = {"s3": "buckets", "folder": "local files", "http": "plain HTTP"}
+            return f"it only reads {' and '.join(places[place] for place in loader.places)}"
+        if loader.name not in OURS and target.kind == "s3" and not target.has_plain_names:
+            return "the bucket stores the files under other names"
+        return None
+
+    def _tuned(self) -> tuple[int, int]:
+        """Run:ai's threads and buffer size by the rule of `coldstream tune`, within the available memory."""
+        gpus = (gpus_here(hardware.gpus()) if self._plan.device != "cpu" else None) or Gpus(find_gpu("L4"), 1)
+        threads, memory = runai_rule(self._target.model.size, gpus)
+        return threads, min(memory, max(256 * MIB, hardware.available_bytes() // 2))
+
+    def _bucket_environment(self) -> dict[str, str]:
+        """The variables with which coldstream's own commands find the bucket or the Hub."""
+        if self._target.kind != "s3":
+            names = ["HF_ENDPOINT", *(["HF_TOKEN"] if self._target.uri.full.startswith("hf://") else [])]
+            return {name: value for name in names if (value := self._settings.get(name))}
+        values = {
+            name: value
+            for name, value in self._settings.values.items()
+            if name not in _NOT_FOR_LOADS and not name.startswith("HF_")
+        }
+        return self._aws_environment() | values
+
+    def _aws_environment(self) -> dict[str, str]:
+        """The variables of AWS's own credential chain, if the bucket is read with it."""
+        if self._settings.keys() is not None:
+            return {}
+        return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    def _coldstream(self, loader: Loader, python: Interpreter) -> Contestant:
+        plan, warm = self._plan, loader.name == "coldstream-warm"
+        stream: dict[str, Any] = {
+            "device": plan.device,
+            "framework": "buffer" if plan.device == "cpu" else "pt",
+            "cache": warm,
+            "connections": plan.connections,
+        }
+        if plan.memory_limit is not None:
+            stream["memory"] = plan.memory_limit
+        environ = clean_environment(python_path=python.path == sys.executable) | self._bucket_environment()
+        options = {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"}
+        return _contestant(
+            loader,
+            [python.path, str(READERS), "coldstream"],
+            {**environ, "COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT},
+            self._options() | options,
+            first={"mode": "fill" if warm else "drain"},
+            connections=None if warm or self._target.kind == "folder" else plan.connections,
+            detail="from its local cache" if warm else f"up to {plan.connections} connections",
+            versions={"coldstream": __version__},
+            dropped=(self.cache,) if warm else self._folders(),
+        )
+
+    def _foreign(self, loader: Loader, python: Interpreter) -> Contestant:
+        reader, connections = loader.name, self._plan.connections
+        environ = clean_environment(python_path=False)
+        if self._target.kind == "s3":
+            environ |= self._aws_environment() | exports(self._settings)
+        detail = f"{connections} threads, chunks of {format_bytes(CHUNK_BYTES)}"
+        if reader.startswith("runai"):
+            connections, detail = RUNAI_CONNECTIONS, f"{RUNAI_CONNECTIONS} threads"
+            environ["RUNAI_STREAMER_LOG_LEVEL"] = "ERROR"
+            if reader == "runai-tuned":
+                connections, memory = self._tuned()
+                detail = f"{connections} threads, {format_bytes(memory)}"
+                environ["RUNAI_STREAMER_CONCURRENCY"] = str(connections)
+                environ["RUNAI_STREAMER_MEMORY_LIMIT"] = str(memory)
+            reader = "runai"
+        elif reader == "boto3":
+            connections, detail = BOTO3_CONNECTIONS, "its default transfer, one file after the other"
+        elif reader == "s3fs":
+            detail = f"one file after the other, chunks of {format_bytes(CHUNK_BYTES)}"
+        return _contestant(
+            loader,
+            [python.path, str(READERS), reader],
+            environ,
+            self._options(),
+            connections=connections if self._target.kind == "s3" else None,
+            detail=detail,
+            versions={name: python.packages[name] for name in loader.packages},
+            dropped=self._folders(),
+        )
+
+    def _download(self, loader: Loader, python: Interpreter) -> Contestant:
+        target, options, environ = self._target, self._options(), clean_environment(python_path=False)
+        detail = "safetensors, memory-mapped"
+        folder = self._scratch / "downloaded"
+        in_bucket = target.kind == "s3"
+        if in_bucket:
+            # The download runs in this interpreter, with its module path and the bucket's keys.
+            path = [f"{name}={value}" for name, value in _python_path().items()]
+            command = ["env", *path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
+            options |= {"folder": str(folder), "download": command}
+            environ |= self._bucket_environment() | {"COLDSTREAM_STORE": target.store}
+            detail = f"coldstream download, then {detail}"
+        return _contestant(
+            loader,
+            [python.path, str(READERS), "download"],
+            environ,
+            options,
+            connections=_DOWNLOAD_CONNECTIONS if in_bucket else None,
+            detail=detail,
+            versions={name: python.packages[name] for name in loader.packages},
+            emptied=(folder,) if in_bucket else (),
+            dropped=self._folders(),
+        )
+
     def _options(self) -> dict[str, Any]:
-        target, wishes = self._target, self._wishes
+        target, plan = self._target, self._plan
         options: dict[str, Any] = {
             "files": target.files,
-            "device": wishes.device,
-            "threads": wishes.connections,
+            "device": plan.device,
+            "threads": plan.connections,
             "chunk_bytes": CHUNK_BYTES,
             "verify": False,
         }
@@ -497,23 +483,21 @@ class Maker:
         return (Path(self._target.folder),) if self._target.kind == "folder" else ()
 
 
-def _with(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, str]:
-    return {**environ, "BENCH_OPTIONS": json.dumps(options)}
-
-
-def _plain(*, ours: bool, keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without what steers loaders; `ours` keeps the path of our own modules."""
-    found = {
-        name: value
-        for name, value in child_environment().items()
-        if not name.startswith(_FOREIGN) or name.startswith(keep)
-    }
-    if ours and (path := os.environ.get("PYTHONPATH")):
-        found["PYTHONPATH"] = path
-    found |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
-    return found
-
-
-def _our_path() -> list[str]:
-    path = os.environ.get("PYTHONPATH")
-    return [f"PYTHONPATH={path}"] if path else []
+def _contestant(
+    loader: Loader,
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    options: Mapping[str, Any],
+    *,
+    first: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Contestant:
+    """A contestant whose first run hashes the tensors, with the options of `first` besides."""
+    return Contestant(
+        name=loader.name,
+        label=loader.label,
+        command=tuple(command),
+        environ={**environ, "BENCH_OPTIONS": json.dumps(options)},
+        first_environ={**environ, "BENCH_OPTIONS": json.dumps({**options, "verify": True, **(first or {})})},
+        **more,
+    )

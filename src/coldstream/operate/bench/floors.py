@@ -1,7 +1,7 @@
-"""What no loader can beat on this machine, measured on the spot, before the loaders are.
+"""Floors: the time that each stage of a load takes at least on this machine, measured before the loaders run.
 
-A floor is the time that one stage of the way takes at least. Plain reads stand for the bucket and the link: ranges over
-many connections into one reused buffer each, in several processes, with nothing checked and nothing kept.
+Plain reads stand for the bucket and the link: ranges over many connections in several processes, with one reused buffer
+for each connection, nothing verified and nothing kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,43 @@ from coldstream.errors import UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
 from coldstream.net.http_message import parse_target, proxy_for
-from coldstream.operate.bench.contestant import READERS, Contestant, Python
-from coldstream.operate.bench.runner import last_words
-from coldstream.operate.bench.target import Target
+from coldstream.operate.bench.contestant import READERS, Contestant, Interpreter
+from coldstream.operate.bench.runner import error_line
+from coldstream.operate.bench.target import BenchTarget
 from coldstream.units import format_rate
 
 _SECONDS = 2.0
 _ONE_SECONDS = 1.5
 _PROCESSES_MAX = 4
 _DISK_THREADS = 4
-# Beyond what is asked for, until a plain read has given up.
-_PATIENCE_SECONDS = 30.0
+# Beyond the measured time, until a plain read is given up.
+_EXTRA_SECONDS = 30.0
 _DEVICE_SECONDS = 120.0
+STAGES = {
+    "link": "the network link",
+    "bucket": "the bucket's throughput",
+    "connections": "its connections' throughput",
+    "tls": "the cores' decryption rate",
+    "receiving": "the cores' receive rate",
+    "disk": "the disk's throughput",
+    "pcie": "the PCI Express bandwidth",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """What was measured, in bytes a second; None where it does not apply or could not be measured.
+    """Measured rates in bytes per second; None where one does not apply or could not be measured.
 
     Attributes:
-        card: What the network card says of itself.
+        card: The speed that the network card reports.
         bucket: Plain reads over many connections.
         connections: How many those were.
         connection: Plain reads over one connection.
-        core: What one core receives, and with https decrypts, of plain reads.
-        cores: That may be used.
+        core: Plain reads on one core, including decryption with https.
+        cores: The number of usable cores.
         tls: Whether the bytes come over TLS.
-        disk: Reads of the local copy's files.
-        is_disk: Whether those went past the page cache.
+        disk: Reads of the local copy.
+        is_disk: Whether those bypassed the page cache.
         pcie: Copies from pinned memory to the device.
     """
 
@@ -62,53 +71,53 @@ class Floors:
     pcie: float | None = None
 
     def of(self, contestant: Contestant, *, from_disk: bool) -> dict[str, float]:
-        """The floors of one contestant: stage to bytes a second.
+        """The floors of one contestant: stage to bytes per second.
 
         Args:
-            contestant: Which.
-            from_disk: Whether what it reads of this machine's files comes from the disk, not from memory.
+            contestant: Which one.
+            from_disk: Whether local files are read from the disk, not from the page cache.
         """
-        found: dict[str, float | None] = {"pcie": self.pcie}
+        rates: dict[str, float | None] = {"pcie": self.pcie}
         if contestant.connections is not None:
-            found |= {"link": self.card, "bucket": self.bucket}
+            rates |= {"link": self.card, "bucket": self.bucket}
             if self.connection is not None:
-                found["connections"] = self.connection * contestant.connections
+                rates["connections"] = self.connection * contestant.connections
             if self.core is not None:
-                found["tls" if self.tls else "receiving"] = self.core * self.cores
+                rates["tls" if self.tls else "receiving"] = self.core * self.cores
         elif from_disk:
-            found["disk"] = self.disk
-        return {stage: rate for stage, rate in found.items() if rate}
+            rates["disk"] = self.disk
+        return {stage: rate for stage, rate in rates.items() if rate}
 
     def lines(self) -> list[tuple[str, str]]:
-        """Each floor with what was found, for people."""
-        found: list[tuple[str, str]] = []
-        if self.card:
-            found.append(("link", f"{format_rate(self.card, 1)}   as the network card says"))
-        if self.bucket:
-            found.append(("bucket", f"{format_rate(self.bucket, 1)}   {self.connections} plain connections together"))
-        if self.connection:
-            found.append(("connection", f"{format_rate(self.connection, 1)}   one alone; times each loader's own"))
-        if self.core:
-            what = "receives and decrypts (TLS)" if self.tls else "receives"
-            total = format_rate(self.core * self.cores, 1)
-            found.append(("tls" if self.tls else "receiving", f"{total}   what one core {what}, times {self.cores}"))
-        if self.disk:
-            how = "past the page cache" if self.is_disk else "from memory: its file system knows no direct reads"
-            found.append(("disk", f"{format_rate(self.disk, 1)}   the local copy's files, {how}"))
-        if self.pcie:
-            found.append(("pcie", f"{format_rate(self.pcie, 1)}   copies from pinned memory to the device"))
-        return found
+        """Each measured floor, for people."""
+        work = "receives and decrypts (TLS)" if self.tls else "receives"
+        how = "bypassing the page cache" if self.is_disk else "from memory: its file system has no direct reads"
+        lines = [
+            ("link", self.card, "as the network card reports"),
+            ("bucket", self.bucket, f"{self.connections} plain connections together"),
+            ("connection", self.connection, "one plain connection; times each loader's number of connections"),
+            (
+                "tls" if self.tls else "receiving",
+                self.core and self.core * self.cores,
+                f"what one core {work}, times {self.cores}",
+            ),
+            ("disk", self.disk, f"the local copy, {how}"),
+            ("pcie", self.pcie, "copies from pinned memory to the device"),
+        ]
+        return [(stage, f"{format_rate(rate, 1)}   {text}") for stage, rate, text in lines if rate]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        document = asdict(self)
+        renamed = {"card": "link", "connections": "bucket_connections", "is_disk": "disk_direct"}
+        return {renamed.get(name, name): value for name, value in document.items()}
 
 
-def measure(target: Target, *, connections: int) -> Floors:
-    """Measures those of the way from the bucket.
-
-    Args:
-        target: What the loaders read.
-        connections: How many plain connections.
+def measure(target: BenchTarget, *, connections: int) -> Floors:
+    """Measures the floors between the bucket and this machine.
 
     Raises:
-        UnavailableError: The server answered before, and answers plain reads no more.
+        UnavailableError: The server stopped responding to plain reads.
     """
     cores = hardware.cores()
     if target.kind == "folder":
@@ -119,62 +128,59 @@ def measure(target: Target, *, connections: int) -> Floors:
         for start, segment in zip((0, *(segment.stop for segment in shard.segments)), shard.segments, strict=False)
     ]
     if any(proxy_for(parse_target(str(link["url"]))) for link in links):
-        # Plain reads go straight, and what a proxy lets through is no floor of this machine's.
+        # Plain reads do not use the proxy, so they would measure another path.
         return Floors(cores=cores, tls=target.is_tls)
-    one = _raw({"links": links, "connections": 1, "seconds": _ONE_SECONDS})
+    one = _run_raw({"links": links, "connections": 1, "seconds": _ONE_SECONDS})
     processes = max(1, min(_PROCESSES_MAX, cores, connections))
     shares = [len(range(number, connections, processes)) for number in range(processes)]
     requests = [{"links": links, "connections": share, "seconds": _SECONDS} for share in shares]
     with ThreadPoolExecutor(processes) as pool:
-        many = list(pool.map(_raw, requests))
-    bucket = sum(found["bytes_per_second"] for found in many)
+        bucket = sum(reads["bytes_per_second"] for reads in pool.map(_run_raw, requests))
     if bucket < 1000:
-        raise UnavailableError(f"{target.label} gives nothing to plain reads", retryable=False)
-    spent = one["cpu_seconds_per_byte"]
+        raise UnavailableError(f"{target.label} does not respond to plain reads", retryable=False)
     return Floors(
-        card=None if target.is_near else hardware.link_bytes_per_second(),
+        card=None if target.is_loopback else hardware.link_bytes_per_second(),
         bucket=max(bucket, one["bytes_per_second"]),
         connections=connections,
         connection=one["bytes_per_second"],
-        core=1 / spent if spent > 0 else None,
+        core=1 / one["cpu_seconds_per_byte"] if one["cpu_seconds_per_byte"] > 0 else None,
         cores=cores,
         tls=target.is_tls,
     )
 
 
-def disk(folder: Path, names: Sequence[str]) -> tuple[float | None, bool]:
-    """Bytes a second of the files of these names below a folder, and whether they came past the page cache."""
+def measure_disk(folder: Path, names: Sequence[str]) -> tuple[float | None, bool]:
+    """Reads the files of these names below a folder: bytes per second, and whether they bypassed the page cache."""
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name in names]
     if not files:
         return None, False
-    found = _raw({"files": files, "threads": _DISK_THREADS, "seconds": _SECONDS})
-    return found["bytes_per_second"], bool(found["direct"])
+    reads = _run_raw({"files": files, "threads": _DISK_THREADS, "seconds": _SECONDS})
+    return reads["bytes_per_second"], bool(reads["direct"])
 
 
-def _raw(request: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, "-m", "coldstream.operate.bench.programs.raw"]
+def _run_raw(request: dict[str, Any]) -> dict[str, float]:
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-m", "coldstream.operate.bench.programs.raw"],
             env=child_environment(),
             input=json.dumps(request),
             capture_output=True,
             text=True,
-            timeout=request["seconds"] + _PATIENCE_SECONDS,
+            timeout=request["seconds"] + _EXTRA_SECONDS,
             check=True,
         )
-        found: dict[str, float] = json.loads(done.stdout)
+        reads: dict[str, float] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError) as exc:
-        # Not as its cause: it holds the links.
+        # Without its cause, which holds the links.
         raise UnavailableError(f"plain reads failed: {type(exc).__name__}", retryable=False) from None
-    return found
+    return reads
 
 
-def pcie(python: Python, device: str) -> float:
-    """Bytes a second of copies from pinned memory.
+def measure_pcie(python: Interpreter, device: str) -> float:
+    """Bytes per second of copies from pinned memory to the device.
 
     Raises:
-        UsageError: There is no such device, or it is not free.
+        UsageError: The device does not exist or is busy.
     """
     environ = child_environment() | {"BENCH_OPTIONS": json.dumps({"device": device})}
     command = [python.path, str(READERS), "pcie"]
@@ -183,9 +189,9 @@ def pcie(python: Python, device: str) -> float:
             command, env=environ, capture_output=True, text=True, timeout=_DEVICE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f"the device {device} does not answer") from None
+        raise UsageError(f"device {device} does not respond") from None
     if done.returncode:
         raise UsageError(
-            f"the device {device} cannot be used: {last_words(done.stderr)}", hint="without a GPU: --device cpu"
+            f"device {device} cannot be used: {error_line(done.stderr)}", hint="without a GPU, use --device cpu"
         )
     return float(json.loads(done.stdout.strip().rpartition("\n")[2])["bytes_per_second"])

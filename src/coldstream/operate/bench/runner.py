@@ -1,31 +1,34 @@
-"""One run of one command in fresh processes: its wall time, and what its whole process tree took.
+"""Runs commands in fresh processes, in interleaved rounds, and measures their whole process trees.
 
-`programs/measure.py` stands between us and the command: it adopts every orphan, adds up the CPU time of all of them as
-the kernel accounts it, samples their memory, and ends them all at the time limit.
+`programs/measure.py` runs between this process and the command: it adopts orphans, adds up CPU time as the kernel
+accounts it, samples memory, and kills the tree at the time limit.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coldstream.errors import ColdstreamError
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
-_MEASURE = PROGRAMS / "measure.py"
-# From SIGTERM until a tree must be gone.
+# A command that fails this often is not run again.
+FAILURES_MAX = 2
+# From SIGTERM until the tree must be gone.
 _END_SECONDS = 15.0
-# How Python's tracebacks end, and how our own commands say it.
-_RAISED = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Failed)\b")
+# The last line of a Python traceback, or of an error of coldstream's commands.
+_ERROR_LINE = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Failed)\b")
 _SECRET_CHARACTERS_MIN = 8
+Sample = TypeVar("Sample")
 _SECRET_NAMES = ("SECRET", "TOKEN", "PASSWORD", "ACCESS_KEY", "API_KEY", "BUNDLE_KEY")
 
 
@@ -34,14 +37,13 @@ class Run:
     """One run of a command.
 
     Attributes:
-        seconds: The load itself, as the program timed it; from spawn to exit where it did not.
-        cpu_seconds: User and system time of all processes, less what was used until the imports were done; as the
-            program says, where it says anything.
+        seconds: Of the load itself, if the program timed it; otherwise from spawn to exit.
+        cpu_seconds: User and system time of all processes after the imports; the program's own figure, if it has one.
         whole_seconds: From spawn to exit.
-        whole_cpu_seconds: Of all processes, with everything.
-        memory_bytes: The peak, sampled; see programs/measure.py.
-        result: What the program said of itself.
-        found: What was measured of it.
+        whole_cpu_seconds: Of all processes, including imports.
+        memory_bytes: The sampled peak; see programs/measure.py.
+        result: The JSON object that the program printed.
+        measured: What programs/measure.py printed, without the output.
     """
 
     seconds: float
@@ -50,11 +52,17 @@ class Run:
     whole_cpu_seconds: float
     memory_bytes: int
     result: dict[str, Any] = field(default_factory=dict, repr=False)
-    found: dict[str, Any] = field(default_factory=dict, repr=False)
+    measured: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        names = ("seconds", "cpu_seconds", "whole_seconds", "whole_cpu_seconds", "memory_bytes")
+        figures = {name: getattr(self, name) for name in names}
+        return figures | {name: self.result.get(name) for name in ("import_seconds", "start")}
 
 
 class RunFailed(ColdstreamError):  # noqa: N818  # reads as what happened
-    """A command failed, was too slow, or said nothing that could be understood."""
+    """A command failed, timed out, or printed no result."""
 
 
 def run(
@@ -67,46 +75,91 @@ def run(
     interval_seconds: float = 0.05,
     timeout_seconds: float = 300.0,
 ) -> Run:
-    """Runs a command once, to its end.
+    """Runs a command once.
 
     Args:
         command: Prints one JSON object, as its last line or as all of its output.
         environ: Its whole environment.
-        prefix: A command to start it with, to enter a network namespace.
+        prefix: A command that starts it, for example in a network namespace.
         cwd: Its working directory; ours when None.
         pss: Measure memory exactly, at some cost of CPU.
         interval_seconds: Between samples of memory.
         timeout_seconds: Until it is killed.
 
     Raises:
-        RunFailed: It did not work; the message holds none of the environment's secrets.
+        RunFailed: The message contains no secret of the environment.
     """
-    measured = [sys.executable, str(_MEASURE), "--interval", str(interval_seconds), "--timeout", str(timeout_seconds)]
-    measured += ["--parent", str(os.getpid()), *(["--pss"] if pss else []), "--", *command]
-    found = _measured([*prefix, *measured], environ, cwd)
-    if found["timed_out"]:
+    program = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(os.getpid())]
+    program += ["--interval", str(interval_seconds), "--timeout", str(timeout_seconds), *(["--pss"] if pss else [])]
+    measured = _measure([*prefix, *program, "--", *command], environ, cwd)
+    output, errors = measured.pop("stdout"), measured.pop("stderr")
+    if measured["timed_out"]:
         raise RunFailed(f"it took longer than {timeout_seconds:g} s")
-    if found["exit"]:
-        said = without_secrets(last_words(found["stderr"]), environ)
-        raise RunFailed(f"exit {found['exit']}: {said or 'it said nothing'}")
-    result = _document(found["stdout"])
-    spent = found["user_seconds"] + found["system_seconds"]
+    if measured["exit"]:
+        reason = without_secrets(error_line(errors), environ)
+        raise RunFailed(f"exit {measured['exit']}: {reason or 'it printed no error'}")
+    result = _parse_result(output)
+    cpu_seconds = measured["user_seconds"] + measured["system_seconds"]
+    loaded = max(0.0, cpu_seconds - float(result.get("import_cpu_seconds", 0.0)))
     return Run(
-        seconds=float(result.get("load_seconds", found["seconds"])),
-        cpu_seconds=float(result.get("cpu_seconds", max(0.0, spent - float(result.get("import_cpu_seconds", 0.0))))),
-        whole_seconds=found["seconds"],
-        whole_cpu_seconds=spent,
-        memory_bytes=found["memory_bytes"],
+        seconds=float(result.get("load_seconds", measured["seconds"])),
+        cpu_seconds=float(result.get("cpu_seconds", loaded)),
+        whole_seconds=measured["seconds"],
+        whole_cpu_seconds=cpu_seconds,
+        memory_bytes=measured["memory_bytes"],
         result=result,
-        found={name: value for name, value in found.items() if name not in {"stdout", "stderr"}},
+        measured=measured,
     )
 
 
-def last_words(text: str) -> str:
-    """The line of an error's output that says what happened: what was raised last, else the last line."""
+def interleave(
+    names: Iterable[str],
+    runs: int,
+    seed: int,
+    attempt: Callable[[str, int], Sample | None],
+    *,
+    on_dropped: Callable[[str, int], None] = lambda _name, _round: None,
+) -> dict[str, list[Sample | None]]:
+    """Runs every name once a round; returns the runs of each, with None for a failure.
+
+    Args:
+        names: Without repetition.
+        runs: The number of rounds.
+        seed: Of their order.
+        attempt: Runs a name in a round, counted from 1; None when it failed.
+        on_dropped: Called in place of `attempt` for a name that has failed `FAILURES_MAX` times.
+    """
+    results: dict[str, list[Sample | None]] = {name: [] for name in names}
+    for number, order in enumerate(shuffled_rounds(list(results), runs, seed), 1):
+        for name in order:
+            dropped = results[name].count(None) >= FAILURES_MAX
+            results[name].append(None if dropped else attempt(name, number))
+            if dropped:
+                on_dropped(name, number)
+    return results
+
+
+def shuffled_rounds(names: Sequence[str], runs: int, seed: int) -> list[list[str]]:
+    """Every name once a round, in a new order each round; no name runs twice in a row if there are others.
+
+    Interleaving spreads whatever happens to the machine or the network over all of them.
+    """
+    source = random.Random(seed)
+    orders: list[list[str]] = []
+    for _ in range(runs):
+        order = source.sample(list(names), len(names))
+        if orders and len(order) > 1 and order[0] == orders[-1][-1]:
+            place = source.randrange(1, len(order))
+            order[0], order[place] = order[place], order[0]
+        orders.append(order)
+    return orders
+
+
+def error_line(text: str) -> str:
+    """The line of a program's output that names the error: the last exception or error, else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if _RAISED.match(line)]
-    return (told or lines or [""])[-1][:400].removeprefix("error: ")
+    errors = [line for line in lines if _ERROR_LINE.match(line)]
+    return (errors or lines or [""])[-1][:400].removeprefix("error: ")
 
 
 def without_secrets(text: str, environ: Mapping[str, str]) -> str:
@@ -117,19 +170,19 @@ def without_secrets(text: str, environ: Mapping[str, str]) -> str:
     return text
 
 
-def _document(text: str) -> dict[str, Any]:
+def _parse_result(text: str) -> dict[str, Any]:
     for candidate in (text.strip().rpartition("\n")[2], text):
         try:
-            found = json.loads(candidate)
+            result = json.loads(candidate)
         except ValueError:
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(result, dict):
+            return result
     raise RunFailed(f"it printed no result: {text.strip()[:200]!r}")
 
 
-def _measured(command: Sequence[str], environ: Mapping[str, str], cwd: Path | None) -> dict[str, Any]:
-    # In a group of its own, so that Ctrl-C reaches it once and in order: it ends what it started, then we go on.
+def _measure(command: Sequence[str], environ: Mapping[str, str], cwd: Path | None) -> dict[str, Any]:
+    # In a session of its own, so that Ctrl-C does not reach it directly: it kills its tree on SIGTERM.
     process = subprocess.Popen(
         command,
         env=dict(environ),
@@ -151,7 +204,7 @@ def _measured(command: Sequence[str], environ: Mapping[str, str], cwd: Path | No
             process.wait()
         raise
     try:
-        found: dict[str, Any] = json.loads(output)
+        measured: dict[str, Any] = json.loads(output)
     except ValueError as exc:
-        raise RunFailed(f"it could not be measured: {without_secrets(last_words(errors), environ)}") from exc
-    return found
+        raise RunFailed(f"it could not be measured: {without_secrets(error_line(errors), environ)}") from exc
+    return measured

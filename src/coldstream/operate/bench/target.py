@@ -1,4 +1,4 @@
-"""The model, as loaders other than ours need it described."""
+"""The model to load, described as other loaders need it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from coldstream.places.origin_opening import open_origin
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model, describe
 
-# A bucket that does not answer is no bucket to compare loaders with.
-_PATIENCE_SECONDS = 15.0
+# Comparing loaders needs a bucket that responds.
+_RETRY_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """What is loaded.
+class BenchTarget:
+    """The model to load.
 
     Attributes:
-        uri: As our loader is given it.
-        label: For people; no secret.
+        uri: As coldstream is given it.
+        label: The URI for people; without secrets.
         name: The model's.
-        kind: "s3", "folder", or "http" for servers that no other loader reads.
-        store: "s3://bucket" or a place below it, when `kind` is "s3".
+        kind: "s3", "folder", or "http" for servers that only coldstream reads.
+        store: "s3://bucket[/prefix]" if `kind` is "s3".
         key: The model's folder in the store.
-        folder: Where it lies on this machine, when it does.
-        shards: Its files.
-        model: What they hold.
-        verified: Whether a manifest names the hash of every chunk.
+        folder: Where it is on this machine, if it is.
+        shards: Its weight files.
+        model: Its tensors.
+        verified: Whether a manifest has the hash of every chunk.
     """
 
     uri: Uri
@@ -48,18 +48,12 @@ class Target:
     verified: bool = False
 
     @property
-    def bytes(self) -> int:
-        """Of the tensors."""
-        return self.model.bytes
-
-    @property
     def files(self) -> list[tuple[str, int]]:
-        """Path in the model and size of each."""
+        """Path and size of each weight file."""
         return [(shard.path, shard.size) for shard in self.shards]
 
     @property
     def bucket(self) -> str:
-        """The bucket's name."""
         return self.store.removeprefix("s3://").partition("/")[0]
 
     @property
@@ -70,18 +64,16 @@ class Target:
 
     @property
     def is_tls(self) -> bool:
-        """Whether its bytes come over TLS."""
         return any(url.startswith("https:") for url in self._urls)
 
     @property
-    def is_near(self) -> bool:
-        """Whether its server runs on this machine, so that no network card is between."""
-        hosts = {urlsplit(url).hostname for url in self._urls}
-        return hosts <= {"127.0.0.1", "::1", "localhost"}
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, so that no network card is involved."""
+        return {urlsplit(url).hostname for url in self._urls} <= {"127.0.0.1", "::1", "localhost"}
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the bucket has the files under their own names, as every other loader expects."""
+    def has_plain_names(self) -> bool:
+        """Whether the bucket stores the files under their own names, as every other loader expects."""
         return all(
             unquote(urlsplit(shard.segments[0].url or "").path).endswith(f"/{self.prefix}/{shard.path}")
             for shard in self.shards
@@ -89,38 +81,31 @@ class Target:
 
     @property
     def _urls(self) -> list[str]:
-        """Of all objects; secrets."""
+        """Of all objects; may be signed."""
         return [segment.url or "" for shard in self.shards for segment in shard.segments]
 
 
-def find_target(uri: str, settings: Settings) -> Target:
+def find_target(uri: str, settings: Settings) -> BenchTarget:
     """Looks a model up.
-
-    Args:
-        uri: See `Load`.
-        settings: Where the bucket is.
 
     Raises:
         What `open_origin` and `Origin.checkpoint` raise.
     """
-    patience = min(settings.retry_seconds, _PATIENCE_SECONDS)
-    origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
-    checkpoint = origin.checkpoint()
+    patience = min(settings.retry_seconds, _RETRY_SECONDS)
+    checkpoint = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience))).checkpoint()
     shards = checkpoint.shards
-    store, key, folder = "", "", ""
-    kind = "http"
+    kind, store, key, folder = "http", "", "", ""
     if all(shard.is_local for shard in shards):
         kind = "folder"
-        first = shards[0]
-        folder = (first.segments[0].local or "").removesuffix("/" + first.path)
+        folder = (shards[0].segments[0].local or "").removesuffix("/" + shards[0].path)
     elif checkpoint.uri.startswith("s3://"):
         kind = "s3"
-        store, key = _split(checkpoint.uri, settings)
+        store, key = _split_uri(checkpoint.uri, settings)
     model = describe(checkpoint.name, [shard.header for shard in shards], {})
     if not model.bytes:
         raise UnavailableError(f"{checkpoint.uri} has no tensors to load", retryable=False)
-    return Target(
-        # Children run in another folder.
+    return BenchTarget(
+        # Child processes run in another directory.
         uri=Uri(os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri),
         label=checkpoint.uri,
         name=checkpoint.name,
@@ -134,8 +119,8 @@ def find_target(uri: str, settings: Settings) -> Target:
     )
 
 
-def _split(uri: str, settings: Settings) -> tuple[str, str]:
-    """Store and folder of a model in a bucket."""
+def _split_uri(uri: str, settings: Settings) -> tuple[str, str]:
+    """The store and the folder of a model in a bucket."""
     try:
         configured = settings.store_uri()
     except ConfigError:

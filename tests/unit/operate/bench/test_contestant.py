@@ -1,4 +1,4 @@
-"""Who is run, and what each is given."""
+"""Which loaders run, and with what environment and options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from coldstream.engines.vllm.program import find_program
 from coldstream.errors import UsageError
 from coldstream.model.job import Segment
 from coldstream.model.uri import Uri
-from coldstream.operate.bench.contestant import KINDS, NAMES, Contestant, Kind, Maker, Python, Skipped, Wishes, chosen
-from coldstream.operate.bench.target import Target
+from coldstream.operate.bench.contestant import (
+    LOADERS,
+    NAMES,
+    BenchPlan,
+    Contestant,
+    ContestantFactory,
+    Interpreter,
+    Loader,
+    Skipped,
+    select_loaders,
+)
+from coldstream.operate.bench.target import BenchTarget
 from coldstream.places.origin import Shard
 from coldstream.settings import load_settings
 from coldstream.tune.model_shape import Model
@@ -29,7 +39,7 @@ SETTINGS = load_settings(
         "R2_SECRET_KEY": SECRET,
         "COLDSTREAM_BUNDLE_KEY": "k" * 40,
         "CLOUDFLARE_API_TOKEN": "t" * 40,
-        "HF_TOKEN": "hf_token_of_somebody",
+        "HF_TOKEN": "hf_token_of_a_user",
     },
     environ={},
 )
@@ -57,7 +67,7 @@ def shard(url: str) -> Shard:
     )
 
 
-TARGET = Target(
+TARGET = BenchTarget(
     uri=Uri("org/m"),
     label="s3://models/below/org/m",
     name="org/m",
@@ -69,44 +79,46 @@ TARGET = Target(
 )
 
 
-def kind(name: str) -> Kind:
-    return next(kind for kind in KINDS if kind.name == name)
+def loader(name: str) -> Loader:
+    return next(one for one in LOADERS if one.name == name)
 
 
-def maker(tmp_path: Path, *, target: Target = TARGET, packages: dict[str, str] | None = None) -> Maker:
-    python = Python(sys.executable, EVERYTHING if packages is None else packages)
-    return Maker(target, SETTINGS, [python], Wishes(), tmp_path)
+def factory(
+    tmp_path: Path, *, target: BenchTarget = TARGET, packages: dict[str, str] | None = None
+) -> ContestantFactory:
+    python = Interpreter(sys.executable, EVERYTHING if packages is None else packages)
+    return ContestantFactory(BenchPlan(target=target, settings=SETTINGS), [python], tmp_path)
 
 
-def made(tmp_path: Path, name: str) -> Contestant:
-    found = maker(tmp_path).make(kind(name))
-    assert isinstance(found, Contestant)
-    return found
+def contestant(tmp_path: Path, name: str) -> Contestant:
+    entry = factory(tmp_path).make_load(loader(name))
+    assert isinstance(entry, Contestant)
+    return entry
 
 
-def test_who_is_chosen() -> None:
-    assert [one.name for one in chosen((), (), ())] == [
+def test_who_is_select_loaders() -> None:
+    assert [one.name for one in select_loaders((), (), ())] == [
         "coldstream",
         "coldstream-warm",
         "runai",
         "runai-tuned",
         "vllm-default",
     ]
-    assert [one.name for one in chosen(("boto3", "runai"), (), ("s3fs",))] == ["runai", "boto3", "s3fs"]
-    assert [one.name for one in chosen((), ("runai", "coldstream-warm"), ())] == [
+    assert [one.name for one in select_loaders(("boto3", "runai"), (), ("s3fs",))] == ["runai", "boto3", "s3fs"]
+    assert [one.name for one in select_loaders((), ("runai", "coldstream-warm"), ())] == [
         "coldstream",
         "runai-tuned",
         "vllm-default",
     ]
     with pytest.raises(UsageError, match="no loader 'rclone'"):
-        chosen((), ("rclone",), ())
+        select_loaders((), ("rclone",), ())
     with pytest.raises(UsageError, match="no loader is left"):
-        chosen(("runai",), ("runai",), ())
+        select_loaders(("runai",), ("runai",), ())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_keys_are_in_the_environment_alone(tmp_path: Path, name: str) -> None:
-    one = made(tmp_path, name)
+def test_keys_are_only_in_the_environment(tmp_path: Path, name: str) -> None:
+    one = contestant(tmp_path, name)
     assert SECRET not in " ".join(one.command)
     assert SECRET not in repr(one)
     assert SECRET not in one.environ["BENCH_OPTIONS"]
@@ -114,10 +126,10 @@ def test_keys_are_in_the_environment_alone(tmp_path: Path, name: str) -> None:
     assert not {"COLDSTREAM_BUNDLE_KEY", "CLOUDFLARE_API_TOKEN", "HF_TOKEN"} & one.environ.keys()
 
 
-def test_what_steers_a_loader_from_outside_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_variables_that_configure_a_loader_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RUNAI_STREAMER_CONCURRENCY", "99")
-    monkeypatch.setenv("AWS_PROFILE", "somebody")
-    plain, tuned = made(tmp_path, "runai"), made(tmp_path, "runai-tuned")
+    monkeypatch.setenv("AWS_PROFILE", "a-user")
+    plain, tuned = contestant(tmp_path, "runai"), contestant(tmp_path, "runai-tuned")
     assert "RUNAI_STREAMER_CONCURRENCY" not in plain.environ
     assert "AWS_PROFILE" not in plain.environ
     assert plain.connections == 8
@@ -125,36 +137,39 @@ def test_what_steers_a_loader_from_outside_is_left_out(monkeypatch: pytest.Monke
     assert int(tuned.environ["RUNAI_STREAMER_MEMORY_LIMIT"]) <= 2 << 30
 
 
-def test_only_the_first_run_proves_bytes_and_fills_the_cache(tmp_path: Path) -> None:
-    one = made(tmp_path, "coldstream-warm")
+def test_only_the_first_run_hashes_tensors_and_fills_the_cache(tmp_path: Path) -> None:
+    one = contestant(tmp_path, "coldstream-warm")
     first, then = json.loads(one.first_environ["BENCH_OPTIONS"]), json.loads(one.environ["BENCH_OPTIONS"])
     assert (first["verify"], first["mode"]) == (True, "fill")
     assert (then["verify"], then["mode"]) == (False, "warm")
     assert then["stream"]["cache"] is True
     assert one.environ["COLDSTREAM_CACHE_DIR"] == str(tmp_path / "cache")
-    assert json.loads(made(tmp_path, "coldstream").environ["BENCH_OPTIONS"])["stream"]["cache"] is False
+    assert json.loads(contestant(tmp_path, "coldstream").environ["BENCH_OPTIONS"])["stream"]["cache"] is False
 
 
-def test_the_bucket_as_others_name_it(tmp_path: Path) -> None:
-    options = json.loads(made(tmp_path, "boto3").environ["BENCH_OPTIONS"])
+def test_other_loaders_get_the_bucket_and_the_folder_in_it(tmp_path: Path) -> None:
+    options = json.loads(contestant(tmp_path, "boto3").environ["BENCH_OPTIONS"])
     assert (options["bucket"], options["key"]) == ("models", "below/org/m")
-    download = made(tmp_path, "vllm-default")
+    download = contestant(tmp_path, "vllm-default")
     assert download.environ["COLDSTREAM_STORE"] == "s3://models/below"
     assert "org/m" in json.loads(download.environ["BENCH_OPTIONS"])["download"]
 
 
-def test_who_is_missing_is_skipped_with_what_installs_it(tmp_path: Path) -> None:
-    found = maker(tmp_path, packages={"coldstream": "1", "torch": "2"}).make(kind("runai"))
-    assert isinstance(found, Skipped)
-    assert found.reason == "runai-model-streamer is not installed"
-    assert found.hint == "run: pip install 'runai-model-streamer[s3]'"
+def test_a_loader_that_is_not_installed_is_skipped_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    entry = factory(tmp_path, packages={"coldstream": "1", "torch": "2"}).make_load(loader("runai"))
+    assert isinstance(entry, Skipped)
+    assert entry.reason == "runai-model-streamer is not installed"
+    assert entry.hint == "run: pip install 'runai-model-streamer[s3]'"
 
 
-def test_a_url_with_a_token_is_on_no_command_line(tmp_path: Path) -> None:
+def test_a_url_with_a_token_is_never_on_a_command_line(tmp_path: Path) -> None:
     web = replace(TARGET, kind="http", uri=Uri("https://cdn.example.com/m?token=marker"))
     vllm = find_program(str(fake_vllm(tmp_path / "env")))
-    maker_of_web = maker(tmp_path, target=web)
-    for one in (maker_of_web.make(kind("coldstream")), maker_of_web.start(kind("coldstream"), vllm, ["--port", "1"])):
+    web_factory = factory(tmp_path, target=web)
+    for one in (
+        web_factory.make_load(loader("coldstream")),
+        web_factory.make_start(loader("coldstream"), vllm, ["--port", "1"]),
+    ):
         assert isinstance(one, Contestant)
         assert "marker" in one.environ["BENCH_OPTIONS"]
         assert "marker" not in " ".join(one.command) + repr(one)
@@ -163,13 +178,13 @@ def test_a_url_with_a_token_is_on_no_command_line(tmp_path: Path) -> None:
     assert options["arguments"][:2] == ["serve", "https://cdn.example.com/m?token=marker"]
 
 
-def test_who_cannot_read_it_is_skipped(tmp_path: Path) -> None:
+def test_a_loader_that_cannot_read_the_model_is_skipped(tmp_path: Path) -> None:
     web = replace(TARGET, kind="http", uri=Uri("https://cdn.example.com/m"))
-    found = maker(tmp_path, target=web).make(kind("runai"))
-    assert isinstance(found, Skipped)
-    assert found.reason == "it reads buckets and local files alone"
-    assert isinstance(maker(tmp_path, target=web).make(kind("coldstream")), Contestant)
+    entry = factory(tmp_path, target=web).make_load(loader("runai"))
+    assert isinstance(entry, Skipped)
+    assert entry.reason == "it only reads buckets and local files"
+    assert isinstance(factory(tmp_path, target=web).make_load(loader("coldstream")), Contestant)
     other = replace(TARGET, shards=(shard("https://account.r2.cloudflarestorage.com/models/objects/0123"),))
-    found = maker(tmp_path, target=other).make(kind("boto3"))
-    assert isinstance(found, Skipped)
-    assert "other names" in found.reason
+    entry = factory(tmp_path, target=other).make_load(loader("boto3"))
+    assert isinstance(entry, Skipped)
+    assert "other names" in entry.reason

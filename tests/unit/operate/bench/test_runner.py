@@ -1,4 +1,4 @@
-"""What a process tree took, of real processes."""
+"""Runs of real processes, and the order of the runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from coldstream.operate.bench import pagecache
-from coldstream.operate.bench.runner import PROGRAMS, Run, RunFailed, last_words, run, without_secrets
+from coldstream.operate.bench.runner import (
+    Run,
+    RunFailed,
+    error_line,
+    interleave,
+    run,
+    shuffled_rounds,
+    without_secrets,
+)
+from tests.unit.operate.bench.results import a_run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -65,8 +76,8 @@ def test_an_orphan_s_cpu_counts_and_it_is_waited_for() -> None:
         """
     )
     assert done.cpu_seconds >= 0.3
-    assert done.found["orphans"] == 1
-    assert done.found["settled_seconds"] > done.whole_seconds
+    assert done.measured["orphans"] == 1
+    assert done.measured["settled_seconds"] > done.whole_seconds
 
 
 def test_memory_that_several_map_counts_once() -> None:
@@ -93,8 +104,8 @@ def test_memory_that_several_map_counts_once() -> None:
 
 
 def test_imports_are_not_charged() -> None:
-    said = """print('{"load_seconds": 0.25, "import_seconds": 9, "import_cpu_seconds": 0.01}')"""
-    done = python(said)
+    code = """print('{"load_seconds": 0.25, "import_seconds": 9, "import_cpu_seconds": 0.01}')"""
+    done = python(code)
     assert done.seconds == 0.25
     assert done.cpu_seconds == pytest.approx(max(0.0, done.whole_cpu_seconds - 0.01))
 
@@ -113,36 +124,10 @@ def test_too_slow_ends_the_whole_tree(tmp_path: Path) -> None:
     assert mark not in listed
 
 
-def test_broken_off_it_waits_for_those_it_killed() -> None:
-    # The dead that nobody waits for stay in the tree: it would be looked at for ten seconds.
-    code = textwrap.dedent(
-        """
-        import subprocess, sys
-        sys.path.insert(0, sys.argv[1])
-        import measure
-        for _ in range(3):
-            subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"])
-        measure.end_descendants(reap=True)
-        print(measure.descendants())
-        """
-    )
-    command = [sys.executable, "-S", "-c", code, str(PROGRAMS)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_nothing_is_run_for_a_parent_that_has_gone(tmp_path: Path) -> None:
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    ran = tmp_path / "ran"
-    command = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(gone.pid), "--", "touch", str(ran)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
-    assert not ran.exists()
-
-
 def test_a_failure_says_what_was_raised_and_no_secret() -> None:
-    with pytest.raises(RunFailed) as found:
+    with pytest.raises(RunFailed) as raised:
         python("import os; raise ValueError('no ' + os.environ['MY_SECRET'])")
-    assert found.value.message == "exit 1: ValueError: no …"
+    assert raised.value.message == "exit 1: ValueError: no …"
 
 
 def test_no_result_is_a_failure() -> None:
@@ -150,29 +135,53 @@ def test_no_result_is_a_failure() -> None:
         python("print('hello')")
 
 
-def test_last_words() -> None:
-    assert last_words("warning\nerror: it is not there\nhint:  look\n") == "it is not there"
-    assert last_words("Traceback\n  x\nbotocore.exceptions.ClientError: An error\n}\n") == (
+def test_error_line() -> None:
+    assert error_line("warning\nerror: it is not there\nhint:  look\n") == "it is not there"
+    assert error_line("Traceback\n  x\nbotocore.exceptions.ClientError: An error\n}\n") == (
         "botocore.exceptions.ClientError: An error"
     )
-    assert last_words("a\nb\n") == "b"
-    assert last_words("") == ""
+    assert error_line("a\nb\n") == "b"
+    assert error_line("") == ""
 
 
 def test_short_values_are_no_secrets() -> None:
     assert without_secrets("a b c", {"X_SECRET": "b", "Y_TOKEN": "long-enough"}) == "a b c"
 
 
-def test_files_leave_the_page_cache_where_the_whole_is_not_ours(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "f").write_bytes(b"x" * MIB)
-    monkeypatch.setattr(pagecache, "_DROP", tmp_path / "no-such-file")
-    assert pagecache.drop([tmp_path], wanted=True) == "files"
-    assert pagecache.drop([tmp_path / "empty"], wanted=True) == "nothing"
-    assert pagecache.drop([tmp_path], wanted=False) == "nothing"
-    monkeypatch.setattr(pagecache, "_DROP", tmp_path / "drop")
-    (tmp_path / "drop").touch()
-    assert pagecache.drop([tmp_path], wanted=True) == "everything"
-    assert (tmp_path / "drop").read_text() == "1\n"
-    assert "memory" in pagecache.said("nothing", wanted=True)
+names = st.lists(st.text(min_size=1), min_size=1, max_size=9, unique=True)
+
+
+@given(names, st.integers(0, 12), st.integers())
+def test_each_runs_once_a_round_and_never_twice_in_a_row(names: list[str], runs: int, seed: int) -> None:
+    orders = shuffled_rounds(names, runs, seed)
+    assert len(orders) == runs
+    assert all(sorted(order) == sorted(names) for order in orders)
+    if len(names) > 1:
+        assert all(one != other for one, other in pairwise(chain.from_iterable(orders)))
+
+
+@given(names, st.integers(0, 12), st.integers())
+def test_equal_seeds_give_equal_orders(names: list[str], runs: int, seed: int) -> None:
+    assert shuffled_rounds(names, runs, seed) == shuffled_rounds(names, runs, seed)
+
+
+def test_no_name_is_always_first() -> None:
+    assert len({order[0] for order in shuffled_rounds("abcd", 40, 0)}) == 4
+
+
+def test_no_names_give_empty_rounds() -> None:
+    assert shuffled_rounds([], 2, 0) == [[], []]
+
+
+def test_a_name_that_fails_twice_is_not_run_again() -> None:
+    attempts: list[tuple[str, int]] = []
+    dropped: list[tuple[str, int]] = []
+
+    def attempt(name: str, number: int) -> Run | None:
+        attempts.append((name, number))
+        return None if name == "bad" else a_run(1.0)
+
+    results = interleave(["bad", "good"], 4, 0, attempt, on_dropped=lambda *place: dropped.append(place))
+    assert results == {"bad": [None] * 4, "good": [a_run(1.0)] * 4}
+    assert [number for name, number in attempts if name == "bad"] == [1, 2]
+    assert dropped == [("bad", 3), ("bad", 4)]

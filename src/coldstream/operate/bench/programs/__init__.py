@@ -1,10 +1,5 @@
-"""What runs in processes of its own.
+"""Programs that `coldstream bench` runs in processes of their own.
 
-measure   one command from spawn to exit: wall, CPU and memory of everything it started
-readers   the loaders, each as one command
-raw       plain reads, as fast as this machine's network and disk give them
-start     one start of vLLM, to its first token
-
-`measure` and `readers` are run by their paths and need the standard library alone: whatever interpreter has a loader
-can run it. No key is ever on a command line: what holds one is passed by the environment or by standard input.
+`measure` and `readers` are run by path, with whatever interpreter has a loader, and need only the standard library.
+Credentials reach a program through its environment or its standard input, never through its command line.
 """

@@ -1,13 +1,12 @@
-"""One command from spawn to exit: wall time, CPU time and peak memory of everything that it started. Linux.
+"""Runs one command and measures the wall time, CPU time and peak memory of its whole process tree. Linux only.
 
     python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] [--parent PID] -- COMMAND...
 
-This process adopts orphans (PR_SET_CHILD_SUBREAPER), so that CPU time counts also where a streamer outlives the
-program that started it; it waits for all of them. The wall time ends when the command itself does. Memory is sampled:
-the private resident pages of all processes, plus the largest shared resident set of any one (an arena that several
-map counts once); with --pss the kernel's proportional sets are added up instead, which is exact and slower. Prints one
-line of JSON, with the command's standard output in it. SIGTERM, SIGINT and the end of the parent end the whole tree
-first.
+This process adopts orphans (PR_SET_CHILD_SUBREAPER) and waits for all of them, so CPU time counts even where a streamer
+outlives the program that started it. The wall time ends when the command itself exits. Memory is sampled: the private
+resident pages of all processes, plus the largest shared resident set of any one (an arena that several processes map
+counts once); --pss adds up the kernel's proportional sets instead, which is exact and slower. Prints one line of JSON
+that includes the command's output. SIGTERM, SIGINT and the parent's death kill the whole tree first.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ import time
 from typing import IO
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:
-    """Runs the command line's command."""
+    """Runs the command on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pss", action="store_true")
     parser.add_argument("--interval", type=float, default=0.05)
@@ -42,29 +40,30 @@ def main() -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _cut_down)
+        signal.signal(number, _exit_on_signal)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if args.parent and os.getppid() != args.parent:
-        # Broken off while it started us: nobody waits for what we would find.
+        # The parent died before PDEATHSIG was set, so no signal will come.
         sys.exit(1)
     print(json.dumps(run(command, pss=args.pss, interval=args.interval, timeout=args.timeout)))
 
 
 def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> dict[str, object]:
-    """Runs a command and describes what it took."""
-    memory = _Memory(pss=pss, interval=interval)
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    late = threading.Event()
+    """Runs a command and returns what it used."""
+    memory = _MemorySampler(pss=pss, interval=interval)
+    timed_out = threading.Event()
 
-    def end() -> None:
-        late.set()
+    def kill_all() -> None:
+        timed_out.set()
         end_descendants()
 
-    timer = threading.Timer(timeout, end)
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    timer = threading.Timer(timeout, kill_all)
     timer.start()
     memory.start()
-    # Read as it comes, so that a full pipe stops nobody; the wall clock is stopped by the exit, not by the pipe's end.
+    # Read in threads, so that a full pipe does not block the command, and so that the clock stops at its exit even if
+    # a child keeps the pipe open.
     output: list[bytes] = []
     errors: list[bytes] = []
     readers = [
@@ -75,7 +74,7 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     _, status, _ = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    left = _reap()
+    orphans = _reap()
     settled = time.perf_counter() - began
     timer.cancel()
     memory.stop()
@@ -84,15 +83,13 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "exit": process.returncode,
-        "timed_out": late.is_set(),
+        "timed_out": timed_out.is_set(),
         "seconds": seconds,
         "settled_seconds": settled,
-        "orphans": left,
+        "orphans": orphans,
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
         "memory_bytes": memory.peak,
-        "minor_faults": usage.ru_minflt,
-        "voluntary_switches": usage.ru_nvcsw,
         "stdout": b"".join(output).decode(errors="replace"),
         "stderr": b"".join(errors).decode(errors="replace")[-4000:],
     }
@@ -104,26 +101,26 @@ def _read(file: IO[bytes] | None, into: list[bytes]) -> None:
 
 
 def descendants() -> list[int]:
-    """Every process below this one."""
-    found: list[int] = []
+    """Process ids of everything below this process."""
+    pids: list[int] = []
     todo = [os.getpid()]
     while todo:
         pid = todo.pop()
         try:
             for task in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{task}/children") as file:
-                    todo += [int(child) for child in file.read().split()]
+                    todo += map(int, file.read().split())
         except OSError:
             continue
-        found.append(pid)
-    return found[1:]
+        pids.append(pid)
+    return pids[1:]
 
 
 def end_descendants(*, reap: bool = False) -> None:
-    """Kills every process below this one, those that appear meanwhile included.
+    """Kills everything below this process, including processes that start while it does.
 
     Args:
-        reap: Wait for them too, where nobody else does: until then, the dead stay in the tree.
+        reap: Wait for them too, where nothing else does: zombies stay in the tree until they are waited for.
     """
     deadline = time.monotonic() + 10
     while (pids := descendants()) and time.monotonic() < deadline:
@@ -136,7 +133,7 @@ def end_descendants(*, reap: bool = False) -> None:
 
 
 def _reap(options: int = 0) -> int:
-    """Waits for all that are below this one, or with WNOHANG for those that have ended; how many there were."""
+    """Waits for all children, or with WNOHANG only for those that have exited; returns how many."""
     count = 0
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, options)[0]:
@@ -144,15 +141,15 @@ def _reap(options: int = 0) -> int:
     return count
 
 
-def _cut_down(number: int, _frame: object) -> None:
-    # A handler runs in the main thread, which may be waiting for the very processes that it ends.
+def _exit_on_signal(number: int, _frame: object) -> None:
+    # The handler interrupts the main thread, which may be waiting for the processes that it kills: reap them here.
     signal.signal(number, signal.SIG_IGN)
     end_descendants(reap=True)
     os._exit(128 + number)
 
 
-class _Memory(threading.Thread):
-    """Samples the tree's memory and keeps the largest sum."""
+class _MemorySampler(threading.Thread):
+    """Samples the tree's memory and keeps the peak."""
 
     def __init__(self, *, pss: bool, interval: float) -> None:
         super().__init__(daemon=True)
@@ -163,37 +160,26 @@ class _Memory(threading.Thread):
     def run(self) -> None:
         while not self._done.wait(self._interval):
             pids = descendants()
-            now = sum(map(_pss, pids)) if self._pss else _private_and_shared(pids)
-            self.peak = max(self.peak, now)
+            if self._pss:
+                current = sum(_memory_fields(pid, "smaps_rollup", "Pss:")[0] for pid in pids)
+            else:
+                sets = [_memory_fields(pid, "status", "RssAnon:", "RssShmem:") for pid in pids]
+                current = sum(private for private, _ in sets) + max((shared for _, shared in sets), default=0)
+            self.peak = max(self.peak, current)
 
     def stop(self) -> None:
         self._done.set()
         self.join()
 
 
-def _private_and_shared(pids: list[int]) -> int:
-    private, shared = 0, 0
-    for pid in pids:
-        fields = dict.fromkeys(("RssAnon:", "RssShmem:"), 0)
-        try:
-            with open(f"/proc/{pid}/status") as file:
-                for line in file:
-                    key = line.split(None, 1)[0]
-                    if key in fields:
-                        fields[key] = int(line.split()[1]) * 1024
-        except OSError:
-            continue
-        private += fields["RssAnon:"]
-        shared = max(shared, fields["RssShmem:"])
-    return private + shared
-
-
-def _pss(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:")), 0)
-    except OSError:
-        return 0
+def _memory_fields(pid: int, file_name: str, *keys: str) -> list[int]:
+    """Fields of a file in /proc, in bytes; 0 for those that are missing or whose process has exited."""
+    fields = dict.fromkeys(keys, 0)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file_name}") as file:
+        for line in file:
+            if (words := line.split()) and words[0] in fields:
+                fields[words[0]] = int(words[1]) * 1024
+    return list(fields.values())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""One start of vLLM, from the command to its first token; then it is ended.
+"""Runs one start of vLLM up to its first token, then ends the server.
 
-Takes {"command", "arguments", "verify"} as JSON from BENCH_OPTIONS: what runs `coldstream serve … --json`, and its
-arguments, which it reads as JSON from its standard input: they may hold a token. Prints one line of JSON: seconds
-until the first token and until it answered, the CPU time of the whole tree up to then, the phases; with `verify` a
-digest of what the model says.
+Reads {"command", "arguments", "verify"} as JSON from BENCH_OPTIONS: the program that runs `coldstream serve … --json`,
+and its arguments, which are passed on as JSON on standard input because they may hold a token. Prints one line of JSON:
+the seconds to the first token, the CPU time of the whole tree up to then and the phases; with `verify` also a digest of
+a completion.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import signal
@@ -19,15 +18,17 @@ import sys
 import tempfile
 import time
 from typing import Any
-from urllib.parse import urlsplit
+
+import urllib3
+
+from coldstream.operate.bench.programs.measure import descendants
 
 _END_SECONDS = 60.0
-_ASK_SECONDS = 60.0
-_TICKS = os.sysconf("SC_CLK_TCK")
+_REQUEST_SECONDS = 60.0
 
 
 def main() -> None:
-    """Runs it."""
+    """Runs the start that BENCH_OPTIONS describes."""
     options = json.loads(os.environ.pop("BENCH_OPTIONS"))
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
@@ -36,36 +37,34 @@ def main() -> None:
         try:
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
                 pipe.write(json.dumps(options["arguments"]).encode())
-            text = _document(process)
+            document = _read_document(process)
             seconds = time.perf_counter() - began
-            spent = _tree_seconds(os.getpid())
-            said = _says(json.loads(text)) if text and options.get("verify") else None
+            cpu_seconds = _tree_cpu_seconds()
+            digest = _completion_digest(document["url"]) if document and options.get("verify") else None
         finally:
             _end(process)
-        if not text:
+        if not document:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace"))
-            sys.exit(f"error: vLLM did not start: {_reason(log)}")
-    found = json.loads(text)
-    kept = {name: found.get(name) for name in ("first_token_seconds", "seconds", "phases", "stream_stop_seconds")}
-    result = {"load_seconds": seconds, "cpu_seconds": spent, "start": kept, "digest": said}
-    print(json.dumps(result))
+            sys.exit(1)
+    start = {name: document.get(name) for name in ("first_token_seconds", "seconds", "phases", "stream_stop_seconds")}
+    print(json.dumps({"load_seconds": seconds, "cpu_seconds": cpu_seconds, "start": start, "digest": digest}))
 
 
-def _document(process: subprocess.Popen[bytes]) -> bytes:
-    """What `coldstream serve --json` prints once a token was there; nothing when it ended before."""
+def _read_document(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The document that `coldstream serve --json` prints after the first token; empty if it exited before."""
     assert process.stdout is not None
     text = b""
     for line in process.stdout:
         text += line
         if line == b"}\n":
-            return text
-    return b""
+            document: dict[str, Any] = json.loads(text)
+            return document
+    return {}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -73,66 +72,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _reason(log: Any) -> str:
-    """The line of its output that tells the most."""
-    log.seek(0)
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if "error:" in line.lower() or "Error:" in line]
-    said: str = (told or lines or ["it said nothing"])[-1]
-    return said[-300:].removeprefix("error: ")
-
-
-def _says(found: dict[str, Any]) -> str | None:
-    """A digest of a few tokens; None of a model that completes no text."""
+def _completion_digest(url: str) -> str | None:
+    """A digest of a few tokens; None for a model that completes no text."""
     try:
-        (model,) = _ask(found["url"], "/v1/models", None)["data"][:1]
-        body = {"model": model["id"], "prompt": "The river", "max_tokens": 8, "temperature": 0}
-        answer = _ask(found["url"], "/v1/completions", body)
-        return hashlib.sha256(answer["choices"][0]["text"].encode()).hexdigest()
-    except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException):
+        model = _request(f"{url}/v1/models")["data"][0]["id"]
+        body = {"model": model, "prompt": "The river", "max_tokens": 8, "temperature": 0}
+        text = _request(f"{url}/v1/completions", body)["choices"][0]["text"]
+        return hashlib.sha256(text.encode()).hexdigest()
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, IndexError, TypeError):
         return None
 
 
-def _ask(url: str, path: str, body: Any) -> Any:
-    split = urlsplit(url)
-    connection = http.client.HTTPConnection(split.hostname or "", split.port, timeout=_ASK_SECONDS)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, data, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise ValueError(f"HTTP {answer.status}")
-        return json.loads(text)
-    finally:
-        connection.close()
+def _request(url: str, body: dict[str, Any] | None = None) -> Any:
+    data, headers = json.dumps(body or {}), {"Content-Type": "application/json"}
+    method = "GET" if body is None else "POST"
+    response = urllib3.PoolManager().request(
+        method, url, body=data, headers=headers, timeout=_REQUEST_SECONDS, retries=False
+    )
+    return json.loads(response.data)
 
 
-def _tree_seconds(pid: int) -> float:
-    """CPU seconds of a process's descendants, those that have ended and were waited for included."""
-    total, todo = 0.0, _children(pid)
-    while todo:
-        child = todo.pop()
-        try:
-            with open(f"/proc/{child}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            continue
-        # utime, stime, cutime, cstime are the fields 14 to 17 of proc_pid_stat(5), of which the first two are gone.
-        total += sum(map(int, fields[11:15])) / _TICKS
-        todo += _children(child)
-    return total
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += map(int, file.read().split())
-    except OSError:
-        return found
-    return found
+def _tree_cpu_seconds() -> float:
+    """CPU seconds of all descendants, including those that have exited and were waited for."""
+    ticks = 0
+    for pid in descendants():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            # utime, stime, cutime and cstime are fields 14 to 17 in proc_pid_stat(5); the split drops the first two.
+            ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Readers of benchmarks/stream.py that `coldstream bench` does not have; run like coldstream's own readers.
+
+    python readers.py huggingface | mapped | first | leave
+
+They take the options of `coldstream.operate.bench.programs.readers`, and scratch (a folder for downloads), reuse (for
+`mapped`) and repeats (for `first`). The interpreter may have no coldstream: its readers are imported by path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# In place of this folder, whose modules are not for programs.
+sys.path[0] = str(Path(__file__).resolve().parents[2] / "src/coldstream/operate/bench/programs")
+
+import readers  # noqa: E402
+from readers import Options, Result  # noqa: E402
+
+
+def huggingface(options: Options) -> Callable[[], Result]:
+    """Downloads with huggingface_hub's http_get, then loads each file with safetensors' load_file."""
+    from huggingface_hub.file_download import http_get
+    from safetensors.torch import load_file
+
+    def fetch(name: str) -> str:
+        path = os.path.join(options["scratch"], name)
+        with open(path, "wb") as file:
+            http_get(f"{options['url']}/{options['bucket']}/{options['key']}/{name}", file, displayed_filename=name)
+        return path
+
+    def load() -> Result:
+        size = 0
+        hashes: dict[str, str] = {}
+        # snapshot_download's default is 8 files at a time.
+        with ThreadPoolExecutor(8) as pool:
+            paths = list(pool.map(fetch, [name for name, _ in options["files"]]))
+        for path in paths:
+            for name, tensor in load_file(path).items():
+                # load_file only maps the file; the copy stands for the one into the model's parameters.
+                size += tensor.clone().nbytes
+                if options["verify"] and tensor.nbytes:
+                    hashes[name] = readers.tensor_hash(tensor)
+            os.unlink(path)
+        return {"bytes": size, "tensors": hashes}
+
+    return load
+
+
+def mapped(options: Options) -> Callable[[], Result]:
+    """Warm start without coldstream: safetensors' mmap, and a copy of each tensor.
+
+    With `reuse` the copies go to one faulted-in buffer, like a module's parameters; otherwise to new memory.
+    """
+    import torch
+    from safetensors import safe_open
+
+    largest = max(size for _, size in options["files"])
+    into = torch.zeros(largest, dtype=torch.uint8) if options["reuse"] else None
+
+    def load() -> Result:
+        size = 0
+        for name, _ in options["files"]:
+            with safe_open(os.path.join(options["folder"], name), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
+                    tensor = file.get_tensor(key)
+                    if into is None:
+                        tensor.clone()
+                    else:
+                        into[: tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
+                    size += tensor.nbytes
+        return {"bytes": size}
+
+    return load
+
+
+def first(options: Options) -> Callable[[], Result]:
+    """coldstream: waits for the first tensor and leaves, `repeats` times."""
+    stream = _stream(options)
+
+    def load() -> Result:
+        durations = []
+        for _ in range(options["repeats"]):
+            began = time.perf_counter()
+            with stream() as loading:
+                next(loading)
+                durations.append(time.perf_counter() - began)
+        return {"first_seconds": durations}
+
+    return load
+
+
+def leave(options: Options) -> Callable[[], Result]:
+    """coldstream: leaves after the first tensor, and measures how long that takes."""
+    stream = _stream(options)
+
+    def load() -> Result:
+        loading = stream()
+        next(loading)
+        began = time.perf_counter()
+        loading.close()
+        closed = time.perf_counter() - began
+        while _has_children():
+            time.sleep(0.001)
+        return {"close_seconds": closed, "gone_seconds": time.perf_counter() - began}
+
+    return load
+
+
+def _stream(options: Options) -> Callable[[], object]:
+    import coldstream
+
+    keywords = {"framework": "buffer", "cache": False, "metrics": False, **options.get("stream", {})}
+    coldstream.stream(options["uri"], **keywords).close()  # runs the late imports, and reads nothing
+    return lambda: coldstream.stream(options["uri"], **keywords)
+
+
+def _has_children() -> bool:
+    return any(Path(f"/proc/self/task/{task}/children").read_text() for task in os.listdir("/proc/self/task"))
+
+
+if __name__ == "__main__":
+    readers.READERS |= {"first": first, "huggingface": huggingface, "leave": leave, "mapped": mapped}
+    readers.main()
