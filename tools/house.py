@@ -19,16 +19,16 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 46_300,
+    "lines": 46_100,
     "module": 860,
     "function": 110,
-    "classes": 28,
+    "classes": 13,
     "modules": 0,
     "circles": 2,
-    "rooms": 7,
+    "rooms": 4,
     "annotations": 0,
-    "names": 440,
-    "words": 660,
+    "names": 380,
+    "words": 560,
 }
 # Where the limits are going. The plain run names a goal while its limit is still above it.
 GOALS = {
