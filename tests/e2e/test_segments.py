@@ -153,8 +153,8 @@ def test_a_dry_run_says_what_each_layout_costs(command: Command, hub: FakeHub) -
     ("flags", "said"),
     [
         (("--no-plain",), "goes with --object-bytes-max"),
-        (("--object-bytes-max", "1000B"), "1 MiB to 5 GiB"),
-        (("--object-bytes-max", "6GiB"), "1 MiB to 5 GiB"),
+        (("--object-bytes-max", "1000B"), "1 MiB and 5 GiB"),
+        (("--object-bytes-max", "6GiB"), "1 MiB and 5 GiB"),
         (("--object-bytes-max", "lots"), "is not a size"),
         (("--object-bytes-max", "480MiB", "--memory", "100MiB"), "raise --memory"),
     ],

@@ -226,11 +226,15 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
 
 
 def _run(state: State, folder: Path, model: str | None) -> _Summary:
-    from coldstream import mirror
     from coldstream.cli.bars import progress_for
     from coldstream.errors import IntegrityError
     from coldstream.loading.options import Options
     from coldstream.loading.streaming import Load
+    from coldstream.mirror.download import download
+    from coldstream.mirror.listing import list_models
+    from coldstream.mirror.upload import upload
+    from coldstream.mirror.upload_plan import plan_upload
+    from coldstream.mirror.verify import verify
     from coldstream.operate import demo_bucket
     from coldstream.places.source import FolderSource, Source
     from coldstream.units import format_bytes
@@ -245,14 +249,14 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
     else:
         path, name = demo_bucket.find_model(folder)
         source = FolderSource(path)
-    plan = mirror.plan_upload(store, source, name)
+    plan = plan_upload(store, source, name)
     state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
     with progress_for(state, total_bytes=plan.size, verb="upload", files=False) as progress:
-        uploaded = mirror.upload(store, source, plan, progress=progress)
-    listed = {info.name: info for info in mirror.list_models(store)}[name]
+        uploaded = upload(store, source, plan, progress=progress)
+    listed = {info.name: info for info in list_models(store)}[name]
     state.say("verify     every byte, against the chunk hashes and SHA-256")
     with progress_for(state, total_bytes=plan.size, verb="verify", files=False) as progress:
-        verified = mirror.verify(store, name, deep=True, progress=progress)
+        verified = verify(store, name, deep=True, progress=progress)
     state.say("load       into memory, tensor by tensor")
     options = Options(framework="buffer", cache=False, metrics=False, settings=settings)
     with Load(name, options) as loading:
@@ -261,7 +265,7 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
     assert loading.report is not None
     state.say("download   into a folder, to compare with the original")
     with progress_for(state, total_bytes=plan.size, verb="download", files=False) as progress:
-        downloaded = mirror.download(store, name, folder / "copy", progress=progress)
+        downloaded = download(store, name, folder / "copy", progress=progress)
     if listed.state != "ready" or not verified.ok:
         raise IntegrityError(f"{name} is {listed.state}: {listed.detail}")
     if isinstance(source, FolderSource):

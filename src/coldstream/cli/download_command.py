@@ -24,16 +24,15 @@ def command(state: State, name: str, folder: Path, connections: int, memory_byte
     Each file appears whole or not at all. Files that are there with the right content are kept, so an interrupted
     download goes on when it is run again.
     """
-    from coldstream import mirror
     from coldstream.cli.bars import progress_for
+    from coldstream.mirror.download import download
+    from coldstream.mirror.stored_files import stored_bytes
     from coldstream.units import format_bytes, format_rate, format_seconds
 
     store = state.open_store(connections)
     state.resume = "complete files are kept"
-    with progress_for(state, total_bytes=mirror.stored_bytes(store, name), verb="download") as progress:
-        report = mirror.download(
-            store, name, folder, progress=progress, connections=connections, memory_bytes=memory_bytes
-        )
+    with progress_for(state, total_bytes=stored_bytes(store, name), verb="download") as progress:
+        report = download(store, name, folder, progress=progress, connections=connections, memory_bytes=memory_bytes)
     kept = f"   kept {report.kept_files} files" if report.kept_files else ""
     checked = "verified" if report.verified else "unverified: no manifest"
     state.show(

@@ -28,13 +28,13 @@ def command(state: State) -> None:
     coldstream list
     coldstream list --json | jq '.models[] | select(.state == "ready").name'
 
-    States: ready; incomplete (an upload runs or was broken off); damaged (objects are missing or were replaced);
-    unreadable (the manifest cannot be trusted); foreign (put there by other tools: loads, unverified).
+    States: ready; incomplete (an upload is running or was interrupted); damaged (objects are missing or replaced);
+    unreadable (the manifest cannot be trusted); foreign (stored by another tool: can be loaded, not verified).
     """
-    from coldstream import mirror
+    from coldstream.mirror.listing import list_models
 
     store = state.open_store(8)
-    models = mirror.list_models(store)
+    models = list_models(store)
     document = {"store": store.uri, "models": [asdict(m) | {"modified": m.modified.isoformat()} for m in models]}
     state.show(document, _table(models) if models else f"no models in {store.uri}")
     if not models:

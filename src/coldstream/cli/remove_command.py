@@ -21,12 +21,12 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
 
     Of weights stored in segments those stay that another model in the bucket has too.
     """
-    from coldstream import mirror
+    from coldstream.mirror.remove import plan_removal, remove
     from coldstream.node.bundle.bundle_store import BundleStore
     from coldstream.units import format_bytes, plural
 
     store = state.open_store(4)
-    removal = mirror.plan_removal(store, name)
+    removal = plan_removal(store, name)
     name = removal.name
     shelf = BundleStore(store, name)
     bundles = len(shelf.entries(None))
@@ -42,7 +42,7 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     if not (dry_run or yes):
         confirm("delete", what)
     if not dry_run:
-        mirror.remove(store, removal)
+        remove(store, removal)
         shelf.remove()
     document = {
         "name": name,

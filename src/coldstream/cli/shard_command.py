@@ -37,11 +37,12 @@ def command(
     """
     from dataclasses import asdict
 
-    from coldstream import mirror
     from coldstream.cli.bars import progress_for
     from coldstream.engines.vllm.sharding import sharded_folder
     from coldstream.errors import UsageError
     from coldstream.loading.options import Options
+    from coldstream.mirror.upload import upload
+    from coldstream.mirror.upload_plan import plan_upload
     from coldstream.model.names import is_path
     from coldstream.places.source import FolderSource
     from coldstream.units import format_bytes, format_seconds
@@ -62,12 +63,10 @@ def command(
         say=lambda line: state.say(line) if state.debug else None,
     ) as folder:
         source = FolderSource(folder)
-        plan = mirror.plan_upload(store, source, name)
+        plan = plan_upload(store, source, name)
         state.say(f"upload   {name}   {format_bytes(plan.size)}   → {store.uri}")
         with progress_for(state, total_bytes=sum(file.size for file in plan.to_send), verb="upload") as progress:
-            report = mirror.upload(
-                store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
-            )
+            report = upload(store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
     text = f"ready   {name}   {format_bytes(plan.size)} for {ranks} ranks in {format_seconds(report.seconds)}\n"
     text += f"next:  coldstream serve {name} --loader runai-sharded"
     state.show({**asdict(report), "name": name, "ranks": ranks, "bytes": plan.size}, text)

@@ -70,8 +70,8 @@ def command(
     """
     from functools import partial
 
-    from coldstream import mirror
     from coldstream.errors import UsageError
+    from coldstream.mirror.upload_plan import plan_upload
     from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
 
     if no_plain and object_bytes_max is None:
@@ -82,7 +82,7 @@ def command(
         flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
         raise UsageError(f"{flag} goes with one model, {len(sources)} are named", hint=hint)
     plan = partial(
-        mirror.plan_upload,
+        plan_upload,
         include=include,
         also=also,
         exclude=exclude,
@@ -135,14 +135,12 @@ def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str
 def _uploaded(
     state: State, store: Store, source: Source, plan: UploadPlan, connections: int, memory_bytes: int
 ) -> tuple[dict[str, Any], str]:
-    from coldstream import mirror
     from coldstream.cli.bars import progress_for
+    from coldstream.mirror.upload import upload
 
     state.resume = "uploaded parts are kept"
     with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
-        report = mirror.upload(
-            store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes
-        )
+        report = upload(store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
     return _document(plan, report), _text(plan, report)
 
 
@@ -216,7 +214,7 @@ def _dry_document(plan: UploadPlan) -> dict[str, Any]:
         "stored_bytes": plan.stored_bytes,
         "parts": plan.parts,
         "segments": plan.segment_count,
-        "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.kept} for file in plan.files],
+        "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.complete} for file in plan.files],
         "kept_back": [{"path": path, "why": why} for path, why in plan.kept_back.items()],
         "skipped": [
             {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
@@ -231,7 +229,7 @@ def _dry_text(plan: UploadPlan) -> str:
     from coldstream.units import format_bytes, format_dollars, plural
 
     lines = [
-        f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.kept else ''}".rstrip()
+        f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.complete else ''}".rstrip()
         for file in plan.files
     ]
     lines.append(

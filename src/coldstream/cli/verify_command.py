@@ -28,18 +28,17 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
     A model that other tools put there (no manifest) is checked for what can be known: whole safetensors files, and
     all that its index names. Exit 13 when something is wrong, 3 when that is so for some of several models.
     """
-    from coldstream import mirror
     from coldstream.cli.bars import progress_for
+    from coldstream.mirror.stored_files import stored_bytes
+    from coldstream.mirror.verify import verify
 
     reports = []
     for name in names:
         store = state.open_store(connections)
-        total = mirror.stored_bytes(store, name, copies=True) if deep else 0
+        total = stored_bytes(store, name, copies=True) if deep else 0
         with progress_for(state, total_bytes=total, verb="verify") as progress:
             reports.append(
-                mirror.verify(
-                    store, name, deep=deep, progress=progress, connections=connections, memory_bytes=memory_bytes
-                )
+                verify(store, name, deep=deep, progress=progress, connections=connections, memory_bytes=memory_bytes)
             )
     documents: list[dict[str, Any]] = [asdict(report) for report in reports]
     state.show(

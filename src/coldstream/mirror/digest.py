@@ -1,8 +1,8 @@
-"""A file's hashes, from bytes that arrive by parts in any order.
+"""Hashes a file whose parts arrive in any order.
 
-SHA-256 and the chunks' hashes run through the file from its first byte to its last, parts are fetched side by side: a
-part that is early waits in memory until its turn. Whoever brings the part whose turn it is hashes it, and all that
-were waiting for it.
+SHA-256 and the chunk hashes have to run through the file from its first byte to its last, but parts are fetched in
+parallel. A part that arrives early waits in memory. The thread that brings the next part hashes it, and all the waiting
+parts that follow it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from coldstream.model.chunks import even_stops, segment_chunk_bytes, segment_sto
 from coldstream.model.header import LENGTH_BYTES, Header, header_stop, parse_header
 from coldstream.model.manifest import Chunks, FileEntry, StoredObject
 from coldstream.model.selection import is_weights
-from coldstream.places.source import Source, SourceFile
+from coldstream.places.source import SourceFile
 from coldstream.units import MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What a file's bytes turned out to be.
+    """The hashes of a whole file.
 
     Attributes:
-        sha256: Of all of them.
-        git_blob_id: None unless it was asked for.
-        chunks: How it is cut for streaming.
-        segments: Each segment's stop and SHA-256; empty unless it is cut into segments.
+        git_blob_id: None unless it was requested.
+        chunks: The stops and hashes of the chunks that a load streams.
+        segments: The stop and SHA-256 of each segment; empty unless the file is cut into segments.
     """
 
     sha256: str
@@ -40,19 +39,19 @@ class Digests:
     segments: tuple[tuple[int, str], ...] = ()
 
     def check(self, file: SourceFile, *, label: str) -> None:
-        """Compares them with what the source promised.
+        """Compares the hashes with those that the source promised.
 
         Raises:
             IntegrityError: They differ.
         """
-        for kind, promised, found in (
+        for kind, promised, actual in (
             ("SHA-256", file.sha256, self.sha256),
             ("git blob id", file.git_blob_id, self.git_blob_id),
         ):
-            if promised is not None and promised != found:
+            if promised is not None and promised != actual:
                 raise IntegrityError(
-                    f"{file.path}: its {kind} is {(found or '')[:12]}…, {label} promises {promised[:12]}…",
-                    hint="run the same command again; if it stays, a proxy or a mirror (HF_ENDPOINT) alters the bytes",
+                    f"{file.path}: {kind} is {(actual or '')[:12]}…, but {label} promises {promised[:12]}…",
+                    hint="run the same command again; if it fails again, a proxy or mirror (HF_ENDPOINT) alters bytes",
                 )
 
     def entry(
@@ -62,7 +61,7 @@ class Digests:
         *,
         object_bytes_max: int | None = None,
     ) -> FileEntry:
-        """The manifest's entry of the file with these hashes that lies in these objects."""
+        """The file's manifest entry, with these hashes and stored in these objects."""
         return FileEntry(
             path=file.path,
             size=file.size,
@@ -77,7 +76,7 @@ class Digests:
 class StreamDigest:
     """Hashes a file from front to back. Not thread-safe.
 
-    A safetensors file's chunks follow its tensors, so its header is parsed, and checked, as it passes by.
+    The chunks of a safetensors file follow its tensors, so its header is parsed and checked on the way.
     """
 
     def __init__(
@@ -90,15 +89,15 @@ class StreamDigest:
         object_bytes_max: int | None = None,
         on_segment: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Begins.
+        """Starts the hashes.
 
         Args:
             path: For messages, and to tell weights from other files.
-            size: What the file will have, in bytes.
-            stops: How it is cut, when that is known; otherwise by its tensors or evenly.
+            size: The expected size in bytes.
+            stops: The chunk stops where they are known; otherwise weights are cut by their tensors, other files evenly.
             git: Whether to compute the git blob id too.
-            object_bytes_max: For a safetensors file: cut it into segments of at most so many bytes, and hash those.
-            on_segment: Called with each segment's stop and SHA-256 when its last byte has passed.
+            object_bytes_max: Also hash the segments of a safetensors file, of at most this many bytes each.
+            on_segment: Called with each segment's stop and SHA-256, after its last byte.
         """
         self._path, self._size = path, size
         self._sha256 = hashlib.sha256()
@@ -116,10 +115,10 @@ class StreamDigest:
         self._segment = hashlib.sha256()
 
     def update(self, view: memoryview) -> None:
-        """The next bytes of the file.
+        """Hashes the next bytes of the file.
 
         Raises:
-            HeaderError: It is named .safetensors and is none.
+            HeaderError: It is named .safetensors but is not a safetensors file.
         """
         if self._stops is None and (self._head or not self._parse(view)):
             self._head += view
@@ -132,13 +131,13 @@ class StreamDigest:
         self._update_chunks(view)
 
     def finish(self) -> Digests:
-        """The hashes of the whole file.
+        """Returns the hashes of the whole file.
 
         Raises:
-            IntegrityError: It ended early.
+            IntegrityError: The file ended early.
         """
         if self._stops is None:
-            header_stop(self._head, file_bytes=self._size, path=self._path)  # says what is wrong with a short file
+            header_stop(self._head, file_bytes=self._size, path=self._path)  # raises: the file is shorter than a header
         if self._position != self._size:
             raise IntegrityError(f"{self._path} has {self._position} bytes, expected {self._size}")
         return Digests(
@@ -149,7 +148,7 @@ class StreamDigest:
         )
 
     def _parse(self, head: memoryview) -> bool:
-        """Whether `head` reaches to the end of the header; then the chunks are known."""
+        """Sets the chunk stops if `head` holds the whole header; whether it does."""
         if len(head) < min(LENGTH_BYTES, self._size):
             return False
         if len(head) < header_stop(head, file_bytes=self._size, path=self._path):
@@ -178,15 +177,15 @@ class StreamDigest:
                     self._end_segment(stop)
 
     def _end_segment(self, stop: int) -> None:
-        found = self._segment.hexdigest()
+        sha256 = self._segment.hexdigest()
         self._segment = hashlib.sha256()
-        self._segments.append((stop, found))
+        self._segments.append((stop, sha256))
         if self._on_segment:
-            self._on_segment(stop, found)
+            self._on_segment(stop, sha256)
 
 
 def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], list[int]]:
-    """The stops of a safetensors file's chunks and of its segments; none of these without `object_bytes_max`."""
+    """Returns the chunk stops and segment stops of a safetensors file; no segments without `object_bytes_max`."""
     if object_bytes_max is None:
         return tuple(tensor_stops(header)), []
     stops = tensor_stops(header, chunk_bytes=segment_chunk_bytes(object_bytes_max))
@@ -194,7 +193,7 @@ def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], 
 
 
 class OrderedDigest:
-    """Brings parts that arrive in any order to a `StreamDigest` in theirs. Thread-safe."""
+    """Passes parts that arrive in any order to a `StreamDigest` in file order. Thread-safe."""
 
     def __init__(self, stream: StreamDigest) -> None:
         self._stream = stream
@@ -204,15 +203,14 @@ class OrderedDigest:
         self._busy = False
 
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
-        """Part `index` (from 0) is there. May hash others too before it returns.
+        """Takes part `index` (from 0, each exactly once). May hash other waiting parts before it returns.
 
         Args:
-            index: Each exactly once.
-            view: Must stay as it is until `hashed` is called.
-            hashed: Called, from whichever thread, when this part has been hashed.
+            view: Must not change until `hashed` is called.
+            hashed: Called when this part has been hashed, from any thread.
 
         Raises:
-            IntegrityError: The bytes are wrong in themselves; nothing is hashed any more.
+            IntegrityError: The file is invalid by itself; no further part is hashed.
         """
         with self._lock:
             self._waiting[index] = (view, hashed)
@@ -230,20 +228,25 @@ class OrderedDigest:
             turn[1]()
 
     def finish(self) -> Digests:
-        """The hashes, once every part has been hashed."""
+        """Returns the hashes, once every part has been hashed."""
         return self._stream.finish()
 
 
-def read_header(source: Source, file: SourceFile) -> Header:
-    """A safetensors file's header.
+def read_header(read_start: Callable[[memoryview], object], *, path: str, size: int) -> Header:
+    """Reads and checks the header of a safetensors file.
+
+    Args:
+        read_start: Fills a buffer with the first bytes of the file.
+        path: For messages.
+        size: The file's size in bytes.
 
     Raises:
-        HeaderError: It is none.
+        HeaderError: It is truncated, not a header, or describes another file.
     """
-    head = bytearray(min(MIB, file.size))
-    source.read_into(file, 0, memoryview(head))
-    stop = header_stop(head[:LENGTH_BYTES], file_bytes=file.size, path=file.path)
+    head = bytearray(min(MIB, size))
+    read_start(memoryview(head))
+    stop = header_stop(head[:LENGTH_BYTES], file_bytes=size, path=path)
     if stop > len(head):
         head = bytearray(stop)
-        source.read_into(file, 0, memoryview(head))
-    return parse_header(head, file_bytes=file.size, path=file.path)
+        read_start(memoryview(head))
+    return parse_header(head, file_bytes=size, path=path)

@@ -1,4 +1,4 @@
-"""Download: a model from the store into a plain folder, verified, each file whole or not there."""
+"""Downloads a model from the store into a folder, verified; each file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from pathlib import Path
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
 from coldstream.machine.limits import limit_error
-from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
-from coldstream.mirror.stored_files import StoredFile, open_model, read_range
-from coldstream.mirror.verify import content_faults
-from coldstream.model.chunks import PART_BYTES, parts
+from coldstream.mirror.stored_files import StoredFile, StoredFileRead, content_problems, open_model
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.names import is_hidden
 from coldstream.net.retry import Retry
@@ -33,15 +30,12 @@ class DownloadReport:
     """What a download did.
 
     Attributes:
-        name: The model's.
-        folder: Where it is now.
-        files: How many files it has.
-        bytes: How many bytes they have.
-        kept_files: How many were there already, with the right content.
+        files: How many files the model has, without hidden ones.
+        bytes: The size of these files.
+        kept_files: How many files were in the folder already, with the right content.
         skipped: The model's hidden files, which are never written: a `.env` would be read as settings.
         received_bytes: How many bytes were read from the store.
         verified: Whether the content was checked against a manifest.
-        seconds: How long it took.
         retries: Requests that were repeated.
     """
 
@@ -66,22 +60,22 @@ def download(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> DownloadReport:
-    """Writes the model's files below `folder`, which is created. Files that are there and right are kept.
+    """Writes the model's files below `folder`, which is created if necessary. Files with the right content are kept.
 
-    While another process downloads into the same folder this one waits, where the file system has locks.
+    Waits while another process downloads into the same folder, if the file system has locks.
 
     Raises:
-        NotFoundError: There is no such model, or its upload is not complete.
+        NotFoundError: There is no such model, or its upload is incomplete.
         IntegrityError: A file's bytes are wrong; that file is not written.
-        DiskError: There is no room, or the disk refuses; what is complete stays.
-        And what the store raises.
+        DiskError: The disk is full or fails; complete files are kept.
+        And the errors of the store.
     """
     began = time.monotonic()
     progress = progress or Progress()
     model = open_model(store, name)
     name = model.name
     if isinstance(model.record, Journal):
-        raise NotFoundError(f"{name} is not complete", hint=f"run: {upload_command(model.record)}")
+        raise NotFoundError(f"the upload of {name} is incomplete", hint=f"run: {upload_command(model.record)}")
     files = [file for file in model.files if not is_hidden(file.path)]
     skipped = tuple(file.path for file in model.files if is_hidden(file.path))
     if skipped:
@@ -111,29 +105,21 @@ def download(
     )
 
 
-class _FileDownload:
-    """One file on its way to the disk. Implements `FileWork`."""
+class _FileDownload(StoredFileRead):
+    """Writes one file to the disk. Implements `FileWork`."""
 
     def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
-        self.file = file
-        self.size = file.size
-        self.parts = tuple(parts(file.size, PART_BYTES))
-        self._store, self._name, self._progress = store, name, progress
+        super().__init__(store, name, file, progress)
         self._path = folder / file.path
         self._staged: StagedFile | None = None
-        stops = file.entry.chunks.stops if file.entry else None
-        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops))
 
     def prepare(self) -> None:
-        self._progress.begin(self.file.path, self.size)
+        self._progress.begin(self.file.path, self.file.size)
         with _disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._staged = StagedFile(self._path, mode=0o644)
-            if self.size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._staged.descriptor, 0, self.size)
-
-    def fetch(self, start: int, view: memoryview) -> None:
-        read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
+            if self.file.size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._staged.descriptor, 0, self.file.size)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         assert self._staged is not None
@@ -144,9 +130,9 @@ class _FileDownload:
 
     def finish(self) -> None:
         digests = self.digest.finish()
-        if faults := content_faults(self.file, digests):
+        if problems := content_problems(self.file, digests):
             raise IntegrityError(
-                f"{self._name}/{self.file.path}: {faults[0]}", hint=f"run: coldstream verify --deep {self._name}"
+                f"{self._name}/{self.file.path}: {problems[0]}", hint=f"run: coldstream verify --deep {self._name}"
             )
         assert self._staged is not None
         with _disk_errors(self._path):
@@ -155,12 +141,9 @@ class _FileDownload:
         self._progress.end(self.file.path, "sha256 ok" if self.file.entry else "unverified")
 
     def discard(self) -> None:
-        """Closes the file; removes it if it was not finished."""
+        """Closes the file, and deletes it unless it is finished."""
         if self._staged is not None:
             self._staged.discard()
-
-    def _on_read(self, count: int) -> None:
-        self._progress.fetched(self.file.path, count)
 
 
 def _is_there(folder: Path, file: StoredFile) -> bool:
@@ -177,14 +160,14 @@ def _is_there(folder: Path, file: StoredFile) -> bool:
 
 @contextmanager
 def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
-    """Makes the folder and keeps other downloads out of it; yields whether that is possible."""
+    """Creates the folder and locks it against other downloads; yields whether the file system has locks."""
     waiting = False
 
     def on_wait() -> None:
         nonlocal waiting
         retry.check()
         if not waiting:
-            progress.say(f"waiting for another download into {folder}")
+            progress.say(f"waiting for another download into {folder} to finish")
         waiting = True
 
     with ExitStack() as held:
@@ -197,7 +180,7 @@ def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
 
 
 def _remove_leftovers(folder: Path, files: Sequence[StoredFile]) -> None:
-    """Deletes what killed downloads left beside these files."""
+    """Deletes the temporary files of killed downloads."""
     for parent in {(folder / file.path).parent for file in files}:
         for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
             leftover.unlink(missing_ok=True)
@@ -208,8 +191,8 @@ def _check_room(folder: Path, needed: int) -> None:
         free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskError(
-            f"{folder}: {format_bytes(needed)} are needed, {format_bytes(free)} are free",
-            hint="free some space, or choose another disk",
+            f"not enough disk space in {folder}: {format_bytes(needed)} needed, {format_bytes(free)} free",
+            hint="free some space, or choose a folder on another disk",
         )
 
 
@@ -221,5 +204,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if limit := limit_error(exc, "write"):
             raise DiskError(f"{path}: {limit}", hint=limit.hint) from exc
         full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = "free some space and run the same command again; it keeps what is complete" if full else None
+        hint = "free some space and run the same command again; it keeps complete files" if full else None
         raise DiskError(f"{path}: {exc.strerror or exc}", hint=hint) from exc

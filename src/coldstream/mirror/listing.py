@@ -1,4 +1,4 @@
-"""List: the models in a store, and whether each is ready."""
+"""Lists the models in a store, and the state of each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ class ModelInfo:
 
     Attributes:
         name: `org/model`.
-        state: "ready"; "incomplete": an upload is running or was broken off; "damaged": objects that the manifest names
-            are missing or were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program;
-            "foreign": put there by other tools, without a manifest.
-        bytes: Of all its files; of a model that is incomplete, what it will have.
-        files: Likewise.
-        repo: Where on the Hub it came from, or None.
-        revision: The commit that it was copied at, or None.
-        modified: When it became ready, or when it was last written to.
-        layout: "plain", or the segments that its weights are stored in: "segments 480 MiB", and whether the plain files
-            are there too: "segments 480 MiB + plain".
-        detail: What to know or do about it, for people; empty when ready.
+        state: "ready"; "incomplete": an upload is running or was interrupted; "damaged": objects of the manifest are
+            missing or were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program;
+            "foreign": stored by another tool, without a manifest.
+        bytes: The size of all files; for an incomplete model, the final size.
+        files: The number of files; for an incomplete model, the final number.
+        repo: The repository on the Hub that it was copied from, or None.
+        revision: The commit that was copied, or None.
+        modified: When it became ready, or was last written to.
+        layout: How the weights are stored: see `layout_of`.
+        detail: The reason for the state and what to do about it; empty when ready.
     """
 
     name: str
@@ -48,10 +47,10 @@ class ModelInfo:
 
 
 def list_models(store: Store) -> list[ModelInfo]:
-    """All models, by name. Reads the whole listing, and each model's manifest."""
-    every = list(store.list(""))
-    pool = {f"/{info.key}": info for info in every if f"/{ROOT}" in f"/{info.key}"}
-    return [_describe(store, name, objects, pool) for name, objects in sorted(group_by_model(every).items())]
+    """Returns all models, sorted by name. Reads the whole listing, and each model's manifest."""
+    listing = list(store.list(""))
+    pool = {f"/{info.key}": info for info in listing if f"/{ROOT}" in f"/{info.key}"}
+    return [_describe(store, name, objects, pool) for name, objects in sorted(group_by_model(listing).items())]
 
 
 def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[str, ObjectInfo]) -> ModelInfo:
@@ -81,20 +80,20 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
         )
 
     try:
-        found = read_record(store, name)
+        stored_record = read_record(store, name)
     except (ManifestError, CredentialsError) as exc:
         return as_model("unreadable", f"{exc.message}" + (f"; {exc.hint}" if exc.hint else ""))
-    if found is None:
-        return as_model("foreign", "no manifest: loads, unverified")
-    record = found[0]
+    if stored_record is None:
+        return as_model("foreign", "no manifest: can be loaded, but not verified")
+    record = stored_record[0]
     if isinstance(record, Journal):
         return as_model(
             "incomplete", _progress(record), record=record, files=record.planned_files, total=record.planned_bytes
         )
-    faults = missing_objects(store, StoredModel(name=name, record=record, listing=listing, pool=pool))
-    if faults:
-        path, what = faults[0]
-        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+    problems = missing_objects(store, StoredModel(name=name, record=record, listing=listing, pool=pool))
+    if problems:
+        path, what = problems[0]
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         return as_model(
             "damaged",
             f"{path} {what}{more}; run: {upload_command(record)}",

@@ -1,8 +1,8 @@
-"""The manifest object in the store: read, taken over by an upload, kept up to date, and completed.
+"""Reads a model's manifest, and writes its journal and manifest during an upload.
 
-All writes are conditional on the version that was seen last. Who finds that condition broken has lost the model to
-another upload, and stops. On a store that ignores conditions the version is looked at before each write, which leaves
-a moment for two uploads to miss each other; `setup` tells which kind of store it is.
+Every write is conditional on the version that was read or written last. An upload whose condition fails has lost the
+model to another upload, and stops. On a store that ignores conditions the version is compared before each write, which
+leaves a short race between two uploads; `coldstream setup` reports which kind of store it is.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ TOOL = f"coldstream {__version__}"
 
 
 def record_key(name: str) -> str:
-    """Where a model's manifest is."""
+    """Returns the key of a model's manifest."""
     return f"{name}/{MANIFEST_NAME}"
 
 
 def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | None:
-    """A model's manifest or journal and its ETag; None when it has neither.
+    """Returns a model's manifest or journal and its ETag, or None when it has neither.
 
     Raises:
-        ManifestError: What is there cannot be trusted.
+        ManifestError: It cannot be trusted.
     """
     key = record_key(name)
     try:
         data, info = store.get(key, bytes_max=MANIFEST_BYTES_MAX)
     except NotFoundError:
         return None
-    except IntegrityError as exc:  # it is too long for one
+    except IntegrityError as exc:  # it is too long
         raise ManifestError(exc.message, hint="remove the model: coldstream remove", target=exc.target) from exc
     return parse(data, where=f"{store.uri}/{key}"), info.etag
 
 
 class JournalWriter:
-    """The journal of one upload. Thread-safe; writes are grouped and spaced as the store wants them.
+    """Writes the journal of one upload. Thread-safe; writes are grouped, and spaced as the store requires.
 
     Attributes:
-        conditional: Whether the store honours conditions; known after `open`.
+        conditional: Whether the store honours conditional writes; valid after `open`.
     """
 
     def __init__(
@@ -61,15 +61,12 @@ class JournalWriter:
         entries: Iterable[FileEntry],
         etag: str | None,
     ) -> None:
-        """Prepares; nothing is written.
+        """Prepares the journal; writes nothing.
 
         Args:
-            store: Where.
-            name: The model's.
-            source: Where it comes from.
-            planned: Files, bytes and shards that it will have.
-            entries: What is stored already.
-            etag: The present version of the manifest object, None when there is none.
+            planned: The numbers of files, bytes and shards that the model will have.
+            entries: The files that are stored already.
+            etag: The current version of the manifest object, or None.
         """
         self.conditional = True
         self._store, self._name, self._source, self._planned = store, name, source, planned
@@ -84,43 +81,43 @@ class JournalWriter:
         self._written_at = float("-inf")
 
     def open(self) -> None:
-        """Takes the model over: from now on it is not ready, and any earlier upload of it will find out.
+        """Takes over the model: it is no longer ready, and an earlier upload that still runs will stop.
 
         Raises:
-            ConflictError: Somebody else did so at this moment.
+            ConflictError: Another upload took it over at the same time.
         """
         body = self._write()
         self.conditional = honours_conditions(self._store, self._key, body)
         if not self.conditional:
-            # The probe wrote the same bytes again; their version may have a new name.
+            # The probe wrote the same bytes again, which may have changed the ETag.
             self._etag = self._store.head(self._key).etag
 
     def add(self, entry: FileEntry) -> None:
-        """Notes a file. Written with the next write."""
-        with self._changing:
-            self._entries[entry.path] = entry
-            self._version += 1
+        """Adds a file, to be stored with the next write."""
+        self._add(entry)
 
     def add_durably(self, entry: FileEntry) -> None:
-        """Notes a file and returns when that is stored.
+        """Adds a file and returns when the journal with it is stored.
 
         Raises:
             ConflictError: Another upload has taken the model over.
         """
+        self.flush(self._add(entry))
+
+    def _add(self, entry: FileEntry) -> int:
         with self._changing:
             self._entries[entry.path] = entry
             self._version += 1
-            version = self._version
-        self.flush(version)
+            return self._version
 
     def flush(self, version: int | None = None) -> None:
-        """Writes what is noted, up to `version` at least; several waiting threads share one write."""
+        """Writes the journal up to `version` at least; several waiting threads share one write."""
         with self._writing:
             if self._written < (self._version if version is None else version):
                 self._write()
 
     def flush_if_due(self, seconds: float = 3.0) -> None:
-        """Writes what is noted if anything is and the last write is so long ago and nobody is writing."""
+        """Writes the journal if it changed, the last write is `seconds` ago, and no other thread is writing."""
         if self._written == self._version or time.monotonic() - self._written_at < seconds:
             return
         if self._writing.acquire(blocking=False):
@@ -130,17 +127,17 @@ class JournalWriter:
                 self._writing.release()
 
     def check(self) -> None:
-        """Makes sure that the model is still ours.
+        """Checks that this upload still owns the model.
 
         Raises:
             ConflictError: Another upload has taken it over.
         """
-        with self._writing, self._lost_is_said():
+        with self._writing, self._takeover_errors():
             if self._etag != self._store.head(self._key).etag:
                 raise ConflictError("the manifest was replaced")
 
     def commit(self, entries: Iterable[FileEntry]) -> str:
-        """Makes the model ready with exactly these files, and returns the manifest's digest.
+        """Makes the model ready with exactly these files. Returns the manifest's digest.
 
         Raises:
             ConflictError: Another upload has taken the model over.
@@ -181,20 +178,20 @@ class JournalWriter:
         pause = self._written_at + self._store.write_interval_seconds - time.monotonic()
         if pause > 0:
             time.sleep(pause)
-        with self._lost_is_said():
+        with self._takeover_errors():
             if not self.conditional and self._etag != self._store.head(self._key).etag:
                 raise ConflictError("the manifest was replaced")
             self._etag = self._store.put(self._key, body, if_match=self._etag, if_absent=self._etag is None)
         self._written_at = time.monotonic()
 
     @contextmanager
-    def _lost_is_said(self) -> Iterator[None]:
+    def _takeover_errors(self) -> Iterator[None]:
         try:
             yield
         except (ConflictError, NotFoundError) as exc:
             raise ConflictError(
-                f"another upload or removal of {self._name} took over; this one stops",
-                hint="wait until it is done and look with: coldstream list",
+                f"another upload or removal of {self._name} took over; this one stopped",
+                hint="wait until it is done, then run: coldstream list",
                 target=f"{self._store.uri}/{self._key}",
             ) from exc
 

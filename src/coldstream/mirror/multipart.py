@@ -1,4 +1,4 @@
-"""A file on its way into the one object that holds it, part by part, resumable."""
+"""Uploads a file as one object, part by part. An interrupted upload resumes with the parts that are stored."""
 
 from __future__ import annotations
 
@@ -21,28 +21,39 @@ _MARK_METADATA = "coldstream-upload"
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts what was sent. Thread-safe."""
+class UploadCounts:
+    """Counts what an upload stores. Thread-safe.
+
+    Attributes:
+        sent_bytes: Bytes sent from here.
+        parts: Parts and single objects sent from here.
+        sent_segments: Segments sent from here.
+        copied_segments: Segments that the store made from a file that it had in one piece.
+        kept_segments: Segments that the store already had.
+    """
 
     sent_bytes: int = 0
     parts: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    sent_segments: int = 0
+    copied_segments: int = 0
+    kept_segments: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def sent(self, count: int) -> None:
+    def add(self, **counts: int) -> None:
+        """Adds to several counts at once."""
         with self._lock:
-            self.sent_bytes += count
-            self.parts += 1
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
 
 
 class FileUpload:
-    """One file on its way. Implements `FileWork`.
+    """The upload of one file as one object. Implements `FileWork`.
 
     Attributes:
-        file: The file.
-        entry: What was stored, once it is. None after the end when the multipart upload was lost: another run of the
-            same upload, not yet aware that this one took over, completed or dropped it. Then the file starts over.
+        entry: The file's manifest entry once it is stored. Still None at the end if the multipart upload was lost:
+            another run of the same upload, not yet aware that this one took over, completed or aborted it. Then the
+            file starts over.
         digests: Its hashes, once it is stored.
-        parts: As it is cut to be sent.
     """
 
     def __init__(
@@ -56,22 +67,16 @@ class FileUpload:
         object_bytes_max: int | None,
         pending: Sequence[PendingUpload],
         journal: JournalWriter,
-        tally: Tally,
+        counts: UploadCounts,
         progress: Progress,
     ) -> None:
-        """Prepares.
+        """Prepares the upload; sends nothing.
 
         Args:
-            store: Where to.
-            source: Where from.
-            file: The file.
-            name: The model's.
-            part_bytes: The size of all its parts but the last.
-            object_bytes_max: Hash its segments of at most so many bytes too; None for a file without.
-            pending: Unfinished uploads below the model; one of this file may be gone on with.
-            journal: Told what is stored.
-            tally: Told what was sent.
-            progress: Who is told.
+            name: The model's name.
+            part_bytes: The size of every part but the last.
+            object_bytes_max: Also hash the file's segments of at most this many bytes; None without segments.
+            pending: Unfinished multipart uploads below the model, from which this one may resume.
         """
         self.file = file
         self.size = file.size
@@ -81,7 +86,7 @@ class FileUpload:
         self.digests: Digests | None = None
         self._key = f"{name}/{file.path}"
         self._store, self._source, self._journal = store, source, journal
-        self._tally, self._progress = tally, progress
+        self._counts, self._progress = counts, progress
         self._pending = [upload.upload_id for upload in pending if upload.key == self._key]
         self._digest: OrderedDigest | None = None
         self._multipart = len(self.parts) > 1
@@ -89,9 +94,9 @@ class FileUpload:
         self._upload_id: str | None = None
         self._bad = False
         self._lost = False
-        self._kept: dict[int, UploadPart] = {}
-        self._made: dict[int, UploadPart] = {}
-        # What the finished object carries, so that it is recognised when the answer to completing it gets lost.
+        self._earlier_parts: dict[int, UploadPart] = {}
+        self._stored_parts: dict[int, UploadPart] = {}
+        # The finished object carries this, so that it can be recognized when the reply to its completion is lost.
         self._mark = {SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
 
     @property
@@ -109,28 +114,26 @@ class FileUpload:
         self._digest = OrderedDigest(stream)
         self._progress.begin(self.file.path, self.size)
         if self._multipart:
-            self._upload_id, self._kept = self._resumable()
+            self._upload_id, self._earlier_parts = self._resumable()
             if self._upload_id is None:
                 self._upload_id = self._store.create_upload(self._key, metadata=self._mark)
 
     def fetch(self, start: int, view: memoryview) -> None:
-        self._source.read_into(
-            self.file, start, view, on_read=lambda count: self._progress.fetched(self.file.path, count)
-        )
+        fetch_from_source(self._source, self.file, start, view, self._progress)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         if not self._multipart:
-            self._put_whole(view)
+            self._put_object(view)
         elif not self._lost:
             self._put_part(index + 1, view)
         stored()
 
     def _put_part(self, number: int, view: memoryview) -> None:
         assert self._upload_id is not None
-        kept = self._kept.get(number)
-        if kept and kept.etag == self._store.part_etag(view):
+        earlier = self._earlier_parts.get(number)
+        if earlier and earlier.etag == self._store.part_etag(view):
             self._progress.stored(self.file.path, len(view))
-            self._made[number] = kept
+            self._stored_parts[number] = earlier
             return
         try:
             etag = self._store.put_part(self._key, self._upload_id, number, view, on_sent=self._on_sent)
@@ -138,44 +141,44 @@ class FileUpload:
             self._lost = True
             return
         except ColdstreamError as exc:
-            if not (kept and "NotImplemented" in exc.message):
+            if not (earlier and "NotImplemented" in exc.message):
                 raise
-            # This server (rclone) cannot replace a part that an earlier run stored from other bytes.
+            # This server (rclone) cannot replace a part that an earlier run stored with other bytes.
             self._bad = self._lost = True
             return
-        self._tally.sent(len(view))
-        self._made[number] = UploadPart(number, len(view), etag)
+        self._counts.add(sent_bytes=len(view), parts=1)
+        self._stored_parts[number] = UploadPart(number, len(view), etag)
 
     def finish(self) -> None:
         if self._multipart:
-            digests = self._verified()
-            entry = digests.entry(self.file, ())
+            digests = self._verified_digests()
             if not self._lost:
-                self._journal.add_durably(entry)
+                # In the journal before the object exists: a run that is killed in between leaves a trace of it.
+                self._journal.add_durably(digests.entry(self.file, ()))
                 self._lost = not self._complete()
             if self._lost:
-                self._progress.end(self.file.path, "starts over: its unfinished upload is gone or of no use")
+                self._progress.end(self.file.path, "starting over: the unfinished upload cannot be used")
                 return
             info = self._store.head(self._key)
             if info.size != self.size:
-                raise IntegrityError(f"{self._store.uri}/{self._key} has {info.size} bytes, {self.size} were sent")
-            self._note(digests, info.etag)
+                raise IntegrityError(f"{self._store.uri}/{self._key} has {info.size} bytes, but {self.size} were sent")
+            self._record(digests, info.etag)
         self._progress.end(self.file.path, "sha256 ok" if self.file.sha256 else "ok")
 
     def abort_if_bad(self) -> None:
-        """Drops the parts of a file that turned out to be wrong: no later run could use them."""
+        """Aborts the multipart upload of a file with wrong content: no later run could use its parts."""
         if self._bad and self._upload_id:
             self._store.abort_upload(self._key, self._upload_id)
 
-    def _put_whole(self, view: memoryview) -> None:
-        digests = self._verified()
-        mark = {SHA256_METADATA: digests.sha256}
-        etag = self._store.put(self._key, view, metadata=mark, on_sent=self._on_sent)
-        self._tally.sent(len(view))
-        self._note(digests, etag)
+    def _put_object(self, view: memoryview) -> None:
+        digests = self._verified_digests()
+        metadata = {SHA256_METADATA: digests.sha256}
+        etag = self._store.put(self._key, view, metadata=metadata, on_sent=self._on_sent)
+        self._counts.add(sent_bytes=len(view), parts=1)
+        self._record(digests, etag)
 
     def _resumable(self) -> tuple[str | None, dict[int, UploadPart]]:
-        """The unfinished upload of this object with the most parts that fit, and those parts; else (None, {})."""
+        """Returns the unfinished upload of this object with the most usable parts, and those parts, or (None, {})."""
         best: tuple[str | None, dict[int, UploadPart]] = (None, {})
         expected = {n: stop - start for n, (start, stop) in enumerate(parts(self.size, self.part_bytes), start=1)}
         for upload_id in self._pending:
@@ -183,13 +186,13 @@ class FileUpload:
                 stored = self._store.parts(self._key, upload_id)
             except UploadNotFoundError:
                 continue
-            # All parts but the last must be of one size, so an upload that was cut otherwise is of no use.
+            # All parts but the last must have one size, so an upload with another part size is of no use.
             if stored and len(stored) > len(best[1]) and all(expected.get(part.number) == part.size for part in stored):
                 best = (upload_id, {part.number: part for part in stored})
         return best
 
-    def _verified(self) -> Digests:
-        """The file's hashes, equal to what the source promised.
+    def _verified_digests(self) -> Digests:
+        """Returns the file's hashes, checked against the source.
 
         Raises:
             IntegrityError: They differ.
@@ -203,13 +206,13 @@ class FileUpload:
         return digests
 
     def _complete(self) -> bool:
-        """Makes the parts an object; False when the multipart upload is gone and the object is not of this one."""
+        """Makes the parts an object; False when the multipart upload is gone and the object is not from this upload."""
         assert self._upload_id is not None
-        ordered = [self._made[number] for number in sorted(self._made)]
+        ordered = [self._stored_parts[number] for number in sorted(self._stored_parts)]
         try:
             self._store.complete_upload(self._key, self._upload_id, ordered)
         except UploadNotFoundError:
-            # It may have worked although the answer was lost, and was then repeated.
+            # The request may have succeeded before its reply was lost and it was repeated.
             try:
                 info = self._store.head(self._key)
             except NotFoundError:
@@ -217,7 +220,7 @@ class FileUpload:
             return info.size == self.size and self._mark.items() <= info.metadata.items()
         return True
 
-    def _note(self, digests: Digests, etag: str) -> None:
+    def _record(self, digests: Digests, etag: str) -> None:
         stored = StoredObject(
             key=self.file.path, size=self.size, etag=etag, part_bytes=self.part_bytes if self._multipart else None
         )
@@ -227,3 +230,8 @@ class FileUpload:
 
     def _on_sent(self, count: int) -> None:
         self._progress.stored(self.file.path, count)
+
+
+def fetch_from_source(source: Source, file: SourceFile, start: int, view: memoryview, progress: Progress) -> None:
+    """Fills `view` with the file's bytes from `start`, and reports the progress."""
+    source.read_into(file, start, view, on_read=lambda count: progress.fetched(file.path, count))

@@ -1,8 +1,8 @@
-"""Moves files part by part through a bounded amount of memory, many parts at once.
+"""Moves files part by part through a bounded amount of memory, many parts in parallel.
 
-A part gets a buffer, is fetched into it, hashed in its file's order, passed on, and the buffer is free again. Buffers
-are given out in the order of the parts, so the part whose turn it is to be hashed always has one: nothing can wait for
-itself. Threads are daemons: after Ctrl-C the process does not wait for a transfer that hangs.
+Each part is fetched into a buffer, hashed in file order and passed on; then the buffer is free again. Buffers are given
+out in the order of the parts, so the next part to be hashed always has one: no deadlock. The threads are daemons, so
+that the process does not wait for a transfer that hangs after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coldstream.units import MIB
 
 CONNECTIONS = 8
 MEMORY_BYTES = 640 * MIB
-# How long stopped workers may take to notice, before they are left behind.
+# How long cancelled threads get to stop before they are abandoned.
 _STOP_SECONDS = 3.0
 _TICK_SECONDS = 0.25
 
@@ -27,8 +27,8 @@ class FileWork(Protocol):
     """One file to move.
 
     Attributes:
-        parts: As `[start, stop)`, in order and covering the file; asked for after `prepare`.
-        digest: What hashes them; likewise.
+        parts: `[start, stop)` of each part, in order and covering the file. Read after `prepare`.
+        digest: Hashes the parts. Read after `prepare`.
     """
 
     @property
@@ -37,34 +37,33 @@ class FileWork(Protocol):
     def digest(self) -> PartDigest: ...
 
     def prepare(self) -> None:
-        """Called once, before its first part, from the thread that runs the pump."""
+        """Called once, before the first part, from the thread that runs the pump."""
 
     def fetch(self, start: int, view: memoryview) -> None:
-        """Fills `view` with the file's bytes from `start` on."""
+        """Fills `view` with the file's bytes from `start`."""
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
-        """Passes part `index` on; it has been offered to the digest. Of a file with one part, it is hashed.
+        """Passes on part `index` (from 0), after the digest has it. The only part of a file is hashed by then.
 
         Args:
-            index: From 0.
-            start: Its first byte.
-            view: Its bytes, which stay as they are until `stored` is called.
-            stored: To be called once, now or later, from whichever thread, when the part has been passed on. Who keeps
-                a part until a later one is there must make sure that all of them fit into the memory.
+            start: The part's first byte in the file.
+            view: The part's bytes, which do not change until `stored` is called.
+            stored: Must be called once, now or later, from any thread, when the part has been passed on. An
+                implementation that holds parts back until a later one arrives must ensure that they fit into memory.
         """
 
     def finish(self) -> None:
-        """Called once, after every part has been hashed and passed on."""
+        """Called once, after all parts have been hashed and passed on."""
 
 
 class PartDigest(Protocol):
-    """What a part is offered to when it has arrived: see `OrderedDigest`."""
+    """Receives each part as it arrives: see `OrderedDigest`."""
 
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None: ...
 
 
 class BufferPool:
-    """Memory for parts, never more than `limit_bytes` of it, reused because fresh pages cost more than copying."""
+    """Buffers of at most `limit_bytes` together, reused because fresh pages cost more than copying."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -73,7 +72,7 @@ class BufferPool:
         self._allocated = 0
 
     def take(self, size: int, stopped: Callable[[], bool]) -> bytearray | None:
-        """A buffer of exactly `size` bytes, or None once `stopped` says so. A size above the limit goes alone."""
+        """Waits for a buffer of exactly `size` bytes; None once `stopped()`. One above the limit is used alone."""
         with self._condition:
             while True:
                 for position, buffer in enumerate(self._free):
@@ -89,7 +88,7 @@ class BufferPool:
                     return None
 
     def give_back(self, buffer: bytearray) -> None:
-        """The buffer may be given to somebody else."""
+        """Makes the buffer available again."""
         with self._condition:
             if len(buffer) >= MIB:
                 self._free.append(buffer)
@@ -99,10 +98,10 @@ class BufferPool:
 
 
 class Pump:
-    """Runs works to their end, or stops at the first error.
+    """Moves files until all are done or one fails.
 
     Attributes:
-        cancel: Set when something failed or Ctrl-C was pressed; the stores' and sources' `Retry` watch the same event.
+        cancel: Set on failure or Ctrl-C. The `Retry` of the stores and sources watches the same event.
     """
 
     def __init__(
@@ -123,10 +122,10 @@ class Pump:
 
         Args:
             works: In the order in which they start.
-            tick: Called from this thread every now and then, at least while waiting for the last files.
+            tick: Called from this thread regularly, at least while it waits for the last files.
 
         Raises:
-            Whatever a work raised first. KeyboardInterrupt passes through. Workers have stopped, or are left behind.
+            The first error of any file, or KeyboardInterrupt. By then the threads have stopped or are abandoned.
         """
         for thread in self._threads:
             thread.start()
@@ -147,7 +146,7 @@ class Pump:
             raise self._errors[0]
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Runs a job on one of the pump's threads, soon. It may not wait for another one."""
+        """Queues a job for one of the pump's threads. It must not wait for another job."""
         self._jobs.put(job)
 
     def _dispatch(self, work: FileWork) -> None:
@@ -188,7 +187,7 @@ class Pump:
             self._changed.notify_all()
 
     def _unfinished(self) -> bool:
-        """Waits a moment; whether there is more to wait for."""
+        """Waits a moment; whether there is still something to wait for."""
         with self._changed:
             if self._open_files and not self.cancel.is_set():
                 self._changed.wait(_TICK_SECONDS)
@@ -202,7 +201,7 @@ class Pump:
                 job()
             except BaseException as exc:  # noqa: BLE001  # raised again by `run`, in the thread that waits
                 with self._changed:
-                    # What fails because of the first failure is not news.
+                    # Errors that the cancellation itself causes are not reported.
                     if not (isinstance(exc, CancelledError) and self.cancel.is_set()):
                         self._errors.append(exc)
                     self.cancel.set()
@@ -217,7 +216,7 @@ class Pump:
 
 
 class Countdown:
-    """Calls `reached` when it has been counted down to zero. Thread-safe."""
+    """Calls `reached` when it has counted down to zero. Thread-safe."""
 
     def __init__(self, count: int, reached: Callable[[], None]) -> None:
         self._count, self._reached = count, reached

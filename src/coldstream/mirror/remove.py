@@ -1,6 +1,6 @@
-"""Remove: a model's objects, its manifest first, so that nobody begins to read what is about to go.
+"""Removes a model: its manifest first, so that no reader starts while its objects are deleted.
 
-Its segments go last, and only those that no other model has: see `pool`.
+Its segments are deleted last, and only those that no other model uses: see `segment_pool`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from coldstream.places.store import PendingUpload, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What will go.
+    """What a removal deletes.
 
     Attributes:
-        name: The model's.
-        keys: Its objects, the manifest first.
-        bytes: What they hold.
-        uploads: Unfinished multipart uploads below it.
-        segments: How many segments go: its own, and any that nobody refers to.
-        segment_bytes: What those hold.
-        shared_segments: How many of its segments stay, because other models have them too.
-        withheld: Why no segment may go now, or None. A later upload or removal takes them.
+        keys: The model's objects, the manifest first.
+        bytes: The size of these objects.
+        uploads: Unfinished multipart uploads below the model.
+        segments: How many segments are deleted: the model's own, and any others that no model uses.
+        segment_bytes: The size of these segments.
+        shared_segments: How many of its segments remain, because other models use them.
+        withheld: Why no segment may be deleted now, or None. A later upload or removal deletes them.
     """
 
     name: str
@@ -43,32 +42,32 @@ class Removal:
 
 
 def plan_removal(store: Store, name: str) -> Removal:
-    """Looks what there is to remove; removes nothing.
+    """Decides what to delete; deletes nothing.
 
     Raises:
         NotFoundError: There is no such model.
-        UsageError: It is a part of another one.
+        UsageError: It is part of another model.
     """
     full, (name, revision) = name, split_revision(name)
     checked_name(name)
     own_segments: set[str] = set()
-    # A model with a broken manifest is there all the same, but nothing tells its revision.
+    # A model with a broken manifest can be removed, but not if a revision was given: it cannot be compared.
     with suppress(*(() if revision else (ManifestError,))):
         record = open_model(store, full).record
         own_segments = segment_keys(record.files, root=root_of(name, record)) if record else set()
     swept = plan_sweep(store, without=name)
     own = record_key(name)
-    found = list(store.list(f"{name}/"))
-    keys = sorted((info.key for info in found), key=lambda key: (key != own, key))
+    objects = list(store.list(f"{name}/"))
+    keys = sorted((info.key for info in objects), key=lambda key: (key != own, key))
     if own not in keys and (outer := component_record(store, name)):
         raise UsageError(
-            f"{name} is a part of the model {outer.name}, which would be damaged",
-            hint=f"remove all of it: coldstream remove {shlex.quote(outer.name)}",
+            f"{name} is part of the model {outer.name}, which would be damaged",
+            hint=f"remove the whole model: coldstream remove {shlex.quote(outer.name)}",
         )
     return Removal(
         name=name,
         keys=tuple(keys),
-        bytes=sum(info.size for info in found),
+        bytes=sum(info.size for info in objects),
         uploads=tuple(store.uploads(f"{name}/")),
         segments=0 if swept.withheld else len(swept.keys),
         segment_bytes=0 if swept.withheld else swept.bytes,
@@ -78,10 +77,10 @@ def plan_removal(store: Store, name: str) -> Removal:
 
 
 def remove(store: Store, removal: Removal) -> None:
-    """Carries it out. Interrupted and repeated, it goes on; segments that it left go with a later upload or removal."""
+    """Carries out the removal. If it is interrupted, run it again; a later upload or removal deletes left segments."""
     store.delete(removal.keys[:1])
     store.delete(removal.keys[1:])
     for pending in removal.uploads:
         store.abort_upload(pending.key, pending.upload_id)
-    # Looked at anew: much may have happened since the plan was shown.
+    # Planned again: other models may have changed since the plan was shown.
     sweep(store)

@@ -1,16 +1,16 @@
-"""The pool of segments that all models of a store share: what its keys are, and when something leaves it.
+"""The pool of segments that all models of a store share: its keys, and when a segment is deleted.
 
-A segment is an object of immutable content, `.coldstream/segments/<first two digits>/<SHA-256>`; manifests and journals
-refer to it by that key. Nobody counts references. Whoever replaced or removed a model sweeps afterwards: segments that
-no manifest and no journal names are deleted, whatever became of those who stored them.
+A segment is an object of immutable content, `.coldstream/segments/<first two digits>/<SHA-256>`. Manifests and journals
+refer to it by that key; there are no reference counts. An upload or removal that replaced or removed a model sweeps
+afterwards: it deletes the segments that no manifest and no journal refers to, whatever became of their writers.
 
-What keeps an upload that runs meanwhile safe from a sweep is the order of looking. A sweep lists the segments, then
-reads the records, then deletes; and it deletes nothing at all while another model's journal was written within a day.
-An upload opens its journal before it stores or relies on its first segment, and looks for all of them once more before
-it commits. So a segment that the sweep saw, whoever relies on it has opened a journal before or commits after: in
-the first case the sweep stays its hand, in the second the upload finds the segment missing, stores it again or stops.
-What is left is an upload that begins, looks and commits within the seconds between a sweep's reading and its deleting.
-`list` and `verify` show such a model as damaged, and uploading it again mends it. docs/manifest.md says the same.
+The order of reads protects a concurrent upload from a sweep. A sweep lists the segments, then reads the records, then
+deletes; and it deletes nothing while the journal of another model was written within the last day. An upload opens its
+journal before it stores or relies on its first segment, and checks all of them again before it commits. So an upload
+that relies on a segment which the sweep listed has opened its journal before, and then the sweep deletes nothing, or it
+commits after, and then it finds the segment missing and stores it again or stops.
+What remains is an upload that starts, checks and commits within the seconds between the reads and the deletes of a
+sweep. `list` and `verify` report such a model as damaged, and another upload repairs it (docs/manifest.md).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from coldstream.model.names import MANIFEST_NAME
 from coldstream.places.store import ObjectInfo, PendingUpload, Store
 
 ROOT = ".coldstream/segments/"
-# An upload writes its journal when it begins and whenever a file is done. One that was silent for this long is dead.
+# An upload writes its journal when it starts and after each file. One without a write for this long is dead.
 GRACE = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What there is to sweep.
+    """What a sweep deletes.
 
     Attributes:
-        keys: Segments that nobody refers to.
-        bytes: What they hold.
+        keys: Segments that no record refers to.
+        bytes: The size of these segments.
         uploads: Unfinished multipart uploads of segments.
         used: The keys that records refer to.
         withheld: Why nothing may be deleted now, or None.
@@ -50,44 +50,44 @@ class Sweep:
 
 
 def segment_key(sha256: str) -> str:
-    """Where the segment with this content is, as a manifest names it: from the store's root."""
+    """Returns the key of the segment with this content, as in manifests: relative to the store's root, with a "/"."""
     return f"/{ROOT}{sha256[:2]}/{sha256}"
 
 
 def segment_keys(files: Iterable[FileEntry], *, root: str = "") -> set[str]:
-    """The store's keys of all segments of these files; `root` as `root_of` gives it."""
+    """Returns the store's keys of all segments of these files; `root` as from `root_of`."""
     return {
         f"{root}{stored.key[1:]}" for entry in files for stored in entry.objects if stored.key.startswith(f"/{ROOT}")
     }
 
 
 def root_of(name: str, record: Manifest | Journal) -> str:
-    """Where in the store the root lies that a record's keys with a leading "/" are relative to; with a "/" at its end.
+    """Returns the prefix that a record's keys with a leading "/" are relative to: empty, or with a "/" at its end.
 
-    Not at the store's own root when that lies above the one that the model was uploaded to: `s3://bucket` rather than
-    `s3://bucket/team`, whose model `org/model` is `team/org/model` then. The record knows the name that it had.
+    It is not empty if the model was uploaded to a store whose root is below this one: to `s3://bucket/team`, whose
+    model `org/model` is `team/org/model` in `s3://bucket`. The record holds the name that the model had there.
     """
     root = name.removesuffix(record.name)
     return root if root.endswith("/") and root != name else ""
 
 
 def pool_listing(store: Store, *, root: str = "") -> dict[str, ObjectInfo]:
-    """Every segment in the store, by its key with a leading "/"."""
+    """Returns every segment in the store, by its key with a leading "/"."""
     return {f"/{info.key}": info for info in store.list(root + ROOT)}
 
 
 def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
-    """Looks what may go; deletes nothing.
+    """Finds the unused segments; deletes nothing.
 
     Args:
-        store: Where.
-        without: A model that does not count, because it is about to go.
+        without: A model whose references do not count, because it is about to be removed.
     """
     try:
         uploads = tuple(store.uploads(ROOT))
         segments = list(store.list(ROOT))
     except CredentialsError:
-        return Sweep(withheld="these keys reach no segments")  # they are one model's, and may well remove that
+        # Keys for one model cannot see the pool, but may remove their model.
+        return Sweep(withheld="these credentials have no access to the segments")
     if not segments and not uploads:
         return Sweep()
     used: set[str] = set()
@@ -97,16 +97,16 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
         if last != MANIFEST_NAME or not name or name == without:
             continue
         try:
-            found = read_record(store, name)
+            stored_record = read_record(store, name)
         except ManifestError:
-            withheld = f"the manifest of {name} cannot be read, so what it refers to is not known"
+            withheld = f"the manifest of {name} cannot be read, so its segments are unknown"
             continue
-        if found is None:
+        if stored_record is None:
             continue
-        record = found[0]
+        record = stored_record[0]
         used |= segment_keys(record.files, root=root_of(name, record))
         if isinstance(record, Journal) and record.created > datetime.now(timezone.utc) - GRACE:
-            withheld = f"an upload of {name} is running or was broken off within a day"
+            withheld = f"an upload of {name} is running or was interrupted within the last day"
     unused = [info for info in segments if info.key not in used]
     return Sweep(
         keys=tuple(info.key for info in unused),
@@ -118,10 +118,10 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
 
 
 def sweep(store: Store) -> Sweep:
-    """Deletes what nobody refers to, unless something says that it is not the time; the next sweep sees it again."""
-    found = plan_sweep(store)
-    if found.withheld is None:
-        store.delete(found.keys)
-        for pending in found.uploads:
+    """Deletes the unused segments, unless a reason withholds that; then the next sweep finds them again."""
+    plan = plan_sweep(store)
+    if plan.withheld is None:
+        store.delete(plan.keys)
+        for pending in plan.uploads:
             store.abort_upload(pending.key, pending.upload_id)
-    return found
+    return plan

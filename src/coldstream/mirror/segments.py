@@ -1,15 +1,14 @@
-"""A file on its way into the pool of segments: made from the bytes that pass by, or by the store from a copy it has.
+"""Stores a file's segments in the pool that all models share.
 
-A segment's key is its SHA-256, so its bytes have to be known before it is sent: `SegmentUpload` keeps the parts of a
-segment in memory until the last of them is hashed, then looks whether the store has it, and sends only what it has not.
-`SegmentCopy` needs no bytes: the file has just been stored in one piece, hashed on the way, and the store cuts it up by
-itself. All segments are multipart uploads of one part size, whoever makes them and however: on S3 and R2 two writers of
-one segment then give it the same ETag, and neither disturbs a reader of the other's.
+A segment's key is its SHA-256, so its bytes must be hashed before it is sent. `SegmentUpload` holds the parts of a
+segment in memory until the last one is hashed, looks whether the store has the segment, and sends it only if not.
+`SegmentCopy` needs no bytes: the file has just been stored in one piece and hashed, and the store copies ranges of it.
+All segments are multipart uploads with the same part size, so that on S3 and R2 two writers of one segment produce the
+same ETag, and neither disturbs a reader of the other's.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest, cut, read_header
+from coldstream.mirror.multipart import UploadCounts, fetch_from_source
 from coldstream.mirror.pump import Countdown
 from coldstream.mirror.segment_pool import segment_key
 from coldstream.model.chunks import PART_BYTES, parts
@@ -29,65 +29,34 @@ from coldstream.units import plural
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """The object that holds a whole file: its key in the store, and the ETag of the version that was verified."""
+class PlainCopy:
+    """The object that holds a whole file: its key in the store, and the ETag of the verified version."""
 
     key: str
     etag: str
 
 
-@dataclass(slots=True)
-class SegmentCounts:
-    """What became of the segments of an upload. Thread-safe.
+class SegmentWriter:
+    """Finds and stores segments for one upload. Thread-safe.
 
     Attributes:
-        sent: How many were sent from here.
-        copied: How many the store made from a copy that it had.
-        kept: How many were there.
-        kept_bytes: What those hold.
-        sent_bytes: What was sent of segments.
-        parts: In how many parts.
+        copies: Whether the store copies ranges: True until the first attempt fails.
     """
 
-    sent: int = 0
-    copied: int = 0
-    kept: int = 0
-    kept_bytes: int = 0
-    sent_bytes: int = 0
-    parts: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def add(self, **counts: int) -> None:
-        """Adds to several of them at once."""
-        with self._lock:
-            for name, count in counts.items():
-                setattr(self, name, getattr(self, name) + count)
-
-
-class Pool:
-    """The store's segments as one upload sees them. Thread-safe.
-
-    Attributes:
-        store: Where they are.
-        counts: What became of those that were asked for.
-        copies: Whether the store copies ranges; found out at the first attempt.
-    """
-
-    def __init__(self, store: Store, known: Mapping[str, str]) -> None:
-        """Prepares.
+    def __init__(self, store: Store, known: Mapping[str, str], counts: UploadCounts) -> None:
+        """Prepares; sends nothing.
 
         Args:
-            store: Where.
-            known: Key, as in a manifest, to the ETag that an earlier upload of this model saw. What has another one
-                now is not that object any more, and is replaced.
+            known: The ETags that an earlier upload of this model saw, by manifest key. A segment with another ETag has
+                been replaced since, and is stored again.
         """
         self.store = store
-        self.counts = SegmentCounts()
+        self.counts = counts
         self.copies = True
         self._known = known
 
     def find(self, sha256: str, size: int) -> StoredObject | None:
-        """The segment, if the store has it."""
+        """Returns the segment if the store has it."""
         key = segment_key(sha256)
         try:
             info = self.store.head(key[1:])
@@ -98,79 +67,73 @@ class Pool:
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
     def begin(self, sha256: str) -> str:
-        """Begins a segment; the upload's id."""
+        """Starts a segment's multipart upload and returns its id."""
         return self.store.create_upload(segment_key(sha256)[1:])
 
     def complete(self, sha256: str, size: int, upload_id: str, stored: Sequence[UploadPart]) -> StoredObject | None:
-        """Makes a segment of its parts; None when the upload is gone and the segment is not there."""
+        """Makes the parts a segment; None when the multipart upload is gone and the segment does not exist."""
         key = segment_key(sha256)
         try:
             self.store.complete_upload(key[1:], upload_id, stored)
         except UploadNotFoundError:
-            # It may have worked although the answer was lost, or somebody else stored the same.
+            # The request may have succeeded before its reply was lost, or another upload stored the same segment.
             return self.find(sha256, size)
         info = self.store.head(key[1:])
         if info.size != size:
-            raise IntegrityError(f"{self.store.uri}{key} has {info.size} bytes, {size} were stored")
+            raise IntegrityError(f"{self.store.uri}{key} has {info.size} bytes, but {size} were sent")
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
-    def copy(self, sha256: str, start: int, stop: int, whole: Whole) -> StoredObject | None:
-        """Has the store make a segment from `[start, stop)` of an object; None when it cannot, or the upload is gone.
+    def copy(self, sha256: str, start: int, stop: int, plain: PlainCopy) -> StoredObject | None:
+        """Lets the store copy `[start, stop)` of an object; None when it cannot, or the multipart upload is gone.
 
         Raises:
             ConflictError: The object is not the one that was hashed.
         """
         key, upload_id = segment_key(sha256)[1:], self.begin(sha256)
-        made = []
+        copied_parts = []
         try:
             for number, (first, last) in enumerate(parts(stop - start, PART_BYTES), start=1):
                 etag = self.store.copy_part(
-                    key, upload_id, number, whole.key, start + first, start + last, if_match=whole.etag
+                    key, upload_id, number, plain.key, start + first, start + last, if_match=plain.etag
                 )
                 if etag is None:
                     self.copies = False
                     self.store.abort_upload(key, upload_id)
                     return None
-                made.append(UploadPart(number, last - first, etag))
-            # Whatever stands under the hash is believed by every later upload, and a server may ignore the condition.
-            if self.store.head(whole.key).etag != whole.etag:
-                raise ConflictError(f"{self.store.uri}/{whole.key} was changed while the upload ran")
+                copied_parts.append(UploadPart(number, last - first, etag))
+            # Every later upload trusts an object with this key, and a server may ignore the condition.
+            if self.store.head(plain.key).etag != plain.etag:
+                raise ConflictError(f"{self.store.uri}/{plain.key} was changed while the upload ran")
         except UploadNotFoundError:
             return None
         except ColdstreamError:
             with self.store.retry.shielded():
                 self.store.abort_upload(key, upload_id)
             raise
-        found = self.complete(sha256, stop - start, upload_id, made)
-        self.counts.add(copied=found is not None)
-        return found
+        segment = self.complete(sha256, stop - start, upload_id, copied_parts)
+        self.counts.add(copied_segments=segment is not None)
+        return segment
 
 
 @dataclass(slots=True)
 class _Segment:
-    """One segment on its way.
+    """`[start, stop)` of a file, while it is uploaded as a segment.
 
     Attributes:
-        start: Its first byte in the file.
-        stop: One past its last.
-        ready: Counts down to where its hash and all its pieces are there.
-        left: Counts down to where all its pieces are sent.
-        pieces: Part number to its bytes and what to call when they may go.
-        sha256: Once it is known.
-        stored: Once it is in the store.
-        upload_id: While it is being sent.
-        made: Its stored parts, by number.
+        ready: Reaches zero when the hash is known and all parts are in memory.
+        left: Reaches zero when all parts are sent.
+        parts: The bytes of each part by its number, and the function to call when they are no longer needed.
     """
 
     start: int
     stop: int
     ready: Countdown = field(init=False)
     left: Countdown = field(init=False)
-    pieces: dict[int, tuple[memoryview, Callable[[], None]]] = field(default_factory=dict)
+    parts: dict[int, tuple[memoryview, Callable[[], None]]] = field(default_factory=dict)
     sha256: str = ""
     stored: StoredObject | None = None
     upload_id: str = ""
-    made: dict[int, UploadPart] = field(default_factory=dict)
+    stored_parts: dict[int, UploadPart] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -178,48 +141,42 @@ class _Segment:
 
 
 class SegmentUpload:
-    """A file that is read, hashed and sent by segments. Implements `FileWork`.
+    """Reads and hashes a file, and sends the segments that the store lacks. Implements `FileWork`.
 
     Attributes:
-        file: The file.
-        entry: What is stored, once all of it is. None after the end when the unfinished upload of a segment vanished:
-            then the file starts over, and what is stored of it is found.
-        parts: Those of its segments, one segment after the other.
+        entry: The file's manifest entry once all segments are stored. Still None at the end if the unfinished multipart
+            upload of a segment vanished: then the file starts over, and the stored segments are kept.
+        parts: The parts of all segments, in order.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        writer: SegmentWriter,
         source: Source,
         file: SourceFile,
         *,
         object_bytes_max: int,
-        whole: Whole | None,
+        plain: PlainCopy | None,
         submit: Callable[[Callable[[], None]], None],
-        note: Callable[[FileEntry], None],
+        on_entry: Callable[[FileEntry], None],
         progress: Progress,
     ) -> None:
-        """Prepares.
+        """Prepares the upload; sends nothing.
 
         Args:
-            pool: Where segments go.
-            source: What the file is read from.
-            file: The file: safetensors.
-            object_bytes_max: The most that a segment may have.
-            whole: The same bytes in the store already, in one piece, or None.
+            plain: The object in the store that holds the same file in one piece, or None.
             submit: Runs a job on one of the pump's threads.
-            note: Called with what is stored.
-            progress: Who is told.
+            on_entry: Called with the file's manifest entry once all segments are stored.
         """
         self.file = file
         self.entry: FileEntry | None = None
         self.parts: tuple[tuple[int, int], ...] = ()
-        self._pool, self._source, self._whole, self._progress = pool, source, whole, progress
+        self._writer, self._source, self._plain, self._progress = writer, source, plain, progress
         self._object_bytes_max = object_bytes_max
-        self._submit, self._note = submit, note
+        self._submit, self._on_entry = submit, on_entry
         self._digest: OrderedDigest | None = None
         self._segments: dict[int, _Segment] = {}  # by stop
-        self._places: list[tuple[_Segment, int]] = []  # of each part: its segment, its number there
+        self._places: list[tuple[_Segment, int]] = []  # each part's segment and its number in it
         self._lost = False
 
     @property
@@ -228,15 +185,16 @@ class SegmentUpload:
         return self._digest
 
     def prepare(self) -> None:
-        # Where segments end must be known before the first part is taken, so the header is read twice.
-        _, stops = cut(read_header(self._source, self.file), self._object_bytes_max)
+        # The segments' stops must be known before the first part is read, so the header is read twice.
+        header = read_header(partial(self._source.read_into, self.file, 0), path=self.file.path, size=self.file.size)
+        _, stops = cut(header, self._object_bytes_max)
         for start, stop in pairwise((0, *stops)):
             segment = self._segments[stop] = _Segment(start, stop)
-            pieces = tuple(parts(segment.size, PART_BYTES))
-            segment.ready = Countdown(len(pieces) + 1, partial(self._submit, partial(self._settle, segment)))
-            segment.left = Countdown(len(pieces), partial(self._complete, segment))
-            self.parts += tuple((start + first, start + last) for first, last in pieces)
-            self._places += [(segment, number) for number in range(1, len(pieces) + 1)]
+            ranges = tuple(parts(segment.size, PART_BYTES))
+            segment.ready = Countdown(len(ranges) + 1, partial(self._submit, partial(self._store_segment, segment)))
+            segment.left = Countdown(len(ranges), partial(self._complete, segment))
+            self.parts += tuple((start + first, start + last) for first, last in ranges)
+            self._places += [(segment, number) for number in range(1, len(ranges) + 1)]
         stream = StreamDigest(
             self.file.path,
             self.file.size,
@@ -248,32 +206,30 @@ class SegmentUpload:
         self._progress.begin(self.file.path, self.file.size)
 
     def fetch(self, start: int, view: memoryview) -> None:
-        self._source.read_into(
-            self.file, start, view, on_read=lambda count: self._progress.fetched(self.file.path, count)
-        )
+        fetch_from_source(self._source, self.file, start, view, self._progress)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         segment, number = self._places[index]
-        segment.pieces[number] = (view, stored)
+        segment.parts[number] = (view, stored)
         segment.ready.down()
 
     def finish(self) -> None:
         digests = self.digest.finish()
         digests.check(self.file, label=self._source.label)
-        found = tuple(segment.stored for segment in self._segments.values() if segment.stored)
-        if self._lost or len(found) < len(self._segments):
-            self._progress.end(self.file.path, "starts over: the unfinished upload of a segment is gone")
+        objects = tuple(segment.stored for segment in self._segments.values() if segment.stored)
+        if self._lost or len(objects) < len(self._segments):
+            self._progress.end(self.file.path, "starting over: the unfinished upload of a segment is gone")
             return
-        self.entry = digests.entry(self.file, found, object_bytes_max=self._object_bytes_max)
-        self._note(self.entry)
-        self._progress.end(self.file.path, plural(len(found), "segment"))
+        self.entry = digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
+        self._on_entry(self.entry)
+        self._progress.end(self.file.path, plural(len(objects), "segment"))
 
     def abort_if_bad(self) -> None:
-        """Drops the unfinished segments: no later run goes on from them."""
+        """Aborts the unfinished segments: no later run can resume them."""
         for segment in self._segments.values():
             if segment.upload_id and not segment.stored:
                 with suppress(ColdstreamError):
-                    self._pool.store.abort_upload(segment_key(segment.sha256)[1:], segment.upload_id)
+                    self._writer.store.abort_upload(segment_key(segment.sha256)[1:], segment.upload_id)
 
     def _on_segment(self, stop: int, sha256: str) -> None:
         segment = self._segments.get(stop)
@@ -282,87 +238,76 @@ class SegmentUpload:
         segment.sha256 = sha256
         segment.ready.down()
 
-    def _settle(self, segment: _Segment) -> None:
-        """All bytes of a segment are here and hashed: whatever is missing is done."""
-        segment.stored = self._pool.find(segment.sha256, segment.size)
+    def _store_segment(self, segment: _Segment) -> None:
+        """Stores a segment whose bytes are all in memory and hashed, unless the store has it or can copy it."""
+        segment.stored = _found_or_copied(self._writer, segment.sha256, segment.start, segment.stop, self._plain)
         if segment.stored:
-            self._pool.counts.add(kept=1, kept_bytes=segment.size)
-        elif self._whole and self._pool.copies:
-            segment.stored = self._pool.copy(segment.sha256, segment.start, segment.stop, self._whole)
-        if segment.stored:
-            for view, done in segment.pieces.values():
+            for view, done in segment.parts.values():
                 self._progress.stored(self.file.path, len(view))
                 done()
             return
-        segment.upload_id = self._pool.begin(segment.sha256)
-        for number in tuple(segment.pieces):
+        segment.upload_id = self._writer.begin(segment.sha256)
+        for number in tuple(segment.parts):
             self._submit(partial(self._send, segment, number))
 
     def _send(self, segment: _Segment, number: int) -> None:
-        view, done = segment.pieces[number]
+        view, done = segment.parts[number]
         try:
-            etag = self._pool.store.put_part(
+            etag = self._writer.store.put_part(
                 segment_key(segment.sha256)[1:], segment.upload_id, number, view, on_sent=self._on_sent
             )
-            segment.made[number] = UploadPart(number, len(view), etag)
-            self._pool.counts.add(sent_bytes=len(view), parts=1)
+            segment.stored_parts[number] = UploadPart(number, len(view), etag)
+            self._writer.counts.add(sent_bytes=len(view), parts=1)
         except UploadNotFoundError:
             self._lost = True
         segment.left.down()
         done()
 
     def _complete(self, segment: _Segment) -> None:
-        if len(segment.made) < len(segment.pieces):
+        if len(segment.stored_parts) < len(segment.parts):
             return
-        made = [segment.made[number] for number in sorted(segment.made)]
-        segment.stored = self._pool.complete(segment.sha256, segment.size, segment.upload_id, made)
-        self._pool.counts.add(sent=1)
+        ordered = [segment.stored_parts[number] for number in sorted(segment.stored_parts)]
+        segment.stored = self._writer.complete(segment.sha256, segment.size, segment.upload_id, ordered)
+        self._writer.counts.add(sent_segments=1)
 
     def _on_sent(self, count: int) -> None:
         self._progress.stored(self.file.path, count)
 
 
 class SegmentCopy:
-    """A file whose segments the store makes from the object that holds it in one piece. Implements `FileWork`.
+    """Lets the store copy a file's segments from the object that holds it in one piece. Implements `FileWork`.
 
-    Its parts are empty, one for each segment: nothing is read here.
+    Nothing is read here: its parts are empty, one for each segment.
 
     Attributes:
-        file: The file.
-        entry: What is stored, once all of it is; None after the end when the store cannot copy, or when the unfinished
-            upload of a segment vanished.
-        parts: See above.
+        entry: The file's manifest entry once all segments are stored. Still None at the end when the store cannot copy,
+            or when the unfinished multipart upload of a segment vanished.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        writer: SegmentWriter,
         file: SourceFile,
         *,
         object_bytes_max: int,
-        whole: Whole,
+        plain: PlainCopy,
         digests: Digests,
-        note: Callable[[FileEntry], None],
+        on_entry: Callable[[FileEntry], None],
         progress: Progress,
     ) -> None:
-        """Prepares.
+        """Prepares the copy; sends nothing.
 
         Args:
-            pool: Where segments go.
-            file: The file.
-            object_bytes_max: What it was cut by.
-            whole: The object to copy from.
-            digests: Its hashes, those of its segments among them.
-            note: Called with what is stored.
-            progress: Who is told.
+            plain: The object to copy from.
+            digests: The file's hashes, with those of its segments.
+            on_entry: Called with the file's manifest entry once all segments are stored.
         """
         self.file = file
         self.entry: FileEntry | None = None
-        stops = [stop for stop, _ in digests.segments]
-        self._ranges = list(pairwise((0, *stops)))
+        self._ranges = list(pairwise((0, *(stop for stop, _ in digests.segments))))
         self.parts = tuple((start, start) for start, _ in self._ranges)
-        self._pool, self._whole, self._digests, self._progress = pool, whole, digests, progress
-        self._object_bytes_max, self._note = object_bytes_max, note
+        self._writer, self._plain, self._digests, self._progress = writer, plain, digests, progress
+        self._object_bytes_max, self._on_entry = object_bytes_max, on_entry
         self._stored: dict[int, StoredObject] = {}
 
     @property
@@ -370,7 +315,7 @@ class SegmentCopy:
         return self
 
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
-        """There is nothing to hash."""
+        """Does nothing: the file is hashed already."""
         hashed()
 
     def prepare(self) -> None:
@@ -380,22 +325,27 @@ class SegmentCopy:
         pass
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
-        (first, last), sha256 = self._ranges[index], self._digests.segments[index][1]
-        found = self._pool.find(sha256, last - first)
-        if found:
-            self._pool.counts.add(kept=1, kept_bytes=found.size)
-        elif self._pool.copies:
-            found = self._pool.copy(sha256, first, last, self._whole)
-        if found:
-            self._stored[index] = found
+        sha256 = self._digests.segments[index][1]
+        if segment := _found_or_copied(self._writer, sha256, *self._ranges[index], self._plain):
+            self._stored[index] = segment
         stored()
 
     def finish(self) -> None:
         if len(self._stored) == len(self._ranges):
             objects = tuple(self._stored[index] for index in range(len(self._ranges)))
             self.entry = self._digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
-            self._note(self.entry)
+            self._on_entry(self.entry)
         self._progress.end(self.file.path, plural(len(self._stored), "segment"))
 
     def abort_if_bad(self) -> None:
-        """Nothing of it is unfinished when a copy has failed."""
+        """Does nothing: a failed copy leaves nothing unfinished."""
+
+
+def _found_or_copied(
+    writer: SegmentWriter, sha256: str, start: int, stop: int, plain: PlainCopy | None
+) -> StoredObject | None:
+    """Returns the segment if the store has it or can copy it; otherwise it has to be sent."""
+    if segment := writer.find(sha256, stop - start):
+        writer.counts.add(kept_segments=1)
+        return segment
+    return writer.copy(sha256, start, stop, plain) if plain and writer.copies else None

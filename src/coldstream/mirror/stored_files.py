@@ -1,4 +1,4 @@
-"""A model's files as they lie in the store: which there are, and how a range of one is read."""
+"""Reads a model's files back from the store."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from dataclasses import dataclass
 import msgspec
 
 from coldstream.errors import CredentialsError
+from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.manifest_records import read_record
 from coldstream.mirror.segment_pool import ROOT, pool_listing, root_of, segment_keys
+from coldstream.model.chunks import PART_BYTES, parts
 from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision, entries_below
 from coldstream.model.names import MANIFEST_NAME, checked_name, checked_path, split_revision
 from coldstream.places.model_listing import missing_model
 from coldstream.places.store import ObjectInfo, Store
+from coldstream.progress import Progress
 from coldstream.units import MIB
 
-# What a fault of a file's second copy begins with.
+# Prefix of the problems of a segmented file's second copy.
 COPY = "in one piece "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One file to read back.
+    """One file of a stored model.
 
     Attributes:
         path: Relative to the model.
-        size: In bytes.
-        objects: Where it lies, in order.
-        plain: The object that holds it once more in one piece, or None.
-        entry: What the manifest says of it; None for a model without one.
+        objects: The objects that hold its bytes, in order.
+        plain: The object that holds a segmented file in one piece too, or None.
+        entry: Its manifest entry; None for a model without a manifest.
     """
 
     path: str
@@ -42,13 +44,12 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
-    """What the store holds under a name.
+    """What the store holds under a model's name.
 
     Attributes:
-        name: The model's.
-        record: Its manifest, its journal, or None when other tools put it there.
-        listing: Key, relative to the model, to what the store says of the object; the manifest itself left out.
-        pool: Key, with a leading "/", to what the store says of a segment; those of other models too.
+        record: Its manifest or journal; None if another tool stored it.
+        listing: The model's objects by their keys relative to the model, without the manifest.
+        pool: Segments by their keys with a leading "/", those of other models too.
     """
 
     name: str
@@ -58,12 +59,12 @@ class StoredModel:
 
     @property
     def layout(self) -> str:
-        """How its weights are stored: see `layout_of`."""
+        """See `layout_of`."""
         return layout_of(self.record)
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """The model's files: by its manifest, or by the listing when it has none."""
+        """The model's files, from its manifest, or from the listing if it has none."""
         if isinstance(self.record, Manifest):
             root = root_of(self.name, self.record)
             return tuple(
@@ -88,42 +89,42 @@ class StoredModel:
 
 
 def open_model(store: Store, name: str) -> StoredModel:
-    """What is stored under `name`, which may be given with a revision.
+    """Reads what is stored under `name`, which may include a revision.
 
     Raises:
-        NotFoundError: Nothing that looks like a model, or another revision.
+        NotFoundError: There is no model of this name, or it has another revision.
         ManifestError: Its manifest cannot be trusted.
     """
     name, revision = split_revision(name)
     checked_name(name)
-    found = read_record(store, name)
+    stored_record = read_record(store, name)
     listing = {
         info.key.removeprefix(f"{name}/"): info
         for info in store.list(f"{name}/")
-        # Consoles make "folders" as empty objects whose keys end in "/".
+        # Web consoles create "folders": empty objects whose keys end in "/".
         if not info.key.endswith("/")
     }
     listing.pop(MANIFEST_NAME, None)
-    component = component_record(store, name) if found is None and listing else None
-    if found is None and component is None and not looks_like_model(listing):
+    component = component_record(store, name) if stored_record is None and listing else None
+    if stored_record is None and component is None and not looks_like_model(listing):
         raise missing_model(store, name, listing)
-    record = found[0] if found else component
+    record = stored_record[0] if stored_record else component
     check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
     return StoredModel(name=name, record=record, listing=listing, pool=pool)
 
 
 def component_record(store: Store, name: str) -> Manifest | None:
-    """The manifest of the complete model that a folder without one is a part of, with the files of this folder only.
+    """Returns the manifest of the complete model around this folder, with the files of this folder only.
 
-    None where there is none, or where it may not be read.
+    None if there is none, or if it may not be read.
     """
     segments = name.split("/")
     for depth in range(len(segments) - 1, 0, -1):
         outer = "/".join(segments[:depth])
         with suppress(CredentialsError):
-            if found := read_record(store, outer):
-                record, folder = found[0], name.removeprefix(f"{outer}/")
+            if stored_record := read_record(store, outer):
+                record, folder = stored_record[0], name.removeprefix(f"{outer}/")
                 files = entries_below(record.files, folder, model=record.name)
                 return msgspec.structs.replace(record, files=files) if isinstance(record, Manifest) and files else None
     return None
@@ -145,23 +146,23 @@ def layout_of(record: Manifest | Journal | None) -> str:
 
 
 def looks_like_model(paths: Mapping[str, object] | Sequence[str]) -> bool:
-    """Whether these files, relative to a folder, make it a model's: weights or a configuration at its top."""
+    """Whether files with these paths, relative to a folder, are a model: weights or a configuration at its top."""
     return any("/" not in path and (path.endswith(".safetensors") or path == "config.json") for path in paths)
 
 
 def object_key(name: str, stored: StoredObject) -> str:
-    """The store's key of one of a model's objects."""
+    """Returns the store's key of one of a model's objects."""
     return stored.key[1:] if stored.key.startswith("/") else f"{name}/{stored.key}"
 
 
 def _from_root(stored: StoredObject, root: str) -> StoredObject:
-    """The object, with a key that is relative to this store's root if it was to another one's."""
+    """Returns the object with its key relative to this store's root, if it was relative to another one's."""
     return msgspec.structs.replace(stored, key=f"/{root}{stored.key[1:]}") if stored.key.startswith("/") else stored
 
 
 def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
-    """The objects that the manifest names and the store does not hold as it says: (path, what is wrong)."""
-    faults = []
+    """Compares the store with the manifest: (path, problem) of each object that is missing or different."""
+    problems = []
     for file in model.files:
         beside = (file.plain,) if file.plain else ()
         for number, stored in enumerate((*file.objects, *beside), start=1):
@@ -171,12 +172,12 @@ def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
             if info is None and stored.key.startswith("/") and f"/{ROOT}" not in stored.key:
                 info = next((i for i in store.list(stored.key[1:]) if i.key == stored.key[1:]), None)
             if info is None:
-                faults.append((file.path, f"{which}is missing"))
+                problems.append((file.path, f"{which}is missing"))
             elif info.size != stored.size:
-                faults.append((file.path, f"{which}has {info.size} bytes, the manifest says {stored.size}"))
+                problems.append((file.path, f"{which}has {info.size} bytes, but the manifest says {stored.size}"))
             elif info.etag and stored.etag not in {"-", info.etag}:
-                faults.append((file.path, f"{which}was replaced: ETag {info.etag}, the manifest says {stored.etag}"))
-    return faults
+                problems.append((file.path, f"{which}was replaced: ETag {info.etag}, manifest {stored.etag}"))
+    return problems
 
 
 def read_range(
@@ -187,8 +188,8 @@ def read_range(
     view: memoryview,
     on_read: Callable[[int], None],
 ) -> None:
-    """Fills `view` with `[start, start + len(view))` of the file that `objects` hold, each pinned by its ETag."""
-    first = 0  # the file's position at which the present object starts
+    """Fills `view` with `[start, start + len(view))` of the file in these objects, each pinned by its ETag."""
+    first = 0  # where in the file the current object starts
     for stored in objects:
         begin, end = max(start, first), min(start + len(view), first + stored.size)
         if begin < end:
@@ -200,3 +201,46 @@ def read_range(
                 on_read=on_read,
             )
         first += stored.size
+
+
+class StoredFileRead:
+    """Reads and hashes one file of a stored model: what the `FileWork`s of download and verify share."""
+
+    def __init__(
+        self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "", git: bool = False
+    ) -> None:
+        """Prepares the read.
+
+        Args:
+            name: The model's name.
+            label: The file's name for the progress; by default its path.
+            git: Whether to compute the git blob id too.
+        """
+        self.file = file
+        self.parts = tuple(parts(file.size, PART_BYTES))
+        stops = file.entry.chunks.stops if file.entry else None
+        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops, git=git))
+        self._store, self._name, self._progress = store, name, progress
+        self._label = label or file.path
+
+    def fetch(self, start: int, view: memoryview) -> None:
+        read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
+
+    def _on_read(self, count: int) -> None:
+        self._progress.fetched(self._label, count)
+
+
+def content_problems(file: StoredFile, digests: Digests) -> list[str]:
+    """Compares a file's hashes with its manifest entry; empty if they are equal or it has none."""
+    entry = file.entry
+    if entry is None:
+        return []
+    problems = [
+        f"bytes {start}-{stop - 1} are not those that were uploaded "
+        f"(XXH3 {actual[:8]}…, but the manifest says {promised[:8]}…)"
+        for (start, stop, promised), (_, _, actual) in zip(entry.chunks.ranges(), digests.chunks.ranges(), strict=True)
+        if promised != actual
+    ]
+    if not problems and entry.sha256 != digests.sha256:
+        problems = [f"SHA-256 is {digests.sha256[:12]}…, but the manifest says {entry.sha256[:12]}…"]
+    return problems

@@ -1,20 +1,23 @@
-"""Upload: a model from its source into the store, through memory alone, verified, resumable.
+"""Uploads a model from its source into the store: through memory only, verified, resumable.
 
-`planning` looks and decides, and writes nothing; `upload` does it. Killed at any point and run again it goes on:
+`plan_upload` decides and writes nothing; `upload` carries out the plan. An upload that was killed at any point can be
+run again:
 
-- The journal (see `records`) says which files are stored, with their hashes; those are kept.
-- Of a file that was under way, parts already stored are kept if they hold the source's bytes: the bytes are read from
-  the source again, which the whole-file hash needs anyway, and only what is missing or different is sent.
+- The journal records each file and its hashes after its object is complete. A file whose object has the recorded ETag
+  is kept without reading a byte of it.
+- A large file is a multipart upload, which the store keeps. Its stored parts are only counted if their ETags show that
+  they hold the source's bytes: the bytes are read from the source again, which the hash of the whole file needs anyway,
+  and only missing or different parts are sent.
 - A file becomes an object only after its hash equals what the source promised; the manifest comes last.
 
-Weights may be stored in segments (see `segments` and `pool`), with or without the file in one piece beside them. First
-whatever is in one piece is sent, then the segments: made by the store from the piece that it has, or else sent.
+Weights may be stored in segments (see `segments` and `segment_pool`), with or without the file in one piece beside
+them. Files in one piece are sent first; then the store copies the segments out of them, or they are sent.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -24,20 +27,20 @@ import msgspec
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
 from coldstream.mirror.digest import Digests
 from coldstream.mirror.manifest_records import JournalWriter
-from coldstream.mirror.multipart import FileUpload, Tally
+from coldstream.mirror.multipart import FileUpload, UploadCounts
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, FileWork, Pump
 from coldstream.mirror.segment_pool import ROOT, pool_listing, segment_keys, sweep
-from coldstream.mirror.segments import Pool, SegmentCopy, SegmentUpload, Whole
+from coldstream.mirror.segments import PlainCopy, SegmentCopy, SegmentUpload, SegmentWriter
 from coldstream.mirror.upload_plan import UploadPlan, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry
 from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import Store
+from coldstream.places.store import PendingUpload, Store
 from coldstream.progress import Progress
 from coldstream.units import format_bytes, plural
 
-# A file whose unfinished multipart upload vanishes, or cannot be used after all, is sent anew, and once more.
-_ROUNDS_MAX = 3
+# How often a file is started whose unfinished multipart upload vanishes, or turns out to be unusable.
+_ATTEMPTS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +48,18 @@ class UploadReport:
     """What an upload did.
 
     Attributes:
-        name: The model's name in the store.
-        digest: The manifest's digest, which names this version; None when it was up to date.
-        files: Files of the model.
-        bytes: Bytes of the model.
-        sent_files: Files that were sent, wholly or in part.
-        sent_bytes: Bytes that were sent.
-        kept_bytes: Bytes of the model that were not sent because the store has them: parts of files included.
+        digest: The manifest's digest, which identifies this version; None if the model was up to date.
+        files: How many files the model has.
+        bytes: The model's size.
+        sent_files: How many files were sent, completely or in part.
+        kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
         parts: Parts and single objects sent.
-        sent_segments: Segments that were sent.
-        copied_segments: Segments that the store made from the file in one piece.
-        kept_segments: Segments that the store had, of this model or another, among files that changed.
-        swept_segments: Segments that nobody refers to any more and that were deleted.
+        copied_segments: Segments that the store copied from the file in one piece.
+        kept_segments: Segments that the store already had, from this model or another, among files that changed.
+        swept_segments: Segments that were deleted because no model refers to them any more.
         seconds: From the first request to the manifest.
         retries: Requests that were repeated.
-        conditional: Whether the store honours conditional writes; None when nothing was written, so that is not known.
+        conditional: Whether the store honours conditional writes; None if nothing was written.
     """
 
     name: str
@@ -88,54 +88,51 @@ def upload(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> UploadReport:
-    """Carries the plan out. `store.retry.cancel` must be the source's too.
+    """Carries out the plan. The store's and the source's `Retry` must share one `cancel` event.
 
     Raises:
         UsageError: A segment does not fit into `memory_bytes`.
-        IntegrityError: A file is not what the source promised; its upload is aborted, the model is not ready.
-        ConflictError: Another upload of the same model took over, or objects were changed meanwhile.
-        And what the source and the store raise. What was stored stays, for the next run to go on from.
+        IntegrityError: A file is not what the source promised; its upload is aborted, and the model is not ready.
+        ConflictError: Another upload of the model took over, or objects were changed during the upload.
+        And the errors of the source and the store. What was stored is kept for the next run.
     """
     began = time.monotonic()
     progress = progress or Progress()
     if plan.to_cut and plan.object_bytes_max is not None and plan.object_bytes_max > memory_bytes:
         raise UsageError(
-            f"a segment of {format_bytes(plan.object_bytes_max)} does not fit into {format_bytes(memory_bytes)} of "
-            "memory: its key is its hash, so it is held until that is known",
-            hint="raise --memory (twice a segment lets one be read while another is sent), or lower --object-bytes-max",
+            f"a segment of {format_bytes(plan.object_bytes_max)} does not fit into the memory limit of "
+            f"{format_bytes(memory_bytes)}: its key is its hash, so it is held in memory until it is hashed",
+            hint="raise --memory (ideally to twice the segment size), or lower --object-bytes-max",
         )
-    tally = Tally()
-    pool = Pool(store, {s.key: s.etag for entry in plan.entries for s in entry.objects if s.key.startswith(f"/{ROOT}")})
-    swept = 0
+    counts = UploadCounts()
     journal = JournalWriter(
         store,
         name=plan.name,
         source=plan.source,
         planned=(len(plan.files), plan.size, plan.shards),
-        entries=[plan.kept.get(entry.path, entry) for entry in plan.entries],
+        entries=[plan.complete.get(entry.path, entry) for entry in plan.entries],
         etag=plan.etag,
     )
-    digest = None
+    digest, swept = None, 0
     if plan.up_to_date:
-        for orphan in plan.pending:
-            store.abort_upload(orphan.key, orphan.upload_id)
+        _abort_all(store, plan.pending)
     else:
-        transfer = _Transfer(store, source, plan, journal, tally, pool, progress, connections, memory_bytes)
+        transfer = _Transfer(store, source, plan, journal, counts, progress, connections, memory_bytes)
         digest = transfer.run()
-        swept = transfer.swept
-    sent_bytes = tally.sent_bytes + pool.counts.sent_bytes
+        if segment_keys(plan.entries) or segment_keys(transfer.entries.values()):
+            swept = _sweep(store, progress)
     return UploadReport(
         name=plan.name,
         digest=digest,
         files=len(plan.files),
         bytes=plan.size,
         sent_files=len(plan.to_send),
-        sent_bytes=sent_bytes,
-        kept_bytes=max(0, plan.size - sent_bytes),
-        parts=tally.parts + pool.counts.parts,
-        sent_segments=pool.counts.sent,
-        copied_segments=pool.counts.copied,
-        kept_segments=pool.counts.kept,
+        sent_bytes=counts.sent_bytes,
+        kept_bytes=max(0, plan.size - counts.sent_bytes),
+        parts=counts.parts,
+        sent_segments=counts.sent_segments,
+        copied_segments=counts.copied_segments,
+        kept_segments=counts.kept_segments,
         swept_segments=swept,
         seconds=time.monotonic() - began,
         retries=store.retry.count,
@@ -144,10 +141,10 @@ def upload(
 
 
 class _Transfer:
-    """One upload under way.
+    """A running upload.
 
     Attributes:
-        swept: How many segments went because nobody refers to them any more; known at the end.
+        entries: The manifest entries of all files; complete after `run`.
     """
 
     def __init__(
@@ -156,172 +153,152 @@ class _Transfer:
         source: Source,
         plan: UploadPlan,
         journal: JournalWriter,
-        tally: Tally,
-        pool: Pool,
+        counts: UploadCounts,
         progress: Progress,
         connections: int,
         memory_bytes: int,
     ) -> None:
-        self.swept = 0
         self._store, self._source, self._plan = store, source, plan
-        self._journal, self._tally, self._pool, self._progress = journal, tally, pool, progress
+        self._journal, self._counts, self._progress = journal, counts, progress
         self._connections, self._memory_bytes = connections, memory_bytes
+        segments = {s.key: s.etag for entry in plan.entries for s in entry.objects if s.key.startswith(f"/{ROOT}")}
+        self._writer = SegmentWriter(store, segments, counts)
+        # By path: the entries of files in one piece, of files in segments, and what both together make.
+        self._plain = dict(plan.plain_only)
+        self._segmented = dict(plan.segments_only)
+        self.entries = dict(plan.complete)
+        self._digests: dict[str, Digests] = {}
 
     def run(self) -> str:
-        """All of it; the manifest's digest."""
+        """Uploads everything and returns the manifest's digest."""
         store, plan, journal, progress = self._store, self._plan, self._journal, self._progress
         journal.open()
         if not journal.conditional:
             progress.say("this store ignores conditional writes: do not upload one model from two places at once")
-        for path in plan.kept:
+        for path in plan.complete:
             progress.begin(path, 0)
             progress.end(path, "kept")
-        whole = dict(plan.whole)
-        digests = self._send_whole(whole)
-        entries = dict(plan.kept)
-        segments = dict(plan.segments)
-        self._store_segments(segments, whole, digests)
+        self._send_plain()
+        self._store_segments()
         for file in plan.to_send:
-            if plan.limit(file.path):
-                entries[file.path] = self._complete(segments[file.path], whole)
-            else:
-                entries[file.path] = whole[file.path]
-        _clean(store, plan)
-        entries = _checked_objects(store, plan.name, entries)
-        digest = journal.commit(entries.values())
-        if segment_keys(plan.entries) or segment_keys(entries.values()):
-            self._sweep()
-        return digest
+            segmented = plan.limit(file.path) is not None
+            self.entries[file.path] = (
+                self._with_plain(self._segmented[file.path]) if segmented else self._plain[file.path]
+            )
+        _remove_leftovers(store, plan)
+        self.entries = _check_objects(store, plan.name, self.entries)
+        return journal.commit(self.entries.values())
 
-    def _send_whole(self, whole: dict[str, FileEntry]) -> dict[str, Digests]:
-        """Sends what is to be stored in one piece, notes it in `whole`, and returns the hashes of what was sent."""
-        pending = [self._plan.pending]
-        digests: dict[str, Digests] = {}
+    def _send_plain(self) -> None:
+        """Sends the files to be stored in one piece."""
 
-        def works(files: Sequence[SourceFile], _pump: Pump) -> list[FileUpload]:
-            found = [
-                FileUpload(
-                    self._store,
-                    self._source,
-                    file,
-                    name=self._plan.name,
-                    part_bytes=self._plan.part_bytes[file.path],
-                    object_bytes_max=self._plan.limit(file.path),
-                    pending=pending[0],
-                    journal=self._journal,
-                    tally=self._tally,
-                    progress=self._progress,
-                )
-                for file in files
-            ]
-            pending[0] = ()
-            return found
-
-        for work in self._rounds(self._plan.to_send_whole, works, whole):
-            assert work.digests is not None
-            digests[work.file.path] = work.digests
-        return digests
-
-    def _store_segments(
-        self, segments: dict[str, FileEntry], whole: Mapping[str, FileEntry], digests: Mapping[str, Digests]
-    ) -> None:
-        """Stores the segments that are missing, and notes the files' entries in `segments`."""
-
-        def note(entry: FileEntry) -> None:
-            self._journal.add(self._complete(entry, whole))
-
-        def works(files: Sequence[SourceFile], pump: Pump) -> list[SegmentCopy | SegmentUpload]:
-            return [
-                self._segment_work(file, whole.get(file.path), digests.get(file.path), pump, note) for file in files
-            ]
-
-        for _ in self._rounds(self._plan.to_cut, works, segments):
-            pass
-
-    def _segment_work(
-        self,
-        file: SourceFile,
-        whole: FileEntry | None,
-        digests: Digests | None,
-        pump: Pump,
-        note: Callable[[FileEntry], None],
-    ) -> SegmentCopy | SegmentUpload:
-        limit = self._plan.object_bytes_max
-        assert limit is not None
-        origin = None
-        # S3 copies no range of an object below 5 MiB.
-        if whole and file.size > PART_BYTES_MIN:
-            origin = Whole(f"{self._plan.name}/{whole.objects[0].key}", whole.objects[0].etag)
-        if origin and digests and self._pool.copies:
-            return SegmentCopy(
-                self._pool,
+        def start(file: SourceFile, _pump: Pump, attempt: int) -> FileUpload:
+            return FileUpload(
+                self._store,
+                self._source,
                 file,
-                object_bytes_max=limit,
-                whole=origin,
-                digests=digests,
-                note=note,
+                name=self._plan.name,
+                part_bytes=self._plan.part_bytes[file.path],
+                object_bytes_max=self._plan.limit(file.path),
+                pending=() if attempt else self._plan.pending,
+                journal=self._journal,
+                counts=self._counts,
                 progress=self._progress,
             )
-        return SegmentUpload(
-            self._pool,
-            self._source,
-            file,
-            object_bytes_max=limit,
-            whole=origin,
-            submit=pump.submit,
-            note=note,
-            progress=self._progress,
-        )
 
-    def _complete(self, entry: FileEntry, whole: Mapping[str, FileEntry]) -> FileEntry:
-        """A file in segments, with its piece if it has one."""
-        beside = whole.get(entry.path) if self._plan.plain else None
-        return msgspec.structs.replace(entry, plain=beside.objects[0] if beside else None)
+        for work in self._stored(self._plan.to_send_whole, start, self._plain):
+            assert work.digests is not None
+            self._digests[work.file.path] = work.digests
 
-    def _rounds(
+    def _store_segments(self) -> None:
+        """Stores the missing segments: copied by the store where it has the file in one piece, sent otherwise."""
+        limit = self._plan.object_bytes_max
+
+        def on_entry(entry: FileEntry) -> None:
+            self._journal.add(self._with_plain(entry))
+
+        def start(file: SourceFile, pump: Pump, _attempt: int) -> SegmentCopy | SegmentUpload:
+            assert limit is not None
+            plain = None
+            # S3 cannot copy a range of an object below 5 MiB.
+            if file.path in self._plain and file.size > PART_BYTES_MIN:
+                stored = self._plain[file.path].objects[0]
+                plain = PlainCopy(f"{self._plan.name}/{stored.key}", stored.etag)
+            digests = self._digests.get(file.path)
+            if plain and digests and self._writer.copies:
+                return SegmentCopy(
+                    self._writer,
+                    file,
+                    object_bytes_max=limit,
+                    plain=plain,
+                    digests=digests,
+                    on_entry=on_entry,
+                    progress=self._progress,
+                )
+            return SegmentUpload(
+                self._writer,
+                self._source,
+                file,
+                object_bytes_max=limit,
+                plain=plain,
+                submit=pump.submit,
+                on_entry=on_entry,
+                progress=self._progress,
+            )
+
+        for _ in self._stored(self._plan.to_cut, start, self._segmented):
+            pass
+
+    def _with_plain(self, entry: FileEntry) -> FileEntry:
+        """Returns the entry of a segmented file with its object in one piece, if it has one."""
+        plain = self._plain.get(entry.path) if self._plan.plain else None
+        return msgspec.structs.replace(entry, plain=plain.objects[0] if plain else None)
+
+    def _stored(
         self,
         files: Sequence[SourceFile],
-        works: Callable[[Sequence[SourceFile], Pump], list[W]],
+        start: Callable[[SourceFile, Pump, int], W],
         done: dict[str, FileEntry],
     ) -> Iterator[W]:
-        """Moves files until all are stored, notes them in `done`, and yields the works that did it."""
-        for _ in range(_ROUNDS_MAX):
+        """Moves files until all are stored, adds their entries to `done`, and yields the work that stored each."""
+        for attempt in range(_ATTEMPTS_MAX):
             pump = Pump(cancel=self._store.retry.cancel, connections=self._connections, memory_bytes=self._memory_bytes)
-            current = works([file for file in files if file.path not in done], pump)
+            works = [start(file, pump, attempt) for file in files if file.path not in done]
             try:
-                pump.run(current, tick=self._journal.flush_if_due)
+                pump.run(works, tick=self._journal.flush_if_due)
             except BaseException:
-                _last_words(self._store, self._journal, current)
+                _save_progress(self._store, self._journal, works)
                 raise
-            for work in current:
+            for work in works:
                 if work.entry:
                     done[work.file.path] = work.entry
                     yield work
-            # Nothing may be dropped any more that an upload which took over goes on from.
+            # If another upload took over, it may be resuming what would be aborted below.
             self._journal.check()
             if all(file.path in done for file in files):
                 return
-            for work in current:
+            for work in works:
                 work.abort_if_bad()
         raise ConflictError(
-            f"something else drops the unfinished uploads below {self._store.uri}/{self._plan.name}",
+            f"another program aborts the unfinished uploads below {self._store.uri}/{self._plan.name}",
             hint="run the same command again; it keeps what is stored",
         )
 
-    def _sweep(self) -> None:
-        """Frees what nobody refers to any more. The model is ready, so a failure is no failure of the upload."""
-        try:
-            found = sweep(self._store)
-        except ColdstreamError as exc:
-            self._progress.say(f"segments that are not needed any more were left: {exc.message}")
-            return
-        if found.keys and found.withheld:
-            self._progress.say(f"{plural(len(found.keys), 'segment')} that nobody needs may go later: {found.withheld}")
-        self.swept = 0 if found.withheld else len(found.keys)
+
+def _sweep(store: Store, progress: Progress) -> int:
+    """Deletes unused segments and returns their number. The model is ready, so an error does not fail the upload."""
+    try:
+        swept = sweep(store)
+    except ColdstreamError as exc:
+        progress.say(f"unused segments were not deleted: {exc.message}")
+        return 0
+    if swept.keys and swept.withheld:
+        progress.say(f"{plural(len(swept.keys), 'unused segment')} can be deleted later: {swept.withheld}")
+    return 0 if swept.withheld else len(swept.keys)
 
 
-def _last_words(store: Store, journal: JournalWriter, works: Sequence[_Upload]) -> None:
-    """After a failure: notes what is stored, so that the next run keeps it. Best effort; the failure is the news."""
+def _save_progress(store: Store, journal: JournalWriter, works: Sequence[_UploadWork]) -> None:
+    """Records what is stored after a failure, so that the next run keeps it. Best effort: the failure is reported."""
     with store.retry.shielded():
         for work in works:
             work.abort_if_bad()
@@ -329,17 +306,21 @@ def _last_words(store: Store, journal: JournalWriter, works: Sequence[_Upload]) 
             journal.flush()
 
 
-def _clean(store: Store, plan: UploadPlan) -> None:
-    """Removes what an earlier revision or a killed upload left. The model is not ready at this moment."""
+def _remove_leftovers(store: Store, plan: UploadPlan) -> None:
+    """Deletes what an earlier revision or a killed upload left. The model is not ready at this point."""
     store.delete([f"{plan.name}/{key}" for key in plan.stale])
-    for pending in store.uploads(f"{plan.name}/"):
-        store.abort_upload(pending.key, pending.upload_id)
+    _abort_all(store, store.uploads(f"{plan.name}/"))
 
 
-def _checked_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
-    """Compares what is about to be declared ready with what is there now.
+def _abort_all(store: Store, uploads: Iterable[PendingUpload]) -> None:
+    for upload in uploads:
+        store.abort_upload(upload.key, upload.upload_id)
 
-    A segment's key pins its bytes; its ETag is taken as it is now, since somebody else may have stored it once more.
+
+def _check_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Compares the entries of the manifest with what the store holds, just before the model becomes ready.
+
+    A segment's key pins its bytes. Its current ETag is taken, because another upload may have stored it again.
     """
     listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
     if segment_keys(entries.values()):
@@ -353,8 +334,8 @@ def _checked_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) 
             for stored in entry.objects
         )
         checked[path] = msgspec.structs.replace(entry, objects=objects)
-        beside = (entry.plain,) if entry.plain else ()
-        if not all(is_there(listing, stored) for stored in (*objects, *beside)):
+        plain = (entry.plain,) if entry.plain else ()
+        if not all(is_there(listing, stored) for stored in (*objects, *plain)):
             raise ConflictError(
                 f"{store.uri}/{name}/{path} was changed while the upload ran",
                 hint=f"run the same command again; is something else writing to {name}?",
@@ -362,13 +343,11 @@ def _checked_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) 
     return checked
 
 
-class _Upload(FileWork, Protocol):
-    """What every work of an upload has beside what the pump wants."""
-
+class _UploadWork(FileWork, Protocol):
     file: SourceFile
     entry: FileEntry | None
 
     def abort_if_bad(self) -> None: ...
 
 
-W = TypeVar("W", bound=_Upload)
+W = TypeVar("W", bound=_UploadWork)

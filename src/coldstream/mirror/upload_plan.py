@@ -1,12 +1,13 @@
-"""What an upload will do: looked up and decided before anything is written."""
+"""Decides what an upload will do, before anything is written."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -17,43 +18,41 @@ from coldstream.mirror.multipart import SHA256_METADATA
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
-from coldstream.model.header import check_twins
+from coldstream.model.header import Header, check_twins
 from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
 from coldstream.model.manifest import FileEntry, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
-from coldstream.model.selection import is_weights, kept_back, select
+from coldstream.model.selection import Selection, is_weights, kept_back, select
 from coldstream.places.source import Source, SourceFile
 from coldstream.places.store import ObjectInfo, PendingUpload, Store
 from coldstream.units import MIB
 
-# The largest index seen is 12 MB (a model of 160 shards); more is no index.
+# The largest known index has 12 MB (a model of 160 shards).
 _INDEX_BYTES_MAX = 64 * MIB
+_READ_BYTES = 16 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadPlan:
-    """What an upload will do.
+    """What an upload will do. Mappings have the files' paths as keys.
 
     Attributes:
-        name: The model's name in the store.
-        label: The source, for people.
+        label: The source, for messages.
         source: The source, for the manifest.
         files: All files of the model.
-        part_bytes: Path to part size.
-        skipped: Path to why it is left out.
-        skipped_bytes: Path to size of what is left out.
-        kept_back: Path to why a file that is uploaded is not given to vLLM.
-        object_bytes_max: What weights are cut into segments by, or None for every file in one piece.
-        plain: Whether files in segments are stored in one piece too.
-        kept: Path to entry, for files that are in the store as they should be.
-        whole: Path to entry, for files that lack their segments alone: the object that holds them in one piece.
-        segments: Path to entry, for files that lack their piece alone: their segments.
-        stale: Keys, relative to the model, of objects of an earlier revision that are not part of it any more.
-        pending: Unfinished multipart uploads below the model, to be continued or dropped.
+        object_bytes_max: The most bytes of a segment; None to store every file in one piece.
+        plain: Whether segmented files are stored in one piece too.
+        skipped: Why a file of the source is not uploaded.
+        kept_back: Why a file that is uploaded is not given to vLLM.
+        complete: Entries of files that the store already holds as this plan wants them.
+        plain_only: Entries of files that are stored in one piece but lack their segments.
+        segments_only: Entries of files whose segments are stored but which are missing in one piece.
+        stale: Keys, relative to the model, of objects that only an earlier revision uses.
+        pending: Unfinished multipart uploads below the model, to be resumed or aborted.
         state: What the store holds now: "absent", "foreign", "uploading" or "ready".
-        up_to_date: Whether there is nothing at all to do.
-        etag: The manifest object's present version, None when there is none.
-        entries: What the present manifest or journal says.
+        up_to_date: Whether there is nothing to do.
+        etag: The current version of the manifest object, or None.
+        entries: The files of the current manifest or journal.
     """
 
     name: str
@@ -66,9 +65,9 @@ class UploadPlan:
     skipped: Mapping[str, str]
     skipped_bytes: Mapping[str, int]
     kept_back: Mapping[str, str]
-    kept: Mapping[str, FileEntry]
-    whole: Mapping[str, FileEntry]
-    segments: Mapping[str, FileEntry]
+    complete: Mapping[str, FileEntry]
+    plain_only: Mapping[str, FileEntry]
+    segments_only: Mapping[str, FileEntry]
     stale: tuple[str, ...]
     pending: tuple[PendingUpload, ...]
     state: str
@@ -78,16 +77,16 @@ class UploadPlan:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole model."""
+        """The size of the whole model in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def to_send(self) -> tuple[SourceFile, ...]:
-        """The files whose bytes are not in the store yet."""
-        return tuple(file for file in self.files if file.path not in self.kept)
+        """The files that are not stored as this plan wants them."""
+        return tuple(file for file in self.files if file.path not in self.complete)
 
     def limit(self, path: str) -> int | None:
-        """The most bytes of a segment of this file; None when it is stored in one piece alone."""
+        """The most bytes of a segment of this file; None when it is stored in one piece only."""
         return self.object_bytes_max if is_segmented(path, self.object_bytes_max) else None
 
     @property
@@ -97,37 +96,39 @@ class UploadPlan:
 
     @property
     def to_send_whole(self) -> tuple[SourceFile, ...]:
-        """The files that are to be sent in one piece."""
+        """The files to send in one piece."""
         return tuple(
-            file for file in self.to_send if not self.limit(file.path) or (self.plain and file.path not in self.whole)
+            file
+            for file in self.to_send
+            if not self.limit(file.path) or (self.plain and file.path not in self.plain_only)
         )
 
     @property
     def to_cut(self) -> tuple[SourceFile, ...]:
-        """The files whose segments are to be stored, as far as the store lacks them."""
-        return tuple(file for file in self.to_send if self.limit(file.path) and file.path not in self.segments)
+        """The files of which segments may be missing."""
+        return tuple(file for file in self.to_send if self.limit(file.path) and file.path not in self.segments_only)
 
     @property
     def to_read_bytes(self) -> int:
-        """How many bytes are to be read from the source, if the store can copy."""
+        """How many bytes will be read from the source, if the store can copy ranges."""
         whole = self.to_send_whole
         return sum(file.size for file in whole) + sum(file.size for file in self.to_cut if file not in whole)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the model will take in the store; twice its weights if they are there in segments and whole."""
+        """The model's size in the store: twice its weights if they are stored both in segments and in one piece."""
         twice = (file.size for file in self.files if self.plain and self.limit(file.path))
         return self.size + sum(twice)
 
     @property
     def parts(self) -> int:
-        """How many parts or single objects are to be sent or copied; of segments, about."""
+        """How many parts or single objects to send or copy; approximate for segments."""
         whole = sum(part_count(file.size, self.part_bytes[file.path]) for file in self.to_send_whole)
         return whole + sum(part_count(file.size, PART_BYTES) for file in self.to_cut) + self.segment_count // 2
 
     @property
     def segment_count(self) -> int:
-        """About how many segments are to be looked for, and stored where they are missing."""
+        """Approximately how many segments to look for, and to store where they are missing."""
         if self.object_bytes_max is None:
             return 0
         return sum(2 + 2 * file.size // self.object_bytes_max for file in self.to_cut)
@@ -145,67 +146,47 @@ def plan_upload(
     object_bytes_max: int | None = None,
     plain: bool = True,
 ) -> UploadPlan:
-    """Looks at the source and the store and decides. Writes nothing.
+    """Compares the source with the store and decides what to upload. Writes nothing.
 
     Args:
-        store: Where to.
-        source: Where from.
-        name: The model's, in the store.
-        include: See `select`.
-        also: See `select`.
-        exclude: See `select`.
-        part_bytes: Of files in one piece.
-        object_bytes_max: Store weights in segments of at most so many bytes.
-        plain: And in one piece too. Without `object_bytes_max` that is the only way.
+        name: The model's name in the store.
+        include: See `select`, as `also` and `exclude`.
+        part_bytes: The part size of files in one piece.
+        object_bytes_max: Store weights in segments of at most this many bytes.
+        plain: Also store segmented weights in one piece. Must be True without `object_bytes_max`.
 
     Raises:
-        UsageError: The name is unusable or lies in or around another model, no weights are left to upload, or
+        UsageError: The name is not valid or lies in or around another model, no weights are left to upload, or
             `object_bytes_max` is out of bounds.
         IntegrityError: The source is inconsistent, or a file's name is refused.
-        And what the source and the store raise.
+        And the errors of the source and the store.
     """
     checked_name(name)
-    if object_bytes_max is not None and not SEGMENT_BYTES_MIN <= object_bytes_max <= SEGMENT_BYTES_MAX:
-        raise UsageError(
-            f"a segment may have 1 MiB to 5 GiB, not {object_bytes_max} bytes",
-            hint="480MiB is within what Cloudflare's CDN keeps (512 MB)",
-        )
-    if object_bytes_max is None and not plain:
-        raise UsageError(
-            "without segments a file is stored in one piece or not at all", hint="--object-bytes-max 480MiB"
-        )
-    every = {file.path: file for file in source.files()}
-    if not include and not any(is_weights(path) for path in every) and (branches := source.branches_with_weights()):
-        raise UsageError(
-            f"there are no safetensors weights in {source.label}, but its branches {', '.join(branches)} have some",
-            hint=f"name one of them: --revision {shlex.quote(branches[0])}",
-        )
-    selection = select(
-        every, read=lambda path: _read_index(source, every[path]), include=include, also=also, exclude=exclude
-    )
-    files = tuple(every[path] for path in selection.chosen)
+    _check_segment_options(object_bytes_max, plain=plain)
+    source_files = {file.path: file for file in source.files()}
+    selection = _selected(source, source_files, include, also, exclude)
+    files = tuple(source_files[path] for path in selection.chosen)
     for file in files:
         _refuse_unusable(source, file)
         if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
-    check_twins({path: read_header(source, every[path]) for path in selection.unproven}, where=source.label)
+    headers = {path: _source_header(source, source_files[path]) for path in selection.unproven}
+    check_twins(headers, where=source.label)
     _refuse_nesting(store, name)
-    # Before the record is read: if that is ready, these belong to nobody any more.
+    # Listed before the record is read: if that says "ready", no running upload owns these any more.
     pending = tuple(store.uploads(f"{name}/"))
     listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
-    found = read_record(store, name)
-    record = found[0] if found else None
+    stored_record = read_record(store, name)
+    record = stored_record[0] if stored_record else None
     entries = record.files if record else ()
-    look = _Look(store, source, name, listing | (pool_listing(store) if segment_keys(entries) else {}))
+    segments = pool_listing(store) if segment_keys(entries) else {}
+    comparison = _Comparison(store, source, name, listing | segments, object_bytes_max, plain)
     recorded = {entry.path: entry for entry in entries}
     for file in files:
         if file.path in recorded:
-            look.at(file, recorded[file.path], object_bytes_max=object_bytes_max, plain=plain)
-    pieces = {file.path for file in files if plain or not is_segmented(file.path, object_bytes_max)}
-    stale = {stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))}
-    complete = (
-        isinstance(record, Manifest) and {*look.kept.values()} == {*record.files} and len(look.kept) == len(files)
-    )
+            comparison.add(file, recorded[file.path])
+    complete = comparison.complete
+    all_complete = isinstance(record, Manifest) and {*complete.values()} == {*entries} and len(complete) == len(files)
     return UploadPlan(
         name=name,
         label=source.label,
@@ -214,46 +195,86 @@ def plan_upload(
         part_bytes={file.path: part_bytes_for(file.size, wanted=part_bytes) for file in files},
         skipped=selection.skipped,
         kept_back=kept_back({file.path: file.size for file in files}, stored=True),
-        skipped_bytes={path: every[path].size for path in selection.skipped},
+        skipped_bytes={path: source_files[path].size for path in selection.skipped},
         object_bytes_max=object_bytes_max,
         plain=plain,
-        kept=look.kept,
-        whole=look.whole,
-        segments=look.segments,
-        stale=tuple(sorted(key for key in stale if key in listing and key not in pieces)),
+        complete=complete,
+        plain_only=comparison.plain_only,
+        segments_only=comparison.segments_only,
+        stale=_stale_keys(entries, listing, files, object_bytes_max, plain=plain),
         pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
-        up_to_date=complete and isinstance(record, Manifest) and record.source == source.record,
-        etag=found[1] if found else None,
+        up_to_date=all_complete and record is not None and record.source == source.record,
+        etag=stored_record[1] if stored_record else None,
         entries=entries,
     )
 
 
-def _read_index(source: Source, file: SourceFile) -> bytes:
-    _refuse_unusable(source, file)
-    return source.read(file, bytes_max=_INDEX_BYTES_MAX)
+def _check_segment_options(object_bytes_max: int | None, *, plain: bool) -> None:
+    if object_bytes_max is None:
+        if not plain:
+            raise UsageError("files are stored in one piece, in segments, or both", hint="--object-bytes-max 480MiB")
+    elif not SEGMENT_BYTES_MIN <= object_bytes_max <= SEGMENT_BYTES_MAX:
+        raise UsageError(
+            f"the segment size must be between 1 MiB and 5 GiB, not {object_bytes_max} bytes",
+            hint="480MiB is below the largest object that Cloudflare's CDN caches (512 MB)",
+        )
+
+
+def _selected(
+    source: Source,
+    source_files: Mapping[str, SourceFile],
+    include: Sequence[str],
+    also: Sequence[str],
+    exclude: Sequence[str],
+) -> Selection:
+    has_weights = any(is_weights(path) for path in source_files)
+    if not include and not has_weights and (branches := source.branches_with_weights()):
+        raise UsageError(
+            f"{source.label} has no safetensors weights, but its branches {', '.join(branches)} have",
+            hint=f"choose a branch: --revision {shlex.quote(branches[0])}",
+        )
+
+    def read_index(path: str) -> bytes:
+        _refuse_unusable(source, source_files[path])
+        return source.read(source_files[path], bytes_max=_INDEX_BYTES_MAX)
+
+    return select(source_files, read=read_index, include=include, also=also, exclude=exclude)
+
+
+def _source_header(source: Source, file: SourceFile) -> Header:
+    return read_header(partial(source.read_into, file, 0), path=file.path, size=file.size)
+
+
+def _stale_keys(
+    entries: Sequence[FileEntry],
+    listing: Mapping[str, ObjectInfo],
+    files: Sequence[SourceFile],
+    object_bytes_max: int | None,
+    *,
+    plain: bool,
+) -> tuple[str, ...]:
+    """Returns the keys of the model's recorded objects that no file of the new upload uses."""
+    recorded = {stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))}
+    used = {file.path for file in files if plain or not is_segmented(file.path, object_bytes_max)}
+    return tuple(sorted(key for key in recorded if key in listing and key not in used))
 
 
 def _refuse_unusable(source: Source, file: SourceFile) -> None:
-    """Refuses what cannot be stored, and pointers in place of files.
-
-    Raises:
-        UsageError: It is to be left out.
-        IntegrityError: It is a pointer of Git LFS.
-    """
+    """Refuses a file that cannot be stored, or is a Git LFS pointer."""
     if file.fault:
-        # What a terminal cannot be given cannot be pasted from it either.
+        # A pattern that the user can paste: characters that a terminal cannot show become wildcards.
         shown = "".join(character if character.isprintable() else "?" for character in glob.escape(file.path))
         raise UsageError(
             f"{source.label}: {file.path!r} cannot be uploaded: {file.fault}",
-            hint=f"leave it out: --exclude {shlex.quote(shown)}",
+            hint=f"exclude it: --exclude {shlex.quote(shown)}",
         )
     if file.size in POINTER_BYTES and is_pointer(source.read(file, bytes_max=file.size), file.size):
         raise IntegrityError(pointer_message(f"{source.label}: {file.path}"), hint=HINT)
 
 
 def _refuse_nesting(store: Store, name: str) -> None:
-    """A model inside another could not be listed or removed by itself."""
+    """Refuses a model inside or around another one: it could not be listed or removed by itself."""
     segments = name.split("/")
     for depth in range(1, len(segments)):
         outer = "/".join(segments[:depth])
@@ -261,7 +282,7 @@ def _refuse_nesting(store: Store, name: str) -> None:
             store.head(record_key(outer))
         except NotFoundError:
             continue
-        raise UsageError(f"{name} would lie inside the model {outer}", hint="choose another name with --as")
+        raise UsageError(f"{name} would be inside the model {outer}", hint="choose another name with --as")
     own = record_key(name)
     inner = next((i.key for i in store.list(f"{name}/") if i.key.endswith(f"/{MANIFEST_NAME}") and i.key != own), None)
     if inner:
@@ -272,52 +293,49 @@ def _refuse_nesting(store: Store, name: str) -> None:
 
 
 def is_segmented(path: str, object_bytes_max: int | None) -> bool:
-    """Whether a file is stored in segments: the weights that a load streams. Those in sub-folders are read as files."""
+    """Whether a file is stored in segments: weights that a load streams; those in subfolders are read as files."""
     return object_bytes_max is not None and is_weights(path) and "/" not in path
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What of the files is in the store, in the version that a record names and with the source's content.
-
-    Attributes:
-        kept: Files that are as they should be.
-        whole: Files that lack their segments alone: the object that holds them in one piece.
-        segments: Files that lack their piece alone: their segments.
-    """
+class _Comparison:
+    """Which files the store holds as recorded and with the source's content. The fields are those of `UploadPlan`."""
 
     store: Store
     source: Source
     name: str
     listing: Mapping[str, ObjectInfo]
-    kept: dict[str, FileEntry] = field(default_factory=dict)
-    whole: dict[str, FileEntry] = field(default_factory=dict)
-    segments: dict[str, FileEntry] = field(default_factory=dict)
+    object_bytes_max: int | None
+    plain: bool
+    complete: dict[str, FileEntry] = field(default_factory=dict)
+    plain_only: dict[str, FileEntry] = field(default_factory=dict)
+    segments_only: dict[str, FileEntry] = field(default_factory=dict)
 
-    def at(self, file: SourceFile, entry: FileEntry, *, object_bytes_max: int | None, plain: bool) -> None:
-        """Looks at one file that a record names."""
-        whole = self._whole(entry)
-        segmented = is_segmented(file.path, object_bytes_max)
-        cut = None
-        if segmented and entry.object_bytes_max == object_bytes_max:
-            there = entry.objects and all(is_there(self.listing, stored) for stored in entry.objects)
-            cut = msgspec.structs.replace(entry, plain=None) if there else None
-        if not (whole or cut) or not _same(self.source, file, entry):
+    def add(self, file: SourceFile, entry: FileEntry) -> None:
+        """Compares one file with its recorded entry."""
+        whole = self._in_one_piece(entry)
+        segmented = is_segmented(file.path, self.object_bytes_max)
+        in_segments = None
+        if segmented and entry.object_bytes_max == self.object_bytes_max:
+            present = entry.objects and all(is_there(self.listing, stored) for stored in entry.objects)
+            in_segments = msgspec.structs.replace(entry, plain=None) if present else None
+        if not (whole or in_segments) or not _has_same_content(self.source, file, entry):
             return
         if not segmented:
             if whole:
-                self.kept[file.path] = whole
-        elif cut and (whole or not plain):
-            self.kept[file.path] = msgspec.structs.replace(cut, plain=whole.objects[0] if whole and plain else None)
+                self.complete[file.path] = whole
+        elif in_segments and (whole or not self.plain):
+            plain = whole.objects[0] if whole and self.plain else None
+            self.complete[file.path] = msgspec.structs.replace(in_segments, plain=plain)
         elif whole:
-            self.whole[file.path] = whole
-        elif cut:
-            self.segments[file.path] = cut
+            self.plain_only[file.path] = whole
+        elif in_segments:
+            self.segments_only[file.path] = in_segments
 
-    def _whole(self, entry: FileEntry) -> FileEntry | None:
-        """The entry with the object that holds it in one piece, if that is there."""
+    def _in_one_piece(self, entry: FileEntry) -> FileEntry | None:
+        """Returns the entry with the object that holds the file in one piece, if the store has that."""
         if not entry.objects:
-            return _completed(self.store, self.name, entry, self.listing)
+            return _completed_entry(self.store, self.name, entry, self.listing)
         stored = entry.plain if entry.object_bytes_max is not None else entry.objects[0]
         if stored is None or stored.size != entry.size or not is_there(self.listing, stored):
             return None
@@ -325,13 +343,13 @@ class _Look:
 
 
 def is_there(listing: Mapping[str, ObjectInfo], stored: StoredObject) -> bool:
-    """Whether the store holds an object in the version that a record names. Keys are as in records."""
+    """Whether the store holds the recorded version of an object. Keys are as in manifests."""
     info = listing.get(stored.key)
     return info is not None and info.size == stored.size and info.etag in {"", stored.etag}
 
 
-def _completed(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
-    """An entry noted just before its object was completed: did that happen before the kill?"""
+def _completed_entry(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
+    """Checks an entry that was recorded just before its object was completed: did the upload complete it?"""
     info = listing.get(entry.path)
     if info is None or info.size != entry.size:
         return None
@@ -342,8 +360,8 @@ def _completed(store: Store, name: str, entry: FileEntry, listing: Mapping[str, 
     return msgspec.structs.replace(entry, objects=(stored,))
 
 
-def _same(source: Source, file: SourceFile, entry: FileEntry) -> bool:
-    """Whether the stored file has the source's content, by hash."""
+def _has_same_content(source: Source, file: SourceFile, entry: FileEntry) -> bool:
+    """Whether the stored file has the source's hash."""
     if file.size != entry.size:
         return False
     if file.sha256 is not None:
@@ -351,13 +369,8 @@ def _same(source: Source, file: SourceFile, entry: FileEntry) -> bool:
     if file.git_blob_id is not None and entry.git_blob_id is not None:
         return file.git_blob_id == entry.git_blob_id
     digest = hashlib.sha256()
-    for piece in _read(source, file):
-        digest.update(piece)
-    return digest.hexdigest() == entry.sha256
-
-
-def _read(source: Source, file: SourceFile, piece_bytes: int = 16 * MIB) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(piece_bytes, file.size)))
-    for start, stop in parts(file.size, piece_bytes):
+    buffer = memoryview(bytearray(min(_READ_BYTES, file.size)))
+    for start, stop in parts(file.size, _READ_BYTES):
         source.read_into(file, start, buffer[: stop - start])
-        yield buffer[: stop - start]
+        digest.update(buffer[: stop - start])
+    return digest.hexdigest() == entry.sha256

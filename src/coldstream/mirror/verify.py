@@ -1,8 +1,8 @@
-"""Verify: is what the store holds what was uploaded?
+"""Verifies a model: does the store hold what was uploaded?
 
-By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes
-the chunks' hashes and each file's SHA-256. A model without a manifest is checked for what can be known: that its
-weights are whole safetensors files, that none of them is missing, and that no two hold the same tensor.
+By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes the
+chunk hashes and each file's SHA-256. Of a model without a manifest the structure is checked: its weights must be whole
+safetensors files, none of them may be missing, and no two may hold the same tensor.
 """
 
 from __future__ import annotations
@@ -11,14 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
-from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
+from coldstream.mirror.digest import read_header
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import ROOT
-from coldstream.mirror.stored_files import COPY, StoredFile, StoredModel, missing_objects, open_model, read_range
-from coldstream.model.chunks import PART_BYTES, parts
-from coldstream.model.header import LENGTH_BYTES, Header, check_twins, header_stop, parse_header
+from coldstream.mirror.stored_files import (
+    COPY,
+    StoredFile,
+    StoredFileRead,
+    StoredModel,
+    content_problems,
+    missing_objects,
+    open_model,
+    read_range,
+)
+from coldstream.model.header import Header, check_twins
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.selection import check_numbers, index_name, is_weights, weights
 from coldstream.places.store import Store
@@ -28,7 +37,7 @@ from coldstream.units import MIB
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: with which file, and what."""
+    """A problem of one file."""
 
     path: str
     what: str
@@ -36,20 +45,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        name: The model's.
         state: "ready", "incomplete" or "foreign".
-        ok: Whether nothing is wrong, as far as was looked.
+        ok: Whether no problem was found.
         deep: Whether every byte was read.
-        layout: As `list` shows it.
-        segments: How many segments its weights are stored in.
-        files: How many files it has.
-        bytes: How many bytes they have.
-        problems: What is wrong, by path.
-        sha256: Path to SHA-256 of what was read; only when deep.
-        seconds: How long it took.
+        layout: How the weights are stored: see `layout_of`.
+        segments: How many segments the weights are stored in.
+        files: How many files the model has.
+        bytes: The model's size.
+        problems: Sorted by path.
+        sha256: The SHA-256 of each file that was read, by path; empty unless `deep`.
     """
 
     name: str
@@ -74,12 +81,12 @@ def verify(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> VerifyReport:
-    """Checks a model. Writes nothing; a fault of the model is in the report, not an error.
+    """Checks a model. Writes nothing. Problems of the model are reported, not raised.
 
     Raises:
         NotFoundError: There is no such model.
         ManifestError: Its manifest cannot be trusted.
-        And what the store raises.
+        And the errors of the store.
     """
     began = time.monotonic()
     model = open_model(store, name)
@@ -87,22 +94,22 @@ def verify(
     files = model.files
     problems = [Problem(path, what) for path, what in missing_objects(store, model)]
     if isinstance(model.record, Journal):
-        problems.append(Problem("coldstream.json", f"the upload is not complete; run: {upload_command(model.record)}"))
+        problems.append(Problem("coldstream.json", f"the upload is incomplete; run: {upload_command(model.record)}"))
     if model.record is None:
         problems += _structure_problems(store, model)
     bad = {problem.path for problem in problems}
     works = []
     if deep:
         progress = progress or Progress()
-        works = [_Check(store, name, file, progress) for file in files if file.path not in bad]
+        works = [_FileCheck(store, name, file, progress) for file in files if file.path not in bad]
         copies = [
-            _Check(store, name, replace(file, objects=(file.plain,)), progress, label=f"{file.path} (in one piece)")
+            _FileCheck(store, name, replace(file, objects=(file.plain,)), progress, label=f"{file.path} (in one piece)")
             for file in files
             if file.plain and file.path not in bad
         ]
         Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run([*works, *copies])
-        problems += [Problem(work.file.path, what) for work in works for what in work.faults]
-        problems += [Problem(work.file.path, COPY + what) for work in copies for what in work.faults]
+        problems += [Problem(work.file.path, what) for work in works for what in work.problems]
+        problems += [Problem(work.file.path, COPY + what) for work in copies for what in work.problems]
     return VerifyReport(
         name=name,
         state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
@@ -118,63 +125,37 @@ def verify(
     )
 
 
-class _Check:
-    """One file that is read and hashed. Implements `FileWork`."""
+class _FileCheck(StoredFileRead):
+    """Reads one file and compares its hashes. Implements `FileWork`."""
 
-    def __init__(
-        self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str | None = None
-    ) -> None:
-        self.file = file
-        self._label = label or file.path
-        self.size = file.size
-        self.parts = tuple(parts(file.size, PART_BYTES))
-        self.faults: list[str] = []
-        self.sha256: str | None = None
-        self._store, self._name, self._progress = store, name, progress
-        stops = file.entry.chunks.stops if file.entry else None
+    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "") -> None:
         git = file.entry is not None and file.entry.git_blob_id is not None
-        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops, git=git))
+        super().__init__(store, name, file, progress, label=label, git=git)
+        self.problems: list[str] = []
+        self.sha256: str | None = None
         self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        self._progress.begin(self._label, self.size, stages=1)
+        self._progress.begin(self._label, self.file.size, stages=1)
 
     def fetch(self, start: int, view: memoryview) -> None:
         try:
-            read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
+            super().fetch(start, view)
         except (IntegrityError, ConflictError, NotFoundError) as exc:
-            # The other files are of interest all the same.
+            # The report is about all files: one bad file does not stop the others.
             with self._lock:
-                if not self.faults:
-                    self.faults.append(exc.message)
+                if not self.problems:
+                    self.problems.append(exc.message)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         stored()
 
     def finish(self) -> None:
         digests = self.digest.finish()
-        if not self.faults:
+        if not self.problems:
             self.sha256 = digests.sha256
-            self.faults += content_faults(self.file, digests)
-        self._progress.end(self._label, "bad" if self.faults else "ok")
-
-    def _on_read(self, count: int) -> None:
-        self._progress.fetched(self._label, count)
-
-
-def content_faults(file: StoredFile, digests: Digests) -> list[str]:
-    """How a file's content differs from its manifest; empty when it does not, or when there is none."""
-    entry = file.entry
-    if entry is None:
-        return []
-    faults = [
-        f"bytes {start}-{stop - 1} are not what was uploaded (XXH3 {found[:8]}…, the manifest says {promised[:8]}…)"
-        for (start, stop, promised), (_, _, found) in zip(entry.chunks.ranges(), digests.chunks.ranges(), strict=True)
-        if promised != found
-    ]
-    if not faults and entry.sha256 != digests.sha256:
-        faults = [f"its SHA-256 is {digests.sha256[:12]}…, the manifest says {entry.sha256[:12]}…"]
-    return faults
+            self.problems += content_problems(self.file, digests)
+        self._progress.end(self._label, "bad" if self.problems else "ok")
 
 
 def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
@@ -182,11 +163,13 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
     headers: dict[str, Header] = {}
     files = [file for file in model.files if is_weights(file.path)]
     if not files:
-        problems.append(Problem(model.name, "has no safetensors"))
+        problems.append(Problem(model.name, "has no safetensors files"))
     for file in files:
         try:
-            headers[file.path] = _read_header(store, model.name, file)
-        except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file hides no other
+            headers[file.path] = read_header(
+                partial(_read_start, store, model.name, file), path=file.path, size=file.size
+            )
+        except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file does not hide the others
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
     try:
         shards = _shards(store, model)
@@ -197,7 +180,7 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
 
 
 def _shards(store: Store, model: StoredModel) -> Sequence[str]:
-    """The files that a load reads.
+    """Returns the files that a load reads.
 
     Raises:
         IntegrityError: One is missing, or the index is malformed.
@@ -210,16 +193,5 @@ def _shards(store: Store, model: StoredModel) -> Sequence[str]:
     return shards
 
 
-def _read_header(store: Store, name: str, file: StoredFile) -> Header:
-    """Reads and checks one file's header.
-
-    Raises:
-        HeaderError: It is truncated, or describes another file.
-    """
-    head = bytearray(min(MIB, file.size))
-    read_range(store, name, file.objects, 0, memoryview(head), lambda _: None)
-    stop = header_stop(head[:LENGTH_BYTES], file_bytes=file.size, path=file.path)
-    if stop > len(head):
-        head = bytearray(stop)
-        read_range(store, name, file.objects, 0, memoryview(head), lambda _: None)
-    return parse_header(head, file_bytes=file.size, path=file.path)
+def _read_start(store: Store, name: str, file: StoredFile, view: memoryview) -> None:
+    read_range(store, name, file.objects, 0, view, lambda _: None)

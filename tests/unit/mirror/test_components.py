@@ -50,7 +50,7 @@ def test_what_the_manifest_does_not_name_is_foreign(store: Store, tmp_path: Path
 
 
 def test_it_is_not_removed_from_its_model(store: Store) -> None:
-    with pytest.raises(UsageError, match="is a part of the model org/model") as caught:
+    with pytest.raises(UsageError, match="is part of the model org/model") as caught:
         plan_removal(store, PART)
     assert "coldstream remove org/model" in (caught.value.hint or "")
     assert plan_removal(store, NAME).keys

@@ -80,7 +80,7 @@ def test_the_second_waits_and_receives_nothing(root: Path, tmp_path: Path, files
         assert began.wait(SECONDS)
         report = download(FolderStore(root), NAME, tmp_path / "out", progress=second)
         assert first.result(SECONDS).received_bytes == sum(map(len, files.values()))
-    assert second.lines == [f"waiting for another download into {tmp_path / 'out'}"]
+    assert second.lines == [f"waiting for another download into {tmp_path / 'out'} to finish"]
     assert (report.received_bytes, report.kept_files) == (0, len(files))
     assert content(tmp_path / "out") == files
 

@@ -352,7 +352,7 @@ def test_equal_segments_are_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [MIB - 1, (5 << 30) + 1])
 def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, limit: int) -> None:
-    with pytest.raises(UsageError, match="1 MiB to 5 GiB"):
+    with pytest.raises(UsageError, match="1 MiB and 5 GiB"):
         send(opened(tmp_path / "store"), write_model(tmp_path / "model", model()), limit=limit)
 
 

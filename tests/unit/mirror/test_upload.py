@@ -173,6 +173,6 @@ def test_a_file_whose_unfinished_upload_vanishes_starts_over(tmp_path: Path) -> 
 
 def test_uploads_that_always_vanish_are_given_up_on(tmp_path: Path) -> None:
     store, folder = opened(tmp_path / "store"), write_model(tmp_path / "new", NEW)
-    with pytest.raises(ConflictError, match="something else drops"):
+    with pytest.raises(ConflictError, match="another program aborts"):
         send(DroppingStore(store, 100), folder)
     assert [model.state for model in list_models(store)] == ["incomplete"]

@@ -67,7 +67,7 @@ def test_what_is_no_file_is_refused_until_it_is_left_out(tmp_path: Path) -> None
         with pytest.raises(UsageError, match="cannot be uploaded") as caught:
             planned(folder, exclude=exclude)
         # The hint says what to type.
-        exclude.append((caught.value.hint or "").removeprefix("leave it out: --exclude ").strip("'"))
+        exclude.append((caught.value.hint or "").removeprefix("exclude it: --exclude ").strip("'"))
     assert [file.path for file in planned(folder, exclude=exclude).files] == sorted(FILES)
 
 

@@ -301,7 +301,8 @@ def _version(request: ServeRequest, settings: Settings) -> str | None:
 
 def _downloaded(request: ServeRequest, settings: Settings, say: Callable[[str], None]) -> str:
     """A folder with the weights, for vLLM's own loader."""
-    from coldstream import mirror
+    from coldstream.mirror.download import download
+    from coldstream.mirror.stored_files import stored_bytes
     from coldstream.places.store_opening import open_store
 
     if not request.is_name:
@@ -314,8 +315,8 @@ def _downloaded(request: ServeRequest, settings: Settings, say: Callable[[str], 
     folder = root / "downloads" / checked_name(split_revision(name)[0])
     say(f"downloading {name} to {folder}")
     store, on_progress = open_store(settings), request.options.on_progress
-    total = mirror.stored_bytes(store, name) if on_progress else 0
-    mirror.download(store, name, folder, progress=_Download(say, total, on_progress))
+    total = stored_bytes(store, name) if on_progress else 0
+    download(store, name, folder, progress=_Download(say, total, on_progress))
     return str(folder)
 
 
