@@ -180,7 +180,7 @@ def plan_upload(
     record = stored_record[0] if stored_record else None
     entries = record.files if record else ()
     segments = pool_listing(store) if segment_keys(entries) else {}
-    comparison = _Comparison(store, source, name, listing | segments, object_bytes_max, plain)
+    comparison = _StoreComparison(store, source, name, listing | segments, object_bytes_max, plain)
     recorded = {entry.path: entry for entry in entries}
     for file in files:
         if file.path in recorded:
@@ -298,7 +298,7 @@ def is_segmented(path: str, object_bytes_max: int | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparison:
+class _StoreComparison:
     """Which files the store holds as recorded and with the source's content. The fields are those of `UploadPlan`."""
 
     store: Store
