@@ -210,11 +210,12 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=2, help="size of the model; each shard has 1 GiB")
     parser.add_argument("--gigabits", type=float, default=2.0, help="of the link, in each second")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip", action="append", choices=_ROWS, default=[], help="leave a row out; may be repeated")
     parser.add_argument("--python", type=Path, default=_ROOT / ".venv-vllm/bin/python")
     parser.add_argument("--bucket-folder", type=Path, default=Path("/dev/shm"), help="where the server has its objects")
     parser.add_argument("--markdown", action="store_true", help="print the section for docs/comparison.md")
     args = parser.parse_args()
-    samples: dict[str, list[Sample]] = {row: [] for row in _ROWS}
+    samples: dict[str, list[Sample]] = {row: [] for row in _ROWS if row not in args.skip}
     with (
         tempfile.TemporaryDirectory(prefix="coldstream-approaches-") as on_disk,
         tempfile.TemporaryDirectory(prefix="coldstream-approaches-", dir=args.bucket_folder) as in_memory,
@@ -227,8 +228,8 @@ def main() -> None:
         with capped_bucket(bucket, args.gigabits * 1e9) as (link, server):
             setup = Setup(folder=folder, model=model, link=link, server=server, python=args.python)
             for number in range(args.rounds):
-                for row, measure in _ROWS.items():
-                    samples[row].append(measure(setup))
+                for row in samples:
+                    samples[row].append(_ROWS[row](setup))
                     print(f"  round {number + 1}  {row:<38} {samples[row][-1].seconds:6.1f} s", file=sys.stderr)
         floor = model.size / link.payload_bytes_per_second
     out = _ROOT / "benchmarks/out"
