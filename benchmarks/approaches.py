@@ -228,9 +228,9 @@ def main() -> None:
         with capped_bucket(bucket, args.gigabits * 1e9) as (link, server):
             setup = Setup(folder=folder, model=model, link=link, server=server, python=args.python)
             for number in range(args.rounds):
-                for row in samples:
-                    samples[row].append(_ROWS[row](setup))
-                    print(f"  round {number + 1}  {row:<38} {samples[row][-1].seconds:6.1f} s", file=sys.stderr)
+                for row, every in samples.items():
+                    every.append(_ROWS[row](setup))
+                    print(f"  round {number + 1}  {row:<38} {every[-1].seconds:6.1f} s", file=sys.stderr)
         floor = model.size / link.payload_bytes_per_second
     out = _ROOT / "benchmarks/out"
     out.mkdir(exist_ok=True)
