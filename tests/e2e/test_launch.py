@@ -375,7 +375,7 @@ def test_keys_are_made_for_whoever_agrees(
         assert not launches.folder.exists()
         command.run(*issued, "--yes", "--no-wait")
         assert len(api.requests) == 1
-        assert "without being told to" in command.run("launch", "renew", "m", code=2)[1]
+        assert "without confirmation" in command.run("launch", "renew", "m", code=2)[1]
         assert len(api.requests) == 1
         # Whoever agrees and gets none has launched nothing, and lost nothing.
         command.environ["CLOUDFLARE_API_TOKEN"] = "another-token-of-some-length"
@@ -425,7 +425,7 @@ def test_status_logs_and_down(command: Command, sky: FakeSky, launches: Launches
     assert sky.calls("logs")[-1]["argv"] == ["logs", "m", "--no-follow"]
     assert not {"R2_SECRET_KEY", "VLLM_API_KEY", *TOKENS} & {*sky.calls("logs")[-1]["names"]}
     assert "m  UP" in command.process("launch", "status", "m")[0]
-    assert "without being told to" in command.run("launch", "down", "m", code=2)[1]
+    assert "without confirmation" in command.run("launch", "down", "m", code=2)[1]
     sky.behave("down-fails")
     err = command.run("launch", "down", "m", "--yes", code=1)[1]
     assert "could not take m down" in err
@@ -456,7 +456,7 @@ def test_new_keys(command: Command, sky: FakeSky, launches: Launches) -> None:
     """coldstream launch renew m, of a node and of a service"""
     command.run(*UP, "--ttl", "1h", "--no-wait")
     first = sky.calls("launch", "-y")[0]["secrets"]
-    assert "without being told to" in command.run("launch", "renew", "m", code=2)[1]
+    assert "without confirmation" in command.run("launch", "renew", "m", code=2)[1]
     out, _ = command.run("launch", "renew", "m", "--ttl", "3h", "--yes")
     assert "ready in " in out
     assert sky.calls("cancel")[0]["argv"] == ["cancel", "-y", "-a", "m"]
@@ -560,7 +560,7 @@ def test_a_table_that_is_not_understood(command: Command, sky: FakeSky) -> None:
         ((*UP, "--name", "a" * 41), 2, "is no name for a launch"),
         ((*UP, "--cloud", "AWS; rm"), 2, "is not a known cloud"),
         (("launch", "org/other", *UP[2:]), 10, "org/other"),
-        (LAUNCH, 2, "will not launch m without being told to"),
+        (LAUNCH, 2, "refusing to launch m without confirmation"),
         (("launch", "status", "../m"), 2, "no name of a launch"),
         (("launch", "logs"), 2, "NAME"),
         (("launch", "down", "--yes"), 2, "NAME"),

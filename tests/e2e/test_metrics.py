@@ -219,7 +219,7 @@ def test_what_else_makes_no_sense(command: Command, tmp_path: Path) -> None:
         (("--metrics-file", "nowhere/c.prom"), "is in a folder that does not exist"),
         (("--metrics-file", "apt.prom"), "holds apt_upgrades, which is not ours"),
         (("--metrics-host", "127.0.0.1"), "stands without a port"),
-        (("--metrics-port", "65536"), "65536 is not in the range"),
+        (("--metrics-port", "65536"), "is not a whole number from 0 to 65535"),
     ):
         _, err = command.run("load", model, *arguments, code=2)
         assert message in err.splitlines()[0]

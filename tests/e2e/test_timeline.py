@@ -186,7 +186,7 @@ def test_a_start_that_fails_is_recorded(model: Command) -> None:
     out, _ = model.run("timeline", "--list")
     assert out.count("failed in weights") == 2
     _, err = model.run("timeline", runs[0]["run"], good["run"], "--html", "x.html", code=2)
-    assert "did not answer (failed), and charts compare starts that did" in err
+    assert "did not become ready (failed); charts compare successful starts" in err
     assert not (model.cwd / "x.html").exists()
 
 

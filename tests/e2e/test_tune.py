@@ -63,8 +63,8 @@ def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pyt
     assert found["curve"]["noisy"] is True
     assert found["loaders"] == before["loaders"]
     out, err = command.run("tune", "org/m", "--gpus", "L4", "--measure")
-    assert "nothing is concluded from them or kept" in err
-    assert "too much to say how many connections will do" in out
+    assert "too much to use or save" in err
+    assert "too much to recommend a number of connections" in out
     assert not (command.cwd / "cache/measured").exists()
 
 
@@ -109,10 +109,10 @@ def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ((), 2, "no model"),
+        ((), 2, "MODEL is missing"),
         (("org/m", "--gpus", "L5"), 2, "no GPU that is known"),
         (("org/m", "--gpus", "L4:0"), 2, "no number of GPUs"),
-        (("org/m", "--gpus", "L4", "--link", "fast"), 2, "no speed"),
+        (("org/m", "--gpus", "L4", "--link", "fast"), 2, "is not a speed"),
         (("org/m", "--gpus", "L4", "--png", "x.png"), 2, "--measure"),
         (("org/other", "--gpus", "L4"), 10, "org/other"),
         (("org/m", "--matrix"), 2, "--matrix"),

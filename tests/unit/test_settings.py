@@ -71,9 +71,9 @@ def test_a_named_file_must_be_one() -> None:
 def test_answers_need_a_place(tmp_path: Path) -> None:
     """Found out before anything is asked, and in one line if it changes afterwards."""
     wizard.check_place(tmp_path / ".env")
-    with pytest.raises(DiskError, match="its folder does not exist"):
+    with pytest.raises(DiskError, match="its directory does not exist"):
         wizard.check_place(tmp_path / "none/.env")
-    with pytest.raises(DiskError, match="it is a folder"):
+    with pytest.raises(DiskError, match="it is a directory"):
         wizard.check_place(tmp_path)
     with pytest.raises(DiskError, match="No such file or directory"):
         wizard.write(load_settings(environ=KEYS), tmp_path / "none/.env", {})
@@ -151,7 +151,7 @@ def test_a_value_that_not_everybody_reads_alike_is_said(tmp_path: Path) -> None:
     assert notes[1].startswith("warning: HF_TOKEN is in quotes, which docker")
     assert odd not in notes[1]
     assert load_settings(env_file=path, environ={}).get("HF_TOKEN") == odd
-    with pytest.raises(ConfigError, match="HF_TOKEN holds a quote"):
+    with pytest.raises(ConfigError, match="HF_TOKEN contains a quote"):
         wizard.write(load_settings({"HF_TOKEN": "a'b"}, environ={}), path, {})
 
 

@@ -1,4 +1,4 @@
-"""Sets vLLM's environment up for the tests: `python -m tests.vllm.environment FOLDER`."""
+"""Creates vLLM's environment for the tests: `python -m tests.vllm.environment FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools import cpu_vllm
+
 from coldstream.errors import UsageError
-from coldstream.operate import cpu_vllm
 
 # Run:ai's loader, for `serve --loader runai`; it brings boto3.
 EXTRA = ("runai-model-streamer[s3]==0.17.*",)
 
 
 def main(folder: Path) -> None:
-    """Does it, or says why it cannot be done on this machine."""
+    """Creates it, or prints why this machine cannot run vLLM."""
     try:
         python = cpu_vllm.ensure(folder, on_step=lambda step: print(f"vLLM: {step}", flush=True))
     except UsageError as exc:

@@ -1,6 +1,6 @@
 """Models that vLLM serves in tests: tiny, with random weights from fixed seeds, real tokenizers and chat templates.
 
-They are written by the environment that vLLM is in (see operate.cpu_vllm), as they need torch, safetensors and
+They are written by the environment that vLLM is in (see tools/cpu_vllm.py), as they need torch, safetensors and
 tokenizers. From another environment:
 
     .venv-vllm/bin/python -m tests.vllm.models llama FOLDER

@@ -1,13 +1,15 @@
-"""The command line: one module per verb, each a thin face of a library call.
+"""The command line: one module per command, each a thin layer over a library call.
 
-Modules of verbs are imported when their verb is run or its help is shown, and import the library only inside their
-function: `coldstream --help` costs what click costs. Once loaded, `list` here is the verb's module and no longer the
-builtin, which this module therefore does not use.
+A command's module is imported when the command runs or its help is shown, and imports the library only inside its
+function, so that `coldstream --help` is fast. Once loaded, `list` here is that command's module and not the builtin,
+which this module therefore does not use.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,36 +17,22 @@ from contextlib import suppress
 
 import click
 
-from coldstream.cli.refusals import refusal_of
-from coldstream.cli.session import EXIT_CODES, Group, State, echo, echo_json, error_document, show_traceback
-from coldstream.cli.streams import OutputGoneError, guard_streams
-from coldstream.errors import CancelledError, ColdstreamError, UsageError
+from coldstream.cli.groups import Group
+from coldstream.cli.output import OutputGoneError, echo, echo_json, guard_streams
+from coldstream.cli.session import State, error_document, show_traceback
+from coldstream.errors import CancelledError, ColdstreamError, DiskError, UsageError
 from coldstream.package import __version__
 
-VERBS = (
-    "setup",
-    "upload",
-    "list",
-    "verify",
-    "download",
-    "remove",
-    "load",
-    "bench",
-    "tune",
-    "cost",
-    "template",
-    "launch",
-    "serve",
-    "shard",
-    "timeline",
-    "bundle",
-    "cdn",
-    "cache",
-    "doctor",
-    "demo",
-)
+# The sections of `coldstream --help`.
+SECTIONS = {
+    "Models": ("setup", "upload", "list", "verify", "download", "remove", "cache"),
+    "Serve": ("serve", "load", "tune", "bundle", "shard", "timeline"),
+    "Deploy": ("launch", "template", "cdn"),
+    "Inspect": ("doctor", "cost", "bench", "demo"),
+}
+VERBS = tuple(verb for verbs in SECTIONS.values() for verb in verbs)
 
-# What people type who know other tools; each is a setting here.
+# Options that users of other tools try; here each is a variable, since a command line is visible to other users.
 _SECRET_OPTIONS = {
     "--hf-token": "HF_TOKEN",
     "--token": "HF_TOKEN",
@@ -52,10 +40,11 @@ _SECRET_OPTIONS = {
     "--secret-key": "R2_SECRET_KEY",
     "--session-token": "R2_SESSION_TOKEN",
 }
+_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 class _Verbs(Group):
-    """Loads a verb's module when it is asked for."""
+    """Imports the module of a command when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*VERBS]
@@ -67,40 +56,45 @@ class _Verbs(Group):
         assert isinstance(command, click.Command)
         return command
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in SECTIONS.items():
+            commands = [(verb, self.get_command(ctx, verb)) for verb in verbs]
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(verb.ljust(8), command.get_short_help_str(80)) for verb, command in commands if command]
+                )
+        formatter.write_paragraph()
+        formatter.write_text("--version shows the version; coldstream COMMAND --help explains a command.")
+
     def invoke(self, ctx: click.Context) -> object:
-        """Runs a verb; what the machine refuses becomes an error of ours.
+        """Runs a command; errors of the operating system become errors of coldstream.
 
         Raises:
-            ColdstreamError: As the verb says.
+            ColdstreamError: As the command says.
         """
         try:
             return super().invoke(ctx)
         except (ColdstreamError, OutputGoneError):
             raise
         except (OSError, MemoryError, RuntimeError) as exc:
-            if error := refusal_of(exc):
+            if error := _system_error(exc):
                 raise error from exc
             if isinstance(exc, BrokenPipeError):
                 # click would exit without a message.
-                raise RuntimeError("a socket's other end has gone") from exc  # noqa: TRY004
+                raise RuntimeError("the peer closed a socket") from exc  # noqa: TRY004
             raise
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="coldstream")
 def cli() -> None:
-    """Copy models from Hugging Face into an S3-compatible bucket, verified, and stream them from there into memory.
+    """Copy models into an S3 or R2 bucket, and stream them from there into vLLM.
 
     \b
-    coldstream setup                        check the credentials, create the bucket, prove a round trip
-    coldstream upload Qwen/Qwen3-8B         copy a model from the Hub into the bucket
-    coldstream list                         see what is there
-    coldstream serve Qwen/Qwen3-8B          start vLLM, with the weights streamed meanwhile
-    coldstream launch Qwen/Qwen3-8B --gpus L4:1   the same on a rented spot GPU
-    coldstream cost                         what a month of it costs, and elsewhere
-    coldstream load Qwen/Qwen3-8B           stream it into memory, and see what sets the pace
-    coldstream doctor Qwen/Qwen3-8B         what is wrong, and what mends it
-    coldstream demo                         see it work with no account at all
+    coldstream demo                      see it work: no account, no GPU
+    coldstream setup --write-env         configure and check a bucket
+    coldstream upload Qwen/Qwen3-8B      copy a model from the Hub into it
+    coldstream serve Qwen/Qwen3-8B       start vLLM with streamed weights
     """
 
 
@@ -118,62 +112,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.stdout.flush()
     except ColdstreamError as exc:
-        code = _failed(exc, state)
+        code = _fail(exc, state)
     except click.exceptions.NoArgsIsHelpError as exc:
         echo(exc.format_message(), err=True)
         code = 2
     except click.ClickException as exc:
-        code = _misused(exc, state)
+        code = _fail(_usage_error(exc), state)
     except (KeyboardInterrupt, click.Abort):
-        code = _cancelled(state)
+        hint = f"{state.resume}; run the same command again to continue" if state.resume else None
+        code = _fail(CancelledError("cancelled", hint=hint), state)
     except OutputGoneError:
         code = 0
-    except Exception as exc:  # noqa: BLE001  # Python would print it with whatever its messages hold
-        code = _crashed(exc, state)
+    except Exception as exc:  # noqa: BLE001  # Python would print it with any secrets in its messages
+        show_traceback(exc)
+        message = f"internal error: {type(exc).__name__}: {exc}"
+        state.explain(message, hint := "please report it with the lines above")
+        code = _exit(error_document("internal", message, hint, 1), state)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _crashed(exc: Exception, state: State) -> int:
-    show_traceback(exc)
-    message = f"internal error: {type(exc).__name__}: {exc}"
-    state.explain(message, hint := "please report it with the lines above")
+def _fail(exc: ColdstreamError, state: State) -> int:
+    return _exit(state.report(exc), state)
+
+
+def _exit(document: dict[str, dict[str, int]], state: State) -> int:
+    """Prints an error's document under `--json`; returns its exit code."""
     if state.json:
-        _show_error(error_document("internal", message, hint, 1))
-    return 1
+        # An error while writing would hide this one.
+        with suppress(OSError):
+            echo_json(document)
+    return document["error"]["exit_code"]
 
 
-def _failed(exc: ColdstreamError, state: State) -> int:
-    document = state.report(exc)
-    if state.json:
-        _show_error(document)
-    return exc.exit_code
-
-
-def _show_error(document: object) -> None:
-    # That it cannot be written is not what went wrong.
-    with suppress(OSError):
-        echo_json(document)
-
-
-def _misused(exc: click.ClickException, state: State) -> int:
+def _usage_error(exc: click.ClickException) -> UsageError:
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     command = context.command_path if context else "coldstream"
-    hint = f"see: {command} --help"
     takes_vllm_flags = context is not None and any(param.name == "vllm_arguments" for param in context.command.params)
-    message = exc.format_message()
     if isinstance(exc, click.NoSuchOption) and (variable := _SECRET_OPTIONS.get(exc.option_name)):
-        message = f"{exc.option_name} is not an option: every user of this machine can read a command line"
-        hint = f"set {variable} in the environment or in .env"
-    elif isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
+        return UsageError(
+            f"{exc.option_name} is not an option: every user of this machine can read a command line",
+            hint=f"set {variable} in the environment or in .env",
+        )
+    if isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
         hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
-    return _failed(UsageError(message, hint=hint), state)
+        return UsageError(exc.format_message(), hint=hint)
+    return UsageError(exc.format_message(), hint=f"see: {command} --help")
 
 
-def _cancelled(state: State) -> int:
-    hint = f"{state.resume}; run the same command again to continue" if state.resume else None
-    return _failed(CancelledError("cancelled", hint=hint), state)
+def _system_error(exc: OSError | MemoryError | RuntimeError) -> ColdstreamError | None:
+    """What the operating system refused, and how to allow it; None for an internal error."""
+    from coldstream.machine.limits import limit_error
+
+    if error := limit_error(exc, "run this command"):
+        return error
+    if isinstance(exc, MemoryError):
+        return ColdstreamError("out of memory", hint="lower the limit of this command: --memory")
+    if not isinstance(exc, OSError):
+        return None
+    try:
+        os.getcwd()
+    except OSError as gone:
+        return DiskError(f"cannot use the working directory: {gone.strerror}", hint="change to another: cd /")
+    if exc.errno in _DISK and isinstance(exc.filename, str | bytes):
+        name = os.fsdecode(exc.filename)
+        return DiskError(f"{name}: {exc.strerror}", hint=f"check its owner, mode and free space: ls -ld {name}; df -h")
+    return None
 
 
 def _interrupt(_number: int, _frame: object) -> None:

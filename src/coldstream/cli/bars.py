@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from coldstream.cli.session import State, echo, shown
+from coldstream.cli.output import echo, terminal_safe
+from coldstream.cli.session import State
 from coldstream.printable import printable
 from coldstream.progress import Progress
 from coldstream.units import MIB, format_bytes
@@ -164,7 +165,7 @@ class _Bars(Progress):
 
     def say(self, text: str) -> None:
         with self._screen:
-            self._bars.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
+            self._bars.console.print(terminal_safe(text), markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, path: str, count: int) -> None:
         """A byte that is both fetched and stored counts half each time: the bar moves with the slower of the two."""

@@ -11,52 +11,54 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, echo, shown
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import coloured, echo, table_text, terminal_safe
+from coldstream.cli.session import State, check_chart_files
+from coldstream.cli.shared_options import Count, Size, chart_options, common_options
 
 if TYPE_CHECKING:
     from coldstream.operate.bench.comparing import BenchStep
     from coldstream.operate.bench.result import BenchResult, BenchRow
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _PARTIAL = 3
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("uri", metavar="URI")
+@click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--runs", type=click.IntRange(1, 100), default=3, show_default=True, help="Timed runs of each loader.")
-@click.option("--only", metavar="NAME", multiple=True, help="Run only this loader; may be repeated.  [default: all]")
-@click.option("--skip", metavar="NAME", multiple=True, help="Skip this loader; may be repeated.")
+@click.option("--runs", type=Count(1, 100), default=3, show_default=True, help="Timed runs of each loader.")
+@click.option("--only", metavar="NAME", multiple=True, help="Run only this loader. Repeatable.  [default: all]")
+@click.option("--skip", metavar="NAME", multiple=True, help="Skip this loader. Repeatable.")
 @click.option("--with", "more", metavar="NAME[,NAME]", help="Also run boto3, s3fs or obstore.")
-@click.option("--all", "everything", is_flag=True, help="Also run all three.")
-@click.option("--device", default="cpu", show_default=True, help="Device for the tensors: cpu, cuda, cuda:1.")
+@click.option("--all", "everything", is_flag=True, help="Also run boto3, s3fs and obstore.")
+@click.option("--device", default="cpu", show_default=True, help="Device to load onto: cpu, cuda or cuda:1.")
 @click.option(
     "--connections",
-    type=click.IntRange(1, 1024),
+    type=Count(1, 1024),
     default=64,
     show_default=True,
-    help="Maximum parallel connections of loaders that take a limit; Run:ai uses its default or its rule.",
+    help="Maximum parallel connections, for loaders with such a setting except Run:ai's.",
 )
-@click.option("--memory", "memory_limit", type=Size(), help="Memory limit for coldstream's data in flight.")
+@click.option("--memory", "memory_limit", type=Size(), help="Memory limit of coldstream for data in flight.")
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=900, show_default=True, help="Time limit of each run in seconds."
+    "--timeout", metavar="SECONDS", type=click.FloatRange(1), default=900, show_default=True, help="Limit for each run."
 )
 @click.option(
     "--drop-caches/--no-drop-caches",
     "drop",
     default=True,
     show_default=True,
-    help="Drop the page cache before each run, where permitted.",
+    help="Empty the page cache before each run, if permitted.",
 )
 @click.option(
-    "--python", "interpreters", metavar="PATH", multiple=True, help="An interpreter with more loaders; may be repeated."
+    "--python", "interpreters", metavar="PATH", multiple=True, help="A Python with loaders to compare. Repeatable."
 )
-@click.option("--vllm", "starts", is_flag=True, help="Also compare whole starts of vLLM, to the first token.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of the runs.")
-@click.option("--html", "html_file", type=_FILE, help="Write a self-contained page with charts.")
-@click.option("--png", "png_file", type=_FILE, help="Write the charts as a picture.")
+@click.option("--vllm", "starts", is_flag=True, help="Also compare whole starts of vLLM, up to the first token.")
+@click.option(
+    "--seed", metavar="N", type=int, default=0, show_default=True, help="Random seed for the order of the runs."
+)
+@chart_options
 @common_options
 def command(
     state: State,
@@ -78,13 +80,13 @@ def command(
     html_file: Path | None,
     png_file: Path | None,
 ) -> None:
-    """Compare coldstream with Run:ai's streamer and vLLM's own loader on this machine.
+    """Compare coldstream with other loaders on this machine.
 
     \b
     coldstream bench Qwen/Qwen3-8B
-    coldstream bench Qwen/Qwen3-8B --device cuda --all --png bench.png --html bench.html
-    coldstream bench Qwen/Qwen3-8B --python /opt/vllm/bin/python --vllm -- --max-model-len 8192
-    coldstream bench s3://bucket/org/model --only coldstream --only runai-tuned --runs 5
+    coldstream bench Qwen/Qwen3-8B --device cuda --all --html bench.html
+    coldstream bench Qwen/Qwen3-8B --vllm -- --max-model-len 8192
+    coldstream bench Qwen/Qwen3-8B --only coldstream --only runai-tuned --runs 5
 
     Loaders: coldstream, coldstream-warm, runai, runai-tuned, vllm-default; optional: boto3, s3fs, obstore. An untimed
     run of each first checks that all load the same bytes; timed runs are interleaved. Loaders that are not installed
@@ -103,7 +105,7 @@ def command(
         raise UsageError("bench only runs on Linux: it reads /proc")
     named = [*OPTIONAL] if everything else [name.strip() for name in (more or "").split(",") if name.strip()]
     loaders = select_loaders(only, skip, named)
-    _check_files(html_file, png_file)
+    check_chart_files(html_file, png_file)
     settings = state.settings()
     plan = BenchPlan(
         target=find_target(uri, settings),
@@ -127,25 +129,11 @@ def command(
         raise SystemExit(_PARTIAL)
 
 
-def _check_files(*files: Path | None) -> None:
-    """Fails before the runs, which take minutes, when a chart could not be written."""
-    from coldstream.errors import DiskError
-    from coldstream.operate.charts import check
-
-    for path in filter(None, files):
-        check()
-        if not path.absolute().parent.is_dir():
-            raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))
-
-
 def _write(state: State, result: BenchResult, html_file: Path | None, png_file: Path | None) -> None:
     from coldstream.operate.bench.bench_chart import png
     from coldstream.operate.bench.bench_page import html
 
-    files = [(html_file, html(result).encode())] if html_file else []
-    files += [(png_file, png(result))] if png_file else []
-    for path, data in files:
-        state.write(path, data)
+    state.write_charts(html_file, png_file, html=lambda: html(result), png=lambda: png(result))
 
 
 @contextmanager
@@ -172,7 +160,7 @@ def _progress(state: State) -> Iterator[Callable[[BenchStep], None]]:
             def on_step(step: BenchStep) -> None:
                 bars.update(task, completed=step.done, total=step.total, description=_line(step).strip())
                 if step.text:
-                    bars.console.print(shown(_line(step)), markup=False, soft_wrap=True)
+                    bars.console.print(terminal_safe(_line(step)), markup=False, soft_wrap=True)
 
             yield on_step
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Group, State, common_options, confirm
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES, Group
+from coldstream.cli.output import table_text
+from coldstream.cli.session import State, confirm
+from coldstream.cli.shared_options import common_options, dry_run_option, yes_option
+from coldstream.printable import printable
 
 if TYPE_CHECKING:
     from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore
@@ -20,15 +23,16 @@ _COLOURS = {"signed": "green", "foreign": "yellow", "unverified": "yellow", "unr
 
 @click.group(cls=Group, epilog=EXIT_CODES)
 def command() -> None:
-    """Show, publish and remove warm-start bundles: the caches that one node's vLLM built, for the next node's start.
+    """List, publish and remove warm-start bundles (compile caches).
 
     \b
     coldstream bundle list
     coldstream bundle show Qwen/Qwen3-8B
     coldstream bundle remove Qwen/Qwen3-8B
 
-    `coldstream serve` restores and publishes them by itself. They hold code, so they are signed with
-    COLDSTREAM_BUNDLE_KEY (coldstream setup --bundle-key makes one), and used only where that key is set.
+    A bundle holds the caches that vLLM built on one node, so that the next node starts faster. `coldstream serve`
+    restores and publishes bundles automatically. They contain code, so they are signed with COLDSTREAM_BUNDLE_KEY
+    (create it with: coldstream setup --bundle-key) and used only where that key is set.
     """
 
 
@@ -36,25 +40,25 @@ def command() -> None:
 @click.argument("name", metavar="[MODEL]", required=False)
 @common_options
 def list_(state: State, name: str | None) -> None:
-    """Show the bundles in the bucket.
+    """List the bundles in the bucket.
 
     \b
     coldstream bundle list
     coldstream bundle list Qwen/Qwen3-8B --json
 
-    States: signed (with this COLDSTREAM_BUNDLE_KEY: it is used); foreign (with another key: it is not); unverified (no
-    key is set); unreadable.
+    States: signed (with this COLDSTREAM_BUNDLE_KEY: used); foreign (with another key: not used); unverified
+    (COLDSTREAM_BUNDLE_KEY is not set); unreadable.
     """
     from coldstream.model.names import checked_name
     from coldstream.node.bundle.bundle_store import entries
 
     settings = state.settings()
     store = state.open_store(8)
-    found = entries(store, _secret(settings), checked_name(name) if name else None)
-    document = {"store": store.uri, "bundles": [_document(entry) for entry in found]}
-    state.show(document, _table(found) if found else f"no bundles in {store.uri}")
-    if not found:
-        state.say("next:  coldstream serve MODEL   (it publishes what it builds)")
+    bundles = entries(store, _secret(settings), checked_name(name) if name else None)
+    document = {"store": store.uri, "bundles": [_document(entry) for entry in bundles]}
+    state.show(document, _table(bundles) if bundles else f"no bundles in {store.uri}")
+    if not bundles:
+        state.say("next:  coldstream serve MODEL   (publishes a bundle)")
 
 
 @command.command(epilog=EXIT_CODES)
@@ -62,32 +66,32 @@ def list_(state: State, name: str | None) -> None:
 @click.argument("key", metavar="[KEY]", required=False)
 @common_options
 def show(state: State, name: str, key: str | None) -> None:
-    """Show what a model's bundles hold, and which starts they fit.
+    """Show what a model's bundles contain and which starts they fit.
 
     \b
     coldstream bundle show Qwen/Qwen3-8B
     coldstream bundle show Qwen/Qwen3-8B 7f3a09
 
-    KEY may be the beginning of one.
+    KEY can be abbreviated to its first characters.
     """
     settings = state.settings()
-    found = _chosen(_shelf(state, name).entries(_secret(settings)), name, key)
-    state.show({"bundles": [_document(entry) for entry in found]}, "\n\n".join(_details(entry) for entry in found))
+    bundles = _chosen(_shelf(state, name).entries(_secret(settings)), name, key)
+    state.show({"bundles": [_document(entry) for entry in bundles]}, "\n\n".join(_details(entry) for entry in bundles))
 
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("name", metavar="MODEL")
-@click.option("-n", "--dry-run", is_flag=True, help="Show what would be published; publish nothing.")
+@dry_run_option
 @common_options
 def publish(state: State, name: str, dry_run: bool) -> None:
-    """Publish the caches that starts of a model left on this machine.
+    """Publish the compile caches of earlier starts on this machine.
 
     \b
     coldstream bundle publish Qwen/Qwen3-8B
     coldstream bundle publish Qwen/Qwen3-8B --dry-run
 
-    What is in the bucket for the same starts is replaced. `coldstream serve` does this by itself; this is for starts
-    with `--bundle read`, and for those whose keys could not write.
+    Replaces bundles for the same starts. `coldstream serve` does this automatically; use this command after starts with
+    `--bundle read`, or with keys that could not write.
     """
     import os
 
@@ -100,13 +104,11 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     settings = state.settings()
     secret = _secret(settings)
     if secret is None:
-        raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="make one: coldstream setup --bundle-key")
+        raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="run: coldstream setup --bundle-key")
     base = caches_folder(settings, os.environ)
     kept = local_bundles_of(base, name)
     if not kept:
-        raise NotFoundError(
-            f"no start of {name} left caches in {base}", hint=f"run: coldstream serve {shlex.quote(name)}"
-        )
+        raise NotFoundError(f"no compile caches of {name} in {base}", hint=f"run: coldstream serve {shlex.quote(name)}")
     shelf = _shelf(state, name)
     rows, lines = [], []
     for caches in kept:
@@ -123,11 +125,11 @@ def publish(state: State, name: str, dry_run: bool) -> None:
 @command.command(epilog=EXIT_CODES)
 @click.argument("name", metavar="MODEL")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("-n", "--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@yes_option
+@dry_run_option
 @common_options
 def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: bool) -> None:
-    """Remove a model's bundles from the bucket; all of them, or those named.
+    """Remove all or some of a model's bundles from the bucket.
 
     \b
     coldstream bundle remove Qwen/Qwen3-8B
@@ -162,13 +164,13 @@ def _shelf(state: State, name: str) -> BundleStore:
     return BundleStore(state.open_store(8), checked_name(name))
 
 
-def _chosen(found: list[BundleEntry], name: str, key: str | None) -> list[BundleEntry]:
+def _chosen(bundles: list[BundleEntry], name: str, key: str | None) -> list[BundleEntry]:
     from coldstream.errors import NotFoundError
 
-    chosen = [entry for entry in found if key is None or entry.key.startswith(key)]
+    chosen = [entry for entry in bundles if key is None or entry.key.startswith(key)]
     if not chosen:
-        which = f" that begins with {key}" if key else ""
-        raise NotFoundError(f"there is no bundle of {name}{which}", hint="see: coldstream bundle list")
+        which = f" whose key begins with {key}" if key else ""
+        raise NotFoundError(f"no bundle of {name}{which} in the bucket", hint="run: coldstream bundle list")
     return chosen
 
 
@@ -179,30 +181,25 @@ def _document(entry: BundleEntry) -> dict[str, Any]:
     return {"name": entry.name, "key": entry.key, "state": entry.state, "bundle": pointer}
 
 
-def _table(found: list[BundleEntry]) -> str:
+def _table(bundles: list[BundleEntry]) -> str:
     from datetime import datetime, timezone
 
     from coldstream.units import format_age, format_bytes
 
     now = datetime.now(timezone.utc)
     rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
-    for entry in found:
-        pointer = entry.pointer
-        if pointer is None:
-            rows.append((entry.name, entry.key[:_DIGITS], "-", "-", entry.state, "-", "-", "-"))
-            continue
-        rows.append(
-            (
-                entry.name,
-                entry.key[:_DIGITS],
+    for entry in bundles:
+        columns = ("-", "-", entry.state, "-", "-", "-")
+        if (pointer := entry.pointer) is not None:
+            columns = (
                 format_bytes(pointer.archive.size),
                 str(pointer.archive.files),
                 entry.state,
                 format_age((now - pointer.created).total_seconds()),
-                _shown(pointer.parts.get("vllm", "-")),
-                _shown(pointer.parts.get("device", "-")),
+                pointer.parts.get("vllm", "-"),
+                pointer.parts.get("device", "-"),
             )
-        )
+        rows.append((entry.name, entry.key[:_DIGITS], *columns))
     return table_text(rows, colours=_COLOURS, coloured_column=4)
 
 
@@ -214,15 +211,10 @@ def _details(entry: BundleEntry) -> str:
         archive = pointer.archive
         size = f"{format_bytes(archive.size)}, unpacked {format_bytes(archive.bytes)}"
         lines.append(f"  {'caches':<18} {plural(archive.files, 'file')}   {size}")
-        lines.append(f"  {'published':<18} {pointer.created:%Y-%m-%d %H:%M} UTC by {_shown(pointer.tool)}")
+        lines.append(f"  {'published':<18} {pointer.created:%Y-%m-%d %H:%M} UTC by {printable(pointer.tool)}")
         if pointer.ready_seconds:
             lines.append(f"  {'without it':<18} ready in {format_seconds(pointer.ready_seconds)}")
         if pointer.reads is not None:
             lines.append(f"  {'read-ahead':<18} {format_bytes(pointer.reads.size)} of names and ranges")
-        lines += [f"  {_shown(name):<18} {_shown(value) or '-'}" for name, value in pointer.parts.items()]
+        lines += [f"  {printable(name):<18} {printable(value) or '-'}" for name, value in pointer.parts.items()]
     return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    """Text from the bucket, which anybody may have written, without what moves a terminal's cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)

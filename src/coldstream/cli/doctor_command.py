@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from coldstream.cli.session import State, coloured, common_options, echo
+from coldstream.cli.output import coloured, echo
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options, vllm_option
 
 if TYPE_CHECKING:
     from coldstream.operate.probe import Check
@@ -21,36 +23,36 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 # What takes less is over before anybody wonders.
 _PATIENCE_SECONDS = 1.0
 _TICK_SECONDS = 0.2
-_EXIT_CODES = "Exit codes: 0 nothing failed, 1 a check failed (whichever), 2 usage, 130 cancelled."
+_EXIT_CODES = "Exit codes: 0 no check failed, 1 a check failed, 2 usage, 130 cancelled."
 
 
 @click.command(epilog=_EXIT_CODES)
 @click.argument("name", metavar="[MODEL]", required=False)
-@click.option("--only", metavar="CHECK", multiple=True, help="Look at this alone; may be repeated.")
-@click.option("--skip", metavar="CHECK", multiple=True, help="Do not look at this; may be repeated.")
-@click.option("--quick", is_flag=True, help="Leave out the sample of hashes and the speed.")
-@click.option("--vllm", metavar="PATH", help="The vllm to look at.  [default: the one beside coldstream]")
+@click.option("--only", metavar="CHECK", multiple=True, help="Run only this check. Repeatable.")
+@click.option("--skip", metavar="CHECK", multiple=True, help="Skip this check. Repeatable.")
+@click.option("--quick", is_flag=True, help="Skip the slow checks: sampled hashes and speed.")
+@vllm_option
 @common_options
 def command(
-    state: State, name: str | None, only: tuple[str, ...], skip: tuple[str, ...], quick: bool, vllm: str | None
+    state: State, name: str | None, only: tuple[str, ...], skip: tuple[str, ...], quick: bool, program: str | None
 ) -> int:
-    """Say what is wrong with the configuration, the bucket, a model in it, and this machine, and what mends it.
+    """Diagnose the configuration, bucket, model and node, with fixes.
 
     \b
-    coldstream doctor                                     all but the model
-    coldstream doctor Qwen/Qwen3-8B                       all
-    coldstream doctor Qwen/Qwen3-8B --quick               without the sample of hashes and the speed
+    coldstream doctor                                   without a model
+    coldstream doctor Qwen/Qwen3-8B
+    coldstream doctor Qwen/Qwen3-8B --quick
     coldstream doctor Qwen/Qwen3-8B --only speed --only disk
-    coldstream doctor Qwen/Qwen3-8B --json || exit 1      in CI: 1 when any check fails
+    coldstream doctor Qwen/Qwen3-8B --json || exit 1    in CI
 
-    docs/doctor.md says of each check what fails it and what mends it.
+    docs/doctor.md describes each check, its failures and their fixes.
     """
     from coldstream.operate.doctor.case import Case
     from coldstream.operate.doctor.checklist import examine, select
 
     items = select(only=only, skip=skip, quick=quick)
     waiting = _Waiting(sys.stderr if sys.stderr.isatty() and not state.quiet else None)
-    case = Case(state.settings(), name, vllm=vllm, tell=waiting.tell)
+    case = Case(state.settings(), name, vllm=program, tell=waiting.tell)
     checks = []
     with waiting.shown():
         for check in examine(case, items, begin=waiting.begin):

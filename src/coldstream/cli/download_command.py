@@ -7,33 +7,35 @@ from pathlib import Path
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, transfer_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options, transfer_options
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="MODEL")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @transfer_options
 @common_options
 def command(state: State, name: str, folder: Path, connections: int, memory_bytes: int) -> None:
-    """Write a model from the bucket into a plain folder, verified.
+    """Download a model from the bucket into a folder, verified.
 
     \b
     coldstream download Qwen/Qwen3-8B ./qwen
 
-    Each file appears whole or not at all. Files that are there with the right content are kept, so an interrupted
-    download goes on when it is run again.
+    Each file appears complete or not at all. Files that already have the right content are kept, so running an
+    interrupted download again continues it.
     """
     from coldstream.cli.bars import progress_for
     from coldstream.mirror.download import download
     from coldstream.mirror.stored_files import stored_bytes
-    from coldstream.units import format_bytes, format_rate, format_seconds
+    from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
     store = state.open_store(connections)
     state.resume = "complete files are kept"
     with progress_for(state, total_bytes=stored_bytes(store, name), verb="download") as progress:
         report = download(store, name, folder, progress=progress, connections=connections, memory_bytes=memory_bytes)
-    kept = f"   kept {report.kept_files} files" if report.kept_files else ""
+    kept = f"   kept {plural(report.kept_files, 'file')}" if report.kept_files else ""
     checked = "verified" if report.verified else "unverified: no manifest"
     state.show(
         asdict(report),

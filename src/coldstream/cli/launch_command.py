@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldstream.cli.deployment_options import chosen_image, deployment_options, template_words
-from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options, confirm
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES, DefaultGroup
+from coldstream.cli.output import coloured, table_text
+from coldstream.cli.session import State, confirm
+from coldstream.cli.shared_options import common_options
 from coldstream.machine.child_environment import CDN_SECRETS
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _TAIL = 20
 
 @click.group(cls=DefaultGroup, default="up", epilog=EXIT_CODES)
 def command() -> None:
-    """Bring a model up on a rented GPU, or on a fleet of them, by SkyPilot.
+    """Launch a model on rented GPUs through SkyPilot.
 
     \b
     coldstream launch Qwen/Qwen3-8B --gpus L4:1

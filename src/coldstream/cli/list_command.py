@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import table_text
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coldstream.mirror.listing import ModelInfo
-
 
 _COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red", "unreadable": "red"}
 
@@ -22,7 +23,7 @@ _COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red", "unreada
 @click.command(epilog=EXIT_CODES)
 @common_options
 def command(state: State) -> None:
-    """Show the models in the bucket, and whether each is ready.
+    """List the models in the bucket and their state.
 
     \b
     coldstream list
@@ -31,10 +32,18 @@ def command(state: State) -> None:
     States: ready; incomplete (an upload is running or was interrupted); damaged (objects are missing or replaced);
     unreadable (the manifest cannot be trusted); foreign (stored by another tool: can be loaded, not verified).
     """
+    from coldstream.errors import NotFoundError
     from coldstream.mirror.listing import list_models
+    from coldstream.places.folder_store import FolderStore
 
     store = state.open_store(8)
     models = list_models(store)
+    if isinstance(store, FolderStore) and not store.root.is_dir():
+        raise NotFoundError(
+            f"the folder {store.root} does not exist",
+            hint="check --store; the first upload creates it",
+            target=store.uri,
+        )
     document = {"store": store.uri, "models": [asdict(m) | {"modified": m.modified.isoformat()} for m in models]}
     state.show(document, _table(models) if models else f"no models in {store.uri}")
     if not models:
@@ -49,16 +58,7 @@ def _table(models: Sequence[ModelInfo]) -> str:
     now = datetime.now(timezone.utc)
     rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
     for model in models:
-        age = format_age((now - model.modified).total_seconds())
-        rows.append(
-            (
-                model.name,
-                format_bytes(model.bytes),
-                str(model.files),
-                (model.revision or "-")[:7],
-                model.state,
-                model.layout,
-                model.detail or age,
-            )
-        )
+        detail = model.detail or format_age((now - model.modified).total_seconds())
+        size, revision = format_bytes(model.bytes), (model.revision or "-")[:7]
+        rows.append((model.name, size, str(model.files), revision, model.state, model.layout, detail))
     return table_text(rows, colours=_COLOURS, coloured_column=4)

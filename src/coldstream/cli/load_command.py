@@ -2,94 +2,61 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, common_options, metrics_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options, load_options, metrics_options
 
 if TYPE_CHECKING:
     from coldstream.loading.load_report import LoadReport
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("uri", metavar="URI")
-@click.option(
-    "--device", default="cpu", show_default=True, help="Where the tensors go, as torch names it: cuda, cuda:1."
-)
-@click.option(
-    "--connections",
-    type=click.IntRange(1, 1024),
-    default=64,
-    show_default=True,
-    help="Most connections at once; how many are used is found out.",
-)
-@click.option("--memory", type=Size(), help="Most memory for data on its way.  [default: what there is]")
-@click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
-@click.option(
-    "--via",
-    type=click.Choice(["auto", "cdn", "s3"]),
-    default="auto",
-    show_default=True,
-    help="Weights through the CDN in front of the bucket, or not; auto: if there is one.  [env: R2_CDN_DOMAIN]",
-)
-@click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
-@click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
-@click.option("--in-order", is_flag=True, help="Tensors in the order of the files, not as they arrive.")
+@click.argument("uri", metavar="MODEL")
+@click.option("--device", default="cpu", show_default=True, help="Torch device to load onto, such as cuda or cuda:1.")
+@click.option("--in-order", is_flag=True, help="Return tensors in file order instead of arrival order.")
+@load_options
 @metrics_options
 @common_options
-def command(
-    state: State,
-    uri: str,
-    device: str,
-    connections: int,
-    memory: int | None,
-    workers: int | None,
-    via: str,
-    no_cache: bool,
-    no_verify: bool,
-    in_order: bool,
-) -> None:
-    """Stream a model into memory, verified, and say how fast and what set the pace.
+def command(state: State, uri: str, device: str, in_order: bool, **load: Any) -> None:
+    """Stream a model into memory and report speed and bottleneck.
 
     \b
-    coldstream load Qwen/Qwen3-8B                       from the configured bucket
+    coldstream load Qwen/Qwen3-8B               from the configured bucket
     coldstream load s3://bucket/org/model --device cuda
-    coldstream load Qwen/Qwen3-8B --via cdn             through R2_CDN_DOMAIN, the rest from the bucket
+    coldstream load Qwen/Qwen3-8B --via cdn     through R2_CDN_DOMAIN
     coldstream load https://cdn.example.com/org/model
     coldstream load hf://Qwen/Qwen3-8B@main
     coldstream load ./folder
 
-    Every tensor is received and let go of again: this measures the way into memory, and fills the local cache.
+    Each tensor is received, verified and released: this measures the path into memory and fills the local cache.
     """
-    from coldstream.cli.metering import metered
     from coldstream.loading.options import Options
     from coldstream.loading.streaming import Load
 
     settings = state.settings()
-    with metered(state, settings, uri) as found, _bar(state) as on_progress:
+    with state.measured(settings, uri) as measured, _bar(state) as on_progress:
         options = Options(
             device=device,
             framework="buffer" if device == "cpu" else "pt",
-            connections=connections,
-            memory=memory,
-            workers=workers,
-            verify=not no_verify,
-            via=via,
-            cache=not no_cache,
             in_order=in_order,
             metrics=False,
             settings=settings,
             on_progress=on_progress,
+            **load,
         )
         with Load(uri, options) as loading:
-            found.meter.follow(lambda: [loading])
+            measured.meter.follow(lambda: [loading])
             for _ in loading:
                 pass
-            loading.wait_for_cache(_patience(state))
+            loading.wait_for_cache(_on_wait(state))
             report = loading.report
     assert report is not None
     state.show(asdict(report), _text(report))
@@ -97,7 +64,7 @@ def command(
 
 @contextmanager
 def _bar(state: State) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing elsewhere: a load is one thing, and its result is one line."""
+    """A progress bar on a terminal."""
     import sys
 
     if state.quiet or not sys.stderr.isatty():
@@ -120,17 +87,13 @@ def _bar(state: State) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def _patience(state: State) -> Callable[[], None]:
-    """Says once, after a second, what is being waited for."""
-    import time
-
-    due = time.monotonic() + 1.0
-    said = False
+def _on_wait(state: State) -> Callable[[], None]:
+    """Prints once, after a second, what the command is waiting for."""
+    due = [time.monotonic() + 1.0]
 
     def on_wait() -> None:
-        nonlocal said
-        if not said and time.monotonic() > due:
-            said = True
+        if due and time.monotonic() > due[0]:
+            due.clear()
             state.say("loaded; writing the rest of the local cache")
 
     return on_wait
@@ -150,11 +113,11 @@ def _text(report: LoadReport) -> str:
         f"{report.retries} retried",
         f"{report.cpu_seconds_per_gib:.2f} CPU-s/GiB",
     ]
-    # Two lines: one would be wider than most terminals.
+    # One line would be wider than most terminals.
     lines = ["   ".join(parts[:5]), "   ".join(parts[5:]), report.limited_by]
     lines += [f"not loaded: {path} ({why})" for path, why in report.left_out.items()]
     if report.offline:
-        lines.append("the origin did not answer: loaded from the local cache")
+        lines.append("the bucket or server was unreachable: loaded from the local cache")
     elif report.cache_bytes and report.received_bytes:
         lines.append(f"{format_bytes(report.cache_bytes)} of it came from the local cache")
     elif report.cache_bytes:
@@ -163,10 +126,11 @@ def _text(report: LoadReport) -> str:
         lines.append(report.cdn.summary)
     if report.grown_bytes:
         lines.append(
-            f"the memory limit was passed by {format_bytes(report.grown_bytes)}: tensors were larger, or were kept"
+            f"the memory limit was exceeded by {format_bytes(report.grown_bytes)}: tensors were larger, or kept by the "
+            "caller"
         )
     if report.cached == "partly":
-        lines.append("the local cache got a part of it; the next load continues")
+        lines.append("the local cache holds a part of it; the next load continues")
     elif report.cached not in {"off", "complete", "written"}:
         lines.append(f"the local cache was not written: {report.cached}")
     return "\n".join(lines)

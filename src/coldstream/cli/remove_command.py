@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, confirm
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.session import State, confirm
+from coldstream.cli.shared_options import common_options, dry_run_option, yes_option
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("name", metavar="NAME")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("-n", "--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@click.argument("name", metavar="MODEL")
+@yes_option
+@dry_run_option
 @common_options
 def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
-    """Delete a model from the bucket: its manifest first, then everything below its name, and its warm-start bundles.
+    """Delete a model and its warm-start bundles from the bucket.
 
     \b
     coldstream remove Qwen/Qwen3-8B
     coldstream remove Qwen/Qwen3-8B --yes
 
-    Of weights stored in segments those stay that another model in the bucket has too.
+    The manifest is deleted first, then everything under the model's name. Segments that another model in the bucket
+    shares are kept.
     """
     from coldstream.mirror.remove import plan_removal, remove
     from coldstream.node.bundle.bundle_store import BundleStore
@@ -30,15 +33,15 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     name = removal.name
     shelf = BundleStore(store, name)
     bundles = len(shelf.entries(None))
-    what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, below {store.uri}/{name}/"
+    what = f"{plural(len(removal.keys), 'object')}, {format_bytes(removal.bytes)}, under {store.uri}/{name}/"
     if removal.segments:
         what += f", {plural(removal.segments, 'segment')} of weights, {format_bytes(removal.segment_bytes)}"
     if bundles:
         what += f", and {plural(bundles, 'warm-start bundle')}"
     if removal.shared_segments:
-        state.say(f"{plural(removal.shared_segments, 'segment')} of its weights stay: other models have them too")
+        state.say(f"keeping {plural(removal.shared_segments, 'segment')} of weights that other models share")
     if removal.withheld:
-        state.say(f"segments stay for now, and go with a later upload or removal: {removal.withheld}")
+        state.say(f"keeping segments until a later upload or removal: {removal.withheld}")
     if not (dry_run or yes):
         confirm("delete", what)
     if not dry_run:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, metrics_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import coloured
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options, load_options, metrics_options, vllm_option
 
 if TYPE_CHECKING:
     from coldstream.engines.vllm.serve_run import Started
 
-# Of the record, what the JSON shows under the same name.
+# Fields of the timeline that the JSON shows under the same names.
 _OF_TIMELINE = (
     "run",
     "first_token_seconds",
@@ -33,30 +37,19 @@ _OF_TIMELINE = (
     type=click.Choice(["coldstream", "runai", "runai-sharded", "default"]),
     default="coldstream",
     show_default=True,
-    help="How vLLM gets the weights.",
+    help="How vLLM loads the weights; default downloads them first.",
 )
-@click.option("--fallback", type=click.Choice(["hf"]), help="Where to stream from when the bucket fails at the start.")
-@click.option("--connections", type=click.IntRange(1, 1024), help="Most connections at once.  [default: 64]")
-@click.option("--memory", type=Size(), help="Most memory for data on its way.  [default: half of what is free]")
-@click.option("--workers", type=click.IntRange(1, 64), help="Fetching processes.  [default: one per core, at most 8]")
-@click.option(
-    "--via",
-    type=click.Choice(["auto", "cdn", "s3"]),
-    default="auto",
-    show_default=True,
-    help="Weights through the CDN in front of the bucket, or not; auto: if there is one.  [env: R2_CDN_DOMAIN]",
-)
-@click.option("--no-cache", is_flag=True, help="Neither read nor fill the local cache.")
-@click.option("--no-verify", is_flag=True, help="Do not compare the chunks with the manifest's hashes.")
+@click.option("--fallback", type=click.Choice(["hf"]), help="Stream from the Hub if the bucket fails at the start.")
+@load_options
 @click.option(
     "--bundle",
     type=click.Choice(["auto", "read", "write", "off"]),
     default="auto",
     show_default=True,
-    help="Warm-start bundle: restore and publish, one of both, or leave vLLM's caches alone.",
+    help="Warm-start bundle: restore and publish it (auto), only one of both, or neither.",
 )
-@click.option("--no-spot-notice", is_flag=True, help="Do not ask the cloud whether it takes this spot machine back.")
-@click.option("--no-first-token", is_flag=True, help="Do not ask for a token once it answers, to time the first one.")
+@click.option("--no-spot-notice", is_flag=True, help="Do not poll the cloud for spot interruptions.")
+@click.option("--no-first-token", is_flag=True, help="Skip the request that measures the time to first token.")
 @click.option(
     "--pass-env",
     metavar="NAME",
@@ -64,9 +57,9 @@ _OF_TIMELINE = (
     help="Pass this credential to vLLM, such as HF_TOKEN for a gated draft model. Repeatable.",
 )
 @metrics_options
-@click.option("--vllm", "program", metavar="PATH", help="The vllm to run.  [default: the one beside coldstream]")
-@click.option("--print-command", is_flag=True, help="Show what would run, and stop.")
-@click.option("--print-env", is_flag=True, help="Show what it would be given in its environment, and stop.")
+@vllm_option
+@click.option("--print-command", is_flag=True, help="Print the vLLM command and exit.")
+@click.option("--print-env", is_flag=True, help="Print the environment variables set for vLLM and exit.")
 @common_options
 def command(
     state: State,
@@ -74,12 +67,6 @@ def command(
     vllm_arguments: tuple[str, ...],
     loader: str,
     fallback: str | None,
-    connections: int | None,
-    memory: int | None,
-    workers: int | None,
-    via: str,
-    no_cache: bool,
-    no_verify: bool,
     bundle: str,
     no_spot_notice: bool,
     no_first_token: bool,
@@ -87,22 +74,20 @@ def command(
     program: str | None,
     print_command: bool,
     print_env: bool,
+    **load: Any,
 ) -> None:
-    """Serve a model with vLLM, its weights streamed from the bucket while vLLM starts.
+    """Serve a model with vLLM, streaming its weights while vLLM starts.
 
     \b
     coldstream serve Qwen/Qwen3-8B
-    coldstream serve Qwen/Qwen3-32B -- --tensor-parallel-size 4 --max-model-len 8192
+    coldstream serve Qwen/Qwen3-32B -- --tensor-parallel-size 4
     coldstream serve Qwen/Qwen3-8B --fallback hf
     coldstream serve Qwen/Qwen3-8B --loader runai --print-command
 
-    What follows `--` goes to `vllm serve` as it is. The second start on a machine reads the local cache, and needs no
-    bucket. MODEL is org/model in the bucket, or any URI that `coldstream load` takes.
+    Flags after `--` go to `vllm serve` unchanged. MODEL is org/model in the bucket, or any URI that `coldstream load`
+    takes. A second start on the same machine reads the local cache and does not need the bucket.
     """
-    import sys
-
     from coldstream.cli.live import StartStatus, live_line
-    from coldstream.cli.metering import metered
     from coldstream.engines.vllm.serve_preparation import prepared
     from coldstream.engines.vllm.serve_request import ServeRequest
     from coldstream.engines.vllm.serve_run import serve
@@ -112,21 +97,11 @@ def command(
     from coldstream.telemetry.timeline.ready_line import format_ready_line
 
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
-    given = {"connections": connections, "memory": memory, "workers": workers}
-    options = Options(
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        cache=not no_cache,
-        verify=not no_verify,
-        via=via,
-        metrics=False,
-        settings=settings,
-        on_progress=status.on_progress,
-    )
     request = ServeRequest(
         uri=Uri(uri),
         arguments=vllm_arguments,
         loader=loader,
-        options=options,
+        options=Options(metrics=False, settings=settings, on_progress=status.on_progress, **load),
         fallback=fallback,
         program=program,
         pass_env=pass_env,
@@ -141,7 +116,7 @@ def command(
         state.show({"arguments": ready.command.arguments, "environment": lines}, "\n".join(lines))
         return
 
-    with metered(state, settings, uri) as found, live_line(state, status.text) as live:
+    with state.measured(settings, uri) as measured, live_line(state, status.text) as live:
 
         def on_started(started: Started) -> None:
             live.close()
@@ -151,8 +126,8 @@ def command(
                 state.say(timeline_text(started))
                 if not sys.stderr.isatty():
                     state.say(format_ready_line(started.timeline, started.url))
-            # A spot machine may be gone before the end.
-            found.write()
+            # A spot machine may be preempted before the end.
+            measured.write()
 
         code = serve(
             request,
@@ -162,7 +137,7 @@ def command(
             stdout=sys.stderr.buffer if state.json else live.above(sys.stdout),
             stderr=live.above(sys.stderr),
             explain=state.explain,
-            meter=found.meter,
+            meter=measured.meter,
             began=process_began(),
             on_recorder=status.follow,
         )
@@ -173,23 +148,22 @@ def _document(started: Started) -> dict[str, object]:
     from dataclasses import asdict
 
     timeline = started.timeline
-    found = timeline.document()
+    document = timeline.document()
     return {
         "url": started.url,
         "seconds": started.seconds,
-        "phases": found["phases"],
+        "phases": document["phases"],
         "stream": asdict(started.report) if started.report else None,
         "streams": [asdict(report) for report in started.reports],
         "stream_stop_seconds": started.stream_stop,
         "timeline": started.path,
-        **{name: found[name] for name in _OF_TIMELINE},
+        **{name: document[name] for name in _OF_TIMELINE},
     }
 
 
 def timeline_text(started: Started) -> str:
-    """What the start was spent on: bars on a terminal, lines elsewhere."""
+    """Where the time of a start went: bars on a terminal, lines elsewhere."""
     import shutil
-    import sys
 
     from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 

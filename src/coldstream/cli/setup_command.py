@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, echo
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import coloured, echo
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options
 
 if TYPE_CHECKING:
     from coldstream.operate.probe import Check
@@ -22,17 +25,13 @@ _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TO
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
-    "--location", metavar="HINT", help="Where to create the bucket: wnam enam weur eeur apac oc, or a region."
+    "--location", metavar="HINT", help="Location of a new bucket: wnam, enam, weur, eeur, apac, oc, or a region."
 )
 @click.option("--no-create", is_flag=True, help="Do not create a missing bucket.")
-@click.option("--write-env", is_flag=True, help="Ask for the settings, check them, and write them to .env (mode 0600).")
-@click.option(
-    "--bundle-key",
-    is_flag=True,
-    help="Make a key that signs warm-start bundles, and keep it in .env; one that is there stays.",
-)
-@click.option("--show-secrets", is_flag=True, help="Print the export lines with the keys.")
-@click.option("--exports-only", is_flag=True, help="Print the export lines alone, without touching the network.")
+@click.option("--write-env", is_flag=True, help="Ask for the settings, check them and write them to .env.")
+@click.option("--bundle-key", is_flag=True, help="Add a key that signs warm-start bundles to .env if it has none.")
+@click.option("--show-secrets", is_flag=True, help="Print the export lines with unmasked keys.")
+@click.option("--exports-only", is_flag=True, help="Print only the export lines; do not use the network.")
 @common_options
 def command(
     state: State,
@@ -43,16 +42,17 @@ def command(
     show_secrets: bool,
     exports_only: bool,
 ) -> int:
-    """Check the configuration and prove that the bucket works; create it if it is not there.
+    """Check the configuration and the bucket; create a missing bucket.
 
     \b
-    coldstream setup                            check, and print what the AWS CLI and vLLM need
-    coldstream setup --write-env                ask for endpoint, bucket and keys, check them, keep them in .env
-    coldstream setup --bundle-key               make the key that signs warm-start bundles
-    coldstream setup --location weur            create the bucket in western Europe
+    coldstream setup                     check, and print AWS CLI variables
+    coldstream setup --write-env         ask for endpoint, bucket and keys first
+    coldstream setup --bundle-key        add the key that signs warm-start bundles
+    coldstream setup --location weur     create the bucket in western Europe
     eval "$(coldstream setup --exports-only --show-secrets)"
 
-    Reads R2_ENDPOINT, R2_BUCKET, R2_ACCESS_KEY, R2_SECRET_KEY or their AWS_ twins from the environment or .env.
+    Reads R2_ENDPOINT, R2_BUCKET, R2_ACCESS_KEY and R2_SECRET_KEY, or their AWS_ equivalents, from the environment or
+    .env. The file is written with mode 0600.
     """
     import os
 
@@ -62,7 +62,7 @@ def command(
 
     writes = write_env or bundle_key
     if writes and exports_only:
-        raise UsageError("--exports-only checks nothing, and writes nothing", hint="leave it or --write-env out")
+        raise UsageError("--exports-only cannot be combined with options that write .env", hint="leave one of them out")
     path = state.env_file or Path(".env")
     if writes:
         wizard.check_place(path)
@@ -73,9 +73,9 @@ def command(
     while True:
         checks = _checks(state, settings, create=not no_create, location=location)
         failed = [check for check in checks if check.state == "fail"]
-        if not (failed and write_env and _is_asked(settings)):
+        if not (failed and write_env and _is_interactive(settings)):
             break
-        click.confirm("answer again? Nothing is written yet", default=True, abort=True, err=True)
+        click.confirm("nothing is written yet; answer again?", default=True, abort=True, err=True)
         settings = wizard.ask(settings, wizard.NAMES)
     lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
     if state.json:
@@ -91,10 +91,10 @@ def command(
 
 
 def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
-    """The settings that are to be checked and written, with what the user answers.
+    """The settings to check and write, including the user's answers.
 
     Raises:
-        ConfigError: Something is missing, and there is no terminal to ask at.
+        ConfigError: A setting is missing, and there is no terminal to ask on.
     """
     import secrets
 
@@ -105,18 +105,18 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
     if bundle_key and not settings.get("COLDSTREAM_BUNDLE_KEY"):
         settings = wizard.with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
     missing = wizard.unanswered(settings)
-    if _is_asked(settings):
+    if _is_interactive(settings):
         return wizard.ask(settings, wizard.NAMES if ask_all else missing)
     if "R2_BUCKET" in missing:
         raise ConfigError(
             f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
-            hint="set them, or run this in a terminal to be asked",
+            hint="set them, or run this command in a terminal",
         )
     return settings
 
 
-def _is_asked(settings: Settings) -> bool:
-    """Whether there are questions and a terminal to ask them at; a store that is named as a whole leaves none."""
+def _is_interactive(settings: Settings) -> bool:
+    """Whether to ask questions: on a terminal, unless COLDSTREAM_STORE answers them all."""
     return sys.stdin.isatty() and not settings.get("COLDSTREAM_STORE")
 
 
@@ -138,15 +138,15 @@ def _network_checks(state: State, settings: Settings, *, create: bool, location:
 
     checks: list[Check] = []
 
-    def note(*found: Check | None) -> bool:
-        new = [check for check in found if check]
+    def note(*results: Check | None) -> bool:
+        new = [check for check in results if check]
         checks.extend(new)
         _print(state, new)
         return not any(check.state == "fail" for check in new)
 
     store = open_store(settings, retry=state.new_retry(settings), connections=2)
     if endpoint := settings.endpoint():
-        # What keeps it from answering, the bucket's check says.
+        # The check of the bucket reports an unreachable endpoint.
         with suppress(ColdstreamError):
             note(probe.judged_clock(greet(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
     if note(probe.check_bucket(store, create=create, location=location)):
@@ -170,7 +170,7 @@ def _epilogue(checks: list[Check], lines: list[str], *, show_secrets: bool) -> N
     counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
     echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
     if lines:
-        masked = "" if show_secrets else " (keys masked; whole with --show-secrets)"
+        masked = "" if show_secrets else " (keys masked; see --show-secrets)"
         echo(f"\n# for the AWS CLI and vLLM{masked}:")
         echo("\n".join(lines))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, common_options, transfer_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import Count, common_options, transfer_options, vllm_option
 
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--tp", "ranks", type=click.IntRange(1, 64), required=True, help="How many ranks it is for.")
+@click.option("--tp", "ranks", type=Count(1, 64), required=True, help="Tensor parallelism: the number of ranks.")
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: MODEL-tpN]")
-@click.option("--vllm", "program", metavar="PATH", help="The vllm to use.  [default: the one beside coldstream]")
+@vllm_option
 @transfer_options
 @common_options
 def command(
@@ -25,15 +27,15 @@ def command(
     connections: int,
     memory_bytes: int,
 ) -> None:
-    """Make the checkpoint that `serve --loader runai-sharded` reads, and upload it.
+    """Create and upload a checkpoint with one shard per rank.
 
     \b
     coldstream shard Qwen/Qwen3-32B --tp 4
-    coldstream serve Qwen/Qwen3-32B --loader runai-sharded -- --tensor-parallel-size 4
+    coldstream serve Qwen/Qwen3-32B-tp4 --loader runai-sharded
 
-    vLLM loads the model, and each rank writes its part; the disk of the local cache holds them until they are
-    uploaded. Needs the devices that will serve it: the parts fit one version of vLLM, one kind of device, one
-    quantisation and one number of ranks. What follows `--` goes to vLLM's engine.
+    vLLM loads the model and each rank writes its shard to the disk of the local cache, from where it is uploaded. Run
+    it on the devices that will serve it: the shards fit one version of vLLM, one kind of device, one quantisation and
+    one number of ranks. Flags after `--` go to vLLM's engine.
     """
     from dataclasses import asdict
 
@@ -49,7 +51,7 @@ def command(
 
     if name is None:
         if "://" in uri or is_path(uri):
-            raise UsageError("a model that is no name in the bucket needs --as NAME")
+            raise UsageError(f"{uri} is not a name in the bucket, so the new model needs one", hint="add --as org/name")
         name = f"{uri}-tp{ranks}"
     settings = state.settings()
     store = state.open_store(connections)

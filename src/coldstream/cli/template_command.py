@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldstream.cli.deployment_options import chosen_image, deployment_options
-from coldstream.cli.session import EXIT_CODES, DefaultGroup, State, coloured, common_options
+from coldstream.cli.groups import EXIT_CODES, DefaultGroup
+from coldstream.cli.output import coloured
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options
 
 if TYPE_CHECKING:
     from coldstream.fleet.deployment import Deployment
@@ -20,7 +23,7 @@ _TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
 
 @click.group(cls=DefaultGroup, default="render", epilog=EXIT_CODES)
 def command() -> None:
-    """Write the file that brings a model up on SkyPilot, Kubernetes and others; or look one over.
+    """Generate a deployment file for SkyPilot, Kubernetes and others.
 
     \b
     coldstream template Qwen/Qwen3-8B --target sky-serve --gpus L4:1 --replicas 1..3 -o serve.yaml

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options
-from coldstream.cli.table import table_text
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import table_text
+from coldstream.cli.session import State, check_chart_files
+from coldstream.cli.shared_options import Count, Link, chart_options, common_options
 
 if TYPE_CHECKING:
     from coldstream.settings import Settings
@@ -21,42 +21,24 @@ if TYPE_CHECKING:
     from coldstream.tune.recommended import Advice, Tuned
     from coldstream.tune.settings_table import Row
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_LINK = re.compile(r"(\d+(?:\.\d+)?)\s*(k|m|g)bit(?:/s)?", re.IGNORECASE)
-_FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9}
-
-
-class Link(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
-    """A network's speed such as 10Gbit, as a float of bytes a second."""
-
-    name = "SPEED"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Reads it."""
-        if isinstance(value, float):
-            return value
-        match = _LINK.fullmatch(str(value).strip())
-        if match is None or not float(match[1]):
-            self.fail(f"{value!r} is no speed; write it like 10Gbit or 500Mbit", param, ctx)
-        return float(match[1]) * _FACTORS[match[2].lower()] / 8
-
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("uri", metavar="[MODEL]", required=False)
-@click.option("--gpus", metavar="GPU[:N]", help="On which, such as L4 or A100-80GB:4.  [default: this machine's]")
-@click.option("--cloud", help="Where: aws has caps that count.")
+@click.option("--gpus", metavar="GPU[:N]", help="GPUs, such as L4 or A100-80GB:4.  [default: those of this machine]")
+@click.option("--cloud", metavar="CLOUD", help="Cloud of the machine, such as aws, for its bandwidth limits.")
+@click.option("--cores", type=Count(1, 4096), help="Cores of the machine.  [default: those of this machine]")
+@click.option("--link", type=Link(), help="Network speed, such as 10Gbit.  [default: that of this machine's card]")
+@click.option("--max-model-len", type=Count(1, 1 << 40), help="Context length that must fit, in tokens.")
 @click.option(
-    "--cores", type=click.IntRange(1, 4096), help="Of the machine.  [default: this machine's, without --gpus]"
+    "--gpu-memory-utilization",
+    "utilization",
+    metavar="FRACTION",
+    type=click.FloatRange(0.1, 1.0),
+    help="Share of GPU memory for vLLM.  [default: 0.95]",
 )
-@click.option("--link", type=Link(), help="The machine's network, such as 10Gbit.  [default: as its card says]")
-@click.option("--max-model-len", type=click.IntRange(1), help="Tokens that a conversation must be able to have.")
-@click.option("--gpu-memory-utilization", "utilization", type=click.FloatRange(0.1, 1.0), help="[default: 0.95]")
-@click.option(
-    "--measure", is_flag=True, help="Time the bucket at a rising number of connections, and keep what comes out."
-)
-@click.option("--html", "html_file", type=_FILE, help="With --measure: write the curve as a page.")
-@click.option("--png", "png_file", type=_FILE, help="With --measure: write the curve as a picture.")
-@click.option("--matrix", "as_matrix", is_flag=True, help="Show the rules for usual GPUs and models.")
+@click.option("--measure", is_flag=True, help="Measure the bucket at rising connection counts and save the result.")
+@chart_options
+@click.option("--matrix", "as_matrix", is_flag=True, help="Show recommended settings for common GPUs and models.")
 @common_options
 def command(
     state: State,
@@ -72,16 +54,16 @@ def command(
     png_file: Path | None,
     as_matrix: bool,
 ) -> None:
-    """Say which settings a model needs, whether it fits, and how long it will take to load, and why.
+    """Recommend settings for a model on a GPU; predict the load time.
 
     \b
-    coldstream tune Qwen/Qwen3-32B --gpus A100-80GB:2 --cloud aws --cores 24 --link 50Gbit
-    coldstream tune Qwen/Qwen3-8B                       on the machine that will serve it
+    coldstream tune Qwen/Qwen3-8B             on the machine that will serve it
+    coldstream tune Qwen/Qwen3-32B --gpus A100-80GB:2 --cloud aws --link 50Gbit
     coldstream tune Qwen/Qwen3-8B --measure --png curve.png
     coldstream tune --matrix
 
-    Sizes, dtypes and layers are read from the model in the bucket. What `--measure` finds is used by
-    `coldstream serve` for a week.
+    Sizes, dtypes and layers are read from the model in the bucket. `coldstream serve` uses the result of --measure for
+    a week. --html and --png draw its curve.
     """
     from coldstream.errors import UsageError
     from coldstream.machine import hardware
@@ -96,31 +78,31 @@ def command(
     cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
     if as_matrix:
         if uri or measure:
-            raise UsageError("--matrix goes with no model", hint="see: coldstream tune --help")
+            raise UsageError("--matrix takes neither a model nor --measure", hint="run: coldstream tune --matrix")
         _matrix(state, cloud)
         return
     if uri is None:
-        raise UsageError("no model is named", hint="coldstream tune org/model, or: coldstream tune --matrix")
+        raise UsageError("MODEL is missing", hint="run: coldstream tune org/model, or: coldstream tune --matrix")
     if (html_file or png_file) and not measure:
-        raise UsageError("--html and --png draw what --measure finds", hint="add --measure")
+        raise UsageError("--html and --png draw the result of --measure", hint="add --measure")
     settings = state.settings()
     curve = _measured(state, uri, settings, html_file, png_file) if measure else None
-    believed = None if curve is None or curve.is_noisy else curve
+    stable_curve = None if curve is None or curve.is_noisy else curve
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else gpus_here(hardware.gpus())
     way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud)
-    if gpus is None or believed:
-        way = way_here(way, believed or remembered(settings))
+    if gpus is None or stable_curve:
+        way = way_here(way, stable_curve or remembered(settings))
     if chosen is None:
         if curve is None:
-            raise UsageError("this machine has no GPU that is known", hint="say which: --gpus A100-80GB:2")
+            raise UsageError("this machine has no known GPU", hint="name one, such as --gpus A100-80GB:2")
         state.show({"model": asdict(model), "curve": _curve_document(curve)}, _curve_text(curve))
         return
     advice = advise(
         model,
         chosen,
         way,
-        connections=believed.connections if believed else None,
+        connections=stable_curve.connections if stable_curve else None,
         utilization=utilization,
         context=max_model_len,
     )
@@ -130,37 +112,27 @@ def command(
 
 
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
-    from coldstream.errors import DiskError
     from coldstream.loading.options import Options
     from coldstream.model.uri import Uri
-    from coldstream.operate.charts import check
     from coldstream.operate.curve_chart import html, png
     from coldstream.tune.connection_curve import PASSES, measured, remember
     from coldstream.units import format_rate, plural
 
-    # What cannot be drawn is said before half a minute is spent on it.
-    for path in filter(None, (html_file, png_file)):
-        check()
-        if not path.absolute().parent.is_dir():
-            raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))
+    check_chart_files(html_file, png_file)
 
     def on_sample(sample: Sample) -> None:
         state.say(f"  {plural(sample.connections, 'connection'):<16} {format_rate(sample.bytes_per_second, 1)}")
 
-    state.say(f"measuring, {PASSES[0]} to {PASSES[1]} times until the runs agree: one to four minutes")
+    state.say(f"measuring {PASSES[0]} to {PASSES[1]} times, until the runs agree: one to four minutes")
     curve = measured(uri, Options(settings=settings, framework="buffer"), passes=PASSES, on_sample=on_sample)
     if curve.is_noisy:
-        text = (
-            f"the runs differ by {curve.spread:.0%}, so nothing is concluded from them or kept; measure at a quiet time"
+        state.warn(
+            f"the runs differ by {curve.spread:.0%}, too much to use or save; measure again when the node is idle"
         )
-        state.say(f"{coloured('warning:', 'yellow', sys.stderr)} {text}")
     elif "://" not in uri:
-        state.say(f"kept in {remember(curve, settings)}")
+        state.say(f"saved to {remember(curve, settings)}")
     title = str(Uri(uri))
-    files = [(html_file, html(curve, title).encode())] if html_file else []
-    files += [(png_file, png(curve, title))] if png_file else []
-    for path, data in files:
-        state.write(path, data)
+    state.write_charts(html_file, png_file, html=lambda: html(curve, title), png=lambda: png(curve, title))
     return curve
 
 
@@ -201,9 +173,9 @@ def _text(advice: Advice, uri: str) -> str:
     count, kind = fit.gpus.count, fit.gpus.gpu.name
     lines = [f"{model.name}   {format_bytes(model.bytes)}   {model.dtype}{shape}   on {count} x {kind}"]
     if fit.fault is not None:
-        found = smallest(model, fit.gpus, utilization=fit.utilization)
+        fitting = smallest(model, fit.gpus, utilization=fit.utilization)
         lines.append(f"  does not fit      {fit.fault}")
-        lines.append(f"  what fits         {found or f'not even 8 x {kind}'}")
+        lines.append(f"  smallest fit      {fitting or f'none; not even 8 x {kind}'}")
         return "\n".join(lines)
     idle = count - fit.tensor_parallel
     room = f"{format_bytes(fit.weights_bytes)} of weights on each GPU, {format_bytes(fit.room_bytes)} left"
@@ -211,10 +183,10 @@ def _text(advice: Advice, uri: str) -> str:
         room += f" for {fit.tokens:,} tokens"
     lines.append(f"  tensor parallel   {fit.tensor_parallel}   {room}")
     if idle:
-        lines.append(f"  idle              {plural(idle, 'GPU')}: {model.heads} heads are no multiple of {count}")
+        lines.append(f"  idle              {plural(idle, 'GPU')}: {model.heads} heads cannot be split over {count}")
     lines += [_loader_text(tuned) for tuned in advice.loaders]
-    ours = advice.loaders[0].connections
-    lines.append(f"next:  coldstream serve {shlex.quote(uri)} --connections {ours} -- {' '.join(fit.flags())}")
+    connections = advice.loaders[0].connections
+    lines.append(f"next:  coldstream serve {shlex.quote(uri)} --connections {connections} -- {' '.join(fit.flags())}")
     return "\n".join(lines)
 
 
@@ -222,8 +194,8 @@ def _loader_text(tuned: Tuned) -> str:
     from coldstream.units import format_bytes, format_seconds
 
     name = {"coldstream": "coldstream", "runai": "Run:ai"}[tuned.loader]
-    given = f"{tuned.connections} connections, {format_bytes(tuned.memory_bytes)}"
-    return f"  {name:<17} {format_seconds(tuned.prediction.seconds):>8}   {given}   {tuned.prediction.limited_by}"
+    limits = f"{tuned.connections} connections, {format_bytes(tuned.memory_bytes)}"
+    return f"  {name:<17} {format_seconds(tuned.prediction.seconds):>8}   {limits}   {tuned.prediction.limited_by}"
 
 
 def _curve_document(curve: Curve) -> dict[str, Any]:
@@ -234,11 +206,13 @@ def _curve_text(curve: Curve) -> str:
     from coldstream.units import format_rate, plural
 
     each, most = format_rate(curve.each, 1), format_rate(curve.most, 1)
-    measured = f"one connection gives {each}, all together {most}"
+    measured = f"one connection reaches {each}, all of them {most}"
     if curve.is_noisy:
-        return f"{measured}, but the runs differ by {curve.spread:.0%}: too much to say how many connections will do"
-    known = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
-    return f"{measured}: {plural(curve.connections, 'connection')} will do{known}"
+        return f"{measured}, but the runs differ by {curve.spread:.0%}: too much to recommend a number of connections"
+    spread = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
+    return (
+        f"{measured}: {plural(curve.connections, 'connection')} suffice{'s' if curve.connections == 1 else ''}{spread}"
+    )
 
 
 def _matrix(state: State, cloud: str | None) -> None:

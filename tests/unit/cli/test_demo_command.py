@@ -1,32 +1,51 @@
-"""Where the demo's vLLM comes from."""
+"""Which vLLM the demo runs."""
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from coldstream.cli.demo_command import _vllm
 from coldstream.cli.session import State
-from coldstream.errors import DiskError, NotFoundError
+from coldstream.errors import NotFoundError
+
+ROOT = Path(__file__).parents[3]
 
 
-def test_no_vllm_is_run_out_of_a_folder_that_others_can_write_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_environment_is_used_as_it_is(tmp_path: Path) -> None:
+    program = tmp_path / "env/bin/vllm"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    assert _vllm(State(), tmp_path / "env", "org/model") == str(program)
+
+
+def test_an_environment_without_vllm_is_an_error_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="does not contain vLLM") as caught:
+        _vllm(State(), tmp_path, "org/model")
+    assert f"coldstream demo --vllm-env {tmp_path}" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("requirement", "command"),
+    [
+        (
+            str(ROOT),
+            f"run: {sys.executable} {ROOT}/tools/cpu_vllm.py .venv-vllm && coldstream demo --vllm-env .venv-vllm",
+        ),
+        ("coldstream", "in a clone of coldstream: make .venv-vllm"),
+    ],
+)
+def test_the_demo_skips_a_missing_vllm_and_prints_the_command(
+    requirement: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def absent(_named: str | None) -> None:
-        raise NotFoundError("absent")
+    def find_program(_named: str | None) -> None:
+        raise NotFoundError("vLLM is not installed")
 
-    def ensure(*_arguments: object, **_options: object) -> Path:
-        pytest.fail("another user may have made it")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("coldstream.engines.vllm.program.find_program", absent)
-    monkeypatch.setattr("coldstream.operate.cpu_vllm.ensure", ensure)
-    shared = tmp_path / "shared"
-    for folder in (shared, shared / f"coldstream-{os.geteuid()}"):
-        folder.mkdir()
-        folder.chmod(0o777)
-    with pytest.raises(DiskError, match="others can write to it"):
-        _vllm(State(flags={"COLDSTREAM_CACHE_DIR": str(shared)}), None, "org/model")
+    monkeypatch.setattr("coldstream.engines.vllm.program.find_program", find_program)
+    monkeypatch.setattr("coldstream.machine.extras.own_requirement", lambda: requirement)
+    assert _vllm(State(), None, "org/model") is None
+    printed = capsys.readouterr().err
+    assert "skipping vLLM: it is not installed" in printed
+    assert command in printed

