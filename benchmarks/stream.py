@@ -135,10 +135,10 @@ def run(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    (others,) = probe_interpreters([str(_VENV / "bin/python")])
+    (packages,) = probe_interpreters([str(_VENV / "bin/python")]).values()
     openssl = subprocess.run(["openssl", "version"], capture_output=True, text=True, check=True).stdout.split()[1]
     own = {"Python": platform.python_version(), "nginx": nginx_version(), "OpenSSL of the C floor": openssl}
-    return {**own, **{name: others.packages[name] for name in _SHOWN}}
+    return {**own, **{name: packages[name.replace("_", "-")] for name in _SHOWN}}
 
 
 def _interrupt(*_: object) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,19 +34,16 @@ def huggingface(options: Options) -> Callable[[], Result]:
         return path
 
     def load() -> Result:
-        size = 0
-        hashes: dict[str, str] = {}
         # snapshot_download's default is 8 files at a time.
         with ThreadPoolExecutor(8) as pool:
             paths = list(pool.map(fetch, [name for name, _ in options["files"]]))
+        # load_file only maps the file; the copy stands for the one into the model's parameters.
+        return readers.take_tensors(options, tensors(paths), lambda tensor: tensor.clone())
+
+    def tensors(paths: list[str]) -> Iterator[tuple[str, object]]:
         for path in paths:
-            for name, tensor in load_file(path).items():
-                # load_file only maps the file; the copy stands for the one into the model's parameters.
-                size += tensor.clone().nbytes
-                if options["verify"] and tensor.nbytes:
-                    hashes[name] = readers.tensor_hash(tensor)
+            yield from load_file(path).items()
             os.unlink(path)
-        return {"bytes": size, "tensors": hashes}
 
     return load
 

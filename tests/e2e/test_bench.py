@@ -116,7 +116,7 @@ def test_loaders_that_fail_or_give_wrong_bytes_do_not_stop_the_others(
     broken.write_text(code)
     monkeypatch.setattr(contestant, "READERS", broken)
     loaders = tuple(
-        loader if loader.name != "s3fs" else contestant.Loader("s3fs", "s3fs", (), "", ("s3",))
+        loader if loader.name != "s3fs" else contestant.Loader("s3fs", "s3fs", (), ("s3",))
         for loader in contestant.LOADERS
     )
     monkeypatch.setattr(contestant, "LOADERS", loaders)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coldstream.operate.bench.result import OK, BenchResult, BenchRow, Spread, best, seconds_text
+from coldstream.operate.bench.result import OK, BenchResult, BenchRow, Spread, best, seconds_text, spread
 from coldstream.operate.charts import INK, figures
 from coldstream.units import format_bytes, plural
 
@@ -133,7 +133,7 @@ def _draw_costs(part: Any, rows: Sequence[BenchRow]) -> None:
     _draw_bars(
         right,
         rows,
-        lambda row: row.spread(lambda run: run.memory_bytes / 1e9),
+        lambda row: spread(run.memory_bytes / 1e9 for run in row.runs),
         "peak memory of all processes, GB",
         lambda _, memory: format_bytes(memory.median * 1e9),
     )

@@ -27,7 +27,7 @@ from coldstream.operate.bench.contestant import (
     BenchPlan,
     Contestant,
     ContestantFactory,
-    Interpreter,
+    Interpreters,
     Loader,
     Skipped,
     probe_interpreters,
@@ -45,17 +45,7 @@ _SPACE_FACTOR = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchStep:
-    """A finished step.
-
-    Attributes:
-        label: The contestant, or what was measured.
-        round: 0 if it is not timed.
-        done: The number of finished steps.
-        total: The number of all steps.
-        run: The outcome; None if it failed or was not a run.
-        text: More, for people.
-        of: "load", "start" or "floor".
-    """
+    """A finished step, one of `total`. `round` is 0 for an untimed run; `of` is "load", "start" or "floor"."""
 
     label: str
     round: int = 0
@@ -131,13 +121,7 @@ class _Comparison:
         self._on_step(BenchStep(label=label, done=self._done, total=self._total, **more))
 
     def play(self, contestants: Sequence[Contestant], of: str, cache: Path) -> list[BenchRow]:
-        """Runs the untimed first run of each, then the rounds.
-
-        Args:
-            contestants: All of one kind.
-            of: "load" or "start".
-            cache: The local cache that the first warm load fills.
-        """
+        """Runs the untimed first run of each, which fills `cache` for warm loads, then the rounds."""
         plan = self._plan
         rows = {one.name: BenchRow(contestant=one, bytes=plan.target.model.bytes) for one in contestants}
         alive = []
@@ -193,7 +177,7 @@ class _Comparison:
             self.floors = replace(self.floors, disk=rate, is_disk=direct)
 
 
-def _find_interpreters(plan: BenchPlan) -> tuple[list[Interpreter], Program | None]:
+def _find_interpreters(plan: BenchPlan) -> tuple[Interpreters, Program | None]:
     """The interpreters that may have loaders, starting with this one, and vLLM if it is installed."""
     program: Program | None = None
     # The one of a named environment, else the one that `coldstream serve` would find.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from coldstream.engines.vllm.program import Program
 from coldstream.errors import UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
-from coldstream.operate.bench.runner import PROGRAMS
+from coldstream.operate.bench.runner import PROGRAMS, RunFailed, run
 from coldstream.operate.bench.target import BenchTarget
 from coldstream.operate.probe import exports
 from coldstream.package import __version__
@@ -33,8 +32,6 @@ from coldstream.units import MIB, format_bytes
 READERS = PROGRAMS / "readers.py"
 START = PROGRAMS / "start.py"
 CHUNK_BYTES = 8 * MIB
-RUNAI_CONNECTIONS = 8
-BOTO3_CONNECTIONS = 10
 # The default of `coldstream download`.
 _DOWNLOAD_CONNECTIONS = 8
 _PROBE_SECONDS = 60.0
@@ -61,11 +58,11 @@ class Loader:
 
     Attributes:
         name: As `--only` takes it.
-        label: For people.
         packages: What its interpreter must have installed.
-        install: The command that installs them.
         places: The kinds of `BenchTarget` that it can read.
-        serve_loader: The equivalent `--loader` of `coldstream serve`, or None.
+        detail: How it is configured, if it does not follow `--connections` alone.
+        connections: The number that it always uses.
+        serve_loader: The equivalent `--loader` of `coldstream serve`.
         on_disk: Whether it keeps the whole model on disk.
         optional: Whether it only runs when named.
     """
@@ -73,33 +70,36 @@ class Loader:
     name: str
     label: str
     packages: tuple[str, ...]
-    install: str
     places: tuple[str, ...]
+    detail: str = ""
+    connections: int | None = None
     serve_loader: str | None = None
     on_disk: bool = False
     optional: bool = False
 
+    @property
+    def install(self) -> str:
+        """The command that installs its packages."""
+        packages = ("'runai-model-streamer[s3]'",) if "runai-model-streamer" in self.packages else self.packages
+        return f"pip install {' '.join(packages or ('torch',))}"
 
-_COLDSTREAM = "pip install torch"
-_RUNAI = "pip install 'runai-model-streamer[s3]'"
+
+_CHUNKS = f"chunks of {format_bytes(CHUNK_BYTES)}"
+_RUNAI = ("runai-model-streamer", "torch")
+_LOCAL = ("s3", "folder")
+_TRANSFER = "its default transfer, one file after the other"
 LOADERS = (
-    Loader("coldstream", "coldstream, cold", (), _COLDSTREAM, ("s3", "http", "folder"), "coldstream"),
-    Loader("coldstream-warm", "coldstream, warm", (), _COLDSTREAM, ("s3", "http"), "coldstream", on_disk=True),
-    Loader("runai", "Run:ai, default", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
-    Loader("runai-tuned", "Run:ai, tuned", ("runai-model-streamer", "torch"), _RUNAI, ("s3", "folder"), "runai"),
-    Loader(
-        "vllm-default",
-        "vLLM, downloaded",
-        ("safetensors", "torch"),
-        "pip install safetensors torch",
-        ("s3", "folder"),
-        "default",
-        on_disk=True,
-    ),
-    Loader("boto3", "boto3", ("boto3",), "pip install boto3", ("s3",), optional=True),
-    Loader("s3fs", "s3fs", ("s3fs",), "pip install s3fs", ("s3",), optional=True),
-    Loader("obstore", "obstore", ("obstore",), "pip install obstore", ("s3",), optional=True),
+    Loader("coldstream", "coldstream, cold", (), ("s3", "http", "folder"), serve_loader="coldstream"),
+    Loader("coldstream-warm", "coldstream, warm", (), ("s3", "http"), serve_loader="coldstream", on_disk=True),
+    Loader("runai", "Run:ai, default", _RUNAI, _LOCAL, "8 threads", 8, serve_loader="runai"),
+    Loader("runai-tuned", "Run:ai, tuned", _RUNAI, _LOCAL, serve_loader="runai"),
+    Loader("vllm-default", "vLLM, downloaded", ("safetensors", "torch"), _LOCAL, serve_loader="default", on_disk=True),
+    Loader("boto3", "boto3", ("boto3",), ("s3",), _TRANSFER, 10, optional=True),
+    Loader("s3fs", "s3fs", ("s3fs",), ("s3",), f"one file after the other, {_CHUNKS}", optional=True),
+    Loader("obstore", "obstore", ("obstore",), ("s3",), optional=True),
 )
+# Path to the versions of its packages, in the order in which they are searched.
+Interpreters = Mapping[str, Mapping[str, str]]
 NAMES = tuple(loader.name for loader in LOADERS)
 OPTIONAL = tuple(loader.name for loader in LOADERS if loader.optional)
 OURS = ("coldstream", "coldstream-warm")
@@ -110,16 +110,10 @@ class BenchPlan:
     """What to compare, and how.
 
     Attributes:
-        target: The model.
-        settings: Where the bucket is.
-        loaders: What to compare.
-        device: "cpu", "cuda" or "cuda:1".
-        connections: The maximum for loaders that take one.
-        memory_limit: Of coldstream, or None.
         runs: Timed runs of each loader.
         seed: Of the order of the runs.
         interpreters: Paths of further interpreters that may have loaders.
-        drop_caches: Whether to empty the page cache before each run, where permitted.
+        drop_caches: Whether to drop the page cache before each run, where permitted.
         timeout_seconds: For each run.
         vllm_flags: For whole starts of vLLM; None for loads only.
     """
@@ -143,14 +137,10 @@ class Contestant:
     """A loader, ready to run.
 
     Attributes:
-        name: As `--only` takes it.
-        label: For people.
-        command: The program that loads the model.
         environ: Its whole environment, which may hold credentials.
         first_environ: The environment of the untimed first run, which hashes the tensors and fills the cache.
         connections: Its maximum number of connections to the bucket; None if it does not read the bucket.
         detail: How it is configured, for people.
-        versions: Of the packages that it uses.
         emptied: Folders that are emptied before every run.
         dropped: Folders whose files are dropped from the page cache before every run.
     """
@@ -178,14 +168,6 @@ class Skipped:
     hint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Interpreter:
-    """A Python interpreter and the versions of the packages that matter here."""
-
-    path: str
-    packages: Mapping[str, str]
-
-
 def select_loaders(only: Sequence[str], skip: Sequence[str], more: Sequence[str]) -> list[Loader]:
     """Selects loaders by name; by default all that are not optional.
 
@@ -203,36 +185,28 @@ def select_loaders(only: Sequence[str], skip: Sequence[str], more: Sequence[str]
     return loaders
 
 
-def probe_interpreters(paths: Sequence[str]) -> list[Interpreter]:
+def probe_interpreters(paths: Iterable[str]) -> Interpreters:
     """Asks each interpreter which packages it has.
 
     Raises:
         UsageError: One of them does not run.
     """
-    return [_probe(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
-
-
-def _probe(path: str) -> Interpreter:
-    try:
-        done = subprocess.run(
-            [path, str(READERS), "probe"],
-            env=clean_environment(python_path=path == sys.executable),
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=True,
-        )
-        return Interpreter(path, json.loads(done.stdout))
-    except (OSError, subprocess.SubprocessError, ValueError) as exc:
-        hint = "name an interpreter: --python PATH"
-        raise UsageError(f"{path} is not a working Python interpreter", hint=hint) from exc
+    interpreters: dict[str, Mapping[str, str]] = {}
+    for path in dict.fromkeys(map(os.path.abspath, paths)):
+        environ = clean_environment(python_path=path == sys.executable)
+        try:
+            probe = run([path, str(READERS), "probe"], environ, timeout_seconds=_PROBE_SECONDS)
+        except RunFailed as exc:
+            hint = "name an interpreter: --python PATH"
+            raise UsageError(f"{path} is not a working Python interpreter", hint=hint) from exc
+        interpreters[path] = probe.result
+    return interpreters
 
 
 def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without variables that configure loaders.
+    """This process's environment without variables that configure loaders, except those that start with `keep`.
 
-    Args:
-        python_path: Keep PYTHONPATH, for programs that import coldstream.
-        keep: Prefixes of variables to keep.
+    With `python_path` it keeps PYTHONPATH, for programs that import coldstream.
     """
     environ = {
         name: value
@@ -249,12 +223,9 @@ def _python_path() -> dict[str, str]:
 
 
 class ContestantFactory:
-    """Makes the contestants of a plan.
+    """Makes the contestants of a plan. `scratch` is a folder for copies, on the disk that is measured."""
 
-    `interpreters` are searched in order; `scratch` is a folder for copies, on the disk that is measured.
-    """
-
-    def __init__(self, plan: BenchPlan, interpreters: Sequence[Interpreter], scratch: Path) -> None:
+    def __init__(self, plan: BenchPlan, interpreters: Interpreters, scratch: Path) -> None:
         self._plan, self._target, self._settings = plan, plan.target, plan.settings
         self._interpreters, self._scratch = interpreters, scratch
 
@@ -263,14 +234,14 @@ class ContestantFactory:
         """The local cache of warm loads."""
         return self._scratch / "cache"
 
-    def interpreter(self, *packages: str) -> Interpreter | None:
+    def interpreter(self, *packages: str) -> str | None:
         """The first interpreter that has all these packages."""
-        return next((one for one in self._interpreters if set(packages) <= one.packages.keys()), None)
+        return next((path for path, versions in self._interpreters.items() if {*packages} <= versions.keys()), None)
 
     def make_load(self, loader: Loader) -> Contestant | Skipped:
         """The contestant for a load, or why there is none."""
         if reason := self._refusal(loader):
-            return Skipped(name=loader.name, label=loader.label, reason=reason)
+            return _skip(loader, "load", reason)
         packages = loader.packages
         if self._target.kind == "s3" and loader.name.startswith("runai"):
             packages += ("runai-model-streamer-s3",)
@@ -281,51 +252,33 @@ class ContestantFactory:
         python = self.interpreter(*packages)
         if python is None:
             missing = next((name for name in packages if self.interpreter(name) is None), ", ".join(packages))
-            return Skipped(
-                name=loader.name,
-                label=loader.label,
-                reason=f"{missing} is not installed",
-                hint=f"run: {loader.install}",
-            )
+            return _skip(loader, "load", f"{missing} is not installed", hint=f"run: {loader.install}")
         if loader.name in OURS:
             return self._coldstream(loader, python)
-        if loader.name == "vllm-default":
-            return self._download(loader, python)
-        return self._foreign(loader, python)
+        return self._download(loader, python) if loader.name == "vllm-default" else self._foreign(loader, python)
 
     def make_start(self, loader: Loader, program: Program, flags: Sequence[str]) -> Contestant | Skipped:
-        """The contestant for a whole start of vLLM, or why there is none.
-
-        Args:
-            loader: What loads the model.
-            program: The `vllm` to run.
-            flags: For `vllm serve`, with host and port.
-        """
-        reason, hint = self._refusal(loader), None
-        packages = program.packages
-        if reason is None and loader.serve_loader == "runai" and packages and "runai_model_streamer" not in packages:
+        """The contestant for a whole start of vLLM with these flags, or why there is none."""
+        if reason := self._refusal(loader):
+            return _skip(loader, "start", reason)
+        if loader.serve_loader is None:
+            return _skip(loader, "start", "vLLM has no such loader")
+        if loader.serve_loader == "runai" and program.packages and "runai_model_streamer" not in program.packages:
             reason = "runai-model-streamer is not installed in vLLM's environment"
-            hint = f"run there: {loader.install}"
-        if reason or loader.serve_loader is None:
-            reason = reason or "vLLM has no such loader"
-            return Skipped(name=loader.name, label=loader.label, of="start", reason=reason, hint=hint)
+            return _skip(loader, "start", reason, hint=f"run there: {loader.install}")
         plan, target = self._plan, self._target
-        uri, keys = target.uri.full, self._bucket_environment()
-        detail = f"--loader {loader.serve_loader}"
+        uri, keys, detail = target.uri.full, self._bucket_environment(), f"--loader {loader.serve_loader}"
         if target.kind == "s3":
             # `--loader default` takes only model names.
             uri, keys = target.key, keys | {"COLDSTREAM_STORE": target.store}
-        options = ["--bundle", "off", "--no-spot-notice", "--vllm", program.path]
         warm = loader.name == "coldstream-warm"
         cache = self._scratch / ("start-cache" if warm else "start-cold")
-        connections = _DOWNLOAD_CONNECTIONS
+        options = ["--bundle", "off", "--no-spot-notice", "--vllm", program.path]
+        connections = loader.connections or _DOWNLOAD_CONNECTIONS
         if loader.serve_loader == "coldstream":
             connections = plan.connections
-            options += ["--connections", str(connections)]
+            options += ["--connections", str(connections), *([] if warm else ["--no-cache"])]
             options += [] if plan.memory_limit is None else ["--memory", str(plan.memory_limit)]
-            options += [] if warm else ["--no-cache"]
-        elif loader.name == "runai":
-            connections = RUNAI_CONNECTIONS
         elif loader.name == "runai-tuned":
             connections, memory = self._tuned()
             options += ["--connections", str(connections), "--memory", str(memory)]
@@ -386,101 +339,96 @@ class ContestantFactory:
             return {}
         return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
-    def _coldstream(self, loader: Loader, python: Interpreter) -> Contestant:
+    def _coldstream(self, loader: Loader, python: str) -> Contestant:
         plan, warm = self._plan, loader.name == "coldstream-warm"
         stream: dict[str, Any] = {
             "device": plan.device,
             "framework": "buffer" if plan.device == "cpu" else "pt",
             "cache": warm,
             "connections": plan.connections,
+            **({} if plan.memory_limit is None else {"memory": plan.memory_limit}),
         }
-        if plan.memory_limit is not None:
-            stream["memory"] = plan.memory_limit
-        environ = clean_environment(python_path=python.path == sys.executable) | self._bucket_environment()
-        options = {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"}
-        return _contestant(
+        environ = clean_environment(python_path=python == sys.executable) | self._bucket_environment()
+        return self._reader(
             loader,
-            [python.path, str(READERS), "coldstream"],
+            python,
+            "coldstream",
             {**environ, "COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT},
-            self._options() | options,
+            {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"},
             first={"mode": "fill" if warm else "drain"},
-            connections=None if warm or self._target.kind == "folder" else plan.connections,
+            connections=None if warm else plan.connections,
             detail="from its local cache" if warm else f"up to {plan.connections} connections",
             versions={"coldstream": __version__},
-            dropped=(self.cache,) if warm else self._folders(),
+            **({"dropped": (self.cache,)} if warm else {}),
         )
 
-    def _foreign(self, loader: Loader, python: Interpreter) -> Contestant:
-        reader, connections = loader.name, self._plan.connections
+    def _foreign(self, loader: Loader, python: str) -> Contestant:
+        connections = loader.connections or self._plan.connections
+        detail = loader.detail or f"{connections} threads, {_CHUNKS}"
         environ = clean_environment(python_path=False)
         if self._target.kind == "s3":
             environ |= self._aws_environment() | exports(self._settings)
-        detail = f"{connections} threads, chunks of {format_bytes(CHUNK_BYTES)}"
-        if reader.startswith("runai"):
-            connections, detail = RUNAI_CONNECTIONS, f"{RUNAI_CONNECTIONS} threads"
+        if loader.serve_loader == "runai":
             environ["RUNAI_STREAMER_LOG_LEVEL"] = "ERROR"
-            if reader == "runai-tuned":
-                connections, memory = self._tuned()
-                detail = f"{connections} threads, {format_bytes(memory)}"
-                environ["RUNAI_STREAMER_CONCURRENCY"] = str(connections)
-                environ["RUNAI_STREAMER_MEMORY_LIMIT"] = str(memory)
-            reader = "runai"
-        elif reader == "boto3":
-            connections, detail = BOTO3_CONNECTIONS, "its default transfer, one file after the other"
-        elif reader == "s3fs":
-            detail = f"one file after the other, chunks of {format_bytes(CHUNK_BYTES)}"
-        return _contestant(
-            loader,
-            [python.path, str(READERS), reader],
-            environ,
-            self._options(),
-            connections=connections if self._target.kind == "s3" else None,
-            detail=detail,
-            versions={name: python.packages[name] for name in loader.packages},
-            dropped=self._folders(),
-        )
+        if loader.name == "runai-tuned":
+            connections, memory = self._tuned()
+            detail = f"{connections} threads, {format_bytes(memory)}"
+            environ["RUNAI_STREAMER_CONCURRENCY"] = str(connections)
+            environ["RUNAI_STREAMER_MEMORY_LIMIT"] = str(memory)
+        reader = loader.serve_loader or loader.name
+        return self._reader(loader, python, reader, environ, {}, connections=connections, detail=detail)
 
-    def _download(self, loader: Loader, python: Interpreter) -> Contestant:
-        target, options, environ = self._target, self._options(), clean_environment(python_path=False)
-        detail = "safetensors, memory-mapped"
+    def _download(self, loader: Loader, python: str) -> Contestant:
+        target, environ, detail = self._target, clean_environment(python_path=False), "safetensors, memory-mapped"
+        if target.kind == "folder":
+            return self._reader(loader, python, "download", environ, {}, connections=None, detail=detail)
         folder = self._scratch / "downloaded"
-        in_bucket = target.kind == "s3"
-        if in_bucket:
-            # The download runs in this interpreter, with its module path and the bucket's keys.
-            path = [f"{name}={value}" for name, value in _python_path().items()]
-            command = ["env", *path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
-            options |= {"folder": str(folder), "download": command}
-            environ |= self._bucket_environment() | {"COLDSTREAM_STORE": target.store}
-            detail = f"coldstream download, then {detail}"
-        return _contestant(
+        # The download runs in this interpreter, with its module path and the bucket's keys.
+        path = [f"{name}={value}" for name, value in _python_path().items()]
+        command = ["env", *path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
+        return self._reader(
             loader,
-            [python.path, str(READERS), "download"],
-            environ,
-            options,
-            connections=_DOWNLOAD_CONNECTIONS if in_bucket else None,
-            detail=detail,
-            versions={name: python.packages[name] for name in loader.packages},
-            emptied=(folder,) if in_bucket else (),
-            dropped=self._folders(),
+            python,
+            "download",
+            environ | self._bucket_environment() | {"COLDSTREAM_STORE": target.store},
+            {"folder": str(folder), "download": command},
+            connections=_DOWNLOAD_CONNECTIONS,
+            detail=f"coldstream download, then {detail}",
+            emptied=(folder,),
         )
 
-    def _options(self) -> dict[str, Any]:
+    def _reader(
+        self,
+        loader: Loader,
+        python: str,
+        reader: str,
+        environ: Mapping[str, str],
+        options: Mapping[str, Any],
+        *,
+        connections: int | None,
+        **more: Any,
+    ) -> Contestant:
+        """A contestant that runs one of `programs/readers.py`."""
         target, plan = self._target, self._plan
-        options: dict[str, Any] = {
-            "files": target.files,
-            "device": plan.device,
-            "threads": plan.connections,
-            "chunk_bytes": CHUNK_BYTES,
-            "verify": False,
-        }
+        place: dict[str, Any] = {"folder": target.folder} if target.kind == "folder" else {}
         if target.kind == "s3":
-            options |= {"url": self._settings.endpoint(), "bucket": target.bucket, "key": target.prefix}
-        elif target.kind == "folder":
-            options["folder"] = target.folder
-        return options
+            place = {"url": self._settings.endpoint(), "bucket": target.bucket, "key": target.prefix}
+        common = {"files": target.files, "device": plan.device, "threads": plan.connections}
+        more = {
+            "dropped": self._folders(),
+            "versions": {name: self._interpreters[python][name] for name in loader.packages},
+            "connections": None if target.kind == "folder" else connections,
+            **more,
+        }
+        options = {**common, "chunk_bytes": CHUNK_BYTES, "verify": False, **place, **options}
+        return _contestant(loader, [python, str(READERS), reader], environ, options, **more)
 
     def _folders(self) -> tuple[Path, ...]:
         return (Path(self._target.folder),) if self._target.kind == "folder" else ()
+
+
+def _skip(loader: Loader, of: str, reason: str, *, hint: str | None = None) -> Skipped:
+    return Skipped(name=loader.name, label=loader.label, of=of, reason=reason, hint=hint)
 
 
 def _contestant(

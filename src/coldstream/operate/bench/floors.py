@@ -19,8 +19,8 @@ from coldstream.errors import UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
 from coldstream.net.http_message import parse_target, proxy_for
-from coldstream.operate.bench.contestant import READERS, Contestant, Interpreter
-from coldstream.operate.bench.runner import error_line
+from coldstream.operate.bench.contestant import READERS, Contestant
+from coldstream.operate.bench.runner import RunFailed, run
 from coldstream.operate.bench.target import BenchTarget
 from coldstream.units import format_rate
 
@@ -48,14 +48,10 @@ class Floors:
 
     Attributes:
         card: The speed that the network card reports.
-        bucket: Plain reads over many connections.
-        connections: How many those were.
+        bucket: Plain reads over `connections` connections.
         connection: Plain reads over one connection.
         core: Plain reads on one core, including decryption with https.
-        cores: The number of usable cores.
-        tls: Whether the bytes come over TLS.
-        disk: Reads of the local copy.
-        is_disk: Whether those bypassed the page cache.
+        disk: Reads of the local copy; `is_disk` if they bypassed the page cache.
         pcie: Copies from pinned memory to the device.
     """
 
@@ -71,12 +67,7 @@ class Floors:
     pcie: float | None = None
 
     def of(self, contestant: Contestant, *, from_disk: bool) -> dict[str, float]:
-        """The floors of one contestant: stage to bytes per second.
-
-        Args:
-            contestant: Which one.
-            from_disk: Whether local files are read from the disk, not from the page cache.
-        """
+        """The floors of one contestant by stage. `from_disk`: its local files are not in the page cache."""
         rates: dict[str, float | None] = {"pcie": self.pcie}
         if contestant.connections is not None:
             rates |= {"link": self.card, "bucket": self.bucket}
@@ -176,22 +167,16 @@ def _run_raw(request: dict[str, Any]) -> dict[str, float]:
     return reads
 
 
-def measure_pcie(python: Interpreter, device: str) -> float:
+def measure_pcie(python: str, device: str) -> float:
     """Bytes per second of copies from pinned memory to the device.
 
     Raises:
         UsageError: The device does not exist or is busy.
     """
     environ = child_environment() | {"BENCH_OPTIONS": json.dumps({"device": device})}
-    command = [python.path, str(READERS), "pcie"]
     try:
-        done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=_DEVICE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"device {device} does not respond") from None
-    if done.returncode:
-        raise UsageError(
-            f"device {device} cannot be used: {error_line(done.stderr)}", hint="without a GPU, use --device cpu"
-        )
-    return float(json.loads(done.stdout.strip().rpartition("\n")[2])["bytes_per_second"])
+        done = run([python, str(READERS), "pcie"], environ, timeout_seconds=_DEVICE_SECONDS)
+    except RunFailed as exc:
+        hint = "without a GPU, use --device cpu"
+        raise UsageError(f"device {device} cannot be used: {exc.message}", hint=hint) from None
+    return float(done.result["bytes_per_second"])

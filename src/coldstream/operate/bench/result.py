@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,10 +38,9 @@ class BenchRow:
     """A contestant and its runs.
 
     Attributes:
-        contestant: Which one.
         bytes: Of the tensors that it loads.
         runs: The timed runs that succeeded.
-        failure: Why the last failed run failed, or None.
+        failure: Why the last failed run failed.
         digest: Of the tensors, or of a completion, in the first run.
         same: Whether the digest equals the others'; None where they cannot be compared.
         floors: Stage to bytes per second.
@@ -70,25 +69,21 @@ class BenchRow:
             return FAILED
         return WRONG if self.same is False else OK
 
-    def spread(self, figure: Callable[[Run], float]) -> Spread | None:
-        """A figure over all runs."""
-        return spread(map(figure, self.runs))
-
     @property
     def seconds(self) -> Spread | None:
-        return self.spread(lambda run: run.seconds)
+        return spread(run.seconds for run in self.runs)
 
     @property
     def cpu_seconds(self) -> Spread | None:
-        return self.spread(lambda run: run.cpu_seconds)
+        return spread(run.cpu_seconds for run in self.runs)
 
     @property
     def cpu_seconds_per_gib(self) -> Spread | None:
-        return self.spread(lambda run: run.cpu_seconds / self.bytes * GIB)
+        return spread(run.cpu_seconds / self.bytes * GIB for run in self.runs)
 
     @property
     def memory_bytes(self) -> Spread | None:
-        return self.spread(lambda run: float(run.memory_bytes))
+        return spread(float(run.memory_bytes) for run in self.runs)
 
     @property
     def rate(self) -> float | None:
@@ -133,19 +128,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """A whole comparison.
-
-    Attributes:
-        plan: What was compared, and how.
-        loads: The bare loads.
-        starts: The whole starts of vLLM, if they were requested.
-        skipped: The loaders that did not run.
-        floors: The measured floors.
-        dropped: What was dropped from the page cache: see `pagecache.drop`.
-        machine: A description for people.
-        versions: Of everything compared.
-        began: ISO 8601, UTC.
-    """
+    """A whole comparison; `dropped` is what `pagecache.drop` returned, `began` ISO 8601 in UTC."""
 
     plan: BenchPlan
     loads: Sequence[BenchRow]
@@ -254,12 +237,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def verdict(rows: Sequence[BenchRow], kind: str) -> list[str]:
-    """Sentences that compare coldstream, cold and warm, with the fastest other loader and with the floor.
-
-    Args:
-        rows: Of one kind.
-        kind: "load" or "start".
-    """
+    """Sentences that compare coldstream, cold and warm, with the fastest other loader and, for loads, the floor."""
     sound = {row.name: row for row in rows if row.state == OK}
     rival = min((row for row in sound.values() if row.name not in OURS), key=_median, default=None)
     lines = []

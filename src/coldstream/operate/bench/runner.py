@@ -23,8 +23,6 @@ from coldstream.errors import ColdstreamError
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 # A command that fails this often is not run again.
 FAILURES_MAX = 2
-# From SIGTERM until the tree must be gone.
-_END_SECONDS = 15.0
 # The last line of a Python traceback, or of an error of coldstream's commands.
 _ERROR_LINE = re.compile(r"error: |[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Failed)\b")
 _SECRET_CHARACTERS_MIN = 8
@@ -37,10 +35,8 @@ class Run:
     """One run of a command.
 
     Attributes:
-        seconds: Of the load itself, if the program timed it; otherwise from spawn to exit.
-        cpu_seconds: User and system time of all processes after the imports; the program's own figure, if it has one.
-        whole_seconds: From spawn to exit.
-        whole_cpu_seconds: Of all processes, including imports.
+        seconds: Of the load itself, if the program timed it; otherwise from spawn to exit, as `whole_seconds`.
+        cpu_seconds: Of all processes after the imports; the program's own figure, if it has one.
         memory_bytes: The sampled peak; see programs/measure.py.
         result: The JSON object that the program printed.
         measured: What programs/measure.py printed, without the output.
@@ -120,14 +116,10 @@ def interleave(
     *,
     on_dropped: Callable[[str, int], None] = lambda _name, _round: None,
 ) -> dict[str, list[Sample | None]]:
-    """Runs every name once a round; returns the runs of each, with None for a failure.
+    """Runs every name once a round, shuffled; returns the runs of each, with None for a failure.
 
-    Args:
-        names: Without repetition.
-        runs: The number of rounds.
-        seed: Of their order.
-        attempt: Runs a name in a round, counted from 1; None when it failed.
-        on_dropped: Called in place of `attempt` for a name that has failed `FAILURES_MAX` times.
+    `attempt` gets the name and the round, from 1, and returns None when the run failed. `on_dropped` is called in its
+    place for a name that has failed `FAILURES_MAX` times.
     """
     results: dict[str, list[Sample | None]] = {name: [] for name in names}
     for number, order in enumerate(shuffled_rounds(list(results), runs, seed), 1):
@@ -196,12 +188,9 @@ def _measure(command: Sequence[str], environ: Mapping[str, str], cwd: Path | Non
     try:
         output, errors = process.communicate()
     except BaseException:
+        # It kills its tree and exits within ten seconds.
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait()
         raise
     try:
         measured: dict[str, Any] = json.loads(output)

@@ -26,13 +26,10 @@ class BenchTarget:
     Attributes:
         uri: As coldstream is given it.
         label: The URI for people; without secrets.
-        name: The model's.
         kind: "s3", "folder", or "http" for servers that only coldstream reads.
         store: "s3://bucket[/prefix]" if `kind` is "s3".
         key: The model's folder in the store.
-        folder: Where it is on this machine, if it is.
-        shards: Its weight files.
-        model: Its tensors.
+        folder: Its path on this machine if `kind` is "folder".
         verified: Whether a manifest has the hash of every chunk.
     """
 

@@ -19,7 +19,6 @@ from coldstream.operate.bench.contestant import (
     BenchPlan,
     Contestant,
     ContestantFactory,
-    Interpreter,
     Loader,
     Skipped,
     select_loaders,
@@ -86,8 +85,8 @@ def loader(name: str) -> Loader:
 def factory(
     tmp_path: Path, *, target: BenchTarget = TARGET, packages: dict[str, str] | None = None
 ) -> ContestantFactory:
-    python = Interpreter(sys.executable, EVERYTHING if packages is None else packages)
-    return ContestantFactory(BenchPlan(target=target, settings=SETTINGS), [python], tmp_path)
+    interpreters = {sys.executable: EVERYTHING if packages is None else packages}
+    return ContestantFactory(BenchPlan(target=target, settings=SETTINGS), interpreters, tmp_path)
 
 
 def contestant(tmp_path: Path, name: str) -> Contestant:

@@ -20,6 +20,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import IO
@@ -57,29 +58,21 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
         timed_out.set()
         end_descendants()
 
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     timer = threading.Timer(timeout, kill_all)
-    timer.start()
-    memory.start()
-    # Read in threads, so that a full pipe does not block the command, and so that the clock stops at its exit even if
-    # a child keeps the pipe open.
-    output: list[bytes] = []
-    errors: list[bytes] = []
-    readers = [
-        threading.Thread(target=_read, args=pair) for pair in ((process.stdout, output), (process.stderr, errors))
-    ]
-    for reader in readers:
-        reader.start()
-    _, status, _ = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    orphans = _reap()
-    settled = time.perf_counter() - began
-    timer.cancel()
-    memory.stop()
-    for reader in readers:
-        reader.join()
+    # Files, because a full pipe would block the command, and a child could keep a pipe open after its exit.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        timer.start()
+        memory.start()
+        _, status, _ = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        orphans = _reap()
+        settled = time.perf_counter() - began
+        timer.cancel()
+        memory.stop()
+        texts = [_read(file) for file in (output, errors)]
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "exit": process.returncode,
@@ -90,14 +83,14 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
         "memory_bytes": memory.peak,
-        "stdout": b"".join(output).decode(errors="replace"),
-        "stderr": b"".join(errors).decode(errors="replace")[-4000:],
+        "stdout": texts[0],
+        "stderr": texts[1][-4000:],
     }
 
 
-def _read(file: IO[bytes] | None, into: list[bytes]) -> None:
-    assert file is not None
-    into.append(file.read())
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def descendants() -> list[int]:

@@ -10,6 +10,7 @@ measured after a ramp, and for files `direct`: whether the reads bypassed the pa
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import mmap
 import os
@@ -84,10 +85,8 @@ def _ranges(links: list[dict[str, Any]], number: int, connections: int) -> Itera
         for link in links
         for start in range(0, link["size"], _RANGE_BYTES)
     ]
-    place = number * max(1, len(ranges) // connections)
-    while True:
-        yield ranges[place % len(ranges)]
-        place += 1
+    place = number * max(1, len(ranges) // connections) % len(ranges)
+    return itertools.cycle(ranges[place:] + ranges[:place])
 
 
 def _connect(url: SplitResult) -> http.client.HTTPConnection:

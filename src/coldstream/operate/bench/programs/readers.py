@@ -10,7 +10,7 @@ Options: files ([name, size] each), device, threads, chunk_bytes, verify; for re
 or null for AWS itself), bucket, key (the model's folder), authority (PEM or null); for readers of a folder `folder`
 instead; for `coldstream` uri, mode, stream (keywords of coldstream.stream); for `download` also download (a command).
 
-`python readers.py probe` prints which of `PACKAGES` this interpreter has.
+`python readers.py probe` prints the versions of all packages of this interpreter.
 """
 
 from __future__ import annotations
@@ -23,25 +23,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 BEGAN = time.perf_counter()
-PACKAGES = (
-    "boto3",
-    "coldstream",
-    "huggingface_hub",
-    "obstore",
-    "runai-model-streamer",
-    "runai-model-streamer-s3",
-    "s3fs",
-    "safetensors",
-    "torch",
-    "vllm",
-)
 _COPY_BYTES = 256 << 20
 _COPIES = 8
 Options = dict[str, Any]
@@ -51,7 +38,7 @@ Result = dict[str, Any]
 def main() -> None:
     """Runs the reader on the command line."""
     if sys.argv[1] == "probe":
-        print(json.dumps(probe()))
+        print(json.dumps({one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}))
         return
     name, options = sys.argv[1], json.loads(os.environ["BENCH_OPTIONS"])
     load = READERS[name](options)
@@ -65,15 +52,6 @@ def main() -> None:
         lines = "\n".join(f"{tensor} {digest}" for tensor, digest in sorted(tensors.items()))
         result["digest"] = hashlib.sha256(lines.encode()).hexdigest()
     print(json.dumps({**marks, **result}))
-
-
-def probe() -> dict[str, str]:
-    """The versions of the installed packages, and of Python."""
-    versions = {"Python": ".".join(map(str, sys.version_info[:3]))}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def _wake_device(options: Options) -> Callable[[], None]:
@@ -109,6 +87,22 @@ def tensor_hash(tensor: Any) -> str:
     return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()).hexdigest()
 
 
+def take_tensors(
+    options: Options, tensors: Iterable[tuple[str, Any]], place: Callable[[Any], Any] = lambda tensor: tensor
+) -> Result:
+    """Takes each tensor and puts it in its place; counts and, with `verify`, hashes them."""
+    size, first = 0, 0.0
+    hashes: dict[str, str] = {}
+    began = time.perf_counter()
+    for name, tensor in tensors:
+        first = first or time.perf_counter() - began
+        size += tensor.nbytes
+        placed = place(tensor)
+        if options["verify"] and tensor.nbytes:
+            hashes[name] = tensor_hash(placed)
+    return {"bytes": size, "tensors": hashes, "first_seconds": first}
+
+
 def _file_hashes(content: Any) -> dict[str, str]:
     """SHA-256 of each tensor in a safetensors file."""
     view = memoryview(content)
@@ -134,19 +128,12 @@ def runai(options: Options) -> Callable[[], Result]:
         import torch  # noqa: F401  # so that its import is not charged to the load
 
     def load() -> Result:
-        size, first = 0, 0.0
-        hashes: dict[str, str] = {}
-        began = time.perf_counter()
         with SafetensorsStreamer() as streamer:
             streamer.stream_files(paths, device="cpu", owned=options.get("owned", True))
-            for name, tensor in streamer.get_tensors():
-                first = first or time.perf_counter() - began
-                size += tensor.nbytes
-                # As vLLM does without distributed streaming: copies each tensor to the device.
-                placed = tensor if device == "cpu" else tensor.to(device)
-                if options["verify"] and tensor.nbytes:
-                    hashes[name] = tensor_hash(placed)
-        return {"bytes": size, "tensors": hashes, "first_seconds": first}
+            # As vLLM does without distributed streaming: copies each tensor to the device.
+            return take_tensors(
+                options, streamer.get_tensors(), lambda tensor: tensor if device == "cpu" else tensor.to(device)
+            )
 
     return load
 
@@ -277,24 +264,20 @@ def download(options: Options) -> Callable[[], Result]:
     import safetensors
     import torch  # noqa: F401  # so that its import is not charged to the load
 
+    def tensors() -> Iterator[tuple[str, Any]]:
+        for name, _ in options["files"]:
+            with safetensors.safe_open(os.path.join(options["folder"], name), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
+                    yield key, file.get_tensor(key)
+
     def load() -> Result:
         if command := options.get("download"):
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 sys.exit(f"the download failed: {done.stderr.strip()[-400:]}")
-        size = 0
-        hashes: dict[str, str] = {}
         device = options.get("device", "cpu")
-        for name, _ in options["files"]:
-            with safetensors.safe_open(os.path.join(options["folder"], name), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
-                    tensor = file.get_tensor(key)
-                    # The file is only mapped; the copy stands for the one into the model's parameters.
-                    placed = tensor.clone() if device == "cpu" else tensor.to(device)
-                    size += tensor.nbytes
-                    if options["verify"] and tensor.nbytes:
-                        hashes[key] = tensor_hash(placed)
-        return {"bytes": size, "tensors": hashes}
+        # The files are only mapped; the copy stands for the one into the model's parameters.
+        return take_tensors(options, tensors(), lambda tensor: tensor.clone() if device == "cpu" else tensor.to(device))
 
     return load
 
@@ -355,13 +338,7 @@ def coldstream(options: Options) -> Callable[[], Result]:
 
 
 READERS: dict[str, Callable[[Options], Callable[[], Result]]] = {
-    "boto3": boto3,
-    "coldstream": coldstream,
-    "download": download,
-    "obstore": obstore,
-    "pcie": pcie,
-    "runai": runai,
-    "s3fs": s3fs,
+    reader.__name__: reader for reader in (boto3, coldstream, download, obstore, pcie, runai, s3fs)
 }
 
 if __name__ == "__main__":
