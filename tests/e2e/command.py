@@ -80,7 +80,7 @@ class Command:
 
     @contextlib.contextmanager
     def _entered(self) -> Any:
-        """What a new process would have: its environment, folder and standard input, and nobody's Hub token."""
+        """The environment, directory and standard input of a new process, without a Hub token."""
         on_terminate, folder = signal.getsignal(signal.SIGTERM), Path.cwd()
         os.chdir(self.cwd)
         try:

@@ -327,11 +327,11 @@ def test_a_bucket_that_does_not_answer_fails_no_start(tmp_path: Path, proxied: t
     assert state.published.startswith("no: ")
 
 
-def test_what_nobody_names_is_swept(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_that_no_pointer_names_are_swept(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     Node(tmp_path, store).start()
     store.put(f"{PREFIX}{'0' * 64}.tar.gz", b"of a node that was killed")
     Node(tmp_path, store).start({**FILES, "inductor/2.so": b"x"})
-    assert len(keys(store, ".gz")) == 3, "somebody may still be fetching them"
+    assert len(keys(store, ".gz")) == 3, "another node may still be fetching them"
     monkeypatch.setattr(bundle_store, "_KEPT", timedelta(0))
     Node(tmp_path, store).start({**FILES, "inductor/3.so": b"x"})
     # What is swept is what was there before; times have whole seconds on some servers.

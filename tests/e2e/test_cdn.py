@@ -145,7 +145,7 @@ def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Serv
 
 
 def test_a_404_from_before_the_upload_is_told_apart(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
-    """Coldstream cdn check org/later; cdn warm org/later, where somebody asked for a file before it was uploaded."""
+    """Coldstream cdn check org/later; cdn warm org/later, where a file was requested before it was uploaded."""
     for _ in range(2):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{cdn.url}/org/later/config.json")
@@ -218,7 +218,7 @@ def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
 
 
 def test_a_rule_of_ours_that_differs_is_told_and_replaced_alone(command: Command) -> None:
-    """Coldstream cdn rule, after somebody changed ours; --replace --dry-run; --replace."""
+    """Coldstream cdn rule, after coldstream's rule was edited; --replace --dry-run; --replace."""
     mine = {"ref": "mine", "expression": "true", "action": "set_cache_settings", "action_parameters": {"cache": False}}
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     with zone_api(name="example.com", rules=[mine]) as zone:
@@ -263,7 +263,7 @@ def test_a_rule_of_ours_that_differs_is_told_and_replaced_alone(command: Command
 
 
 def test_a_rule_made_by_hand_is_told_and_never_replaced(command: Command) -> None:
-    """Coldstream cdn rule --replace, where somebody has made the rule in the dashboard, with another TTL."""
+    """Coldstream cdn rule --replace, where the rule was created in the dashboard with another TTL."""
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     hers = rule_for("models.example.com", segments=True)
     hers = {**hers, "ref": "hers", "action_parameters": {"cache": True}}

@@ -105,7 +105,7 @@ def test_a_start_makes_as_many_reads_as_are_reckoned(
         return sum(line.startswith("GET") for line in double.log) - report["retries"] - report["hedges"]
 
     assert counted() == plan["class_b"]
-    # Now it lies in the cache: manifest and headers alone are read.
+    # Now it is in the cache: only the manifest and headers are read.
     again = command.json("cost", "--launches-per-day", "1", "--days", "1", "--cache-hits", "1")["plan"]
     assert counted() == again["class_b"]
 

@@ -126,7 +126,7 @@ def test_a_usage_error(place: Place) -> None:
 
 
 def test_a_fault_on_the_terminal(place: Place) -> None:
-    """coldstream doctor org/none: one clear line, and what mends it"""
+    """coldstream doctor org/none: one clear line, and a fix"""
     out, _ = place.command.run("doctor", "org/none", "--quick", code=1)
     assert "fail  model            there is no model org/none in s3://" in out
     assert "see: coldstream list" in out
@@ -535,7 +535,7 @@ def test_a_copy_makes_the_next_start_a_warm_one(place: Place) -> None:
 
 
 def test_a_cache_that_others_can_write_to(place: Place) -> None:
-    """It is used through a folder inside it that is this user's alone."""
+    """It is used through a directory inside it that only this user can access."""
     (place.command.cwd / "cache").mkdir()
     (place.command.cwd / "cache").chmod(0o777)
     check = place.checks()["cache folder"]

@@ -93,7 +93,7 @@ def test_killed_anywhere_it_ends_equal(command: Command, hub: FakeHub) -> None:
     """kill -9 at 25 random points (8 on a folder): ready is always one whole revision; the next run ends equal."""
     rng = random.Random(20261124)
     store = opened(command)
-    # A folder differs from a bucket in the store alone: fewer kills keep the suite short.
+    # A folder differs from a bucket only in the store, so fewer kills are enough and keep the suite short.
     wanted_kills = KILLS if "R2_ENDPOINT" in command.environ else KILLS // 3
     kills = seed = 0
     old: dict[str, str] = {}

@@ -172,7 +172,7 @@ def test_no_secret_shows(command: Command, sky: FakeSky, launches: Launches, tmp
     for text in texts:
         for secret in secrets:
             assert secret not in text
-        # The minted ones, which nobody else has seen.
+        # The temporary keys, which appear nowhere else.
         for word in text.replace('"', " ").replace("'", " ").split():
             assert sha(word) not in {hashes["R2_SECRET_KEY"], hashes["R2_SESSION_TOKEN"]}
     asked_for = yaml.safe_load(launches.file("m").read_text())["secrets"]
@@ -228,7 +228,7 @@ def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: La
     file = launches.file("m").read_text()
     assert yaml.safe_load(file)["envs"]["R2_CDN_DOMAIN"] == "https://models.example.com"
     assert not [value for value in CDN.values() if value in out + err + file]
-    # Run:ai's loader speaks S3 alone.
+    # Run:ai's loader supports only S3.
     found = command.json(*UP, "--name", "runai", "--loader", "runai", "--no-wait")
     assert found["cdn"] is None
     assert not {*CDN} & {*sky.calls("launch", "-y")[-1]["names"]}
@@ -653,7 +653,7 @@ def test_a_machine_that_is_taken_back(
 
 
 def test_another_key_opens_it(command: Command, sky: FakeSky) -> None:
-    """coldstream launch org/m --gpus L4:1 --yes, where somebody else's server answers"""
+    """coldstream launch org/m --gpus L4:1 --yes, where another user's server answers"""
     sky.behave("other-key")
     assert "refuses the API key" in command.run(*UP, code=1)[1]
 
@@ -703,7 +703,7 @@ def test_help_names_all(command: Command) -> None:
     [
         (("server",), ("--dry-run",), 0, False),
         (("server", "no-gpu"), ("--dry-run",), 2, False),
-        (("server",), (), 2, False),  # nobody is there to be asked
+        (("server",), (), 2, False),  # there is no terminal for the question
         (("server", "busy"), ("--dry-run",), 0, True),
         (("server",), ("--yes", "--no-wait"), 0, True),
     ],

@@ -107,7 +107,7 @@ def watched_children(root: int, files: list[Path]) -> Iterator[dict[bytes, bytes
         for task in os.listdir(f"/proc/{pid}/task"):
             for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
                 with suppress(OSError):
-                    # In this order: before its exec a process still is its parent, and at it nobody.
+                    # Read in this order: before its exec a process still has its parent's command line.
                     line = Path(f"/proc/{child}/cmdline").read_bytes()
                     environ = Path(f"/proc/{child}/environ").read_bytes()
                     if line and environ and line != Path(f"/proc/{root}/cmdline").read_bytes():

@@ -58,7 +58,7 @@ def test_the_folder_has_all_but_the_weights(server: RangedServer, files: dict[st
     for name, content in files.items():
         if name.endswith(".safetensors"):
             header = 8 + int.from_bytes(content[:8], "little")
-            assert (path / name).read_bytes() == content[:header], "a stub: the header alone"
+            assert (path / name).read_bytes() == content[:header], "a stub: only the header"
         elif name in {"config.json", "model.safetensors.index.json"}:
             assert (path / name).read_bytes() == content
     note = read_note(path)
@@ -170,7 +170,7 @@ def test_the_streamer_ends_when_the_last_rank_has_let_go(server: RangedServer, t
 
 
 def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServer, tmp_path: Path) -> None:
-    """A server that reloads its weights again and again, scraped by nobody."""
+    """A server that reloads its weights repeatedly and is never scraped."""
     uri = f"{server.url}/m"
     with LoadService(uri, options=Options(settings=settings(tmp_path), metrics=False)) as loads:
         counted = Metrics("m", uri=uri)
@@ -261,7 +261,7 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
 def test_what_vllm_cannot_serve_is_found_before_it_starts(
     loader: str, files: dict[str, bytes], program: str, tmp_path: Path
 ) -> None:
-    """coldstream serve FOLDER, of an adapter, and of weights alone"""
+    """coldstream serve FOLDER, of an adapter, and of weights without a configuration"""
     command = Command(None, "", cwd=tmp_path)
     command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
     weights = {"model.safetensors": next(content for path, content in files.items() if path.endswith(".safetensors"))}

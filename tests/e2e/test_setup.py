@@ -57,7 +57,7 @@ class Terminal:
             assert select.select([self._leader], [], [], deadline - time.monotonic())[0], self.text
             try:
                 read = os.read(self._leader, 1 << 16)
-            except OSError:  # Linux: nobody has the other side open
+            except OSError:  # Linux: no process has the other end open
                 read = b""
             if not read:
                 assert question is None, f"it ended before {question!r}:\n{self.text}"

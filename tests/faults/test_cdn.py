@@ -163,7 +163,7 @@ def test_everything_comes_through_it(place: Place, expected: dict[str, bytes]) -
     assert cdn.statuses == {"HIT": cdn.requests - cdn.fallbacks}
     assert cdn.bytes_per_second > 0
     assert " answers HIT, " in cdn.summary
-    # The bucket was asked for the manifest and the headers alone, and for what was taken over.
+    # The bucket served only the manifest, the headers and the fallbacks.
     assert len(place.asked) == 3 + cdn.bucket_requests
     assert all(request.path.startswith(f"/{PREFIX}/objects/") for request in place.cdn.requests)
 

@@ -1,4 +1,4 @@
-"""The streamer is killed between two words of the protocol: whoever waits for it gets one clear error."""
+"""The streamer is killed between two messages of the protocol: whatever waits for it gets one clear error."""
 
 from __future__ import annotations
 

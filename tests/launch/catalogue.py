@@ -1,4 +1,4 @@
-"""A small catalogue in SkyPilot's format (v8): it downloads one otherwise, and leaves files alone that lie there."""
+"""A small catalogue in SkyPilot's format (v8): SkyPilot downloads one if there is none, and keeps existing files."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def unshared(*argv: str, network: bool = True) -> list[str]:
 
 
 def be_first(main: Callable[[], None]) -> NoReturn:
-    """Runs `main` in a child and waits for what nobody else does: the first process inherits every orphan."""
+    """Runs `main` in a child and reaps orphans, which the first process of a namespace inherits."""
     pid = os.fork()
     if not pid:
         try:

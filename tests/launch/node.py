@@ -16,7 +16,7 @@ from tests.launch.namespace import be_first, run
 from tests.launch.ssh import SshServer
 
 HOME = "/home/ubuntu"
-# What SkyPilot's set-up does to a machine's system, and nobody does to this one.
+# The changes that SkyPilot's set-up makes to a machine's system, which are not made to this one.
 _NOT_HERE = ("systemctl", "service", "apt", "apt-get", "dpkg", "reboot", "shutdown")
 _NOTHING = "#!/bin/sh\nexit 0\n"
 _SUDO = '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n'

@@ -1,4 +1,4 @@
-"""The SSH server of a machine: lets everybody in, and runs what is asked for inside of the machine's disk."""
+"""The SSH server of a machine: accepts every login, and runs commands inside the machine's disk."""
 
 from __future__ import annotations
 

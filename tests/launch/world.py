@@ -105,7 +105,7 @@ class World:
             yield
 
     def get(self, url: str, *, key: str | None = None) -> tuple[int, str]:
-        """Status and body; 0 when nobody answers."""
+        """Status and body; status 0 if there is no answer."""
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
         with self.network():
             try:
@@ -199,7 +199,7 @@ def _live() -> None:
     _start_bucket(folder / "logs/bucket.log", folder / "bucket", keys)
     cloud.Machines(folder, home=home, checkout=CHECKOUT).start()
     print("up", flush=True)
-    # Until whoever wants it is gone.
+    # Serve until the parent process closes the pipe.
     sys.stdin.read()
 
 

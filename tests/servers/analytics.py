@@ -1,4 +1,4 @@
-"""Cloudflare's analytics of R2: counts what it was given, for queries by the documents alone.
+"""Cloudflare's analytics of R2: counts the operations it is given, and answers only the documented queries.
 
 Names of datasets, filters and fields are those of Cloudflare's page (r2/platform/metrics-analytics), and so is the
 retention; a query with any other, or without an account, is refused as a whole.

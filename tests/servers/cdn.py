@@ -161,7 +161,7 @@ def cdn_proxy(
 
 
 def _above(limit: int) -> str:
-    """A regular expression for the decimal numbers that are larger: nginx compares texts alone."""
+    """A regular expression for the decimal numbers that are larger: nginx only compares strings."""
     digits = str(limit)
     larger = [rf"\d{{{len(digits) + 1},}}"]
     for at, digit in enumerate(digits):

@@ -1,6 +1,6 @@
 """A `sky` that brings up a process on loopback, for tests of what is around SkyPilot: it says what 0.14.1 says.
 
-It keeps what it was run with: arguments, the names of the environment's variables, and of secrets their SHA-256 alone.
+It keeps what it was run with: arguments, the names of the environment's variables, and of secrets only their SHA-256.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def start(name, **more):
     stop(name)
     found = {**state.get(name, {}), "kind": kind, "status": "UP", "job": "RUNNING", "number": 1, **more}
     if not {"setup-fails", "never"} & {*modes} and kind != "job":
-        # It keeps nothing of ours open: whoever reads what we say waits for its end.
+        # It keeps none of this process's descriptors open, because a reader of our output would wait for its end.
         null = subprocess.DEVNULL
         command = [sys.argv[0], "_serve", name]
         child = subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null, start_new_session=True)
@@ -296,7 +296,7 @@ def fake_sky(folder: Path, log: Sequence[str]) -> Iterator[FakeSky]:
     """Writes one into a folder; what it has started ends with the context.
 
     Args:
-        folder: For it alone.
+        folder: A folder of its own.
         log: What a node says.
     """
     program = folder / "bin/sky"

@@ -501,7 +501,7 @@ class FakeHub:
             raise RefusedError(_text(200, self.faults.page_text, "text/html; charset=utf-8", {"ETag": '"5f1"'}))
 
     def _token(self, query: Query) -> str | None:
-        """Return the token sent along; one that nobody owns is refused even for public models."""
+        """Return the token sent along; an unknown one is rejected even for public models."""
         token = (query.authorization or "").removeprefix("Bearer ") or None
         private = {repo.private_token for repo in list(self._repos.values())}
         if token and token not in self.known_tokens | self.accepted_tokens | private:

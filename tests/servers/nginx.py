@@ -149,7 +149,7 @@ def nginx(
         sendfile: Whether the kernel copies from the page cache to a plain socket.
         send_bytes: The most that one turn sends to one connection.
         host: The address to listen on: loopback, or one of a network namespace's.
-        aes_128: Whether TLS offers AES-128-GCM alone.
+        aes_128: Whether TLS offers only AES-128-GCM.
         access_log: Whether to write `access.log` into the server's folder: status, method, path, Range.
         extra: More directives for the `server` block.
         http: More directives for the block around it; "FOLDER" stands for the server's folder.

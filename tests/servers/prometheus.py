@@ -157,7 +157,7 @@ def _lines(stream: Any) -> Iterator[str]:
     try:
         yield from stream
     except (OSError, ValueError):
-        return  # it was closed meanwhile
+        return  # it was closed during the request
 
 
 def _end_with_parent() -> None:

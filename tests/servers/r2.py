@@ -4,7 +4,7 @@
 
 The rules are written from Cloudflare's documents (r2/api/s3/temporary-credentials, r2/api/error-codes) and share no
 code with what signs: signatures are computed again by botocore, tokens are taken apart here. R2 is known by its host's
-name, so the double is an HTTP proxy that answers for `<account>.r2.cloudflarestorage.com` and for nobody else: boto3,
+name, so the double is an HTTP proxy that answers for `<account>.r2.cloudflarestorage.com` and for no other host: boto3,
 urllib3 and the engine find it through HTTP_PROXY, in every process, and sign and send what they would send to R2.
 """
 
@@ -38,7 +38,7 @@ SECRET_KEY = hashlib.sha256(b"the value of an R2 token").hexdigest()
 API_TOKEN = "cf-token-Sn3lZJTBX6kkg7OdcBUAxOO963GEIyGQqnFTOFYY"
 WEEK_SECONDS = 604800
 SKEW_SECONDS = 900
-# What R2's own credentials are called upstream, where nobody looks at signatures.
+# R2's own credentials under their upstream names; upstream does not check signatures.
 _UPSTREAM = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 _HOP_BY_HOP = {"connection", "host", "authorization", "x-amz-security-token", "proxy-connection", "transfer-encoding"}
 
@@ -299,7 +299,7 @@ def r2(upstream: S3Server, *, host: str | None = None) -> Iterator[FakeR2]:
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 
         def _ask(self, query: Query) -> tuple[int, dict[str, str], bytes]:
-            """Upstream's answer; nobody there looks at the keys."""
+            """Upstream's answer; upstream does not check the keys."""
             pairs = [pair for pair in query.target.partition("?")[2].split("&") if not pair.startswith("X-Amz-")]
             target = query.path + (f"?{'&'.join(pairs)}" if any(pairs) else "")
             headers = {name: value for name, value in query.headers.items() if name not in _HOP_BY_HOP}

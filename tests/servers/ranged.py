@@ -135,7 +135,7 @@ class RangedServer:
         "late"        waits `seconds`, or for `release()` when 0, before the first byte of the answer
         "unanswered"  closes before the first byte of the answer
         "short"       body and Content-Length are `by` bytes less than the Content-Range says; "long": more
-        "excess"      `by` bytes follow the body that nobody announced
+        "excess"      `by` bytes follow the body beyond the announced length
         "wrong-range" Content-Range and body are `by` bytes further on      "size"  the total is `by` bytes more
         "whole"       200 with the whole object   "ok-range"  200 with the range   "no-range"  206 without Content-Range
         "gzip"        Content-Encoding: gzip      "chunked"   in chunks of `by` bytes
@@ -306,7 +306,7 @@ class RangedServer:
         finally:
             with self._lock:
                 del self._open[number]
-            # The client sees what was sent and then the end, not a reset for what it sent and nobody read.
+            # The client sees what was sent and then the end, not a reset for what it sent and the server did not read.
             _shut(connection)
             connection.close()
 
@@ -638,7 +638,7 @@ class Certificates:
         good: For localhost, 127.0.0.1 and ::1.
         wrong_host: By the same CA, for another name.
         expired: By the same CA, over since yesterday.
-        unknown: For the right names, by a CA that nobody trusts.
+        unknown: For the right names, by an untrusted CA.
     """
 
     ca_file: Path

@@ -35,7 +35,7 @@ application = DomainDispatcherApplication(create_backend_app)
 writing = threading.Lock()
 
 def serve(environ, start_response):
-    # moto looks at a condition and then writes; S3 does both as one, and so must whoever stands for it.
+    # moto looks at a condition and then writes; S3 does both as one, and so must a stand-in.
     conditional = environ["REQUEST_METHOD"] == "PUT" and {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys()
     with writing if conditional else threading.Lock():
         return application(environ, start_response)

@@ -334,7 +334,7 @@ def test_links_expire(hub: FakeHub) -> None:
     assert fetch(link(hub))[1] == WEIGHTS
 
 
-@pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="1.x waits on the later pages alone")
+@pytest.mark.skipif(huggingface_hub.__version__.startswith("1."), reason="1.x waits only on the later pages")
 def test_rate_limit_is_waited_for(hub: FakeHub, naps: list[float]) -> None:
     hub.faults.rate_limit(2, seconds=7)
     assert len(list(api(hub).list_repo_tree(REPO))) == 3

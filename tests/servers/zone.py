@@ -2,7 +2,7 @@
 
     with zone_api(name="example.com") as zone: ...  # environ: zone.environ()
 
-What would harm somebody else's rules (a PUT replaces them all) or is no request that the API's schema allows is noted
+A request that would harm other rules (a PUT replaces them all) or that the API's schema does not allow is noted
 in `faults` as well as refused, so that a test can ask that there are none.
 """
 

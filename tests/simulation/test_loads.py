@@ -1,4 +1,4 @@
-"""Ten thousand loads with faults drawn by seed. A seed that fails is named, and runs alone: `repeat(SEED)`."""
+"""Ten thousand loads with faults drawn by seed. A failing seed is named; repeat it with `repeat(SEED)`."""
 
 from __future__ import annotations
 

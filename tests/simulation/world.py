@@ -573,7 +573,7 @@ class World:
         )
 
     def _settle(self) -> None:
-        """Extents that nobody uses any more, as far as the world knows."""
+        """Extents that no reader uses any more, as far as the world knows."""
         for extent in list(self._memory):
             if extent not in self._ready_extents or self._held(extent) or self._to_store.get(extent):
                 continue
@@ -729,7 +729,7 @@ class World:
         if self._tee_alive:
             assert self._stored == {n for n, wanted in enumerate(self.wanted) if wanted}
             assert counts.unstored_bytes == 0
-        # Everything goes back once everybody has gone.
+        # All memory is returned once every reader has left.
         for number, reader in enumerate(self.readers):
             if not reader.gone or reader.holds:
                 scheduler.detached(number, self.now)

@@ -1,6 +1,6 @@
 """vLLM's environment, made by `make .venv-vllm/tests.done`; without it these tests skip.
 
-vLLM runs in processes of its own, with that environment's Python: its pins and ours need not agree.
+vLLM runs in processes of its own, with that environment's Python, so its pinned packages do not have to match ours.
 """
 
 from __future__ import annotations

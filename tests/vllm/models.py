@@ -72,7 +72,7 @@ def llama(
     if consolidated:
         from safetensors.torch import save_file
 
-        # Wrong on purpose: whoever reads this file too gives other tokens.
+        # Wrong on purpose: a loader that reads this file as well produces other tokens.
         save_file({name: tensor * 0 for name, tensor in tensors.items()}, folder / "consolidated.safetensors")
     return folder
 

@@ -91,6 +91,8 @@ def test_a_broken_off_load_is_continued_and_a_wrong_option_is_named(
         found = done(jobs, tmp_path / "jobs")
         again = [request for request in server.requests[before:] if "model-00001" in request.path]
     assert found["continued"].get("first") == found["own"]["first"], found["continued"]
-    assert all((request.range or "").startswith("bytes=0-") for request in again), "headers alone: it was there"
+    assert all((request.range or "").startswith("bytes=0-") for request in again), (
+        "only headers: the weights were cached"
+    )
     assert "unknown key 'uris'" in found["unknown"]["error"]
     assert "concurrency must be a whole number" in found["wrong"]["error"]
