@@ -256,7 +256,7 @@ def test_the_small_files_are_there(place: Place) -> None:
 
 
 @pytest.mark.parametrize("place", RECORDED, indirect=True)
-def test_what_is_replaced_under_a_manifest_is_noticed(place: Place) -> None:
+def test_objects_replaced_under_a_manifest_are_detected(place: Place) -> None:
     other = safetensors_bytes({"layers.1.BIG": (1 << 20) - 1000, "layers.1.small": 1000}, seed=5)
     assert len(other) == len(FILES[SHARDS[0]])
     place.put(SHARDS[0], other)
@@ -330,7 +330,7 @@ def test_an_altered_manifest_is_refused_and_a_cut_one_too(place: Place) -> None:
 
 
 @pytest.mark.parametrize("place", FOREIGN[:-1] + RECORDED, indirect=True)
-def test_an_unfinished_upload_is_no_model(place: Place) -> None:
+def test_an_unfinished_upload_is_not_a_model(place: Place) -> None:
     journal = Journal(
         name=NAME,
         source=Provenance(kind="hub", repo=NAME, revision="v2"),

@@ -24,7 +24,7 @@ def read(store: Store, key: str, start: int, stop: int) -> bytes:
     return bytes(buffer)
 
 
-def test_what_is_put_is_read_back(store: Store) -> None:
+def test_a_written_object_can_be_read_back(store: Store) -> None:
     etag = store.put("a/b.txt", b"hello")
     assert store.get("a/b.txt")[0] == b"hello"
     assert store.head("a/b.txt").size == 5
@@ -66,7 +66,7 @@ def test_a_stale_etag_is_a_conflict(store: Store) -> None:
     store.read_into("k", 0, memoryview(bytearray(3)), if_match=store.head("k").etag)
 
 
-def test_what_is_absent_is_not_found(store: Store) -> None:
+def test_a_missing_object_is_not_found(store: Store) -> None:
     for attempt in (
         lambda: store.head("none"),
         lambda: store.get("none"),
@@ -83,7 +83,7 @@ def test_a_large_object_is_not_read_whole(store: Store) -> None:
         store.get("k", bytes_max=99)
 
 
-def test_conditions_hold_where_they_are_said_to(store: Store) -> None:
+def test_conditional_writes_work_where_declared(store: Store) -> None:
     store.put("k", b"one")
     if not honours_conditions(store, "k", b"one"):
         assert "127.0.0.1" in repr(store)  # rclone; found out, not trusted
@@ -144,7 +144,7 @@ def test_long_listings_are_paged(moto: S3Server) -> None:
     assert list(store.list("k/")) == []
 
 
-def test_deleting_what_is_absent_is_fine(store: Store) -> None:
+def test_deleting_a_missing_object_succeeds(store: Store) -> None:
     store.put("k", b"x")
     store.delete(["k", "never-there"])
     store.delete([])

@@ -95,7 +95,7 @@ def test_what_a_later_start_adds_is_published_for_the_next(tmp_path: Path, store
     assert third.content() == more
 
 
-def test_what_is_compiled_while_it_serves_is_published_when_it_must_go(tmp_path: Path, moto_store: Store) -> None:
+def test_graphs_compiled_while_serving_are_published_on_a_spot_interruption(tmp_path: Path, moto_store: Store) -> None:
     node = Node(tmp_path, moto_store)
     node.warm.restore()
     over = threading.Event()
@@ -187,7 +187,9 @@ def _with(data: bytes, **changes: Any) -> Any:
         "archive longer",
     ],
 )
-def test_what_is_not_what_was_signed_is_refused_and_the_start_goes_on(tmp_path: Path, store: Store, how: str) -> None:
+def test_a_bundle_that_differs_from_its_signature_is_rejected_and_the_start_continues(
+    tmp_path: Path, store: Store, how: str
+) -> None:
     node = Node(tmp_path, store)
     node.start()
     node.wiped()
@@ -327,7 +329,9 @@ def test_a_bucket_that_does_not_answer_fails_no_start(tmp_path: Path, proxied: t
     assert state.published.startswith("no: ")
 
 
-def test_archives_that_no_pointer_names_are_swept(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_that_no_pointer_names_are_swept(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Node(tmp_path, store).start()
     store.put(f"{PREFIX}{'0' * 64}.tar.gz", b"of a node that was killed")
     Node(tmp_path, store).start({**FILES, "inductor/2.so": b"x"})
@@ -375,7 +379,7 @@ def test_bundle_list_show_publish_remove(tmp_path: Path, store: Store, command: 
 
 
 @pytest.mark.parametrize("store", ["folder"], indirect=True)
-def test_who_signed_is_told(tmp_path: Path, store: Store, command: Command) -> None:
+def test_bundles_list_shows_whether_the_signature_matches(tmp_path: Path, store: Store, command: Command) -> None:
     """Coldstream bundle list, with another key, with none, with a bad one."""
     Node(tmp_path, store).start()
     store.put(f"{PREFIX}{'1' * 64}.bundle", b"\x1b[2J rubbish")

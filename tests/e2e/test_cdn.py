@@ -144,7 +144,7 @@ def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Serv
     assert next(row for row in rows if row["label"] == "config.json")["state"] in {"kept", "coming"}
 
 
-def test_a_404_from_before_the_upload_is_told_apart(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
+def test_a_404_from_before_the_upload_is_recognized(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
     """Coldstream cdn check org/later; cdn warm org/later, where a file was requested before it was uploaded."""
     for _ in range(2):
         with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -217,7 +217,7 @@ def test_rules_are_added_and_none_is_replaced(command: Command) -> None:
         assert len(zone.rules) == 2
 
 
-def test_a_rule_of_ours_that_differs_is_told_and_replaced_alone(command: Command) -> None:
+def test_a_rule_that_differs_is_reported_and_only_it_is_replaced(command: Command) -> None:
     """Coldstream cdn rule, after coldstream's rule was edited; --replace --dry-run; --replace."""
     mine = {"ref": "mine", "expression": "true", "action": "set_cache_settings", "action_parameters": {"cache": False}}
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
@@ -262,7 +262,7 @@ def test_a_rule_of_ours_that_differs_is_told_and_replaced_alone(command: Command
         assert not zone.faults
 
 
-def test_a_rule_made_by_hand_is_told_and_never_replaced(command: Command) -> None:
+def test_a_rule_made_in_the_dashboard_is_reported_and_never_replaced(command: Command) -> None:
     """Coldstream cdn rule --replace, where the rule was created in the dashboard with another TTL."""
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     hers = rule_for("models.example.com", segments=True)
@@ -321,7 +321,7 @@ def test_what_cloudflare_refuses(command: Command) -> None:
         assert "not proxied" in command.run("cdn", "rule", "--force")[1]
 
 
-def test_nobody_answers(command: Command) -> None:
+def test_no_server_answers(command: Command) -> None:
     command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:1"
     rows = command.json("cdn", "check", "org/cut", code=1)["objects"]
     assert {row["state"] for row in rows} == {"unreachable"}

@@ -256,7 +256,7 @@ def test_a_server_that_ignores_ranges(proxied: tuple[Place, Faults]) -> None:
     assert "range" in found["round trip"]["found"]
 
 
-def test_a_busy_server_is_said_and_not_waited_for(proxied: tuple[Place, Faults]) -> None:
+def test_a_busy_server_is_reported_without_waiting(proxied: tuple[Place, Faults]) -> None:
     place, faults = proxied
     place.command.environ["COLDSTREAM_RETRY_SECONDS"] = "1"
     faults.add("fail", r"HEAD ", times=99)
@@ -508,7 +508,7 @@ def test_a_cdn_that_keeps_a_404_from_before_the_upload(place: Place, domain: Ran
     assert f"coldstream cdn purge {NAME}, or wait 3 minutes" in cdn_check(place, code=1)["hint"]
 
 
-def test_a_cdn_that_nobody_reaches(place: Place, domain: RangedServer) -> None:
+def test_an_unreachable_cdn(place: Place, domain: RangedServer) -> None:
     with domain.refusing():
         check = cdn_check(place, code=1)
     assert check["found"].startswith(f"cannot reach {domain.url}: ")

@@ -129,7 +129,7 @@ def test_killed_anywhere_it_ends_equal(command: Command, hub: FakeHub) -> None:
     assert command.json("verify", REPO, "--deep")["ok"] is True
 
 
-def test_a_killed_upload_keeps_what_is_stored(command: Command, hub: FakeHub) -> None:
+def test_a_killed_upload_keeps_stored_files(command: Command, hub: FakeHub) -> None:
     files = sharded_model(shards=2, shard_bytes=40 << 20)
     hub.add_repo(REPO, files)
     hub.faults.throttle = 8 << 20

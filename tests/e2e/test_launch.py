@@ -352,7 +352,7 @@ def test_what_a_dry_run_shows_comes_to_the_same(
     assert but_for_the_machine(texts[0]) == but_for_the_machine(texts[1])
 
 
-def test_keys_are_made_for_whoever_agrees(
+def test_keys_are_created_only_after_confirmation(
     command: Command, sky: FakeSky, launches: Launches, stocked: tuple[FakeR2, S3Server, str]
 ) -> None:
     """coldstream launch org/m --gpus L4:1 --credentials api, with --dry-run, unanswered, and with --yes; renew m"""
@@ -441,7 +441,7 @@ def test_status_logs_and_down(command: Command, sky: FakeSky, launches: Launches
         assert "nothing was launched as m" in command.run("launch", *verb, code=10)[1]
 
 
-def test_states_that_nobody_tells(command: Command, sky: FakeSky) -> None:
+def test_states_that_skypilot_does_not_report(command: Command, sky: FakeSky) -> None:
     """coldstream launch status, without SkyPilot's server; with a machine that was taken back"""
     command.run(*UP, "--no-wait")
     sky.behave("silent")

@@ -95,7 +95,9 @@ def test_every_way_of_loading_counts_once(
     assert real.promtool("check", "metrics", stdin=file.read_text()).strip() == ""
 
 
-def test_a_share_counts_once_whoever_reads_it(server: RangedServer, settings: Settings, file: Path) -> None:
+def test_a_share_counts_once_however_many_processes_read_it(
+    server: RangedServer, settings: Settings, file: Path
+) -> None:
     """Two readers of it, one of them forked from the process that shares: os.fork"""
     options = Options(settings=settings, cache=False)
     with Share(f"{server.url}/org/m", consumers=2, options=options) as shared:
@@ -188,7 +190,7 @@ def test_a_file_that_goes_meanwhile_fails_no_load(
     assert record.getMessage().startswith("the metrics are not kept: cannot use the metrics' file")
 
 
-def test_a_fault_of_ours_fails_no_load(
+def test_an_internal_error_in_the_metrics_does_not_fail_a_load(
     server: RangedServer, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from coldstream.telemetry.metrics.registry import Metrics

@@ -292,7 +292,7 @@ def test_a_reader_that_dies_does_not_hold_the_others(
     assert found == expected
 
 
-def test_a_reader_that_leaves_early_keeps_its_tensors_and_holds_nobody(
+def test_a_reader_that_leaves_early_keeps_its_tensors_and_delays_no_other(
     server: RangedServer, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     with coldstream.share(f"{server.url}/m", consumers=2, **options(tmp_path, memory=24 << 20)) as shared:
@@ -431,7 +431,7 @@ def test_from_nginx(
         assert loading.report.received_bytes == 0
 
 
-def test_a_component_is_verified_and_what_is_not_loaded_is_said(tmp_path: Path) -> None:
+def test_a_component_is_verified_and_files_left_out_are_reported(tmp_path: Path) -> None:
     """coldstream upload ./pipeline; coldstream load org/pipeline/transformer; coldstream load ./stale"""
     files = sharded_model(shards=2, shard_bytes=100_000)
     write_model(tmp_path / "pipeline", {f"transformer/{path}": content for path, content in files.items()})

@@ -98,7 +98,7 @@ def test_a_second_upload_sends_nothing(quick: Command, hub: FakeHub) -> None:
     assert hub.bytes_sent(".safetensors", listener="cdn") == 0
 
 
-def test_a_changed_shard_alone_is_sent_again(quick: Command, hub: FakeHub, tmp_path: Path) -> None:
+def test_only_a_changed_shard_is_sent_again(quick: Command, hub: FakeHub, tmp_path: Path) -> None:
     files = sharded_model()
     hub.add_repo(REPO, files)
     quick.run("upload", REPO)
@@ -158,7 +158,7 @@ def test_refusals_are_one_clear_line(quick: Command, hub: FakeHub, repo: str, to
     assert quick.states() == {}
 
 
-def test_a_missing_revision_is_said(quick: Command, hub: FakeHub) -> None:
+def test_a_missing_revision_is_reported(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, sharded_model())
     _, err = quick.run("upload", REPO, "--revision", "v9", code=10)
     assert "no revision 'v9'" in err
@@ -189,7 +189,7 @@ def test_what_the_hub_has_in_place_of_a_file_is_refused_by_name(quick: Command, 
     assert "model.safetensors is a Git LFS pointer" in err
 
 
-def test_a_disabled_repository_is_no_question_of_the_token(quick: Command, hub: FakeHub) -> None:
+def test_a_disabled_repository_is_not_blamed_on_the_token(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, sharded_model(), disabled=True)
     for verb, name in (("upload", REPO), ("load", f"hf://{REPO}")):
         _, err = quick.run(verb, name, code=10)
@@ -284,7 +284,7 @@ def test_the_token_stays_with_the_hub(quick: Command, hub: FakeHub) -> None:
     assert not any(record.had_authorization for record in hub.requests if record.listener == "cdn")
 
 
-def test_a_server_that_ignores_ranges_is_said(quick: Command, hub: FakeHub) -> None:
+def test_a_server_that_ignores_ranges_is_reported(quick: Command, hub: FakeHub) -> None:
     hub.add_repo(REPO, sharded_model(shard_bytes=11 << 20))
     hub.faults.ignore_range()
     _, err = quick.run("upload", REPO, "--part-size", "5MiB", code=1)
@@ -464,7 +464,7 @@ def test_what_a_store_does_with_conditions_is_never_guessed(command: Command, hu
     assert {check["exit_code"] for check in checks.values()} == {0}
 
 
-def test_a_missing_model_is_told_the_nearest_name(quick: Command, hub: FakeHub) -> None:
+def test_the_error_for_a_missing_model_suggests_the_nearest_name(quick: Command, hub: FakeHub) -> None:
     """coldstream load org/modle; verify; download"""
     hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": safetensors_bytes({"a": 100})})
     quick.run("upload", REPO)

@@ -98,7 +98,7 @@ def test_a_model_in_segments_comes_back_equal_and_goes_without_a_trace(
     assert list(store.uploads("")) == []
 
 
-def test_a_changed_tensor_alone_is_sent(watched: tuple[Command, Faults], hub: FakeHub) -> None:
+def test_only_the_segment_of_a_changed_tensor_is_sent(watched: tuple[Command, Faults], hub: FakeHub) -> None:
     command, faults = watched
     hub.add_repo(REPO, files())
     first = command.json("upload", REPO, *FLAGS, "--no-plain")
@@ -168,7 +168,7 @@ def test_flags_that_do_not_fit_are_refused(
     assert command.states() == {}
 
 
-def test_the_command_that_mends_a_model_keeps_its_layout(watched: tuple[Command, Faults], hub: FakeHub) -> None:
+def test_the_command_that_repairs_a_model_keeps_its_layout(watched: tuple[Command, Faults], hub: FakeHub) -> None:
     command, _ = watched
     hub.add_repo(REPO, files())
     command.run("upload", REPO, *FLAGS, "--no-plain")

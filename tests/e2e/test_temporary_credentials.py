@@ -172,7 +172,7 @@ def test_a_model_without_a_manifest_can_be_read(place: Place, moto: S3Server, fi
 
 @pytest.mark.parametrize("expired", [(400, "ExpiredToken"), (403, "ExpiredToken"), (401, "Unauthorized")])
 @pytest.mark.parametrize("how", ["sign", "api"])
-def test_ended_keys_are_told_as_such(place: Place, how: str, expired: tuple[int, str]) -> None:
+def test_expired_keys_are_reported_as_expired(place: Place, how: str, expired: tuple[int, str]) -> None:
     keys = place.mint(how)
     place.double.expired, place.double.ahead_seconds = expired, 901
     _, err = place.command(keys.environment).run("load", NAME, "--no-cache", code=12)

@@ -271,7 +271,7 @@ def test_vllm_s_own_configuration_file_is_known(model: Command) -> None:
     assert document["first_token_seconds"], "asked for by the name in the file"
 
 
-def test_a_port_that_is_taken_is_no_start(model: Command) -> None:
+def test_a_port_in_use_does_not_count_as_a_start(model: Command) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         program = str(model.cwd / "env/bin/vllm")
@@ -281,7 +281,7 @@ def test_a_port_that_is_taken_is_no_start(model: Command) -> None:
     model.run("timeline", code=10)
 
 
-def test_vllm_s_help_is_no_failed_start(model: Command) -> None:
+def test_vllm_s_help_does_not_count_as_a_failed_start(model: Command) -> None:
     vllm = model.cwd / "env/bin/vllm"
     vllm.write_text("#!/bin/sh\nexit 0\n")
     model.process("serve", "org/m", "--vllm", str(vllm), "--", "--help", "--port", str(free_port()))
@@ -321,7 +321,7 @@ def test_several_are_drawn_side_by_side(command: Command, kept: Timelines) -> No
     assert out.count("ready in") == 2
 
 
-def test_what_is_asked_wrongly(command: Command, kept: Timelines) -> None:
+def test_invalid_arguments(command: Command, kept: Timelines) -> None:
     _, err = command.run("timeline", "2026", code=2)
     assert "may be any of" in err
     _, err = command.run("timeline", "1999", code=10)

@@ -68,7 +68,7 @@ def test_noise_is_neither_advised_by_nor_kept(command: Command, monkeypatch: pyt
     assert not (command.cwd / "cache/measured").exists()
 
 
-def test_what_is_measured_is_drawn_and_used_by_serve(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_curve_is_drawn_and_used_by_serve(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coldstream tune org/m --gpus L4 --measure --png FILE --html FILE; coldstream serve org/m."""
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("coldstream.tune.connection_curve._rate", steady_rate)

@@ -291,7 +291,7 @@ STATUSES = {
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_what_it_had_cached_is_said(status: str | None, place: Place) -> None:
+def test_cache_statuses_are_reported(status: str | None, place: Place) -> None:
     place.cdn.status = status
     loading = place.load()
     bytes_of(loading)
@@ -402,7 +402,7 @@ def foreign(place: Place, files: dict[str, bytes]) -> None:
         store.put(f"foreign/{path}", content)
 
 
-def test_what_nobody_verifies_comes_from_the_bucket(place: Place, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_unverified_loads_read_from_the_bucket(place: Place, files: dict[str, bytes], tmp_path: Path) -> None:
     foreign(place, files)
     loading = Load("foreign", place.load(via="cdn")._options)
     bytes_of(loading)
@@ -492,7 +492,7 @@ def test_warming_asks_again_for_what_failed_on_the_way(how: str, place: Place) -
     assert len(place.cdn.requests) == 4 * len(found.findings) + 3
 
 
-def test_warming_waits_as_long_as_it_is_asked_to(place: Place) -> None:
+def test_warming_waits_as_long_as_retry_after_says(place: Place) -> None:
     place.cdn.add("status", status=429, retry_after="1", first=2)
     found = warmed(place, connections=1)
     assert found.retries == 1
@@ -560,7 +560,7 @@ def test_the_command_says_how_often_it_asked_again(place: Place, tmp_path: Path)
     assert "Traceback" not in out + err
 
 
-def test_the_command_says_what_is_kept_in_part_alone(place: Place, tmp_path: Path) -> None:
+def test_the_command_reports_partly_cached_objects(place: Place, tmp_path: Path) -> None:
     command = Command(None, "", cwd=tmp_path)
     command.environ |= place.settings.values
     # The last byte of the first segment that is asked for is never a HIT.

@@ -106,7 +106,7 @@ def test_the_command_says_so_on_both_streams(folder: str, killer: Killer, tmp_pa
     assert err.splitlines()[0] == f"error: {folder}: the streaming process was killed (SIGKILL)"
 
 
-def test_a_streamer_that_cannot_be_imported_is_no_riddle(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamer_that_cannot_be_imported_is_a_clear_error(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "_START", attach._START.replace("coldstream.engine.streamer", "coldstream.no_such"))
     with pytest.raises(ColdstreamError, match="the streaming process did not start: ModuleNotFoundError"):
         stream(folder)

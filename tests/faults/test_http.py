@@ -162,14 +162,14 @@ def test_its_repr_shows_its_state(setup: Setup) -> None:
     assert repr(connection) == f"Connection({place}, cancelled)"
 
 
-def test_progress_is_told_as_it_comes(setup: Setup) -> None:
+def test_progress_is_reported_as_bytes_arrive(setup: Setup) -> None:
     told: list[int] = []
     setup.get(on_progress=told.append)
     assert told == sorted(told)
     assert told[-1] == len(DATA)
 
 
-def test_progress_is_told_of_slow_bytes_too(setup: Setup) -> None:
+def test_progress_is_reported_for_slow_bytes_too(setup: Setup) -> None:
     setup.server.add("slow", bytes_per_second=200_000)
     told: list[int] = []
     setup.get(0, 40_000, on_progress=told.append)
@@ -177,7 +177,7 @@ def test_progress_is_told_of_slow_bytes_too(setup: Setup) -> None:
     assert told[-1] == 40_000
 
 
-def test_a_stall_that_ends_in_time_is_no_failure(setup: Setup) -> None:
+def test_a_stall_that_ends_in_time_is_not_a_failure(setup: Setup) -> None:
     fault = setup.server.add("stall", at=1_234_567)
     told: list[int] = []
 
@@ -299,7 +299,7 @@ def test_a_polite_close_is_understood(setup: Setup) -> None:
     assert setup.server.connections == 2
 
 
-def test_bytes_that_nobody_announced_end_the_connection_only(setup: Setup) -> None:
+def test_bytes_beyond_the_announced_length_end_only_the_connection(setup: Setup) -> None:
     connection = setup.connect()
     setup.server.add("excess", by=100)
     setup.get(0, 200_000, connection)
@@ -454,7 +454,7 @@ def test_lies_are_seen_before_a_byte_is_believed(setup: Setup, fault: Any, optio
 
 
 @pytest.mark.parametrize("more", [("etag", {"value": '"another"'}), ("chunked", {"by": 50}), ("close", {})])
-def test_a_page_in_place_of_a_range_is_named_and_is_no_other_version(setup: Setup, more: Any) -> None:
+def test_a_page_in_place_of_a_range_is_named_and_is_not_another_version(setup: Setup, more: Any) -> None:
     setup.server.add("page", value=PORTAL)
     setup.server.add(more[0], **more[1])
     error = setup.fail(0, 200)
@@ -465,7 +465,7 @@ def test_a_page_in_place_of_a_range_is_named_and_is_no_other_version(setup: Setu
         read(setup.server.link(PATH), start=5, stop=9, bytes_max=9, pool=pool)
 
 
-def test_a_redirect_in_place_of_a_range_shows_the_host_alone(setup: Setup) -> None:
+def test_a_redirect_in_place_of_a_range_shows_only_the_host(setup: Setup) -> None:
     setup.server.add("redirect", location="https://login.example/path?secret=1")
     assert "302, a redirect to login.example" in setup.fail(0, 200).message
 
@@ -580,7 +580,7 @@ def test_cancel_while_the_body_comes(setup: Setup) -> None:
     assert (error.kind, error.received) == ("cancelled", 0)
 
 
-def test_cancel_says_what_is_in_place(setup: Setup) -> None:
+def test_cancel_reports_the_bytes_already_received(setup: Setup) -> None:
     setup.server.add("stall", at=1_300_000)
     connection = setup.connect()
     told: list[int] = []
@@ -843,7 +843,7 @@ def test_a_name_and_an_address_are_both_verified(backend: str, host: str) -> Non
 
 
 @pytest.mark.parametrize("backend", TLS_BACKENDS)
-def test_plain_http_behind_https_is_hopeless_and_https_behind_http_is_no_http(backend: str) -> None:
+def test_plain_http_behind_https_is_permanent_and_https_behind_http_is_not_valid_http(backend: str) -> None:
     with RangedServer({PATH: DATA}) as plain, RangedServer({PATH: DATA}, tls=True) as secure:
         target = parse_target(f"https://127.0.0.1:{plain.port}/")
         with pytest.raises(FetchError) as caught:
@@ -949,7 +949,7 @@ def test_read_bodies_of_every_framing(server: RangedServer) -> None:
 
 
 @pytest.mark.parametrize("backend", TLS_BACKENDS)
-def test_a_cut_is_no_end_where_tls_can_tell(backend: str) -> None:
+def test_a_cut_is_not_an_end_where_tls_can_tell(backend: str) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server:
         target = parse_target(server.link(PATH))
         server.add("garbage", value="HTTP/1.1 200 OK\r\n\r\nuntil the end")

@@ -144,14 +144,14 @@ def test_a_missing_bucket_is_named(rclone: S3Server) -> None:
     assert "setup" in (caught.value.hint or "")
 
 
-def test_a_wrong_clock_is_said(proxied: Proxied) -> None:
+def test_a_wrong_clock_is_reported(proxied: Proxied) -> None:
     store, faults = proxied
     faults.add("fail", "", status=403, code="RequestTimeTooSkewed")
     with pytest.raises(ColdstreamError, match="clock"):
         store.put("k", b"x")
 
 
-def test_nobody_listening_is_said_at_once() -> None:
+def test_a_refused_connection_is_reported_immediately() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         flags = {"R2_ENDPOINT": f"http://127.0.0.1:{unused.getsockname()[1]}", "R2_BUCKET": "models"}

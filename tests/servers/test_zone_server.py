@@ -140,7 +140,7 @@ def test_purges() -> None:
         assert zone.purged[30:] == ["cdn.example.com/a*"]
 
 
-def test_a_rule_is_changed_as_a_whole_and_alone() -> None:
+def test_patching_a_rule_replaces_it_and_no_other() -> None:
     with zone_api(rules=[OTHER, RULE | {"description": "by hand", "enabled": False}]) as zone:
         other, ours = (rule["id"] for rule in zone.rules)
         path = f"PATCH /zones/{ZONE}/rulesets/{RULESET}/rules/{ours}"

@@ -39,7 +39,7 @@ def test_links_that_are_never_good() -> None:
     assert world.scheduler.counts.renewals == 3
 
 
-def test_a_link_that_nobody_renews() -> None:
+def test_a_link_that_is_never_renewed() -> None:
     world = World(even(60), bucket=Bucket(link_requests=20, renew_seconds=float("inf")), readers=[Reader()], give_up=30)
     assert ends(world) == "unavailable"
     assert 30 < world.now - world.start < 40
@@ -65,7 +65,7 @@ def test_consumers_may_take_longer_than_a_load_may_stand_still() -> None:
     assert world.failed is None
 
 
-def test_waiting_for_a_consumer_is_no_standstill() -> None:
+def test_waiting_for_a_consumer_does_not_count_as_a_stall() -> None:
     world = World(even(60), readers=[Reader(), Reader(attach=500.0)], limit=8 * 8 * MIB, give_up=5)
     world.run()
     assert world.failed is None
@@ -126,7 +126,7 @@ def test_a_stop_that_is_not_heard_is_repeated() -> None:
     assert sum(scheduler.counts.takeovers_by.values()) == 1
 
 
-def test_a_late_consumer_is_told_of_everything_even_after_the_copy_has_failed() -> None:
+def test_a_late_consumer_receives_everything_even_after_the_copy_has_failed() -> None:
     scheduler = Alone([4096, 4096], store=True).scheduler
     scheduler.tick(0.0)
     assert scheduler.done(0, 0.1) == [Ready(0, 0, 0), Store(0, 0)]

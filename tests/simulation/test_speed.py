@@ -143,7 +143,7 @@ def test_nothing_grows_for_consumers_that_let_go() -> None:
     assert world.scheduler.counts.grown_bytes == 0
 
 
-def test_what_is_kept_makes_it_grow_and_says_so() -> None:
+def test_kept_tensors_make_the_arena_grow_and_the_report_says_so() -> None:
     world = World(even(100), readers=[Reader(keep=1)], limit=20 * 8 * MIB)
     assert world.run() < 20.0
     assert 80 * 8 * MIB <= world.scheduler.counts.grown_bytes <= (80 + 16) * 8 * MIB
