@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Stop, Store
+from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Stop, StoreChunk
 from coldstream.engine.arena import Arena
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import Scheduler
@@ -129,7 +129,7 @@ def test_a_stop_that_is_not_heard_is_repeated() -> None:
 def test_a_late_consumer_receives_everything_even_after_the_copy_has_failed() -> None:
     scheduler = Alone([4096, 4096], store=True).scheduler
     scheduler.tick(0.0)
-    assert scheduler.done(0, 0.1) == [Ready(0, 0, 0), Store(0, 0)]
+    assert scheduler.done(0, 0.1) == [Ready(0, 0, 0), StoreChunk(0, 0)]
     assert scheduler.done(1, 0.1) == [Ready(1, 4096, 1)]
     assert scheduler.finished
     assert not scheduler.stored
@@ -143,7 +143,7 @@ def test_a_failure_while_what_was_dropped_is_fetched_again_leaves_the_load_finis
     scheduler = Alone([4096, 4096, 4096], store=True, limit=8192).scheduler
     scheduler.attached(0, 0.0)
     scheduler.tick(0.0)
-    assert scheduler.done(0, 0.1) == [Ready(0, 0, 0), Store(0, 0)]
+    assert scheduler.done(0, 0.1) == [Ready(0, 0, 0), StoreChunk(0, 0)]
     assert scheduler.done(1, 0.1) == [Ready(1, 4096, 1)]
     scheduler.released(0, 0, 0.2)
     (fetch,) = scheduler.released(0, 1, 0.2)
@@ -151,7 +151,7 @@ def test_a_failure_while_what_was_dropped_is_fetched_again_leaves_the_load_finis
     assert scheduler.dropped == [1]
     assert scheduler.done(fetch.connection, 0.3) == [Ready(2, 4096, 2)]
     scheduler.detached(0, 0.4)
-    assert scheduler.stored_chunk(0.5) == [Store(2, 4096)]
+    assert scheduler.stored_chunk(0.5) == [StoreChunk(2, 4096)]
     scheduler.stored_chunk(0.6)
     assert scheduler.stored
     assert scheduler.counts.unstored_bytes == 4096

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, Store
+from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena
 from coldstream.engine.extents import STUCK_SECONDS
 from coldstream.engine.pace import Pace
@@ -204,7 +204,7 @@ class World:
         self._ready: list[Ready] = []
         self._ready_extents: set[int] = set()
         self._to_store: dict[int, set[int]] = {}  # by extent: chunks done, wanted, and neither stored nor dropped
-        self._storing: Store | None = None
+        self._storing: StoreChunk | None = None
         self._stored: set[int] = set()
         self._tee_alive = disk is not None
         self._link = {chunk.segment: 0 for chunk in self.chunks}
@@ -582,7 +582,7 @@ class World:
 
     # The local copy.
 
-    def _store(self, store: Store) -> None:
+    def _store(self, store: StoreChunk) -> None:
         assert self._storing is None, "two chunks at once"
         assert self._tee_alive
         assert self.disk is not None
@@ -593,7 +593,7 @@ class World:
         self._storing = store
         self.at(chunk.size / self.disk.rate, lambda: self._stored_it(store))
 
-    def _stored_it(self, store: Store) -> None:
+    def _stored_it(self, store: StoreChunk) -> None:
         if self._storing is store:
             self._storing = None
             self._stored.add(store.chunk)
@@ -625,7 +625,7 @@ class World:
                 self._settle()
             elif isinstance(action, Stop):
                 self._stop(action.connection)
-            elif isinstance(action, Store):
+            elif isinstance(action, StoreChunk):
                 self._store(action)
             elif isinstance(action, Renew):
                 self._renew(action.segment)
