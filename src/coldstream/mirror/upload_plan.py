@@ -18,7 +18,7 @@ from coldstream.mirror.multipart import SHA256_METADATA
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
-from coldstream.model.header import Header, check_twins
+from coldstream.model.header import Header, check_duplicate_tensors
 from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
 from coldstream.model.manifest import FileEntry, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
@@ -171,7 +171,7 @@ def plan_upload(
         if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
     headers = {path: _source_header(source, source_files[path]) for path in selection.unproven}
-    check_twins(headers, where=source.label)
+    check_duplicate_tensors(headers, where=source.label)
     _refuse_nesting(store, name)
     # Listed before the record is read: if that says "ready", no running upload owns these any more.
     pending = tuple(store.uploads(f"{name}/"))

@@ -27,7 +27,7 @@ from coldstream.mirror.stored_files import (
     open_model,
     read_range,
 )
-from coldstream.model.header import Header, check_twins
+from coldstream.model.header import Header, check_duplicate_tensors
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.selection import check_numbers, index_name, is_weights, weights
 from coldstream.places.store import Store
@@ -173,7 +173,7 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
     try:
         shards = _shards(store, model)
-        check_twins({path: headers[path] for path in shards if path in headers}, where=model.name)
+        check_duplicate_tensors({path: headers[path] for path in shards if path in headers}, where=model.name)
     except IntegrityError as exc:
         problems.append(Problem(model.name, exc.message.removeprefix(f"{model.name}: ")))
     return problems

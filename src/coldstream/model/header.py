@@ -1,21 +1,17 @@
-"""Safetensors headers, checked before anything in them is believed.
+"""Safetensors headers, validated before anything in them is used.
 
 The format: 8 bytes of little-endian length `n`, `n` bytes of JSON, then the data. The JSON maps each tensor's name to
 `{"dtype", "shape", "data_offsets": [start, stop]}`, offsets counted from the first data byte, half-open; the key
-`__metadata__` maps strings to strings. Tensors cover the data completely, without holes and without overlap.
+`__metadata__` maps strings to strings. Tensors cover the data completely, without gaps and without overlap.
 Source: the format's specification in the safetensors repository. Pure.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
 
 from coldstream.errors import HeaderError, IntegrityError
 from coldstream.model.lfs import HINT, is_pointer, pointer_message
@@ -30,9 +26,6 @@ _RANK_PART = re.compile(r"(?:.*/)?model-rank-(\d+)-part-\d+\.safetensors")
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
-# Sizes and offsets stay below this: what a signed 64-bit integer holds.
-_COUNT_MAX = 1 << 63
-
 # Bits per element. Source: safetensors 0.8, `Dtype::bitsize`.
 DTYPE_BITS: Mapping[str, int] = {
     "F4": 4,
@@ -81,7 +74,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A checked header.
+    """A validated header.
 
     Attributes:
         data_start: First data byte of the file: 8 plus the JSON's length.
@@ -101,7 +94,7 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
         HeaderError: The file is too short, or the length is larger than the file or the limit.
     """
     if file_bytes < LENGTH_BYTES or len(first_bytes) < LENGTH_BYTES:
-        raise HeaderError(f"{path} is no safetensors file: it has {file_bytes} bytes, a header needs at least 8")
+        raise HeaderError(f"{path} is not a safetensors file: it has {file_bytes} bytes, a header needs at least 8")
     if is_pointer(first_bytes, file_bytes):
         raise HeaderError(pointer_message(path), hint=HINT)
     length = int.from_bytes(first_bytes[:LENGTH_BYTES], "little")
@@ -112,7 +105,7 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
                 hint="a web page, an error or a pointer was stored in its place; check the address or the file",
             )
         raise HeaderError(
-            f"{path} is no safetensors file: its header claims {length} bytes, {HEADER_BYTES_MAX} are allowed",
+            f"{path} is not a safetensors file: its header claims {length} bytes, and {HEADER_BYTES_MAX} are allowed",
             hint="the file may be a pickle under a wrong name",
         )
     if LENGTH_BYTES + length > file_bytes:
@@ -121,9 +114,9 @@ def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int,
 
 
 def _text(data: bytes) -> str:
-    """How a file begins that is text; empty for any other."""
-    begins = data[:32].decode("ascii", "replace")
-    return first_words(data) if all((c.isprintable() and c != "\ufffd") or c.isspace() for c in begins) else ""
+    """The first words of a file that is text; empty for any other."""
+    start = data[:32].decode("ascii", "replace")
+    return first_words(data) if all((c.isprintable() and c != "\ufffd") or c.isspace() for c in start) else ""
 
 
 def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> Header:
@@ -135,18 +128,18 @@ def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path:
         path: The file's name, for messages.
 
     Raises:
-        HeaderError: Anything about it is wrong. Permanent.
+        HeaderError: It is not valid. Permanent.
     """
     data_start = header_stop(head, file_bytes=file_bytes, path=path)
     raw = bytes(head[LENGTH_BYTES:data_start])
     if has_too_many_values(raw):
         raise HeaderError(f"{path}: the header's {len(raw)} bytes hold more values than any checkpoint has")
-    header = _read_usual(raw, data_start) or _read_any(raw, data_start, path)
+    header = _decode(raw, data_start, path)
     position = data_start
     for tensor in header.tensors:
         if tensor.start != position:
-            kind = "overlaps another tensor" if tensor.start < position else "leaves a hole before it"
-            raise HeaderError(f"{path}: tensor {tensor.name[:80]!r} starts at {tensor.start}, {kind} at {position}")
+            kind = "overlaps another tensor" if tensor.start < position else "leaves a gap before it"
+            raise HeaderError(f"{path}: tensor {tensor.name[:80]!r} starts at {tensor.start} and {kind}, at {position}")
         position = tensor.stop
     if position != file_bytes:
         raise HeaderError(f"{path}: the tensors end at byte {position}, the file has {file_bytes}")
@@ -154,7 +147,7 @@ def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path:
 
 
 def has_too_many_values(text: bytes) -> bool:
-    """Whether JSON would take gigabytes of memory, whatever it says; no checkpoint's header or index does."""
+    """Whether decoding this JSON would take gigabytes of memory; no checkpoint's header or index does."""
     return len(text) > _MARKS_MAX < sum(map(text.count, (b",", b'"', b"{", b"[")))
 
 
@@ -164,17 +157,17 @@ def rank_of(path: str) -> str | None:
     return match[1] if match else None
 
 
-def check_twins(headers: Mapping[str, Header], *, where: str) -> None:
-    """No tensor is in two of a model's files: which of them would count is left to chance.
+def check_duplicate_tensors(headers: Mapping[str, Header], *, where: str) -> None:
+    """Refuses a model of which two files hold the same tensor: which of them would count is left to chance.
 
-    Each rank has tensors of its own under the same names.
+    Ranks of a tensor-parallel model each hold their own part of a tensor under the same name.
 
     Args:
         headers: By path.
         where: The model, for messages.
 
     Raises:
-        IntegrityError: One is.
+        IntegrityError: Two files of one rank hold the same tensor.
     """
     names = {path: [tensor.name for tensor in header.tensors] for path, header in headers.items()}
     if len(set().union(*names.values())) == sum(map(len, names.values())):
@@ -191,146 +184,36 @@ def check_twins(headers: Mapping[str, Header], *, where: str) -> None:
                 )
 
 
-def _read_any(raw: bytes, data_start: int, path: str) -> Header:
-    """Any JSON, each of its entries checked by itself."""
+def _decode(raw: bytes, data_start: int, path: str) -> Header:
+    """Reads the JSON and checks each tensor by itself; how they fit together is for the caller."""
+    # Imported here: msgspec takes 25 ms, and a process that reads no header has no use for it.
+    from coldstream.model.header_json import HeaderJsonError, decode_header
+
     try:
-        # Decoded here: json.loads would take UTF-16 and a byte order mark too.
-        entries = _DECODER.decode(raw.decode())
-    except (ValueError, RecursionError) as exc:
-        raise HeaderError(f"{path}: the header is not valid JSON: {str(exc)[:120]}") from exc
-    if not isinstance(entries, dict):
-        raise HeaderError(f"{path}: the header is no JSON object")
-    metadata = _metadata(entries.pop("__metadata__", None))
-    if not _is_metadata(metadata):
-        raise HeaderError(f"{path}: __metadata__ is no map of strings")
-    tensors = [_tensor(name, entry, data_start, path) for name, entry in entries.items()]
+        metadata, entries = decode_header(raw)
+    except HeaderJsonError as exc:
+        raise HeaderError(f"{path}: {exc}") from exc
+    tensors = []
+    for name, dtype, shape, start, stop in entries:
+        bits = _bits(dtype, shape)
+        if bits != (stop - start) * 8:
+            where = f"{path}: tensor {name[:80]!r}"
+            if dtype not in DTYPE_BITS:
+                raise HeaderError(f"{where} has the unknown dtype {dtype[:20]!r}")
+            needs = "more than any file has" if bits is None else f"{bits / 8:g}"
+            raise HeaderError(f"{where} spans {stop - start} bytes, its shape and dtype {dtype} need {needs}")
+        tensors.append(Tensor(name, dtype, shape, data_start + start, data_start + stop))
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     return Header(data_start=data_start, tensors=tuple(tensors), metadata=metadata)
 
 
-def _tensor(name: str, entry: object, data_start: int, path: str) -> Tensor:
-    where = f"{path}: tensor {name[:80]!r}"
-    if not _is_unicode(name):
-        raise HeaderError(f"{where}: the name is not valid Unicode")
-    if not isinstance(entry, dict):
-        raise HeaderError(f"{where} is no object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise HeaderError(f"{where} has the unknown dtype {reprlib.repr(dtype)}")
-    if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
-        raise HeaderError(f"{where} has the shape {reprlib.repr(shape)}, which is no list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise HeaderError(f"{where} has the offsets {reprlib.repr(offsets)}, which are no [start, stop]")
-    start, stop = offsets
-    bits = _bits(dtype, shape)
-    if bits != (stop - start) * 8:
-        needs = "more than any file has" if bits is None else f"{bits / 8:g}"
-        raise HeaderError(f"{where} spans {stop - start} bytes, its shape and dtype {dtype} need {needs}")
-    return Tensor(name, dtype, tuple(shape), data_start + start, data_start + stop)
-
-
-# An entry as the reference implementation writes it: no blanks, no escapes, the keys in this order; then a comma and
-# the next one, or the brace at the end. Only single characters are repeated: the time is that of the text's length.
-_ENTRY = re.compile(
-    r'"([^"\\\x00-\x1f]*)":\{"dtype":"([A-Z0-9_]+)","shape":\[([0-9,]*)\],'
-    r'"data_offsets":\[(0|[1-9][0-9]{0,18}),(0|[1-9][0-9]{0,18})\]\}(?:,(?=")|\}\Z)'
-)
-_ENTRY_FIXED = len('"":{"dtype":"","shape":[],"data_offsets":[,]},')
-_METADATA_KEY = '{"__metadata__":'
-_SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
-
-
-def _read_usual(raw: bytes, data_start: int) -> Header | None:
-    """The same as `_read_any` in a third of the time, for what the reference implementation writes.
-
-    Models of many experts have tens of thousands of tensors. What is unusual or wrong in any way gives None, and then
-    `_read_any` accepts it or says what is wrong.
-    """
-    try:
-        text = raw.decode().rstrip(" ")
-        metadata: Any = {}
-        position = 1
-        if text.startswith(_METADATA_KEY):
-            value, stop = _DECODER.raw_decode(text, len(_METADATA_KEY))
-            metadata = _metadata(value)
-            position = stop + 1 if text.startswith(",", stop) else len(text)
-    except (ValueError, RecursionError):
-        return None
-    if not text.startswith("{") or not _ENTRY.match(text, position) or not _is_metadata(metadata):
-        return None
-    rows = _ENTRY.findall(text, position)
-    # Matches do not overlap: when their lengths add up to that of the text, nothing lies between them.
-    if sum(map(len, chain.from_iterable(rows))) + _ENTRY_FIXED * len(rows) != len(text) - position:
-        return None
-    names = {row[0] for row in rows}
-    if len(names) != len(rows) or "__metadata__" in names:
-        return None
-    forms = {form: _form(*form) for form in {row[1:3] for row in rows}}
-    tensors = []
-    position = 0
-    for name, dtype, shape, first, last in rows:
-        form, start, stop = forms[dtype, shape], int(first), int(last)
-        if form is None or start != position or stop - start != form[2] or stop >= _COUNT_MAX:
-            return None
-        tensors.append(Tensor(name, form[0], form[1], data_start + start, data_start + stop))
-        position = stop
-    return Header(data_start=data_start, tensors=tuple(tensors), metadata=metadata)
-
-
-def _form(dtype: str, sizes: str) -> tuple[str, tuple[int, ...], int] | None:
-    """(dtype, shape, bytes) of the tensors with this text in their entries, or None when something is wrong with it."""
-    texts = sizes.split(",") if sizes else []
-    if dtype not in DTYPE_BITS or not all(_SIZE.fullmatch(text) for text in texts):
-        return None
-    shape = tuple(map(int, texts))
-    bits = _bits(dtype, shape)
-    return None if bits is None or bits % 8 or not all(map(_is_count, shape)) else (dtype, shape, bits // 8)
-
-
 def _bits(dtype: str, shape: Sequence[int]) -> int | None:
-    """What a tensor needs; None for more than any file has, before a hostile product grows."""
+    """What a tensor needs; None for an unknown dtype, and for more than any file has."""
     count = 1
     for size in shape:
         count *= size
-        if count >= _COUNT_MAX:
+        # Before a hostile product grows: no file has more than a signed 64-bit integer holds.
+        if count >> 63:
             return None
-    return count * DTYPE_BITS[dtype]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key stands twice: two tensors of one name would hide one of them."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
-
-
-def _metadata(value: Any) -> Any:
-    # The reference implementation takes null for an absent map.
-    return {} if value is None else value
-
-
-def _is_metadata(value: object) -> bool:
-    texts = [*value, *value.values()] if isinstance(value, dict) else [None]
-    return all(isinstance(text, str) and _is_unicode(text) for text in texts)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be encoded: JSON escapes may name half of a pair of surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_count(value: object) -> bool:
-    # bool is an int in Python; in a header `true` is no size.
-    return type(value) is int and 0 <= value < _COUNT_MAX
+    bits = DTYPE_BITS.get(dtype)
+    return None if bits is None else count * bits

@@ -12,7 +12,7 @@ import xxhash
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
-from coldstream.model.header import LENGTH_BYTES, check_twins, header_stop, parse_header
+from coldstream.model.header import LENGTH_BYTES, check_duplicate_tensors, header_stop, parse_header
 from coldstream.model.job import Headers, Segment
 from coldstream.places.origin import Checkpoint, Shard
 from coldstream.units import KIB, MIB
@@ -120,7 +120,7 @@ def checkpoint_of(
         )
     read = in_parallel(_read_shard, found)
     shards = tuple(shard for shard, _ in read)
-    check_twins({shard.path: shard.header for shard in shards}, where=uri)
+    check_duplicate_tensors({shard.path: shard.header for shard in shards}, where=uri)
     pinned = version is not None or all(stamp for _, stamp in read)
     if version is None:
         # The place counts: two fine-tunes of one model have the same paths, sizes and headers.
