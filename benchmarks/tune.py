@@ -26,7 +26,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 from tests.checkpoints import sharded_checkpoint  # noqa: E402
 
 from coldstream.operate.demo_bucket import Server, s3_server  # noqa: E402
-from coldstream.tune.predict import Way, predict  # noqa: E402
+from coldstream.tune.predict import NetworkPath, predict  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.link import Link  # noqa: E402
 
@@ -88,7 +88,7 @@ def _environ(server: Server, folder: Path) -> dict[str, str]:
 
 def _round(folder: Path, link: Link, server: Server, size: int) -> dict[str, float]:
     curve = _run(folder, link, server, "tune", _NAME, "--measure")["curve"]
-    way = Way(link_bytes_per_second=curve["most"], connection_bytes_per_second=curve["each"])
+    way = NetworkPath(link_bytes_per_second=curve["most"], connection_bytes_per_second=curve["each"])
     predicted = predict(size, way, connections=curve["connections"]).seconds
     connections = str(curve["connections"])
     seconds = _run(folder, link, server, "load", _NAME, "--no-cache", "--connections", connections)["seconds"]

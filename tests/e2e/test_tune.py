@@ -110,8 +110,8 @@ def test_a_measured_curve_is_drawn_and_used_by_serve(command: Command, monkeypat
     ("arguments", "code", "says"),
     [
         ((), 2, "MODEL is missing"),
-        (("org/m", "--gpus", "L5"), 2, "no GPU that is known"),
-        (("org/m", "--gpus", "L4:0"), 2, "no number of GPUs"),
+        (("org/m", "--gpus", "L5"), 2, "not a known GPU"),
+        (("org/m", "--gpus", "L4:0"), 2, "not a valid number of GPUs"),
         (("org/m", "--gpus", "L4", "--link", "fast"), 2, "is not a speed"),
         (("org/m", "--gpus", "L4", "--png", "x.png"), 2, "--measure"),
         (("org/other", "--gpus", "L4"), 10, "org/other"),

@@ -82,7 +82,7 @@ def render(
     from coldstream.tune.clouds import parse_cloud
     from coldstream.tune.gpus import parse_gpus
     from coldstream.tune.model_facts import read_model
-    from coldstream.tune.predict import Way
+    from coldstream.tune.predict import NetworkPath
     from coldstream.tune.recommended import advise
 
     wish = Wish(
@@ -100,7 +100,7 @@ def render(
     chosen = parse_gpus(gpus)
     settings = state.settings()
     bucket, domain = bucket_of(settings), domain_of(settings, loader)
-    way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud else None)
+    way = NetworkPath(cloud=wish.cloud.partition("/")[0] if wish.cloud else None)
     advice = advise(read_model(checked_name(name), settings), chosen, way, context=max_model_len)
     deployment = deploy(name, wish, advice, bucket, domain=domain, version=__version__)
     if bucket.is_here:

@@ -17,9 +17,9 @@ from coldstream.cli.shared_options import Count, Link, chart_options, common_opt
 if TYPE_CHECKING:
     from coldstream.settings import Settings
     from coldstream.tune.connection_curve import Curve, Sample
-    from coldstream.tune.predict import Way
-    from coldstream.tune.recommended import Advice, Tuned
-    from coldstream.tune.settings_table import Row
+    from coldstream.tune.predict import NetworkPath
+    from coldstream.tune.recommended import Advice, LoaderSettings
+    from coldstream.tune.settings_table import SettingsRow
 
 
 @click.command(epilog=EXIT_CODES)
@@ -69,10 +69,10 @@ def command(
     from coldstream.machine import hardware
     from coldstream.model.uri import Uri
     from coldstream.tune.clouds import parse_cloud
-    from coldstream.tune.connection_curve import remembered
+    from coldstream.tune.connection_curve import saved_curve
     from coldstream.tune.gpus import parse_gpus
-    from coldstream.tune.model_facts import gpus_here, read_model, way_here
-    from coldstream.tune.predict import Way
+    from coldstream.tune.model_facts import detect_gpus, path_to_bucket, read_model
+    from coldstream.tune.predict import NetworkPath
     from coldstream.tune.recommended import advise
 
     cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
@@ -89,10 +89,10 @@ def command(
     curve = _measured(state, uri, settings, html_file, png_file) if measure else None
     stable_curve = None if curve is None or curve.is_noisy else curve
     model = read_model(uri, settings)
-    chosen = parse_gpus(gpus) if gpus else gpus_here(hardware.gpus())
-    way = Way(link_bytes_per_second=link, cores=cores, cloud=cloud)
+    chosen = parse_gpus(gpus) if gpus else detect_gpus(hardware.gpus())
+    way = NetworkPath(link_bytes_per_second=link, cores=cores, cloud=cloud)
     if gpus is None or stable_curve:
-        way = way_here(way, stable_curve or remembered(settings))
+        way = path_to_bucket(way, stable_curve or saved_curve(settings))
     if chosen is None:
         if curve is None:
             raise UsageError("this machine has no known GPU", hint="name one, such as --gpus A100-80GB:2")
@@ -115,7 +115,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     from coldstream.loading.options import Options
     from coldstream.model.uri import Uri
     from coldstream.operate.curve_chart import html, png
-    from coldstream.tune.connection_curve import PASSES, measured, remember
+    from coldstream.tune.connection_curve import PASSES, measure_curve, save_curve
     from coldstream.units import format_rate, plural
 
     check_chart_files(html_file, png_file)
@@ -124,19 +124,19 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
         state.say(f"  {plural(sample.connections, 'connection'):<16} {format_rate(sample.bytes_per_second, 1)}")
 
     state.say(f"measuring {PASSES[0]} to {PASSES[1]} times, until the runs agree: one to four minutes")
-    curve = measured(uri, Options(settings=settings, framework="buffer"), passes=PASSES, on_sample=on_sample)
+    curve = measure_curve(uri, Options(settings=settings, framework="buffer"), passes=PASSES, on_sample=on_sample)
     if curve.is_noisy:
         state.warn(
             f"the runs differ by {curve.spread:.0%}, too much to use or save; measure again when the node is idle"
         )
     elif "://" not in uri:
-        state.say(f"saved to {remember(curve, settings)}")
+        state.say(f"saved to {save_curve(curve, settings)}")
     title = str(Uri(uri))
     state.write_charts(html_file, png_file, html=lambda: html(curve, title), png=lambda: png(curve, title))
     return curve
 
 
-def _document(advice: Advice, way: Way) -> dict[str, Any]:
+def _document(advice: Advice, way: NetworkPath) -> dict[str, Any]:
     fit = advice.fit
     return {
         "model": asdict(advice.model),
@@ -190,7 +190,7 @@ def _text(advice: Advice, uri: str) -> str:
     return "\n".join(lines)
 
 
-def _loader_text(tuned: Tuned) -> str:
+def _loader_text(tuned: LoaderSettings) -> str:
     from coldstream.units import format_bytes, format_seconds
 
     name = {"coldstream": "coldstream", "runai": "Run:ai"}[tuned.loader]
@@ -216,9 +216,9 @@ def _curve_text(curve: Curve) -> str:
 
 
 def _matrix(state: State, cloud: str | None) -> None:
-    from coldstream.tune.settings_table import matrix
+    from coldstream.tune.settings_table import settings_table
 
-    rows = matrix(cloud or "aws")
+    rows = settings_table(cloud or "aws")
     documents = [
         _document(row.advice, row.way) | {"model": row.model, "promised_seconds": row.promised, "remark": row.remark}
         for row in rows
@@ -226,7 +226,7 @@ def _matrix(state: State, cloud: str | None) -> None:
     state.show({"rows": documents}, _matrix_text(rows))
 
 
-def _matrix_text(rows: list[Row]) -> str:
+def _matrix_text(rows: list[SettingsRow]) -> str:
     from coldstream.units import GIB
 
     cells = [("GPUS", "MODEL", "RUN:AI", "BUFFER", "RUN:AI LOAD", "COLDSTREAM", "REMARK")]

@@ -15,7 +15,7 @@ from coldstream.fleet.sky import NAME_MAX, Offer, Sky, parse_offers, refusal
 from coldstream.settings import Settings
 from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
-from coldstream.tune.predict import Way
+from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import Advice, advise
 
 
@@ -66,9 +66,9 @@ def make_plan(
         )
     # AWS caps what goes to other networks: a bucket of its own is none.
     elsewhere = bucket.endpoint is not None
-    way = Way(cloud=wish.cloud.partition("/")[0] if wish.cloud and elsewhere else None)
+    way = NetworkPath(cloud=wish.cloud.partition("/")[0] if wish.cloud and elsewhere else None)
 
-    def deployed(way: Way) -> tuple[Deployment, Advice]:
+    def deployed(way: NetworkPath) -> tuple[Deployment, Advice]:
         advice = advise(model, gpus, way, context=context)
         return deploy(model.name, wish, advice, bucket, domain=domain, version=version), advice
 
@@ -76,7 +76,7 @@ def make_plan(
     found = checked_launch_name(name or first.slug[:NAME_MAX].rstrip("-"))
     offer = _offer(sky, first)
     if offer is not None:
-        way = Way(cloud=offer.cloud if elsewhere else None, cores=offer.cores)
+        way = NetworkPath(cloud=offer.cloud if elsewhere else None, cores=offer.cores)
     stand_in = None
     if kind == "service" and first.spot:
         # Without one the service comes up all the same, when there is spot.

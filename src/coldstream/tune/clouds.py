@@ -1,4 +1,4 @@
-"""The clouds that machines are rented from, by the names that SkyPilot 0.14 and dstack 0.22 have for them. Pure."""
+"""Known clouds, by the names that SkyPilot 0.14 and dstack 0.22 use. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CLOUDS = (
 
 
 def parse_cloud(text: str) -> str:
-    """Reads `aws`, or `gcp/us-central1`: a cloud, and perhaps a place in it. Case does not matter.
+    """Parses a cloud with an optional region: `aws` or `gcp/us-central1`, whatever the case.
 
     Raises:
-        UsageError: No such cloud is known.
+        UsageError: The cloud is unknown.
     """
     name, slash, place = text.strip().lower().partition("/")
     if name not in CLOUDS:

@@ -1,4 +1,4 @@
-"""Times the real bucket at a rising number of connections, and says from where on more of them do not help."""
+"""Measures a bucket's throughput with more and more connections, to find how many are enough."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ from coldstream.machine.disk import checked_root, disk_errors, make_folders, rea
 from coldstream.settings import Settings
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
-# The first part of each is the ramp of the connections.
+# The first part of each run, while the connections are opened, does not count.
 _SECONDS = 4.0
 _RAMP_SHARE = 0.4
-# With so many times as many connections at least so much more must come, or the bucket gives no more.
+# Doubling the connections must raise the throughput by this factor, or the bucket is saturated.
 _GAIN = 1.15
-# All numbers of connections are run in turn, at least so often, and until their runs agree this well.
+# All numbers of connections are run in turn: at least and at most this often, until their runs agree this well.
 PASSES = (3, 6)
 _AGREED = 0.10
-# Runs that still differ by more say nothing: a step of the curve is a doubling, and is judged by a gain of 15%.
+# If runs still differ by more, no conclusion is drawn: a doubling is judged by a gain of only 15 %.
 _NOISE = 0.25
 _FILE_BYTES_MAX = 64 << 10
-# Networks change: a measurement is believed for so long.
+# Networks change, so a measurement expires.
 _FRESH_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What so many connections gave.
+    """The throughput measured with a number of connections.
 
     Attributes:
-        connections: At most.
-        bytes_per_second: Once they were all running; of several runs the median.
-        spread: How far the runs beside the median are from each other, as a share of it; None where it is not known.
+        bytes_per_second: The throughput after the ramp; the median of several runs.
+        spread: The distance between the runs beside the median, relative to the median; None if unknown.
     """
 
     connections: int
@@ -54,12 +53,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What the bucket gives: `min(connections * each, most)`.
+    """A bucket's throughput by connections: `min(connections * each, most)`.
 
     Attributes:
-        samples: Measured, by rising connections.
-        each: Bytes a second of one connection while all of them gain.
-        most: Bytes a second of all together.
+        samples: The measurements, by rising number of connections.
+        each: Bytes per second of one connection, before the bucket is saturated.
+        most: Bytes per second of all connections together.
     """
 
     samples: tuple[Sample, ...]
@@ -68,43 +67,43 @@ class Curve:
 
     @property
     def connections(self) -> int:
-        """From where on more do not help, and some to spare."""
+        """How many connections are enough, rounded up to a step."""
         enough = self.most / self.each if self.each else 1.0
         return next((step for step in STEPS if step >= enough), STEPS[-1])
 
     @property
     def spread(self) -> float | None:
-        """The largest of its samples' spreads; None where none is known."""
+        """The largest spread of the samples; None if none is known."""
         return max((sample.spread for sample in self.samples if sample.spread is not None), default=None)
 
     @property
     def is_noisy(self) -> bool:
-        """Whether its runs differ by so much that nothing should be concluded from them."""
+        """Whether the runs differ too much to draw a conclusion."""
         return (self.spread or 0.0) > _NOISE
 
     def at(self, connections: int) -> float:
-        """Bytes a second of so many connections."""
+        """Returns the bytes per second of this many connections."""
         return min(connections * self.each, self.most)
 
 
-def fitted(samples: Sequence[Sample]) -> Curve:
-    """A curve through samples. Pure.
+def fit_curve(samples: Sequence[Sample]) -> Curve:
+    """Fits a curve to samples. Pure.
 
-    Each connection's rate is the median over the samples at which doubling still paid; the most is the best sample.
+    A single connection's throughput is the median over the samples at which doubling still helped; the maximum is the
+    best sample.
     """
     rising = [samples[0]]
     for before, after in pairwise(samples):
         if after.bytes_per_second < _GAIN * before.bytes_per_second:
             break
-        # The last one may be cut by the top already.
         rising.append(after)
-    # Those that the top has not reached yet.
+    # The last rising sample may be limited by the maximum already.
     below = rising[:-1] if len(rising) > 1 else rising
     each = statistics.median(sample.bytes_per_second / sample.connections for sample in below)
     return Curve(samples=tuple(samples), each=each, most=max(sample.bytes_per_second for sample in samples))
 
 
-def measured(
+def measure_curve(
     uri: str,
     options: Options,
     *,
@@ -114,19 +113,18 @@ def measured(
     passes: tuple[int, int] = (1, 1),
     on_sample: Callable[[Sample], None] | None = None,
 ) -> Curve:
-    """Measures. Each step is a load of its own that is broken off; the local cache is left alone.
+    """Measures a bucket. Each step is a load that is stopped early; the local cache is not used.
 
     Args:
-        uri: Of a model in the bucket, the larger the better.
-        options: Of the loads.
-        steps: Numbers of connections.
-        seconds: For each.
-        bytes_max: For each too: what a look at the speed may cost.
-        passes: How often all steps are run in turn: at least, and at most while their runs do not agree.
-        on_sample: Told of each run.
+        uri: A model in the bucket, the larger the better.
+        steps: The numbers of connections.
+        seconds: The duration of each run.
+        bytes_max: Stop a run after this many bytes.
+        passes: How often all steps are run in turn: at least, and at most while their runs differ.
+        on_sample: Called after each run.
 
     Raises:
-        What `Load` raises.
+        The errors of `Load`.
     """
     rates: dict[int, list[float]] = {}
 
@@ -146,10 +144,10 @@ def measured(
     for number in range(1, most):
         if number >= least and max(map(_spread, rates.values())) <= _AGREED:
             break
-        # In turn, so that all of them are measured under the same changes of the network.
+        # In turn, so that changes of the network affect all steps alike.
         for connections in rates:
             run(connections)
-    return fitted(
+    return fit_curve(
         [
             Sample(connections, statistics.median(runs), _spread(runs) if len(runs) > 2 else None)
             for connections, runs in rates.items()
@@ -158,7 +156,7 @@ def measured(
 
 
 def _spread(runs: Sequence[float]) -> float:
-    """How far the runs on both sides of the median are apart, as a share of it. One that went astray does not count."""
+    """Returns the distance between the runs beside the median, relative to it. A single outlier does not count."""
     ordered, middle = sorted(runs), len(runs) // 2
     near = ordered[max(0, middle - 1) : middle + 2]
     median = statistics.median(runs)
@@ -166,7 +164,7 @@ def _spread(runs: Sequence[float]) -> float:
 
 
 def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> float:
-    """Bytes a second once the connections run; of a model that is through sooner, over all of it."""
+    """Returns the bytes per second after the ramp; over the whole load if the model is small."""
     seen: list[tuple[float, int]] = []
     options = replace(options, on_progress=lambda done, _total: seen.append((time.monotonic(), done)))
     entered = time.monotonic()
@@ -174,23 +172,23 @@ def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> 
         began: float | None = None
         for _ in loading:
             if began is None:
-                # Its processes have started and its manifest is read: neither is the bucket's speed.
+                # Start of the processes and the manifest's read are not the bucket's throughput.
                 began = time.monotonic()
             if time.monotonic() - began > seconds or (bytes_max is not None and seen and seen[-1][1] > bytes_max):
                 break
     rate = steady(seen)
     if rate == 0 and seen:
-        # All of a small model was there when that was first asked.
+        # A small model was complete at the first report.
         last, count = seen[-1]
         rate = count / max(last - entered, 1e-9)
     return rate
 
 
 def steady(seen: Sequence[tuple[float, int]]) -> float:
-    """Bytes a second after the ramp. Pure.
+    """Returns the bytes per second after the ramp. Pure.
 
     Args:
-        seen: (time, bytes there), rising.
+        seen: (time, bytes received), rising.
     """
     if len(seen) < 2:
         return 0.0
@@ -202,8 +200,8 @@ def steady(seen: Sequence[tuple[float, int]]) -> float:
     return (end - count) / max(last - time_, 1e-9)
 
 
-def remember(curve: Curve, settings: Settings) -> Path:
-    """Keeps a measurement of the configured store for this machine's loads; where.
+def save_curve(curve: Curve, settings: Settings) -> Path:
+    """Saves a measurement of the configured store for this machine's loads. Returns the file's path.
 
     Raises:
         DiskError: It cannot be written.
@@ -227,8 +225,8 @@ def remember(curve: Curve, settings: Settings) -> Path:
     return path
 
 
-def remembered(settings: Settings) -> Curve | None:
-    """The last measurement of the configured store, if it is not too old; None without one."""
+def saved_curve(settings: Settings) -> Curve | None:
+    """Returns the last measurement of the configured store, unless it has expired; None without one."""
     with suppress(OSError, ValueError, KeyError, TypeError, ConfigError):
         record: dict[str, Any] = json.loads(read_bounded(_path(settings), _FILE_BYTES_MAX) or b"")
         fresh = 0 <= time.time() - record["measured"] < _FRESH_SECONDS

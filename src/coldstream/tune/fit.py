@@ -1,4 +1,4 @@
-"""Whether a model fits GPUs, and how it is spread over them. Pure."""
+"""Decides whether a model fits on GPUs, and how it is split over them. Pure."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
 from coldstream.units import GIB, format_bytes, plural
 
-# What vLLM needs besides weights and keys and values: activations of its largest batch, CUDA graphs, the CUDA context.
-# Measured by nobody here; vLLM's own start-up says what it really was.
+# vLLM's memory beside the weights and the KV cache: activations of its largest batch, CUDA graphs, the CUDA context.
+# An estimate, not a measurement; vLLM logs the real value when it starts.
 RESERVE_BYTES = 2 * GIB
-# A model that cannot hold one conversation is of no use.
+# A KV cache below this does not hold a single useful conversation.
 _TOKENS_MIN = 2048
 _ROUND_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A model spread over GPUs.
+    """How a model is split over GPUs.
 
     Attributes:
-        gpus: Over which.
-        tensor_parallel: How many hold one copy of it.
-        utilization: Of each GPU's memory, `--gpu-memory-utilization`.
-        weights_bytes: On each.
-        room_bytes: What is left on each for keys and values; negative when the weights alone are too large.
-        tokens: For which that is enough; None when the model's attention is not known.
-        context: What `--max-model-len` should be; None to leave it to vLLM.
-        fault: Why it does not fit; None when it does.
+        tensor_parallel: The tensor-parallel size.
+        utilization: The value for `--gpu-memory-utilization`.
+        weights_bytes: The weights on each GPU.
+        room_bytes: The memory left on each GPU for the KV cache; negative if the weights alone do not fit.
+        tokens: How many tokens the KV cache holds; None if the shape of the model's attention is unknown.
+        context: The value for `--max-model-len`; None for vLLM's default.
+        fault: Why the model does not fit, or None.
     """
 
     gpus: Gpus
@@ -42,7 +41,7 @@ class Fit:
     fault: str | None
 
     def flags(self) -> tuple[str, ...]:
-        """For `vllm serve`."""
+        """Returns the flags for `vllm serve`."""
         flags: list[str] = []
         if self.tensor_parallel > 1:
             flags += ["--tensor-parallel-size", str(self.tensor_parallel)]
@@ -53,21 +52,19 @@ class Fit:
 
 
 def fit(model: Model, gpus: Gpus, *, utilization: float, context: int | None = None) -> Fit:
-    """Spreads a model over all of these GPUs, or over as many of them as its heads can be divided by.
+    """Splits a model over these GPUs, or over as many of them as divide its number of attention heads.
 
     Args:
-        model: Which.
-        gpus: Over which.
         utilization: The share of each GPU's memory that vLLM may use.
-        context: The most tokens that a conversation needs to have; None: what the model was made for.
+        context: The context length that is needed; None for the model's maximum.
     """
     parallel = max(_divisions(model, gpus.count))
     weights = -(-model.bytes // parallel)
     room = int(gpus.gpu.memory_bytes * utilization) - RESERVE_BYTES - weights
-    wanted = context or model.context
+    full_context = context or model.context
     tokens = None if model.kv_bytes is None else max(0, room) // _kv_bytes_on_each(model, parallel)
     shortened = None
-    if tokens is not None and wanted is not None and tokens < wanted:
+    if tokens is not None and full_context is not None and tokens < full_context:
         shortened = tokens // _ROUND_TOKENS * _ROUND_TOKENS
     return Fit(
         gpus=gpus,
@@ -82,16 +79,13 @@ def fit(model: Model, gpus: Gpus, *, utilization: float, context: int | None = N
 
 
 def smallest(model: Model, gpus: Gpus, *, utilization: float) -> Gpus | None:
-    """As many GPUs of this kind as it needs; None when eight are not enough."""
-    for count in (1, 2, 4, 8):
-        found = Gpus(gpus.gpu, count)
-        if fit(model, found, utilization=utilization).fault is None:
-            return found
-    return None
+    """Returns the smallest number of these GPUs that the model fits on; None if eight are not enough."""
+    candidates = (Gpus(gpus.gpu, count) for count in (1, 2, 4, 8))
+    return next((each for each in candidates if fit(model, each, utilization=utilization).fault is None), None)
 
 
 def _divisions(model: Model, count: int) -> Iterator[int]:
-    """The parallelisms that vLLM accepts: it divides the heads of attention."""
+    """Yields the tensor-parallel sizes that vLLM accepts: they must divide the number of attention heads."""
     for parallel in range(1, count + 1):
         if model.heads is None or model.heads % parallel == 0:
             yield parallel
@@ -100,7 +94,7 @@ def _divisions(model: Model, count: int) -> Iterator[int]:
 def _kv_bytes_on_each(model: Model, parallel: int) -> int:
     assert model.kv_bytes is not None
     heads = model.kv_heads or 1
-    # Fewer heads than ranks are copied to each of them.
+    # If there are fewer KV heads than ranks, each rank holds a copy.
     shared = min(parallel, heads)
     return max(1, -(-model.kv_bytes // shared))
 
@@ -112,10 +106,10 @@ def _fault(
     if room <= 0:
         usable = int(gpus.gpu.memory_bytes * utilization) - RESERVE_BYTES
         return (
-            f"{format_bytes(model.bytes)} of weights do not fit {kind}: "
-            f"{format_bytes(-room)} too much for each GPU, which has {format_bytes(usable)} for them"
+            f"{format_bytes(model.bytes)} of weights do not fit on {kind}: "
+            f"{format_bytes(-room)} too much for each GPU, which has {format_bytes(usable)} for weights"
         )
     needed = min(context or _TOKENS_MIN, model.context or _TOKENS_MIN) if context is None else context
     if tokens is not None and tokens < needed:
-        return f"beside the weights {kind} has room for {plural(tokens, 'token')} alone, and {needed} are needed"
+        return f"beside the weights, {kind} can hold only {plural(tokens, 'token')}, but {needed} are needed"
     return None

@@ -1,4 +1,4 @@
-"""What a model in a bucket is, and what this machine is."""
+"""Reads the properties of a model in a bucket, and of this machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from coldstream.settings import Settings
 from coldstream.tune.connection_curve import Curve
 from coldstream.tune.gpus import Gpus, find_gpu
 from coldstream.tune.model_shape import Model, describe
-from coldstream.tune.predict import Way
+from coldstream.tune.predict import NetworkPath
 
 _CONFIG_BYTES_MAX = 16 << 20
-# In "NVIDIA A100-SXM4-80GB" and "NVIDIA H100 80GB HBM3", what is not the kind.
-_BESIDE = re.compile(r"NVIDIA|Tesla|GeForce|SXM\d?|PCIe?|HBM\w*|NVL|Generation|Graphics")
+# Parts of "NVIDIA A100-SXM4-80GB" and "NVIDIA H100 80GB HBM3" that are not the model's name.
+_NOISE_WORDS = re.compile(r"NVIDIA|Tesla|GeForce|SXM\d?|PCIe?|HBM\w*|NVL|Generation|Graphics")
 
 
 def read_model(uri: str, settings: Settings) -> Model:
-    """A model, by its shards' headers and its config.json, which may be missing.
+    """Describes a model by its shards' headers and its config.json, which may be missing.
 
     Raises:
-        What `open_origin` and `Origin.checkpoint` raise.
+        The errors of `open_origin` and `Origin.checkpoint`.
     """
     origin = open_origin(uri, settings)
     checkpoint = origin.checkpoint()
@@ -37,24 +37,24 @@ def read_model(uri: str, settings: Settings) -> Model:
     return describe(checkpoint.name, headers, config if isinstance(config, dict) else {})
 
 
-def gpus_here(cards: Sequence[hardware.Gpu]) -> Gpus | None:
-    """A machine's GPUs; None when it has none, none that is known, or several kinds."""
+def detect_gpus(cards: Sequence[hardware.Gpu]) -> Gpus | None:
+    """Returns a machine's GPUs; None if it has none, unknown ones, or different models."""
     if len({card.name for card in cards}) != 1:
         return None
-    words = _BESIDE.sub(" ", cards[0].name).replace("-", " ").split()
-    # With its memory first: there are A100 with 40 and with 80 GB.
+    words = _NOISE_WORDS.sub(" ", cards[0].name).replace("-", " ").split()
+    # The name with its memory first: an A100 has 40 or 80 GB.
     for name in ("-".join(words), "".join(words[:1])):
         with suppress(UsageError):
             return Gpus(find_gpu(name), len(cards))
     return None
 
 
-def way_here(way: Way, curve: Curve | None) -> Way:
-    """The way from the bucket to this machine.
+def path_to_bucket(way: NetworkPath, curve: Curve | None) -> NetworkPath:
+    """Returns the network path from the bucket to this machine.
 
     Args:
-        way: What the user says of it.
-        curve: What was measured: that went through all that is on the way. None without.
+        way: What the user specified.
+        curve: A measurement, which includes every limit of the network; or None.
     """
     if curve is not None:
         return replace(way, connection_bytes_per_second=curve.each, link_bytes_per_second=curve.most, cloud=None)

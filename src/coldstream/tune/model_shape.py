@@ -1,11 +1,12 @@
-"""What of a model decides how it is served: its bytes, and the shape of its attention. Pure.
+"""The properties of a model that decide how it is served: its size, and the shape of its attention. Pure.
 
-Bytes and dtypes come from the headers of its shards, so they are what will be loaded; the rest from its config.json, of
-which other names and missing values are common: what is not said is not guessed, but left out.
+Size and dtypes come from the shards' headers, so they are exact. The rest comes from config.json, which often lacks
+values or uses other names; a missing value is left out, not guessed.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +14,25 @@ from typing import Any
 
 from coldstream.model.header import Header
 
-# Keys and values are kept in 16 bits, unless vLLM is told otherwise.
+# vLLM's KV cache has 16 bits per value by default.
 _KV_VALUE_BYTES = 2
-# Dtypes that hold several weights in one value: `shape` does not tell how many there are.
+# Dtypes that may hold several weights in one value, so that the shapes do not give the number of parameters.
 _PACKED = {"I32", "U8", "F4"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What is known of a model.
+    """A model's size and shape. What config.json does not say is None.
 
     Attributes:
-        name: For people.
-        bytes: Of its tensors.
-        parameters: How many; None when they are packed.
-        dtype: Of most of its bytes, as safetensors writes it.
-        layers: Of the decoder; None when config.json does not say.
-        heads: Of attention, likewise.
-        kv_heads: That keep keys and values, likewise.
-        kv_bytes: Of keys and values for each token, over all layers and heads; None likewise.
-        context: The most tokens it was made for; None likewise.
+        bytes: The size of all tensors.
+        parameters: None if they are packed.
+        dtype: The dtype of most of its bytes, as in safetensors headers.
+        layers: Decoder layers.
+        heads: Attention heads.
+        kv_heads: Key-value heads.
+        kv_bytes: KV cache per token, over all layers and heads.
+        context: The maximum context length in tokens.
     """
 
     name: str
@@ -47,26 +47,20 @@ class Model:
 
     @property
     def size(self) -> float:
-        """Parameters; those of a 16-bit model of so many bytes when they cannot be counted."""
+        """The number of parameters; if unknown, that of a 16-bit model with the same number of bytes."""
         return float(self.parameters if self.parameters is not None else self.bytes / 2)
 
 
 def describe(name: str, headers: Sequence[Header], config: Mapping[str, Any]) -> Model:
-    """A model out of its shards' headers and its config.json.
-
-    Args:
-        name: For people.
-        headers: Of all shards.
-        config: May say anything, or nothing.
-    """
+    """Describes a model by the headers of all its shards, and its config.json, which is not trusted."""
     size: Counter[str] = Counter()
     count = 0
     for header in headers:
         for tensor in header.tensors:
             size[tensor.dtype] += tensor.stop - tensor.start
-            count += _product(tensor.shape)
+            count += math.prod(tensor.shape)
     dtype = size.most_common(1)[0][0] if size else ""
-    # Multimodal models have their decoder's numbers one level down.
+    # Multimodal models have the decoder's values one level down.
     inner = config.get("text_config")
     shape = {**config, **inner} if isinstance(inner, Mapping) else config
     layers, heads = _number(shape, "num_hidden_layers", "n_layer"), _number(shape, "num_attention_heads", "n_head")
@@ -87,7 +81,7 @@ def describe(name: str, headers: Sequence[Header], config: Mapping[str, Any]) ->
 def _kv_bytes(shape: Mapping[str, Any], layers: int | None, heads: int | None, kv_heads: int | None) -> int | None:
     if layers is None:
         return None
-    # Latent attention (DeepSeek) keeps one compressed vector for all heads.
+    # Latent attention (DeepSeek) caches one compressed vector for all heads.
     latent, rope = _number(shape, "kv_lora_rank"), _number(shape, "qk_rope_head_dim")
     if latent is not None:
         return layers * (latent + (rope or 0)) * _KV_VALUE_BYTES
@@ -102,10 +96,3 @@ def _number(shape: Mapping[str, Any], *names: str) -> int | None:
         if type(value) is int and 0 < value < 1 << 40:
             return value
     return None
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

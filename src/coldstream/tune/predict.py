@@ -1,4 +1,4 @@
-"""How long a load takes, and what sets that: the slowest of the stages that every byte goes through. Pure."""
+"""Predicts how long a load takes: the slowest of the stages that every byte passes decides. Pure."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 from coldstream.units import GIB, format_rate
 
-# What one connection to R2 gives: 18 to 70 MB/s were reported, most of them near this.
+# One connection to R2: 18 to 70 MB/s are reported, most of them near this.
 CONNECTION_BYTES_PER_SECOND = 30e6
-# CPU seconds for a GiB received over TLS, verified: 1.3 by our engine, 1.6 by Run:ai's (docs/benchmarks.md, two cores).
+# CPU seconds per GiB received over TLS and verified (docs/benchmarks.md, two cores).
 _CPU_SECONDS_PER_GIB = {"coldstream": 1.3, "runai": 1.6}
-# Before the first byte: manifest, links, handshakes; and after the last one.
+# Manifest, presigned URLs and handshakes before the first byte, and the end after the last one.
 SETUP_SECONDS = 0.5
-# AWS: instances with fewer cores reach other networks, R2 among them, with 5 Gbit/s in all, others with half of theirs.
+# AWS caps traffic to other networks, such as R2: 5 Gbit/s for instances below 32 cores, half the link for others.
 _AWS_CORES = 32
 _AWS_SMALL_BYTES_PER_SECOND = 5e9 / 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """The way from the bucket to a machine.
+class NetworkPath:
+    """The network path from the bucket to a machine. None means unknown.
 
     Attributes:
-        link_bytes_per_second: Of the machine's network; None when it is not known.
-        connection_bytes_per_second: That one connection gets.
-        cores: That the machine has; None when it is not known.
-        cloud: "aws", "gcp", …; None when it is not known.
-        setup_seconds: Before the first byte and after the last one.
+        link_bytes_per_second: The machine's network bandwidth.
+        connection_bytes_per_second: The throughput of one connection.
+        cores: The machine's CPU cores.
+        cloud: "aws", "gcp", ….
+        setup_seconds: The time before the first and after the last byte.
     """
 
     link_bytes_per_second: float | None = None
@@ -38,12 +38,12 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a load will take.
+    """A predicted load.
 
     Attributes:
         seconds: Until all weights are on the GPUs.
-        limit: The stage that sets it: "connections", "link", "cloud", "cpu" or "pcie".
-        rates: Each stage that is known, and what it lets through, in bytes of the model a second.
+        limit: The bottleneck: "connections", "link", "cloud", "cpu" or "pcie".
+        rates: The throughput of each known stage, in bytes of the model per second.
     """
 
     seconds: float
@@ -52,22 +52,22 @@ class Prediction:
 
     @property
     def limited_by(self) -> str:
-        """The limit as a sentence."""
+        """The bottleneck as text."""
         return _SENTENCES[self.limit].format(rate=format_rate(dict(self.rates)[self.limit], 1))
 
 
 _SENTENCES = {
-    "connections": "limited by the connections: together they give {rate}",
-    "link": "limited by the machine's network: {rate}",
-    "cloud": "limited by the cloud: AWS lets {rate} through to other networks",
-    "cpu": "limited by TLS on the CPU: {rate}",
-    "pcie": "limited by the copy to the GPUs: {rate}",
+    "connections": "bottleneck: the connections ({rate} together)",
+    "link": "bottleneck: the machine's network ({rate})",
+    "cloud": "bottleneck: the cloud (AWS caps traffic from other networks at {rate})",
+    "cpu": "bottleneck: TLS on the CPU ({rate})",
+    "pcie": "bottleneck: the copy to the GPUs ({rate})",
 }
 
 
 def predict(
     size: int,
-    way: Way,
+    way: NetworkPath,
     *,
     connections: int,
     loader: str = "coldstream",
@@ -77,12 +77,11 @@ def predict(
     """Predicts a load.
 
     Args:
-        size: Bytes of the model.
-        way: From the bucket.
-        connections: At most, in all.
+        size: The model's bytes.
+        connections: The maximum number of connections, of all ranks together.
         loader: "coldstream" or "runai".
-        crossings: How often each byte crosses the network: once for each rank when ranks read for themselves.
-        copies_bytes_per_second: To all GPUs together; None without.
+        crossings: How often each byte crosses the network: once per rank if every rank reads the whole model.
+        copies_bytes_per_second: The copy to all GPUs together; None without GPUs.
     """
     rates = {"connections": connections * way.connection_bytes_per_second / crossings}
     if way.link_bytes_per_second is not None:
@@ -98,8 +97,8 @@ def predict(
     return Prediction(seconds=way.setup_seconds + size / rates[limit], limit=limit, rates=tuple(rates.items()))
 
 
-def cloud_bytes_per_second(way: Way) -> float | None:
-    """What the cloud lets through to another one's bucket; None when nothing is known of a cap."""
+def cloud_bytes_per_second(way: NetworkPath) -> float | None:
+    """Returns the cloud's cap on traffic with another network's bucket; None if no cap is known."""
     if way.cloud != "aws" or way.cores is None:
         return None
     if way.cores < _AWS_CORES:

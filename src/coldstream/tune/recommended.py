@@ -1,8 +1,8 @@
-"""The settings for a model on GPUs, for our loader and for Run:ai's. Pure.
+"""Recommends settings for a model on GPUs, for coldstream's loader and for Run:ai's. Pure.
 
-Run:ai's by the rules that are in use for it: 16 to 32 threads and 2 to 5 GiB of buffer for models up to 13 billion
-parameters, 32 to 48 and 5 to 8 up to 40, 48 to 64 and 10 to 15 beyond. Ours need neither: how many connections help is
-found out while loading.
+Run:ai's follow the common rules for it: 16 to 32 threads and 2 to 5 GiB of buffer for models up to 13 billion
+parameters, 32 to 48 threads and 5 to 8 GiB up to 40 billion, 48 to 64 threads and 10 to 15 GiB beyond. coldstream needs
+only a maximum: it adapts the number of connections while it loads.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ from dataclasses import dataclass
 from coldstream.tune.fit import Fit, fit
 from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
-from coldstream.tune.predict import Prediction, Way, predict
+from coldstream.tune.predict import NetworkPath, Prediction, predict
 from coldstream.units import GIB
 
-# Streaming needs no second copy of the weights on the GPU.
+# Streamed weights need no second copy on the GPU.
 _UTILIZATION_STREAMED = 0.95
 _UTILIZATION = 0.90
-# Of our loader: as many as the rest of the way can use, in steps, and no more than a bucket should be asked to bear.
+# coldstream's connections: a multiple of the first value, and at most the second, to be gentle to the bucket.
 _CONNECTIONS = (8, 256)
-# Twice what is on its way at the most, for chunks of 8 MiB.
+# Twice the data in flight on 256 connections with chunks of 8 MiB.
 _MEMORY_BYTES = 5 * GIB
 _ANY = float("inf")
-# Parameters at most, threads and GiB of buffer: the ranges.
+# Maximum number of parameters; the ranges of threads and of GiB of buffer.
 _RUNAI = ((13.5e9, (16, 32), (2, 5)), (45e9, (32, 48), (5, 8)), (_ANY, (48, 64), (10, 15)))
 _LARGE_GIB = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
-    """What a loader is given, and what comes of it.
+class LoaderSettings:
+    """The recommended settings of one loader, and the predicted load.
 
     Attributes:
         loader: "coldstream" or "runai".
-        connections: At most; threads of Run:ai.
-        memory_bytes: At most, for data on its way.
-        prediction: Of the load.
+        connections: The maximum number of connections; Run:ai's threads.
+        memory_bytes: The memory limit for data in flight.
     """
 
     loader: str
@@ -48,48 +47,39 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """All of it.
-
-    Attributes:
-        model: Which.
-        fit: How it is spread over the GPUs.
-        loaders: For each.
-    """
+    """The recommendation for a model on GPUs; coldstream's loader is the first."""
 
     model: Model
     fit: Fit
-    loaders: tuple[Tuned, ...]
+    loaders: tuple[LoaderSettings, ...]
 
 
 def advise(
     model: Model,
     gpus: Gpus,
-    way: Way,
+    way: NetworkPath,
     *,
     connections: int | None = None,
     utilization: float | None = None,
     context: int | None = None,
 ) -> Advice:
-    """The settings for a model.
+    """Recommends settings for a model.
 
     Args:
-        model: Which.
-        gpus: On which.
-        way: To the bucket.
-        connections: That were measured to be enough; None: as the rules say.
-        utilization: The share of each GPU's memory that vLLM may use; None: 0.95 where the GPU is vLLM's alone.
+        connections: The measured number of connections that is enough; None to estimate it.
+        utilization: The share of each GPU's memory that vLLM may use; None for 0.95.
         context: See `fit`.
     """
-    found = fit(model, gpus, utilization=utilization or _UTILIZATION_STREAMED, context=context)
-    ranks = found.tensor_parallel
+    spread = fit(model, gpus, utilization=utilization or _UTILIZATION_STREAMED, context=context)
+    ranks = spread.tensor_parallel
     copies = gpus.gpu.copy_bytes_per_second
     ours = connections or enough_connections(model.bytes, way, copies * ranks)
     threads, buffer = runai_rule(model.size, gpus)
     return Advice(
         model=model,
-        fit=found,
+        fit=spread,
         loaders=(
-            Tuned(
+            LoaderSettings(
                 loader="coldstream",
                 connections=ours,
                 memory_bytes=min(_MEMORY_BYTES, max(GIB, model.bytes)),
@@ -97,11 +87,11 @@ def advise(
                     model.bytes, way, connections=ours, crossings=1, copies_bytes_per_second=copies * ranks
                 ),
             ),
-            Tuned(
+            LoaderSettings(
                 loader="runai",
                 connections=threads,
                 memory_bytes=buffer,
-                # Each rank reads all of it, with threads of its own.
+                # Each rank reads the whole model with its own threads.
                 prediction=predict(
                     model.bytes,
                     way,
@@ -115,28 +105,28 @@ def advise(
     )
 
 
-def enough_connections(size: int, way: Way, copies_bytes_per_second: float) -> int:
-    """How many connections keep the rest of the way busy, with a tenth to spare.
+def enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: float) -> int:
+    """Returns how many connections saturate the rest of the path, plus 10 %; 64 if nothing else is known of it.
 
     Args:
-        size: Bytes of the model: each connection needs some of them.
-        way: From the bucket; nothing being known of it but the connections, 64.
-        copies_bytes_per_second: To all GPUs together.
+        size: The model's bytes.
+        copies_bytes_per_second: The copy to all GPUs together.
     """
     rates = dict(predict(size, way, connections=1, copies_bytes_per_second=copies_bytes_per_second).rates)
     del rates["connections"]
     if rates.keys() == {"pcie"}:
         return 64
     needed = 1.1 * min(rates.values()) / way.connection_bytes_per_second
-    step, most = _CONNECTIONS
-    return int(min(most, max(step, math.ceil(needed / step) * step)))
+    step, connections_max = _CONNECTIONS
+    return int(min(connections_max, max(step, math.ceil(needed / step) * step)))
 
 
 def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
-    """Run:ai's `concurrency`, and its `memory_limit` in bytes.
+    """Returns Run:ai's `concurrency`, and its `memory_limit` in bytes.
 
-    The lower end of each range for small GPUs, whose machines have slow networks, and for a large model on one GPU.
+    It is the lower end of each range for small GPUs, whose machines have slow networks, and for a large model on a
+    single GPU.
     """
-    most, threads, gib = next(rule for rule in _RUNAI if parameters <= rule[0])
-    high = gpus.count > 1 if most == _ANY else gpus.gpu.memory_gib >= _LARGE_GIB
+    parameters_max, threads, gib = next(rule for rule in _RUNAI if parameters <= rule[0])
+    high = gpus.count > 1 if parameters_max == _ANY else gpus.gpu.memory_gib >= _LARGE_GIB
     return threads[high], gib[high] * GIB

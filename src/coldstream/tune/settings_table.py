@@ -1,4 +1,4 @@
-"""The rules as a table: usual GPUs and models, what to set, and what to expect. Pure."""
+"""A table of common GPUs and models with their recommended settings and predicted loads. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import Model
-from coldstream.tune.predict import Way
+from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import Advice, advise
 
-# Models in bfloat16, by the shape of Llama 2 and 3.
+# Models in bfloat16 with the shapes of Llama 2 and 3.
 _MODELS = {
     "7B": Model(name="7B", bytes=14_000_000_000, parameters=7_000_000_000, dtype="BF16", layers=32, heads=32,
                 kv_heads=8, kv_bytes=131_072, context=8192),
@@ -18,7 +18,7 @@ _MODELS = {
     "70B": Model(name="70B", bytes=141_000_000_000, parameters=70_600_000_000, dtype="BF16", layers=80, heads=64,
                  kv_heads=8, kv_bytes=327_680, context=8192),
 }  # fmt: skip
-# GPU, model, the network of the usual machine with it in Gbit/s and its cores; and what is often promised, in seconds.
+# GPU, model, the usual machine's network in Gbit/s and its cores, and the often claimed load times in seconds.
 _ROWS = (
     ("A10G:1", "7B", 10, 8, (5, 8)),
     ("A100:1", "7B", 100, 96, (4, 6)),
@@ -34,38 +34,32 @@ _ROWS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A GPU and a model.
+class SettingsRow:
+    """One combination of GPU and model.
 
     Attributes:
-        gpus: As `--gpus` takes them.
-        model: Its size.
-        way: To the bucket from the usual machine with such GPUs.
-        advice: What to set.
-        promised: Seconds that are often promised for it, from and to; None where nothing is.
-        remark: Why it will not be so, or what it takes; empty where nothing is promised.
+        gpus: As for `--gpus`.
+        way: The network path from the bucket to the usual machine with these GPUs.
+        promised: The load times that are often claimed, from and to, in seconds; None without a claim.
+        remark: Whether that is realistic and what it needs; empty without a claim.
     """
 
     gpus: str
     model: str
-    way: Way
+    way: NetworkPath
     advice: Advice
     promised: tuple[int, int] | None
     remark: str
 
 
-def matrix(cloud: str = "aws") -> list[Row]:
-    """The table.
-
-    Args:
-        cloud: Where the machines are: its caps count.
-    """
+def settings_table(cloud: str = "aws") -> list[SettingsRow]:
+    """Returns the table for machines in this cloud, with the cloud's network caps."""
     rows = []
     for gpus, name, gigabits, cores, promised in _ROWS:
-        way = Way(link_bytes_per_second=gigabits * 1e9 / 8, cores=cores, cloud=cloud)
+        way = NetworkPath(link_bytes_per_second=gigabits * 1e9 / 8, cores=cores, cloud=cloud)
         advice = advise(_MODELS[name], parse_gpus(gpus), way)
         remark = _remark(advice, promised)
-        rows.append(Row(gpus=gpus, model=name, way=way, advice=advice, promised=promised, remark=remark))
+        rows.append(SettingsRow(gpus=gpus, model=name, way=way, advice=advice, promised=promised, remark=remark))
     return rows
 
 
@@ -77,6 +71,6 @@ def _remark(advice: Advice, promised: tuple[int, int] | None) -> str:
     if promised is None:
         return ""
     if prediction.seconds <= promised[1]:
-        return f"{promised[0]} to {promised[1]} s are promised: within reach, with {ours.connections} connections"
+        return f"the claimed {promised[0]} to {promised[1]} s are realistic with {ours.connections} connections"
     needed = advice.model.bytes / promised[1] * 8 / 1e9
-    return f"{promised[0]} to {promised[1]} s need {needed:.0f} Gbit/s; {prediction.limited_by}"
+    return f"the claimed {promised[0]} to {promised[1]} s need {needed:.0f} Gbit/s; {prediction.limited_by}"

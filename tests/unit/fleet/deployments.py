@@ -7,7 +7,7 @@ from typing import Any
 from coldstream.fleet.deployment import Bucket, Deployment, Domain, Wish, deploy, parse_replicas
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import Model
-from coldstream.tune.predict import Way
+from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import advise
 from tests.unit.tune.models import EIGHT, SEVENTY
 
@@ -36,7 +36,7 @@ def deployment(
     if target == "sky-job":
         wish.setdefault("command", "python ask.py --out results/")
     asked = Wish(target=target, replicas=parse_replicas(replicas), **wish)
-    advice = advise(model, parse_gpus(gpus), Way(cloud=asked.cloud))
+    advice = advise(model, parse_gpus(gpus), NetworkPath(cloud=asked.cloud))
     return deploy(name, asked, advice, bucket, domain=domain, version="0.1.0")
 
 

@@ -14,10 +14,10 @@ from coldstream.tune.connection_curve import (
     STEPS,
     Curve,
     Sample,
-    fitted,
-    measured,
-    remember,
-    remembered,
+    fit_curve,
+    measure_curve,
+    save_curve,
+    saved_curve,
     steady,
 )
 from tests.checkpoints import sharded_checkpoint
@@ -30,7 +30,7 @@ def test_a_curve_is_found_again(each: float, doublings: int, noise: float) -> No
     samples = [
         Sample(step, min(step * each, most) * (noise if index % 2 else 1 / noise)) for index, step in enumerate(STEPS)
     ]
-    curve = fitted(samples)
+    curve = fit_curve(samples)
     assert curve.each == pytest.approx(each, rel=0.1)
     for step in STEPS:
         assert curve.at(step) == pytest.approx(min(step * each, most), rel=0.15)
@@ -38,7 +38,7 @@ def test_a_curve_is_found_again(each: float, doublings: int, noise: float) -> No
 
 
 def test_one_connection_may_be_all_there_is() -> None:
-    curve = fitted([Sample(1, 5e8), Sample(2, 5.1e8)])
+    curve = fit_curve([Sample(1, 5e8), Sample(2, 5.1e8)])
     assert curve.connections <= 2
     assert curve.at(64) == 5.1e8
 
@@ -56,7 +56,7 @@ def test_a_real_server_is_measured(tmp_path: Path) -> None:
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})
     told: list[Sample] = []
     with RangedServer({f"/m/{path}": content for path, content in files.items()}) as server:
-        curve = measured(
+        curve = measure_curve(
             f"{server.url}/m",
             Options(settings=settings, framework="buffer"),
             steps=(1, 2),
@@ -83,7 +83,7 @@ def rates(monkeypatch: pytest.MonkeyPatch, *factors: float) -> list[int]:
 
 def test_runs_that_agree_are_not_repeated_more_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = rates(monkeypatch, 1.0, 0.98, 1.02)
-    curve = measured("org/m", Options(framework="buffer"), passes=PASSES)
+    curve = measure_curve("org/m", Options(framework="buffer"), passes=PASSES)
     assert runs == [1, 2, 4, 8, 16] * 3
     assert curve.spread == pytest.approx(0.04)
     assert not curve.is_noisy
@@ -92,7 +92,7 @@ def test_runs_that_agree_are_not_repeated_more_than_needed(monkeypatch: pytest.M
 
 def test_one_run_that_went_astray_costs_another_and_not_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = rates(monkeypatch, 1.0, 0.2, 1.01, 0.99)
-    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
+    curve = measure_curve("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
     assert len(runs) == 2 * 4
     assert not curve.is_noisy
     assert curve.each == pytest.approx(3e7, rel=0.02)
@@ -100,14 +100,14 @@ def test_one_run_that_went_astray_costs_another_and_not_the_result(monkeypatch: 
 
 def test_runs_that_never_agree_are_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = rates(monkeypatch, 1.0, 0.5, 2.0)
-    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
+    curve = measure_curve("org/m", Options(framework="buffer"), steps=(1, 2), passes=PASSES)
     assert len(runs) == 2 * PASSES[1]
     assert curve.is_noisy
 
 
 def test_a_single_look_has_no_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     rates(monkeypatch, 1.0)
-    curve = measured("org/m", Options(framework="buffer"), steps=(1, 2))
+    curve = measure_curve("org/m", Options(framework="buffer"), steps=(1, 2))
     assert curve.spread is None
     assert not curve.is_noisy
 
@@ -122,17 +122,17 @@ CURVE = Curve(samples=(Sample(1, 3e7), Sample(2, 6e7), Sample(4, 7e7)), each=3e7
 def test_a_measurement_is_kept_for_its_store_and_for_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    assert remembered(settings(tmp_path)) is None
-    path = remember(CURVE, settings(tmp_path))
-    assert remembered(settings(tmp_path)) == CURVE
-    assert remembered(settings(tmp_path, "s3://other")) is None
+    assert saved_curve(settings(tmp_path)) is None
+    path = save_curve(CURVE, settings(tmp_path))
+    assert saved_curve(settings(tmp_path)) == CURVE
+    assert saved_curve(settings(tmp_path, "s3://other")) is None
     later = time.time() + 8 * 86400
     monkeypatch.setattr(time, "time", lambda: later)
-    assert remembered(settings(tmp_path)) is None
+    assert saved_curve(settings(tmp_path)) is None
     monkeypatch.undo()
     path.write_text('{"format": 1, "samples": "x"}')
-    assert remembered(settings(tmp_path)) is None
-    assert remembered(load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})) is None
+    assert saved_curve(settings(tmp_path)) is None
+    assert saved_curve(load_settings({"COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")}, environ={})) is None
 
 
 def test_the_curve_is_drawn() -> None:

@@ -7,12 +7,12 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.machine import hardware
-from coldstream.tune.gpus import GPUS, Gpu, Gpus, find_gpu, parse_gpus
-from coldstream.tune.model_facts import gpus_here
+from coldstream.tune.gpus import GPUS, GpuModel, Gpus, find_gpu, parse_gpus
+from coldstream.tune.model_facts import detect_gpus
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_the_table_agrees_with_gpuhunt(gpu: Gpu) -> None:
+def test_the_table_agrees_with_gpuhunt(gpu: GpuModel) -> None:
     known = {(re.sub(r"[^a-z0-9]", "", card.name.lower()), card.memory): card for card in gpuhunt.KNOWN_NVIDIA_GPUS}
     plain = re.sub(r"-\d+gb$|-", "", gpu.name.lower())
     card = known.get((plain, gpu.memory_gib)) or known.get((plain.replace("rtxa", "a"), gpu.memory_gib))
@@ -57,12 +57,12 @@ def test_what_is_meant_is_guessed() -> None:
 )
 def test_what_the_driver_calls_them(name: str, found: str | None) -> None:
     cards = [hardware.Gpu(name=name, capability="8.0", driver="570")] * 2
-    here = gpus_here(cards)
+    here = detect_gpus(cards)
     assert (here and here.gpu.name) == found
     assert here is None or here.count == 2
 
 
 def test_several_kinds_are_nothing_to_advise_for() -> None:
     cards = [hardware.Gpu(name=name, capability="8.0", driver="1") for name in ("NVIDIA L4", "NVIDIA T4")]
-    assert gpus_here(cards) is None
-    assert gpus_here([]) is None
+    assert detect_gpus(cards) is None
+    assert detect_gpus([]) is None

@@ -9,9 +9,9 @@ from coldstream.model.header import Header, Tensor
 from coldstream.tune.fit import fit, smallest
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import describe
-from coldstream.tune.predict import Way, predict
+from coldstream.tune.predict import NetworkPath, predict
 from coldstream.tune.recommended import advise
-from coldstream.tune.settings_table import matrix
+from coldstream.tune.settings_table import settings_table
 from coldstream.units import GIB
 from tests.unit.tune.models import EIGHT, SEVENTY
 
@@ -78,7 +78,7 @@ def test_it_fits_and_how_many_tokens_have_room() -> None:
 def test_what_does_not_fit_says_what_would() -> None:
     found = fit(SEVENTY, parse_gpus("A100-80GB"), utilization=0.95)
     assert found.fault is not None
-    assert "do not fit 1 x A100-80GB" in found.fault
+    assert "do not fit on 1 x A100-80GB" in found.fault
     assert str(smallest(SEVENTY, parse_gpus("A100-80GB"), utilization=0.95)) == "A100-80GB:2"
     assert smallest(SEVENTY, parse_gpus("T4"), utilization=0.95) is None
 
@@ -101,11 +101,11 @@ def test_heads_that_cannot_be_divided_leave_gpus_idle() -> None:
 
 
 def test_the_slowest_stage_sets_the_time() -> None:
-    way = Way(link_bytes_per_second=1.25e9, cores=64, connection_bytes_per_second=30e6, setup_seconds=0.0)
+    way = NetworkPath(link_bytes_per_second=1.25e9, cores=64, connection_bytes_per_second=30e6, setup_seconds=0.0)
     few = predict(10**10, way, connections=10)
     assert (few.limit, few.seconds) == ("connections", pytest.approx(10**10 / 300e6))
     assert predict(10**10, way, connections=64).limit == "link"
-    slow = predict(10**10, Way(link_bytes_per_second=1e11, cores=1, setup_seconds=0.0), connections=10_000)
+    slow = predict(10**10, NetworkPath(link_bytes_per_second=1e11, cores=1, setup_seconds=0.0), connections=10_000)
     assert slow.limit == "cpu"
     assert predict(10**10, way, connections=64, copies_bytes_per_second=1e8).limit == "pcie"
     assert predict(10**10, way, connections=64, crossings=4).seconds == pytest.approx(4 * 8.0)
@@ -113,26 +113,26 @@ def test_the_slowest_stage_sets_the_time() -> None:
 
 
 def test_aws_caps_what_goes_to_other_networks() -> None:
-    small = Way(link_bytes_per_second=3e9, cores=8, cloud="aws", connection_bytes_per_second=1e9)
+    small = NetworkPath(link_bytes_per_second=3e9, cores=8, cloud="aws", connection_bytes_per_second=1e9)
     found = predict(16 * 10**9, small, connections=64)
     assert found.limit == "cloud"
     assert found.seconds == pytest.approx(16e9 / 625e6, abs=1)
-    large = Way(link_bytes_per_second=3e9, cores=96, cloud="aws", connection_bytes_per_second=1e9)
+    large = NetworkPath(link_bytes_per_second=3e9, cores=96, cloud="aws", connection_bytes_per_second=1e9)
     assert dict(predict(1, large, connections=64).rates)["cloud"] == 1.5e9
-    assert "cloud" not in dict(predict(1, Way(cores=8, cloud="gcp"), connections=1).rates)
+    assert "cloud" not in dict(predict(1, NetworkPath(cores=8, cloud="gcp"), connections=1).rates)
 
 
 def test_connections_are_as_many_as_the_way_can_use() -> None:
-    way = Way(link_bytes_per_second=1.25e9, cores=64, connection_bytes_per_second=30e6)
+    way = NetworkPath(link_bytes_per_second=1.25e9, cores=64, connection_bytes_per_second=30e6)
     ours = advise(EIGHT, parse_gpus("L4"), way).loaders[0]
     assert ours.connections == 48
     assert ours.prediction.limit == "link"
-    assert advise(EIGHT, parse_gpus("L4"), Way()).loaders[0].connections == 64
+    assert advise(EIGHT, parse_gpus("L4"), NetworkPath()).loaders[0].connections == 64
     assert advise(EIGHT, parse_gpus("L4"), way, connections=7).loaders[0].connections == 7
 
 
 def test_the_five_rows_that_are_often_quoted() -> None:
-    rows = {(row.gpus, row.model): row for row in matrix()}
+    rows = {(row.gpus, row.model): row for row in settings_table()}
     given = {
         ("A10G:1", "7B"): (16, 2),
         ("A100:1", "7B"): (32, 5),
@@ -150,5 +150,5 @@ def test_the_five_rows_that_are_often_quoted() -> None:
 def test_everything_can_be_shown_as_json() -> None:
     from coldstream.cli.tune_command import _document
 
-    for row in matrix("gcp"):
+    for row in settings_table("gcp"):
         json.dumps(_document(row.advice, row.way))

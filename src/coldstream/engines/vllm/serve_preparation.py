@@ -45,7 +45,7 @@ from coldstream.places.origin_opening import open_origin
 from coldstream.places.tree import snapshot_of
 from coldstream.progress import Progress
 from coldstream.settings import VARIABLES, Settings
-from coldstream.tune.connection_curve import remembered
+from coldstream.tune.connection_curve import saved_curve
 
 _SHARDED = re.compile(r".*-tp(\d+)")
 
@@ -230,7 +230,7 @@ def _options(request: ServeRequest, settings: Settings) -> Options:
     """The loads' options: what the user wrote for vLLM's load format counts as if it were written for us."""
     text = value_of(request.arguments, "--model-loader-extra-config")
     if not text:
-        curve = remembered(settings) if request.is_name else None
+        curve = saved_curve(settings) if request.is_name else None
         if curve is None or request.options.connections != Options().connections:
             return request.options
         # As `coldstream tune --measure` found.

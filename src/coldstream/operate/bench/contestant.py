@@ -25,7 +25,7 @@ from coldstream.operate.probe import exports
 from coldstream.package import __version__
 from coldstream.settings import Settings
 from coldstream.tune.gpus import Gpus, find_gpu
-from coldstream.tune.model_facts import gpus_here
+from coldstream.tune.model_facts import detect_gpus
 from coldstream.tune.recommended import runai_rule
 from coldstream.units import MIB, format_bytes
 
@@ -317,7 +317,7 @@ class ContestantFactory:
 
     def _tuned(self) -> tuple[int, int]:
         """Run:ai's threads and buffer size by the rule of `coldstream tune`, within the available memory."""
-        gpus = (gpus_here(hardware.gpus()) if self._plan.device != "cpu" else None) or Gpus(find_gpu("L4"), 1)
+        gpus = (detect_gpus(hardware.gpus()) if self._plan.device != "cpu" else None) or Gpus(find_gpu("L4"), 1)
         threads, memory = runai_rule(self._target.model.size, gpus)
         return threads, min(memory, max(256 * MIB, hardware.available_bytes() // 2))
 

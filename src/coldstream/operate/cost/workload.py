@@ -9,7 +9,7 @@ from coldstream.errors import UsageError
 from coldstream.operate.cost.prices import Prices
 from coldstream.operate.cost.requests import SHARD_BYTES, SMALL_FILES, chunks_of, shards_of, writes_of_upload
 from coldstream.tune.gpus import Gpus
-from coldstream.tune.predict import SETUP_SECONDS, Way, predict
+from coldstream.tune.predict import SETUP_SECONDS, NetworkPath, predict
 from coldstream.units import format_bytes
 
 MONTH_DAYS = 30
@@ -217,7 +217,7 @@ def make_plan(
 def load_seconds(size: float, gpus: Gpus | None = None) -> float:
     """What a load of so many bytes from a bucket takes: 64 connections as they are usual, and the copy to the GPUs."""
     copies = gpus.gpu.copy_bytes_per_second * gpus.count if gpus else None
-    return predict(int(size), Way(), connections=_CONNECTIONS, copies_bytes_per_second=copies).seconds
+    return predict(int(size), NetworkPath(), connections=_CONNECTIONS, copies_bytes_per_second=copies).seconds
 
 
 def _mean_bytes(contents: Sequence[Content]) -> float:

@@ -16,8 +16,8 @@ from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root, size_and_free
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check
-from coldstream.tune.model_facts import gpus_here, read_model, way_here
-from coldstream.tune.predict import Way
+from coldstream.tune.model_facts import detect_gpus, path_to_bucket, read_model
+from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import advise
 from coldstream.units import GIB, MIB, format_bytes, plural
 
@@ -181,10 +181,10 @@ def gpu(case: Case) -> Check:
         return Check(name="gpu", state="warn", found=f"{found}: this vLLM is built for the CPU alone", hint=hint)
     if (shortage := _shortage(case)) is not None:
         return Check(name="gpu", state="fail", found=f"{found}: {shortage[0]}", hint=shortage[1])
-    gpus = gpus_here(cards)
+    gpus = detect_gpus(cards)
     if gpus is not None and case.knows_model():
         assert case.name is not None
-        fit = advise(read_model(case.name, case.settings), gpus, way_here(Way(), None)).fit
+        fit = advise(read_model(case.name, case.settings), gpus, path_to_bucket(NetworkPath(), None)).fit
         if fit.fault is not None:
             return Check(
                 name="gpu", state="fail", found=f"{found}: {fit.fault}", hint=f"see: coldstream tune {case.name}"

@@ -8,9 +8,9 @@ from coldstream.loading.options import Options
 from coldstream.machine import hardware
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check
-from coldstream.tune.connection_curve import Curve, Sample, measured
-from coldstream.tune.model_facts import gpus_here, way_here
-from coldstream.tune.predict import Way, predict
+from coldstream.tune.connection_curve import Curve, Sample, measure_curve
+from coldstream.tune.model_facts import detect_gpus, path_to_bucket
+from coldstream.tune.predict import NetworkPath, predict
 from coldstream.units import GIB, MIB, format_bytes, format_rate, format_seconds
 
 CONNECTIONS = (1, 8, 32, 64)
@@ -33,7 +33,7 @@ def speed(case: Case) -> Check:
         case.tell(_shown(sample))
 
     options = Options(settings=case.settings, framework="buffer")
-    curve = measured(
+    curve = measure_curve(
         case.name,
         options,
         steps=CONNECTIONS,
@@ -49,10 +49,10 @@ def judged(name: str, size: int, curve: Curve) -> Check:
     if not curve.most or not curve.each:
         hint = f"try it again, and without the pressure of other loads: coldstream load {name}"
         return Check(name="speed", state="fail", found=f"nothing came in {_STEP_SECONDS:.0f} s", hint=hint)
-    gpus = gpus_here(hardware.gpus())
+    gpus = detect_gpus(hardware.gpus())
     prediction = predict(
         size,
-        way_here(Way(), curve),
+        path_to_bucket(NetworkPath(), curve),
         connections=curve.connections,
         copies_bytes_per_second=gpus.gpu.copy_bytes_per_second * gpus.count if gpus else None,
     )

@@ -250,5 +250,5 @@ def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(node_checks, "read_model", lambda *_: large)
     check = looked(case, "gpu")
     assert check.state == "fail"
-    assert "140 GB of weights do not fit 1 x L4" in check.found
+    assert "140 GB of weights do not fit on 1 x L4" in check.found
     assert check.hint == "see: coldstream tune org/m"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from coldstream.operate.doctor.speed_checks import judged
-from coldstream.tune.connection_curve import Curve, Sample, fitted
+from coldstream.tune.connection_curve import Curve, Sample, fit_curve
 
 
 def curve(*rates: float) -> Curve:
-    return fitted([Sample(connections, rate) for connections, rate in zip((1, 8, 32, 64), rates, strict=False)])
+    return fit_curve([Sample(connections, rate) for connections, rate in zip((1, 8, 32, 64), rates, strict=False)])
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_a_fast_bucket() -> None:
 def test_a_slow_one() -> None:
     check = judged("org/m", 140 * 10**9, curve(31e6, 240e6, 600e6, 610e6))
     assert check.state == "warn"
-    assert "3 m 50 s for 140 GB: no cold start within a minute, limited by the machine's network" in check.found
+    assert "3 m 50 s for 140 GB: no cold start within a minute, bottleneck: the machine's network" in check.found
     assert "coldstream tune org/m --measure" in (check.hint or "")
 
 
