@@ -123,21 +123,17 @@ def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
 
 def _draw_costs(part: Any, rows: Sequence[BenchRow]) -> None:
     left, right = part.subplots(1, 2)
-    _draw_bars(
-        left,
-        rows,
-        lambda row: row.cpu_seconds_per_gib,
-        "CPU seconds per GiB",
-        lambda _, cpu: f"{cpu.median:.2f}",
-    )
-    _draw_bars(
-        right,
-        rows,
-        lambda row: spread(run.memory_bytes / 1e9 for run in row.runs),
-        "peak memory of all processes, GB",
-        lambda _, memory: format_bytes(memory.median * 1e9),
-    )
+    _draw_bars(left, rows, lambda row: row.cpu_seconds_per_gib, "CPU seconds per GiB", _two_digits)
+    _draw_bars(right, rows, _gigabytes, "peak memory of all processes, GB", _two_digits)
     right.set_yticks([])
+
+
+def _two_digits(_: BenchRow, value: Spread) -> str:
+    return f"{value.median:.2f}"
+
+
+def _gigabytes(row: BenchRow) -> Spread | None:
+    return spread(run.memory_bytes / 1e9 for run in row.runs)
 
 
 def _draw_bars(

@@ -174,7 +174,7 @@ class _Comparison:
         if folder.is_dir():
             names = {path.rpartition("/")[2] for path, _ in target.files}
             rate, direct = floors.measure_disk(folder, sorted(names))
-            self.floors = replace(self.floors, disk=rate, is_disk=direct)
+            self.floors = replace(self.floors, disk=rate, disk_direct=direct)
 
 
 def _find_interpreters(plan: BenchPlan) -> tuple[Interpreters, Program | None]:

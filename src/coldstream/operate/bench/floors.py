@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +47,30 @@ class Floors:
     """Measured rates in bytes per second; None where one does not apply or could not be measured.
 
     Attributes:
-        card: The speed that the network card reports.
-        bucket: Plain reads over `connections` connections.
+        link: The speed that the network card reports.
+        bucket: Plain reads over `bucket_connections` connections.
         connection: Plain reads over one connection.
         core: Plain reads on one core, including decryption with https.
-        disk: Reads of the local copy; `is_disk` if they bypassed the page cache.
+        disk: Reads of the local copy; `disk_direct` if they bypassed the page cache.
         pcie: Copies from pinned memory to the device.
     """
 
-    card: float | None = None
+    link: float | None = None
     bucket: float | None = None
-    connections: int = 0
+    bucket_connections: int = 0
     connection: float | None = None
     core: float | None = None
     cores: int = 1
     tls: bool = False
     disk: float | None = None
-    is_disk: bool = False
+    disk_direct: bool = False
     pcie: float | None = None
 
     def of(self, contestant: Contestant, *, from_disk: bool) -> dict[str, float]:
         """The floors of one contestant by stage. `from_disk`: its local files are not in the page cache."""
         rates: dict[str, float | None] = {"pcie": self.pcie}
         if contestant.connections is not None:
-            rates |= {"link": self.card, "bucket": self.bucket}
+            rates |= {"link": self.link, "bucket": self.bucket}
             if self.connection is not None:
                 rates["connections"] = self.connection * contestant.connections
             if self.core is not None:
@@ -82,10 +82,10 @@ class Floors:
     def lines(self) -> list[tuple[str, str]]:
         """Each measured floor, for people."""
         work = "receives and decrypts (TLS)" if self.tls else "receives"
-        how = "bypassing the page cache" if self.is_disk else "from memory: its file system has no direct reads"
+        how = "bypassing the page cache" if self.disk_direct else "from memory: its file system has no direct reads"
         lines = [
-            ("link", self.card, "as the network card reports"),
-            ("bucket", self.bucket, f"{self.connections} plain connections together"),
+            ("link", self.link, "as the network card reports"),
+            ("bucket", self.bucket, f"{self.bucket_connections} plain connections together"),
             ("connection", self.connection, "one plain connection; times each loader's number of connections"),
             (
                 "tls" if self.tls else "receiving",
@@ -96,12 +96,6 @@ class Floors:
             ("pcie", self.pcie, "copies from pinned memory to the device"),
         ]
         return [(stage, f"{format_rate(rate, 1)}   {text}") for stage, rate, text in lines if rate]
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        document = asdict(self)
-        renamed = {"card": "link", "connections": "bucket_connections", "is_disk": "disk_direct"}
-        return {renamed.get(name, name): value for name, value in document.items()}
 
 
 def measure(target: BenchTarget, *, connections: int) -> Floors:
@@ -130,9 +124,9 @@ def measure(target: BenchTarget, *, connections: int) -> Floors:
     if bucket < 1000:
         raise UnavailableError(f"{target.label} does not respond to plain reads", retryable=False)
     return Floors(
-        card=None if target.is_loopback else hardware.link_bytes_per_second(),
+        link=None if target.is_loopback else hardware.link_bytes_per_second(),
         bucket=max(bucket, one["bytes_per_second"]),
-        connections=connections,
+        bucket_connections=connections,
         connection=one["bytes_per_second"],
         core=1 / one["cpu_seconds_per_byte"] if one["cpu_seconds_per_byte"] > 0 else None,
         cores=cores,

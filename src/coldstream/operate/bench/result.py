@@ -184,7 +184,7 @@ class BenchResult:
             "loads": [row.document(best(self.loads)) for row in self.loads],
             "starts": [row.document(best(self.starts)) for row in self.starts],
             "skipped": [asdict(one) for one in self.skipped],
-            "floors": self.floors.document(),
+            "floors": asdict(self.floors),
             "page_cache": {
                 "dropped": self.dropped,
                 "said": pagecache.description(self.dropped, requested=plan.drop_caches),

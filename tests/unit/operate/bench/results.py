@@ -42,7 +42,7 @@ def a_result(*, verified: bool = True, **more: Any) -> BenchResult:
             a_row("s3fs", failure="exit 1: no <way>"),
         ),
         "skipped": (Skipped(name="obstore", label="obstore", reason="obstore is not installed", hint="run: pip"),),
-        "floors": Floors(bucket=BYTES / 1.2, connections=64, connection=1e8, core=1e9, cores=2, tls=True),
+        "floors": Floors(bucket=BYTES / 1.2, bucket_connections=64, connection=1e8, core=1e9, cores=2, tls=True),
         "dropped": "nothing",
         "machine": "2 cores",
         "versions": {"coldstream": "1"},

@@ -9,7 +9,7 @@ from coldstream.operate.bench.floors import Floors
 
 
 def test_floors_of_a_contestant() -> None:
-    floors = Floors(card=1e9, bucket=5e8, connection=1e8, core=4e8, cores=2, disk=3e9, pcie=2e10, tls=True)
+    floors = Floors(link=1e9, bucket=5e8, connection=1e8, core=4e8, cores=2, disk=3e9, pcie=2e10, tls=True)
     bucket_reader = Contestant(name="runai", label="", command=(), environ={}, connections=8)
     assert floors.of(bucket_reader, from_disk=True) == {
         "pcie": 2e10,

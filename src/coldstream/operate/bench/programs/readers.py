@@ -74,7 +74,8 @@ def _copier(options: Options) -> Callable[[Any], None]:
     import torch
 
     def copy(buffer: Any) -> None:
-        torch.frombuffer(buffer, dtype=torch.uint8).to(device)
+        writable = bytearray(buffer) if isinstance(buffer, bytes) else buffer
+        torch.frombuffer(writable, dtype=torch.uint8).to(device)
 
     return copy
 
@@ -129,7 +130,7 @@ def runai(options: Options) -> Callable[[], Result]:
 
     def load() -> Result:
         with SafetensorsStreamer() as streamer:
-            streamer.stream_files(paths, device="cpu", owned=options.get("owned", True))
+            streamer.stream_files(paths, device="cpu", owned=True)
             # As vLLM does without distributed streaming: copies each tensor to the device.
             return take_tensors(
                 options, streamer.get_tensors(), lambda tensor: tensor if device == "cpu" else tensor.to(device)
@@ -167,31 +168,30 @@ def _read_ranges(options: Options, read: Callable[[str, int, int, memoryview], N
     """Reads every chunk on threads, each with one buffer; with `verify` one file after the other, into whole files."""
     step, local, copy = options["chunk_bytes"], threading.local(), _copier(options)
 
-    def read_chunk(item: tuple[str, int, int, memoryview | None]) -> int:
-        name, start, stop, whole = item
-        if whole is not None:
-            read(name, start, stop, whole[start:stop])
-        else:
-            if not hasattr(local, "buffer"):
-                local.buffer = memoryview(bytearray(step))
-            read(name, start, stop, local.buffer)
-            copy(local.buffer[: stop - start])
+    def read_chunk(chunk: tuple[str, int, int]) -> int:
+        name, start, stop = chunk
+        if not hasattr(local, "buffer"):
+            local.buffer = memoryview(bytearray(step))
+        read(name, start, stop, local.buffer)
+        copy(local.buffer[: stop - start])
         return stop - start
 
-    def chunks(name: str, size: int, whole: memoryview | None) -> list[tuple[str, int, int, memoryview | None]]:
-        return [(name, start, min(start + step, size), whole) for start in range(0, size, step)]
-
-    total = 0
-    hashes: dict[str, str] = {}
     with ThreadPoolExecutor(options["threads"]) as pool:
-        if not options["verify"]:
-            every = [chunk for name, size in options["files"] for chunk in chunks(name, size, None)]
-            return {"bytes": sum(pool.map(read_chunk, every)), "tensors": hashes}
-        for name, size in options["files"]:
+
+        def read_file(name: str, size: int) -> memoryview:
             whole = memoryview(bytearray(size))
-            total += sum(pool.map(read_chunk, chunks(name, size, whole)))
-            hashes |= _file_hashes(whole)
-    return {"bytes": total, "tensors": hashes}
+            starts = range(0, size, step)
+            list(
+                pool.map(lambda start: read(name, start, min(start + step, size), whole[start : start + step]), starts)
+            )
+            return whole
+
+        if options["verify"]:
+            return _read_files(options, read_file)
+        chunks = [
+            (name, start, min(start + step, size)) for name, size in options["files"] for start in range(0, size, step)
+        ]
+        return {"bytes": sum(pool.map(read_chunk, chunks))}
 
 
 def boto3(options: Options) -> Callable[[], Result]:
@@ -239,7 +239,7 @@ def s3fs(options: Options) -> Callable[[], Result]:
         stops = [min(start + step, size) for start in starts]
         pieces: list[bytes] = system.cat_ranges([path] * len(starts), starts, stops, on_error="raise")
         for piece in pieces:
-            copy(bytearray(piece) if options.get("device", "cpu") != "cpu" else piece)
+            copy(piece)
         return pieces
 
     return lambda: _read_files(options, read)
