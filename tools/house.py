@@ -19,7 +19,7 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 46_100,
+    "lines": 45_600,
     "module": 860,
     "function": 110,
     "classes": 13,
@@ -27,8 +27,8 @@ LIMITS = {
     "circles": 2,
     "rooms": 4,
     "annotations": 0,
-    "names": 380,
-    "words": 560,
+    "names": 345,
+    "words": 460,
 }
 # Where the limits are going. The plain run names a goal while its limit is still above it.
 GOALS = {
