@@ -26,7 +26,6 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from coldstream.net.http_message import (
-    BUSY_STATUSES,
     ClosedError,
     FetchError,
     Head,
@@ -45,11 +44,11 @@ from coldstream.net.http_message import (
     proxy_for,
     reported_size,
     request_bytes,
-    retry_after,
     same_etag,
     too_long,
 )
 from coldstream.net.reply import describe_reply
+from coldstream.net.retry import is_retryable_status, retry_after
 from coldstream.net.tls import (
     CertificateError,
     PlainWire,
@@ -532,7 +531,7 @@ class Connection:
         code = _ERROR_CODE.search(body)
         said = f"{target.shown}: {head.status}{' ' + code[1].decode() if code else ''}"
         status = head.status
-        if status in BUSY_STATUSES or status >= 500:
+        if is_retryable_status(status):
             return FetchError("busy", said, status=status, retry_after_seconds=retry_after(head.headers))
         if status == 416:
             total = reported_size(head)
@@ -673,7 +672,7 @@ class Connection:
             if self._left:
                 raise FetchError("protocol", "the proxy sent something of its own into the tunnel")
             return
-        kind: Kind = "busy" if head.status >= 500 or head.status in BUSY_STATUSES else "refused"
+        kind: Kind = "busy" if is_retryable_status(head.status) else "refused"
         raise FetchError(
             kind,
             f"the proxy {proxy.host}:{proxy.port} answers {head.status} to CONNECT {authority}",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -31,8 +30,6 @@ Headers = Sequence[tuple[str, str]]
 # An object's version that can be sent as a condition, without quotes. RFC 9110 allows bytes above ASCII too, which
 # each program decodes in its own way.
 ETAG: Final = r"[\x20\x21\x23-\x7e]{1,1024}"
-RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
-BUSY_STATUSES: Final = frozenset({408, 425, 429})
 
 _UNSAFE: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
 _STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
@@ -346,24 +343,6 @@ def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
     if stop <= start or (total is not None and stop > total):
         return None
     return start, stop, total
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The wait in seconds that an answer asks for: Retry-After in either form, or the Hub's RateLimit header."""
-    text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
-        return min(float(text), RETRY_AFTER_SECONDS_MAX)
-    if text:
-        from email.utils import parsedate_to_datetime
-
-        try:
-            wait = parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-        return min(max(wait, 0.0), RETRY_AFTER_SECONDS_MAX)
-    if match := re.search(r";\s*t=([0-9]{1,6})\b", headers.get("ratelimit", "")):
-        return min(float(match[1]), RETRY_AFTER_SECONDS_MAX)
-    return None
 
 
 def conditions(start: int, stop: int | None, etag: str | None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""When to try again, and when to give up: one policy for the bucket and the Hub.
+"""When to retry and when to give up: one policy for buckets, the Hub, web servers and Cloudflare's API.
 
 Exponential back-off with full jitter, bounded by the time since anything last moved, not by a count of attempts: a
 bucket that answers 503 for a minute is survived, one that is down for good is reported after `give_up_seconds`.
@@ -7,9 +7,10 @@ bucket that answers 503 for a minute is survived, one that is down for good is r
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +18,38 @@ from typing import TypeVar
 from coldstream.errors import CancelledError, ColdstreamError
 
 T = TypeVar("T")
+
+# No server makes us wait longer. The rate limits of the Hub and of Cloudflare's API have windows of five minutes.
+RETRY_AFTER_SECONDS_MAX = 300.0
+_RETRYABLE_4XX = frozenset({408, 425, 429})
+_PERMANENT_5XX = frozenset({501, 505})
+
+
+def is_retryable_status(status: int) -> bool:
+    """Whether the same request may succeed later: the server is busy, limits the rate or has failed."""
+    return status in _RETRYABLE_4XX or (status >= 500 and status not in _PERMANENT_5XX)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The wait in seconds that an answer asks for: Retry-After in either form, or the Hub's RateLimit header.
+
+    Args:
+        headers: By name in lower case, or a mapping that ignores case.
+    """
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        return min(float(text), RETRY_AFTER_SECONDS_MAX)
+    if text:
+        from email.utils import parsedate_to_datetime
+
+        try:
+            wait = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+        return min(max(wait, 0.0), RETRY_AFTER_SECONDS_MAX)
+    if match := re.search(r";\s*t=([0-9]{1,6})\b", headers.get("ratelimit", "")):
+        return min(float(match[1]), RETRY_AFTER_SECONDS_MAX)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,9 @@
-"""urllib3 as the modules that speak to other people's APIs use it: the Hub's and Cloudflare's."""
+"""Connections by urllib3, with the environment's proxies and certificates: to the Hub, the CDN and Cloudflare."""
 
 from __future__ import annotations
 
-import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -14,8 +13,6 @@ import urllib3
 CONNECT_SECONDS = 15
 # Between two reads, not for the whole answer.
 READ_SECONDS = 60
-# The windows of the Hub and of Cloudflare's API are five minutes.
-_RATE_LIMIT_SECONDS_MAX = 300.0
 
 
 def connections(count: int) -> Callable[[str], urllib3.PoolManager]:
@@ -41,14 +38,6 @@ def connections(count: int) -> Callable[[str], urllib3.PoolManager]:
         return direct if proxy_bypass(split.netloc) else proxied.get(split.scheme, direct)
 
     return choose
-
-
-def rate_limit_seconds(headers: Mapping[str, str]) -> float | None:
-    """How long to wait: `RateLimit: "api";r=0;t=55`, or `Retry-After: 55`; None when neither says."""
-    match = re.search(r";\s*t=(\d+)", headers.get("RateLimit", "")) or re.fullmatch(
-        r"\s*(\d+)\s*", headers.get("Retry-After", "")
-    )
-    return min(float(match[1]), _RATE_LIMIT_SECONDS_MAX) if match else None
 
 
 def _tls() -> ssl.SSLContext:

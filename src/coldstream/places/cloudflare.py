@@ -24,7 +24,7 @@ from coldstream.errors import (
 )
 from coldstream.machine.hardware import is_loopback
 from coldstream.net.reply import describe_reply
-from coldstream.net.retry import Backoff, Retry
+from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.package import __version__
 from coldstream.settings import Settings
 from coldstream.units import MIB, format_bytes
@@ -37,7 +37,6 @@ RESPONSE_BYTES_MAX = 16 * MIB
 _CONNECTIONS = 4
 _PIECE_BYTES = 64 << 10
 _SAID_CHARACTERS_MAX = 300
-_RETRYABLE_STATUS = {408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 # A token that is malformed or unknown is also told by a 400: "Invalid request headers", "Invalid access token".
 _TOKEN_CODES = {6003, 6111, 9106, 9109, 10000, 10001}
 # With or without a jurisdiction between the account and the domain.
@@ -258,8 +257,6 @@ class Api:
     def _refused(
         self, status: int, headers: Mapping[str, str], faults: tuple[_Fault, ...], where: str, *, repeatable: bool
     ) -> ColdstreamError:
-        from coldstream.net import trust as https
-
         first = faults[0] if faults else _Fault()
         said = self._shown(first.message)
         code = f"code {first.code}" if first.code else str(status)
@@ -268,15 +265,15 @@ class Api:
                 f"Cloudflare limits the rate of requests (429): {where}",
                 hint="wait some minutes; Cloudflare allows a token 1,200 requests in five minutes",
                 operation=where,
-                retry_after_seconds=https.rate_limit_seconds(headers),
+                retry_after_seconds=retry_after(headers),
             )
-        if status >= 500 or status in _RETRYABLE_STATUS:
+        if status >= 500 or is_retryable_status(status):
             return UnavailableError(
                 f"Cloudflare answered {status}: {where}",
                 hint="see cloudflarestatus.com",
                 operation=where,
-                retryable=repeatable and status in _RETRYABLE_STATUS,
-                retry_after_seconds=https.rate_limit_seconds(headers),
+                retryable=repeatable and is_retryable_status(status),
+                retry_after_seconds=retry_after(headers),
             )
         if status in {401, 403} or (status == 400 and first.code in _TOKEN_CODES):
             return self._forbidden(where, said or str(status), where.partition(" ")[2])
@@ -347,7 +344,7 @@ def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
 
 def _is_foreign(status: int) -> bool:
     """Whether an answer of this status that is not Cloudflare's JSON comes from another server."""
-    return status < 500 and status not in {401, 403, *_RETRYABLE_STATUS}
+    return status < 500 and status not in {401, 403} and not is_retryable_status(status)
 
 
 def _whole(response: urllib3.BaseHTTPResponse, where: str, check: Callable[[], None]) -> bytes:

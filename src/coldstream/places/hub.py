@@ -46,7 +46,7 @@ from coldstream.model.names import path_fault
 from coldstream.model.selection import is_weights
 from coldstream.net import trust as https
 from coldstream.net.reply import describe_reply, is_page
-from coldstream.net.retry import Backoff, Retry
+from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.package import __version__
 from coldstream.places.source import SourceFile
 from coldstream.settings import Settings, mask
@@ -447,12 +447,12 @@ class HubSource:
             return UnavailableError(
                 f"{where}: the Hub limits the rate of requests (429)",
                 hint="wait some minutes; a token (HF_TOKEN) has higher limits",
-                retry_after_seconds=https.rate_limit_seconds(headers),
+                retry_after_seconds=retry_after(headers),
             )
         return UnavailableError(
             f"{where}: the Hub answered {status}",
             hint="see status.huggingface.co" if self._endpoint == _HUB else "check HF_ENDPOINT",
-            retryable=status in {408, 500, 502, 503, 504} or status >= 520,
+            retryable=is_retryable_status(status),
         )
 
     def _broken(self, where: str, host: str, exc: Exception) -> UnavailableError:

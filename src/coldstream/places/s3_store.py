@@ -35,7 +35,7 @@ from coldstream.errors import (
     UploadNotFoundError,
 )
 from coldstream.net.http_message import ETAG
-from coldstream.net.retry import Backoff, Retry
+from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.places.presigning import Template, template_of
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object, recognize_answers
 from coldstream.places.store import Body, ObjectInfo, PendingUpload, UploadPart
@@ -83,7 +83,6 @@ _BUSY_CODES = {
     "BadDigest",
     "XAmzContentSHA256Mismatch",
 }
-_RETRYABLE_STATUS = {408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 
 
 class S3Store:
@@ -501,7 +500,7 @@ class S3Store:
                 operation=operation,
                 target=at,
             )
-        if code in _BUSY_CODES or status in _RETRYABLE_STATUS:
+        if code in _BUSY_CODES or is_retryable_status(status):
             return UnavailableError(
                 f"{at}: {operation} answered {said}",
                 hint="the bucket is overloaded or down; try again later, or with fewer --connections",
@@ -555,9 +554,8 @@ class _Translation:
             )
             if stranger:
                 error.message += f": {store._client.meta.endpoint_url} answers {stranger}"
-            after = meta.get("HTTPHeaders", {}).get("retry-after", "")
-            if error.retryable and after.isdigit():
-                error.retry_after_seconds = min(float(after), 120.0)
+            if error.retryable:
+                error.retry_after_seconds = retry_after(meta.get("HTTPHeaders", {}))
             return error
         if isinstance(exc, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
             return ConfigError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
-from email.utils import formatdate
 
 import pytest
 from hypothesis import example, given
@@ -24,7 +22,6 @@ from coldstream.net.http_message import (
     parse_target,
     plain_etag,
     proxy_for,
-    retry_after,
     same_etag,
 )
 
@@ -254,41 +251,6 @@ def test_any_content_range_is_half_open_or_none(text: str) -> None:
         start, stop, total = found
         assert 0 <= start <= stop
         assert total is None or stop <= total
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "3"}, 3.0),
-        ({"retry-after": " 1.5 "}, 1.5),
-        ({"retry-after": "999999999"}, http_message.RETRY_AFTER_SECONDS_MAX),
-        ({"retry-after": "1e9"}, None),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "Fri, 99 Nonth"}, None),
-        ({"retry-after": formatdate(0, usegmt=True)}, 0.0),
-        ({"ratelimit": '"api";r=0;t=55'}, 55.0),
-        ({"ratelimit": '"api";r=0'}, None),
-        ({"ratelimit": '"api";r=0;t=55', "retry-after": "2"}, 2.0),
-    ],
-)
-def test_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers) == seconds
-
-
-def test_how_long_to_wait_until_a_date() -> None:
-    wait = retry_after({"retry-after": formatdate(time.time() + 500, usegmt=True)})
-    assert wait is not None
-    assert 0 < wait <= 500
-    assert (
-        retry_after({"retry-after": formatdate(time.time() + 5e6, usegmt=True)}) == http_message.RETRY_AFTER_SECONDS_MAX
-    )
-
-
-@given(st.text(max_size=40))
-def test_any_retry_after_is_a_wait_or_none(text: str) -> None:
-    wait = retry_after({"retry-after": text})
-    assert wait is None or 0 <= wait <= http_message.RETRY_AFTER_SECONDS_MAX
 
 
 def test_etags_lose_their_quotes_and_compare_weakly() -> None:

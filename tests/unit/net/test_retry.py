@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import CancelledError, ColdstreamError, NotFoundError, UnavailableError
-from coldstream.net.retry import Backoff, Retry
+from coldstream.net.retry import RETRY_AFTER_SECONDS_MAX, Backoff, Retry, is_retryable_status, retry_after
 
 QUICK = Backoff(first_seconds=0.001, longest_seconds=0.002, give_up_seconds=30)
 
@@ -134,3 +136,46 @@ def test_the_shield_is_for_one_thread() -> None:
         thread.start()
         thread.join()
     assert found == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": " 1.5 "}, 1.5),
+        ({"retry-after": "999999999"}, RETRY_AFTER_SECONDS_MAX),
+        ({"retry-after": "1e9"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "Fri, 99 Nonth"}, None),
+        ({"retry-after": formatdate(0, usegmt=True)}, 0.0),
+        ({"ratelimit": '"api";r=0;t=55'}, 55.0),
+        ({"ratelimit": '"api";r=0'}, None),
+        ({"ratelimit": '"api";r=0;t=55', "retry-after": "2"}, 2.0),
+    ],
+)
+def test_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_how_long_to_wait_until_a_date() -> None:
+    wait = retry_after({"retry-after": formatdate(time.time() + 200, usegmt=True)})
+    assert wait is not None
+    assert 0 < wait <= 200
+    assert retry_after({"retry-after": formatdate(time.time() + 5e6, usegmt=True)}) == RETRY_AFTER_SECONDS_MAX
+
+
+@given(st.text(max_size=40))
+def test_any_retry_after_is_a_wait_or_none(text: str) -> None:
+    wait = retry_after({"retry-after": text})
+    assert wait is None or 0 <= wait <= RETRY_AFTER_SECONDS_MAX
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520, 524, 529, 530])
+def test_what_a_busy_or_failed_server_answers_is_retried(status: int) -> None:
+    assert is_retryable_status(status)
+
+
+@pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 409, 410, 412, 416, 501, 505])
+def test_other_answers_are_not_retried(status: int) -> None:
+    assert not is_retryable_status(status)

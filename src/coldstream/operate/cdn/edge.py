@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import urllib3
 
 from coldstream.net.http_message import plain_etag
-from coldstream.net.trust import connections, rate_limit_seconds
+from coldstream.net.retry import is_retryable_status, retry_after
+from coldstream.net.trust import connections
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.units import MIB
 
@@ -49,7 +50,7 @@ class Answer:
     @property
     def failed_on_the_way(self) -> bool:
         """Whether the same question may be answered later: nothing came, or what says that this is no answer."""
-        return self.status in {0, 408, 429} or self.status >= 500
+        return self.status == 0 or is_retryable_status(self.status)
 
 
 class Edge:
@@ -131,7 +132,7 @@ def _answer(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None)
         is_page="html" in headers.get("content-type", "").lower(),
         received=received,
         sha256=sha256,
-        retry_after_seconds=rate_limit_seconds(answer.headers),
+        retry_after_seconds=retry_after(answer.headers),
     )
 
 
