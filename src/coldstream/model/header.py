@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from coldstream.errors import HeaderError, IntegrityError
 from coldstream.model.lfs import HINT, is_pointer, pointer_message
@@ -194,7 +195,8 @@ def _decode(raw: bytes, data_start: int, path: str) -> Header:
     except HeaderJsonError as exc:
         raise HeaderError(f"{path}: {exc}") from exc
     tensors = []
-    for name, dtype, shape, start, stop in entries:
+    for name, entry in entries:
+        dtype, shape, (start, stop) = entry.dtype, entry.shape, entry.data_offsets
         bits = _bits(dtype, shape)
         if bits != (stop - start) * 8:
             where = f"{path}: tensor {name[:80]!r}"
@@ -203,7 +205,7 @@ def _decode(raw: bytes, data_start: int, path: str) -> Header:
             needs = "more than any file has" if bits is None else f"{bits / 8:g}"
             raise HeaderError(f"{where} spans {stop - start} bytes, its shape and dtype {dtype} need {needs}")
         tensors.append(Tensor(name, dtype, shape, data_start + start, data_start + stop))
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    tensors.sort(key=attrgetter("start", "stop"))
     return Header(data_start=data_start, tensors=tuple(tensors), metadata=metadata)
 
 

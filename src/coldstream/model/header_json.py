@@ -15,7 +15,7 @@ _METADATA_KEY = "__metadata__"
 _ENTRY_QUOTES = 10
 
 
-class _Entry(msgspec.Struct, gc=False):
+class HeaderEntry(msgspec.Struct, gc=False):
     """What stands for one tensor. Other keys are ignored, as the reference implementation does."""
 
     dtype: str
@@ -25,7 +25,7 @@ class _Entry(msgspec.Struct, gc=False):
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
 _HEADER = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ENTRY = msgspec.json.Decoder(_Entry)
+_ENTRY = msgspec.json.Decoder(HeaderEntry)
 _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 
 
@@ -33,8 +33,8 @@ class HeaderJsonError(Exception):
     """It is not the JSON of a header."""
 
 
-def decode_header(raw: bytes) -> tuple[Mapping[str, str], list[tuple[str, str, tuple[int, ...], int, int]]]:
-    """The metadata, and (name, dtype, shape, start, stop) of each tensor in the order of the text.
+def decode_header(raw: bytes) -> tuple[Mapping[str, str], list[tuple[str, HeaderEntry]]]:
+    """The metadata, and each tensor's name and entry in the order of the text.
 
     Raises:
         HeaderJsonError: It is not valid JSON, a value has the wrong type or range, or a key is listed twice.
@@ -52,8 +52,7 @@ def decode_header(raw: bytes) -> tuple[Mapping[str, str], list[tuple[str, str, t
             _check_keys(stored)
         entries = []
         for name, text in texts.items():
-            entry = _ENTRY.decode(text)
-            entries.append((name, entry.dtype, entry.shape, *entry.data_offsets))
+            entries.append((name, _ENTRY.decode(text)))
         # msgspec lets duplicate keys pass, of which the last would count: one tensor would hide another. Duplicates
         # make more quotes than expected; so may escapes and unknown keys, and only then is the text read again.
         quotes = _ENTRY_QUOTES * len(entries) + stored.count(b'"') + (2 if stored else 0)

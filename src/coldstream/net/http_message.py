@@ -48,8 +48,8 @@ class FetchError(Exception):
         kind: What it means:
             "broken": refused, reset, cut, timed out, a bad TLS record: try again.
             "tls": the certificate is not valid, or there is no TLS in common: permanent.
-            "busy": 408, 425, 429 or 5xx: try again later, and with less.
-            "refused": 401, 403 and other 4xx: the link has expired or does not allow this.
+            "busy": a status that `is_retryable_status` knows: try again later, and with less.
+            "refused": 401, 403 and other permanent ones: the link has expired or does not allow this.
             "gone": 404 or 410.
             "changed": 412, another ETag or another total size than wanted.
             "range": not the bytes that were asked for: the range ignored or another one, a wrong length, an encoding.
