@@ -1,7 +1,6 @@
-"""What a profile of the AWS configuration says of the S3 API: endpoint, region and trusted certificates.
+"""The endpoint, region and trusted certificates of an AWS profile, for the settings.
 
-boto3 reads the same files for itself; everything else asks the settings, which have these values under the names of
-the environment variables that stand for them. Credentials stay boto3's: processes, SSO and roles are its business.
+Credentials are left to boto3, which reads the same files and also supports processes, SSO and roles.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ from typing import Any
 
 CONFIG_FILE = "~/.aws/config"
 CREDENTIALS_FILE = "~/.aws/credentials"
-# What the origin of such a value begins with.
+# The beginning of the origin of such a value.
 PROFILE = "the profile "
 
 
 def read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The values by their variables' names, and where they come from; none where there is no such profile.
+    """The values by the names of their environment variables, and their origin; empty without such a profile.
 
-    A file that cannot be read is boto3's to complain about, when it is asked for credentials.
+    boto3 reports files that cannot be read, when it needs credentials.
 
     Args:
-        name: The profile; None: the one that the environment names, or "default".
-        environ: Names the files, as AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE, or the home that they are in.
+        name: The profile; None for AWS_DEFAULT_PROFILE or "default".
+        environ: Names the files with AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE.
     """
     name = name or environ.get("AWS_DEFAULT_PROFILE") or "default"
     path = _expanded(environ.get("AWS_CONFIG_FILE") or CONFIG_FILE, environ)
     config = _read(path)
     credentials = _read(_expanded(environ.get("AWS_SHARED_CREDENTIALS_FILE") or CREDENTIALS_FILE, environ))
-    # The second file has profiles under their plain names.
+    # The credentials file has profiles without a prefix.
     named = {**credentials, **credentials.get("profiles", {})}
     profile = {**_table(config.get("profiles", {}), name), **_table(named, name)}
     settings = {
@@ -62,7 +61,7 @@ def _expanded(path: str, environ: Mapping[str, str]) -> str:
 def _read(path: str) -> Mapping[str, Any]:
     if not os.path.isfile(path):
         return {}
-    # Imported here: most machines have no such file.
+    # Imported here: most machines do not need it.
     from botocore.configloader import load_config
     from botocore.exceptions import BotoCoreError
 

@@ -1,24 +1,23 @@
 """Every error that coldstream raises on purpose.
 
-    ColdstreamError                     exit 1    something failed; `retryable` says whether trying again can help
-    ├── UsageError                      exit 2    what was asked makes no sense
+    ColdstreamError                     exit 1    something failed; `retryable` says whether a retry can help
+    ├── UsageError                      exit 2    the request is not valid
     │   └── ConfigError                 exit 2    a setting is missing or malformed
     ├── PartialError                    exit 3    some of several things failed
     ├── NotFoundError                   exit 10   (FileNotFoundError) no such model, object, revision or file
     ├── BucketNotFoundError             exit 10   (FileNotFoundError) the bucket does not exist
-    ├── UploadNotFoundError             exit 10   (FileNotFoundError) a multipart upload is gone: completed or aborted
-    ├── CredentialsError                exit 12   (PermissionError) refused, expired, or not allowed to do this
-    ├── IntegrityError                  exit 13   bytes are not what they should be
-    │   ├── HeaderError                           a safetensors header that is truncated or lies
-    │   └── ManifestError                         a manifest that cannot be trusted or is of a newer format
-    ├── ConflictError                   exit 1    somebody else changed it first (a condition did not hold)
-    ├── UnavailableError                exit 1    (ConnectionError) the other side no answer, or busy; retryable
-    ├── DiskError                       exit 1    (OSError) the local disk is full or refuses
+    ├── UploadNotFoundError             exit 10   (FileNotFoundError) a multipart upload was completed or aborted
+    ├── CredentialsError                exit 12   (PermissionError) refused, expired, or without this permission
+    ├── IntegrityError                  exit 13   bytes differ from what was expected
+    │   ├── HeaderError                           a safetensors header is truncated or wrong
+    │   └── ManifestError                         a manifest is not valid or has a newer format
+    ├── ConflictError                   exit 1    another writer was first (a condition did not hold)
+    ├── UnavailableError                exit 1    (ConnectionError) a server does not answer or is busy; retryable
+    ├── DiskError                       exit 1    (OSError) the local disk is full or denies access
     └── CancelledError                  exit 130  Ctrl-C
 
-Foreign exceptions are translated where they arise, in `store` and `hub`, with `from exc`; no other module catches
-botocore's or huggingface_hub's. A message says what, where and the two values that differ; `hint` is the command
-that mends it. Neither ever holds a secret.
+Errors of botocore and huggingface_hub are translated in `places`, with `from exc`, and are not caught elsewhere. A
+message says what failed, on what and why; `hint` is a command that fixes it. Neither contains secrets.
 """
 
 from __future__ import annotations
@@ -33,13 +32,14 @@ class ColdstreamError(Exception):
 
     Attributes:
         hint: What the user can do about it, or None.
-        operation: What was being done ("GetObject", "read header"), or None.
-        target: The URI that it was done to, or None.
-        retryable: Whether the same call may succeed later, unchanged.
-        retry_after_seconds: How long the other side asked us to wait, or None.
+        operation: The operation that failed ("GetObject", "read header"), or None.
+        target: The URI of its object, or None.
+        retryable: Whether the same call may succeed later.
+        retry_after_seconds: How long the server asked to wait, or None.
     """
 
     exit_code: ClassVar[int] = 1
+    _retryable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ColdstreamError(Exception):
         hint: str | None = None,
         operation: str | None = None,
         target: str | None = None,
-        retryable: bool = False,
+        retryable: bool | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -56,10 +56,10 @@ class ColdstreamError(Exception):
         self.hint = hint
         self.operation = operation
         self.target = target
-        self.retryable = retryable
+        self.retryable = self._retryable if retryable is None else retryable
         self.retry_after_seconds = retry_after_seconds
         if hint and sys.version_info >= (3, 11):
-            # For users of the library, who see a traceback.
+            # Tracebacks of library users show it.
             self.add_note(f"hint: {hint}")
 
     def __str__(self) -> str:
@@ -73,17 +73,17 @@ class ColdstreamError(Exception):
 
 
 class UsageError(ColdstreamError):
-    """The request makes no sense as given. Permanent."""
+    """The request is not valid. Permanent."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A setting is missing or malformed; the message says which, and where it was looked for. Permanent."""
+    """A setting is missing or malformed; the message says which, and where it was looked up. Permanent."""
 
 
 class PartialError(ColdstreamError):
-    """Some of several independent things failed, and some did not. Permanent."""
+    """Some of several independent things failed. Permanent."""
 
     exit_code = 3
 
@@ -94,27 +94,29 @@ class NotFoundError(ColdstreamError, FileNotFoundError):
     exit_code = 10
 
 
-# Not a NotFoundError: whoever asks whether an object exists must not take a misspelt bucket for a "no".
 class BucketNotFoundError(ColdstreamError, FileNotFoundError):
-    """The bucket does not exist, or these credentials may not see it. Permanent."""
+    """The bucket does not exist, or these credentials may not see it. Permanent.
+
+    Not a NotFoundError: that one means a readable bucket without the object, and often has a remedy.
+    """
 
     exit_code = 10
 
 
 class UploadNotFoundError(ColdstreamError, FileNotFoundError):
-    """A multipart upload is gone: it was completed, aborted, or has expired. Permanent."""
+    """A multipart upload was completed, was aborted, or has expired. Permanent."""
 
     exit_code = 10
 
 
 class CredentialsError(ColdstreamError, PermissionError):
-    """The credentials were refused or do not allow the operation. Permanent."""
+    """The credentials were refused or do not permit the operation. Permanent."""
 
     exit_code = 12
 
 
 class IntegrityError(ColdstreamError):
-    """Bytes differ from what they were promised to be. Permanent for these bytes."""
+    """Bytes differ from what was expected. Permanent for these bytes."""
 
     exit_code = 13
 
@@ -124,38 +126,21 @@ class HeaderError(IntegrityError):
 
 
 class ManifestError(IntegrityError):
-    """A manifest is malformed, was altered, or is of a newer format. Permanent."""
+    """A manifest is malformed, was altered, or has a newer format. Permanent."""
 
 
 class ConflictError(ColdstreamError):
-    """A condition (If-Match, If-None-Match) did not hold: somebody else wrote first. Permanent for this call."""
+    """A condition (If-Match, If-None-Match) did not hold: another writer was first. Permanent for this call."""
 
 
 class UnavailableError(ColdstreamError, ConnectionError):
-    """No connection, a cut one, a timeout, a 429 or a 5xx. Retryable unless stated otherwise."""
+    """No connection, an interrupted one, a timeout, a 429 or a 5xx. Retryable by default."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        operation: str | None = None,
-        target: str | None = None,
-        retryable: bool = True,
-        retry_after_seconds: float | None = None,
-    ) -> None:
-        super().__init__(
-            message,
-            hint=hint,
-            operation=operation,
-            target=target,
-            retryable=retryable,
-            retry_after_seconds=retry_after_seconds,
-        )
+    _retryable = True
 
 
 class DiskError(ColdstreamError, OSError):
-    """The local disk is full, read-only, or failing. Permanent until somebody mends it."""
+    """The local disk is full, read-only, or failing. Permanent until that is fixed."""
 
 
 class CancelledError(ColdstreamError):
@@ -165,7 +150,7 @@ class CancelledError(ColdstreamError):
 
 
 def where_raised(exc: BaseException) -> str:
-    """An unexpected error's kind and the line that it comes from, without its text, which may hold a secret."""
+    """An unexpected error's class and the line that raised it, without its text, which may contain a secret."""
     last = exc.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

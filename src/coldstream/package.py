@@ -1,4 +1,4 @@
-"""The package itself: its version, and when the process imported it."""
+"""The package's version and import time."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import time
 
 __version__ = "0.1.0"
 
-# On the monotonic clock, as early as any code of the package runs: `machine.hardware.process_began` relies on it.
+# On the monotonic clock, before any other code of the package runs; used by `machine.hardware.process_began`.
 IMPORTED_AT = time.monotonic()

@@ -1,14 +1,10 @@
-"""Names, keys and errors of others, as a terminal may be given them. Pure."""
+"""Untrusted text for terminals."""
 
 from __future__ import annotations
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""A text without control characters, line ends, marks of the writing direction and lone surrogates.
-
-    Args:
-        text: From anywhere.
-        keep: Such characters that may stay.
+    r"""Escapes control characters, line ends, text direction marks and lone surrogates, except for those in `keep`.
 
     >>> printable("a\x1b[2Jb\nerror: fake")
     'a\\x1b[2Jb\\nerror: fake'

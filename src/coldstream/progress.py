@@ -1,29 +1,25 @@
-"""What long work tells whoever watches. The command line draws it; by default nobody does.
-
-Methods are called from many threads and must return at once.
-"""
+"""Progress of long operations, which the command line draws. Methods are called from many threads and must not wait."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """Ignores everything: the default, and the base of those that draw.
+    """Ignores everything: the default, and the base of classes that draw.
 
-    Work is on named items (files), each of which moves by bytes: `fetched` from where it comes from, `stored` to where
-    it goes. A verification only fetches.
+    Work is on files, whose bytes are first fetched and then stored. A verification only fetches.
     """
 
     def begin(self, path: str, size: int, *, stages: int = 2) -> None:
-        """Work on `path` starts; `stages` is 1 when its bytes are fetched only, 2 when they are stored as well."""
+        """Starts `path`; `stages` is 1 if its bytes are only fetched, 2 if they are also stored."""
 
     def fetched(self, path: str, count: int) -> None:
         """`count` more bytes have arrived."""
 
     def stored(self, path: str, count: int) -> None:
-        """`count` more bytes have been stored; negative when an attempt is repeated."""
+        """`count` more bytes have been stored; negative for a retry."""
 
     def end(self, path: str, note: str) -> None:
-        """`path` is finished; `note` says how ("sha256 ok", "kept")."""
+        """Finishes `path`; `note` is its outcome ("sha256 ok", "kept")."""
 
     def say(self, text: str) -> None:
-        """One line for people, such as a retry that takes long."""
+        """Prints a line, such as a long wait before a retry."""

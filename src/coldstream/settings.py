@@ -1,8 +1,7 @@
-"""Settings: where the bucket is and how to get in, resolved once.
+"""The settings of the bucket and its credentials, resolved once.
 
-Flags beat the environment, the environment beats the `.env` file in the working directory, that beats the profile of
-the AWS configuration, and that the defaults.
-An empty value counts as absent. Every variable is described in docs/environment.md.
+In order of precedence: flags, the environment, the `.env` file in the working directory, the AWS profile, defaults. An
+empty value counts as absent. docs/environment.md describes every variable.
 """
 
 from __future__ import annotations
@@ -23,44 +22,44 @@ from coldstream.machine.child_environment import SECRETS
 from coldstream.model.names import MANIFEST_NAME, expanded
 from coldstream.model.uri import Uri, without_secrets
 
-# Every variable that coldstream itself reads, for the check of misspellings and for docs/environment.md.
+# Every variable that coldstream reads; other COLDSTREAM_ variables are rejected as misspelt.
 VARIABLES: Mapping[str, str] = {
     "R2_ENDPOINT": "URL of the S3 API, https://<account>.r2.cloudflarestorage.com",
     "R2_BUCKET": "the bucket's name",
     "R2_ACCESS_KEY": "access key id",
     "R2_SECRET_KEY": "secret access key",
     "R2_SESSION_TOKEN": "session token of temporary credentials",
-    "R2_CDN_DOMAIN": "custom domain in front of the bucket: weights are read through it",
-    "COLDSTREAM_CDN_HEADER": "secret header that the custom domain asks for, as `X-Name: value`",
+    "R2_CDN_DOMAIN": "custom domain of the bucket, to read weights through its CDN",
+    "COLDSTREAM_CDN_HEADER": "secret header that the custom domain requires, as `X-Name: value`",
     "CF_ACCESS_CLIENT_ID": "service token of Cloudflare Access in front of the custom domain",
-    "CF_ACCESS_CLIENT_SECRET": "its secret",
+    "CF_ACCESS_CLIENT_SECRET": "secret of that service token",
     "AWS_ENDPOINT_URL": "URL of the S3 API, when R2_ENDPOINT is absent",
-    "AWS_ENDPOINT_URL_S3": "the same for S3 alone; wins over AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3": "URL of the S3 API; wins over AWS_ENDPOINT_URL",
     "AWS_ACCESS_KEY_ID": "access key id, when R2_ACCESS_KEY is absent",
     "AWS_SECRET_ACCESS_KEY": "secret access key, when R2_SECRET_KEY is absent",
-    "AWS_SESSION_TOKEN": "session token, beside AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE": "profile of ~/.aws: its endpoint, region and certificates, and its keys when no others are given",
+    "AWS_SESSION_TOKEN": "session token, with AWS_ACCESS_KEY_ID",
+    "AWS_PROFILE": "profile of ~/.aws: endpoint, region and certificates, and keys if no others are set",
     "AWS_REGION": "region; `auto` by default on R2, us-east-1 on other endpoints",
-    "AWS_DEFAULT_REGION": "the same, when AWS_REGION is absent",
+    "AWS_DEFAULT_REGION": "region, when AWS_REGION is absent",
     "AWS_CA_BUNDLE": "file of trusted certificates, for the S3 API",
-    "VLLM_API_KEY": "key that the API of a launched model asks for; one is made without it",
+    "VLLM_API_KEY": "API key of a launched model; generated if absent",
     "HF_TOKEN": "Hugging Face token, for gated and private repositories",
     "HF_ENDPOINT": "URL of a Hugging Face mirror",
-    "CLOUDFLARE_API_TOKEN": "token for Cloudflare's own API: issuing temporary credentials, rules of the CDN",
+    "CLOUDFLARE_API_TOKEN": "token for Cloudflare's API: temporary credentials, CDN rules, usage",
     "CLOUDFLARE_BASE_URL": "URL of Cloudflare's API; https://api.cloudflare.com/client/v4 by default",
     "COLDSTREAM_STORE": "s3://bucket[/prefix] or file:///folder, instead of R2_BUCKET",
     "COLDSTREAM_CACHE_DIR": "the local cache; ~/.cache/coldstream by default",
-    "COLDSTREAM_CACHE_LIMIT": "how large the local cache may grow; half of its file system by default",
-    "COLDSTREAM_BUNDLE_KEY": "signs warm-start bundles, at least 32 characters; without it none are used",
-    "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: where they ask for the weights",
-    "COLDSTREAM_METRICS_PORT": "port that Prometheus' metrics are served on while a load or vLLM runs; 0: any",
-    "COLDSTREAM_METRICS_HOST": "address that they are served on; 127.0.0.1 by default",
-    "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that they are left in at the end",
-    "COLDSTREAM_RETRY_SECONDS": "how long an operation may make no progress before it fails",
+    "COLDSTREAM_CACHE_LIMIT": "size limit of the local cache; half of its file system by default",
+    "COLDSTREAM_BUNDLE_KEY": "key that signs warm-start bundles, at least 32 characters; without it none are used",
+    "COLDSTREAM_SERVICE": "set by `coldstream serve` for vLLM's processes: the address of the load service",
+    "COLDSTREAM_METRICS_PORT": "port for Prometheus metrics while a load or vLLM runs; 0 picks a free port",
+    "COLDSTREAM_METRICS_HOST": "address for Prometheus metrics; 127.0.0.1 by default",
+    "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that metrics are written to at the end",
+    "COLDSTREAM_RETRY_SECONDS": "time without progress after which an operation fails; 180 by default",
 }
 RETRY_SECONDS = 180.0
 _PREFIX = "COLDSTREAM_"
-# In the order in which they win.
+# In order of precedence.
 ENDPOINTS = ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _SERVICE_LINK = re.compile(
@@ -72,13 +71,13 @@ _MODEL_MARKS = ("config.json", "model_index.json", "adapter_config.json", MANIFE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is configured. Frozen; its repr shows no secret.
+    """The resolved settings. The repr contains no secrets.
 
     Attributes:
-        values: Variable to value; flags and the `.env` file are merged in under the variables' names.
-        origins: Variable to where its value came from: "flag", "environment" or the file's path.
-        looked_in: Where was looked, for messages.
-        warning: What the user should know, or None.
+        values: Variable to value, from all sources.
+        origins: Variable to the source of its value: "flag", "environment" or the file's path.
+        looked_in: The sources, for messages.
+        warning: A warning for the user, or None.
     """
 
     values: Mapping[str, str]
@@ -94,60 +93,60 @@ class Settings:
         return next((self.values[name] for name in names if name in self.values), None)
 
     def origin(self, *names: str) -> str | None:
-        """Where the value that `get` returns came from, as "NAME from .env"."""
+        """The source of the value that `get` returns, as "NAME from .env"."""
         return next((f"{name} from {self.origins[name]}" for name in names if name in self.values), None)
 
     def store_uri(self) -> str:
         """The store's URI.
 
         Raises:
-            ConfigError: None is configured, or it names a user or a password.
+            ConfigError: None is configured, or it contains credentials.
         """
         if uri := self.get("COLDSTREAM_STORE"):
             if Uri(uri).has_user:
                 raise ConfigError(
-                    f"the store {Uri(uri)} is given with a user or a password",
-                    hint="leave them out of COLDSTREAM_STORE; keys go into R2_ACCESS_KEY and R2_SECRET_KEY",
+                    f"the URI of the store {Uri(uri)} contains credentials",
+                    hint="remove them from COLDSTREAM_STORE, and set R2_ACCESS_KEY and R2_SECRET_KEY",
                 )
-            # A plain path is what people try first.
+            # Users often try a plain path first.
             return expanded(uri).resolve().as_uri() if uri[0] in "./~" else uri.rstrip("/")
         if bucket := self.get("R2_BUCKET"):
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
                 raise ConfigError(
-                    f"R2_BUCKET is {bucket!r}, which is no bucket's name",
-                    hint="3 to 63 lower-case letters, digits and dashes, without slashes",
+                    f"R2_BUCKET: {bucket!r} is not a valid bucket name",
+                    hint="use 3 to 63 lower-case letters, digits and dashes, without quotes or slashes",
                 )
             return f"s3://{bucket}"
         raise ConfigError(
             f"no bucket is configured: R2_BUCKET is not set in {' or '.join(self.looked_in)}",
-            hint="run: coldstream setup --write-env   (or name a store: --store s3://bucket, --store file:///folder)",
+            hint="run: coldstream setup --write-env   (or add --store s3://bucket or --store /folder)",
         )
 
     def endpoint(self) -> str | None:
         """The S3 API's URL, or None for AWS itself.
 
         Raises:
-            ConfigError: It is no URL of a server.
+            ConfigError: It is not the URL of a server.
         """
         value = self.get(*ENDPOINTS)
         return None if value is None else _checked_endpoint(self.endpoint_setting, value)
 
     @property
     def endpoint_setting(self) -> str:
-        """What names the endpoint, or would: for messages."""
+        """The name of the setting with the endpoint, for messages."""
         name = next((n for n in ENDPOINTS if n in self.values), ENDPOINTS[0])
         origin = self.origins.get(name, "")
         return f"endpoint_url (in {origin})" if origin.startswith(PROFILE) else name
 
     @property
     def is_r2(self) -> bool:
-        """Whether the endpoint is Cloudflare's, with its region, limits and prices."""
+        """Whether the endpoint is Cloudflare R2, with its region, limits and prices."""
         host = urlsplit(self.get(*ENDPOINTS) or "").hostname or ""
         return host.endswith(".r2.cloudflarestorage.com")
 
     @property
     def region(self) -> str | None:
-        """The region to sign for; None leaves it to the AWS chain (profile, instance)."""
+        """The region to sign for; None for that of the AWS profile or instance."""
         if chosen := self.get(*REGIONS):
             return chosen
         if self.is_r2:
@@ -155,10 +154,10 @@ class Settings:
         return "us-east-1" if self.endpoint() else None
 
     def keys(self) -> tuple[str, str, str | None] | None:
-        """(access key id, secret, session token), or None to leave it to the AWS chain.
+        """(access key id, secret, session token), or None to use the AWS credential chain.
 
         Raises:
-            ConfigError: One half of a pair is missing.
+            ConfigError: Only half of a pair is set.
         """
         for identity, secret, token in (
             ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"),
@@ -168,8 +167,8 @@ class Settings:
             if len(present) == 1:
                 missing = secret if present == [identity] else identity
                 raise ConfigError(
-                    f"{present[0]} is set (in {self.origins[present[0]]}) and {missing} is not",
-                    hint=f"set {missing} as well, or run: coldstream setup --write-env",
+                    f"{present[0]} is set (in {self.origins[present[0]]}) but {missing} is not",
+                    hint=f"set {missing}, or run: coldstream setup --write-env",
                 )
             if present:
                 return self.values[identity], self.values[secret], self.values.get(token)
@@ -177,10 +176,10 @@ class Settings:
 
     @property
     def retry_seconds(self) -> float:
-        """How long an operation may make no progress.
+        """After how long without progress an operation fails.
 
         Raises:
-            ConfigError: It is no positive number.
+            ConfigError: It is not a number from 0 to 86400.
         """
         text = self.get("COLDSTREAM_RETRY_SECONDS")
         if text is None:
@@ -190,9 +189,7 @@ class Settings:
         except ValueError:
             seconds = -1.0
         if not 0 < seconds < 86400:
-            raise ConfigError(
-                f"COLDSTREAM_RETRY_SECONDS is {text!r}, which is no number of seconds", hint="for example 180"
-            )
+            raise ConfigError(f"COLDSTREAM_RETRY_SECONDS: {text!r} is not a number of seconds", hint="try 180")
         return seconds
 
 
@@ -206,11 +203,11 @@ def load_settings(
     """Resolves the settings.
 
     Args:
-        flags: Variable to value from the command line; None means not given.
-        env_file: The file to read; `.env` in the working directory when None, and then it may be absent. In a folder
-            with a model it is not read: it may have come with the model, and would choose where tokens are sent.
+        flags: Variable to value from the command line; None if the flag was not used.
+        env_file: The file to read. None for `.env` in the working directory, if it exists and no model is beside it: a
+            file that came with a model could send tokens to another server.
         environ: The environment; `os.environ` when None.
-        draft: The settings are about to be asked for: the file may be absent, and placeholders are left out.
+        draft: For `setup`, which asks for the settings: `env_file` may be absent, and placeholders are ignored.
 
     Raises:
         ConfigError: The file is missing or malformed, a COLDSTREAM_ variable is unknown, or a value is a placeholder.
@@ -231,12 +228,12 @@ def load_settings(
     for origin, layer in reversed(layers):
         for name, value in layer.items():
             if name.startswith(_PREFIX) and name not in VARIABLES:
-                # The prefix, which all share, would make any two of them alike.
+                # The common prefix would make all of them similar.
                 settings = {known.removeprefix(_PREFIX): known for known in VARIABLES if known.startswith(_PREFIX)}
                 near = difflib.get_close_matches(name.removeprefix(_PREFIX), settings, n=1)
                 raise ConfigError(
                     f"{name} (in {origin}) is not a setting of coldstream",
-                    hint=f"did you mean {settings[near[0]]}?" if near else "docs/environment.md lists them all",
+                    hint=f"did you mean {settings[near[0]]}?" if near else "see docs/environment.md",
                 )
             if name in VARIABLES:
                 values[name], origins[name] = _unquoted(name, value.strip(), origin), origin
@@ -248,22 +245,22 @@ def load_settings(
             shown = "its placeholder" if name in SECRETS else repr(value)
             raise ConfigError(
                 f"{name} (in {origins[name]}) is still {shown}",
-                hint="put the real value there, or be asked for it: coldstream setup --write-env",
+                hint="replace it, or run: coldstream setup --write-env",
             )
         del values[name], origins[name]
     if model:
-        unread = f"not read: it lies beside {model}"
-        warning = f"{path} is {unread}, so it may have come with a model (--env-file {path} reads it)"
+        unread = f"not read: it is beside {model}"
+        warning = f"{path} is {unread}, so it may have come with a model (to read it: --env-file {path})"
         looked_in = ("the environment", f"{path} ({unread})")
         return Settings(values=values, origins=origins, looked_in=looked_in, warning=warning)
     return Settings(values=values, origins=origins, looked_in=("the environment", str(path)), warning=malformed)
 
 
 def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
-    """Adds what the profile of the AWS configuration says, where nothing nearer does."""
+    """Adds values of the AWS profile that no other source sets."""
     profile, origin = read_profile(values.get("AWS_PROFILE"), environ)
     if not values.keys().isdisjoint(ENDPOINTS):
-        # A profile's region belongs to its own endpoint.
+        # The region of a profile belongs to its endpoint.
         profile = {name: value for name, value in profile.items() if name == "AWS_CA_BUNDLE"}
     if not values.keys().isdisjoint(REGIONS):
         profile.pop("AWS_REGION", None)
@@ -273,37 +270,33 @@ def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mappi
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes put a variable there: it describes a Service that is called `coldstream` or `coldstream-…`."""
+    """Whether Kubernetes set a variable, for a Service named `coldstream` or `coldstream-…`."""
     match = _SERVICE_LINK.fullmatch(name)
     # A Service `coldstream-metrics` sets COLDSTREAM_METRICS_PORT, which is also a setting, to tcp://ADDRESS:PORT.
     return match is not None and (match[1] != "PORT" or "://" in value)
 
 
 def _unquoted(name: str, value: str, origin: str) -> str:
-    """The value, unless it has quotes around it that the environment's maker took as part of it.
+    """The value.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It comes from the environment and has quotes around it.
     """
     if origin == "environment" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         raise ConfigError(
             f"{name} (in {origin}): the quotes are part of the value",
-            hint="remove them where it is set: docker, podman and kubectl keep the quotes of a file of variables",
+            hint="remove them where it is set: docker, podman and kubectl keep the quotes of env files",
         )
     return value
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a value was copied from instructions, as `<account-id>` or `your_r2_access_key`."""
+    """Whether a value was copied from instructions, such as `<account-id>` or `your_r2_access_key`."""
     return re.search(r"<[a-z -]+>|^your[_-]", value) is not None
 
 
 def ambient_settings() -> Settings:
-    """The settings of a call of the library that was given none; a file that is not read is a Python warning.
-
-    Raises:
-        ConfigError: See `load_settings`.
-    """
+    """The settings of a library call without explicit settings; their warning becomes a Python warning."""
     settings = load_settings()
     if settings.warning:
         warnings.warn(settings.warning, stacklevel=3)
@@ -311,12 +304,12 @@ def ambient_settings() -> Settings:
 
 
 def mask(secret: str) -> str:
-    """A secret as it may be shown: its last four characters, if it is long enough to spare them."""
+    """A secret for display: its last four characters, if it is long enough."""
     return "…" + secret[-4:] if len(secret) >= 16 else "…"
 
 
 def _model_mark(env_file: Path) -> str | None:
-    """What says that a model lies in the folder of a settings file, or None."""
+    """A file that shows that a settings file is in the folder of a model, or None."""
     folder = env_file.absolute().parent
     return next((mark.name for pattern in _MODEL_MARKS for mark in folder.glob(pattern) if mark.is_file()), None)
 
@@ -325,17 +318,17 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
-        return False  # this user may not look into the folder; a working directory may be anywhere
+        return False  # the working directory may not be readable
 
 
 def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[dict[str, str], str | None]:
-    """The variables of a settings file, and what to tell the user of lines that are not `NAME=value`."""
+    """The variables of a settings file, and a warning about lines that are not `NAME=value`."""
     if not _is_file(path):
         if required:
             fault = "is not a regular file" if os.path.lexists(path) else "does not exist"
-            raise ConfigError(f"the settings file {path} {fault}", hint="look at --env-file")
+            raise ConfigError(f"the settings file {path} {fault}", hint="check --env-file")
         return {}, None
-    # Imported here: most starts have no such file, and `--help` needs none.
+    # Imported here: most starts do not need it.
     from dotenv import dotenv_values
     from dotenv.parser import parse_stream
 
@@ -348,9 +341,9 @@ def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) ->
     lines = [str(binding.original.line) for binding in bindings if binding.error]
     malformed = f"{path} has lines that are not NAME=value and are ignored: {', '.join(lines)}" if lines else None
     text = "".join(binding.original.string for binding in bindings if not binding.error)
-    found = dotenv_values(stream=io.StringIO(text), interpolate=True)
-    values = {name: value for name, value in found.items() if value}
-    # A shell that sources the file expands a bare $NAME; dotenv expands ${NAME} alone.
+    parsed = dotenv_values(stream=io.StringIO(text), interpolate=True)
+    values = {name: value for name, value in parsed.items() if value}
+    # A shell expands a bare $NAME; dotenv only ${NAME}.
     for name, value in values.items():
         if match := re.fullmatch(r"\$([A-Za-z_]\w*)", value):
             values[name] = environ.get(match[1]) or values.get(match[1], "")
@@ -365,13 +358,11 @@ def _checked_endpoint(name: str, text: str) -> str:
         split, port_fits = urlsplit(""), False
     if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
         raise ConfigError(
-            f"{name} is {without_secrets(text)!r}, which is not a server's URL",
+            f"{name}: {without_secrets(text)!r} is not a server's URL",
             hint="for example https://<account>.r2.cloudflarestorage.com",
         )
     if split.username or split.password:
-        raise ConfigError(f"{name} holds credentials", hint="keys go into R2_ACCESS_KEY and R2_SECRET_KEY")
+        raise ConfigError(f"{name} contains credentials", hint="set R2_ACCESS_KEY and R2_SECRET_KEY instead")
     if split.path.strip("/") or split.query or split.fragment:
-        raise ConfigError(
-            f"{name} has the path {split.path!r}", hint="the endpoint is the server alone; the bucket goes to R2_BUCKET"
-        )
+        raise ConfigError(f"{name} has the path {split.path!r}", hint="remove the path; set R2_BUCKET to the bucket")
     return f"{split.scheme}://{split.netloc}"

@@ -1,7 +1,7 @@
-"""Quantities as people read and write them: bytes, rates, seconds, money, ages.
+"""Parses and formats quantities: bytes, rates, durations, money, ages.
 
-Decimal units (GB = 10^9 bytes) in everything shown, as clouds bill and links are sold; MiB and GiB (2^20, 2^30) only
-where memory or parts are meant. Pure.
+Output uses decimal units (GB = 10^9 bytes), as cloud bills and network speeds do; MiB and GiB (2^20, 2^30) are only for
+memory and part sizes.
 """
 
 from __future__ import annotations
@@ -15,33 +15,22 @@ MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
 
-_SUFFIX_BYTES = {
-    "": 1,
-    "b": 1,
-    "k": 10**3,
-    "kb": 10**3,
-    "kib": KIB,
-    "m": 10**6,
-    "mb": 10**6,
-    "mib": MIB,
-    "g": 10**9,
-    "gb": 10**9,
-    "gib": GIB,
-    "t": 10**12,
-    "tb": 10**12,
-    "tib": TIB,
+_SUFFIX_BYTES = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("", 1000), ("b", 1000), ("ib", 1024))
 }
-# A number alone is bytes, and seconds; one below these lacks its unit.
+# A plain number means bytes or seconds; below these limits, a unit was probably forgotten.
 _PLAIN_BYTES_MIN = 64 * KIB
 _PLAIN_SECONDS_MIN = 60
 _SUFFIX_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(text: str) -> int:
-    """Reads a size such as "64MiB", "5 GB" or "1048576", which is bytes.
+    """Parses a size such as "64MiB", "5 GB" or "1048576" (bytes).
 
     Raises:
-        UsageError: It is no size, or its unit was forgotten: "16" does not mean 16 bytes.
+        UsageError: It is not a size, or lacks a unit: "16" does not mean 16 bytes.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_BYTES.get(match[2].lower()) if match else None
@@ -53,10 +42,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Reads a duration such as "24h", "7d", "90m" or "3600", as whole seconds.
+    """Parses a duration such as "24h", "7d", "90m" or "3600", as whole seconds.
 
     Raises:
-        UsageError: It is no duration, or its unit was forgotten.
+        UsageError: It is not a duration, or lacks a unit.
     """
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_SECONDS.get(match[2].lower()) if match else None
@@ -68,7 +57,7 @@ def parse_duration(text: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """A size in three significant digits and decimal units: 532 B, 16.1 GB."""
+    """A size with three significant digits: 532 B, 16.1 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if abs(count) < 999.5 or unit == "TB":
             break
@@ -80,7 +69,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_rate(byte_count: float, seconds: float) -> str:
-    """Bytes per second: 393 MB/s; "-" when no time has passed."""
+    """Bytes per second, such as 393 MB/s; "-" for zero seconds."""
     return f"{format_bytes(byte_count / seconds)}/s" if seconds > 0 else "-"
 
 
@@ -99,7 +88,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_age(seconds: float) -> str:
-    """How long ago: just now, 5 minutes ago, 2 days ago."""
+    """An age: just now, 5 minutes ago, 2 days ago."""
     if seconds < 60:
         return "just now"
     unit, length = next(pair for pair in (("day", 86400), ("hour", 3600), ("minute", 60)) if seconds >= pair[1])
@@ -107,7 +96,7 @@ def format_age(seconds: float) -> str:
 
 
 def format_dollars(amount: float) -> str:
-    """Money: $0.24, $12.40, "under $0.01" rather than a misleading $0.00."""
+    """Money: $0.24, $12.40, "under $0.01" instead of a misleading $0.00."""
     return "under $0.01" if 0 < amount < 0.005 else f"${amount:,.2f}"
 
 

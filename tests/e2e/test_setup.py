@@ -88,7 +88,7 @@ def test_wrong_answers_are_asked_again_and_nothing_is_written_before_the_checks_
     terminal.answer("that is a placeholder", "minio.example")
     terminal.answer("not a server's URL", rclone.endpoint)
     terminal.answer("bucket", "My_Models")
-    terminal.answer("no bucket's name", f"s3://{bucket}/")
+    terminal.answer("is not a valid bucket name", f"s3://{bucket}/")
     terminal.answer("access key id", rclone.access_key)
     terminal.answer("secret access key", "wrong-secret-key-0123456789")
     terminal.answer("the secret key does not belong to the access key", "")

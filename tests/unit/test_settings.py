@@ -41,7 +41,7 @@ def test_a_misspelt_variable_is_named() -> None:
 def test_the_prefix_makes_no_two_settings_alike() -> None:
     with pytest.raises(ConfigError, match="COLDSTREAM_CONNECTIONS") as caught:
         load_settings(environ={"COLDSTREAM_CONNECTIONS": "8"})
-    assert caught.value.hint == "docs/environment.md lists them all"
+    assert caught.value.hint == "see docs/environment.md"
 
 
 def test_lines_that_set_nothing_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +201,7 @@ def test_a_file_that_may_have_come_with_a_model_is_not_read(
     settings = load_settings(environ={})
     assert settings.get("HF_ENDPOINT") is None
     assert mark in (settings.warning or "")
-    with pytest.raises(ConfigError, match=f"not read: it lies beside {mark}"):
+    with pytest.raises(ConfigError, match=f"not read: it is beside {mark}"):
         settings.store_uri()
     with pytest.warns(UserWarning, match="is not read"):
         ambient_settings()

@@ -85,7 +85,7 @@ def test_a_user_or_a_password_is_refused_and_not_repeated(full: str) -> None:
 
 
 def test_a_store_with_a_password_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ConfigError, match="the store s3://bucket is given with") as caught:
+    with pytest.raises(ConfigError, match="the store s3://bucket contains") as caught:
         load_settings({"COLDSTREAM_STORE": "s3://AKIA:mar/ker@bucket"}, environ={}).store_uri()
     assert "mar/ker" not in f"{caught.value.message} {caught.value.hint}"
 

@@ -37,10 +37,10 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     ("values", "says"),
     [
         ({}, "no bucket is configured|not set"),
-        ({"R2_BUCKET": "Models_"}, "no bucket's name"),
+        ({"R2_BUCKET": "Models_"}, "is not a valid bucket name"),
         ({"R2_BUCKET": "models", "R2_ENDPOINT": "ftp://x"}, "not a server's URL"),
         ({"R2_BUCKET": "models", "R2_ACCESS_KEY": "abc"}, "R2_SECRET_KEY is not"),
-        ({"R2_BUCKET": "models", "COLDSTREAM_RETRY_SECONDS": "soon"}, "no number of seconds"),
+        ({"R2_BUCKET": "models", "COLDSTREAM_RETRY_SECONDS": "soon"}, "is not a number of seconds"),
         ({"R2_BUCKET": "models", "COLDSTREAM_CACHE_LIMIT": "much"}, "no size"),
     ],
 )
