@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, even when other processes write to the same place.
+"""Files that appear complete or not at all, even with several writers.
 
-A file is written under a name that no other process can guess, which is created and never followed as a link, and is
-renamed into place when it is complete: a reader sees the old file or the new one, and two writers never share bytes.
+A file is written under a random name, which is created without following links, and renamed into place when it is
+complete. Readers see the old file or the new one, and two writers never share bytes.
 """
 
 from __future__ import annotations
@@ -18,29 +18,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# What every temporary name begins with: hidden, and recognisable when a killed process left it.
+# The beginning of all temporary names, which makes files of killed processes recognisable.
 TEMPORARY_PREFIX = ".coldstream-new-"
 _LOCK_POLL_SECONDS = 0.1
 
 
 class StagedFile:
-    """A new file that will take the place of `path`. As a context manager it is discarded unless it was installed.
+    """A new file that will replace `path`. As a context manager, it is discarded unless it was installed.
 
     Attributes:
-        path: Its place.
-        descriptor: Open for reading and writing, until it is installed or discarded.
+        descriptor: Open for reading and writing, until the file is installed or discarded.
     """
 
     def __init__(self, path: Path, *, staging: Path | None = None, mode: int = 0o600) -> None:
         """Creates it, empty.
 
         Args:
-            path: Where it goes.
-            staging: An existing folder on the same file system, for the time in between; that of `path` when None.
-            mode: Less what the umask takes.
-
-        Raises:
-            OSError: As the system says.
+            path: Its final place.
+            staging: A directory on the same file system for the temporary file; that of `path` when None.
+            mode: The umask is subtracted.
         """
         self.path = path
         self._temporary = (staging or path.parent) / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
@@ -54,11 +50,7 @@ class StagedFile:
         self.discard()
 
     def install(self) -> None:
-        """Puts it in place.
-
-        Raises:
-            OSError: As the system says; then it is still to be discarded.
-        """
+        """Renames it to `path`. After an OSError it still has to be discarded."""
         os.replace(self._temporary, self.path)
         self._close()
 
@@ -76,17 +68,14 @@ class StagedFile:
 def write_atomically(
     path: Path, data: bytes, *, staging: Path | None = None, mode: int = 0o600, durable: bool = False
 ) -> None:
-    """Writes a whole file.
+    """Writes a file; after an OSError the old one is unchanged.
 
     Args:
-        path: Where; its folder exists.
-        data: What.
+        path: Its directory exists.
+        data: Its content.
         staging: See `StagedFile`.
-        mode: Exactly, whatever the umask.
-        durable: Whether it must not come out empty after a power failure.
-
-    Raises:
-        OSError: As the system says; what was there stays.
+        mode: Its exact mode, regardless of the umask.
+        durable: Whether to sync it, so that it is not empty after a power failure.
     """
     with StagedFile(path, staging=staging) as staged:
         os.fchmod(staged.descriptor, mode)
@@ -97,20 +86,14 @@ def write_atomically(
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Writes a file that the user named: a link is followed, and a device or a pipe is written to as it is.
-
-    A file that is replaced keeps its mode.
-
-    Raises:
-        OSError: As the system says.
-    """
-    # Looked at before it is resolved: /dev/stdout leads to a pipe, which has no path.
+    """Writes a file that the user named. Follows links, writes directly to devices and pipes, keeps the old mode."""
+    # Before it is resolved: /dev/stdout leads to a pipe, which has no path.
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     path = path.resolve()
     with StagedFile(path, mode=0o666) as staged:
-        # There may be no file yet, and a file system without modes.
+        # The file may not exist yet, and the file system may not have modes.
         with suppress(OSError):
             os.fchmod(staged.descriptor, stat.S_IMODE(path.stat().st_mode))
         write_all(staged.descriptor, data)
@@ -133,14 +116,14 @@ def write_at(descriptor: int, data: memoryview, position: int) -> None:
 
 @contextmanager
 def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Holds an existing folder so that only one process at a time fills it; the lock ends with the process.
+    """Locks a directory, so that only one process at a time fills it; the lock ends with the process.
 
     Args:
-        folder: Which.
-        on_wait: Called again and again while another process holds it; what it raises ends the wait.
+        folder: The directory.
+        on_wait: Called repeatedly while another process holds the lock; an exception from it ends the wait.
 
     Yields:
-        Whether it is held: False where the file system has no locks on folders, such as NFS.
+        Whether it is locked: False if the file system has no locks on directories, such as NFS.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -153,7 +136,7 @@ def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Whether it is locked now: None while another process has it, False where that cannot be."""
+    """Whether it is locked now: None if another process holds it, False if locks are not supported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""The control groups that this process is in: its own and every one above it, each with a limit of its own.
+"""The control groups of this process: its own and its ancestors, each with its own limits.
 
-systemd's units, Slurm's steps and containers nest them, so the innermost limit is rarely the only one. A container
-sees a part of the tree, mounted as if it were all of it. Versions 1 and 2 may be mounted side by side.
+systemd units, Slurm steps and containers nest them. A container sees only a part of the tree, mounted as if it were the
+whole. Versions 1 and 2 may both be mounted.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ _MOUNT = Path("/sys/fs/cgroup")
 
 
 def control_groups(controller: str) -> Iterator[Path]:
-    """The folders of the control groups that limit this process, the innermost first; version 2 before version 1.
+    """The directories of this process's control groups, innermost first, version 2 before version 1.
 
     Args:
-        controller: "memory", "cpu", "pids".
+        controller: "memory", "cpu" or "pids".
     """
     places = _places()
     mounts = list(_mounts(controller))
     if not mounts:
-        # Without /proc nothing tells where this process is; in a container it is at the top.
+        # Without /proc, assume the top, where the process is in a container.
         yield from (_MOUNT, _MOUNT / controller)
     for root, folder, hierarchy in mounts:
         place = PurePosixPath(places.get(hierarchy, "/"))
-        # Outside of what is mounted, as for a process that was moved into a container, only the top can be seen.
+        # A process that was moved into a container may be outside of its mount; then only the top is visible.
         inner = place.relative_to(root) if place.is_relative_to(root) and ".." not in place.parts else PurePosixPath()
         yield from (folder / level for level in (inner, *inner.parents))
 
 
 def read_limit(path: Path) -> int | None:
-    """The number in a control group's file; None when there is none, or it means no limit."""
+    """The number in a control group's file; None without a file or a limit."""
     try:
         text = path.read_text().strip()
     except OSError:
         return None
-    # Version 1 says "no limit" by the largest number of whole pages.
+    # In version 1, "no limit" is the largest number of whole pages.
     return int(text) if text.isdigit() and int(text) < 1 << 60 else None
 
 
 def _places() -> dict[str, str]:
-    """Where this process is, by hierarchy: a controller's name of version 1, "" for version 2."""
+    """This process's place in each hierarchy: by the name of its controller for version 1, "" for version 2."""
     places = {}
     for line in _lines("cgroup"):
         _, controllers, place = line.split(":", 2)
@@ -52,7 +52,7 @@ def _places() -> dict[str, str]:
 
 
 def _mounts(controller: str) -> Iterator[tuple[PurePosixPath, Path, str]]:
-    """(what of the tree is mounted, where, hierarchy as in `_places`), version 2 first."""
+    """(mounted part of the tree, mount point, hierarchy as in `_places`), version 2 first."""
     mounts = []
     for line in _lines("mountinfo"):
         place, _, rest = line.partition(" - ")

@@ -1,6 +1,6 @@
-"""What a program inherits that coldstream starts: no credential that it has no use for.
+"""The environment of child processes, without the credentials that they do not need.
 
-A process's environment can be read in /proc by whatever else runs as the same user, and goes on to all that it starts.
+Other processes of the same user can read it in /proc, and all descendants inherit it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 
-# What a CDN that is not public asks for.
+# Credentials of a CDN that is not public.
 CDN_SECRETS = ("COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
 SECRETS = frozenset(
     {
@@ -26,9 +26,9 @@ SECRETS = frozenset(
         *CDN_SECRETS,
     }
 )
-# Half a pair of keys is an error to those who find it.
+# Access keys are removed too: half of a key pair would be an error.
 CREDENTIALS = SECRETS | {"R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"}
-# What Python, OpenSSL and the engine's own connections read: certificates and proxies.
+# Variables for Python, OpenSSL, certificates and proxies.
 STREAMER = re.compile(
     r"PATH|HOME|TMPDIR|LANG|LC_\w+|LD_\w+|PYTHON\w*|MALLOC_\w+|GLIBC_TUNABLES|OPENSSL_\w+|SSL_\w+"
     r"|AWS_CA_BUNDLE|REQUESTS_CA_BUNDLE|REQUEST_METHOD|(?i:(?:https?|all|no)_proxy)"
@@ -42,8 +42,8 @@ def child_environment(
 
     Args:
         keep: Credentials that the program needs.
-        only: The variables to hand on, by their whole name; None: all.
-        environ: Instead of `os.environ`.
+        only: Matches the names of the variables to pass on; None for all.
+        environ: Replaces `os.environ`.
     """
     return {
         name: value

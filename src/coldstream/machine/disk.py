@@ -1,10 +1,11 @@
-"""The disk under the cache: locks, permissions, and its errors in our words.
+"""The disk of the cache: locks, permissions, errors.
 
-Every folder is 0700 and every file 0600: models may be gated, and whoever can write here could feed a load without a
-manifest any bytes. In a folder that others can write to, as a volume of Kubernetes is, each user has a folder of their
-own. All locks are flock(2), which ends with the process that holds it, however it ends. Locks inside a
-model's folder are taken and tested only by a process that holds the root's lock, so that a test never makes another
-process believe that the lock is held, and a folder never moves between finding and locking it.
+Directories have mode 0700 and files 0600: models may be gated, and another writer could replace the bytes of a load
+without a manifest. In a directory that other users can write to, such as a Kubernetes volume, each user has an own one.
+
+Locks use flock(2), which ends with its process. Locks inside a model's directory are taken and tested only under the
+root's lock, so that a test never looks like a lock to another process, and a directory does not move before it is
+locked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import tempfile
 import time
@@ -22,17 +24,17 @@ from pathlib import Path
 from coldstream.errors import ColdstreamError, DiskError
 from coldstream.machine.limits import limit_error
 
-# The root's lock is held for milliseconds; a holder that was stopped must not stop loads.
+# The root's lock is usually held for milliseconds; a stopped holder must not block loads.
 ROOT_LOCK_SECONDS = 10.0
 TRASH_PREFIX = ".trash-"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # who puts something there checks what is there
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # users check its contents
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns what the operating system says into a DiskError about `path`."""
+    """Translates OSError into DiskError about the cache at `path`."""
     try:
         yield
     except ColdstreamError:
@@ -42,11 +44,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         if limit is not None:
             hint = limit.hint
         elif exc.errno in _FULL:
-            hint = "free some space, or point COLDSTREAM_CACHE_DIR to a larger disk; what is cached so far stays"
+            hint = "free some space, or set COLDSTREAM_CACHE_DIR to a directory on a larger disk"
         elif exc.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-            hint = "point COLDSTREAM_CACHE_DIR to a folder that this user can write"
+            hint = "set COLDSTREAM_CACHE_DIR to a directory that is writable by this user"
         elif exc.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-            hint = "this file system has no file locks; point COLDSTREAM_CACHE_DIR to a local disk"
+            hint = "this file system has no file locks; set COLDSTREAM_CACHE_DIR to a directory on a local disk"
         raise DiskError(
             f"cannot use the cache at {path}: {limit or exc.strerror or exc}",
             hint=hint,
@@ -56,10 +58,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def private_root(root: Path) -> Path:
-    """Where this user's files go: `root`, or a folder of this user's own in it when it is shared with others.
-
-    Kubernetes makes volumes that belong to root and that every user, or a group, can write to.
-    """
+    """`root`, or a directory of this user in it if other users can write to it, as in volumes of Kubernetes."""
     try:
         status = os.stat(root)
     except OSError:
@@ -69,7 +68,7 @@ def private_root(root: Path) -> Path:
 
 
 def temporary_folder() -> Path:
-    """The system's folder of temporary files; shared memory where none can be written to, as on a read-only root."""
+    """The system's directory for temporary files; shared memory if none is writable, as on a read-only root."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
@@ -77,10 +76,10 @@ def temporary_folder() -> Path:
 
 
 def temporary_root() -> Path:
-    """A private folder among the system's temporary files, for what a start needs when there is no cache.
+    """A private directory for temporary files, for starts without a cache.
 
     Raises:
-        DiskError: It cannot be made.
+        DiskError: It cannot be created.
     """
     root = private_root(temporary_folder())
     checked_root(root, create=True)
@@ -88,10 +87,10 @@ def temporary_root() -> Path:
 
 
 def checked_root(root: Path, *, create: bool) -> bool:
-    """Whether the root is there and private to this user; with `create` it is made, and the answer is True.
+    """Whether the root exists; `create` creates it.
 
     Raises:
-        DiskError: It is somebody else's, others can write to it, or it is no folder.
+        DiskError: It is not a directory, belongs to another user, or is writable by other users.
     """
     with disk_errors(root):
         if create:
@@ -100,14 +99,14 @@ def checked_root(root: Path, *, create: bool) -> bool:
             link, status = os.lstat(root), os.stat(root)
         except FileNotFoundError:
             return False
-        fault = None if stat.S_ISDIR(status.st_mode) else "it is not a folder"
+        fault = None if stat.S_ISDIR(status.st_mode) else "is not a directory"
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in {0, os.geteuid()}:
-            # Another user planted it, to have this user's files written elsewhere.
-            fault = f"it is a link that user {link.st_uid} made"
+            # Another user could redirect this user's files with it.
+            fault = f"is a link created by user {link.st_uid}"
         if fault := fault or _privacy_fault(status):
             raise DiskError(
-                f"the cache folder {root} is refused: {fault}",
-                hint="point COLDSTREAM_CACHE_DIR to a folder of your own, or run: chmod go-w on it when it is yours",
+                f"cache directory {root} {fault}",
+                hint=f"run: chmod go-w {shlex.quote(str(root))}   (or set COLDSTREAM_CACHE_DIR to another directory)",
                 operation="cache",
                 target=str(root),
             )
@@ -115,16 +114,16 @@ def checked_root(root: Path, *, create: bool) -> bool:
 
 
 def _privacy_fault(status: os.stat_result) -> str | None:
-    """Why a folder is not private to this user, or None."""
+    """Why a directory is not private to this user, or None."""
     if status.st_uid != os.geteuid():
-        return f"it belongs to user {status.st_uid}, and this is user {os.geteuid()}"
+        return f"belongs to user {status.st_uid}, not to user {os.geteuid()}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others can write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+        return f"is writable by other users (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
 
 
 def make_folders(folder: Path) -> None:
-    """Makes a folder and those around it, private to the user whatever the umask, where they do not exist."""
+    """Creates a directory and missing parents with mode 0700, regardless of the umask."""
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
@@ -137,7 +136,7 @@ def make_folders(folder: Path) -> None:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Opens a file of ours; it is created private to the user, and never reached through a link."""
+    """Opens a file with mode 0600, without following links."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o600)
     if flags & os.O_CREAT:
         os.fchmod(descriptor, 0o600)
@@ -145,7 +144,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes | None:
-    """A small file's bytes; None when it is not there, or longer than `bytes_max`."""
+    """The content of a file; None if it does not exist or is longer than `bytes_max`."""
     try:
         with open(path, "rb") as file:
             data = file.read(bytes_max + 1)
@@ -155,7 +154,7 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
 
 
 def sync_path(path: Path) -> None:
-    """Makes a file's content, or the names in a folder, durable."""
+    """Syncs a file's content, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -164,7 +163,7 @@ def sync_path(path: Path) -> None:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """What a folder takes: holes in sparse files take nothing. Files that vanish meanwhile do not count."""
+    """The disk usage of a directory, without the holes of sparse files and files that are deleted at the same time."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -174,13 +173,13 @@ def bytes_on_disk(folder: Path) -> int:
 
 
 def size_and_free(root: Path) -> tuple[int, int]:
-    """Bytes of the file system, and how many of them this user may still fill."""
-    found = os.statvfs(root)
-    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    """The size of the file system and the space available to this user, in bytes."""
+    status = os.statvfs(root)
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
 
 def trash_name(root: Path) -> Path:
-    """A new name that `room.sweep` deletes whenever it finds it."""
+    """A new name for a directory to delete; `cache.space` also deletes leftovers."""
     return root / f"{TRASH_PREFIX}{os.urandom(8).hex()}"
 
 
@@ -197,8 +196,8 @@ def root_locked(root: Path) -> Iterator[None]:
         while not try_lock(descriptor, exclusive=True):
             if time.monotonic() > deadline:
                 raise DiskError(
-                    f"another process holds {root / 'lock'} for more than {ROOT_LOCK_SECONDS:.0f} s",
-                    hint="a stopped coldstream process? see: fuser -v on that file",
+                    f"another process has held {root / 'lock'} for more than {ROOT_LOCK_SECONDS:.0f} s",
+                    hint=f"look for a stopped process: fuser -v {shlex.quote(str(root / 'lock'))}",
                     operation="cache",
                     target=str(root),
                     retryable=True,
@@ -210,20 +209,19 @@ def root_locked(root: Path) -> Iterator[None]:
 
 
 def open_locked(path: Path, *, exclusive: bool) -> int | None:
-    """A descriptor that holds the lock, for `unlock`; None when others hold it in a way that excludes ours."""
+    """A locked descriptor, for `unlock`; None if another process holds a conflicting lock."""
     descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
+    is_held = False
     try:
-        if try_lock(descriptor, exclusive=exclusive):
-            return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+        is_held = try_lock(descriptor, exclusive=exclusive)
+    finally:
+        if not is_held:
+            os.close(descriptor)
+    return descriptor if is_held else None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether anybody holds the lock, in whatever way."""
+    """Whether any process holds the lock, shared or exclusive."""
     descriptor = open_locked(path, exclusive=True)
     if descriptor is None:
         return True
@@ -232,7 +230,7 @@ def is_locked(path: Path) -> bool:
 
 
 def try_lock(descriptor: int, *, exclusive: bool) -> bool:
-    """Takes the lock if that is possible at once."""
+    """Takes the lock without waiting; returns whether that worked."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -241,9 +239,9 @@ def try_lock(descriptor: int, *, exclusive: bool) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Gives a lock back and closes its descriptor."""
+    """Releases a lock and closes its descriptor."""
     try:
-        # Said, and not left to close(2): a forked child may still have the descriptor.
+        # close(2) is not enough: a forked child may still have the descriptor.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

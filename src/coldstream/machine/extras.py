@@ -1,7 +1,7 @@
-"""What coldstream can do with more packages than it needs, and the commands that install them.
+"""Optional packages and the commands that install them.
 
-No package index has coldstream, so that none of the commands names it there: extras are named by their packages, and
-coldstream itself by where this one was installed from.
+coldstream is not on a package index, so the commands name the packages of an extra, and the place that coldstream was
+installed from.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ EXTRAS = {
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs an extra into this environment, and the extra's name."""
+    """The command that installs an extra into this environment, for a hint."""
     return f"run: {pip_install(*EXTRAS[extra])}   (coldstream's extra: {extra})"
 
 
 def pip_install(*requirements: str, python: str = sys.executable) -> str:
-    """The command that installs packages into the environment of an interpreter; uv's where ours has no pip."""
+    """The command that installs packages for an interpreter; uses uv if this environment has no pip."""
     if python == sys.executable and importlib.util.find_spec("pip") is None:
         return shlex.join(["uv", "pip", "install", "--python", python, *requirements])
     return shlex.join([python, "-m", "pip", "install", *requirements])
 
 
 def own_requirement() -> str:
-    """What pip takes to install this coldstream once more: its folder, its archive or its repository; else its name."""
-    # Imported here: it takes as long as a tenth of all else that a load imports, and only hints need it.
+    """The requirement that installs this coldstream again: its folder, archive or repository, else its name."""
+    # Imported here: it is slow, and only hints need it.
     import importlib.metadata
 
     with suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):

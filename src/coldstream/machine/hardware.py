@@ -1,6 +1,6 @@
-"""What this machine has: cores, memory, the network card's speed, GPUs; within the limits of its container.
+"""This machine's cores, memory, network speed and GPUs, within the limits of its container.
 
-Linux tells most of it in /proc, /sys and its control groups; elsewhere what Python knows has to do.
+Most of it is read from /proc, /sys and control groups on Linux; elsewhere from Python.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from coldstream.machine.child_environment import child_environment
 from coldstream.machine.limits import address_space_left
 from coldstream.package import IMPORTED_AT
 
-# When nothing can be found out.
+# If it is unknown.
 _MEMORY_BYTES = 4 << 30
-# A driver that has to wake its cards takes seconds.
+# A driver that has to wake its GPUs takes seconds.
 _NVIDIA_SECONDS = 20.0
 _NODES = Path("/sys/devices/system/node")
-# Python starts, and comes to its first import of ours, in less. An older process was a shell first, which `exec` ended.
+# Python starts and imports coldstream in less. An older process was another program first, such as a shell with `exec`.
 _PYTHON_SECONDS = 2.0
-# Of what /proc/cpuinfo calls flags, those that a compiler makes use of.
+# The flags in /proc/cpuinfo that matter to compilers.
 _INSTRUCTIONS = re.compile(
     r"(sse|ssse|avx|amx|fma|bmi|f16c|aes|vaes|vpclmul|pclmul|gfni|adx|sha|movbe|popcnt|abm|lzcnt|mmx|cx16|fsgsbase"
     r"|xsave|movdir|serialize|rdseed|rdrand|prefetchw|clflushopt|clwb|sve|neon|asimd|bf16|i8mm|dot).*"
@@ -38,13 +38,13 @@ _INSTRUCTIONS = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """A GPU.
+class InstalledGpu:
+    """A GPU of this machine.
 
     Attributes:
-        name: As its maker calls it.
+        name: The product name.
         capability: "9.0" for CUDA, "gfx942" for ROCm.
-        driver: The driver's version; "" when it does not tell.
+        driver: The driver's version, or "".
     """
 
     name: str
@@ -53,7 +53,7 @@ class Gpu:
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the CPU limits of its control groups, rounded up."""
+    """Cores that this process may use, by its affinity and the CPU limits of its control groups, rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in control_groups("cpu"):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
@@ -65,7 +65,7 @@ def cores() -> int:
 
 
 def process_began() -> float:
-    """When this process started, by `time.monotonic`; where that cannot be told, when coldstream was imported."""
+    """When this process started, by `time.monotonic`; if unknown, when coldstream was imported."""
     fields = _read(Path("/proc/self/stat")).rpartition(")")[2].split()
     # Field 22 in proc(5): clock ticks since boot; the first field here is the third.
     if len(fields) > 19 and fields[19].isdigit() and hasattr(time, "CLOCK_BOOTTIME"):
@@ -77,7 +77,7 @@ def process_began() -> float:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without anything being swapped, killed or refused."""
+    """Memory that this process can allocate without swapping or reaching a limit."""
     available = _MEMORY_BYTES
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
@@ -87,10 +87,7 @@ def available_bytes() -> int:
 
 
 def node_memory() -> tuple[int, int] | None:
-    """All bytes, and the available ones, of the memory node of this process's first CPU; None if unknown.
-
-    Both are within the control groups' limits.
-    """
+    """Total and available bytes of the NUMA node of this process's first CPU, within control group limits, or None."""
     text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
     rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", text or _read(Path("/proc/meminfo")), re.MULTILINE)
     amounts = {name: int(amount) * 1024 for name, amount in rows}
@@ -111,7 +108,7 @@ def _has_first_cpu(node: Path) -> bool:
 
 
 def left_in_group() -> int | None:
-    """Bytes that the control groups' limits leave, None without any; reclaimable page cache counts as left."""
+    """Bytes that control group limits leave, including reclaimable page cache; None without limits."""
     return min((left for folder in control_groups("memory") if (left := _left_in(folder)) is not None), default=None)
 
 
@@ -129,27 +126,27 @@ def _left_in(folder: Path) -> int | None:
 
 
 @functools.cache
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this machine, with or without a right to use each; none when there is no driver.
+def gpus() -> tuple[InstalledGpu, ...]:
+    """The GPUs of this machine, including those that this process may not use; empty without a driver.
 
-    Asked of the driver once: it takes up to seconds to wake the cards, and a start wants to know several times.
+    Cached, since the driver may take seconds.
     """
-    if found := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
-        return found
+    if nvidia_gpus := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
+        return nvidia_gpus
     return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
 
 
 def gpu_memory() -> tuple[tuple[int, int], ...]:
-    """Of each NVIDIA GPU all bytes that programs can have, and those that are free now; empty when that is unknown."""
+    """(usable bytes, free bytes) of each NVIDIA GPU; empty if unknown."""
     rows = [line.split(", ") for line in _query_nvidia("memory.used,memory.free").splitlines()]
     if not all(len(row) == 2 and "".join(row).isdecimal() for row in rows):
         return ()
-    # What the driver keeps for itself is in neither.
+    # Neither includes memory of the driver.
     return tuple(((int(used) + int(free)) << 20, int(free) << 20) for used, free in rows)
 
 
 def _query_nvidia(fields: str) -> str:
-    """What `nvidia-smi` says: a line for each GPU; empty without it."""
+    """The output of `nvidia-smi`, one line per GPU; empty without it."""
     if program := shutil.which("nvidia-smi"):
         query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
         with suppress(OSError, subprocess.SubprocessError):
@@ -159,22 +156,22 @@ def _query_nvidia(fields: str) -> str:
     return ""
 
 
-def parse_nvidia(text: str) -> tuple[Gpu, ...]:
-    """What `nvidia-smi` says: a line "name, capability, driver" for each GPU."""
+def parse_nvidia(text: str) -> tuple[InstalledGpu, ...]:
+    """The GPUs in output of `nvidia-smi`, in lines of name, capability, driver."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    return tuple(Gpu(name=row[0], capability=row[1], driver=row[2]) for row in rows if len(row) == 3)
+    return tuple(InstalledGpu(name=row[0], capability=row[1], driver=row[2]) for row in rows if len(row) == 3)
 
 
-def _rocm(nodes: Path, driver: str) -> tuple[Gpu, ...]:
-    found = []
+def _rocm(nodes: Path, driver: str) -> tuple[InstalledGpu, ...]:
+    installed = []
     for node in sorted(nodes.glob("*")):
         # 90402 is gfx942; processors have 0.
         match = re.search(r"^gfx_target_version (\d+)$", _read(node / "properties"), re.MULTILINE)
         if match and int(match[1]):
             major, minor, step = int(match[1]) // 10000, int(match[1]) // 100 % 100, int(match[1]) % 100
             name = f"gfx{major}{minor:x}{step:x}"
-            found.append(Gpu(name=_read(node / "name").strip() or name, capability=name, driver=driver))
-    return tuple(found)
+            installed.append(InstalledGpu(name=_read(node / "name").strip() or name, capability=name, driver=driver))
+    return tuple(installed)
 
 
 def processor() -> str:
@@ -184,17 +181,17 @@ def processor() -> str:
 
 
 def instruction_sets() -> str:
-    """What code compiled for this very machine may use: the architecture, and a digest of its extensions."""
+    """The architecture and a digest of its extensions, which code compiled for this machine depends on."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     names = sorted(name for name in (match[1].split() if match else ()) if _INSTRUCTIONS.fullmatch(name))
     return f"{platform.machine()} {hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]}"
 
 
 def link_bytes_per_second() -> float | None:
-    """The speed of the fastest real network card that is up; None when the system does not say."""
+    """The speed of the fastest physical network card that is up; None if unknown."""
     speeds = []
     for card in sorted(Path("/sys/class/net").glob("*")) if Path("/sys/class/net").is_dir() else []:
-        # Bridges, tunnels and loopback have no device behind them.
+        # Bridges, tunnels and loopback have no device.
         if (card / "device").exists() and _read(card / "operstate").strip() == "up":
             megabits = _read(card / "speed").strip()
             if megabits.isdigit() and int(megabits) > 0:
@@ -210,7 +207,7 @@ def _read(path: Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine."""
+    """Whether a name or an address is that of loopback."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:

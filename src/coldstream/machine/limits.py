@@ -1,4 +1,4 @@
-"""The limits of this process, as `ulimit` sets them, and which of them a failed system call ran into."""
+"""The limits of this process (`ulimit`), and errors that name the limit behind a failed system call."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from coldstream.machine.cgroup import control_groups, read_limit
 from coldstream.units import format_bytes
 
 _NO_THREAD = "can't start new thread"
-# What this process maps beside the memory of a load: threads, libraries, buffers.
+# Address space for threads, libraries and buffers, besides the memory of a load.
 _SPARE_BYTES = 64 << 20
 
 
 def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
-    """The error that names the limit which `exc` comes from; None when it does not come from a limit.
+    """An error that names the limit which caused `exc`; None if none did.
 
     Args:
-        exc: What the operating system or Python said.
-        operation: What could not be done: "start the streaming process".
+        exc: An error of the operating system or Python.
+        operation: What failed, such as "start the streaming process".
     """
     code = exc.errno if isinstance(exc, OSError) else None
     named: tuple[str, str] | None = None
@@ -35,7 +35,7 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
     elif code == errno.EAGAIN:
         named = _process_limit()
     elif isinstance(exc, RuntimeError) and _NO_THREAD in str(exc):
-        # Python does not tell ENOMEM, of the thread's stack, from EAGAIN.
+        # Python reports ENOMEM, of the thread's stack, and EAGAIN alike.
         named = _memory_limit() or _process_limit()
     if named is None:
         return None
@@ -45,7 +45,7 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
 
 @contextmanager
 def limits_named(operation: str) -> Iterator[None]:
-    """Turns what runs into a limit within it into `limit_error`; everything else passes."""
+    """Translates errors caused by a limit into `limit_error`."""
     try:
         yield
     except (OSError, MemoryError, RuntimeError) as exc:
@@ -56,7 +56,7 @@ def limits_named(operation: str) -> Iterator[None]:
 
 
 def address_space_left() -> int | None:
-    """Bytes that this process may still map under `ulimit -v`; None without such a limit."""
+    """Bytes that this process can still map under `ulimit -v`; None without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return None
@@ -68,12 +68,12 @@ def address_space_left() -> int | None:
 
 
 def mapping_limit() -> tuple[int, str] | None:
-    """How many bytes of shared memory this process may still map, and the limit that says so; None without one."""
+    """How many bytes of shared memory this process can still map, and the name of the limit; None without one."""
     limits = []
     left, address_space = address_space_left(), _memory_limit()
     if left is not None and address_space is not None:
         limits.append((max(0, left - _SPARE_BYTES), address_space[0]))
-    # Shared memory is a file.
+    # The file size limit applies to shared memory.
     if file_size := _named(resource.RLIMIT_FSIZE, "file size", "-f", "LimitFSIZE=", is_bytes=True):
         limits.append((resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_size[0]))
     return min(limits, default=None)
@@ -93,7 +93,7 @@ def _process_limit() -> tuple[str, str] | None:
 
 
 def _control_group_tasks() -> int | None:
-    """The limit of the control groups' tasks that is used up."""
+    """The limit on tasks of a control group that is reached, or None."""
     for folder in control_groups("pids"):
         limit, current = read_limit(folder / "pids.max"), read_limit(folder / "pids.current")
         if limit is not None and current is not None and current >= limit - 1:
@@ -102,7 +102,7 @@ def _control_group_tasks() -> int | None:
 
 
 def _named(which: int, what: str, flag: str, setting: str, *, is_bytes: bool = False) -> tuple[str, str] | None:
-    """The limit and the hint, in words; None when there is no such limit."""
+    """A description of the limit and a hint; None if it is not set."""
     value = resource.getrlimit(which)[0]
     if value == resource.RLIM_INFINITY:
         return None

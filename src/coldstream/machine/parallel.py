@@ -1,4 +1,4 @@
-"""Several blocking calls at once, on plain threads: importing `concurrent.futures` would cost more than the calls."""
+"""Blocking calls on parallel threads, without the slow import of `concurrent.futures`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ R = TypeVar("R")
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T], *, threads: int = THREADS_MAX) -> list[R]:
-    """The results of `work` in the order of `items`. The first error ends it, when the calls under way have ended."""
+    """The results of `work` in the order of `items`. After an error, waits for running calls and raises it."""
     results: dict[int, R] = {}
     errors: list[BaseException] = []
     rest = iter(range(len(items)))
 
     def run() -> None:
         try:
-            # Two threads never get the same index: `next` on a range holds the interpreter's lock.
+            # `next` on a range iterator is atomic under the interpreter's lock.
             while not errors and (index := next(rest, None)) is not None:
                 results[index] = work(items[index])
-        except BaseException as exc:  # noqa: BLE001  # raised again below, in the thread that asked
+        except BaseException as exc:  # noqa: BLE001  # raised again below, in the calling thread
             errors.append(exc)
 
     helpers = [threading.Thread(target=run, daemon=True) for _ in range(min(threads, len(items)) - 1)]

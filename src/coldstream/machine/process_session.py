@@ -1,11 +1,10 @@
-"""The processes of a session (Linux): finding them and ending them all.
+"""Finds and ends the processes of a session (Linux).
 
-Also a program, of the standard library alone, that outlives its parent to end what that leaves when it is killed:
+Also a program without dependencies that ends a session after its parent was killed:
 
     python -I -S process_session.py LEADER SECONDS
 
-It waits until its standard input ends, which its parent holds open, gives the session that many seconds to end by
-itself, and ends it.
+It waits for the end of its standard input, which its parent holds open, and then SECONDS for the session to end.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from pathlib import Path
 
 _TRACKER_SECONDS = 5.0
 _POLL_SECONDS = 0.02
-# The process of Python's multiprocessing that removes shared memory which no other process has removed.
+# The process of Python's multiprocessing that removes leaked shared memory.
 _TRACKER = b"multiprocessing.resource_tracker"
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session, oldest first: its leader, and what descends from it and has not left."""
+    """The processes of a session, oldest first."""
     processes = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         with suppress(OSError, ValueError, IndexError):
-            # The name in parentheses may hold anything.
+            # The name in parentheses may contain any character.
             fields = Path("/proc", str(int(name)), "stat").read_text(errors="replace").rpartition(")")[2].split()
             if int(fields[3]) == leader:
                 processes.append((int(fields[19]), int(name)))
@@ -36,7 +35,7 @@ def session(leader: int) -> list[int]:
 
 
 def kill_session(leader: int) -> None:
-    """Kills its processes; the resource trackers among them end last by themselves, and clean up."""
+    """Kills its processes, except for resource trackers, which clean up and then exit."""
     pids = session(leader)
     for pid in pids:
         if _TRACKER not in _command_line(pid):
@@ -47,7 +46,7 @@ def kill_session(leader: int) -> None:
 
 
 def end_session(leader: int) -> None:
-    """The same, until none of them is left."""
+    """Kills its processes until none is left."""
     until = time.monotonic() + _TRACKER_SECONDS
     while _has_running(leader) and time.monotonic() < until:
         kill_session(leader)
@@ -60,7 +59,7 @@ def _has_running(leader: int) -> bool:
 
 
 def _command_line(pid: int) -> bytes:
-    """Empty of a process that has ended, whether or not its parent has waited for it."""
+    """The command line; empty for a process that has ended, also before its parent has waited for it."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -73,7 +72,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _guard(leader: int, seconds: float) -> None:
-    # Whoever ends all processes of a unit or a terminal means the others: this one ends with them.
+    # Signals for all processes of a unit or terminal are ignored: this process ends with the session.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     while os.read(0, 1):

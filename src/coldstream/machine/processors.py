@@ -1,18 +1,18 @@
-"""Are this machine's processors busy? Then more connections cannot help, whatever the bucket could give."""
+"""Whether this machine's processors are busy, so that more connections would not help."""
 
 from __future__ import annotations
 
-# Below this idle share nothing is left for another connection's bytes.
+# Below this idle share, there is no capacity for another connection.
 IDLE_SHARE_MIN = 0.08
-# /proc/stat counts in hundredths of a second: a shorter look would be noise.
+# /proc/stat counts hundredths of a second: shorter intervals would be noise.
 LOOK_SECONDS = 0.1
 
 
 class Processors:
-    """Looks at how idle the processors were between two looks.
+    """Measures the idle share of all processors between two calls.
 
     Attributes:
-        full: Whether they were busy, all of them, at the last look. False where the system does not tell.
+        full: Whether all were busy during the last interval. False on systems without /proc/stat.
     """
 
     def __init__(self, now: float, *, path: str = "/proc/stat") -> None:
@@ -22,7 +22,7 @@ class Processors:
         self._before = self._times()
 
     def look(self, now: float) -> None:
-        """Looks again, if the last look is long enough ago."""
+        """Measures again, if the last measurement is long enough ago."""
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
@@ -32,10 +32,10 @@ class Processors:
         self._before = idle, total
 
     def _times(self) -> tuple[int, int]:
-        """(idle, all), in ticks since the start of the machine."""
+        """(idle, total) ticks since boot."""
         try:
             with open(self._path, encoding="ascii") as file:
-                # cpu user nice system idle iowait irq softirq steal …; guests are in user already.
+                # cpu user nice system idle iowait irq softirq steal …; user includes guests.
                 fields = [int(field) for field in file.readline().split()[1:9]]
         except (OSError, ValueError):
             return 0, 0

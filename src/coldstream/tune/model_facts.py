@@ -37,7 +37,7 @@ def read_model(uri: str, settings: Settings) -> Model:
     return describe(checkpoint.name, headers, config if isinstance(config, dict) else {})
 
 
-def detect_gpus(cards: Sequence[hardware.Gpu]) -> Gpus | None:
+def detect_gpus(cards: Sequence[hardware.InstalledGpu]) -> Gpus | None:
     """Returns a machine's GPUs; None if it has none, unknown ones, or different models."""
     if len({card.name for card in cards}) != 1:
         return None

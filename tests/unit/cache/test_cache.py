@@ -790,7 +790,7 @@ def test_a_folder_that_another_user_planted_in_a_shared_volume_is_refused(tmp_pa
     cache = Cache(volume)
     cache.root.symlink_to(mine)
     os.lchown(cache.root, 12345, 12345)
-    with pytest.raises(DiskError, match="it is a link that user 12345 made"):
+    with pytest.raises(DiskError, match="is a link created by user 12345"):
         Model().open(cache)
     assert not list(mine.iterdir())
     cache.root.unlink()
@@ -857,7 +857,7 @@ def test_a_root_that_others_can_write_is_refused(cache: Cache, mode: int) -> Non
         lambda: Writer.open(cache.root / "models/a/b"),
     )
     for act in refused:
-        with pytest.raises(DiskError, match="others can write"):
+        with pytest.raises(DiskError, match="is writable by other users"):
             act()
 
 
@@ -865,7 +865,7 @@ def test_a_root_of_another_user_is_refused(cache: Cache, monkeypatch: pytest.Mon
     cache.root.mkdir(mode=0o755)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(DiskError, match=f"belongs to user {owner}, and this is user {owner + 1}"):
+    with pytest.raises(DiskError, match=f"belongs to user {owner}, not to user {owner + 1}"):
         Model().open(cache)
 
 
@@ -1141,7 +1141,7 @@ def test_a_file_system_without_locks_is_said(cache: Cache, monkeypatch: pytest.M
 def test_a_stopped_holder_of_the_lock_does_not_stop_loads(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     Model().fill(cache)
     monkeypatch.setattr(disk_module, "ROOT_LOCK_SECONDS", 0.05)
-    with disk_module.root_locked(cache.root), pytest.raises(DiskError, match="another process holds") as caught:
+    with disk_module.root_locked(cache.root), pytest.raises(DiskError, match="another process has held") as caught:
         Model().open(cache)
     assert caught.value.retryable
 

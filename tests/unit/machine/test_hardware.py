@@ -108,7 +108,7 @@ def test_what_nvidia_says() -> None:
     said = "NVIDIA H100 80GB HBM3, 9.0, 570.86.15\nNVIDIA H100 80GB HBM3, 9.0, 570.86.15\n"
     found = hardware.parse_nvidia(said)
     assert len(found) == 2
-    assert found[0] == hardware.Gpu(name="NVIDIA H100 80GB HBM3", capability="9.0", driver="570.86.15")
+    assert found[0] == hardware.InstalledGpu(name="NVIDIA H100 80GB HBM3", capability="9.0", driver="570.86.15")
     assert hardware.parse_nvidia("No devices were found\n") == ()
 
 

@@ -56,13 +56,13 @@ def test_what_is_meant_is_guessed() -> None:
     ],
 )
 def test_what_the_driver_calls_them(name: str, found: str | None) -> None:
-    cards = [hardware.Gpu(name=name, capability="8.0", driver="570")] * 2
+    cards = [hardware.InstalledGpu(name=name, capability="8.0", driver="570")] * 2
     here = detect_gpus(cards)
     assert (here and here.gpu.name) == found
     assert here is None or here.count == 2
 
 
 def test_several_kinds_are_nothing_to_advise_for() -> None:
-    cards = [hardware.Gpu(name=name, capability="8.0", driver="1") for name in ("NVIDIA L4", "NVIDIA T4")]
+    cards = [hardware.InstalledGpu(name=name, capability="8.0", driver="1") for name in ("NVIDIA L4", "NVIDIA T4")]
     assert detect_gpus(cards) is None
     assert detect_gpus([]) is None

@@ -113,7 +113,7 @@ def open_bundle_store(uri: Uri, name: str, settings: Settings) -> BundleStore:
     return BundleStore(open_store(settings, retry=retry, connections=_CONNECTIONS), checked_name(name))
 
 
-def _device(cards: tuple[hardware.Gpu, ...]) -> str:
+def _device(cards: tuple[hardware.InstalledGpu, ...]) -> str:
     """The kinds of GPU, with their driver's family; how many there are is the parallelism's part."""
     kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
     return "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}"

@@ -131,5 +131,5 @@ def test_a_folder_that_goes_while_old_ones_are_looked_for_is_no_failure(
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     os.chmod(tmp_path / "cache", 0o777)
-    with pytest.raises(DiskError, match="others can write"):
+    with pytest.raises(DiskError, match="is writable by other users"):
         kept(tmp_path).hold()

@@ -151,7 +151,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     root.mkdir()
     root.chmod(0o777)
-    with pytest.raises(DiskError, match="others can write to it"):
+    with pytest.raises(DiskError, match="is writable by other users"):
         Timelines(root).keep(streamed())
 
 
