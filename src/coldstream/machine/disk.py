@@ -99,17 +99,16 @@ def checked_root(root: Path, *, create: bool) -> bool:
             link, status = os.lstat(root), os.stat(root)
         except FileNotFoundError:
             return False
+        hint = "set COLDSTREAM_CACHE_DIR to a directory of this user"
         fault = None if stat.S_ISDIR(status.st_mode) else "is not a directory"
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in {0, os.geteuid()}:
             # Another user could redirect this user's files with it.
             fault = f"is a link created by user {link.st_uid}"
-        if fault := fault or _privacy_fault(status):
-            raise DiskError(
-                f"cache directory {root} {fault}",
-                hint=f"run: chmod go-w {shlex.quote(str(root))}   (or set COLDSTREAM_CACHE_DIR to another directory)",
-                operation="cache",
-                target=str(root),
-            )
+        if fault is None and (fault := _privacy_fault(status)) and status.st_uid == os.geteuid():
+            hint = f"run: chmod go-w {shlex.quote(str(root))}"
+        if fault:
+            message = f"cache directory {root} {fault}"
+            raise DiskError(message, hint=hint, operation="cache", target=str(root))
         return True
 
 

@@ -796,7 +796,7 @@ def test_a_folder_that_another_user_planted_in_a_shared_volume_is_refused(tmp_pa
     cache.root.unlink()
     cache.root.mkdir()
     os.chown(cache.root, 12345, 12345)
-    with pytest.raises(DiskError, match="it belongs to user 12345"):
+    with pytest.raises(DiskError, match="belongs to user 12345"):
         Model().open(cache)
 
 

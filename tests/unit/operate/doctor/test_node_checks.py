@@ -72,13 +72,13 @@ def test_a_cache_folder_of_another_user(tmp_path: Path) -> None:
     assert looked(case, "cache folder", "disk").found == "not looked at: cache folder failed"
     check = case.checks["cache folder"]
     assert check.state == "fail"
-    assert "it belongs to user 12345" in check.found
+    assert "belongs to user 12345" in check.found
     assert "COLDSTREAM_CACHE_DIR" in (check.hint or "")
 
 
 def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    assert "not a folder" in looked(case_of(tmp_path), "cache folder").found
+    assert "not a directory" in looked(case_of(tmp_path), "cache folder").found
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
