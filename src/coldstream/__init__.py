@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from coldstream.package import __version__ as __version__
 
 if TYPE_CHECKING:
+    from coldstream.engine.load_statistics import LoadReport
     from coldstream.errors import (
         BucketNotFoundError,
         CancelledError,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
         UsageError,
     )
     from coldstream.loading.load_into import LoadIntoReport, load_into
-    from coldstream.loading.load_report import LoadReport
     from coldstream.loading.options import Options
     from coldstream.loading.sharing import Attached, Share, attach, share
     from coldstream.loading.streaming import Load, load, stream
@@ -91,7 +91,7 @@ _MODULES = {
     "Attached": "loading.sharing",
     "Load": "loading.streaming",
     "LoadIntoReport": "loading.load_into",
-    "LoadReport": "loading.load_report",
+    "LoadReport": "engine.load_statistics",
     "Options": "loading.options",
     "Share": "loading.sharing",
     "TypedBuffer": "loading.tensors",

@@ -312,9 +312,9 @@ def test_a_reader_that_leaves_early_keeps_its_tensors_and_delays_no_other(
 def test_a_reader_that_never_comes_ends_the_load(server: RangedServer, tmp_path: Path) -> None:
     limits = options(tmp_path, memory=24 << 20, attach_seconds=0.5)
     with coldstream.share(f"{server.url}/m", consumers=2, **limits) as shared:
-        with pytest.raises(ColdstreamError, match="only 1 of 2 readers came"):
+        with pytest.raises(ColdstreamError, match="only 1 of 2 readers attached"):
             list(coldstream.attach(shared.address, framework="buffer"))
-        with pytest.raises(ColdstreamError, match="only 1 of 2 readers came"):
+        with pytest.raises(ColdstreamError, match="only 1 of 2 readers attached"):
             shared.wait(10)
 
 

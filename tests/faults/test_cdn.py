@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.engine.load_statistics import CdnReport, LoadReport
 from coldstream.errors import CancelledError, ConfigError
-from coldstream.loading.cdn_delivery import CdnReport
-from coldstream.loading.load_report import LoadReport
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
 from coldstream.model.manifest import Manifest, parse

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.cache.cache import Cache
-from coldstream.cache.cached_files import Contents
-from coldstream.cache.copy_records import OURS, RECORD, Plan, Presence, parse_plan
-from coldstream.cache.space import Disk, Entry, victims_for
+from coldstream.cache.cached_files import CopyContents
+from coldstream.cache.copy_records import OURS, RECORD, CopyPlan, Presence, parse_plan
+from coldstream.cache.space import CachedCopy, Disk, victims_for
 from coldstream.errors import DiskError
 from tests.unit.cache.test_cache import HUGE, URI, Model, begun
 
@@ -34,7 +34,7 @@ def test_any_order_of_writing_and_forgetting(model: Model, steps: list[tuple[str
     chunks = model.chunks()
     expected: set[tuple[int, int]] = set()
     with tempfile.TemporaryDirectory() as folder, model.open(Cache(Path(folder) / "c", bytes_max=HUGE)) as copy:
-        writer = copy.writer(mend=True)
+        writer = copy.writer(repair=True)
         assert writer is not None
         for step, number in steps if chunks else ():
             at = chunks[number % len(chunks)]
@@ -46,7 +46,7 @@ def test_any_order_of_writing_and_forgetting(model: Model, steps: list[tuple[str
                 expected.discard(at)
             else:
                 writer.close()
-                again = copy.writer(mend=True)
+                again = copy.writer(repair=True)
                 assert again is not None
                 writer = again
             claimed = {(file, chunk) for file, chunk in chunks if copy.have(file)[chunk]}
@@ -77,7 +77,7 @@ def test_any_journal_claims_only_what_is_right(model: Model, rng: object, tail: 
             # With a manifest no other record is believed, but for one that takes a claim back.
             claimed = {(file, chunk) for file, chunk in order if copy.have(file)[chunk]}
             assert claimed <= set(order[:whole])
-        with copy.writer(mend=True) or begun(copy) as writer:
+        with copy.writer(repair=True) or begun(copy) as writer:
             for file, entry in enumerate(model.files):
                 for chunk, there in enumerate(copy.have(file)):
                     start, stop = entry.bounds(chunk)
@@ -101,19 +101,19 @@ def test_any_bytes_are_a_journal(data: bytes) -> None:
 
 @given(models, st.binary(max_size=20), st.integers(0, 2000), st.integers(0, 40))
 def test_any_damage_to_a_plan_is_found_or_harmless(model: Model, patch: bytes, start: int, length: int) -> None:
-    plan = Plan(uri=URI, name="org/model", version="1", files=tuple(model.files))
+    plan = CopyPlan(uri=URI, name="org/model", version="1", files=tuple(model.files))
     data = plan.serialize()
     assert parse_plan(data) == plan
     found = parse_plan(data[:start] + patch + data[start + length :])
     if found is not None:
         assert parse_plan(found.serialize()) == found
-        contents = Contents(Path("/nonexistent"), found.files)
+        contents = CopyContents(Path("/nonexistent"), found.files)
         contents.refresh()
         assert not any(any(contents.there(index)) for index in range(len(found.files)))
 
 
-def entry(number: int, size: int, *, total: int, in_use: bool, writing: bool) -> Entry:
-    return Entry(
+def entry(number: int, size: int, *, total: int, in_use: bool, writing: bool) -> CachedCopy:
+    return CachedCopy(
         name=f"m/{number}",
         version="1",
         uri=URI,
@@ -143,7 +143,7 @@ def test_what_is_evicted_makes_room_and_is_no_more_than_needed(
     own = entry(99, own_bytes[0], total=own_bytes[1], in_use=True, writing=True)
     disk = Disk(limit_bytes=limit, free_bytes=free)
 
-    def fits(gone: list[Entry]) -> bool:
+    def fits(gone: list[CachedCopy]) -> bool:
         left = [other for other in others if other not in gone]
         growth = max(own.bytes_total - own.bytes, 0) + sum(other.bytes_reserved - other.bytes for other in others)
         return own.bytes_total + sum(other.bytes_reserved for other in left) <= limit and growth <= free + sum(
@@ -151,7 +151,7 @@ def test_what_is_evicted_makes_room_and_is_no_more_than_needed(
         )
 
     idle = [other for other in others if not other.in_use]
-    victims: list[Entry] | None = None
+    victims: list[CachedCopy] | None = None
     with suppress(DiskError):
         victims = victims_for(own, others, disk)
     if victims is None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from coldstream.engine.cdn_choice import FAILURES_MAX, WINDOW, Cdn, status_number
+from coldstream.engine.cdn_choice import FAILURES_MAX, WINDOW, CdnHealth, status_number
 from tests.simulation.world import MIB, Bucket, Reader, World, even
 
 FAST = 200e6
@@ -34,7 +34,7 @@ def seconds(world: World) -> float:
 
 def test_a_good_one_brings_everything_and_is_faster() -> None:
     world = load(Bucket(each_rate=FAST, latency=0.005))
-    counts = world.scheduler.counts
+    counts = world.scheduler.statistics
     assert counts.cdn_requests == counts.requests == 200
     assert counts.cdn_bytes == counts.received_bytes == 200 * 8 * MIB
     assert counts.fallbacks == counts.retries == 0
@@ -65,8 +65,8 @@ def test_one_that_fails_is_given_up_and_costs_little(how: str, seed: int) -> Non
     assert not scheduler.cdn.open
     assert scheduler.cdn.gave_up
     # What was under way when it was given up, and no more, is asked for in vain.
-    assert scheduler.counts.fallbacks <= FAILURES_MAX + 2 * 16
-    assert scheduler.counts.retries == scheduler.counts.corrupt == scheduler.counts.busy == 0
+    assert scheduler.statistics.fallbacks <= FAILURES_MAX + 2 * 16
+    assert scheduler.statistics.retries == scheduler.statistics.corrupt == scheduler.statistics.busy == 0
     assert seconds(world) < alone + 12.0
 
 
@@ -74,9 +74,9 @@ def test_one_that_fails_now_and_then_is_kept() -> None:
     world = load(Bucket(each_rate=FAST, no=0.1, corrupt=0.05, reset=0.05), chunks=600)
     scheduler = world.scheduler
     assert scheduler.cdn.open
-    assert 30 < scheduler.counts.fallbacks < 250
-    assert scheduler.counts.requests - scheduler.counts.cdn_requests >= scheduler.counts.fallbacks
-    assert scheduler.counts.cdn_bytes > 0.5 * scheduler.counts.received_bytes
+    assert 30 < scheduler.statistics.fallbacks < 250
+    assert scheduler.statistics.requests - scheduler.statistics.cdn_requests >= scheduler.statistics.fallbacks
+    assert scheduler.statistics.cdn_bytes > 0.5 * scheduler.statistics.received_bytes
 
 
 def test_one_that_fails_more_often_than_not_is_given_up() -> None:
@@ -96,18 +96,18 @@ def test_a_bucket_that_has_troubles_too() -> None:
         )
         world.run()
         assert world.failed is None
-        assert world.scheduler.counts.corrupt == 0, "wrong bytes of the CDN are not the bucket's"
+        assert world.scheduler.statistics.corrupt == 0, "wrong bytes of the CDN are not the bucket's"
 
 
 def test_a_worker_that_dies_is_not_the_cdn_s_fault() -> None:
     world = load(Bucket(each_rate=FAST), deaths=[0.1, 0.2, 0.3], workers=1)
     assert world.scheduler.cdn.open
-    assert world.scheduler.counts.fallbacks == 0
-    assert world.scheduler.counts.cdn_requests > 200
+    assert world.scheduler.statistics.fallbacks == 0
+    assert world.scheduler.statistics.cdn_requests > 200
 
 
 def test_when_it_is_given_up() -> None:
-    cdn = Cdn()
+    cdn = CdnHealth()
     for chunk in range(FAILURES_MAX - 1):
         cdn.failed(chunk, "broken", "reset")
     assert cdn.open
@@ -115,12 +115,12 @@ def test_when_it_is_given_up() -> None:
     assert cdn.takes(FAILURES_MAX)
     cdn.succeeded()
     cdn.failed(100, "slow", "")
-    assert repr(cdn) == f"Cdn(open, {FAILURES_MAX} failures)"
+    assert repr(cdn) == f"CdnHealth(open, {FAILURES_MAX} failures)"
     for chunk in range(FAILURES_MAX - 1):
         cdn.failed(200 + chunk, "refused", "403")
     assert cdn.gave_up == f"it failed {FAILURES_MAX} times in a row, at last with: 403"
     assert not cdn.takes(999)
-    share = Cdn()
+    share = CdnHealth()
     for chunk in range(WINDOW):
         share.failed(chunk, "range", "no range") if chunk % 3 else share.succeeded()
     assert not share.open

@@ -20,7 +20,7 @@ def ends(world: World) -> str:
 def test_wrong_bytes_thrice() -> None:
     world = World(even(5), bucket=Bucket(corrupt=1.0), readers=[Reader()])
     assert ends(world) == "integrity"
-    assert world.scheduler.counts.corrupt >= 3
+    assert world.scheduler.statistics.corrupt >= 3
 
 
 def test_other_ranges_thrice() -> None:
@@ -28,7 +28,7 @@ def test_other_ranges_thrice() -> None:
 
 
 def test_a_local_file_that_is_bad_and_no_original() -> None:
-    world = World(even(5), bucket=Bucket(local_bad=1.0), here=[True] * 5, remote=False, readers=[Reader()])
+    world = World(even(5), bucket=Bucket(local_bad=1.0), is_local=[True] * 5, remote=False, readers=[Reader()])
     assert ends(world) == "integrity"
 
 
@@ -36,7 +36,7 @@ def test_links_that_are_never_good() -> None:
     world = World(even(30), bucket=Bucket(link_requests=1 << 40), readers=[Reader()])
     world._link_used = dict.fromkeys([(0, version) for version in range(9)], 1 << 41)
     assert ends(world) == "credentials"
-    assert world.scheduler.counts.renewals == 3
+    assert world.scheduler.statistics.renewals == 3
 
 
 def test_a_link_that_is_never_renewed() -> None:
@@ -45,9 +45,9 @@ def test_a_link_that_is_never_renewed() -> None:
     assert 30 < world.now - world.start < 40
 
 
-@pytest.mark.parametrize("here", [(), [True, False] * 30])
-def test_a_bucket_that_dies(here: list[bool]) -> None:
-    world = World(even(60), bucket=Bucket(dead_after=0.2), readers=[Reader()], here=here, give_up=30)
+@pytest.mark.parametrize("is_local", [(), [True, False] * 30])
+def test_a_bucket_that_dies(is_local: list[bool]) -> None:
+    world = World(even(60), bucket=Bucket(dead_after=0.2), readers=[Reader()], is_local=is_local, give_up=30)
     assert ends(world) == "unavailable"
     assert 30 < world.now - world.start < 40
 
@@ -84,7 +84,7 @@ def test_what_was_dropped_is_fetched_again() -> None:
     world = World(even(60), readers=[Reader()], limit=20 * 8 * MIB, disk=Disk(60e6))
     world.run()
     assert world._copying
-    assert world.scheduler.counts.requests > 60
+    assert world.scheduler.statistics.requests > 60
     assert len(world._stored) == 60
 
 
@@ -122,8 +122,8 @@ def test_a_stop_that_is_not_heard_is_repeated() -> None:
     scheduler.tick(0.0)
     stops = [now / 20 for now in range(200) if Stop(0) in scheduler.tick(now / 20)]
     assert len(stops) >= 4
-    assert scheduler.counts.takeovers == 1
-    assert sum(scheduler.counts.takeovers_by.values()) == 1
+    assert scheduler.statistics.hedges == 1
+    assert sum(scheduler.statistics.hedge_causes.values()) == 1
 
 
 def test_a_late_consumer_receives_everything_even_after_the_copy_has_failed() -> None:
@@ -154,7 +154,7 @@ def test_a_failure_while_what_was_dropped_is_fetched_again_leaves_the_load_finis
     assert scheduler.stored_chunk(0.5) == [StoreChunk(2, 4096)]
     scheduler.stored_chunk(0.6)
     assert scheduler.stored
-    assert scheduler.counts.unstored_bytes == 4096
+    assert scheduler.statistics.unstored_bytes == 4096
     (again,) = scheduler.store_dropped(0.7)
     assert isinstance(again, Fetch)
     assert (again.chunk, again.skip) == (1, 0)

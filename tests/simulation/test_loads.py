@@ -85,7 +85,7 @@ def draw(seed: int) -> World:
         else None,
         files=min(len(extents), rng.choice([1, 1, 2, 4])),
         cuts=random.Random(seed).choice([0.0, 0.0, 0.2, 1.0]),
-        here=[rng.random() < 0.5 for _ in range(chunks)] if local else (),
+        is_local=[rng.random() < 0.5 for _ in range(chunks)] if local else (),
         limit=rng.choice([1 << 50, 1 << 50, total, total // 2 + 1, total // 5 + 1, 4 * MIB, 4096]),
         connections=connections,
         first=rng.choice([1, 16]),

@@ -89,7 +89,7 @@ def test_a_storm_makes_it_go_down_and_it_comes_up_again() -> None:
 
 def test_a_bucket_that_serves_only_so_many_is_not_pushed() -> None:
     world = load(16 * GB, Bucket(each_rate=60e6, busy_max=40), connections=256)
-    assert world.scheduler.counts.busy < 0.15 * world.scheduler.counts.requests
+    assert world.scheduler.statistics.busy < 0.15 * world.scheduler.statistics.requests
     assert seconds(world) < 2.0 * 16e9 / (40 * 60e6)
 
 
@@ -140,13 +140,13 @@ def test_a_slow_disk_does_not_slow_the_load() -> None:
 def test_nothing_grows_for_consumers_that_let_go() -> None:
     world = World(even(100), readers=[Reader(work=0.01), Reader(work=0.02)], limit=20 * 8 * MIB)
     world.run()
-    assert world.scheduler.counts.grown_bytes == 0
+    assert world.scheduler.statistics.grown_bytes == 0
 
 
 def test_kept_tensors_make_the_arena_grow_and_the_report_says_so() -> None:
     world = World(even(100), readers=[Reader(keep=1)], limit=20 * 8 * MIB)
     assert world.run() < 20.0
-    assert 80 * 8 * MIB <= world.scheduler.counts.grown_bytes <= (80 + 16) * 8 * MIB
+    assert 80 * 8 * MIB <= world.scheduler.statistics.grown_bytes <= (80 + 16) * 8 * MIB
 
 
 def test_one_that_keeps_and_says_nothing_is_outlived() -> None:

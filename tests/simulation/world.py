@@ -17,9 +17,9 @@ from functools import partial
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena
 from coldstream.engine.extents import STUCK_SECONDS
+from coldstream.engine.load_layout import arena_bytes
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, TICK_SECONDS, WINDOW_BYTES, Scheduler
-from coldstream.engine.streamer import arena_bytes
 
 MIB = 1 << 20
 _TICK_APART = 0.045  # the streamer ticks no more often
@@ -118,7 +118,7 @@ class World:
         disk: Disk | None = None,
         files: int = 1,
         cuts: float = 0.0,
-        here: Sequence[bool] = (),
+        is_local: Sequence[bool] = (),
         remote: bool = True,
         limit: int = 1 << 50,
         connections: int = 16,
@@ -151,16 +151,16 @@ class World:
                 counters[file] = index + 1
                 if file != segment_file or (cuts and cutting.random() < cuts):
                     segment, segment_file = segment + 1, file
-                local = bool(here) and here[number]
+                local = bool(is_local) and is_local[number]
                 self.members[-1].append(number)
                 far = remote or not local
                 self.chunks.append(Chunk(file, segment, index, extent, position, size, local, far, cdn is not None))
                 position += size
         self.sizes = [sum(sizes) for sizes in extents]
-        self.wanted = [disk is not None and not chunk.here for chunk in self.chunks]
+        self.wanted = [disk is not None and not chunk.is_local for chunk in self.chunks]
         self.limit = limit
         # As in the streamer: what is mapped is enough for any load.
-        self.arena = Arena(limit, mapped_bytes=arena_bytes(self.sizes, store=disk is not None, most=None))
+        self.arena = Arena(limit, mapped_bytes=arena_bytes(self.sizes, store=disk is not None, limit_bytes=None))
         self._grow, self.arena.grow = self.arena.grow, self._checked_grow  # type: ignore[method-assign]
         self.pace = Pace(first=first, limit=connections)
         self.scheduler = Scheduler(
@@ -199,7 +199,9 @@ class World:
         self._misranged: dict[int, int] = {}
         self._left_cdn: set[int] = set()  # chunks that the CDN has failed
         self._tainted: set[int] = set()  # of which wrong bytes of the CDN are in place
-        self._local_bad = {n for n, c in enumerate(self.chunks) if c.here and self.rng.random() < self.bucket.local_bad}
+        self._local_bad = {
+            n for n, c in enumerate(self.chunks) if c.is_local and self.rng.random() < self.bucket.local_bad
+        }
         self._memory: dict[int, int] = {}  # extents that are used, and where
         self._ready: list[Ready] = []
         self._ready_extents: set[int] = set()
@@ -320,10 +322,10 @@ class World:
         transfer = _Transfer(fetch, fetch.chunk, chunk.size - fetch.skip, 0.0)
         self._transfers[fetch.connection] = transfer
         self._reported[fetch.connection] = 0
-        remote = sum(not t.fetch.here for t in self._transfers.values())
-        assert fetch.here or remote <= self.pace.target, "more connections than there should be"
-        assert not fetch.here or len(self._transfers) - remote <= self.local_max
-        (self._read if fetch.here else self._request)(transfer, chunk)
+        remote = sum(not t.fetch.is_local for t in self._transfers.values())
+        assert fetch.is_local or remote <= self.pace.target, "more connections than there should be"
+        assert not fetch.is_local or len(self._transfers) - remote <= self.local_max
+        (self._read if fetch.is_local else self._request)(transfer, chunk)
 
     def _read(self, transfer: _Transfer, chunk: Chunk) -> None:
         transfer.end = "local" if transfer.number in self._local_bad else "done"
@@ -371,7 +373,7 @@ class World:
 
     def _served(self) -> int:
         """Requests that the bucket is busy with."""
-        return sum(transfer.end != "busy" and not transfer.fetch.here for transfer in self._transfers.values())
+        return sum(transfer.end != "busy" and not transfer.fetch.is_local for transfer in self._transfers.values())
 
     def _begin_flowing(self, transfer: _Transfer) -> None:
         if self._transfers.get(transfer.fetch.connection) is not transfer:
@@ -401,7 +403,7 @@ class World:
             assert self.cdn is not None
             if received and kind != "corrupt" and self.rng.random() < self.cdn.corrupt:
                 self._tainted.add(number)
-        elif kind == "done" and number in self._tainted and not fetch.here:
+        elif kind == "done" and number in self._tainted and not fetch.is_local:
             assert not fetch.cdn, "what the bucket began, the CDN goes on with"
             kind = "mixed"
         chunk = self.chunks[number]
@@ -410,7 +412,7 @@ class World:
             assert received == transfer.size
             self._done.add(number)
             self._bad.pop(number, None)
-            if self._tee_alive and not fetch.here and self.wanted[number]:
+            if self._tee_alive and not fetch.is_local and self.wanted[number]:
                 self._to_store.setdefault(chunk.extent, set()).add(number)
             self._settle()
             self._do(self.scheduler.done(fetch.connection, self.now, first_byte_seconds=self.bucket.latency))
@@ -479,7 +481,7 @@ class World:
 
         def back() -> list[Action]:
             self._gone_connections.difference_update(mine)
-            return self.scheduler.found(mine, self.now)
+            return self.scheduler.regained(mine, self.now)
 
         if self.respawn:
             self._do(actions)
@@ -650,9 +652,11 @@ class World:
         assert fetch.chunk not in self._done, "a chunk is fetched that is done"
         assert fetch.skip == min(self._in_place[fetch.chunk], chunk.size - 1), "bytes in place are fetched again"
         assert all(t.number != fetch.chunk for t in self._transfers.values()), "two writers on one chunk"
-        assert not fetch.here or chunk.here
-        assert chunk.segment not in self._renewing or fetch.here or fetch.cdn, "a request with a link that was refused"
-        assert not fetch.cdn or (chunk.cdn and not fetch.here)
+        assert not fetch.is_local or chunk.is_local
+        assert chunk.segment not in self._renewing or fetch.is_local or fetch.cdn, (
+            "a request with a link that was refused"
+        )
+        assert not fetch.cdn or (chunk.cdn and not fetch.is_local)
         assert not fetch.cdn or self.scheduler.cdn.open, "the CDN was given up"
         assert not fetch.cdn or fetch.chunk not in self._left_cdn, "the CDN has failed this chunk"
         start = fetch.offset - chunk.position
@@ -687,7 +691,7 @@ class World:
         return self._grow(size)
 
     def _check(self) -> None:
-        scheduler, counts = self.scheduler, self.scheduler.counts
+        scheduler, counts = self.scheduler, self.scheduler.statistics
         assert self.arena.touched_bytes <= self.limit + counts.grown_bytes
         assert self.arena.touched_bytes <= self.arena.limit_bytes
         for extent, start in self._memory.items():
@@ -704,7 +708,7 @@ class World:
         # No idle connection while there is work that it may do.
         flying = [0, 0]
         for transfer in self._transfers.values():
-            flying[transfer.fetch.here] += 1
+            flying[transfer.fetch.is_local] += 1
         if len(self._transfers) + len(self._gone_connections) < max(self.pace.limit, self.local_max):
             idle = [c for c in scheduler._idle if c not in self._gone_connections]
             for here, most in ((0, self.pace.target), (1, self.local_max)):
@@ -717,7 +721,7 @@ class World:
                 assert not (roomy and not ahead and not piled and scheduler._pending_kinds[here]), "idle, with room"
 
     def _check_end(self) -> None:
-        counts, scheduler = self.scheduler.counts, self.scheduler
+        counts, scheduler = self.scheduler.statistics, self.scheduler
         assert len(self._ready) == len(self.sizes)
         assert len(self._done) == len(self.chunks) or (self.disk and not self._tee_alive)
         assert counts.done_bytes == sum(self.sizes)

@@ -12,7 +12,7 @@ import yaml
 
 from coldstream import errors
 from coldstream.cli import VERBS, cli
-from coldstream.loading.load_report import LoadReport
+from coldstream.engine.load_statistics import LoadReport
 from coldstream.model import manifest
 from coldstream.operate.doctor.checklist import CHECKLIST
 from coldstream.settings import VARIABLES

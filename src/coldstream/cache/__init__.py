@@ -2,7 +2,7 @@
 
     cache.py      Cache: open a copy, find the latest, list and prune
     copy.py       Copy: one version of one model, held against eviction while it is open
-    writer.py     Writer: fills a copy, chunk by chunk in any order, from a process of its own
+    writer.py     CopyWriter: fills a copy, chunk by chunk in any order, from a process of its own
     room.py       what lies in the cache, what has to go, and taking it away
     contents.py   what of a copy lies on the disk, by its journal
     records.py    plan and journal as bytes; pure

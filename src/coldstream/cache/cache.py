@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.cache.cached_files import read_plan
-from coldstream.cache.copy_records import OURS, CachedFile, Plan, check_files, checked_version
-from coldstream.cache.local_copy import Copy
+from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, check_files, checked_version
+from coldstream.cache.local_copy import LocalCopy
 from coldstream.cache.space import (
-    Entry,
+    CachedCopy,
     discard,
     disk_of,
     entries_locked,
@@ -60,7 +60,7 @@ class Cache:
     def __repr__(self) -> str:
         return f"Cache({self.root}, bytes_max={self.bytes_max})"
 
-    def open(self, *, uri: str, name: str, version: str, files: Sequence[CachedFile]) -> Copy:
+    def open(self, *, uri: str, name: str, version: str, files: Sequence[CachedFile]) -> LocalCopy:
         """Creates a copy, or reopens what is there of it. Another plan under the same version starts over.
 
         Takes milliseconds, and makes no room yet: that is the writer's part.
@@ -77,7 +77,7 @@ class Cache:
             UsageError: The name or the version cannot name a folder.
             IntegrityError: A path leaves the folder, or a file is not cut into whole chunks.
         """
-        plan = Plan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
+        plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
         check_files(plan.files, where=name)
         folder = model_folder(self.root, name, version)
         checked_root(self.root, create=True)
@@ -95,7 +95,7 @@ class Cache:
                 raise
             return copy
 
-    def latest(self, uri: str) -> Copy | None:
+    def latest(self, uri: str) -> LocalCopy | None:
         """The copy that this URI had last, if it is complete and still there: for a start without the network.
 
         Raises:
@@ -122,7 +122,7 @@ class Cache:
             copy.close()
             return None
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CachedCopy]:
         """All copies, least recently used first.
 
         Raises:
@@ -140,7 +140,7 @@ class Cache:
         names: Sequence[str] = (),
         older_seconds: float | None = None,
         dry_run: bool = False,
-    ) -> list[Entry]:
+    ) -> list[CachedCopy]:
         """Removes copies, the least recently used first, and whatever killed removals left; never one in use.
 
         Args:
@@ -186,7 +186,7 @@ class Cache:
             disk = disk_of(existing, self.bytes_max)
         return max(min(disk.limit_bytes, used_bytes + disk.room_bytes), 0) if self.bytes_max is None else self.bytes_max
 
-    def _settle(self, folder: Path, plan: Plan) -> None:
+    def _settle(self, folder: Path, plan: CopyPlan) -> None:
         """Sees to it that `folder` holds a copy of this plan. The root's lock is held."""
         if folder.exists():
             found = read_plan(folder)
@@ -213,11 +213,11 @@ class Cache:
         make_folders(folder.parent)
         os.rename(staging, folder)
 
-    def _hold(self, folder: Path, plan: Plan) -> Copy:
+    def _hold(self, folder: Path, plan: CopyPlan) -> LocalCopy:
         lock = open_locked(folder / OURS / "lock", exclusive=False)
         # Excluded by nobody: the lock is exclusive only while the root's is held too.
         assert lock is not None
-        return Copy(folder, plan, self.bytes_max, lock=lock)
+        return LocalCopy(folder, plan, self.bytes_max, lock=lock)
 
 
 def cache_of(settings: Settings) -> Cache:
@@ -257,9 +257,9 @@ def _default_root() -> Path:
     return temporary_folder()
 
 
-def _down_to(keep_bytes: int, total_bytes: int, candidates: Iterable[Entry]) -> list[Entry]:
+def _down_to(keep_bytes: int, total_bytes: int, candidates: Iterable[CachedCopy]) -> list[CachedCopy]:
     """The first of the candidates whose going brings the total down to `keep_bytes`; with 0, all of them."""
-    victims: list[Entry] = []
+    victims: list[CachedCopy] = []
     for entry in candidates:
         if keep_bytes and total_bytes <= keep_bytes:
             break

@@ -14,14 +14,14 @@ from coldstream.cache.copy_records import (
     PLAN_BYTES_MAX,
     RECORD,
     CachedFile,
-    Plan,
+    CopyPlan,
     Presence,
     parse_plan,
 )
 from coldstream.machine.disk import read_bounded
 
 
-class Contents:
+class CopyContents:
     """A view of a copy that follows its journal while another process writes it. For one thread.
 
     Attributes:
@@ -113,7 +113,7 @@ class Contents:
             self._read_bytes += whole
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> CopyPlan | None:
     """A copy's plan; None when there is none that can be trusted."""
     data = read_bounded(folder / OURS / "plan.json", PLAN_BYTES_MAX)
     return parse_plan(data) if data is not None else None

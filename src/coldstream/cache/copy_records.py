@@ -56,7 +56,7 @@ class CachedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CopyPlan:
     """What a copy should hold.
 
     Attributes:
@@ -91,7 +91,7 @@ class Plan:
         return json.dumps(record, separators=(",", ":")).encode()
 
 
-def parse_plan(data: bytes) -> Plan | None:
+def parse_plan(data: bytes) -> CopyPlan | None:
     """Reads what `serialize` wrote; None for anything else, which is then as good as no copy at all."""
     try:
         raw = json.loads(data)
@@ -106,7 +106,7 @@ def parse_plan(data: bytes) -> Plan | None:
             )
             for file in raw["files"]
         )
-        plan = Plan(
+        plan = CopyPlan(
             uri=str(raw["uri"]), name=checked_name(raw["name"]), version=checked_version(raw["version"]), files=files
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.cache.cached_files import Contents, read_plan
-from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, Plan
+from coldstream.cache.cached_files import CopyContents, read_plan
+from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyPlan
 from coldstream.cache.space import make_room, mark_latest, root_of
 from coldstream.errors import DiskError
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, write_all, write_at
@@ -46,19 +46,19 @@ OPEN_FILES_MAX = 64
 _LEFTOVER_SECONDS = 3600.0
 
 
-class Writer:
+class CopyWriter:
     """The one process that writes a copy. For one thread; every method may block on the disk.
 
     After a DiskError it is closed: nothing it claimed is wrong, and what is there stays for the next writer.
     """
 
-    def __init__(self, folder: Path, plan: Plan, bytes_max: int | None, *, locks: tuple[int, int]) -> None:
-        """Use `Writer.open`; `locks` are owned from here on: the copy's, shared, and the writer's."""
+    def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: tuple[int, int]) -> None:
+        """Use `CopyWriter.open`; `locks` are owned from here on: the copy's, shared, and the writer's."""
         self.folder = folder
         self._plan = plan
         self._bytes_max = bytes_max
         self._locks: tuple[int, ...] = locks
-        self._contents = Contents(folder, plan.files)
+        self._contents = CopyContents(folder, plan.files)
         self._journal = -1
         self._open: dict[int, int] = {}  # file index to descriptor, in the order of opening
         self._dirty: set[int] = set()  # of them, those with bytes that may not have reached the disk
@@ -67,7 +67,7 @@ class Writer:
 
     def __repr__(self) -> str:
         missing = sum(self._contents.presence.missing)
-        return f"Writer({self.folder}, {'closed' if self.closed else f'{missing} chunks missing'})"
+        return f"CopyWriter({self.folder}, {'closed' if self.closed else f'{missing} chunks missing'})"
 
     def __enter__(self) -> Self:
         return self
@@ -76,18 +76,18 @@ class Writer:
         self.close()
 
     @classmethod
-    def open(cls, folder: Path, *, bytes_max: int | None = None, mend: bool = False) -> Writer | None:
+    def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
         """Begins to write the copy in `folder`, which `Cache.open` made; makes room for all that it lacks.
 
         Needs nothing from the process that opened the copy, and holds it against eviction by itself.
 
         Args:
-            folder: `Copy.folder`.
+            folder: `LocalCopy.folder`.
             bytes_max: As for `Cache`.
-            mend: Open a complete copy too: a chunk of it was read with wrong bytes, to be forgotten and written again.
+            repair: Open a complete copy too: one of its chunks was wrong, and is to be forgotten and written again.
 
         Returns:
-            None when another process writes it, or when it is complete and there is nothing to mend.
+            None when another process writes it, or when it is complete and there is nothing to repair.
 
         Raises:
             DiskError: It does not fit, it is gone, or the disk fails.
@@ -111,7 +111,7 @@ class Writer:
             writer._begin()
             if not writer.complete:
                 make_room(folder, bytes_max)
-            if mend or not writer.complete:
+            if repair or not writer.complete:
                 return writer
         writer.close()
         return None

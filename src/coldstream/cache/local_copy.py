@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.cache.cached_files import Contents
-from coldstream.cache.copy_records import OURS, Plan, file_path_fault
-from coldstream.cache.copy_writer import Writer
+from coldstream.cache.cached_files import CopyContents
+from coldstream.cache.copy_records import OURS, CopyPlan, file_path_fault
+from coldstream.cache.copy_writer import CopyWriter
 from coldstream.errors import IntegrityError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import disk_errors, make_folders, unlock
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Copy:
+class LocalCopy:
     """Holds a copy against eviction until `close`, which belongs to the process that opened it. For one thread.
 
     What is read is as the journal of whoever writes it has it at that moment; a chunk once there stays, unless a
@@ -31,16 +31,16 @@ class Copy:
         version: The model's.
     """
 
-    def __init__(self, folder: Path, plan: Plan, bytes_max: int | None, *, lock: int) -> None:
+    def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
         """Use `Cache.open`; `lock` is owned from here on."""
         self.folder = folder
         self.uri, self.name, self.version, self.files = plan.uri, plan.name, plan.version, plan.files
         self._bytes_max = bytes_max
         self._lock: int | None = lock
-        self._contents = Contents(folder, plan.files)
+        self._contents = CopyContents(folder, plan.files)
 
     def __repr__(self) -> str:
-        return f"Copy({self.name}, {self.version}, {'closed' if self._lock is None else 'open'})"
+        return f"LocalCopy({self.name}, {self.version}, {'closed' if self._lock is None else 'open'})"
 
     def __enter__(self) -> Self:
         return self
@@ -101,9 +101,9 @@ class Copy:
         with disk_errors(self.folder):
             os.utime(self.folder / OURS / "used")
 
-    def writer(self, *, mend: bool = False) -> Writer | None:
-        """Begins to write it from this process; see `Writer.open`, which another process calls."""
-        return Writer.open(self.folder, bytes_max=self._bytes_max, mend=mend)
+    def writer(self, *, repair: bool = False) -> CopyWriter | None:
+        """Begins to write it from this process; see `CopyWriter.open`, which another process calls."""
+        return CopyWriter.open(self.folder, bytes_max=self._bytes_max, repair=repair)
 
     def close(self) -> None:
         """Allows eviction. Again is fine."""

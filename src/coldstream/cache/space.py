@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from coldstream.cache.cached_files import Contents, read_plan
-from coldstream.cache.copy_records import FORMAT, OURS, Plan, checked_version
+from coldstream.cache.cached_files import CopyContents, read_plan
+from coldstream.cache.copy_records import FORMAT, OURS, CopyPlan, checked_version
 from coldstream.errors import DiskError, UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import (
@@ -43,7 +43,7 @@ _NAME_BYTES_MAX = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CachedCopy:
     """One copy in the cache.
 
     Attributes:
@@ -110,7 +110,7 @@ def root_of(folder: Path) -> Path:
     return folder.parents[2]
 
 
-def entries_locked(root: Path) -> list[Entry]:
+def entries_locked(root: Path) -> list[CachedCopy]:
     """All copies, least recently used first. The caller holds the root's lock."""
     folders = [
         Path(version.path)
@@ -131,7 +131,7 @@ def disk_of(root: Path, bytes_max: int | None) -> Disk:
     return Disk(limit_bytes=size // DEFAULT_SHARE, free_bytes=free, kept_bytes=kept)
 
 
-def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
+def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> list[CachedCopy]:
     """Which copies have to go so that `own` can be completed: none in use, the least recently used first. Pure.
 
     Args:
@@ -155,7 +155,7 @@ def victims_for(own: Entry, others: Sequence[Entry], disk: Disk) -> list[Entry]:
     over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - disk.limit_bytes
     over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - disk.room_bytes
     needed = max(over_limit, over_disk)
-    victims: list[Entry] = []
+    victims: list[CachedCopy] = []
     for entry in others:
         if needed <= 0:
             break
@@ -227,7 +227,7 @@ def sweep(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def mark_latest(root: Path, plan: Plan) -> None:
+def mark_latest(root: Path, plan: CopyPlan) -> None:
     """Notes that this plan's version is what its URI had last, completely."""
     path = _latest_path(root, plan.uri)
     record = {"format": FORMAT, "uri": plan.uri, "name": plan.name, "version": plan.version}
@@ -261,10 +261,10 @@ def _latest_target(root: Path, path: Path) -> tuple[Path, str] | None:
         return None
 
 
-def _describe(folder: Path) -> Entry:
+def _describe(folder: Path) -> CachedCopy:
     ours = folder / OURS
     plan = read_plan(folder)
-    contents = Contents(folder, plan.files if plan else ())
+    contents = CopyContents(folder, plan.files if plan else ())
     contents.refresh()
     in_use = writing = False
     if ours.is_dir():
@@ -274,7 +274,7 @@ def _describe(folder: Path) -> Entry:
     except FileNotFoundError:
         used = 0.0
     size = bytes_on_disk(folder)
-    return Entry(
+    return CachedCopy(
         name=plan.name if plan else folder.parent.name.replace("--", "/"),
         version=plan.version if plan else folder.name,
         uri=plan.uri if plan else "",

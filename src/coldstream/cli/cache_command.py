@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coldstream.cache.cache import Cache
-    from coldstream.cache.space import Entry
+    from coldstream.cache.space import CachedCopy
 
 
 @click.group(cls=Group, epilog=EXIT_CODES)
@@ -153,7 +153,7 @@ def _cache(state: State) -> Cache:
     return cache_of(state.settings())
 
 
-def _table(cache: Cache, entries: Sequence[Entry], used: int, limit: int) -> str:
+def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -> str:
     from datetime import datetime, timezone
 
     from coldstream.units import format_age, format_bytes
@@ -168,7 +168,7 @@ def _table(cache: Cache, entries: Sequence[Entry], used: int, limit: int) -> str
     return f"{table_text(rows)}\n{format_bytes(used)} of at most {format_bytes(limit)} in {cache.root}"
 
 
-def _state(entry: Entry) -> str:
+def _state(entry: CachedCopy) -> str:
     if entry.complete:
         return "complete, in use" if entry.in_use else "complete"
     share = f" {min(100 * entry.bytes // max(entry.bytes_total, 1), 99)} %"
@@ -181,5 +181,5 @@ def _short(version: str) -> str:
     return version.removeprefix("sha256:")[:12]
 
 
-def _as_json(entry: Entry) -> dict[str, Any]:
+def _as_json(entry: CachedCopy) -> dict[str, Any]:
     return asdict(entry) | {"folder": str(entry.folder), "used": entry.used.isoformat()}

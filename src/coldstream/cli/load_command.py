@@ -15,7 +15,7 @@ from coldstream.cli.session import State
 from coldstream.cli.shared_options import common_options, load_options, metrics_options
 
 if TYPE_CHECKING:
-    from coldstream.loading.load_report import LoadReport
+    from coldstream.engine.load_statistics import LoadReport
 
 
 @click.command(epilog=EXIT_CODES)

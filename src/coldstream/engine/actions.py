@@ -1,4 +1,4 @@
-"""What the scheduler is asked about, and what it answers: chunks, failures, and the actions to carry out. Pure."""
+"""The scheduler's vocabulary: chunks, failures, and the actions to carry out. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Chunk:
 
     Attributes:
         file: Index of the file.
-        segment: Of the load, counted over all files: the object that it lies in.
+        segment: Number, over all files, of the segment that holds it.
         index: Of the chunk in its file.
         extent: Index of the extent that it lies in.
-        position: Where in the extent, in bytes.
+        position: Offset in the extent, in bytes.
         size: In bytes, above 0.
-        here: Whether it is read from this machine.
-        remote: Whether it can be fetched from elsewhere.
+        is_local: Whether it is read from this machine.
+        remote: Whether it can be fetched over the network.
         cdn: Whether a CDN has it too, and its digest is known.
     """
 
@@ -27,20 +27,20 @@ class Chunk:
     extent: int
     position: int
     size: int
-    here: bool = False
+    is_local: bool = False
     remote: bool = True
     cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a connection did not bring what it should.
+    """Why a connection did not deliver its chunk.
 
     Attributes:
-        kind: As in `engine.http.FetchError`, or "corrupt": the bytes have another digest; "local": the file on this
-            machine could not be read, or holds other bytes; "lost": the fetching process died.
-        received: Bytes that are in place, from where the request began.
-        message: For people; without links.
+        kind: As in `net.http_message.FetchError`, or "corrupt": the digest differs; "local": the local file cannot be
+            read, or is wrong; "lost": the fetching process died.
+        received: Bytes in place, counted from where the request began.
+        message: For users; without links.
         retry_after_seconds: What the server asked for, or None.
     """
 
@@ -54,27 +54,27 @@ class Failure:
 class Fetch:
     """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size.
 
-    From this machine if `here`, through the CDN if `cdn`, from the bucket otherwise.
+    From this machine if `is_local`, through the CDN if `cdn`, from the bucket otherwise.
     """
 
     connection: int
     chunk: int
     offset: int
     skip: int
-    here: bool
+    is_local: bool
     cdn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End what this connection does now; it answers with how far it came."""
+    """End the fetch of this connection; its result says how far it came."""
 
     connection: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An extent is whole: the `order`-th to be so, at `offset` in the arena."""
+    """An extent is complete: the `order`-th, at `offset` in the arena."""
 
     extent: int
     offset: int
@@ -83,7 +83,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class StoreChunk:
-    """Write this chunk, at `offset` in the arena, to the local copy, and say `stored_chunk` or `store_failed`."""
+    """Write this chunk, at `offset` in the arena, to the local copy; then call `stored_chunk` or `store_failed`."""
 
     chunk: int
     offset: int
@@ -91,19 +91,19 @@ class StoreChunk:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The link of this segment is refused; whoever can should make a new one and say `renewed`."""
+    """Renew the refused link of this segment, then call `renewed`."""
 
     segment: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The load cannot go on; once it was finished already, only what was to be fetched for the local copy cannot.
+    """End the load; once it has finished, end only the local copy.
 
     Attributes:
         kind: "unavailable", "credentials", "not-found", "conflict", "integrity", "memory".
-        chunk: The chunk that it failed on, or None.
-        message: What the last attempt said.
+        chunk: Which it failed on, or None.
+        message: Of the last attempt.
     """
 
     kind: str

@@ -1,15 +1,15 @@
-"""Which bytes of the arena belong to whom: an allocator of contiguous extents. Pure; touches no memory.
+"""Allocates contiguous extents in the arena. Pure; touches no memory.
 
-The arena is one sparse file of memory that is as large as everything that could ever lie in it at once; what counts,
-and what costs, is how far it has been touched. So a freed extent is reused before new memory is, the one that was freed
-last before others: it is still in the processor's cache and in every process's page table.
+The arena is one sparse file of memory, as large as everything that could be in it at once; only touched memory costs
+anything. So freed extents are reused before new memory is touched, the last one first: it is still in the processor's
+cache and in every process's page table.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-# Extents start on pages, so that two of them never share one: memory is given back by the page.
+# Extents start on pages and never share one: memory is released by the page.
 PAGE_BYTES = 4096
 
 
@@ -18,8 +18,8 @@ class Arena:
 
     Attributes:
         limit_bytes: How far the arena may be touched; `grow` raises it.
-        mapped_bytes: How far that may ever be; None: any distance.
-        touched_bytes: How far it has been.
+        mapped_bytes: The maximum of `limit_bytes`, or None.
+        touched_bytes: How far it has been touched.
     """
 
     def __init__(self, limit_bytes: int, *, mapped_bytes: int | None = None) -> None:
@@ -43,22 +43,18 @@ class Arena:
         return sum(stop - start for start, stop in self._used.items())
 
     def allocate(self, size: int) -> int | None:
-        """The start of a free range of `size` bytes, or None when the limit leaves no room.
-
-        Args:
-            size: In bytes, above 0; rounded up to whole pages.
-        """
+        """The start of a free range of `size` bytes, rounded up to whole pages, or None if the limit leaves no room."""
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
         fits = [start for start in self._starts if self._holes[start][0] - start >= size]
         if fits:
-            # The tightest hole keeps large ones whole for large tensors; of equals, the one used last.
+            # The tightest hole keeps large holes for large tensors; of equal holes, the last freed.
             start = min(fits, key=lambda start: (self._holes[start][0] - start, -self._holes[start][1]))
             stop, freed = self._holes[start]
             self._drop_hole(start)
             if stop - start > size:
                 self._add_hole(start + size, stop, freed)
         else:
-            # A hole at the end of what is touched is extended.
+            # A hole at the end of the touched memory is extended.
             last = self._starts[-1] if self._starts else -1
             start = last if last >= 0 and self._holes[last][0] == self.touched_bytes else self.touched_bytes
             if start + size > self.limit_bytes:
@@ -70,7 +66,7 @@ class Arena:
         return start
 
     def grow(self, size: int) -> int:
-        """Raises the limit by `size` bytes, rounded up to whole pages, as far as is mapped; by how many that is."""
+        """Raises the limit by `size` bytes, in whole pages, within the mapped memory; returns by how many."""
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
         if self.mapped_bytes is not None:
             size = min(size, self.mapped_bytes - self.limit_bytes)
@@ -78,7 +74,7 @@ class Arena:
         return size
 
     def free(self, start: int) -> None:
-        """The extent at `start` is free again."""
+        """Frees the extent at `start`."""
         stop = self._used.pop(start)
         self._clock += 1
         position = bisect_left(self._starts, start)

@@ -1,8 +1,8 @@
-"""The two ends that a program has of a load: its owner, and its consumers.
+"""A program's two ends of a load: its owner, and its consumers.
 
-An `Owner` starts the streamer and tells it what to load. A `Consumer` maps the arena and is told which extents are
-ready; each is a `ctypes` array over the arena itself. Whoever keeps a view of it, directly or through a tensor made
-with `torch.frombuffer`, keeps the array alive, and the memory is the engine's again when the array goes.
+An `Owner` starts the streamer and tells it what to load. A `Consumer` maps the arena and learns which extents are
+ready; each is a `ctypes` array over the arena itself. A view of it, such as a tensor made with `torch.frombuffer`,
+keeps the array alive; the engine reuses the memory when the array is gone.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 
 from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
+from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.machine.child_environment import STREAMER, child_environment
 from coldstream.machine.limits import limits_named
 from coldstream.model.job import FileJob, JobOptions, pack_files, pack_options
 from coldstream.units import format_bytes
 
-# What keeps it from being imported is told in the form of `wire.FAIL`, without any of our modules.
+# Reports a failed import in the form of `messages.FAIL`, without using any of our modules.
 _START = """
 import os, sys
 sys.path[:] = sys.argv[1].split(chr(10))
@@ -47,7 +48,7 @@ main(sys.argv[2:])
 """
 _LAST_WORDS_SECONDS = 1.0
 _detached: list[subprocess.Popen[bytes]] = []
-# Consumers that were closed while their memory is referred to: theirs are the sockets that say when it no longer is.
+# Consumers that were closed while their memory is in use: their sockets report when it no longer is.
 _holding: set[Consumer] = set()
 
 
@@ -57,7 +58,7 @@ class Extent:
 
     Attributes:
         number: Its place in the catalog.
-        file: Number of the file that it is of.
+        file: Its file's number.
         start: Its first byte in the file.
         stop: One past its last.
         memory: The bytes, writable. Valid as long as anything refers to it.
@@ -74,7 +75,7 @@ class StreamerGoneError(Exception):
     """The streamer has ended, or the load failed.
 
     Attributes:
-        failure: What the streamer said of it, if this is all that will be heard of it.
+        failure: The streamer's last message about it, if there will be no other.
     """
 
     def __init__(self, message: str, *, failure: dict[str, Any] | None = None) -> None:
@@ -85,21 +86,21 @@ class StreamerGoneError(Exception):
 class Consumer:
     """One process's view of a load. Not thread-safe, but memory may be dropped in any thread.
 
-    After a fork the child must not use it: it attaches by itself.
+    After a fork the child must not use it, and attaches by itself.
 
     Attributes:
-        catalog: What there is.
+        catalog: The files and extents.
         arena: All of the memory, mapped; sparse, and far larger than what is used of it.
         total: How many extents there are.
-        seen: How many have been handed out.
-        failure: What the streamer said when the load failed, or None.
+        seen: How many `take` has returned.
+        failure: The streamer's message when the load failed, or None.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         """Attaches; blocks until the streamer has its plan.
 
         Raises:
-            StreamerGoneError: The streamer has ended, or accepts no more consumers.
+            StreamerGoneError: The streamer has ended, or every consumer is attached.
             ColdstreamError: A limit of this process is too low.
         """
         try:
@@ -117,11 +118,11 @@ class Consumer:
         self._ready: deque[bytes] = deque()
         self._offsets: dict[int, tuple[int, int]] = {}
         self._left = False
-        self._alone = consumers == 1
+        self._is_only = consumers == 1
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
 
     def _map(self, sock: socket.socket) -> int:
-        """Maps what the streamer hands out; how many consumers there are."""
+        """Maps the arena and the catalog; returns the number of consumers."""
         try:
             with limits_named("attach to the load"):
                 message, descriptors = messages.receive_descriptors(sock, messages.MESSAGE_BYTES_MAX, 2)
@@ -163,7 +164,7 @@ class Consumer:
         return self._socket.fileno()
 
     def take(self) -> Extent | None:
-        """The next ready extent, or None when one has to be waited for; then `wait` asks for it.
+        """The next ready extent, or None if there is none yet; then call `wait`.
 
         Raises:
             StreamerGoneError: The streamer ended before the load did.
@@ -182,7 +183,7 @@ class Consumer:
         return Extent(number, file, start, stop, memory)
 
     def wait(self) -> None:
-        """Says that this consumer has nothing to do until another extent is ready."""
+        """Tells the streamer that this consumer has nothing to do until another extent is ready."""
         if not self._waiting and self._socket is not None:
             self._waiting = True
             self._send(messages.WAIT + messages.NUMBER.pack(self.seen))
@@ -191,7 +192,7 @@ class Consumer:
         """All extents, each once, as they become ready; blocks.
 
         Args:
-            before_wait: Called when none is ready; whether it gave memory back, and it is worth looking again.
+            before_wait: Called when none is ready; returns whether it released memory, and another look is worthwhile.
 
         Raises:
             StreamerGoneError: The load failed (see `failure`), or the streamer was killed.
@@ -199,7 +200,7 @@ class Consumer:
         while self.seen < self.total:
             if (extent := self.take()) is not None:
                 yield extent
-                # Held here, its memory would outlive whatever the caller made of it by one extent.
+                # A reference here would keep its memory until the next extent.
                 del extent
                 continue
             if self.failure:
@@ -210,11 +211,11 @@ class Consumer:
             select.select([self], [], [], 5.0)
 
     def close(self) -> None:
-        """Lets go, for good. Memory that is still referred to stays valid, and the streamer is told when it is not."""
+        """Detaches. Memory that is still in use stays valid, and the streamer is told when it no longer is."""
         if self._left or os.getpid() != self._pid:
             return
         self._left = True
-        # A closed socket would say that nothing is held.
+        # A closed socket would mean that nothing is held.
         _holding.add(self)
         if self._held:
             self._send(messages.LEAVE + messages.NUMBER.pack(self.seen))
@@ -246,34 +247,34 @@ class Consumer:
                 return
 
     def _drop(self, number: int) -> None:
-        """The last reference to an extent is gone. Runs wherever that was, in a fork or at the end of Python too."""
+        """The last reference to an extent is gone. Runs in any thread, in a fork, or when Python ends."""
         if os.getpid() != self._pid:
             return
         self._held.pop(number, None)
         start, stop = self._offsets.pop(number)
-        told = self._send(messages.RELEASE + messages.NUMBER.pack(number))
-        if not told and self._left and self._alone:
-            # The streamer has ended: nobody will reuse it, or still write it to the local copy, and nobody else looks
-            # at it. Give the pages back at once; it starts on one.
+        was_sent = self._send(messages.RELEASE + messages.NUMBER.pack(number))
+        if not was_sent and self._left and self._is_only:
+            # The streamer has ended: no one reuses the memory, writes it to the local copy, or reads it. Release its
+            # pages at once; an extent starts on a page.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self.arena.madvise(mmap.MADV_REMOVE, start, stop - start)
         if self._left and not self._held:
             self._hang_up()
 
     def _send(self, message: bytes) -> bool:
-        """Whether there is still a streamer to tell."""
+        """Sends; returns whether the streamer still runs."""
         sock = self._socket
         if sock is None:
             return False
         try:
             sock.send(message)
         except BlockingIOError:
-            # The streamer is far behind; these are a few bytes, and it never waits for us.
+            # The streamer is far behind. This message is a few bytes, and the streamer never waits for a consumer.
             with contextlib.suppress(OSError, ValueError):
                 select.select([], [sock], [], 1.0)
                 sock.send(message)
         except OSError:
-            return False  # receiving will tell
+            return False  # receiving reports it
         return True
 
 
@@ -282,12 +283,12 @@ class Owner:
 
     Attributes:
         pid: The streamer's.
-        progress: What it said last of how far it is, or None.
-        report: Its account of the whole load, once it is finished.
-        stored: What became of the local copy, once that is known.
-        failure: What it said when the load failed, or None.
-        renewals: Segments, counted over all files, whose link is refused and that wait for `link`.
-        listening: Whether consumers of other processes can connect.
+        statistics: Its last ones, or None.
+        has_finished: Whether everything is fetched, and `statistics` are final.
+        copy_failure: Once the local copy is finished or failed: why it failed, or "". None before.
+        failure: Its message when the load failed, or None.
+        renewals: Segments, counted over all files, whose link was refused and that wait for `link`.
+        listening: Whether consumers in other processes can connect.
         gone: Whether it has ended.
     """
 
@@ -296,16 +297,16 @@ class Owner:
 
         Args:
             workers: Fetching processes.
-            connections: Most connections at once.
-            tls: Whether to read the trusted certificates meanwhile, once for all workers.
-            ca_bundle: In place of the environment's AWS_CA_BUNDLE, or None.
+            connections: Maximum parallel connections.
+            tls: Whether to read the trusted certificates early, once for all workers.
+            ca_bundle: Instead of the environment's AWS_CA_BUNDLE, or None.
 
         Raises:
             ColdstreamError: A limit of this process is too low.
         """
         _detached[:] = [process for process in _detached if process.poll() is None]
         package = str(Path(__file__).resolve().parents[2])
-        # The site's start-up files would cost as much as the rest; what they add to the path is in it already.
+        # The site's start-up files would take as long as the rest; what they add to the path is already in it.
         paths = "\n".join(dict.fromkeys([package, *(path for path in sys.path if path)]))
         with limits_named("start the streaming process"):
             mine, theirs = _socketpair()
@@ -314,17 +315,17 @@ class Owner:
                 self._process = subprocess.Popen(
                     [sys.executable, "-S", "-c", _START, paths, *map(str, numbers)],
                     pass_fds=[theirs.fileno()],
-                    # It gets links that are signed, over the socket, and needs no key.
+                    # It gets signed links over the socket, and needs no key.
                     env=child_environment(only=STREAMER) | ({"AWS_CA_BUNDLE": ca_bundle} if ca_bundle else {}),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    # Python has none where the descriptor was closed; something else may have its number now.
+                    # Python has no stderr if the descriptor was closed; something else may have its number now.
                     stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
                 )
         self.pid = self._process.pid
-        self.progress: dict[str, Any] | None = None
-        self.report: dict[str, Any] | None = None
-        self.stored: dict[str, Any] | None = None
+        self.statistics: LoadStatistics | None = None
+        self.has_finished = False
+        self.copy_failure: str | None = None
         self.failure: dict[str, Any] | None = None
         self.renewals: list[int] = []
         self.listening = False
@@ -379,25 +380,24 @@ class Owner:
             self.hear(None)
 
     def hear(self, seconds: float | None = 0.0) -> None:
-        """Takes in what the streamer has said, waiting for it up to so long (None: for ever)."""
+        """Takes in the streamer's messages; waits for them up to `seconds`, or without a limit."""
         if not self.gone and select.select([self], [], [], seconds)[0]:
             self.gone = not self._frames.receive()
         for letter, payload in self._frames.frames():
-            if letter == messages.PROGRESS:
-                self.progress = json.loads(payload)
+            if letter in {messages.PROGRESS, messages.END}:
+                self.statistics = LoadStatistics.unpack(payload)
+                self.has_finished |= letter == messages.END
             elif letter == messages.RENEW:
                 self.renewals.append(messages.NUMBER.unpack(payload)[0])
-            elif letter == messages.END:
-                self.report = json.loads(payload)
             elif letter == messages.STORED:
-                self.stored = json.loads(payload)
+                self.copy_failure = json.loads(payload)["failed"]
             elif letter == messages.FAIL:
                 self.failure = json.loads(payload)
             elif letter == messages.LISTENING:
                 self.listening = True
 
     def last_words(self) -> dict[str, Any]:
-        """Why the load failed: what the streamer said before it ended, or how it ended if it said nothing."""
+        """Why the load failed: the streamer's last message, or how it ended if there was none."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
         while self.failure is None and not self.gone and time.monotonic() < deadline:
             self.hear(0.05)
@@ -413,13 +413,13 @@ class Owner:
         return {"kind": kind, "message": f"was killed ({signal.Signals(-code).name})"}
 
     def link(self, segment: int, url: str | None, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """A new link for a segment, or None when there is none to be had."""
+        """Gives a segment a new link; None if the link cannot be renewed."""
         document = None if url is None else {"url": url, "headers": [list(pair) for pair in headers]}
-        with contextlib.suppress(StreamerGoneError):  # hearing will tell
+        with contextlib.suppress(StreamerGoneError):  # `hear` reports it
             self._tell(messages.LINK, messages.NUMBER.pack(segment) + json.dumps(document).encode())
 
     def detach(self) -> None:
-        """Lets it write the rest of the local copy by itself; it ends then, or with this process."""
+        """Lets it finish the local copy by itself; it ends then, or with this process."""
         with contextlib.suppress(StreamerGoneError):
             self._tell(messages.DETACH)
         self._frames.socket.close()
@@ -427,7 +427,7 @@ class Owner:
         _detached.append(self._process)
 
     def stop(self) -> None:
-        """Ends it, and with it everything that it does."""
+        """Ends the streamer and all of its processes."""
         if os.getpid() != self._pid:
             return
         with contextlib.suppress(StreamerGoneError):
@@ -443,11 +443,11 @@ class Owner:
         try:
             self._frames.send(letter, payload, descriptors)
         except OSError as exc:
-            raise StreamerGoneError("it ended while it was spoken to") from exc
+            raise StreamerGoneError("it ended before it read a message") from exc
 
 
 def _socketpair() -> tuple[socket.socket, socket.socket]:
-    """Two ends whose numbers are not those of standard streams, which this process may have closed."""
+    """Two ends with other numbers than the standard streams, which this process may have closed."""
     one, other = socket.socketpair()
     return _moved(one), _moved(other)
 

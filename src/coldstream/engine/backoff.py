@@ -1,7 +1,7 @@
-"""How long a chunk rests after a failure, and which failures are for good. Pure.
+"""How long a chunk rests after a failure, and which failures are permanent. Pure.
 
-A load gives up when nothing has moved for long, never because one chunk has failed so and so often: while others
-arrive, the bucket lives.
+A load gives up when nothing at all has moved for long, never because one chunk has failed a number of times: while
+others arrive, the bucket works.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ BACKOFF_SECONDS_MAX = 5.0
 RETRY_AFTER_SECONDS_MAX = 60.0
 CORRUPT_MAX = 3
 MISRANGED_MAX = 3
-# What no second attempt changes, as the kind of the load's failure.
+# Failures that a retry cannot fix, and the kind of the load's failure.
 PERMANENT = {"changed": "conflict", "gone": "not-found", "tls": "unavailable"}
 
 
 @dataclass(slots=True)
-class Trouble:
-    """What went wrong with a chunk so far.
+class RetryState:
+    """A chunk's failures so far.
 
     Attributes:
-        failures: In a row, without a byte.
-        corrupt: How often its digest was wrong.
-        misranged: How often another range came than was asked for.
-        takeovers: How often a slow connection was stopped.
+        failures: Consecutive ones without a received byte.
+        corrupt: Wrong digests.
+        misranged: Answers with a range that was not requested.
+        takeovers: Slow connections that were stopped.
     """
 
     failures: int = 0
@@ -34,16 +34,11 @@ class Trouble:
     misranged: int = 0
     takeovers: int = 0
 
-    def rest(self, asked_seconds: float | None, rng: random.Random) -> float:
-        """Notes a failure; how long to rest after it, in seconds.
-
-        Args:
-            asked_seconds: What the server asked for, or None.
-            rng: For jitter: everyone else was told the same second.
-        """
+    def rest(self, retry_after_seconds: float | None, rng: random.Random) -> float:
+        """Counts a failure; returns how many seconds to rest, with jitter, since other clients got the same answer."""
         self.failures += 1
-        if asked_seconds is not None:
-            return min(asked_seconds, RETRY_AFTER_SECONDS_MAX) + rng.uniform(0.0, 0.2)
+        if retry_after_seconds is not None:
+            return min(retry_after_seconds, RETRY_AFTER_SECONDS_MAX) + rng.uniform(0.0, 0.2)
         if self.failures == 1:
             return rng.uniform(0.0, BACKOFF_SECONDS)
         mean: float = min(BACKOFF_SECONDS * 2.0 ** (self.failures - 1), BACKOFF_SECONDS_MAX)

@@ -1,25 +1,24 @@
-"""Whether chunks go through the CDN in front of the bucket, from how it does. Pure.
+"""Decides whether chunks go through the CDN in front of the bucket, from its failures. Pure.
 
-Every chunk can be had from the bucket as well, so a CDN that fails costs a request and no load: what it did not bring
-is fetched from the bucket next, and never from the CDN again. One that fails too often is given up for the rest of the
-load.
+The bucket has every chunk too, so a failure of the CDN costs a request and not the load: the chunk is fetched from the
+bucket next, and never from the CDN again. A CDN that fails too often is given up for the rest of the load.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 
-# Failures without an answer in between: a server that has died, a rule that refuses.
+# Consecutive failures: a server that has died, a rule that blocks.
 FAILURES_MAX = 8
-# And of so many last answers at most such a share: a point of presence that damages every other range.
+# The share of failures among this many last answers: a point of presence that damages every other range.
 WINDOW = 32
 FAILED_SHARE = 0.5
-# A connection that gives less than this after so long leaves the rest of its chunk to the bucket. One stream from R2
-# gives 5 to 70 MB/s by what users report.
+# A connection that is slower than this after so long leaves the rest of its chunk to the bucket. Users report 5 to
+# 70 MB/s for one stream from R2.
 SLOW_SECONDS = 3.0
 BYTES_PER_SECOND_MIN = 1e6
 
-# What `cf-cache-status` may say; by number on the wire, where 0 stands for an answer that came from no CDN.
+# Values of `cf-cache-status`, by their number on the wire; 0 is an answer that did not come through the CDN.
 STATUSES = (
     "",
     "none",
@@ -37,42 +36,42 @@ _NUMBERS = {name: number for number, name in enumerate(STATUSES)}
 
 
 def status_number(text: str | None) -> int:
-    """The number of what an answer's `cf-cache-status` says."""
+    """The number of a value of `cf-cache-status`."""
     return _NUMBERS["none"] if not text else _NUMBERS.get(text.strip().upper(), _NUMBERS["other"])
 
 
-class Cdn:
-    """How the CDN has done so far.
+class CdnHealth:
+    """Tracks how reliable the CDN is.
 
     Attributes:
         open: Whether chunks may go through it.
-        gave_up: Why it was given up, for people; empty when it was not.
-        failures: How often it failed, by kind: as in `Failure`, and "slow".
+        gave_up: Why it was given up, or "".
+        failures: By kind: as in `Failure`, and "slow".
     """
 
     def __init__(self) -> None:
         self.open = True
         self.gave_up = ""
         self.failures: Counter[str] = Counter()
-        self._back: set[int] = set()  # chunks that are the bucket's now
+        self._back: set[int] = set()  # chunks that only the bucket may deliver
         self._in_a_row = 0
         self._last: deque[bool] = deque(maxlen=WINDOW)
 
     def __repr__(self) -> str:
         state = "open" if self.open else "given up"
-        return f"Cdn({state}, {sum(self.failures.values())} failures)"
+        return f"CdnHealth({state}, {sum(self.failures.values())} failures)"
 
     def takes(self, chunk: int) -> bool:
-        """Whether it is to be asked for this chunk."""
+        """Whether to fetch this chunk through the CDN."""
         return self.open and chunk not in self._back
 
     def succeeded(self) -> None:
-        """It has brought a chunk, whole and verified."""
+        """It has delivered a chunk, complete and verified."""
         self._in_a_row = 0
         self._last.append(True)
 
     def failed(self, chunk: int, kind: str, message: str) -> None:
-        """It has not brought a chunk, or only a part of it; the rest is the bucket's."""
+        """It has failed to deliver a chunk, or delivered only a part; the bucket delivers the rest."""
         self._back.add(chunk)
         self.failures[kind] += 1
         self._in_a_row += 1
@@ -83,7 +82,7 @@ class Cdn:
         if self._in_a_row >= FAILURES_MAX:
             self._give_up(f"it failed {self._in_a_row} times in a row", kind, message)
         elif len(self._last) == WINDOW and failed > FAILED_SHARE * WINDOW:
-            self._give_up(f"{failed} of its last {WINDOW} answers were no good", kind, message)
+            self._give_up(f"{failed} of its last {WINDOW} answers were bad", kind, message)
 
     def _give_up(self, why: str, kind: str, message: str) -> None:
         self.open = False

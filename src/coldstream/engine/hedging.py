@@ -1,7 +1,7 @@
-"""Which connections are so slow that another should fetch the rest of their chunk. Pure; time is passed in.
+"""Finds connections that are so slow that another should fetch the rest of their chunk. Pure; time is passed in.
 
-One range in a hundred comes from a tired disk or over a lossy path; waiting for it would make the whole load wait. What
-is slow shows only beside the others: when all are, the bucket is, and stopping connections would not help.
+One range in a hundred comes from a slow disk or over a lossy path, and would make the whole load wait. Slow means slow
+compared with the others: if all are slow, the bucket is, and stopping connections would not help.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# A connection is slow when it gives less than this share of what the others give, and its rest would be
-# here sooner from another one.
+# A connection is slow when it delivers less than this share of what the others deliver, and another one would fetch
+# its rest sooner.
 SLOW_SHARE = 0.25
 SLOW_SECONDS_MIN = 0.15
 STALL_SECONDS_MIN = 1.0
-# As long as nothing is known of the bucket, silence may also be its way.
+# While nothing is known of the bucket, it may always be this silent.
 STALL_SECONDS_UNKNOWN = 5.0
-# More patience than so many times that is not for the silent.
+# The limit of patience with silent connections, as a factor.
 _STALL_PATIENCE_MAX = 4.0
-# Whoever was told to stop and has not is told again: the word is lost on a connection that is just being made.
+# A connection that has not stopped is told again: it may have been connecting, and have missed the first message.
 STOP_AGAIN_SECONDS = 1.0
-# Why a connection is stopped: it gives too little, or nothing at all.
+# Why a connection is stopped: it delivers too little, or nothing at all.
 CAUSES = ("slow", "silent")
-# Of the connections, so many may be replaced at a time: if most are slow, the bucket is.
+# The share of connections that may be stopped at a time: if most are slow, the bucket is.
 TAKEOVER_SHARE = 0.25
-# So many finished requests say what is usual, and for so long after the last one.
+# How many finished requests define what is usual, and for how long after the last one.
 _RATES_MIN = 4
 _RECENT_SECONDS = 2.0
 
 
 @dataclass(slots=True)
 class Flight:
-    """What a connection is doing.
+    """The fetch of a connection.
 
     Attributes:
-        chunk: The chunk that it fetches.
-        here: Whether from this machine.
+        chunk: Its number.
+        is_local: Whether from this machine.
         skip: Where in the chunk it began.
-        size: Bytes that it is to bring.
+        size: Bytes to fetch.
         began: When.
-        takeovers: How often a connection was stopped for this chunk before: each makes us twice as patient.
-        received: Bytes that have arrived.
-        moved: When the last of them did.
+        takeovers: How often a connection was stopped for this chunk; each doubles the patience.
+        received: Bytes so far.
+        moved: When the last byte was received.
         stopped: When it was told to stop, or None.
         cdn: Whether through the CDN.
     """
 
     chunk: int
-    here: bool
+    is_local: bool
     skip: int
     size: int
     began: float
@@ -60,7 +60,7 @@ class Flight:
 
 
 class Speeds:
-    """What a connection usually gives, and who gives less."""
+    """What a connection usually delivers, and which ones deliver less."""
 
     def __init__(self) -> None:
         self._rates: deque[float] = deque(maxlen=32)  # bytes/s of finished requests
@@ -68,9 +68,9 @@ class Speeds:
         self._finished = 0.0
 
     def finished(self, flight: Flight, first_byte_seconds: float, now: float, *, chunk_bytes: int) -> None:
-        """A request has brought all that it should."""
+        """A request has delivered everything."""
         self._finished = now
-        # The last few bytes of a chunk say more of the round trip than of the rate.
+        # The last few bytes of a chunk tell more about the round trip than about the rate.
         if 2 * flight.size >= chunk_bytes:
             self._rates.append(flight.size / max(now - flight.began, 1e-6))
             self._first_bytes.append(first_byte_seconds)
@@ -83,16 +83,16 @@ class Speeds:
         *,
         least: tuple[float, float] | None = None,
     ) -> Iterator[tuple[int, str | None]]:
-        """Connections to stop, because another would bring the rest of their chunk sooner.
+        """Connections to stop, because another would fetch the rest of their chunk sooner.
 
         Args:
-            flights: By connection; remote ones.
+            flights: Remote ones, by connection.
             target: How many connections there should be.
             now: The time.
-            least: (bytes per second, seconds): one that gives less after so long is stopped whatever others give.
+            least: (bytes per second, seconds): a connection that is slower after this time is stopped in any case.
 
         Yields:
-            The connection, and which of `CAUSES` it is stopped for; None when it was told so before.
+            The connection, and one of `CAUSES`; None if it was told before.
         """
         allowed = max(2, int(TAKEOVER_SHARE * target)) - sum(flight.stopped is not None for _, flight in flights)
         usual = self._usual([flight for _, flight in flights], now)
@@ -103,7 +103,7 @@ class Speeds:
                     flight.stopped = now
                     yield connection, None
             elif allowed > 0 and (
-                cause := _fault(flight, usual, first_byte, now)
+                cause := _cause_to_stop(flight, usual, first_byte, now)
                 or ("slow" if least and _is_under(flight, now, *least) else None)
             ):
                 flight.stopped = now
@@ -111,12 +111,12 @@ class Speeds:
                 yield connection, cause
 
     def _usual(self, flights: Sequence[Flight], now: float) -> float | None:
-        """What a connection usually gives, in bytes per second; None when too little is known."""
+        """What a connection usually delivers, in bytes per second; None if too little is known."""
         if len(self._rates) < _RATES_MIN:
             return None
         usual = max(1.0, _median(self._rates))
         if now - self._finished > _RECENT_SECONDS:
-            # When everybody has become slow, it is not this connection.
+            # If all have become slow, it is not this connection.
             rates = [
                 flight.received / (now - flight.began) for flight in flights if now - flight.began > SLOW_SECONDS_MIN
             ]
@@ -125,8 +125,8 @@ class Speeds:
         return usual
 
 
-def _fault(flight: Flight, usual: float | None, first_byte: float, now: float) -> str | None:
-    """Which of `CAUSES` there is to stop a connection, if any."""
+def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: float) -> str | None:
+    """One of `CAUSES` if the connection should be stopped."""
     patience = 2.0 ** min(flight.takeovers, 6)
     silent = (now - flight.moved) / min(patience, _STALL_PATIENCE_MAX)
     if usual is None:
@@ -148,7 +148,7 @@ def _is_under(flight: Flight, now: float, bytes_per_second: float, seconds: floa
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:
-    """The middle one, or the mean of the two; `statistics` would take longer to import than all of this."""
+    """The median; importing `statistics` would take longer than importing the whole engine."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,8 +1,7 @@
 """The messages between the engine's processes: fixed layouts, little-endian; nothing is pickled.
 
-Between the streamer and its workers, and between it and its consumers, run sockets that keep messages apart
-(SOCK_SEQPACKET): a message is sent by one system call from any thread and arrives whole. Between it and its owner runs
-a stream with frames, since a plan can be megabytes.
+Workers and consumers talk to the streamer over SOCK_SEQPACKET sockets: one system call from any thread sends a message,
+which arrives whole. The owner uses a stream of frames, since a plan can be megabytes.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MESSAGE_BYTES_MAX = 160 << 10
 FRAME_BYTES_MAX = 1 << 30
 
-# Streamer to worker, on its control socket: one letter, then what it names.
-MAP = b"M"  # u64: the arena has so many bytes; map it
+# Streamer to worker, on its control socket: a letter, then the payload.
+MAP = b"M"  # u64: size of the arena to map
 SOURCE = b"F"  # u32 segment, u32 version of its link, JSON of its job.SegmentSource
-START = b"C"  # u32 connection: give it a thread
+START = b"C"  # u32 connection: start its thread
 STOP = b"S"  # u32 connection, u32 chunk: end that fetch
 NUMBER = struct.Struct("<I")
 NUMBERS = struct.Struct("<II")
 SIZE = struct.Struct("<Q")
 
 # Streamer to the tee.
-_STORE = struct.Struct("<IIQQ16s")  # file, chunk of the file, offset in the arena, bytes, digest
+_STORE = struct.Struct("<IIQQ16s")
 
 # Consumer to streamer.
-WAIT = b"W"  # u32: ready extents looked at so far
+WAIT = b"W"  # u32: ready extents seen so far
 RELEASE = b"R"  # u32 extent
-LEAVE = b"X"  # u32: ready extents looked at; it looks at no more, and releases what it holds one by one
+LEAVE = b"X"  # u32: ready extents seen; the consumer reads no more, and releases what it holds one by one
 # Streamer to consumer.
-HELLO = b"H"  # u32 consumer, u32 how many there are, u64 bytes of arena and catalog; with their descriptors
+HELLO = b"H"  # u32 consumer, u32 consumers, u64 bytes of arena and catalog; with their descriptors
 READY = b"Y"  # u32 extent, u32 order, u64 offset
-END = b"E"  # every extent has been ready; to the owner with JSON of the report
+END = b"E"  # every extent has been ready; to the owner with the final statistics
 FAIL = b"!"  # JSON of the failure
 _READY = struct.Struct("<cIIQ")
 _HELLO = struct.Struct("<cIIQQ")
@@ -45,20 +44,20 @@ _HELLO = struct.Struct("<cIIQQ")
 # Owner to streamer, in frames.
 SETTINGS = b"S"  # JSON of job.JobOptions; the plan follows
 PLAN = b"P"  # JSON of the files; with the catalog's descriptor
-DETACH = b"D"  # go on without being asked until the local copy is written, or the owner's process ends
-LINK = b"L"  # u32 segment, JSON {url, headers}, or nothing when there is none to be had
+DETACH = b"D"  # finish the local copy, then end; end with the owner's process
+LINK = b"L"  # u32 segment, JSON {url, headers}, or null if the link cannot be renewed
 QUIT = b"X"  # end the load
-CONSUMER = b"C"  # with one end of a socket: a consumer attaches through it
+CONSUMER = b"C"  # with one end of a socket that a consumer uses
 # Streamer to owner.
-PROGRESS = b"p"  # JSON
-RENEW = b"r"  # u32 segment: its link is refused
+PROGRESS = b"p"  # statistics
+RENEW = b"r"  # u32 segment whose link was refused
 LISTENING = b"l"  # consumers of other processes can connect
-STORED = b"t"  # JSON: the local copy is as complete as it will be
+STORED = b"t"  # JSON: the local copy is finished, or failed
 
 _FETCH = struct.Struct("<IIIQQQQ????16s")
-_ANSWER = struct.Struct("<BBIQddd16s")
+_RESULT = struct.Struct("<BBIQddd16s")
 
-# The kinds of answers by their number on the wire. "done" is none of FetchError's.
+# Outcomes of a fetch by their number on the wire: "done", or a kind of failure.
 KINDS = (
     "done",
     "broken",
@@ -76,22 +75,21 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetch:
+class FetchRequest(NamedTuple):
     """To a connection: receive `[start + skip, stop)` of a file.
 
     Attributes:
         chunk: The chunk's number in the load.
-        segment: The number, over all files, of the segment that it lies in.
-        version: The version of the segment's link to use, at least.
+        segment: The number, over all files, of the segment that holds it.
+        version: The minimum version of the segment's link.
         start: The chunk's first byte in the file.
         stop: One past its last.
         offset: Where the chunk starts in the arena.
-        skip: How many of its bytes are there already.
-        here: Read the local file.
-        cdn: Ask the CDN.
+        skip: How many of its bytes are already in place.
+        is_local: Read the local file.
+        cdn: Use the CDN.
         checked: Compare with `digest`.
-        hashed: Compute the digest for the answer.
+        hashed: Compute the digest for the result.
         digest: XXH3-128.
     """
 
@@ -102,52 +100,22 @@ class Fetch:
     stop: int
     offset: int
     skip: int
-    here: bool
+    is_local: bool
     cdn: bool
     checked: bool
     hashed: bool
     digest: bytes
 
     def pack(self) -> bytes:
-        """For the wire."""
-        return _FETCH.pack(
-            self.chunk,
-            self.segment,
-            self.version,
-            self.start,
-            self.stop,
-            self.offset,
-            self.skip,
-            self.here,
-            self.cdn,
-            self.checked,
-            self.hashed,
-            self.digest,
-        )
+        return _FETCH.pack(*self)
 
     @classmethod
-    def unpack(cls, data: bytes) -> Fetch:
-        """What `pack` packed."""
-        chunk, segment, version, start, stop, offset, skip, here, cdn, checked, hashed, digest = _FETCH.unpack(data)
-        return cls(
-            chunk=chunk,
-            segment=segment,
-            version=version,
-            start=start,
-            stop=stop,
-            offset=offset,
-            skip=skip,
-            here=here,
-            cdn=cdn,
-            checked=checked,
-            hashed=hashed,
-            digest=digest,
-        )
+    def unpack(cls, data: bytes) -> FetchRequest:
+        return cls(*_FETCH.unpack(data))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """From a connection: what became of a fetch.
+class FetchResult(NamedTuple):
+    """From a connection: the outcome of a fetch.
 
     Attributes:
         kind: One of KINDS.
@@ -156,9 +124,9 @@ class Answer:
         first_byte_seconds: From the request to the first byte of the answer.
         cpu_seconds: Of the whole worker process so far.
         retry_after_seconds: What the server asked for, or None.
-        digest: XXH3-128 of the chunk; zeros when it was not computed.
-        cache: What the CDN's cache did, by its number in `cdn.STATUSES`; 0 when it was not asked.
-        message: For people.
+        digest: XXH3-128 of the chunk; zeros if it was not computed.
+        cache: Number of the CDN's cache status in `cdn_choice.STATUSES`; 0 if the CDN was not used.
+        message: For users.
     """
 
     kind: str
@@ -172,50 +140,38 @@ class Answer:
     message: str = ""
 
     def pack(self) -> bytes:
-        """For the wire."""
-        asked = -1.0 if self.retry_after_seconds is None else self.retry_after_seconds
-        fixed = _ANSWER.pack(
-            KINDS.index(self.kind),
-            self.cache,
-            self.chunk,
-            self.received,
-            self.first_byte_seconds,
-            self.cpu_seconds,
-            asked,
-            self.digest,
-        )
-        return fixed + self.message[:1000].encode("utf-8", "replace")
+        kind, chunk, received, first_byte, cpu, retry_after, digest, cache, message = self
+        retry_after = -1.0 if retry_after is None else retry_after
+        fixed = _RESULT.pack(KINDS.index(kind), cache, chunk, received, first_byte, cpu, retry_after, digest)
+        return fixed + message[:1000].encode("utf-8", "replace")
 
     @classmethod
-    def unpack(cls, data: bytes) -> Answer:
-        """What `pack` packed."""
-        kind, cache, chunk, received, first_byte, cpu, asked, digest = _ANSWER.unpack_from(data)
-        return cls(
-            kind=KINDS[kind],
-            chunk=chunk,
-            received=received,
-            first_byte_seconds=first_byte,
-            cpu_seconds=cpu,
-            retry_after_seconds=None if asked < 0 else asked,
-            digest=digest,
-            cache=cache,
-            message=data[_ANSWER.size :].decode("utf-8", "replace"),
-        )
+    def unpack(cls, data: bytes) -> FetchResult:
+        kind, cache, chunk, received, first_byte, cpu, retry_after, digest = _RESULT.unpack_from(data)
+        message = data[_RESULT.size :].decode("utf-8", "replace")
+        wait = None if retry_after < 0 else retry_after
+        return cls(KINDS[kind], chunk, received, first_byte, cpu, wait, digest, cache, message)
 
 
-def pack_store(file: int, chunk: int, offset: int, size: int, digest: bytes) -> bytes:
-    """A chunk that the tee should write to the local copy."""
-    return _STORE.pack(file, chunk, offset, size, digest)
+class StoreRequest(NamedTuple):
+    """To the tee: write a chunk to the local copy; one of size 0 there was wrong, and is forgotten."""
 
+    file: int
+    chunk: int
+    offset: int
+    size: int
+    digest: bytes
 
-def unpack_store(data: bytes) -> tuple[int, int, int, int, bytes]:
-    """(file, chunk of the file, offset in the arena, bytes, digest)."""
-    file, chunk, offset, size, digest = _STORE.unpack(data)
-    return file, chunk, offset, size, digest
+    def pack(self) -> bytes:
+        return _STORE.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> StoreRequest:
+        return cls(*_STORE.unpack(data))
 
 
 def pack_ready(extent: int, order: int, offset: int) -> bytes:
-    """An extent that a consumer may look at."""
+    """Tells a consumer of a complete extent."""
     return _READY.pack(READY, extent, order, offset)
 
 
@@ -226,18 +182,18 @@ def unpack_ready(data: bytes) -> tuple[int, int, int]:
 
 
 def pack_hello(consumer: int, consumers: int, arena_bytes: int, catalog_bytes: int) -> bytes:
-    """What a consumer is told when it attaches."""
+    """Answers a consumer that attaches."""
     return _HELLO.pack(HELLO, consumer, consumers, arena_bytes, catalog_bytes)
 
 
 def unpack_hello(data: bytes) -> tuple[int, int, int, int]:
-    """(consumer, how many there are, bytes of the arena, bytes of the catalog)."""
+    """(consumer, consumers, bytes of the arena, bytes of the catalog)."""
     _, consumer, consumers, arena_bytes, catalog_bytes = _HELLO.unpack(data)
     return consumer, consumers, arena_bytes, catalog_bytes
 
 
 class Frames:
-    """A stream socket as frames: u32 length, letter, payload; descriptors may ride along. Not thread-safe."""
+    """A stream socket as frames: u32 length, letter, payload, with descriptors. Not thread-safe."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -250,13 +206,13 @@ class Frames:
         return self.socket.fileno()
 
     def send(self, letter: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
-        """Sends a frame, blocking until it is on its way."""
+        """Sends a frame; blocks until the kernel has it."""
         frame = NUMBER.pack(len(payload)) + letter + payload
         sent = socket.send_fds(self.socket, [frame[:65536]], list(descriptors)) if descriptors else 0
         self.socket.sendall(frame[sent:])
 
     def receive(self) -> bool:
-        """Reads what is there, blocking if nothing is; False when the other side is gone."""
+        """Reads available data, or blocks; False if the peer has closed."""
         try:
             data, descriptors = receive_descriptors(self.socket, 1 << 20, 8)
         except BlockingIOError:
@@ -271,7 +227,7 @@ class Frames:
         return bool(data)
 
     def frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """The whole frames that have been read, each once."""
+        """The complete frames that have been read, each once."""
         while len(self._buffer) >= NUMBER.size + 1:
             (length,) = NUMBER.unpack_from(self._buffer)
             assert length <= FRAME_BYTES_MAX
@@ -283,15 +239,15 @@ class Frames:
             yield letter, payload
 
     def descriptor(self) -> int:
-        """The next descriptor that came along."""
+        """The next descriptor that was received."""
         return self._descriptors.pop(0)
 
 
 def receive_descriptors(sock: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
-    """What was sent, and the descriptors that came along.
+    """Receives data and descriptors.
 
     Raises:
-        OSError: EMFILE: this process may not have so many open files; the kernel has thrown descriptors away.
+        OSError: EMFILE: the limit of open files is reached; the kernel has dropped descriptors.
     """
     data, descriptors, flags, _ = socket.recv_fds(sock, size, count)
     if flags & socket.MSG_CTRUNC:

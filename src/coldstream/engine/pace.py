@@ -1,9 +1,9 @@
-"""How many connections: from what the bucket gives. Pure; time is passed in.
+"""Decides how many connections to use, from what the bucket delivers. Pure; time is passed in.
 
-Doubling while doubling helps, then small steps up that are kept only if they help, and half when the bucket says that
-it is overwhelmed. One connection to an object store gives 20 to 70 MB/s and a node wants gigabytes, so the right number
+It doubles while doubling helps, then takes small steps up and keeps those that help, and halves when the bucket is
+overloaded. One connection to an object store gives 20 to 70 MB/s and a node needs gigabytes, so the right number
 differs by a factor of a hundred between a test on loopback and a bucket across a continent; too many cost CPU, and
-bring 503s.
+cause 503s.
 """
 
 from __future__ import annotations
@@ -11,38 +11,37 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-# A step is judged over at least so long, and over at least so many bytes per connection: the new ones have to connect
-# first, however far away the bucket is.
+# A step is judged after at least this time, and this many bytes per connection: new ones first have to connect.
 STEP_SECONDS = 0.15
 STEP_BYTES = 4 << 20
-# A small step is a small difference: it takes longer to see.
+# A small step makes a small difference, which takes longer to see.
 SMALL_STEP_SECONDS = 0.5
-# A bucket that gives less than that is judged by what it gives.
+# A slower bucket is judged after this time.
 STEP_SECONDS_MAX = 2.0
-# Growth in throughput that makes a doubling worth keeping, and what share of its own growth a small step must bring.
+# The growth in throughput for which a doubling is kept, and the share of its own growth for which a small step is.
 DOUBLING_GAIN = 1.2
 STEP_GAIN_SHARE = 0.5
-# Time between steps; twice as long after each that did not help.
+# Time between steps; doubled after each that did not help.
 STEADY_SECONDS = 2.0
 STEADY_SECONDS_MAX = 16.0
-# One 503 is an accident; when so many of the last answers were, the bucket means it.
+# One 503 is an accident; this share of the last answers is an overloaded bucket.
 BUSY_SHARE = 0.25
 BUSY_WINDOW = 48
 BUSY_MIN = 8
-# What the bucket refused stays refused for so long.
+# How long to stay below the number that overloaded the bucket.
 HELD_SECONDS = 5.0
-# So few connections overwhelm nobody.
+# So few connections do not overload a bucket.
 TARGET_MIN = 4
 
 
 class Pace:
-    """Decides the number of connections that should be fetching.
+    """Decides the number of connections.
 
     Attributes:
-        target: That number.
-        limit: Its maximum.
+        target: How many should be fetching.
+        limit: The maximum of `target`.
         saturated: Whether more connections were tried and did not help.
-        throttled: How often the bucket made it go down.
+        throttled: How often the bucket was overloaded.
     """
 
     def __init__(self, *, first: int, limit: int) -> None:
@@ -50,10 +49,10 @@ class Pace:
         self.target = max(1, min(first, limit))
         self.saturated = False
         self.throttled = 0
-        self._doubling_to = limit  # further up, it goes in small steps; 0: everywhere
-        self._before: tuple[int, float] | None = None  # the number before the present step, and what it gave
+        self._doubling_to = limit  # above this, small steps
+        self._before: tuple[int, float] | None = None  # the number before the present step, and its bytes per second
         self._steady_seconds = STEADY_SECONDS
-        self._since: float | None = None  # when the present step began; None: when it is next looked at
+        self._since: float | None = None  # when the present step began; None: at the next `observe`
         self._bytes = 0
         self._idle = False
         self._answers: deque[bool] = deque(maxlen=BUSY_WINDOW)
@@ -64,13 +63,8 @@ class Pace:
         return f"Pace({self.target} of {self.limit} connections{', saturated' if self.saturated else ''})"
 
     def answered(self, *, busy: bool, began: float, now: float) -> None:
-        """A request has been answered: with data, or with "too busy".
-
-        Args:
-            busy: Which.
-            began: When it was sent. What was sent before the last step down says nothing about the number since.
-            now: The time.
-        """
+        """A request was answered with data, or with a request to slow down."""
+        # Requests from before the last step down say nothing about the present number.
         if began < self._halved:
             return
         self._answers.append(busy)
@@ -78,17 +72,17 @@ class Pace:
             self._halve(now)
 
     def idle(self) -> None:
-        """Not every connection had work, for want of memory or because the end is near: the step says nothing."""
+        """Not every connection had work, because memory is full or the load nearly done: the step says nothing."""
         self._idle = True
 
     def observe(self, received_bytes: int, now: float) -> None:
-        """Looks at how much has arrived since the load began, and changes `target` when a step is over."""
+        """Takes in how much was received since the load began; changes `target` when a step is over."""
         if now < self._held_until:
             return
         if self._since is not None:
             lasted, count = now - self._since, received_bytes - self._bytes
-            wanted = self._step_seconds()
-            if lasted < wanted or (count < STEP_BYTES * self.target and lasted < wanted + STEP_SECONDS_MAX):
+            minimum = self._step_seconds()
+            if lasted < minimum or (count < STEP_BYTES * self.target and lasted < minimum + STEP_SECONDS_MAX):
                 return
             if not self._idle:
                 self._judge(count / lasted)
@@ -127,7 +121,7 @@ class Pace:
         self.target = min(self.target, max(TARGET_MIN, self.target // 2))
         self.throttled += 1
         self._halved, self._held_until = now, now + HELD_SECONDS
-        # Then quickly up again, but not to where it was refused.
+        # Then quickly up again, but not to the number that overloaded the bucket.
         self._doubling_to = max(self.target, self._refused_at // 2)
         self._answers.clear()
         self._before = self._since = None

@@ -1,4 +1,4 @@
-"""Folders for the Unix sockets of one process, which those of killed processes are removed from."""
+"""Folders for the Unix sockets of one process; those of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from coldstream.machine.disk import SHARED_MEMORY, temporary_folder
 
 _PREFIX = "coldstream-sockets-"
 _SYSTEM_TEMPORARY = Path("/tmp")  # noqa: S108  # what lies there is private
-# An address has at most 107 bytes (unix(7)). Below the folder's random name of 8, vLLM's sockets have names of 36.
+# An address has at most 107 bytes (unix(7)). Below the folder with 8 random bytes, vLLM's sockets have names of 36.
 _AROUND_BYTES_MAX = 107 - len(f"/{_PREFIX}12345678/") - 36
 
 
 class SocketFolder:
-    """A new folder that only this user can enter. Its owner holds a lock on it, which no crash leaves behind.
+    """A new folder that only this user can enter. Its owner holds a lock on it, which a crash releases.
 
     Attributes:
-        path: Where it is; short, as addresses of Unix sockets must be.
+        path: Short, as addresses of Unix sockets must be.
     """
 
     def __init__(self) -> None:
-        """Makes it, and removes those that killed processes of this user have left."""
+        """Creates it, and removes those that killed processes of this user have left."""
         folder = _folder_around()
         remove_abandoned(folder)
         while True:
             self.path = tempfile.mkdtemp(prefix=_PREFIX, dir=folder)  # mode 0700
-            # Another process may take it for an abandoned one before it is locked.
+            # Before it is locked, another process may remove it as an abandoned one.
             with suppress(FileNotFoundError):
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-                # Where nothing can be locked nothing is removed.
+                # Where locks do not work, nothing is removed.
                 with suppress(OSError):
                     fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if os.path.exists(self.path):
@@ -42,7 +42,7 @@ class SocketFolder:
                 os.close(self._lock)
 
     def close(self) -> None:
-        """Removes it with all that is in it. Idempotent."""
+        """Removes it with its content. Idempotent."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
             os.close(self._lock)
@@ -50,7 +50,7 @@ class SocketFolder:
 
 
 def _folder_around() -> Path:
-    """The folder of temporary files; another one where its path, as batch systems set TMPDIR, is too long."""
+    """The folder of temporary files, or another one if its path is too long, as batch systems set TMPDIR."""
     chosen = temporary_folder()
     places = (chosen, _SYSTEM_TEMPORARY, SHARED_MEMORY)
     short = (place for place in places if len(os.fsencode(place)) <= _AROUND_BYTES_MAX)
@@ -58,7 +58,7 @@ def _folder_around() -> Path:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes this user's socket folders in a folder whose owners have ended; whatever holds other files stays."""
+    """Removes this user's socket folders whose owners have ended, unless they have other files."""
     for path in folder.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

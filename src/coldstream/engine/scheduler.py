@@ -1,15 +1,15 @@
-"""What is fetched when, on which connection, into which memory, and what happens when it fails. Pure.
+"""Decides what is fetched when, on which connection, into which memory, and what happens when it fails. Pure.
 
 Events come in as method calls with the time, actions come out as a list: the streamer carries them out, a test in
-virtual time checks them. No clock, no socket, no memory is touched here.
+virtual time checks them. No clock, no socket and no memory is touched here.
 
-A chunk is *pending* (its extent has no memory yet), *queued*, *flying* on a connection, resting until a time after a
-failure, *parked* until its segment has a new link, or *done*. Extents get memory about in the order of the files; what
-becomes of them then is in `extents`, which connections are slow in `slow`, how many there should be in `pace`.
+A chunk is *pending* (its extent has no memory yet), *queued*, *in flight* on a connection, *resting* until a time after
+a failure, *parked* until its segment has a new link, or *done*. Extents get memory roughly in the order of the files;
+`extents` follows them from there, `hedging` finds slow connections, `pace` decides how many there should be.
 
-Whoever fetches a chunk is alone in writing to its place. A connection that is slow or silent is stopped, and once it
-has said how far it came, another goes on from there: nothing that has arrived is fetched twice, and no late writer can
-spoil bytes that were verified, as with two requests racing for one place.
+A connection is the only writer of its chunk. One that is slow or silent is stopped, and once it has reported how far it
+came, another continues from there: no byte is received twice, and no late writer can overwrite verified bytes, as with
+two requests that race for one place.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena
-from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, Trouble
-from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, Cdn
+from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, RetryState
+from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, CdnHealth
 from coldstream.engine.extents import Extents
 from coldstream.engine.hedging import Flight, Speeds
+from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.engine.pace import Pace
 
 CHUNK_BYTES = 8 << 20
@@ -33,56 +33,24 @@ CHUNK_BYTES = 8 << 20
 # memory to be reused while it is warm.
 WINDOW_BYTES = 16 * CHUNK_BYTES
 TICK_SECONDS = 0.05
-# With nothing flying, only a consumer that is stuck, or a load that has to be given up, is found by looking.
+# With nothing in flight, ticks only notice a stuck consumer, or a load that has to be given up.
 IDLE_TICK_SECONDS = 0.5
-# Chunks of one kind, local or remote, that may have memory and wait while the other kind is looked for.
+# How many chunks of one kind, local or remote, may have memory and wait while extents are placed for the other kind.
 PILE_MAX = 16
 REFUSED_MAX = 3
 _SUSPECT = {"corrupt", "local", "range"}
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened, for the report. Seconds are integrals over the load's time."""
-
-    received_bytes: int = 0
-    here_bytes: int = 0
-    done_bytes: int = 0
-    requests: int = 0
-    retries: int = 0
-    retries_by: dict[str, int] = field(default_factory=dict)  # by `Failure.kind`
-    busy: int = 0
-    takeovers: int = 0
-    takeovers_by: dict[str, int] = field(default_factory=dict)  # by `slow.CAUSES`
-    corrupt: int = 0
-    renewals: int = 0
-    connections_peak: int = 0
-    grown_bytes: int = 0
-    flying_seconds: float = 0.0
-    consumer_wait_seconds: float = 0.0
-    memory_wait_seconds: float = 0.0
-    rest_seconds: float = 0.0
-    unstored_bytes: int = 0
-    # Of what was received, that which came through the CDN; the rest is the bucket's. `fallbacks` are chunks that the
-    # CDN was asked for and the bucket gave, the seconds those in which the CDN, or the bucket, was at work.
-    cdn_bytes: int = 0
-    cdn_requests: int = 0
-    cdn_seconds: float = 0.0
-    cdn_flying_seconds: float = 0.0
-    bucket_seconds: float = 0.0
-    fallbacks: int = 0
 
 
 class Scheduler:
     """One load.
 
     Attributes:
-        counts: See `Counts`.
+        statistics: Of the load so far.
         pace: Decides the number of connections.
         arena: Decides the place of extents.
-        cdn: How the CDN has done.
-        failed: The action that ended it, or None.
-        dropped: Chunks that the local copy was not given, for want of memory; see `store_dropped`.
+        cdn: How reliable the CDN is.
+        failed: The action that ended the load, or None.
+        dropped: Chunks that were not written to the local copy because memory was needed; see `store_dropped`.
     """
 
     def __init__(
@@ -104,18 +72,18 @@ class Scheduler:
 
         Args:
             chunks: All, in the order of the files.
-            extents: The size of each extent in bytes; its chunks are consecutive, and it has one at least.
+            extents: The size of each extent in bytes; its chunks are consecutive, and it has at least one.
             arena: Where extents go.
             pace: How many connections there should be.
-            consumers: How many will look at every extent.
-            local_max: How many reads of local files run at once.
+            consumers: How many read every extent.
+            local_max: Maximum parallel reads of local files.
             in_order: Whether extents become ready in order.
-            store: Per chunk, whether it is wanted in the local copy; empty: none is.
-            give_up_seconds: How long nothing may move before the load fails.
+            store: Per chunk, whether to write it to the local copy; empty for none.
+            give_up_seconds: The load fails when nothing has moved for this long.
             rng: For jitter.
             now: The time.
         """
-        self.counts = Counts()
+        self.statistics = LoadStatistics()
         self.pace, self.arena = pace, arena
         self.failed: Fail | None = None
         self.dropped: list[int] = []
@@ -123,13 +91,13 @@ class Scheduler:
         self._give_up, self._local_max = give_up_seconds, local_max
         self._rng = rng or random.Random()
         self._speeds = Speeds()
-        self.cdn = Cdn()
+        self.cdn = CdnHealth()
         self._cdn_speeds = Speeds()
         self._cdn_flying = 0
-        self._mixed: set[int] = set()  # chunks whose bytes in place are the CDN's, while the bucket brings the rest
+        self._mixed: set[int] = set()  # chunks that are partly from the CDN, while the bucket delivers the rest
         self._skip = [0] * len(chunks)
-        self._here = [chunk.here for chunk in chunks]
-        self._members: list[list[int]] = [[] for _ in extents]  # of each extent, the chunks that it is fetched for
+        self._is_local = [chunk.is_local for chunk in chunks]
+        self._members: list[list[int]] = [[] for _ in extents]  # of each extent, the chunks to fetch
         for number, chunk in enumerate(chunks):
             self._members[chunk.extent].append(number)
         self._extents = Extents(
@@ -140,28 +108,28 @@ class Scheduler:
             in_order=in_order,
             now=now,
         )
-        # Extents without memory, and how many chunks of each kind, remote and here, they have.
+        # Extents without memory, and how many remote and local chunks they have.
         self._pending = deque(range(len(extents)) if in_order else quick_first(extents, pace.target))
-        self._pending_kinds = [len(chunks) - sum(self._here), sum(self._here)]
-        self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, here
+        self._pending_kinds = [len(chunks) - sum(self._is_local), sum(self._is_local)]
+        self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, local
         self._resting: list[tuple[float, int]] = []
-        self._parked: dict[int, list[int]] = {}  # by the segment whose link is being renewed
+        self._parked: dict[int, list[int]] = {}  # by segment, while its link is being renewed
         self._flights: dict[int, Flight] = {}
         self._flying = [0, 0]
         self._idle = list(range(max(pace.limit, local_max)))  # a heap
         self._lost: set[int] = set()
-        self._trouble: dict[int, Trouble] = {}
-        self._renewed: dict[int, float] = {}  # when each segment last got a new link
+        self._retry_states: dict[int, RetryState] = {}
+        self._renewed: dict[int, float] = {}  # when each segment's link was last renewed
         self._refused: Counter[int] = Counter()  # by segment, in a row
         self._left = len(chunks)
-        self._again = 0  # chunks that are fetched for the local copy alone, and not done
+        self._again = 0  # chunks that are fetched again for the local copy, and not done
         self._moved = now
-        self._accounted = self._looked = now  # the last of any event, the last tick
+        self._accounted = self._looked = now  # times of the last event and of the last tick
         self._last_message = "no answer"
-        self._wanted = list(store)
-        self._stores: deque[int] = deque()  # chunks to be stored, in order
+        self._to_store = list(store)
+        self._stores: deque[int] = deque()  # chunks that wait for the tee, in order
         self._storing: int | None = None
-        self._blocked = False  # for want of memory, at the last dispatch
+        self._blocked = False  # whether the last dispatch lacked memory
 
     def __repr__(self) -> str:
         return (
@@ -177,7 +145,7 @@ class Scheduler:
 
     @property
     def stored(self) -> bool:
-        """Whether nothing is left to be written to the local copy, but what is `dropped`."""
+        """Whether the local copy has everything except what was `dropped`."""
         return not self._stores and self._storing is None and (not self._again or self.failed is not None)
 
     def flying(self) -> list[int]:
@@ -185,18 +153,18 @@ class Scheduler:
         return list(self._flights)
 
     def flight(self, connection: int) -> tuple[int, int] | None:
-        """The chunk that a connection fetches, and where it began."""
+        """The chunk that a connection fetches, and its offset in the chunk."""
         flight = self._flights.get(connection)
         return (flight.chunk, flight.skip) if flight else None
 
     # Events of consumers.
 
     def attached(self, consumer: int, now: float) -> list[Action]:
-        """A consumer is there; it is told of every extent that is ready already."""
+        """A consumer attached; it is told of every extent that is already complete."""
         return [*self._extents.attach(consumer, now), *self._dispatch(now)]
 
     def waiting(self, consumer: int, seen: int, now: float) -> list[Action]:
-        """A consumer has looked at `seen` ready extents and waits for the next."""
+        """A consumer has seen `seen` complete extents and waits for the next."""
         self._extents.wait(consumer, seen, now)
         return self._dispatch(now)
 
@@ -206,12 +174,12 @@ class Scheduler:
         return self._dispatch(now)
 
     def left(self, consumer: int, seen: int, now: float) -> list[Action]:
-        """A consumer looks at nothing beyond `seen` ready extents, but may hold some of those for long."""
+        """A consumer reads no more than `seen` complete extents, but may hold some of those for long."""
         self._extents.leave(consumer, seen, now)
         return self._dispatch(now)
 
     def detached(self, consumer: int, now: float) -> list[Action]:
-        """A consumer is gone, with all that it held: it finished, or it died."""
+        """A consumer is gone with everything that it held: it finished, or it died."""
         return self.left(consumer, 0, now)
 
     # Events of connections.
@@ -220,20 +188,20 @@ class Scheduler:
         """A connection has received `count` bytes since its request began."""
         flight = self._flights.get(connection)
         if flight is not None and count > flight.received:
-            if flight.here:
-                self.counts.here_bytes += count - flight.received
+            if flight.is_local:
+                self.statistics.local_bytes += count - flight.received
             else:
-                self.counts.received_bytes += count - flight.received
+                self.statistics.received_bytes += count - flight.received
                 if flight.cdn:
-                    self.counts.cdn_bytes += count - flight.received
+                    self.statistics.cdn_bytes += count - flight.received
             flight.received, flight.moved, self._moved = count, now, now
 
     def done(self, connection: int, now: float, *, first_byte_seconds: float = 0.0) -> list[Action]:
-        """A connection has brought its chunk, whole and verified."""
+        """A connection has delivered its chunk, complete and verified."""
         self.received(connection, self._flights[connection].size, now)
         flight = self._land(connection, now)
         number, chunk = flight.chunk, self._chunks[flight.chunk]
-        if not flight.here:
+        if not flight.is_local:
             speeds = self._cdn_speeds if flight.cdn else self._speeds
             speeds.finished(flight, first_byte_seconds, now, chunk_bytes=chunk.size)
             self.pace.answered(busy=False, began=flight.began, now=now)
@@ -242,49 +210,49 @@ class Scheduler:
             elif self._mixed:
                 self._mixed.discard(number)
         self._moved = now
-        self._trouble.pop(number, None)
+        self._retry_states.pop(number, None)
         self._refused.pop(chunk.segment, None)
         if self._extents.was_ready(chunk.extent):
             self._again -= 1
         else:
             self._left -= 1
-            self.counts.done_bytes += chunk.size
-        stored = bool(self._wanted) and self._wanted[number] and not flight.here
+            self.statistics.done_bytes += chunk.size
+        stored = bool(self._to_store) and self._to_store[number] and not flight.is_local
         if stored:
             self._stores.append(number)
         ready = self._extents.add(chunk.extent, now, stored=stored)
-        self.counts.consumer_wait_seconds = self._extents.consumer_wait_seconds
+        self.statistics.consumer_wait_seconds = self._extents.consumer_wait_seconds
         return [*ready, *self._store_next(), *self._dispatch(now)]
 
     def failed_fetch(self, connection: int, failure: Failure, now: float) -> list[Action]:
-        """A connection has not brought what it should, or was stopped."""
+        """A connection has failed, or was stopped."""
         self.received(connection, failure.received, now)
         flight = self._land(connection, now)
         number, chunk = flight.chunk, self._chunks[flight.chunk]
-        # Nothing at all cannot be asked for: when only the answer was lost, the last byte is fetched again.
+        # A request cannot be empty: if only the result was lost, the last byte is fetched again.
         self._skip[number] = min(flight.skip + flight.received, chunk.size - 1)
-        trouble = self._trouble.setdefault(number, Trouble())
+        state = self._retry_states.setdefault(number, RetryState())
         if flight.received:
-            trouble.failures = 0
+            state.failures = 0
             self._refused.pop(chunk.segment, None)
         if failure.kind != "cancelled" and not flight.cdn:
             self._last_message = failure.message or self._last_message
-            self.counts.retries += 1
-            _count(self.counts.retries_by, failure.kind)
+            self.statistics.retries += 1
+            _count(self.statistics.retry_causes, failure.kind)
         if self.failed:
             return []
-        if self._extents.was_ready(chunk.extent) and not self._wanted:
-            self._again -= 1  # the local copy that it was for has ended
+        if self._extents.was_ready(chunk.extent) and not self._to_store:
+            self._again -= 1  # it was for the local copy, which has ended
             self._extents.discard(chunk.extent)
             return []
-        ended = self._react(flight, trouble, failure, now)
+        ended = self._react(flight, state, failure, now)
         if isinstance(ended, Fail):
             self.failed = ended
             return [ended]
         return [*([ended] if ended else []), *self._dispatch(now)]
 
     def lost(self, connections: Sequence[int], now: float) -> list[Action]:
-        """These connections are gone, with the process that had them; they can be used again after `found`."""
+        """The process that had these connections died; they are usable again after `regained`."""
         actions: list[Action] = []
         self._lost |= set(connections)
         self._idle = [connection for connection in self._idle if connection not in self._lost]
@@ -294,15 +262,15 @@ class Scheduler:
                 actions += self.failed_fetch(connection, Failure("lost", 0, "a fetching process died"), now)
         return actions
 
-    def found(self, connections: Sequence[int], now: float) -> list[Action]:
-        """Connections that were lost are there again, idle."""
+    def regained(self, connections: Sequence[int], now: float) -> list[Action]:
+        """Lost connections are usable again, and idle."""
         for connection in self._lost.intersection(connections):
             heapq.heappush(self._idle, connection)
         self._lost -= set(connections)
         return self._dispatch(now)
 
     def renewed(self, segment: int, now: float) -> list[Action]:
-        """There is a new link for a segment."""
+        """A segment has a new link."""
         self._renewed[segment] = now
         for number in self._parked.pop(segment, ()):
             heapq.heappush(self._queues[0], number)
@@ -311,7 +279,7 @@ class Scheduler:
     # Events of the local copy.
 
     def stored_chunk(self, now: float) -> list[Action]:
-        """The chunk of the last `Store` is written."""
+        """The chunk of the last `StoreChunk` is written."""
         assert self._storing is not None
         extent = self._chunks[self._storing].extent
         self._storing = None
@@ -319,30 +287,30 @@ class Scheduler:
         return [*self._store_next(), *self._dispatch(now)]
 
     def store_failed(self, now: float) -> list[Action]:
-        """The local copy cannot be written any more, and nobody reads the arena for it."""
+        """The local copy can no longer be written, and the tee no longer reads the arena."""
         pending = [*self._stores, *([self._storing] if self._storing is not None else [])]
         self._stores.clear()
         self._storing = None
-        self._wanted = []
+        self._to_store = []
         self.dropped.clear()
         for number in pending:
-            self.counts.unstored_bytes += self._chunks[number].size
+            self.statistics.unstored_bytes += self._chunks[number].size
             self._extents.settle(self._chunks[number].extent)
         if self.finished:
             self._forget_again()
         return self._dispatch(now)
 
     def store_dropped(self, now: float) -> list[Action]:
-        """Fetches again what was `dropped`, for the local copy alone, where consumers leave room.
+        """Fetches again what was `dropped`, only for the local copy, as far as consumers leave room.
 
-        To be called once all is `finished` and `stored`. A `Fail` from then on ends only this.
+        Call it when the load is `finished` and `stored`. A `Fail` from then on ends only the local copy.
         """
         assert self.finished
         assert self.stored
         members: dict[int, list[int]] = {}
         for number in sorted(self.dropped):
             members.setdefault(self._chunks[number].extent, []).append(number)
-            self.counts.unstored_bytes -= self._chunks[number].size
+            self.statistics.unstored_bytes -= self._chunks[number].size
             self._skip[number] = 0
         self._again = len(self.dropped)
         self._pending_kinds = [self._again, 0]
@@ -357,38 +325,38 @@ class Scheduler:
     # Time.
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: rests end, slow connections are found, the number of connections is looked at."""
+        """Time has passed: ends rests, stops slow connections, adapts the number of connections."""
         self._account(now)
         self._looked = now
         if self.failed:
             return []
         while self._resting and self._resting[0][0] <= now:
             _, number = heapq.heappop(self._resting)
-            heapq.heappush(self._queues[self._here[number]], number)
+            heapq.heappush(self._queues[self._is_local[number]], number)
         if not self._can_move():
-            self._moved = now  # it is for the consumers to move
+            self._moved = now  # only consumers can move
         if now - self._moved > self._give_up and (self._left or self._again):
             self.failed = Fail("unavailable", None, self._last_message)
             return [self.failed]
         if self._flying[0] < self.pace.target:
             self.pace.idle()
-        self.pace.observe(self.counts.received_bytes, now)
+        self.pace.observe(self.statistics.received_bytes, now)
         return [*self._stop_slow(now), *self._dispatch(now)]
 
     def deadline(self, now: float) -> float | None:
-        """When `tick` should be called next; None when only events matter."""
+        """When to call `tick` next; None if only events matter."""
         if self.failed or not (self._left or self._again):
             return None
-        # From the last tick on, not from now: events that come all the time must not put it off.
+        # From the last tick, not from now: a steady stream of events must not postpone it.
         due = self._looked + (TICK_SECONDS if self._flights else IDLE_TICK_SECONDS)
         if self._resting:
             due = min(due, self._resting[0][0])
         return max(now, due)
 
-    # What follows from them.
+    # Decisions.
 
     def _can_move(self) -> bool:
-        """Whether anything can come without more memory."""
+        """Whether anything can make progress without more memory."""
         return bool(self._flights or any(self._queues) or self._resting or self._parked)
 
     def _dispatch(self, now: float) -> list[Action]:
@@ -396,20 +364,20 @@ class Scheduler:
             return []
         actions: list[Action] = []
         self._blocked = False
-        # Again and again: each kind that is launched may make room for the other; see `_admit`.
+        # Repeatedly: launching one kind can make room for the other; see `_admit`.
         while self._launch_all(1, self._local_max, actions, now) + self._launch_all(0, self.pace.target, actions, now):
             pass
         if self.failed:
             actions.append(self.failed)
         return actions
 
-    def _launch_all(self, here: int, most: int, actions: list[Action], now: float) -> int:
-        """Launches what there is of one kind; how many chunks have left its queue."""
+    def _launch_all(self, kind: int, most: int, actions: list[Action], now: float) -> int:
+        """Launches queued chunks of one kind, 0 for remote and 1 for local; returns how many left the queue."""
         count = 0
-        while self._idle and self._flying[here] < most and (self._queues[here] or self._admit(here, now)):
-            number = heapq.heappop(self._queues[here])
+        while self._idle and self._flying[kind] < most and (self._queues[kind] or self._admit(kind, now)):
+            number = heapq.heappop(self._queues[kind])
             count += 1
-            parked = None if here else self._parked.get(self._chunks[number].segment)
+            parked = None if kind else self._parked.get(self._chunks[number].segment)
             if parked is not None:
                 parked.append(number)
             else:
@@ -417,34 +385,36 @@ class Scheduler:
         return count
 
     def _launch(self, number: int, now: float) -> Fetch:
-        here, skip, chunk = self._here[number], self._skip[number], self._chunks[number]
-        # The lowest free connection is the warmest; local reads stay out of its way.
-        connection = self._idle.pop() if here else heapq.heappop(self._idle)
-        trouble = self._trouble.get(number)
-        takeovers = trouble.takeovers if trouble else 0
-        cdn = chunk.cdn and not here and self.cdn.takes(number)
-        self._flights[connection] = Flight(number, here, skip, chunk.size - skip, now, takeovers, moved=now, cdn=cdn)
-        self._flying[here] += 1
-        self.counts.requests += not here
+        is_local, skip, chunk = self._is_local[number], self._skip[number], self._chunks[number]
+        # The lowest idle connection is the warmest; local reads use the highest.
+        connection = self._idle.pop() if is_local else heapq.heappop(self._idle)
+        state = self._retry_states.get(number)
+        takeovers = state.takeovers if state else 0
+        cdn = chunk.cdn and not is_local and self.cdn.takes(number)
+        self._flights[connection] = Flight(
+            number, is_local, skip, chunk.size - skip, now, takeovers, moved=now, cdn=cdn
+        )
+        self._flying[is_local] += 1
+        self.statistics.requests += not is_local
         if cdn:
             self._cdn_flying += 1
-            self.counts.cdn_requests += 1
-        self.counts.connections_peak = max(self.counts.connections_peak, self._flying[0])
-        return Fetch(connection, number, self._extents.offset(chunk.extent) + chunk.position, skip, here, cdn)
+            self.statistics.cdn_requests += 1
+        self.statistics.connections_peak = max(self.statistics.connections_peak, self._flying[0])
+        return Fetch(connection, number, self._extents.offset(chunk.extent) + chunk.position, skip, is_local, cdn)
 
     def _land(self, connection: int, now: float) -> Flight:
         self._account(now)
         flight = self._flights.pop(connection)
-        self._flying[flight.here] -= 1
+        self._flying[flight.is_local] -= 1
         self._cdn_flying -= flight.cdn
         if connection not in self._lost:
             heapq.heappush(self._idle, connection)
         return flight
 
-    def _admit(self, here: int, now: float) -> bool:
-        """Gives memory to further extents until one has a chunk for this kind of connection."""
-        # Not for the sake of one kind alone: the other's chunks would pile up in memory that nobody fills.
-        while self._pending_kinds[here] and len(self._queues[1 - here]) < PILE_MAX:
+    def _admit(self, kind: int, now: float) -> bool:
+        """Gives memory to more extents until one has a chunk of this kind."""
+        # Within limits: chunks of the other kind would pile up in memory that is not being filled.
+        while self._pending_kinds[kind] and len(self._queues[1 - kind]) < PILE_MAX:
             if self._extents.ahead_bytes > WINDOW_BYTES and self._extents.all_attached:
                 return False
             extent = self._pending[0]
@@ -453,14 +423,14 @@ class Scheduler:
                 return False
             self._pending.popleft()
             for number in self._members[extent]:
-                heapq.heappush(self._queues[self._here[number]], number)
-                self._pending_kinds[self._here[number]] -= 1
-            if self._queues[here]:
+                heapq.heappush(self._queues[self._is_local[number]], number)
+                self._pending_kinds[self._is_local[number]] -= 1
+            if self._queues[kind]:
                 return True
         return False
 
     def _place(self, extent: int, now: float) -> bool:
-        """Gives memory to an extent; grows the arena if nothing else helps."""
+        """Gives memory to an extent; grows the arena as the last resort."""
         while not self._extents.place(extent):
             if self.failed:
                 return False
@@ -468,32 +438,32 @@ class Scheduler:
                 continue
             if not self._may_grow(now):
                 return False
-            # By more than this extent, or the load would go on one by one.
+            # By more than this extent, or the load would continue extent by extent.
             grown = self.arena.grow(max(self._sizes[extent], WINDOW_BYTES))
             if not grown:
                 self.failed = Fail("memory", None, "the tensors that are kept fill all the memory that may be mapped")
                 return False
-            self.counts.grown_bytes += grown
+            self.statistics.grown_bytes += grown
         return True
 
     def _may_grow(self, now: float) -> bool:
-        """Whether nothing can move but by more memory: all is fetched, and whoever is to consume it waits for more."""
+        """Whether only more memory can help: everything placed is fetched, and the consumers wait for more."""
         if self._can_move():
             return False
         if self.finished:
-            return not self._extents.in_memory  # the local copy can wait for consumers to let go
+            return not self._extents.in_memory  # the local copy can wait until consumers release memory
         if self._storing is not None and not self._extents.held(self._chunks[self._storing].extent):
             return False
         return self._extents.wait_for_memory(now)
 
-    def _react(self, flight: Flight, trouble: Trouble, failure: Failure, now: float) -> Fail | Renew | None:
-        """What to do about a failure: rest and try again (None), ask for a new link, or end the load."""
+    def _react(self, flight: Flight, state: RetryState, failure: Failure, now: float) -> Fail | Renew | None:
+        """Decides about a failure: retry (None), renew the link, or end the load."""
         kind, number = failure.kind, flight.chunk
         if flight.cdn:
             self._return(flight, failure)
             return None
         if kind == "corrupt" and number in self._mixed:
-            # Whose bytes were wrong is not known: all of it once more, from the bucket alone.
+            # Either source may have delivered the wrong bytes: fetch the whole chunk from the bucket.
             self._mixed.discard(number)
             self._skip[number] = 0
             heapq.heappush(self._queues[0], number)
@@ -502,25 +472,24 @@ class Scheduler:
             return self._refuse(flight, failure)
         if kind in PERMANENT:
             return Fail(PERMANENT[kind], number, failure.message)
-        if kind in _SUSPECT and not self._try_suspect(number, trouble, kind):
+        if kind in _SUSPECT and not self._try_suspect(number, state, kind):
             return Fail("integrity", number, failure.message)
         rest = 0.0
         if kind == "cancelled":
-            trouble.takeovers += 1
+            state.takeovers += 1
         elif kind not in {"corrupt", "local"}:
             if kind == "busy":
-                self.counts.busy += 1
+                self.statistics.busy += 1
                 self.pace.answered(busy=True, began=flight.began, now=now)
-            rest = trouble.rest(failure.retry_after_seconds, self._rng)
-            self.counts.rest_seconds += rest
+            rest = state.rest(failure.retry_after_seconds, self._rng)
         if rest:
             heapq.heappush(self._resting, (now + rest, number))
         else:
-            heapq.heappush(self._queues[self._here[number]], number)
+            heapq.heappush(self._queues[self._is_local[number]], number)
         return None
 
     def _return(self, flight: Flight, failure: Failure) -> None:
-        """The CDN has not brought a chunk: the bucket is asked next, at once."""
+        """The CDN has failed to deliver a chunk: the bucket is next, at once."""
         number = flight.chunk
         if failure.kind != "lost":
             if failure.kind == "corrupt":
@@ -528,54 +497,54 @@ class Scheduler:
             if self._skip[number]:
                 self._mixed.add(number)
             self.cdn.failed(number, "slow" if failure.kind == "cancelled" else failure.kind, failure.message)
-            self.counts.fallbacks += 1
+            self.statistics.fallbacks += 1
         heapq.heappush(self._queues[0], number)
 
-    def _try_suspect(self, number: int, trouble: Trouble, kind: str) -> bool:
-        """Notes that bytes were not what they should be; whether it is worth another attempt."""
+    def _try_suspect(self, number: int, state: RetryState, kind: str) -> bool:
+        """Counts wrong bytes; returns whether to try again."""
         if kind == "range":
-            trouble.misranged += 1
-            return trouble.misranged < MISRANGED_MAX
-        self.counts.corrupt += 1
+            state.misranged += 1
+            return state.misranged < MISRANGED_MAX
+        self.statistics.corrupt += 1
         self._skip[number] = 0
         if kind == "corrupt":
-            trouble.corrupt += 1
-            return trouble.corrupt < CORRUPT_MAX
-        # The copy on this machine is not to be trusted with this chunk; the original is.
-        self._here[number] = False
-        if self._wanted:
-            self._wanted[number] = True
+            state.corrupt += 1
+            return state.corrupt < CORRUPT_MAX
+        # This chunk of the local copy is wrong: use the original.
+        self._is_local[number] = False
+        if self._to_store:
+            self._to_store[number] = True
         return self._chunks[number].remote
 
     def _refuse(self, flight: Flight, failure: Failure) -> Fail | Renew | None:
-        """The link of a chunk's segment was refused: it waits for a new one."""
+        """The link of a chunk's segment was refused: parks the chunk until the link is renewed."""
         segment = self._chunks[flight.chunk].segment
         renewed = self._renewed.get(segment)
         if segment in self._parked:
             self._parked[segment].append(flight.chunk)
             return None
         if renewed is not None and flight.began < renewed:
-            heapq.heappush(self._queues[0], flight.chunk)  # it had the old link
+            heapq.heappush(self._queues[0], flight.chunk)  # it still had the old link
             return None
         self._refused[segment] += 1
         if self._refused[segment] > REFUSED_MAX:
             return Fail("credentials", flight.chunk, failure.message)
         self._parked[segment] = [flight.chunk]
-        self.counts.renewals += 1
+        self.statistics.renewals += 1
         return Renew(segment)
 
     def _stop_slow(self, now: float) -> list[Action]:
         target, flights = self.pace.target, self._flights.items()
-        remote = [(connection, flight) for connection, flight in flights if not flight.here and not flight.cdn]
-        found = [*self._speeds.to_stop(remote, target, now)]
+        remote = [(connection, flight) for connection, flight in flights if not flight.is_local and not flight.cdn]
+        to_stop = [*self._speeds.to_stop(remote, target, now)]
         if self._cdn_flying:
             through = [(connection, flight) for connection, flight in flights if flight.cdn]
-            found += self._cdn_speeds.to_stop(through, target, now, least=(BYTES_PER_SECOND_MIN, SLOW_SECONDS))
-        for _, cause in found:
+            to_stop += self._cdn_speeds.to_stop(through, target, now, least=(BYTES_PER_SECOND_MIN, SLOW_SECONDS))
+        for _, cause in to_stop:
             if cause is not None:
-                self.counts.takeovers += 1
-                _count(self.counts.takeovers_by, cause)
-        return [Stop(connection) for connection, _ in found]
+                self.statistics.hedges += 1
+                _count(self.statistics.hedge_causes, cause)
+        return [Stop(connection) for connection, _ in to_stop]
 
     def _store_next(self) -> list[Action]:
         if self._storing is not None or not self._stores:
@@ -585,9 +554,9 @@ class Scheduler:
         return [StoreChunk(number, self._extents.offset(chunk.extent) + chunk.position)]
 
     def _drop_store(self) -> bool:
-        """Gives up writing the oldest extent that only the local copy holds; whether memory is free for it."""
+        """Stops writing the oldest extent that only the local copy holds; returns whether that freed memory."""
         if self.finished or self._extents.all_gone:
-            return False  # nobody is in a hurry: the disk may take its time
+            return False  # no consumer waits: the disk may take its time
         busy = -1 if self._storing is None else self._chunks[self._storing].extent
         for number in self._stores:
             extent = self._chunks[number].extent
@@ -597,13 +566,13 @@ class Scheduler:
             self._stores = deque(n for n in self._stores if self._chunks[n].extent != extent)
             self.dropped += mine
             for n in mine:
-                self.counts.unstored_bytes += self._chunks[n].size
+                self.statistics.unstored_bytes += self._chunks[n].size
                 self._extents.settle(extent)
             return True
         return False
 
     def _forget_again(self) -> None:
-        """What was to be fetched for the local copy alone is not wanted any more; what flies ends by itself."""
+        """Cancels what was to be fetched again for the local copy; what is in flight ends by itself."""
         self._pending.clear()
         self._pending_kinds = [0, 0]
         waiting = [*self._queues[0], *(n for _, n in self._resting), *(n for ns in self._parked.values() for n in ns)]
@@ -617,14 +586,14 @@ class Scheduler:
     def _account(self, now: float) -> None:
         passed = max(0.0, now - self._accounted)
         self._accounted = now
-        self.counts.flying_seconds += passed * self._flying[0]
+        self.statistics.flying_seconds += passed * self._flying[0]
         if self._flying[0] > self._cdn_flying:
-            self.counts.bucket_seconds += passed
+            self.statistics.bucket_seconds += passed
         if self._cdn_flying:
-            self.counts.cdn_seconds += passed
-            self.counts.cdn_flying_seconds += passed * self._cdn_flying
+            self.statistics.cdn_seconds += passed
+            self.statistics.cdn_flying_seconds += passed * self._cdn_flying
         if self._blocked and self._flying[0] < self.pace.target:
-            self.counts.memory_wait_seconds += passed
+            self.statistics.memory_wait_seconds += passed
 
 
 def _count(counts: dict[str, int], what: str) -> None:
@@ -632,13 +601,9 @@ def _count(counts: dict[str, int], what: str) -> None:
 
 
 def quick_first(sizes: Sequence[int], count: int) -> list[int]:
-    """The order in which extents get memory: some small ones, so that there soon is a tensor, then all others.
+    """The order in which extents get memory: up to `count` small ones, so that a tensor is ready soon, then the others.
 
     A model often begins with its embedding, half a gigabyte in one piece.
-
-    Args:
-        sizes: Of the extents, in bytes, in the order of the files.
-        count: How many to put in front, at most.
     """
     first = [extent for extent, size in enumerate(sizes) if size <= CHUNK_BYTES][:count]
     chosen = set(first)

@@ -1,48 +1,125 @@
-"""The tee: a process that writes verified chunks from the arena to the local copy, behind the load.
+"""The tee: writes verified chunks from the arena to the local copy, behind the load, in a process of its own.
 
-Forked by the streamer. A disk that is slow or full costs the load nothing: it waits here, and ends here.
+A disk that is slow or full costs the load nothing: only the tee waits, and only the tee ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import xxhash
 
-from coldstream.cache.copy_writer import Writer
+from coldstream.cache.copy_writer import CopyWriter
 from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
+from coldstream.engine.processes import EventLoop, fork, receive
 from coldstream.errors import ColdstreamError
 from coldstream.model.job import JobOptions
 
 
-def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, settings: JobOptions, *, mend: bool) -> None:
-    """Writes until the streamer closes the socket; closes with a message when the disk refuses.
+class Tee:
+    """The streamer's end.
 
-    Args:
-        sock: Where the streamer tells what to write.
-        arena: Its descriptor.
-        arena_bytes: Its size.
-        catalog: Descriptor of the catalog: the files' heads are in it, and never in the arena.
-        settings: Where the local copy is.
-        mend: Whether it is complete, and a chunk of it is wrong.
+    Attributes:
+        is_open: Whether chunks can be written: it has not failed.
+        message: Why it failed, or "".
     """
-    assert settings.cache is not None
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        options: JobOptions,
+        *,
+        arena: tuple[int, int],
+        catalog: int,
+        on_stored: Callable[[], None],
+        on_failed: Callable[[], None],
+    ) -> None:
+        """Prepares; the process is started by `start`, or by the first chunk.
+
+        Args:
+            loop: Where its socket is watched.
+            options: Of the load.
+            arena: Its descriptor and its size.
+            catalog: Its descriptor.
+            on_stored: Called when the last chunk that was sent is written.
+            on_failed: Called when nothing will be written any more.
+        """
+        self._loop, self._options, self._arena, self._catalog = loop, options, arena, catalog
+        self._on_stored, self._on_failed = on_stored, on_failed
+        self._socket: socket.socket | None = None
+        self.is_open = options.cache is not None
+        self.message = ""
+
+    def start(self, *, repair: bool) -> None:
+        """Starts the process.
+
+        Args:
+            repair: Whether the copy is complete, and a chunk of it is wrong.
+        """
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def run() -> None:
+            arena, size = self._arena
+            write_copy(theirs, arena, size, self._catalog, self._options, repair=repair)
+
+        fork(run, keep={self._arena[0], self._catalog, theirs.fileno()})
+        theirs.close()
+        self._socket = mine
+        self._loop.watch(mine, self._hear)
+
+    def send(self, request: messages.StoreRequest) -> None:
+        """Tells the process of a chunk."""
+        if self._socket is None:
+            # The copy was complete, and a chunk of it is wrong.
+            self.start(repair=True)
+        assert self._socket is not None
+        with contextlib.suppress(OSError):  # it has died; `_hear` notices
+            self._socket.send(request.pack())
+
+    def close(self) -> None:
+        """Ends the process, which closes its journal when the socket ends; nothing in it depends on that."""
+        if self._socket is not None:
+            self._socket.close()
+
+    def _hear(self) -> None:
+        assert self._socket is not None
+        data = receive(self._socket)
+        if data[:1] == messages.STORED:
+            self._on_stored()
+            return
+        # The load goes on without it.
+        self.message = data[1:].decode("utf-8", "replace") or "the writing process died"
+        self._loop.close(self._socket)
+        self._socket, self.is_open = None, False
+        self._on_failed()
+
+
+def write_copy(
+    sock: socket.socket, arena: int, arena_bytes: int, catalog: int, options: JobOptions, *, repair: bool
+) -> None:
+    """The process: writes until the streamer closes the socket, or the disk fails, which it reports.
+
+    The catalog has the files' headers, which are never in the arena.
+    """
+    assert options.cache is not None
     memory = memoryview(mmap.mmap(arena, arena_bytes))
     os.nice(5)  # the load comes first
     writer = None
     try:
-        writer = Writer.open(Path(settings.cache), bytes_max=settings.cache_bytes_max, mend=mend)
+        writer = CopyWriter.open(Path(options.cache), bytes_max=options.cache_bytes_max, repair=repair)
         if writer is None:
             sock.send(messages.FAIL + b"another process is writing it")
             return
         with mmap.mmap(catalog, 0, prot=mmap.PROT_READ) as packed:
-            _write_heads(writer, Catalog.unpack(packed))
+            _write_headers(writer, Catalog.unpack(packed))
         while data := sock.recv(messages.MESSAGE_BYTES_MAX):
-            file, chunk, offset, size, digest = messages.unpack_store(data)
+            file, chunk, offset, size, digest = messages.StoreRequest.unpack(data)
             if not size:
                 writer.forget(file, chunk)
                 continue
@@ -57,8 +134,7 @@ def run(sock: socket.socket, arena: int, arena_bytes: int, catalog: int, setting
             writer.close()
 
 
-def _write_heads(writer: Writer, catalog: Catalog) -> None:
-    """The chunks that lie in the headers, which were read to make the plan."""
+def _write_headers(writer: CopyWriter, catalog: Catalog) -> None:
     for number, file in enumerate(catalog.files):
         start = 0
         for chunk, stop in enumerate(file.head_stops):

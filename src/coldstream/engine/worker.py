@@ -1,7 +1,7 @@
-"""A fetching process: one thread per connection, each with a socket of its own to the streamer.
+"""A fetching process: one thread per connection, each with its own socket to the streamer.
 
-Forked by the streamer before it has threads. The main thread listens for what concerns all: segments and their links,
-the arena, connections to start or to stop. It ends, and the process with it, when the streamer is gone.
+The main thread listens for what concerns all connections: segments and their links, the arena, connections to start or
+to stop. It ends, and the process with it, when the streamer is gone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _STACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A segment as this worker knows it."""
+class _KnownSegment:
+    """A segment and its parsed links."""
 
     source: SegmentSource
     version: int
@@ -42,7 +42,7 @@ class _Known:
 
 
 class Worker:
-    """What the threads share."""
+    """What the threads of a fetching process share."""
 
     def __init__(
         self, *, control: socket.socket, connections: dict[int, socket.socket], arena: int, counters: mmap.mmap
@@ -50,18 +50,18 @@ class Worker:
         """Begins.
 
         Args:
-            control: Where the streamer talks to this process.
-            connections: Number of a connection to its socket, for those of this process.
+            control: The socket for messages to the whole process.
+            connections: Numbers and sockets of this process's connections.
             arena: The arena's descriptor.
-            counters: Shared; the u64 at a connection's number says how many bytes its fetch has received.
+            counters: Shared memory; the u64 at a connection's number is how many bytes its fetch has received.
         """
         self._control, self._sockets, self._descriptor = control, connections, arena
         self._counters = memoryview(counters).cast("Q")
         self._arena = memoryview(b"")
-        self._segments: dict[int, _Known] = {}
-        self._known = threading.Condition()
+        self._segments: dict[int, _KnownSegment] = {}
+        self._learnt = threading.Condition()
         self._links: dict[int, http.Connection] = {}
-        # The bucket's while `_links` has the CDN's, and the other way round.
+        # The bucket's link while `_links` has the CDN's, and vice versa.
         self._spare: dict[int, http.Connection] = {}
         self._fetching: dict[int, int] = {}
         self._opened: dict[str, int] = {}
@@ -69,9 +69,9 @@ class Worker:
 
     def run(self) -> None:
         """Serves until the streamer closes the control socket."""
-        # The usual 8 MiB would take a limited address space up with as many connections.
+        # With the default of 8 MiB, many connections would use up a limited address space.
         threading.stack_size(_STACK_BYTES)
-        while message := _heard(self._control):
+        while message := _receive(self._control):
             letter, rest = message[:1], message[1:]
             if letter == messages.SOURCE:
                 self._learn(rest)
@@ -92,49 +92,48 @@ class Worker:
         source = unpack_source(data[messages.NUMBERS.size :])
         target, cdn = (http.parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
         proxy, cdn_proxy = (http.proxy_for(place) if place else None for place in (target, cdn))
-        with self._known:
-            self._segments[number] = _Known(source, version, target, proxy, cdn, cdn_proxy)
-            self._known.notify_all()
+        with self._learnt:
+            self._segments[number] = _KnownSegment(source, version, target, proxy, cdn, cdn_proxy)
+            self._learnt.notify_all()
 
-    def _segment(self, number: int, version: int) -> _Known:
-        """The segment, as soon as the main thread has been told of it."""
+    def _segment(self, number: int, version: int) -> _KnownSegment:
+        """The segment, as soon as the main thread has received it."""
         deadline = time.monotonic() + _LINK_SECONDS
-        with self._known:
-            while (found := self._segments.get(number)) is None or found.version < version:
-                if not self._known.wait(deadline - time.monotonic()):
-                    raise http.FetchError("broken", "the link did not arrive in the worker")
-        return found
+        with self._learnt:
+            while (known := self._segments.get(number)) is None or known.version < version:
+                if not self._learnt.wait(deadline - time.monotonic()):
+                    raise http.FetchError("broken", "the worker did not receive the link")
+        return known
 
     def _serve(self, connection: int) -> None:
         """One connection's thread."""
         sock = self._sockets[connection]
-        while data := _heard(sock):
-            fetch = messages.Fetch.unpack(data)
+        while data := _receive(sock):
+            request = messages.FetchRequest.unpack(data)
             self._counters[connection] = 0
-            self._fetching[connection] = fetch.chunk
+            self._fetching[connection] = request.chunk
             try:
-                answer = self._answer(connection, fetch)
-            except Exception as exc:  # noqa: BLE001  # a thread that ends without a word would leave its chunk hanging
-                answer = messages.Answer(
-                    kind="broken", chunk=fetch.chunk, message=f"internal error: {where_raised(exc)}"
-                )
-            with suppress(OSError):  # the streamer has ended; the next message says so
-                sock.send(answer.pack())
+                result = self._fetch(connection, request)
+            except Exception as exc:  # noqa: BLE001  # without a result, the chunk would never be fetched
+                text = f"internal error: {where_raised(exc)}"
+                result = messages.FetchResult(kind="broken", chunk=request.chunk, message=text)
+            with suppress(OSError):  # the streamer has ended; the next receive reports it
+                sock.send(result.pack())
 
-    def _answer(self, connection: int, fetch: messages.Fetch) -> messages.Answer:
+    def _fetch(self, connection: int, fetch: messages.FetchRequest) -> messages.FetchResult:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
         first_byte, path, cache = 0.0, "a file", 0
         try:
             known = self._segment(fetch.segment, fetch.version)
             path = known.source.path
-            if fetch.here:
+            if fetch.is_local:
                 self._read(known.source, fetch, view, connection)
             else:
                 answer = self._get(known, fetch, view[fetch.skip :], connection)
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
         except http.FetchError as exc:
-            return messages.Answer(
+            return messages.FetchResult(
                 kind=exc.kind,
                 chunk=fetch.chunk,
                 received=exc.received,
@@ -143,19 +142,23 @@ class Worker:
                 message=exc.message,
             )
         except ConfigError as exc:
-            return messages.Answer(kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message)
+            return messages.FetchResult(
+                kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message
+            )
         except OSError as exc:
             message = f"{path}: {exc.strerror or exc}"
-            return messages.Answer(kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message)
+            return messages.FetchResult(
+                kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message
+            )
         digest = xxhash.xxh3_128_digest(view) if fetch.hashed or fetch.checked else b""
         kind, message = "done", ""
         if fetch.checked and digest != fetch.digest:
-            kind = "local" if fetch.here else "corrupt"
+            kind = "local" if fetch.is_local else "corrupt"
             message = (
-                f"{path}: bytes {fetch.start}-{fetch.stop - 1} are not what was uploaded "
+                f"{path}: bytes {fetch.start}-{fetch.stop - 1} differ from what was uploaded "
                 f"(XXH3 {digest.hex()[:8]}…, the manifest says {fetch.digest.hex()[:8]}…)"
             )
-        return messages.Answer(
+        return messages.FetchResult(
             kind=kind,
             chunk=fetch.chunk,
             received=len(view) - fetch.skip,
@@ -166,7 +169,9 @@ class Worker:
             message=message,
         )
 
-    def _get(self, known: _Known, fetch: messages.Fetch, view: memoryview, connection: int) -> http.Answer:
+    def _get(
+        self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int
+    ) -> http.Answer:
         """Receives the range."""
         target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
@@ -192,7 +197,7 @@ class Worker:
             raise
 
     def _exchange(self, connection: int, target: http.Target, proxy: http.Proxy | None) -> http.Connection:
-        """The link to another place than that of the last request; that one is kept for the next change."""
+        """The link to another server than that of the last request, which is kept for the next change."""
         spare, last = self._spare.pop(connection, None), self._links.get(connection)
         if last is not None:
             self._spare[connection] = last
@@ -202,13 +207,13 @@ class Worker:
         link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
         return link
 
-    def _read(self, source: SegmentSource, fetch: messages.Fetch, view: memoryview, connection: int) -> None:
+    def _read(self, source: SegmentSource, fetch: messages.FetchRequest, view: memoryview, connection: int) -> None:
         """Reads the range from the local file.
 
         Raises:
             OSError: It cannot be read, or ends early.
         """
-        # A copy is of the whole file.
+        # A local copy is of the whole file, a segment's local file only of the segment.
         path, start = (source.copy, 0) if source.copy is not None else (source.segment.local, source.start)
         assert path is not None
         descriptor = self._open(path)
@@ -227,8 +232,8 @@ class Worker:
             return self._opened[path]
 
 
-def _heard(sock: socket.socket) -> bytes:
-    """The streamer's next message; empty when it has ended, however it did."""
+def _receive(sock: socket.socket) -> bytes:
+    """The streamer's next message; empty when it has ended."""
     try:
         return sock.recv(messages.MESSAGE_BYTES_MAX)
     except ConnectionError:

@@ -1,11 +1,11 @@
-"""From a URI to tensors: the library's face.
+"""The Python library: from a URI to tensors.
 
-options    how a load is to be done
-prepare    what there is to load, and what of it lies in the local cache
-reader     tensors out of ready extents, on the CPU or on a device
-load       one process loads: `stream`, `load`
-sharing    one process starts a load, several read it: `share`, `attach`
-into       into a torch module, in place: `load_into`
-report     what a load did; account: what it has done so far
-counting   in the metrics' file, if one is configured
+streaming     stream and load: one process loads
+sharing       share and attach: one process loads, several read
+load_into     into a torch module, in place
+options       parameters of a load, checked
+load_plan     before: the model resolved, the local copy opened
+ownership     during: the streamer started, its messages answered
+tensor_reader, tensors, device    extents as tensors, on the CPU or on a device
+load_report, cdn_delivery, load_metrics    after: what the load did
 """

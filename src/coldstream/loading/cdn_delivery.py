@@ -1,85 +1,38 @@
-"""What the CDN in front of the bucket did for a load, and whether it helped. Pure."""
+"""Whether the CDN in front of the bucket helped a load. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
+from coldstream.engine.load_statistics import CdnReport, LoadStatistics
 from coldstream.units import format_rate, plural
 
-# Answers that came out of the cache; what is stale is what an object that never changes is, too.
+# Answers from the CDN's cache; an object that never changes is good even when it is stale.
 _FROM_CACHE = ("HIT", "STALE", "REVALIDATED", "UPDATING")
 _NEVER_CACHED = {"DYNAMIC", "BYPASS"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CdnReport:
-    """What came through the CDN, and what from the bucket itself.
-
-    Attributes:
-        url: The CDN's; no secret.
-        unused: Why nothing was asked of it; empty when it was.
-        gave_up: Why it was given up in the midst of the load; empty when it was not.
-        requests: Asked of it.
-        bytes: Received from it, of what was no good too.
-        bytes_per_second: The same over the time in which at least one request to it was under way.
-        connection_bytes_per_second: What one connection to it gave.
-        statuses: Of answers that brought what they should, by what `cf-cache-status` said: HIT, MISS, EXPIRED, STALE,
-            BYPASS, REVALIDATED, UPDATING, DYNAMIC, none, other.
-        fallbacks: Chunks that it did not bring, or not well, and the bucket was asked for.
-        failures: How often it failed, by kind: see `engine.message.FetchError`; "corrupt" and "slow".
-        bucket_requests: Asked of the bucket for chunks.
-        bucket_bytes: Received from the bucket.
-        bucket_bytes_per_second: As `bytes_per_second`.
-        bucket_connection_bytes_per_second: What one connection to the bucket gave.
-        summary: Whether it helped, as a sentence.
-    """
-
-    url: str
-    unused: str
-    gave_up: str
-    requests: int
-    bytes: int
-    bytes_per_second: float
-    connection_bytes_per_second: float
-    statuses: Mapping[str, int]
-    fallbacks: int
-    failures: Mapping[str, int]
-    bucket_requests: int
-    bucket_bytes: int
-    bucket_bytes_per_second: float
-    bucket_connection_bytes_per_second: float
-    summary: str = ""
-
-
-def cdn_report(url: str, found: Mapping[str, Any], *, unused: str) -> CdnReport:
-    """The report, out of the streamer's account.
-
-    Args:
-        url: The CDN's.
-        found: The account.
-        unused: Why nothing was to come through it, or "".
-    """
-    count, others = found["cdn_bytes"], found["received_bytes"] - found["cdn_bytes"]
-    flying, total = found["cdn_flying_seconds"], found["flying_seconds"]
-    made = CdnReport(
+def cdn_report(url: str, statistics: LoadStatistics, *, unused: str) -> CdnReport:
+    """The report of the CDN at `url`; `unused` is why it was not used, or ""."""
+    bucket_bytes = statistics.received_bytes - statistics.cdn_bytes
+    bucket_flying_seconds = statistics.flying_seconds - statistics.cdn_flying_seconds
+    report = CdnReport(
         url=url,
         unused=unused,
-        gave_up=found["cdn_gave_up"],
-        requests=found["cdn_requests"],
-        bytes=count,
-        bytes_per_second=_rate(count, found["cdn_seconds"]),
-        connection_bytes_per_second=_rate(count, flying),
-        statuses=found["cdn_statuses"],
-        fallbacks=found["fallbacks"],
-        failures=found["cdn_failures"],
-        bucket_requests=found["requests"] - found["cdn_requests"],
-        bucket_bytes=others,
-        bucket_bytes_per_second=_rate(others, found["bucket_seconds"]),
-        bucket_connection_bytes_per_second=_rate(others, total - flying),
+        gave_up=statistics.cdn_gave_up,
+        requests=statistics.cdn_requests,
+        bytes=statistics.cdn_bytes,
+        bytes_per_second=_rate(statistics.cdn_bytes, statistics.cdn_seconds),
+        connection_bytes_per_second=_rate(statistics.cdn_bytes, statistics.cdn_flying_seconds),
+        statuses=statistics.cdn_statuses,
+        fallbacks=statistics.fallbacks,
+        failures=statistics.cdn_failures,
+        bucket_requests=statistics.requests - statistics.cdn_requests,
+        bucket_bytes=bucket_bytes,
+        bucket_bytes_per_second=_rate(bucket_bytes, statistics.bucket_seconds),
+        bucket_connection_bytes_per_second=_rate(bucket_bytes, bucket_flying_seconds),
     )
-    return CdnReport(**{name: getattr(made, name) for name in CdnReport.__slots__} | {"summary": summary_of(made)})
+    return replace(report, summary=summary_of(report))
 
 
 def summary_of(report: CdnReport) -> str:
@@ -94,26 +47,26 @@ def summary_of(report: CdnReport) -> str:
         return f"the CDN was given up: {report.gave_up}; {back}" + (f", {bucket}" if bucket else "")
     answers = sum(report.statuses.values())
     hits = sum(report.statuses.get(name, 0) for name in _FROM_CACHE)
-    said = [name for name in report.statuses if report.statuses[name]]
+    statuses = [name for name in report.statuses if report.statuses[name]]
     back = f"{plural(report.fallbacks, 'chunk')} came from the bucket after all" if report.fallbacks else ""
     if not hits:
-        return "; ".join(part for part in (_no_hits(report, answers, said), back) if part)
+        return "; ".join(part for part in (_no_hits(report, answers, statuses), back) if part)
     rate = format_rate(report.bytes_per_second, 1)
     return "; ".join(
         part for part in (f"the CDN: {hits} of {plural(answers, 'answer')} HIT, {rate}", bucket, back) if part
     )
 
 
-def _no_hits(report: CdnReport, answers: int, said: list[str]) -> str:
+def _no_hits(report: CdnReport, answers: int, statuses: list[str]) -> str:
     rate = format_rate(report.bytes_per_second, 1)
     if not answers:
         return "the CDN did not help: it brought nothing"
-    if said == ["none"]:
+    if statuses == ["none"]:
         return f"the CDN: {plural(answers, 'answer')}, {rate}; it does not say what it had cached"
-    if set(said) <= _NEVER_CACHED:
-        how = f"all {said[0]}" if len(said) == 1 else "all DYNAMIC or BYPASS"
+    if set(statuses) <= _NEVER_CACHED:
+        how = f"all {statuses[0]}" if len(statuses) == 1 else "all DYNAMIC or BYPASS"
         return f"the CDN did not help: {how}, so every byte came from the bucket through it, {rate}"
-    counted = ", ".join(f"{report.statuses[name]} {name}" for name in said)
+    counted = ", ".join(f"{report.statuses[name]} {name}" for name in statuses)
     return f"the CDN had nothing cached yet ({counted}), {rate}; a next load nearby may find it there"
 
 

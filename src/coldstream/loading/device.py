@@ -1,7 +1,7 @@
-"""From the arena to a device: copies on a stream of their own, out of memory that is pinned once.
+"""Copies from the arena to a device, on a separate stream, from memory that is pinned once.
 
-An extent stays the engine's until its copy is done, which an event tells; nothing waits for a copy but the stream that
-uses the tensors. Written against torch's public interface. Where a device has no streams, copies are plain.
+An event tells when the copy of an extent is done and its memory can be reused; only the stream that uses the tensors
+waits for it. Uses torch's public interface only. On a device without streams, copies are synchronous.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from coldstream.loading.tensors import Layout, torch_maker
 if TYPE_CHECKING:
     import torch
 
-# Kernels read vectors of 16 bytes; a tensor that starts elsewhere in its extent gets memory of its own.
+# Kernels read vectors of 16 bytes; a tensor with another alignment in its extent gets its own memory.
 _ALIGNMENT = 16
 
 
 class Event(Protocol):
-    """Something that is reached when all work before it is done."""
+    """Is reached when all work before it is done."""
 
     def query(self) -> bool: ...
     def synchronize(self) -> None: ...
@@ -34,20 +34,20 @@ class Lane(Protocol):
     """Where copies run."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Begins to copy."""
+        """Starts a copy."""
 
     def mark(self) -> Event | None:
-        """Makes the present work wait for the copies begun so far, and tells when they are done; None: they are."""
+        """Makes the current stream wait for the copies so far; returns when they are done, None if they are."""
 
     def pin(self, address: int, size: int) -> bool:
-        """Pins `[address, address + size)`; whether that worked."""
+        """Pins `[address, address + size)`; returns whether that worked."""
 
     def unpin(self, address: int) -> None:
-        """Ends it."""
+        """Unpins it."""
 
 
 class PlainLane:
-    """Copies that are done when they return: any device."""
+    """Synchronous copies, on any device."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
@@ -73,7 +73,7 @@ class CudaLane:
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         torch = self._torch
-        # The target was allocated on the present stream: what used its memory before comes first.
+        # The target was allocated on the current stream: earlier uses of its memory come first.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
@@ -94,7 +94,7 @@ class CudaLane:
 
 
 class DeviceMaker:
-    """Makes tensors on a device out of extents. One per load; not thread-safe."""
+    """Makes tensors on a device from extents. One per load; not thread-safe."""
 
     def __init__(self, device: torch.device, layout: Layout, lane: Lane | None = None) -> None:
         self._device, self._layout = device, layout
@@ -104,59 +104,46 @@ class DeviceMaker:
         self._make = torch_maker()
         self._copying: deque[tuple[Event, Any]] = deque()
         self._pinned = 0
-        self._pinned_bytes = 0
 
     def pin(self, memory: Any, size: int) -> None:
-        """Pins the first `size` bytes of the arena. Touches all of them.
-
-        Args:
-            memory: The mapped arena.
-            size: At most its length; where it ends, copies are as slow as from ordinary memory.
-        """
+        """Pins, and touches, the first `size` bytes of the mapped arena; copies from beyond are slower."""
         address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
         if self._lane.pin(address, size):
-            self._pinned, self._pinned_bytes = address, size
+            self._pinned = address
 
     def make(self, extent: Extent) -> Iterator[tuple[str, torch.Tensor]]:
-        """An extent's tensors as (name, tensor on the device). Valid at once for the present stream."""
+        """An extent's tensors as (name, tensor on the device). Valid at once for the current stream."""
         import torch
 
         start = extent.start
         tensors = self._layout.tensors(extent.number)
-        made: list[tuple[str, torch.Tensor]] = []
+        pairs: list[tuple[str, torch.Tensor]] = []
         if len(tensors) > 1 and all((tensor.start - start) % _ALIGNMENT == 0 for tensor in tensors):
-            # One copy for all of them: thousands of small ones would each cost a call.
+            # One copy for all of them: thousands of small tensors would each cost a call.
             source = torch.frombuffer(extent.memory, dtype=torch.uint8)
             whole = torch.empty(source.shape, dtype=torch.uint8, device=self._device)
             self._lane.copy(whole, source)
             for tensor in tensors:
                 like = self._make(tensor, extent.memory, tensor.start - start)
                 piece = whole[tensor.start - start : tensor.stop - start]
-                made.append((tensor.name, piece.view(like.dtype).view(like.shape)))
+                pairs.append((tensor.name, piece.view(like.dtype).view(like.shape)))
         else:
             for tensor in tensors:
                 source = self._make(tensor, extent.memory, tensor.start - start)
                 target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
                 self._lane.copy(target, source)
-                made.append((tensor.name, target))
+                pairs.append((tensor.name, target))
         event = self._lane.mark()
         if event is not None:
             self._copying.append((event, extent.memory))
-        yield from made
+        yield from pairs
 
     def moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor that lies in no extent, on the device."""
+        """A copy on the device, of a tensor that is in no extent."""
         return tensor.to(self._device)
 
     def settle(self, *, wait: bool = False) -> bool:
-        """Gives back the memory of copies that are done.
-
-        Args:
-            wait: Whether to wait for the oldest one.
-
-        Returns:
-            Whether any was given back.
-        """
+        """Releases the memory of finished copies, after the oldest one if `wait`; returns whether there were any."""
         before = len(self._copying)
         if wait and self._copying:
             self._copying[0][0].synchronize()
@@ -174,10 +161,10 @@ class DeviceMaker:
 
 
 def pinned(memory: Any, size: int) -> Callable[[], None] | None:
-    """Pins the first `size` bytes of a mapped arena for the present CUDA device.
+    """Pins the first `size` bytes of a mapped arena for the current CUDA device.
 
     Returns:
-        What ends it; None where there is no such device, or it refuses.
+        A function that unpins them; None without a CUDA device, or if it refuses.
     """
     import torch
 
@@ -192,7 +179,7 @@ def checked_device(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
-        UsageError: torch does not know it, or it is not there.
+        UsageError: torch does not know the name, or the device does not exist.
     """
     import torch
 
@@ -200,7 +187,7 @@ def checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as exc:
-        raise UsageError(f"there is no device {name!r}: {str(exc).splitlines()[0][:160]}") from exc
+        raise UsageError(f"the device {name!r} is not available: {str(exc).splitlines()[0][:160]}") from exc
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -1,4 +1,4 @@
-"""Into a torch module, in place."""
+"""Loads into a torch module, in place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldstream.engine.load_statistics import LoadReport
 from coldstream.errors import UsageError
-from coldstream.loading.load_report import LoadReport
 from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.streaming import Load
 from coldstream.loading.tensors import require_torch
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadIntoReport:
-    """What `load_into` did.
+    """The result of `load_into`.
 
     Attributes:
-        missing: Parameters and buffers of the module that the checkpoint does not have.
-        unexpected: Tensors of the checkpoint that the module does not have.
-        report: Of the load itself.
+        missing: Parameters and buffers that the checkpoint does not have.
+        unexpected: Tensors that the module does not have.
+        report: Of the load.
     """
 
     missing: tuple[str, ...]
@@ -70,10 +70,10 @@ def load_into(
     require_torch("load_into")
     import torch
 
-    # By name; with tied weights several names are one tensor, and one of them is enough.
+    # With tied weights several names are one tensor, and one of them is enough.
     targets: dict[str, torch.Tensor] = dict(module.state_dict(keep_vars=True))
     if any(target.is_meta for target in targets.values()):
-        raise UsageError("the module is on the meta device", hint="give it memory first: module.to_empty(device=...)")
+        raise UsageError("the module is on the meta device", hint="allocate it first: module.to_empty(device=...)")
     options = Options(
         framework="pt",
         device=device,
@@ -89,7 +89,7 @@ def load_into(
         metrics=metrics,
         on_progress=on_progress,
     )
-    found: set[str] = set()
+    copied: set[str] = set()
     unexpected: list[str] = []
     with Load(uri, options) as loading, torch.no_grad():
         for name, tensor in loading:
@@ -98,19 +98,21 @@ def load_into(
             if target is None:
                 unexpected.append(name)
             elif target.shape != tensor.shape:
-                raise UsageError(f"{name} has the shape {tuple(tensor.shape)}, the module wants {tuple(target.shape)}")
+                raise UsageError(
+                    f"{name} has the shape {tuple(tensor.shape)}, in the module it is {tuple(target.shape)}"
+                )
             else:
                 target.copy_(tensor)
-                found.add(inner)
+                copied.add(inner)
         report = loading.report
     assert report is not None
-    filled = {targets[name].data_ptr() for name in found if targets[name].numel()}
-    missing = [name for name, target in targets.items() if name not in found and target.data_ptr() not in filled]
+    filled = {targets[name].data_ptr() for name in copied if targets[name].numel()}
+    missing = [name for name, target in targets.items() if name not in copied and target.data_ptr() not in filled]
     if strict and (missing or unexpected):
         differences = [_some(missing, "missing"), _some(unexpected, "unexpected")]
         raise UsageError(
             f"{uri} and the module differ: {', '.join(text for text in differences if text)}",
-            hint="pass strict=False to accept that",
+            hint="use strict=False to accept that",
         )
     return LoadIntoReport(missing=tuple(missing), unexpected=tuple(sorted(unexpected)), report=report)
 

@@ -1,4 +1,4 @@
-"""Loads by the library in the metrics' file that the environment names. No load fails for it."""
+"""Counts loads of the library in the metrics file that the environment names. No load fails because of it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,16 @@ if TYPE_CHECKING:
     from coldstream.telemetry.metrics.meter import Loading
 
 _logger = logging.getLogger("coldstream")
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Callable[[], None]:
-    """Follows a load that begins, if its options allow it and a file is configured; else nothing is imported.
+    """Follows a load that begins, if its options allow that and a file is configured.
 
-    A command has the metrics around it, and a port as well; in a program every process would ask for the same port.
-
-    Args:
-        load: That begins.
-        uri: Of the model, as the user named it.
-        options: Of the load.
-        settings: What is configured.
+    Only to a file: commands also have a port, but every process of a program would use the same one.
 
     Returns:
-        To be called when the load has ended, in this process; again does nothing, and in a forked one neither.
+        Call it when the load has ended. Idempotent; does nothing in a forked process.
     """
     file = settings.get("COLDSTREAM_METRICS_FILE") if options.metrics else None
     if file is None:
@@ -41,27 +35,27 @@ def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Ca
         from coldstream.telemetry.metrics.library_metrics import Single
 
         single = Single(load, model=model_name(uri), uri=uri_key(uri, settings), file=file)
-    except Exception as exc:  # noqa: BLE001  # whatever it is, the load goes on
+    except Exception as exc:  # noqa: BLE001  # the load goes on in any case
         _warn(exc)
         return lambda: None
 
     def end() -> None:
         try:
             if warning := single.end():
-                _say(warning)
-        except Exception as exc:  # noqa: BLE001  # the same
+                _log_once(warning)
+        except Exception as exc:  # noqa: BLE001  # the load goes on in any case
             _warn(exc)
 
     return end
 
 
 def _warn(exc: Exception) -> None:
-    # Another's message may hold anything.
-    _say(f"the metrics are not kept: {exc.message if isinstance(exc, ColdstreamError) else type(exc).__name__}")
+    # Other messages may contain anything, secrets included.
+    _log_once(f"the metrics are not kept: {exc.message if isinstance(exc, ColdstreamError) else type(exc).__name__}")
 
 
-def _say(text: str) -> None:
-    """Once for each text: a program may load every minute."""
-    if text not in _said:
-        _said.add(text)
+def _log_once(text: str) -> None:
+    """Logs each text once: a program may load every minute."""
+    if text not in _logged:
+        _logged.add(text)
         _logger.warning(text)

@@ -1,4 +1,4 @@
-"""What there is to load, and what of it lies in the local cache: all that is known before a byte flows."""
+"""Plans a load: resolves the model, and finds what the local copy already has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coldstream.cache.cache import Cache, configured
 from coldstream.cache.copy_records import CachedFile
-from coldstream.cache.local_copy import Copy
+from coldstream.cache.local_copy import LocalCopy
 from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
@@ -25,34 +25,34 @@ from coldstream.places.origin_opening import open_origin
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
 
-# How long a start waits for a bucket that does not answer when the whole model lies in the local cache.
+# How long to wait for a bucket that does not answer when the local copy is complete.
 OFFLINE_SECONDS = 5.0
-# Beyond what the tensors themselves need, for chunks under way while everything is kept.
+# Memory for chunks in flight when all tensors are kept.
 _SLACK_BYTES = 256 * MIB
-# All of it is pinned for a device, so it is as large as is useful, not as there is room for.
+# For a device all of it is pinned, so it is as large as is useful, and not as large as possible.
 _DEVICE_ARENA_BYTES = GIB
 
 
 @dataclass(slots=True, kw_only=True)
-class Prepared:
-    """A load that may begin. Holds the local copy until `close`.
+class PreparedLoad:
+    """A load that can begin. Holds the local copy until `close`.
 
     Attributes:
         checkpoint: The shards.
-        origin: Where links are renewed; None when the local cache stands in for it.
-        copy: The local copy, or None.
-        cached: What is to be said of the local cache if nothing is written to it: "off", "complete", "partly", or why
-            there is none.
+        origin: Where links are renewed; None if the local copy is used instead.
+        local_copy: The local copy, or None.
+        cached: `LoadReport.cached` if nothing is written to the local copy.
+        bytes_max: The limit of the cache, or None.
+        cdn_unused: Why the CDN is not used, or "".
         jobs: For the engine.
         catalog: For the consumers.
         bytes: Of all tensors.
-        segments: (path, number in its file) of every segment of every file: the engine counts them through.
-        cdn_unused: Why nothing comes through the CDN that there is; empty when it may.
+        segments: (path, number in its file) of every segment, as the engine numbers them.
     """
 
     checkpoint: Checkpoint
     origin: Origin | None
-    copy: Copy | None
+    local_copy: LocalCopy | None
     cached: str
     bytes_max: int | None
     cdn_unused: str = ""
@@ -78,11 +78,11 @@ class Prepared:
     @property
     def writes(self) -> bool:
         """Whether the load fills the local copy."""
-        return self.copy is not None and self.cached == "partly"
+        return self.local_copy is not None and self.cached == "partly"
 
     @property
     def offline(self) -> bool:
-        """Whether the local cache stands in for an origin that did not answer."""
+        """Whether the local copy is used because the origin did not answer."""
         return self.origin is None
 
     @property
@@ -90,10 +90,10 @@ class Prepared:
         """Of the shards."""
         return [shard.header for shard in self.checkpoint.shards]
 
-    def engine_settings(
+    def job_options(
         self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
     ) -> JobOptions:
-        """How the engine is to go about it.
+        """The options for the engine.
 
         Raises:
             ColdstreamError: A limit of this process leaves too little memory.
@@ -111,26 +111,26 @@ class Prepared:
             in_order=options.in_order,
             give_up_seconds=settings.retry_seconds,
             attach_seconds=options.attach_seconds,
-            # A complete one may have to be mended.
-            cache=str(self.copy.folder) if self.copy is not None and not self.offline else None,
+            # Even a complete copy may have a wrong chunk.
+            cache=str(self.local_copy.folder) if self.local_copy is not None and not self.offline else None,
             cache_bytes_max=self.bytes_max,
         )
 
     def close(self) -> None:
-        """Lets go of the local copy."""
-        if self.copy is not None:
-            self.copy.close()
+        """Releases the local copy."""
+        if self.local_copy is not None:
+            self.local_copy.close()
 
     def _check_room(self, options: Options, room: int, limit: str) -> None:
         largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
-        # A loop holds one tensor while it asks for the next.
+        # A loop holds one tensor while it requests the next.
         what, needed = "two of the largest tensors take", min(2 * largest, self.bytes)
         if options.keep_all:
             what, needed = "all tensors take", self.bytes
         if needed > room:
             raise ColdstreamError(
                 f"{what} {format_bytes(needed)}, and {limit} leaves {format_bytes(room)}",
-                hint="raise it, or take it off: ulimit -a shows all limits",
+                hint="raise or remove the limit: ulimit -a shows all limits",
             )
 
     def _memory_limit(self, options: Options) -> int:
@@ -154,23 +154,23 @@ class Prepared:
         )
         if self.cdn_unused:
             job = replace(job, segments=tuple(replace(segment, cdn=None) for segment in job.segments))
-        if self.copy is None or shard.is_local:
+        if self.local_copy is None or shard.is_local:
             return job
         return replace(
             job,
-            copy=str(self.copy.path(number)),
-            have=self.copy.have(number),
-            digests=shard.digests or self.copy.digests(number),
+            copy=str(self.local_copy.path(number)),
+            have=self.local_copy.have(number),
+            digests=shard.digests or self.local_copy.digests(number),
         )
 
 
-def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
-    """Resolves a URI, reads the headers, and looks into the local cache.
+def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad:
+    """Resolves a URI, reads the headers, and opens the local copy.
 
     Raises:
         UsageError: The files are the parts of several ranks.
-        What `open_origin` and `Origin.checkpoint` raise. An origin that does not answer is no error if the local cache
-        has all of the model as it was last.
+        ColdstreamError: As `open_origin` and `Origin.checkpoint`. An origin that does not answer is not an error if
+            there is a complete local copy of the model's last version.
     """
     cache = _cache(options, settings) if options.cache and not _is_local(uri) else None
     latest = _latest(cache, uri, settings)
@@ -182,22 +182,23 @@ def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
     except UnavailableError:
         if latest is None:
             raise
-        return Prepared(checkpoint=_from_copy(uri, latest), origin=None, copy=latest, cached="complete", bytes_max=None)
+        checkpoint = _from_copy(uri, latest)
+        return PreparedLoad(checkpoint=checkpoint, origin=None, local_copy=latest, cached="complete", bytes_max=None)
     except BaseException:
         if latest is not None:
             latest.close()
         raise
     if latest is not None:
         latest.close()
-    copy, cached = None, "off"
-    # A version that says nothing of the content cannot tell an old copy from a new one.
+    local_copy, cached = None, "off"
+    # Without a version that identifies the content, an old copy looks like a new one.
     if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
-        copy, cached = _open_copy(cache, uri, settings, checkpoint)
+        local_copy, cached = _open_copy(cache, uri, settings, checkpoint)
     bytes_max = cache.bytes_max if cache is not None else None
-    return Prepared(
+    return PreparedLoad(
         checkpoint=checkpoint,
         origin=origin,
-        copy=copy,
+        local_copy=local_copy,
         cached=cached,
         bytes_max=bytes_max,
         cdn_unused=_cdn_unused(checkpoint, options),
@@ -205,7 +206,7 @@ def prepare(uri: Uri, options: Options, settings: Settings) -> Prepared:
 
 
 def _refuse_ranks(checkpoint: Checkpoint) -> None:
-    """Refuses the parts of several ranks: their tensors have the same names, and a load has one of each name."""
+    """Rejects the parts of several ranks: their tensors have the same names, and a load has each name once."""
     ranks = {rank_of(shard.path) for shard in checkpoint.shards}
     if len(ranks) > 1:
         raise UsageError(
@@ -216,12 +217,12 @@ def _refuse_ranks(checkpoint: Checkpoint) -> None:
 
 
 def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:
-    """Why the CDN is left out: what nobody verifies comes from the bucket itself."""
+    """Why the CDN is not used: what cannot be verified comes from the bucket itself."""
     if checkpoint.cdn is None:
         return ""
     if not checkpoint.verified:
         return "no manifest tells the hashes of this model, so it came from the bucket (run: coldstream upload)"
-    return "" if options.verify else "what it gives has to be verified, so with --no-verify the bucket is read"
+    return "" if options.verify else "its answers have to be verified, so with --no-verify the bucket is read"
 
 
 def _cache(options: Options, settings: Settings) -> Cache:
@@ -230,16 +231,16 @@ def _cache(options: Options, settings: Settings) -> Cache:
     return configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
 
 
-def _latest(cache: Cache | None, uri: Uri, settings: Settings) -> Copy | None:
+def _latest(cache: Cache | None, uri: Uri, settings: Settings) -> LocalCopy | None:
     if cache is None:
         return None
     try:
         return cache.latest(uri_key(uri, settings))
     except DiskError:
-        return None  # opening it will say what is wrong
+        return None  # opening the copy reports what is wrong
 
 
-def _open_copy(cache: Cache, uri: Uri, settings: Settings, checkpoint: Checkpoint) -> tuple[Copy | None, str]:
+def _open_copy(cache: Cache, uri: Uri, settings: Settings, checkpoint: Checkpoint) -> tuple[LocalCopy | None, str]:
     files = [CachedFile(path=s.path, size=s.size, stops=s.stops, digests=s.digests) for s in checkpoint.shards]
     try:
         copy = cache.open(uri=uri_key(uri, settings), name=checkpoint.name, version=checkpoint.version, files=files)
@@ -254,7 +255,7 @@ def _is_local(uri: Uri) -> bool:
 
 
 def uri_key(uri: Uri, settings: Settings) -> str:
-    """What a URI is remembered by in the cache: a bare name means another model with another store. No secret."""
+    """The key of a URI in the cache: a bare name means another model with another store. Never a secret."""
     bare = str(uri)
     return bare if "://" in bare or _is_local(uri) else f"{settings.store_uri()}/{bare}"
 
@@ -263,8 +264,8 @@ def _head_stops(shard: Shard) -> tuple[int, ...]:
     return tuple(stop for stop in shard.stops if stop <= shard.header.data_start)
 
 
-def _from_copy(uri: Uri, copy: Copy) -> Checkpoint:
-    """The checkpoint that a complete local copy holds."""
+def _from_copy(uri: Uri, copy: LocalCopy) -> Checkpoint:
+    """The checkpoint of a complete local copy."""
     shards = []
     for number, file in enumerate(copy.files):
         path = copy.path(number)

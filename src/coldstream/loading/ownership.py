@@ -1,4 +1,4 @@
-"""The streamer's words to the process that started it: links to renew, progress, failures."""
+"""What a load's owner does: starts the streamer, renews links, turns failures into errors."""
 
 from __future__ import annotations
 
@@ -13,23 +13,33 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
-from coldstream.loading.load_plan import Prepared
+from coldstream.loading.load_plan import PreparedLoad
 from coldstream.loading.options import OnProgress, Options
 from coldstream.model.uri import Uri
 from coldstream.places.origin_opening import scheme_of, uses_tls
 from coldstream.settings import Settings
 
-# How the streamer ended without saying why, and what to do about it.
+# Hints for a streamer that ended, by how it ended.
 _ENDINGS = {
     "killed": "did the machine run out of memory? see: dmesg | grep -i 'out of memory'",
     "start": "is memory or the number of open files limited? see: ulimit -a",
     "gone": "load it again; the messages above may say more",
     "internal": "please report it, with the output of --debug",
 }
+# Failures by kind: the error, and its hint. The message is the streamer's.
+_FAILURES: dict[str, tuple[type[ColdstreamError], str]] = {
+    "integrity": (IntegrityError, "run: coldstream verify --deep; a proxy or cache may alter the bytes"),
+    "not-found": (NotFoundError, "an object was deleted during the load; run: coldstream verify"),
+    "credentials": (CredentialsError, "the link expired or the key lost its permission; load it again"),
+    "readers": (ColdstreamError, "did a reader die before it attached? see its own messages"),
+    # These two name what was being loaded in front.
+    "memory": (ColdstreamError, "release tensors sooner, or raise the limit: see ulimit -a"),
+    "usage": (ColdstreamError, "start the load with as many consumers as there are readers"),
+}
 
 
 def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
-    """Starts the streamer, which gets ready while the names are resolved."""
+    """Starts the streamer, which gets ready while the model is resolved."""
     return Owner(
         workers=options.processes,
         connections=options.connections,
@@ -38,72 +48,60 @@ def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
     )
 
 
-def attend(owner: Owner, prepared: Prepared, on_progress: OnProgress | None, *, seconds: float = 0.0) -> None:
-    """Takes in what the streamer says, waiting for it up to so long, and answers it.
+def attend(owner: Owner, prepared: PreparedLoad, on_progress: OnProgress | None, *, seconds: float = 0.0) -> None:
+    """Takes in the streamer's messages, waiting for them up to `seconds`, and answers them.
 
     Raises:
         ColdstreamError: A link could not be renewed; the load ends.
     """
     owner.hear(seconds)
     while owner.renewals:
-        _renew(owner, prepared, owner.renewals.pop())
-    if owner.progress and on_progress:
-        on_progress(min(owner.progress["bytes"], prepared.bytes), prepared.bytes)
+        segment = owner.renewals.pop()
+        if prepared.origin is None:
+            owner.link(segment, None)
+            continue
+        try:
+            url, headers = prepared.origin.renew(*prepared.segments[segment])
+        except ColdstreamError:
+            owner.link(segment, None)
+            raise
+        owner.link(segment, url, headers)
+    if owner.statistics and on_progress:
+        on_progress(min(owner.statistics.loaded_bytes, prepared.bytes), prepared.bytes)
 
 
-def _renew(owner: Owner, prepared: Prepared, segment: int) -> None:
-    if prepared.origin is None:
-        owner.link(segment, None)
-        return
-    try:
-        url, headers = prepared.origin.renew(*prepared.segments[segment])
-    except ColdstreamError:
-        owner.link(segment, None)
-        raise
-    owner.link(segment, url, headers)
-
-
-def cached_now(owner: Owner, prepared: Prepared) -> str:
-    """What has become of the local copy."""
-    if prepared.copy is None or owner.stored is None:
+def cached_now(owner: Owner, prepared: PreparedLoad) -> str:
+    """The state of the local copy, as `LoadReport.cached`."""
+    if prepared.local_copy is None or owner.copy_failure is None:
         return prepared.cached
-    if owner.stored["failed"]:
-        return str(owner.stored["failed"])
+    if owner.copy_failure:
+        return owner.copy_failure
     if not prepared.writes:
         return prepared.cached
-    return "written" if prepared.copy.complete else "partly"
+    return "written" if prepared.local_copy.complete else "partly"
 
 
-def error_of(failure: dict[str, Any] | None, where: str) -> ColdstreamError:
-    """A streamer's failure as one of ours.
+def error_of(failure: dict[str, Any] | None, target: str) -> ColdstreamError:
+    """A streamer's failure as an error.
 
     Args:
-        failure: What it said, or how it ended: see `Owner.last_words`; None when that cannot be known here.
-        where: What was being loaded, for the message.
+        failure: As `Owner.last_words`, or None in a process that cannot know it.
+        target: What was being loaded, for the message.
     """
     if failure is None:
         return ColdstreamError(
-            f"{where}: the streaming process ended", hint="the process that started the load says why"
+            f"{target}: the streaming process ended", hint="the process that started the load says why"
         )
-    kind, said = failure["kind"], failure["message"]
+    kind, message = failure["kind"], failure["message"]
     if kind in _ENDINGS:
-        return ColdstreamError(f"{where}: the streaming process {said}", hint=_ENDINGS[kind])
+        return ColdstreamError(f"{target}: the streaming process {message}", hint=_ENDINGS[kind])
     if kind == "conflict":
         return ConflictError(
-            f"the model was replaced while loading: {said}", hint="load it again; run: coldstream verify"
+            f"the model was replaced while loading: {message}", hint="load it again; run: coldstream verify"
         )
-    if kind == "integrity":
-        return IntegrityError(said, hint="run: coldstream verify --deep; a proxy or cache may alter the bytes")
-    if kind == "not-found":
-        return NotFoundError(said, hint="an object went while loading; run: coldstream verify")
-    if kind == "credentials":
-        return CredentialsError(said, hint="the link expired or the key lost its permission; load it again")
-    if kind == "memory":
-        return ColdstreamError(f"{where}: {said}", hint="let go of tensors sooner, or raise the limit: see ulimit -a")
     if kind == "limit":
-        return ColdstreamError(said, hint=failure.get("hint"))
-    if kind == "usage":
-        return ColdstreamError(f"{where}: {said}", hint="start the load with as many consumers as there are readers")
-    if kind == "readers":
-        return ColdstreamError(said, hint="did a reader die before it attached? see its own messages")
-    return UnavailableError(said, retryable=False, hint="nothing arrived for COLDSTREAM_RETRY_SECONDS")
+        return ColdstreamError(message, hint=failure.get("hint"))
+    if kind in _FAILURES:
+        error, hint = _FAILURES[kind]
+        return error(f"{target}: {message}" if kind in {"memory", "usage"} else message, hint=hint)
+    return UnavailableError(message, retryable=False, hint="nothing was received for COLDSTREAM_RETRY_SECONDS")

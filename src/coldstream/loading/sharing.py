@@ -1,4 +1,4 @@
-"""One process starts a load, several read it: the ranks of a tensor-parallel model read its weights once per node.
+"""One process starts a load and several read it: the ranks of a tensor-parallel model read its weights once per node.
 
     with coldstream.share("Qwen/Qwen3-8B", consumers=4) as shared:      # where the bucket's keys are
         ... start the readers with shared.address ...
@@ -6,8 +6,8 @@
 
     for name, tensor in coldstream.attach(address): ...                 # in each reader, spawned or forked
 
-Readers never see a key or a link. Each of them sees every tensor; memory is reused when all have let go of it. Tensors
-on the CPU lie in memory that all readers share: do not write to them.
+Readers never see a key or a link. Each of them sees every tensor; memory is reused when all have released it. Tensors
+on the CPU are in memory that all readers share: do not write to them.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
+from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError, UsageError
-from coldstream.loading.account import Account, account_of
 from coldstream.loading.load_metrics import counted
-from coldstream.loading.load_plan import prepare
-from coldstream.loading.load_report import LoadReport, make_report
+from coldstream.loading.load_plan import prepare_load
+from coldstream.loading.load_report import make_report
 from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.tensor_reader import Reader
-from coldstream.loading.tensors import Made
+from coldstream.loading.tensor_reader import TensorReader
+from coldstream.loading.tensors import LoadedTensor
 from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
 from coldstream.settings import Settings, ambient_settings
@@ -43,26 +43,27 @@ _POLL_SECONDS = 0.1
 
 
 class Share:
-    """A load that other processes read. A thread of this process attends to it. Context manager.
+    """A load that other processes read; a thread of this process attends to it. A context manager.
 
     Attributes:
-        address: What the readers give to `attach`: a socket that this user alone may open.
+        address: What readers pass to `attach`: a socket that only this user can open.
+        bytes: Of all tensors.
     """
 
     def __init__(self, uri: str | Uri, *, consumers: int, options: Options | None = None) -> None:
-        """Resolves the model and begins to fetch it; readers may come when they like.
+        """Resolves the model and begins to fetch it; readers may attach at any time.
 
         Args:
-            uri: See `Load`.
-            consumers: How many will attach. Each must, sooner or later: memory waits for all of them.
-            options: How. `device` and `framework` are the readers' own choice.
+            uri: As for `Load`.
+            consumers: How many processes will attach. All of them must: memory waits for all.
+            options: How to load it. Readers choose `device` and `framework` themselves.
 
         Raises:
-            What `Load` raises before its first tensor.
+            ColdstreamError: As for `Load` before its first tensor.
         """
         self._uri, self._consumers, self._options = Uri.of(uri), consumers, options or Options()
         began = time.monotonic()
-        self._bytes = 0
+        self.bytes = 0
         self._cached: str | None = None
         self._error: ColdstreamError | None = None
         self._finished = threading.Event()
@@ -71,14 +72,14 @@ class Share:
         self.address = os.path.join(self._folder.path, "load")
         settings = self._options.settings or ambient_settings()
         self._owner = start_owner(self._uri, self._options, settings)
-        self._counted = counted(self, self._uri, self._options, settings)
+        self._end_metrics = counted(self, self._uri, self._options, settings)
         try:
-            self._prepared = prepare(self._uri, self._options, settings)
-            self._bytes = self._prepared.bytes
+            self._prepared = prepare_load(self._uri, self._options, settings)
+            self.bytes = self._prepared.bytes
             self._planned = (began, time.monotonic())
-            engine = self._prepared.engine_settings(self._options, settings, consumers=consumers, listen=self.address)
-            self._owner.load(self._prepared.jobs, self._prepared.catalog, engine)
-            self._asked = time.monotonic()
+            job_options = self._prepared.job_options(self._options, settings, consumers=consumers, listen=self.address)
+            self._owner.load(self._prepared.jobs, self._prepared.catalog, job_options)
+            self._loading_since = time.monotonic()
             self._owner.wait_until_listening()
         except StreamerGoneError as exc:
             gone = error_of(self._owner.last_words(), str(self._uri))
@@ -102,31 +103,21 @@ class Share:
 
     @property
     def version(self) -> str:
-        """Of the model that is loaded; see `Checkpoint`."""
+        """Of the model, as in `Checkpoint`."""
         return self._prepared.checkpoint.version
 
     @property
     def is_gone(self) -> bool:
-        """Whether the streamer has ended: every reader has come, read everything and let go."""
+        """Whether the streamer has ended: every reader has attached, read everything and released it."""
         return self._owner.gone
 
     def wait_until_gone(self, seconds: float) -> bool:
-        """Waits for that; whether it came."""
+        """Waits for that; returns whether it happened."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    @property
-    def bytes(self) -> int:
-        """Of all tensors."""
-        return self._bytes
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether everything has been fetched, or the load failed."""
-        return self._finished.is_set()
-
     def wait(self, seconds: float | None = None) -> LoadReport | None:
-        """Waits until everything has been fetched; None when that takes longer than `seconds`.
+        """Waits until everything is fetched; returns None after `seconds`.
 
         Raises:
             ColdstreamError: The load failed.
@@ -135,43 +126,43 @@ class Share:
             return None
         if self._error is not None:
             raise self._error
-        assert self._owner.report is not None
-        found = self._owner.report
+        statistics = self._owner.statistics
+        assert statistics is not None
         return make_report(
             self._prepared,
             self._options,
-            found,
+            statistics,
             consumers=self._consumers,
-            seconds=found["seconds"],
-            first_tensor_seconds=found["first_ready_seconds"] or 0.0,
+            seconds=statistics.seconds,
+            first_tensor_seconds=statistics.first_ready_seconds or 0.0,
             cached=self._cached or cached_now(self._owner, self._prepared),
         )
 
     @property
-    def account(self) -> Account | None:
-        """What it has done so far; None before the first byte. May be asked in any thread."""
-        return account_of(self._owner)
+    def statistics(self) -> LoadStatistics | None:
+        """What it has done so far; None before the first byte. Safe in any thread."""
+        return self._owner.statistics
 
     @property
     def outcome(self) -> LoadReport | ColdstreamError | None:
-        """How it ended: its report, or why it failed; None while it runs."""
-        if not self._finished.is_set():
-            return None
-        return self._error or self.wait(0)
+        """Its report, or why it failed; None while it runs."""
+        return (self._error or self.wait(0)) if self._finished.is_set() else None
 
     def steps(self) -> dict[str, tuple[float, float]]:
-        """When it did what, by `time.monotonic`: "manifest", and once all is fetched "connect" and "stream".
+        """Start and end of its steps by `time.monotonic`: "manifest", and at the end "connect" and "stream".
 
-        The stream's own process counts its seconds from when it is told what to load, some milliseconds later.
+        The streamer counts its seconds from the plan, some milliseconds after it was sent.
         """
-        found = {"manifest": self._planned}
-        if (report := self._owner.report) is not None:
-            found["connect"] = (self._asked, self._asked + (report["first_ready_seconds"] or 0.0))
-            found["stream"] = (self._asked, self._asked + report["seconds"])
-        return found
+        steps = {"manifest": self._planned}
+        statistics = self._owner.statistics
+        if self._owner.has_finished and statistics is not None:
+            since = self._loading_since
+            steps["connect"] = (since, since + (statistics.first_ready_seconds or 0.0))
+            steps["stream"] = (since, since + statistics.seconds)
+        return steps
 
     def close(self) -> None:
-        """Ends the load, whoever reads it. Idempotent. What readers hold stays valid."""
+        """Ends the load for all readers. Idempotent. What readers hold stays valid."""
         self._stopping.set()
         self._thread.join()
         self._owner.stop()
@@ -179,10 +170,10 @@ class Share:
         self._folder.close()
 
     def _abandon(self, error: ColdstreamError | None) -> None:
-        """Ends a load that never began."""
+        """Ends a load that has not begun."""
         self._owner.stop()
         self._folder.close()
-        # Without its traceback, whose frames hold more than is known here.
+        # A copy has no traceback, whose frames hold more than is known here.
         self._end(copy(error) if error is not None else None)
 
     def _attend(self) -> None:
@@ -194,12 +185,12 @@ class Share:
                 self._error = exc
             if owner.failure is not None and self._error is None:
                 self._error = error_of(owner.failure, str(self._uri))
-            if owner.report is not None or self._error is not None:
+            if owner.has_finished or self._error is not None:
                 self._end(self._error)
         if not self._finished.is_set():
             self._end(None if self._stopping.is_set() else error_of(owner.last_words(), str(self._uri)))
         if owner.gone:
-            # Nobody reads it any more: the cached copy may be evicted, whether `close` comes soon or never.
+            # No one reads it any more: the local copy may be evicted, even if `close` is never called.
             try:
                 self._cached = cached_now(owner, self._prepared)
             except DiskError as exc:
@@ -207,18 +198,18 @@ class Share:
             self._prepared.close()
 
     def _end(self, error: ColdstreamError | None) -> None:
-        """Says how it ended; without a report or an error it was cancelled. The first time counts."""
+        """Sets the outcome, once. A load that has neither finished nor failed was cancelled."""
         if self._finished.is_set():
             return
-        if error is None and self._owner.report is None:
+        if error is None and not self._owner.has_finished:
             error = CancelledError(f"{self._uri}: the load was ended")
         self._error = error
         self._finished.set()
-        self._counted()
+        self._end_metrics()
 
 
 class Attached:
-    """A shared load, read by this process: an iterator of (name, tensor), and a context manager.
+    """A shared load as one process reads it: an iterator of (name, tensor), and a context manager.
 
     Attributes:
         total_bytes: Of all tensors.
@@ -228,8 +219,8 @@ class Attached:
         """Attaches.
 
         Raises:
-            NotFoundError: Nobody shares a load there.
-            ColdstreamError: As many readers as were expected have attached already, or the load failed.
+            NotFoundError: No load is shared there.
+            ColdstreamError: All expected readers have attached already, or the load failed.
         """
         self._address, self._options = address, options or Options()
         self._ended = False
@@ -238,19 +229,19 @@ class Attached:
         except StreamerGoneError as exc:
             raise error_of(exc.failure, address) from exc
         except ConnectionRefusedError as exc:
-            # Its socket is there, and no process listens: it was killed.
+            # The socket exists and no process listens: it was killed.
             raise error_of(None, address) from exc
         except OSError as exc:
             raise NotFoundError(f"no load is shared at {address}: {exc.strerror}") from exc
         catalog = self._consumer.catalog
         headers = [parse_header(file.head, file_bytes=file.size, path=file.path) for file in catalog.files]
         self.total_bytes = sum(stop - start for _, start, stop in catalog.extents)
-        self._reader = Reader(
+        self._reader = TensorReader(
             self._consumer, headers, self._options, pinned_bytes=min(len(self._consumer.arena), self.total_bytes)
         )
         self._tensors = self._run()
 
-    def __iter__(self) -> Iterator[tuple[str, Made]]:
+    def __iter__(self) -> Iterator[tuple[str, LoadedTensor]]:
         if self._ended:
             raise UsageError(
                 f"{self._address}: this load has ended; its tensors can be iterated over only once",
@@ -258,7 +249,7 @@ class Attached:
             )
         return self
 
-    def __next__(self) -> tuple[str, Made]:
+    def __next__(self) -> tuple[str, LoadedTensor]:
         return next(self._tensors)
 
     def __enter__(self) -> Self:
@@ -268,12 +259,12 @@ class Attached:
         self.close()
 
     def close(self) -> None:
-        """Lets go. Tensors stay valid."""
+        """Detaches. Tensors stay valid."""
         self._ended = True
         self._reader.finish()
         self._consumer.close()
 
-    def _run(self) -> Iterator[tuple[str, Made]]:
+    def _run(self) -> Iterator[tuple[str, LoadedTensor]]:
         yield from self._reader.empty()
         try:
             for extent in self._consumer.extents(before_wait=lambda: self._reader.settle(wait=True)):

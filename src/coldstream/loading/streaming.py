@@ -3,8 +3,7 @@
     for name, tensor in coldstream.stream("Qwen/Qwen3-8B"): ...
     tensors = coldstream.load("s3://bucket/org/model")
 
-A tensor from `stream` lies in memory that the engine reuses once nothing refers to it any more: keep it as long as you
-like, and let go of it soon if you can. See docs/engine.md.
+A tensor of `stream` is a view of memory that the engine reuses when nothing refers to it any more. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
+from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.loading.account import Account, account_of
 from coldstream.loading.load_metrics import counted
-from coldstream.loading.load_plan import Prepared, prepare
-from coldstream.loading.load_report import LoadReport, make_report
+from coldstream.loading.load_plan import PreparedLoad, prepare_load
+from coldstream.loading.load_report import make_report
 from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.tensor_reader import Reader
-from coldstream.loading.tensors import Made
+from coldstream.loading.tensor_reader import TensorReader
+from coldstream.loading.tensors import LoadedTensor
 from coldstream.model.uri import Uri
 from coldstream.settings import Settings, ambient_settings
 
@@ -97,7 +96,7 @@ def load(
     settings: Settings | None = None,
     metrics: bool = True,
     on_progress: OnProgress | None = None,
-) -> dict[str, Made]:
+) -> dict[str, LoadedTensor]:
     """Loads all of a model's tensors, by name. Takes as much memory as the model has bytes.
 
     `Load` describes the URI, `Options` the other parameters.
@@ -125,34 +124,34 @@ def load(
 class Load:
     """One load: an iterator of (name, tensor), and a context manager.
 
-    Leaving early, by `close` or the end of the `with` block, ends every process of it within a second. Tensors stay
-    valid whatever happens to the load.
+    Leaving early, by `close` or the end of the `with` block, ends all of its processes within a second. Tensors stay
+    valid in any case.
 
     Attributes:
-        report: What it did, once the last tensor has been handed out; None before.
+        report: Its result, after the last tensor; None before.
         bytes: Of all tensors; known with the first one.
     """
 
     def __init__(self, uri: str | Uri, options: Options | None = None) -> None:
-        """Prepares; nothing is touched before the first tensor is asked for.
+        """Prepares; nothing is read before the first tensor is requested.
 
         Args:
             uri: `org/model` in the configured store, `s3://bucket/prefix`, `https://host/prefix`,
                 `hf://org/model[/folder][@revision]`, `file:///folder` or a path.
-            options: How.
+            options: How to load it.
         """
         self.report: LoadReport | None = None
         self.bytes = 0
         self._uri, self._options = Uri.of(uri), options or Options()
         self._owner: Owner | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: PreparedLoad | None = None
         self._consumer: Consumer | None = None
-        self._reader: Reader | None = None
+        self._reader: TensorReader | None = None
         self._closed = self._ended = self._writing = False
         self._error: ColdstreamError | None = None
         self._tensors = self._run()
 
-    def __iter__(self) -> Iterator[tuple[str, Made]]:
+    def __iter__(self) -> Iterator[tuple[str, LoadedTensor]]:
         if self._ended:
             raise UsageError(
                 f"{self._uri}: this load has ended; its tensors can be iterated over only once",
@@ -160,7 +159,7 @@ class Load:
             )
         return self
 
-    def __next__(self) -> tuple[str, Made]:
+    def __next__(self) -> tuple[str, LoadedTensor]:
         return next(self._tensors)
 
     def __enter__(self) -> Self:
@@ -170,7 +169,7 @@ class Load:
         self.close()
 
     def __del__(self) -> None:
-        # `for … in stream(uri)` keeps no name to close; errors have nobody to go to here.
+        # `for … in stream(uri)` keeps no reference to close; no one can catch an error here.
         with contextlib.suppress(Exception):
             self.close()
 
@@ -180,35 +179,35 @@ class Load:
 
     @property
     def version(self) -> str:
-        """Of the model, as `Checkpoint` says; empty before the first tensor."""
+        """Of the model, as in `Checkpoint`; empty before the first tensor."""
         return self._prepared.checkpoint.version if self._prepared is not None else ""
 
     @property
-    def account(self) -> Account | None:
-        """What it has done so far; None before the first byte. May be asked in any thread."""
-        return account_of(self._owner) if self._owner is not None else None
+    def statistics(self) -> LoadStatistics | None:
+        """What it has done so far; None before the first byte. Safe in any thread."""
+        return self._owner.statistics if self._owner is not None else None
 
     @property
     def outcome(self) -> LoadReport | ColdstreamError | None:
-        """How it ended: its report, or why it failed; None while it runs, or when it was left early."""
+        """Its report, or why it failed; None while it runs, or when it was left early."""
         return self._error or self.report
 
     def close(self) -> None:
-        """Ends the load. Idempotent. A local copy that is still being written goes on if the load was complete."""
+        """Ends the load. Idempotent. The local copy of a complete load is still finished in the background."""
         if self._closed:
             return
         self._closed = self._ended = True
         self._tensors.close()
-        self._end()
+        self._release()
 
-    def _end(self) -> None:
-        """Lets go of everything but what tensors refer to."""
+    def _release(self) -> None:
+        """Releases everything except what tensors refer to."""
         if self._reader is not None:
             self._reader.finish()
         if self._consumer is not None:
             self._consumer.close()
         if self._owner is not None:
-            if self._writing and self._owner.stored is None and not self._owner.gone:
+            if self._writing and self._owner.copy_failure is None and not self._owner.gone:
                 self._owner.detach()
             else:
                 self._owner.stop()
@@ -216,30 +215,30 @@ class Load:
             self._prepared.close()
 
     def wait_for_cache(self, on_wait: Callable[[], None] | None = None) -> str:
-        """After the last tensor: waits until the local copy is written, and says what became of it.
+        """After the last tensor: blocks until the local copy is written.
 
         Args:
-            on_wait: Called every now and then.
+            on_wait: Called several times a second.
 
         Returns:
-            As `LoadReport.cached`, which has it too from then on.
+            The new `LoadReport.cached`, which `report` then has too.
         """
-        assert self.report is not None
-        assert self._owner is not None
-        assert self._prepared is not None
         owner, prepared = self._owner, self._prepared
-        while self._writing and owner.stored is None and owner.failure is None and not owner.gone:
+        assert self.report is not None
+        assert owner is not None
+        assert prepared is not None
+        while self._writing and owner.copy_failure is None and owner.failure is None and not owner.gone:
             attend(owner, prepared, None, seconds=_POLL_SECONDS)
             if on_wait:
                 on_wait()
         self.report = replace(self.report, cached=cached_now(owner, prepared))
         return self.report.cached
 
-    def _run(self) -> Generator[tuple[str, Made], None, None]:
+    def _run(self) -> Generator[tuple[str, LoadedTensor], None, None]:
         began = time.monotonic()
         settings = self._options.settings or ambient_settings()
         owner = self._owner = start_owner(self._uri, self._options, settings)
-        ended = counted(self, self._uri, self._options, settings)
+        end_metrics = counted(self, self._uri, self._options, settings)
         try:
             yield from self._stream(owner, settings, began)
         except StreamerGoneError as exc:
@@ -249,7 +248,7 @@ class Load:
             raise copy(self._error) from exc
         except ColdstreamError as exc:
             owner.stop()
-            # Without its traceback, whose frames hold the memory of the load.
+            # A copy has no traceback, whose frames hold the memory of the load.
             self._error = copy(exc)
             raise
         except BaseException:
@@ -257,22 +256,22 @@ class Load:
             raise
         finally:
             self._ended = True
-            ended()
+            end_metrics()
 
-    def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, Made]]:
+    def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, LoadedTensor]]:
         options = self._options
-        prepared = self._prepared = prepare(self._uri, options, settings)
+        prepared = self._prepared = prepare_load(self._uri, options, settings)
         self.bytes = prepared.bytes
-        engine = prepared.engine_settings(options, settings)
-        owner.load(prepared.jobs, prepared.catalog, engine)
+        job_options = prepared.job_options(options, settings)
+        owner.load(prepared.jobs, prepared.catalog, job_options)
         consumer = self._consumer = owner.consumer()
-        reader = self._reader = Reader(consumer, prepared.headers, options, pinned_bytes=engine.memory_limit)
+        reader = self._reader = TensorReader(consumer, prepared.headers, options, pinned_bytes=job_options.memory_limit)
         yield from reader.empty()
-        first: float | None = None
+        first_seconds: float | None = None
         while consumer.seen < consumer.total:
             extent = self._next(owner, prepared, consumer, reader)
-            if first is None:
-                first = time.monotonic() - began
+            if first_seconds is None:
+                first_seconds = time.monotonic() - began
             pairs = reader.make(extent)
             # Only what the caller keeps may keep the extent.
             del extent
@@ -280,27 +279,28 @@ class Load:
             del pairs
         reader.finish()
         seconds = time.monotonic() - began
-        while owner.report is None:
+        while not owner.has_finished:
             if owner.gone or owner.failure:
                 raise StreamerGoneError("it ended without a report")
             attend(owner, prepared, None, seconds=1.0)
         if options.on_progress:
             options.on_progress(prepared.bytes, prepared.bytes)
+        assert owner.statistics is not None
         self.report = make_report(
             prepared,
             options,
-            owner.report,
+            owner.statistics,
             seconds=seconds,
-            first_tensor_seconds=seconds if first is None else first,
+            first_tensor_seconds=seconds if first_seconds is None else first_seconds,
             cached=cached_now(owner, prepared),
         )
-        # A complete copy may have had to be mended.
-        self._writing = prepared.copy is not None and (prepared.writes or self.report.corrupt > 0)
+        # Even a complete copy may have had a wrong chunk.
+        self._writing = prepared.local_copy is not None and (prepared.writes or self.report.corrupt > 0)
         if not self._writing:
-            self._end()
+            self._release()
 
-    def _next(self, owner: Owner, prepared: Prepared, consumer: Consumer, reader: Reader) -> Extent:
-        """The next extent; attends to what else the streamer says while it waits."""
+    def _next(self, owner: Owner, prepared: PreparedLoad, consumer: Consumer, reader: TensorReader) -> Extent:
+        """The next extent; answers the streamer's other messages while it waits."""
         while True:
             reader.settle()
             extent = consumer.take()

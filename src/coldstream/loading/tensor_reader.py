@@ -1,4 +1,4 @@
-"""Tensors out of ready extents: on the CPU as views of them, on a device as copies."""
+"""Makes tensors from ready extents: on the CPU as views of them, on a device as copies."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent
 from coldstream.loading.options import PINNED_BYTES_MAX, Options
-from coldstream.loading.tensors import Layout, Made, Maker, buffer_maker, has_torch, torch_maker
+from coldstream.loading.tensors import Layout, LoadedTensor, Maker, buffer_maker, has_torch, torch_maker
 from coldstream.model.header import Header
 
 if TYPE_CHECKING:
     from coldstream.loading.device import DeviceMaker
 
 
-class Reader:
+class TensorReader:
     """Makes the tensors of one consumer. Not thread-safe.
 
     Attributes:
-        layout: Which tensors lie where.
+        layout: Which extent has which tensors.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Reader:
         """Prepares; for a device, pins the first `pinned_bytes` of the arena.
 
         Raises:
-            UsageError: There is no such device.
+            UsageError: The device does not exist.
         """
         self.layout = Layout(headers, consumer.catalog.extents)
         self._device: DeviceMaker | None = None
@@ -48,24 +48,24 @@ class Reader:
         else:
             self._maker = buffer_maker()
 
-    def empty(self) -> Iterator[tuple[str, Made]]:
-        """The tensors without elements, which lie in no extent."""
+    def empty(self) -> Iterator[tuple[str, LoadedTensor]]:
+        """The tensors without elements, which are in no extent."""
         for tensor in self.layout.empty:
-            made = self._maker(tensor, bytearray(), 0)
-            yield tensor.name, self._device.moved(made) if self._device is not None else made
+            value = self._maker(tensor, bytearray(), 0)
+            yield tensor.name, value if self._device is None else self._device.moved(value)
 
-    def make(self, extent: Extent) -> Iterator[tuple[str, Made]]:
+    def make(self, extent: Extent) -> Iterator[tuple[str, LoadedTensor]]:
         """An extent's tensors, as (name, tensor)."""
         if self._device is not None:
             return self._device.make(extent)
         return self.layout.make(extent, self._maker)
 
     def settle(self, *, wait: bool = False) -> bool:
-        """Gives back the memory of copies to the device that are done; whether there were any."""
+        """Releases the memory of finished copies to the device; returns whether there were any."""
         return self._device is not None and self._device.settle(wait=wait)
 
     def finish(self) -> None:
-        """Ends what is under way to the device. Idempotent."""
+        """Waits for all copies to the device. Idempotent."""
         if self._device is not None:
             self._device.finish()
         if self._unpin is not None:

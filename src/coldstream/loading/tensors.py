@@ -1,7 +1,6 @@
-"""Tensors over memory: which lie in which extent, and how each becomes a torch tensor or a typed buffer.
+"""Tensors over memory: which extent has which, and how each becomes a torch tensor or a typed buffer.
 
-A tensor is a view of its extent and owns nothing: it keeps the extent's memory from being reused for as long as it, or
-any view of it, lives.
+A tensor is a view of its extent: as long as it, or any view of it, lives, the extent's memory is not reused.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TypedBuffer:
-    """A tensor where there is no torch.
+    """A tensor without torch.
 
     Attributes:
         name: As in the checkpoint.
@@ -61,25 +60,20 @@ class TypedBuffer:
     data: memoryview
 
 
-Made = Any  # a torch.Tensor or a TypedBuffer; which of them is the caller's choice
-Maker = Callable[[Tensor, Any, int], Made]
+LoadedTensor = Any  # a torch.Tensor or a TypedBuffer, as the caller chooses
+Maker = Callable[[Tensor, Any, int], LoadedTensor]
 
 
 class Layout:
-    """Which tensors lie in which extent.
+    """Which extent has which tensors.
 
     Attributes:
         count: How many tensors there are.
-        empty: Those without bytes, which lie in no extent.
+        empty: Those without bytes, which are in no extent.
     """
 
     def __init__(self, headers: Sequence[Header], extents: Sequence[tuple[int, int, int]]) -> None:
-        """Sorts the tensors.
-
-        Args:
-            headers: Of the files.
-            extents: (file, first byte, one past the last), by file and in order.
-        """
+        """Assigns the tensors to extents: (file, first byte, one past the last), by file and in order."""
         self.count = sum(len(header.tensors) for header in headers)
         self.empty: list[Tensor] = []
         self._by_extent: list[list[Tensor]] = [[] for _ in extents]
@@ -99,8 +93,8 @@ class Layout:
         """The tensors of an extent, in the order of the file."""
         return self._by_extent[extent]
 
-    def make(self, extent: Extent, maker: Maker) -> Iterator[tuple[str, Made]]:
-        """An extent's tensors as (name, tensor). What is kept of them keeps the extent."""
+    def make(self, extent: Extent, maker: Maker) -> Iterator[tuple[str, LoadedTensor]]:
+        """An extent's tensors as (name, tensor). Each keeps the extent."""
         memory, start = extent.memory, extent.start
         for tensor in self._by_extent[extent.number]:
             yield tensor.name, maker(tensor, memory, tensor.start - start)
@@ -112,11 +106,7 @@ def has_torch() -> bool:
 
 
 def require_torch(what: str) -> None:
-    """Raises UsageError when torch is not installed.
-
-    Args:
-        what: Needs it.
-    """
+    """Raises UsageError if torch, which `what` needs, is not installed."""
     if not has_torch():
         raise UsageError(f"{what} needs torch, which is not installed", hint=install_hint("torch"))
 
@@ -142,13 +132,13 @@ def torch_maker() -> Maker:
             dtypes[name] = (dtype, dtype.itemsize)
 
     def make(tensor: Tensor, memory: Any, offset: int) -> torch.Tensor:
-        found = dtypes.get(tensor.dtype)
-        if found is None:
+        known = dtypes.get(tensor.dtype)
+        if known is None:
             raise UsageError(
-                f"{tensor.name} is {tensor.dtype}, for which torch {torch.__version__} has no dtype",
-                hint="take typed buffers instead: stream(uri, framework='buffer')",
+                f"{tensor.name}: torch {torch.__version__} has no dtype for {tensor.dtype}",
+                hint="use typed buffers instead: stream(uri, framework='buffer')",
             )
-        dtype, itemsize = found
+        dtype, itemsize = known
         shape = tensor.shape
         if tensor.dtype == "F4":
             shape = (*shape[:-1], shape[-1] // 2) if shape else shape

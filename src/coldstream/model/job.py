@@ -77,7 +77,7 @@ class FileJob:
         """The number of the segment that the chunk lies in."""
         return bisect_right(self.segments, self.stops[index] - 1, key=lambda segment: segment.stop)
 
-    def here(self, index: int) -> bool:
+    def is_local(self, index: int) -> bool:
         """Whether the chunk is on this machine."""
         if self.copy is not None and self.have[index] == 1:
             return True

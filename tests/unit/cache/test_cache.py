@@ -29,10 +29,10 @@ from click.testing import CliRunner
 from coldstream.cache import copy_writer as writer_module
 from coldstream.cache import space as room_module
 from coldstream.cache.cache import Cache, configured
-from coldstream.cache.copy_records import RECORD, CachedFile, Plan, parse_plan
-from coldstream.cache.copy_writer import Writer
-from coldstream.cache.local_copy import Copy
-from coldstream.cache.space import Entry
+from coldstream.cache.copy_records import RECORD, CachedFile, CopyPlan, parse_plan
+from coldstream.cache.copy_writer import CopyWriter
+from coldstream.cache.local_copy import LocalCopy
+from coldstream.cache.space import CachedCopy
 from coldstream.cli.cache_command import command
 from coldstream.cli.session import State
 from coldstream.cli.shared_options import Age
@@ -70,15 +70,15 @@ class Model:
         start, stop = self.files[file].bounds(chunk)
         return self.data[file][start:stop]
 
-    def write(self, writer: Writer, file: int, chunk: int) -> None:
+    def write(self, writer: CopyWriter, file: int, chunk: int) -> None:
         piece = self.piece(file, chunk)
         writer.write(file, chunk, memoryview(piece), xxhash.xxh3_128_digest(piece))
 
-    def write_all(self, writer: Writer) -> None:
+    def write_all(self, writer: CopyWriter) -> None:
         for file, chunk in self.chunks():
             self.write(writer, file, chunk)
 
-    def open(self, cache: Cache, *, uri: str = URI, name: str = "org/model", version: str = "sha256:1") -> Copy:
+    def open(self, cache: Cache, *, uri: str = URI, name: str = "org/model", version: str = "sha256:1") -> LocalCopy:
         return cache.open(uri=uri, name=name, version=version, files=self.files)
 
     def fill(self, cache: Cache, *, name: str = "org/model", version: str = "sha256:1", uri: str = URI) -> Path:
@@ -89,7 +89,7 @@ class Model:
             assert copy.complete
             return copy.folder
 
-    def check(self, copy: Copy, *, moving: bool = False) -> int:
+    def check(self, copy: LocalCopy, *, moving: bool = False) -> int:
         """Reads back what the copy claims, byte for byte; returns how many chunks that is.
 
         `moving`: another process writes it meanwhile.
@@ -115,7 +115,7 @@ class Model:
         return count
 
 
-def opened_where_it_is(copy: Copy, file: int) -> BinaryIO:
+def opened_where_it_is(copy: LocalCopy, file: int) -> BinaryIO:
     """The file, which another process may move once while we look."""
     try:
         return copy.path(file).open("rb")
@@ -123,19 +123,19 @@ def opened_where_it_is(copy: Copy, file: int) -> BinaryIO:
         return copy.path(file).open("rb")
 
 
-def begun(copy: Copy) -> Writer:
+def begun(copy: LocalCopy) -> CopyWriter:
     writer = copy.writer()
     assert writer is not None
     return writer
 
 
-def latest_of(cache: Cache, uri: str = URI) -> Copy:
+def latest_of(cache: Cache, uri: str = URI) -> LocalCopy:
     found = cache.latest(uri)
     assert found is not None
     return found
 
 
-def entry_of(cache: Cache, name: str) -> Entry:
+def entry_of(cache: Cache, name: str) -> CachedCopy:
     (found,) = [entry for entry in cache.entries() if entry.name == name]
     return found
 
@@ -282,7 +282,7 @@ def test_a_flipped_bit_is_forgotten_and_mended(cache: Cache) -> None:
         assert copy.complete
         data = copy.path(0).read_bytes()
         assert xxhash.xxh3_128_digest(data[40:43]) != copy.digests(0)[16:32]
-        with copy.writer(mend=True) or pytest.fail("no writer") as writer:
+        with copy.writer(repair=True) or pytest.fail("no writer") as writer:
             writer.forget(0, 1)
             assert not copy.complete
             assert copy.have(0) == b"\1\0\1"
@@ -327,7 +327,7 @@ def test_a_chunk_is_forgotten_even_if_its_file_cannot_be_moved(cache: Cache, mon
         raise OSError(errno.EIO, "Input/output error")
 
     with model.open(cache) as copy:
-        with copy.writer(mend=True) or pytest.fail("no writer") as writer:
+        with copy.writer(repair=True) or pytest.fail("no writer") as writer:
             monkeypatch.setattr(os, "replace", broken)
             with pytest.raises(DiskError):
                 writer.forget(0, 0)
@@ -344,7 +344,7 @@ def test_a_chunk_is_forgotten_even_if_its_file_cannot_be_moved(cache: Cache, mon
 # The journal and the plan, damaged
 
 
-def journal_of(copy: Copy) -> Path:
+def journal_of(copy: LocalCopy) -> Path:
     return copy.folder / ".coldstream" / "journal"
 
 
@@ -474,7 +474,7 @@ def test_a_plan_that_cannot_be_trusted_starts_over(cache: Cache, change: Callabl
     (entry,) = cache.entries()
     assert not entry.complete
     with pytest.raises(DiskError, match="no plan"):
-        Writer.open(folder)
+        CopyWriter.open(folder)
     with model.open(cache) as copy:
         assert model.check(copy) == 0
         assert not (folder / "a").exists()
@@ -489,7 +489,7 @@ def test_plans_are_read_within_bounds(cache: Cache, monkeypatch: pytest.MonkeyPa
 
 def test_a_plan_comes_back_as_it_was() -> None:
     for hashed in (True, False):
-        plan = Plan(uri=URI, name="org/model", version="x", files=tuple(Model(hashed=hashed).files))
+        plan = CopyPlan(uri=URI, name="org/model", version="x", files=tuple(Model(hashed=hashed).files))
         assert parse_plan(plan.serialize()) == plan
 
 
@@ -854,7 +854,7 @@ def test_a_root_that_others_can_write_is_refused(cache: Cache, mode: int) -> Non
         lambda: cache.latest(URI),
         cache.entries,
         cache.prune,
-        lambda: Writer.open(cache.root / "models/a/b"),
+        lambda: CopyWriter.open(cache.root / "models/a/b"),
     )
     for act in refused:
         with pytest.raises(DiskError, match="is writable by other users"):
@@ -1239,7 +1239,7 @@ import sys
 from pathlib import Path
 from tests.unit.cache.test_cache import HUGE, Model, begun
 from coldstream.cache.cache import Cache
-from coldstream.cache.copy_writer import Writer
+from coldstream.cache.copy_writer import CopyWriter
 model = Model()
 cache = Cache(Path(sys.argv[1]), bytes_max=HUGE)
 copy = model.open(cache)

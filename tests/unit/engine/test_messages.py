@@ -20,7 +20,7 @@ seconds = st.floats(0, 1e9)
 
 @given(
     st.builds(
-        messages.Fetch,
+        messages.FetchRequest,
         chunk=u32,
         segment=u32,
         version=u32,
@@ -28,20 +28,20 @@ seconds = st.floats(0, 1e9)
         stop=u64,
         offset=u64,
         skip=u64,
-        here=st.booleans(),
+        is_local=st.booleans(),
         cdn=st.booleans(),
         checked=st.booleans(),
         hashed=st.booleans(),
         digest=digests,
     )
 )
-def test_fetch(fetch: messages.Fetch) -> None:
-    assert messages.Fetch.unpack(fetch.pack()) == fetch
+def test_fetch(fetch: messages.FetchRequest) -> None:
+    assert messages.FetchRequest.unpack(fetch.pack()) == fetch
 
 
 @given(
     st.builds(
-        messages.Answer,
+        messages.FetchResult,
         kind=st.sampled_from(messages.KINDS),
         chunk=u32,
         received=u64,
@@ -53,35 +53,30 @@ def test_fetch(fetch: messages.Fetch) -> None:
         message=st.text(st.characters(exclude_categories=["Cs"]), max_size=900),
     )
 )
-def test_answer(answer: messages.Answer) -> None:
-    assert messages.Answer.unpack(answer.pack()) == answer
+def test_result(result: messages.FetchResult) -> None:
+    assert messages.FetchResult.unpack(result.pack()) == result
 
 
-def test_an_answer_without_a_digest_has_zeros_and_a_long_message_is_cut() -> None:
-    found = messages.Answer.unpack(messages.Answer(kind="broken", chunk=1, message="ä" * 5000).pack())
+def test_a_result_without_a_digest_has_zeros_and_a_long_message_is_cut() -> None:
+    found = messages.FetchResult.unpack(messages.FetchResult(kind="broken", chunk=1, message="ä" * 5000).pack())
     assert found.digest == bytes(16)
     assert found.message == "ä" * 1000
-    assert len(messages.Answer(kind="broken", chunk=1, message="🧊" * 5000).pack()) < messages.MESSAGE_BYTES_MAX
+    assert len(messages.FetchResult(kind="broken", chunk=1, message="🧊" * 5000).pack()) < messages.MESSAGE_BYTES_MAX
 
 
-def test_what_is_no_text_does_not_stop_an_answer() -> None:
+def test_invalid_text_does_not_stop_a_result() -> None:
     """File names on Linux are bytes."""
     broken = os.fsdecode(b"model-\xff.safetensors")
     assert (
-        messages.Answer.unpack(messages.Answer(kind="local", chunk=1, message=broken).pack()).message
+        messages.FetchResult.unpack(messages.FetchResult(kind="local", chunk=1, message=broken).pack()).message
         == "model-?.safetensors"
     )
 
 
 @given(u32, u32, u64, u64, digests)
 def test_store(file: int, chunk: int, offset: int, size: int, digest: bytes) -> None:
-    assert messages.unpack_store(messages.pack_store(file, chunk, offset, size, digest)) == (
-        file,
-        chunk,
-        offset,
-        size,
-        digest,
-    )
+    request = messages.StoreRequest(file, chunk, offset, size, digest)
+    assert messages.StoreRequest.unpack(request.pack()) == request
 
 
 @given(u32, u32, u64)

@@ -8,11 +8,11 @@ import pytest
 
 from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, StoreChunk
 from coldstream.engine.arena import Arena
-from coldstream.engine.backoff import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, Trouble
+from coldstream.engine.backoff import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, RetryState
 from coldstream.engine.hedging import Flight, Speeds
+from coldstream.engine.load_layout import arena_bytes
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, WINDOW_BYTES, Scheduler
-from coldstream.engine.streamer import arena_bytes
 
 PAGE = 4096
 
@@ -20,7 +20,7 @@ PAGE = 4096
 def scheduler(
     sizes: list[int],
     *,
-    here: int = 0,
+    is_local: int = 0,
     connections: int = 4,
     limit: int = 1 << 40,
     mapped: int | None = None,
@@ -28,15 +28,15 @@ def scheduler(
     store: bool = False,
     in_order: bool = False,
 ) -> Scheduler:
-    """One extent and one chunk for each size; the first `here` of them are local."""
+    """One extent and one chunk for each size; the first `is_local` of them are local."""
     return Scheduler(
-        [Chunk(0, 0, number, number, 0, size, here=number < here) for number, size in enumerate(sizes)],
+        [Chunk(0, 0, number, number, 0, size, is_local=number < is_local) for number, size in enumerate(sizes)],
         sizes,
         arena=Arena(limit, mapped_bytes=mapped),
         pace=Pace(first=connections, limit=connections),
         consumers=consumers,
         local_max=2,
-        store=[number >= here for number in range(len(sizes))] if store else (),
+        store=[number >= is_local for number in range(len(sizes))] if store else (),
         in_order=in_order,
         rng=random.Random(0),
         now=0.0,
@@ -58,7 +58,7 @@ def test_the_chunk_that_failed_first_goes_on_first_and_from_where_it_was() -> No
     found = scheduler([PAGE] * 8)
     found.tick(0.0)
     assert found.failed_fetch(1, Failure("cancelled", 100), 0.1) == [Fetch(1, 1, PAGE, 100, False)]
-    assert found.counts.retries == 0
+    assert found.statistics.retries == 0
 
 
 def test_a_wrong_digest_starts_over() -> None:
@@ -80,10 +80,10 @@ def test_what_no_second_attempt_changes_ends_the_load(kind: str, expected: str) 
 
 
 def test_a_local_chunk_that_is_bad_comes_from_afar_and_is_stored() -> None:
-    found = scheduler([PAGE], here=1, store=True)
+    found = scheduler([PAGE], is_local=1, store=True)
     (read,) = found.tick(0.0)
     assert isinstance(read, Fetch)
-    assert read.here
+    assert read.is_local
     (fetch,) = found.failed_fetch(read.connection, Failure("local", PAGE, "rotten"), 0.1)
     assert fetch == Fetch(0, 0, 0, 0, False)
     assert found.done(0, 0.2) == [Ready(0, 0, 0), StoreChunk(0, 0)]
@@ -97,7 +97,7 @@ def test_a_refused_link_is_renewed_once_and_those_with_the_old_one_try_again() -
     again = found.renewed(0, 1.0)
     assert [action.chunk for action in again if isinstance(action, Fetch)] == [0, 1]
     assert found.failed_fetch(2, Failure("refused"), 1.1) == [Fetch(2, 2, 2 * PAGE, 0, False)]
-    assert found.counts.renewals == 1
+    assert found.statistics.renewals == 1
 
 
 def test_a_link_that_brings_bytes_is_a_good_one() -> None:
@@ -118,9 +118,9 @@ def test_connections_that_are_lost_are_used_again_once_they_are_found() -> None:
     assert found.lost([1, 3], 0.1) == []
     assert found.flying() == [0, 2]
     assert found.done(0, 0.2) == [Ready(0, 0, 0), Fetch(0, 4, 4 * PAGE, 0, False)]
-    assert {action.connection for action in found.found([1, 3], 5.0) if isinstance(action, Fetch)} == {1, 3}
+    assert {action.connection for action in found.regained([1, 3], 5.0) if isinstance(action, Fetch)} == {1, 3}
     found.tick(5.1)
-    assert found.found([1, 3], 5.2) == [], "twice is once"
+    assert found.regained([1, 3], 5.2) == [], "twice is once"
 
 
 def test_in_order_means_in_order() -> None:
@@ -143,7 +143,7 @@ def test_ready_extents_run_ahead_of_a_consumer_only_so_far() -> None:
 
 
 def test_local_chunks_pile_up_only_so_far_while_remote_ones_are_looked_for() -> None:
-    found = scheduler([PAGE] * 100, here=99)
+    found = scheduler([PAGE] * 100, is_local=99)
     found.tick(0.0)
     assert found.arena.used_bytes <= (PILE_MAX + 2) * PAGE
 
@@ -158,7 +158,7 @@ def test_it_grows_only_when_all_who_are_there_wait() -> None:
     assert found.released(1, 0, 0.4) == []
     (fetch,) = found.waiting(1, 1, 0.5)
     assert isinstance(fetch, Fetch)
-    assert found.counts.grown_bytes == WINDOW_BYTES
+    assert found.statistics.grown_bytes == WINDOW_BYTES
 
 
 def test_a_consumer_that_keeps_all_and_says_nothing_is_outwaited() -> None:
@@ -203,7 +203,7 @@ def test_waits_of_consumers_are_counted_whole() -> None:
     found.waiting(0, 1, 2.0)
     found.released(0, 0, 4.0)
     found.done(0, 5.0)
-    assert found.counts.consumer_wait_seconds == 3.0
+    assert found.statistics.consumer_wait_seconds == 3.0
 
 
 def test_deadlines_are_not_put_off_by_events() -> None:
@@ -250,17 +250,17 @@ def test_beyond_what_is_mapped_it_fails_instead_of_growing() -> None:
     ],
 )
 def test_the_arena_takes_no_more_address_space_than_it_can_use(store: bool, most: int | None, size: int) -> None:
-    assert arena_bytes([PAGE + 1, 5], store=store, most=most) == size
+    assert arena_bytes([PAGE + 1, 5], store=store, limit_bytes=most) == size
 
 
 def test_rests_grow_and_are_bounded() -> None:
-    trouble, rng = Trouble(), random.Random(1)
-    rests = [trouble.rest(None, rng) for _ in range(20)]
+    state, rng = RetryState(), random.Random(1)
+    rests = [state.rest(None, rng) for _ in range(20)]
     assert rests[0] <= 0.05
     assert max(rests) <= 1.5 * BACKOFF_SECONDS_MAX
     assert min(rests[10:]) >= 0.5 * BACKOFF_SECONDS_MAX
-    assert 3.0 <= trouble.rest(3.0, rng) <= 3.2
-    assert trouble.rest(1e9, rng) <= RETRY_AFTER_SECONDS_MAX + 0.2
+    assert 3.0 <= state.rest(3.0, rng) <= 3.2
+    assert state.rest(1e9, rng) <= RETRY_AFTER_SECONDS_MAX + 0.2
 
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from coldstream.engine.worker import Worker
 
 
 def fetch() -> bytes:
-    return messages.Fetch(
+    return messages.FetchRequest(
         chunk=3,
         segment=0,
         version=0,
@@ -18,7 +18,7 @@ def fetch() -> bytes:
         stop=10,
         offset=0,
         skip=0,
-        here=False,
+        is_local=False,
         cdn=False,
         checked=False,
         hashed=False,
@@ -31,15 +31,15 @@ def test_a_bug_is_answered_and_not_printed(capfd: pytest.CaptureFixture[str], mo
     control, _kept = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     worker = Worker(control=control, connections={0: mine}, arena=-1, counters=mmap.mmap(-1, 4096))
 
-    def broken(*_: object) -> messages.Answer:
+    def broken(*_: object) -> messages.FetchResult:
         raise KeyError("https://bucket?X-Amz-Signature=secret")
 
-    monkeypatch.setattr(worker, "_answer", broken)
+    monkeypatch.setattr(worker, "_fetch", broken)
     with streamer, mine, control, _kept:
         streamer.send(fetch())
         streamer.shutdown(socket.SHUT_WR)
         worker._serve(0)
-        answer = messages.Answer.unpack(streamer.recv(messages.MESSAGE_BYTES_MAX))
+        answer = messages.FetchResult.unpack(streamer.recv(messages.MESSAGE_BYTES_MAX))
     assert answer.kind == "broken"
     assert answer.chunk == 3
     assert answer.message.startswith("internal error: KeyError at test_worker.py:")

@@ -101,6 +101,6 @@ def test_what_is_pinned_is_unpinned() -> None:
 
 @pytest.mark.parametrize("name", ["warp", "cuda:99", "cpu:x"])
 def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
-    with pytest.raises(UsageError, match="there is no device") as caught:
+    with pytest.raises(UsageError, match="is not available") as caught:
         checked_device(name)
     assert "\n" not in caught.value.message

@@ -52,9 +52,9 @@ def test_digests_of_zeros_are_unknown_and_so_are_missing_ones() -> None:
 
 
 def test_what_is_here() -> None:
-    assert [JOB.here(0), JOB.here(1)] == [False, True]
-    assert FileJob(path="x", segments=(Segment(stop=1, local="/x"),), stops=(1,), extents=()).here(0)
-    assert not FileJob(path="x", segments=(Segment(stop=1, url="http://x/x"),), stops=(1,), extents=()).here(0)
+    assert [JOB.is_local(0), JOB.is_local(1)] == [False, True]
+    assert FileJob(path="x", segments=(Segment(stop=1, local="/x"),), stops=(1,), extents=()).is_local(0)
+    assert not FileJob(path="x", segments=(Segment(stop=1, url="http://x/x"),), stops=(1,), extents=()).is_local(0)
 
 
 def test_each_chunk_lies_in_one_segment() -> None:

@@ -25,10 +25,10 @@ from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+from coldstream.engine.load_statistics import LoadReport
 from coldstream.engines.vllm import shard_writer
 from coldstream.engines.vllm.loader_config import LoaderConfig, parse_loader_config
 from coldstream.errors import ColdstreamError, ConflictError
-from coldstream.loading.load_report import LoadReport
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share, attach
 from coldstream.loading.streaming import Load

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import BinaryIO
 
+from coldstream.engine.load_statistics import LoadReport
 from coldstream.engines.vllm.endpoint import Endpoint, endpoint_of
 from coldstream.engines.vllm.failure_reason import FailureReason
 from coldstream.engines.vllm.flags import value_of
@@ -24,7 +25,6 @@ from coldstream.engines.vllm.serve_preparation import Prepared, prepared
 from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.engines.vllm.warm_caches import reads_of, said_after, said_before
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.loading.load_report import LoadReport
 from coldstream.machine import hardware
 from coldstream.machine.process_session import session
 from coldstream.node.child import Child, forwarded_signals

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engine.streamer import connections_within, descriptors_for
+from coldstream.engine.load_layout import connections_within, descriptors_for
 from coldstream.engines.vllm.memory_budget import memory_shortage
 from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.machine import hardware

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from coldstream.errors import ColdstreamError
 
 if TYPE_CHECKING:
-    from coldstream.loading.account import Account
-    from coldstream.loading.load_report import LoadReport
+    from coldstream.engine.load_statistics import LoadReport, LoadStatistics
     from coldstream.telemetry.timeline.start_record import Timeline
 
 
@@ -25,7 +24,7 @@ class Loading(Protocol):
         """Of all tensors; 0 as long as they are not known."""
 
     @property
-    def account(self) -> Account | None:
+    def statistics(self) -> LoadStatistics | None:
         """What it has done so far."""
 
     @property

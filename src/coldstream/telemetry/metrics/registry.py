@@ -17,8 +17,7 @@ from coldstream.telemetry.metrics.meter import RESOLVE, Loading, Meter
 from coldstream.telemetry.metrics.metric_names import METRICS, source_of
 
 if TYPE_CHECKING:
-    from coldstream.loading.account import Account
-    from coldstream.loading.load_report import LoadReport
+    from coldstream.engine.load_statistics import LoadReport, LoadStatistics
     from coldstream.telemetry.timeline.start_record import Timeline
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -28,7 +27,7 @@ _ELSEWHERE = {"coldstream_month_dollars"}
 
 @dataclass(slots=True)
 class _Followed:
-    """A load, and what of its account has been counted."""
+    """A load, and which of its statistics have been counted."""
 
     load: Loading
     seen: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -144,11 +143,11 @@ class Metrics(Meter):
     # Under the lock.
 
     def _take(self, followed: _Followed) -> None:
-        # The outcome first: its account is complete then.
+        # The outcome first: the statistics are complete then.
         outcome = followed.load.outcome
-        account = followed.load.account
-        if account is not None:
-            self._advance(followed, account)
+        statistics = followed.load.statistics
+        if statistics is not None:
+            self._advance(followed, statistics)
         if outcome is None:
             return
         followed.ended = True
@@ -157,22 +156,22 @@ class Metrics(Meter):
         else:
             self._count_report(outcome)
 
-    def _advance(self, followed: _Followed, account: Account) -> None:
-        here = "disk" if self._source == "folder" else "cache"
+    def _advance(self, followed: _Followed, statistics: LoadStatistics) -> None:
+        local = "disk" if self._source == "folder" else "cache"
         counts = {
-            ("coldstream_load_bytes_total", "network"): account.received_bytes,
-            ("coldstream_load_bytes_total", here): account.here_bytes,
-            ("coldstream_requests_total", ""): account.requests,
-            ("coldstream_verification_failures_total", ""): account.corrupt,
-            **{("coldstream_retries_total", cause): count for cause, count in account.retries.items()},
-            **{("coldstream_hedges_total", cause): count for cause, count in account.hedges.items()},
+            ("coldstream_load_bytes_total", "network"): statistics.received_bytes,
+            ("coldstream_load_bytes_total", local): statistics.local_bytes,
+            ("coldstream_requests_total", ""): statistics.requests,
+            ("coldstream_verification_failures_total", ""): statistics.corrupt,
+            **{("coldstream_retries_total", cause): count for cause, count in statistics.retry_causes.items()},
+            **{("coldstream_hedges_total", cause): count for cause, count in statistics.hedge_causes.items()},
         }
         for (name, value), count in counts.items():
             new = count - followed.seen.get((name, value), 0)
             if new > 0:
                 followed.seen[name, value] = count
                 self._counts.add(name, new, **self._labels(name, value))
-        self._counts.gauge("coldstream_connections_max", account.connections_peak)
+        self._counts.gauge("coldstream_connections_max", statistics.connections_peak)
 
     def _labels(self, name: str, value: str) -> dict[str, str]:
         labels = _BY_NAME[name].labels
@@ -206,13 +205,13 @@ class Metrics(Meter):
     def _show(self) -> None:
         """The gauges of what runs."""
         running = [followed.load for followed in self._followed.values() if not followed.ended]
-        accounts = [account for load in running if (account := load.account) is not None]
+        all_statistics = [statistics for load in running if (statistics := load.statistics) is not None]
         self._counts.gauge("coldstream_loads_running", len(running))
-        self._counts.gauge("coldstream_connections", sum(account.connections for account in accounts))
+        self._counts.gauge("coldstream_connections", sum(statistics.connections_now for statistics in all_statistics))
         if self._followed:
             newest = [*self._followed.values()][-1].load
-            account = newest.account
-            done = account.received_bytes + account.here_bytes if account is not None else 0
+            newest_statistics = newest.statistics
+            done = newest_statistics.loaded_bytes if newest_statistics is not None else 0
             # Repeated bytes and headers are no progress.
             self._counts.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
             self._counts.gauge("coldstream_load_expected_bytes", newest.bytes)

@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.errors import ColdstreamError
-from coldstream.loading.account import Account
-from coldstream.loading.load_report import LoadReport
 from coldstream.telemetry.metrics.families import Families
 
 _EMPTY: dict[str, Any] = {
@@ -22,11 +21,6 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-def account(**more: Any) -> Account:
-    found = {field.name: {} if field.type.startswith("Mapping") else 0 for field in dataclasses.fields(Account)}
-    return Account(**{**found, **more})
-
-
 def report(**more: Any) -> LoadReport:
     found = {field.name: _EMPTY[field.type] for field in dataclasses.fields(LoadReport)}
     return LoadReport(**{**found, "limit": "bucket", "cached": "written", "verified": True, **more})
@@ -37,7 +31,7 @@ class Load:
     """A load as it is at the moment."""
 
     bytes: int = 100
-    account: Account | None = None
+    statistics: LoadStatistics | None = None
     outcome: LoadReport | ColdstreamError | None = None
 
 

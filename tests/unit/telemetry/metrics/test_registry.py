@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, UnavailableError
 from coldstream.telemetry.metrics.metric_names import METRICS, OTHER, source_of
 from coldstream.telemetry.metrics.registry import Metrics, cache_result
-from tests.unit.telemetry.metrics.loads import Load, account, report, value
+from tests.unit.telemetry.metrics.loads import Load, report, value
 from tests.unit.telemetry.timeline.starts import streamed
 
 MODEL = "org/m"
@@ -28,15 +29,22 @@ def test_a_load_is_counted_while_it_runs_and_once() -> None:
     found, load = metrics(), Load()
     found.follow(lambda: [load])
     assert get(found, "coldstream_loads_running") == 1
-    load.account = account(received_bytes=40, requests=5, retries={"busy": 2}, connections=3, connections_peak=4)
+    load.statistics = LoadStatistics(
+        received_bytes=40, requests=5, retry_causes={"busy": 2}, connections_now=3, connections_peak=4
+    )
     for _ in range(2):
         assert get(found, "coldstream_load_bytes_total", model=MODEL, **{"from": "network"}) == 40
         assert get(found, "coldstream_retries_total", cause="busy") == 2
         assert get(found, "coldstream_connections") == 3
         assert get(found, "coldstream_load_progress_bytes") == 40
         assert get(found, "coldstream_load_expected_bytes") == 100
-    load.account = account(
-        received_bytes=110, here_bytes=7, requests=9, retries={"busy": 2, "corrupt": 1}, hedges={"slow": 1}, corrupt=1
+    load.statistics = LoadStatistics(
+        received_bytes=110,
+        local_bytes=7,
+        requests=9,
+        retry_causes={"busy": 2, "corrupt": 1},
+        hedge_causes={"slow": 1},
+        corrupt=1,
     )
     load.outcome = report(seconds=3.0, first_tensor_seconds=0.5, cpu_seconds=2.0, received_bytes=110, cache_bytes=7)
     for _ in range(2):
@@ -60,7 +68,7 @@ def test_a_load_is_counted_while_it_runs_and_once() -> None:
 
 def test_several_loads_of_one_process_add_up() -> None:
     found = metrics()
-    loads = [Load(account=account(received_bytes=10 * n), outcome=report()) for n in (1, 2, 3)]
+    loads = [Load(statistics=LoadStatistics(received_bytes=10 * n), outcome=report()) for n in (1, 2, 3)]
     found.follow(lambda: loads[:1])
     found.look()
     found.follow(lambda: loads)
@@ -79,7 +87,7 @@ def test_several_loads_of_one_process_add_up() -> None:
 )
 def test_a_load_that_fails_is_counted_by_its_kind(error: ColdstreamError, outcome: str, kind: str | None) -> None:
     found = metrics()
-    load = Load(account=account(received_bytes=10, retries={"broken": 7}), outcome=error)
+    load = Load(statistics=LoadStatistics(received_bytes=10, retry_causes={"broken": 7}), outcome=error)
     found.follow(lambda: [load], lambda: [error])
     found.end()
     labels = {"model": MODEL, "source": "s3", "verified": "unknown"}
@@ -91,7 +99,7 @@ def test_a_load_that_fails_is_counted_by_its_kind(error: ColdstreamError, outcom
 
 
 def test_a_load_that_is_left_early_was_cancelled() -> None:
-    found, load = metrics("hf://org/m"), Load(account=account(received_bytes=10))
+    found, load = metrics("hf://org/m"), Load(statistics=LoadStatistics(received_bytes=10))
     found.follow(lambda: [load])
     found.end()
     found.end()
@@ -139,7 +147,9 @@ def test_labels_are_bounded() -> None:
     found = metrics("gopher://x", model="m" * 1000 + "\n")
     for number in range(1000):
         found.bundle_restored(f"state {number}")
-    load = Load(account=account(retries={f"cause {n}": 1 for n in range(1000)}), outcome=report(limit="the moon"))
+    load = Load(
+        statistics=LoadStatistics(retry_causes={f"cause {n}": 1 for n in range(1000)}), outcome=report(limit="the moon")
+    )
     found.follow(lambda: [load])
     assert get(found, "coldstream_bundle_restores_total", result=OTHER) == 1000
     assert get(found, "coldstream_retries_total", cause=OTHER) == 1000

@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.errors import DiskError, IntegrityError, UsageError
 from coldstream.telemetry.metrics.exposition import parse, render
 from coldstream.telemetry.metrics.month_costs import cost_file
 from coldstream.telemetry.metrics.registry import Metrics
 from coldstream.telemetry.metrics.textfile import TextFile
-from tests.unit.telemetry.metrics.loads import Load, account, report, value
+from tests.unit.telemetry.metrics.loads import Load, report, value
 
 OK = {"model": "org/m", "outcome": "ok", "source": "s3", "verified": "yes"}
 
 
 def one_load(model: str = "org/m") -> Metrics:
     found = Metrics(model, uri="s3://bucket/org/m")
-    load = Load(account=account(received_bytes=10), outcome=report(seconds=2.0))
+    load = Load(statistics=LoadStatistics(received_bytes=10), outcome=report(seconds=2.0))
     found.follow(lambda: [load])
     return found
 
