@@ -569,7 +569,7 @@ def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
         assert terminal.getvalue().endswith("\r\x1b[K")
 
 
-def test_nothing_is_drawn_elsewhere() -> None:
+def test_nothing_is_drawn_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     from coldstream.cli import doctor_command
 
     waiting = doctor_command._Waiting(None)
@@ -577,3 +577,4 @@ def test_nothing_is_drawn_elsewhere() -> None:
         waiting.begin("speed")
         waiting.tell("8: 240 MB/s")
         waiting.end()
+    assert capfd.readouterr() == ("", "")

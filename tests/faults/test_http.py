@@ -474,7 +474,7 @@ def test_informational_answers_are_skipped(setup: Setup) -> None:
     body = DATA[:5].decode("latin-1")
     value = "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 206 OK\r\nContent-Range: bytes 0-4/3000000\r\n"
     setup.server.add("garbage", value=f"{value}Content-Length: 5\r\n\r\n{body}")
-    setup.get(0, 5)
+    assert setup.get(0, 5)[1] == DATA[:5]
 
 
 def test_a_body_without_a_length_ends_with_the_connection(setup: Setup) -> None:

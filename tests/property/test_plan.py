@@ -16,7 +16,7 @@ from coldstream.errors import HeaderError, ManifestError
 from coldstream.mirror.digest import OrderedDigest, StreamDigest
 from coldstream.model.chunks import PARTS_MAX, extents, part_bytes_for, part_count, parts, segment_stops, tensor_stops
 from coldstream.model.header import Header, parse_header
-from coldstream.model.manifest import parse
+from coldstream.model.manifest import parse, serialize
 
 sizes = st.lists(st.integers(0, 300), max_size=30)
 
@@ -179,6 +179,8 @@ def test_hashes_do_not_depend_on_the_order_of_parts(tensor_sizes: list[int], par
 def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
     for framed in (data, len(data).to_bytes(8, "little") + data):
         with suppress(HeaderError):
-            parse_header(framed, file_bytes=len(framed), path="x")
+            header = parse_header(framed, file_bytes=len(framed), path="x")
+            assert header.data_start <= len(framed)
     with suppress(ManifestError):
-        parse(data, where="x")
+        record = parse(data, where="x")
+        assert parse(serialize(record), where="x") == record

@@ -186,7 +186,7 @@ class FileUpload:
                 stored = self._store.parts(self._key, upload_id)
             except UploadNotFoundError:
                 continue
-            # All parts but the last must have one size, so an upload with another part size is of no use.
+            # All parts but the last must have one size, so an upload with another part size cannot be used.
             if stored and len(stored) > len(best[1]) and all(expected.get(part.number) == part.size for part in stored):
                 best = (upload_id, {part.number: part for part in stored})
         return best

@@ -72,7 +72,7 @@ class BufferPool:
         self._allocated = 0
 
     def take(self, size: int, stopped: Callable[[], bool]) -> bytearray | None:
-        """Waits for a buffer of exactly `size` bytes; None once `stopped()`. One above the limit is used alone."""
+        """Waits for a buffer of exactly `size` bytes; None once `stopped()`. A larger one waits for all others."""
         with self._condition:
             while True:
                 for position, buffer in enumerate(self._free):

@@ -25,7 +25,7 @@ class Fit:
         tensor_parallel: The tensor-parallel size.
         utilization: The value for `--gpu-memory-utilization`.
         weights_bytes: The weights on each GPU.
-        room_bytes: The memory left on each GPU for the KV cache; negative if the weights alone do not fit.
+        room_bytes: The memory left on each GPU for the KV cache; negative if even the weights do not fit.
         tokens: How many tokens the KV cache holds; None if the shape of the model's attention is unknown.
         context: The value for `--max-model-len`; None for vLLM's default.
         fault: Why the model does not fit, or None.

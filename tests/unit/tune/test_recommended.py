@@ -151,4 +151,5 @@ def test_everything_can_be_shown_as_json() -> None:
     from coldstream.cli.tune_command import _document
 
     for row in settings_table("gcp"):
-        json.dumps(_document(row.advice, row.way))
+        document = _document(row.advice, row.way)
+        assert json.loads(json.dumps(document))["gpus"] == row.gpus
