@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import stat
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from coldstream.cli import wizard
-from coldstream.errors import ConfigError, DiskError
+from coldstream.errors import ConfigError
 from coldstream.settings import ambient_settings, load_settings
 
 KEYS = {"R2_ACCESS_KEY": "access-key-0000000000", "R2_SECRET_KEY": "secret-key-0000000000"}
@@ -59,24 +56,11 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, text: bytes) -> Non
     file.write_bytes(text)
     with pytest.raises(ConfigError, match="env is not UTF-8"):
         load_settings(env_file=file, environ={})
-    with pytest.raises(ConfigError, match="env is not UTF-8"):
-        wizard.write(load_settings(environ=KEYS), file, {})
 
 
 def test_a_named_file_must_be_one() -> None:
     with pytest.raises(ConfigError, match="/dev/null is not a regular file"):
         load_settings(env_file=Path("/dev/null"), environ={})
-
-
-def test_answers_need_a_place(tmp_path: Path) -> None:
-    """Found out before anything is asked, and in one line if it changes afterwards."""
-    wizard.check_place(tmp_path / ".env")
-    with pytest.raises(DiskError, match="its directory does not exist"):
-        wizard.check_place(tmp_path / "none/.env")
-    with pytest.raises(DiskError, match="it is a directory"):
-        wizard.check_place(tmp_path)
-    with pytest.raises(DiskError, match="No such file or directory"):
-        wizard.write(load_settings(environ=KEYS), tmp_path / "none/.env", {})
 
 
 def services(*names: str) -> dict[str, str]:
@@ -120,39 +104,6 @@ def test_quotes_that_docker_kept_are_named(quote: str) -> None:
         load_settings(environ={"R2_SECRET_KEY": f"{quote}marked-secret{quote}"})
     assert "marked" not in caught.value.message
     assert "docker" in (caught.value.hint or "")
-
-
-def test_the_file_that_setup_writes_is_read_alike_by_everybody(tmp_path: Path) -> None:
-    """By us, by a shell, and by docker, podman and kubectl, which take what follows the first = as it stands."""
-    wanted = {
-        "R2_ENDPOINT": "https://0123456789abcdef.eu.r2.cloudflarestorage.com",
-        "R2_BUCKET": "my-models",
-        "R2_ACCESS_KEY": "AKIA0123456789",
-        "R2_SECRET_KEY": "wJalr/XUtnFEMI+K7MDENG=bPx%RfiCY,z:q@x_y.z",
-        "R2_SESSION_TOKEN": "FwoGZXIvYXdzE==",
-        "HF_TOKEN": "hf_abcDEF",
-    }
-    path = tmp_path / ".env"
-    path.write_text("# mine\nR2_BUCKET='old'\nOTHER=1\n")
-    assert len(wizard.write(load_settings(wanted, environ={}), path, {})) == 1, "no warning"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    lines = [line for line in path.read_text().splitlines() if line[0] != "#"]
-    raw = dict(line.split("=", 1) for line in lines)
-    assert raw == {"OTHER": "1", **wanted}
-    assert load_settings(env_file=path, environ={}).values == wanted
-    said = subprocess.run(["sh", "-c", f"set -a; . {path}; env -0"], capture_output=True, text=True, env={}, check=True)
-    assert raw.items() <= dict(line.split("=", 1) for line in said.stdout.split("\0") if line).items()
-
-
-def test_a_value_that_not_everybody_reads_alike_is_said(tmp_path: Path) -> None:
-    path = tmp_path / ".env"
-    odd = "a$b#c&d"
-    notes = wizard.write(load_settings({"HF_TOKEN": odd, "R2_BUCKET": "models"}, environ={}), path, {})
-    assert notes[1].startswith("warning: HF_TOKEN is in quotes, which docker")
-    assert odd not in notes[1]
-    assert load_settings(env_file=path, environ={}).get("HF_TOKEN") == odd
-    with pytest.raises(ConfigError, match="HF_TOKEN contains a quote"):
-        wizard.write(load_settings({"HF_TOKEN": "a'b"}, environ={}), path, {})
 
 
 def test_placeholders_are_refused_without_showing_secrets() -> None:

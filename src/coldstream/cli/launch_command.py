@@ -92,7 +92,7 @@ def up(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    """Bring a model up: show the machine, its price and the time, ask, launch, and wait until it answers.
+    """Launch a model after showing the plan and its price.
 
     \b
     coldstream launch Qwen/Qwen3-8B --gpus L4:1 --dry-run
@@ -182,7 +182,7 @@ def up(
 @click.option("--sky", "program", metavar="PATH", help="The `sky` program.  [default: the one on the PATH]")
 @common_options
 def status(state: State, name: str | None, program: str | None) -> None:
-    """Show what was launched from this machine, and how it is; of one launch, all that SkyPilot says.
+    """Show the launches from this machine and their state.
 
     \b
     coldstream launch status

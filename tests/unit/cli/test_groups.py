@@ -1,4 +1,4 @@
-"""What is said of a misspelt command, flag, cloud or size. Nothing here needs a bucket."""
+"""Errors for misspelt commands, flags and values, none of which needs a bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("bundel", "list"), "No such command 'bundel'. Did you mean 'bundle'?"),
         (("Upload", "org/model"), "No such command 'Upload'. Did you mean 'upload'?"),
@@ -29,9 +29,9 @@ def command(tmp_path: Path) -> Command:
         (("tune", "--matrix", "--cloud", "awss"), "'awss' is not a known cloud"),
     ],
 )
-def test_a_misspelt_word_is_told_what_was_meant(command: Command, arguments: tuple[str, ...], said: str) -> None:
-    assert said in command.run(*arguments, code=2)[1]
+def test_suggests_the_nearest_word(command: Command, arguments: tuple[str, ...], message: str) -> None:
+    assert message in command.run(*arguments, code=2)[1]
 
 
-def test_a_model_without_an_organisation_is_still_a_model(command: Command) -> None:
+def test_a_model_may_have_no_organisation(command: Command) -> None:
     assert "--gpus" in command.run("template", "qwen3", code=2)[1]
