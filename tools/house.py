@@ -19,16 +19,16 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 45_600,
+    "lines": 45_300,
     "module": 860,
     "function": 110,
-    "classes": 13,
+    "classes": 7,
     "modules": 0,
     "circles": 2,
-    "rooms": 4,
+    "rooms": 2,
     "annotations": 0,
-    "names": 345,
-    "words": 460,
+    "names": 285,
+    "words": 340,
 }
 # Where the limits are going. The plain run names a goal while its limit is still above it.
 GOALS = {
