@@ -53,10 +53,10 @@ _DISKS = {
 }
 _ASK = """
 import json, resource, sys, time
-from coldstream.node.readahead.prefetch import ask
+from coldstream.node.readahead.prefetch import prefetch
 from coldstream.node.readahead.read_record import decode
 began = time.monotonic()
-asked = ask(decode(open(sys.argv[1], "rb").read()))
+asked = prefetch(decode(open(sys.argv[1], "rb").read()))
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"seconds": time.monotonic() - began, "cpu": used.ru_utime + used.ru_stime, "bytes": asked.bytes}))
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm import serve_preparation
+from coldstream.node import serve_preparation
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.models import write_model

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from coldstream.engines.vllm.cache_folders import VllmCaches
 from coldstream.net.retry import Retry
 from coldstream.node.bundle import bundle_store, warm_start
 from coldstream.node.bundle.bundle_key import Key
@@ -39,8 +40,10 @@ class Node:
         # A start's calls end with it.
         store = copy.copy(store)
         store.retry = Retry(store.retry.backoff)  # type: ignore[misc]
-        self.warm = WarmStart(LocalBundle(self.base, KEY), BundleStore(store, NAME), secret=SECRET, mode=mode)
-        self.root = LocalBundle(self.base, KEY).root
+        self.warm = WarmStart(
+            LocalBundle(self.base, KEY, VllmCaches()), BundleStore(store, NAME), secret=SECRET, mode=mode
+        )
+        self.root = LocalBundle(self.base, KEY, VllmCaches()).root
 
     def start(self, files: dict[str, bytes] | None = None, *, reads: bytes | None = None) -> WarmState:
         """A start of something that builds these files, if they are not there, and answers."""
@@ -120,7 +123,7 @@ def test_graphs_compiled_while_serving_are_published_on_a_spot_interruption(tmp_
 
 def test_the_modes(tmp_path: Path, store: Store) -> None:
     node = Node(tmp_path, store, mode="read")
-    assert node.start().published == "no: not asked for"
+    assert node.start().published == "no: --bundle read does not publish"
     assert keys(store) == []
     node = Node(tmp_path, store, mode="write")
     assert (node.start().state, node.warm.state.published) == ("local", "published")

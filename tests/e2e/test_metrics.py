@@ -227,7 +227,7 @@ def test_what_else_makes_no_sense(command: Command, tmp_path: Path) -> None:
     fake_vllm(tmp_path / "env")
     vllm = str(tmp_path / "env/bin/vllm")
     _, err = command.run("serve", model, "--vllm", vllm, "--metrics-port", port, "--", "--port", port, code=2)
-    assert err.splitlines()[-2].endswith(f"the metrics' port {port} is vLLM's own")
+    assert err.splitlines()[-2].endswith(f"--metrics-port {port} is the port of vLLM itself")
 
 
 def test_a_file_that_cannot_be_written_fails_no_load(command: Command, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import coldstream
 from coldstream.engines.vllm.endpoint import free_port
-from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, UnavailableError
+from coldstream.errors import ColdstreamError, IntegrityError, UnavailableError
 from coldstream.loading.options import Options
 from coldstream.node.load_service import FIRST, LoadService, ask
 from coldstream.node.model_folder import model_folder, read_note
@@ -211,8 +211,6 @@ def test_what_the_service_refuses(server: RangedServer, tmp_path: Path) -> None:
         with pytest.raises(ColdstreamError, match="not understood"):
             ask(loads.address, uri, FIRST, consumers=0)
         loads.begin(consumers=1)
-        with pytest.raises(ConflictError, match="replaced"):
-            loads.expect("f" * 64)
         for path, content in sharded_checkpoint(shards=2, layers=2, seed=9).items():
             server.put(f"/m/{path}", content)
         with pytest.raises(ColdstreamError, match="was replaced since vLLM was started"):
@@ -296,6 +294,20 @@ def test_the_child_s_exit_code_and_words_pass_through(
     out, _ = command.process("serve", "org/model", "--vllm", program, "--", "--port", str(free_port()), code=3)
     assert "given: serve" in out
     assert "loads keys: \n" in out, "it knows where to ask, and has no key"
+
+
+def test_a_model_is_resolved_once(server: RangedServer, files: dict[str, bytes], program: str, tmp_path: Path) -> None:
+    """coldstream serve URL: the stream and the folder are of one checkpoint."""
+    command = Command(None, "", cwd=tmp_path)
+    command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
+    command.process("serve", f"{server.url}/m", "--vllm", program, "--", "--port", str(free_port()), code=3)
+    shards = [f"/m/{path}" for path in files if path.endswith(".safetensors")]
+    requests = [seen.path for seen in server.requests if (seen.range or "").startswith("bytes=0-")]
+    assert requests.count("/m/coldstream.json") == 1, "the manifest"
+    assert [requests.count(shard) for shard in shards] == [1] * len(shards), "the headers"
+    # Beside the resolution, the folder's copy of the index is a probe and a download.
+    assert requests.count("/m/model.safetensors.index.json") == 3
+    assert requests.count("/m/config.json") == 2
 
 
 def test_the_hub_stands_in_for_a_bucket_that_fails(files: dict[str, bytes], program: str, tmp_path: Path) -> None:

@@ -90,17 +90,23 @@ def test_a_measured_curve_is_drawn_and_used_by_serve(command: Command, monkeypat
     record = json.loads(kept[0].read_text())
     assert record["connections"] == curve["connections"]
 
-    from coldstream.engines.vllm.serve_preparation import _options
-    from coldstream.engines.vllm.serve_request import ServeRequest
+    from coldstream.engines.vllm.vllm_engine import VllmEngine
     from coldstream.model.uri import Uri
+    from coldstream.node.inference_engine import ServeRequest
     from coldstream.settings import load_settings
 
     fake_vllm(command.cwd / "env")
     settings = load_settings({"COLDSTREAM_CACHE_DIR": str(command.cwd / "cache")}, environ=command.environ)
 
     def connections(**options: int) -> int:
-        request = ServeRequest(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(**options))  # type: ignore[arg-type]
-        return _options(request, settings).connections
+        request = ServeRequest(
+            uri=Uri("org/m"),
+            arguments=(),
+            loader="coldstream",
+            options=Options(**options),
+            program=str(command.cwd / "env/bin/vllm"),
+        )  # type: ignore[arg-type]
+        return VllmEngine(request).load_options(settings).connections
 
     assert connections() == curve["connections"]
     assert connections(connections=5) == 5

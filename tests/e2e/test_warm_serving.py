@@ -128,7 +128,7 @@ def test_a_bundle_that_is_refused_fails_no_start(command: Command, how: str) -> 
         command.environ["COLDSTREAM_BUNDLE_KEY"] = "t" * 40
     text = served(command)
     assert text.count("BUILT") == 2
-    assert "refused" in lines(text)[0]
+    assert "was rejected" in lines(text)[0]
     assert "not signed" in lines(text)[0]
     assert "published" in lines(text)[1]
 

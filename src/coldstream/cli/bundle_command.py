@@ -95,7 +95,8 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     """
     import os
 
-    from coldstream.engines.vllm.warm_caches import caches_folder
+    from coldstream.engines.vllm.cache_folders import VllmCaches
+    from coldstream.engines.vllm.vllm_engine import caches_base
     from coldstream.errors import NotFoundError, UsageError
     from coldstream.node.bundle.local_bundles import local_bundles_of
     from coldstream.node.bundle.warm_start import publish as publish_kept
@@ -105,8 +106,8 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     secret = _secret(settings)
     if secret is None:
         raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="run: coldstream setup --bundle-key")
-    base = caches_folder(settings, os.environ)
-    kept = local_bundles_of(base, name)
+    base = caches_base(settings, os.environ)
+    kept = local_bundles_of(base, name, VllmCaches())
     if not kept:
         raise NotFoundError(f"no compile caches of {name} in {base}", hint=f"run: coldstream serve {shlex.quote(name)}")
     shelf = _shelf(state, name)

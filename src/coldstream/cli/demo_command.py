@@ -148,11 +148,12 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     """One start, from nothing: neither weights nor anything of vLLM's is cached."""
     from coldstream.cli.live import StartStatus, live_line, phase_lines
     from coldstream.engines.vllm.endpoint import free_port
-    from coldstream.engines.vllm.serve_request import ServeRequest
-    from coldstream.engines.vllm.serve_run import Started, serve
+    from coldstream.engines.vllm.vllm_engine import VllmEngine
     from coldstream.errors import CancelledError, ColdstreamError
     from coldstream.loading.options import Options
     from coldstream.model.uri import Uri
+    from coldstream.node.inference_engine import ServeRequest
+    from coldstream.node.serve import Started, serve
     from coldstream.operate import demo_bucket
 
     folder.mkdir()
@@ -190,6 +191,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
         code = serve(
             request,
             settings,
+            VllmEngine(request),
             say=state.say,
             explain=state.explain,
             on_started=on_started,

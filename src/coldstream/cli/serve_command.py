@@ -13,7 +13,7 @@ from coldstream.cli.session import State
 from coldstream.cli.shared_options import common_options, load_options, metrics_options, vllm_option
 
 if TYPE_CHECKING:
-    from coldstream.engines.vllm.serve_run import Started
+    from coldstream.node.serve import Started
 
 # Fields of the timeline that the JSON shows under the same names.
 _OF_TIMELINE = (
@@ -88,12 +88,13 @@ def command(
     takes. A second start on the same machine reads the local cache and does not need the bucket.
     """
     from coldstream.cli.live import StartStatus, live_line
-    from coldstream.engines.vllm.serve_preparation import prepared
-    from coldstream.engines.vllm.serve_request import ServeRequest
-    from coldstream.engines.vllm.serve_run import serve
+    from coldstream.engines.vllm.vllm_engine import VllmEngine
     from coldstream.loading.options import Options
     from coldstream.machine.hardware import process_began
     from coldstream.model.uri import Uri
+    from coldstream.node.inference_engine import ServeRequest
+    from coldstream.node.serve import serve
+    from coldstream.node.serve_preparation import prepared_start
     from coldstream.telemetry.timeline.ready_line import format_ready_line
 
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
@@ -110,10 +111,10 @@ def command(
         spot_notice=not no_spot_notice,
     )
     if print_command or print_env:
-        with prepared(request, settings, say=state.say, dry=True) as ready:
-            lines = ready.command.shown_environment() if print_env else []
-            lines += [ready.command.shown()] if print_command else []
-        state.show({"arguments": ready.command.arguments, "environment": lines}, "\n".join(lines))
+        with prepared_start(request, settings, VllmEngine(request), say=state.say, dry=True) as prepared:
+            lines = prepared.command.shown_environment() if print_env else []
+            lines += [prepared.command.shown()] if print_command else []
+        state.show({"arguments": prepared.command.arguments, "environment": lines}, "\n".join(lines))
         return
 
     with state.measured(settings, uri) as measured, live_line(state, status.text) as live:
@@ -132,6 +133,7 @@ def command(
         code = serve(
             request,
             settings,
+            VllmEngine(request),
             say=state.say,
             on_started=on_started,
             stdout=sys.stderr.buffer if state.json else live.above(sys.stdout),

@@ -34,6 +34,7 @@ from coldstream.loading.tensor_reader import TensorReader
 from coldstream.loading.tensors import LoadedTensor
 from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
+from coldstream.places.origin import Checkpoint, Origin
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
@@ -105,6 +106,16 @@ class Share:
     def version(self) -> str:
         """Of the model, as in `Checkpoint`."""
         return self._prepared.checkpoint.version
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model that is loaded, as it was resolved."""
+        return self._prepared.checkpoint
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the model is; None when the local cache replaces an origin that did not answer."""
+        return self._prepared.origin
 
     @property
     def is_gone(self) -> bool:

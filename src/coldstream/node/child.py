@@ -1,24 +1,25 @@
-"""vLLM as a child: it gets our signals and ends with us, and its output passes through."""
+"""The engine as a child: it gets our signals and ends with us, and its output passes through."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import BinaryIO
 
-from coldstream.engines.vllm.command import Command
 from coldstream.machine import process_session
-from coldstream.machine.child_environment import STREAMER, child_environment
+from coldstream.machine.child_environment import CREDENTIALS, SECRETS, STREAMER, child_environment
 from coldstream.machine.process_session import end_session, kill_session
 
-# Runs before vLLM does: it is told when its parent is killed, whatever kills it. vLLM may swallow that; then the guard
-# ends it.
+# Runs before the engine: the kernel sends it SIGTERM when its parent is killed. The engine may ignore that; then the
+# guard ends it.
 _LAUNCH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
@@ -27,32 +28,67 @@ if os.getppid() != int(sys.argv[1]):
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 _KILL_SECONDS = 30.0
-# For a start that is to end: vLLM's engine swallows the first signal until it runs.
+# For a start that is cancelled: vLLM's engine ignores the first signal until it runs.
 _STARTING_SECONDS = 3.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program to run.
+
+    Attributes:
+        arguments: The program and its arguments; no secret.
+        environment: Variables to set; may hold secrets.
+        keep: Credentials that it inherits.
+    """
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    keep: tuple[str, ...] = ()
+
+    @property
+    def without(self) -> list[str]:
+        """The credentials that it does not inherit."""
+        return sorted(CREDENTIALS - {*self.keep, *self.environment})
+
+    def with_environment(self, environment: Mapping[str, str]) -> Command:
+        """The same command with more variables."""
+        return replace(self, environment={**self.environment, **environment})
+
+    def shown(self) -> str:
+        """The command for people, which can be pasted into a shell."""
+        return shlex.join(self.arguments)
+
+    def shown_environment(self) -> list[str]:
+        """The changes to the environment, one line each, with secrets masked."""
+        lines = [f"unset {name}" for name in self.without]
+        for name, value in sorted(self.environment.items()):
+            lines.append(f"export {name}={'****' if name in SECRETS else shlex.quote(value)}")
+        return lines
+
+
 class Child:
-    """A running vLLM. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
+    """A running engine. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
 
     Attributes:
         pid: Of the session's leader.
-        is_up: Whether it serves; set from outside. Then a signal lets it finish what it does.
+        is_up: Whether it serves; set from outside. From then on, a signal lets it finish its requests.
         signalled: How many signals were passed on.
-        cut_off_by: The signal that ended it before it was up; None while there was none.
+        cut_off_by: The signal that ended it before it was up, or None.
     """
 
     def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
         """Starts it.
 
         Args:
-            command: What.
-            on_line: Told each line of its output, from other threads, one at a time.
-            stdout: Where its output goes.
-            stderr: Where its errors go.
+            command: What to run.
+            on_line: Called with each line of output, from other threads, one at a time.
+            stdout: For its output.
+            stderr: For its errors.
         """
         environment = child_environment(keep=command.keep)
-        # Its output is a pipe now, and would come in blocks.
+        # Its output is a pipe, which Python would buffer in blocks.
         environment |= {"PYTHONUNBUFFERED": "1", **command.environment}
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-c", _LAUNCH, str(os.getpid()), *command.arguments],
@@ -78,20 +114,20 @@ class Child:
 
     @property
     def code(self) -> int | None:
-        """Its exit code, as a shell would tell it; None while it runs."""
+        """Its exit code, as a shell reports it; None while it runs."""
         code = self._process.poll()
-        return None if code is None else _shell_code(code)
+        return 128 - code if code is not None and code < 0 else code
 
     @property
     def ended_by(self) -> str | None:
-        """The signal that ended it, by name; None when it ended by itself, or runs."""
+        """The name of the signal that ended it; None when none did, or while it runs."""
         code = self._process.poll()
         if code is None or code >= 0:
             return None
         return signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Waits for its end; None when that takes longer."""
+        """Waits until it exits. Returns its exit code; None when that takes longer than `seconds`."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -99,7 +135,7 @@ class Child:
         return self.code
 
     def send(self, number: int) -> None:
-        """Passes a signal on; the second one kills it, and so does time when it was not up yet."""
+        """Passes a signal on. The second signal kills it, and so does a timeout when it is not up yet."""
         self.signalled += 1
         if self.signalled > 1:
             kill_session(self.pid)
@@ -111,7 +147,7 @@ class Child:
             os.kill(self.pid, number)
 
     def finish(self) -> None:
-        """Ends it and all that it left behind. Idempotent."""
+        """Ends it and every process that it left behind. Idempotent."""
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
@@ -145,10 +181,10 @@ class Child:
 
 @contextmanager
 def forwarded_signals() -> Iterator[Callable[[Child], None]]:
-    """Passes on, for the length of the block, the signals that this process gets.
+    """Passes the signals of this process on during the block.
 
     Yields:
-        To be called with the child, once it runs. It gets those that came before too.
+        A function to call with the child once it runs; it then also gets the signals that came before.
     """
     child: Child | None = None
     early: list[int] = []
@@ -174,7 +210,7 @@ def forwarded_signals() -> Iterator[Callable[[Child], None]]:
 
 
 def _start_guard(leader: int) -> subprocess.Popen[bytes]:
-    """Starts what ends a session when this process is killed. It ends at once where the session has ended."""
+    """Starts a process that ends the session when this process is killed, and that exits with the session."""
     return subprocess.Popen(
         [sys.executable, "-I", "-S", process_session.__file__, str(leader), str(_KILL_SECONDS)],
         env=child_environment(only=STREAMER),
@@ -183,7 +219,3 @@ def _start_guard(leader: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def _shell_code(code: int) -> int:
-    return code if code >= 0 else 128 - code

@@ -1,4 +1,4 @@
-"""Which process listens where vLLM is to answer: none before it starts, and then vLLM itself (by `/proc`, on Linux)."""
+"""Which process listens at the engine's address: none before it starts, then the engine itself (by Linux's `/proc`)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from coldstream.engines.vllm.endpoint import Endpoint
 from coldstream.errors import ColdstreamError
+from coldstream.node.inference_engine import EngineEndpoint
 
 _LISTENS = "0A"
-# In /proc/net/unix: a socket that accepts connections.
+# A flag in /proc/net/unix: the socket accepts connections.
 _ACCEPTS = 0x10000
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
-def check_free(endpoint: Endpoint) -> None:
-    """Binds as vLLM will, and lets go: what it would find out after half a minute is said at once.
+def check_free(endpoint: EngineEndpoint, name: str) -> None:
+    """Binds as the engine called `name` will, and releases the address.
 
     Raises:
-        ColdstreamError: Another server listens there, or this machine has no such address.
+        ColdstreamError: Another server listens there, or this machine does not have the address.
     """
     if endpoint.socket_path is not None:
         if os.path.lexists(endpoint.socket_path):
             raise ColdstreamError(
-                f"vLLM cannot listen on {endpoint.socket_path}: the file exists",
-                hint="choose another --uds, or remove it if no server uses it",
+                f"{name} cannot listen on {endpoint.socket_path}: the file exists",
+                hint="choose another path, or remove the file if no server uses it",
             )
         return
     host, port = endpoint.bind_host, endpoint.port
@@ -42,15 +42,17 @@ def check_free(endpoint: Endpoint) -> None:
         where = f"port {port}" + (f" of {host}" if host else "")
         if getattr(exc, "errno", None) != errno.EADDRINUSE:
             why = getattr(exc, "strerror", None) or exc
-            raise ColdstreamError(f"vLLM cannot listen on {where}: {why}", hint="see vLLM's --host and --port") from exc
+            raise ColdstreamError(
+                f"{name} cannot listen on {where}: {why}", hint=f"check {name}'s --host and --port"
+            ) from exc
         raise ColdstreamError(
-            f"vLLM cannot listen on {where}: another server does{_owner(endpoint)}",
+            f"{name} cannot listen on {where}: another server does{_owner(endpoint)}",
             hint=f"choose another port: -- --port {port + 1}",
         ) from exc
 
 
-def is_listening(endpoint: Endpoint, pids: Iterable[int]) -> bool | None:
-    """Whether one of the processes listens there; None where the system does not tell."""
+def is_listening(endpoint: EngineEndpoint, pids: Iterable[int]) -> bool | None:
+    """Whether one of the processes listens there; None where that is unknown."""
     inodes = _listening(endpoint)
     if not inodes:
         return None
@@ -61,7 +63,7 @@ def is_listening(endpoint: Endpoint, pids: Iterable[int]) -> bool | None:
 
 
 def _family(host: str) -> socket.AddressFamily:
-    """As vLLM chooses it."""
+    """As servers on uvloop choose it."""
     try:
         IPv6Address(host)
     except ValueError:
@@ -69,8 +71,8 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6
 
 
-def _owner(endpoint: Endpoint) -> str:
-    """The process that listens there, for people; empty when it belongs to another user."""
+def _owner(endpoint: EngineEndpoint) -> str:
+    """The process that listens there, for people; "" when it belongs to another user."""
     inodes = _listening(endpoint)
     with suppress(OSError):
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -81,7 +83,7 @@ def _owner(endpoint: Endpoint) -> str:
 
 
 def _sockets(pid: int) -> set[str]:
-    """The inodes of a process's open sockets; none of one that has ended."""
+    """The inodes of a process's open sockets; empty when it has exited."""
     inodes = set()
     with suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -91,8 +93,8 @@ def _sockets(pid: int) -> set[str]:
     return inodes
 
 
-def _listening(endpoint: Endpoint) -> set[str]:
-    """The inodes of the sockets that listen there, of any process."""
+def _listening(endpoint: EngineEndpoint) -> set[str]:
+    """The inodes of all sockets that listen there."""
     if endpoint.socket_path is not None:
         path = os.path.abspath(endpoint.socket_path)
         rows = (row.split(maxsplit=7) for row in _table("unix"))

@@ -129,16 +129,6 @@ class LoadService:
         with self._lock:
             return self._begin(FIRST, consumers).share
 
-    def expect(self, version: str) -> None:
-        """Says which version of the model vLLM has the configuration of.
-
-        Raises:
-            ConflictError: The weights are of another one.
-        """
-        self._version = self._version or version
-        if self._version != version:
-            raise ConflictError("the model was replaced while it was being prepared", hint="start again")
-
     def share(self, which: str, *, consumers: int) -> str:
         """The address of a load.
 

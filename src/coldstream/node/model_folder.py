@@ -1,9 +1,9 @@
-"""The folder that vLLM is given as its model: configuration and tokenizer, and the weights' headers without weights.
+"""The model folder for the engine: configuration and tokenizer, and the headers of the weights.
 
-vLLM reads files beside the weights from a local folder, looks into the headers of the shards (is there an `lm_head`?
-which dtypes?), and takes the tensors from a load format of ours. So the folder holds every small file, a stub of each
-shard (its header alone, which every other loader refuses), and a note of where the weights are. One folder for each
-version of a model, made whole under another name first; a start without the network finds the last one.
+Engines read small files from a local folder, look into the headers of the shards (is there an `lm_head`? which
+dtypes?), and get the tensors from our load format. So the folder has every small file, a stub of each shard (only its
+header, which every other loader rejects), and a note that says where the weights are. Each version of a model has a
+folder, which is completed under another name first; a start without the network uses the last one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from coldstream.cache.cache import cache_of
-from coldstream.errors import DiskError, IntegrityError, UnavailableError, UsageError
+from coldstream.errors import DiskError, IntegrityError, UnavailableError
 from coldstream.loading.load_plan import OFFLINE_SECONDS, uri_key
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_private, temporary_root
 from coldstream.machine.parallel import in_parallel
@@ -33,15 +34,14 @@ from coldstream.places.origin import Checkpoint, Origin
 from coldstream.places.origin_opening import open_origin
 from coldstream.settings import Settings, ambient_settings
 
-# What loads the weights later, and is looked for by the load format.
+# Read by our load format, which loads the weights.
 NOTE_NAME = ".coldstream.json"
-# A model that vLLM can serve has one of them; Mistral's own format has the second.
+# A model that can be served has one of them; the second one is of Mistral's own format.
 CONFIGURATIONS = ("config.json", "params.json")
-_ADAPTER = "adapter_config.json"
-# Tokenizers with their vocabularies have tens of megabytes, weights of parts more.
+# Tokenizers with their vocabularies have tens of megabytes, and weights of parts more.
 FILE_BYTES_MAX = PART_OF_MODEL_BYTES_MAX
 _NOTE_BYTES_MAX = 64 << 10
-# Folders of versions that nobody has started from for so long are removed.
+# Folders of versions that no start has used for so long are removed.
 _OLD_SECONDS = 30 * 86400.0
 
 
@@ -50,9 +50,9 @@ class Note:
     """Where the weights of a folder are.
 
     Attributes:
-        uri: As the user named the model; without its secret part when it was read from a folder.
-        version: Of the model whose files these are.
-        name: The model's, for people.
+        uri: The user's; without its secret part when it was read from a folder.
+        version: Of the model.
+        name: Of the model, for people.
     """
 
     uri: Uri
@@ -62,11 +62,11 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A folder that is ready.
+    """A complete folder.
 
     Attributes:
         path: The folder.
-        note: What it says of the weights.
+        note: Its note.
         offline: Whether the origin did not answer, and this is the folder of the last start.
         left_out: Weights that are not loaded: see `Checkpoint`.
     """
@@ -93,45 +93,63 @@ def prepare(uri: str, *, settings: Settings | None = None) -> str:
     return str(model_folder(uri, settings or ambient_settings()).path)
 
 
-def model_folder(uri: str | Uri, settings: Settings) -> ModelFolder:
-    """Makes the folder of the model's present version, or finds it made.
+class Resolved(Protocol):
+    """A model that was resolved: a `Share` is one."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def origin(self) -> Origin | None:
+        """None when the origin did not answer."""
+
+
+def model_folder(uri: str | Uri, settings: Settings, *, resolved: Resolved | None = None) -> ModelFolder:
+    """Creates the folder of the model's current version, unless it exists.
 
     Args:
         uri: See `Load`.
-        settings: Where the bucket is, and the cache that the folder lies in.
+        settings: Where the bucket is, and the cache that contains the folder.
+        resolved: The model, if it was resolved already: the folder is then of that version.
 
     Raises:
-        UsageError: It is no URI of a model.
-        NotFoundError, CredentialsError, UnavailableError: As the origin says. One that does not answer is no error if
-            there is a folder of an earlier start.
-        IntegrityError: A file is not what the manifest says, or its name leaves the folder.
-        DiskError: It cannot be written, neither in the cache nor among the system's temporary files.
+        UsageError: The URI does not name a model.
+        NotFoundError, CredentialsError, UnavailableError: From the origin. An origin that does not answer is not an
+            error if an earlier start left a folder.
+        IntegrityError: A file differs from the manifest, or its name leaves the folder.
+        DiskError: The folder can be written neither in the cache nor among the system's temporary files.
     """
     uri = Uri.of(uri)
     try:
-        return _folder_below(cache_of(settings).root, uri, settings)
+        return _folder_below(cache_of(settings).root, uri, settings, resolved)
     except DiskError:
-        # A load goes on without a cache, and so does a start: it needs some megabytes, anywhere.
-        return _folder_below(temporary_root(), uri, settings)
+        # Like a load, a start goes on without a cache: the folder has only a few megabytes.
+        return _folder_below(temporary_root(), uri, settings, resolved)
 
 
-def _folder_below(root: Path, uri: Uri, settings: Settings) -> ModelFolder:
+def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Resolved | None) -> ModelFolder:
     checked_root(root, create=True)
     home = root / "folders" / _flat(uri_key(uri, settings))
     last = _last(home)
-    patience = OFFLINE_SECONDS if last else settings.retry_seconds
-    origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
     try:
-        checkpoint = origin.checkpoint()
+        if resolved is not None:
+            checkpoint, origin = resolved.checkpoint, resolved.origin
+            if origin is None:
+                raise UnavailableError(f"{uri} does not answer, and no earlier start left its configuration here")
+        else:
+            patience = OFFLINE_SECONDS if last else settings.retry_seconds
+            origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
+            checkpoint = origin.checkpoint()
         note = Note(uri=Uri(str(uri)), version=checkpoint.version, name=checkpoint.name)
         path = home / checkpoint.version[:32]
-        # A version that says nothing of the content cannot tell an old folder from a new one.
+        # A version that does not depend on the content cannot tell an old folder from a new one.
         if not checkpoint.pinned or read_note(path) != note:
             _make(path, note, origin, checkpoint)
         with suppress(OSError):
             os.utime(path)
     except UnavailableError:
-        if last is None:
+        # Weights of one version do not go with the configuration of another.
+        if last is None or (resolved is not None and last[1].version != resolved.checkpoint.version):
             raise
         return ModelFolder(path=last[0], note=last[1], offline=True)
     _remove_old(home, kept=path)
@@ -139,26 +157,15 @@ def _folder_below(root: Path, uri: Uri, settings: Settings) -> ModelFolder:
 
 
 def read_note(folder: str | os.PathLike[str]) -> Note | None:
-    """What a folder says of its weights; None when it is none of ours."""
+    """The note of a folder; None when the folder is not one of ours."""
     try:
         with open(os.path.join(folder, NOTE_NAME), "rb") as file:
-            found = json.loads(file.read(_NOTE_BYTES_MAX))
-        uri, version, name = found["uri"], found["version"], found["name"]
+            document = json.loads(file.read(_NOTE_BYTES_MAX))
+        uri, version, name = document["uri"], document["version"], document["name"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     is_note = all(isinstance(text, str) for text in (uri, version, name))
     return Note(uri=Uri(uri), version=version, name=name) if is_note else None
-
-
-def stub_error(folder: str, load_format: str) -> UsageError | None:
-    """Why another load format than ours cannot load a folder; None when it is none of ours."""
-    note = read_note(folder)
-    if note is None:
-        return None
-    return UsageError(
-        f"{folder} holds the configuration of {note.name} but not its weights, and load format {load_format} cannot "
-        'fetch them: pass load_format="coldstream" to LLM, or --load-format coldstream to vllm serve'
-    )
 
 
 def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
@@ -167,7 +174,7 @@ def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> Non
         make_folders(staging)
     try:
         names = [name for name in origin.names() if name != NOTE_NAME]
-        # Weights of parts may have gigabytes each: one at a time is in memory.
+        # Weights of parts may have gigabytes each, so only one is in memory at a time.
         heavy = [name for name in names if is_tensor_data(name)]
         in_parallel(lambda name: _write(staging, name, _content(origin, name)), [n for n in names if n not in heavy])
         for name in heavy:
@@ -192,7 +199,7 @@ def _content(origin: Origin, name: str) -> bytes:
 
 
 def _put(staging: Path, path: Path) -> None:
-    """Renames it into place; another process may have been quicker, with the same content."""
+    """Renames it into place; another process may have done so first, with the same content."""
     trash = staging.with_name(staging.name.replace(".new-", ".old-"))
     with suppress(FileNotFoundError):
         os.rename(path, trash)
@@ -206,7 +213,7 @@ def _put(staging: Path, path: Path) -> None:
 
 def _write(folder: Path, name: str, data: bytes) -> None:
     if fault := path_fault(name):
-        raise IntegrityError(f"{name[:80]!r} cannot be a file of a model: {fault}")
+        raise IntegrityError(f"{name[:80]!r} is not a valid file name in a model: {fault}")
     target = folder / name
     with disk_errors(target):
         make_folders(target.parent)
@@ -215,7 +222,7 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 
 def _last(home: Path) -> tuple[Path, Note] | None:
-    """The folder that was used last, with its note."""
+    """The most recently used folder, with its note."""
     for path in _by_age(home):
         if note := read_note(path):
             return path, note
@@ -223,17 +230,17 @@ def _last(home: Path) -> tuple[Path, Note] | None:
 
 
 def _by_age(home: Path) -> Sequence[Path]:
-    """Finished folders, the one used last first."""
+    """Finished folders, the most recently used first."""
     try:
         names = os.listdir(home)
     except OSError:
         return ()
-    found = []
+    folders = []
     for path in (home / name for name in names if name[0] != "."):
-        # Another start may have taken it away meanwhile.
+        # Another start may remove it at any time.
         with suppress(OSError):
-            found.append((path.stat().st_mtime, path))
-    return [path for _, path in sorted(found, reverse=True)]
+            folders.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(folders, reverse=True)]
 
 
 def _remove_old(home: Path, *, kept: Path) -> None:
@@ -249,35 +256,7 @@ def _flat(key: str) -> str:
     return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def check_servable(folder: Path, name: str) -> None:
-    """Finds out what vLLM would after half a minute.
-
-    Args:
-        folder: With the model's configuration.
-        name: The model's.
-
-    Raises:
-        UsageError: It has none, as an adapter has not.
-    """
-    if any((folder / file).is_file() for file in CONFIGURATIONS):
-        return
-    if not (folder / _ADAPTER).is_file():
-        raise UsageError(f"{name} has no config.json: vLLM cannot serve it", hint="upload it with its config.json")
-    base = ""
-    with suppress(OSError, ValueError, AttributeError):
-        base = str(json.loads((folder / _ADAPTER).read_bytes()).get("base_model_name_or_path"))
-    base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else "BASE_MODEL"
-    raise UsageError(
-        f"{name} is an adapter (it has {_ADAPTER} and no config.json): vLLM serves it with its base model only",
-        hint=f"coldstream serve {base} -- --enable-lora --lora-modules NAME=FOLDER   (the adapter in a local folder)",
-    )
-
-
 def check_complete(folder: ModelFolder) -> None:
-    """A folder of an earlier start has its small files.
-
-    Raises:
-        DiskError: Somebody removed them.
-    """
+    """Raises DiskError when the small files of an earlier start's folder were removed."""
     if not any((folder.path / name).is_file() for name in CONFIGURATIONS):
-        raise DiskError(f"{folder.path} has no config.json", hint="start once with the bucket in reach")
+        raise DiskError(f"{folder.path} has no config.json", hint="start once while the bucket is reachable")

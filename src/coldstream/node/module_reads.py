@@ -63,7 +63,7 @@ class ModuleReporter:
 _this_process: ModuleReporter | None = None
 
 
-def tell_when_asked() -> None:
+def report_modules() -> None:
     """Begins, where there is a service. Idempotent, and it never raises."""
     global _this_process  # noqa: PLW0603  # one for each process
     address = os.environ.get(VARIABLE)

@@ -13,6 +13,7 @@ import pytest
 
 from coldstream.cli.live import LiveLine, StartStatus, live_line
 from coldstream.cli.session import State
+from coldstream.engines.vllm.log_marks import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from tests.terminal import screen
 
@@ -91,7 +92,7 @@ def test_where_nobody_looks_nothing_is_drawn(why: str, terminal: Terminal, monke
 def test_how_far_a_start_has_come() -> None:
     status = StartStatus("stream")
     assert status.text() == ""
-    recorder = Recorder(time.monotonic() - 12.3)
+    recorder = Recorder(time.monotonic() - 12.3, read_line)
     status.follow(recorder)
     assert "resolve" in status.text()
     recorder.mark("spawned", time.monotonic())
@@ -108,6 +109,6 @@ def test_how_far_a_start_has_come() -> None:
 
 def test_a_download_is_its_own_phase() -> None:
     status = StartStatus("download")
-    status.follow(Recorder(time.monotonic()))
+    status.follow(Recorder(time.monotonic(), read_line))
     status.on_progress(1_000_000, 2_000_000)
     assert "download       1.00 MB of 2.00 MB" in status.text()

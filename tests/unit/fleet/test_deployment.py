@@ -5,7 +5,7 @@ from typing import Any
 import click
 import pytest
 
-from coldstream.engines.vllm.versions import version_warning
+from coldstream.engines.vllm.program import version_warning
 from coldstream.errors import ConfigError, UsageError
 from coldstream.fleet.deployment import (
     IMAGE,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import coldstream
-from coldstream.engines.vllm.serve_request import ServeRequest
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
 from coldstream.model.names import checked_name, model_name
 from coldstream.model.uri import Uri, without_secrets
+from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.load_service import LoadService
 from coldstream.places.origin_opening import open_origin
 from coldstream.settings import load_settings

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.command import Command
 from coldstream.machine.process_session import session
 from coldstream.node import child as module
-from coldstream.node.child import Child, forwarded_signals
+from coldstream.node.child import Child, Command, forwarded_signals
 
 
 def start(code: str, folder: Path, lines: list[str], **more: object) -> Child:
@@ -101,7 +100,7 @@ _KILLED = """
 import sys, time
 from coldstream.machine.process_session import session
 from coldstream.node import child as module
-from coldstream.engines.vllm.command import Command
+from coldstream.node.child import Command
 
 module._KILL_SECONDS = 0.2
 stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import Endpoint, free_port
+from coldstream.engines.vllm.endpoint import VllmEndpoint, free_port
 from coldstream.errors import ColdstreamError
 from coldstream.node.listener import check_free, is_listening
 
@@ -20,9 +20,9 @@ def test_a_port_that_another_server_has(host: str) -> None:
         with pytest.raises(
             ColdstreamError, match=f"port {port}.*another server does \\(process {os.getpid()}, "
         ) as exc:
-            check_free(Endpoint(bind_host=host, port=port))
+            check_free(VllmEndpoint(bind_host=host, port=port), "vLLM")
     assert exc.value.hint == f"choose another port: -- --port {port + 1}"
-    check_free(Endpoint(bind_host=host, port=port))
+    check_free(VllmEndpoint(bind_host=host, port=port), "vLLM")
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_a_port_that_another_server_has(host: str) -> None:
 )
 def test_an_address_that_this_machine_has_not(host: str, port: int, why: str) -> None:
     with pytest.raises(ColdstreamError, match=f"cannot listen on port {port}.*{why}"):
-        check_free(Endpoint(bind_host=host, port=port))
+        check_free(VllmEndpoint(bind_host=host, port=port), "vLLM")
 
 
 def test_a_unix_socket_that_exists(tmp_path: Path) -> None:
     path = str(tmp_path / "vllm.sock")
-    endpoint = Endpoint(socket_path=path)
-    check_free(endpoint)
+    endpoint = VllmEndpoint(socket_path=path)
+    check_free(endpoint, "vLLM")
     assert is_listening(endpoint, [os.getpid()]) is None
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
@@ -44,12 +44,12 @@ def test_a_unix_socket_that_exists(tmp_path: Path) -> None:
         assert is_listening(endpoint, [os.getpid()])
         assert is_listening(endpoint, []) is False
     with pytest.raises(ColdstreamError, match="the file exists"):
-        check_free(endpoint)
+        check_free(endpoint, "vLLM")
 
 
 def test_who_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        endpoint = Endpoint(port=sock.getsockname()[1])
+        endpoint = VllmEndpoint(port=sock.getsockname()[1])
         assert is_listening(endpoint, [1 << 30, os.getpid()])
         assert is_listening(endpoint, [1 << 30]) is False
-    assert is_listening(Endpoint(port=free_port()), [os.getpid()]) is None
+    assert is_listening(VllmEndpoint(port=free_port()), [os.getpid()]) is None

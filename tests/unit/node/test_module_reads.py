@@ -134,5 +134,5 @@ def test_bytecode_stands_for_its_source_and_looked_into_sources_count(tmp_path: 
 def test_nothing_begins_without_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     threads = threading.active_count()
-    module_reads.tell_when_asked()
+    module_reads.report_modules()
     assert threading.active_count() == threads

@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import Endpoint
-from coldstream.node.drain import drain, requests
 from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here
 
 TOKEN = "a-session-token"
@@ -162,65 +160,3 @@ def test_the_cloud_is_told_by_the_firmware(tmp_path: Path) -> None:
     for name, cloud in (("Amazon EC2", "aws"), ("Google", "gcp"), ("Microsoft Corporation", "azure"), ("QEMU", None)):
         vendor.write_text(f"{name}\n")
         assert cloud_here(vendor) == cloud
-
-
-def metrics(running: int, waiting: int = 0) -> str:
-    return (
-        "# HELP vllm:num_requests_running Number\n"
-        f'vllm:num_requests_running{{engine="0",model_name="m"}} {running}.0\n'
-        f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}.0\n'
-        'vllm:num_requests_waiting_by_reason{reason="x"} 7.0\n'
-    )
-
-
-def test_requests_are_counted() -> None:
-    assert requests(metrics(2, 1)) == 3
-    assert requests("") == 0
-    assert requests("vllm:num_requests_running 1e+01") == 10
-
-
-class FakeEndpoint(Endpoint):
-    said: ClassVar[list[str]] = []
-
-    def metrics(self) -> str:
-        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
-
-
-def drained(seconds: float, *said: str) -> tuple[list[str], int]:
-    """(what was said, how many answers of the metrics were left)."""
-    FakeEndpoint.said = list(said)
-    lines: list[str] = []
-    ended: list[bool] = []
-    drain(
-        SpotNotice(cloud="aws", action="terminate", seconds=seconds),
-        FakeEndpoint(),
-        None,
-        end=lambda: ended.append(True),
-        over=threading.Event(),
-        say=lines.append,
-    )
-    assert ended == [True]
-    return lines, len(FakeEndpoint.said)
-
-
-def test_it_waits_for_requests() -> None:
-    lines, left = drained(120, metrics(2), metrics(1, 1), metrics(0))
-    assert left == 1
-    assert "aws takes this machine back in 120 s" in lines[0]
-
-
-def test_it_does_not_wait_longer_than_there_is() -> None:
-    began = time.monotonic()
-    drained(8.5, metrics(5))
-    assert time.monotonic() - began < 5
-    assert "now" in drained(0, metrics(5))[0][0]
-
-
-def test_a_vllm_that_has_ended_is_not_waited_for() -> None:
-    over = threading.Event()
-    over.set()
-    ended: list[bool] = []
-    FakeEndpoint.said = [metrics(5)]
-    notice = SpotNotice(cloud="gcp", action="preempt", seconds=30)
-    drain(notice, FakeEndpoint(), None, end=lambda: ended.append(True), over=over, say=lambda _: None)
-    assert ended == []

@@ -1,15 +1,7 @@
-"""vLLM's side: the load format `coldstream`, and how its processes come by the tensors.
+"""Everything that depends on vLLM: `serve`'s view of it, and the plugin that runs inside of it.
 
-    extra         what `--model-loader-extra-config` may say; pure
-    service       the process that holds the bucket's keys gives loads to processes that do not
-    telling       which modules each of vLLM's processes has read, told to the service
-    versions      which versions of vLLM this works with; pure
-    launch        vLLM's command with a patient garbage collector
-    loader        the load format itself; imports vLLM
-    shards        what a rank holds, written as files
-    save_sharded  a program for `coldstream shard`, run with vLLM's Python
-
-`register` is the entry point of the group `vllm.general_plugins`: vLLM calls it in each of its processes.
+`vllm_engine` is the implementation of `coldstream.node.inference_engine`; `register`, below, is the entry point of the
+group `vllm.general_plugins`, which vLLM calls in each of its processes; `loader` is the load format `coldstream`.
 """
 
 from __future__ import annotations
@@ -20,7 +12,7 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from coldstream.node.module_reads import tell_when_asked
+from coldstream.node.module_reads import report_modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,20 +23,20 @@ _MODULE = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
-    """Tells vLLM of the load format. Idempotent, and imports nothing but what vLLM has imported.
+    """Registers the load format. Idempotent, and imports only what vLLM has imported.
 
-    The API server and the engine never import vLLM's loaders, and would take more than a second each to do so; there
-    the format is added when, and if, they are imported.
+    The API server and the engine never import vLLM's loaders, which would take each of them more than a second. The
+    format is added if and when the loaders are imported.
     """
     if _MODULE in sys.modules:
         _add(sys.modules[_MODULE])
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
-    tell_when_asked()
+    elif not any(isinstance(finder, _LoaderImportHook) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LoaderImportHook())
+    report_modules()
 
 
-class _Waiting(MetaPathFinder):
-    """Waits for the import of vLLM's loaders, once, and changes nothing about how they are found."""
+class _LoaderImportHook(MetaPathFinder):
+    """Adds the load format when vLLM's loaders are imported, once, without changing how they are found."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _MODULE:
@@ -63,37 +55,42 @@ class _Waiting(MetaPathFinder):
 
 
 def _add(module: Any) -> None:
-    # vLLM calls what it finds there; a class of ours would have to be imported first, by who may never use it.
+    # A function, because our class would have to be imported first, by processes that may never use it.
     formats = module._LOAD_FORMAT_TO_MODEL_LOADER
     if LOAD_FORMAT not in formats:
         theirs = module.DefaultModelLoader
         explaining = _explaining(theirs)
         formats |= {name: explaining for name, loader in formats.items() if loader is theirs}
         formats[LOAD_FORMAT] = _make_loader
-    _ask_for_amx()
+    _request_amx()
 
 
 def _explaining(loader: type[Any]) -> type[Any]:
-    """VLLM's own loader, which says why it fails on a folder of ours: safetensors names neither file nor reason."""
+    """Makes vLLM's own loader explain why it fails on our folders: safetensors names neither file nor reason."""
 
     def load_weights(self: Any, model: Any, model_config: Any) -> None:
         try:
             loader.load_weights(self, model, model_config)
         except Exception as exc:
-            from coldstream.node.model_folder import stub_error
+            from coldstream.errors import UsageError
+            from coldstream.node.model_folder import read_note
 
-            if (error := stub_error(model_config.model, self.load_config.load_format)) is None:
+            if (note := read_note(model_config.model)) is None:
                 raise
-            raise error from exc
+            folder, name = model_config.model, self.load_config.load_format
+            raise UsageError(
+                f"{folder} has the configuration of {note.name} but not its weights, which load format {name} cannot "
+                'fetch: pass load_format="coldstream" to LLM, or --load-format coldstream to vllm serve'
+            ) from exc
 
     return type(loader.__name__, (loader,), {"__module__": loader.__module__, "load_weights": load_weights})
 
 
-def _ask_for_amx() -> None:
-    """Asks the kernel, for this process, for AMX's registers, where vLLM runs on a CPU that has them.
+def _request_amx() -> None:
+    """Requests AMX's registers from the kernel for this process, if vLLM runs on a CPU that has them.
 
-    vLLM's attention uses them without asking (0.32). Only oneDNN asks, when first it wants them: where the first
-    request is too short for that, the worker would end with SIGILL.
+    vLLM's attention (0.32) uses them without a request. Only oneDNN makes one, at its first use: if the first prompt is
+    too short for that, the worker dies of SIGILL.
     """
     from vllm.platforms import current_platform
 

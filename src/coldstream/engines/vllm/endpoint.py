@@ -1,19 +1,21 @@
-"""Where vLLM answers, by its flags, and what it is asked there: whether it is up, for one token, for its metrics.
+"""vLLM's API: its address by the flags, and the few requests that `serve` makes.
 
-It is our own child on our own machine, so its certificate is not checked; its key is sent to it alone, in a header.
+It is our own child on our own machine, so its certificate is not checked; its key is sent to it only, in a header.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from coldstream.engines.vllm.flags import value_of
+from coldstream.engines.vllm import log_marks
+from coldstream.engines.vllm.flags import Flags
 from coldstream.machine.hardware import is_loopback
 
 _HEALTH_SECONDS = 2.0
@@ -23,19 +25,19 @@ _ANSWER_BYTES_MAX = 1 << 20
 _METRICS_BYTES_MAX = 8 << 20
 _PROMPT = "The river"
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
+_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where vLLM answers.
+class VllmEndpoint:
+    """See `coldstream.node.inference_engine.EngineEndpoint`.
 
     Attributes:
         host: As this machine reaches it.
         bind_host: As vLLM binds it; empty for every interface.
-        port: A number.
-        socket_path: A Unix socket instead of both, or None.
+        socket_path: A Unix socket instead of host and port, or None.
         tls: Whether it speaks https.
-        key: That its API asks for, or None.
+        key: The API key, or None.
     """
 
     host: str = "127.0.0.1"
@@ -47,7 +49,6 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """For people."""
         if self.socket_path is not None:
             return f"unix:{self.socket_path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -55,7 +56,6 @@ class Endpoint:
 
     @property
     def exposure(self) -> str | None:
-        """The warning of an API that other machines reach without a key; None when there is nothing to warn of."""
         if self.key is not None or self.socket_path is not None or is_loopback(self.bind_host):
             return None
         where = "every network interface" if self.bind_host in _ANYWHERE else self.bind_host
@@ -65,36 +65,32 @@ class Endpoint:
         )
 
     def answers(self) -> bool:
-        """Whether `/health` says that it is up."""
-        return self._ask("GET", "/health", seconds=_HEALTH_SECONDS, bytes_max=1024) is not None
+        return self._fetch("GET", "/health", seconds=_HEALTH_SECONDS, bytes_max=1024) is not None
 
     def first_token(self, name: str) -> float | None:
-        """Asks for one token.
-
-        Args:
-            name: What the model is called.
-
-        Returns:
-            When it came, by `time.monotonic`; None when there was none: models that complete no text have none, and
-            whatever goes wrong is the user's to see when they ask.
-        """
         body = json.dumps({"model": name, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}).encode()
-        answer = self._ask("POST", "/v1/completions", body, seconds=_TOKEN_SECONDS, bytes_max=_ANSWER_BYTES_MAX)
+        answer = self._fetch("POST", "/v1/completions", body, seconds=_TOKEN_SECONDS, bytes_max=_ANSWER_BYTES_MAX)
         now = time.monotonic()
         try:
             return now if answer is not None and json.loads(answer)["choices"] else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    def first_token_figures(self) -> dict[str, float]:
+        return log_marks.metrics(self.metrics())
+
+    def requests(self) -> int:
+        return requests(self.metrics())
+
     def metrics(self) -> str:
-        """What `/metrics` says; empty when it says nothing."""
-        answer = self._ask("GET", "/metrics", seconds=_HEALTH_SECONDS, bytes_max=_METRICS_BYTES_MAX)
+        """The text of `/metrics`; empty when it does not answer."""
+        answer = self._fetch("GET", "/metrics", seconds=_HEALTH_SECONDS, bytes_max=_METRICS_BYTES_MAX)
         return (answer or b"").decode("utf-8", "replace")
 
-    def _ask(
+    def _fetch(
         self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
     ) -> bytes | None:
-        """The answer's body; None when it is not 200, or does not come in time."""
+        """The body of the response; None when its status is not 200, or it does not come in time."""
         connection = self._connection(seconds)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         if self.key is not None and body is not None:
@@ -104,7 +100,7 @@ class Endpoint:
             answer = connection.getresponse()
             return answer.read(bytes_max) if answer.status == 200 else None
         except (OSError, ValueError, http.client.HTTPException):
-            # ValueError: a key that no header can hold.
+            # ValueError: a key that a header cannot hold.
             return None
         finally:
             connection.close()
@@ -137,20 +133,19 @@ def free_port() -> int:
         return port
 
 
-def endpoint_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Endpoint:
-    """Where a vLLM with these flags will answer.
+def requests(metrics: str) -> int:
+    """How many requests vLLM is working on, by the text of its metrics. Pure."""
+    return round(sum(float(count) for count in _REQUESTS.findall(metrics)))
 
-    Args:
-        arguments: For `vllm serve`.
-        environ: That it runs with.
-    """
-    host = value_of(arguments, "--host") or ""
-    port = value_of(arguments, "--port") or ""
-    return Endpoint(
+
+def endpoint_of(flags: Flags, environ: Mapping[str, str]) -> VllmEndpoint:
+    """Where a vLLM with these flags and this environment will answer."""
+    host, port = flags.value("--host") or "", flags.value("--port") or ""
+    return VllmEndpoint(
         host=_ANYWHERE.get(host, host),
         bind_host=host,
         port=int(port) if port.isdecimal() else 8000,
-        socket_path=value_of(arguments, "--uds") or None,
-        tls=bool(value_of(arguments, "--ssl-certfile") and value_of(arguments, "--ssl-keyfile")),
-        key=value_of(arguments, "--api-key") or environ.get("VLLM_API_KEY") or None,
+        socket_path=flags.value("--uds") or None,
+        tls=bool(flags.value("--ssl-certfile") and flags.value("--ssl-keyfile")),
+        key=flags.value("--api-key") or environ.get("VLLM_API_KEY") or None,
     )

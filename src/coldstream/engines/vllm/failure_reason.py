@@ -10,24 +10,32 @@ _PREFIX = re.compile(r"^(?:\((\S+ pid=\d+)\) )?(?:ERROR \S+ \S+ \[[^]]*\] )?")
 _RAISED = re.compile(r"((?:\w+\.)*\w*(?:Error|Exception))\b(?:: (.*))?$")
 _USAGE = re.compile(r"vllm\b[^:]*: (error: .*)$")
 _UNRECOGNIZED = "error: unrecognized arguments:"
-# What a process says when another one has failed.
+# How a process reports that another one has failed.
 _CONSEQUENCE = re.compile(
     r"Engine core initialization failed|initialization failed due to|[Ss]ee (?:root cause|stack trace)"
 )
 _VALIDATION = re.compile(r"\d+ validation errors? for ")
+_UNKNOWN_FORMAT = re.compile(r"Load format `?coldstream`? is not supported")
 _REASON_CHARACTERS = 300
 
 
 class FailureReason:
-    """Collects reasons line by line: of several processes the first one's, of nested exceptions the outermost."""
+    """Reads the output line by line. Of several processes the first reason counts, of nested exceptions the outermost.
+
+    Attributes:
+        hint: What the user can do about it, or None.
+    """
 
     def __init__(self) -> None:
         self._causes: dict[str, str] = {}
         self._last: tuple[str, str] | None = None
         self._incomplete: str | None = None
+        self.hint: str | None = None
 
     def line(self, text: str) -> None:
-        """Looks at a line of vLLM's output."""
+        """Reads a line of vLLM's output."""
+        if _UNKNOWN_FORMAT.search(text):
+            self.hint = "this vLLM cannot find coldstream: install it in vLLM's own environment"
         process = _process(text)
         if self._incomplete == process:
             self._complete(process, _PREFIX.sub("", text))
@@ -42,7 +50,7 @@ class FailureReason:
                 self._incomplete, self._causes[process] = process, ""
 
     def _complete(self, process: str, text: str) -> None:
-        """With what pydantic prints below its exception: the field, unless all of them are meant, and what is wrong."""
+        """Adds what pydantic prints below its exception: the field (unless it concerns all), and what is wrong."""
         is_field = not text.startswith(" ")
         message = text.strip().partition(" [type=")[0].removeprefix("Value error, ")
         self._causes[process] += f"{text.strip()}: " if is_field else message
@@ -52,19 +60,19 @@ class FailureReason:
 
     @property
     def text(self) -> str | None:
-        """The reason, in a line; None when none was printed."""
+        """The reason in one line; None when none was printed."""
         if self._last is None:
             return None
         process, reason = self._last
         causes = self._causes
         if _CONSEQUENCE.search(reason):
-            # A process that reports another's failure may have logged errors of its own that did not matter.
+            # A process that reports another's failure may have logged harmless errors of its own.
             causes = {at: cause for at, cause in causes.items() if at != process} or causes
         return next(iter(causes.values()), reason)
 
 
 def raised(line: str) -> str | None:
-    """The exception that a line ends a traceback with, or the usage error in it, cut to a line's length; else None.
+    """The exception at the end of a traceback, or the usage error, in a line of output; None in other lines.
 
     >>> raised("(Worker pid=7) ERROR 11-28 19:03:58 [multiproc_executor.py:953] ValueError: no such shape")
     'ValueError: no such shape'
@@ -76,7 +84,7 @@ def raised(line: str) -> str | None:
     if match is None:
         return None
     name, message = match.groups()
-    # Our own messages need no name.
+    # Our own messages make sense without the class's name.
     return _cut(message if message and name.startswith("coldstream.") else match.group())
 
 
@@ -86,7 +94,7 @@ def _process(line: str) -> str:
 
 
 def _without_values(text: str) -> str:
-    """A misspelt flag's value may be a secret, and reasons are kept."""
+    """Removes values: that of a misspelt flag may be a secret, and reasons are stored."""
     if not text.startswith(_UNRECOGNIZED):
         return text
     flags = [word.partition("=")[0] for word in text.removeprefix(_UNRECOGNIZED).split() if word.startswith("-")]

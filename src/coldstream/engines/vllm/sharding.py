@@ -1,7 +1,7 @@
-"""`coldstream shard`: a checkpoint in which each rank finds its own part, for Run:ai's sharded loader.
+"""`coldstream shard`: writes a checkpoint with a part for each rank, for Run:ai's sharded loader.
 
-vLLM itself loads the model, its weights streamed from the bucket, and writes what each rank holds into a folder; the
-folder is uploaded as any other model. The folder needs the disk for the whole model, for as long as that takes.
+vLLM loads the model, with its weights streamed from the bucket, and writes what each rank holds into a folder, which is
+then uploaded like any other model. While that takes place, the folder needs disk space for the whole model.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm.command import Command
+from coldstream.engines.vllm.command import KEPT_CREDENTIALS
 from coldstream.engines.vllm.failure_reason import FailureReason
 from coldstream.engines.vllm.program import find_program
 from coldstream.errors import ColdstreamError, DiskError
 from coldstream.loading.options import Options
 from coldstream.machine.disk import checked_root, size_and_free
-from coldstream.node.child import Child, forwarded_signals
+from coldstream.node.child import Child, Command, forwarded_signals
 from coldstream.node.load_service import VARIABLE, LoadService
 from coldstream.node.model_folder import NOTE_NAME, model_folder
 from coldstream.printable import printable
 from coldstream.settings import Settings
 from coldstream.units import format_bytes
 
-# Room for what the file system needs beside the bytes.
+# The file system needs some space beside the bytes.
 _SPARE_SHARE = 1.05
 _LAST_LINES = 12
 
@@ -44,39 +44,38 @@ def sharded_folder(
     program: str | None,
     say: Callable[[str], None],
 ) -> Iterator[Path]:
-    """A folder with the sharded checkpoint of a model, and all that is needed beside it; gone after the block.
+    """A folder with the sharded checkpoint of a model and its small files, removed after the block.
 
     Args:
         uri: See `Load`.
-        ranks: The tensor parallelism that it is for.
+        ranks: Its tensor parallelism.
         arguments: More flags for vLLM's engine.
         settings: Where the bucket is, and the cache, whose disk is used.
         options: Of the load.
-        program: The `vllm` whose Python is used; None: as `find_program` finds it.
-        say: Told what vLLM says, line by line.
+        program: The `vllm` whose Python is used; see `find_program`.
+        say: Called with each line of vLLM's output.
 
     Raises:
         DiskError: The model does not fit on the disk.
         ColdstreamError: vLLM failed.
     """
-    found = find_program(program)
+    vllm = find_program(program).path
     cache = cache_of(settings)
     checked_root(cache.root, create=True)
-    source = model_folder(uri, settings)
     with (
-        LoadService(source.note.uri, options=options) as service,
+        LoadService(uri, options=options) as service,
         tempfile.TemporaryDirectory(prefix="shards-", dir=cache.root) as temporary,
     ):
         share = service.begin(consumers=ranks)
-        service.expect(source.note.version)
+        source = model_folder(uri, settings, resolved=share)
         need, free = int(share.bytes * _SPARE_SHARE), size_and_free(cache.root)[1]
         if need > free:
             raise DiskError(
-                f"the shards need {format_bytes(need)}, and {cache.root} has {format_bytes(free)} free",
-                hint="point COLDSTREAM_CACHE_DIR to a larger disk",
+                f"the shards need {format_bytes(need)}, but {cache.root} has only {format_bytes(free)} free",
+                hint="set COLDSTREAM_CACHE_DIR to a folder on a larger disk",
             )
         out = Path(temporary)
-        _save(found.path, str(source.path), out, ranks, arguments, service.address, say)
+        _save(vllm, str(source.path), out, ranks, arguments, service.address, say)
         _copy_small(source.path, out)
         yield out
 
@@ -95,13 +94,14 @@ def _save(
     command = Command(
         arguments=(python, "-m", "coldstream.engines.vllm.save_sharded", str(out), "--", folder, *engine, *arguments),
         environment={VARIABLE: service},
+        keep=KEPT_CREDENTIALS,
     )
-    said: list[str] = []
+    last_lines: list[str] = []
     reason = FailureReason()
 
     def on_line(line: str) -> None:
-        said.append(line)
-        del said[:-_LAST_LINES]
+        last_lines.append(line)
+        del last_lines[:-_LAST_LINES]
         reason.line(line)
         say(line)
 
@@ -115,15 +115,15 @@ def _save(
     if child.signalled:
         raise KeyboardInterrupt
     if code:
-        what = f"vLLM ended with {code} while it wrote the shards"
+        what = f"vLLM exited with {code} while it wrote the shards"
         if reason.text:
-            raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows all that it says")
-        print(printable("\n".join(said), keep="\n\t"), file=sys.stderr)  # noqa: T201  # the child's own last words
+            raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows its whole output")
+        print(printable("\n".join(last_lines), keep="\n\t"), file=sys.stderr)  # noqa: T201  # the child's own last words
         raise ColdstreamError(what, hint="see its last lines above")
 
 
 def _copy_small(source: Path, out: Path) -> None:
-    """All but the stubs of the weights and their index, which is of other files."""
+    """Copies all files except the stubs of the weights and their index, which describes other files."""
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
         weights = len(relative.parts) == 1 and path.name.endswith((".safetensors", ".safetensors.index.json"))

@@ -1,10 +1,11 @@
-"""Caches on this machine: one folder for each key, whole or not, held by the starts that use it."""
+"""Caches on this machine: one folder for each key, locked by the starts that use it."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,15 +15,19 @@ from pathlib import Path
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_locked, read_bounded, try_lock, unlock
 from coldstream.node.bundle.bundle_key import Key
+from coldstream.node.inference_engine import CacheLayout
 
-# Of the digest, in paths: those inside caches are long enough.
+# Of the digest, in paths: the paths inside caches are long enough.
 _DIGITS = 16
-# How long another start's restoring is waited for.
+# How long to wait for another start that is restoring the same caches.
 _WAIT_SECONDS = 30.0
 _MARK_BYTES_MAX = 256 << 10
-# Caches that no start has used for so long are removed; what a killed restore left, sooner.
+# Caches that no start has used for so long are removed, and sooner what a killed restore left.
 _OLD_SECONDS = 30 * 86400.0
 _STAGED_SECONDS = 86400.0
+
+# Relative path to (size, time of change in ns).
+Tree = Mapping[str, tuple[int, int]]
 
 
 class LocalBundle:
@@ -30,27 +35,29 @@ class LocalBundle:
 
     Attributes:
         root: Their folder: the same path on every node with the same settings.
+        layout: The engine's description of them.
     """
 
-    def __init__(self, base: Path, key: Key) -> None:
-        """Touches nothing.
+    def __init__(self, base: Path, key: Key, layout: CacheLayout) -> None:
+        """Does no I/O.
 
         Args:
             base: The folder with the caches of all keys.
-            key: Whose.
+            key: Whose caches.
+            layout: The engine's description of them.
         """
-        self.base, self.key = base, key
+        self.base, self.key, self.layout = base, key, layout
         self.root = base / key.digest[:_DIGITS]
         self._mark = base / f"{self.root.name}.json"
         self._lock: int | None = None
 
     @property
     def is_whole(self) -> bool:
-        """Whether a start with them came up, or they came whole from the store; else they may be anything."""
+        """Whether a start with them answered, or they were restored as a whole; otherwise they may be anything."""
         return self._mark.exists() and self.root.is_dir()
 
     def hold(self) -> bool:
-        """Takes hold of them; whether nobody else on this machine does. Makes their folder.
+        """Creates the folder and locks it; returns whether no other process on this machine holds a lock.
 
         Raises:
             DiskError: The disk fails, or the folder is not private to this user.
@@ -59,32 +66,47 @@ class LocalBundle:
         with disk_errors(self.base):
             make_folders(self.base)
             _remove_old(self.base, kept=self.root.name)
-            alone = self._take()
+            is_exclusive = self._take_lock()
             make_folders(self.root)
             if self._mark.exists():
                 os.utime(self._mark)
-        return alone
+        return is_exclusive
 
-    def _take(self) -> bool:
+    def _take_lock(self) -> bool:
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             for exclusive in (True, False):
                 self._lock = open_locked(self.base / f"{self.root.name}.lock", exclusive=exclusive)
                 if self._lock is not None:
                     return exclusive
-            # Somebody restores; what they restore is wanted here too.
+            # Another start is restoring, and this one needs the same caches.
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
 
     def share(self) -> None:
-        """Lets others use them as well."""
+        """Lets other starts use them as well."""
         if self._lock is not None:
             try_lock(self._lock, exclusive=False)
 
+    def tree(self) -> dict[str, tuple[int, int]]:
+        """The files that belong in a bundle; links do not."""
+        files = {}
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = os.path.join(folder, name)
+                relative = os.path.relpath(path, self.root)
+                if not self.layout.keeps(relative):
+                    continue
+                with suppress(FileNotFoundError):
+                    status = os.lstat(path)
+                    if stat.S_ISREG(status.st_mode):
+                        files[relative] = (status.st_size, status.st_mtime_ns)
+        return files
+
     @contextmanager
     def replaced(self) -> Iterator[Path]:
-        """An empty folder that takes their place after the block. Only for who holds them alone.
+        """An empty folder that replaces theirs after the block. Requires the exclusive lock.
 
         Raises:
             DiskError: The disk fails.
@@ -101,55 +123,54 @@ class LocalBundle:
                 shutil.rmtree(trash, ignore_errors=True)
 
     def mark_whole(self, name: str) -> None:
-        """Says that they are whole.
-
-        Args:
-            name: The model's, for `local_bundles_of`.
-        """
-        record = {"format": 1, "name": name, "parts": dict(self.key.parts)}
+        """Marks them as whole. `name` is the model's, for `local_bundles_of`."""
+        document = {"format": 1, "name": name, "parts": dict(self.key.parts)}
         with disk_errors(self._mark):
-            write_atomically(self._mark, json.dumps(record).encode(), staging=self.base)
+            write_atomically(self._mark, json.dumps(document).encode(), staging=self.base)
 
     def close(self) -> None:
-        """Lets go of them. Idempotent."""
+        """Releases the lock. Idempotent."""
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None
 
 
-def local_bundles_of(base: Path, name: str) -> list[LocalBundle]:
-    """The whole caches of a model on this machine, the ones used last first."""
-    found = []
+def local_bundles_of(base: Path, name: str, layout: CacheLayout) -> list[LocalBundle]:
+    """The whole caches of a model on this machine, the most recently used first."""
+    bundles = []
     for mark in base.glob("*.json"):
         parts = _parts_of(mark, name)
-        if parts is not None and (kept := LocalBundle(base, Key(parts=parts))).root.name == mark.stem and kept.is_whole:
-            # A start may take them away meanwhile.
+        if parts is None:
+            continue
+        local = LocalBundle(base, Key(parts=parts), layout)
+        if local.root.name == mark.stem and local.is_whole:
+            # A start may remove it at any time.
             with suppress(FileNotFoundError):
-                found.append((mark.stat().st_mtime, kept))
-    return [kept for _, kept in sorted(found, key=lambda pair: pair[0], reverse=True)]
+                bundles.append((mark.stat().st_mtime, local))
+    return [local for _, local in sorted(bundles, key=lambda pair: pair[0], reverse=True)]
 
 
 def _parts_of(mark: Path, name: str) -> Mapping[str, str] | None:
     try:
-        record = json.loads(read_bounded(mark, _MARK_BYTES_MAX) or b"")
-        if record["format"] != 1 or record["name"] != name:
+        document = json.loads(read_bounded(mark, _MARK_BYTES_MAX) or b"")
+        if document["format"] != 1 or document["name"] != name:
             return None
-        return {str(part): str(value) for part, value in record["parts"].items()}
+        return {str(part): str(value) for part, value in document["parts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _remove_old(base: Path, *, kept: str) -> None:
     now = time.time()
-    with os.scandir(base) as entries:
-        folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name != kept]
+    with os.scandir(base) as scanned:
+        folders = [entry for entry in scanned if entry.is_dir(follow_symlinks=False) and entry.name != kept]
     for entry in folders:
         mark = base / f"{entry.name}.json"
-        staged = entry.name.startswith((".new-", ".old-"))
+        is_staged = entry.name.startswith((".new-", ".old-"))
         with suppress(OSError):
-            # Another start may have taken it away meanwhile.
+            # Another start may remove it at the same time.
             used = max((path.stat().st_mtime for path in (mark, Path(entry.path)) if path.exists()), default=now)
-            if now - used < (_STAGED_SECONDS if staged else _OLD_SECONDS):
+            if now - used < (_STAGED_SECONDS if is_staged else _OLD_SECONDS):
                 continue
             lock = open_locked(base / f"{entry.name}.lock", exclusive=True)
             if lock is not None:

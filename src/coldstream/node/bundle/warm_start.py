@@ -1,4 +1,4 @@
-"""The caches of one start: restored before vLLM begins, published once it answers. Nothing here fails a start."""
+"""The caches of one start: restored before the engine starts, published once it answers. Nothing here fails a start."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from typing import Any
 
 from coldstream.errors import CancelledError, ColdstreamError, ConflictError, IntegrityError
 from coldstream.machine.disk import disk_errors
-from coldstream.node.bundle import caches
 from coldstream.node.bundle.archive import pack, unpack
 from coldstream.node.bundle.bundle_pointer import Pointer, StoredReads, archive_of
 from coldstream.node.bundle.bundle_store import BundleStore, StoredPointer
-from coldstream.node.bundle.local_bundles import LocalBundle
+from coldstream.node.bundle.local_bundles import LocalBundle, Tree
 from coldstream.package import __version__
 
 MODES = ("auto", "read", "write", "off")
-# The shortest time that a restore may take; else the time that the start took which it spares.
+# A restore may take as long as the start that it saves took, and at least this long.
 _RESTORE_SECONDS_MIN = 20.0
-# After vLLM answers its caches are complete once nothing was added for so long.
+# The caches of an engine that answers are complete once nothing was added for so long.
 _SETTLED_SECONDS = 1.0
 _SETTLING_SECONDS_MAX = 30.0
 
 
+class _NotPublishedError(Exception):
+    """There is nothing to publish, or the mode forbids it; the message says which."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmState:
-    """What became of a start's caches.
+    """What happened to the caches of a start.
 
     Attributes:
-        state: "restored" from the store; "local": they were on this machine; "none": nothing fits yet, or it did not
-            come; "refused": what is in the store is not trusted; "off".
-        key: Of the start, a digest; None when off.
-        detail: Why, for people; empty when there is nothing to say.
-        bytes: Of the archive that was fetched.
-        seconds: What restoring took.
-        built: Files that vLLM built all the same; None until it answers.
+        state: "restored" from the store; "local": they were on this machine; "none": no bundle fits, or it did not
+            arrive; "refused": the one in the store is not trusted; "off".
+        key: The key's digest; None when off.
+        detail: Why, for people, or "".
+        bytes: Size of the fetched archive.
+        seconds: Duration of the restore.
+        built: How many files the engine built all the same; None until it answers.
         compiled: How many of them come from a compiler.
-        published: "published"; "kept": there was nothing new; "no: " and why; None until that is known.
-        published_bytes: Of the archive that was published.
+        published: "published"; "kept": nothing new; "no: " and the reason; None until it is known.
+        published_bytes: Size of the published archive.
+        unpublished: The reason in `published`, or "".
     """
 
     state: str
@@ -56,6 +60,7 @@ class WarmState:
     compiled: int | None = None
     published: str | None = None
     published_bytes: int = 0
+    unpublished: str = ""
 
     def as_document(self) -> dict[str, Any]:
         """For JSON."""
@@ -63,94 +68,94 @@ class WarmState:
 
 
 class WarmStart:
-    """The caches of one start. `restore`, then `environment` for vLLM, then `publish`; `close` in any case.
+    """The caches of one start: `restore`, then `environment` for the engine, then `publish`; `close` in any case.
 
     Attributes:
-        state: What became of them.
-        reads: The record of what to read ahead, that came with the bundle; None without.
+        state: What happened to them.
+        reads: The record for read-ahead that came with the bundle, or None.
     """
 
-    def __init__(self, kept: LocalBundle, shelf: BundleStore, *, secret: bytes, mode: str) -> None:
-        """Prepares; touches nothing.
+    def __init__(self, local: LocalBundle, store: BundleStore, *, secret: bytes, mode: str) -> None:
+        """Does no I/O.
 
         Args:
-            kept: The caches.
-            shelf: Where bundles are. Its store's retry is ours alone: `close` cancels it.
+            local: The caches on this machine.
+            store: The bundles in the bucket. `close` cancels its retries, so no other caller may use them.
             secret: The signing key.
             mode: One of `MODES`.
         """
-        self.state = WarmState(state="none", key=kept.key.digest)
+        self.state = WarmState(state="none", key=local.key.digest)
         self.reads: bytes | None = None
-        self._kept, self._shelf, self._secret, self._mode = kept, shelf, secret, mode
-        self._found: StoredPointer | None = None
-        self._before: caches.Tree = {}
+        self._local, self._store, self._secret, self._mode = local, store, secret, mode
+        self._stored: StoredPointer | None = None
+        self._before: Tree = {}
         self._ready_seconds: float | None = None
         self._publishing = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"WarmStart({self._kept.root.name}, {self.state.state})"
+        return f"WarmStart({self._local.root.name}, {self.state.state})"
 
     def restore(self) -> None:
-        """Puts the caches in place, if there are any; `state` tells."""
+        """Puts the caches in place if there is a bundle for them."""
         began = time.monotonic()
         try:
-            alone = self._kept.hold()
+            is_exclusive = self._local.hold()
             try:
-                self._restore(alone=alone)
+                self._restore(is_exclusive=is_exclusive)
             except IntegrityError as exc:
                 self._note(state="refused", detail=exc.message)
             except CancelledError:
-                self._note(state="none", detail="it took longer to come than the start that it spares")
+                self._note(state="none", detail="restoring it took longer than the start that it saves")
             except ColdstreamError as exc:
                 self._note(detail=exc.message)
-            self._kept.share()
-            self._before = caches.tree(str(self._kept.root))
+            self._local.share()
+            self._before = self._local.tree()
         except ColdstreamError as exc:
             self._note(state="off", key=None, detail=exc.message)
         self._note(seconds=time.monotonic() - began)
 
-    def _restore(self, *, alone: bool) -> None:
-        whole = self._kept.is_whole
-        if whole:
+    def _restore(self, *, is_exclusive: bool) -> None:
+        is_whole = self._local.is_whole
+        if is_whole:
             self._note(state="local")
         if self._mode not in {"auto", "read"}:
             return
-        self._found = self._shelf.find(self._kept.key.digest, self._secret)
-        if self._found is None:
+        self._stored = self._store.find(self._local.key.digest, self._secret)
+        if self._stored is None:
             return
-        pointer = self._found.pointer
+        pointer = self._stored.pointer
         with suppress(ColdstreamError):
-            self.reads = self._shelf.fetch_reads(pointer)
-        # Caches that no start has finished with may be anything, and give way; those in use stay.
-        if not whole and alone:
+            self.reads = self._store.fetch_reads(pointer)
+        # Caches left by a start that never answered may be anything, and are replaced; caches in use stay.
+        if not is_whole and is_exclusive:
             with self._limited(pointer.ready_seconds):
                 self._fetch(pointer)
-            self._kept.mark_whole(self._shelf.name)
+            self._local.mark_whole(self._store.name)
             self._note(state="restored", bytes=pointer.archive.size)
 
     def explain_miss(self) -> str | None:
-        """Notes how the bundle that comes nearest was built, where none fits this start; None where that is not known.
+        """How the nearest bundle was built, when none fits this start; None when that is unknown.
 
-        It asks the bucket, so it is for when vLLM runs. Keys that cannot list the bucket learn nothing.
+        It lists the bucket, so it is for when the engine runs. Keys that cannot list the bucket learn nothing.
         """
         if self.state.state != "none" or self.state.detail or self._mode not in {"auto", "read"}:
             return None
         with suppress(ColdstreamError):
-            if nearest := self._shelf.nearest(self._kept.key, self._secret):
+            if nearest := self._store.nearest(self._local.key, self._secret):
                 count, pointer = nearest
                 which = "the bundle" if count == 1 else f"the nearest of {count} bundles"
-                self._note(detail=f"{which} in the bucket was built {self._kept.key.explain(pointer.parts)}")
+                self._note(detail=f"{which} in the bucket was built {self._local.key.explain(pointer.parts)}")
         return self.state.detail or None
 
     def _fetch(self, pointer: Pointer) -> None:
-        with self._kept.replaced() as folder, tempfile.TemporaryFile(dir=self._kept.base) as file:
-            self._shelf.fetch(pointer, file)
+        with self._local.replaced() as folder, tempfile.TemporaryFile(dir=self._local.base) as file:
+            self._store.fetch(pointer, file)
             unpack(file, folder, files=pointer.archive.files, size=pointer.archive.bytes)
 
     @contextmanager
     def _limited(self, seconds: float) -> Iterator[None]:
-        """Ends the store's calls after so long."""
-        cancel = self._shelf.store.retry.cancel
+        """Cancels the store's calls after this time."""
+        cancel = self._store.store.retry.cancel
         timer = threading.Timer(max(_RESTORE_SECONDS_MIN, seconds), cancel.set)
         timer.daemon = True
         timer.start()
@@ -160,99 +165,101 @@ class WarmStart:
             timer.cancel()
             cancel.clear()
 
-    def environment(self, environ: Mapping[str, str], *, gpu: bool, vllm: str) -> dict[str, str]:
-        """The variables that vLLM needs to find them; see `caches.environment`."""
+    def environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """The variables that tell the engine where the caches are."""
         if self.state.state == "off":
             return {}
-        return caches.environment(str(self._kept.root), environ, gpu=gpu, vllm=vllm)
+        return self._local.layout.environment(str(self._local.root), environ)
 
     def publish(self, *, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> None:
-        """Publishes what the start built, if that is anything new; `state` tells.
+        """Publishes the caches if the start built anything new.
 
         Args:
-            ready_seconds: What the start took.
-            reads: Records what it read; asked only when there is something to publish.
-            over: Set when vLLM ends.
+            ready_seconds: Duration of the start.
+            reads: Records what the start read; called only when something is published.
+            over: Set when the engine exits.
         """
         if self.state.state == "off":
             return
         with self._publishing:
-            self._note(published=self._try_to_publish(ready_seconds, reads, over))
+            self._ready_seconds = ready_seconds
+            self._try_to_publish(ready_seconds, reads, over)
 
     def publish_more(self, *, over: threading.Event) -> None:
-        """Publishes what was built since, if anything was, and if something was published at all."""
+        """Publishes again if anything was built since `publish` succeeded."""
         with self._publishing:
             if self._ready_seconds is not None and self.state.published in {"published", "kept"}:
-                self._note(published=self._try_to_publish(self._ready_seconds, lambda: None, over))
+                self._try_to_publish(self._ready_seconds, lambda: None, over)
 
-    def _try_to_publish(self, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> str:
-        self._ready_seconds = ready_seconds
+    def _try_to_publish(self, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> None:
         try:
-            with disk_errors(self._kept.root):
+            with disk_errors(self._local.root):
                 now = self._settled(over)
-                built = caches.built(self._before, now)
-                self._note(built=len(built), compiled=len(caches.compiled(built)))
-                self._kept.mark_whole(self._shelf.name)
-                return self._publish(now, built, ready_seconds, reads)
-        except ConflictError:
-            return "no: another node published first"
-        except CancelledError:
-            return "no: vLLM ended"
-        except ColdstreamError as exc:
-            # Above all CredentialsError: nodes of a fleet should have keys that can only read.
-            return f"no: {exc.message}"
+                built = sorted(path for path in now if path not in self._before)
+                self._note(built=len(built), compiled=sum(map(self._local.layout.is_compiled, built)))
+                self._local.mark_whole(self._store.name)
+                published = self._publish(now, built, ready_seconds, reads)
+        except (_NotPublishedError, ConflictError, CancelledError, ColdstreamError) as exc:
+            # Often a CredentialsError: the nodes of a fleet should have keys that can only read.
+            why = exc.message if isinstance(exc, ColdstreamError) else str(exc)
+            if isinstance(exc, ConflictError):
+                why = "another node published first"
+            elif isinstance(exc, CancelledError):
+                why = "the engine exited"
+            self._note(published=f"no: {why}", unpublished=why)
+        else:
+            self._note(published=published, unpublished="")
 
-    def _publish(
-        self, now: caches.Tree, built: Sequence[str], ready_seconds: float, reads: Callable[[], bytes | None]
-    ) -> str:
+    def _publish(self, now: Tree, built: Sequence[str], ready_seconds: float, reads: Callable[[], bytes | None]) -> str:
         if self._mode not in {"auto", "write"}:
-            return "no: not asked for"
+            raise _NotPublishedError(f"--bundle {self._mode} does not publish")
         if not now:
-            return "no: vLLM kept nothing"
-        if self._found is not None and not built:
+            raise _NotPublishedError("the engine left no caches")
+        if self._stored is not None and not built:
             return "kept"
         self.reads = reads() or self.reads
-        replaces = self._found.etag if self._found else self._shelf.etag(self._kept.key.digest)
+        digest = self._local.key.digest
         pointer = publish(
-            self._shelf,
-            self._kept,
+            self._store,
+            self._local,
             self._secret,
             paths=list(now),
             reads=self.reads,
             ready_seconds=ready_seconds,
-            replaces=replaces,
+            replaces=self._stored.etag if self._stored else self._store.etag(digest),
         )
         self._note(published_bytes=pointer.archive.size)
         self._before = now
-        if etag := self._shelf.etag(self._kept.key.digest):
-            self._found = StoredPointer(pointer=pointer, etag=etag)
+        if etag := self._store.etag(digest):
+            self._stored = StoredPointer(pointer=pointer, etag=etag)
         return "published"
 
-    def _settled(self, over: threading.Event) -> caches.Tree:
+    def _settled(self, over: threading.Event) -> Tree:
+        """The files, once no more are added."""
         deadline = time.monotonic() + _SETTLING_SECONDS_MAX
-        now = caches.tree(str(self._kept.root))
+        now = self._local.tree()
         while not over.wait(_SETTLED_SECONDS) and time.monotonic() < deadline:
-            before, now = now, caches.tree(str(self._kept.root))
+            before, now = now, self._local.tree()
             if before == now:
                 break
         return now
 
     def cancel(self) -> None:
-        """Ends what is being published, soon."""
-        self._shelf.store.retry.cancel.set()
+        """Cancels a publication that is under way."""
+        self._store.store.retry.cancel.set()
 
     def close(self) -> None:
-        """Lets go of the caches, and ends what is still being published. Idempotent."""
+        """Releases the caches, and cancels a publication. Idempotent."""
         self.cancel()
-        self._kept.close()
+        self._local.close()
 
     def _note(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
 
 
 def publish(
-    shelf: BundleStore,
-    kept: LocalBundle,
+    store: BundleStore,
+    local: LocalBundle,
     secret: bytes,
     *,
     paths: Sequence[str] | None = None,
@@ -260,37 +267,37 @@ def publish(
     ready_seconds: float = 0.0,
     replaces: str | None,
 ) -> Pointer:
-    """Packs caches of this machine and puts them on the shelf.
+    """Packs caches of this machine and stores them as a bundle.
 
     Args:
-        shelf: Where to.
-        kept: What.
+        store: Where to.
+        local: The caches.
         secret: The signing key.
-        paths: Those of its files that are meant; None for all that are worth keeping.
-        reads: The record of what a start with them read; None when there is none.
-        ready_seconds: What a start took that had to build them; 0 when that is not known.
-        replaces: The version of the pointer that is there; None when there is none.
+        paths: Which of their files; None for all that belong in a bundle.
+        reads: The record of what a start with them read, or None.
+        ready_seconds: Duration of a start that had to build them; 0 when unknown.
+        replaces: The etag of the current pointer; None when there is none.
 
     Raises:
-        ConflictError: Somebody else published meanwhile.
+        ConflictError: Another node published first.
         DiskError: There is no room for the archive.
         What the store's calls raise.
     """
-    # vLLM answers by now, and comes first.
+    # The engine answers by now, and has priority.
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    with disk_errors(kept.base), tempfile.TemporaryFile(dir=kept.base) as file:
-        files = caches.tree(str(kept.root)) if paths is None else paths
-        packed = pack(str(kept.root), files, file, check=shelf.store.retry.check)
+    with disk_errors(local.base), tempfile.TemporaryFile(dir=local.base) as file:
+        files = local.tree() if paths is None else paths
+        packed = pack(str(local.root), files, file, check=store.store.retry.check)
         pointer = Pointer(
             format=1,
-            key=kept.key.digest,
-            parts=dict(kept.key.parts),
+            key=local.key.digest,
+            parts=dict(local.key.parts),
             archive=archive_of(packed),
             reads=StoredReads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
             created=datetime.now(timezone.utc),
             tool=f"coldstream {__version__}",
             ready_seconds=ready_seconds,
         )
-        shelf.publish(pointer, file, reads, secret, replaces=replaces)
+        store.publish(pointer, file, reads, secret, replaces=replaces)
     return pointer

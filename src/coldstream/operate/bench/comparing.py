@@ -17,7 +17,7 @@ from typing import Any
 
 from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm.endpoint import free_port
-from coldstream.engines.vllm.flags import value_of
+from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
@@ -197,9 +197,10 @@ def _find_interpreters(plan: BenchPlan) -> tuple[Interpreters, Program | None]:
 def _with_address(flags: Sequence[str]) -> list[str]:
     """Flags of vLLM with a loopback address and a free port, unless they have their own."""
     flags = list(flags)
-    if value_of(flags, "--uds") is None:
-        flags += ["--host", "127.0.0.1"] if value_of(flags, "--host") is None else []
-        flags += ["--port", str(free_port())] if value_of(flags, "--port") is None else []
+    parsed = Flags(flags)
+    if "--uds" not in parsed:
+        flags += ["--host", "127.0.0.1"] if "--host" not in parsed else []
+        flags += ["--port", str(free_port())] if "--port" not in parsed else []
     return flags
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from coldstream.cache.cache import cache_of
 from coldstream.engine.load_layout import connections_within, descriptors_for
+from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.memory_budget import memory_shortage
 from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.machine import hardware
@@ -107,7 +108,7 @@ def _shortage(case: Case) -> tuple[str, str] | None:
     """Whether vLLM itself would refuse to start, as it is started without flags."""
     if case.obstacle("vllm") is not None or case.program is None:
         return None
-    return memory_shortage(case.program, (), case.environ)
+    return memory_shortage(case.program, Flags(()), case.environ)
 
 
 def _memory_needed(case: Case) -> tuple[int, str]:

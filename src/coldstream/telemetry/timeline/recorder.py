@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from coldstream.package import __version__
-from coldstream.telemetry.timeline import marks as lines
 from coldstream.telemetry.timeline.phases import Phase, Span, clean, hidden_share, phases_of, under_way, waited_seconds
 from coldstream.telemetry.timeline.start_record import (
     FORMAT,
@@ -55,15 +54,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    """How vLLM ended before its start was over.
+class LogFacts:
+    """What a line of an engine's log says about its start.
 
     Attributes:
-        at: When, by the clock of all other times.
-        code: As a shell would tell it.
-        signal: That ended it, by name; None when it ended by itself.
-        cancelled: Whether somebody ended it through us.
-        reason: Why, in its own words; None when it printed nothing of the kind.
+        mark: The mark that it sets, one of `PhaseKind.mark`, or None.
+        is_last: Whether the last such line counts, rather than the first.
+        compile_seconds: How long the compilation took whose end the line reports, or None.
+        compile_event: "loaded": a graph came from the compile caches; "compiled": it did not; or None.
+        figures: Numbers in it, by name; in seconds unless the name says otherwise.
+    """
+
+    mark: str | None = None
+    is_last: bool = False
+    compile_seconds: float | None = None
+    compile_event: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How the engine exited before its start was over.
+
+    Attributes:
+        at: By `time.monotonic`.
+        code: As a shell reports it.
+        signal: The name of the signal that ended it, or None.
+        cancelled: Whether we passed a signal on to it.
+        reason: The error that it printed, or None.
     """
 
     at: float
@@ -74,15 +92,16 @@ class Exit:
 
 
 class Recorder:
-    """Collects the marks, lines and spans of a start. Thread-safe."""
+    """Collects the marks, lines and spans of a start. Thread-safe. All times are by `time.monotonic`."""
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, read_line: Callable[[str], LogFacts]) -> None:
         """Begins.
 
         Args:
-            began: When the command began, by the clock of all other times.
+            began: When the command began.
+            read_line: Reads a line of the engine's log.
         """
-        self._began = began
+        self._began, self._read_line = began, read_line
         self._lock = threading.Lock()
         self._marks: dict[str, float] = {}
         self._spans: list[Span] = []
@@ -91,66 +110,47 @@ class Recorder:
 
     @property
     def marks(self) -> dict[str, float]:
-        """Those that were set, in seconds since the command began."""
+        """The marks that are set, in seconds since the command began."""
         with self._lock:
             return dict(self._marks)
 
-    @property
-    def compile_caches(self) -> str:
-        """What became of vLLM's compile caches, as far as its lines tell: see `marks.compile_caches`."""
-        with self._lock:
-            return lines.compile_caches(self._events, self._marks)
-
     def phase(self, now: float) -> Phase:
-        """The phase that the start is in.
-
-        Args:
-            now: By the clock of all other times; the phase ends then as far as is known.
-        """
+        """The phase that the start is in at `now`."""
         return under_way(self.marks, max(0.0, now - self._began))
 
     def mark(self, name: str, now: float) -> None:
-        """Sets a mark of our own, the first time."""
+        """Sets a mark of our own, unless it is set."""
         with self._lock:
             self._marks.setdefault(name, max(0.0, now - self._began))
 
     def line(self, text: str, now: float) -> None:
-        """Looks at a line of vLLM's. Those that come once it answers are of no start."""
+        """Reads a line of the engine's log. Lines after the health check answers do not belong to the start."""
         with self._lock:
             if "ready" in self._marks:
                 return
-            if event := lines.compile_event(text):
-                self._events.add(event)
-            self._figures |= lines.figures(text)
-            passed = lines.passed(text)
-            if passed is None:
+            facts = self._read_line(text)
+            if facts.compile_event:
+                self._events.add(facts.compile_event)
+            self._figures |= facts.figures
+            if facts.mark is None:
                 return
-            name, last = passed
             since = max(0.0, now - self._began)
-            self._marks[name] = since if last else self._marks.get(name, since)
-            seconds = lines.compile_seconds(text)
-            if seconds is not None:
-                # What is loaded is not announced, only reported.
-                began = max(0.0, since - seconds)
+            self._marks[facts.mark] = since if facts.is_last else self._marks.get(facts.mark, since)
+            if facts.compile_seconds is not None:
+                # Loading from the caches is reported when it is over, but not announced.
+                began = max(0.0, since - facts.compile_seconds)
                 self._marks["compiling"] = min(began, self._marks.get("compiling", began))
 
     def span(self, name: str, start: float, stop: float, *, note: str = "") -> None:
-        """Adds what ran beside the phases.
-
-        Args:
-            name: One of `phases.SPANS`.
-            start: By the clock of all other times.
-            stop: The same.
-            note: What it was.
-        """
+        """Adds something that ran beside the phases."""
         start, stop = max(0.0, start - self._began), max(0.0, stop - self._began)
         with self._lock:
             self._spans.append(Span(name=name, start=start, stop=max(start, stop), note=clean(note)))
 
-    def figures(self, found: Mapping[str, float]) -> None:
-        """Adds what vLLM says of itself: name to number."""
+    def figures(self, figures: Mapping[str, float]) -> None:
+        """Adds numbers by name."""
         with self._lock:
-            self._figures |= found
+            self._figures |= figures
 
     def finish(
         self,
@@ -164,22 +164,11 @@ class Recorder:
         bundle: Mapping[str, Any] | None = None,
         exited: Exit | None = None,
     ) -> Timeline:
-        """What was collected. The mark "ready" is set, or it is known how vLLM ended.
-
-        Args:
-            model: As it is served.
-            began_at: When the command began, with a zone.
-            loader: How vLLM got the weights.
-            vllm: Its version.
-            machine: Where it runs.
-            report: Of the stream; None when there was none.
-            bundle: What became of the caches.
-            exited: How vLLM ended before the start was over; None when it was.
-        """
+        """The timeline. Either the mark "ready" is set, or `exited` is given. See `Timeline` for the arguments."""
         with self._lock:
             marks, spans, figures = dict(self._marks), tuple(self._spans), dict(self._figures)
-            compiled = lines.compile_caches(self._events, self._marks)
-        # When it is ready all work of the start is done, whatever a late rank says.
+            compiled = _compile_caches(self._events, self._marks)
+        # Once it is ready, all work of the start is done: a late rank's lines do not count.
         stopped = None if exited is None else max(0.0, exited.at - self._began)
         end = marks["ready"] if stopped is None else marks.get("ready", stopped)
         marks = {name: at if name == "first token" else min(at, end) for name, at in marks.items()}
@@ -196,9 +185,9 @@ class Recorder:
             )
         stream = None if report is None else _stream(report, spans, marks)
         loader = clean(loader)
-        said = verdicts(phases, spans, stream, loader=loader)
+        verdict = verdicts(phases, spans, stream, loader=loader)
         if ended is not None:
-            said = ending(ended, said[0] if stream is not None else None)
+            verdict = ending(ended, verdict[0] if stream is not None else None)
         return Timeline(
             run=run_name(began_at, model),
             model=clean(model),
@@ -211,7 +200,7 @@ class Recorder:
             first_token_seconds=marks.get("first token"),
             phases=phases,
             spans=tuple(sorted(spans, key=lambda span: (span.start, span.stop))),
-            verdict=tuple(map(clean, said)),
+            verdict=tuple(map(clean, verdict)),
             stream=stream,
             bundle=None if bundle is None else as_values(bundle),
             compile_caches=compiled,
@@ -235,3 +224,12 @@ def _stream(report: Report, spans: tuple[Span, ...], marks: Mapping[str, float])
         verified=report.verified,
         offline=report.offline,
     )
+
+
+def _compile_caches(events: set[str], marks: Mapping[str, float]) -> str:
+    """See `Timeline.compile_caches`."""
+    if events:
+        return "compiled" if "compiled" in events else "loaded"
+    if marks.keys() & {"compiling", "compiled"} or "initialised" not in marks:
+        return "unknown"
+    return "none"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.command import consumers_of, plain, runai, runai_sharded, streamed
-from coldstream.engines.vllm.flags import number_of, value_of, with_config
+from coldstream.engines.vllm.command import plain, runai, streamed
+from coldstream.engines.vllm.flags import Flags, with_config
 from coldstream.errors import UsageError
 from coldstream.machine.child_environment import CREDENTIALS
 from coldstream.node.load_service import VARIABLE
@@ -25,29 +25,6 @@ BUCKET = {
 
 def settings(**more: str) -> Settings:
     return load_settings({}, environ=BUCKET | more)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "found"),
-    [
-        (["--max-model-len", "8192"], "8192"),
-        (["--max-model-len=8192"], "8192"),
-        (["--max_model_len", "8192"], "8192"),
-        (["--max-model-len", "1", "--max-model-len", "2"], "2"),
-        (["--max-model-len", "--enforce-eager"], ""),
-        (["--max-model-len"], ""),
-        (["--max-model-length", "1"], None),
-        ([], None),
-    ],
-)
-def test_a_flag_s_value(arguments: list[str], found: str | None) -> None:
-    assert value_of(arguments, "--max-model-len") == found
-
-
-def test_numbers_and_short_names() -> None:
-    assert number_of(["-tp", "4"], "--tensor-parallel-size") == 4
-    assert number_of(["--tensor-parallel-size=x"], "--tensor-parallel-size") == 1
-    assert consumers_of(["-tp=2", "--pipeline_parallel_size", "3"]) == 6
 
 
 CONFIG = """
@@ -70,61 +47,35 @@ def test_vllm_s_configuration_file_counts_and_the_command_line_wins(tmp_path: Pa
         *("--compilation-config", '{"level": 3}', "--enforce-eager", "--no-enable-prefix-caching"),
         *("--max-model-len", "8", "-tp", "2"),
     ]
-    assert value_of(arguments, "--port") == "9001"
-    assert consumers_of(arguments) == 2
-    assert consumers_of(arguments[:-2]) == 4
-    command = streamed(("/bin/vllm",), "/cache/m", "org/m", arguments, service="/x")
+    assert Flags(arguments).value("--port") == "9001"
+    assert Flags(arguments).ranks == 2
+    assert Flags(arguments[:-2]).ranks == 4
+    command = streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(arguments), service="/x")
     assert "--served-model-name" not in command.arguments, "its own name wins over what we would add"
     path.write_text("load_format: auto")
     with pytest.raises(UsageError, match="--load-format auto"):
-        streamed(("/bin/vllm",), "/cache/m", "org/m", arguments, service="/x")
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, "cannot be read"),
-        ("api-key: [sesame", r"not valid YAML, line 1$"),
-        ("served-model-name: 2026-13-01", "not valid YAML$"),
-        ("", "must hold"),
-        ("\0", "not valid"),
-    ],
-)
-def test_a_configuration_file_that_vllm_would_refuse(content: str | None, why: str, tmp_path: Path) -> None:
-    path = tmp_path / "vllm.yaml"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UsageError, match=why):
-        value_of(["--config", str(path)], "--port")
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--config"], ["--config", "a.json"], ["--config", "a.yaml", "--config", "b.yaml"]]
-)
-def test_a_configuration_file_that_is_named_wrongly(arguments: list[str]) -> None:
-    with pytest.raises(UsageError, match="--config"):
-        value_of(arguments, "--port")
+        streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(arguments), service="/x")
 
 
 def test_the_streamed_one_has_no_key_and_only_what_is_missing() -> None:
-    command = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--port", "1"], service="/tmp/x/loads")
+    command = streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(["--port", "1"]), service="/tmp/x/loads")
     assert command.arguments == (
         *("/bin/vllm", "serve", "/cache/m", "--load-format", "coldstream"),
         *("--served-model-name", "org/m", "--shutdown-timeout", "15", "--port", "1"),
     )
     assert command.environment == {VARIABLE: "/tmp/x/loads"}
     assert set(command.without) == CREDENTIALS - {"VLLM_API_KEY"}
-    named = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--served-model-name=mine"], service="/x")
+    named = streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(["--served-model-name=mine"]), service="/x")
     assert "org/m" not in named.arguments
-    aborting = streamed(("/bin/vllm",), "/cache/m", "org/m", ["--shutdown_timeout", "0"], service="/x")
+    aborting = streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(["--shutdown_timeout", "0"]), service="/x")
     assert aborting.arguments[-2:] == ("--shutdown_timeout", "0")
     assert "--shutdown-timeout" not in aborting.arguments
     with pytest.raises(UsageError, match="--load-format auto"):
-        streamed(("/bin/vllm",), "/cache/m", "org/m", ["--load-format", "auto"], service="/x")
+        streamed(("/bin/vllm",), "/cache/m", "org/m", Flags(["--load-format", "auto"]), service="/x")
 
 
 def test_run_ai_gets_r2_s_environment_and_nothing_secret_is_shown() -> None:
-    command = runai("vllm", "s3://models/org/m", "org/m", [], settings(), concurrency=32, memory_limit=1 << 30)
+    command = runai("vllm", "s3://models/org/m", "org/m", Flags([]), settings(), concurrency=32, memory_limit=1 << 30)
     extra = command.arguments[command.arguments.index("--model-loader-extra-config") + 1]
     assert json.loads(extra) == {"concurrency": 32, "memory_limit": 1 << 30}
     environment = command.environment
@@ -140,20 +91,20 @@ def test_run_ai_gets_r2_s_environment_and_nothing_secret_is_shown() -> None:
 
 
 def test_run_ai_on_a_folder_needs_no_bucket() -> None:
-    assert runai("vllm", "/models/m", "m", [], load_settings({}, environ={})).environment == {}
+    assert runai("vllm", "/models/m", "m", Flags([]), load_settings({}, environ={})).environment == {}
 
 
 def test_sharded_takes_its_numbers_from_the_environment_and_checks_the_ranks() -> None:
-    command = runai_sharded("vllm", "s3://models/org/m-tp4", "org/m", [], settings(), ranks=4, concurrency=8)
+    command = runai("vllm", "s3://models/org/m-tp4", "org/m", Flags([]), settings(), ranks=4, concurrency=8)
     assert "--model-loader-extra-config" not in command.arguments
     assert command.environment["RUNAI_STREAMER_CONCURRENCY"] == "8"
     assert command.arguments[command.arguments.index("--tensor-parallel-size") + 1] == "4"
     with pytest.raises(UsageError, match="sharded for 4 ranks"):
-        runai_sharded("vllm", "s3://m/x-tp4", "x", ["-tp", "2"], settings(), ranks=4)
+        runai("vllm", "s3://m/x-tp4", "x", Flags(["-tp", "2"]), settings(), ranks=4)
 
 
 def test_the_default_loader_is_left_alone() -> None:
-    assert plain("vllm", "/m", "m", ["--load-format", "auto"]).arguments == (
+    assert plain("vllm", "/m", "m", Flags(["--load-format", "auto"])).arguments == (
         *("vllm", "serve", "/m", "--served-model-name", "m", "--shutdown-timeout", "15", "--load-format", "auto"),
     )
 
@@ -161,8 +112,8 @@ def test_the_default_loader_is_left_alone() -> None:
 def test_the_secrets_of_the_cdn_are_kept_from_every_vllm() -> None:
     secrets = {"COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET"}
     for command in (
-        streamed(["vllm"], "/f", "org/m", [], service="/run/x"),
-        plain("vllm", "/f", "org/m", []),
-        runai("vllm", "s3://models/org/m", "org/m", [], settings()),
+        streamed(["vllm"], "/f", "org/m", Flags([]), service="/run/x"),
+        plain("vllm", "/f", "org/m", Flags([])),
+        runai("vllm", "s3://models/org/m", "org/m", Flags([]), settings()),
     ):
         assert secrets <= set(command.without)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from coldstream.engines.vllm import endpoint as module
-from coldstream.engines.vllm.endpoint import Endpoint, endpoint_of
+from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of, requests
+from coldstream.engines.vllm.flags import Flags
 
 TOKEN = json.dumps({"choices": [{"text": " flows"}]}).encode()
 
@@ -75,8 +76,8 @@ def serving(status: int = 200, body: bytes = TOKEN, *, hangs: bool = False) -> I
             thread.join()
 
 
-def at(server: Server, **more: Any) -> Endpoint:
-    return Endpoint(port=server.server_address[1], **more)
+def at(server: Server, **more: Any) -> VllmEndpoint:
+    return VllmEndpoint(port=server.server_address[1], **more)
 
 
 def test_one_token_is_asked_for() -> None:
@@ -155,7 +156,7 @@ def test_a_unix_socket_answers_too(tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            endpoint = endpoint_of(("--uds", str(path)), {})
+            endpoint = endpoint_of(Flags(("--uds", str(path))), {})
             assert endpoint.answers()
         finally:
             server.shutdown()
@@ -175,14 +176,14 @@ def test_a_unix_socket_answers_too(tmp_path: Path) -> None:
     ],
 )
 def test_where_it_answers_is_told_by_its_flags(arguments: tuple[str, ...], url: str) -> None:
-    assert endpoint_of(arguments, {}).url == url
+    assert endpoint_of(Flags(arguments), {}).url == url
 
 
 def test_its_key_is_that_of_the_flags_or_the_environment() -> None:
-    assert endpoint_of(("--api-key", "a", "b"), {"VLLM_API_KEY": "c"}).key == "a"
-    assert endpoint_of(("--api_key=a",), {}).key == "a"
-    assert endpoint_of((), {"VLLM_API_KEY": "c"}).key == "c"
-    assert endpoint_of((), {}).key is None
+    assert endpoint_of(Flags(("--api-key", "a", "b")), {"VLLM_API_KEY": "c"}).key == "a"
+    assert endpoint_of(Flags(("--api_key=a",)), {}).key == "a"
+    assert endpoint_of(Flags(()), {"VLLM_API_KEY": "c"}).key == "c"
+    assert endpoint_of(Flags(()), {}).key is None
 
 
 @pytest.mark.parametrize(
@@ -201,13 +202,22 @@ def test_its_key_is_that_of_the_flags_or_the_environment() -> None:
 def test_an_api_that_others_reach_without_a_key(
     arguments: tuple[str, ...], environ: dict[str, str], where: str | None
 ) -> None:
-    warning = endpoint_of(arguments, environ).exposure
+    warning = endpoint_of(Flags(arguments), environ).exposure
     assert where in warning if where and warning else warning is None
 
 
 def test_where_it_answers_is_told_by_vllm_s_configuration_file(tmp_path: Path) -> None:
     path = tmp_path / "vllm.yaml"
     path.write_text("port: 9001\nhost: 127.0.0.2\napi_key: sesame\n")
-    endpoint = endpoint_of(("--config", str(path), "--port", "9002"), {})
+    endpoint = endpoint_of(Flags(("--config", str(path), "--port", "9002")), {})
     assert endpoint.url == "http://127.0.0.2:9002"
     assert endpoint.key == "sesame"
+
+
+def test_the_requests_that_vllm_is_working_on() -> None:
+    metrics = (
+        """vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_waiting{engine="0"} 1.0\nvllm:other 7.0\n"""
+    )
+    assert requests(metrics) == 3
+    assert requests("") == 0
+    assert requests("vllm:num_requests_running 1e+01") == 10

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.versions import NEWEST, OLDEST
+from coldstream.engines.vllm.program import NEWEST, OLDEST
 from tests.vllm.interface import RECORDS, ROOT, SINCE, Source, patterns, record, uses
 
 VERSIONS = sorted(path.stem for path in RECORDS.glob("*.json"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coldstream.engines.vllm.loader_config import LoaderConfig, parse_loader_config
-from coldstream.engines.vllm.versions import version_warning
+from coldstream.engines.vllm.program import version_warning
 from coldstream.loading.options import Options
 
 

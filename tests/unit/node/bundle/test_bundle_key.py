@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from coldstream.node.bundle.bundle_key import Key, key_of, relevant_arguments
+from coldstream.engines.vllm.cache_key import key_parts, relevant_flags
+from coldstream.engines.vllm.flags import Flags
+from coldstream.engines.vllm.program import Program
+from coldstream.node.bundle.bundle_key import Key, key_of
 
 
 def key(**changes: Any) -> Key:
@@ -20,7 +23,11 @@ def key(**changes: Any) -> Key:
         "caches": "/home/user/.cache/coldstream/bundles",
         "site": "/opt/venv/lib/python3.12/site-packages",
     }
-    return key_of(**{**given, **changes})
+    given |= changes
+    engine = {name: given.pop(name) for name in ("python", "packages", "site")}
+    program = Program(path="/bin/vllm", version=None, compiled=True, **engine)
+    parts = key_parts(program, Flags(given.pop("arguments")), given.pop("environ"))
+    return key_of(**given, engine=parts)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def test_flags_are_read_as_vllm_reads_them() -> None:
         "-1",
         "--enforce-eager",
     )
-    assert relevant_arguments(given) == {
+    assert relevant_flags(Flags(given)) == {
         "--tensor-parallel-size": "2",
         "--dtype": "bfloat16",
         "--cudagraph-capture-sizes": "1 2 4",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.engines.vllm.cache_folders import VllmCaches
 from coldstream.errors import DiskError
 from coldstream.node.bundle.bundle_key import Key
 from coldstream.node.bundle.local_bundles import LocalBundle, local_bundles_of
@@ -15,7 +16,7 @@ KEY = Key(parts={"model": "m", "vllm": "0.32.0"})
 
 
 def kept(tmp_path: Path, key: Key = KEY) -> LocalBundle:
-    return LocalBundle(tmp_path / "cache/bundles", key)
+    return LocalBundle(tmp_path / "cache/bundles", key, VllmCaches())
 
 
 def test_the_first_start_is_alone_and_others_share(tmp_path: Path) -> None:
@@ -68,9 +69,9 @@ def test_whole_caches_are_found_by_their_model(tmp_path: Path) -> None:
     base = tmp_path / "cache/bundles"
     (base / "broken.json").write_text("{")
     (base / f"{'0' * 16}.json").write_text('{"format": 1, "name": "org/m", "parts": {"a": "b"}}')
-    assert [found.key for found in local_bundles_of(base, "org/m")] == [other, KEY]
-    assert local_bundles_of(base, "org/other") == []
-    assert local_bundles_of(tmp_path / "nowhere", "org/m") == []
+    assert [found.key for found in local_bundles_of(base, "org/m", VllmCaches())] == [other, KEY]
+    assert local_bundles_of(base, "org/other", VllmCaches()) == []
+    assert local_bundles_of(tmp_path / "nowhere", "org/m", VllmCaches()) == []
 
 
 def test_whole_caches_that_go_while_they_are_looked_for_are_not_found(
@@ -82,7 +83,7 @@ def test_whole_caches_that_go_while_they_are_looked_for_are_not_found(
     caches.close()
     mark = caches.base / f"{caches.root.name}.json"
     monkeypatch.setattr(LocalBundle, "is_whole", property(lambda _: mark.unlink() or True))
-    assert local_bundles_of(caches.base, "org/m") == []
+    assert local_bundles_of(caches.base, "org/m", VllmCaches()) == []
 
 
 def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.node.readahead import prefetch as asking_module
-from coldstream.node.readahead.prefetch import Prefetched, ReadAhead, ask
+from coldstream.node.readahead.prefetch import Prefetched, ReadAhead, prefetch
 from coldstream.node.readahead.read_record import File, ReadRecord
 
 _PAGE = mmap.PAGESIZE
@@ -52,7 +52,7 @@ def test_asked_ranges_become_resident(tmp_path: Path) -> None:
     size = 32 * _MIB
     _cold(path, size)
     wanted = (0, 3 * _MIB, size - 2 * _MIB, size)
-    assert ask(_reads(File(path=str(path), size=size, ranges=wanted))) == Prefetched(
+    assert prefetch(_reads(File(path=str(path), size=size, ranges=wanted))) == Prefetched(
         files=1, bytes=5 * _MIB, changed=0, left_out=0
     )
     until = time.monotonic() + 20
@@ -71,30 +71,30 @@ def test_what_changed_is_not_asked_for(tmp_path: Path) -> None:
     (tmp_path / "__pycache__/a.cpython-312.pyc").write_bytes(b"12345")
     names = ("same", "grown", "gone", "folder", "pipe", "__pycache__/a.cpython-312.pyc", "x" * 300)
     reads = _reads(*(File(path=f"{tmp_path}/{name}", size=5) for name in names))
-    assert ask(reads) == Prefetched(files=2, bytes=10, changed=5, left_out=0)
+    assert prefetch(reads) == Prefetched(files=2, bytes=10, changed=5, left_out=0)
 
 
 def test_memory_bounds_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("a", 10), ("b", 100), ("c", 10)):
         (tmp_path / name).write_bytes(b"x" * size)
     reads = _reads(*(File(path=f"{tmp_path}/{name}", size=size) for name, size in (("a", 10), ("b", 100), ("c", 10))))
-    assert ask(reads, memory_bytes=25) == Prefetched(files=2, bytes=20, changed=0, left_out=1)
-    assert ask(reads, memory_bytes=0).left_out == 3
+    assert prefetch(reads, memory_bytes=25) == Prefetched(files=2, bytes=20, changed=0, left_out=1)
+    assert prefetch(reads, memory_bytes=0).left_out == 3
     monkeypatch.setattr(asking_module.hardware, "available_bytes", lambda: 4 * 20)
-    assert ask(reads).bytes == 20
+    assert prefetch(reads).bytes == 20
 
 
 def test_it_stops_when_told(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     stop = threading.Event()
     stop.set()
-    assert ask(_reads(File(path=f"{tmp_path}/a", size=1)), stop=stop).left_out == 1
+    assert prefetch(_reads(File(path=f"{tmp_path}/a", size=1)), stop=stop).left_out == 1
 
 
 def test_without_posix_fadvise_nothing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"x")
     monkeypatch.delattr(os, "posix_fadvise")
-    assert ask(_reads(File(path=f"{tmp_path}/a", size=1))) == Prefetched(files=0, bytes=0, changed=0, left_out=1)
+    assert prefetch(_reads(File(path=f"{tmp_path}/a", size=1))) == Prefetched(files=0, bytes=0, changed=0, left_out=1)
 
 
 def test_it_runs_beside(tmp_path: Path) -> None:
@@ -103,10 +103,9 @@ def test_it_runs_beside(tmp_path: Path) -> None:
     assert "not done" in repr(ahead)
     ahead.stop()
     ahead = ReadAhead(_reads(File(path=f"{tmp_path}/a", size=1)))
-    ahead.start()
     until = time.monotonic() + 20
-    while ahead.asked is None:
+    while ahead.result is None:
         assert time.monotonic() < until
         time.sleep(0.001)
-    assert ahead.asked.files == 1
+    assert ahead.result.files == 1
     ahead.stop()

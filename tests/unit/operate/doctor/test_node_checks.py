@@ -153,7 +153,7 @@ def test_memory_for_vllm_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hardware, "node_memory", lambda: (size, size * 9 // 10))
     check = looked(case, "memory")
     assert check.state == "warn", "vLLM takes 92% of all"
-    assert "vLLM will not start: it asks for" in check.found
+    assert "vLLM will not start: it needs" in check.found
     assert "VLLM_CPU_KVCACHE_SPACE" in (check.hint or "")
 
 
@@ -238,7 +238,7 @@ def test_a_driver_that_is_too_old(tmp_path: Path) -> None:
     nvidia(tmp_path, "case $1 in *memory*) echo '12000, 11000';; *) echo 'NVIDIA L4, 8.9, 525.60.13';; esac")
     check = looked(case_of(tmp_path, vllm=vllm), "gpu")
     assert check.state == "fail"
-    assert "vLLM will not start: it asks for 22.2 GB of GPU 0 (92%), and 11.5 GB is free" in check.found
+    assert "vLLM will not start: it needs 22.2 GB of GPU 0 (92%), but only 11.5 GB is free" in check.found
     assert "--gpu-memory-utilization" in (check.hint or "")
 
 

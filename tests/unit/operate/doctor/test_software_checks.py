@@ -45,7 +45,7 @@ def test_a_vllm_that_is_named_and_not_there(tmp_path: Path) -> None:
     case = case_of(tmp_path, vllm=tmp_path / "none/vllm")
     check = looked(case, "vllm", "plugin", "runai")
     assert case.checks["vllm"].state == "fail"
-    assert "there is no program" in case.checks["vllm"].found
+    assert "was found" in case.checks["vllm"].found
     assert check.found == "not looked at: vllm failed"
 
 
@@ -54,7 +54,7 @@ def test_versions_of_vllm(tmp_path: Path) -> None:
     assert check.state == "ok"
     check = looked(case_of(tmp_path, vllm=fake_vllm(tmp_path / "b", version="0.9.1")), "vllm")
     assert check.state == "warn"
-    assert "0.9.1 has not been tried" in check.found
+    assert "0.9.1 has not been tested" in check.found
     assert "vllm>=0.28,<0.34" in (check.hint or "")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from coldstream.engines.vllm.log_marks import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.start_record import Machine, Timeline
 from tests.unit.telemetry.timeline.logs import COMPILED_ON_CPU
@@ -29,7 +30,7 @@ class Report:
 
 
 def recorded(lines: Iterable[tuple[float, str]], *, ready: float, token: float | None = None) -> Recorder:
-    recorder = Recorder(100.0)
+    recorder = Recorder(100.0, read_line)
     recorder.mark("spawned", 101.0)
     for when, line in lines:
         recorder.line(line, 100.0 + when)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from coldstream.engines.vllm.log_marks import read_line
 from coldstream.errors import IntegrityError
 from coldstream.telemetry.timeline.phases import PHASE_KINDS, phases_of
 from coldstream.telemetry.timeline.recorder import Exit, Recorder
@@ -21,7 +22,7 @@ from tests.unit.telemetry.timeline.starts import BEGAN, Report, finished, stream
 
 
 def ended(*lines: tuple[float, str], at: float = 150.0, **more: Any) -> Timeline:
-    recorder = Recorder(100.0)
+    recorder = Recorder(100.0, read_line)
     recorder.mark("spawned", 101.0)
     for when, line in lines:
         recorder.line(line, 100.0 + when)
@@ -74,7 +75,7 @@ def test_every_phase_has_a_name_wherever_it_ends() -> None:
 
 
 def test_after_it_answered_it_is_the_first_token() -> None:
-    recorder = Recorder(100.0)
+    recorder = Recorder(100.0, read_line)
     recorder.mark("spawned", 101.0)
     recorder.mark("ready", 110.0)
     timeline = finished(recorder, exited=Exit(at=112.0, code=139, signal="SIGSEGV"))

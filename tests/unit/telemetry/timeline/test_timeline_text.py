@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coldstream.engines.vllm.log_marks import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.timeline_text import COLUMNS_MAX, bar, rows_text, side_by_side, summary_text
 from tests.unit.telemetry.timeline import logs
@@ -36,7 +37,7 @@ def test_a_log_has_no_bars_and_nothing_cut() -> None:
 
 
 def test_two_starts_side_by_side() -> None:
-    recorder = Recorder(100.0)
+    recorder = Recorder(100.0, read_line)
     recorder.mark("downloaded", 160.0)
     for name, at in (("spawned", 161.0), ("args", 170.0), ("ready", 180.0)):
         recorder.mark(name, at)

@@ -1,27 +1,28 @@
-"""The lines of vLLM that tell how far a start has come. Pure.
+"""The lines of vLLM's log that mark a start's progress. Pure.
 
-vLLM 0.28 to 0.33. Their own clock has whole seconds, so a line counts when it arrives. A line sets the mark whose words
-stand in it first: what follows them may be a model's name or a configuration, and hold any words.
+For vLLM 0.28 to 0.33. Its own time stamps have whole seconds, so the time at which a line arrives counts. When several
+patterns match a line, the leftmost match wins: behind it may come a model's name or a configuration, with any words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from coldstream.telemetry.timeline.recorder import LogFacts
 
 _NUMBER = r"[0-9][0-9,]*(?:\.[0-9]+)?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A point that a start passes.
+    """A point of a start.
 
     Attributes:
-        name: In a word.
-        lines: What vLLM prints there: a regular expression.
-        last: Whether it is passed when the last process of several prints it (their work ends), and not when the first
-            one does (their work begins).
+        name: As `coldstream.telemetry.timeline.phases` knows it.
+        lines: A regular expression for what vLLM prints there.
+        last: Whether the last of several processes to print it sets the mark (their work ends) rather than the first
+            (their work begins).
     """
 
     name: str
@@ -29,7 +30,7 @@ class Mark:
     last: bool = False
 
 
-# In the order in which a start passes them.
+# In their order in a start.
 MARKS = (
     Mark(name="args", lines=r"non-default args: "),
     Mark(name="configured", lines=r"Resolved architecture: "),
@@ -59,7 +60,7 @@ _COMPILE_SECONDS = re.compile(rf"torch\.compile (?:and .* together )?(?:took|tak
 _LOADED = re.compile(r"Directly load (?:the compiled graph\(s\)|AOT compilation)")
 _COMPILED = re.compile(r"Compiling a graph for |saved AOT compiled function to ")
 
-# What vLLM says of itself, for the record: name and line.
+# Figures that vLLM prints, for the record: our name, and the line.
 _FIGURES = (
     ("model_init_seconds", re.compile(rf"Initializing model took ({_NUMBER}) seconds")),
     ("weights_seconds", re.compile(rf"Loading weights took ({_NUMBER}) seconds")),
@@ -71,7 +72,7 @@ _FIGURES = (
     ("compilation_seconds", re.compile(rf"init engine \(.*?\) took .*\(compilation: ({_NUMBER}) s")),
     ("kv_cache_tokens", re.compile(rf"KV cache size: ({_NUMBER}) tokens")),
 )
-# Of the metrics that vLLM exports, those that tell of a start: theirs, and our name for them.
+# Metrics of vLLM that belong to a start: its name, and ours.
 _METRICS = {
     "vllm:time_to_first_token_seconds_sum": "time_to_first_token_seconds",
     "vllm:request_queue_time_seconds_sum": "queue_seconds",
@@ -79,56 +80,30 @@ _METRICS = {
 }
 
 
-def passed(line: str) -> tuple[str, bool] | None:
-    """The mark that a line sets, and whether the last such line counts; None when it sets none."""
+def read_line(line: str) -> LogFacts:
+    """What a line says about the start."""
     match = _ANY.search(line)
-    return (match.lastgroup, _LAST[match.lastgroup]) if match and match.lastgroup else None
-
-
-def compile_seconds(line: str) -> float | None:
-    """How long the compilation took that a line reports the end of."""
-    match = _COMPILE_SECONDS.search(line)
-    return _number(match[1]) if match else None
-
-
-def compile_event(line: str) -> str | None:
-    """Whether a line says that a graph was "loaded" from the caches, or "compiled"; None for any other."""
-    return "loaded" if _LOADED.search(line) else "compiled" if _COMPILED.search(line) else None
-
-
-def compile_caches(events: set[str], marks: Mapping[str, float]) -> str:
-    """What became of the compile caches.
-
-    Args:
-        events: All that `compile_event` found.
-        marks: Of the start.
-
-    Returns:
-        "loaded": all that was needed was in them; "compiled": something was not; "none": nothing is compiled (eager);
-        "unknown": it was compiled or loaded without a word of it, as the CPU build does, or the lines did not come.
-    """
-    if events:
-        return "compiled" if "compiled" in events else "loaded"
-    if marks.keys() & {"compiling", "compiled"} or "initialised" not in marks:
-        return "unknown"
-    return "none"
-
-
-def figures(line: str) -> dict[str, float]:
-    """What a line says of its own: name to number, seconds unless the name says otherwise."""
-    return {name: _number(match[1]) for name, pattern in _FIGURES if (match := pattern.search(line))}
+    mark = match.lastgroup if match else None
+    seconds = _COMPILE_SECONDS.search(line)
+    return LogFacts(
+        mark=mark,
+        is_last=mark is not None and _LAST[mark],
+        compile_seconds=_number(seconds[1]) if seconds else None,
+        compile_event="loaded" if _LOADED.search(line) else "compiled" if _COMPILED.search(line) else None,
+        figures={name: _number(found[1]) for name, pattern in _FIGURES if (found := pattern.search(line))},
+    )
 
 
 def metrics(text: str) -> dict[str, float]:
-    """What the `/metrics` of a vLLM that was asked for one token tells of it, in seconds; sums over its engines."""
-    found: dict[str, float] = {}
+    """What vLLM's `/metrics` says about the first token, in seconds; sums over its engines."""
+    sums: dict[str, float] = {}
     for line in text.splitlines():
         name, _, rest = line.partition("{")
         ours = _METRICS.get(name)
         match = re.search(rf"}} ({_NUMBER}(?:e[+-]?\d+)?)$", rest) if ours else None
         if ours and match:
-            found[ours] = found.get(ours, 0.0) + _number(match[1])
-    return found
+            sums[ours] = sums.get(ours, 0.0) + _number(match[1])
+    return sums
 
 
 def _number(text: str) -> float:

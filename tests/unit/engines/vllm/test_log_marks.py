@@ -1,33 +1,12 @@
-"""What each line of vLLM says of a start."""
+"""What each line of vLLM's log says about a start."""
 
 from __future__ import annotations
 
 import pytest
 
-from coldstream.telemetry.timeline.marks import compile_caches, compile_event, figures, metrics, passed
+from coldstream.engines.vllm.log_marks import metrics, read_line
+from coldstream.telemetry.timeline.recorder import LogFacts
 from tests.unit.telemetry.timeline import logs
-from tests.unit.telemetry.timeline.starts import recorded
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (logs.COMPILED_ON_CPU, "unknown"),
-        (logs.EAGER, "none"),
-        (logs.CUDA_COLD, "compiled"),
-        (logs.CUDA_AOT, "loaded"),
-        (logs.CUDA_PIECES, "loaded"),
-        (logs.HEAD, "unknown"),
-        ((*logs.CUDA_PIECES, *logs.CUDA_COLD), "compiled"),
-    ],
-    ids=["cpu", "eager", "cold", "ahead of time", "pieces", "no end", "one piece was missing"],
-)
-def test_whether_the_compile_caches_were_used(lines: logs.Lines, expected: str) -> None:
-    assert recorded(lines, ready=120.0).compile_caches == expected
-
-
-def test_nothing_said_is_not_known() -> None:
-    assert compile_caches(set(), {}) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -42,22 +21,20 @@ def test_nothing_said_is_not_known() -> None:
     ],
 )
 def test_a_line_sets_one_mark(line: str, mark: str) -> None:
-    found = passed(line)
-    assert found is not None
-    assert found[0] == mark
+    assert read_line(line).mark == mark
 
 
 def test_other_lines_set_none() -> None:
-    assert passed("(Worker pid=9) INFO [weight_utils.py:1108] Filesystem type for checkpoints: EXT4.") is None
-    assert passed("") is None
-    assert compile_event("[c.py:1] torch.compile took 3.00 s in total") is None
+    assert read_line("(Worker pid=9) INFO [weight_utils.py:1108] Filesystem type for checkpoints: EXT4.").mark is None
+    assert read_line("") == LogFacts()
+    assert read_line("[c.py:1] torch.compile took 3.00 s in total").compile_event is None
 
 
-def test_what_vllm_says_of_itself() -> None:
-    found = {}
+def test_the_figures_that_vllm_prints() -> None:
+    figures: dict[str, float] = {}
     for _, line in logs.CUDA_COLD:
-        found |= figures(line)
-    assert found == {
+        figures |= read_line(line).figures
+    assert figures == {
         "model_init_seconds": 0.9,
         "weights_seconds": 1.98,
         "model_loading_seconds": 3.4,
@@ -70,7 +47,7 @@ def test_what_vllm_says_of_itself() -> None:
     }
 
 
-def test_what_its_metrics_say() -> None:
+def test_the_metrics_of_the_first_token() -> None:
     text = """# HELP vllm:time_to_first_token_seconds Histogram of time to first token in seconds.
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001",model_name="/m"} 0.0
 vllm:time_to_first_token_seconds_count{engine="0",model_name="/m"} 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coldstream.engines.vllm.serve_preparation import passed_environment
+from coldstream.node.serve_preparation import passed_environment
 from coldstream.settings import load_settings
 
 
@@ -13,4 +13,4 @@ def test_what_is_passed_on_and_what_is_not_set() -> None:
     names = ("HF_TOKEN", "R2_SESSION_TOKEN", "OTHER_API_KEY", "HF_TOKN")
     passed = passed_environment(names, settings, environ, messages.append)
     assert passed == {"HF_TOKEN": "hf_x", "R2_SESSION_TOKEN": "of .env"}, "what is shown of others is not masked"
-    assert messages == ["warning: --pass-env HF_TOKN: it is set neither in the environment nor in .env"]
+    assert messages == ["warning: --pass-env HF_TOKN: not set in the environment or in .env"]

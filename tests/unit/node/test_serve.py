@@ -1,4 +1,4 @@
-"""When vLLM is asked for its first token."""
+"""What `serve` does beside the engine: when it counts as ready, its first token, its exit code and its loads."""
 
 from __future__ import annotations
 
@@ -8,93 +8,113 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from coldstream.engines.vllm import serve_run
-from coldstream.engines.vllm.endpoint import Endpoint
 from coldstream.engines.vllm.failure_reason import FailureReason
-from coldstream.engines.vllm.serve_preparation import Prepared
-from coldstream.engines.vllm.serve_request import ServeRequest
-from coldstream.engines.vllm.serve_run import _ask_first, _exit_code, _is_up, _Start, _streamed
+from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import ColdstreamError
 from coldstream.loading.options import Options
 from coldstream.model.uri import Uri
 from coldstream.node import listener
+from coldstream.node import serve as module
 from coldstream.node.child import Child
+from coldstream.node.inference_engine import EngineEndpoint, ServeRequest
+from coldstream.node.serve import _exit_code, _Start
+from coldstream.node.serve_preparation import PreparedStart
+from coldstream.telemetry.metrics.meter import Meter
 from coldstream.telemetry.timeline.recorder import Recorder
+from coldstream.telemetry.timeline.timeline_store import Timelines
 from tests.unit.engines.vllm.test_endpoint import at, serving
 
 INITIALISED = "[core.py:402] init engine (profile, create kv cache, warmup model) took 2.1 s"
 
 
 @dataclass
-class Asked:
-    """An endpoint that notes what it is asked for."""
+class FakeEndpoint:
+    """An endpoint that records the models whose first token is requested."""
 
-    key: str | None
     names: list[str] = field(default_factory=list)
 
     def first_token(self, name: str) -> float | None:
         self.names.append(name)
         return time.monotonic()
 
-    def metrics(self) -> str:
-        return 'vllm:time_to_first_token_seconds_sum{engine="0"} 0.25\n'
+    def first_token_figures(self) -> dict[str, float]:
+        return {"time_to_first_token_seconds": 0.25}
 
 
-def asked(*, key: str | None, lines: tuple[str, ...], arguments: tuple[str, ...] = ()) -> tuple[list[str], Recorder]:
-    began = time.monotonic()
-    recorder = Recorder(began)
-    for line in lines:
-        recorder.line(line, time.monotonic())
-    start = _Start(
-        request=ServeRequest(uri=Uri("org/m"), arguments=arguments, loader="default", options=Options()),
-        ready=cast("Prepared", None),
-        recorder=recorder,
-        reason=FailureReason(),
-        began=began,
-        began_at=datetime.now(timezone.utc),
+def start_of(recorder: Recorder, *arguments: str, program: Path, prepared: object = None) -> _Start:
+    options = Options()
+    request = ServeRequest(
+        uri=Uri("org/m"), arguments=arguments, loader="default", options=options, program=str(program)
     )
-    endpoint = Asked(key=key)
-    _ask_first(cast("Endpoint", endpoint), start)
+    return _Start(
+        request=request,
+        engine=VllmEngine(request),
+        prepared=cast("PreparedStart", prepared),
+        recorder=recorder,
+        failure_log=FailureReason(),
+        timelines=Timelines(Path("/nowhere")),
+        began=0.0,
+        began_at=datetime.now(timezone.utc),
+        meter=Meter(),
+        say=lambda _: None,
+        on_started=lambda _: None,
+    )
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "bin/vllm"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def timed(program: Path, *arguments: str) -> tuple[list[str], Recorder]:
+    recorder = Recorder(time.monotonic(), read_line)
+    endpoint = FakeEndpoint()
+    start_of(recorder, *arguments, program=program)._time_first_token(cast("EngineEndpoint", endpoint))
     return endpoint.names, recorder
 
 
-@pytest.mark.parametrize("key", [None, "sesame"])
-def test_it_is_asked(key: str | None) -> None:
-    names, recorder = asked(key=key, lines=())
+def test_the_first_token_is_timed(program: Path) -> None:
+    names, recorder = timed(program)
     assert names == ["org/m"]
     assert "first token" in recorder.marks
 
 
-def test_ready_is_believed_of_its_own_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_its_own_processes_count_as_ready(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another server on the port answers too; its word does not count, whatever vLLM's lines say."""
-    recorder = Recorder(time.monotonic())
+    recorder = Recorder(time.monotonic(), read_line)
+    start = start_of(recorder, program=program)
     with serving() as server, subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         endpoint = at(server)
         # In a container the leader of the tests' own session may be outside it, where it has no number.
         sessions = {os.getpid(): [os.getpid()], other.pid: [other.pid]}
-        monkeypatch.setattr(serve_run, "session", sessions.__getitem__)
+        monkeypatch.setattr(module, "session", sessions.__getitem__)
         ours, theirs = (cast("Child", SimpleNamespace(pid=pid)) for pid in sessions)
         try:
-            assert _is_up(endpoint, ours, recorder)
+            assert start._is_up(ours, endpoint)
             recorder.line(INITIALISED, time.monotonic())
-            assert not _is_up(endpoint, theirs, recorder)
+            assert not start._is_up(theirs, endpoint)
             # Where the system does not tell, the line does.
             monkeypatch.setattr(listener, "_listening", lambda _: set())
-            assert _is_up(endpoint, theirs, recorder)
-            assert not _is_up(endpoint, theirs, Recorder(time.monotonic()))
+            assert start._is_up(theirs, endpoint)
+            assert not start_of(Recorder(0.0, read_line), program=program)._is_up(theirs, endpoint)
         finally:
             other.kill()
-    assert not _is_up(endpoint, ours, recorder)
+    assert not start._is_up(ours, endpoint)
 
 
-def test_by_the_name_that_the_user_chose() -> None:
-    names, _ = asked(key=None, lines=(), arguments=("--served-model-name", "mine", "other"))
-    assert names == ["mine"]
+def test_the_first_token_is_requested_by_the_name_that_the_user_chose(program: Path) -> None:
+    assert timed(program, "--served-model-name", "mine", "other")[0] == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -119,10 +139,11 @@ def test_by_the_name_that_the_user_chose() -> None:
     ],
 )
 def test_a_supervisor_is_told_by_the_exit_code(
-    code: int, flag: str, signalled: int, cut_off_by: int | None, expected: int
+    code: int, flag: str, signalled: int, cut_off_by: int | None, expected: int, program: Path
 ) -> None:
     child = SimpleNamespace(code=code, signalled=signalled, cut_off_by=cut_off_by)
-    assert _exit_code(cast("Child", child), ("--host", "127.0.0.1", flag)) == expected
+    start = start_of(Recorder(0.0, read_line), "--host", "127.0.0.1", flag, program=program)
+    assert _exit_code(cast("Child", child), start.engine) == expected
 
 
 @dataclass
@@ -142,17 +163,15 @@ class Loaded:
         return {"manifest": (self.began, self.began + 1), "stream": (self.began + 1, self.began + 4)}
 
 
-def test_each_engine_s_load_is_reported_and_the_first_one_is_the_start_s() -> None:
-    _, recorder = asked(key=None, lines=())
+def test_each_engine_s_load_is_reported_and_the_first_one_is_the_start_s(program: Path) -> None:
+    recorder = Recorder(0.0, read_line)
     loads = (Loaded(0.0, 100), Loaded(5.0, 0))
-    start = cast(
-        "_Start",
-        SimpleNamespace(ready=SimpleNamespace(service=SimpleNamespace(of_start=loads)), began=0.0, recorder=recorder),
-    )
-    reports, stop = _streamed(start)
+    prepared = SimpleNamespace(service=SimpleNamespace(of_start=loads))
+    start = start_of(recorder, program=program, prepared=prepared)
+    reports, stop = start._load_reports()
     assert [report.received_bytes for report in reports] == [100, 0]
     assert stop == 4.0
     assert [span.name for span in recorder._spans] == ["manifest", "stream", "stream 2"]
     assert recorder._spans[2].note == "engine 2: 0 B of 100 B over the network"
     loads[0].fails = True
-    assert _streamed(start) == ((), None)
+    assert start._load_reports() == ((), None)

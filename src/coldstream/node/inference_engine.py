@@ -1,0 +1,219 @@
+"""The contract between this room and an inference engine.
+
+`coldstream.engines.vllm` implements it; a second engine is a second package beside it. Everything that depends on the
+engine goes through here: its command, its log, its API, its caches and its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from coldstream.loading.options import Options
+from coldstream.model.names import is_path, model_name
+from coldstream.model.uri import Uri
+from coldstream.node.child import Command
+from coldstream.settings import Settings
+from coldstream.telemetry.timeline.recorder import LogFacts
+
+# Writes a line of progress or advice for the user.
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """What to serve, and how.
+
+    Attributes:
+        uri: See `Load`.
+        arguments: For the engine.
+        loader: How the engine gets the weights; "coldstream" streams them.
+        options: Of the loads, for the loader "coldstream".
+        fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
+        program: The engine's program; None for the one beside this Python, or on the PATH.
+        bundle: How warm-start bundles are used, one of `coldstream.node.bundle.warm_start.MODES`.
+        environment: More variables for the engine.
+        pass_env: Names of credentials to pass to the engine, which gets none by default.
+        first_token: Whether to request one token, to time the first one.
+        spot_notice: Whether to poll the cloud for a spot interruption.
+    """
+
+    uri: Uri
+    arguments: tuple[str, ...]
+    loader: str
+    options: Options
+    fallback: str | None = None
+    program: str | None = None
+    bundle: str = "auto"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    pass_env: tuple[str, ...] = ()
+    first_token: bool = True
+    spot_notice: bool = True
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the model is in the configured bucket."""
+        return "://" not in self.uri.full and not is_path(self.uri.full)
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the API: `org/model`, or the folder's name."""
+        return model_name(self.uri)
+
+
+class EngineEndpoint(Protocol):
+    """The engine's API. Its host and port (or Unix socket) are as the engine binds them."""
+
+    @property
+    def bind_host(self) -> str:
+        """Empty for every interface."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def socket_path(self) -> str | None:
+        """A Unix socket instead of host and port, or None."""
+
+    @property
+    def url(self) -> str:
+        """For people."""
+
+    @property
+    def exposure(self) -> str | None:
+        """A warning when other machines can reach the API without a key, or None."""
+
+    def answers(self) -> bool:
+        """Whether the health check succeeds."""
+
+    def first_token(self, name: str) -> float | None:
+        """Requests one token from the model called `name`.
+
+        Returns:
+            When it came, by `time.monotonic`. None when none came: some models complete no text, and other failures
+            are for the user's own requests to show.
+        """
+
+    def first_token_figures(self) -> Mapping[str, float]:
+        """What the engine measured of its first token: name to number."""
+
+    def requests(self) -> int:
+        """How many requests the engine is working on; 0 when it does not answer."""
+
+
+class FailureLog(Protocol):
+    """Looks for the reason of a failure in the engine's output."""
+
+    def line(self, text: str) -> None:
+        """Reads a line."""
+
+    @property
+    def text(self) -> str | None:
+        """The reason in one line; None when none was printed."""
+
+    @property
+    def hint(self) -> str | None:
+        """What the user can do about it, or None."""
+
+
+class CacheLayout(Protocol):
+    """The caches that an engine builds while it starts."""
+
+    def environment(self, root: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """The variables that put the caches below `root`, in a form that the next start can load.
+
+        Args:
+            root: A folder.
+            environ: The user's; what it sets takes precedence.
+        """
+
+    def keeps(self, path: str) -> bool:
+        """Whether a file, by its path below the root, belongs in a bundle."""
+
+    def is_compiled(self, path: str) -> bool:
+        """Whether it comes from a compiler."""
+
+
+class InferenceEngine(Protocol):
+    """An engine for one request.
+
+    Attributes:
+        name: "vLLM", for messages.
+        version: None when unknown.
+        uses_gpus: Whether it runs on this machine's GPUs.
+        streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
+        ranks: How many of its processes will read the weights on this node.
+        has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
+        is_headless: Whether it serves without an API of its own.
+        api_name: The model's name in the API.
+        caches: Its caches.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+    @property
+    def uses_gpus(self) -> bool: ...
+
+    @property
+    def streams(self) -> bool: ...
+
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def has_api(self) -> bool: ...
+
+    @property
+    def is_headless(self) -> bool: ...
+
+    @property
+    def api_name(self) -> str: ...
+
+    @property
+    def caches(self) -> CacheLayout: ...
+
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        """What the user should know before the engine starts."""
+
+    def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
+        """Why the engine will fail for lack of memory; None when it will not, or when that is unknown."""
+
+    def endpoint(self, environ: Mapping[str, str]) -> EngineEndpoint:
+        """Where the engine will answer."""
+
+    def load_options(self, settings: Settings) -> Options:
+        """The options of the loads, with those among the engine's own flags."""
+
+    def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
+        """The command for a model folder whose weights come from a load service.
+
+        Args:
+            folder: See `coldstream.node.model_folder`.
+            service: The service's address.
+            socket_folder: A private folder for the engine's own sockets, removed with the service.
+        """
+
+    def own_command(self, settings: Settings, say: Say) -> Command:
+        """The command for an engine that reads the weights itself; downloads them if it has to."""
+
+    def read_line(self, line: str) -> LogFacts:
+        """What a line of its log says about the start."""
+
+    def failure_log(self) -> FailureLog:
+        """A reader of its output."""
+
+    def caches_base(self, settings: Settings, environ: Mapping[str, str]) -> Path:
+        """The folder with the caches of all starts on this node."""
+
+    def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """What its caches depend on, beyond model, device, processor and paths; each part in words, without secrets.
+
+        Raises:
+            ConfigError: The engine's packages are unknown.
+        """

@@ -1,0 +1,251 @@
+"""Prepares a start: resolves the model, begins the stream, writes the model's folder and restores the caches."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from coldstream.errors import (
+    ColdstreamError,
+    ConfigError,
+    CredentialsError,
+    DiskError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
+from coldstream.machine import hardware
+from coldstream.machine.child_environment import CREDENTIALS
+from coldstream.machine.disk import make_folders, temporary_root
+from coldstream.model.names import checked_name
+from coldstream.model.uri import Uri
+from coldstream.net.retry import Backoff, Retry
+from coldstream.node.bundle.bundle_key import key_of
+from coldstream.node.bundle.bundle_pointer import checked_secret
+from coldstream.node.bundle.bundle_store import BundleStore
+from coldstream.node.bundle.local_bundles import LocalBundle
+from coldstream.node.bundle.warm_start import WarmStart
+from coldstream.node.child import Command
+from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
+from coldstream.node.load_service import LoadService
+from coldstream.node.model_folder import ModelFolder, check_complete, model_folder
+from coldstream.node.readahead.prefetch import start_read_ahead
+from coldstream.places.origin_opening import open_origin
+from coldstream.places.store_opening import open_store
+from coldstream.settings import VARIABLES, Settings
+
+# A start does without a bundle when the store does not answer for this long.
+_BUNDLE_GIVE_UP_SECONDS = 10.0
+_BUNDLE_CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedStart:
+    """An engine that can be started.
+
+    Attributes:
+        command: What to run.
+        service: Where its ranks ask for the weights; None when the engine reads them itself.
+        warm: Its caches; None when bundles are off.
+        downloaded: When the download of the weights was complete, by `time.monotonic`; None without a download.
+    """
+
+    command: Command
+    service: LoadService | None
+    warm: WarmStart | None
+    downloaded: float | None = None
+
+
+@contextmanager
+def prepared_start(
+    request: ServeRequest,
+    settings: Settings,
+    engine: InferenceEngine,
+    *,
+    say: Say,
+    dry: bool = False,
+    on_service: Callable[[LoadService], None] = lambda _: None,
+) -> Iterator[PreparedStart]:
+    """Prepares a start. The stream ends with the block.
+
+    Args:
+        request: What to serve.
+        settings: Where the bucket is.
+        engine: What serves it.
+        say: Writes a line for the user.
+        dry: Whether only the command is needed: nothing is streamed or restored.
+        on_service: Called with the load service before its first load; with a second one after a fallback.
+
+    Raises:
+        What `model_folder`, `Share` and the engine raise.
+    """
+    for warning in engine.warnings(os.environ):
+        say(f"warning: {warning}")
+    with ExitStack() as stack:
+        service = downloaded = None
+        if engine.streams:
+            service, folder = _stream(request, settings, engine, stack, say=say, dry=dry, on_service=on_service)
+            version: str | None = folder.note.version
+            command = engine.streaming_command(folder.path, service.address, service.folder)
+        else:
+            command = engine.own_command(settings, say)
+            downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
+            version = _version(request, settings) if request.bundle != "off" else None
+        passed = passed_environment(request.pass_env, settings, os.environ, say)
+        command = command.with_environment({**user_environment(os.environ), **request.environment, **passed})
+        environ = {**os.environ, **command.environment}
+        warm = None
+        if version is not None and request.bundle != "off":
+            warm = _warm_start(request, settings, engine, version=version, environ=environ, say=say)
+        if warm is not None:
+            stack.callback(warm.close)
+            if not dry:
+                warm.restore()
+                stack.callback(start_read_ahead(warm.reads).stop)
+            command = command.with_environment(warm.environment(environ))
+        yield PreparedStart(command=command, service=service, warm=warm, downloaded=downloaded)
+
+
+def _stream(
+    request: ServeRequest,
+    settings: Settings,
+    engine: InferenceEngine,
+    stack: ExitStack,
+    *,
+    say: Say,
+    dry: bool,
+    on_service: Callable[[LoadService], None],
+) -> tuple[LoadService, ModelFolder]:
+    """Resolves the model, once: the stream and the folder are of the same checkpoint."""
+    options = engine.load_options(settings)
+
+    def begin(uri: Uri) -> tuple[LoadService, ModelFolder]:
+        with ExitStack() as own:
+            service = own.enter_context(LoadService(uri, options=options))
+            on_service(service)
+            share = None if dry else service.begin(consumers=engine.ranks)
+            folder = model_folder(uri, settings, resolved=share)
+            stack.enter_context(own.pop_all())
+        return service, folder
+
+    try:
+        service, folder = begin(request.uri)
+    except (UnavailableError, NotFoundError, CredentialsError) as exc:
+        if request.fallback != "hf" or not request.is_name:
+            raise
+        say(f"warning: {exc.message}; streaming from Hugging Face instead")
+        service, folder = begin(Uri(f"hf://{request.uri}"))
+    if folder.offline:
+        check_complete(folder)
+        say("warning: the bucket does not answer; starting from the local cache")
+    for path, why in folder.left_out.items():
+        say(f"not loaded: {path} ({why})")
+    return service, folder
+
+
+def _version(request: ServeRequest, settings: Settings) -> str | None:
+    """The version of a model that the engine reads itself; None when it is unknown."""
+    try:
+        origin = open_origin(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
+        return origin.checkpoint().version
+    except ColdstreamError:
+        return None
+
+
+def passed_environment(
+    names: Sequence[str], settings: Settings, environ: Mapping[str, str], say: Say
+) -> dict[str, str]:
+    """The variables for `--pass-env`, except those that the engine inherits anyway.
+
+    Args:
+        names: The names of the variables.
+        settings: Includes `.env`.
+        environ: Of this process.
+        say: Warns about a variable that is not set, whose name may be misspelt.
+    """
+    passed = {}
+    for name in names:
+        if value := settings.get(name) or environ.get(name):
+            if name in VARIABLES or name in CREDENTIALS:
+                passed[name] = value
+        else:
+            say(f"warning: --pass-env {name}: not set in {' or in '.join(settings.looked_in)}")
+    return passed
+
+
+def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """A home and a name for a user who has none: containers often run as an arbitrary user, and libraries need both."""
+    extra = {}
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home) or (home == "/" and not os.access(home, os.W_OK)):
+        with suppress(DiskError):
+            folder = temporary_root() / "home"
+            make_folders(folder)
+            extra["HOME"] = str(folder)
+    # `getpass.getuser` reads these, and Torch names its caches after the user.
+    if not any(environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        try:
+            pwd.getpwuid(os.getuid())
+        except KeyError:
+            extra["USER"] = f"uid{os.getuid()}"
+    return extra
+
+
+def _warm_start(
+    request: ServeRequest,
+    settings: Settings,
+    engine: InferenceEngine,
+    *,
+    version: str,
+    environ: Mapping[str, str],
+    say: Say,
+) -> WarmStart | None:
+    """The caches of a start; None, with a message, when the engine's own caches are left alone."""
+    try:
+        secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
+        if secret is None:
+            raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key creates one)")
+        parts = engine.cache_key_parts(environ)
+        store = _bundle_store(request, settings)
+    except UsageError as exc:
+        say(f"warm-start bundle: off, {exc.message}")
+        return None
+    base = engine.caches_base(settings, environ)
+    key = key_of(
+        model=version,
+        loader=request.loader,
+        device=_device(hardware.gpus() if engine.uses_gpus else ()),
+        processor=hardware.instruction_sets(),
+        caches=str(base),
+        engine=parts,
+    )
+    return WarmStart(LocalBundle(base, key, engine.caches), store, secret=secret, mode=request.bundle)
+
+
+def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
+    """The model's bundles: in the configured store, or else in the bucket that the model is in.
+
+    Raises:
+        ConfigError: No store is configured.
+        UsageError: The model's name cannot be part of a key.
+    """
+    try:
+        settings.store_uri()
+    except ConfigError:
+        if not request.uri.full.startswith("s3://"):
+            raise
+        bucket = request.uri.full.removeprefix("s3://").partition("/")[0]
+        settings = replace(settings, values={**settings.values, "COLDSTREAM_STORE": f"s3://{bucket}"})
+    retry = Retry(Backoff(give_up_seconds=min(_BUNDLE_GIVE_UP_SECONDS, settings.retry_seconds)))
+    store = open_store(settings, retry=retry, connections=_BUNDLE_CONNECTIONS)
+    return BundleStore(store, checked_name(request.served_name))
+
+
+def _device(cards: tuple[hardware.InstalledGpu, ...]) -> str:
+    """The kinds of GPU with the driver's major version; how many there are is part of the engine's parallelism."""
+    kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
+    return "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}"
