@@ -484,7 +484,7 @@ class Connection:
         if self._cancelled:
             return FetchError("cancelled", "cancelled")
         if isinstance(exc, (TimeoutError, BlockingIOError)):
-            return FetchError("broken", f"the other side took nothing for {self._timeouts.idle_seconds:g} s")
+            return FetchError("broken", f"send timed out after {self._timeouts.idle_seconds:g} s")
         return ClosedError(f"the connection broke: {exc.strerror or exc}", orderly=False)
 
     # After an answer.

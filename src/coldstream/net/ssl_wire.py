@@ -45,7 +45,7 @@ class SslWire:
         try:
             self._tls.sendall(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
-            raise TimeoutError("nothing was taken for the send timeout") from exc
+            raise TimeoutError("send timed out") from exc
 
     def receive(self, view: memoryview) -> int:
         if self._failure:

@@ -62,12 +62,12 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """Whom to trust and which library to use. Hashable: contexts are kept by it.
+    """The trusted certificates and the library to use. Hashable: contexts are cached by it.
 
     Attributes:
-        ca_files: PEM files of trusted certificates; with `ca_dirs` empty too, the system's or certifi's.
+        ca_files: PEM files of trusted certificates; if `ca_dirs` is empty too, the system's or certifi's.
         ca_dirs: Folders of trusted certificates under their hashed names.
-        backend: "auto" takes `cryptography` where it is installed and as expected, and `ssl` otherwise.
+        backend: "auto" uses `cryptography` if it is installed with the expected bindings, else `ssl`.
     """
 
     ca_files: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class TlsSettings:
 def tls_settings(
     environ: Mapping[str, str] | None = None, *, ca_bundle: str | None = None, backend: Backend = "auto"
 ) -> TlsSettings:
-    """The settings that the environment asks for.
+    """The settings from the environment.
 
     Args:
         environ: `os.environ` when None.
@@ -128,7 +128,7 @@ def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, .
         import certifi
     except ImportError:
         raise ConfigError(
-            "there are no trusted certificates on this machine",
+            "this machine has no trusted certificates",
             hint="install ca-certificates, or name a file in SSL_CERT_FILE",
         ) from None
     return (certifi.where(),), ()
@@ -144,7 +144,7 @@ class Wire(Protocol):
         """Sends all of it.
 
         Raises:
-            OSError: The connection is broken, or nothing was taken for the send timeout.
+            OSError: The connection is broken, or the send timed out.
         """
 
     def receive(self, view: memoryview) -> int:
@@ -274,7 +274,7 @@ class CryptographyWire:
             if not isinstance(error, BlockingIOError):
                 raise error
             if error.args[-1] == "write":
-                raise TimeoutError("nothing was taken for the send timeout")
+                raise TimeoutError("send timed out")
 
     def receive(self, view: memoryview) -> int:
         if self._failure:
@@ -435,6 +435,17 @@ def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
         return _contexts[settings]
 
 
+def ssl_context(*, ca_bundle: str | None = None) -> ssl.SSLContext:
+    """A context for other HTTP clients, with the certificates that the engine trusts.
+
+    Raises:
+        ConfigError: The certificates cannot be read, or there are none.
+    """
+    context = context_for(tls_settings(ca_bundle=ca_bundle, backend="ssl"))
+    assert not isinstance(context, _CryptographyContext)
+    return context
+
+
 def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
     import ssl
 
@@ -444,7 +455,7 @@ def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext
             return _CryptographyContext(files, folders)
         except ImportError as exc:
             if settings.backend == "cryptography":
-                raise ConfigError(f"TLS by cryptography was asked for, but: {exc}") from exc
+                raise ConfigError(f"the TLS backend cryptography is not available: {exc}") from exc
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

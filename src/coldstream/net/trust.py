@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+
+from coldstream.net.tls import ssl_context
 
 CONNECT_SECONDS = 15
 # Between two reads, not for the whole answer.
@@ -24,7 +25,7 @@ def connections(count: int) -> Callable[[str], urllib3.PoolManager]:
     options: dict[str, Any] = {
         "maxsize": count,
         "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-        "ssl_context": _tls(),
+        "ssl_context": ssl_context(),
     }
     direct = urllib3.PoolManager(**options)
     proxied = {
@@ -38,13 +39,3 @@ def connections(count: int) -> Callable[[str], urllib3.PoolManager]:
         return direct if proxy_bypass(split.netloc) else proxied.get(split.scheme, direct)
 
     return choose
-
-
-def _tls() -> ssl.SSLContext:
-    """The system's certificates or those that SSL_CERT_FILE names; certifi's where the system has none."""
-    context = ssl.create_default_context()
-    if not context.cert_store_stats()["x509_ca"] and not ssl.get_default_verify_paths().capath:
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    return context

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from coldstream.errors import UnavailableError
-from coldstream.net.tls import tls_settings, trusted_places
+from coldstream.net.tls import ssl_context
 
 _SECONDS = 10.0
 
@@ -89,20 +89,12 @@ def _connection(split: SplitResult, proxy: SplitResult | None, ca_bundle: str | 
     near, near_port = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
     if split.scheme == "http":
         return http.client.HTTPConnection(near, near_port, timeout=_SECONDS)
-    connection = http.client.HTTPSConnection(near, near_port, timeout=_SECONDS, context=_context(ca_bundle))
+    connection = http.client.HTTPSConnection(
+        near, near_port, timeout=_SECONDS, context=ssl_context(ca_bundle=ca_bundle)
+    )
     if proxy:
         connection.set_tunnel(host, port, headers=_authorization(proxy))
     return connection
-
-
-def _context(ca_bundle: str | None) -> ssl.SSLContext:
-    files, folders = trusted_places(tls_settings(ca_bundle=ca_bundle))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for file in files:
-        context.load_verify_locations(cafile=file)
-    for folder in folders:
-        context.load_verify_locations(capath=folder)
-    return context
 
 
 def _proxy(split: SplitResult) -> SplitResult | None:
