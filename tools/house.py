@@ -24,7 +24,7 @@ LIMITS = {
     "function": 110,
     "classes": 7,
     "modules": 0,
-    "circles": 2,
+    "circles": 0,
     "rooms": 2,
     "annotations": 0,
     "names": 285,

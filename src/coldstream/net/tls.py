@@ -26,7 +26,6 @@ from coldstream.errors import ConfigError
 if TYPE_CHECKING:
     import ssl
 
-    from coldstream.net.ssl_wire import SslWire
 
 Backend = Literal["auto", "cryptography", "ssl"]
 
@@ -331,13 +330,90 @@ class CryptographyWire:
         return ConnectionError(text)
 
     def is_quiet(self) -> bool:
-        return nothing_to_read(self)
+        return _has_no_tls_data(self)
 
     def close(self) -> None:
         self.sock.close()
 
 
-def nothing_to_read(wire: Wire) -> bool:
+class SslWire:
+    """TLS by Python's `ssl`, which is imported only where it is used: that takes long."""
+
+    label = "ssl"
+
+    def __init__(self, sock: ssl.SSLSocket, poll_seconds: float) -> None:
+        import ssl
+
+        self._ssl = ssl
+        self.sock: socket.socket = sock
+        self._tls = sock
+        self._poll_seconds = poll_seconds
+        self._failure: OSError | None = None
+
+    def handshake(self) -> bool:
+        """One step of the handshake; whether it is done.
+
+        Raises:
+            CertificateError: The certificate is not valid for the host, or there is no TLS in common.
+            OSError: The connection is broken.
+        """
+        try:
+            self._tls.do_handshake()
+        except (self._ssl.SSLWantReadError, self._ssl.SSLWantWriteError):
+            return False
+        except self._ssl.SSLCertVerificationError as exc:
+            raise CertificateError(exc.verify_message) from exc
+        except self._ssl.SSLError as exc:
+            reason = (exc.reason or "").replace("_", " ").lower()
+            if any(word in reason for word in HOPELESS):
+                raise CertificateError(reason) from exc
+            raise
+        return True
+
+    def send(self, data: bytes) -> None:
+        # Requests are small: partial writes are off in OpenSSL, so a call writes all or fails.
+        try:
+            self._tls.sendall(data)
+        except (self._ssl.SSLWantReadError, self._ssl.SSLWantWriteError) as exc:
+            raise TimeoutError("send timed out") from exc
+
+    def receive(self, view: memoryview) -> int:
+        if self._failure:
+            raise self._failure
+        tls, wanted, done = self._tls, len(view), 0
+        deadline = time.monotonic() + self._poll_seconds
+        try:
+            while done < wanted:
+                count = tls.recv_into(view[done:])
+                if count == 0:
+                    return done
+                done += count
+                if time.monotonic() >= deadline:
+                    return done
+        except self._ssl.SSLWantReadError:
+            return done or -1
+        except OSError as exc:
+            if not done:
+                raise
+            self._failure = exc
+        return done
+
+    def receive_some(self, view: memoryview) -> int:
+        if self._failure:
+            raise self._failure
+        try:
+            return self._tls.recv_into(view)
+        except self._ssl.SSLWantReadError:
+            return -1
+
+    def is_quiet(self) -> bool:
+        return not self._failure and _has_no_tls_data(self)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _has_no_tls_data(wire: Wire) -> bool:
     """Whether a wire under TLS has no bytes for us and is not closed; does not wait.
 
     What lies in the socket may be a session ticket and no news at all: only TLS can tell.
@@ -478,8 +554,6 @@ def tls_wire(sock: socket.socket, host: str, settings: TlsSettings, poll_seconds
         return CryptographyWire(sock, context, host, poll_seconds)
     # To Python the socket does not block, so that `ssl` reports "nothing yet" instead of waiting again; to the kernel
     # it does, for as long as its receive timeout.
-    from coldstream.net.ssl_wire import SslWire
-
     sock.settimeout(0)
     wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False)
     os.set_blocking(wrapped.fileno(), True)
