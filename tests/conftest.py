@@ -11,8 +11,8 @@ import hypothesis
 import pytest
 
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.store import Store
-from coldstream.places.store_opening import open_store
+from coldstream.places.opening import open_store
+from coldstream.places.place import Store
 from coldstream.settings import load_settings
 from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
 

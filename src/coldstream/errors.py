@@ -13,6 +13,7 @@
     │   └── ManifestError                         a manifest is not valid or has a newer format
     ├── ConflictError                   exit 1    another writer was first (a condition did not hold)
     ├── UnavailableError                exit 1    (ConnectionError) a server does not answer or is busy; retryable
+    ├── UnsupportedError                exit 1    the server does not implement the operation
     ├── DiskError                       exit 1    (OSError) the local disk is full or denies access
     └── CancelledError                  exit 130  Ctrl-C
 
@@ -137,6 +138,10 @@ class UnavailableError(ColdstreamError, ConnectionError):
     """No connection, an interrupted one, a timeout, a 429 or a 5xx. Retryable by default."""
 
     _retryable = True
+
+
+class UnsupportedError(ColdstreamError):
+    """The server does not implement the operation (rclone copies no parts). Permanent."""
 
 
 class DiskError(ColdstreamError, OSError):

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
-from coldstream.places.folder_store import FolderStore
+from coldstream.errors import (
+    ColdstreamError,
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    UploadNotFoundError,
+    UsageError,
+)
+from coldstream.places.folder import Folder
+from coldstream.places.place import Store, UploadPart, honours_conditions
 from coldstream.places.s3_store import S3Store
-from coldstream.places.store import Store, UploadPart, honours_conditions
 from tests.conftest import fresh_bucket, quick_store
 from tests.servers.stores import S3Server
 
@@ -191,7 +198,7 @@ def test_a_part_can_be_copied_from_another_object(store: Store) -> None:
     upload_id = store.create_upload("k")
     with pytest.raises(NotFoundError):
         store.copy_part("k", upload_id, 1, "none", 0, 5, if_match=etag)
-    if isinstance(store, FolderStore):  # moto ignores the condition
+    if isinstance(store, Folder):  # moto ignores the condition
         with pytest.raises(ConflictError):
             store.copy_part("k", upload_id, 1, "org/m 1/a+b.safetensors", 0, 5, if_match="0" * 32)
     store.abort_upload("k", upload_id)
@@ -244,11 +251,31 @@ def test_progress_adds_up(store: Store) -> None:
     store.abort_upload("m", upload_id)
 
 
-def test_a_presigned_url_reads_without_credentials(store: Store) -> None:
+def test_the_engine_reads_what_is_located_without_credentials(store: Store) -> None:
     store.put("a/k", b"0123456789")
-    request = urllib.request.Request(store.presign("a/k", seconds=60), headers={"Range": "bytes=2-4"})
-    with urllib.request.urlopen(request) as answer:
-        assert answer.read() in {b"234", b"0123456789" if isinstance(store, FolderStore) else b"234"}
+    location = store.locate("a/k")
+    if location.local is not None:
+        assert Path(location.local).read_bytes() == b"0123456789"
+        with pytest.raises(UsageError, match="local"):
+            store.renew("a/k", where="a/k")
+        return
+    for url, headers in ((location.url, location.headers), store.renew("a/k", where="a/k")):
+        assert url
+        request = urllib.request.Request(url, headers={**dict(headers), "Range": "bytes=2-4"})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.read() == b"234"
+
+
+def test_a_piece_says_where_the_rest_is(store: Store) -> None:
+    store.put("a/k", b"0123456789")
+    with store.session():
+        piece = store.read_piece("a/k", 2, 5, etag=None, where="a/k")
+        assert (piece.body, piece.size) == (b"234", 10)
+        assert piece.stamp
+        assert (piece.location.url is None) != (piece.location.local is None)
+        assert store.read_piece("a/k", 8, 20, etag=None, where="a/k").body == b"89"
+    with pytest.raises(NotFoundError):
+        store.read_piece("none", 0, 1, etag=None, where="none")
 
 
 @pytest.mark.parametrize("kind", ["rclone", "moto"])
@@ -278,5 +305,5 @@ def test_a_prefix_is_a_world_of_its_own(kind: str, request: pytest.FixtureReques
 
 def test_a_folder_store_refuses_to_be_left(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
-        FolderStore(tmp_path / "store").put("../outside", b"x")
+        Folder(tmp_path / "store").put("../outside", b"x")
     assert not (tmp_path / "outside").exists()

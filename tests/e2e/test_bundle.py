@@ -21,7 +21,7 @@ from coldstream.node.bundle.bundle_pointer import decode, encode
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart, WarmState
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 from tests.e2e.command import Command
 from tests.servers.stores import Faults
 

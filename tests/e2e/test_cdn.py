@@ -292,7 +292,7 @@ def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Ser
     ("more", "arguments", "code", "says"),
     [
         ({}, ("cdn", "check", "org/cut"), 2, "R2_CDN_DOMAIN is not set"),
-        ({"R2_CDN_DOMAIN": "no domain"}, ("cdn", "check", "org/cut"), 2, "no domain"),
+        ({"R2_CDN_DOMAIN": "no domain"}, ("cdn", "check", "org/cut"), 2, "not a valid domain"),
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/none"), 10, "org/none"),
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/cut", "--plan", "gold"), 2, "gold"),
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "purge", "org/cut", "--yes"), 2, "CLOUDFLARE_API_TOKEN"),

@@ -20,7 +20,7 @@ from coldstream.node.bundle.bundle_pointer import Archive, Pointer, encode
 from coldstream.operate.doctor import cdn_checks, node_checks
 from coldstream.operate.doctor import speed_checks as speed_module
 from coldstream.operate.doctor.checklist import CHECKLIST
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command

@@ -16,7 +16,7 @@ import pytest
 
 from coldstream.cli import main
 from coldstream.mirror.listing import list_models
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command
 from tests.models import sharded_model

@@ -20,8 +20,8 @@ from coldstream.operate.cdn.cache_fill import Warmed, warm
 from coldstream.operate.cdn.edge import Edge
 from coldstream.operate.cdn.model_objects import objects_of
 from coldstream.places.cdn_domain import cdn_of
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.store import Store
+from coldstream.places.opening import open_model_reader
+from coldstream.places.place import Store
 from coldstream.progress import Progress
 from coldstream.settings import Settings, load_settings
 from tests.checkpoints import MIB, expected_tensors, raw_bytes, sharded_checkpoint
@@ -378,10 +378,10 @@ def test_it_is_asked_for_and_there_is_none(place: Place, tmp_path: Path) -> None
     values = {name: value for name, value in place.settings.values.items() if name != "R2_CDN_DOMAIN"}
     settings = load_settings(values, environ={})
     with pytest.raises(ConfigError, match="R2_CDN_DOMAIN is not set"):
-        open_origin(NAME, settings, via="cdn")
+        open_model_reader(NAME, settings, via="cdn")
     for uri in ("hf://org/model", "https://example.com/m", str(tmp_path), "s3://another-bucket/m"):
         with pytest.raises(ConfigError, match="configured bucket"):
-            open_origin(uri, place.settings, via="cdn")
+            open_model_reader(uri, place.settings, via="cdn")
     command = Command(None, "", cwd=tmp_path)
     command.environ |= values
     _, err = command.run("load", NAME, "--via", "cdn", code=2)
@@ -390,9 +390,9 @@ def test_it_is_asked_for_and_there_is_none(place: Place, tmp_path: Path) -> None
 
 def test_another_bucket_is_not_behind_it(place: Place, moto: S3Server) -> None:
     other = fresh_bucket(moto)
-    origin = open_origin(f"s3://{other}/m", place.settings)
+    origin = open_model_reader(f"s3://{other}/m", place.settings)
     assert origin._cdn is None  # type: ignore[attr-defined]
-    assert open_origin(f"s3://{place.bucket}/m", place.settings)._cdn is not None  # type: ignore[attr-defined]
+    assert open_model_reader(f"s3://{place.bucket}/m", place.settings)._cdn is not None  # type: ignore[attr-defined]
 
 
 def foreign(place: Place, files: dict[str, bytes]) -> None:

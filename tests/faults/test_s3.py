@@ -18,9 +18,9 @@ from coldstream.errors import (
     UploadNotFoundError,
 )
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.bucket_origin import StoredOrigin
-from coldstream.places.store import Store
-from coldstream.places.store_opening import open_store
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.opening import open_store
+from coldstream.places.place import Store
 from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes
@@ -92,7 +92,7 @@ def test_a_header_is_asked_for_again_when_the_store_has_answered(proxied: Proxie
     store, faults = proxied
     store.put("m/model.safetensors", safetensors_bytes({"a": 100}))
     faults.add("cut_response", "^GET .*safetensors")
-    (shard,) = StoredOrigin(store, "m", name="m").checkpoint().shards
+    (shard,) = ModelReader(store, "m", label="m", name="m").checkpoint().shards
     assert shard.path == "model.safetensors"
 
 

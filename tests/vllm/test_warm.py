@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from coldstream.places.store_opening import open_store
+from coldstream.places.opening import open_store
 from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

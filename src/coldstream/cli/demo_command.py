@@ -221,19 +221,20 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
     from coldstream.mirror.upload_plan import plan_upload
     from coldstream.mirror.verify import verify
     from coldstream.operate import demo_bucket
-    from coldstream.places.source import FolderSource, Source
+    from coldstream.places.folder import FolderSnapshot
+    from coldstream.places.place import Snapshot
     from coldstream.units import format_bytes
 
     store = state.open_store(8)
     settings = state.settings()
-    source: Source
+    source: Snapshot
     if model:
-        from coldstream.places.hub import HubSource
+        from coldstream.places.hub import HubSnapshot
 
-        source, name = HubSource(model, settings=settings, retry=store.retry), model
+        source, name = HubSnapshot(model, settings=settings, retry=store.retry), model
     else:
         path, name = demo_bucket.find_model(folder)
-        source = FolderSource(path)
+        source = FolderSnapshot(path)
     plan = plan_upload(store, source, name)
     state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
     with progress_for(state, total_bytes=plan.size, verb="upload", files=False) as progress:
@@ -253,8 +254,8 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         downloaded = download(store, name, folder / "copy", progress=progress)
     if listed.state != "ready" or not verified.ok:
         raise IntegrityError(f"{name} is {listed.state}: {listed.detail}")
-    if isinstance(source, FolderSource):
-        paths = [file.path for file in plan.files]
+    if isinstance(source, FolderSnapshot):
+        paths = [file.key for file in plan.files]
         _, different, unreadable = filecmp.cmpfiles(source.root, folder / "copy", paths, shallow=False)
         if different or unreadable:
             raise IntegrityError(f"{(different + unreadable)[0]} came back different")

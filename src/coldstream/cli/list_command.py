@@ -34,11 +34,11 @@ def command(state: State) -> None:
     """
     from coldstream.errors import NotFoundError
     from coldstream.mirror.listing import list_models
-    from coldstream.places.folder_store import FolderStore
+    from coldstream.places.folder import Folder
 
     store = state.open_store(8)
     models = list_models(store)
-    if isinstance(store, FolderStore) and not store.root.is_dir():
+    if isinstance(store, Folder) and not store.root.is_dir():
         raise NotFoundError(
             f"the folder {store.root} does not exist",
             hint="check --store; the first upload creates it",

@@ -16,7 +16,7 @@ from coldstream.cli.output import coloured, echo, echo_json, terminal_safe
 if TYPE_CHECKING:
     from coldstream.errors import ColdstreamError
     from coldstream.net.retry import Retry
-    from coldstream.places.store import Store
+    from coldstream.places.place import Store
     from coldstream.settings import Settings
     from coldstream.telemetry.metrics.measuring import Measured
 
@@ -57,7 +57,7 @@ class State:
 
     def open_store(self, connections: int) -> Store:
         """The configured store; it prints a line before each long wait between retries."""
-        from coldstream.places.store_opening import open_store
+        from coldstream.places.opening import open_store
 
         settings = self.settings()
         return open_store(settings, retry=self.new_retry(settings), connections=connections)

@@ -134,7 +134,7 @@ def _network_checks(state: State, settings: Settings, *, create: bool, location:
     from coldstream.errors import ColdstreamError
     from coldstream.operate import probe
     from coldstream.operate.doctor.endpoint_probe import greet
-    from coldstream.places.store_opening import open_store
+    from coldstream.places.opening import open_store
 
     checks: list[Check] = []
 

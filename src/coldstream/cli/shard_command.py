@@ -46,7 +46,7 @@ def command(
     from coldstream.mirror.upload import upload
     from coldstream.mirror.upload_plan import plan_upload
     from coldstream.model.names import is_path
-    from coldstream.places.source import FolderSource
+    from coldstream.places.folder import FolderSnapshot
     from coldstream.units import format_bytes, format_seconds
 
     if name is None:
@@ -64,7 +64,7 @@ def command(
         program=program,
         say=lambda line: state.say(line) if state.debug else None,
     ) as folder:
-        source = FolderSource(folder)
+        source = FolderSnapshot(folder)
         plan = plan_upload(store, source, name)
         state.say(f"upload   {name}   {format_bytes(plan.size)}   → {store.uri}")
         with progress_for(state, total_bytes=sum(file.size for file in plan.to_send), verb="upload") as progress:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from coldstream.mirror.upload import UploadReport
     from coldstream.mirror.upload_plan import UploadPlan
     from coldstream.net.retry import Retry
-    from coldstream.places.source import Source
-    from coldstream.places.store import Store
+    from coldstream.places.place import Snapshot, Store
     from coldstream.settings import Settings
 
 
@@ -135,7 +134,7 @@ def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str
 
 
 def _uploaded(
-    state: State, store: Store, source: Source, plan: UploadPlan, connections: int, memory_bytes: int
+    state: State, store: Store, source: Snapshot, plan: UploadPlan, connections: int, memory_bytes: int
 ) -> tuple[dict[str, Any], str]:
     from coldstream.cli.bars import progress_for
     from coldstream.mirror.upload import upload
@@ -148,21 +147,21 @@ def _uploaded(
 
 def _open_source(
     text: str, revision: str | None, settings: Settings, retry: Retry, connections: int
-) -> tuple[Source, str]:
+) -> tuple[Snapshot, str]:
     """The source that SRC names, and its default name in the bucket."""
     import re
     import shlex
 
     from coldstream.errors import UsageError
     from coldstream.model.names import expanded
-    from coldstream.places.source import FolderSource
-    from coldstream.places.tree import folder_model
+    from coldstream.places.folder import FolderSnapshot
+    from coldstream.places.tree import folder_model, snapshot_of
 
     path = expanded(text.removeprefix("file://"))
     if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
         if revision:
             raise UsageError(f"--revision applies to models on the Hub; {text} is a folder", hint="leave it out")
-        return FolderSource(path), folder_model(path.resolve())
+        return FolderSnapshot(snapshot_of(path)), folder_model(path.resolve())
     if path.is_dir():
         raise UsageError(
             f"{text!r} is ambiguous: a local folder, or a model on the Hub",
@@ -176,10 +175,10 @@ def _open_source(
         )
     if not match:
         raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
-    from coldstream.places.hub import HubSource
+    from coldstream.places.hub import HubSnapshot
 
     revision = revision or match[2] or match[3]
-    return HubSource(match[1], revision=revision, settings=settings, retry=retry, connections=connections), match[1]
+    return HubSnapshot(match[1], revision=revision, settings=settings, retry=retry, connections=connections), match[1]
 
 
 def _announce(state: State, plan: UploadPlan, target: str) -> None:
@@ -191,7 +190,7 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
     state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
     if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
         state.say(f"  deleting its segments: without{layout_flags(plan.entries)} each file becomes one object")
-    sizes = {**plan.skipped_bytes, **{file.path: file.size for file in plan.files}}
+    sizes = {**plan.skipped_bytes, **{file.key: file.size for file in plan.files}}
     for verb, reasons in (("skipping", plan.skipped), ("uploading, but hiding from vLLM,", plan.kept_back)):
         groups: dict[str, list[str]] = {}
         for path, why in reasons.items():
@@ -216,7 +215,7 @@ def _dry_document(plan: UploadPlan) -> dict[str, Any]:
         "stored_bytes": plan.stored_bytes,
         "parts": plan.parts,
         "segments": plan.segment_count,
-        "files": [{"path": file.path, "bytes": file.size, "kept": file.path in plan.complete} for file in plan.files],
+        "files": [{"path": file.key, "bytes": file.size, "kept": file.key in plan.complete} for file in plan.files],
         "kept_back": [{"path": path, "why": why} for path, why in plan.kept_back.items()],
         "skipped": [
             {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
@@ -231,7 +230,7 @@ def _dry_text(plan: UploadPlan) -> str:
     from coldstream.units import format_bytes, format_dollars, plural
 
     lines = [
-        f"  {file.path:<52} {format_bytes(file.size):>9}  {'kept' if file.path in plan.complete else ''}".rstrip()
+        f"  {file.key:<52} {format_bytes(file.size):>9}  {'kept' if file.key in plan.complete else ''}".rstrip()
         for file in plan.files
     ]
     lines.append(

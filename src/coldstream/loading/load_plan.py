@@ -20,8 +20,9 @@ from coldstream.model.job import FileJob, JobOptions, Segment
 from coldstream.model.names import is_path
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Checkpoint, Origin, Shard
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.checkpoint import Checkpoint, Shard
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
 
@@ -51,7 +52,7 @@ class PreparedLoad:
     """
 
     checkpoint: Checkpoint
-    origin: Origin | None
+    origin: ModelReader | None
     local_copy: LocalCopy | None
     cached: str
     bytes_max: int | None
@@ -169,14 +170,14 @@ def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad
 
     Raises:
         UsageError: The files are the parts of several ranks.
-        ColdstreamError: As `open_origin` and `Origin.checkpoint`. An origin that does not answer is not an error if
-            there is a complete local copy of the model's last version.
+        ColdstreamError: As `open_model_reader` and `ModelReader.checkpoint`. A place that does not answer is not an
+            error if there is a complete local copy of the model's last version.
     """
     cache = _cache(options, settings) if options.cache and not _is_local(uri) else None
     latest = _latest(cache, uri, settings)
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
     try:
-        origin = open_origin(uri, settings, retry=retry, via=options.via)
+        origin = open_model_reader(uri, settings, retry=retry, via=options.via)
         checkpoint = origin.checkpoint()
         _refuse_ranks(checkpoint)
     except UnavailableError:

@@ -16,7 +16,7 @@ from coldstream.errors import (
 from coldstream.loading.load_plan import PreparedLoad
 from coldstream.loading.options import OnProgress, Options
 from coldstream.model.uri import Uri
-from coldstream.places.origin_opening import scheme_of, uses_tls
+from coldstream.places.opening import scheme_of, uses_tls
 from coldstream.settings import Settings
 
 # Hints for a streamer that ended, by how it ended.

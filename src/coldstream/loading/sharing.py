@@ -34,7 +34,8 @@ from coldstream.loading.tensor_reader import TensorReader
 from coldstream.loading.tensors import LoadedTensor
 from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
-from coldstream.places.origin import Checkpoint, Origin
+from coldstream.places.checkpoint import Checkpoint
+from coldstream.places.model_reader import ModelReader
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Share:
         return self._prepared.checkpoint
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> ModelReader | None:
         """Where the model is; None when the local cache replaces an origin that did not answer."""
         return self._prepared.origin
 

@@ -19,7 +19,7 @@ from coldstream.model.chunks import even_stops, segment_chunk_bytes, segment_sto
 from coldstream.model.header import LENGTH_BYTES, Header, header_stop, parse_header
 from coldstream.model.manifest import Chunks, FileEntry, StoredObject
 from coldstream.model.selection import is_weights
-from coldstream.places.source import SourceFile
+from coldstream.places.place import ObjectInfo
 from coldstream.units import MIB
 
 
@@ -38,7 +38,7 @@ class Digests:
     chunks: Chunks
     segments: tuple[tuple[int, str], ...] = ()
 
-    def check(self, file: SourceFile, *, label: str) -> None:
+    def check(self, file: ObjectInfo, *, label: str) -> None:
         """Compares the hashes with those that the source promised.
 
         Raises:
@@ -50,20 +50,20 @@ class Digests:
         ):
             if promised is not None and promised != actual:
                 raise IntegrityError(
-                    f"{file.path}: {kind} is {(actual or '')[:12]}…, but {label} promises {promised[:12]}…",
+                    f"{file.key}: {kind} is {(actual or '')[:12]}…, but {label} promises {promised[:12]}…",
                     hint="run the same command again; if it fails again, a proxy or mirror (HF_ENDPOINT) alters bytes",
                 )
 
     def entry(
         self,
-        file: SourceFile,
+        file: ObjectInfo,
         objects: tuple[StoredObject, ...],
         *,
         object_bytes_max: int | None = None,
     ) -> FileEntry:
         """The file's manifest entry, with these hashes and stored in these objects."""
         return FileEntry(
-            path=file.path,
+            path=file.key,
             size=file.size,
             sha256=self.sha256,
             git_blob_id=file.git_blob_id,

@@ -20,7 +20,7 @@ from coldstream.mirror.stored_files import StoredFile, StoredFileRead, content_p
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.names import is_hidden
 from coldstream.net.retry import Retry
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 from coldstream.progress import Progress
 from coldstream.units import MIB, format_bytes
 

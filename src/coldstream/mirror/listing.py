@@ -13,8 +13,8 @@ from coldstream.mirror.stored_files import StoredModel, layout_of, missing_objec
 from coldstream.model.manifest import Journal, Manifest, upload_command
 from coldstream.model.names import MANIFEST_NAME
 from coldstream.model.selection import is_weights
-from coldstream.places.model_listing import group_by_model
-from coldstream.places.store import ObjectInfo, Store
+from coldstream.places.model_records import group_by_model
+from coldstream.places.place import ObjectInfo, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotF
 from coldstream.model.manifest import FileEntry, Journal, Manifest, Provenance, digest_of, parse, serialize
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME
 from coldstream.package import __version__
-from coldstream.places.store import Store, honours_conditions
+from coldstream.places.place import Store, honours_conditions
 
 TOOL = f"coldstream {__version__}"
 

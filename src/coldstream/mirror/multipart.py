@@ -12,8 +12,7 @@ from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.manifest_records import JournalWriter
 from coldstream.model.chunks import parts
 from coldstream.model.manifest import FileEntry, StoredObject
-from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import PendingUpload, Store, UploadPart
+from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store, UploadPart
 from coldstream.progress import Progress
 
 SHA256_METADATA = "coldstream-sha256"
@@ -59,8 +58,8 @@ class FileUpload:
     def __init__(
         self,
         store: Store,
-        source: Source,
-        file: SourceFile,
+        source: Snapshot,
+        file: ObjectInfo,
         *,
         name: str,
         part_bytes: int,
@@ -84,7 +83,7 @@ class FileUpload:
         self.parts = tuple(parts(self.size, self.part_bytes))
         self.entry: FileEntry | None = None
         self.digests: Digests | None = None
-        self._key = f"{name}/{file.path}"
+        self._key = f"{name}/{file.key}"
         self._store, self._source, self._journal = store, source, journal
         self._counts, self._progress = counts, progress
         self._pending = [upload.upload_id for upload in pending if upload.key == self._key]
@@ -106,13 +105,13 @@ class FileUpload:
 
     def prepare(self) -> None:
         stream = StreamDigest(
-            self.file.path,
+            self.file.key,
             self.size,
             git=self.file.git_blob_id is not None,
             object_bytes_max=self._object_bytes_max,
         )
         self._digest = OrderedDigest(stream)
-        self._progress.begin(self.file.path, self.size)
+        self._progress.begin(self.file.key, self.size)
         if self._multipart:
             self._upload_id, self._earlier_parts = self._resumable()
             if self._upload_id is None:
@@ -132,7 +131,7 @@ class FileUpload:
         assert self._upload_id is not None
         earlier = self._earlier_parts.get(number)
         if earlier and earlier.etag == self._store.part_etag(view):
-            self._progress.stored(self.file.path, len(view))
+            self._progress.stored(self.file.key, len(view))
             self._stored_parts[number] = earlier
             return
         try:
@@ -157,13 +156,13 @@ class FileUpload:
                 self._journal.add_durably(digests.entry(self.file, ()))
                 self._lost = not self._complete()
             if self._lost:
-                self._progress.end(self.file.path, "starting over: the unfinished upload cannot be used")
+                self._progress.end(self.file.key, "starting over: the unfinished upload cannot be used")
                 return
             info = self._store.head(self._key)
             if info.size != self.size:
                 raise IntegrityError(f"{self._store.uri}/{self._key} has {info.size} bytes, but {self.size} were sent")
             self._record(digests, info.etag)
-        self._progress.end(self.file.path, "sha256 ok" if self.file.sha256 else "ok")
+        self._progress.end(self.file.key, "sha256 ok" if self.file.sha256 else "ok")
 
     def abort_if_bad(self) -> None:
         """Aborts the multipart upload of a file with wrong content: no later run could use its parts."""
@@ -222,16 +221,22 @@ class FileUpload:
 
     def _record(self, digests: Digests, etag: str) -> None:
         stored = StoredObject(
-            key=self.file.path, size=self.size, etag=etag, part_bytes=self.part_bytes if self._multipart else None
+            key=self.file.key, size=self.size, etag=etag, part_bytes=self.part_bytes if self._multipart else None
         )
         self.digests = digests
         self.entry = digests.entry(self.file, (stored,))
         self._journal.add(self.entry)
 
     def _on_sent(self, count: int) -> None:
-        self._progress.stored(self.file.path, count)
+        self._progress.stored(self.file.key, count)
 
 
-def fetch_from_source(source: Source, file: SourceFile, start: int, view: memoryview, progress: Progress) -> None:
+def fetch_from_source(source: Snapshot, file: ObjectInfo, start: int, view: memoryview, progress: Progress) -> None:
     """Fills `view` with the file's bytes from `start`, and reports the progress."""
-    source.read_into(file, start, view, on_read=lambda count: progress.fetched(file.path, count))
+    source.read_into(
+        file.key,
+        start,
+        view,
+        if_match=file.etag or None,
+        on_read=lambda count: progress.fetched(file.key, count),
+    )

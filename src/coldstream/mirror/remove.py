@@ -14,7 +14,7 @@ from coldstream.mirror.manifest_records import record_key
 from coldstream.mirror.segment_pool import plan_sweep, root_of, segment_keys, sweep
 from coldstream.mirror.stored_files import component_record, open_model
 from coldstream.model.names import checked_name, split_revision
-from coldstream.places.store import PendingUpload, Store
+from coldstream.places.place import PendingUpload, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from coldstream.errors import CredentialsError, ManifestError
 from coldstream.mirror.manifest_records import read_record
 from coldstream.model.manifest import FileEntry, Journal, Manifest
 from coldstream.model.names import MANIFEST_NAME
-from coldstream.places.store import ObjectInfo, PendingUpload, Store
+from coldstream.places.place import ObjectInfo, PendingUpload, Store
 
 ROOT = ".coldstream/segments/"
 # An upload writes its journal when it starts and after each file. One without a write for this long is dead.

@@ -22,8 +22,7 @@ from coldstream.mirror.pump import Countdown
 from coldstream.mirror.segment_pool import segment_key
 from coldstream.model.chunks import PART_BYTES, parts
 from coldstream.model.manifest import FileEntry, StoredObject
-from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import Store, UploadPart
+from coldstream.places.place import ObjectInfo, Snapshot, Store, UploadPart
 from coldstream.progress import Progress
 from coldstream.units import plural
 
@@ -152,8 +151,8 @@ class SegmentUpload:
     def __init__(
         self,
         writer: SegmentWriter,
-        source: Source,
-        file: SourceFile,
+        source: Snapshot,
+        file: ObjectInfo,
         *,
         object_bytes_max: int,
         plain: PlainCopy | None,
@@ -186,7 +185,7 @@ class SegmentUpload:
 
     def prepare(self) -> None:
         # The segments' stops must be known before the first part is read, so the header is read twice.
-        header = read_header(partial(self._source.read_into, self.file, 0), path=self.file.path, size=self.file.size)
+        header = read_header(partial(self._source.read_into, self.file.key, 0), path=self.file.key, size=self.file.size)
         _, stops = cut(header, self._object_bytes_max)
         for start, stop in pairwise((0, *stops)):
             segment = self._segments[stop] = _Segment(start, stop)
@@ -196,14 +195,14 @@ class SegmentUpload:
             self.parts += tuple((start + first, start + last) for first, last in ranges)
             self._places += [(segment, number) for number in range(1, len(ranges) + 1)]
         stream = StreamDigest(
-            self.file.path,
+            self.file.key,
             self.file.size,
             git=self.file.git_blob_id is not None,
             object_bytes_max=self._object_bytes_max,
             on_segment=self._on_segment,
         )
         self._digest = OrderedDigest(stream)
-        self._progress.begin(self.file.path, self.file.size)
+        self._progress.begin(self.file.key, self.file.size)
 
     def fetch(self, start: int, view: memoryview) -> None:
         fetch_from_source(self._source, self.file, start, view, self._progress)
@@ -218,11 +217,11 @@ class SegmentUpload:
         digests.check(self.file, label=self._source.label)
         objects = tuple(segment.stored for segment in self._segments.values() if segment.stored)
         if self._lost or len(objects) < len(self._segments):
-            self._progress.end(self.file.path, "starting over: the unfinished upload of a segment is gone")
+            self._progress.end(self.file.key, "starting over: the unfinished upload of a segment is gone")
             return
         self.entry = digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
         self._on_entry(self.entry)
-        self._progress.end(self.file.path, plural(len(objects), "segment"))
+        self._progress.end(self.file.key, plural(len(objects), "segment"))
 
     def abort_if_bad(self) -> None:
         """Aborts the unfinished segments: no later run can resume them."""
@@ -234,7 +233,7 @@ class SegmentUpload:
     def _on_segment(self, stop: int, sha256: str) -> None:
         segment = self._segments.get(stop)
         if segment is None:
-            raise ConflictError(f"{self.file.path} changed while it was being read", hint="run the same command again")
+            raise ConflictError(f"{self.file.key} changed while it was being read", hint="run the same command again")
         segment.sha256 = sha256
         segment.ready.down()
 
@@ -243,7 +242,7 @@ class SegmentUpload:
         segment.stored = _found_or_copied(self._writer, segment.sha256, segment.start, segment.stop, self._plain)
         if segment.stored:
             for view, done in segment.parts.values():
-                self._progress.stored(self.file.path, len(view))
+                self._progress.stored(self.file.key, len(view))
                 done()
             return
         segment.upload_id = self._writer.begin(segment.sha256)
@@ -271,7 +270,7 @@ class SegmentUpload:
         self._writer.counts.add(sent_segments=1)
 
     def _on_sent(self, count: int) -> None:
-        self._progress.stored(self.file.path, count)
+        self._progress.stored(self.file.key, count)
 
 
 class SegmentCopy:
@@ -287,7 +286,7 @@ class SegmentCopy:
     def __init__(
         self,
         writer: SegmentWriter,
-        file: SourceFile,
+        file: ObjectInfo,
         *,
         object_bytes_max: int,
         plain: PlainCopy,
@@ -319,7 +318,7 @@ class SegmentCopy:
         hashed()
 
     def prepare(self) -> None:
-        self._progress.begin(self.file.path, 0)
+        self._progress.begin(self.file.key, 0)
 
     def fetch(self, start: int, view: memoryview) -> None:
         pass
@@ -335,7 +334,7 @@ class SegmentCopy:
             objects = tuple(self._stored[index] for index in range(len(self._ranges)))
             self.entry = self._digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
             self._on_entry(self.entry)
-        self._progress.end(self.file.path, plural(len(self._stored), "segment"))
+        self._progress.end(self.file.key, plural(len(self._stored), "segment"))
 
     def abort_if_bad(self) -> None:
         """Does nothing: a failed copy leaves nothing unfinished."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from coldstream.errors import CredentialsError
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.manifest_records import read_record
 from coldstream.mirror.segment_pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.model.chunks import PART_BYTES, parts
 from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision, entries_below
 from coldstream.model.names import MANIFEST_NAME, checked_name, checked_path, split_revision
-from coldstream.places.model_listing import missing_model
-from coldstream.places.store import ObjectInfo, Store
+from coldstream.places.model_records import missing_model, outer_record
+from coldstream.places.place import ObjectInfo, Store
 from coldstream.progress import Progress
 from coldstream.units import MIB
 
@@ -119,15 +117,11 @@ def component_record(store: Store, name: str) -> Manifest | None:
 
     None if there is none, or if it may not be read.
     """
-    segments = name.split("/")
-    for depth in range(len(segments) - 1, 0, -1):
-        outer = "/".join(segments[:depth])
-        with suppress(CredentialsError):
-            if stored_record := read_record(store, outer):
-                record, folder = stored_record[0], name.removeprefix(f"{outer}/")
-                files = entries_below(record.files, folder, model=record.name)
-                return msgspec.structs.replace(record, files=files) if isinstance(record, Manifest) and files else None
-    return None
+    if (around := outer_record(name, lambda folder: read_record(store, folder))) is None:
+        return None
+    outer, (record, _) = around
+    files = entries_below(record.files, name.removeprefix(f"{outer}/"), model=record.name)
+    return msgspec.structs.replace(record, files=files) if isinstance(record, Manifest) and files else None
 
 
 def stored_bytes(store: Store, name: str, *, copies: bool = False) -> int:

@@ -34,8 +34,7 @@ from coldstream.mirror.segments import PlainCopy, SegmentCopy, SegmentUpload, Se
 from coldstream.mirror.upload_plan import UploadPlan, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry
-from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import PendingUpload, Store
+from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
 from coldstream.progress import Progress
 from coldstream.units import format_bytes, plural
 
@@ -81,7 +80,7 @@ class UploadReport:
 
 def upload(
     store: Store,
-    source: Source,
+    source: Snapshot,
     plan: UploadPlan,
     *,
     progress: Progress | None = None,
@@ -150,7 +149,7 @@ class _Transfer:
     def __init__(
         self,
         store: Store,
-        source: Source,
+        source: Snapshot,
         plan: UploadPlan,
         journal: JournalWriter,
         counts: UploadCounts,
@@ -181,10 +180,8 @@ class _Transfer:
         self._send_plain()
         self._store_segments()
         for file in plan.to_send:
-            segmented = plan.limit(file.path) is not None
-            self.entries[file.path] = (
-                self._with_plain(self._segmented[file.path]) if segmented else self._plain[file.path]
-            )
+            segmented = plan.limit(file.key) is not None
+            self.entries[file.key] = self._with_plain(self._segmented[file.key]) if segmented else self._plain[file.key]
         _remove_leftovers(store, plan)
         self.entries = _check_objects(store, plan.name, self.entries)
         return journal.commit(self.entries.values())
@@ -192,14 +189,14 @@ class _Transfer:
     def _send_plain(self) -> None:
         """Sends the files to be stored in one piece."""
 
-        def start(file: SourceFile, _pump: Pump, attempt: int) -> FileUpload:
+        def start(file: ObjectInfo, _pump: Pump, attempt: int) -> FileUpload:
             return FileUpload(
                 self._store,
                 self._source,
                 file,
                 name=self._plan.name,
-                part_bytes=self._plan.part_bytes[file.path],
-                object_bytes_max=self._plan.limit(file.path),
+                part_bytes=self._plan.part_bytes[file.key],
+                object_bytes_max=self._plan.limit(file.key),
                 pending=() if attempt else self._plan.pending,
                 journal=self._journal,
                 counts=self._counts,
@@ -208,7 +205,7 @@ class _Transfer:
 
         for work in self._stored(self._plan.to_send_whole, start, self._plain):
             assert work.digests is not None
-            self._digests[work.file.path] = work.digests
+            self._digests[work.file.key] = work.digests
 
     def _store_segments(self) -> None:
         """Stores the missing segments: copied by the store where it has the file in one piece, sent otherwise."""
@@ -217,14 +214,14 @@ class _Transfer:
         def on_entry(entry: FileEntry) -> None:
             self._journal.add(self._with_plain(entry))
 
-        def start(file: SourceFile, pump: Pump, _attempt: int) -> SegmentCopy | SegmentUpload:
+        def start(file: ObjectInfo, pump: Pump, _attempt: int) -> SegmentCopy | SegmentUpload:
             assert limit is not None
             plain = None
             # S3 cannot copy a range of an object below 5 MiB.
-            if file.path in self._plain and file.size > PART_BYTES_MIN:
-                stored = self._plain[file.path].objects[0]
+            if file.key in self._plain and file.size > PART_BYTES_MIN:
+                stored = self._plain[file.key].objects[0]
                 plain = PlainCopy(f"{self._plan.name}/{stored.key}", stored.etag)
-            digests = self._digests.get(file.path)
+            digests = self._digests.get(file.key)
             if plain and digests and self._writer.copies:
                 return SegmentCopy(
                     self._writer,
@@ -256,14 +253,14 @@ class _Transfer:
 
     def _stored(
         self,
-        files: Sequence[SourceFile],
-        start: Callable[[SourceFile, Pump, int], W],
+        files: Sequence[ObjectInfo],
+        start: Callable[[ObjectInfo, Pump, int], W],
         done: dict[str, FileEntry],
     ) -> Iterator[W]:
         """Moves files until all are stored, adds their entries to `done`, and yields the work that stored each."""
         for attempt in range(_ATTEMPTS_MAX):
             pump = Pump(cancel=self._store.retry.cancel, connections=self._connections, memory_bytes=self._memory_bytes)
-            works = [start(file, pump, attempt) for file in files if file.path not in done]
+            works = [start(file, pump, attempt) for file in files if file.key not in done]
             try:
                 pump.run(works, tick=self._journal.flush_if_due)
             except BaseException:
@@ -271,11 +268,11 @@ class _Transfer:
                 raise
             for work in works:
                 if work.entry:
-                    done[work.file.path] = work.entry
+                    done[work.file.key] = work.entry
                     yield work
             # If another upload took over, it may be resuming what would be aborted below.
             self._journal.check()
-            if all(file.path in done for file in files):
+            if all(file.key in done for file in files):
                 return
             for work in works:
                 work.abort_if_bad()
@@ -344,7 +341,7 @@ def _check_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) ->
 
 
 class _UploadWork(FileWork, Protocol):
-    file: SourceFile
+    file: ObjectInfo
     entry: FileEntry | None
 
     def abort_if_bad(self) -> None: ...

@@ -23,8 +23,7 @@ from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_messag
 from coldstream.model.manifest import FileEntry, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
 from coldstream.model.selection import Selection, is_weights, kept_back, select
-from coldstream.places.source import Source, SourceFile
-from coldstream.places.store import ObjectInfo, PendingUpload, Store
+from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
 from coldstream.units import MIB
 
 # The largest known index has 12 MB (a model of 160 shards).
@@ -58,7 +57,7 @@ class UploadPlan:
     name: str
     label: str
     source: manifest.Provenance
-    files: tuple[SourceFile, ...]
+    files: tuple[ObjectInfo, ...]
     part_bytes: Mapping[str, int]
     object_bytes_max: int | None
     plain: bool
@@ -81,9 +80,9 @@ class UploadPlan:
         return sum(file.size for file in self.files)
 
     @property
-    def to_send(self) -> tuple[SourceFile, ...]:
+    def to_send(self) -> tuple[ObjectInfo, ...]:
         """The files that are not stored as this plan wants them."""
-        return tuple(file for file in self.files if file.path not in self.complete)
+        return tuple(file for file in self.files if file.key not in self.complete)
 
     def limit(self, path: str) -> int | None:
         """The most bytes of a segment of this file; None when it is stored in one piece only."""
@@ -92,21 +91,21 @@ class UploadPlan:
     @property
     def shards(self) -> int:
         """How many files are weights."""
-        return sum(is_weights(file.path) for file in self.files)
+        return sum(is_weights(file.key) for file in self.files)
 
     @property
-    def to_send_whole(self) -> tuple[SourceFile, ...]:
+    def to_send_whole(self) -> tuple[ObjectInfo, ...]:
         """The files to send in one piece."""
         return tuple(
             file
             for file in self.to_send
-            if not self.limit(file.path) or (self.plain and file.path not in self.plain_only)
+            if not self.limit(file.key) or (self.plain and file.key not in self.plain_only)
         )
 
     @property
-    def to_cut(self) -> tuple[SourceFile, ...]:
+    def to_cut(self) -> tuple[ObjectInfo, ...]:
         """The files of which segments may be missing."""
-        return tuple(file for file in self.to_send if self.limit(file.path) and file.path not in self.segments_only)
+        return tuple(file for file in self.to_send if self.limit(file.key) and file.key not in self.segments_only)
 
     @property
     def to_read_bytes(self) -> int:
@@ -117,13 +116,13 @@ class UploadPlan:
     @property
     def stored_bytes(self) -> int:
         """The model's size in the store: twice its weights if they are stored both in segments and in one piece."""
-        twice = (file.size for file in self.files if self.plain and self.limit(file.path))
+        twice = (file.size for file in self.files if self.plain and self.limit(file.key))
         return self.size + sum(twice)
 
     @property
     def parts(self) -> int:
         """How many parts or single objects to send or copy; approximate for segments."""
-        whole = sum(part_count(file.size, self.part_bytes[file.path]) for file in self.to_send_whole)
+        whole = sum(part_count(file.size, self.part_bytes[file.key]) for file in self.to_send_whole)
         return whole + sum(part_count(file.size, PART_BYTES) for file in self.to_cut) + self.segment_count // 2
 
     @property
@@ -136,7 +135,7 @@ class UploadPlan:
 
 def plan_upload(
     store: Store,
-    source: Source,
+    source: Snapshot,
     name: str,
     *,
     include: Sequence[str] = (),
@@ -163,13 +162,13 @@ def plan_upload(
     """
     checked_name(name)
     _check_segment_options(object_bytes_max, plain=plain)
-    source_files = {file.path: file for file in source.files()}
+    source_files = {file.key: file for file in source.list("")}
     selection = _selected(source, source_files, include, also, exclude)
     files = tuple(source_files[path] for path in selection.chosen)
     for file in files:
         _refuse_unusable(source, file)
-        if len(f"{store.uri}/{name}/{file.path}".encode()) > KEY_BYTES_MAX:
-            raise UsageError(f"{name}/{file.path[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
+        if len(f"{store.uri}/{name}/{file.key}".encode()) > KEY_BYTES_MAX:
+            raise UsageError(f"{name}/{file.key[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
     headers = {path: _source_header(source, source_files[path]) for path in selection.unproven}
     check_duplicate_tensors(headers, where=source.label)
     _refuse_nesting(store, name)
@@ -183,18 +182,18 @@ def plan_upload(
     comparison = _StoreComparison(store, source, name, listing | segments, object_bytes_max, plain)
     recorded = {entry.path: entry for entry in entries}
     for file in files:
-        if file.path in recorded:
-            comparison.add(file, recorded[file.path])
+        if file.key in recorded:
+            comparison.add(file, recorded[file.key])
     complete = comparison.complete
     all_complete = isinstance(record, Manifest) and {*complete.values()} == {*entries} and len(complete) == len(files)
     return UploadPlan(
         name=name,
         label=source.label,
-        source=source.record,
+        source=source.provenance,
         files=files,
-        part_bytes={file.path: part_bytes_for(file.size, wanted=part_bytes) for file in files},
+        part_bytes={file.key: part_bytes_for(file.size, preferred=part_bytes) for file in files},
         skipped=selection.skipped,
-        kept_back=kept_back({file.path: file.size for file in files}, stored=True),
+        kept_back=kept_back({file.key: file.size for file in files}, stored=True),
         skipped_bytes={path: source_files[path].size for path in selection.skipped},
         object_bytes_max=object_bytes_max,
         plain=plain,
@@ -204,7 +203,7 @@ def plan_upload(
         stale=_stale_keys(entries, listing, files, object_bytes_max, plain=plain),
         pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
-        up_to_date=all_complete and record is not None and record.source == source.record,
+        up_to_date=all_complete and record is not None and record.source == source.provenance,
         etag=stored_record[1] if stored_record else None,
         entries=entries,
     )
@@ -222,8 +221,8 @@ def _check_segment_options(object_bytes_max: int | None, *, plain: bool) -> None
 
 
 def _selected(
-    source: Source,
-    source_files: Mapping[str, SourceFile],
+    source: Snapshot,
+    source_files: Mapping[str, ObjectInfo],
     include: Sequence[str],
     also: Sequence[str],
     exclude: Sequence[str],
@@ -237,40 +236,40 @@ def _selected(
 
     def read_index(path: str) -> bytes:
         _refuse_unusable(source, source_files[path])
-        return source.read(source_files[path], bytes_max=_INDEX_BYTES_MAX)
+        return source.get(path, bytes_max=_INDEX_BYTES_MAX)[0]
 
     return select(source_files, read=read_index, include=include, also=also, exclude=exclude)
 
 
-def _source_header(source: Source, file: SourceFile) -> Header:
-    return read_header(partial(source.read_into, file, 0), path=file.path, size=file.size)
+def _source_header(source: Snapshot, file: ObjectInfo) -> Header:
+    return read_header(partial(source.read_into, file.key, 0), path=file.key, size=file.size)
 
 
 def _stale_keys(
     entries: Sequence[FileEntry],
     listing: Mapping[str, ObjectInfo],
-    files: Sequence[SourceFile],
+    files: Sequence[ObjectInfo],
     object_bytes_max: int | None,
     *,
     plain: bool,
 ) -> tuple[str, ...]:
     """Returns the keys of the model's recorded objects that no file of the new upload uses."""
     recorded = {stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))}
-    used = {file.path for file in files if plain or not is_segmented(file.path, object_bytes_max)}
+    used = {file.key for file in files if plain or not is_segmented(file.key, object_bytes_max)}
     return tuple(sorted(key for key in recorded if key in listing and key not in used))
 
 
-def _refuse_unusable(source: Source, file: SourceFile) -> None:
+def _refuse_unusable(source: Snapshot, file: ObjectInfo) -> None:
     """Refuses a file that cannot be stored, or is a Git LFS pointer."""
     if file.fault:
         # A pattern that the user can paste: characters that a terminal cannot show become wildcards.
-        shown = "".join(character if character.isprintable() else "?" for character in glob.escape(file.path))
+        shown = "".join(character if character.isprintable() else "?" for character in glob.escape(file.key))
         raise UsageError(
-            f"{source.label}: {file.path!r} cannot be uploaded: {file.fault}",
+            f"{source.label}: {file.key!r} cannot be uploaded: {file.fault}",
             hint=f"exclude it: --exclude {shlex.quote(shown)}",
         )
-    if file.size in POINTER_BYTES and is_pointer(source.read(file, bytes_max=file.size), file.size):
-        raise IntegrityError(pointer_message(f"{source.label}: {file.path}"), hint=HINT)
+    if file.size in POINTER_BYTES and is_pointer(source.get(file.key, bytes_max=file.size)[0], file.size):
+        raise IntegrityError(pointer_message(f"{source.label}: {file.key}"), hint=HINT)
 
 
 def _refuse_nesting(store: Store, name: str) -> None:
@@ -302,7 +301,7 @@ class _StoreComparison:
     """Which files the store holds as recorded and with the source's content. The fields are those of `UploadPlan`."""
 
     store: Store
-    source: Source
+    source: Snapshot
     name: str
     listing: Mapping[str, ObjectInfo]
     object_bytes_max: int | None
@@ -311,10 +310,10 @@ class _StoreComparison:
     plain_only: dict[str, FileEntry] = field(default_factory=dict)
     segments_only: dict[str, FileEntry] = field(default_factory=dict)
 
-    def add(self, file: SourceFile, entry: FileEntry) -> None:
+    def add(self, file: ObjectInfo, entry: FileEntry) -> None:
         """Compares one file with its recorded entry."""
         whole = self._in_one_piece(entry)
-        segmented = is_segmented(file.path, self.object_bytes_max)
+        segmented = is_segmented(file.key, self.object_bytes_max)
         in_segments = None
         if segmented and entry.object_bytes_max == self.object_bytes_max:
             present = entry.objects and all(is_there(self.listing, stored) for stored in entry.objects)
@@ -323,14 +322,14 @@ class _StoreComparison:
             return
         if not segmented:
             if whole:
-                self.complete[file.path] = whole
+                self.complete[file.key] = whole
         elif in_segments and (whole or not self.plain):
             plain = whole.objects[0] if whole and self.plain else None
-            self.complete[file.path] = msgspec.structs.replace(in_segments, plain=plain)
+            self.complete[file.key] = msgspec.structs.replace(in_segments, plain=plain)
         elif whole:
-            self.plain_only[file.path] = whole
+            self.plain_only[file.key] = whole
         elif in_segments:
-            self.segments_only[file.path] = in_segments
+            self.segments_only[file.key] = in_segments
 
     def _in_one_piece(self, entry: FileEntry) -> FileEntry | None:
         """Returns the entry with the object that holds the file in one piece, if the store has that."""
@@ -360,7 +359,7 @@ def _completed_entry(store: Store, name: str, entry: FileEntry, listing: Mapping
     return msgspec.structs.replace(entry, objects=(stored,))
 
 
-def _has_same_content(source: Source, file: SourceFile, entry: FileEntry) -> bool:
+def _has_same_content(source: Snapshot, file: ObjectInfo, entry: FileEntry) -> bool:
     """Whether the stored file has the source's hash."""
     if file.size != entry.size:
         return False
@@ -371,6 +370,6 @@ def _has_same_content(source: Source, file: SourceFile, entry: FileEntry) -> boo
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(_READ_BYTES, file.size)))
     for start, stop in parts(file.size, _READ_BYTES):
-        source.read_into(file, start, buffer[: stop - start])
+        source.read_into(file.key, start, buffer[: stop - start], if_match=file.etag or None)
         digest.update(buffer[: stop - start])
     return digest.hexdigest() == entry.sha256

@@ -30,7 +30,7 @@ from coldstream.mirror.stored_files import (
 from coldstream.model.header import Header, check_duplicate_tensors
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.selection import check_numbers, index_name, is_weights, weights
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 from coldstream.progress import Progress
 from coldstream.units import MIB
 

@@ -2,7 +2,7 @@
 
 Parts are what a multipart upload sends: equal, large, blind to the content. Chunks are what a load fetches and
 checks: about 8 MiB, cut on the edges of tensors, so that a tensor is made of whole chunks and small tensors share one.
-Segments are objects of their own, runs of chunks: where one ends is decided by the tensors around that place alone, so
+Segments are objects of their own, runs of chunks: where one ends is decided only by the tensors around that place, so
 that two revisions of a file have all segments in common but those in which they differ.
 All are half-open byte ranges that cover `[0, size)` in order.
 """
@@ -33,8 +33,8 @@ SEGMENT_BYTES_MIN = MIB
 SEGMENT_BYTES_MAX = 5 * GIB
 
 
-def part_bytes_for(file_bytes: int, *, wanted: int = PART_BYTES) -> int:
-    """The part size for a file: `wanted`, or the next MiB that keeps it within 10,000 parts.
+def part_bytes_for(file_bytes: int, *, preferred: int = PART_BYTES) -> int:
+    """The part size for a file: `preferred`, or the next MiB that keeps it within 10,000 parts.
 
     Raises:
         UsageError: The file is larger than an object may be.
@@ -44,7 +44,7 @@ def part_bytes_for(file_bytes: int, *, wanted: int = PART_BYTES) -> int:
             f"a file of {format_bytes(file_bytes)} does not fit: an object holds {format_bytes(OBJECT_BYTES_MAX)}"
         )
     needed = -(-file_bytes // PARTS_MAX)
-    return max(wanted, -(-needed // MIB) * MIB)
+    return max(preferred, -(-needed // MIB) * MIB)
 
 
 def parts(file_bytes: int, part_bytes: int) -> Iterator[tuple[int, int]]:
@@ -72,7 +72,7 @@ def tensor_stops(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> list[int]
     """The chunk stops of a safetensors file.
 
     The header is cut by itself. Consecutive small tensors share a chunk while they fit; a tensor larger than a chunk
-    is split evenly and shares with nobody; no chunk straddles an edge of a tensor otherwise.
+    is split evenly and shares no chunk; otherwise no chunk straddles an edge of a tensor.
     """
     stops = even_stops(0, header.data_start, chunk_bytes)
     open_start = header.data_start  # where the chunk that is being filled starts
@@ -99,7 +99,7 @@ def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -
     """The stops of a safetensors file's segments, each on the edge of a chunk.
 
     The header is a segment by itself: it changes whenever any shape does. A tensor that is larger than a segment may
-    be is cut evenly and shares with nobody. Between those, each edge that two chunks and two tensors have in common
+    be is cut evenly and shares no segment. Between those, each edge that two chunks and two tensors have in common
     gets a rank, the SHA-256 of the name of the tensor that starts there, and is a segment's edge exactly if the
     nearest edges of higher rank on either side of it (or the ends of the run) are further apart than a segment may be
     long. So the cut depends neither on where in the file a tensor lies nor on what is far from it: after a tensor that
@@ -143,14 +143,14 @@ def _ranked_stops(edges: Sequence[int], names: Mapping[int, str], bytes_max: int
 
 def _nearest_higher(edges: Sequence[int], ranks: Sequence[bytes], end: int) -> list[int]:
     """For each edge the last one before it of a higher rank, or `end`."""
-    found = []
+    nearest = []
     higher: list[tuple[bytes, int]] = []  # falling ranks
     for edge, rank in zip(edges, ranks, strict=True):
         while higher and higher[-1][0] <= rank:
             higher.pop()
-        found.append(higher[-1][1] if higher else end)
+        nearest.append(higher[-1][1] if higher else end)
         higher.append((rank, edge))
-    return found
+    return nearest
 
 
 def _even_runs(stops: Sequence[int], start: int, bytes_max: int) -> list[int]:
@@ -164,8 +164,8 @@ def _even_runs(stops: Sequence[int], start: int, bytes_max: int) -> list[int]:
 def extents(header: Header, stops: Sequence[int]) -> list[tuple[int, int]]:
     """The runs `[first, stop)` of chunks that have to lie in one piece of memory, so that every tensor does.
 
-    They are as short as the cut allows and follow each other without a gap; chunks of the header alone are in none. A
-    chunk of both, which other tools may cut, is in the first one.
+    They are as short as the cut allows and follow each other without a gap; chunks of only the header are in none.
+    A chunk of both, which other tools may cut, is in the first one.
 
     Args:
         header: The file's.

@@ -1,7 +1,7 @@
-"""What the engine is told to load, and how it may go about it.
+"""What the engine loads, and under which limits.
 
-A job is made by whoever holds the credentials (`coldstream.load`), and handed to the streamer over a private socket: it
-holds links that open the bucket, so it is never an argument, a file or a log line. Pure.
+A job is made by the process that holds the credentials (`coldstream.load`) and handed to the streamer over a private
+socket: it holds links that open the bucket, so it is never an argument, a file or a log line. Pure.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FileJob:
         stops: One past the last byte of each chunk.
         digests: XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
         extents: Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
-        cdn_headers: To send along to the CDN, and to nobody else. Secrets.
+        cdn_headers: Headers for the CDN only. Secrets.
     """
 
     path: str
@@ -70,8 +70,8 @@ class FileJob:
 
     def digest(self, index: int) -> bytes:
         """The chunk's digest; empty when unknown."""
-        found = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-        return b"" if found == _UNKNOWN else found
+        digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+        return b"" if digest == _UNKNOWN else digest
 
     def segment(self, index: int) -> int:
         """The number of the segment that the chunk lies in."""

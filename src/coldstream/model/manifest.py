@@ -189,7 +189,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         seen: set[str] = set()
         for entry in self.files:
             if entry.path in seen:
-                raise ValueError(f"{entry.path} stands twice")
+                raise ValueError(f"{entry.path} is listed twice")
             if not entry.objects:
                 raise ValueError(f"{entry.path} has no object")
             seen.add(entry.path)
@@ -320,7 +320,7 @@ def check_revision(source: Provenance | None, revision: str | None, *, where: st
 
 
 def upload_command(record: Manifest | Journal) -> str:
-    """The command that would complete or mend a model."""
+    """The command that completes or repairs a model."""
     source, revision = record.source.repo or "FOLDER", record.source.revision
     words = ["coldstream", "upload", source]
     words += ["--revision", revision] if revision is not None and revision != "main" else []

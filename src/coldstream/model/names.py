@@ -1,6 +1,6 @@
 """Names of models and of files inside them: what is allowed to become a key or a path.
 
-Names come from the Hub, from buckets and from manifests, all of which somebody else may have written, so they are
+Names come from the Hub, from buckets and from manifests, which others may have written, so they are
 checked here before they are joined to anything. Pure.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from coldstream.errors import IntegrityError, UsageError
@@ -22,6 +23,8 @@ MANIFEST_BYTES_MAX = 32 << 20
 
 # C0 and C1, line and paragraph separators, marks of the writing direction.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# `checked_name` allows half a key in all.
+_FOLDER_CHARACTERS_MAX = 100
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -96,7 +99,7 @@ def checked_path(path: str, *, where: str) -> str:
     if fault := path_fault(path):
         raise IntegrityError(
             f"{where} names a file {path[:80]!r} that is refused: {fault}",
-            hint="report it to whoever made the model",
+            hint="report it to the model's author",
         )
     return path
 
@@ -128,3 +131,9 @@ def checked_name(name: str) -> str:
     if len(name) > KEY_BYTES_MAX // 2:
         raise UsageError(f"the name {name[:60]!r}… is longer than {KEY_BYTES_MAX // 2} characters")
     return name
+
+
+def folder_name(segments: Sequence[str], otherwise: str) -> str:
+    """Segments of a path as a model's name: characters that `checked_name` does not allow become a dash."""
+    clean = [re.sub(r"[^A-Za-z0-9._-]+", "-", segment).lstrip(".-")[:_FOLDER_CHARACTERS_MAX] for segment in segments]
+    return "/".join(segment for segment in clean if segment) or folder_name([otherwise], "model")

@@ -19,6 +19,8 @@ from coldstream.model.names import MANIFEST_NAME, is_hidden
 from coldstream.units import format_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
+# The index is megabytes for models of many experts; what it maps is in the headers as well.
+INDEX_BYTES_MAX = 64 << 20
 
 # Whole folders of other formats, at any depth of which nothing is needed to serve the safetensors.
 _FOREIGN_FOLDERS = {
@@ -199,6 +201,49 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
     return {path: reasons.get(path, f"not in {name}") for path in top if path not in listed}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardChoice:
+    """Which of a model's weights are loaded.
+
+    Attributes:
+        shards: Their paths, sorted.
+        left_out: Weights and an index that do not count: path to why.
+    """
+
+    shards: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> ShardChoice:
+    """The shards among the files of a model.
+
+    Args:
+        paths: All files, or at least the top-level ones.
+        read: Reads a small file, of at most so many bytes. Called only for the index, if there is one.
+        is_checked: The index was compared with the files when they were uploaded; it is not read where it could leave
+            nothing out.
+
+    Raises:
+        IntegrityError: The index is malformed or names a shard that is not there, or one is missing by its number.
+    """
+    paths = list(paths)
+    name = index_name(paths)
+    shards = weights(path for path in paths if path != name)
+    if not shards:
+        return ShardChoice(shards=(), left_out={})
+    is_settled = is_checked and (len(shards) == 1 or is_complete_set(shards))
+    index = read(name, INDEX_BYTES_MAX) if name is not None and not is_settled else None
+    shards = weights(paths, index=index)
+    if index is None:
+        check_numbers(shards)
+    return ShardChoice(shards=shards, left_out=left_out(paths, index=index))
+
+
+def small_files(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
+    """The files beside the weights; see `beside`."""
+    return tuple(path for path in beside(sizes, stored=stored) if path != MANIFEST_NAME)
+
+
 def is_complete_set(shards: Sequence[str]) -> bool:
     """Whether these are `x-00001-of-0000N` to `x-0000N-of-0000N`, all of them and nothing else."""
     groups = _numbered(shards)
@@ -367,8 +412,8 @@ def _numbered(shards: Sequence[str]) -> dict[tuple[str, str], set[int]]:
 
 
 def _instead(every: Sequence[str]) -> str:
-    found = sorted({why for path in every if (why := _default_reason(path, set()))} & set(_FOREIGN_WEIGHTS.values()))
-    return f", only {' and '.join(found)}" if found else ""
+    formats = sorted({why for path in every if (why := _default_reason(path, set()))} & set(_FOREIGN_WEIGHTS.values()))
+    return f", only {' and '.join(formats)}" if formats else ""
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

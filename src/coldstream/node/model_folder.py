@@ -30,8 +30,9 @@ from coldstream.model.names import path_fault
 from coldstream.model.selection import PART_OF_MODEL_BYTES_MAX, is_tensor_data
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Checkpoint, Origin
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.checkpoint import Checkpoint
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings, ambient_settings
 
 # Read by our load format, which loads the weights.
@@ -100,7 +101,7 @@ class Resolved(Protocol):
     def checkpoint(self) -> Checkpoint: ...
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> ModelReader | None:
         """None when the origin did not answer."""
 
 
@@ -138,7 +139,7 @@ def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Resolved |
                 raise UnavailableError(f"{uri} does not answer, and no earlier start left its configuration here")
         else:
             patience = OFFLINE_SECONDS if last else settings.retry_seconds
-            origin = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
+            origin = open_model_reader(uri, settings, retry=Retry(Backoff(give_up_seconds=patience)))
             checkpoint = origin.checkpoint()
         note = Note(uri=Uri(str(uri)), version=checkpoint.version, name=checkpoint.name)
         path = home / checkpoint.version[:32]
@@ -168,7 +169,7 @@ def read_note(folder: str | os.PathLike[str]) -> Note | None:
     return Note(uri=Uri(uri), version=version, name=name) if is_note else None
 
 
-def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> None:
+def _make(path: Path, note: Note, origin: ModelReader, checkpoint: Checkpoint) -> None:
     with disk_errors(path):
         staging = path.parent / f".new-{os.urandom(8).hex()}"
         make_folders(staging)
@@ -191,7 +192,7 @@ def _make(path: Path, note: Note, origin: Origin, checkpoint: Checkpoint) -> Non
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _content(origin: Origin, name: str) -> bytes:
+def _content(origin: ModelReader, name: str) -> bytes:
     data = origin.read(name, FILE_BYTES_MAX)
     if is_pointer(data, len(data)):
         raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=HINT)

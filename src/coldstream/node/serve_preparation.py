@@ -34,8 +34,7 @@ from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import LoadService
 from coldstream.node.model_folder import ModelFolder, check_complete, model_folder
 from coldstream.node.readahead.prefetch import start_read_ahead
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.store_opening import open_store
+from coldstream.places.opening import open_model_reader, open_store
 from coldstream.settings import VARIABLES, Settings
 
 # A start does without a bundle when the store does not answer for this long.
@@ -150,7 +149,7 @@ def _stream(
 def _version(request: ServeRequest, settings: Settings) -> str | None:
     """The version of a model that the engine reads itself; None when it is unknown."""
     try:
-        origin = open_origin(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
+        origin = open_model_reader(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
         return origin.checkpoint().version
     except ColdstreamError:
         return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from coldstream.errors import ColdstreamError
-from coldstream.places.store import Store, honours_conditions
+from coldstream.places.place import Store, honours_conditions
 from coldstream.settings import ENDPOINTS, Settings, mask
 from coldstream.units import MIB, format_rate, format_seconds
 

@@ -1,7 +1,7 @@
 """The CDN in front of the bucket: which it is, what it asks for, and where an object lies behind it.
 
 Only weights come through it, chunk by chunk, each checked against its hash; the manifest and the small files come from
-the bucket itself. Its secrets come from the environment alone and are sent to its own host alone.
+the bucket itself. Its secrets come only from the environment and are sent only to its own host.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from coldstream.errors import ConfigError
 from coldstream.model.job import Headers
-from coldstream.places.origin import Shard
+from coldstream.places.checkpoint import Shard
 from coldstream.settings import Settings
 
 VIAS = ("auto", "cdn", "s3")
@@ -89,10 +89,10 @@ def _checked_domain(text: str) -> tuple[str, str]:
         raise ConfigError("R2_CDN_DOMAIN holds a user or a password", hint="see COLDSTREAM_CDN_HEADER")
     sound = re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,252})", host) or host == "::1"
     if split.scheme not in {"http", "https"} or not sound or port == 0:
-        raise ConfigError(f"R2_CDN_DOMAIN is {text[:200]!r}, which is no domain", hint="for example models.example.com")
+        raise ConfigError(f"R2_CDN_DOMAIN: {text[:200]!r} is not a valid domain", hint="for example models.example.com")
     if split.path.strip("/") or split.query or split.fragment:
         raise ConfigError(
-            f"R2_CDN_DOMAIN is {text[:200]!r}; it is the domain alone, which stands for the bucket's root",
+            f"R2_CDN_DOMAIN: {text[:200]!r} has a path or a query; the domain by itself stands for the bucket's root",
             hint=f"write {split.netloc}",
         )
     return f"{split.scheme}://{split.netloc.lower()}", host
@@ -102,13 +102,13 @@ def _secret_header(settings: Settings) -> Headers:
     text = settings.get("COLDSTREAM_CDN_HEADER")
     if text is None:
         return ()
-    found = _HEADER.fullmatch(text)
-    if not found or found[1].lower() in _OURS:
+    match = _HEADER.fullmatch(text)
+    if not match or match[1].lower() in _OURS:
         raise ConfigError(
-            f"COLDSTREAM_CDN_HEADER (in {settings.origins['COLDSTREAM_CDN_HEADER']}) is no header that can be sent",
+            f"COLDSTREAM_CDN_HEADER (in {settings.origins['COLDSTREAM_CDN_HEADER']}) is not a valid header",
             hint="write it as: X-Name: value",
         )
-    return ((found[1], found[2]),)
+    return ((match[1], match[2]),)
 
 
 def _access_token(settings: Settings) -> Headers:
@@ -124,7 +124,7 @@ def _access_token(settings: Settings) -> Headers:
         )
     for name in names:
         if not _TOKEN.fullmatch(settings.values[name]):
-            raise ConfigError(f"{name} (in {settings.origins[name]}) is no token: it holds other than plain characters")
+            raise ConfigError(f"{name} (in {settings.origins[name]}) is not a token: it has characters besides ASCII")
     return (
         ("CF-Access-Client-Id", settings.values[names[0]]),
         ("CF-Access-Client-Secret", settings.values[names[1]]),

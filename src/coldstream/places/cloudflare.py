@@ -36,8 +36,8 @@ BASE_URL = "https://api.cloudflare.com/client/v4"
 RESPONSE_BYTES_MAX = 16 * MIB
 _CONNECTIONS = 4
 _PIECE_BYTES = 64 << 10
-_SAID_CHARACTERS_MAX = 300
-# A token that is malformed or unknown is also told by a 400: "Invalid request headers", "Invalid access token".
+_REASON_CHARACTERS_MAX = 300
+# A token that is malformed or unknown also gets a 400: "Invalid request headers", "Invalid access token".
 _TOKEN_CODES = {6003, 6111, 9106, 9109, 10000, 10001}
 # With or without a jurisdiction between the account and the domain.
 _R2_HOST = re.compile(r"([0-9a-f]{32})(?:\.([a-z]+))?\.r2\.cloudflarestorage\.com")
@@ -119,7 +119,7 @@ def r2_account(endpoint: str) -> R2Account:
 
 
 class Api:
-    """Cloudflare's API with one token. Thread-safe. The token leaves it in the requests' headers alone."""
+    """Cloudflare's API with one token. Thread-safe. The token leaves it only in the requests' headers."""
 
     def __init__(self, token: str, base_url: str = BASE_URL, *, retry: Retry | None = None) -> None:
         """Touches no network.
@@ -136,7 +136,7 @@ class Api:
 
         # A header with a line break in it would fail later, with the token in the message.
         if not re.fullmatch(r"[!-~]+", token):
-            raise ConfigError("CLOUDFLARE_API_TOKEN holds a character that no token has", hint="paste it again")
+            raise ConfigError("CLOUDFLARE_API_TOKEN has a character that no token has", hint="paste it again")
         self.base_url = _checked_base_url(base_url)
         self.retry = retry or Retry()
         self._token = token
@@ -206,15 +206,15 @@ class Api:
             if answer is None and _is_foreign(status):
                 raise self._no_answer(where, status, headers, data)
             if status >= 300:
-                told = tuple(_Fault(message=fault.message) for fault in faults)
-                raise self._refused(status, headers, told, where, repeatable=True)
+                reasons = tuple(_Fault(message=fault.message) for fault in faults)
+                raise self._refused(status, headers, reasons, where, repeatable=True)
             if answer is None or (answer.data is None and not faults):
                 raise self._no_answer(where, status, headers, data)
             if faults:
-                said = self._shown(faults[0].message)
+                reason = self._shown(faults[0].message)
                 if any(fault.extensions and fault.extensions.code == "authz" for fault in faults):
-                    raise self._forbidden(where, said, "/graphql")
-                raise ColdstreamError(f"Cloudflare refuses the query: {said}", operation=where)
+                    raise self._forbidden(where, reason, "/graphql")
+                raise ColdstreamError(f"Cloudflare refuses the query: {reason}", operation=where)
             return answer.data or {}
 
         return self.retry.run(attempt)
@@ -258,7 +258,7 @@ class Api:
         self, status: int, headers: Mapping[str, str], faults: tuple[_Fault, ...], where: str, *, repeatable: bool
     ) -> ColdstreamError:
         first = faults[0] if faults else _Fault()
-        said = self._shown(first.message)
+        reason = self._shown(first.message)
         code = f"code {first.code}" if first.code else str(status)
         if status == 429:
             return UnavailableError(
@@ -276,16 +276,16 @@ class Api:
                 retry_after_seconds=retry_after(headers),
             )
         if status in {401, 403} or (status == 400 and first.code in _TOKEN_CODES):
-            return self._forbidden(where, said or str(status), where.partition(" ")[2])
+            return self._forbidden(where, reason or str(status), where.partition(" ")[2])
         if status == 404:
-            return NotFoundError(f"Cloudflare knows nothing at {where}: {said or '404'} ({code})", operation=where)
-        return ColdstreamError(f"Cloudflare refuses {where}: {said or 'no reason given'} ({code})", operation=where)
+            return NotFoundError(f"Cloudflare knows nothing at {where}: {reason or '404'} ({code})", operation=where)
+        return ColdstreamError(f"Cloudflare refuses {where}: {reason or 'no reason given'} ({code})", operation=where)
 
-    def _forbidden(self, where: str, said: str, path: str) -> CredentialsError:
+    def _forbidden(self, where: str, reason: str, path: str) -> CredentialsError:
         needed = next((name for pattern, name in _PERMISSIONS if re.match(pattern, path)), None)
         lacks = f"lacks the permission {needed!r}" if needed else "lacks a permission"
         return CredentialsError(
-            f"Cloudflare refuses the token in CLOUDFLARE_API_TOKEN for {where}: {said}",
+            f"Cloudflare refuses the token in CLOUDFLARE_API_TOKEN for {where}: {reason}",
             hint=f"it is wrong, has expired, or {lacks}: see dash.cloudflare.com/profile/api-tokens",
             operation=where,
         )
@@ -319,10 +319,10 @@ class Api:
             operation=where,
         )
 
-    def _shown(self, said: str) -> str:
+    def _shown(self, reason: str) -> str:
         """Cloudflare's words, as they may be printed."""
-        said = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", said.replace(self._token, "…")).strip()
-        return said[:_SAID_CHARACTERS_MAX]
+        reason = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", reason.replace(self._token, "…")).strip()
+        return reason[:_REASON_CHARACTERS_MAX]
 
 
 def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
@@ -374,7 +374,9 @@ def _checked_base_url(text: str) -> str:
     except ValueError:
         split, sound = urlsplit(""), False
     if not sound or split.username or split.password or split.query or split.fragment:
-        raise ConfigError("CLOUDFLARE_BASE_URL is no URL of an API", hint=f"leave it out, or write it like {BASE_URL}")
+        raise ConfigError(
+            "CLOUDFLARE_BASE_URL is not a valid URL of an API", hint=f"leave it out, or write it like {BASE_URL}"
+        )
     if split.scheme != "https" and not (split.scheme == "http" and is_loopback(split.hostname or "")):
         raise ConfigError(
             f"CLOUDFLARE_BASE_URL is {split.scheme}://{split.hostname}, where the token would travel in the open",

@@ -14,7 +14,7 @@ import importlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -41,16 +41,17 @@ from coldstream.errors import (
     UnavailableError,
     UsageError,
 )
-from coldstream.model import manifest
+from coldstream.model.manifest import Provenance
 from coldstream.model.names import path_fault
 from coldstream.model.selection import is_weights
 from coldstream.net import trust as https
 from coldstream.net.reply import describe_reply, is_page
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.package import __version__
-from coldstream.places.source import SourceFile
+from coldstream.places.place import Link, Location, ObjectInfo, Piece, RangeReader, fill
+from coldstream.places.small_reads import LinkReader
 from coldstream.settings import Settings, mask
-from coldstream.units import MIB, format_bytes
+from coldstream.units import format_bytes
 
 # Signed links expire and are renewed; a link that is refused when it is new will not get better.
 _FRESH_LINK_REFUSALS_MAX = 3
@@ -58,14 +59,15 @@ _HUB = "https://huggingface.co"
 _REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
-_READ_BYTES = MIB
 # Each is one request.
 _BRANCHES_MAX = 16
 _PAGE_BYTES = 4096
 
 
-class HubSource:
-    """One commit of a repository on the Hub. Implements `Source`; thread-safe."""
+class HubSnapshot:
+    """One commit of a repository on the Hub. Implements `Snapshot`; thread-safe."""
+
+    pins_by_etag = False
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class HubSource:
         """Pins the commit: asks the Hub what `revision` (a branch, tag or commit; "main") is now.
 
         Raises:
-            UsageError: `repo` is no repository's name.
+            UsageError: `repo` is not a repository's name.
             NotFoundError: No such repository or revision, or it is private and the token may not see it.
             CredentialsError: It is gated, or the token is invalid.
             UnavailableError: The Hub does not answer.
@@ -93,33 +95,36 @@ class HubSource:
         self._links: dict[str, str] = {}
         self._xet_data: dict[str, Any] = {}  # path to huggingface_hub's XetFileData
         self._by_xet: set[str] = set()
+        self._sizes: Mapping[str, int] | None = None
         self._links_lock = threading.Lock()
         self._xet = _Xet(self._headers)
         self._pools = https.connections(connections)
+        self._reader = LinkReader(self.retry, forbidden="check HF_TOKEN, and that its owner may read the model")
         info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=https.READ_SECONDS))
         if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise IntegrityError(f"{self._endpoint} gives {repo} no commit", hint="check HF_ENDPOINT")
         self.commit = info.sha
+        self.uri = f"hf://{repo}"
 
     def __repr__(self) -> str:
-        return f"HubSource({self.repo}@{self.commit} at {self._endpoint})"
+        return f"HubSnapshot({self.repo}@{self.commit} at {self._endpoint})"
 
     @property
     def label(self) -> str:
         return f"{self.repo} @ {self.commit[:7]}"
 
     @property
-    def record(self) -> manifest.Provenance:
-        return manifest.Provenance(kind="hub", repo=self.repo, commit=self.commit, revision=self.revision)
+    def provenance(self) -> Provenance:
+        return Provenance(kind="hub", repo=self.repo, commit=self.commit, revision=self.revision)
 
-    def files(self) -> Sequence[SourceFile]:
-        where = f"{self.repo} on the Hub"
-
-        def listed() -> list[SourceFile]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        def listed() -> list[ObjectInfo]:
             tree = self._api.list_repo_tree(self.repo, recursive=True, revision=self.commit)
-            return [_source_file(entry, where) for entry in tree if hasattr(entry, "size")]
+            return [_object_info(entry, f"{self.repo} on the Hub") for entry in tree if hasattr(entry, "size")]
 
-        return sorted(self._ask(listed), key=lambda file: file.path)
+        infos = sorted(self._ask(listed), key=lambda info: info.key)
+        self._sizes = {info.key: info.size for info in infos}
+        return iter([info for info in infos if info.key.startswith(prefix)])
 
     def branches_with_weights(self) -> Sequence[str]:
         def branches() -> list[str]:
@@ -136,98 +141,123 @@ class HubSource:
         except ColdstreamError:
             return ()
 
-    def read(self, file: SourceFile, *, bytes_max: int) -> bytes:
-        if file.size > bytes_max:
-            raise IntegrityError(f"{self.repo}/{file.path} has {file.size} bytes; at most {bytes_max} are read")
-        buffer = bytearray(file.size)
-        self.read_into(file, 0, memoryview(buffer))
-        return bytes(buffer)
+    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+        size = self._size(key)
+        if bytes_max is not None and size > bytes_max:
+            raise IntegrityError(f"{self.repo}/{key} has {size} bytes; at most {bytes_max} are read")
+        buffer = bytearray(size)
+        self.read_into(key, 0, memoryview(buffer))
+        return bytes(buffer), ObjectInfo(key=key, size=size)
 
     def read_into(
-        self, file: SourceFile, start: int, buffer: memoryview, *, on_read: Callable[[int], None] | None = None
+        self,
+        key: str,
+        start: int,
+        buffer: memoryview,
+        *,
+        if_match: str | None = None,
+        on_read: Callable[[int], None] | None = None,
     ) -> None:
-        done = 0
         refusals = 0
 
-        def arrived(count: int) -> None:
-            nonlocal done, refusals
-            done, refusals = done + count, 0
-            if on_read:
-                on_read(count)
-
-        def by_http() -> bool:
-            """Reads on; False when this file comes through hf-xet alone."""
+        def count(received: int) -> None:
             nonlocal refusals
-            link = self._link(file)
-            with self._opened(file, link, start + done, start + len(buffer)) as response:
+            refusals = 0
+            if on_read:
+                on_read(received)
+
+        @contextmanager
+        def by_http(first: int, stop: int) -> Iterator[RangeReader | None]:
+            """The range's response; None when this file comes only through hf-xet."""
+            nonlocal refusals
+            link = self._link(key)
+            with self._opened(key, link, first, stop) as response:
                 exhausted = refusals == _FRESH_LINK_REFUSALS_MAX
-                if self._wants_xet(file, response.status, links_exhausted=exhausted):
-                    self._by_xet.add(file.path)
-                    return False
+                if self._wants_xet(key, response.status, links_exhausted=exhausted):
+                    self._by_xet.add(key)
+                    yield None
+                    return
                 if response.status in {401, 403} and not exhausted:
                     refusals += 1
-                    self._forget(file, link)
-                    raise UnavailableError(
-                        f"{self.repo}/{file.path}: the signed link has expired", retry_after_seconds=0.0
-                    )
-                self._check(file, response, start + done, start + len(buffer))
-                while done < len(buffer):
-                    self.retry.check()
-                    count = response.readinto(buffer[done : done + _READ_BYTES])
-                    if not count:
-                        raise UnavailableError(f"{self.repo}/{file.path}: the connection ended early")
-                    arrived(count)
-                return True
+                    self._forget(key, link)
+                    raise UnavailableError(f"{self.repo}/{key}: the signed link has expired", retry_after_seconds=0.0)
+                self._check(key, response, first, stop)
+                yield response
 
-        def attempt() -> None:
-            if file.path not in self._by_xet and by_http():
-                return
-            for piece in self._xet_pieces(file, start + done, start + len(buffer)):
-                self.retry.check()
-                buffer[done : done + len(piece)] = piece
-                arrived(len(piece))
+        @contextmanager
+        def open_range(done: int) -> Iterator[RangeReader]:
+            first, stop = start + done, start + len(buffer)
+            if key not in self._by_xet:
+                with by_http(first, stop) as response:
+                    if response is not None:
+                        yield response
+                        return
+            yield _Pieces(self._xet_pieces(key, first, stop))
 
-        if buffer:
-            self.retry.run(attempt, progress=lambda: done)
+        fill(buffer, open_range, retry=self.retry, where=f"{self.repo}/{key}", on_read=count)
 
-    def location(self, file: SourceFile, *, renew: bool = False) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """Where a file's bytes are, for readers of their own, and the headers to send there. Both are secrets.
+    def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        try:
+            return self._reader.read_piece(self.location(key), start, stop, etag=etag, where=where)
+        except CredentialsError:
+            # The link may have expired since the Hub gave it.
+            return self._reader.read_piece(self.location(key, renew=True), start, stop, etag=etag, where=where)
+
+    def locate(self, key: str) -> Location:
+        return Location(*self.location(key))
+
+    def renew(self, key: str, *, where: str) -> Link:
+        return self._reader.follow(self.location(key, renew=True), where=where)
+
+    def session(self) -> AbstractContextManager[object]:
+        return self._reader
+
+    def location(self, key: str, *, renew: bool = False) -> Link:
+        """Where a file's bytes are, for readers of their own, and the headers to send there.
 
         Args:
-            file: Of this source.
-            renew: Ask the Hub again, because the last answer was refused: signed links expire.
+            key: Of a file.
+            renew: Ask the Hub again, because the last link was refused: signed links expire.
         """
         if renew:
             with self._links_lock:
-                self._links.pop(file.path, None)
-        link = self._link(file)
+                self._links.pop(key, None)
+        link = self._link(key)
         return link, tuple((name, value) for name, value in self._headers(link).items() if name == "Authorization")
 
-    def _wants_xet(self, file: SourceFile, status: int, *, links_exhausted: bool) -> bool:
+    def _size(self, key: str) -> int:
+        if self._sizes is None:
+            self.list("")
+        size = (self._sizes or {}).get(key)
+        if size is None:
+            raise NotFoundError(f"{self.repo} @ {self.commit[:7]} has no file {key}", target=f"{self.uri}/{key}")
+        return size
+
+    def _wants_xet(self, key: str, status: int, *, links_exhausted: bool) -> bool:
         """Whether a refused file shall come through hf-xet.
 
         Raises:
             UnavailableError: It would have to, and that is switched off or not installed.
         """
         too_large = status in _TOO_LARGE_STATUSES
-        if not (too_large or (status in {401, 403} and links_exhausted)) or file.path not in self._xet_data:
+        if not (too_large or (status in {401, 403} and links_exhausted)) or key not in self._xet_data:
             return False
         if self._xet.usable:
             return True
         if too_large:
             raise UnavailableError(
-                f"{self.repo}/{file.path} ({format_bytes(file.size)}): the Hub gives it through hf-xet alone",
+                f"{self.repo}/{key} ({format_bytes(self._size(key))}): the Hub serves it only through hf-xet",
                 hint="run: pip install hf_xet, and leave HF_HUB_DISABLE_XET unset",
                 retryable=False,
             )
         return False
 
-    def _xet_pieces(self, file: SourceFile, start: int, stop: int) -> Iterator[bytes]:
+    def _xet_pieces(self, key: str, start: int, stop: int) -> Iterator[bytes]:
         """The range's bytes in order, in pieces of whatever size; never more or fewer than asked for."""
-        where = f"{self.repo}/{file.path}"
+        where = f"{self.repo}/{key}"
         left = stop - start
         try:
-            for piece in self._xet.pieces(self._xet_data[file.path], file.size, start, stop):
+            for piece in self._xet.pieces(self._xet_data[key], self._size(key), start, stop):
                 left -= len(piece)
                 if left < 0:
                     break
@@ -244,9 +274,9 @@ class HubSource:
             raise UnavailableError(f"{where}: hf-xet gave {stop - start - left} bytes of {stop - start}")
 
     @contextmanager
-    def _opened(self, file: SourceFile, link: str, start: int, stop: int) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _opened(self, key: str, link: str, start: int, stop: int) -> Iterator[urllib3.BaseHTTPResponse]:
         """A ranged GET, redirects followed. The connection is reused if all was read, and closed otherwise."""
-        where = f"{self.repo}/{file.path}"
+        where = f"{self.repo}/{key}"
         try:
             for _ in range(_REDIRECTS_MAX):
                 response = self._pools(link).request(
@@ -276,9 +306,9 @@ class HubSource:
                 raise
             raise self._broken(where, urlsplit(link).hostname or "", exc) from exc
 
-    def _check(self, file: SourceFile, response: urllib3.BaseHTTPResponse, start: int, stop: int) -> None:
+    def _check(self, key: str, response: urllib3.BaseHTTPResponse, start: int, stop: int) -> None:
         """Refuses an answer that is not exactly the range asked for."""
-        where = f"{self.repo}/{file.path}"
+        where = f"{self.repo}/{key}"
         if response.status >= 400:
             raise self._refused(response.status, response.headers, where)
         match = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("Content-Range", ""))
@@ -299,12 +329,12 @@ class HubSource:
             retryable=False,
         )
 
-    def _link(self, file: SourceFile) -> str:
+    def _link(self, key: str) -> str:
         """Where the bytes are; asked of the Hub once per file, and again when the answer has expired."""
         with self._links_lock:
-            if link := self._links.get(file.path):
+            if link := self._links.get(key):
                 return link
-        url = hf_hub_url(self.repo, file.path, revision=self.commit, endpoint=self._endpoint)
+        url = hf_hub_url(self.repo, key, revision=self.commit, endpoint=self._endpoint)
 
         def located() -> Any:
             metadata = get_hf_file_metadata(
@@ -318,26 +348,26 @@ class HubSource:
                 raise ValueError("no commit: the Hub names it with each file")
             return metadata
 
-        found = self._ask(located)
-        if found.size is not None and found.size != file.size:
-            raise IntegrityError(f"{self.repo}/{file.path}: {found.size} bytes, the listing says {file.size}")
-        link = self._checked_link(found.location)
+        metadata = self._ask(located)
+        if metadata.size is not None and metadata.size != self._size(key):
+            raise IntegrityError(f"{self.repo}/{key}: {metadata.size} bytes, the listing says {self._size(key)}")
+        link = self._checked_link(metadata.location)
         with self._links_lock:
-            if found.xet_file_data:
-                self._xet_data[file.path] = found.xet_file_data
-            return self._links.setdefault(file.path, link)
+            if metadata.xet_file_data:
+                self._xet_data[key] = metadata.xet_file_data
+            return self._links.setdefault(key, link)
 
-    def _forget(self, file: SourceFile, link: str) -> None:
+    def _forget(self, key: str, link: str) -> None:
         with self._links_lock:
-            if self._links.get(file.path) == link:
-                del self._links[file.path]
+            if self._links.get(key) == link:
+                del self._links[key]
 
     def _checked_link(self, link: str, *, base: str = "") -> str:
         try:
             link = urljoin(base, link)
             scheme, host = urlsplit(link).scheme, urlsplit(link).hostname
         except ValueError:
-            raise IntegrityError(f"{self.repo}: the Hub redirects to what is no URL") from None
+            raise IntegrityError(f"{self.repo}: the Hub redirects to an invalid URL") from None
         if not host or scheme not in {"https", urlsplit(self._endpoint).scheme}:
             raise IntegrityError(f"{self.repo}: the Hub redirects to {scheme}://{host}, which is refused")
         return link
@@ -365,13 +395,11 @@ class HubSource:
             raise
         except HFValidationError as exc:
             raise UsageError(
-                f"{self.repo!r} is no model on the Hub: {str(exc).split(':')[0]}", hint="write it like Qwen/Qwen3-8B"
+                f"{self.repo!r} is not a model on the Hub: {str(exc).split(':')[0]}", hint="write it like Qwen/Qwen3-8B"
             ) from exc
         except GatedRepoError as exc:  # before its base, RepositoryNotFoundError
             raise CredentialsError(
-                f"{self.repo} is gated and {'this token' if self._token else 'nobody without a token'} may read it"
-                if not self._token
-                else f"{self.repo} is gated and this token may not read it",
+                f"{self.repo} is gated and {'this token may not read it' if self._token else 'needs a token'}",
                 hint=f"accept its licence on the model's page, then set HF_TOKEN ({self._token_state()})",
             ) from exc
         except DisabledRepoError as exc:
@@ -408,7 +436,7 @@ class HubSource:
         return self._refused(status, headers, self.repo)
 
     def _unanswered(self, exc: Exception) -> ColdstreamError | None:
-        """The error for what is none of huggingface_hub's; None for what is not the other side's doing."""
+        """The error for an exception of another library; None for one that the server did not cause."""
         # An answer that is not JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a redirect loop.
         if isinstance(exc, (ValueError, KeyError, TypeError, AttributeError)) or "Redirects" in type(exc).__name__:
             return self._stranger()
@@ -498,7 +526,7 @@ class _Xet:
         """Touches nothing.
 
         Args:
-            headers: From a URL to what is sent there; the token goes to the Hub alone.
+            headers: From a URL to what is sent there; the token goes only to the Hub.
         """
         self._headers = headers
         self._session: Any = None
@@ -537,7 +565,22 @@ class _Xet:
             return None
 
 
-def _source_file(entry: Any, where: str) -> SourceFile:
+class _Pieces:
+    """Pieces of bytes as the body of a response."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, memoryview(b"")
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if not self._left:
+            self._left = memoryview(next(self._pieces, b""))
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+
+def _object_info(entry: Any, where: str) -> ObjectInfo:
     """Checks one line of the Hub's listing."""
     path = entry.path
     sha256 = entry.lfs.sha256 if entry.lfs else None
@@ -547,4 +590,4 @@ def _source_file(entry: Any, where: str) -> SourceFile:
     )
     if type(entry.size) is not int or entry.size < 0 or not sound or not (sha256 or blob_id):
         raise IntegrityError(f"{where}: the listing of {path} has no size and hash", hint="check HF_ENDPOINT")
-    return SourceFile(path=path, size=entry.size, sha256=sha256, git_blob_id=blob_id, fault=path_fault(path))
+    return ObjectInfo(key=path, size=entry.size, sha256=sha256, git_blob_id=blob_id, fault=path_fault(path))

@@ -51,21 +51,21 @@ def template_of(link: str, key: str, secret_key: str) -> Template | None:
     """
     split = urlsplit(link)
     query, mark, signature = split.query.partition("&X-Amz-Signature=")
-    found = dict(parse_qsl(query))
+    fields = dict(parse_qsl(query))
     path = split.path.removesuffix(_encoded(key))
-    if not mark or path == split.path or found.get("X-Amz-SignedHeaders") != "host":
+    if not mark or path == split.path or fields.get("X-Amz-SignedHeaders") != "host":
         return None
-    _, _, scope = found.get("X-Amz-Credential", "").partition("/")
+    _, _, scope = fields.get("X-Amz-Credential", "").partition("/")
     signing = f"AWS4{secret_key}".encode()
     for part in scope.split("/"):
         signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
-    pairs = sorted(f"{_quoted(name)}={_quoted(value)}" for name, value in found.items())
+    pairs = sorted(f"{_quoted(name)}={_quoted(value)}" for name, value in fields.items())
     template = Template(
         base=f"{split.scheme}://{split.netloc}{path}",
         head=f"GET\n{path}",
         tail=f"{'&'.join(pairs)}\nhost:{split.netloc}\n\nhost\nUNSIGNED-PAYLOAD",
         query=query,
-        scope=f"{found.get('X-Amz-Date', '')}\n{scope}",
+        scope=f"{fields.get('X-Amz-Date', '')}\n{scope}",
         key=signing,
     )
     return template if template.link(key) == link and signature else None

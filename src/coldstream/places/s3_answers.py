@@ -22,7 +22,7 @@ _SIGNS = {"x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "x-amzn-reque
 _PAGE_BYTES = 4096
 _PAGE_ENDS = (".html", ".htm")
 
-# Under this key a parsed answer says who gave it, where that was no S3 server.
+# Under this key a parsed answer describes the server, where that is not an S3 server.
 STRANGER = "ColdstreamStranger"
 
 
@@ -31,7 +31,7 @@ class StrangerError(Exception):
 
 
 def recognize_answers(client: Any) -> None:
-    """Makes a client raise `StrangerError` for answers that are no S3 server's."""
+    """Makes a client raise `StrangerError` for answers that do not come from an S3 server."""
     # Handlers of a wildcard come first: botocore's own turns a page with status 200 into an error 500.
     client.meta.events.register("before-parse.*.*", _check_answer)
 

@@ -13,9 +13,10 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from datetime import datetime, timezone
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from datetime import timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
@@ -32,15 +33,28 @@ from coldstream.errors import (
     IntegrityError,
     NotFoundError,
     UnavailableError,
+    UnsupportedError,
     UploadNotFoundError,
 )
+from coldstream.model.names import path_fault
 from coldstream.net.http_message import ETAG
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
+from coldstream.places.place import (
+    LONG_AGO,
+    Body,
+    Link,
+    Location,
+    ObjectInfo,
+    PendingUpload,
+    Piece,
+    RangeReader,
+    UploadPart,
+    fill,
+)
 from coldstream.places.presigning import Template, template_of
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object, recognize_answers
-from coldstream.places.store import Body, ObjectInfo, PendingUpload, UploadPart
+from coldstream.places.small_reads import LinkReader
 from coldstream.settings import Settings
-from coldstream.units import MIB
 
 CONNECT_SECONDS = 15
 # Between two reads, not for the whole answer. Completing a large upload can stay silent for long.
@@ -48,45 +62,47 @@ READ_SECONDS = 60
 # What is sent in one system call's time limit: small enough for eight connections on a slow uplink.
 _SEND_BYTES = 256 * 1024
 _DELETE_KEYS_MAX = 1000
+# Longer than any load. Temporary credentials may end sooner, and their links with them: then a link is renewed.
+LINK_SECONDS = 12 * 3600
 # Links that are made out of another are at most such a share of its life older than they say.
 _LINK_AGE_SHARE = 0.01
 
 _GZIP = b"\x1f\x8b"
-# Of an object that its server gives no time.
-_LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
 
-# Codes of S3, R2 and MinIO. Sources: S3 "Error responses", docs r2/api/error-codes.
-_CREDENTIAL_CODES = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AccessDenied",
-    "Unauthorized",
-    "ExpiredToken",
-    "ExpiredRequest",
-    "InvalidToken",
-    "TokenRefreshRequired",
-    "InvalidSecurity",
-    "401",
-    "403",
+_EXPIRED_CODES = ("ExpiredToken", "ExpiredRequest", "TokenRefreshRequired")
+_BUCKET_TAKEN_CODES = ("BucketAlreadyExists", "BucketAlreadyOwnedByYou")
+# Codes of S3, R2 and MinIO, or the status as text where an answer has no body. Sources: S3 "Error responses", docs
+# r2/api/error-codes.
+_KINDS: dict[str, type[ColdstreamError]] = {
+    "NoSuchBucket": BucketNotFoundError,
+    "NoSuchUpload": UploadNotFoundError,
+    **dict.fromkeys(("NoSuchKey", "404"), NotFoundError),
+    **dict.fromkeys(("PreconditionFailed", "ConditionalRequestConflict", "412", "409"), ConflictError),
+    **dict.fromkeys(("InvalidPart", "InvalidPartOrder"), ConflictError),
+    **dict.fromkeys(_BUCKET_TAKEN_CODES, ConflictError),
+    "RequestTimeTooSkewed": ColdstreamError,
+    "NotImplemented": UnsupportedError,
+    **dict.fromkeys(
+        ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"), ConfigError
+    ),
+    "InvalidRange": IntegrityError,
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "Unauthorized"), CredentialsError),
+    **dict.fromkeys((*_EXPIRED_CODES, "InvalidToken", "InvalidSecurity", "401", "403"), CredentialsError),
+    **dict.fromkeys(("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout"), UnavailableError),
+    **dict.fromkeys(("ClientDisconnect", "TooManyRequests", "Throttling", "RequestLimitExceeded"), UnavailableError),
+    **dict.fromkeys(("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"), UnavailableError),
 }
-_EXPIRED_CODES = {"ExpiredToken", "ExpiredRequest", "TokenRefreshRequired"}
-_BUSY_CODES = {
-    "InternalError",
-    "ServiceUnavailable",
-    "SlowDown",
-    "RequestTimeout",
-    "ClientDisconnect",
-    "TooManyRequests",
-    "Throttling",
-    "RequestLimitExceeded",
-    "IncompleteBody",
-    "BadDigest",
-    "XAmzContentSHA256Mismatch",
+_STATUS_KINDS: dict[int, type[ColdstreamError]] = {
+    416: IntegrityError,
+    401: CredentialsError,
+    403: CredentialsError,
 }
 
 
 class S3Store:
     """A bucket, or a prefix in one. Implements `Store`."""
+
+    pins_by_etag = True
 
     def __init__(
         self, bucket: str, *, prefix: str = "", settings: Settings, retry: Retry | None = None, connections: int = 10
@@ -104,21 +120,26 @@ class S3Store:
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
         self._client = _client(settings, connections)
+        self._reader = LinkReader(
+            self.retry,
+            forbidden="the key may lack the permission to read this object, or the credentials have expired",
+            ca_bundle=settings.get("AWS_CA_BUNDLE"),
+        )
 
     def __repr__(self) -> str:
         return f"S3Store({self.uri} at {self._client.meta.endpoint_url})"
 
     def head(self, key: str) -> ObjectInfo:
-        found = self._call("HeadObject", key, self._client.head_object)
-        return _info(key, found, size=self._length(key) if found.get("ContentLength") is None else None)
+        response = self._call("HeadObject", key, self._client.head_object)
+        return _info(key, response, size=self._length(key) if response.get("ContentLength") is None else None)
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         def attempt() -> tuple[bytes, ObjectInfo]:
-            found = self._request("GetObject", key, self._client.get_object, **_conditions(if_match))
-            with closing(found["Body"]), self._translated("GetObject", key):
-                self._check_match(key, _etag(found), if_match)
-                data = self._content(key, found, bytes_max)
-            return data, _info(key, found, size=len(data))
+            response = self._request("GetObject", key, self._client.get_object, **_conditions(if_match))
+            with closing(response["Body"]), self._translated("GetObject", key):
+                self._check_match(key, _etag(response), if_match)
+                data = self._content(key, response, bytes_max)
+            return data, _info(key, response, size=len(data))
 
         return self.retry.run(attempt)
 
@@ -131,34 +152,34 @@ class S3Store:
         if_match: str | None = None,
         on_read: Callable[[int], None] | None = None,
     ) -> None:
-        done = 0
-
-        def attempt() -> None:
-            nonlocal done
+        @contextmanager
+        def open_range(done: int) -> Iterator[RangeReader]:
             first, last = start + done, start + len(buffer) - 1
-            found = self._request(
+            response = self._request(
                 "GetObject", key, self._client.get_object, Range=f"bytes={first}-{last}", **_conditions(if_match)
             )
-            with closing(found["Body"]) as body, self._translated("GetObject", key):
-                if found.get("ContentLength") == 0:
+            with closing(response["Body"]) as body, self._translated("GetObject", key):
+                if response.get("ContentLength") == 0:
                     raise StrangerError("an empty answer")
-                self._check_match(key, _etag(found), if_match)
-                self._check_range(key, found, first, last)
-                while done < len(buffer):
-                    self.retry.check()
-                    count = body.readinto(buffer[done : done + MIB])
-                    if not count:
-                        raise UnavailableError(
-                            f"{self._at(key)}: the connection ended {len(buffer) - done} bytes early",
-                            operation="GetObject",
-                            target=self._at(key),
-                        )
-                    done += count
-                    if on_read:
-                        on_read(count)
+                self._check_match(key, _etag(response), if_match)
+                self._check_range(key, response, first, last)
+                yield body
 
-        if buffer:
-            self.retry.run(attempt, progress=lambda: done)
+        fill(buffer, open_range, retry=self.retry, where=self._at(key), on_read=on_read)
+
+    def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        # The link leads to the server that may have answered already.
+        self._reader.reached |= self._reached
+        return self._reader.read_piece(self.renew(key, where=where), start, stop, etag=etag, where=where)
+
+    def locate(self, key: str) -> Location:
+        return Location(url=self.presign(key))
+
+    def renew(self, key: str, *, where: str) -> Link:
+        return self.presign(key), ()
+
+    def session(self) -> AbstractContextManager[object]:
+        return self._reader
 
     def put(
         self,
@@ -190,8 +211,8 @@ class S3Store:
                 )
             except ConflictError:
                 # An earlier attempt may have been stored although its answer was lost: then the condition fails on us.
-                if attempts > 1 and (found := self.get(key))[0] == body:
-                    return found[1].etag
+                if attempts > 1 and (present := self.get(key))[0] == body:
+                    return present[1].etag
                 raise
 
         return self.retry.run(attempt)
@@ -202,8 +223,8 @@ class S3Store:
             page = self._call("ListObjectsV2", None, self._client.list_objects_v2, Prefix=self._prefix + prefix, **more)
             with self._translated("ListObjectsV2", None):
                 infos = [
-                    _info(found["Key"].removeprefix(self._prefix), found, size=found["Size"])
-                    for found in page.get("Contents", ())
+                    _info(entry["Key"].removeprefix(self._prefix), entry, size=entry["Size"])
+                    for entry in page.get("Contents", ())
                 ]
             yield from infos
             if not page.get("IsTruncated") or not page.get("NextContinuationToken"):
@@ -258,9 +279,7 @@ class S3Store:
                 CopySourceRange=f"bytes={start}-{stop - 1}",
                 CopySourceIfMatch=f'"{if_match}"',
             )
-        except ColdstreamError as exc:
-            if "NotImplemented" not in exc.message:
-                raise
+        except UnsupportedError:
             return None
         # A server that does not know the header takes the request for an empty part, and its answer names no copy.
         return _etag(copied.get("CopyPartResult", {})) or None
@@ -269,14 +288,14 @@ class S3Store:
         return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
     def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
-        found: dict[int, UploadPart] = {}
+        stored: dict[int, UploadPart] = {}
         more: dict[str, int] = {}
         while True:
             page = self._call("ListParts", key, self._client.list_parts, UploadId=upload_id, **more)
             for part in page.get("Parts", ()):
-                found[part["PartNumber"]] = UploadPart(part["PartNumber"], part["Size"], _etag(part))
+                stored[part["PartNumber"]] = UploadPart(part["PartNumber"], part["Size"], _etag(part))
             if not page.get("IsTruncated") or not page.get("NextPartNumberMarker"):
-                return [found[number] for number in sorted(found)]
+                return [stored[number] for number in sorted(stored)]
             more = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
@@ -306,15 +325,16 @@ class S3Store:
                 )
             except UploadNotFoundError:  # rclone's way to say that there are none
                 return
-            for found in page.get("Uploads", ()):
+            for upload in page.get("Uploads", ()):
                 # Some servers ignore Prefix.
-                if found["Key"].startswith(self._prefix + prefix):
-                    yield PendingUpload(found["Key"].removeprefix(self._prefix), found["UploadId"])
+                if upload["Key"].startswith(self._prefix + prefix):
+                    yield PendingUpload(upload["Key"].removeprefix(self._prefix), upload["UploadId"])
             if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page.get("NextUploadIdMarker", "")}
 
-    def presign(self, key: str, *, seconds: int = 3600) -> str:
+    def presign(self, key: str, *, seconds: int = LINK_SECONDS) -> str:
+        """A URL that reads this object for so long, without credentials: a secret itself, not to be logged."""
         path = self._prefix + key
         with self._translated("presign", key):
             credentials = self._client._request_signer._credentials
@@ -348,7 +368,7 @@ class S3Store:
             location: R2: a hint (wnam, enam, weur, eeur, apac, oc). AWS: a region. None: the server's choice.
 
         Raises:
-            ConflictError: The name belongs to somebody else.
+            ConflictError: The name is taken.
         """
         extra = {"CreateBucketConfiguration": {"LocationConstraint": location}} if location else {}
         try:
@@ -385,9 +405,6 @@ class S3Store:
             if not exc.retryable and exc.hint != refusal.hint:
                 raise exc from refusal
 
-    def _translated(self, operation: str, key: str | None) -> _Translation:
-        return _Translation(self, operation, key)
-
     def _at(self, key: str | None) -> str:
         return f"s3://{self.bucket}/{self._prefix}{key}" if key is not None else f"s3://{self.bucket}"
 
@@ -396,18 +413,18 @@ class S3Store:
         if if_match is not None and etag != if_match:
             raise ConflictError(
                 f"{self._at(key)} was replaced: its ETag is {etag}, expected {if_match}",
-                hint="somebody wrote to the model; run: coldstream verify",
+                hint="the model was written to; run: coldstream verify",
                 operation="GetObject",
                 target=self._at(key),
             )
 
-    def _check_range(self, key: str, found: Mapping[str, Any], first: int, last: int) -> None:
+    def _check_range(self, key: str, response: Mapping[str, Any], first: int, last: int) -> None:
         """Servers differ: 206 as it should be, 200 with a Content-Range (rclone), or the whole object."""
-        given = found.get("ContentRange")
-        match = re.match(r"bytes (\d+)-(\d+)/", given or "")
-        if given and not (match and int(match[1]) == first and int(match[2]) == last):
-            raise IntegrityError(f"{self._at(key)}: asked for bytes {first}-{last}, the server sent {given!r}")
-        if not given and (first != 0 or found.get("ContentLength") not in {None, last + 1}):
+        content_range = response.get("ContentRange")
+        match = re.match(r"bytes (\d+)-(\d+)/", content_range or "")
+        if content_range and not (match and int(match[1]) == first and int(match[2]) == last):
+            raise IntegrityError(f"{self._at(key)}: asked for bytes {first}-{last}, the server sent {content_range!r}")
+        if not content_range and (first != 0 or response.get("ContentLength") not in {None, last + 1}):
             raise IntegrityError(
                 f"{self._at(key)}: the server ignores ranges",
                 hint="a proxy in between may strip the Range header; use the store's own endpoint",
@@ -457,103 +474,81 @@ class S3Store:
     def _error(self, code: str, status: int, message: str, operation: str, key: str | None) -> ColdstreamError:
         """The error for what the server answered."""
         at = self._at(key)
-        said = f"{status or ''} {code}".strip() if code != str(status) else code
-        if code == "NoSuchBucket" or (code == "404" and key is None):
-            return BucketNotFoundError(
-                f"the bucket {self.bucket!r} does not exist at {self._client.meta.endpoint_url}",
-                hint="run: coldstream setup   (it creates the bucket), or correct R2_BUCKET",
-                operation=operation,
-                target=at,
-            )
-        if code == "NoSuchUpload":
-            return UploadNotFoundError(f"{at}: the multipart upload is gone", operation=operation, target=at)
-        if code in {"NoSuchKey", "404"}:
-            return NotFoundError(f"{at} does not exist", operation=operation, target=at)
-        if code in {
-            "PreconditionFailed",
-            "ConditionalRequestConflict",
-            "412",
-            "409",
-            "InvalidPart",
-            "InvalidPartOrder",
-        }:
-            return ConflictError(f"{at}: {operation} was refused ({said})", operation=operation, target=at)
-        if code in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
-            return ConflictError(f"a bucket named {self.bucket!r} exists already", hint="choose another R2_BUCKET")
-        if code == "RequestTimeTooSkewed":
-            return ColdstreamError(
-                f"{at}: this machine's clock is wrong: the server refuses requests signed more than 15 minutes off",
-                hint="set the clock, for example: timedatectl set-ntp true",
-                operation=operation,
-                target=at,
-            )
-        if code in {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}:
-            return ConfigError(f"{at}: the bucket is in another region: {message[:200]}", hint="set AWS_REGION to it")
-        if code == "InvalidRange" or status == 416:
-            return IntegrityError(f"{at} is shorter than expected", operation=operation, target=at)
+        answer = f"{status or ''} {code}".strip() if code != str(status) else code
+        is_head = operation.startswith("Head")
+        if key is None and code == "404":
+            code = "NoSuchBucket"
+        kind = _KINDS.get(code) or _STATUS_KINDS.get(status)
+        if kind is None and is_retryable_status(status):
+            kind = UnavailableError
         # The answer to a HEAD has no body to say ExpiredToken in.
-        ended = self._temporary and code == "400" and operation.startswith("Head")
-        if code in _CREDENTIAL_CODES or status in {401, 403} or ended:
-            return CredentialsError(
-                f"{at}: {operation} was refused ({said})",
-                hint=_credential_hint(code, temporary=self._temporary),
-                operation=operation,
-                target=at,
-            )
-        if code in _BUSY_CODES or is_retryable_status(status):
-            return UnavailableError(
-                f"{at}: {operation} answered {said}",
-                hint="the bucket is overloaded or down; try again later, or with fewer --connections",
-                operation=operation,
-                target=at,
-            )
-        return ColdstreamError(
-            f"{at}: {operation} failed: {said} {message[:200]}".rstrip(), operation=operation, target=at
-        )
+        if kind is None and self._temporary and code == "400" and is_head:
+            kind = CredentialsError
+        text, hint = {
+            BucketNotFoundError: (
+                f"the bucket {self.bucket!r} does not exist at {self._client.meta.endpoint_url}",
+                "run: coldstream setup   (it creates the bucket), or correct R2_BUCKET",
+            ),
+            UploadNotFoundError: (f"{at}: the multipart upload is gone", None),
+            NotFoundError: (f"{at} does not exist", None),
+            ConflictError: (f"{at}: {operation} was refused ({answer})", None),
+            ConfigError: (f"{at}: the bucket is in another region: {message[:200]}", "set AWS_REGION to it"),
+            IntegrityError: (f"{at} is shorter than expected", None),
+            CredentialsError: (
+                f"{at}: {operation} was refused ({answer})",
+                _credential_hint(code, temporary=self._temporary),
+            ),
+            UnavailableError: (
+                f"{at}: {operation} answered {answer}",
+                "the bucket is overloaded or down; try again later, or with fewer --connections",
+            ),
+        }.get(kind or ColdstreamError, (f"{at}: {operation} failed: {answer} {message[:200]}".rstrip(), None))
+        if code in _BUCKET_TAKEN_CODES:
+            text, hint = f"a bucket named {self.bucket!r} exists already", "choose another R2_BUCKET"
+        if code == "RequestTimeTooSkewed":
+            text = f"{at}: this machine's clock is wrong: the server refuses requests signed more than 15 minutes off"
+            hint = "set the clock, for example: timedatectl set-ntp true"
+        return (kind or ColdstreamError)(text, hint=hint, operation=operation, target=at)
 
+    @contextmanager
+    def _translated(self, operation: str, key: str | None) -> Iterator[None]:
+        """Turns botocore's and urllib3's exceptions into ours."""
+        try:
+            yield
+        except ColdstreamError:
+            raise
+        except Exception as exc:
+            # Not kept in a variable: the cycle with its own frame would keep the response's socket open.
+            raise self._translate(exc, operation, key) from exc
 
-class _Translation:
-    """A context in which botocore's and urllib3's exceptions become ours."""
-
-    def __init__(self, store: S3Store, operation: str, key: str | None) -> None:
-        self._store, self._operation, self._key = store, operation, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
-        if exc is None or isinstance(exc, ColdstreamError) or not isinstance(exc, Exception):
-            return
-        raise self._ours(exc) from exc
-
-    def _ours(self, exc: Exception) -> Exception:
-        store, operation, at = self._store, self._operation, self._store._at(self._key)
-        if store.retry.cancel.is_set():
+    def _translate(self, exc: Exception, operation: str, key: str | None) -> Exception:
+        at, endpoint = self._at(key), self._client.meta.endpoint_url
+        if self.retry.cancel.is_set():
             return CancelledError("cancelled")
         # botocore fails so over times, sizes and counts that are none, and over what is missing.
         if isinstance(exc, (StrangerError, ValueError, OverflowError, KeyError)):
             what = f"an entry without {exc}" if isinstance(exc, KeyError) else exc
             return UnavailableError(
-                f"{at}: {store._client.meta.endpoint_url} does not answer as an S3 server: {operation} gets {what}",
-                hint=f"check {store._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
+                f"{at}: {endpoint} does not answer as an S3 server: {operation} gets {what}",
+                hint=f"check {self._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
                 operation=operation,
                 target=at,
-                retryable=store._reached,
+                retryable=self._reached,
             )
         if isinstance(exc, botocore.exceptions.ClientError):
             stranger = exc.response.get(STRANGER)
-            store._reached = store._reached or not stranger
+            self._reached = self._reached or not stranger
             fault = exc.response.get("Error", {})
             meta = exc.response.get("ResponseMetadata", {})
-            error = store._error(
+            error = self._error(
                 str(fault.get("Code", "")),
                 meta.get("HTTPStatusCode", 0),
                 str(fault.get("Message", "")),
                 operation,
-                self._key,
+                key,
             )
             if stranger:
-                error.message += f": {store._client.meta.endpoint_url} answers {stranger}"
+                error.message += f": {endpoint} answers {stranger}"
             if error.retryable:
                 error.retry_after_seconds = retry_after(meta.get("HTTPHeaders", {}))
             return error
@@ -563,7 +558,6 @@ class _Translation:
                 "and the AWS chain (profile, SSO, instance role) has none",
                 hint="run: coldstream setup --write-env",
             )
-        endpoint = store._client.meta.endpoint_url
         if isinstance(exc, botocore.exceptions.SSLError):
             return UnavailableError(
                 f"{endpoint}: TLS failed: {_short(exc)}",
@@ -576,10 +570,10 @@ class _Translation:
             # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
             return UnavailableError(
                 f"cannot reach {endpoint}" + (f": {_short(exc)}" if by_proxy else ""),
-                hint=f"check {'HTTPS_PROXY, HTTP_PROXY' if by_proxy else store._endpoint_setting} and the network",
+                hint=f"check {'HTTPS_PROXY, HTTP_PROXY' if by_proxy else self._endpoint_setting} and the network",
                 operation=operation,
                 target=at,
-                retryable=store._reached,
+                retryable=self._reached,
             )
         if isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, OSError)):
             return UnavailableError(f"{at}: the connection broke: {_short(exc)}", operation=operation, target=at)
@@ -606,7 +600,7 @@ class _Sending(io.RawIOBase):
         return self
 
     def begin(self) -> None:
-        """What is read from here on leaves the machine. An earlier attempt's bytes are taken back."""
+        """What is read from now on is sent. Subtracts the bytes of an earlier attempt from the progress."""
         if self._on_sent and self._sent:
             self._on_sent(-self._sent)
         self._sending, self._sent = True, 0
@@ -697,20 +691,20 @@ def _conditions(if_match: str | None) -> dict[str, str]:
     return {"IfMatch": f'"{if_match}"'} if if_match else {}
 
 
-def _etag(found: Mapping[str, Any]) -> str:
+def _etag(response: Mapping[str, Any]) -> str:
     """Without quotes; "" where there is none that could be sent as a condition."""
-    etag = str(found.get("ETag", "")).removeprefix("W/").strip('"')
+    etag = str(response.get("ETag", "")).removeprefix("W/").strip('"')
     return etag if re.fullmatch(ETAG, etag) else ""
 
 
-def _info(key: str, found: Mapping[str, Any], *, size: int | None = None) -> ObjectInfo:
-    modified = found.get("LastModified", _LONG_AGO)
+def _info(key: str, response: Mapping[str, Any], *, size: int | None = None) -> ObjectInfo:
+    modified = response.get("LastModified", LONG_AGO)
     return ObjectInfo(
         key=key,
-        size=found["ContentLength"] if size is None else size,
-        etag=_etag(found),
+        size=response["ContentLength"] if size is None else size,
+        etag=_etag(response),
         modified=modified if modified.tzinfo else modified.replace(tzinfo=timezone.utc),
-        metadata={name.lower(): value for name, value in found.get("Metadata", {}).items()},
+        metadata={name.lower(): value for name, value in response.get("Metadata", {}).items()},
     )
 
 
@@ -725,11 +719,20 @@ def _credential_hint(code: str, *, temporary: bool) -> str:
     if temporary:
         # R2 answers 401 for whatever is wrong with a session token, its end among it (docs r2/api/error-codes).
         return (
-            "these credentials are temporary (a session token is set): they have expired, or reach other objects "
-            "alone, or may only read; make new ones"
+            "these credentials are temporary (a session token is set): they have expired, do not cover this object, "
+            "or may only read; make new ones"
         )
     if code == "SignatureDoesNotMatch":
         return "the secret key does not belong to the access key; check R2_SECRET_KEY"
     if code == "InvalidAccessKeyId":
         return "the access key is unknown there; check R2_ACCESS_KEY and R2_ENDPOINT"
     return "a wrong key, or one without this permission or bucket; a new R2 token can take a minute to work"
+
+
+def open_store(uri: str, settings: Settings, *, retry: Retry | None, connections: int) -> S3Store:
+    """The bucket, or the prefix in one, that an `s3:` URI names; see `opening.open_store`."""
+    split = urlsplit(uri)
+    prefix = split.path.strip("/")
+    if not split.netloc or (prefix and path_fault(prefix)):
+        raise ConfigError(f"{uri!r} is not a store", hint="write s3://bucket, s3://bucket/prefix or file:///folder")
+    return S3Store(split.netloc, prefix=prefix, settings=settings, retry=retry, connections=connections)

@@ -1,4 +1,4 @@
-"""Small reads over HTTP for the origins: tried again where that can help, with errors that say what to do."""
+"""Small reads over HTTP for the places: tried again where that can help, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from urllib.parse import urlsplit
 from coldstream.errors import CancelledError, ColdstreamError, CredentialsError, NotFoundError, UnavailableError
 from coldstream.net.connection import ConnectionPool, FetchError, Ranged, parse_target, read
 from coldstream.net.retry import Retry
-from coldstream.places.origin import Link
-from coldstream.places.shard_headers import replaced
+from coldstream.places.place import Link, Location, Piece, replaced
 
 # What a link is tried with: enough for any answer to be a real one.
 _PROBE_BYTES = 8
 _ENDED = (" ExpiredToken", " ExpiredRequest", " InvalidToken", " TokenRefreshRequired")
 
 
-class Reader:
-    """Reads from the servers of one origin. Thread-safe. As a context manager it keeps connections alive meanwhile.
+class LinkReader:
+    """Reads from the servers of one place. Thread-safe. As a context manager it keeps connections open.
 
     Args:
         retry: The policy of all reads.
@@ -80,24 +79,29 @@ class Reader:
 
         def attempt() -> Ranged:
             try:
-                found = read(
+                response = read(
                     url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=self._pool
                 )
             except FetchError as exc:
                 self.reached = self.reached or (exc.status is not None and exc.kind != "unexpected")
                 raise self._ours(exc, where, urlsplit(url).hostname or "the server") from exc
             self.reached = True
-            return found
+            return response
 
         return self.retry.run(attempt)
 
     def follow(self, link: Link, *, where: str) -> Link:
         """The link that a link leads to in the end: the engine follows no redirects."""
-        found = self.get(link, where=where, stop=_PROBE_BYTES, bytes_max=_PROBE_BYTES)
-        return arrived(link, found)
+        return _final_link(link, self.get(link, where=where, stop=_PROBE_BYTES, bytes_max=_PROBE_BYTES))
+
+    def read_piece(self, link: Link, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        """Reads `[start, stop)` of what a link gives; see `Place.read_piece`."""
+        read = self.get(link, where=where, start=start, stop=stop, bytes_max=stop - start, etag=etag)
+        location = Location(*_final_link(link, read))
+        return Piece(body=read.body, size=read.size, etag=read.etag, stamp=read.etag or "", location=location)
 
     def _ours(self, exc: FetchError, where: str, host: str) -> ColdstreamError:
-        said = exc.message if where in exc.message else f"{where}: {exc.message}"
+        message = exc.message if where in exc.message else f"{where}: {exc.message}"
         if exc.kind == "cancelled":
             return CancelledError("cancelled")
         if exc.kind == "gone":
@@ -123,7 +127,7 @@ class Reader:
             return replaced(where)
         if exc.kind == "unexpected":
             return UnavailableError(
-                said,
+                message,
                 hint="a captive portal, a proxy or another server answers there; check the address and HTTPS_PROXY",
                 operation="GET",
                 target=where,
@@ -153,9 +157,9 @@ class Reader:
                 retryable=False,
             )
         if exc.kind == "broken":
-            return UnavailableError(said, operation="GET", target=where)
+            return UnavailableError(message, operation="GET", target=where)
         return UnavailableError(
-            said,
+            message,
             hint="a proxy or a CDN in between may change answers or ignore ranges; try the store's own endpoint",
             operation="GET",
             target=where,
@@ -163,7 +167,7 @@ class Reader:
         )
 
 
-def arrived(link: Link, found: Ranged) -> Link:
+def _final_link(link: Link, response: Ranged) -> Link:
     """Where a read ended, with the headers for it: none on another host than the one they are for."""
     url, headers = link
-    return found.url, headers if parse_target(found.url).place == parse_target(url).place else ()
+    return response.url, headers if parse_target(response.url).place == parse_target(url).place else ()

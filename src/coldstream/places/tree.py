@@ -41,17 +41,23 @@ class WalkedFile:
     fault: str | None = None
 
 
-def walk(folder: Path) -> Iterator[WalkedFile]:
-    """All that lies below a folder, links followed. Hidden folders (version control, records) are passed over.
+def walk(folder: Path, *, hidden: bool = False) -> Iterator[WalkedFile]:
+    """All that lies below a folder, links followed.
+
+    Args:
+        folder: Where.
+        hidden: Whether hidden folders (version control, records) are walked too.
 
     Raises:
         OSError: The folder itself cannot be read.
     """
     stat = folder.stat()
-    return _walk(os.listdir(folder), folder, "", {(stat.st_dev, stat.st_ino)})
+    return _walk(os.listdir(folder), folder, "", {(stat.st_dev, stat.st_ino)}, hidden=hidden)
 
 
-def _walk(names: Sequence[str], folder: Path, prefix: str, around: set[tuple[int, int]]) -> Iterator[WalkedFile]:
+def _walk(
+    names: Sequence[str], folder: Path, prefix: str, around: set[tuple[int, int]], *, hidden: bool
+) -> Iterator[WalkedFile]:
     for name in sorted(names):
         path = os.fsencode(prefix + name).decode(errors="backslashreplace")
         try:
@@ -62,8 +68,9 @@ def _walk(names: Sequence[str], folder: Path, prefix: str, around: set[tuple[int
                 yield WalkedFile(path, stat.st_size, stat.st_mtime_ns) if not fault else WalkedFile(path, fault=fault)
             elif (identity := (stat.st_dev, stat.st_ino)) in around:
                 yield WalkedFile(path, fault="it is a link to a folder that it lies in")
-            elif not name.startswith("."):
-                yield from _walk(os.listdir(folder / name), folder / name, f"{prefix}{name}/", around | {identity})
+            elif hidden or not name.startswith("."):
+                inner = folder / name
+                yield from _walk(os.listdir(inner), inner, f"{prefix}{name}/", around | {identity}, hidden=hidden)
         except OSError as exc:
             broken = (folder / name).is_symlink() and exc.errno in {errno.ENOENT, errno.ELOOP}
             yield WalkedFile(path, fault="it is a broken link" if broken else f"it cannot be read: {exc.strerror}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.machine import hardware
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 from coldstream.tune.connection_curve import Curve
 from coldstream.tune.gpus import Gpus, find_gpu
@@ -26,9 +26,9 @@ def read_model(uri: str, settings: Settings) -> Model:
     """Describes a model by its shards' headers and its config.json, which may be missing.
 
     Raises:
-        The errors of `open_origin` and `Origin.checkpoint`.
+        The errors of `open_model_reader` and `ModelReader.checkpoint`.
     """
-    origin = open_origin(uri, settings)
+    origin = open_model_reader(uri, settings)
     checkpoint = origin.checkpoint()
     config: object = None
     with suppress(ColdstreamError, ValueError, RecursionError):

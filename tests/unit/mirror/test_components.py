@@ -13,8 +13,8 @@ from coldstream.mirror.stored_files import open_model
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
-from coldstream.places.source import FolderSource
-from coldstream.places.store import Store
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.place import Store
 from tests.conftest import quick_store
 from tests.models import sharded_model, write_model
 
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
     """A store with a pipeline of one component."""
     store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
     parts = {f"transformer/{path}": content for path, content in FILES.items()}
-    source = FolderSource(write_model(tmp_path / "source", {"model_index.json": b"{}"} | parts))
+    source = FolderSnapshot(write_model(tmp_path / "source", {"model_index.json": b"{}"} | parts))
     upload(store, source, plan_upload(store, source, NAME))
     return store
 

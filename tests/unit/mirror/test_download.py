@@ -16,8 +16,7 @@ from coldstream.mirror.download import download
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.model.chunks import PART_BYTES
-from coldstream.places.folder_store import FolderStore
-from coldstream.places.source import FolderSource
+from coldstream.places.folder import Folder, FolderSnapshot
 from coldstream.progress import Progress
 from tests.models import safetensors_bytes, write_model
 
@@ -33,13 +32,13 @@ def files() -> dict[str, bytes]:
 
 @pytest.fixture
 def root(tmp_path: Path, files: dict[str, bytes]) -> Path:
-    store = FolderStore(tmp_path / "store")
-    source = FolderSource(write_model(tmp_path / "source", files))
+    store = Folder(tmp_path / "store")
+    source = FolderSnapshot(write_model(tmp_path / "source", files))
     upload(store, source, plan_upload(store, source, NAME))
     return tmp_path / "store"
 
 
-class PausedStore(FolderStore):
+class PausedStore(Folder):
     """Waits before the second part of the weights is read."""
 
     def __init__(self, root: Path, wait: Callable[[], object]) -> None:
@@ -78,7 +77,7 @@ def test_the_second_waits_and_receives_nothing(root: Path, tmp_path: Path, files
     with ThreadPoolExecutor() as pool:
         first = pool.submit(download, PausedStore(root, wait_for_the_second), NAME, tmp_path / "out", connections=1)
         assert began.wait(SECONDS)
-        report = download(FolderStore(root), NAME, tmp_path / "out", progress=second)
+        report = download(Folder(root), NAME, tmp_path / "out", progress=second)
         assert first.result(SECONDS).received_bytes == sum(map(len, files.values()))
     assert second.lines == [f"waiting for another download into {tmp_path / 'out'} to finish"]
     assert (report.received_bytes, report.kept_files) == (0, len(files))
@@ -98,7 +97,7 @@ def test_without_locks_both_end_right(
     with ThreadPoolExecutor() as pool:
         first = pool.submit(download, PausedStore(root, wait_for_the_second), NAME, tmp_path / "out", connections=1)
         assert began.wait(SECONDS)
-        download(FolderStore(root), NAME, tmp_path / "out")
+        download(Folder(root), NAME, tmp_path / "out")
         assert content(tmp_path / "out").items() >= files.items()
         ended.set()
         assert first.result(SECONDS).verified
@@ -109,11 +108,11 @@ def test_without_locks_both_end_right(
 def test_hidden_files_are_never_written(tmp_path: Path, files: dict[str, bytes], foreign: bool) -> None:
     hidden = {".env": b"HF_ENDPOINT=https://evil.example", "1_Pooling/.netrc": b"machine"}
     source = write_model(tmp_path / "source", files | hidden)
-    store = FolderStore(tmp_path / "store")
+    store = Folder(tmp_path / "store")
     if foreign:
         write_model(tmp_path / "store" / NAME, files | hidden)
     else:
-        opened = FolderSource(source)
+        opened = FolderSnapshot(source)
         upload(store, opened, plan_upload(store, opened, NAME, also=[".env", "*/.netrc"]))
     lines = Lines()
     report = download(store, NAME, tmp_path / "out", progress=lines)
@@ -126,5 +125,5 @@ def test_what_a_killed_download_left_goes(root: Path, tmp_path: Path, files: dic
     out = tmp_path / "out"
     out.mkdir()
     (out / f"{TEMPORARY_PREFIX}0123456789abcdef").write_bytes(b"half")
-    download(FolderStore(root), NAME, out)
+    download(Folder(root), NAME, out)
     assert content(out) == files

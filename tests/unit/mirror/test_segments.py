@@ -22,8 +22,8 @@ from coldstream.mirror.upload import UploadReport, upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
 from coldstream.model.manifest import FileEntry, Manifest
-from coldstream.places.source import FolderSource
-from coldstream.places.store import Store
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.place import Store
 from coldstream.units import MIB
 from tests.models import safetensors_bytes, write_model
 from tests.unit.mirror.test_upload import DroppingStore, DyingStore, Killed, opened
@@ -96,7 +96,7 @@ def send(
     plain: bool = False,
     memory: int = 64 * MIB,
 ) -> UploadReport:
-    source = FolderSource(folder)
+    source = FolderSnapshot(folder)
     plan = plan_upload(store, source, name, object_bytes_max=limit, plain=plain or limit is None)
     return upload(store, source, plan, connections=3, memory_bytes=memory)
 

@@ -16,9 +16,8 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.folder_store import FolderStore
-from coldstream.places.source import FolderSource
-from coldstream.places.store import Store
+from coldstream.places.folder import Folder, FolderSnapshot
+from coldstream.places.place import Store
 from tests.models import safetensors_bytes, write_model
 
 NAME = "org/model"
@@ -74,8 +73,8 @@ class DyingStore:
         return call
 
 
-def opened(root: Path) -> FolderStore:
-    return FolderStore(root, retry=Retry(Backoff(first_seconds=0.01, give_up_seconds=1)))
+def opened(root: Path) -> Folder:
+    return Folder(root, retry=Retry(Backoff(first_seconds=0.01, give_up_seconds=1)))
 
 
 def hashes(files: dict[str, bytes]) -> dict[str, str]:
@@ -89,7 +88,7 @@ def stored(store: Store) -> dict[str, str]:
 
 
 def send(store: Any, folder: Path) -> None:
-    source = FolderSource(folder)
+    source = FolderSnapshot(folder)
     upload(store, source, plan_upload(store, source, NAME, part_bytes=PART), connections=3)
 
 
@@ -139,7 +138,7 @@ def test_orphans_of_a_complete_model_are_dropped(tmp_path: Path) -> None:
 def test_a_model_inside_another_is_refused(tmp_path: Path) -> None:
     store, folder = opened(tmp_path / "store"), write_model(tmp_path / "old", OLD)
     send(store, folder)
-    source = FolderSource(folder)
+    source = FolderSnapshot(folder)
     for name in ("org", f"{NAME}/inner"):
         with pytest.raises(UsageError, match="the model org/model"):
             plan_upload(store, source, name)

@@ -15,7 +15,7 @@ from coldstream.model.names import checked_name, model_name
 from coldstream.model.uri import Uri, without_secrets
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.load_service import LoadService
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 
 SHOWN = [
@@ -79,7 +79,7 @@ def test_what_holds_a_uri_does_not_print_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("full", [full for full, shown in SHOWN if full.count("@") > shown.count("@")])
 def test_a_user_or_a_password_is_refused_and_not_repeated(full: str) -> None:
     with pytest.raises(UsageError, match="a user or a password") as caught:
-        open_origin(full, load_settings({}, environ={}))
+        open_model_reader(full, load_settings({}, environ={}))
     assert caught.value.hint
     assert "marker" not in f"{caught.value.message} {caught.value.hint}"
 

@@ -11,8 +11,7 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.model.header import header_stop
 from coldstream.node.model_folder import NOTE_NAME, model_folder
-from coldstream.places.folder_store import FolderStore
-from coldstream.places.source import FolderSource
+from coldstream.places.folder import Folder, FolderSnapshot
 from coldstream.settings import load_settings
 from tests.models import safetensors_bytes, write_model
 from tests.unit.places.test_tree import POINTER
@@ -35,8 +34,8 @@ def settings_of(root: Path) -> dict[str, str | None]:
 
 def test_what_was_uploaded_by_choice_and_the_weights_of_parts_are_there(tmp_path: Path) -> None:
     files = {"model.safetensors": WEIGHTS, ".secret": b"x", **SERVED}
-    source = FolderSource(write_model(tmp_path / "source", files))
-    store = FolderStore(tmp_path / "store")
+    source = FolderSnapshot(write_model(tmp_path / "source", files))
+    store = Folder(tmp_path / "store")
     plan = plan_upload(store, source, NAME, also=["*.pt", "*.onnx", ".secret"])
     assert plan.kept_back == {".secret": "hidden"}
     upload(store, source, plan)

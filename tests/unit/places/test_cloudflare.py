@@ -208,9 +208,9 @@ def test_opened_by_settings(server: FakeApi) -> None:
         ("é", BASE_URL, "CLOUDFLARE_API_TOKEN"),
         ("t", "http://api.cloudflare.com/client/v4", "in the open"),
         ("t", "ftp://127.0.0.1/", "in the open"),
-        ("t", "https://user:secret@example.org", "no URL"),
-        ("t", "example.org", "no URL"),
-        ("t", "https://example.org:notaport", "no URL"),
+        ("t", "https://user:secret@example.org", "not a valid URL"),
+        ("t", "example.org", "not a valid URL"),
+        ("t", "https://example.org:notaport", "not a valid URL"),
     ],
 )
 def test_what_cannot_be_a_token_or_a_url(token: str, url: str, words: str) -> None:

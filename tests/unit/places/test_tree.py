@@ -11,9 +11,8 @@ import pytest
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.mirror.upload_plan import UploadPlan, plan_upload
 from coldstream.model.uri import Uri
-from coldstream.places.folder_store import FolderStore
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.source import FolderSource
+from coldstream.places.folder import Folder, FolderSnapshot
+from coldstream.places.opening import open_model_reader
 from coldstream.places.tree import folder_model, open_regular, snapshot_of, walk
 from coldstream.settings import load_settings
 from tests.models import safetensors_bytes, write_model
@@ -24,7 +23,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 
 def planned(folder: Path, **options: list[str]) -> UploadPlan:
-    return plan_upload(FolderStore(folder.parent / "store"), FolderSource(folder), "org/model", **options)  # type: ignore[arg-type]
+    return plan_upload(Folder(folder.parent / "store"), FolderSnapshot(snapshot_of(folder)), "org/model", **options)  # type: ignore[arg-type]
 
 
 def faults(folder: Path) -> dict[str, str]:
@@ -36,7 +35,7 @@ def test_a_linked_folder_is_followed_and_a_loop_ends(tmp_path: Path) -> None:
     write_model(tmp_path / "elsewhere", {"tokenizer.json": b"{}", "deep/x.json": b"{}"})
     (folder / "tokenizer").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(folder)
-    paths = [file.path for file in planned(folder, exclude=["*/back"]).files]
+    paths = [file.key for file in planned(folder, exclude=["*/back"]).files]
     assert paths == ["config.json", "model.safetensors", "tokenizer/deep/x.json", "tokenizer/tokenizer.json"]
     assert faults(folder) == {"tokenizer/back": "it is a link to a folder that it lies in"}
     with pytest.raises(UsageError, match="tokenizer/back"):
@@ -68,26 +67,26 @@ def test_what_is_no_file_is_refused_until_it_is_left_out(tmp_path: Path) -> None
             planned(folder, exclude=exclude)
         # The hint says what to type.
         exclude.append((caught.value.hint or "").removeprefix("exclude it: --exclude ").strip("'"))
-    assert [file.path for file in planned(folder, exclude=exclude).files] == sorted(FILES)
+    assert [file.key for file in planned(folder, exclude=exclude).files] == sorted(FILES)
 
 
 def test_what_is_left_out_anyway_may_be_anything(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", FILES)
     os.mkfifo(folder / "pytorch_model.bin")
     (folder / ".link").symlink_to("/nowhere")
-    assert [file.path for file in planned(folder).files] == sorted(FILES)
+    assert [file.key for file in planned(folder).files] == sorted(FILES)
 
 
 def test_a_folder_with_a_pipe_loads_and_a_pipe_for_weights_is_named(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", FILES)
     os.mkfifo(folder / "pipe.json")
-    origin = open_origin(Uri(str(folder)), load_settings(environ={}))
+    origin = open_model_reader(Uri(str(folder)), load_settings(environ={}))
     assert [shard.path for shard in origin.checkpoint().shards] == ["model.safetensors"]
     assert origin.names() == ("config.json",)
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
     with pytest.raises(NotFoundError, match=r"model\.safetensors cannot be loaded: it is a named pipe"):
-        open_origin(Uri(str(folder)), load_settings(environ={})).checkpoint()
+        open_model_reader(Uri(str(folder)), load_settings(environ={})).checkpoint()
     with pytest.raises(OSError, match="named pipe"):
         open_regular(folder / "pipe.json")
 
@@ -111,8 +110,8 @@ def cached(root: Path, *commits: str, main: str | None = None) -> Path:
 def test_a_folder_of_the_hugging_face_cache_is_its_newest_snapshot(tmp_path: Path) -> None:
     folder = cached(tmp_path, "0aaa", "1bbb", main="1bbb")
     assert snapshot_of(folder) == folder / "snapshots" / "1bbb"
-    assert [file.path for file in planned(folder).files] == sorted(FILES)
-    checkpoint = open_origin(Uri(str(folder)), load_settings(environ={})).checkpoint()
+    assert [file.key for file in planned(folder).files] == sorted(FILES)
+    checkpoint = open_model_reader(Uri(str(folder)), load_settings(environ={})).checkpoint()
     assert [shard.path for shard in checkpoint.shards] == ["model.safetensors"]
     assert {checkpoint.name, folder_model(folder), folder_model(snapshot_of(folder))} == {"org/model"}
 
@@ -123,7 +122,7 @@ def test_several_snapshots_or_models_are_to_be_told_apart(tmp_path: Path) -> Non
         snapshot_of(folder)
     assert str(folder / "snapshots" / "0aaa") in (caught.value.hint or "")
     with pytest.raises(UsageError, match="several models") as caught:
-        FolderSource(tmp_path)
+        FolderSnapshot(snapshot_of(tmp_path))
     assert str(folder) in (caught.value.hint or "")
     assert snapshot_of(cached(tmp_path / "one", "0aaa")).name == "0aaa"
 
@@ -136,4 +135,4 @@ def test_a_clone_without_lfs_is_refused(tmp_path: Path, path: str) -> None:
     assert "git lfs pull" in (caught.value.hint or "")
     if path == "model.safetensors":
         with pytest.raises(IntegrityError, match="Git LFS pointer"):
-            open_origin(Uri(str(folder)), load_settings(environ={})).checkpoint()
+            open_model_reader(Uri(str(folder)), load_settings(environ={})).checkpoint()

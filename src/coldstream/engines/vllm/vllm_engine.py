@@ -31,7 +31,7 @@ from coldstream.model.uri import Uri
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import Say, ServeRequest
 from coldstream.node.model_folder import CONFIGURATIONS
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.opening import open_model_reader
 from coldstream.places.tree import snapshot_of
 from coldstream.progress import Progress
 from coldstream.settings import Settings
@@ -162,7 +162,7 @@ class VllmEngine:
             name, revision = split_revision(uri)
             if revision:
                 # The bucket holds one revision: the origin refuses another one.
-                open_origin(uri, settings).names()
+                open_model_reader(uri, settings).names()
             uri = f"{settings.store_uri()}/{checked_name(name)}"
         if uri.startswith("s3://"):
             return uri
@@ -174,7 +174,7 @@ class VllmEngine:
         """A folder with the weights, for vLLM's own loader."""
         from coldstream.mirror.download import download
         from coldstream.mirror.stored_files import stored_bytes
-        from coldstream.places.store_opening import open_store
+        from coldstream.places.opening import open_store
 
         request, name = self._request, self._request.uri.full
         if not request.is_name:

@@ -27,7 +27,7 @@ from coldstream.node.bundle.bundle_pointer import (
     encode,
     is_signed,
 )
-from coldstream.places.store import ObjectInfo, Store, UploadPart
+from coldstream.places.place import ObjectInfo, Store, UploadPart
 from coldstream.units import MIB
 
 ROOT = ".coldstream/bundles"

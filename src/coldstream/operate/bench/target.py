@@ -10,8 +10,8 @@ from coldstream.errors import ConfigError, UnavailableError
 from coldstream.model.names import is_path
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Shard
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.checkpoint import Shard
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model, describe
 
@@ -86,10 +86,10 @@ def find_target(uri: str, settings: Settings) -> BenchTarget:
     """Looks a model up.
 
     Raises:
-        What `open_origin` and `Origin.checkpoint` raise.
+        What `open_model_reader` and `ModelReader.checkpoint` raise.
     """
     patience = min(settings.retry_seconds, _RETRY_SECONDS)
-    checkpoint = open_origin(uri, settings, retry=Retry(Backoff(give_up_seconds=patience))).checkpoint()
+    checkpoint = open_model_reader(uri, settings, retry=Retry(Backoff(give_up_seconds=patience))).checkpoint()
     shards = checkpoint.shards
     kind, store, key, folder = "http", "", "", ""
     if all(shard.is_local for shard in shards):

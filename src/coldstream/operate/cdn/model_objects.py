@@ -10,7 +10,7 @@ from coldstream.errors import NotFoundError
 from coldstream.mirror.segment_pool import ROOT
 from coldstream.mirror.stored_files import StoredFile, object_key, open_model
 from coldstream.model.selection import is_weights
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 
 _SEGMENT = re.compile(rf"(?:^|/){re.escape(ROOT)}[0-9a-f]{{2}}/(?P<sha256>[0-9a-f]{{64}})$")
 

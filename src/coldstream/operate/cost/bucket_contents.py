@@ -9,11 +9,10 @@ from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.stored_files import StoredModel, open_model
 from coldstream.model.manifest import Journal
-from coldstream.model.selection import weights
+from coldstream.model.selection import small_files, weights
 from coldstream.operate.cost.requests import chunks_of, writes_of_upload
 from coldstream.operate.cost.workload import Content
-from coldstream.places.shard_choice import small_files
-from coldstream.places.store import Store
+from coldstream.places.place import Store
 
 _LOADABLE = {"ready", "foreign"}
 

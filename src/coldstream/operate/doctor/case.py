@@ -17,10 +17,9 @@ from coldstream.model.names import checked_name
 from coldstream.net.retry import Backoff, Retry
 from coldstream.operate.doctor.endpoint_probe import Greeting, greet
 from coldstream.operate.probe import Check, check_round_trip
-from coldstream.places.origin import Checkpoint
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.store import Store
-from coldstream.places.store_opening import open_store
+from coldstream.places.checkpoint import Checkpoint
+from coldstream.places.opening import open_model_reader, open_store
+from coldstream.places.place import Store
 from coldstream.settings import Settings
 
 # Whoever asks what is wrong wants to know it soon: a busy bucket is said rather than waited for.
@@ -128,7 +127,7 @@ class Case:
     def checkpoint(self) -> Checkpoint:
         """The model's shards, with their headers."""
         assert self.name is not None
-        return open_origin(self.name, self.settings).checkpoint()
+        return open_model_reader(self.name, self.settings).checkpoint()
 
     @cached_property
     def program(self) -> Program | None:

@@ -24,7 +24,7 @@ from coldstream.operate.bench.contestant import (
     select_loaders,
 )
 from coldstream.operate.bench.target import BenchTarget
-from coldstream.places.origin import Shard
+from coldstream.places.checkpoint import Shard
 from coldstream.settings import load_settings
 from coldstream.tune.model_shape import Model
 from tests.servers.fake_vllm import fake_vllm

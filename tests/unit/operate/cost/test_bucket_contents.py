@@ -7,7 +7,7 @@ from pathlib import Path
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.operate.cost.bucket_contents import read_contents
-from coldstream.places.source import FolderSource
+from coldstream.places.folder import FolderSnapshot
 from tests.conftest import quick_store
 from tests.models import sharded_model, write_model
 
@@ -16,7 +16,7 @@ FILES = sharded_model(shards=2, shard_bytes=100_000)
 
 def test_a_model_that_cannot_be_loaded_hides_no_other(tmp_path: Path) -> None:
     store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
-    source = FolderSource(write_model(tmp_path / "source", FILES))
+    source = FolderSnapshot(write_model(tmp_path / "source", FILES))
     upload(store, source, plan_upload(store, source, "org/model"))
     write_model(tmp_path / "store" / "org" / "foreign", FILES)
     write_model(tmp_path / "store" / "no name", FILES)

@@ -1,7 +1,8 @@
-"""Objects in a local folder: a disk, an NFS mount, a test. Implements `Store`.
+"""Files in a local folder: a disk, an NFS mount, a download, the Hugging Face cache.
 
-Keys are paths below the root. Writes go to a temporary file beside `.coldstream-uploads` and are renamed into place,
-so a reader sees the old object or the new one. Conditions hold between processes on one machine through a file lock.
+Keys are paths below the root, and links are followed. Writes go to a temporary file in `.coldstream-uploads` and are
+renamed into place, so a reader sees the old object or the new one. Conditions hold between processes on one machine
+through a file lock.
 """
 
 from __future__ import annotations
@@ -13,56 +14,67 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import xxhash
 
 from coldstream.errors import (
     ColdstreamError,
+    ConfigError,
     ConflictError,
     CredentialsError,
     DiskError,
     IntegrityError,
     NotFoundError,
     UploadNotFoundError,
+    UsageError,
 )
 from coldstream.machine.limits import limit_error
 from coldstream.net.retry import Retry
-from coldstream.places.store import Body, ObjectInfo, PendingUpload, UploadPart
+from coldstream.places.place import Body, Link, Location, ObjectInfo, PendingUpload, Piece, UploadPart, fill, replaced
+from coldstream.places.tree import open_regular, walk
+from coldstream.settings import Settings
 from coldstream.units import MIB
+
+if TYPE_CHECKING:
+    from coldstream.model.manifest import Provenance
 
 _STAGING = ".coldstream-uploads"
 # Up to here an ETag is the content's hash; above it, the file's time and size, since reading it would take too long.
 _HASHED_BYTES_MAX = 16 * MIB
 
 
-class FolderStore:
-    """A folder as a store. It is created when first written to."""
+class Folder:
+    """A folder. Implements `Store`; it is created when first written to."""
 
+    pins_by_etag = False
     write_interval_seconds = 0.0
 
     def __init__(self, root: Path, *, retry: Retry | None = None) -> None:
-        self.root = root
+        self.root = root = root.absolute()
         self.uri = root.as_uri()
         self.retry = retry or Retry()
         self._staging = root / _STAGING
         self._thread_lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"FolderStore({self.uri})"
+        return f"{type(self).__name__}({self.uri})"
 
     def head(self, key: str) -> ObjectInfo:
         with self._translated(key):
-            return _describe(self._path(key), key)
+            return self._describe(key)
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         info = self._matching(key, if_match)
         if bytes_max is not None and info.size > bytes_max:
             raise IntegrityError(f"{self._at(key)} has {info.size} bytes; at most {bytes_max} are read")
-        with self._translated(key):
-            return self._path(key).read_bytes(), info
+        with self._translated(key), open_regular(self._path(key)) as file:
+            return file.readall(), info
 
     def read_into(
         self,
@@ -73,18 +85,67 @@ class FolderStore:
         if_match: str | None = None,
         on_read: Callable[[int], None] | None = None,
     ) -> None:
-        self._matching(key, if_match)
-        with self._translated(key), open(self._path(key), "rb", buffering=0) as file:
-            file.seek(start)
-            done = 0
-            while done < len(buffer):
-                self.retry.check()
-                count = file.readinto(buffer[done : done + MIB])
-                if not count:
-                    raise IntegrityError(f"{self._at(key)} is shorter than expected", target=self._at(key))
-                done += count
-                if on_read:
-                    on_read(count)
+        info = self._matching(key, if_match)
+        if buffer and start + len(buffer) > info.size:
+            raise IntegrityError(f"{self._at(key)} is shorter than expected", target=self._at(key))
+
+        @contextmanager
+        def open_range(done: int) -> Iterator[FileIO]:
+            with self._translated(key), open_regular(self._path(key)) as file:
+                file.seek(start + done)
+                yield file
+
+        fill(buffer, open_range, retry=self.retry, where=self._at(key), on_read=on_read)
+
+    def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        path = self._path(key)
+        with self._translated(key), open_regular(path) as file:
+            descriptor = file.fileno()
+            pieces = []
+            position = start
+            while position < stop and (piece := os.pread(descriptor, min(stop - position, MIB), position)):
+                pieces.append(piece)
+                position += len(piece)
+            stat = os.fstat(descriptor)
+        if position < min(stop, stat.st_size):
+            raise replaced(where)
+        stamp, location = f"{stat.st_mtime_ns:x}", self.locate(key)
+        return Piece(body=b"".join(pieces), size=stat.st_size, etag=None, stamp=stamp, location=location)
+
+    def locate(self, key: str) -> Location:
+        return Location(local=str(self._path(key)))
+
+    def renew(self, key: str, *, where: str) -> Link:
+        raise UsageError(f"{where} is a local file, which has no link")
+
+    def session(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for info in self._walk(prefix, hidden=True):
+            if info.fault:
+                yield info
+                continue
+            try:
+                yield self._describe(info.key)
+            except FileNotFoundError:  # deleted since
+                continue
+
+    def _walk(self, prefix: str, *, hidden: bool) -> Sequence[ObjectInfo]:
+        # Only the folder that the prefix names is walked, not all beside it.
+        folder = prefix.rpartition("/")[0]
+        if not (self.root / folder).is_dir():
+            return ()
+        inside = f"{folder}/" if folder else ""
+        with self._translated(folder):
+            infos = [
+                ObjectInfo(
+                    key=inside + item.path, size=item.size, etag=_version(item.mtime_ns, item.size), fault=item.fault
+                )
+                for item in walk(self.root / folder, hidden=hidden)
+                if _STAGING not in item.path.split("/")
+            ]
+        return sorted((info for info in infos if info.key.startswith(prefix)), key=lambda info: info.key)
 
     def put(
         self,
@@ -103,24 +164,12 @@ class FolderStore:
                 with self._locked():
                     self._check(key, if_match, if_absent=if_absent)
                     self._install(temporary, key)
-                    etag = _describe(self._path(key), key).etag
+                    etag = self._describe(key).etag
             finally:
                 temporary.unlink(missing_ok=True)
         if on_sent:
             on_sent(len(body))
         return etag
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        # Only the folder that the prefix names is walked, not all beside it.
-        folder = prefix.rpartition("/")[0]
-        with self._translated(prefix):
-            found = sorted(path.relative_to(self.root).as_posix() for path in _files(self.root / folder))
-        for key in found:
-            if key.startswith(prefix):
-                try:
-                    yield _describe(self._path(key), key)
-                except FileNotFoundError:  # deleted since
-                    continue
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -207,9 +256,6 @@ class FolderStore:
             if key.startswith(prefix):
                 yield PendingUpload(key, folder.name.removeprefix("upload-"))
 
-    def presign(self, key: str, *, seconds: int = 3600) -> str:
-        return self._path(key).as_uri()
-
     def _path(self, key: str) -> Path:
         path = self.root / key
         if ".." in path.parts or key.startswith("/") or _STAGING in path.parts:
@@ -250,7 +296,7 @@ class FolderStore:
         if if_match is not None and info.etag != if_match:
             raise ConflictError(
                 f"{self._at(key)} was replaced: its ETag is {info.etag}, expected {if_match}",
-                hint="somebody wrote to the model; run: coldstream verify",
+                hint="the model was written to; run: coldstream verify",
             )
         return info
 
@@ -263,6 +309,17 @@ class FolderStore:
                 self._matching(key, if_match)
             except NotFoundError as exc:
                 raise ConflictError(f"{self._at(key)} is gone") from exc
+
+    def _describe(self, key: str) -> ObjectInfo:
+        path = self._path(key)
+        stat = path.stat()
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
+        etag = _version(stat.st_mtime_ns, stat.st_size)
+        if stat.st_size <= _HASHED_BYTES_MAX:
+            etag = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
+        return ObjectInfo(key=key, size=stat.st_size, etag=etag, modified=modified)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -289,6 +346,9 @@ class FolderStore:
                 f"{at}: {exc.strerror}", hint="check the folder's owner and mode", target=at
             ) from exc
         except OSError as exc:
+            # A name that is too long or circular names nothing.
+            if exc.errno in {errno.ENAMETOOLONG, errno.ELOOP} and not os.path.lexists(self.root / key):
+                raise NotFoundError(f"{at} does not exist", target=at) from exc
             if limit := limit_error(exc, "write"):
                 raise DiskError(f"{at}: {limit}", hint=limit.hint, target=at) from exc
             full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
@@ -296,16 +356,59 @@ class FolderStore:
             raise DiskError(f"{at}: {exc.strerror or exc}", hint=hint, target=at) from exc
 
 
-def _describe(path: Path, key: str) -> ObjectInfo:
-    stat = path.stat()
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
-    if stat.st_size <= _HASHED_BYTES_MAX:
-        etag = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    else:
-        etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
-    modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
-    return ObjectInfo(key=key, size=stat.st_size, etag=etag, modified=modified)
+class FolderSnapshot(Folder):
+    """A folder whose files are a model, or several, to read them.
+
+    Hidden folders (version control, records) are left out. Files that cannot be read are listed with their fault, so
+    that an upload that needs them can refuse them. A file's ETag is its time and size: no file is read to list it.
+    """
+
+    @property
+    def label(self) -> str:
+        return str(self.root)
+
+    @property
+    def provenance(self) -> Provenance:
+        from coldstream.model.manifest import Provenance
+
+        return Provenance(kind="folder")
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        if not self.root.is_dir():
+            raise NotFoundError(
+                f"there is no folder {self.root}",
+                hint="name a folder, or a model on the Hub such as Qwen/Qwen3-8B",
+                target=self.uri,
+            )
+        yield from self._walk(prefix, hidden=False)
+
+    def branches_with_weights(self) -> Sequence[str]:
+        return ()
+
+    def read_into(
+        self,
+        key: str,
+        start: int,
+        buffer: memoryview,
+        *,
+        if_match: str | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        self._check_version(key, if_match)
+        super().read_into(key, start, buffer, on_read=on_read)
+        self._check_version(key, if_match)
+
+    def _check_version(self, key: str, etag: str | None) -> None:
+        if etag is not None and self.head(key).etag != etag:
+            raise ConflictError(f"{self.root / key} changed while it was being read", hint="run the same command again")
+
+    def _describe(self, key: str) -> ObjectInfo:
+        stat = self._path(key).stat()
+        return ObjectInfo(key=key, size=stat.st_size, etag=_version(stat.st_mtime_ns, stat.st_size))
+
+
+def _version(mtime_ns: int, size: int) -> str:
+    return f"{mtime_ns:x}-{size:x}"
 
 
 def _write(path: Path, body: Body) -> None:
@@ -315,16 +418,17 @@ def _write(path: Path, body: Body) -> None:
         os.fsync(file.fileno())
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below, but for those that are being written."""
-    for parent, names, files in os.walk(folder):
-        names[:] = [name for name in names if name != _STAGING]
-        yield from (Path(parent, name) for name in files)
-
-
 def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
     except OSError:
         return False
     return True
+
+
+def open_store(uri: str, _settings: Settings, *, retry: Retry | None, **_options: int) -> Folder:
+    """The folder that a `file:` URI names; see `opening.open_store`."""
+    split = urlsplit(uri)
+    if split.netloc not in ("", "localhost") or not split.path.startswith("/"):
+        raise ConfigError(f"{uri} is not a local folder", hint="write file:///absolute/path, with three slashes")
+    return Folder(Path(unquote(split.path)), retry=retry)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import ConfigError, UsageError
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 
 BUCKET = {"R2_ENDPOINT": "http://127.0.0.1:9", "R2_BUCKET": "models", "R2_ACCESS_KEY": "k", "R2_SECRET_KEY": "s"}
 
 
 def label(uri: str, flags: dict[str, str]) -> str:
-    return open_origin(uri, load_settings(flags, environ={})).label
+    return open_model_reader(uri, load_settings(flags, environ={})).label
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_nothing_heavy_is_imported_before_a_uri_needs_it(tmp_path: Path) -> None
     code = """
 import sys
 from coldstream.settings import load_settings
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.opening import open_model_reader
 heavy = ["boto3", "botocore", "msgspec", "huggingface_hub", "urllib3", "coldstream.net.connection"]
 assert not [name for name in heavy if name in sys.modules]
 settings = load_settings(environ={})
-open_origin("http://127.0.0.1/m", settings)
-open_origin("/m", settings)
-open_origin("hf://org/m", settings)
+open_model_reader("http://127.0.0.1/m", settings)
+open_model_reader("/m", settings)
+open_model_reader("hf://org/m", settings)
 assert not [name for name in heavy[:-1] if name in sys.modules]
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)

@@ -1,27 +1,36 @@
-"""A model's manifest, as an origin needs it: the version, and what it says of each file."""
+"""Models at a place: their manifests, which ones a listing holds, and what a misspelt name may mean."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
-from coldstream.errors import CredentialsError, IntegrityError, NotFoundError
+from coldstream.errors import ColdstreamError, CredentialsError, IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.names import MANIFEST_NAME
+from coldstream.model.selection import is_weights
+from coldstream.places.place import ObjectInfo, Place
 
 if TYPE_CHECKING:
     from coldstream.model.manifest import FileEntry, StoredObject
+
+R = TypeVar("R")
 
 # `serialize` writes the first two at the start and the last at the end; no accident spoils all of them.
 _MARKS = (b'"format":1,', b'"state":"ready"', b'"state":"uploading"', b'"digest":"sha256:')
 _START = b'{"format":'
 _MARK_WITHIN_BYTES = 256
+# Ten pages of a listing: a hint must not take long.
+_LISTED_MAX = 10_000
+_NEAR_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ModelRecord:
     """A complete manifest.
 
     Attributes:
@@ -34,7 +43,7 @@ class Record:
     entries: Mapping[str, FileEntry]
     is_whole: bool = True
 
-    def below(self, folder: str, *, model: str) -> Record | None:
+    def below(self, folder: str, *, model: str) -> ModelRecord | None:
         """The record of a folder inside the model, or None if none of the model's files is in it.
 
         Args:
@@ -46,7 +55,7 @@ class Record:
         entries = {entry.path: entry for entry in entries_below(self.entries.values(), folder, model=model)}
         # The same files may be a part of several models.
         version = hashlib.sha256(f"{self.version}/{folder}".encode()).hexdigest()
-        return Record(version, entries, is_whole=False) if entries else None
+        return ModelRecord(version, entries, is_whole=False) if entries else None
 
 
 def looks_like_record(data: bytes) -> bool:
@@ -55,7 +64,7 @@ def looks_like_record(data: bytes) -> bool:
     return _START.startswith(data[: len(_START)]) or any(mark in ends for mark in _MARKS)
 
 
-def read_record(data: bytes, *, where: str, revision: str | None = None) -> Record:
+def read_record(data: bytes, *, where: str, revision: str | None = None) -> ModelRecord:
     """Parses what stands in a model's `MANIFEST_NAME`.
 
     Args:
@@ -80,7 +89,7 @@ def read_record(data: bytes, *, where: str, revision: str | None = None) -> Reco
             target=where,
         )
     check_revision(record.source, revision, where=where.removesuffix(f"/{MANIFEST_NAME}"))
-    return Record(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
+    return ModelRecord(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
 
 
 def no_record(where: str, revision: str | None) -> None:
@@ -95,20 +104,27 @@ def no_record(where: str, revision: str | None) -> None:
         check_revision(None, revision, where=where)
 
 
-def nearest_record(folder: str, read: Callable[[str], Record | None]) -> Record | None:
+def nearest_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:
     """The record of a model, or of the model that a folder is a part of, such as one component of a pipeline.
 
     Args:
         folder: Relative to the store.
         read: Reads the record of a folder, None if it has none.
 
-    Raises:
-        What `read` raises. Who may not look into the folders around this one does without.
-    """
-    if (record := read(folder)) is not None:
-        return record
+    Returns:
+        The folder that has it, and the record.
 
-    def read_outer(outer: str) -> Record | None:
+    Raises:
+        What `read` raises. Folders around this one that may not be read count as having none.
+    """
+    record = read(folder)
+    return (folder, record) if record is not None else outer_record(folder, read)
+
+
+def outer_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:
+    """The record of the model around a folder that has none; see `nearest_record`."""
+
+    def read_outer(outer: str) -> R | None:
         try:
             return read(outer)
         except CredentialsError:
@@ -116,10 +132,8 @@ def nearest_record(folder: str, read: Callable[[str], Record | None]) -> Record 
 
     segments = folder.split("/")
     around = ["/".join(segments[:depth]) for depth in range(len(segments) - 1, 0, -1)]
-    for outer, record in zip(around, in_parallel(read_outer, around), strict=True):
-        if record is not None:
-            return record.below(folder.removeprefix(f"{outer}/"), model=outer)
-    return None
+    records = zip(around, in_parallel(read_outer, around), strict=True)
+    return next(((outer, record) for outer, record in records if record is not None), None)
 
 
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
@@ -127,7 +141,7 @@ def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, by
 
     Args:
         entry: The file.
-        read: Reads one of its objects; it need not look at the size.
+        read: Reads one of its objects; it does not have to check the size.
         bytes_max: A larger file is refused.
         where: Its URI, for messages.
 
@@ -152,3 +166,54 @@ def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> byte
             target=where,
         )
     return data
+
+
+def group_by_model(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    """Objects by model. A model is the outermost folder with a manifest or, failing that, weights or a config.json."""
+    every = [(info.key.rpartition("/")[0], info) for info in objects]
+    with_manifest = {folder for folder, info in every if folder and info.key.endswith(f"/{MANIFEST_NAME}")}
+    foreign = {
+        folder for folder, info in every if folder and (is_weights(info.key) or info.key.endswith("/config.json"))
+    }
+    models: dict[str, list[ObjectInfo]] = {}
+    for folder, info in every:
+        segments = folder.split("/")
+        around = ["/".join(segments[: depth + 1]) for depth in range(len(segments))]
+        name = next((f for f in around if f in with_manifest), None) or next((f for f in around if f in foreign), None)
+        if name and not info.key.endswith("/"):
+            models.setdefault(name, []).append(info)
+    return models
+
+
+def missing_model(place: Place, name: str, listing: Iterable[str] = ()) -> NotFoundError:
+    """The error for a model that is not in the store; its hint has the nearest names that are.
+
+    Args:
+        place: Where it is not; one that cannot be listed is described without them.
+        name: The model's, relative to the store.
+        listing: The paths of what lies below that name, which is not a model.
+    """
+    message = f"there is no model {name} in {place.uri}"
+    if below := sorted({path.split("/")[0] for path in listing}):
+        hint = f"below it: {name}/{below[0]}" + ("  …" if below[1:] else "")
+        return NotFoundError(message, hint=hint, target=f"{place.uri}/{name}")
+    try:
+        names = group_by_model(islice(place.list(""), _LISTED_MAX))
+    except ColdstreamError:
+        names = {}
+    near = nearest_names(name, names)
+    hint = f"did you mean {' or '.join(near)}?   (all of them: coldstream list)" if near else "see: coldstream list"
+    return NotFoundError(message, hint=hint, target=f"{place.uri}/{name}")
+
+
+def nearest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Those names that are most like this one, the nearest first. Pure.
+
+    Case does not matter, and a name without its organisation is like one with it.
+    """
+    lowered = name.lower()
+    whole = {known.lower(): known for known in names}
+    last = {known.rpartition("/")[2].lower(): known for known in names}
+    near = [whole[match] for match in difflib.get_close_matches(lowered, whole, n=_NEAR_MAX, cutoff=0.75)]
+    near += [last[match] for match in difflib.get_close_matches(lowered.rpartition("/")[2], last, n=1, cutoff=0.85)]
+    return list(dict.fromkeys(near))[:_NEAR_MAX]

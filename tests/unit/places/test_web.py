@@ -18,9 +18,10 @@ from coldstream.errors import (
 )
 from coldstream.net.connection import read
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Checkpoint, Origin
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.origin_records import looks_like_record
+from coldstream.places.checkpoint import Checkpoint
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.model_records import looks_like_record
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 from tests.models import safetensors_bytes, sharded_model
 from tests.servers.ranged import RangedServer
@@ -30,9 +31,9 @@ SINGLE = safetensors_bytes({"w": 400_000, "v": 10})
 PAGE = b"<!DOCTYPE html><html><body>This app needs JavaScript</body></html>"
 
 
-def opened(url: str, retry: Retry | None = None) -> Origin:
+def opened(url: str, retry: Retry | None = None) -> ModelReader:
     quick = Backoff(first_seconds=0.01, longest_seconds=0.05, give_up_seconds=1.0)
-    return open_origin(url, load_settings(environ={}), retry=retry or Retry(quick))
+    return open_model_reader(url, load_settings(environ={}), retry=retry or Retry(quick))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coldstream.errors import DiskError, UploadNotFoundError
-from coldstream.places.folder_store import FolderStore
+from coldstream.places.folder import Folder
 
 KEY = "org/model/model.safetensors"
 
@@ -17,11 +17,11 @@ KEY = "org/model/model.safetensors"
 def test_of_two_runs_that_complete_one_upload_neither_stores_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = FolderStore(tmp_path), FolderStore(tmp_path)
+    first, second = Folder(tmp_path), Folder(tmp_path)
     upload = first.create_upload(KEY)
     bodies = [b"a" * 100, b"b" * 100, b"c" * 50]
 
-    def send(store: FolderStore) -> None:
+    def send(store: Folder) -> None:
         for number, body in enumerate(bodies, start=1):
             store.put_part(KEY, upload, number, body)
         store.complete_upload(KEY, upload, store.parts(KEY, upload))
@@ -43,7 +43,7 @@ def test_of_two_runs_that_complete_one_upload_neither_stores_half(
 def test_who_comes_while_another_run_completes_an_upload_finds_it_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = FolderStore(tmp_path)
+    store = Folder(tmp_path)
     upload = store.create_upload(KEY)
     for number in (1, 2):
         store.put_part(KEY, upload, number, bytes(number))
@@ -52,7 +52,7 @@ def test_who_comes_while_another_run_completes_an_upload_finds_it_gone(
 
     def overtaken(*arguments: Any) -> None:
         with pytest.raises(UploadNotFoundError, match="another run completes"):
-            FolderStore(tmp_path).complete_upload(KEY, upload, parts)
+            Folder(tmp_path).complete_upload(KEY, upload, parts)
         copy(*arguments)
 
     monkeypatch.setattr(shutil, "copyfileobj", overtaken)
@@ -61,7 +61,7 @@ def test_who_comes_while_another_run_completes_an_upload_finds_it_gone(
 
 
 def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path / "store")
+    store = Folder(tmp_path / "store")
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     store.put(KEY, b"x")

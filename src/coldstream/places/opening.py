@@ -1,34 +1,68 @@
-"""From a URI and settings to an origin."""
+"""From a URI and settings to a place, and to a model there. Touches no network.
+
+A new kind of place is a module with an `open_store`, and a line in `_STORES`.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
-from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from coldstream.errors import ConfigError, UsageError
-from coldstream.model.names import checked_name, expanded, is_path, path_fault, split_revision
-from coldstream.model.place_names import folder_name
+from coldstream.model.names import checked_name, expanded, folder_name, is_path, path_fault, split_revision
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.cdn_domain import cdn_of
-from coldstream.places.origin import Origin
 from coldstream.places.tree import folder_model, snapshot_of
 from coldstream.settings import Settings
+
+if TYPE_CHECKING:
+    from coldstream.places.model_reader import ModelReader
+    from coldstream.places.place import Store
 
 _FORMS = (
     "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[/folder][@revision] or file:///folder"
 )
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+# Scheme to module. Imported when used: boto3 takes 300 ms.
+_STORES = {
+    "s3": "coldstream.places.s3_store",
+    "file": "coldstream.places.folder",
+}
 
 
-def open_origin(
+def open_store(
+    settings: Settings, uri: str | None = None, *, retry: Retry | None = None, connections: int = 10
+) -> Store:
+    """The store that a URI names.
+
+    Args:
+        settings: How to get in.
+        uri: Its root; None: the one that is configured.
+        retry: The policy for its calls; a fresh default one when None.
+        connections: How many requests will run at once.
+
+    Raises:
+        ConfigError: No store is configured, or its URI or endpoint is malformed.
+    """
+    uri = settings.store_uri() if uri is None else uri
+    module = _STORES.get(urlsplit(uri).scheme)
+    if module is None:
+        raise ConfigError(
+            f"{uri!r} is not a store",
+            hint="write s3://bucket, s3://bucket/prefix or file:///folder",
+        )
+    opened: Store = import_module(module).open_store(uri, settings, retry=retry, connections=connections)
+    return opened
+
+
+def open_model_reader(
     uri: str | Uri, settings: Settings, *, retry: Retry | None = None, connections: int = 16, via: str = "auto"
-) -> Origin:
-    """The origin that a URI names. Touches no network.
+) -> ModelReader:
+    """Opens the model that a URI names.
 
     Args:
         uri: `org/model[@revision]` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
@@ -41,7 +75,7 @@ def open_origin(
         via: Whether weights of the configured bucket come through the CDN in front of it; see `cdn_of`.
 
     Raises:
-        UsageError: It is no URI of a model.
+        UsageError: It is not the URI of a model.
         ConfigError: No store is configured, or wrongly.
     """
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
@@ -54,31 +88,31 @@ def open_origin(
     uri = Uri.of(uri).full
     scheme, mark, rest = uri.partition("://")
     scheme = scheme.lower() if mark else ""
-    if via == "cdn" and not _in_bucket(uri, settings):
+    if via == "cdn" and not _is_in_bucket(uri, settings):
         raise ConfigError(
             "this model cannot come through the CDN: it is not in the configured bucket, which R2_CDN_DOMAIN serves",
             hint="name it as org/model, or choose `auto` or `s3` instead of `cdn`",
         )
     if scheme in {"http", "https"}:
-        from coldstream.places.web_origin import WebOrigin
+        from coldstream.places.web import WebModelReader
 
-        return WebOrigin(uri, retry=retry)
+        return WebModelReader(uri, retry=retry)
     if scheme == "hf":
-        return _hub(rest.strip("/"), settings, retry, connections)
-    if scheme == "s3":
-        return _bucket(f"s3://{rest.rstrip('/')}", settings, retry, connections, via)
-    if scheme == "file":
-        return _folder(_local(uri), settings)
-    if is_path(uri):
-        return _folder(Path(os.path.abspath(expanded(uri))), settings)
+        from coldstream.places.hub_reader import HubModelReader
+
+        return HubModelReader(rest.strip("/"), settings, retry=retry, connections=connections)
+    if scheme == "file" or is_path(uri):
+        return _in_folder(_local(uri) if mark else Path(os.path.abspath(expanded(uri))), settings, retry)
+    if scheme in _STORES:
+        return _in_store(f"{scheme}://{rest.rstrip('/')}", settings, retry, connections, via)
     if mark or not uri:
-        raise UsageError(f"{scheme or repr(uri)} is no place that models are loaded from", hint=f"write {_FORMS}")
+        raise UsageError(f"models cannot be loaded from {scheme or repr(uri)}", hint=f"write {_FORMS}")
     name, revision = split_revision(uri.rstrip("/"))
     checked_name(name)
     store = settings.store_uri()
     if store.startswith("file:"):
-        return _folder(_local(store) / name, settings, revision)
-    return _bucket(f"{store}/{name}", settings, retry, connections, via, revision)
+        return _in_folder(_local(store) / name, settings, retry, revision)
+    return _in_store(f"{store}/{name}", settings, retry, connections, via, revision)
 
 
 def scheme_of(uri: Uri, settings: Settings) -> str:
@@ -105,29 +139,7 @@ def uses_tls(uri: Uri, settings: Settings) -> bool:
     return where.lower().startswith("https:")
 
 
-def _hub(rest: str, settings: Settings, retry: Retry, connections: int) -> Origin:
-    from coldstream.places.hub_origin import HubOrigin
-
-    place, _, revision = rest.partition("@")
-    owner, _, inner = place.partition("/")
-    model, _, folder = inner.partition("/")
-    repo = f"{owner}/{model}" if model else owner
-    if not _REPO.fullmatch(repo) or path_fault(place) or (revision and path_fault(revision)):
-        raise UsageError(
-            f"{str(Uri(f'hf://{rest}'))!r} names no repository",
-            hint="write hf://org/model, hf://org/model@revision or hf://org/model/folder@revision",
-        )
-    return HubOrigin(
-        repo,
-        folder=folder,
-        revision=revision or None,
-        settings=settings,
-        retry=retry,
-        connections=connections,
-    )
-
-
-def _in_bucket(uri: str, settings: Settings) -> bool:
+def _is_in_bucket(uri: str, settings: Settings) -> bool:
     """Whether a model lies in the configured bucket."""
     configured = _configured(settings) or ""
     if not configured.startswith("s3://"):
@@ -138,55 +150,53 @@ def _in_bucket(uri: str, settings: Settings) -> bool:
     return scheme.lower() == "s3" and rest.partition("/")[0] == configured.removeprefix("s3://").partition("/")[0]
 
 
-def _bucket(
+def _in_store(
     uri: str, settings: Settings, retry: Retry, connections: int, via: str, revision: str | None = None
-) -> Origin:
-    from coldstream.places.bucket_origin import StoredOrigin
-    from coldstream.places.store_opening import open_store
+) -> ModelReader:
+    from coldstream.places.model_reader import ModelReader
 
-    bucket, _, path = uri.removeprefix("s3://").partition("/")
+    scheme, _, rest = uri.partition("://")
+    bucket, _, path = rest.partition("/")
     configured = _configured(settings)
     # A manifest may name objects relative to its store: within the configured one that is known.
-    root = configured if configured and uri.startswith(configured + "/") else f"s3://{bucket}"
+    root = configured if configured and uri.startswith(configured + "/") else f"{scheme}://{bucket}"
     folder = uri.removeprefix(root).strip("/")
     if not bucket or not path or path_fault(folder):
-        raise UsageError(f"{str(Uri(uri))!r} names no model in a bucket", hint="write s3://bucket/org/model")
-    cdn = cdn_of(settings, via) if _in_bucket(uri, settings) else None
-    settings = replace(
-        settings,
-        values={**settings.values, "COLDSTREAM_STORE": root},
-        origins={**settings.origins, "COLDSTREAM_STORE": "flag"},
-    )
-    store = open_store(settings, retry=retry, connections=connections)
-    return StoredOrigin(
-        store,
+        raise UsageError(f"{str(Uri(uri))!r} does not name a model in a bucket", hint="write s3://bucket/org/model")
+    return ModelReader(
+        open_store(settings, root, retry=retry, connections=connections),
         folder,
+        label=uri,
         name=folder_name(folder.split("/"), bucket),
-        cdn=cdn,
+        cdn=cdn_of(settings, via) if _is_in_bucket(uri, settings) else None,
         revision=revision,
-        ca_bundle=settings.get("AWS_CA_BUNDLE"),
     )
 
 
-def _folder(folder: Path, settings: Settings, revision: str | None = None) -> Origin:
-    from coldstream.places.folder_origin import FolderOrigin
+def _in_folder(folder: Path, settings: Settings, retry: Retry, revision: str | None = None) -> ModelReader:
+    from coldstream.places.folder import FolderSnapshot
+    from coldstream.places.model_reader import ModelReader
 
     configured = _configured(settings)
     if configured and configured.startswith("file:"):
         root = _local(configured)
         if root in folder.parents:
             inside = folder.relative_to(root)
-            return FolderOrigin(folder, name=folder_name(inside.parts, "model"), store=root, revision=revision)
+            name = folder_name(inside.parts, "model")
+            place = FolderSnapshot(root, retry=retry)
+            return ModelReader(place, inside.as_posix(), label=folder.as_uri(), name=name, revision=revision)
     snapshot = snapshot_of(folder)
-    if snapshot != folder or folder.parent.name == "snapshots":
-        return FolderOrigin(snapshot, name=folder_name(folder_model(snapshot).split("/"), "model"))
-    return FolderOrigin(folder, name=folder_name(folder.parts[-2:], "model"))
+    is_cached = snapshot != folder or folder.parent.name == "snapshots"
+    segments = folder_model(snapshot).split("/") if is_cached else folder.parts[-2:]
+    return ModelReader(
+        FolderSnapshot(snapshot, retry=retry), "", label=snapshot.as_uri(), name=folder_name(segments, "model")
+    )
 
 
 def _local(uri: str) -> Path:
     split = urlsplit(uri)
     if split.netloc not in {"", "localhost"} or not split.path.startswith("/"):
-        raise UsageError(f"{uri} is no local folder", hint="write file:///absolute/path, with three slashes")
+        raise UsageError(f"{uri} is not a local folder", hint="write file:///absolute/path, with three slashes")
     return Path(os.path.abspath(unquote(split.path)))
 
 

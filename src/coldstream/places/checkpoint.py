@@ -1,20 +1,24 @@
-"""The headers of the shards: one speculative read for each, in parallel, and everything checked that can be."""
+"""A checkpoint: a model's shards, with their headers read and all checked that can be.
+
+Each header takes one speculative read, all of them in parallel.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from coldstream.errors import ConflictError, IntegrityError, NotFoundError
+from coldstream.errors import IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
-from coldstream.model.header import LENGTH_BYTES, check_duplicate_tensors, header_stop, parse_header
-from coldstream.model.job import Headers, Segment
-from coldstream.places.origin import Checkpoint, Shard
+from coldstream.model.header import LENGTH_BYTES, Header, check_duplicate_tensors, header_stop, parse_header
+from coldstream.model.job import DIGEST_BYTES, Segment
+from coldstream.places.place import Link, Piece, Place, replaced
 from coldstream.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -24,72 +28,103 @@ if TYPE_CHECKING:
 SPECULATIVE_BYTES = 256 * KIB
 # Other tools may cut larger chunks; beyond this it does not pay to fetch one for its hash.
 _FIRST_CHUNK_BYTES_MAX = 64 * MIB
-_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What one read of an object brought.
+class Shard:
+    """One file of weights: where it is, how it is cut, and what is in it.
 
     Attributes:
-        body: From the wanted start on; shorter than wanted where the object ends.
-        size: Of the whole object.
-        etag: Of the answer; None for a local file or where the server names none.
-        stamp: What tells this content from an older one of the same size: the ETag, or a file's time; "" for nothing.
-        url: Where the rest is to be had, with `headers`; None for a local file.
-        headers: To send along.
-        local: The file, for a local one.
+        path: Relative to the model.
+        size: In bytes.
+        segments: The objects that hold it, in order; one for most files. Either all or none are on this machine.
+        header: Parsed and checked.
+        head: The file's first `header.data_start` bytes.
+        stops: One past the last byte of each chunk of the whole file.
+        digests: XXH3-128 of each chunk, 16 bytes each, big-endian, joined; None where no manifest names them.
     """
 
-    body: bytes = field(repr=False)
+    path: str
     size: int
-    etag: str | None
-    stamp: str
-    url: str | None = field(default=None, repr=False)
-    headers: Headers = field(default=(), repr=False)
-    local: str | None = None
+    segments: tuple[Segment, ...]
+    header: Header = field(repr=False)
+    head: bytes = field(repr=False)
+    stops: tuple[int, ...] = field(repr=False)
+    digests: bytes | None = field(repr=False)
 
-
-# Reads `[start, stop)` of an object, of the version with this ETag if it is not None; it may end before.
-Read = Callable[[int, int, "str | None"], Piece]
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return self.segments[0].local is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Checkpoint:
+    """A model's weights, as vLLM would load them.
+
+    Attributes:
+        uri: Canonical, without a secret.
+        name: For people and for folders: it passes `paths.checked_name`.
+        version: In lower-case hexadecimal, what tells this content from any other under this URI.
+        verified: Whether a manifest names the hash of every chunk.
+        pinned: Whether `version` changes with the content. False when there is no manifest and the server names no
+            ETag: then a copy made earlier may be out of date although its version is the same.
+        shards: In the order of their paths; at least one.
+        left_out: Weights beside them, and an index, that do not count: path to why.
+        cdn: What its objects can be had through as well, as far as a manifest verifies them: its URL, and the headers
+            that it asks for; the latter are secrets.
+    """
+
+    uri: str
+    name: str
+    version: str
+    verified: bool
+    pinned: bool
+    shards: tuple[Shard, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cdn: Link | None = field(default=None, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardObject:
     """An object that holds a shard, or a segment of it.
 
     Attributes:
-        size: As listed, or None when nobody said; known when there are several.
+        key: At its place.
+        size: As listed or recorded, or None; known when there are several.
         etag: The version that the manifest names, or None.
-        read: How to read it.
-        rest: Where all of it is to be had, for a segment behind the header: (url, headers, local).
     """
 
+    key: str
     size: int | None
     etag: str | None = None
-    read: Read
-    rest: Callable[[], tuple[str | None, Headers, str | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A shard of which the header is still to be read.
+class ShardLocation:
+    """A shard whose header is not read yet.
 
     Attributes:
         path: Relative to the model.
         where: For messages; no secret.
-        entry: What the manifest says of it, or None.
-        parts: What holds it, in order.
+        entry: Its entry in the manifest, or None.
+        objects: What holds it, in order.
     """
 
     path: str
     where: str
     entry: FileEntry | None = None
-    parts: tuple[Part, ...]
+    objects: tuple[ShardObject, ...]
 
 
-def checkpoint_of(
-    found: Sequence[Found],
+def read_checkpoint(
+    place: Place,
+    locations: Sequence[ShardLocation],
     *,
     uri: str,
     name: str,
@@ -100,7 +135,8 @@ def checkpoint_of(
     """Reads all headers.
 
     Args:
-        found: The shards, sorted by path.
+        place: What holds them.
+        locations: The shards, sorted by path.
         uri: As in `Checkpoint`.
         name: As in `Checkpoint`.
         version: Of the manifest or the commit; None: derived from what the shards are.
@@ -112,13 +148,13 @@ def checkpoint_of(
         IntegrityError: A header or a chunk is not what it should be, or two shards hold a tensor of one name.
         ConflictError: A file is not the one that was listed.
     """
-    if not found:
+    if not locations:
         raise NotFoundError(
             f"{uri} has no safetensors weights",
             hint="only safetensors can be streamed: convert the model, or name the folder that holds them",
             target=uri,
         )
-    read = in_parallel(_read_shard, found)
+    read = in_parallel(partial(_read_shard, place), locations)
     shards = tuple(shard for shard, _ in read)
     check_duplicate_tensors({shard.path: shard.header for shard in shards}, where=uri)
     pinned = version is not None or all(stamp for _, stamp in read)
@@ -140,37 +176,27 @@ def checkpoint_of(
     )
 
 
-def replaced(where: str) -> ConflictError:
-    """The error for an object that is not the one that was seen or listed a moment ago."""
-    return ConflictError(
-        f"{where} was replaced while it was being read, or since its upload",
-        hint="somebody wrote to the model; run the same command again, or look with: coldstream verify",
-        operation="GET",
-        target=where,
-    )
-
-
-def _read_shard(found: Found) -> tuple[Shard, str]:
+def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str]:
     """The shard, and its `Piece.stamp`."""
-    chunks = found.entry.chunks if found.entry else None
+    chunks = location.entry.chunks if location.entry else None
     first_stop = chunks.stops[0] if chunks and chunks.stops else 0
     stop = first_stop if LENGTH_BYTES <= first_stop <= _FIRST_CHUNK_BYTES_MAX else SPECULATIVE_BYTES
-    start = _Start(found)
+    start = _ShardStart(place, location)
     start.read(stop)
-    data_start = header_stop(start.body, file_bytes=start.size, path=found.where)
+    data_start = header_stop(start.body, file_bytes=start.size, path=location.where)
     if data_start > len(start.body):
         # Up to the end of the chunk in which the header ends, so that all of it can be checked.
         ends = (end for end in chunks.stops if data_start <= end <= data_start + CHUNK_BYTES) if chunks else ()
         start.read(next(iter(ends), data_start))
         if len(start.body) < data_start:
-            raise replaced(found.where)
+            raise replaced(location.where)
     body = start.body
     digests = bytes.fromhex(chunks.xxh3_128) if chunks else None
     if chunks and digests is not None:
-        _check(body, chunks.stops, digests, found.where)
-    header = parse_header(body, file_bytes=start.size, path=found.where)
+        _check(body, chunks.stops, digests, location.where)
+    header = parse_header(body, file_bytes=start.size, path=location.where)
     shard = Shard(
-        path=found.path,
+        path=location.path,
         size=start.size,
         segments=start.segments(),
         header=header,
@@ -181,7 +207,7 @@ def _read_shard(found: Found) -> tuple[Shard, str]:
     return shard, start.pieces[0].stamp
 
 
-class _Start:
+class _ShardStart:
     """The first bytes of a shard, out of the object or the objects that hold them.
 
     Attributes:
@@ -189,53 +215,50 @@ class _Start:
         pieces: The first answer of each object that was read.
     """
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, place: Place, location: ShardLocation) -> None:
         self.body = b""
         self.pieces: list[Piece] = []
-        self._found = found
+        self._place, self._where, self._objects = place, location.where, location.objects
 
     @property
     def size(self) -> int:
         """Of the shard, in bytes."""
-        if len(self._found.parts) == 1:
-            return self.pieces[0].size
-        return sum(part.size or 0 for part in self._found.parts)
+        return self.pieces[0].size if len(self._objects) == 1 else sum(stored.size or 0 for stored in self._objects)
 
     def read(self, stop: int) -> None:
         """Reads on, up to `stop` or to where an object is shorter than it should be."""
         start = 0
-        parts = self._found.parts
-        for number, part in enumerate(parts):
-            end = stop if len(parts) == 1 else start + (part.size or 0)
+        for number, stored in enumerate(self._objects):
+            end = stop if len(self._objects) == 1 else start + (stored.size or 0)
             if start <= len(self.body) < min(end, stop):
-                self._read_part(number, len(self.body) - start, min(end, stop) - start)
+                self._read_object(number, len(self.body) - start, min(end, stop) - start)
             start = end
 
     def segments(self) -> tuple[Segment, ...]:
         """Where the whole shard is."""
         segments = []
         stop = 0
-        for number, part in enumerate(self._found.parts):
-            stop += part.size if part.size is not None else self.size
-            if number < len(self.pieces):
-                piece = self.pieces[number]
-                etag, url, headers, local = part.etag or piece.etag, piece.url, piece.headers, piece.local
-            else:
-                assert part.rest is not None
-                etag, (url, headers, local) = part.etag, part.rest()
-            segments.append(Segment(stop=stop, etag=etag, url=url, headers=headers, local=local))
+        for number, stored in enumerate(self._objects):
+            stop += stored.size if stored.size is not None else self.size
+            piece = self.pieces[number] if number < len(self.pieces) else None
+            location = piece.location if piece else self._place.locate(stored.key)
+            etag = stored.etag or (piece.etag if piece else None)
+            segments.append(
+                Segment(stop=stop, etag=etag, url=location.url, headers=location.headers, local=location.local)
+            )
         return tuple(segments)
 
-    def _read_part(self, number: int, start: int, stop: int) -> None:
-        part, where = self._found.parts[number], self._found.where
+    def _read_object(self, number: int, start: int, stop: int) -> None:
+        stored = self._objects[number]
         first = self.pieces[number] if number < len(self.pieces) else None
-        piece = part.read(start, stop, part.etag or (first.etag if first else None))
-        if part.size is not None and piece.size != part.size:
-            raise replaced(where)
+        etag = stored.etag or (first.etag if first else None)
+        piece = self._place.read_piece(stored.key, start, stop, etag=etag, where=self._where)
+        if stored.size is not None and piece.size != stored.size:
+            raise replaced(self._where)
         if first is None:
             self.pieces.append(piece)
         elif (piece.size, piece.stamp) != (first.size, first.stamp):
-            raise replaced(where)
+            raise replaced(self._where)
         self.body += piece.body
 
 
@@ -245,7 +268,7 @@ def _check(body: bytes, stops: Sequence[int], digests: bytes, where: str) -> Non
     for index, stop in enumerate(stops):
         if stop > len(body):
             break
-        expected = digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES]
+        expected = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
         actual = xxhash.xxh3_128_digest(body[start:stop])
         if actual != expected:
             raise IntegrityError(

@@ -8,8 +8,8 @@ import pytest
 
 from coldstream.errors import NotFoundError
 from coldstream.model.uri import Uri
-from coldstream.places.model_listing import missing_model, nearest_names
-from coldstream.places.origin_opening import open_origin
+from coldstream.places.model_records import missing_model, nearest_names
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 from tests.conftest import quick_store
 
@@ -44,5 +44,5 @@ def test_a_folder_that_is_a_store_has_names_too(tmp_path: Path) -> None:
     (tmp_path / "org/model/config.json").write_text("{}")
     settings = load_settings({"COLDSTREAM_STORE": str(tmp_path)}, environ={})
     with pytest.raises(NotFoundError, match="there is no model org/modle") as caught:
-        open_origin(Uri("org/modle"), settings).checkpoint()
+        open_model_reader(Uri("org/modle"), settings).checkpoint()
     assert (caught.value.hint or "").startswith("did you mean org/model?")

@@ -10,8 +10,8 @@ import pytest
 
 from coldstream.errors import UnavailableError
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.hub import HubSource
-from coldstream.places.source import SourceFile
+from coldstream.places.hub import HubSnapshot
+from coldstream.places.place import ObjectInfo
 from coldstream.settings import load_settings
 from tests.models import safetensors_bytes
 from tests.servers.hub import FakeHub
@@ -31,17 +31,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield server
 
 
-def opened(hub: FakeHub) -> tuple[HubSource, SourceFile]:
+def opened(hub: FakeHub) -> tuple[HubSnapshot, ObjectInfo]:
     settings = load_settings({"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN}, environ={})
     retry = Retry(Backoff(first_seconds=0.01, longest_seconds=0.02, give_up_seconds=0.1))
-    source = HubSource(REPO, settings=settings, retry=retry)
-    return source, next(file for file in source.files() if file.path == "model.safetensors")
+    source = HubSnapshot(REPO, settings=settings, retry=retry)
+    return source, next(info for info in source.list("") if info.key == "model.safetensors")
 
 
-def read(source: HubSource, file: SourceFile, start: int, stop: int) -> bytes:
+def read(source: HubSnapshot, file: ObjectInfo, start: int, stop: int) -> bytes:
     buffer = bytearray(stop - start)
     counts: list[int] = []
-    source.read_into(file, start, memoryview(buffer), on_read=counts.append)
+    source.read_into(file.key, start, memoryview(buffer), on_read=counts.append)
     assert sum(counts) == stop - start
     return bytes(buffer)
 
@@ -60,7 +60,7 @@ def test_ranges_come_through_xet(hub: FakeHub) -> None:
 def test_what_is_switched_off_is_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     source, file = opened(hub)
-    with pytest.raises(UnavailableError, match="hf-xet alone") as caught:
+    with pytest.raises(UnavailableError, match="only through hf-xet") as caught:
         read(source, file, 0, 10)
     assert "HF_HUB_DISABLE_XET" in (caught.value.hint or "")
     assert not caught.value.retryable

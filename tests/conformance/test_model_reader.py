@@ -30,11 +30,11 @@ from coldstream.model.manifest import Journal, Provenance, serialize
 from coldstream.model.names import checked_name
 from coldstream.net.connection import read
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Checkpoint, Origin, Shard
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.shard_headers import SPECULATIVE_BYTES
-from coldstream.places.source import FolderSource
-from coldstream.places.store import Store
+from coldstream.places.checkpoint import SPECULATIVE_BYTES, Checkpoint, Shard
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.opening import open_model_reader
+from coldstream.places.place import Store
 from coldstream.settings import Settings, load_settings
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
@@ -60,8 +60,8 @@ class Place:
     manifest: bool
     record: Callable[[], bytes] = bytes
 
-    def open(self) -> Origin:
-        return open_origin(self.uri, self.settings, retry=Retry(QUICK))
+    def open(self) -> ModelReader:
+        return open_model_reader(self.uri, self.settings, retry=Retry(QUICK))
 
 
 def settings_of(flags: dict[str, str]) -> Settings:
@@ -76,7 +76,7 @@ def in_store(store: Store, folder: Path, *, manifest: bool, segments: str = "") 
             store.put(f"{NAME}/{path}", content)
 
     if manifest:
-        source = FolderSource(write_model(folder, FILES))
+        source = FolderSnapshot(write_model(folder, FILES))
         upload(store, source, plan_upload(store, source, NAME))
     else:
         for path, content in FILES.items():
@@ -358,10 +358,10 @@ def test_a_server_that_is_away_is_reported_at_once(tmp_path: Path) -> None:
     with RangedServer({}) as server:
         url = server.url
     with pytest.raises(UnavailableError, match="cannot reach 127"):
-        open_origin(f"{url}/m", settings_of({})).checkpoint()
+        open_model_reader(f"{url}/m", settings_of({})).checkpoint()
 
 
 def test_wrong_keys_are_refused(rclone: S3Server) -> None:
     flags = rclone.environ(fresh_bucket(rclone)) | {"R2_SECRET_KEY": "wrong-secret-key"}
     with pytest.raises(CredentialsError):
-        open_origin(NAME, settings_of(flags), retry=Retry(QUICK)).checkpoint()
+        open_model_reader(NAME, settings_of(flags), retry=Retry(QUICK)).checkpoint()

@@ -25,9 +25,9 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.net.connection import read
 from coldstream.net.retry import Backoff, Retry
-from coldstream.places.origin import Origin
-from coldstream.places.origin_opening import open_origin
-from coldstream.places.source import FolderSource
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.model_reader import ModelReader
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
@@ -40,16 +40,16 @@ FILES = sharded_model(shards=2, shard_bytes=100_000)
 SHARDS = sorted(path for path in FILES if path.endswith(".safetensors"))
 
 
-def opened(uri: str, flags: dict[str, str] | None = None) -> Origin:
+def opened(uri: str, flags: dict[str, str] | None = None) -> ModelReader:
     retry = Retry(Backoff(first_seconds=0.01, longest_seconds=0.05, give_up_seconds=1.0))
-    return open_origin(uri, load_settings(flags or {}, environ={}), retry=retry)
+    return open_model_reader(uri, load_settings(flags or {}, environ={}), retry=retry)
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A model with a manifest, in a folder that is a store."""
     store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
-    source = FolderSource(write_model(tmp_path / "source", FILES))
+    source = FolderSnapshot(write_model(tmp_path / "source", FILES))
     upload(store, source, plan_upload(store, source, NAME))
     return tmp_path / "store" / NAME
 
@@ -138,7 +138,7 @@ def test_a_small_file_is_compared_with_the_manifest(recorded: Path) -> None:
 def test_root_keys_in_a_bucket(moto: S3Server, tmp_path: Path) -> None:
     flags = moto.environ(fresh_bucket(moto))
     store = quick_store(flags)
-    source = FolderSource(write_model(tmp_path / "source", FILES))
+    source = FolderSnapshot(write_model(tmp_path / "source", FILES))
     upload(store, source, plan_upload(store, source, NAME))
     local = tmp_path / "copy"
     local.mkdir()
@@ -240,7 +240,7 @@ def test_small_shards_that_the_hub_serves_itself_take_the_token_along() -> None:
 def test_files_that_are_too_short_for_what_was_listed(tmp_path: Path, moto: S3Server) -> None:
     flags = moto.environ(fresh_bucket(moto))
     store = quick_store(flags)
-    source = FolderSource(write_model(tmp_path / "source", FILES))
+    source = FolderSnapshot(write_model(tmp_path / "source", FILES))
     upload(store, source, plan_upload(store, source, NAME))
     store.put(f"{NAME}/{SHARDS[1]}", safetensors_bytes({"w": 1}))
     with pytest.raises(ConflictError, match=SHARDS[1]):
@@ -271,9 +271,9 @@ def test_two_shardings_of_one_model_are_refused_with_both_files(tmp_path: Path) 
         opened(str(folder)).checkpoint()
     store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
     with pytest.raises(IntegrityError, match=f"{THREE[0]} and {TWO[1]} both hold the tensor") as caught:
-        plan_upload(store, FolderSource(folder), NAME)
+        plan_upload(store, FolderSnapshot(folder), NAME)
     assert f"--exclude {TWO[1]}" in (caught.value.hint or "")
-    assert plan_upload(store, FolderSource(folder), NAME, exclude=["*-of-00003*"]).shards == 2
+    assert plan_upload(store, FolderSnapshot(folder), NAME, exclude=["*-of-00003*"]).shards == 2
 
 
 def test_the_parts_of_ranks_share_names_and_are_stored_but_not_loaded_at_once(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_the_parts_of_ranks_share_names_and_are_stored_but_not_loaded_at_once(tm
     folder = write_model(tmp_path / "m", ranks)
     assert len(opened(str(folder)).checkpoint().shards) == 2
     store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
-    assert plan_upload(store, FolderSource(folder), NAME).shards == 2
+    assert plan_upload(store, FolderSnapshot(folder), NAME).shards == 2
     with pytest.raises(UsageError, match="for each of 2 ranks") as caught:
         coldstream.load(str(folder), framework="buffer")
     assert "--loader runai-sharded" in (caught.value.hint or "")
@@ -326,7 +326,7 @@ PIPELINE = {
 
 def check_pipeline(flags: dict[str, str], tmp_path: Path, *, prefix: str = "") -> None:
     store = quick_store(flags)
-    source = FolderSource(write_model(tmp_path / "source", PIPELINE))
+    source = FolderSnapshot(write_model(tmp_path / "source", PIPELINE))
     upload(store, source, plan_upload(store, source, NAME))
     origin = opened(f"{prefix}{NAME}/transformer", flags)
     checkpoint = origin.checkpoint()

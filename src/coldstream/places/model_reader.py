@@ -1,0 +1,221 @@
+"""A model at a place: its checkpoint, its small files, and fresh links to its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from coldstream.errors import ConfigError, NotFoundError
+from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
+from coldstream.model.selection import choose_shards, small_files
+from coldstream.places.cdn_domain import CdnDomain
+from coldstream.places.checkpoint import Checkpoint, ShardLocation, ShardObject, read_checkpoint
+from coldstream.places.model_records import (
+    ModelRecord,
+    missing_model,
+    nearest_record,
+    no_record,
+    read_record,
+    whole_content,
+)
+from coldstream.places.place import Link, ObjectInfo, Place
+
+Contents = tuple[ModelRecord | None, Mapping[str, ObjectInfo]]
+
+
+class ModelReader:
+    """A model in a bucket or a folder; subclasses read it from the Hub and from web servers. Thread-safe.
+
+    Raises, everywhere: NotFoundError, CredentialsError, UnavailableError (what may pass was tried again already),
+    CancelledError; where stated, more.
+
+    Attributes:
+        label: For people; no secret.
+    """
+
+    _place: Place
+
+    def __init__(
+        self,
+        place: Place | None,
+        folder: str,
+        *,
+        label: str,
+        name: str,
+        revision: str | None = None,
+        cdn: CdnDomain | None = None,
+    ) -> None:
+        """Prepares; touches nothing.
+
+        Args:
+            place: What it is in; None where `_look` opens it.
+            folder: Relative to the place's root; "" when the place is the model alone, in a store or not.
+            label: The model's URI; no secret.
+            name: For people and for folders.
+            revision: What it must be; see `check_revision`.
+            cdn: The CDN in front of the bucket, or None.
+        """
+        if place is not None:
+            self._place = place
+        self._folder, self._name, self._revision, self._cdn = folder, name, revision, cdn
+        self.label = label
+        self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
+        self._contents: Contents | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.label})"
+
+    def checkpoint(self) -> Checkpoint:
+        """Finds the weights and reads their headers.
+
+        Raises:
+            NotFoundError: There is no model, it has no safetensors, or its upload is not complete.
+            IntegrityError: The manifest, the index or a header cannot be trusted.
+            ConflictError: A file was replaced while it was being read.
+        """
+        self._contents = record, listing = self._look()
+        with self._place.session():
+            paths, left_out = self._choose(self._contents)
+            locations = [self._locate_shard(path, record, listing) for path in paths]
+            self._keys = {shard.path: [stored.key for stored in shard.objects] for shard in locations}
+            return self._through_cdn(self._read_headers(locations, record, left_out))
+
+    def renew(self, path: str, segment: int = 0) -> Link:
+        """A fresh link to a segment of a shard of the last `checkpoint`: the old one was refused, links expire."""
+        return self._place.renew(self._keys[path][segment], where=self._where(path))
+
+    def names(self) -> Sequence[str]:
+        """The files that are needed beside the weights, sorted: config.json, the tokenizer's and so on."""
+        record, listing = self._look_once()
+        if record:
+            return small_files({path: entry.size for path, entry in record.entries.items()}, stored=True)
+        return small_files({path: info.size for path, info in listing.items() if not info.fault}, stored=False)
+
+    def read(self, path: str, bytes_max: int) -> bytes:
+        """The content of one of them.
+
+        Raises:
+            IntegrityError: It is larger than `bytes_max`, or is not what the manifest says.
+        """
+        record, _ = self._look_once()
+        checked_path(path, where=self.label)
+        if record is None:
+            return self._place.get(self._key(path), bytes_max=bytes_max)[0]
+        if path not in record.entries:
+            raise NotFoundError(f"{self._where(path)} does not exist", target=self._where(path))
+        return whole_content(
+            record.entries[path],
+            lambda stored: self._place.get(self._key(stored.key), bytes_max=bytes_max)[0],
+            bytes_max=bytes_max,
+            where=self._where(path),
+        )
+
+    def _look_once(self) -> Contents:
+        if self._contents is None:
+            self._contents = self._look()
+        return self._contents
+
+    def _look(self) -> Contents:
+        """The manifest, or else the model's files by their paths."""
+        if nearest := nearest_record(self._folder, self._read_record):
+            outer, record = nearest
+            inner = self._folder.removeprefix(outer).removeprefix("/")
+            if below := record.below(inner, model=outer) if inner else record:
+                return below, {}
+        listing = self._list()
+        no_record(self.label, self._revision)
+        return None, listing
+
+    def _list(self) -> Mapping[str, ObjectInfo]:
+        prefix = self._key("")
+        listing = {
+            self._checked(info, prefix): info
+            for info in self._place.list(prefix)
+            # Consoles make "folders" as empty objects whose keys end in "/".
+            if not info.key.endswith("/")
+        }
+        if not listing:
+            raise missing_model(self._place, self._folder)
+        return listing
+
+    def _checked(self, info: ObjectInfo, prefix: str) -> str:
+        path = info.key.removeprefix(prefix)
+        return path if info.fault else checked_path(path, where=self.label)
+
+    def _read_record(self, folder: str) -> ModelRecord | None:
+        key = f"{folder}/{MANIFEST_NAME}" if folder else MANIFEST_NAME
+        try:
+            data, _ = self._place.get(key, bytes_max=MANIFEST_BYTES_MAX)
+        except NotFoundError:
+            return None
+        return read_record(data, where=f"{self._place.uri}/{key}", revision=self._revision)
+
+    def _choose(self, contents: Contents) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """The paths of the shards, and which weights are left out and why."""
+        record, listing = contents
+        is_checked = bool(record and record.is_whole)
+        choice = choose_shards(record.entries if record else listing, self.read, is_checked=is_checked)
+        if not choice.shards and not record:
+            self._refuse_without_weights(listing)
+        return choice.shards, choice.left_out
+
+    def _refuse_without_weights(self, listing: Mapping[str, ObjectInfo]) -> None:
+        if self._folder and all("/" in path for path in listing):
+            raise missing_model(self._place, self._folder, listing)
+
+    def _locate_shard(self, path: str, record: ModelRecord | None, listing: Mapping[str, ObjectInfo]) -> ShardLocation:
+        where = self._where(path)
+        if record:
+            entry = record.entries[path]
+            pins = self._place.pins_by_etag
+            objects = tuple(
+                ShardObject(
+                    key=self._key(stored.key),
+                    size=stored.size,
+                    etag=stored.etag if pins and stored.etag != "-" else None,
+                )
+                for stored in entry.objects
+            )
+            return ShardLocation(path=path, where=where, entry=entry, objects=objects)
+        info = listing.get(path)
+        if info and info.fault:
+            raise NotFoundError(f"{where} cannot be loaded: {info.fault}", target=where)
+        # A listing's ETag may be missing, and differs from that of a GET on some servers: the GET's counts.
+        stored = ShardObject(key=self._key(path), size=info.size if info else None)
+        return ShardLocation(path=path, where=where, objects=(stored,))
+
+    def _read_headers(
+        self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
+    ) -> Checkpoint:
+        version = record.version if record else None
+        return read_checkpoint(
+            self._place, locations, uri=self.label, name=self._name, version=version, left_out=left_out
+        )
+
+    def _through_cdn(self, checkpoint: Checkpoint) -> Checkpoint:
+        if self._cdn is None:
+            return checkpoint
+        link = (self._cdn.url, self._cdn.headers)
+        if not checkpoint.verified:
+            return replace(checkpoint, cdn=link)
+        # Its root is the bucket's, not the store's.
+        prefix = self._place.uri.partition("://")[2].partition("/")[2]
+        shards = tuple(
+            self._cdn.before(shard, [f"{prefix}/{key}" if prefix else key for key in self._keys[shard.path]])
+            for shard in checkpoint.shards
+        )
+        return replace(checkpoint, shards=shards, cdn=link)
+
+    def _key(self, key: str) -> str:
+        """The place's key of one that is relative to the model; with a leading "/", to the place's root."""
+        if key.startswith("/") and not self._folder:
+            raise ConfigError(
+                f"{self.label}: its manifest names {key!r}, relative to a store that is not known here",
+                hint="name the model as org/model in its store, for example with --store file:///folder",
+            )
+        if key.startswith("/"):
+            return key[1:]
+        return f"{self._folder}/{key}" if self._folder else key
+
+    def _where(self, path: str) -> str:
+        return f"{self.label}/{path}"

@@ -1,0 +1,213 @@
+"""A model on a CDN or any other HTTP server. It cannot be listed: the manifest, the index or a known name tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from urllib.parse import quote, unquote, urlsplit
+
+from coldstream.errors import CredentialsError, IntegrityError, NotFoundError, UsageError
+from coldstream.machine.parallel import in_parallel
+from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path, folder_name
+from coldstream.model.selection import INDEX_BYTES_MAX, INDEX_NAME, indexed, weights
+from coldstream.net.retry import Retry
+from coldstream.places.checkpoint import Checkpoint, ShardLocation, read_checkpoint
+from coldstream.places.model_reader import Contents, ModelReader
+from coldstream.places.model_records import ModelRecord, looks_like_record, read_record
+from coldstream.places.place import Link, Location, ObjectInfo, Piece
+from coldstream.places.small_reads import LinkReader
+
+SINGLE_NAME = "model.safetensors"
+# What vLLM and transformers look for beside the weights, as far as it has fixed names.
+WELL_KNOWN_NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "tekken.json",
+    "params.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    INDEX_NAME,
+)
+_PROBE_BYTES = 64
+
+
+class WebPlace:
+    """What lies below a URL. Implements `Place`. The URL's query goes with every request and is never shown."""
+
+    pins_by_etag = False
+
+    def __init__(self, url: str, *, retry: Retry) -> None:
+        """Prepares; touches no network.
+
+        Raises:
+            UsageError: It is not the URL of a folder.
+        """
+        scheme, host, path, query = _split(url)
+        self.uri = f"{scheme}://{host}{path}"
+        self.query = f"?{query}" if query else ""
+        self.retry = retry
+        self._reader = LinkReader(retry, forbidden="the URL may need a token, or its token has expired")
+        self._redirects = False  # whether the server sends its readers elsewhere
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The files with well-known names."""
+
+        def probe(name: str) -> ObjectInfo | None:
+            try:
+                head = self._reader.get(
+                    self._link(name), where=self._where(name), stop=_PROBE_BYTES, bytes_max=_PROBE_BYTES
+                )
+            except (NotFoundError, CredentialsError):
+                return None
+            # Some servers answer every name with a page.
+            is_page = re.match(rb"\s*<(!doctype|html)", head.body, re.IGNORECASE)
+            return None if is_page else ObjectInfo(key=name, size=head.size)
+
+        with self.session():
+            present = in_parallel(probe, [name for name in sorted(WELL_KNOWN_NAMES) if name.startswith(prefix)])
+        yield from (info for info in present if info)
+
+    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+        limit = MANIFEST_BYTES_MAX if bytes_max is None else bytes_max
+        whole = self._reader.get(self._link(key), where=self._where(key), stop=limit, bytes_max=limit, etag=if_match)
+        if whole.size > limit:
+            raise IntegrityError(f"{self._where(key)} has {whole.size} bytes; at most {limit} are read")
+        return whole.body, ObjectInfo(key=key, size=whole.size, etag=whole.etag or "")
+
+    def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        link = self._link(key)
+        piece = self._reader.read_piece(link, start, stop, etag=etag, where=where)
+        self._redirects |= piece.location.url != link[0]
+        return piece
+
+    def locate(self, key: str) -> Location:
+        # Where the first objects are at their own place, the hundreds after them need no request to find them.
+        link = self.renew(key, where=self._where(key)) if self._redirects else self._link(key)
+        return Location(*link)
+
+    def renew(self, key: str, *, where: str) -> Link:
+        return self._reader.follow(self._link(key), where=where)
+
+    def session(self) -> AbstractContextManager[object]:
+        return self._reader
+
+    def _link(self, key: str) -> Link:
+        return f"{self.uri}/{quote(key)}{self.query}", ()
+
+    def _where(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+
+class WebModelReader(ModelReader):
+    """A model below a URL."""
+
+    _place: WebPlace
+
+    def __init__(self, url: str, *, retry: Retry) -> None:
+        """Prepares; touches no network.
+
+        Raises:
+            UsageError: It is not the URL of a folder.
+        """
+        place = WebPlace(url, retry=retry)
+        super().__init__(place, "", label=place.uri, name=_name(place.uri))
+
+    def checkpoint(self) -> Checkpoint:
+        with self._place.session():
+            return super().checkpoint()
+
+    def names(self) -> Sequence[str]:
+        if self._look_once()[0]:
+            return super().names()
+        return [info.key for info in self._place.list("")]
+
+    def _look(self) -> Contents:
+        """The manifest, or the shards that the index names, or else the only name that a single shard may have."""
+        data = self._optional(MANIFEST_NAME, MANIFEST_BYTES_MAX)
+        if data is not None and looks_like_record(data):
+            return read_record(data, where=self._where(MANIFEST_NAME)), {}
+        return None, {}
+
+    def _choose(self, contents: Contents) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        if contents[0]:
+            return super()._choose(contents)
+        index = self._optional(INDEX_NAME, INDEX_BYTES_MAX)
+        if index is None or index.lstrip()[:1] != b"{":
+            return (SINGLE_NAME,), {}
+        shards = [checked_path(path, where=self._where(INDEX_NAME)) for path in indexed(index)]
+        return weights([*shards, INDEX_NAME], index=index), {}
+
+    def _read_headers(
+        self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
+    ) -> Checkpoint:
+        if record:
+            return super()._read_headers(locations, record, left_out)
+        try:
+            return read_checkpoint(
+                self._place,
+                locations,
+                uri=self.label,
+                name=self._name,
+                version=None,
+                left_out=left_out,
+                salt=self._place.query,
+            )
+        except NotFoundError as exc:
+            if [shard.path for shard in locations] != [SINGLE_NAME]:
+                raise
+            raise NotFoundError(
+                f"there is no model at {self.label}: none of {MANIFEST_NAME}, {INDEX_NAME} and {SINGLE_NAME} exists",
+                hint="name the folder that holds the files; a web server cannot be listed",
+                target=self.label,
+            ) from exc
+
+    def _optional(self, path: str, bytes_max: int) -> bytes | None:
+        """A file's content, or None where there is none, or where a server hides whether there is."""
+        try:
+            return self._place.get(path, bytes_max=bytes_max)[0]
+        except (NotFoundError, CredentialsError):
+            return None
+
+
+def _split(url: str) -> tuple[str, str, str, str]:
+    """Scheme, host with port, path without a slash at the end, and query, all percent-encoded."""
+    try:
+        split = urlsplit(url)
+        is_valid = bool(split.hostname) and (split.port is None or split.port > 0)
+    except ValueError:
+        split, is_valid = urlsplit(""), False
+    if not is_valid or split.scheme not in {"http", "https"}:
+        raise UsageError("not a valid URL of a model", hint="for example https://models.example.com/org/model")
+    # What is encoded already stays; what is not, is.
+    path = quote(split.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+    query = quote(split.query, safe="/%:@!$&'()*+,;=~-._?[]")
+    return split.scheme, split.netloc.lower(), path, query
+
+
+def _name(base: str) -> str:
+    """A name like `org/model` out of a URL: the last segments of its path, or its host."""
+    split = urlsplit(base)
+    return folder_name([unquote(segment) for segment in split.path.split("/")][-2:], split.hostname or "model")
