@@ -56,7 +56,7 @@ def settings(tmp_path: Path, file: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_metrics, "_said", set())
+    monkeypatch.setattr(load_metrics, "_logged", set())
 
 
 def drained(tensors: Iterator[tuple[str, Any]]) -> None:

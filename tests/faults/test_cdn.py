@@ -285,7 +285,7 @@ STATUSES = {
     "BYPASS": "did not help: all BYPASS",
     "STALE": "HIT",
     "WEIRD": "had nothing cached yet",
-    None: "does not say what it had cached",
+    None: "so hits are unknown",
 }
 
 

@@ -16,7 +16,7 @@ from coldstream.cache.cached_files import CopyContents
 from coldstream.cache.copy_records import OURS, RECORD, CopyPlan, Presence, parse_plan
 from coldstream.cache.space import CachedCopy, Disk, victims_for
 from coldstream.errors import DiskError
-from tests.unit.cache.test_cache import HUGE, URI, Model, begun
+from tests.unit.cache.cached_models import HUGE, URI, Model, begun
 
 models = st.builds(
     lambda files, seed, hashed: Model({f"d{i % 2}/f{i}": f for i, f in enumerate(files)}, seed=seed, hashed=hashed),

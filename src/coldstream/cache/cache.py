@@ -1,10 +1,10 @@
-"""The cache as a whole: opening copies, finding the latest one, listing, pruning."""
+"""The cache: opens copies, finds the latest one, lists and prunes them."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from coldstream.cache.space import (
     latest_folder,
     mark_latest,
     model_folder,
+    prunable,
     sweep,
 )
 from coldstream.errors import ConfigError, DiskError, UsageError
@@ -44,13 +45,12 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """A node's copies of models, below one folder, shared by all processes of one user. Safe across processes.
+    """A node's copies of models in one folder, shared by all processes of one user. Safe across processes.
 
     Attributes:
-        root: The folder; made when it is first needed. When the one that was named is shared with other users, it is
-            a private one inside that.
-        bytes_max: What all copies together may take. None: half of the file system's size, and a tenth of it or
-            10 GB stay free. The least recently used make room.
+        root: The folder, created when first needed; a private one inside a folder that is shared with other users.
+        bytes_max: The limit of all copies together; the least recently used are evicted. None: half of the file
+            system's size, with a tenth of it or 10 GB left free.
     """
 
     def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
@@ -61,21 +61,21 @@ class Cache:
         return f"Cache({self.root}, bytes_max={self.bytes_max})"
 
     def open(self, *, uri: str, name: str, version: str, files: Sequence[CachedFile]) -> LocalCopy:
-        """Creates a copy, or reopens what is there of it. Another plan under the same version starts over.
+        """Creates a copy, or reopens an existing one. Another plan under the same version starts over.
 
-        Takes milliseconds, and makes no room yet: that is the writer's part.
+        Takes milliseconds; the writer makes room.
 
         Args:
-            uri: What the user named the model by; holds no secret.
-            name: The model's, `org/model`.
-            version: What tells its content from any other that the name ever had: a manifest's digest, a commit.
-            files: Those that are streamed, in the order that indexes mean.
+            uri: As the user named the model; without secrets.
+            name: `org/model`.
+            version: Identifies the content: a manifest's digest, a commit.
+            files: In the order of their indexes.
 
         Raises:
             DiskError: The folder is not private to this user, the disk is full or fails, or another process uses
                 this version with another plan.
-            UsageError: The name or the version cannot name a folder.
-            IntegrityError: A path leaves the folder, or a file is not cut into whole chunks.
+            UsageError: The name or the version is not a valid folder name.
+            IntegrityError: A path leaves the folder, or the chunks do not cover a file.
         """
         plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
         check_files(plan.files, where=name)
@@ -88,7 +88,7 @@ class Cache:
             try:
                 copy.touch()
                 if copy.complete:
-                    # A URI that went back to an older version has it last.
+                    # After a return to an older version, that one is the last.
                     mark_latest(self.root, plan)
             except BaseException:
                 copy.close()
@@ -96,7 +96,7 @@ class Cache:
             return copy
 
     def latest(self, uri: str) -> LocalCopy | None:
-        """The copy that this URI had last, if it is complete and still there: for a start without the network.
+        """The last copy of this URI, if it is complete and still exists: for a start without the network.
 
         Raises:
             DiskError: The folder is not private to this user, or the disk fails.
@@ -141,11 +141,11 @@ class Cache:
         older_seconds: float | None = None,
         dry_run: bool = False,
     ) -> list[CachedCopy]:
-        """Removes copies, the least recently used first, and whatever killed removals left; never one in use.
+        """Removes copies that are not in use, the least recently used first, and leftovers of killed removals.
 
         Args:
             keep_bytes: Stop when all copies together take no more than this.
-            names: Only copies of these models; empty means of all.
+            names: Only copies of these models; empty for all.
             older_seconds: Only copies that were not used for this long.
             dry_run: Remove nothing.
 
@@ -159,24 +159,18 @@ class Cache:
             return []
         with disk_errors(self.root):
             with root_locked(self.root):
-                found = entries_locked(self.root)
-                before = time.time() - (older_seconds or 0.0)
-                wanted = (
-                    entry
-                    for entry in found
-                    if not entry.in_use
-                    and (not names or entry.name in names)
-                    and (older_seconds is None or entry.used.timestamp() < before)
-                )
-                victims = _down_to(keep_bytes, sum(entry.bytes for entry in found), wanted)
-                for entry in () if dry_run else victims:
-                    discard(self.root, entry.folder)
-            if not dry_run:
-                sweep(self.root)
+                copies = entries_locked(self.root)
+                used_before = None if older_seconds is None else time.time() - older_seconds
+                victims = prunable(copies, keep_bytes=keep_bytes, names=names, used_before=used_before)
+                if dry_run:
+                    return victims
+                for copy in victims:
+                    discard(self.root, copy.folder)
+            sweep(self.root)
         return victims
 
     def limit_bytes(self, used_bytes: int) -> int:
-        """What all copies together may take, when they take `used_bytes` now.
+        """The limit of all copies together, which take `used_bytes` now.
 
         Raises:
             DiskError: The disk fails.
@@ -187,24 +181,24 @@ class Cache:
         return max(min(disk.limit_bytes, used_bytes + disk.room_bytes), 0) if self.bytes_max is None else self.bytes_max
 
     def _settle(self, folder: Path, plan: CopyPlan) -> None:
-        """Sees to it that `folder` holds a copy of this plan. The root's lock is held."""
+        """Makes `folder` a copy of this plan. The caller holds the root's lock."""
         if folder.exists():
-            found = read_plan(folder)
-            if found == plan:
+            existing = read_plan(folder)
+            if existing == plan:
                 return
-            if found and replace(found, uri=plan.uri) == plan:
+            if existing and replace(existing, uri=plan.uri) == plan:
                 write_atomically(folder / OURS / "plan.json", plan.serialize(), staging=folder / OURS)
                 return
             if (folder / OURS).is_dir() and is_locked(folder / OURS / "lock"):
                 raise DiskError(
                     f"another process uses version {plan.version} of {plan.name} with a different list of files",
-                    hint="was the model replaced under the same version? wait for that process to end",
+                    hint="if the model was replaced under the same version, wait for that process to end",
                     operation="cache",
                     target=str(folder),
                 )
             discard(self.root, folder)
-        # Made beside its place and moved there whole: a folder in its place always has a plan. It is not synced here,
-        # where a load waits; a plan that a power failure took means starting over.
+        # Created elsewhere and moved into place: a folder in its place always has a plan. Not synced, since a load
+        # waits; a plan that a power failure destroyed means starting over.
         staging = trash_name(self.root)
         make_folders(staging / OURS / "partial")
         write_atomically(staging / OURS / "plan.json", plan.serialize(), staging=staging / OURS)
@@ -215,54 +209,39 @@ class Cache:
 
     def _hold(self, folder: Path, plan: CopyPlan) -> LocalCopy:
         lock = open_locked(folder / OURS / "lock", exclusive=False)
-        # Excluded by nobody: the lock is exclusive only while the root's is held too.
+        # Never refused: the lock is exclusive only while the root's lock is held too.
         assert lock is not None
         return LocalCopy(folder, plan, self.bytes_max, lock=lock)
 
 
 def cache_of(settings: Settings) -> Cache:
-    """The cache that the settings name.
-
-    Raises:
-        What `configured` raises.
-    """
+    """The cache of these settings; raises as `configured`."""
     return configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
 
 
 def configured(directory: str | None, limit: str | None) -> Cache:
-    """The cache that the settings name.
+    """The cache in a directory.
 
     Args:
-        directory: COLDSTREAM_CACHE_DIR; None: `coldstream` below XDG_CACHE_HOME or ~/.cache, or a folder of this user's
-            own among the temporary files when the user has no home.
-        limit: COLDSTREAM_CACHE_LIMIT, a size; None: see `Cache`.
+        directory: COLDSTREAM_CACHE_DIR. None: `coldstream` in XDG_CACHE_HOME or ~/.cache, or a private folder among the
+            temporary files if the user has no home.
+        limit: COLDSTREAM_CACHE_LIMIT, a size. None: see `Cache`.
 
     Raises:
-        ConfigError: The limit is no size.
+        ConfigError: The limit is not a size.
     """
     try:
         bytes_max = parse_bytes(limit) if limit is not None else None
     except UsageError as exc:
-        raise ConfigError(f"COLDSTREAM_CACHE_LIMIT is {limit!r}, which is no size", hint=exc.hint) from exc
+        raise ConfigError(f"COLDSTREAM_CACHE_LIMIT: {limit!r} is not a size", hint=exc.hint) from exc
     root = expanded(directory) if directory is not None else _default_root()
     return Cache(root, bytes_max=bytes_max)
 
 
 def _default_root() -> Path:
-    # The XDG specification: a relative path is to be ignored.
+    # By the XDG specification, a relative path is ignored.
     for around in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
         if os.path.isabs(around):
             return Path(around) / "coldstream"
-    # Neither HOME nor an entry in passwd, as containers have it that run as an arbitrary user.
+    # Neither HOME nor an entry in passwd, as in containers that run as an arbitrary user.
     return temporary_folder()
-
-
-def _down_to(keep_bytes: int, total_bytes: int, candidates: Iterable[CachedCopy]) -> list[CachedCopy]:
-    """The first of the candidates whose going brings the total down to `keep_bytes`; with 0, all of them."""
-    victims: list[CachedCopy] = []
-    for entry in candidates:
-        if keep_bytes and total_bytes <= keep_bytes:
-            break
-        victims.append(entry)
-        total_bytes -= entry.bytes
-    return victims

@@ -1,4 +1,4 @@
-"""What of a copy lies on the disk: its journal, checked against the files that are there."""
+"""What a copy has on the disk: its journal, checked against its files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CopyContents:
 
     Attributes:
         folder: The copy's.
-        files: Its plan.
-        presence: What the journal claimed when it was last read.
+        files: Its plan's.
+        presence: The journal's claims when it was last read.
     """
 
     def __init__(self, folder: Path, files: Sequence[CachedFile]) -> None:
@@ -36,12 +36,11 @@ class CopyContents:
         self.presence = Presence(self.files)
         self._journal = folder / OURS / "journal"
         self._read_bytes = 0
-        # Each chunk stands there once, and once more for every time that it was found wrong. A journal that claims
-        # far more is no journal.
+        # A record for each chunk, and two for each time that it was wrong. A much longer file is not a valid journal.
         self._journal_bytes_max = RECORD.size * (16 * sum(len(file.stops) for file in self.files) + 4096)
 
     def refresh(self) -> None:
-        """Reads what the journal gained. A record that is not whole yet is left for the next time."""
+        """Reads new records of the journal, except an incomplete one at its end."""
         try:
             descriptor = os.open(self._journal, os.O_RDONLY)
         except FileNotFoundError:
@@ -58,34 +57,34 @@ class CopyContents:
 
     @property
     def journal_bytes(self) -> int:
-        """How much of the journal `refresh` has read: whole records alone, none of a journal that is refused."""
+        """How much of the journal was read: complete records only, and nothing of an invalid journal."""
         return self._read_bytes
 
     def plain_path(self, index: int) -> Path:
-        """Where the complete file lies."""
+        """The path of the complete file."""
         return self.folder / self.files[index].path
 
     def partial_path(self, index: int) -> Path:
-        """Where the file lies before it is complete."""
+        """The path of the incomplete file."""
         return self.folder / OURS / "partial" / self.files[index].path
 
     def is_plain(self, index: int) -> bool:
-        """Whether the file lies at its own place, with its own size."""
+        """Whether the file is at its own path, with its own size."""
         return _size(self.plain_path(index)) == self.files[index].size
 
     def path(self, index: int) -> Path:
-        """Where the file lies now; the partial path when it is nowhere."""
+        """The present path of the file; the partial path if it does not exist."""
         return self.plain_path(index) if self.is_plain(index) else self.partial_path(index)
 
     def there(self, index: int) -> bytes:
-        """One byte per chunk: 1 when the journal claims it and the file reaches that far."""
+        """One byte per chunk: 1 if the journal claims it and the file is long enough."""
         file = self.files[index]
         size = file.size if self.is_plain(index) else _size(self.partial_path(index)) or 0
         reached = len(file.stops) if size >= file.size else bisect_right(file.stops, size)
         return bytes(self.presence.there[index][:reached]).ljust(len(file.stops), b"\0")
 
     def digests(self, index: int) -> bytes:
-        """16 bytes per chunk: the plan's, or the journal's with zeros for what is not there."""
+        """16 bytes per chunk: the plan's, or the journal's with zeros for missing chunks."""
         known = self.files[index].digests
         if known is not None:
             return known
@@ -97,7 +96,7 @@ class CopyContents:
 
     @property
     def complete(self) -> bool:
-        """Whether every file lies at its own place and the journal claims all of it."""
+        """Whether every file is at its own path and the journal claims all of it."""
         return not any(self.presence.missing) and all(self.is_plain(index) for index in range(len(self.files)))
 
     def _reset(self) -> None:
@@ -114,7 +113,7 @@ class CopyContents:
 
 
 def read_plan(folder: Path) -> CopyPlan | None:
-    """A copy's plan; None when there is none that can be trusted."""
+    """A copy's plan, or None if it is missing or invalid."""
     data = read_bounded(folder / OURS / "plan.json", PLAN_BYTES_MAX)
     return parse_plan(data) if data is not None else None
 
@@ -122,7 +121,7 @@ def read_plan(folder: Path) -> CopyPlan | None:
 def _size(path: Path) -> int | None:
     """A regular file's size, or None."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

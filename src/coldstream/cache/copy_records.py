@@ -1,7 +1,6 @@
-"""What a copy should hold, and what of it is there: the plan and the journal as bytes. Pure.
+"""A copy's plan and its journal as bytes. Pure.
 
-Both lie in a folder that only its user can write, yet a disk may return anything after a power failure, so reading
-accepts nothing that does not add up.
+Only their user can write them, but after a power failure a disk may return anything: inconsistent records are rejected.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PLAN_BYTES_MAX = 128 << 20
 # Our own folder inside a model's.
 OURS = ".coldstream"
 DIGEST_BYTES = 16
-# A record with this digest takes back what an earlier one claimed.
+# A record with this digest revokes earlier ones of its chunk.
 NOT_THERE = bytes(DIGEST_BYTES)
 # File index, chunk index, XXH3-128 of the chunk.
 RECORD = struct.Struct("<II16s")
@@ -32,7 +31,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedFile:
-    """One file of a model, and how it is cut.
+    """A file of a model, and its chunks.
 
     Attributes:
         path: Relative to the model's folder.
@@ -47,23 +46,23 @@ class CachedFile:
     digests: bytes | None
 
     def bounds(self, chunk: int) -> tuple[int, int]:
-        """Where a chunk lies in the file, `[start, stop)`."""
+        """A chunk's bytes in the file, `[start, stop)`."""
         return (self.stops[chunk - 1] if chunk else 0), self.stops[chunk]
 
     def digest(self, chunk: int) -> bytes | None:
-        """A chunk's digest as the manifest has it."""
+        """A chunk's digest in the manifest, or None."""
         return None if self.digests is None else self.digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
-    """What a copy should hold.
+    """What a complete copy has.
 
     Attributes:
         uri: Where it was last loaded from.
-        name: The model's, `org/model`.
-        version: What tells its content from any other that the name ever had.
-        files: In the order that indexes mean.
+        name: `org/model`.
+        version: Identifies the content.
+        files: In the order of their indexes.
     """
 
     uri: str
@@ -92,7 +91,7 @@ class CopyPlan:
 
 
 def parse_plan(data: bytes) -> CopyPlan | None:
-    """Reads what `serialize` wrote; None for anything else, which is then as good as no copy at all."""
+    """Reverses `serialize`; None for anything else, which counts as no copy."""
     try:
         raw = json.loads(data)
         if raw["format"] != FORMAT:
@@ -115,36 +114,36 @@ def parse_plan(data: bytes) -> CopyPlan | None:
 
 
 def check_files(files: Sequence[CachedFile], *, where: str) -> None:
-    """Raises IntegrityError when these files cannot lie in one folder, or are not cut into whole chunks."""
+    """Raises IntegrityError if these files cannot be in one folder, or their chunks do not cover them."""
     if fault := files_fault(files):
         raise IntegrityError(f"{where} cannot be kept on disk: {fault}")
 
 
 def files_fault(files: Sequence[CachedFile]) -> str | None:
-    """Why these files are refused, or None."""
+    """Why these files are rejected, or None."""
     paths = {file.path for file in files}
     if len(paths) < len(files):
-        return "a path stands twice"
+        return "a path is listed twice"
     for file in files:
         if fault := file_path_fault(file.path) or _cut_fault(file):
             return f"{file.path[:80]!r}: {fault}"
         segments = file.path.split("/")
         if not paths.isdisjoint("/".join(segments[:depth]) for depth in range(1, len(segments))):
-            return f"{file.path[:80]!r}: it lies below another file"
+            return f"{file.path[:80]!r}: it is below another file"
     return None
 
 
 def file_path_fault(path: str) -> str | None:
-    """Why a file may not lie at `path` inside a model's folder, or None."""
+    """Why a file of a model cannot have this path, or None."""
     if fault := path_fault(path):
         return fault
-    # Compared without case: some file systems know none.
-    return f"{OURS}/ is not the model's" if path.split("/", maxsplit=1)[0].lower() == OURS else None
+    # Ignoring case, as some file systems do.
+    return f"{OURS}/ is reserved" if path.split("/", maxsplit=1)[0].lower() == OURS else None
 
 
 def _cut_fault(file: CachedFile) -> str | None:
     if any(stop <= start for start, stop in pairwise((0, *file.stops))):
-        return "its chunk stops do not grow"
+        return "its chunk stops do not increase"
     if (file.stops[-1] if file.stops else 0) != file.size:
         return f"its chunks do not cover its {file.size} bytes"
     if file.digests is not None and len(file.digests) != DIGEST_BYTES * len(file.stops):
@@ -153,10 +152,10 @@ def _cut_fault(file: CachedFile) -> str | None:
 
 
 def checked_version(version: str) -> str:
-    """A version that can name a folder.
+    """The version, if it is a valid folder name.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: It is not.
     """
     if not _VERSION.fullmatch(version):
         raise UsageError(
@@ -166,12 +165,12 @@ def checked_version(version: str) -> str:
 
 
 class Presence:
-    """Which chunks the journal claims, with their digests.
+    """The chunks that the journal claims, with their digests.
 
     Attributes:
-        there: For each file, one byte per chunk: 1 when it is there.
-        digests: For each file, 16 bytes per chunk: zeros when it is not.
-        missing: For each file, how many chunks are not there.
+        there: For each file, one byte per chunk: 1 if it is claimed.
+        digests: For each file, 16 bytes per chunk: zeros if it is not.
+        missing: For each file, how many chunks are not claimed.
     """
 
     def __init__(self, files: Sequence[CachedFile]) -> None:
@@ -181,16 +180,13 @@ class Presence:
         self.missing = [len(file.stops) for file in files]
 
     def apply(self, records: bytes) -> None:
-        """Applies whole records in order: the last about a chunk wins.
-
-        Records that name no chunk of the plan, or a digest other than the plan's, are none of ours: ignored.
-        """
+        """Applies complete records in order; ignores those with an unknown chunk, or another digest than the plan's."""
         for file, chunk, digest in RECORD.iter_unpack(records):
             if file < len(self.there) and chunk < len(self.there[file]) and self._plausible(file, chunk, digest):
                 self.set(file, chunk, digest)
 
     def set(self, file: int, chunk: int, digest: bytes) -> None:
-        """Takes note of one chunk; `NOT_THERE` forgets it."""
+        """Applies the record of one chunk."""
         there = int(digest != NOT_THERE)
         self.missing[file] += self.there[file][chunk] - there
         self.there[file][chunk] = there
@@ -202,5 +198,5 @@ class Presence:
 
 def _whole(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError("no whole number")
+        raise ValueError("not a whole number")
     return value

@@ -1,7 +1,7 @@
-"""Filling a copy behind a load: verified chunks in any order, from a process of its own.
+"""Fills a copy behind a load: verified chunks in any order, from a separate process.
 
-A chunk's bytes are written first and its journal record after them. A file lies under `partial/` until its last chunk
-is there; then it is synced and renamed to its own place.
+A chunk's journal record is written after its bytes. A file is under `partial/` until its last chunk is written; then it
+is synced and renamed to its own path.
 """
 
 from __future__ import annotations
@@ -33,35 +33,34 @@ from coldstream.units import GIB, MIB
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# The kernel is made to write after this much, so that dirty pages never pile up: a load wants the memory, and under a
-# container's limit dirty pages cannot be reclaimed. fdatasync leaves the pages in the page cache, clean: the next load
-# reads them from memory, and the kernel may take them back at no cost. posix_fadvise(DONTNEED) would throw them out
-# (reading 2 GiB back: 2.5 s instead of 0.3). A thread of its own for the syncs won 0 to 45 % on a virtual disk, between
-# runs that differed by more; this process has nothing else to do, so it waits, at most a fifth of a second there.
+# Sync after this much, so that dirty pages do not pile up: a load needs the memory, and a container's limit cannot
+# reclaim dirty pages. fdatasync leaves clean pages in the page cache, where the next load reads them and the kernel can
+# drop them; posix_fadvise(DONTNEED) would drop them at once (reading 2 GiB back: 2.5 s instead of 0.3). A separate
+# thread for syncs gained 0 to 45 % on a virtual disk, less than the runs differed; this process can wait instead.
 SYNC_BYTES = 256 * MIB
-# Others fill the same disk: whether the rest still fits is asked again after this much.
+# Other processes fill the same disk: check after this much whether the rest still fits.
 ROOM_BYTES = 4 * GIB
-# Chunks arrive a few files at a time; beyond this the file that was opened first is synced and closed.
+# Chunks arrive a few files at a time; beyond this, the file that was opened first is synced and closed.
 OPEN_FILES_MAX = 64
 _LEFTOVER_SECONDS = 3600.0
 
 
 class CopyWriter:
-    """The one process that writes a copy. For one thread; every method may block on the disk.
+    """The only writer of a copy. For one thread; every method may block on the disk.
 
-    After a DiskError it is closed: nothing it claimed is wrong, and what is there stays for the next writer.
+    A DiskError closes it: its claims are right, and what was written stays for the next writer.
     """
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: tuple[int, int]) -> None:
-        """Use `CopyWriter.open`; `locks` are owned from here on: the copy's, shared, and the writer's."""
+        """Use `CopyWriter.open`. Takes ownership of the copy's lock, which is shared, and of the writer's."""
         self.folder = folder
         self._plan = plan
         self._bytes_max = bytes_max
         self._locks: tuple[int, ...] = locks
         self._contents = CopyContents(folder, plan.files)
         self._journal = -1
-        self._open: dict[int, int] = {}  # file index to descriptor, in the order of opening
-        self._dirty: set[int] = set()  # of them, those with bytes that may not have reached the disk
+        self._open: dict[int, int] = {}  # descriptors by file index, in the order of opening
+        self._dirty: set[int] = set()  # files with bytes that may not be on the disk
         self._unsynced_bytes = 0
         self._unasked_bytes = 0
 
@@ -77,9 +76,9 @@ class CopyWriter:
 
     @classmethod
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
-        """Begins to write the copy in `folder`, which `Cache.open` made; makes room for all that it lacks.
+        """Begins to write the copy in `folder`, which `Cache.open` created, and makes room for its missing chunks.
 
-        Needs nothing from the process that opened the copy, and holds it against eviction by itself.
+        Independent of the process that opened the copy; protects it from eviction by itself.
 
         Args:
             folder: `LocalCopy.folder`.
@@ -118,26 +117,26 @@ class CopyWriter:
 
     @property
     def closed(self) -> bool:
-        """Whether it has given up its locks."""
+        """Whether it has released its locks."""
         return not self._locks
 
     @property
     def complete(self) -> bool:
-        """Whether all is there."""
+        """Whether no chunk is missing."""
         return not any(self._contents.presence.missing)
 
     def have(self, file: int, chunk: int) -> bool:
-        """Whether that chunk is there: `write` would do nothing."""
+        """Whether that chunk is written: `write` would do nothing."""
         return bool(self._contents.presence.there[file][chunk])
 
     def write(self, file: int, chunk: int, view: memoryview, digest: bytes) -> None:
-        """Keeps one chunk. One that is there already is left as it is.
+        """Writes one chunk, unless it is there already.
 
         Args:
             file: Index in the plan.
             chunk: Index in the file.
-            view: Exactly the chunk's bytes, which the caller has verified; not touched after the return.
-            digest: Their XXH3-128, 16 bytes.
+            view: The chunk's bytes, verified by the caller; not used after the return.
+            digest: Their XXH3-128.
 
         Raises:
             DiskError: The disk is full or fails. The writer is closed.
@@ -165,7 +164,7 @@ class CopyWriter:
                 self._sync()
 
     def forget(self, file: int, chunk: int) -> None:
-        """Takes back a chunk that was read with wrong bytes; its file leaves its place until it is whole again.
+        """Revokes a chunk that was read with wrong bytes; its file moves back to `partial/`.
 
         Raises:
             DiskError: The disk fails. The writer is closed.
@@ -173,15 +172,15 @@ class CopyWriter:
         self._check(file, chunk)
         if self.have(file, chunk):
             with self._failing(self._contents.plain_path(file)):
-                # The record first: were it the other way round, a kill in between would leave a whole file to complete.
+                # The record first: otherwise a kill in between would leave a seemingly complete file.
                 self._record(file, chunk, NOT_THERE)
                 self._set_aside(file)
 
     def close(self) -> None:
-        """Syncs what is journaled and gives up the copy. Again is fine.
+        """Syncs what is in the journal and releases the copy. Idempotent.
 
         Raises:
-            DiskError: The disk failed to take what was written; that is forgotten. The writer is closed.
+            DiskError: The disk could not write everything; the rest is revoked. The writer is closed.
         """
         if self.closed:
             return
@@ -191,12 +190,12 @@ class CopyWriter:
         self._release()
 
     def _begin(self) -> None:
-        """Makes journal and files agree, whatever the last writer was doing when it ended."""
+        """Makes journal and files agree, however the last writer ended."""
         ours = self.folder / OURS
         _remove_leftovers(ours)
         self._journal = open_private(ours / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._contents.refresh()
-        # Half a record at the end would shift all that follow; a journal that was refused as a whole starts anew.
+        # An incomplete record at the end would shift those that follow; an invalid journal starts over.
         os.ftruncate(self._journal, self._contents.journal_bytes)
         sync_path(ours / "plan.json")
         for file in range(len(self._plan.files)):
@@ -219,7 +218,7 @@ class CopyWriter:
             self._contents.partial_path(file).unlink(missing_ok=True)
 
     def _set_aside(self, file: int) -> None:
-        """Moves a file that is not whole from its place to `partial/`."""
+        """Moves an incomplete file from its own path to `partial/`."""
         if self._contents.is_plain(file):
             partial = self._contents.partial_path(file)
             make_folders(partial.parent)
@@ -262,8 +261,7 @@ class CopyWriter:
         try:
             _sync_data(self._open[file])
         except OSError:
-            # Which pages were lost is not known, and the kernel reports it once. Without the file, what the journal
-            # claims of it counts for nothing.
+            # The kernel reports lost pages once, and not which. Without the file, the journal's claims are void.
             self._contents.partial_path(file).unlink(missing_ok=True)
             raise
         self._dirty.discard(file)
@@ -280,7 +278,7 @@ class CopyWriter:
 
     @contextmanager
     def _failing(self, path: Path) -> Iterator[None]:
-        """Whatever is raised within it closes the writer; what the disk says becomes a DiskError."""
+        """Any exception closes the writer; those of the disk become a DiskError."""
         try:
             with disk_errors(path):
                 yield
@@ -306,7 +304,7 @@ class CopyWriter:
 
 
 def _take_locks(root: Path, folder: Path) -> tuple[int, int] | None:
-    """The copy's lock, shared, and the writer's; None when another process writes."""
+    """The copy's lock, shared, and the writer's; None if another process writes."""
     with root_locked(root):
         writer = open_locked(folder / OURS / "writer.lock", exclusive=True)
         if writer is None:
@@ -316,7 +314,7 @@ def _take_locks(root: Path, folder: Path) -> tuple[int, int] | None:
         except BaseException:
             unlock(writer)
             raise
-        # Excluded by nobody: the lock is exclusive only while the root's is held too.
+        # Never refused: the lock is exclusive only while the root's lock is held too.
         assert copy is not None
         return copy, writer
 
@@ -329,19 +327,19 @@ def _release(locks: tuple[int, ...]) -> None:
 def _close(descriptor: int) -> None:
     try:
         os.close(descriptor)
-    except OSError:  # the descriptor is gone all the same; what the disk had to say was asked by fsync
+    except OSError:  # the descriptor is closed anyway, and fsync has reported errors of the disk
         return
 
 
 def _sync_data(descriptor: int) -> None:
-    # It does without what only fsync writes (times); macOS has fsync alone.
+    # Unlike fsync, it does not write times; macOS has only fsync.
     getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _remove_leftovers(ours: Path) -> None:
-    """Deletes what killed writers of small files left. A live one takes milliseconds."""
+    """Deletes temporary files of killed writers of small files; a running one takes milliseconds."""
     before = time.time() - _LEFTOVER_SECONDS
-    with os.scandir(ours) as found:
-        for entry in found:
+    with os.scandir(ours) as entries:
+        for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX) and entry.stat(follow_symlinks=False).st_mtime < before:
                 os.unlink(entry.path)

@@ -1,4 +1,4 @@
-"""One version of one model in the cache, as a load sees it."""
+"""A model's local copy, as a load uses it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
 
 class LocalCopy:
-    """Holds a copy against eviction until `close`, which belongs to the process that opened it. For one thread.
+    """Protects a copy from eviction until `close`. For one thread of the process that opened it.
 
-    What is read is as the journal of whoever writes it has it at that moment; a chunk once there stays, unless a
-    reader finds it wrong.
+    Reading follows the journal while another process writes it; a chunk stays, unless a reader finds it wrong.
 
     Attributes:
-        folder: The plain folder.
-        files: What the plan says; indexes refer to it.
+        folder: Its path.
+        files: In the plan; indexes refer to it.
         uri: Where it is loaded from.
         name: The model's.
         version: The model's.
     """
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
-        """Use `Cache.open`; `lock` is owned from here on."""
+        """Use `Cache.open`. Takes ownership of `lock`."""
         self.folder = folder
         self.uri, self.name, self.version, self.files = plan.uri, plan.name, plan.version, plan.files
         self._bytes_max = bytes_max
@@ -50,45 +49,44 @@ class LocalCopy:
 
     @property
     def complete(self) -> bool:
-        """Whether every file of the plan lies whole at its own place."""
+        """Whether every file of the plan is complete, at its own path."""
         with disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.complete
 
     def have(self, index: int) -> bytes:
-        """One byte per chunk of a file: 1 when it lies there."""
+        """One byte per chunk of a file: 1 if the copy has it."""
         with disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.there(index)
 
     def digests(self, index: int) -> bytes:
-        """16 bytes per chunk of a file: the plan's or, without a manifest, what was written (zeros: nothing was).
+        """16 bytes per chunk of a file: the plan's or, without a manifest, those written, or zeros.
 
-        Whoever reads a chunk checks it against them: nothing else notices a bit that flipped, or bytes that a power
-        failure took.
+        Readers have to check each chunk: nothing else notices a flipped bit, or bytes lost in a power failure.
         """
         with disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.digests(index)
 
     def path(self, index: int) -> Path:
-        """Where a file lies now.
+        """The present path of a file.
 
-        A writer moves it when it becomes whole, and back when a chunk is forgotten: when it is gone on opening, ask
-        again. A descriptor stays good through both.
+        A writer moves it when it is complete, and back when a chunk is forgotten: if it is gone when it is opened,
+        call this again. An open descriptor stays valid.
         """
         with disk_errors(self.folder):
             return self._contents.path(index)
 
     def put(self, path: str, data: bytes) -> None:
-        """Keeps a small file that the plan does not have (config.json), whole or not at all.
+        """Writes a small file that is not in the plan (config.json), atomically.
 
         Raises:
             IntegrityError: The path leaves the folder.
             DiskError: The disk is full or fails.
         """
         if fault := file_path_fault(path):
-            raise IntegrityError(f"{self.name} names a file {path[:80]!r} that is refused: {fault}")
+            raise IntegrityError(f"{self.name} has a file {path[:80]!r} that is rejected: {fault}")
         if any(file.path == path for file in self.files):
             raise ValueError(f"{path} is in the plan: its chunks go through the writer")
         target = self.folder / path
@@ -97,16 +95,16 @@ class LocalCopy:
             write_atomically(target, data, staging=self.folder / OURS)
 
     def touch(self) -> None:
-        """Notes that it is used now."""
+        """Marks it as used now."""
         with disk_errors(self.folder):
             os.utime(self.folder / OURS / "used")
 
     def writer(self, *, repair: bool = False) -> CopyWriter | None:
-        """Begins to write it from this process; see `CopyWriter.open`, which another process calls."""
+        """Writes it from this process: see `CopyWriter.open`."""
         return CopyWriter.open(self.folder, bytes_max=self._bytes_max, repair=repair)
 
     def close(self) -> None:
-        """Allows eviction. Again is fine."""
+        """Allows eviction. Idempotent."""
         if self._lock is not None:
             lock, self._lock = self._lock, None
             unlock(lock)

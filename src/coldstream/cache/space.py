@@ -1,7 +1,7 @@
-"""What lies in the cache, what has to go to make room, and taking it away.
+"""Lists the copies in the cache, decides which have to go to make room, and removes them.
 
-What is taken away is renamed to a name that marks it as trash while the root's lock is held, and deleted afterwards:
-no one sees half a copy, and what a killed process leaves is deleted by the next that looks.
+A removed copy is renamed to trash while the root's lock is held, and deleted afterwards: no process sees half a copy,
+and the next process deletes what a killed one left.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from coldstream.machine.disk import (
 from coldstream.model.names import checked_name
 from coldstream.units import format_bytes
 
-# Without a limit of the user's: models may take half of the disk, and leave a tenth of it to everybody else, as far as
-# that is not more than anybody needs: a tenth of a node's NVMe is hundreds of gigabytes.
+# The default limit: models may take half of the disk, and leave a tenth of it free, but not more than 10 GB: a tenth of
+# a node's NVMe is hundreds of gigabytes.
 DEFAULT_SHARE = 2
 DEFAULT_FREE_SHARE = 10
 DEFAULT_FREE_BYTES_MAX = 10 * 10**9
 
 _LATEST_BYTES_MAX = 64 << 10
-# The folder of a model whose name is longer than this is cut, and told apart by a hash. File systems allow 255 bytes.
+# Longer names of models are cut, and made unique by a hash. File systems allow 255 bytes.
 _NAME_BYTES_MAX = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCopy:
-    """One copy in the cache.
+    """A copy in the cache, as it is listed.
 
     Attributes:
         name: The model's, `org/model`.
         version: Of the model.
-        uri: Where it was last loaded from; empty when its plan cannot be read.
-        folder: Where it lies.
-        bytes: What it takes on the disk now.
-        bytes_total: What its files have when all is there.
-        complete: Whether all is there.
-        in_use: Whether a process holds it; then it is not evicted.
+        uri: Where it was last loaded from; empty if its plan cannot be read.
+        folder: Its path.
+        bytes: On the disk now.
+        bytes_total: Of its files when they are complete.
+        complete: Whether they are.
+        in_use: Whether a process holds it, so that it is not evicted.
         writing: Whether a process fills it.
         used: When it was last opened.
     """
@@ -72,18 +72,18 @@ class CachedCopy:
 
     @property
     def bytes_reserved(self) -> int:
-        """What it takes, or will take when whoever fills it is done."""
+        """What it takes, or will take when its writer is done."""
         return max(self.bytes, self.bytes_total) if self.writing else self.bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The limits that room is made within.
+    """The limits of the cache's disk.
 
     Attributes:
-        limit_bytes: What all copies together may take.
-        free_bytes: What is free on the disk.
-        kept_bytes: What of that is left to others.
+        limit_bytes: Of all copies together.
+        free_bytes: On the disk.
+        kept_bytes: Of those, how many are left to others.
     """
 
     limit_bytes: int
@@ -92,21 +92,21 @@ class Disk:
 
     @property
     def room_bytes(self) -> int:
-        """What may still be written before anything is deleted; negative when others lack some already."""
+        """What can be written without deleting anything; negative if others lack space already."""
         return self.free_bytes - self.kept_bytes
 
 
 def model_folder(root: Path, name: str, version: str) -> Path:
-    """Where a copy lies. The name and the version are checked ones."""
+    """The folder of a copy, from its checked name and version."""
     flat = name.replace("/", "--")
     if len(flat) > _NAME_BYTES_MAX:
         flat = f"{flat[: _NAME_BYTES_MAX - 17]}-{_sha256(name)[:16]}"
-    # A colon separates things in the options of many tools.
+    # A colon is a separator in the options of many tools.
     return root / "models" / flat / version.replace(":", "-")
 
 
 def root_of(folder: Path) -> Path:
-    """The root that a copy's folder belongs to."""
+    """The cache's root, from a copy's folder."""
     return folder.parents[2]
 
 
@@ -123,7 +123,7 @@ def entries_locked(root: Path) -> list[CachedCopy]:
 
 
 def disk_of(root: Path, bytes_max: int | None) -> Disk:
-    """The limits: `bytes_max` as it is, or by default half of the disk, with a tenth of it or 10 GB left free."""
+    """The limits: `bytes_max`, or by default half of the disk with a tenth of it or 10 GB left free."""
     size, free = size_and_free(root)
     if bytes_max is not None:
         return Disk(limit_bytes=bytes_max, free_bytes=free)
@@ -132,15 +132,10 @@ def disk_of(root: Path, bytes_max: int | None) -> Disk:
 
 
 def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> list[CachedCopy]:
-    """Which copies have to go so that `own` can be completed: none in use, the least recently used first. Pure.
-
-    Args:
-        own: The copy that room is made for.
-        others: All others, least recently used first.
-        disk: The limits.
+    """Which of the other copies, least recently used first, to evict so that `own` can be completed. Pure.
 
     Raises:
-        DiskError: It would not fit even then; nothing has to go.
+        DiskError: It would not fit even then; nothing is evicted.
     """
     what = f"{own.name} has {format_bytes(own.bytes_total)}"
     if own.bytes_total > disk.limit_bytes:
@@ -168,7 +163,7 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
             remedy = "raise COLDSTREAM_CACHE_LIMIT"
         elif disk.kept_bytes:
             lacking = f"the disk has {format_bytes(disk.free_bytes)} free, {format_bytes(disk.kept_bytes)} for others"
-            remedy = "set COLDSTREAM_CACHE_LIMIT, with which nothing is left to others"
+            remedy = "set COLDSTREAM_CACHE_LIMIT, which leaves nothing to others"
         else:
             lacking, remedy = f"the disk has {format_bytes(disk.free_bytes)} free", "free some space"
         raise DiskError(
@@ -180,21 +175,45 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
     return victims
 
 
+def prunable(
+    copies: Sequence[CachedCopy], *, keep_bytes: int, names: Sequence[str], used_before: float | None
+) -> list[CachedCopy]:
+    """Which copies, least recently used first, to remove until `keep_bytes` are left; all of them for 0. Pure.
+
+    Args:
+        copies: All of the cache.
+        keep_bytes: What may be left.
+        names: Only copies of these models; empty for all.
+        used_before: Only copies that were last used before this time, or None.
+    """
+    left_bytes = sum(copy.bytes for copy in copies)
+    victims: list[CachedCopy] = []
+    for copy in copies:
+        if keep_bytes and left_bytes <= keep_bytes:
+            break
+        is_named = not names or copy.name in names
+        is_old = used_before is None or copy.used.timestamp() < used_before
+        if is_named and is_old and not copy.in_use:
+            victims.append(copy)
+            left_bytes -= copy.bytes
+    return victims
+
+
 def make_room(folder: Path, bytes_max: int | None) -> None:
-    """Evicts what has to go so that the copy in `folder` can be completed.
+    """Evicts other copies so that the one in `folder` can be completed.
 
     Raises:
-        DiskError: There is no room for it; nothing was evicted. Or the disk fails.
+        DiskError: It does not fit, and nothing was evicted; or the disk fails.
     """
     root = root_of(folder)
     with disk_errors(root):
         sweep(root)
         with root_locked(root):
-            found = entries_locked(root)
-            own = next((entry for entry in found if entry.folder == folder), None)
+            copies = entries_locked(root)
+            own = next((entry for entry in copies if entry.folder == folder), None)
             if own is None:
                 raise DiskError(f"the cached copy {folder} is gone", operation="cache", target=str(folder))
-            others = [entry for entry in found if entry is not own]
+            others = [entry for entry in copies if entry is not own]
             victims = victims_for(own, others, disk_of(root, bytes_max))
             for entry in victims:
                 discard(root, entry.folder)
@@ -203,46 +222,46 @@ def make_room(folder: Path, bytes_max: int | None) -> None:
 
 
 def discard(root: Path, folder: Path) -> None:
-    """Takes a copy away; `sweep` deletes it later. The caller holds the root's lock, and nobody the copy's."""
+    """Renames a copy to trash for `sweep`. The caller holds the root's lock, and no process the copy's."""
     os.rename(folder, trash_name(root))
     try:
         os.rmdir(folder.parent)
-    except OSError:  # other versions lie there
+    except OSError:  # other versions are in it
         return
 
 
 def sweep(root: Path) -> None:
-    """Deletes trash, of this process and of killed ones, and what names copies that are gone."""
+    """Deletes the trash of this process and of killed ones, and notes of the latest copies that are gone."""
     with root_locked(root):
-        # What bears such a name while the lock is free is trash; while it is held, it may be a copy in the making.
+        # While the lock is held by others, such a name may be a copy that is being created.
         trash = [Path(entry.path) for entry in _scan(root) if entry.name.startswith(TRASH_PREFIX)]
         for entry in _scan(root / "latest"):
             target = _latest_target(root, Path(entry.path))
             if target is None or not target[0].is_dir():
                 Path(entry.path).unlink(missing_ok=True)
     if trash:
-        import shutil  # it brings the archive modules along
+        import shutil  # slow to import
 
         for path in trash:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def mark_latest(root: Path, plan: CopyPlan) -> None:
-    """Notes that this plan's version is what its URI had last, completely."""
+    """Notes that this plan's version is the last complete one of its URI."""
     path = _latest_path(root, plan.uri)
     record = {"format": FORMAT, "uri": plan.uri, "name": plan.name, "version": plan.version}
     data = json.dumps(record).encode()
     if read_bounded(path, _LATEST_BYTES_MAX) != data:
-        # Locked, so that `sweep` does not take the file in the making for a leftover.
+        # Locked, so that `sweep` does not delete the temporary file.
         with root_locked(root):
             make_folders(path.parent)
             write_atomically(path, data, staging=path.parent, durable=True)
 
 
 def latest_folder(root: Path, uri: str) -> Path | None:
-    """The folder that `mark_latest` named for this URI last; nobody promises that it is still there."""
-    found = _latest_target(root, _latest_path(root, uri))
-    return found[0] if found and found[1] == uri else None
+    """The folder of this URI's last `mark_latest`, which may be gone."""
+    target = _latest_target(root, _latest_path(root, uri))
+    return target[0] if target and target[1] == uri else None
 
 
 def _latest_path(root: Path, uri: str) -> Path:
@@ -250,7 +269,7 @@ def _latest_path(root: Path, uri: str) -> Path:
 
 
 def _latest_target(root: Path, path: Path) -> tuple[Path, str] | None:
-    """The folder and the URI in a file of `latest/`; None when it is none of ours."""
+    """The folder and the URI in a file of `latest/`; None if the file is not valid."""
     data = read_bounded(path, _LATEST_BYTES_MAX)
     try:
         raw = json.loads(data or b"")
@@ -290,8 +309,8 @@ def _describe(folder: Path) -> CachedCopy:
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return list(found)
+        with os.scandir(folder) as entries:
+            return list(entries)
     except FileNotFoundError:
         return []
 

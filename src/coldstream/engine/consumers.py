@@ -145,7 +145,7 @@ class Consumers:
             elif letter == messages.RELEASE:
                 actions += scheduler.released(consumer.number, number, now)
             elif letter == messages.LEAVE:
-                # It is not told of anything more; its socket says what it releases.
+                # It is not told of anything more; its socket reports what it releases.
                 del self._consumers[consumer.number]
                 actions += scheduler.left(consumer.number, number, now)
         self._do(actions)

@@ -62,7 +62,7 @@ def _no_hits(report: CdnReport, answers: int, statuses: list[str]) -> str:
     if not answers:
         return "the CDN did not help: it brought nothing"
     if statuses == ["none"]:
-        return f"the CDN: {plural(answers, 'answer')}, {rate}; it does not say what it had cached"
+        return f"the CDN: {plural(answers, 'answer')}, {rate}; without cf-cache-status, so hits are unknown"
     if set(statuses) <= _NEVER_CACHED:
         how = f"all {statuses[0]}" if len(statuses) == 1 else "all DYNAMIC or BYPASS"
         return f"the CDN did not help: {how}, so every byte came from the bucket through it, {rate}"
