@@ -22,7 +22,7 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
         for first, stop in file.extents:
             position = 0
             for index in range(first, stop):
-                begin, end = file.chunk(index)
+                begin, end = file.span(index)
                 is_local, segment = file.is_local(index), file.segment(index)
                 place = file.segments[segment]
                 chunks.append(

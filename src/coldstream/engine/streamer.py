@@ -288,7 +288,7 @@ class _RunningLoad:
 
     def _request(self, action: Fetch, chunk: Chunk) -> messages.FetchRequest:
         file = self._files[chunk.file]
-        start, stop = file.chunk(chunk.index)
+        start, stop = file.span(chunk.index)
         digest = file.digest(chunk.index)
         return messages.FetchRequest(
             chunk=action.chunk,

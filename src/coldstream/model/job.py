@@ -7,7 +7,7 @@ socket: it holds links that open the bucket, so it is never an argument, a file 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,9 @@ class FileJob:
         segments: Where its bytes are, in order; their edges are edges of chunks.
         copy: A file on this machine that is a copy of it, or one under way; `have` tells what is there.
         have: One byte per chunk: 1 where `copy` holds it.
-        stops: One past the last byte of each chunk.
+        stops: One past the last byte of each chunk in the file, and so in memory.
+        wire_stops: The same in the objects that hold the file, laid end to end; empty where chunks are stored as they
+            are loaded. A chunk that is stored in another form, such as compressed, has another length there.
         digests: XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
         extents: Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
         cdn_headers: Headers for the CDN only. Secrets.
@@ -60,13 +62,22 @@ class FileJob:
     copy: str | None = None
     have: bytes = field(default=b"", repr=False)
     stops: tuple[int, ...] = field(repr=False)
+    wire_stops: tuple[int, ...] = field(default=(), repr=False)
     digests: bytes = field(default=b"", repr=False)
     extents: tuple[tuple[int, int], ...] = field(repr=False)
     cdn_headers: Headers = field(default=(), repr=False)
 
-    def chunk(self, index: int) -> tuple[int, int]:
-        """The chunk's bytes as `[start, stop)`."""
+    def span(self, index: int) -> tuple[int, int]:
+        """The chunk's bytes in the file, and so in memory, as `[start, stop)`."""
         return (self.stops[index - 1] if index else 0), self.stops[index]
+
+    def wire(self, index: int) -> tuple[int, int]:
+        """The chunk's bytes in the object that holds it, as `[start, stop)`: the range of its request."""
+        stops = self.wire_stops or self.stops
+        segment = self.segment(index)
+        # Segments end where chunks do, so the last chunk of the one before it tells where this object starts.
+        before = stops[bisect_left(self.stops, self.segments[segment - 1].stop)] if segment else 0
+        return (stops[index - 1] if index else 0) - before, stops[index] - before
 
     def digest(self, index: int) -> bytes:
         """The chunk's digest; empty when unknown."""
@@ -202,6 +213,7 @@ def _file(entry: Mapping[str, Any]) -> FileJob:
             "have": bytes.fromhex(entry["have"]),
             "digests": bytes.fromhex(entry["digests"]),
             "stops": tuple(entry["stops"]),
+            "wire_stops": tuple(entry["wire_stops"]),
             "extents": tuple((first, stop) for first, stop in entry["extents"]),
         }
     )

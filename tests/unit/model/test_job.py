@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +43,7 @@ text = st.text(max_size=20)
 
 
 def test_chunks_are_half_open_ranges() -> None:
-    assert [JOB.chunk(0), JOB.chunk(1)] == [(0, 100), (100, 300)]
+    assert [JOB.span(0), JOB.span(1)] == [(0, 100), (100, 300)]
 
 
 def test_digests_of_zeros_are_unknown_and_so_are_missing_ones() -> None:
@@ -62,6 +63,16 @@ def test_each_chunk_lies_in_one_segment() -> None:
     job = FileJob(path="x", segments=segments, stops=(40, 100, 200, 300, 350), extents=())
     assert [job.segment(index) for index in range(5)] == [0, 0, 1, 1, 2]
     assert [(source.start, source.segment.stop) for source in sources(job)] == [(0, 100), (100, 300), (300, 350)]
+
+
+def test_a_chunk_has_a_span_in_memory_and_a_range_in_its_object() -> None:
+    segments = tuple(Segment(stop=stop, url=f"http://x/{stop}") for stop in (100, 300, 350))
+    plain = FileJob(path="x", segments=segments, stops=(40, 100, 200, 300, 350), extents=())
+    assert [plain.span(index) for index in range(5)] == [(0, 40), (40, 100), (100, 200), (200, 300), (300, 350)]
+    assert [plain.wire(index) for index in range(5)] == [(0, 40), (40, 100), (0, 100), (100, 200), (0, 50)]
+    compressed = replace(plain, wire_stops=(10, 30, 60, 70, 99))
+    assert [compressed.span(index) for index in range(5)] == [plain.span(index) for index in range(5)]
+    assert [compressed.wire(index) for index in range(5)] == [(0, 10), (10, 30), (0, 30), (30, 40), (0, 29)]
 
 
 def test_secrets_are_not_shown() -> None:
