@@ -7,6 +7,7 @@ memory and part sizes.
 from __future__ import annotations
 
 import re
+from datetime import datetime, timezone
 
 from coldstream.errors import UsageError
 
@@ -87,8 +88,9 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} m"
 
 
-def format_age(seconds: float) -> str:
-    """An age: just now, 5 minutes ago, 2 days ago."""
+def format_age(moment: datetime, *, now: datetime | None = None) -> str:
+    """How long ago a moment was: just now, 5 minutes ago, 2 days ago."""
+    seconds = ((now or datetime.now(timezone.utc)) - moment).total_seconds()
     if seconds < 60:
         return "just now"
     unit, length = next(pair for pair in (("day", 86400), ("hour", 3600), ("minute", 60)) if seconds >= pair[1])

@@ -546,7 +546,7 @@ def test_a_table_that_is_not_understood(command: Command, sky: FakeSky) -> None:
     ("arguments", "code", "says"),
     [
         ((*LAUNCH[:2], "--yes"), 2, "--gpus"),
-        ((*UP[:3], "L5", "--yes"), 2, "no GPU that is known"),
+        ((*UP[:3], "L5", "--yes"), 2, "is not a known GPU"),
         ((*UP[:3], "L4:0", "--yes"), 2, "no number of GPUs"),
         ((*UP, "--replicas", "0"), 2, "serve nothing"),
         ((*UP, "--replicas", "3..1"), 2, "no range of replicas"),

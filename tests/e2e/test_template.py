@@ -80,7 +80,7 @@ def test_the_cdn_in_front(command: Command) -> None:
         ((*MODEL, "--target", "nomad"), 2, "nomad"),
         ((*MODEL,), 2, "--target"),
         (("template", "org/m", "--target", "sky"), 2, "--gpus"),
-        (("template", "org/m", "--target", "sky", "--gpus", "L5"), 2, "no GPU that is known"),
+        (("template", "org/m", "--target", "sky", "--gpus", "L5"), 2, "is not a known GPU"),
         ((*MODEL, "--target", "sky", "--max-model-len", "99999999"), 2, "does not fit"),
         ((*MODEL, "--target", "sky-serve", "--replicas", "0"), 2, "serve nothing"),
         ((*MODEL, "--target", "sky", "--image", "a", "--no-image"), 2, "contradict"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ from coldstream.units import (
     parse_duration,
     plural,
 )
+
+NOW = datetime(2026, 11, 30, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_ages(seconds: float, text: str) -> None:
-    assert format_age(seconds) == text
+    assert format_age(NOW - timedelta(seconds=seconds), now=NOW) == text
 
 
 def test_rates_money_and_counts() -> None:

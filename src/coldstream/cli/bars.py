@@ -1,4 +1,4 @@
-"""Progress as people see it: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 _DRAW_SECONDS = 0.1
 _BAR_COLUMNS = 20
 _WIDE_COLUMNS = 90
-# What is smaller has gone before anybody sees its bar.
+# Smaller files finish before their bar would be seen.
 _BAR_BYTES_MIN = 4 * MIB
 
 
 @contextmanager
 def progress_for(state: State, *, total_bytes: int, verb: str, files: bool = True) -> Iterator[Progress]:
-    """The right kind of progress for where stderr goes.
+    """Progress that fits stderr and the options.
 
     Args:
         state: The common options.
-        total_bytes: What will be moved in all.
-        verb: What is being done, for the line of the total ("upload").
-        files: Whether each finished file gets a line.
+        total_bytes: Bytes of all files.
+        verb: The label of the total, such as "upload".
+        files: Whether to print a line for each finished file.
     """
     if state.quiet:
         yield Progress()
@@ -71,7 +71,7 @@ def _bars(total_bytes: int, verb: str, *, files: bool) -> Iterator[Progress]:
 
     console = Console(file=sys.stderr, highlight=False)
     screen = threading.Lock()
-    # On a narrow terminal the files' names are worth more than the bars.
+    # On a narrow terminal, names of files are more useful than bars.
     bar = [BarColumn(bar_width=_BAR_COLUMNS)] if console.width >= _WIDE_COLUMNS else []
     bars = RichProgress(
         TextColumn("  {task.description}", markup=False),
@@ -81,8 +81,8 @@ def _bars(total_bytes: int, verb: str, *, files: bool) -> Iterator[Progress]:
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
-        # rich moves the cursor by what was drawn last, and draws from any thread: two at once leave old bars behind.
-        # So all that draws does it under one lock, its own thread and what others write to stderr included.
+        # rich moves the cursor relative to what was drawn last, and draws from any thread: two at the same time leave
+        # old bars behind. So all drawing happens under one lock, including other output to stderr.
         auto_refresh=False,
         redirect_stdout=False,
         redirect_stderr=False,
@@ -99,7 +99,7 @@ def _bars(total_bytes: int, verb: str, *, files: bool) -> Iterator[Progress]:
     stderr = sys.stderr
     with bars:
         drawing.start()
-        sys.stderr = _Aside(progress)
+        sys.stderr = _LinesAbove(progress)
         try:
             yield progress
         finally:
@@ -108,15 +108,15 @@ def _bars(total_bytes: int, verb: str, *, files: bool) -> Iterator[Progress]:
             drawing.join()
 
 
-class _Aside:
-    """What is written to stderr while bars are drawn, line by line, above them."""
+class _LinesAbove:
+    """Replaces stderr while bars are drawn, and prints its lines above them."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._begun = ""
+        self._partial = ""
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, self._partial = (self._partial + text).split("\n")
         for line in lines:
             self._progress.say(line)
         return len(text)
@@ -129,11 +129,11 @@ class _Aside:
 
 
 class _Bars(Progress):
-    """A bar per large file under way, a line per finished file, and one bar for all."""
+    """A bar for each large file in progress, a line for each finished file, and a bar for the total."""
 
     def __init__(self, bars: RichProgress, total_bytes: int, verb: str, screen: threading.Lock, *, lines: bool) -> None:
         self._bars, self._screen, self._lines = bars, screen, lines
-        # Beside the name and the bar stand 38 columns of figures.
+        # The other columns take 38 characters.
         bar = _BAR_COLUMNS if bars.console.width >= _WIDE_COLUMNS else 0
         self._width = max(12, min(44, bars.console.width - bar - 38))
         self._total = bars.add_task(verb.ljust(self._width), total=total_bytes)
@@ -168,7 +168,7 @@ class _Bars(Progress):
             self._bars.console.print(terminal_safe(text), markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, path: str, count: int) -> None:
-        """A byte that is both fetched and stored counts half each time: the bar moves with the slower of the two."""
+        """Bytes that are fetched and stored count half each time."""
         with self._lock:
             task, stages, _ = self._files.get(path, (None, 1, 0))
         if task is not None:
@@ -177,7 +177,7 @@ class _Bars(Progress):
 
 
 def _shortened(path: str, width: int) -> str:
-    """The path, or its beginning and end: the numbers of shards stand in front of a long ending."""
+    """The path, or its beginning and end: shard numbers are followed by a long ending."""
     path = printable(path)
     if len(path) <= width:
         return path

@@ -183,11 +183,8 @@ def _document(entry: BundleEntry) -> dict[str, Any]:
 
 
 def _table(bundles: list[BundleEntry]) -> str:
-    from datetime import datetime, timezone
-
     from coldstream.units import format_age, format_bytes
 
-    now = datetime.now(timezone.utc)
     rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
     for entry in bundles:
         columns = ("-", "-", entry.state, "-", "-", "-")
@@ -196,7 +193,7 @@ def _table(bundles: list[BundleEntry]) -> str:
                 format_bytes(pointer.archive.size),
                 str(pointer.archive.files),
                 entry.state,
-                format_age((now - pointer.created).total_seconds()),
+                format_age(pointer.created),
                 pointer.parts.get("vllm", "-"),
                 pointer.parts.get("device", "-"),
             )

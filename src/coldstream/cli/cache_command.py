@@ -154,17 +154,14 @@ def _cache(state: State) -> Cache:
 
 
 def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -> str:
-    from datetime import datetime, timezone
-
     from coldstream.units import format_age, format_bytes
 
     if not entries:
         return f"no models in {cache.root}; its limit is {format_bytes(limit)}"
-    now = datetime.now(timezone.utc)
     rows = [("MODEL", "VERSION", "SIZE", "STATE", "LAST USED")]
     for entry in entries:
-        age = format_age((now - entry.used).total_seconds())
-        rows.append((entry.name, _short(entry.version), format_bytes(entry.bytes), _state(entry), age))
+        size, age = format_bytes(entry.bytes), format_age(entry.used)
+        rows.append((entry.name, _short(entry.version), size, _state(entry), age))
     return f"{table_text(rows)}\n{format_bytes(used)} of at most {format_bytes(limit)} in {cache.root}"
 
 

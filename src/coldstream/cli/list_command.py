@@ -51,14 +51,11 @@ def command(state: State) -> None:
 
 
 def _table(models: Sequence[ModelInfo]) -> str:
-    from datetime import datetime, timezone
-
     from coldstream.units import format_age, format_bytes
 
-    now = datetime.now(timezone.utc)
     rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
     for model in models:
-        detail = model.detail or format_age((now - model.modified).total_seconds())
+        detail = model.detail or format_age(model.modified)
         size, revision = format_bytes(model.bytes), (model.revision or "-")[:7]
         rows.append((model.name, size, str(model.files), revision, model.state, model.layout, detail))
     return table_text(rows, colours=_COLOURS, coloured_column=4)

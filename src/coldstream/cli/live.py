@@ -1,4 +1,4 @@
-"""The last line of a terminal while vLLM starts: how far it has come. Other output appears above it."""
+"""The progress of a start in the last line of the terminal, with other output above it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,27 @@ if TYPE_CHECKING:
     from coldstream.telemetry.timeline.recorder import Recorder
 
 _DRAW_SECONDS = 0.2
-# An unfinished line is held back until it ends: what is drawn below it would end it.
+# Incomplete lines are held back: drawing below one would end it.
 _HELD_BYTES_MAX = 64 << 10
 _ERASE = "\r\x1b[2K"
 
 
 class StartStatus:
-    """How far a start has come, in a line. Thread-safe."""
+    """The progress of a start as one line. Thread-safe."""
 
     def __init__(self, verb: str) -> None:
-        """Begins.
-
-        Args:
-            verb: What is done with the weights: "stream", "download".
-        """
+        """Args: "stream" or "download", for the weights."""
         self._recorder: Recorder | None = None
         self._verb = verb
         self._bytes = (0, 0)
         self._began = self._moved = 0.0
 
     def follow(self, recorder: Recorder) -> None:
-        """Takes the phases from there."""
+        """Reads the phases from `recorder`."""
         self._recorder = recorder
 
     def on_progress(self, done: int, total: int) -> None:
-        """Takes note of the weights; see `Options.on_progress`."""
+        """Updates the bytes of the weights; see `Options.on_progress`."""
         now = time.monotonic()
         self._began = self._began or now
         if done != self._bytes[0]:
@@ -50,7 +46,7 @@ class StartStatus:
         self._bytes = (done, total)
 
     def phase(self) -> tuple[str, str, float]:
-        """The phase that the start is in: its name, what happens in it, and seconds since the command began."""
+        """The name and description of the current phase, and the seconds since the command began."""
         if self._recorder is None:
             return "", "", 0.0
         phase = self._recorder.phase(time.monotonic())
@@ -60,7 +56,7 @@ class StartStatus:
         return phase.name, phase.note, phase.stop
 
     def text(self) -> str:
-        """What the line says."""
+        """The line, without a line break."""
         name, note, seconds = self.phase()
         if not name:
             return ""
@@ -76,15 +72,10 @@ class StartStatus:
 
 
 class LiveLine:
-    """A line that is drawn anew several times a second, until it is closed."""
+    """A line that is redrawn several times a second until it is closed."""
 
     def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
-        """Begins to draw.
-
-        Args:
-            stream: The terminal; None to draw nothing.
-            text: Tells what the line says now; without a line break.
-        """
+        """Starts to draw `text` to the terminal `stream`; None to draw nothing."""
         self._stream, self._text = stream, text
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -94,7 +85,7 @@ class LiveLine:
             self._thread.start()
 
     def above(self, stream: TextIO) -> BinaryIO | None:
-        """Where to write what goes to a stream while the line is drawn: above it. None when nothing is drawn."""
+        """A replacement for `stream` that writes above the line; None if nothing is drawn."""
         if self._stream is None:
             return None
         with self._lock:
@@ -102,7 +93,7 @@ class LiveLine:
             return cast("BinaryIO", self._above[-1])
 
     def close(self) -> None:
-        """Takes the line away; all that is written from now on passes through. Idempotent."""
+        """Removes the line; later output passes through. Idempotent."""
         with self._lock:
             if self._stream is None or self._closed.is_set():
                 return
@@ -113,7 +104,7 @@ class LiveLine:
         self._thread.join()
 
     def write(self, target: BinaryIO, held: bytes, data: bytes) -> bytes:
-        """Writes what is whole of some output; what is to be held back."""
+        """Writes the complete lines of some output; returns the rest, to be held back."""
         with self._lock:
             if self._closed.is_set():
                 whole, rest = held + data, b""
@@ -138,12 +129,12 @@ class LiveLine:
             self._stream.flush()
 
     def _draw(self) -> None:
-        # In the last column the cursor would be on the next line.
+        # A character in the last column would move the cursor to the next line.
         self._erase(self._text()[: shutil.get_terminal_size().columns - 1])
 
 
 class _Above:
-    """A stream whose lines appear above the live one; takes bytes as well as text."""
+    """A stream of bytes or text whose lines appear above the live one."""
 
     def __init__(self, line: LiveLine, stream: TextIO) -> None:
         self._line, self.behind = line, stream
@@ -163,16 +154,10 @@ class _Above:
 
 @contextmanager
 def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
-    """Draws a line, for the length of the block or until it is closed, if stderr is a terminal.
-
-    Args:
-        state: The common options.
-        text: See `LiveLine`.
-    """
-    stderr = sys.stderr
-    is_shown = _is_shown(state)
-    line = LiveLine(stderr if is_shown else None, text)
-    if is_shown:
+    """Draws a line within the block, or until it is closed, if stderr is a terminal."""
+    stderr, can_draw = sys.stderr, _can_draw(state)
+    line = LiveLine(stderr if can_draw else None, text)
+    if can_draw:
         sys.stderr = cast("TextIO", line.above(stderr))
     try:
         yield line
@@ -183,8 +168,8 @@ def live_line(state: State, text: Callable[[], str]) -> Iterator[LiveLine]:
 
 @contextmanager
 def phase_lines(state: State, status: StartStatus) -> Iterator[None]:
-    """The same where no line can be drawn: a line for each phase as it begins, for the length of the block."""
-    if state.quiet or _is_shown(state):
+    """Prints a line for each phase within the block, where `live_line` cannot draw."""
+    if state.quiet or _can_draw(state):
         yield
         return
     ended = threading.Event()
@@ -206,5 +191,5 @@ def phase_lines(state: State, status: StartStatus) -> Iterator[None]:
         thread.join()
 
 
-def _is_shown(state: State) -> bool:
+def _can_draw(state: State) -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not (state.quiet or state.json)

@@ -121,16 +121,7 @@ def _is_interactive(settings: Settings) -> bool:
 
 
 def _checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
-    from coldstream.operate import probe
-
-    checks = probe.check_configuration(settings)
-    _print(state, checks)
-    if not any(check.state == "fail" for check in checks):
-        checks += _network_checks(state, settings, create=create, location=location)
-    return checks
-
-
-def _network_checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
+    """Checks the configuration and, if it is valid, the bucket; prints each result at once."""
     from coldstream.errors import ColdstreamError
     from coldstream.operate import probe
     from coldstream.operate.doctor.endpoint_probe import greet
@@ -144,6 +135,8 @@ def _network_checks(state: State, settings: Settings, *, create: bool, location:
         _print(state, new)
         return not any(check.state == "fail" for check in new)
 
+    if not note(*probe.check_configuration(settings)):
+        return checks
     store = open_store(settings, retry=state.new_retry(settings), connections=2)
     if endpoint := settings.endpoint():
         # The check of the bucket reports an unreachable endpoint.

@@ -132,7 +132,8 @@ transfer_options = options(
 )
 
 
-def _negated(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:  # click's signature
+def negated(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:  # click's signature
+    """A callback for flags like --no-cache, whose parameters are positive."""
     return not value
 
 
@@ -159,9 +160,9 @@ load_options = options(
         help="Read weights through the CDN or from the bucket itself; auto prefers a configured CDN.  "
         "[env: R2_CDN_DOMAIN]",
     ),
-    click.option("--no-cache", "cache", is_flag=True, callback=_negated, help="Skip the local cache."),
+    click.option("--no-cache", "cache", is_flag=True, callback=negated, help="Skip the local cache."),
     click.option(
-        "--no-verify", "verify", is_flag=True, callback=_negated, help="Skip the check against the manifest's hashes."
+        "--no-verify", "verify", is_flag=True, callback=negated, help="Skip the check against the manifest's hashes."
     ),
 )
 chart_options = options(

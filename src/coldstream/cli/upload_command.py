@@ -11,13 +11,13 @@ import click
 from coldstream.cli.groups import EXIT_CODES
 from coldstream.cli.output import coloured, echo
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import Size, common_options, transfer_options
+from coldstream.cli.shared_options import Size, common_options, negated, transfer_options
 
 if TYPE_CHECKING:
     from coldstream.mirror.upload import UploadReport
     from coldstream.mirror.upload_plan import UploadPlan
     from coldstream.net.retry import Retry
-    from coldstream.places.place import Snapshot, Store
+    from coldstream.places.place import Snapshot
     from coldstream.settings import Settings
 
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @click.option("--include", multiple=True, metavar="PATTERN", help="Upload only files that match. Repeatable.")
 @click.option("--also", multiple=True, metavar="PATTERN", help="Also upload files that match. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Skip files that match. Repeatable.")
-@click.option("--part-size", type=Size(), default="64MiB", show_default=True, help="Part size of multipart uploads.")
+@click.option(
+    "--part-size", "part_bytes", type=Size(), default="64MiB", show_default=True, help="Part size of multipart uploads."
+)
 @click.option(
     "--object-bytes-max",
     type=Size(),
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
     help="Store weights as immutable segments of at most this size, 1MiB to 5GiB; 480MiB suits Cloudflare's CDN.  "
     "[default: one object per file]",
 )
-@click.option("--no-plain", is_flag=True, help="Store only segments, without the plain files that vLLM's loaders read.")
+@click.option(
+    "--no-plain",
+    "plain",
+    is_flag=True,
+    callback=negated,
+    help="Store only segments, without the plain files that vLLM's loaders read.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be uploaded and its cost; write nothing.")
 @transfer_options
 @common_options
@@ -45,15 +53,13 @@ def command(
     sources: tuple[str, ...],
     name: str | None,
     revision: str | None,
-    include: tuple[str, ...],
-    also: tuple[str, ...],
-    exclude: tuple[str, ...],
-    part_size: int,
+    part_bytes: int,
     object_bytes_max: int | None,
-    no_plain: bool,
+    plain: bool,
     dry_run: bool,
     connections: int,
     memory_bytes: int,
+    **patterns: tuple[str, ...],
 ) -> int:
     """Copy models from the Hub or from local folders into the bucket.
 
@@ -69,37 +75,43 @@ def command(
     that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
     with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
     """
-    from functools import partial
+    import msgspec
 
+    from coldstream.cli.bars import progress_for
     from coldstream.errors import UsageError
+    from coldstream.mirror.upload import upload
     from coldstream.mirror.upload_plan import plan_upload
     from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
 
-    if no_plain and object_bytes_max is None:
+    if not plain and object_bytes_max is None:
         raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
-    if not PART_BYTES_MIN <= part_size <= PART_BYTES_MAX:
-        raise UsageError(f"--part-size is {part_size} bytes; S3 allows 5 MiB to 5 GiB", hint="use the default, 64MiB")
+    if not PART_BYTES_MIN <= part_bytes <= PART_BYTES_MAX:
+        raise UsageError(f"--part-size is {part_bytes} bytes; S3 allows 5 MiB to 5 GiB", hint="use the default, 64MiB")
     if len(sources) > 1 and (name or revision):
         flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
         raise UsageError(f"{flag} applies to one model, but {len(sources)} are named", hint=hint)
-    plan = partial(
-        plan_upload,
-        include=include,
-        also=also,
-        exclude=exclude,
-        part_bytes=part_size,
-        object_bytes_max=object_bytes_max,
-        plain=not no_plain,
-    )
 
     def upload_one(source: str) -> tuple[dict[str, Any], str]:
         store = state.open_store(connections)
         opened, default_name = _open_source(source, revision, state.settings(), store.retry, connections)
-        planned = plan(store, opened, name or default_name)
-        _announce(state, planned, f"{store.uri}/{planned.name}")
+        plan = plan_upload(
+            store,
+            opened,
+            name or default_name,
+            part_bytes=part_bytes,
+            object_bytes_max=object_bytes_max,
+            plain=plain,
+            **patterns,
+        )
+        _announce(state, plan, f"{store.uri}/{plan.name}")
         if dry_run:
-            return _dry_document(planned), _dry_text(planned)
-        return _uploaded(state, store, opened, planned, connections, memory_bytes)
+            return _dry_document(plan), _dry_text(plan)
+        state.resume = "uploaded parts are kept"
+        with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
+            report = upload(store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
+        source_document = msgspec.to_builtins(plan.source)
+        document = {**asdict(report), "state": "ready", "up_to_date": plan.up_to_date, "source": source_document}
+        return document, _text(plan, report)
 
     if len(sources) == 1:
         state.show(*upload_one(sources[0]))
@@ -131,18 +143,6 @@ def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str
     if not failures:
         return 0
     return failures[0].exit_code if len(failures) == len(sources) else PartialError.exit_code
-
-
-def _uploaded(
-    state: State, store: Store, source: Snapshot, plan: UploadPlan, connections: int, memory_bytes: int
-) -> tuple[dict[str, Any], str]:
-    from coldstream.cli.bars import progress_for
-    from coldstream.mirror.upload import upload
-
-    state.resume = "uploaded parts are kept"
-    with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
-        report = upload(store, source, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
-    return _document(plan, report), _text(plan, report)
 
 
 def _open_source(
@@ -239,27 +239,16 @@ def _dry_text(plan: UploadPlan) -> str:
         f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count))} once"
     )
     if plan.object_bytes_max is not None:
-        limit, alone = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
+        limit, without_plain = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
         lines.append(
             f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; existing ones are kept"
         )
         if plan.plain:
             twice = format_bytes(plan.stored_bytes - plan.size)
-            lines.append(f"{twice} of that are the plain files; with --no-plain: {alone}/month")
+            lines.append(f"{twice} of that are the plain files; with --no-plain: {without_plain}/month")
         else:
             lines.append("no plain files: vLLM's own loaders cannot load it, only coldstream")
     return "\n".join(lines)
-
-
-def _document(plan: UploadPlan, report: UploadReport) -> dict[str, Any]:
-    import msgspec
-
-    return {
-        **asdict(report),
-        "state": "ready",
-        "up_to_date": plan.up_to_date,
-        "source": msgspec.to_builtins(plan.source),
-    }
 
 
 def _text(plan: UploadPlan, report: UploadReport) -> str:
