@@ -25,6 +25,7 @@ from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, Ret
 from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, CdnHealth
 from coldstream.engine.extents import Extents
 from coldstream.engine.hedging import Flight, Speeds
+from coldstream.engine.load_layout import quick_first
 from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.engine.pace import Pace
 
@@ -109,7 +110,9 @@ class Scheduler:
             now=now,
         )
         # Extents without memory, and how many remote and local chunks they have.
-        self._pending = deque(range(len(extents)) if in_order else quick_first(extents, pace.target))
+        self._pending = deque(
+            range(len(extents)) if in_order else quick_first(extents, pace.target, small_bytes=CHUNK_BYTES)
+        )
         self._pending_kinds = [len(chunks) - sum(self._is_local), sum(self._is_local)]
         self._queues: tuple[list[int], list[int]] = ([], [])  # heaps; remote, local
         self._resting: list[tuple[float, int]] = []
@@ -238,7 +241,8 @@ class Scheduler:
         if failure.kind != "cancelled" and not flight.cdn:
             self._last_message = failure.message or self._last_message
             self.statistics.retries += 1
-            _count(self.statistics.retry_causes, failure.kind)
+            causes = self.statistics.retry_causes
+            causes[failure.kind] = causes.get(failure.kind, 0) + 1
         if self.failed:
             return []
         if self._extents.was_ready(chunk.extent) and not self._to_store:
@@ -543,7 +547,8 @@ class Scheduler:
         for _, cause in to_stop:
             if cause is not None:
                 self.statistics.hedges += 1
-                _count(self.statistics.hedge_causes, cause)
+                causes = self.statistics.hedge_causes
+                causes[cause] = causes.get(cause, 0) + 1
         return [Stop(connection) for connection, _ in to_stop]
 
     def _store_next(self) -> list[Action]:
@@ -594,17 +599,3 @@ class Scheduler:
             self.statistics.cdn_flying_seconds += passed * self._cdn_flying
         if self._blocked and self._flying[0] < self.pace.target:
             self.statistics.memory_wait_seconds += passed
-
-
-def _count(counts: dict[str, int], what: str) -> None:
-    counts[what] = counts.get(what, 0) + 1
-
-
-def quick_first(sizes: Sequence[int], count: int) -> list[int]:
-    """The order in which extents get memory: up to `count` small ones, so that a tensor is ready soon, then the others.
-
-    A model often begins with its embedding, half a gigabyte in one piece.
-    """
-    first = [extent for extent, size in enumerate(sizes) if size <= CHUNK_BYTES][:count]
-    chosen = set(first)
-    return [*first, *(extent for extent in range(len(sizes)) if extent not in chosen)]

@@ -133,23 +133,11 @@ class Worker:
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
         except http.FetchError as exc:
-            return messages.FetchResult(
-                kind=exc.kind,
-                chunk=fetch.chunk,
-                received=exc.received,
-                retry_after_seconds=exc.retry_after_seconds,
-                cpu_seconds=time.process_time(),
-                message=exc.message,
-            )
+            return _failed(fetch, exc.kind, exc.message, exc.received, exc.retry_after_seconds)
         except ConfigError as exc:
-            return messages.FetchResult(
-                kind="tls", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=exc.message
-            )
+            return _failed(fetch, "tls", exc.message)
         except OSError as exc:
-            message = f"{path}: {exc.strerror or exc}"
-            return messages.FetchResult(
-                kind="local", chunk=fetch.chunk, cpu_seconds=time.process_time(), message=message
-            )
+            return _failed(fetch, "local", f"{path}: {exc.strerror or exc}")
         digest = xxhash.xxh3_128_digest(view) if fetch.hashed or fetch.checked else b""
         kind, message = "done", ""
         if fetch.checked and digest != fetch.digest:
@@ -238,3 +226,16 @@ def _receive(sock: socket.socket) -> bytes:
         return sock.recv(messages.MESSAGE_BYTES_MAX)
     except ConnectionError:
         return b""
+
+
+def _failed(
+    fetch: messages.FetchRequest, kind: str, message: str, received: int = 0, retry_after_seconds: float | None = None
+) -> messages.FetchResult:
+    return messages.FetchResult(
+        kind=kind,
+        chunk=fetch.chunk,
+        received=received,
+        retry_after_seconds=retry_after_seconds,
+        cpu_seconds=time.process_time(),
+        message=message,
+    )
