@@ -368,7 +368,7 @@ class Scheduler:
             return []
         actions: list[Action] = []
         self._blocked = False
-        # Repeatedly: launching one kind can make room for the other; see `_admit`.
+        # Launching one kind can make room for the other; see `_admit`.
         while self._launch_all(1, self._local_max, actions, now) + self._launch_all(0, self.pace.target, actions, now):
             pass
         if self.failed:
