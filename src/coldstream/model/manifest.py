@@ -225,10 +225,6 @@ def serialize(record: Manifest | Journal) -> bytes:
 def parse(data: bytes, *, where: str) -> Manifest | Journal:
     """Reads what `serialize` wrote, here or elsewhere.
 
-    Args:
-        data: The object's bytes.
-        where: Its URI, for messages.
-
     Raises:
         ManifestError: Not JSON, altered, of a newer format, or inconsistent. Permanent.
     """
@@ -261,13 +257,7 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
 
 
 def entries_below(files: Iterable[FileEntry], folder: str, *, model: str) -> tuple[FileEntry, ...]:
-    """The files in a folder of a model, as those of a model of its own.
-
-    Args:
-        files: Of the model.
-        folder: Relative to the model.
-        model: The model's own folder, relative to the root of the store.
-    """
+    """The files in a folder of a model, as those of a model of its own."""
     prefix = f"{folder}/"
 
     def moved(stored: StoredObject) -> StoredObject:

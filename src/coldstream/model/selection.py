@@ -171,13 +171,6 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
 
     An index decides by itself, as in vLLM's default loader. That does not look into one where there is a single file of
     weights on the Hub, so there an index of other files is left over.
-
-    Args:
-        paths: As in `weights`.
-        index: As in `weights`.
-
-    Raises:
-        IntegrityError: As in `weights`.
     """
     every = set(paths)
     top = _top(every)
@@ -269,12 +262,7 @@ def check_numbers(shards: Sequence[str]) -> None:
 
 
 def beside(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
-    """The files that a server of the model is given beside the weights that are streamed, sorted.
-
-    Args:
-        sizes: Path to size in bytes, of the model's files.
-        stored: See `kept_back`.
-    """
+    """The files that a server of the model is given beside the weights that are streamed, sorted."""
     left = kept_back(sizes, stored=stored)
     return tuple(path for path in sorted(sizes) if path not in left and not _is_streamed(path))
 

@@ -124,11 +124,6 @@ class Api:
     def __init__(self, token: str, base_url: str = BASE_URL, *, retry: Retry | None = None) -> None:
         """Touches no network.
 
-        Args:
-            token: An API token.
-            base_url: Where the API is.
-            retry: The policy of all calls; a fresh default one when None.
-
         Raises:
             ConfigError: The token or the URL cannot be one.
         """
@@ -327,10 +322,6 @@ class Api:
 
 def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
     """Cloudflare's API with the configured token; None when there is none. Touches no network.
-
-    Args:
-        settings: Whose CLOUDFLARE_API_TOKEN and CLOUDFLARE_BASE_URL count.
-        retry: The policy of its calls; a fresh one by the settings when None.
 
     Raises:
         ConfigError: The token or the URL cannot be one.

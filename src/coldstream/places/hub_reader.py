@@ -29,16 +29,10 @@ class HubModelReader(ModelReader):
     _place: HubSnapshot
 
     def __init__(self, rest: str, settings: Settings, *, retry: Retry, connections: int) -> None:
-        """Prepares; touches nothing.
-
-        Args:
-            rest: `org/model[/folder][@revision]`.
-            settings: The endpoint and the token.
-            retry: The policy of all requests.
-            connections: How many requests may run at once.
+        """Prepares to read `org/model[/folder][@revision]`, which is `rest`; touches no network.
 
         Raises:
-            UsageError: It names no repository.
+            UsageError: It does not name a repository.
         """
         name, _, revision = rest.partition("@")
         owner, _, inner = name.partition("/")

@@ -49,7 +49,7 @@ class ModelReader:
 
         Args:
             place: What it is in; None where `_look` opens it.
-            folder: Relative to the place's root; "" when the place is the model alone, in a store or not.
+            folder: Relative to the place's root; "" when the place holds only the model.
             label: The model's URI; no secret.
             name: For people and for folders.
             revision: What it must be; see `check_revision`.

@@ -44,12 +44,7 @@ class ModelRecord:
     is_whole: bool = True
 
     def below(self, folder: str, *, model: str) -> ModelRecord | None:
-        """The record of a folder inside the model, or None if none of the model's files is in it.
-
-        Args:
-            folder: Relative to the model.
-            model: The model's own folder, relative to the store.
-        """
+        """The record of a folder inside the model, or None if none of the model's files is in it."""
         from coldstream.model.manifest import entries_below
 
         entries = {entry.path: entry for entry in entries_below(self.entries.values(), folder, model=model)}
@@ -66,11 +61,6 @@ def looks_like_record(data: bytes) -> bool:
 
 def read_record(data: bytes, *, where: str, revision: str | None = None) -> ModelRecord:
     """Parses what stands in a model's `MANIFEST_NAME`.
-
-    Args:
-        data: Its bytes.
-        where: Its URI, for messages.
-        revision: See `check_revision`.
 
     Raises:
         ManifestError: It cannot be trusted.
@@ -138,12 +128,6 @@ def outer_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] 
 
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
     """A whole small file out of the objects that hold it, compared with the manifest.
-
-    Args:
-        entry: The file.
-        read: Reads one of its objects; it does not have to check the size.
-        bytes_max: A larger file is refused.
-        where: Its URI, for messages.
 
     Raises:
         IntegrityError: It is larger, or another one.

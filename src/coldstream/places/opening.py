@@ -39,12 +39,6 @@ def open_store(
 ) -> Store:
     """The store that a URI names.
 
-    Args:
-        settings: How to get in.
-        uri: Its root; None: the one that is configured.
-        retry: The policy for its calls; a fresh default one when None.
-        connections: How many requests will run at once.
-
     Raises:
         ConfigError: No store is configured, or its URI or endpoint is malformed.
     """

@@ -42,13 +42,7 @@ class Template:
 
 
 def template_of(link: str, key: str, secret_key: str) -> Template | None:
-    """The template of a presigned link; None when it is not one that can be made here.
-
-    Args:
-        link: For a GET, as boto3 made it.
-        key: What it is for.
-        secret_key: What it was signed with.
-    """
+    """The template of a presigned link; None when it is not one that can be made here."""
     split = urlsplit(link)
     query, mark, signature = split.query.partition("&X-Amz-Signature=")
     fields = dict(parse_qsl(query))

@@ -61,14 +61,6 @@ class LinkReader:
     ) -> Ranged:
         """Reads a range, or all there is, of what a link gives.
 
-        Args:
-            link: Where.
-            where: What it is, for messages; no secret.
-            start: First byte.
-            stop: One past the last wanted byte, or None for all there is.
-            bytes_max: A longer answer is refused.
-            etag: The version that it must be of, or None.
-
         Raises:
             NotFoundError: 404.
             CredentialsError: Refused.

@@ -15,7 +15,7 @@ _MILLION = 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PricedPlace:
     """Where models may lie.
 
     Attributes:
@@ -33,13 +33,13 @@ class Place:
 
 R2, HUB = "r2", "hub"
 PLACES = (
-    Place(R2, "r2", "Cloudflare R2", leaves=True),
-    Place("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", leaves=True),
-    Place("s3-same-region", "s3", "AWS S3, same region", leaves=False),
-    Place("s3-other-cloud", "s3", "AWS S3, other cloud", leaves=True),
-    Place("gcs-same-region", "gcs", "Google Cloud, same region", leaves=False),
-    Place("gcs-other-cloud", "gcs", "Google Cloud, other cloud", leaves=True),
-    Place(HUB, "hub", "Hugging Face Hub", leaves=True),
+    PricedPlace(R2, "r2", "Cloudflare R2", leaves=True),
+    PricedPlace("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", leaves=True),
+    PricedPlace("s3-same-region", "s3", "AWS S3, same region", leaves=False),
+    PricedPlace("s3-other-cloud", "s3", "AWS S3, other cloud", leaves=True),
+    PricedPlace("gcs-same-region", "gcs", "Google Cloud, same region", leaves=False),
+    PricedPlace("gcs-other-cloud", "gcs", "Google Cloud, other cloud", leaves=True),
+    PricedPlace(HUB, "hub", "Hugging Face Hub", leaves=True),
 )
 
 
@@ -118,7 +118,7 @@ def bills(plan: Plan, prices: Prices) -> tuple[Bill, ...]:
     return tuple(bill(plan, prices, place) for place in PLACES)
 
 
-def bill(plan: Plan, prices: Prices, place: Place) -> Bill:
+def bill(plan: Plan, prices: Prices, place: PricedPlace) -> Bill:
     """A month at one place."""
     found = charged(usage_of(plan), prices, place)
     second = plan.dollars_of_a_second
@@ -156,7 +156,7 @@ def usage_of(plan: Plan) -> Usage:
     )
 
 
-def charged(usage: Usage, prices: Prices, place: Place) -> Bill:
+def charged(usage: Usage, prices: Prices, place: PricedPlace) -> Bill:
     """What a provider charges for it; nobody waits in this."""
     provider: Provider = getattr(prices.providers, place.provider)
     stored = usage.stored_bytes
