@@ -130,10 +130,13 @@ def command(
 
 
 def _write(state: State, result: BenchResult, html_file: Path | None, png_file: Path | None) -> None:
-    from coldstream.operate.bench.bench_chart import png
+    from coldstream.operate.bench.bench_chart import chart_title, panels
     from coldstream.operate.bench.bench_page import html
+    from coldstream.operate.charts import png
 
-    state.write_charts(html_file, png_file, html=lambda: html(result), png=lambda: png(result))
+    state.write_charts(
+        html_file, png_file, html=lambda: html(result), png=lambda: png(panels(result), chart_title(result))
+    )
 
 
 @contextmanager

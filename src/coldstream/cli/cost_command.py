@@ -10,7 +10,7 @@ import click
 
 from coldstream.cli.groups import EXIT_CODES
 from coldstream.cli.output import table_text
-from coldstream.cli.session import State
+from coldstream.cli.session import State, check_chart_files
 from coldstream.cli.shared_options import FILE, Size, chart_options, common_options
 
 if TYPE_CHECKING:
@@ -135,23 +135,25 @@ def _planned(
     asked: dict[str, Any],
 ) -> float:
     """Shows the plan; the month in R2, in dollars."""
-    from coldstream.operate.charts import check
     from coldstream.operate.cost.bill import bills
-    from coldstream.operate.cost.break_even import break_evens, curve
-    from coldstream.operate.cost.cost_chart import html, png
+    from coldstream.operate.cost.break_even import break_evens
 
-    for path in filter(None, (png_file, html_file)):
-        _check_folder(path)
-        check()
+    check_chart_files(png_file, html_file)
     plan = _plan(state, prices, asked)
     charged, evens = bills(plan, prices), break_evens(plan, prices)
     title = _title(plan)
     if png_file or html_file:
-        points = curve(plan, prices)
-        if html_file:
-            state.write(html_file, html(points, plan, title, charged, evens, _said(plan, charged, prices)).encode())
-        if png_file:
-            state.write(png_file, png(points, plan, title))
+        from coldstream.operate.charts import png
+        from coldstream.operate.cost.break_even import curve
+        from coldstream.operate.cost.cost_chart import html, panels
+
+        points, launches, notes = curve(plan, prices), plan.launches_per_day, _notes(plan, charged, prices)
+        state.write_charts(
+            html_file,
+            png_file,
+            html=lambda: html(points, launches, title, charged, evens, notes),
+            png=lambda: png(panels(points, launches), title),
+        )
     month = charged[0].dollars
     document = {
         "prices_dated": prices.dated,
@@ -238,34 +240,15 @@ def _title(plan: Plan) -> str:
         what = plan.contents[0].name
     nodes = "" if plan.nodes == 1 else f" of {plan.nodes} nodes"
     days = f" on {plan.days:g} days" if plan.days != 30 else ""
-    return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches a day{nodes}{days}"
+    return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches per day{nodes}{days}"
 
 
 def _text(plan: Plan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
-    from coldstream.operate.cost.cost_chart import when
+    from coldstream.operate.cost.break_even import cost_table
 
-    waits = any(bill.gpu_dollars is not None for bill in bills)
-    head = [
-        "A MONTH AT",
-        "STORAGE",
-        "CLASS A",
-        "CLASS B",
-        "RETRIEVAL",
-        "EGRESS",
-        *(["GPUS"] if waits else []),
-        "SUM",
-        "R2 COSTS LESS",
-    ]
-    rows = [head]
-    less = {even.against: when(even) for even in evens}
-    for bill in bills:
-        lines = (bill.storage, bill.class_a, bill.class_b, bill.retrieval, bill.egress)
-        cells = [_dollars(line.dollars) for line in lines]
-        if waits:
-            cells.append(_dollars(bill.gpu_dollars or 0.0))
-        rows.append([bill.label, *cells, _dollars(bill.dollars), less.get(bill.key, "-")])
-    table = table_text(_right(rows, texts=(0, len(head) - 1)))
-    return "\n".join([title, table, "", *_said(plan, bills, prices)])
+    heading, rows = cost_table(bills, evens)
+    table = table_text(_right([heading, *rows], texts=(0, len(heading) - 1)))
+    return "\n".join([title, table, "", *_notes(plan, bills, prices)])
 
 
 def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[str]]:
@@ -274,9 +257,10 @@ def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[st
     return [[cell if index in texts else cell.rjust(widths[index]) for index, cell in enumerate(row)] for row in rows]
 
 
-def _said(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
+def _notes(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     """What the sums are made of."""
     from coldstream.operate.cost.bill import usage_of
+    from coldstream.operate.cost.break_even import dollars_text
     from coldstream.units import format_bytes, format_seconds
 
     usage, r2, start = usage_of(plan), bills[0], plan.start
@@ -298,18 +282,14 @@ def _said(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     else:
         lines.append(
             f"a start waits {format_seconds(start.seconds)} for its weights, from the Hub "
-            f"{format_seconds(start.hub_seconds)}; a second less of every start saves {_dollars(second)} a month"
+            f"{format_seconds(start.hub_seconds)}; a second less of every start saves {dollars_text(second)} a month"
         )
     lines.append(f"list prices of {prices.dated}")
     return lines
 
 
-def _dollars(amount: float) -> str:
-    # A sum of a tenth of a cent is not nothing.
-    return "<$0.01" if 0 < amount < 0.005 else f"${amount:,.2f}"
-
-
 def _actual_text(found: Actual) -> str:
+    from coldstream.operate.cost.break_even import dollars_text
     from coldstream.units import format_bytes, plural
 
     so_far, whole = found.so_far, found.projected
@@ -318,25 +298,25 @@ def _actual_text(found: Actual) -> str:
         [
             "storage, mean of the days' most",
             format_bytes(found.average_bytes),
-            _dollars(so_far.storage.dollars),
+            dollars_text(so_far.storage.dollars),
             format_bytes(found.projected_bytes),
-            _dollars(whole.storage.dollars),
+            dollars_text(whole.storage.dollars),
         ],
         [
             "class A",
             f"{found.class_a:,}",
-            _dollars(so_far.class_a.dollars),
+            dollars_text(so_far.class_a.dollars),
             f"{found.projected_class_a:,}",
-            _dollars(whole.class_a.dollars),
+            dollars_text(whole.class_a.dollars),
         ],
         [
             "class B",
             f"{found.class_b:,}",
-            _dollars(so_far.class_b.dollars),
+            dollars_text(so_far.class_b.dollars),
             f"{found.projected_class_b:,}",
-            _dollars(whole.class_b.dollars),
+            dollars_text(whole.class_b.dollars),
         ],
-        ["sum", "", _dollars(so_far.dollars), "", _dollars(whole.dollars)],
+        ["sum", "", dollars_text(so_far.dollars), "", dollars_text(whole.dollars)],
     ]
     operations = ", ".join(f"{name} {count:,}" for name, count in found.operations.items())
     head = (
@@ -373,10 +353,3 @@ def _bill_document(bill: Bill) -> dict[str, Any]:
 
 def _budget_document(budget: float | None, month: float) -> dict[str, Any] | None:
     return None if budget is None else {"dollars": budget, "month": month, "exceeded": month > budget}
-
-
-def _check_folder(path: Path) -> None:
-    from coldstream.errors import DiskError
-
-    if not path.absolute().parent.is_dir():
-        raise DiskError(f"cannot write {path}: its folder does not exist", target=str(path))

@@ -51,7 +51,8 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     extra `charts`).
     """
     from coldstream.errors import UsageError
-    from coldstream.operate.timeline_chart import png
+    from coldstream.operate.charts import png
+    from coldstream.operate.timeline_chart import panels
     from coldstream.operate.timeline_page import html
     from coldstream.telemetry.timeline.timeline_store import timelines_of
 
@@ -64,7 +65,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     timelines = [kept.find(run) for run in runs or (None,)]
     if html_file or png_file:
         _check_charted(timelines)
-        state.write_charts(html_file, png_file, html=lambda: html(timelines), png=lambda: png(timelines))
+        state.write_charts(html_file, png_file, html=lambda: html(timelines), png=lambda: png(panels(timelines)))
     if state.json or not (html_file or png_file):
         state.show({"timelines": [timeline.document() for timeline in timelines]}, _text(timelines))
 

@@ -114,7 +114,8 @@ def command(
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
     from coldstream.loading.options import Options
     from coldstream.model.uri import Uri
-    from coldstream.operate.curve_chart import html, png
+    from coldstream.operate.charts import png
+    from coldstream.operate.curve_chart import html, panels
     from coldstream.tune.connection_curve import PASSES, measure_curve, save_curve
     from coldstream.units import format_rate, plural
 
@@ -132,7 +133,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     elif "://" not in uri:
         state.say(f"saved to {save_curve(curve, settings)}")
     title = str(Uri(uri))
-    state.write_charts(html_file, png_file, html=lambda: html(curve, title), png=lambda: png(curve, title))
+    state.write_charts(html_file, png_file, html=lambda: html(curve, title), png=lambda: png(panels(curve), title))
     return curve
 
 

@@ -1,19 +1,28 @@
-"""How all charts look, and whether any can be drawn."""
+"""What all charts share: matplotlib's settings, panels on one figure or each its own, PNG and SVG."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 INK, FAINT = "#22272e", "#8b929c"
-# For matplotlib. Text is text, whatever a model is called, neither mathematics nor TeX; equal data give equal bytes.
-SETTINGS: dict[Any, Any] = {
+_WIDTH_INCHES = 11.2
+_TITLE_INCHES = 0.5
+_DPI = 144
+# Model names are text, never mathematics or TeX; equal data give equal bytes.
+_SETTINGS: dict[Any, Any] = {
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.size": 9.5,
     "svg.fonttype": "none",
@@ -23,37 +32,98 @@ SETTINGS: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "xtick.color": FAINT,
+    "ytick.color": FAINT,
     "text.color": INK,
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        height_inches: Its height; all panels are equally wide.
+        draw: Draws it on the figure or subfigure that it is called with.
+    """
+
+    height_inches: float
+    draw: Callable[[Any], None]
+
+
 def check() -> None:
-    """Raises UsageError when nothing can be drawn: matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("charts need matplotlib, which is not installed", hint=install_hint("charts"))
-
-
-@contextmanager
-def figures(width_inches: float) -> Iterator[Callable[[float], Any]]:
-    """Gives what makes a figure of a height in inches, in the look of all charts.
-
-    Args:
-        width_inches: Of each.
+    """Checks that charts can be drawn.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("charts need matplotlib, which is not installed", hint=install_hint("charts"))
+
+
+def png(panels: Sequence[Panel], title: str = "") -> bytes:
+    """The panels below each other in one image.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    with _figures() as new_figure:
+        heights = [panel.height_inches for panel in panels]
+        figure = new_figure(sum(heights) + (_TITLE_INCHES if title else 0))
+        if title:
+            figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
+        parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
+        for part, panel in zip(parts[:, 0], panels, strict=True):
+            panel.draw(part)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+        return out.getvalue()
+
+
+def svgs(panels: Sequence[Panel]) -> list[str]:
+    """Each panel as an SVG element for a page, with ids that are unique across them.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    texts = []
+    with _figures() as new_figure:
+        for number, panel in enumerate(panels):
+            figure, out = new_figure(panel.height_inches), io.StringIO()
+            panel.draw(figure)
+            figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+            text = out.getvalue()
+            texts.append(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{number}-", text[text.index("<svg") :]))
+    return texts
+
+
+def style_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Removes the frame and draws the grid; bars, with a grid on x, have no line on the left either."""
+    axes.spines[["top", "right", "left"] if grid == "x" else ["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis=grid, color="#e8eaed", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names the rows of a chart of horizontal bars, the first row at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+
+
+@contextmanager
+def _figures() -> Iterator[Callable[[float], Any]]:
+    """Applies the settings; yields a function that makes a figure of a height in inches."""
     check()
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     def new_figure(height_inches: float) -> Figure:
-        return Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
+        return Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained", facecolor="white")
 
-    # Whatever style the user has for charts of their own.
+    # The user's own matplotlib style must not show.
     with mpl.rc_context(), warnings.catch_warnings():
-        # A script without a font is drawn as boxes, and said nothing about.
+        # matplotlib draws letters that no font has as boxes, and warns of each.
         warnings.simplefilter("ignore")
         mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
+        mpl.rcParams.update(_SETTINGS)
         yield new_figure

@@ -1,23 +1,20 @@
-"""Several starts side by side on one axis, drawn by matplotlib: SVG with its text as text, or PNG.
+"""The charts of one start or several: all phases on one axis, and each phase compared.
 
-The same phase has the same colour in every chart. Names come from anywhere: none is read as markup.
+A phase has the same colour in every chart.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import INK, figures
+from coldstream.operate.charts import INK, Panel, label_rows, style_axes
 from coldstream.telemetry.timeline.phases import UNNAMED, Phase
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 RUNS_MAX = 12
 
@@ -47,43 +44,21 @@ _COLOURS = {
 _SPAN_COLOURS = {"manifest": "#c9ced6", "connect": "#9fd3cc", "stream": "#2a9d8f", "bundle": "#b08d57"}
 _OTHER = "#7a7a7a"
 _WAITED = "#d1495b"
-# From one run's bar to the next one's; bars are half a unit high.
+# Distance between the bars of two runs; bars are half a unit high.
 _PITCH = 1.3
-_WIDTH_INCHES = 11.2
-_DPI = 144
-# A label needs so much of the axis per letter.
+# The share of the axis that one letter of a label takes.
 _LETTER_SHARE = 0.0078
 
 
-def png(timelines: Sequence[Timeline]) -> bytes:
-    """Both charts in one picture.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    with figures(_WIDTH_INCHES) as new_figure:
-        heights = [_bars_inches(timelines), _phases_inches(timelines)]
-        figure = new_figure(sum(heights))
-        above, below = figure.subfigures(2, 1, height_ratios=heights)
-        _draw_bars(above.subplots(), timelines)
-        _draw_phases(below.subplots(), timelines)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-        return out.getvalue()
-
-
-def svgs(timelines: Sequence[Timeline]) -> tuple[str, str]:
-    """The charts for a page: all phases on one axis, and each phase compared. No two ids in them are equal.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    with figures(_WIDTH_INCHES) as new_figure:
-        bars = new_figure(_bars_inches(timelines))
-        _draw_bars(bars.subplots(), timelines)
-        phases = new_figure(_phases_inches(timelines))
-        _draw_phases(phases.subplots(), timelines)
-        return _svg(bars, "a"), _svg(phases, "b")
+def panels(timelines: Sequence[Timeline]) -> list[Panel]:
+    """All phases on one axis, and each phase compared."""
+    return [
+        Panel(1.3 + 1.05 * len(timelines), lambda part: _draw_bars(part.subplots(), timelines)),
+        Panel(
+            0.75 + len(phase_names(timelines)) * (0.12 + 0.17 * len(timelines)),
+            lambda part: _draw_phases(part.subplots(), timelines),
+        ),
+    ]
 
 
 def colour_of(name: str) -> str:
@@ -98,14 +73,6 @@ def labels_of(timelines: Sequence[Timeline]) -> list[str]:
     return [letters[index] if len(timelines) > 1 else "" for index in range(len(timelines))]
 
 
-def _bars_inches(timelines: Sequence[Timeline]) -> float:
-    return 1.3 + 1.05 * len(timelines)
-
-
-def _phases_inches(timelines: Sequence[Timeline]) -> float:
-    return 0.75 + len(phase_names(timelines)) * (0.12 + 0.17 * len(timelines))
-
-
 def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
     from matplotlib.patches import Patch
 
@@ -116,7 +83,7 @@ def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
             _draw_phase(axes, phase, row, total)
         _draw_spans(axes, timeline, row, total)
         axes.text(0, row - 0.29, f"{label}   {_title(timeline)}".strip(), va="bottom", ha="left", fontsize=10)
-        # Whoever draws has left out those that did not answer.
+        # The command refuses to chart starts that did not become ready.
         ready = timeline.ready_seconds
         assert ready is not None
         axes.plot([ready, ready], [row - 0.28, row + 0.28], color=INK, linewidth=1.2)
@@ -133,11 +100,11 @@ def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
     axes.set_xlim(0, 1.14 * total)
     axes.set_yticks([])
     axes.set_xlabel("seconds since the command began")
-    _unframe(axes)
+    style_axes(axes, "x")
     names = phase_names(timelines)
     spans = dict.fromkeys(span.name for timeline in timelines for span in timeline.spans)
     handles = [Patch(facecolor=colour_of(name), label=name, hatch=_hatch(name), edgecolor="white") for name in names]
-    handles += [Patch(facecolor=colour_of(name), label=f"{name} (beside)", edgecolor="white") for name in spans]
+    handles += [Patch(facecolor=colour_of(name), label=f"{name} (in parallel)", edgecolor="white") for name in spans]
     if any(timeline.stream and timeline.stream.waited_seconds for timeline in timelines):
         handles.append(Patch(facecolor=_WAITED, label="stream, waited for", edgecolor="white"))
     axes.figure.legend(
@@ -184,19 +151,10 @@ def _draw_phases(axes: Axes, timelines: Sequence[Timeline]) -> None:
                       linewidth=0.4, alpha=1.0 if index % 2 == 0 else 0.72)  # fmt: skip
             text = f"{label}  {seconds:.1f} s".strip() if seconds else f"{label}  none".strip()
             axes.text(seconds + 0.006 * most, place, text, va="center", ha="left", fontsize=8)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.45, -0.55)
+    label_rows(axes, names)
     axes.set_xlim(0, 1.1 * most)
     axes.set_xlabel("seconds in each phase")
-    _unframe(axes)
-
-
-def _unframe(axes: Axes) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.grid(visible=True, axis="x", color="#e8eaed", linewidth=0.7)
-    axes.set_axisbelow(True)
+    style_axes(axes, "x")
 
 
 def _title(timeline: Timeline) -> str:
@@ -211,12 +169,3 @@ def _hatch(name: str) -> str | None:
 def _is_dark(colour: str) -> bool:
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue < 150
-
-
-def _svg(figure: Figure, prefix: str) -> str:
-    out = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(out, format="svg", metadata=nothing)
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)

@@ -12,7 +12,8 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
-from coldstream.operate.timeline_chart import colour_of, png, svgs
+from coldstream.operate.charts import png, svgs
+from coldstream.operate.timeline_chart import colour_of, panels
 from coldstream.operate.timeline_page import html
 from coldstream.telemetry.timeline.phases import PHASE_KINDS, SPANS, UNNAMED
 from coldstream.telemetry.timeline.start_record import Timeline
@@ -83,10 +84,10 @@ def test_ids_are_unique_and_the_page_is_the_same_every_time() -> None:
 
 
 def test_the_charts_are_drawings_with_their_text_as_text() -> None:
-    for chart in svgs(several()):
+    for chart in svgs(panels(several())):
         assert ET.fromstring(chart).tag.endswith("svg")
         assert "<text" in chart
-    assert "ready 110.0 s" in svgs(several())[0]
+    assert "ready 110.0 s" in svgs(panels(several()))[0]
 
 
 def test_figures_and_verdicts_stand_in_the_page() -> None:
@@ -105,7 +106,7 @@ def test_figures_and_verdicts_stand_in_the_page() -> None:
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_the_picture_is_a_png(count: int) -> None:
-    data = png([streamed()] * count)
+    data = png(panels([streamed()] * count))
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
     assert 1500 < width < 1700
@@ -135,5 +136,5 @@ def test_phases_stand_in_the_order_of_time() -> None:
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError) as caught:
-        png([streamed()])
+        png(panels([streamed()]))
     assert caught.value.hint == install_hint("charts")

@@ -1,17 +1,12 @@
-"""Charts of a comparison, drawn by matplotlib, as SVG with its text as text, or as PNG.
-
-Each loader has one colour in all charts. Names come from anywhere: none is interpreted as markup.
-"""
+"""The charts of a comparison. Each loader has one colour in all of them."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coldstream.operate.bench.result import OK, BenchResult, BenchRow, Spread, best, seconds_text, spread
-from coldstream.operate.charts import INK, figures
+from coldstream.operate.charts import INK, Panel, label_rows, style_axes
 from coldstream.units import format_bytes, plural
 
 if TYPE_CHECKING:
@@ -29,8 +24,6 @@ _COLOURS = {
 }
 _OTHER = "#b5b5b5"
 _FLOOR = "#b8446a"
-_WIDTH_INCHES = 10.4
-_DPI = 144
 
 
 def colour_of(name: str) -> str:
@@ -38,58 +31,26 @@ def colour_of(name: str) -> str:
     return _COLOURS.get(name, _OTHER)
 
 
-def png(result: BenchResult) -> bytes:
-    """All charts in one picture.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+def chart_title(result: BenchResult) -> str:
+    """The title above the charts in one image."""
     plan = result.plan
     name = plan.target.name if len(plan.target.name) <= 60 else f"{plan.target.name[:59]}…"
-    title = f"Loading {name}, {format_bytes(plan.target.model.bytes)}: medians of {plural(plan.runs, 'run')}"
-    with figures(_WIDTH_INCHES) as new_figure:
-        charts = _charts(result)
-        heights = [height for height, _ in charts]
-        figure = new_figure(sum(heights) + 0.75)
-        figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
-        parts = figure.subfigures(len(charts), 1, height_ratios=heights, squeeze=False)
-        for part, (_, draw) in zip(parts[:, 0], charts, strict=True):
-            draw(part)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-        return out.getvalue()
+    return f"Loading {name}, {format_bytes(plan.target.model.bytes)}: medians of {plural(plan.runs, 'run')}"
 
 
-def svgs(result: BenchResult) -> list[str]:
-    """The charts for a page, in order, with ids that are unique across them.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    texts = []
-    with figures(_WIDTH_INCHES) as new_figure:
-        for prefix, (height, draw) in zip("abc", _charts(result), strict=False):
-            figure, out = new_figure(height), io.StringIO()
-            draw(figure)
-            figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-            text = out.getvalue()
-            texts.append(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :]))
-    return texts
-
-
-def _charts(result: BenchResult) -> list[tuple[float, Callable[[Any], None]]]:
-    """The height in inches of each chart, and the function that draws it."""
-    charts: list[tuple[float, Callable[[Any], None]]] = []
+def panels(result: BenchResult) -> list[Panel]:
+    """The times and costs of the loads, and the times of the starts, as far as there are any."""
+    charts = []
     device = result.plan.device
     place = "in host memory" if device == "cpu" else f"on {device}"
     if loads := _sorted(result.loads):
         charts += [
-            (0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, f"seconds until all is {place}")),
-            (0.85 + 0.3 * len(loads), lambda part: _draw_costs(part, loads)),
+            Panel(0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, f"seconds until all is {place}")),
+            Panel(0.85 + 0.3 * len(loads), lambda part: _draw_costs(part, loads)),
         ]
     if starts := _sorted(result.starts):
         title = "seconds from the command to vLLM's first token"
-        charts.append((0.95 + 0.36 * len(starts), lambda part: _draw_times(part, starts, title)))
+        charts.append(Panel(0.95 + 0.36 * len(starts), lambda part: _draw_times(part, starts, title)))
     return charts
 
 
@@ -157,13 +118,8 @@ def _draw_bars(
             axes.plot([end, end], [place - 0.12, place + 0.12], color=INK, linewidth=1, zorder=3)
         text = label(row, value)
         axes.text(value.max + 0.013 * most, place, text, va="center", ha="left", fontsize=8.5, zorder=5)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.set_ylim(len(rows) - 0.45, -0.55)
+    label_rows(axes, [row.label for row in rows])
     axes.set_xlim(0, width * most)
     axes.set_xlabel(title)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.grid(visible=True, axis="x", color="#e8eaed", linewidth=0.7)
-    axes.set_axisbelow(True)
+    style_axes(axes, "x")
     return most

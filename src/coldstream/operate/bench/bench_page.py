@@ -1,11 +1,11 @@
-"""The result as one page of HTML, without scripts, fonts or network access."""
+"""The result of a comparison as a page of HTML."""
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from coldstream.operate.bench.bench_chart import colour_of, svgs
+from coldstream.operate.bench.bench_chart import colour_of, panels
 from coldstream.operate.bench.result import LOAD_COLUMNS, START_COLUMNS, BenchResult, BenchRow, table_cells
+from coldstream.operate.charts import svgs
+from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
 from coldstream.units import format_bytes, plural
 
 
@@ -19,31 +19,27 @@ def html(result: BenchResult) -> str:
     size = f"{format_bytes(target.model.bytes)} in {plural(len(target.shards), 'file')}"
     runs = f"{plural(plan.runs, 'timed run')} of each, interleaved, after an untimed one"
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    tables = [
-        (title, columns[1:], list(zip(rows, (cells[1:] for cells in table_cells(rows, columns)), strict=True)))
-        for title, rows, columns in (
-            ("Loads", result.loads, LOAD_COLUMNS),
-            ("Whole starts of vLLM, to the first token", result.starts, START_COLUMNS),
-        )
-        if rows
-    ]
-    environment = Environment(
-        loader=PackageLoader("coldstream.operate.bench", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("bench_page.html.j2").render(
-        model=target.name,
-        subtitle=f"{size} from {target.label} to {plan.device}; {runs}",
-        result=result,
-        charts=svgs(result),
-        tables=tables,
-        skipped=dict.fromkeys(f"{one.label}: {one.reason}" for one in result.skipped),
+    sections = [PageSection(text=result.verdict), *(PageSection(chart=chart) for chart in svgs(panels(result)))]
+    for title, rows, columns in (
+        ("Loads", result.loads, LOAD_COLUMNS),
+        ("Whole starts of vLLM, to the first token", result.starts, START_COLUMNS),
+    ):
+        if rows:
+            lines = [
+                TableRow(row.label, cells[1:], _note(row), colour_of(row.name))
+                for row, cells in zip(rows, table_cells(rows, columns), strict=True)
+            ]
+            heading = ("Loader", *columns[1:], "Configuration and closest floor")
+            sections.append(PageSection(title=title, table=PageTable(heading, lines)))
+    if skipped := list(dict.fromkeys(f"{one.label}: {one.reason}" for one in result.skipped)):
+        sections.append(PageSection(title="Skipped", text=skipped))
+    if floors := [TableRow(stage, (), text) for stage, text in result.floors.lines()]:
+        sections.append(PageSection(title="Floors, measured before the loads", table=PageTable((), floors)))
+    return render_page(
+        f"Loading {target.name}",
+        f"{size} from {target.label} to {plan.device}; {runs}",
+        sections,
         footer=f"{'. '.join(result.terms)}. {result.machine}. {versions}. {result.began}.",
-        colour=colour_of,
-        note=_note,
     )
 
 

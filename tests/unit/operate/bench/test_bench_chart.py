@@ -6,15 +6,16 @@ import xml.dom.minidom
 
 import pytest
 
-from coldstream.operate.bench import bench_chart
+from coldstream.operate.bench.bench_chart import chart_title, panels
+from coldstream.operate.charts import png, svgs
 from tests.unit.operate.bench.results import a_result, a_row
 
 
 def test_charts_are_well_formed_and_their_ids_unique() -> None:
     pytest.importorskip("matplotlib")
     result = a_result(starts=(a_row("coldstream", 20.0), a_row("vllm-default", 30.0)))
-    assert bench_chart.png(result).startswith(b"\x89PNG")
-    drawn = bench_chart.svgs(result)
+    assert png(panels(result), chart_title(result)).startswith(b"\x89PNG")
+    drawn = svgs(panels(result))
     assert len(drawn) == 3
     ids: list[str] = []
     for text in drawn:

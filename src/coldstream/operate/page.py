@@ -1,0 +1,71 @@
+"""A page of HTML with charts and tables, without scripts, fonts or network access."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of a `PageTable`.
+
+    Attributes:
+        name: The text on the left.
+        cells: The figures.
+        note: The text on the right.
+        colour: Of the key in front of the name, as in the charts.
+        kind: "sum" is set off by a line; "group" is the heading of the rows below it.
+    """
+
+    name: str
+    cells: Sequence[str] = ()
+    note: str = ""
+    colour: str = ""
+    kind: Literal["", "sum", "group"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """A table; `heading` names the columns of the name, of each figure and of the note."""
+
+    heading: Sequence[str]
+    rows: Sequence[TableRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSection:
+    """A part of a page, in the order in which it is shown.
+
+    Attributes:
+        title: Its heading, or "".
+        chart: An SVG element, or "".
+        text: Paragraphs.
+        facts: A last paragraph in small print, or "".
+        table: The table below.
+        is_sub: Whether it belongs to the section above it.
+    """
+
+    title: str = ""
+    chart: str = ""
+    text: Sequence[str] = ()
+    facts: str = ""
+    table: PageTable | None = None
+    is_sub: bool = False
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[PageSection], *, footer: str = "") -> str:
+    """Renders the page; everything but the charts is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("coldstream.operate"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, subtitle=subtitle, sections=sections, footer=footer)
