@@ -185,11 +185,11 @@ def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServe
             shares.append(share)
             assert sum(1 for _ in coldstream.attach(address, framework="buffer"))
             assert share.wait_until_gone(30)
-            assert repr(share._prepared.copy).endswith("closed)"), "the cached copy may be evicted at once"
+            assert repr(share._prepared.local_copy).endswith("closed)"), "the cached copy may be evicted at once"
         assert first not in loads.loads
         assert loads.loads == (shares[0], shares[-1]), "the first for its report, the newest until the next one"
         assert loads.first is shares[0]
-        assert [*loads._given] == [FIRST, "6"]
+        assert [*loads._open] == [FIRST, "6"]
         assert shares[0].wait(0) is not None
         # A rank that comes with a number that was let go of reads one of its own, as before.
         assert sum(1 for _ in coldstream.attach(ask(loads.address, uri, "2", consumers=1), framework="buffer"))
@@ -206,14 +206,14 @@ def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServe
 def test_what_the_service_refuses(server: RangedServer, tmp_path: Path) -> None:
     uri = f"{server.url}/m"
     with service(uri, tmp_path) as loads:
-        with pytest.raises(ColdstreamError, match="is not what is streamed here"):
+        with pytest.raises(ColdstreamError, match="is not the model that is streamed here"):
             ask(loads.address, "s3://other/model", FIRST, consumers=1)
-        with pytest.raises(ColdstreamError, match="not understood"):
+        with pytest.raises(ColdstreamError, match="invalid request"):
             ask(loads.address, uri, FIRST, consumers=0)
         loads.begin(consumers=1)
         for path, content in sharded_checkpoint(shards=2, layers=2, seed=9).items():
             server.put(f"/m/{path}", content)
-        with pytest.raises(ColdstreamError, match="was replaced since vLLM was started"):
+        with pytest.raises(ColdstreamError, match="was replaced since the engine was started"):
             ask(loads.address, uri, "2", consumers=1)
         address = loads.address
     with pytest.raises(ColdstreamError, match="does not answer"):

@@ -95,7 +95,7 @@ def test_a_start_is_recorded_and_shown(model: Command) -> None:
     out, _ = model.run("timeline")
     assert document["run"] in out
     assert "ready in" in out
-    assert "the start: " in out
+    assert "bottleneck: " in out
 
 
 def test_programs_read_a_line_of_json(model: Command) -> None:
@@ -128,7 +128,7 @@ def test_on_a_terminal_a_line_says_how_far_it_is(model: Command) -> None:
 
     def stop(pid: int, text: str) -> None:
         nonlocal stopped
-        if not stopped and "the start: " in text:
+        if not stopped and "bottleneck: " in text:
             stopped = True
             os.kill(pid, signal.SIGTERM)
 
@@ -170,7 +170,7 @@ def test_a_start_that_fails_is_recorded(model: Command) -> None:
         how = "ended by SIGKILL" if code == 137 else f"exit code {code}"
         *_, said, last = err.splitlines()
         assert last == "error: vLLM did not start; " + (
-            "was it the out-of-memory killer? the kernel's log tells" if code == 137 else "vLLM's own messages tell why"
+            "possibly killed by the out-of-memory killer; see the kernel's log" if code == 137 else "see vLLM's own messages for the reason"
         )
         assert said.startswith("vLLM failed after ")
         assert f"in weights: {how}   see: coldstream timeline 20" in said
@@ -323,7 +323,7 @@ def test_several_are_drawn_side_by_side(command: Command, kept: Timelines) -> No
 
 def test_invalid_arguments(command: Command, kept: Timelines) -> None:
     _, err = command.run("timeline", "2026", code=2)
-    assert "may be any of" in err
+    assert "is ambiguous" in err
     _, err = command.run("timeline", "1999", code=10)
     assert "coldstream timeline --list" in err
     _, err = command.run("timeline", "--list", "2026", code=2)

@@ -168,7 +168,7 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
         vllm = next(pid for pid in below if "\0serve\0" in read(f"/proc/{pid}/cmdline"))
         os.killpg(vllm, signal.SIGKILL)
         assert second.process.wait(60) == 128 + signal.SIGKILL
-        assert "from this machine's copy" in second.log
+        assert "starting from the local cache" in second.log
     assert not alive(below), "the streamer outlives vLLM"
     assert "COLDSTREAM_SERVICE" in "".join(environs)
     assert rclone.secret_key not in "".join(environs + arguments)

@@ -1,13 +1,13 @@
-"""Loads for processes that hold no key: one process has the bucket's credentials, vLLM's ask it over a Unix socket.
+"""Loads for processes without credentials, which request them over a Unix socket from the process that has them.
 
-All ranks of a node ask for the same load and get the same address to attach to, so that the bytes cross the network
-once. The first load begins before anybody asks: it runs while vLLM is imported. A rank that reloads its weights asks
-for the next one.
+All ranks of a node request the same load and attach to the same address, so that the bytes cross the network once.
+The first load begins before any request, while the engine is imported; a rank that reloads its weights requests the
+next one.
 
-A request is one line of JSON, `{"uri": …, "load": "<which>", "consumers": <how many readers>}`, and so is the answer:
-`{"address": …}` or `{"error": {…}}`. Only this user may connect.
+A request is one line of JSON, `{"uri": …, "load": "<which>", "consumers": <number of readers>}`, and so is the
+response: `{"address": …}` or `{"error": {…}}`. Only this user can connect.
 
-vLLM's processes connect once more, to say that they can be asked which modules they have read (`telling`).
+The engine's processes connect once more, to report on request which modules they have read (`module_reads`).
 """
 
 from __future__ import annotations
@@ -34,53 +34,48 @@ from coldstream.node import module_reads
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# In the environment of vLLM's processes: where to ask.
+# In the environment of the engine's processes: the service's address.
 VARIABLE = module_reads.VARIABLE
-# The load that begins by itself.
+# The load that begins without a request.
 FIRST = "1"
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
-_TELLING_MAX = 1024
-# Of one node: an engine has a GPU of its own.
+_REPORTERS_MAX = 1024
+# On one node: each engine has a GPU of its own.
 _ENGINES_MAX = 64
 _MODULES_BYTES_MAX = 16 << 20
 
 
 @dataclass(slots=True)
-class _Given:
-    """A load, how many readers it has, and how many of them have asked for it."""
+class _OpenLoad:
+    """A load, the number of its readers, and how many of them have requested it."""
 
     share: Share
     consumers: int
-    asked: int = 0
+    requests: int = 0
 
 
 class LoadService:
-    """Gives loads of one model to this user's processes. Context manager; threads of this process attend to it.
+    """Serves loads of one model to this user's processes, from threads of this process. Context manager.
 
     Attributes:
         address: For `VARIABLE`.
-        folder: Where it is: for sockets only, removed with the service, however that ends.
-        failures: Why loads could not begin, in their order.
-        before_drop: Called before `loads` lets go of those whose readers are gone; whoever counts looks once more.
+        folder: A private folder for sockets, removed with the service, however it ends.
+        failures: The errors of loads that could not begin, in order.
+        before_drop: Called before loads whose readers are gone leave `loads`, so that they can be counted.
     """
 
     def __init__(self, uri: str | Uri, *, options: Options) -> None:
-        """Prepares; nothing is asked of the bucket yet.
-
-        Args:
-            uri: See `Load`.
-            options: Of each load.
-        """
+        """Listens; sends no request to the bucket yet. `options` are of each load."""
         self._uri, self._options = Uri.of(uri), options
         self.before_drop: Callable[[], None] = lambda: None
         self._version: str | None = None
         self._lock = threading.Lock()
-        self._given: dict[str, _Given] = {}
+        self._open: dict[str, _OpenLoad] = {}
         self._every: list[Share] = []
         self._of_start: list[Share] = []
         self.failures: list[ColdstreamError] = []
-        self._telling: list[socket.socket] = []
+        self._reporters: list[socket.socket] = []
         self._closed = False
         self._folder = SocketFolder()
         self.address = os.path.join(self._folder.path, "loads")
@@ -97,31 +92,25 @@ class LoadService:
         self.close()
 
     def __repr__(self) -> str:
-        return f"LoadService({self._uri}, {len(self._given)} loads)"
+        return f"LoadService({self._uri}, {len(self._open)} loads)"
 
     @property
     def first(self) -> Share | None:
-        """The load that begins by itself, for its report; None until `begin`."""
+        """The load that begins without a request; None until `begin`."""
         return next(iter(self._of_start), None)
 
     @property
     def of_start(self) -> tuple[Share, ...]:
-        """The loads of vLLM's start, in their order: one for each engine of this node. They keep their reports."""
+        """The loads of the start, in order: one for each engine of this node."""
         return tuple(self._of_start)
 
     @property
     def loads(self) -> tuple[Share, ...]:
-        """The loads that have begun and whose readers are not gone, the first and the newest in any case.
-
-        None once this is closed. May be asked in any thread.
-        """
+        """The loads whose readers are not gone, and in any case the first and the newest; empty once closed."""
         return tuple(self._every)
 
     def begin(self, *, consumers: int) -> Share:
-        """Begins the first load.
-
-        Args:
-            consumers: How many ranks this node will have, as far as is known; the ranks know better.
+        """Begins the first load. `consumers` is the expected number of ranks; the ranks know the actual one.
 
         Raises:
             What `Share` raises.
@@ -133,56 +122,51 @@ class LoadService:
         """The address of a load.
 
         Args:
-            which: Ranks that say the same read the same load.
-            consumers: How many of them there are.
+            which: Ranks that pass the same value read the same load.
+            consumers: How many ranks do.
 
         Raises:
-            ConflictError: The model in the bucket is not the one that vLLM was started with.
+            ConflictError: The model in the bucket is not the one that the engine was started with.
             What `Share` raises.
         """
         with self._lock:
-            given = self._given.get(which)
-            if given is not None and not given.asked and (given.consumers != consumers or given.share.is_gone):
-                # Begun before their number was known, or its streamer was killed before anybody came.
-                given.share.close()
-                self._of_start = [share for share in self._of_start if share is not given.share]
-                given = None
-            if given is None or given.asked >= given.consumers or given.consumers != consumers:
-                # A second engine of this node counts its loads as the first did; it reads one of its own.
-                given = self._begin(which, consumers)
-            given.asked += 1
-            return given.share.address
+            load = self._open.get(which)
+            if load is not None and not load.requests and (load.consumers != consumers or load.share.is_gone):
+                # It began before their number was known, or its streamer was killed before the first reader came.
+                load.share.close()
+                self._of_start = [share for share in self._of_start if share is not load.share]
+                load = None
+            if load is None or load.requests >= load.consumers or load.consumers != consumers:
+                # A second engine on this node counts its loads like the first, and reads a load of its own.
+                load = self._begin(which, consumers)
+            load.requests += 1
+            return load.share.address
 
     def modules(self, *, seconds: float = 2.0) -> list[str]:
-        """The files of the Python modules that vLLM's processes have imported, in the order of their import.
+        """The files of the Python modules that the engine's processes have imported, in the order of their import.
 
-        The processes stand in the order in which they came: the API server, the engine, its workers.
-
-        Args:
-            seconds: How long to wait for all of them; who has not answered by then is not asked again.
+        The processes are in the order in which they connected: the API server, the engine, its workers. Those that do
+        not answer within `seconds` are dropped.
         """
         until = time.monotonic() + seconds
         with self._lock:
-            asked = [sock for sock in self._telling if _sent(sock, b"\n")]
-            self._telling = []
-        found: dict[str, None] = {}
-        for sock in asked:
-            modules = _told(sock, until)
-            found.update(dict.fromkeys(modules or ()))
+            reporters = [sock for sock in self._reporters if _sent(sock, b"\n")]
+            self._reporters = []
+        files: dict[str, None] = {}
+        for sock in reporters:
+            modules = _report(sock, until)
+            files.update(dict.fromkeys(modules or ()))
             with self._lock:
                 if modules is None or self._closed:
                     sock.close()
                 else:
-                    self._telling.append(sock)
-        return list(found)
+                    self._reporters.append(sock)
+        return list(files)
 
     def _drop(self) -> None:
-        """Lets go of loads that all of their readers have read: a server that reloads has one every time.
-
-        The first one stays, for its report.
-        """
+        """Closes loads that all of their readers have read: each reload leaves one. The first stays for its report."""
         kept = self.first
-        # Closed ones too: one that began before the number of its readers was known.
+        # Closed ones too, such as one that began before the number of its readers was known.
         gone = [share for share in self._every if share is not kept and share.wait_until_gone(0)]
         if not gone:
             return
@@ -190,34 +174,34 @@ class LoadService:
         for share in gone:
             share.close()
         self._every = [share for share in self._every if share not in gone]
-        # Of one that went before all had come, the others must not begin another: it would wait for those that had.
-        for which, given in list(self._given.items()):
-            if given.share in gone and given.asked >= given.consumers:
-                del self._given[which]
+        # If a load ended before all readers requested it, the rest must not begin another: it would wait for them all.
+        for which, load in list(self._open.items()):
+            if load.share in gone and load.requests >= load.consumers:
+                del self._open[which]
 
-    def _begin(self, which: str, consumers: int) -> _Given:
-        given = self._given[which] = _Given(self._new_share(consumers), consumers)
+    def _begin(self, which: str, consumers: int) -> _OpenLoad:
+        load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
         if which == FIRST and len(self._of_start) < _ENGINES_MAX:
-            self._of_start.append(given.share)
-        return given
+            self._of_start.append(load.share)
+        return load
 
     def _new_share(self, consumers: int) -> Share:
         self._drop()
         try:
             share = Share(self._uri, consumers=consumers, options=self._options)
         except ColdstreamError as exc:
-            # Without its traceback, whose frames hold more than is known here.
+            # Without its traceback, whose frames keep objects alive.
             self.failures.append(copy(exc))
             raise
         if self._version not in {None, share.version}:
             share.close()
-            raise ConflictError(f"{self._uri} was replaced since vLLM was started", hint="start it again")
+            raise ConflictError(f"{self._uri} was replaced since the engine was started", hint="restart it")
         self._version = share.version
         self._every.append(share)
         return share
 
     def close(self) -> None:
-        """Ends all loads, whoever reads them. Idempotent."""
+        """Ends all loads, even those that are being read. Idempotent."""
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -225,11 +209,11 @@ class LoadService:
             self._closed = True
             for share in self._every:
                 share.close()
-            for sock in self._telling:
+            for sock in self._reporters:
                 sock.close()
             self._every.clear()
-            self._given.clear()
-            self._telling.clear()
+            self._open.clear()
+            self._reporters.clear()
         self._folder.close()
 
     def _serve(self) -> None:
@@ -251,8 +235,8 @@ class LoadService:
                 sock.sendall(json.dumps(self._answer_to(line)).encode() + b"\n")
                 return
             with self._lock:
-                if not self._closed and len(self._telling) < _TELLING_MAX:
-                    self._telling.append(sock)
+                if not self._closed and len(self._reporters) < _REPORTERS_MAX:
+                    self._reporters.append(sock)
                     stack.pop_all()
 
     def _answer_to(self, line: bytes) -> dict[str, Any]:
@@ -260,12 +244,12 @@ class LoadService:
             request = json.loads(line)
             uri, which, consumers = request["uri"], request["load"], request["consumers"]
         except (ValueError, KeyError, TypeError):
-            return {"error": {"message": "not understood"}}
+            return {"error": {"message": "invalid request"}}
         if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
-            return {"error": {"message": "not understood"}}
-        # Who asks has it from the model's folder, where the secret part is left out.
+            return {"error": {"message": "invalid request"}}
+        # The client has it from the model's folder, which leaves the secret part out.
         if uri != str(self._uri):
-            return {"error": {"message": f"{Uri(str(uri)[:200])} is not what is streamed here; that is {self._uri}"}}
+            return {"error": {"message": f"{Uri(str(uri)[:200])} is not the model that is streamed here, {self._uri}"}}
         try:
             return {"address": self.share(which, consumers=consumers)}
         except ColdstreamError as exc:
@@ -273,16 +257,7 @@ class LoadService:
 
 
 def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
-    """Asks a service for a load.
-
-    Args:
-        address: Of the service.
-        uri: Of the model, as the service was given it.
-        which: See `LoadService.share`.
-        consumers: As there.
-
-    Returns:
-        Where to attach.
+    """Requests a load from the service at `address`; returns the address to attach to. See `LoadService.share`.
 
     Raises:
         ColdstreamError: The service has ended, or the load cannot begin.
@@ -294,10 +269,11 @@ def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
             answer = json.loads(_read_line(sock) or b"{}")
     except (OSError, ValueError) as exc:
         raise ColdstreamError(
-            f"the process that streams the weights does not answer at {address}", hint="is `coldstream serve` running?"
+            f"the process that streams the weights does not answer at {address}",
+            hint="check that `coldstream serve` is running",
         ) from exc
-    if found := answer.get("address"):
-        return str(found)
+    if load_address := answer.get("address"):
+        return str(load_address)
     error = answer.get("error", {})
     raise ColdstreamError(error.get("message", "the streaming process ended"), hint=error.get("hint"))
 
@@ -316,23 +292,23 @@ def _sent(sock: socket.socket, data: bytes) -> bool:
     try:
         sock.sendall(data)
     except OSError:
-        # Its process has ended.
+        # Its process has exited.
         sock.close()
         return False
     return True
 
 
-def _told(sock: socket.socket, until: float) -> list[str] | None:
-    """What a process tells; None when it does not, in time or in this form."""
-    told = bytearray()
+def _report(sock: socket.socket, until: float) -> list[str] | None:
+    """A process's report; None when it is late or invalid."""
+    report = bytearray()
     try:
-        while not told.endswith(b"\n"):
+        while not report.endswith(b"\n"):
             sock.settimeout(max(0.001, until - time.monotonic()))
             piece = sock.recv(1 << 16)
-            if not piece or len(told) > _MODULES_BYTES_MAX:
+            if not piece or len(report) > _MODULES_BYTES_MAX:
                 return None
-            told += piece
-        modules = json.loads(told)
+            report += piece
+        modules = json.loads(report)
     except (OSError, ValueError):
         return None
     return [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else None

@@ -109,12 +109,12 @@ def test_one_that_does_not_answer_does_not_hold_the_others_up(service: LoadServi
             sock.connect(service.address)
             sock.sendall(module_reads.HELLO)
         until = time.monotonic() + 20
-        while len(service._telling) < 3:
+        while len(service._reporters) < 3:
             assert time.monotonic() < until
             time.sleep(0.01)
         lying.sendall(b'{"not": "a list"}\n')
         assert any("module_reads" in path for path in service.modules(seconds=3))
-        assert len(service._telling) == 1
+        assert len(service._reporters) == 1
         process.communicate()
 
 

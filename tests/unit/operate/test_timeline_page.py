@@ -94,7 +94,7 @@ def test_figures_and_verdicts_stand_in_the_page() -> None:
     text = Reader(html(several())).text
     for words in (
         "61.00",
-        "The weights: limited by the bucket",
+        "Weights: ready",
         "vLLM waited 1.5 s for them",
         "bundle: restored, 404 kB",
         "time to first token seconds",

@@ -1,8 +1,8 @@
-"""What a start spent its time on: marks become phases, and what they mean is said. Pure.
+"""Where start-up time went: turns marks into phases. Pure.
 
-Phases follow each other without a gap or an overlap, from the command to the first token. A phase has a name when the
-marks at both of its ends came. Where the mark between two phases is missing, they are one with both names; a longer
-stretch without marks has none. What runs beside the phases (the stream, say) is a span.
+Phases follow each other without gaps or overlaps, from the command to the first token. When the mark between two phases
+is missing, they are one phase with both names; a longer stretch without marks is unnamed. What runs beside the phases,
+such as the stream, is a span.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ TEXT_MAX = 500
 
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
-# Shown on terminals and in pages, and may come from anybody: nothing that moves a cursor or turns text around.
+# Shown on terminals and in pages, from untrusted files: without characters that move the cursor or reverse text.
 Text = Annotated[str, Meta(max_length=TEXT_MAX, pattern=rf"^[^{_CONTROL}]*\Z")]
 
 UNNAMED = "unnamed"
-# More phases than that in one stretch say nothing of any of them.
+# A stretch with more phases than this says nothing about any of them.
 _MERGED_MAX = 2
 _IMPORTS = "imports"
 
@@ -34,11 +34,11 @@ class PhaseKind:
     """A phase that a start may have.
 
     Attributes:
-        mark: The one that ends it; the mark of the one before begins it.
-        name: In a word or two.
-        group: What it counts as when the verdict is given.
+        mark: The mark at its end; it begins at the mark of the phase before.
+        name: One or two words.
+        group: What it counts as in the verdict.
         note: What happens in it.
-        always: Whether every start has it, so that a missing mark was missed.
+        always: Whether every start has it, so that its mark can be missing.
     """
 
     mark: str
@@ -49,41 +49,41 @@ class PhaseKind:
 
 
 PHASE_KINDS = (
-    PhaseKind("commanded", "command", "command", "Python started, coldstream imported", always=False),
-    PhaseKind("downloaded", "download", "download", "the weights, before vLLM starts", always=False),
-    PhaseKind("spawned", "resolve", "resolve", "find the model, begin its stream"),
-    PhaseKind("args", "api import", _IMPORTS, "vLLM in the API server"),
-    PhaseKind("configured", "config", "config", "the model looked at, the engine configured"),
-    PhaseKind("engine", "engine spawn", _IMPORTS, "a process, and vLLM again"),
-    PhaseKind("loading", "worker spawn", _IMPORTS, "another, and vLLM again; the device"),
-    PhaseKind("created", "model init", "model init", "layers without weights"),
-    PhaseKind("weights", "weights", "weights", "tensors into the layers"),
-    PhaseKind("loaded", "post-load", "post-load", "weights repacked", always=False),
+    PhaseKind("commanded", "command", "command", "start Python, import coldstream", always=False),
+    PhaseKind("downloaded", "download", "download", "download the weights before vLLM starts", always=False),
+    PhaseKind("spawned", "resolve", "resolve", "find the model, start the stream"),
+    PhaseKind("args", "api import", _IMPORTS, "import vLLM in the API server"),
+    PhaseKind("configured", "config", "config", "inspect the model, configure the engine"),
+    PhaseKind("engine", "engine spawn", _IMPORTS, "a process that imports vLLM again"),
+    PhaseKind("loading", "worker spawn", _IMPORTS, "another process that imports vLLM; the device"),
+    PhaseKind("created", "model init", "model init", "create layers without weights"),
+    PhaseKind("weights", "weights", "weights", "copy tensors into the layers"),
+    PhaseKind("loaded", "post-load", "post-load", "repack weights", always=False),
     PhaseKind("compiling", "set-up", "set-up", "until the first run", always=False),
-    PhaseKind("compiled", "compile", "compile", "compiled, or loaded from the caches", always=False),
-    PhaseKind("profiled", "profile", "warm-up", "memory measured", always=False),
-    PhaseKind("sized", "KV cache", "warm-up", "its size settled", always=False),
-    PhaseKind("captured", "graph capture", "graph capture", "kernels warmed up, graphs captured", always=False),
-    PhaseKind("initialised", "warm-up", "warm-up", "caches allocated, first runs"),
-    PhaseKind("ready", "API ready", "API", "until it answers"),
-    PhaseKind("first token", "first token", "first token", "asked for once it answered", always=False),
+    PhaseKind("compiled", "compile", "compile", "compile, or load from the caches", always=False),
+    PhaseKind("profiled", "profile", "warm-up", "measure memory", always=False),
+    PhaseKind("sized", "KV cache", "warm-up", "determine its size", always=False),
+    PhaseKind("captured", "graph capture", "graph capture", "warm up kernels, capture graphs", always=False),
+    PhaseKind("initialised", "warm-up", "warm-up", "allocate caches, first runs"),
+    PhaseKind("ready", "API ready", "API", "until the health check answers"),
+    PhaseKind("first token", "first token", "first token", "requested once vLLM answers", always=False),
 )
 SPANS = ("manifest", "connect", "stream", "bundle")
-# Without any of these between them, weights and warm-up have all of the engine's work between them.
+# If none of these marks came, all of the engine's work is between weights and warm-up.
 _INSIDE = ("loaded", "compiling", "compiled", "profiled", "sized", "captured")
-_ENGINE_INIT = PhaseKind("initialised", "engine init", "warm-up", "memory measured, caches allocated, first runs")
+_ENGINE_INIT = PhaseKind("initialised", "engine init", "warm-up", "measure memory, allocate caches, first runs")
 PHASES = (*(kind.name for kind in PHASE_KINDS), _ENGINE_INIT.name, UNNAMED)
-_COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled anew"}
+_COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled"}
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened beside the phases, and at the same time.
+    """Something that ran beside the phases.
 
     Attributes:
-        name: One of `SPANS`; others may come.
+        name: One of `SPANS`, or another name.
         start: Seconds since the command began.
-        stop: The same.
-        note: What it was.
+        stop: Seconds since the command began.
+        note: What happened.
     """
 
     name: Text
@@ -97,23 +97,23 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Its duration."""
         return self.stop - self.start
 
 
 class Phase(Span, frozen=True, kw_only=True):
-    """A part of the start: a span like it, but phases follow each other.
+    """A part of the start. Phases follow each other.
 
     Attributes:
-        name: In a word or two; "unnamed" when it is not known what happened.
-        group: What it counts as when it is said what the start was limited by.
+        name: "unnamed" when it is unknown what happened.
+        group: What it counts as in the verdict.
     """
 
     group: Text = ""
 
     @property
     def is_named(self) -> bool:
-        """Whether it is known what happened."""
+        """Whether what happened is known."""
         return self.name != UNNAMED
 
 
@@ -123,41 +123,33 @@ def clean(text: str) -> str:
 
 
 def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: float | None = None) -> list[Phase]:
-    """Phases out of marks.
+    """The phases between marks, which begin at 0 and follow each other without gaps.
 
     Args:
         marks: Name to seconds since the command began.
-        compiled: See `compile_caches`.
-        ended: When vLLM ended before the start was over, the same; then the last phase is the one that it ended in.
-
-    Returns:
-        They touch each other, and begin at 0.
+        compiled: See `Timeline.compile_caches`.
+        ended: When the engine exited before the start was over; the last phase is the one in which it exited.
     """
-    found: list[Phase] = []
+    phases: list[Phase] = []
     missed: list[PhaseKind] = []
     start = 0.0
     for kind in _expected(marks):
         missed.append(kind)
         if kind.mark not in marks:
             continue
-        # Of several ranks one may begin with the next thing before another has ended the last one.
+        # One rank may begin the next phase before another has ended this one.
         stop = max(start, marks[kind.mark])
         if stop > start:
-            found.append(_phase(missed, start, stop, compiled))
+            phases.append(_phase(missed, start, stop, compiled))
         missed.clear()
         start = stop
     if ended is not None:
-        found.append(_last(missed[0] if missed else PHASE_KINDS[-1], start, max(start, ended)))
-    return found
+        phases.append(_last(missed[0] if missed else PHASE_KINDS[-1], start, max(start, ended)))
+    return phases
 
 
 def under_way(marks: Mapping[str, float], now: float) -> Phase:
-    """The phase that a start is in, which is not over: the next one that every start has.
-
-    Args:
-        marks: Name to seconds since the command began.
-        now: The same.
-    """
+    """The phase that a start is in at `now`: the next one that every start has."""
     kinds = [*_expected(marks)]
     passed = [place for place, kind in enumerate(kinds) if kind.mark in marks]
     kind = kinds[min(passed[-1] + 1, len(kinds) - 1) if passed else 0]
@@ -166,10 +158,10 @@ def under_way(marks: Mapping[str, float], now: float) -> Phase:
 
 
 def _last(kind: PhaseKind, start: float, stop: float) -> Phase:
-    """The phase that every start comes to next, of whose end no line tells: another may have begun in it."""
-    note = f"ended in it; {kind.note}"
+    """The next phase that every start has. Another one may have begun within it, without a line in the log."""
+    note = f"exited in this phase; {kind.note}"
     if kind.mark == "args":
-        note += "; no line of vLLM's had come"
+        note += "; vLLM had printed nothing"
     return Phase(name=kind.name, start=start, stop=stop, note=note, group=kind.group)
 
 
@@ -183,7 +175,7 @@ def _expected(marks: Mapping[str, float]) -> Iterator[PhaseKind]:
 
 def _phase(kinds: Sequence[PhaseKind], start: float, stop: float, compiled: str) -> Phase:
     if len(kinds) > _MERGED_MAX:
-        note = "the lines that would tell did not come"
+        note = "the log has no lines about it"
         return Phase(name=UNNAMED, start=start, stop=stop, note=note, group=UNNAMED)
     notes = [_COMPILE_NOTES.get(compiled, kind.note) if kind.mark == "compiled" else kind.note for kind in kinds]
     groups = dict.fromkeys(kind.group for kind in kinds)
@@ -197,38 +189,27 @@ def _phase(kinds: Sequence[PhaseKind], start: float, stop: float, compiled: str)
 
 
 def named_share(phases: Sequence[Phase]) -> float:
-    """How much of the time is known by name: 1.0 when all of it is."""
+    """The share of the time with known phases, up to 1.0."""
     total = sum(phase.seconds for phase in phases)
     return sum(phase.seconds for phase in phases if phase.is_named) / total if total else 1.0
 
 
 def hidden_share(start: float, stop: float, marks: Mapping[str, float]) -> float | None:
-    """How much of the stream ran while vLLM was busy with something else: 1.0 when nothing waited for it.
-
-    Args:
-        start: When the stream began, in seconds since the command began.
-        stop: When the last byte was there.
-        marks: Of the start.
-    """
-    wanted = wanted_at(marks)
-    if wanted is None or stop < start:
+    """The share of the stream that ran while vLLM was busy with something else; 1.0 when vLLM did not wait for it."""
+    needed = needed_at(marks)
+    if needed is None or stop < start:
         return None
-    return 1.0 if stop <= wanted else max(0.0, wanted - start) / (stop - start)
+    return 1.0 if stop <= needed else max(0.0, needed - start) / (stop - start)
 
 
 def waited_seconds(stop: float, marks: Mapping[str, float]) -> float | None:
-    """How long vLLM took weights while they were still coming.
-
-    Args:
-        stop: When the last byte was there, in seconds since the command began.
-        marks: Of the start.
-    """
-    wanted = wanted_at(marks)
-    if wanted is None:
+    """How long vLLM read weights that were still arriving, for a stream that was complete at `stop`."""
+    needed = needed_at(marks)
+    if needed is None:
         return None
-    return max(0.0, min(stop, marks.get("weights", stop)) - wanted)
+    return max(0.0, min(stop, marks.get("weights", stop)) - needed)
 
 
-def wanted_at(marks: Mapping[str, float]) -> float | None:
-    """When vLLM began to take the weights; None when its lines do not tell."""
+def needed_at(marks: Mapping[str, float]) -> float | None:
+    """When vLLM began to read the weights; None when its log does not say."""
     return marks.get("created", marks.get("loading"))

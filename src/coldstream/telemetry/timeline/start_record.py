@@ -1,7 +1,7 @@
-"""`timeline.json`: what is kept of a start, and how it is read. Pure.
+"""`timeline.json`: the record of a start. Pure.
 
-It holds no secret and none of vLLM's flags. A file may come from anybody, so reading checks types, sizes and order, and
-lets no character through that a terminal would obey. Fields are only ever added within a format.
+It has no secrets and none of vLLM's flags. Files may be hostile, so reading checks types, sizes and order, and rejects
+characters that a terminal would obey. Within a format, fields are only added.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coldstream.errors import IntegrityError
 from coldstream.telemetry.timeline.phases import Phase, Seconds, Span, Text, clean, named_share
 
 FORMAT = 2
-# Of a start that answered, so that every reader takes it.
+# For starts that answered, so that every reader accepts them.
 FORMAT_ANSWERED = 1
 RECORD_BYTES_MAX = 1 << 20
 RUN = r"[0-9]{8}-[0-9]{6}-[a-z0-9][a-z0-9.-]{0,79}"
@@ -33,9 +33,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Where a start ran.
 
     Attributes:
-        device: The GPUs' or the processor's name.
-        cores: That may be used.
-        gpus: How many there are.
+        device: Name of the GPUs or the processor.
+        cores: Usable cores.
+        gpus: Number of GPUs.
     """
 
     device: Text
@@ -44,19 +44,19 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """How the weights came.
+    """The stream of the weights.
 
     Attributes:
-        bytes: Of the tensors.
-        received_bytes: What crossed the network.
-        cache_bytes: What came from this machine.
+        bytes: Size of the tensors.
+        received_bytes: Bytes from the network.
+        cache_bytes: Bytes from this machine.
         seconds: From the first request to the last byte.
-        hidden_share: How much of that vLLM was busy with something else; None when its lines do not tell.
-        waited_seconds: How long vLLM took weights while they were still coming; None likewise.
-        limit: What set the pace, in a word; see `engine.verdict`.
-        limited_by: The same as a sentence.
+        hidden_share: The share during which vLLM was busy with something else; None when unknown.
+        waited_seconds: How long vLLM read weights that were still arriving; None when unknown.
+        limit: The bottleneck in one word.
+        limited_by: The bottleneck as a sentence.
         verified: Whether every byte was compared with a hash.
-        offline: Whether the bucket did not answer, and the local cache stood in for it.
+        offline: Whether the local cache replaced a bucket that did not answer.
     """
 
     bytes: Count
@@ -72,15 +72,15 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How a start ended that was not over.
+    """How a start failed or was cancelled.
 
     Attributes:
-        outcome: "failed", or "cancelled" when somebody ended it through us.
+        outcome: "failed", or "cancelled" when we passed a signal on.
         seconds: Since the command began.
-        phase: That it ended in.
-        exit_code: Of vLLM, as a shell would tell it.
-        signal: That ended it, "SIGKILL"; None when it ended by itself.
-        reason: Why, in vLLM's own words; None when it printed nothing of the kind.
+        phase: In which it exited.
+        exit_code: Of vLLM, as a shell reports it.
+        signal: The name of the signal that ended it, such as "SIGKILL", or None.
+        reason: The error that vLLM printed, or None.
     """
 
     outcome: Text
@@ -100,24 +100,24 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """One start.
 
     Attributes:
-        run: Its name: when it began, and the model; sorts by time.
-        model: As it is served.
+        run: Its name: time and model; sorts by time.
+        model: Its name in the API.
         began: When the command began, UTC.
         coldstream: Our version.
-        vllm: Its version; None when it could not be told.
+        vllm: Its version; None when unknown.
         loader: How vLLM got the weights.
-        machine: Where it ran.
         ready_seconds: From the command to the first answer of `/health`; None when none came.
         first_token_seconds: From the command to the first token; None when none was asked for, or none came.
-        phases: What the time went into; they touch each other from 0 to the end.
+        phases: Without gaps from 0 to the end.
         spans: What ran beside them.
-        verdict: What limited the weights, and what the start.
-        stream: How the weights came; None with another loader.
-        bundle: What became of the caches; None when they were left alone.
-        compile_caches: "loaded", "compiled", "none" or "unknown"; see `marks.compile_caches`.
-        figures: What vLLM says of itself, from its lines and its metrics: name to number.
-        ended: How it ended before the start was over; None when it was. Such a start is compared with no other.
-        format: Of this record: 2 when it ended so, which a reader that knows only 1 refuses.
+        verdict: See `start_verdict`.
+        stream: None with another loader.
+        bundle: What happened to the caches; None when they were left alone.
+        compile_caches: "loaded": every graph came from the caches; "compiled": some did not; "none": eager mode;
+            "unknown": the log does not say, as with the CPU build.
+        figures: Numbers from vLLM's log and metrics, by name.
+        ended: How it failed or was cancelled; None when it answered.
+        format: 1; 2 when it did not answer, so that readers that know only 1 reject it.
     """
 
     run: Annotated[str, Meta(pattern=rf"^{RUN}\Z")]
@@ -152,7 +152,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> str:
-        """Whether it answered: "ok", or as `Ended` says."""
+        """Returns "ok", or `Ended.outcome`."""
         return "ok" if self.ended is None else self.ended.outcome
 
     @property
@@ -162,20 +162,20 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def named_share(self) -> float:
-        """How much of the time is known by name."""
+        """The share of the time with known phases."""
         return named_share(self.phases)
 
     @property
     def unnamed_seconds(self) -> float:
-        """The rest."""
+        """The time without known phases."""
         return sum(phase.seconds for phase in self.phases if not phase.is_named)
 
     def with_bundle(self, bundle: Mapping[str, Any] | None) -> Timeline:
-        """The same with the caches' state of a later moment."""
+        """The same timeline with a later state of the caches."""
         return msgspec.structs.replace(self, bundle=None if bundle is None else as_values(bundle))
 
     def document(self) -> dict[str, Any]:
-        """For JSON; what is computed is in it for readers without this module."""
+        """For JSON, with the computed fields."""
         found: dict[str, Any] = msgspec.to_builtins(self)
         computed = {
             "outcome": self.outcome,
@@ -199,27 +199,23 @@ _DECODER = msgspec.json.Decoder(Timeline)
 
 
 def parse(data: bytes, *, where: str) -> Timeline:
-    """Reads what `serialize` wrote.
-
-    Args:
-        data: The file's bytes.
-        where: It lies, for messages.
+    """Parses the bytes of a file; `where` names it in messages.
 
     Raises:
-        IntegrityError: It is nothing of the kind, or of a newer format.
+        IntegrityError: It is not a timeline, or of a newer format.
     """
     try:
         if len(data) > RECORD_BYTES_MAX:
-            raise ValueError(f"{len(data)} bytes are too many")
+            raise ValueError(f"{len(data)} bytes exceed the limit")
         found = _FORMAT_DECODER.decode(data).format
         if found > FORMAT:
             raise IntegrityError(
-                f"{where} has format {found}, and this coldstream reads up to {FORMAT}",
-                hint="install a newer coldstream",
+                f"{where} has format {found}, but this coldstream reads formats up to {FORMAT}",
+                hint="upgrade coldstream",
             )
         return _DECODER.decode(data)
     except (ValueError, RecursionError) as exc:
-        raise IntegrityError(f"{where} is not the timeline of a start: {clean(str(exc))[:200]}") from exc
+        raise IntegrityError(f"{where} is not a valid timeline: {clean(str(exc))[:200]}") from exc
 
 
 def run_name(began: datetime, model: str) -> str:
@@ -229,7 +225,7 @@ def run_name(began: datetime, model: str) -> str:
 
 
 def as_values(record: Mapping[str, Any]) -> dict[str, str | float | bool | None]:
-    """A flat record as a timeline keeps it: what is neither text nor number is left out."""
+    """A flat record without the values that are neither text nor numbers."""
     found: dict[str, str | float | bool | None] = {}
     for name, value in record.items():
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Where the timelines of this machine are kept: `<cache root>/timelines/<run>.json`, the newest hundred."""
+"""The newest hundred timelines of this machine, in `<cache root>/timelines/<run>.json`."""
 
 from __future__ import annotations
 
@@ -21,27 +21,23 @@ from coldstream.telemetry.timeline.phases import clean
 from coldstream.telemetry.timeline.start_record import RECORD_BYTES_MAX, RUN, Timeline, parse
 
 KEPT = 100
-# Of them, those that did not answer: a machine that tries again and again pushes no other out.
+# The limit for starts that failed, so that a machine that retries forever does not evict the others.
 ENDED_KEPT = 20
 
 
 class Timelines:
-    """The timelines that this user's starts left on this machine. Safe across processes."""
+    """The timelines of this user's starts on this machine. Safe across processes."""
 
     def __init__(self, root: Path) -> None:
-        """Names the place; nothing is made yet.
-
-        Args:
-            root: Of the cache.
-        """
+        """Does no I/O. `root` is the cache's."""
         self._root = root
         self.folder = root / "timelines"
 
     def keep(self, timeline: Timeline) -> Timeline:
-        """Writes one that is new.
+        """Stores a new timeline.
 
         Returns:
-            The same under the name that it got: of two starts of a model in one second, the second is called "…-2".
+            It with its final name: of two starts of a model in one second, the second is called "…-2".
 
         Raises:
             DiskError: The folder is not this user's own, or the disk refuses.
@@ -55,7 +51,7 @@ class Timelines:
         return timeline
 
     def update(self, timeline: Timeline) -> None:
-        """Writes one again that `keep` has named.
+        """Stores a timeline that `keep` returned again.
 
         Raises:
             DiskError: The disk refuses.
@@ -64,11 +60,11 @@ class Timelines:
             self._write(timeline)
 
     def path(self, run: str) -> Path:
-        """Where one lies, or would lie."""
+        """The path of a timeline."""
         return self.folder / f"{run}.json"
 
     def runs(self) -> list[str]:
-        """The names of those that are kept, the newest first."""
+        """The names of all timelines, newest first."""
         try:
             names = os.listdir(self.folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -77,41 +73,36 @@ class Timelines:
         return sorted((run for run in found if re.fullmatch(RUN, run)), key=_by_time, reverse=True)
 
     def all(self) -> Iterator[Timeline]:
-        """Those that are kept and can be read, the newest first."""
+        """All readable timelines, newest first."""
         for run in self.runs():
             with suppress(ColdstreamError):
                 yield read(self.path(run))
 
     def find(self, which: str | None) -> Timeline:
-        """One that is named.
-
-        Args:
-            which: A name or the beginning of one, or the path of a file; None for the newest.
+        """A timeline by its name, the beginning of its name, or the path of a file; the newest one for None.
 
         Raises:
-            NotFoundError: There is none such.
-            UsageError: Several begin so.
+            NotFoundError: There is none.
+            UsageError: Several names begin so.
             IntegrityError: It is damaged, or of a newer format.
         """
         if which is None:
             newest = next(self.all(), None)
             if newest is None:
-                raise NotFoundError(
-                    f"no start is recorded in {self.folder}", hint="coldstream serve records each of its own"
-                )
+                raise NotFoundError(f"no start is recorded in {self.folder}", hint="each coldstream serve records one")
             return newest
         if is_path(which) or "/" in which or which.endswith(".json"):
             return read(expanded(which))
         runs = self.runs()
         found = [which] if which in runs else [run for run in runs if run.startswith(which)]
         if not found:
-            raise NotFoundError(f"no start is called {which}", hint="see: coldstream timeline --list")
+            raise NotFoundError(f"no start is named {which}", hint="see: coldstream timeline --list")
         if len(found) > 1:
-            raise UsageError(f"{which} may be any of {', '.join(found[:4])}", hint="give more of its name")
+            raise UsageError(f"{which} is ambiguous: {', '.join(found[:4])}", hint="type more of the name")
         return read(self.path(found[0]))
 
     def _reserved(self, run: str) -> str:
-        """A name that no other start has; its file exists from now on, empty."""
+        """Reserves a unique name by creating an empty file."""
         names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
         return next(name for name in names if self._is_new(name))
 
@@ -134,7 +125,7 @@ class Timelines:
 
 
 def timelines_of(settings: Settings) -> Timelines:
-    """Those of the configured cache."""
+    """The timelines in the configured cache."""
     return Timelines(cache_of(settings).root)
 
 
@@ -144,19 +135,19 @@ def read(path: Path) -> Timeline:
     Raises:
         NotFoundError: There is none.
         DiskError: It cannot be read.
-        IntegrityError: It is no timeline, or of a newer format.
+        IntegrityError: It is not a timeline, or of a newer format.
     """
     shown = clean(str(path))
     if not path.is_file():
-        raise NotFoundError(f"there is no file {shown}", hint="see: coldstream timeline --list")
+        raise NotFoundError(f"no such file: {shown}", hint="see: coldstream timeline --list")
     with disk_errors(path):
         data = read_bounded(path, RECORD_BYTES_MAX)
     if data is None:
-        raise IntegrityError(f"{shown} is too large to be the timeline of a start")
+        raise IntegrityError(f"{shown} is too large for a timeline")
     return parse(data, where=shown)
 
 
 def _by_time(run: str) -> tuple[str, int, str]:
-    """Orders names: "…-10" comes after "…-9"."""
+    """A sort key: "…-10" comes after "…-9"."""
     match = re.fullmatch(r"(.*?)-([0-9]{1,3})", run)
     return (match[1], int(match[2]), run) if match else (run, 1, run)

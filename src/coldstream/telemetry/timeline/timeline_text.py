@@ -1,4 +1,4 @@
-"""A timeline for a terminal, and for a log. Pure."""
+"""A timeline as text, for terminals and logs. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> 
 
     Args:
         timeline: Of a start.
-        bars: Whether a bar shows when each was; its seconds stand there in any case.
+        bars: Whether to draw a bar beside the seconds.
         columns: Width of the terminal; at most `COLUMNS_MAX` are used.
     """
     rows = _rows(timeline)
@@ -39,40 +39,44 @@ def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> 
 
 
 def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | None = None) -> list[str]:
-    """The lines below: how long it took, how much of that is known by name, and what it was limited by.
+    """The lines below the rows: the duration, the share with known phases, and the verdict.
 
     Args:
         timeline: Of a start.
         url: Where it answers.
-        columns: Width of the terminal; None where lines may have any length.
+        columns: Width of the terminal; None for lines of any length.
     """
-    said = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
+    facts = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
     if timeline.first_token_seconds is not None:
-        said.append(f"first token after {timeline.first_token_seconds:.1f} s")
+        facts.append(f"first token after {timeline.first_token_seconds:.1f} s")
     if url:
-        said.append(url)
-    # Rounded down: what is not known whole is not called so.
-    lines = ["   ".join(said), f"named {int(100 * timeline.named_share + 1e-6)}% of it", *timeline.verdict]
+        facts.append(url)
+    lines = ["   ".join(facts), coverage_text(timeline), *timeline.verdict]
     if timeline.stream is not None and timeline.stream.offline:
-        lines.append("the bucket did not answer: the weights came from the local cache")
+        lines.append("the bucket did not answer; the weights came from the local cache")
     if columns is None:
         return lines
     return [part for line in lines for part in _wrapped(line, min(columns, COLUMNS_MAX))]
 
 
+def coverage_text(timeline: Timeline) -> str:
+    """How much of the start's time is accounted for, rounded down so that 100 % means all of it."""
+    return f"phases known for {int(100 * timeline.named_share + 1e-6)} % of start-up"
+
+
 def ended_text(timeline: Timeline) -> str:
-    """How a start ended that was not over; empty when it was."""
+    """How a start failed or was cancelled; empty when it answered."""
     ended = timeline.ended
     return "" if ended is None else f"{ended.outcome} after {ended.seconds:.1f} s, in {ended.phase}: {ended.how}"
 
 
 def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
-    """Starts beside each other, a row for each phase, on one axis; of the spans, the stream.
+    """Several starts in columns on one axis, with a row for each phase and for the stream.
 
     Args:
         columns_of: Heading to start.
         bars: See `rows_text`.
-        columns: The same.
+        columns: See `rows_text`.
     """
     timelines = [*columns_of.values()]
     names = [name for timeline in timelines for name, *_ in _rows(timeline) if name in {"download", "· stream"}]
@@ -97,21 +101,14 @@ def _cell(rows: Sequence[tuple[str, Phase | Span, str]], total: float, wide: int
 
 
 def bar(start: float, stop: float, total: float, *, columns: int) -> str:
-    """A bar on the axis that all of them share: as exact as a terminal allows, and never invisible.
-
-    Args:
-        start: In seconds.
-        stop: The same, at most `total`.
-        total: What the whole width means.
-        columns: Of the width.
-    """
+    """A bar from `start` to `stop` on an axis of `total` seconds: as exact as a terminal allows, never invisible."""
     first, end = columns * start / total, columns * stop / total
     cell = min(int(first), columns - 1)
     if end - cell <= 1:
-        # All of it lies in one column: only how long it is can be shown.
+        # It fits in one column, which can only show its length.
         eighths = min(8, max(1, round(8 * (end - first))))
         return (" " * cell + _EIGHTHS[eighths - 1]).ljust(columns)
-    # There is one block that begins inside a column: the right half.
+    # Only one character begins inside a column: the right half block.
     inside = first - cell
     begun = "█" if inside < 0.25 else "▐" if inside < 0.75 else " "
     whole = int(end) - cell - 1
@@ -129,7 +126,7 @@ def phase_names(timelines: Sequence[Timeline]) -> list[str]:
 
 
 def stream_text(timeline: Timeline) -> str:
-    """The stream in figures; empty without one."""
+    """Size and rate of the stream; empty without one."""
     stream = timeline.stream
     if stream is None:
         return ""
@@ -140,7 +137,7 @@ def stream_text(timeline: Timeline) -> str:
 def _rows(timeline: Timeline) -> Sequence[tuple[str, Phase | Span, str]]:
     rows: list[tuple[str, Phase | Span, str]] = [(phase.name, phase, phase.note) for phase in timeline.phases]
     rows += [(f"· {span.name}", span, _note(timeline, span)) for span in timeline.spans]
-    # What runs beside a phase stands below it.
+    # Spans come below the phase that they run beside.
     return sorted(rows, key=lambda row: (row[1].start, isinstance(row[1], Span), row[1].stop))
 
 
@@ -149,7 +146,7 @@ def _note(timeline: Timeline, span: Span) -> str:
 
 
 def _wrapped(line: str, columns: int) -> list[str]:
-    # An address is not cut, wherever it ends.
+    # A URL is not cut, even if it is longer.
     return textwrap.wrap(line, columns, subsequent_indent="  ", break_long_words=False) or [line]
 
 

@@ -86,7 +86,7 @@ def test_a_stretch_of_which_nothing_is_said_has_no_name() -> None:
     assert shown(timeline.phases) == [("resolve", 0.0, 1.0), ("unnamed", 1.0, 9.0)]
     assert timeline.named_share == pytest.approx(1 / 9)
     assert timeline.unnamed_seconds == 8.0
-    assert "no name" in timeline.verdict[1]
+    assert "unknown" in timeline.verdict[1]
 
 
 def test_of_several_ranks_the_first_begins_and_the_last_ends() -> None:

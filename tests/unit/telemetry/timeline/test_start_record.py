@@ -83,7 +83,7 @@ def test_no_bytes_end_the_reader(data: bytes) -> None:
 
 
 def test_a_newer_format_is_refused_and_newer_fields_are_not() -> None:
-    with pytest.raises(IntegrityError, match="format 3, and this coldstream reads up to 2"):
+    with pytest.raises(IntegrityError, match="format 3, but this coldstream reads formats up to 2"):
         parse(changed(format=3, phases="something else"), where="here")
     assert parse(changed(novelty=[1, {"a": None}]), where="here") == streamed()
 
@@ -129,11 +129,11 @@ def test_starts_are_found_by_the_beginning_of_their_name(tmp_path: Path) -> None
     assert kept.find(None) == second
     assert kept.find("20261124-1020") == first
     assert kept.find(str(kept.path(first.run))) == first
-    with pytest.raises(UsageError, match="may be any of"):
+    with pytest.raises(UsageError, match="is ambiguous"):
         kept.find("2026")
-    with pytest.raises(NotFoundError, match="no start is called"):
+    with pytest.raises(NotFoundError, match="no start is named"):
         kept.find("2027")
-    with pytest.raises(NotFoundError, match="no file"):
+    with pytest.raises(NotFoundError, match="no such file"):
         kept.find("./nothing.json")
 
 

@@ -24,16 +24,16 @@ def test_a_start_on_a_terminal() -> None:
     assert max(map(len, rows)) <= COLUMNS_MAX
     assert summary_text(streamed(), url="http://127.0.0.1:8000") == [
         "ready in 110.0 s   first token after 110.5 s   http://127.0.0.1:8000",
-        "named 100% of it",
-        "the weights: limited by the bucket: each connection gave 34.0 MB/s; nothing waited for them",
-        "the start: compile, 55% of it",
+        "phases known for 100 % of start-up",
+        "weights: ready 36 s before vLLM needed them; limited by the bucket: each connection gave 34.0 MB/s",
+        "bottleneck: compile (55 % of start-up)",
     ]
 
 
 def test_a_log_has_no_bars_and_nothing_cut() -> None:
     rows = rows_text(streamed(), bars=False)
     assert not any(block in "".join(rows) for block in "▏▎▍▌▋▊▉█▐")
-    assert ["compile", "61.0", "s", "compiled,"] in [row.split()[:4] for row in rows]
+    assert ["compile", "61.0", "s", "compile,"] in [row.split()[:4] for row in rows]
 
 
 def test_two_starts_side_by_side() -> None:
@@ -74,21 +74,22 @@ def test_what_was_waited_for_is_said() -> None:
     assert timeline.stream is not None
     assert timeline.stream.waited_seconds == pytest.approx(1.5)
     assert timeline.stream.hidden_share == pytest.approx(40 / 41.5)
-    assert timeline.verdict[0].startswith("the weights: vLLM waited 1.5 s for them; limited by the bucket")
+    assert timeline.verdict[0].startswith("weights: vLLM waited 1.5 s for them; limited by the bucket")
     assert (
-        timeline.verdict[1] == "the start: imports, 37% of it (api import 12 s, engine spawn 9.0 s, worker spawn 5.0 s)"
+        timeline.verdict[1]
+        == "bottleneck: imports (37 % of start-up: api import 12 s, engine spawn 9.0 s, worker spawn 5.0 s)"
     )
 
 
 def test_a_stream_that_nobody_waited_for_has_no_limit() -> None:
     timeline = streamed(limit="consumer", limited_by="limited by the consumer: tensors waited for it 100 % of the time")
-    assert timeline.verdict[0] == "the weights: limited by nothing, there 36 s before vLLM took them"
+    assert timeline.verdict[0] == "weights: ready 36 s before vLLM needed them"
 
 
 def test_other_loaders_read_by_themselves() -> None:
     timeline = finished(recorded(logs.EAGER, ready=50.0), loader="runai")
-    assert timeline.verdict[0] == "the weights: read by vLLM itself (runai), 200 ms"
-    assert finished(recorded((), ready=50.0)).verdict[0] == "the weights: no report"
+    assert timeline.verdict[0] == "weights: read by vLLM itself (runai) in 200 ms"
+    assert finished(recorded((), ready=50.0)).verdict[0] == "weights: no report"
 
 
 def test_a_name_is_not_rounded_up_to_all() -> None:
@@ -98,7 +99,7 @@ def test_a_name_is_not_rounded_up_to_all() -> None:
     )
     timeline = finished(recorder)
     assert 0.999 < timeline.named_share < 1
-    assert summary_text(timeline)[1] == "named 99% of it"
+    assert summary_text(timeline)[1] == "phases known for 99 % of start-up"
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(4, 60))
