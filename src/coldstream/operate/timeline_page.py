@@ -9,7 +9,7 @@ from coldstream.operate.page import PageSection, PageTable, TableRow, render_pag
 from coldstream.operate.timeline_chart import colour_of, labels_of, panels
 from coldstream.telemetry.timeline.phases import Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
-from coldstream.telemetry.timeline.timeline_text import phase_names, stream_text
+from coldstream.telemetry.timeline.timeline_text import coverage_text, phase_names, stream_text
 from coldstream.units import format_bytes, format_seconds, plural
 
 
@@ -54,7 +54,7 @@ def _run(timeline: Timeline, label: str) -> PageSection:
     times = [f"ready in {timeline.ready_seconds:.1f} s"]
     if timeline.first_token_seconds is not None:
         times.append(f"first token after {timeline.first_token_seconds:.1f} s")
-    times.append(f"{int(100 * timeline.named_share + 1e-6)}% of it attributed to phases")
+    times.append(coverage_text(timeline))
     return PageSection(
         title=" ".join(filter(None, (label, timeline.model))),
         text=[line[:1].upper() + line[1:] for line in (", ".join(times), *timeline.verdict)],
