@@ -11,15 +11,18 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from coldstream.cache.copy_writer import CopyWriter
 from coldstream.engine import messages
 from coldstream.engine.catalog import Catalog
 from coldstream.engine.processes import EventLoop, fork, receive
 from coldstream.errors import ColdstreamError
 from coldstream.model.job import JobOptions
+
+if TYPE_CHECKING:
+    from coldstream.cache.copy_writer import CopyWriter
 
 
 class Tee:
@@ -107,6 +110,9 @@ def write_copy(
 
     The catalog has the files' headers, which are never in the arena.
     """
+    # Not at the top: a streamer without a local copy starts faster.
+    from coldstream.cache.copy_writer import CopyWriter
+
     assert options.cache is not None
     memory = memoryview(mmap.mmap(arena, arena_bytes))
     os.nice(5)  # the load comes first
