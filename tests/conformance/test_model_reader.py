@@ -28,7 +28,7 @@ from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
 from coldstream.model.header import parse_header
 from coldstream.model.manifest import Journal, Provenance, serialize
 from coldstream.model.names import checked_name
-from coldstream.net.connection import read
+from coldstream.net.pool import read
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import SPECULATIVE_BYTES, Checkpoint, Shard
 from coldstream.places.folder import FolderSnapshot

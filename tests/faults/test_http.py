@@ -22,7 +22,9 @@ from coldstream import __version__
 from coldstream.errors import ConfigError
 from coldstream.net import connection as http
 from coldstream.net import tls
-from coldstream.net.connection import Answer, Connection, ConnectionPool, FetchError, Timeouts, parse_target, read
+from coldstream.net.connection import Connection, RangeReply, Timeouts
+from coldstream.net.http_message import FetchError, Proxy, parse_target, proxy_for
+from coldstream.net.pool import ConnectionPool, read
 from coldstream.net.tls import TlsSettings
 from tests.servers.impostor import PORTAL
 from tests.servers.ranged import HttpProxy, RangedServer, certificates
@@ -58,7 +60,7 @@ class Setup:
 
     def get(
         self, start: int = 0, stop: int = len(DATA), connection: Connection | None = None, **options: Any
-    ) -> tuple[Answer, bytearray]:
+    ) -> tuple[RangeReply, bytearray]:
         """Fetches a range and compares it."""
         connection = connection or self.connect()
         buffer = bytearray(stop - start)
@@ -305,7 +307,7 @@ def test_bytes_beyond_the_announced_length_end_only_the_connection(setup: Setup)
     setup.get(0, 200_000, connection)
     # They may come a moment after the body.
     deadline = time.monotonic() + 10
-    while connection._wire is not None and connection._wire.is_quiet():
+    while connection._stream is not None and connection._stream.is_quiet():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     setup.get(0, 200_000, connection)
@@ -344,7 +346,7 @@ def test_a_silent_server_is_broken_and_what_came_is_kept(setup: Setup) -> None:
     setup.server.add("stall", at=1_111_111)
     error = setup.fail(connection=setup.connect(IMPATIENT))
     assert (error.kind, error.received) == ("broken", 1_111_111)
-    assert "no byte for 0.3 s" in error.message
+    assert "no data for 0.3 s" in error.message
     setup.server.add("late")
     error = setup.fail(connection=setup.connect(IMPATIENT))
     assert (error.kind, error.received) == ("broken", 0)
@@ -737,7 +739,7 @@ def test_a_handshake_takes_no_longer_than_it_may(mute: tuple[str, int, threading
 
 def test_cancel_while_a_proxy_opens_its_tunnel(mute: tuple[str, int, threading.Event]) -> None:
     target = parse_target("https://bucket.example/x")
-    connection = Connection(target, proxy=http.Proxy(mute[0], mute[1]), tls=trust(), timeouts=QUICK)
+    connection = Connection(target, proxy=Proxy(mute[0], mute[1]), tls=trust(), timeouts=QUICK)
     later = Later(lambda: connection.get(target, 0, 10, memoryview(bytearray(10)), etag=None, size=None))
     assert mute[2].wait(30)
     connection.cancel()
@@ -761,7 +763,7 @@ class Handed:
                 canceller.join()
 
 
-@pytest.mark.parametrize("step", ["set_timeouts", "tls_wire", "context_for"])
+@pytest.mark.parametrize("step", ["set_timeouts", "tls_stream", "context_for"])
 def test_no_cancel_between_two_steps_is_lost(setup: Setup, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     if setup.settings is None and step != "set_timeouts":
         pytest.skip("no step of a plain connection")
@@ -775,7 +777,7 @@ def test_no_cancel_between_two_steps_is_lost(setup: Setup, monkeypatch: pytest.M
         canceller = threading.Thread(target=connection.cancel)
         canceller.start()
         cancellers.append(canceller)
-        if step != "tls_wire":
+        if step != "tls_stream":
             canceller.join()
         return original(*args, **kwargs)
 
@@ -920,7 +922,7 @@ def test_read_is_bounded(server: RangedServer) -> None:
             read(server.link("/small"), bytes_max=9)
         assert caught.value.kind == "range"
     for start, stop in [(0, 11), (5, 5), (-1, 3)]:
-        with pytest.raises(ValueError, match="is no range"):
+        with pytest.raises(ValueError, match="is not a range"):
             read(server.link("/small"), start=start, stop=stop, bytes_max=10)
 
 
@@ -943,7 +945,7 @@ def test_read_bodies_of_every_framing(server: RangedServer) -> None:
     with pytest.raises(FetchError, match="longer than the 5 bytes"):
         read(server.link("/small"), bytes_max=5)
     server.add("garbage", value="HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/10\r\n\r\n01234")
-    with pytest.raises(FetchError, match="before the answer was complete") as caught:
+    with pytest.raises(FetchError, match="before the reply was complete") as caught:
         read(server.link("/small"), stop=10, bytes_max=10)
     assert caught.value.received == 0
 
@@ -1040,7 +1042,7 @@ def test_plain_http_through_a_proxy(
 def test_https_through_a_tunnel(backend: str) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server, HttpProxy(credentials="user:pass") as proxy:
         target = parse_target(server.link(PATH))
-        found = http.proxy_for(target, {"HTTPS_PROXY": proxy.url})
+        found = proxy_for(target, {"HTTPS_PROXY": proxy.url})
         connection = Connection(target, proxy=found, tls=trust(backend), timeouts=QUICK)
         buffer = bytearray(len(DATA))
         for _ in range(2):
@@ -1064,7 +1066,7 @@ def test_https_through_a_tunnel(backend: str) -> None:
 def test_a_proxy_that_does_not_want_to(options: dict[str, Any], kind: str, status: int | None) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server, HttpProxy(**options) as proxy:
         target = parse_target(server.link(PATH))
-        connection = Connection(target, proxy=http.Proxy(proxy.host, proxy.port), tls=trust(), timeouts=QUICK)
+        connection = Connection(target, proxy=Proxy(proxy.host, proxy.port), tls=trust(), timeouts=QUICK)
         with pytest.raises(FetchError) as caught:
             connection.get(target, 0, 10, memoryview(bytearray(10)), etag=None, size=None)
         assert (caught.value.kind, caught.value.status) == (kind, status)

@@ -21,7 +21,8 @@ from coldstream.engine import messages
 from coldstream.engine.cdn_choice import status_number
 from coldstream.errors import ConfigError, where_raised
 from coldstream.model.job import SegmentSource, unpack_source
-from coldstream.net import connection as http
+from coldstream.net.connection import Connection, RangeReply
+from coldstream.net.http_message import FetchError, Proxy, Target, parse_target, proxy_for
 
 # One read of a local file: large enough to cost little, small enough to be stopped soon.
 _READ_BYTES = 4 << 20
@@ -35,10 +36,10 @@ class _KnownSegment:
 
     source: SegmentSource
     version: int
-    target: http.Target | None
-    proxy: http.Proxy | None
-    cdn: http.Target | None
-    cdn_proxy: http.Proxy | None
+    target: Target | None
+    proxy: Proxy | None
+    cdn: Target | None
+    cdn_proxy: Proxy | None
 
 
 class Worker:
@@ -60,9 +61,9 @@ class Worker:
         self._arena = memoryview(b"")
         self._segments: dict[int, _KnownSegment] = {}
         self._learnt = threading.Condition()
-        self._links: dict[int, http.Connection] = {}
+        self._links: dict[int, Connection] = {}
         # The bucket's link while `_links` has the CDN's, and vice versa.
-        self._spare: dict[int, http.Connection] = {}
+        self._spare: dict[int, Connection] = {}
         self._fetching: dict[int, int] = {}
         self._opened: dict[str, int] = {}
         self._opening = threading.Lock()
@@ -90,8 +91,8 @@ class Worker:
     def _learn(self, data: bytes) -> None:
         number, version = messages.NUMBERS.unpack_from(data)
         source = unpack_source(data[messages.NUMBERS.size :])
-        target, cdn = (http.parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
-        proxy, cdn_proxy = (http.proxy_for(place) if place else None for place in (target, cdn))
+        target, cdn = (parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
+        proxy, cdn_proxy = (proxy_for(place) if place else None for place in (target, cdn))
         with self._learnt:
             self._segments[number] = _KnownSegment(source, version, target, proxy, cdn, cdn_proxy)
             self._learnt.notify_all()
@@ -102,7 +103,7 @@ class Worker:
         with self._learnt:
             while (known := self._segments.get(number)) is None or known.version < version:
                 if not self._learnt.wait(deadline - time.monotonic()):
-                    raise http.FetchError("broken", "the worker did not receive the link")
+                    raise FetchError("broken", "the worker did not receive the link")
         return known
 
     def _serve(self, connection: int) -> None:
@@ -132,7 +133,7 @@ class Worker:
                 answer = self._get(known, fetch, view[fetch.skip :], connection)
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
-        except http.FetchError as exc:
+        except FetchError as exc:
             return _failed(fetch, exc.kind, exc.message, exc.received, exc.retry_after_seconds)
         except ConfigError as exc:
             return _failed(fetch, "tls", exc.message)
@@ -157,9 +158,7 @@ class Worker:
             message=message,
         )
 
-    def _get(
-        self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int
-    ) -> http.Answer:
+    def _get(self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int) -> RangeReply:
         """Receives the range."""
         target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
@@ -179,12 +178,12 @@ class Worker:
                 cached=fetch.cdn,
                 on_progress=lambda count: self._counters.__setitem__(connection, count),
             )
-        except http.FetchError:
+        except FetchError:
             link.close()
             del self._links[connection]
             raise
 
-    def _exchange(self, connection: int, target: http.Target, proxy: http.Proxy | None) -> http.Connection:
+    def _exchange(self, connection: int, target: Target, proxy: Proxy | None) -> Connection:
         """The link to another server than that of the last request, which is kept for the next change."""
         spare, last = self._spare.pop(connection, None), self._links.get(connection)
         if last is not None:
@@ -192,7 +191,7 @@ class Worker:
         if spare is not None and spare.place != target.place:
             spare.close()
             spare = None
-        link = self._links[connection] = spare or http.Connection(target, proxy=proxy)
+        link = self._links[connection] = spare or Connection(target, proxy=proxy)
         return link
 
     def _read(self, source: SegmentSource, fetch: messages.FetchRequest, view: memoryview, connection: int) -> None:

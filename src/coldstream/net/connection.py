@@ -1,13 +1,9 @@
-"""One HTTP/1.1 connection: ranges of objects, received straight into the memory where they stay.
+"""An HTTP/1.1 connection that receives ranges of objects straight into their final memory.
 
-    Connection          get: one range into one buffer; cancel: from any thread
-    ConnectionPool      idle connections for small reads
-    read                a small object, or the first bytes of one: manifests, headers
-
-The bytes of a body go from the socket into the destination with one call for each piece, and nothing else touches
-them. Only the head of an answer passes through a buffer of our own. Every answer is checked before a byte of its body
-is believed: status, range, total size, length, encoding, ETag. What a failed `get` has received is exact: those bytes
-are the right ones, and the rest of the range can be fetched by another connection.
+A body goes from the socket into the destination with one call per piece, and is not copied; only the head of a reply
+passes through a buffer of the connection. Every reply is checked before its body is trusted: status, range, total size,
+length, encoding, ETag. The bytes that a failed `get` has received are correct, and another connection can fetch the
+rest of the range.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from coldstream.net.http_message import (
     ClosedError,
@@ -39,59 +35,31 @@ from coldstream.net.http_message import (
     default_port,
     is_unexpected,
     parse_head,
-    parse_target,
-    plain_etag,
-    proxy_for,
     reported_size,
     request_bytes,
-    same_etag,
     too_long,
 )
 from coldstream.net.reply import describe_reply
 from coldstream.net.retry import is_retryable_status, retry_after
 from coldstream.net.tls import (
+    ByteStream,
     CertificateError,
-    PlainWire,
+    PlainStream,
     TlsSettings,
-    Wire,
     context_for,
     set_timeouts,
     tls_settings,
-    tls_wire,
+    tls_stream,
 )
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-__all__ = [
-    "Answer",
-    "Connection",
-    "ConnectionPool",
-    "FetchError",
-    "Headers",
-    "Kind",
-    "Proxy",
-    "Ranged",
-    "Target",
-    "Timeouts",
-    "TlsSettings",
-    "parse_target",
-    "plain_etag",
-    "proxy_for",
-    "read",
-    "same_etag",
-    "tls_settings",
-]
-
 HEAD_BYTES_MAX: Final = 64 << 10
-REDIRECTS_MAX: Final = 5
 
-# As much as one receive may bring: a whole chunk, in one call into the kernel if it comes quickly. Measured: pieces of
-# 1 MiB cost a quarter more CPU, because each return finds the caches full of the body and empty of the interpreter.
+# The most that one receive returns: a whole chunk in one call into the kernel, if it arrives quickly. Measured: pieces
+# of 1 MiB cost 25 % more CPU, since at each return the CPU caches hold the body instead of the interpreter.
 _PIECE_BYTES: Final = 8 << 20
-# The first receive of an answer: the head, and the little of the body that comes with it, which is copied.
+# The first receive of a reply: the head, and the start of the body that comes with it, which is copied.
 _SCRATCH_BYTES: Final = 16 << 10
-# An error's body up to this size is read, so that the connection stays usable and the bucket's word for it is known.
+# The body of an error is read up to this size, for its error code, and so that the connection can be reused.
 _ERROR_BODY_BYTES_MAX: Final = 64 << 10
 _LINE_BYTES_MAX: Final = 1 << 10
 _INFORMATIONAL_MAX: Final = 8
@@ -101,12 +69,12 @@ _ERROR_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long to wait for what.
+    """The timeouts of a connection.
 
     Attributes:
-        connect_seconds: For the name, the TCP connection, a proxy's tunnel and the TLS handshake together.
-        idle_seconds: No byte for so long, and the connection counts as broken.
-        poll_seconds: How often a waiting `get` looks up; progress is told at least as often while bytes come.
+        connect_seconds: For name resolution, TCP, a proxy's tunnel and the TLS handshake together.
+        idle_seconds: After this long without a byte, the connection counts as broken.
+        poll_seconds: How often a waiting `get` checks for a cancel, and reports progress.
     """
 
     connect_seconds: float = 10.0
@@ -115,15 +83,15 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came with a range.
+class RangeReply:
+    """The reply to a range request, without its body.
 
     Attributes:
         etag: Without quotes; a weak one keeps its `W/`, because it cannot be used as a condition. None if not sent.
-        size: Of the whole object, or None if not said.
+        size: The size of the whole object, or None if not sent.
         status: 206 or 200.
-        first_byte_seconds: From the request, connecting not included, to the first byte of the answer.
-        cache_status: What Cloudflare says of its cache, "HIT" and so on; None if nothing.
+        first_byte_seconds: From the request (on an open connection) to the first byte of the reply.
+        cache_status: Cloudflare's cf-cache-status ("HIT", …), or None.
     """
 
     etag: str | None
@@ -133,14 +101,29 @@ class Answer:
     cache_status: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ranged:
+    """A small object, or a range of one.
+
+    Attributes:
+        body: The bytes from the requested start; fewer than requested if the object ends before.
+        size: The size of the whole object.
+        etag: As in `RangeReply`.
+        url: The URL after redirects. A secret.
+    """
+
+    body: bytes = field(repr=False)
+    size: int
+    etag: str | None
+    url: str = field(repr=False)
+
+
 class Connection:
-    """One connection to one host, opened when it is first needed. Used by one thread; `cancel` by any.
+    """A connection to one host, opened when it is first used. For a single thread, except `cancel`.
 
     Args:
-        target: Of the host; later targets may differ in their path alone.
-        proxy: To go through, or None.
-        tls: Whom to trust; the environment says when None.
-        timeouts: How long to wait for what.
+        target: Names the host; later targets may only differ in their path.
+        tls: The trusted certificates; None for those of the environment.
     """
 
     def __init__(
@@ -155,37 +138,37 @@ class Connection:
         self._proxy = proxy
         self._tls = tls
         self._timeouts = timeouts or Timeouts()
-        self._wire: Wire | None = None
+        self._stream: ByteStream | None = None
         self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
-        # Bytes that were received behind a head and are not used yet.
+        # Received bytes that follow the head and have not been used yet.
         self._left = b""
-        # How many bytes of the buffer of the `get` under way are in place.
+        # How many bytes of the running `get` are in its buffer.
         self._got = 0
-        # Whether the last answer was read to its end, so that another request may follow.
+        # Whether the last reply was read to its end, so that another request may follow.
         self._idle = False
-        # Monotonic time at which waiting ends: moved on by every byte once connected.
+        # The monotonic time at which waiting ends; every received byte extends it.
         self._deadline = 0.0
-        # Guards `_cancelled` and `_sock` together: whoever sets one sees the other, so that no cancel is lost and no
-        # descriptor is shut down that was closed, and may be somebody else's, by then.
+        # Guards `_cancelled` and `_sock` together: a thread that sets one sees the other, so that no cancel is lost,
+        # and no descriptor is shut down that was closed and may belong to another file by then.
         self._lock = threading.Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
         self._woken = threading.Event()
 
     def __repr__(self) -> str:
-        state = "cancelled" if self._cancelled else self._wire.label if self._wire else "closed"
+        state = "cancelled" if self._cancelled else self._stream.label if self._stream else "closed"
         if state == "closed" and self._sock is not None:
             state = "connecting"
         return f"Connection({self._target.scheme}://{self._target.authority}, {state})"
 
     @property
     def is_open(self) -> bool:
-        """Whether it is connected, and can be expected to take another request."""
-        return self._wire is not None and not self._cancelled
+        """Whether it is connected and not cancelled."""
+        return self._stream is not None and not self._cancelled
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """Scheme, host and port that it is for."""
+        """The scheme, host and port that it connects to."""
         return self._target.place
 
     def get(
@@ -200,26 +183,24 @@ class Connection:
         headers: Headers = (),
         cached: bool = False,
         on_progress: Callable[[int], None] | None = None,
-    ) -> Answer:
-        """Receives the bytes `[start, stop)` of an object into `view`, all of them.
+    ) -> RangeReply:
+        """Receives all bytes `[start, stop)` of an object into `view`.
 
-        A kept-alive connection that turns out to be closed is replaced once, in silence.
+        If a kept-alive connection turns out to be closed, the request is sent again on a new one.
 
         Args:
-            target: The object; on this connection's host.
-            start: First byte.
-            stop: One past the last byte.
-            view: Contiguous and writable, `stop - start` bytes. Not touched any more once this has returned or raised.
-            etag: The version that it must be of, or None. A strong one is also sent as a condition.
-            size: The size that the whole object must have, or None.
-            headers: To send along.
-            cached: A cache answers, which may not know what to do with a condition, and may weaken or drop the ETag:
-                none is asked for, and only a strong one is compared.
-            on_progress: Called in this thread with the number of bytes in place, at the end, and about every
-                `poll_seconds` before that while bytes come.
+            target: The object, on this connection's host.
+            view: Contiguous and writable, `stop - start` bytes. Not touched after this has returned or raised.
+            etag: The required version, or None. A strong one is also sent as a condition.
+            size: The required size of the whole object, or None.
+            headers: Additional headers.
+            cached: A cache replies, which may not support conditions, and may weaken or drop the ETag: no condition
+                is sent, and only a strong ETag is compared.
+            on_progress: Called in this thread with the number of bytes received, at the end, and about every
+                `poll_seconds` while bytes arrive.
 
         Raises:
-            FetchError: Its `received` says how many bytes are in place, never all of them.
+            FetchError: Its `received` is the number of bytes in `view`, never all of them.
             ConfigError: The trusted certificates cannot be read.
         """
         if target.place != self._target.place:
@@ -228,7 +209,7 @@ class Connection:
             raise ValueError(f"[{start}, {stop}) does not fit a buffer of {view.nbytes} bytes")
         self._got = 0
         try:
-            head, first_byte_seconds = self._ask(target, conditions(start, stop, None if cached else etag), headers)
+            head, first_byte_seconds = self._request(target, conditions(start, stop, None if cached else etag), headers)
             if head.status not in {200, 206}:
                 raise self._refusal(head, target, size)
             if is_unexpected(head, size):
@@ -247,7 +228,7 @@ class Connection:
         except BaseException:
             self._drop()
             raise
-        return Answer(head.etag, total, head.status, first_byte_seconds, head.headers.get("cf-cache-status"))
+        return RangeReply(head.etag, total, head.status, first_byte_seconds, head.headers.get("cf-cache-status"))
 
     def read(
         self,
@@ -259,22 +240,21 @@ class Connection:
         etag: str | None = None,
         headers: Headers = (),
     ) -> Ranged | str:
-        """Receives a small object, or a range that may reach past its end; or the Location of a redirect.
+        """Receives a small object, or a range that may extend past its end; or the Location of a redirect.
 
         Args:
-            target: The object; on this connection's host.
-            start: First byte.
-            stop: One past the last wanted byte, or None for all there is.
-            bytes_max: A longer answer is refused.
-            etag: The version that it must be of, or None.
-            headers: To send along.
+            target: The object, on this connection's host.
+            stop: One past the last byte, or None for the whole object.
+            bytes_max: A longer reply is refused.
+            etag: The required version, or None.
+            headers: Additional headers.
 
         Raises:
-            FetchError: Nothing is kept of what was received.
+            FetchError: Received bytes are discarded.
         """
         self._got = 0
         try:
-            head, _ = self._ask(target, conditions(start, stop, etag), headers)
+            head, _ = self._request(target, conditions(start, stop, etag), headers)
             if head.status in {301, 302, 303, 307, 308} and "location" in head.headers:
                 self._discard(head)
                 return head.headers["location"]
@@ -283,7 +263,7 @@ class Connection:
                 return Ranged(b"", 0, head.etag, target.url)
             if head.status not in {200, 206}:
                 raise self._refusal(head, target, None)
-            # The first bytes of an object may well be a page: of which version it is has to tell.
+            # An object may itself be a web page, so its first bytes prove nothing; a version or a later range does.
             if (start or etag is not None) and is_unexpected(head):
                 raise self._unexpected(head, target)
             limit = bytes_max if stop is None else stop - start
@@ -300,9 +280,9 @@ class Connection:
             raise
 
     def cancel(self) -> None:
-        """Ends a `get` under way with "cancelled", in whatever step it is, and any later one. From any thread.
+        """Ends the running `get`, in any of its steps, and all later ones with "cancelled". Callable from any thread.
 
-        One that has everything by then still succeeds.
+        A `get` that has received everything still succeeds.
         """
         with self._lock:
             self._cancelled = True
@@ -311,37 +291,37 @@ class Connection:
         self._woken.set()
 
     def close(self) -> None:
-        """Closes the connection; a later `get` opens it again. From the thread that uses it; idempotent."""
+        """Closes the connection; a later `get` opens it again. Idempotent."""
         self._drop()
 
-    # The request and the head of its answer.
+    # Sending the request, and receiving the head of the reply.
 
-    def _ask(self, target: Target, asked: Headers, headers: Headers) -> tuple[Head, float]:
+    def _request(self, target: Target, conditions: Headers, headers: Headers) -> tuple[Head, float]:
         proxy = self._proxy if target.scheme == "http" else None
-        request = request_bytes(target, (*asked, *headers), proxy=proxy)
-        if self._wire and not self._wire.is_quiet():
-            # Closed by the server while idle, or it spoke unasked: its words would be taken for our answer.
+        request = request_bytes(target, (*conditions, *headers), proxy=proxy)
+        if self._stream and not self._stream.is_quiet():
+            # The server closed it while idle, or sent something that would be taken for the reply.
             self._drop()
         while True:
-            reused = self._wire is not None
-            wire = self._wire or self._connect()
+            reused = self._stream is not None
+            stream = self._stream or self._connect()
             since = time.monotonic()
             self._deadline = since + self._timeouts.idle_seconds
             self._idle, self._left = False, b""
             try:
                 try:
-                    wire.send(request)
+                    stream.send(request)
                 except OSError as exc:
                     raise self._translated(exc) from exc
                 return self._head(since)
             except ClosedError:
-                # A kept-alive connection was closed just as we asked: the request was not seen, and is asked again.
+                # The server closed the idle connection before it saw the request: safe to send again.
                 if not reused or self._left:
                     raise
                 self._drop()
 
     def _head(self, since: float) -> tuple[Head, float]:
-        """The answer's head, without those of informational answers; and the seconds to its first byte."""
+        """Receives the head of the final reply; returns it with the seconds to the first byte."""
         first_byte_seconds = None
         data = b""
         spent = 0
@@ -361,12 +341,12 @@ class Connection:
                 return head, first_byte_seconds or 0.0
             if head.status == 101:
                 break
-        raise FetchError("protocol", f"the server answers {head.status} without end")
+        raise FetchError("protocol", f"the server sends {head.status} replies without end")
 
     # The body.
 
     def _fill(self, view: memoryview, stop: int, on_progress: Callable[[int], None] | None) -> None:
-        """Receives into the view, from what is in place up to `stop`."""
+        """Receives into the view, from `_got` up to `stop`."""
         if self._left and self._got < stop:
             count = min(len(self._left), stop - self._got)
             view[self._got : self._got + count] = self._left[:count]
@@ -376,7 +356,7 @@ class Connection:
                 on_progress(self._got)
         while self._got < stop:
             self._check_cancelled()
-            # Released at once: an exception's traceback must not keep somebody's memory mapped.
+            # Released at once: an exception's traceback must not keep the caller's memory mapped.
             with view[self._got : min(self._got + _PIECE_BYTES, stop)] as piece:
                 self._got += self._receive(piece, some=False)
             if on_progress:
@@ -386,19 +366,19 @@ class Connection:
         try:
             while count := self._chunk_bytes():
                 if count > len(view) - self._got:
-                    raise FetchError("range", f"the chunks are longer than the {len(view)} bytes they should have")
+                    raise FetchError("range", f"the chunks are longer than the expected {len(view)} bytes")
                 self._fill(view, self._got + count, on_progress)
                 self._chunk_end()
         except FetchError as exc:
             if self._got < len(view) or exc.kind not in {"broken", "cancelled"}:
                 raise
-            # Everything is in place; only the last, empty chunk is missing.
+            # All bytes are received; only the last, empty chunk is missing.
             self._drop()
         if self._got != len(view):
             raise FetchError("range", f"the chunks end after {self._got} of {len(view)} bytes")
 
     def _chunk_bytes(self) -> int:
-        """The next chunk's size; at 0 the trailers are read too."""
+        """Reads the next chunk's size; after a 0, also the trailers."""
         text = self._line().partition(b";")[0].strip(b" \t")
         if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", text):
             raise FetchError("protocol", f"malformed chunk size {text[:20]!r}")
@@ -433,7 +413,7 @@ class Connection:
         else:
             body = self._until_close(limit)
         if expected is not None and len(body) != expected:
-            raise FetchError("range", f"the answer has {len(body)} bytes, {expected} were announced")
+            raise FetchError("range", f"the reply has {len(body)} bytes, but announced {expected}")
         return bytes(body)
 
     def _chunks(self, limit: int) -> bytearray:
@@ -455,7 +435,7 @@ class Connection:
             try:
                 count = self._receive(self._scratch, some=True)
             except ClosedError as exc:
-                # A cut looks like an end, but for TLS, where an end is said.
+                # Without TLS, a broken connection looks like an end.
                 if exc.orderly:
                     return body
                 raise
@@ -463,12 +443,12 @@ class Connection:
         raise too_long(limit)
 
     def _receive(self, view: memoryview, *, some: bool) -> int:
-        """At least one byte into the view; with `some` as soon as there is one."""
-        wire = self._wire
-        assert wire is not None
+        """Receives at least one byte into the view; with `some`, returns as soon as there is one."""
+        stream = self._stream
+        assert stream is not None
         while True:
             try:
-                count = wire.receive_some(view) if some else wire.receive(view)
+                count = stream.receive_some(view) if some else stream.receive(view)
             except OSError as exc:
                 raise self._translated(exc) from exc
             if count > 0:
@@ -476,9 +456,9 @@ class Connection:
                 return count
             self._check_cancelled()
             if count == 0:
-                raise ClosedError("the connection was closed before the answer was complete", orderly=True)
+                raise ClosedError("the connection was closed before the reply was complete", orderly=True)
             if time.monotonic() >= self._deadline:
-                raise FetchError("broken", f"no byte for {self._timeouts.idle_seconds:g} s")
+                raise FetchError("broken", f"no data for {self._timeouts.idle_seconds:g} s")
 
     def _translated(self, exc: OSError) -> FetchError:
         if self._cancelled:
@@ -487,23 +467,23 @@ class Connection:
             return FetchError("broken", f"send timed out after {self._timeouts.idle_seconds:g} s")
         return ClosedError(f"the connection broke: {exc.strerror or exc}", orderly=False)
 
-    # After an answer.
+    # After the reply.
 
     def _finish(self, head: Head) -> None:
-        """The body was read: keeps the connection for another request, if both sides can."""
-        if self._wire and head.keeps_alive and not self._left and (head.chunked or head.length is not None):
+        """Keeps the connection for another request after a body was read, if both sides can."""
+        if self._stream and head.keeps_alive and not self._left and (head.chunked or head.length is not None):
             self._idle = True
         else:
             self._drop()
 
     def _failed(self, exc: FetchError) -> None:
-        # An answer that contradicts itself is not believed in part either.
+        # No byte of a reply that contradicts itself is trusted.
         exc.received = 0 if exc.kind in {"range", "protocol"} else self._got
         if not self._idle:
             self._drop()
 
     def _discard(self, head: Head) -> bytes:
-        """Reads a body that nobody wants, if that takes no time; what there is of it."""
+        """Reads and returns the body of an error or redirect if it is small; otherwise closes the connection."""
         length = head.length
         if not head.chunked and (length is None or length > _ERROR_BODY_BYTES_MAX):
             self._drop()
@@ -526,25 +506,25 @@ class Connection:
         return bytes(body[:got])
 
     def _refusal(self, head: Head, target: Target, size: int | None) -> FetchError:
-        """What an answer without the wanted bytes means."""
+        """Translates a reply without the requested bytes."""
         body = self._discard(head)
         code = _ERROR_CODE.search(body)
-        said = f"{target.shown}: {head.status}{' ' + code[1].decode() if code else ''}"
+        text = f"{target.shown}: {head.status}{' ' + code[1].decode() if code else ''}"
         status = head.status
         if is_retryable_status(status):
-            return FetchError("busy", said, status=status, retry_after_seconds=retry_after(head.headers))
+            return FetchError("busy", text, status=status, retry_after_seconds=retry_after(head.headers))
         if status == 416:
             total = reported_size(head)
             if size is not None and total not in {None, size}:
-                return FetchError("changed", f"{said}: it has {total} bytes now, not {size}", status=status)
-            return FetchError("range", f"{said}: there is no such range", status=status)
+                return FetchError("changed", f"{text}: it has {total} bytes now, not {size}", status=status)
+            return FetchError("range", f"{text}: there is no such range", status=status)
         if status < 400:
             return self._unexpected(head, target, body)
         kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
-        return FetchError(kinds.get(status, "refused"), said, status=status)
+        return FetchError(kinds.get(status, "refused"), text, status=status)
 
     def _unexpected(self, head: Head, target: Target, body: bytes | None = None) -> FetchError:
-        """What an answer means that does not come from an object; `body` where it was read already."""
+        """Translates a reply that is not from an object; `body` if it has been read already."""
         shown = describe_reply(
             head.status,
             head.headers.get("content-type"),
@@ -560,13 +540,13 @@ class Connection:
             sock, self._sock = self._sock, None
             if sock is not None:
                 sock.close()
-        self._wire = None
+        self._stream = None
         self._idle = False
         self._left = b""
 
-    # Connecting: every step is bounded by one deadline, and a cancel ends each of them.
+    # Connecting: one deadline bounds all steps, and a cancel ends each of them.
 
-    def _connect(self) -> Wire:
+    def _connect(self) -> ByteStream:
         self._check_cancelled()
         self._deadline = time.monotonic() + self._timeouts.connect_seconds
         target, proxy = self._target, self._proxy
@@ -574,15 +554,15 @@ class Connection:
         sock = self._dial(self._addresses(host, port), f"{host}:{port}")
         set_timeouts(sock, poll_seconds=self._timeouts.poll_seconds, send_seconds=self._timeouts.idle_seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire: Wire = PlainWire(sock)
-        self._wire = wire
+        stream: ByteStream = PlainStream(sock)
+        self._stream = stream
         if target.scheme == "https":
             if proxy:
                 deadline = self._deadline
                 self._tunnel(proxy)
                 self._deadline = deadline
-            wire = self._wire = self._secure(sock)
-        return wire
+            stream = self._stream = self._secure(sock)
+        return stream
 
     def _check_cancelled(self) -> None:
         if self._cancelled:
@@ -598,38 +578,38 @@ class Connection:
             return [(socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET, (host, port))]
         except ValueError:
             pass
-        # The resolver can neither be interrupted nor told how long it may take: it gets a thread of its own.
-        answer: list[object] = []
+        # The resolver can be neither interrupted nor given a timeout, so it runs in its own thread.
+        result: list[object] = []
         woken = self._woken = threading.Event()
 
         def resolve() -> None:
             try:
-                answer.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+                result.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             except (OSError, UnicodeError) as exc:
-                answer.append(exc)
+                result.append(exc)
             woken.set()
 
         threading.Thread(target=resolve, name="resolve", daemon=True).start()
-        while not answer:
-            self._check_deadline(f"looking up {host}")
+        while not result:
+            self._check_deadline(f"resolving {host}")
             woken.wait(max(self._deadline - time.monotonic(), 0.0))
         self._check_cancelled()
-        found = answer[0]
-        if not isinstance(found, list):
-            raise FetchError("broken", f"{host} cannot be looked up: {found}")
-        # The resolver's order between the families, but not always the same server of several.
-        families = list(dict.fromkeys(entry[0] for entry in found))
-        random.shuffle(found)
-        return [(entry[0], entry[4]) for entry in sorted(found, key=lambda entry: families.index(entry[0]))]
+        entries = result[0]
+        if not isinstance(entries, list):
+            raise FetchError("broken", f"cannot resolve {host}: {entries}")
+        # The resolver's order of the address families, but a random server of several.
+        families = list(dict.fromkeys(entry[0] for entry in entries))
+        random.shuffle(entries)
+        return [(entry[0], entry[4]) for entry in sorted(entries, key=lambda entry: families.index(entry[0]))]
 
     def _dial(
         self, addresses: list[tuple[int, tuple[str, int] | tuple[str, int, int, int]]], shown: str
     ) -> socket.socket:
-        """A connected socket to the first address that answers."""
+        """Connects to the first address that accepts."""
         why = "no address"
         for index, (family, address) in enumerate(addresses):
             left = self._deadline - time.monotonic()
-            # A silent address must not use up the time of those behind it.
+            # An address that does not respond must not use up the time of the next ones.
             wait = left if index == len(addresses) - 1 else left / 2
             if wait <= 0:
                 break
@@ -639,7 +619,7 @@ class Connection:
                 why = exc.strerror or str(exc)
                 continue
             sock.settimeout(0)
-            # Under the lock, so that a cancel either is seen here or finds a socket that its shutdown wakes.
+            # Under the lock: a cancel is either seen here, or finds a socket that its shutdown wakes.
             with self._lock:
                 self._sock = sock
                 code = errno.ECANCELED if self._cancelled else sock.connect_ex(address)
@@ -657,20 +637,20 @@ class Connection:
         raise FetchError("broken", f"cannot connect to {shown}: {why}")
 
     def _tunnel(self, proxy: Proxy) -> None:
-        wire, authority = self._wire, f"{self._target.authority}"
-        assert wire is not None
+        stream, authority = self._stream, f"{self._target.authority}"
+        assert stream is not None
         if self._target.port == default_port("https"):
             authority += f":{self._target.port}"
         credentials = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
         request = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{credentials}\r\n"
         try:
-            wire.send(request.encode("ascii"))
+            stream.send(request.encode("ascii"))
         except OSError as exc:
             raise self._translated(exc) from exc
         head, _ = self._head(time.monotonic())
         if 200 <= head.status < 300:
             if self._left:
-                raise FetchError("protocol", "the proxy sent something of its own into the tunnel")
+                raise FetchError("protocol", "the proxy sent data of its own into the tunnel")
             return
         kind: Kind = "busy" if is_retryable_status(head.status) else "refused"
         raise FetchError(
@@ -680,171 +660,31 @@ class Connection:
             retry_after_seconds=retry_after(head.headers),
         )
 
-    def _secure(self, sock: socket.socket) -> Wire:
+    def _secure(self, sock: socket.socket) -> ByteStream:
         settings = self._tls or tls_settings()
         context_for(settings)
         host = self._target.host
         try:
-            # A cancel finds either the plain socket or its successor.
+            # Under the lock: a cancel finds either the plain socket or its TLS successor.
             with self._lock:
                 self._check_cancelled()
-                wire = tls_wire(sock, host, settings, self._timeouts.poll_seconds)
-                self._sock = wire.sock
-            while not wire.handshake():
+                stream = tls_stream(sock, host, settings, self._timeouts.poll_seconds)
+                self._sock = stream.sock
+            while not stream.handshake():
                 self._check_deadline(f"the TLS handshake with {host}")
         except CertificateError as exc:
             self._check_cancelled()
-            raise FetchError("tls", f"no trusted TLS with {host}: {exc}") from exc
+            raise FetchError("tls", f"the TLS certificate of {host} is not trusted: {exc}") from exc
         except OSError as exc:
             raise self._translated(exc) from exc
         self._check_cancelled()
-        return wire
+        return stream
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """Wakes whoever waits on the socket. Not `SSLSocket.shutdown`, after which what arrived would be read as plain."""
+    """Wakes the thread that waits on the socket. `SSLSocket.shutdown` would make received bytes be read as plain."""
     try:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
-        # Not connected yet, or not any more: nobody waits.
+        # Not connected yet, or not any more: no thread waits.
         return
-
-
-@dataclass(frozen=True, slots=True)
-class Ranged:
-    """A small object, or a part of one.
-
-    Attributes:
-        body: The bytes from the wanted start on; fewer than wanted where the object ends.
-        size: Of the whole object.
-        etag: As in `Answer`.
-        url: Where it was found in the end. A secret.
-    """
-
-    body: bytes = field(repr=False)
-    size: int
-    etag: str | None
-    url: str = field(repr=False)
-
-
-class ConnectionPool:
-    """Idle connections for small reads, so that one handshake serves many of them. Thread-safe.
-
-    Args:
-        tls: Whom to trust; the environment says when None.
-        ca_bundle: In place of the environment's AWS_CA_BUNDLE, or None.
-        timeouts: How long to wait for what.
-        environ: Where proxies are named; `os.environ` when None.
-        idle_max: Connections kept per host; further ones are closed after use.
-    """
-
-    def __init__(
-        self,
-        *,
-        tls: TlsSettings | None = None,
-        ca_bundle: str | None = None,
-        timeouts: Timeouts | None = None,
-        environ: Mapping[str, str] | None = None,
-        idle_max: int = 16,
-    ) -> None:
-        self._tls = tls
-        self._ca_bundle = ca_bundle
-        self._timeouts = timeouts
-        self._environ = environ
-        self._idle_max = idle_max
-        self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
-        self._closed = False
-
-    def take(self, target: Target) -> Connection:
-        """A connection for this target's host, idle or new; the caller's own until `give`.
-
-        Raises:
-            ConfigError: The environment names a proxy that cannot be used, or certificates that are not there.
-        """
-        with self._lock:
-            if idle := self._idle.get(target.place):
-                # The one used last: the others may be closed by the server in peace.
-                return idle.pop()
-        tls = self._tls
-        if self._ca_bundle and target.scheme == "https":
-            tls = tls_settings(ca_bundle=self._ca_bundle)
-        return Connection(target, proxy=proxy_for(target, self._environ), tls=tls, timeouts=self._timeouts)
-
-    def give(self, connection: Connection) -> None:
-        """Takes a connection back; it is closed if it cannot be used again."""
-        with self._lock:
-            idle = self._idle.setdefault(connection.place, [])
-            if connection.is_open and not self._closed and len(idle) < self._idle_max:
-                idle.append(connection)
-                return
-        connection.close()
-
-    def close(self) -> None:
-        """Closes what is idle, and from now on whatever is given back. Idempotent."""
-        with self._lock:
-            self._closed = True
-            idle = [connection for kept in self._idle.values() for connection in kept]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def read(
-    url: str,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    bytes_max: int,
-    headers: Headers = (),
-    etag: str | None = None,
-    timeouts: Timeouts | None = None,
-    pool: ConnectionPool | None = None,
-) -> Ranged:
-    """Reads a small object, or a part of one, into memory.
-
-    Follows up to five redirects, but never from https to http; `headers` go to the first host alone.
-
-    Args:
-        url: What to GET.
-        start: First byte.
-        stop: One past the last wanted byte; the object may end before it. None: all there is, up to `bytes_max`.
-        bytes_max: A longer answer is refused, not cut.
-        headers: To send along.
-        etag: The version that it must be of, or None.
-        timeouts: How long to wait for what; without a pool of one's own.
-        pool: Where to take connections from; None opens one for this call.
-
-    Raises:
-        FetchError: As `Connection.get`; nothing is tried again here.
-        ConfigError: A proxy or the trusted certificates cannot be used.
-    """
-    if start < 0 or (stop is not None and not start < stop <= start + bytes_max):
-        raise ValueError(f"[{start}, {stop}) is no range of at most {bytes_max} bytes")
-    if pool is None:
-        with ConnectionPool(timeouts=timeouts) as own:
-            return read(url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=own)
-    target = first = parse_target(url)
-    for _ in range(REDIRECTS_MAX + 1):
-        sent = headers if target.place == first.place else ()
-        connection = pool.take(target)
-        try:
-            found = connection.read(target, start, stop, bytes_max=bytes_max, etag=etag, headers=sent)
-        finally:
-            pool.give(connection)
-        if isinstance(found, Ranged):
-            return found
-        following = parse_target(found, base=target.url)
-        if target.scheme == "https" and following.scheme == "http":
-            raise FetchError("refused", f"{target.shown} redirects to plain http on {following.authority}")
-        if following.place != target.place:
-            # Once elsewhere, always without: a way back to the first host is not the caller's request any more.
-            headers = ()
-        target = following
-    raise FetchError("range", f"{first.shown}: more than {REDIRECTS_MAX} redirects")

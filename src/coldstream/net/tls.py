@@ -5,8 +5,8 @@ the quicker AES-GCM code, and its bindings read into any buffer: no copy and 16 
 there. Both verify the chain and the host name, both ask for TLS 1.2 at least, and both trust the same certificates.
 Measured with AES-256-GCM over loopback: docs/benchmarks.md.
 
-A wire is one connected stream, plain or TLS. Its socket blocks, with a receive timeout of the poll interval, so that a
-thread that waits costs nothing and still looks up regularly.
+A `ByteStream` is a connected socket, plain or TLS. It blocks, with a receive timeout of the poll interval, so that a
+waiting thread costs nothing and still checks for a cancel regularly.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, .
     return (certifi.where(),), ()
 
 
-class Wire(Protocol):
-    """One connected stream. Used by one thread; whoever shuts its socket down from another wakes it."""
+class ByteStream(Protocol):
+    """A connected socket, for a single thread; another thread can shut the socket down to wake it."""
 
     sock: socket.socket
     label: str
@@ -147,19 +147,19 @@ class Wire(Protocol):
         """
 
     def receive(self, view: memoryview) -> int:
-        """Fills the view as far as it can within about the poll interval.
+        """Fills the view as far as possible within about the poll interval.
 
-        Returns the number of bytes, 0 when the other side has closed in order, -1 when nothing came.
+        Returns the number of bytes, 0 when the server has closed the connection in order, -1 when nothing arrived.
 
         Raises:
-            OSError: The connection is broken. What arrived before that was returned by an earlier call.
+            OSError: The connection is broken. Bytes that arrived before have been returned by an earlier call.
         """
 
     def receive_some(self, view: memoryview) -> int:
-        """The same, but returns as soon as there is anything."""
+        """Like `receive`, but returns as soon as there is anything."""
 
     def is_quiet(self) -> bool:
-        """Whether the connection is open and has nothing to say; asked between two answers. Never waits."""
+        """Whether the connection is open and no data is pending, between two replies. Never waits."""
 
     def close(self) -> None:
         """Closes the socket; idempotent."""
@@ -177,7 +177,7 @@ def set_timeouts(sock: socket.socket, *, poll_seconds: float, send_seconds: floa
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
-class PlainWire:
+class PlainStream:
     """TCP without TLS."""
 
     label = "plain"
@@ -218,7 +218,7 @@ def _nothing_to_read(sock: socket.socket) -> bool:
     return False
 
 
-class CryptographyWire:
+class CryptographyStream:
     """TLS by the OpenSSL inside `cryptography`, read without a copy.
 
     Args:
@@ -278,13 +278,13 @@ class CryptographyWire:
     def receive(self, view: memoryview) -> int:
         if self._failure:
             raise self._failure
-        read, tls, wanted, done = self._lib.SSL_read, self._ssl, len(view), 0
+        read, tls, size, done = self._lib.SSL_read, self._ssl, len(view), 0
         self._lib.ERR_clear_error()
         deadline = time.monotonic() + self._poll_seconds
         # It holds the buffer only while this call lasts; the view may be released right after.
         with self._ffi.from_buffer(view, require_writable=True) as place:
-            while done < wanted:
-                count = read(tls, place + done, wanted - done)
+            while done < size:
+                count = read(tls, place + done, size - done)
                 if count <= 0:
                     return self._ended(count, done)
                 done += count
@@ -336,7 +336,7 @@ class CryptographyWire:
         self.sock.close()
 
 
-class SslWire:
+class SslStream:
     """TLS by Python's `ssl`, which is imported only where it is used: that takes long."""
 
     label = "ssl"
@@ -380,10 +380,10 @@ class SslWire:
     def receive(self, view: memoryview) -> int:
         if self._failure:
             raise self._failure
-        tls, wanted, done = self._tls, len(view), 0
+        tls, size, done = self._tls, len(view), 0
         deadline = time.monotonic() + self._poll_seconds
         try:
-            while done < wanted:
+            while done < size:
                 count = tls.recv_into(view[done:])
                 if count == 0:
                     return done
@@ -413,18 +413,18 @@ class SslWire:
         self.sock.close()
 
 
-def _has_no_tls_data(wire: Wire) -> bool:
-    """Whether a wire under TLS has no bytes for us and is not closed; does not wait.
+def _has_no_tls_data(stream: ByteStream) -> bool:
+    """Whether a stream under TLS has no bytes for us and is not closed; does not wait.
 
     What lies in the socket may be a session ticket and no news at all: only TLS can tell.
     """
-    os.set_blocking(wire.sock.fileno(), False)
+    os.set_blocking(stream.sock.fileno(), False)
     try:
-        return wire.receive_some(memoryview(bytearray(1))) == -1
+        return stream.receive_some(memoryview(bytearray(1))) == -1
     except OSError:
         return False
     finally:
-        os.set_blocking(wire.sock.fileno(), True)
+        os.set_blocking(stream.sock.fileno(), True)
 
 
 class _CryptographyContext:
@@ -467,19 +467,19 @@ class _CryptographyContext:
                 raise ConfigError(f"no certificates can be read from {', '.join(files + folders)}")
 
     def new(self, sock: socket.socket, host: str) -> Any:
-        """An SSL for one connection, which accepts a certificate for `host` alone."""
+        """An SSL for one connection, which only accepts a certificate for `host`."""
         lib, ffi = self.lib, self.ffi
         tls = ffi.gc(lib.SSL_new(self._context), lib.SSL_free)
-        wanted = lib.SSL_get0_param(tls)
+        parameters = lib.SSL_get0_param(tls)
         lib.X509_VERIFY_PARAM_set_hostflags(
-            wanted, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+            parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
         )
         address = _address(host)
         if address:
-            done = lib.X509_VERIFY_PARAM_set1_ip(wanted, address, len(address))
+            done = lib.X509_VERIFY_PARAM_set1_ip(parameters, address, len(address))
         else:
             name = host.encode("ascii")
-            done = lib.X509_VERIFY_PARAM_set1_host(wanted, name, len(name))
+            done = lib.X509_VERIFY_PARAM_set1_host(parameters, name, len(name))
             lib.SSL_set_tlsext_host_name(tls, name)
         # Without these the certificate would be taken for any host: nothing goes on unless they hold.
         if done != 1 or lib.SSL_get_verify_mode(tls) != lib.SSL_VERIFY_PEER or lib.SSL_set_fd(tls, sock.fileno()) != 1:
@@ -544,17 +544,19 @@ def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext
     return context
 
 
-def tls_wire(sock: socket.socket, host: str, settings: TlsSettings, poll_seconds: float) -> SslWire | CryptographyWire:
-    """A wire over a connected socket that blocks with timeouts; its `handshake` is still to be done.
+def tls_stream(
+    sock: socket.socket, host: str, settings: TlsSettings, poll_seconds: float
+) -> SslStream | CryptographyStream:
+    """A stream over a connected socket that blocks with timeouts; its `handshake` is still to be done.
 
-    The socket given must not be used any more: the wire's `sock` is its successor.
+    The socket given must not be used any more: the stream's `sock` is its successor.
     """
     context = context_for(settings)
     if isinstance(context, _CryptographyContext):
-        return CryptographyWire(sock, context, host, poll_seconds)
+        return CryptographyStream(sock, context, host, poll_seconds)
     # To Python the socket does not block, so that `ssl` reports "nothing yet" instead of waiting again; to the kernel
     # it does, for as long as its receive timeout.
     sock.settimeout(0)
     wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False)
     os.set_blocking(wrapped.fileno(), True)
-    return SslWire(wrapped, poll_seconds)
+    return SslStream(wrapped, poll_seconds)

@@ -6,7 +6,9 @@ import threading
 from urllib.parse import urlsplit
 
 from coldstream.errors import CancelledError, ColdstreamError, CredentialsError, NotFoundError, UnavailableError
-from coldstream.net.connection import ConnectionPool, FetchError, Ranged, parse_target, read
+from coldstream.net.connection import Ranged
+from coldstream.net.http_message import FetchError, parse_target
+from coldstream.net.pool import ConnectionPool, read
 from coldstream.net.retry import Retry
 from coldstream.places.place import Link, Location, Piece, replaced
 

@@ -23,7 +23,7 @@ from coldstream.errors import (
 )
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
-from coldstream.net.connection import read
+from coldstream.net.pool import read
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.folder import FolderSnapshot
 from coldstream.places.model_reader import ModelReader

@@ -16,7 +16,7 @@ from coldstream.errors import (
     NotFoundError,
     UnavailableError,
 )
-from coldstream.net.connection import read
+from coldstream.net.pool import read
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.places.model_reader import ModelReader
