@@ -106,8 +106,8 @@ def test_as_json(place: Place) -> None:
 def test_without_a_model(place: Place) -> None:
     """coldstream doctor"""
     out, _ = place.command.run("doctor")
-    assert "-     model            not looked at: no model is named" in out
-    assert "0 failed, 0 warnings, 24 ok, 4 not looked at" in out
+    assert "-     model            skipped: no model was named" in out
+    assert "0 failed, 0 warnings, 24 ok, 4 skipped" in out
 
 
 def test_a_folder_as_the_store(place: Place, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_fault_on_the_terminal(place: Place) -> None:
     out, _ = place.command.run("doctor", "org/none", "--quick", code=1)
     assert "fail  model            there is no model org/none in s3://" in out
     assert "see: coldstream list" in out
-    assert "-     bundles          not looked at: model failed" in out
+    assert "-     bundles          skipped: model failed" in out
     assert out.splitlines()[-1].startswith("1 failed, 0 warnings, ")
 
 
@@ -147,7 +147,7 @@ def test_half_a_pair_of_keys(place: Place) -> None:
     del place.command.environ["R2_SECRET_KEY"]
     checks = place.checks(code=1)
     assert [name for name, check in checks.items() if check["state"] == "fail"] == ["configuration"]
-    assert checks["model"]["found"] == "not looked at: configuration failed"
+    assert checks["model"]["found"] == "skipped: configuration failed"
     assert checks["open files"]["state"] == "ok"
 
 
@@ -193,9 +193,9 @@ def test_keys_that_only_read(double: tuple[Place, FakeR2]) -> None:
     use(place, found, [])
     checks = place.checks("--skip", "tls")
     assert checks["permissions"]["state"] == "ok"
-    assert "these keys can only read: right for a serving node" in checks["permissions"]["found"]
+    assert "these keys are read-only" in checks["permissions"]["found"]
     for name in ("round trip", "conditional put", "multipart"):
-        assert (checks[name]["state"], checks[name]["found"]) == ("skipped", "not looked at: these keys can only read")
+        assert (checks[name]["state"], checks[name]["found"]) == ("skipped", "skipped: these keys are read-only")
     assert checks["model"]["state"] == "ok"
 
 
@@ -205,12 +205,12 @@ def test_keys_for_one_model(double: tuple[Place, FakeR2]) -> None:
     use(place, found, [f"{NAME}/", f".coldstream/bundles/{NAME}/"])
     place.command.environ["COLDSTREAM_BUNDLE_KEY"] = "k" * 64
     checks = place.checks()
-    assert checks["bucket"]["found"] == f"these keys open {NAME}/ alone"
-    assert "can only read" in checks["permissions"]["found"]
+    assert checks["bucket"]["found"] == f"these keys only open {NAME}/"
+    assert "are read-only" in checks["permissions"]["found"]
     assert checks["model"]["state"] == checks["bundles"]["state"] == "ok"
     checks = {c["name"]: c for c in place.command.json("doctor", "--quick", code=1)["checks"]}
     assert checks["bucket"]["state"] == "fail"
-    assert "reach other objects alone" in checks["bucket"]["hint"]
+    assert "do not cover this object" in checks["bucket"]["hint"]
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_store_that_ignores_conditions(place: Place, monkeypatch: pytest.Monke
     monkeypatch.setattr("coldstream.operate.doctor.case.is_loopback", lambda host: False)
     checks = place.checks()
     assert checks["conditional put"]["state"] == "warn"
-    assert checks["conditional put"]["hint"] == "do not upload one model from two places at once"
+    assert checks["conditional put"]["hint"] == "do not upload the same model from two machines at once"
     assert checks["tls"]["state"] == "warn"
 
 
@@ -310,7 +310,7 @@ def test_an_upload_that_was_broken_off(place: Place) -> None:
     place.store.put(record_key(NAME), serialize(journal))
     found = place.faults()
     assert list(found) == ["model"]
-    assert "the upload is not complete; run: coldstream upload" in found["model"]["found"]
+    assert "the upload is incomplete; run: coldstream upload" in found["model"]["found"]
 
 
 def test_a_manifest_that_was_altered(place: Place) -> None:
@@ -325,7 +325,7 @@ def test_a_model_without_a_manifest(place: Place) -> None:
     checks = {check["name"]: check for check in found["checks"]}
     assert checks["model"]["state"] == "warn"
     assert checks["model"]["hint"] == f"for a manifest with hashes run: coldstream upload {NAME}"
-    assert checks["chunk hashes"]["found"] == "not looked at: there is no manifest to compare with"
+    assert checks["chunk hashes"]["found"] == "skipped: there is no manifest to compare with"
 
 
 def test_a_model_without_safetensors(place: Place) -> None:
@@ -339,7 +339,7 @@ def test_a_model_without_a_configuration(place: Place, tmp_path: Path) -> None:
     (tmp_path / "m/config.json").unlink()
     place.command.run("upload", str(tmp_path / "m"), "--as", "org/bare")
     found = place.command.json("doctor", "org/bare", "--only", "model")
-    assert "no config.json: vLLM will not serve it" in found["checks"][0]["found"]
+    assert "no config.json: vLLM cannot serve it" in found["checks"][0]["found"]
     assert found["warned"] == 1
 
 
@@ -373,7 +373,7 @@ def test_an_altered_byte(place: Place) -> None:
     assert checks["chunk hashes"]["state"] == "fail"
     assert f"{path}: bytes " in checks["chunk hashes"]["found"]
     assert "coldstream verify org/m --deep" in checks["chunk hashes"]["hint"]
-    assert checks["speed"]["found"] == "not looked at: chunk hashes failed"
+    assert checks["speed"]["found"] == "skipped: chunk hashes failed"
 
 
 def test_a_read_that_goes_wrong_in_the_sample(proxied: tuple[Place, Faults]) -> None:
@@ -401,7 +401,7 @@ def test_a_slow_bucket(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_module, "_LOAD_SECONDS_MAX", 0.1)
     found = place.command.json("doctor", NAME, "--only", "speed")
     assert found["warned"] == 1
-    assert "no cold start within a minute" in found["checks"][0]["found"]
+    assert "a cold start takes more than a minute" in found["checks"][0]["found"]
 
 
 # Bundles.
@@ -436,7 +436,7 @@ def test_a_bundle_key_that_is_too_short(place: Place) -> None:
     place.command.environ["COLDSTREAM_BUNDLE_KEY"] = "short"
     checks = place.checks(code=1)
     assert checks["bundle key"]["state"] == "fail"
-    assert checks["bundles"]["found"] == "not looked at: bundle key failed"
+    assert checks["bundles"]["found"] == "skipped: bundle key failed"
 
 
 # The CDN.
@@ -466,7 +466,7 @@ def test_a_cdn_that_caches(place: Place, domain: RangedServer) -> None:
     answers(domain, "MISS", "HIT")
     check = cdn_check(place)
     assert check["state"] == "ok"
-    assert check["found"].endswith("gives the bucket's bytes: MISS, then HIT")
+    assert check["found"].endswith("serves the bucket's bytes: MISS, then HIT")
 
 
 @pytest.mark.parametrize(("statuses", "reads"), [(("DYNAMIC",), 2), (("MISS",), 3), ((), 2)])
@@ -489,12 +489,12 @@ def test_shards_that_a_cdn_does_not_keep(place: Place, domain: RangedServer, mon
 def test_a_cdn_that_gives_other_bytes(place: Place, domain: RangedServer) -> None:
     domain.put(f"/{NAME}/config.json", b"{}")
     check = cdn_check(place, code=1)
-    assert "gives other bytes than the bucket" in check["found"]
+    assert "serves other bytes than the bucket" in check["found"]
     domain.add("header", value="Content-Type: text/html; charset=utf-8", times=None)
-    assert "gives an HTML page" in cdn_check(place, code=1)["found"]
+    assert "serves an HTML page" in cdn_check(place, code=1)["found"]
 
 
-@pytest.mark.parametrize(("status", "says"), [(403, "refuses this machine"), (404, "this bucket's domain")])
+@pytest.mark.parametrize(("status", "says"), [(403, "blocks this machine"), (404, "belongs to this bucket")])
 def test_a_cdn_that_refuses(place: Place, domain: RangedServer, status: int, says: str) -> None:
     domain.add("status", status=status, times=None)
     check = cdn_check(place, code=1)
@@ -514,7 +514,7 @@ def test_an_unreachable_cdn(place: Place, domain: RangedServer) -> None:
     assert check["found"].startswith(f"cannot reach {domain.url}: ")
     assert "Traceback" not in check["found"]
     place.command.environ["R2_CDN_DOMAIN"] = "cdn.example.com/models"
-    assert "it is the domain alone" in cdn_check(place, code=1)["found"]
+    assert "the domain by itself" in cdn_check(place, code=1)["found"]
 
 
 def test_a_cdn_before_a_store_below_a_prefix(place: Place, domain: RangedServer, tmp_path: Path) -> None:
@@ -531,7 +531,7 @@ def test_a_cdn_before_a_store_below_a_prefix(place: Place, domain: RangedServer,
 
 def test_a_copy_makes_the_next_start_a_warm_one(place: Place) -> None:
     place.command.run("load", NAME)
-    assert "the next start is a warm one" in place.checks()["disk"]["found"]
+    assert "the next start is warm" in place.checks()["disk"]["found"]
 
 
 def test_a_cache_that_others_can_write_to(place: Place) -> None:
@@ -557,7 +557,7 @@ def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor_command, "_PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(doctor_command, "_TICK_SECONDS", 0.01)
     terminal = Terminal()
-    waiting = doctor_command._Waiting(terminal)
+    waiting = doctor_command._ProgressLine(terminal)
     with waiting.shown():
         waiting.begin("speed")
         waiting.tell("8: 240 MB/s")
@@ -572,7 +572,7 @@ def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_is_drawn_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     from coldstream.cli import doctor_command
 
-    waiting = doctor_command._Waiting(None)
+    waiting = doctor_command._ProgressLine(None)
     with waiting.shown():
         waiting.begin("speed")
         waiting.tell("8: 240 MB/s")

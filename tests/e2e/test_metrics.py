@@ -22,7 +22,7 @@ from coldstream.telemetry.metrics.exposition import parse
 from coldstream.telemetry.metrics.families import Families
 from coldstream.telemetry.metrics.metric_names import METRICS
 from coldstream.telemetry.metrics.month_costs import cost_file
-from coldstream.telemetry.metrics.scrape_endpoint import Endpoint
+from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real
@@ -390,7 +390,7 @@ def test_alerts_fire_in_the_real_prometheus(command: Command, server: RangedServ
     file = tmp_path / "coldstream.prom"
     command.run("load", f"{server.url}/org/other", "--metrics-file", str(file), code=10)
     cost_file(file, projected=120.0, budget=100.0)
-    endpoint = Endpoint("127.0.0.1", 0, file.read_bytes)
+    endpoint = ScrapeEndpoint("127.0.0.1", 0, file.read_bytes)
     try:
         with real.prometheus({"node": f"127.0.0.1:{endpoint.port}"}, rules=RULES) as prometheus:
             firing = 'count(ALERTS{alertname="%s", alertstate="firing"})'

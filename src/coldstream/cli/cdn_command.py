@@ -17,9 +17,9 @@ from coldstream.cli.shared_options import Count, common_options, dry_run_option,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstream.operate.cdn.cache_check import Finding
-    from coldstream.operate.cdn.cache_rule import Standing
-    from coldstream.operate.cdn.model_objects import Object
+    from coldstream.operate.cdn.cache_check import CacheFinding
+    from coldstream.operate.cdn.cache_rule import RuleState
+    from coldstream.operate.cdn.model_objects import CdnObject
     from coldstream.operate.cdn.zone import Zone
     from coldstream.places.cdn_domain import CdnDomain
     from coldstream.places.cloudflare import Api
@@ -297,7 +297,7 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
     state.show({"model": name, "urls": urls, "purged": True}, f"purged   {plural(len(urls), 'URL')} of {name}")
 
 
-def _difference_lines(standing: Standing) -> list[str]:
+def _difference_lines(standing: RuleState) -> list[str]:
     """A rule that differs, a line for each field, and what mends it."""
     if standing.state != "differs":
         return []
@@ -315,7 +315,7 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value)[:_SHOWN_MAX]
 
 
-def _difference_document(standing: Standing) -> dict[str, Any]:
+def _difference_document(standing: RuleState) -> dict[str, Any]:
     return {
         "description": standing.rule["description"],
         "ours": standing.is_ours,
@@ -339,7 +339,7 @@ def _zone(api: Api, host: str, named: str | None) -> Zone:
     return find_zone(api, host, named=named)
 
 
-def _objects(state: State, name: str, *, everything: bool) -> Sequence[Object]:
+def _objects(state: State, name: str, *, everything: bool) -> Sequence[CdnObject]:
     """Those of a model that a load reads through the domain, or all."""
     from coldstream.operate.cdn.model_objects import objects_of
 
@@ -349,7 +349,7 @@ def _objects(state: State, name: str, *, everything: bool) -> Sequence[Object]:
     return found if everything or not read else read
 
 
-def _in_bucket(state: State) -> Callable[[Object], bool]:
+def _in_bucket(state: State) -> Callable[[CdnObject], bool]:
     """Whether the bucket has an object, asked with its keys."""
     from functools import partial
 
@@ -406,7 +406,7 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
         )
 
 
-def _check_text(found: Sequence[Finding], limit: int) -> str:
+def _check_text(found: Sequence[CacheFinding], limit: int) -> str:
     from coldstream.units import format_bytes
 
     rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "MEND")]
@@ -428,7 +428,7 @@ def _check_text(found: Sequence[Finding], limit: int) -> str:
     return f"{table_text(rows, colours=_STATES, coloured_column=2)}\n{last}"
 
 
-def _document(finding: Finding) -> dict[str, Any]:
+def _document(finding: CacheFinding) -> dict[str, Any]:
     item = finding.object
     return {
         "key": item.key,

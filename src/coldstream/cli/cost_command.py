@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coldstream.operate.cost.break_even import BreakEven
     from coldstream.operate.cost.prices import Prices
     from coldstream.operate.cost.usage import Actual
-    from coldstream.operate.cost.workload import Plan
+    from coldstream.operate.cost.workload import CostPlan
     from coldstream.tune.gpus import Gpus
 
 
@@ -166,7 +166,7 @@ def _planned(
     return month
 
 
-def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
+def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> CostPlan:
     from coldstream.errors import UsageError
     from coldstream.operate.cost.bucket_contents import read_contents
     from coldstream.operate.cost.workload import alike, make_plan
@@ -181,7 +181,7 @@ def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
         find_gpu(name)
     gpus: Gpus | None = parse_gpus(asked["gpus"]) if asked["gpus"] else None
 
-    def made(contents: Sequence[Any], **more: Any) -> Plan:
+    def made(contents: Sequence[Any], **more: Any) -> CostPlan:
         return make_plan(
             contents,
             prices,
@@ -192,8 +192,8 @@ def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> Plan:
             updates_per_month=asked["updates_per_month"],
             gpus=gpus,
             gpu_dollars_per_hour=asked["gpu_dollars_per_hour"],
-            load_seconds_said=asked["load_seconds"],
-            hub_seconds_said=asked["hub_seconds"],
+            load_seconds_override=asked["load_seconds"],
+            hub_seconds_override=asked["hub_seconds"],
             **more,
         )
 
@@ -232,7 +232,7 @@ def _hold(state: State, budget: float | None, month: float) -> None:
         raise SystemExit(1)
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: CostPlan) -> str:
     from coldstream.units import format_bytes, plural
 
     what = plural(plan.models, "model")
@@ -243,7 +243,7 @@ def _title(plan: Plan) -> str:
     return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches per day{nodes}{days}"
 
 
-def _text(plan: Plan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
+def _text(plan: CostPlan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
     from coldstream.operate.cost.break_even import cost_table
 
     heading, rows = cost_table(bills, evens)
@@ -257,7 +257,7 @@ def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[st
     return [[cell if index in texts else cell.rjust(widths[index]) for index, cell in enumerate(row)] for row in rows]
 
 
-def _notes(plan: Plan, bills: Sequence[Bill], prices: Prices) -> list[str]:
+def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     """What the sums are made of."""
     from coldstream.operate.cost.bill import usage_of
     from coldstream.operate.cost.break_even import dollars_text
@@ -334,7 +334,7 @@ def _actual_text(found: Actual) -> str:
     )
 
 
-def _plan_document(plan: Plan) -> dict[str, Any]:
+def _plan_document(plan: CostPlan) -> dict[str, Any]:
     from coldstream.operate.cost.bill import usage_of
 
     usage = usage_of(plan)

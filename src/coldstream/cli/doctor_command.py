@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -51,7 +50,7 @@ def command(
     from coldstream.operate.doctor.checklist import examine, select
 
     items = select(only=only, skip=skip, quick=quick)
-    waiting = _Waiting(sys.stderr if sys.stderr.isatty() and not state.quiet else None)
+    waiting = _ProgressLine(sys.stderr if sys.stderr.isatty() and not state.quiet else None)
     case = Case(state.settings(), name, vllm=program, tell=waiting.tell)
     checks = []
     with waiting.shown():
@@ -63,7 +62,7 @@ def command(
     counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok", "skipped")}
     state.show(
         {
-            "checks": [asdict(check) for check in checks],
+            "checks": [check.document() for check in checks],
             "failed": counts["fail"],
             "warned": counts["warn"],
             "skipped": counts["skipped"],
@@ -76,7 +75,7 @@ def command(
 
 def _print(check: Check) -> None:
     word = coloured(f"{check.state:<5}", _COLOURS[check.state]) if check.state in _COLOURS else f"{'-':<5}"
-    echo(f"{word} {check.name:<16} {check.found}")
+    echo(f"{word} {check.name:<16} {check.detail}")
     if check.hint and check.state in {"warn", "fail"}:
         echo(f"{'':<22} {check.hint}")
 
@@ -85,10 +84,10 @@ def _summary(counts: dict[str, int]) -> str:
     from coldstream.units import plural
 
     text = f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok"
-    return text + (f", {counts['skipped']} not looked at" if counts["skipped"] else "")
+    return text + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
 
-class _Waiting:
+class _ProgressLine:
     """A line that says what is looked at and for how long, on a terminal, once it takes longer than a moment."""
 
     def __init__(self, stream: TextIO | None) -> None:

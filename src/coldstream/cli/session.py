@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coldstream.net.retry import Retry
     from coldstream.places.place import Store
     from coldstream.settings import Settings
-    from coldstream.telemetry.metrics.measuring import Measured
+    from coldstream.telemetry.metrics.measuring import CommandMetrics
 
 _WAIT_SECONDS_MIN = 2
 
@@ -72,7 +72,7 @@ class State:
         if seconds >= _WAIT_SECONDS_MIN:
             self.say(f"{error}; retrying in {seconds:.0f} s")
 
-    def measured(self, settings: Settings, uri: str) -> AbstractContextManager[Measured]:
+    def measured(self, settings: Settings, uri: str) -> AbstractContextManager[CommandMetrics]:
         """Serves and writes the configured metrics of a model's load within the block; nothing if none are configured.
 
         Args:
@@ -82,9 +82,9 @@ class State:
         from coldstream.model.names import model_name
         from coldstream.model.uri import Uri
         from coldstream.telemetry.metrics.measuring import measured
-        from coldstream.telemetry.metrics.metric_options import wanted
+        from coldstream.telemetry.metrics.metric_options import metric_options
 
-        metrics = wanted(settings)
+        metrics = metric_options(settings)
         key = uri_key(Uri(uri), settings) if metrics is not None else ""
         return measured(metrics, model=model_name(uri), uri=key, say=self.say)
 

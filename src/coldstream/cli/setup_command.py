@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,7 @@ def command(
         settings = wizard.ask(settings, wizard.NAMES)
     lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
     if state.json:
-        state.show({"checks": [asdict(check) for check in checks], "exports": lines}, "")
+        state.show({"checks": [check.document() for check in checks], "exports": lines}, "")
     else:
         _epilogue(checks, lines, show_secrets=show_secrets)
     if writes:
@@ -124,7 +123,7 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     """Checks the configuration and, if it is valid, the bucket; prints each result at once."""
     from coldstream.errors import ColdstreamError
     from coldstream.operate import probe
-    from coldstream.operate.doctor.endpoint_probe import greet
+    from coldstream.operate.doctor.endpoint_probe import probe_endpoint
     from coldstream.places.opening import open_store
 
     checks: list[Check] = []
@@ -141,7 +140,7 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     if endpoint := settings.endpoint():
         # The check of the bucket reports an unreachable endpoint.
         with suppress(ColdstreamError):
-            note(probe.judged_clock(greet(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
+            note(probe.judged_clock(probe_endpoint(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
     if note(probe.check_bucket(store, create=create, location=location)):
         note(*probe.check_round_trip(store))
     return checks
@@ -152,7 +151,7 @@ def _print(state: State, checks: list[Check]) -> None:
         return
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.found}")
+        echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.detail}")
         if check.hint and check.state != "ok":
             echo(f"{'':<26} {check.hint}")
 

@@ -1,4 +1,4 @@
-"""Counts loads of the library in the metrics file that the environment names. No load fails because of it."""
+"""MetricCounts loads of the library in the metrics file that the environment names. No load fails because of it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Ca
     if file is None:
         return lambda: None
     try:
-        from coldstream.telemetry.metrics.library_metrics import Single
+        from coldstream.telemetry.metrics.library_metrics import LibraryLoad
 
-        single = Single(load, model=model_name(uri), uri=uri_key(uri, settings), file=file)
+        single = LibraryLoad(load, model=model_name(uri), uri=uri_key(uri, settings), file=file)
     except Exception as exc:  # noqa: BLE001  # the load goes on in any case
         _warn(exc)
         return lambda: None

@@ -44,7 +44,7 @@ _RCLONE_ADDRESS = re.compile(r"\[(http://[\d.]+:\d+)/?\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class DemoServer:
     """A running S3 server: its endpoint and the keys that it was started with."""
 
     endpoint: str
@@ -53,7 +53,7 @@ class Server:
 
 
 @contextmanager
-def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
+def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[DemoServer]:
     """Runs `rclone serve s3` over a folder, with keys made for this run. Ends with the block.
 
     Args:
@@ -77,7 +77,7 @@ def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[Server]:
         start_new_session=True,  # Ctrl-C is ours to handle; the server ends after we have cleaned up
     )
     try:
-        yield Server(_address(process), access_key, secret_key)
+        yield DemoServer(_address(process), access_key, secret_key)
     finally:
         process.terminate()
         try:

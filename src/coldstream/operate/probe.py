@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from coldstream.errors import ColdstreamError
 from coldstream.places.place import Store, honours_conditions
@@ -25,25 +26,52 @@ _LATENCY_ROUNDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What.
-        state: "ok", "warn" or "fail"; of `coldstream doctor` also "skipped": it was not looked at.
-        found: The measured value, the fault, or why it was not looked at; for people.
-        hint: What mends it, or None.
-        exit_code: What a failure means for the command's exit code; 0 where nothing failed.
+        name: Its name in `--only`, `--skip` and the JSON.
+        state: "ok", "warn" or "fail"; in `coldstream doctor` also "skipped".
+        detail: The measured value, the fault, or why the check was skipped; for people.
+        hint: How to fix it, or None.
+        exit_code: The exit code of the error behind a failure; 0 if nothing failed.
+        blocked_by: What a skipped check depends on that failed or is missing; "" otherwise.
     """
 
     name: str
     state: str
-    found: str
+    detail: str
     hint: str | None = None
     exit_code: int = 1
+    blocked_by: str = ""
 
     def __post_init__(self) -> None:
         if self.state != "fail":
             object.__setattr__(self, "exit_code", 0)
+
+    def document(self) -> dict[str, Any]:
+        """The check as `--json` prints it; a contract."""
+        return {"name": self.name, "state": self.state, "found": self.detail, "hint": self.hint,
+                "exit_code": self.exit_code}  # fmt: skip
+
+
+def ok(detail: str) -> Check:
+    """A check of `coldstream doctor` that passed; the checklist names it."""
+    return Check(name="", state="ok", detail=detail)
+
+
+def warn(detail: str, *, hint: str | None = None) -> Check:
+    """A check that found something that works, but not well."""
+    return Check(name="", state="warn", detail=detail, hint=hint)
+
+
+def fail(detail: str, *, hint: str | None = None, exit_code: int = 1) -> Check:
+    """A check that failed."""
+    return Check(name="", state="fail", detail=detail, hint=hint, exit_code=exit_code)
+
+
+def skipped(reason: str) -> Check:
+    """A check that did not run."""
+    return Check(name="", state="skipped", detail=f"skipped: {reason}", blocked_by=reason)
 
 
 def check_configuration(settings: Settings) -> list[Check]:
@@ -59,8 +87,8 @@ def check_configuration(settings: Settings) -> list[Check]:
     ):
         checks.append(_configured(name, settings, ask, needed=needed))
     token, origin = hub_token(settings)
-    found = f"{origin}, ends in {mask(token)}" if token else "not set: public models only"
-    checks.append(Check(name="hugging face token", state="ok", found=found))
+    detail = f"{origin}, ends in {mask(token)}" if token else "not set: public models only"
+    checks.append(Check(name="hugging face token", state="ok", detail=detail))
     return checks
 
 
@@ -73,13 +101,13 @@ def _configured(name: str, settings: Settings, ask: Callable[[], str | None], *,
     try:
         value = ask()
     except ColdstreamError as exc:
-        return Check(name=name, state="fail", found=exc.message, hint=exc.hint, exit_code=exc.exit_code)
+        return Check(name=name, state="fail", detail=exc.message, hint=exc.hint, exit_code=exc.exit_code)
     if value:
         origin = settings.origin(*origins)
-        return Check(name=name, state="ok", found=f"{value}   ({origin})" if origin else value)
+        return Check(name=name, state="ok", detail=f"{value}   ({origin})" if origin else value)
     looked = f"{' and '.join(origins)} are not set in {' or '.join(settings.looked_in)}"
     fallback = {"endpoint": "; AWS S3 itself is used", "credentials": "; the AWS chain (profile, SSO, role) is used"}
-    return Check(name=name, state="fail" if needed else "warn", found=looked + fallback.get(name, ""), exit_code=2)
+    return Check(name=name, state="fail" if needed else "warn", detail=looked + fallback.get(name, ""), exit_code=2)
 
 
 def _described_keys(settings: Settings) -> str | None:
@@ -95,15 +123,15 @@ def check_bucket(store: Store, *, create: bool, location: str | None) -> Check:
 
     try:
         if not isinstance(store, S3Store):
-            return Check(name="bucket", state="ok", found=f"{store.uri} is a folder")
+            return Check(name="bucket", state="ok", detail=f"{store.uri} is a folder")
         if store.bucket_exists():
-            return Check(name="bucket", state="ok", found=f"{store.bucket} is there")
+            return Check(name="bucket", state="ok", detail=f"{store.bucket} exists")
         if not create:
-            return Check(name="bucket", state="fail", found=f"{store.bucket} does not exist", exit_code=10)
+            return Check(name="bucket", state="fail", detail=f"{store.bucket} does not exist", exit_code=10)
         store.create_bucket(location)
     except ColdstreamError as exc:
         return _failed("bucket", exc)
-    return Check(name="bucket", state="ok", found=f"{store.bucket} created")
+    return Check(name="bucket", state="ok", detail=f"{store.bucket} created")
 
 
 def judged_clock(date: str | None) -> Check | None:
@@ -116,8 +144,8 @@ def judged_clock(date: str | None) -> Check | None:
         return None
     # A Date has whole seconds; signatures may be 15 minutes off.
     state = "ok" if abs(off) < 60 else "warn" if abs(off) < 600 else "fail"
-    hint = None if state == "ok" else "set the clock, for example: timedatectl set-ntp true"
-    return Check(name="clock", state=state, found=f"{abs(off):.0f} s from the server's", hint=hint)
+    hint = None if state == "ok" else "set the clock: timedatectl set-ntp true"
+    return Check(name="clock", state=state, detail=f"differs by {abs(off):.0f} s from the server's", hint=hint)
 
 
 def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:
@@ -136,18 +164,18 @@ def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:
         piece = bytearray(96)
         store.read_into(key, 1000, memoryview(piece))
         if piece != body[1000:1096]:
-            checks.append(Check(name="round trip", state="fail", found="a ranged read gave other bytes"))
+            checks.append(Check(name="round trip", state="fail", detail="a range read returned wrong bytes"))
         elif key not in [info.key for info in store.list(key)]:
-            checks.append(Check(name="round trip", state="fail", found="a listing lacks what was just written"))
+            checks.append(Check(name="round trip", state="fail", detail="the listing lacks a new object"))
         else:
-            found = f"put {format_seconds(put)}   ranged get {format_seconds(get)}   list ok"
-            checks.append(Check(name="round trip", state="ok", found=found))
+            detail = f"put {format_seconds(put)}   ranged get {format_seconds(get)}   list ok"
+            checks.append(Check(name="round trip", state="ok", detail=detail))
         checks.append(_check_conditions(store, key, body))
         checks.append(_check_multipart(store, key))
         if measure:
             checks.extend(_measure(store, key))
         store.delete([key])
-        checks.append(Check(name="delete", state="ok", found="ok"))
+        checks.append(Check(name="delete", state="ok", detail="ok"))
     except ColdstreamError as exc:
         checks.append(_failed("round trip", exc))
     finally:
@@ -164,12 +192,12 @@ def _sweep(store: Store, key: str) -> None:
 
 def _check_conditions(store: Store, key: str, body: bytes) -> Check:
     if honours_conditions(store, key, body):
-        return Check(name="conditional put", state="ok", found="honoured")
+        return Check(name="conditional put", state="ok", detail="honoured")
     return Check(
         name="conditional put",
         state="warn",
-        found="ignored by this store",
-        hint="do not upload one model from two places at once",
+        detail="not supported by this store",
+        hint="do not upload the same model from two machines at once",
     )
 
 
@@ -180,8 +208,8 @@ def _check_multipart(store: Store, key: str) -> Check:
     listed = [part.number for part in store.parts(other, upload_id)]
     store.abort_upload(other, upload_id)
     if listed != [1]:
-        return Check(name="multipart", state="warn", found="parts are not listed: broken uploads start over")
-    return Check(name="multipart", state="ok", found="parts are listed: broken uploads go on")
+        return Check(name="multipart", state="warn", detail="parts cannot be listed: interrupted uploads start over")
+    return Check(name="multipart", state="ok", detail="parts can be listed: interrupted uploads resume")
 
 
 def _measure(store: Store, key: str) -> list[Check]:
@@ -191,8 +219,8 @@ def _measure(store: Store, key: str) -> list[Check]:
     down = _timed(lambda: store.read_into(key, 0, memoryview(bytearray(_SPEED_BYTES))))
     speed = f"up {format_rate(_SPEED_BYTES, up)}   down {format_rate(_SPEED_BYTES, down)}   with one stream of 8 MiB"
     return [
-        Check(name="latency", state="ok", found=f"{format_seconds(latency)} a request"),
-        Check(name="speed", state="ok", found=speed),
+        Check(name="latency", state="ok", detail=f"{format_seconds(latency)} a request"),
+        Check(name="speed", state="ok", detail=speed),
     ]
 
 
@@ -203,7 +231,7 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _failed(name: str, exc: ColdstreamError) -> Check:
-    return Check(name=name, state="fail", found=exc.message, hint=exc.hint, exit_code=exc.exit_code)
+    return Check(name=name, state="fail", detail=exc.message, hint=exc.hint, exit_code=exc.exit_code)
 
 
 def exports(settings: Settings) -> dict[str, str]:
@@ -212,7 +240,7 @@ def exports(settings: Settings) -> dict[str, str]:
     Run:ai's own variables: path-style addressing, and a request timeout longer than its second (R2's first byte can
     take that).
     """
-    wanted: dict[str, str | None] = {
+    variables: dict[str, str | None] = {
         "AWS_ENDPOINT_URL": settings.endpoint(),
         "AWS_CA_BUNDLE": settings.get("AWS_CA_BUNDLE"),
         "AWS_REGION": settings.region,
@@ -220,13 +248,13 @@ def exports(settings: Settings) -> dict[str, str]:
         "AWS_PROFILE": None if settings.keys() else settings.get("AWS_PROFILE"),
     }
     if keys := settings.keys():
-        wanted |= {"AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1], "AWS_SESSION_TOKEN": keys[2]}
+        variables |= {"AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1], "AWS_SESSION_TOKEN": keys[2]}
     if settings.endpoint():
-        wanted |= {
+        variables |= {
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
             "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
             "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS": "30000",
         }
-    return {name: value for name, value in wanted.items() if value}
+    return {name: value for name, value in variables.items() if value}

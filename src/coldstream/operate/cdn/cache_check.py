@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from coldstream.operate.cdn.edge import Answer, Edge
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.operate.cdn.model_objects import CdnObject
 
 KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
 # Comes to be kept by being read: that the second read is none yet may be the place of the first.
@@ -20,7 +20,7 @@ COMING = {"MISS", "EXPIRED"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CacheFinding:
     """What became of an object.
 
     Attributes:
@@ -32,7 +32,7 @@ class Finding:
         mend: What to do; "" when nothing.
     """
 
-    object: Object
+    object: CdnObject
     state: str
     first: str
     second: str
@@ -41,13 +41,13 @@ class Finding:
 
 def check(
     edge: Edge,
-    objects: Sequence[Object],
+    objects: Sequence[CdnObject],
     *,
     limit_bytes: int,
     connections: int,
-    in_bucket: Callable[[Object], bool],
-    on_done: Callable[[Finding], None],
-) -> list[Finding]:
+    in_bucket: Callable[[CdnObject], bool],
+    on_done: Callable[[CacheFinding], None],
+) -> list[CacheFinding]:
     """Looks twice at each object, at four bytes in all.
 
     Args:
@@ -59,7 +59,7 @@ def check(
         on_done: Told as each is known, from several threads.
     """
 
-    def one(item: Object) -> Finding:
+    def one(item: CdnObject) -> CacheFinding:
         first = edge.byte(item.key, places(item)[0])
         second, partly = look_again(edge.byte, item) if first.status in {200, 206} else (first, False)
         held = in_bucket(item) if second.status == 404 else None
@@ -71,7 +71,7 @@ def check(
         return list(pool.map(one, objects))
 
 
-def places(item: Object) -> list[int | None]:
+def places(item: CdnObject) -> list[int | None]:
     """The bytes that tell whether all of an object is kept: its first, its last and one between.
 
     That one is drawn anew, so that what earlier looks have left in the cache does not pass for the object.
@@ -80,7 +80,7 @@ def places(item: Object) -> list[int | None]:
     return [*dict.fromkeys((0, last, random.randint(0, last)))] if item.size else [None]
 
 
-def look_again(read: Callable[[str, int | None], Answer], item: Object) -> tuple[Answer, bool]:
+def look_again(read: Callable[[str, int | None], EdgeAnswer], item: CdnObject) -> tuple[EdgeAnswer, bool]:
     """Reads an object's bytes until one is not kept.
 
     Args:
@@ -100,14 +100,14 @@ def look_again(read: Callable[[str, int | None], Answer], item: Object) -> tuple
 
 
 def judge(
-    item: Object,
-    first: Answer,
-    second: Answer,
+    item: CdnObject,
+    first: EdgeAnswer,
+    second: EdgeAnswer,
     limit_bytes: int,
     *,
     partly: bool = False,
     in_bucket: bool | None = None,
-) -> Finding:
+) -> CacheFinding:
     """What two looks say of an object. Pure.
 
     Args:
@@ -119,10 +119,12 @@ def judge(
         in_bucket: Whether the bucket has it; None when nobody has looked.
     """
     state, mend = _lost(item, second, in_bucket=in_bucket) or _judged(item, first, second, limit_bytes, partly=partly)
-    return Finding(object=item, state=state, first=first.cache, second=second.cache, mend=mend)
+    return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, mend=mend)
 
 
-def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int, *, partly: bool) -> tuple[str, str]:
+def _judged(
+    item: CdnObject, first: EdgeAnswer, second: EdgeAnswer, limit_bytes: int, *, partly: bool
+) -> tuple[str, str]:
     fault = fault_of(item, second)
     if fault is not None:
         return fault
@@ -138,7 +140,7 @@ def _judged(item: Object, first: Answer, second: Answer, limit_bytes: int, *, pa
     return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
 
 
-def _lost(item: Object, answer: Answer, *, in_bucket: bool | None) -> tuple[str, str] | None:
+def _lost(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None) -> tuple[str, str] | None:
     """What a 404 means, when the bucket has been asked as well; None for other answers."""
     if answer.status != 404 or in_bucket is None:
         return None
@@ -150,7 +152,7 @@ def _lost(item: Object, answer: Answer, *, in_bucket: bool | None) -> tuple[str,
     return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
 
 
-def fault_of(item: Object, answer: Answer) -> tuple[str, str] | None:
+def fault_of(item: CdnObject, answer: EdgeAnswer) -> tuple[str, str] | None:
     """What is wrong with an answer whatever the cache says: (state, what mends it); None when nothing is. Pure."""
     purge = f"coldstream cdn purge {item.model}"
     if answer.status == 0:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from coldstream.errors import CancelledError, UnavailableError
 from coldstream.net.retry import Retry
-from coldstream.operate.cdn.cache_check import KEPT, Finding, fault_of, judge, look_again
-from coldstream.operate.cdn.edge import Answer, Edge
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.cache_check import KEPT, CacheFinding, fault_of, judge, look_again
+from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.progress import Progress
 
 # Of one request, when nothing has ever come from the domain (its name or the network is the likelier fault), or when
@@ -39,23 +39,23 @@ class Warmed:
         left_out: Objects that are too large to be kept.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CacheFinding, ...]
     bytes: int
     seconds: float
     first_hits: int
     hits: int
     hit_bytes: int
     retries: int
-    left_out: tuple[Object, ...]
+    left_out: tuple[CdnObject, ...]
 
 
 def warm(
     edge: Edge,
-    objects: Sequence[Object],
+    objects: Sequence[CdnObject],
     *,
     limit_bytes: int,
     connections: int,
-    in_bucket: Callable[[Object], bool],
+    in_bucket: Callable[[CdnObject], bool],
     progress: Progress,
     retry: Retry,
 ) -> Warmed:
@@ -79,13 +79,13 @@ def warm(
     counted = {"bytes": 0, "hits": 0}
     lock = threading.Lock()
 
-    def one(item: Object) -> Finding:
+    def one(item: CdnObject) -> CacheFinding:
         def on_bytes(count: int) -> None:
             if retry.cancel.is_set():
                 raise CancelledError("cancelled", hint="what has been read stays kept; run it again to go on")
             progress.fetched(item.key, count)
 
-        def read() -> Answer:
+        def read() -> EdgeAnswer:
             found = edge.whole(item.key, on_bytes)
             if found.failed_on_the_way:
                 # All of it is read again: only a whole answer is kept.
@@ -104,7 +104,7 @@ def warm(
         progress.end(item.key, second.cache or found.state)
         return found
 
-    def byte(key: str, at: int | None) -> Answer:
+    def byte(key: str, at: int | None) -> EdgeAnswer:
         return asking(lambda: edge.byte(key, at))
 
     with ThreadPoolExecutor(connections) as pool:
@@ -139,11 +139,11 @@ class _Asking:
         self._answered = threading.Event()
         self._spent = threading.Event()
 
-    def __call__(self, request: Callable[[], Answer]) -> Answer:
+    def __call__(self, request: Callable[[], EdgeAnswer]) -> EdgeAnswer:
         """The answer; that to the last attempt when all have failed."""
-        answers: list[Answer] = []
+        answers: list[EdgeAnswer] = []
 
-        def attempt() -> Answer:
+        def attempt() -> EdgeAnswer:
             found = request()
             answers.append(found)
             if found.status or found.received:

@@ -84,7 +84,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RuleState:
     """How a rule stands in a zone.
 
     Attributes:
@@ -110,7 +110,7 @@ class Standing:
         return self.found is not None and self.found.get("ref") == self.rule["ref"]
 
 
-def standing_of(rule: dict[str, Any], existing: Sequence[Any]) -> Standing:
+def rule_state(rule: dict[str, Any], existing: Sequence[Any]) -> RuleState:
     """What a zone has of a rule: by its `ref`, or, where somebody has made it by hand, by its expression.
 
     Args:
@@ -125,7 +125,7 @@ def standing_of(rule: dict[str, Any], existing: Sequence[Any]) -> Standing:
     # One that is as wanted is enough; of others, ours can be mended.
     rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
     found, differences = rivals[0] if rivals else (None, ())
-    return Standing(rule=rule, found=found, differences=differences)
+    return RuleState(rule=rule, found=found, differences=differences)
 
 
 def differences_of(found: dict[str, Any], rule: dict[str, Any]) -> tuple[Difference, ...]:
@@ -141,7 +141,7 @@ def differences_of(found: dict[str, Any], rule: dict[str, Any]) -> tuple[Differe
     return (*differing, *_differing(found.get("action_parameters"), rule["action_parameters"], ""))
 
 
-def rewritten(standing: Standing) -> dict[str, Any]:
+def rewritten(standing: RuleState) -> dict[str, Any]:
     """The whole of a rule of ours as it is to be: Cloudflare drops what a change leaves out.
 
     What its owner has added and does not contradict stays.

@@ -22,7 +22,7 @@ _STATUS = re.compile(r"[A-Z]{1,20}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class EdgeAnswer:
     """What came.
 
     Attributes:
@@ -66,7 +66,7 @@ class Edge:
         self.cdn = cdn
         self._pools = connections(count)
 
-    def byte(self, key: str, at: int | None) -> Answer:
+    def byte(self, key: str, at: int | None) -> EdgeAnswer:
         """Asks for one byte: what is in the way of those around it is in its way, too.
 
         Args:
@@ -75,7 +75,7 @@ class Edge:
         """
         return self._ask(key, {} if at is None else {"Range": f"bytes={at}-{at}"}, None)
 
-    def whole(self, key: str, on_bytes: Callable[[int], None]) -> Answer:
+    def whole(self, key: str, on_bytes: Callable[[int], None]) -> EdgeAnswer:
         """Reads all of an object.
 
         Args:
@@ -84,7 +84,7 @@ class Edge:
         """
         return self._ask(key, {}, on_bytes)
 
-    def _ask(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> Answer:
+    def _ask(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> EdgeAnswer:
         url = self.cdn.link(key)
         try:
             answer = self._pools(url).request(
@@ -97,7 +97,7 @@ class Edge:
                 preload_content=False,
             )
         except urllib3.exceptions.HTTPError as exc:
-            return Answer(status=0, fault=_reason(exc))
+            return EdgeAnswer(status=0, fault=_reason(exc))
         digest, received, done, read = hashlib.sha256(), 0, False, False
         try:
             if on_bytes is not None and answer.status == 200:
@@ -110,21 +110,21 @@ class Edge:
                 answer.read(1, decode_content=False)
                 read = True
         except urllib3.exceptions.HTTPError as exc:
-            return Answer(status=0, received=received, fault=_reason(exc))
+            return EdgeAnswer(status=0, received=received, fault=_reason(exc))
         finally:
             # What is left of a body is not worth the connection.
             answer.release_conn() if read else answer.close()
         return _answer(answer, received, digest.hexdigest() if done else None)
 
 
-def _answer(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None) -> Answer:
+def _answer(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None) -> EdgeAnswer:
     headers = {name.lower(): value for name, value in answer.headers.items()}
     cache = headers.get("cf-cache-status", "").strip().upper()
     etag = headers.get("etag", "")
     total = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("content-range", "").strip())
     length = headers.get("content-length", "")
     size = int(total[1]) if total else int(length) if answer.status == 200 and length.isdecimal() else None
-    return Answer(
+    return EdgeAnswer(
         status=answer.status,
         cache=cache if _STATUS.fullmatch(cache) else "",
         size=size,

@@ -16,7 +16,7 @@ _SEGMENT = re.compile(rf"(?:^|/){re.escape(ROOT)}[0-9a-f]{{2}}/(?P<sha256>[0-9a-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Object:
+class CdnObject:
     """One object.
 
     Attributes:
@@ -40,7 +40,7 @@ class Object:
     is_read: bool
 
 
-def objects_of(store: Store, name: str) -> list[Object]:
+def objects_of(store: Store, name: str) -> list[CdnObject]:
     """The objects of a model, without its manifest, which is always read from the bucket.
 
     Raises:
@@ -48,14 +48,14 @@ def objects_of(store: Store, name: str) -> list[Object]:
         ManifestError: Its manifest cannot be trusted.
     """
     model = open_model(store, name)
-    found: dict[str, Object] = {}
+    found: dict[str, CdnObject] = {}
     for file in model.files:
         for item in _of_file(file, model.name, _inside(store)):
             found.setdefault(item.key, item)
     return list(found.values())
 
 
-def is_stored(store: Store, item: Object) -> bool:
+def is_stored(store: Store, item: CdnObject) -> bool:
     """Whether the bucket has an object now, whatever the CDN says of it."""
     try:
         store.head(item.key.removeprefix(_inside(store)))
@@ -70,7 +70,7 @@ def _inside(store: Store) -> str:
     return f"{inside}/" if inside else ""
 
 
-def _of_file(file: StoredFile, name: str, inside: str) -> list[Object]:
+def _of_file(file: StoredFile, name: str, inside: str) -> list[CdnObject]:
     weights = is_weights(file.path)
     beside = [file.plain] if file.plain else []
     found = []
@@ -81,7 +81,7 @@ def _of_file(file: StoredFile, name: str, inside: str) -> list[Object]:
         segment = _SEGMENT.search(key)
         whole = len(file.objects) == 1 or plain
         found.append(
-            Object(
+            CdnObject(
                 model=name,
                 key=key,
                 label=f"{file.path} {number}/{len(file.objects)}" if is_segment else file.path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from coldstream.errors import UsageError
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.model_objects import CdnObject
 
 _MB = 10**6
 # Enterprise by default; it can be raised there.
@@ -27,7 +27,7 @@ def limit_of(plan: str | None) -> int:
     return PLANS[plan]
 
 
-def kept_share(objects: Iterable[Object], limit_bytes: int) -> float | None:
+def kept_share(objects: Iterable[CdnObject], limit_bytes: int) -> float | None:
     """The share of the weights' bytes that can be kept; None without weights."""
     weights = [item for item in objects if item.is_weights]
     total = sum(item.size for item in weights)

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError
-from coldstream.operate.cdn.cache_rule import PHASE, Standing, rewritten, standing_of
+from coldstream.operate.cdn.cache_rule import PHASE, RuleState, rewritten, rule_state
 from coldstream.places.cloudflare import Api
 
 # URLs in one purge: Free, Pro and Business (docs cache/how-to/purge-cache/purge-by-single-file).
@@ -33,7 +33,7 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standings:
+class ZoneRules:
     """How rules stand in a zone.
 
     Attributes:
@@ -42,7 +42,7 @@ class Standings:
     """
 
     ruleset: str | None
-    rules: tuple[Standing, ...]
+    rules: tuple[RuleState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,17 +90,17 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
     return any(found) if found else None
 
 
-def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> Standings:
+def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
     """What a zone has of these rules.
 
     Raises:
         What `Api.call` raises.
     """
     ruleset, existing = _ruleset(api, zone)
-    return Standings(ruleset=ruleset, rules=tuple(standing_of(rule, existing) for rule in rules))
+    return ZoneRules(ruleset=ruleset, rules=tuple(rule_state(rule, existing) for rule in rules))
 
 
-def changes_for(zone: Zone, standings: Standings, *, replace: bool) -> list[Change]:
+def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Change]:
     """The calls that add the rules that are absent and, with `replace`, mend those of ours that differ. Pure.
 
     Never a write of the ruleset, which would take everybody's rules with it.
@@ -145,7 +145,7 @@ def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
         api.call("POST", f"/zones/{zone.id}/purge_cache", {"files": [*urls[at : at + _PURGED_AT_ONCE]]})
 
 
-def _id_of(standing: Standing) -> str:
+def _id_of(standing: RuleState) -> str:
     identity = (standing.found or {}).get("id")
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise IntegrityError("Cloudflare's API answers with a rule that has no id", hint="check CLOUDFLARE_BASE_URL")

@@ -9,7 +9,7 @@ from fractions import Fraction
 from coldstream.operate.cost.prices import Prices, Provider, Tiers, tiers_of
 from coldstream.operate.cost.requests import reads_of_load
 from coldstream.operate.cost.rounding import billed_units, exact, tiered
-from coldstream.operate.cost.workload import MONTH_DAYS, Plan
+from coldstream.operate.cost.workload import MONTH_DAYS, CostPlan
 
 _MILLION = 10**6
 
@@ -113,12 +113,12 @@ class Bill:
         return self.provider_dollars + (self.gpu_dollars or 0.0)
 
 
-def bills(plan: Plan, prices: Prices) -> tuple[Bill, ...]:
+def bills(plan: CostPlan, prices: Prices) -> tuple[Bill, ...]:
     """The same month at all places."""
     return tuple(bill(plan, prices, place) for place in PLACES)
 
 
-def bill(plan: Plan, prices: Prices, place: PricedPlace) -> Bill:
+def bill(plan: CostPlan, prices: Prices, place: PricedPlace) -> Bill:
     """A month at one place."""
     found = charged(usage_of(plan), prices, place)
     second = plan.dollars_of_a_second
@@ -128,7 +128,7 @@ def bill(plan: Plan, prices: Prices, place: PricedPlace) -> Bill:
     return replace(found, gpu_dollars=second * seconds)
 
 
-def usage_of(plan: Plan) -> Usage:
+def usage_of(plan: CostPlan) -> Usage:
     """What a plan comes to."""
     loads = exact(plan.launches_per_day) * plan.nodes * exact(plan.days)
     fetched = 1 - exact(plan.cached_share)

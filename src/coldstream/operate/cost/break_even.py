@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from coldstream.operate.cost.bill import PLACES, R2, Bill, bill
 from coldstream.operate.cost.prices import Prices
-from coldstream.operate.cost.workload import Plan
+from coldstream.operate.cost.workload import CostPlan
 
 _FEWEST, _MOST = 0.01, 100_000.0
 _STEPS = 71
@@ -49,7 +49,7 @@ class CostPoint:
     dollars: dict[str, float]
 
 
-def break_evens(plan: Plan, prices: Prices) -> tuple[BreakEven, ...]:
+def break_evens(plan: CostPlan, prices: Prices) -> tuple[BreakEven, ...]:
     """Compares R2 with each other place, varying only the launches of the plan."""
     ours = next(place for place in PLACES if place.key == R2)
 
@@ -66,7 +66,7 @@ def break_evens(plan: Plan, prices: Prices) -> tuple[BreakEven, ...]:
     return tuple(evens)
 
 
-def curve(plan: Plan, prices: Prices) -> tuple[CostPoint, ...]:
+def curve(plan: CostPlan, prices: Prices) -> tuple[CostPoint, ...]:
     """The monthly cost from at most one launch in ten days to ten times the plan's launches."""
     first = min(0.1, plan.launches_per_day / 10)
     last = max(1000.0, plan.launches_per_day * 10)

@@ -67,7 +67,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CostPlan:
     """A month.
 
     Attributes:
@@ -152,25 +152,25 @@ def make_plan(
     updates_per_month: float = 1.0,
     gpus: Gpus | None = None,
     gpu_dollars_per_hour: float | None = None,
-    load_seconds_said: float | None = None,
-    hub_seconds_said: float | None = None,
-) -> Plan:
+    load_seconds_override: float | None = None,
+    hub_seconds_override: float | None = None,
+) -> CostPlan:
     """A plan, with what was not said filled in.
 
     Args:
         contents: One at least.
         prices: Of GPUs, when `gpu_dollars_per_hour` is None.
-        stored_bytes: See `Plan`; None: of these models.
-        objects: See `Plan`.
-        launches_per_day: See `Plan`.
-        nodes: See `Plan`.
-        days: See `Plan`.
-        cached_share: See `Plan`.
-        updates_per_month: See `Plan`.
+        stored_bytes: See `CostPlan`; None: of these models.
+        objects: See `CostPlan`.
+        launches_per_day: See `CostPlan`.
+        nodes: See `CostPlan`.
+        days: See `CostPlan`.
+        cached_share: See `CostPlan`.
+        updates_per_month: See `CostPlan`.
         gpus: Of each machine; None when nobody said.
         gpu_dollars_per_hour: Of one GPU; None: as the prices say.
-        load_seconds_said: What a load takes; None: as `coldstream tune` would predict.
-        hub_seconds_said: The same from the Hub.
+        load_seconds_override: What a load takes; None: as `coldstream tune` would predict.
+        hub_seconds_override: The same from the Hub.
 
     Raises:
         UsageError: A number makes no sense.
@@ -182,17 +182,17 @@ def make_plan(
         raise UsageError(f"{cached_share:g} is no share of the starts", hint="from 0 to 1")
     if not 0 <= updates_per_month <= _LIMITS["updates a month"]:
         raise UsageError(f"{updates_per_month:g} updates a month is no plan", hint="0 or more")
-    for name, said in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_said),
-                       ("a load from the Hub", hub_seconds_said)):  # fmt: skip
+    for name, said in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_override),
+                       ("a load from the Hub", hub_seconds_override)):  # fmt: skip
         if said is not None and not 0 <= said < 1e6:
             raise UsageError(f"{name} cannot be {said:g}", hint="0 or more")
     size = _mean_bytes(contents)
     if gpu_dollars_per_hour is None and gpus is not None:
         gpu_dollars_per_hour = prices.gpus.dollars_per_hour.get(gpus.gpu.name)
-    ours = load_seconds(size, gpus) if load_seconds_said is None else load_seconds_said
+    ours = load_seconds(size, gpus) if load_seconds_override is None else load_seconds_override
     disk = size / DISK_BYTES_PER_SECOND
-    hub = SETUP_SECONDS + size / HUB_BYTES_PER_SECOND + disk if hub_seconds_said is None else hub_seconds_said
-    return Plan(
+    hub = SETUP_SECONDS + size / HUB_BYTES_PER_SECOND + disk if hub_seconds_override is None else hub_seconds_override
+    return CostPlan(
         contents=tuple(contents),
         stored_bytes=sum(content.count * content.stored_bytes for content in contents)
         if stored_bytes is None

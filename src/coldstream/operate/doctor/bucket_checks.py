@@ -6,22 +6,22 @@ import uuid
 from contextlib import suppress
 
 from coldstream.errors import CredentialsError, NotFoundError
-from coldstream.operate.doctor.case import Case
-from coldstream.operate.probe import Check, check_bucket
+from coldstream.operate.doctor.case import NETWORK, Case, DoctorCheck
+from coldstream.operate.probe import Check, check_bucket, fail, ok, skipped, warn
 
 _PROBE_FOLDER = ".coldstream-probe"
 
 
 def bucket(case: Case) -> Check:
     """Whether the bucket is there and these keys get in."""
-    found = check_bucket(case.store, create=False, location=None)
-    if found.exit_code == CredentialsError.exit_code and case.name is not None:
-        # Keys for one model alone are refused everything about the bucket.
+    check = check_bucket(case.store, create=False, location=None)
+    if check.exit_code == CredentialsError.exit_code and case.name is not None:
+        # Keys for one model may not ask about the bucket itself.
         next(iter(case.store.list(f"{case.name}/")), None)
-        return Check(name="bucket", state="ok", found=f"these keys open {case.name}/ alone")
-    if found.exit_code == NotFoundError.exit_code and found.hint is None:
-        return Check(name="bucket", state="fail", found=found.found, hint="create it: coldstream setup", exit_code=10)
-    return found
+        return ok(f"these keys only open {case.name}/")
+    if check.exit_code == NotFoundError.exit_code and check.hint is None:
+        return fail(check.detail, hint="create it: coldstream setup", exit_code=10)
+    return check
 
 
 def permissions(case: Case) -> Check:
@@ -38,40 +38,43 @@ def permissions(case: Case) -> Check:
         store.put(key, b"probe")
     except CredentialsError:
         case.writes = False
-        return Check(
-            name="permissions",
-            state="ok",
-            found="list and get: these keys can only read: right for a serving node; an upload needs others",
-        )
+        return ok("list and get; these keys are read-only, as a serving node should have them; uploads need other keys")
     try:
         store.delete([key])
     except CredentialsError:
-        return Check(
-            name="permissions",
-            state="warn",
-            found=f"list, get and put, but not delete: {key} stays behind",
-            hint="a token with Object Read & Write can do all that an upload needs",
+        return warn(
+            f"list, get and put, but not delete: {key} was left behind",
+            hint="use a token with Object Read & Write for uploads",
         )
     case.writes = True
-    return Check(name="permissions", state="ok", found="list, get, put, delete; a serving node needs to read alone")
+    return ok("list, get, put, delete; a serving node only needs to read")
 
 
 def round_trip(case: Case) -> Check:
     """Whether a probe object comes back, whole and by range, and stands in a listing."""
     if case.writes is False:
-        return Check(name="round trip", state="skipped", found="not looked at: these keys can only read")
+        return skipped("these keys are read-only")
     return case.round_trip["round trip"]
 
 
 def conditional_put(case: Case) -> Check:
     """Whether a write on a condition that does not hold is refused: what keeps two uploads of a model apart."""
-    found = case.round_trip["conditional put"]
-    if found.state == "warn" and (case.uses_folder or case.is_local):
+    check = case.round_trip["conditional put"]
+    if check.state == "warn" and (case.uses_folder or case.is_local):
         # The danger is two machines that upload the same model.
-        return Check(name=found.name, state="ok", found=f"{found.found}, which this machine has for itself")
-    return found
+        return ok(f"{check.detail}, and only this machine writes there")
+    return check
 
 
 def multipart(case: Case) -> Check:
     """Whether an upload that was broken off can go on where it stopped."""
     return case.round_trip["multipart"]
+
+
+CHECKS = (
+    DoctorCheck(name="bucket", run=bucket, needs=NETWORK),
+    DoctorCheck(name="permissions", run=permissions, needs=(*NETWORK, "bucket")),
+    DoctorCheck(name="round trip", run=round_trip, needs=(*NETWORK, "bucket", "permissions")),
+    DoctorCheck(name="conditional put", run=conditional_put, needs=(*NETWORK, "bucket", "permissions", "round trip")),
+    DoctorCheck(name="multipart", run=multipart, needs=(*NETWORK, "bucket", "permissions", "round trip")),
+)

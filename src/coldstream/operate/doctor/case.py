@@ -1,11 +1,11 @@
-"""What is examined, and what was learnt of it so far."""
+"""What `coldstream doctor` examines, and what the checks share."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -15,31 +15,50 @@ from coldstream.machine.hardware import is_loopback
 from coldstream.mirror.stored_files import StoredModel, open_model
 from coldstream.model.names import checked_name
 from coldstream.net.retry import Backoff, Retry
-from coldstream.operate.doctor.endpoint_probe import Greeting, greet
+from coldstream.operate.doctor.endpoint_probe import EndpointProbe, probe_endpoint
 from coldstream.operate.probe import Check, check_round_trip
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.places.opening import open_model_reader, open_store
 from coldstream.places.place import Store
 from coldstream.settings import Settings
 
-# Whoever asks what is wrong wants to know it soon: a busy bucket is said rather than waited for.
+# A diagnosis should come soon: a busy bucket is reported rather than waited for.
 PATIENCE_SECONDS = 15.0
 # For the sample, which is read with as many.
 CONNECTIONS = 8
+# What any use of the bucket depends on.
+NETWORK = ("configuration", "endpoint", "tls", "clock")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorCheck:
+    """A check that can be chosen.
+
+    Attributes:
+        name: Stable: the name in `--only`, `--skip` and the JSON.
+        run: Examines the case.
+        needs: The checks that must not fail for this one to make sense.
+        slow: Whether it takes seconds, and reads many bytes.
+    """
+
+    name: str
+    run: Callable[[Case], Check]
+    needs: tuple[str, ...] = ()
+    slow: bool = False
 
 
 class Case:
-    """One examination. What is expensive to find out is found out once.
+    """One run of the doctor. Expensive results are computed once, on first use.
 
     Attributes:
-        given: The settings as they are.
-        settings: The same, with less patience.
-        name: The model's; None when none was named.
-        vllm: The `vllm` that was named, or None.
-        environ: What vLLM would be started with.
-        tell: Told what a long check is at, for people.
-        checks: Those that ended, by name.
-        writes: Whether the keys may write; None until the check of the permissions has found out.
+        configured: The settings as they are.
+        settings: The same, with shorter retries.
+        name: The model, or None.
+        vllm: The path of `vllm` from the command line, or None.
+        environ: The environment vLLM would be started with.
+        tell: Called with the progress of a long check.
+        checks: The results so far, by name.
+        writes: Whether the keys may write; None until the check of the permissions ran.
     """
 
     def __init__(
@@ -51,12 +70,12 @@ class Case:
         environ: Mapping[str, str] | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        """Makes it; touches nothing yet.
+        """Reads and connects to nothing yet.
 
         Raises:
-            UsageError: The name is none.
+            UsageError: The name is not valid.
         """
-        self.given = settings
+        self.configured = settings
         self.settings = _impatient(settings)
         self.name = checked_name(name) if name is not None else None
         self.vllm = vllm
@@ -70,20 +89,15 @@ class Case:
         return f"Case({self.name or 'no model'}, {states})"
 
     def obstacle(self, *names: str) -> str | None:
-        """Why what depends on these checks is not to be looked at; None when nothing is in the way.
-
-        A check that nobody asked for is in nobody's way.
-        """
+        """Why checks that depend on these cannot run; None if they can. Checks that were not chosen do not count."""
         for name in names:
             check = self.checks.get(name)
-            if check is not None and check.state == "fail":
-                return f"{name} failed"
-            if check is not None and check.state == "skipped":
-                return check.found.removeprefix("not looked at: ")
+            if check is not None and check.state in {"fail", "skipped"}:
+                return check.blocked_by or f"{name} failed"
         return None
 
     def knows_model(self) -> bool:
-        """Whether there is a model to ask about."""
+        """Whether the model exists and can be read."""
         return self.name is not None and self.obstacle("configuration", "endpoint", "tls", "bucket", "model") is None
 
     @property
@@ -108,18 +122,18 @@ class Case:
         return is_loopback(urlsplit(self.endpoint).hostname or "")
 
     @cached_property
-    def greeting(self) -> Greeting:
-        """What the endpoint answers."""
-        return greet(self.endpoint, ca_bundle=self.settings.get("AWS_CA_BUNDLE"))
+    def endpoint_probe(self) -> EndpointProbe:
+        """The answer of the endpoint."""
+        return probe_endpoint(self.endpoint, ca_bundle=self.settings.get("AWS_CA_BUNDLE"))
 
     @cached_property
     def round_trip(self) -> dict[str, Check]:
-        """What a probe object went through, by what was looked at."""
+        """The results for a probe object, by name."""
         return {check.name: check for check in check_round_trip(self.store, measure=False)}
 
     @cached_property
     def stored(self) -> StoredModel:
-        """The model as it lies in the store."""
+        """The model in the store."""
         assert self.name is not None
         return open_model(self.store, self.name)
 
@@ -131,10 +145,10 @@ class Case:
 
     @cached_property
     def program(self) -> Program | None:
-        """The vLLM that `coldstream serve` would run; None when there is none.
+        """The vLLM that `coldstream serve` would run, or None.
 
         Raises:
-            NotFoundError: One was named, and is not there.
+            NotFoundError: The path from the command line does not exist.
         """
         try:
             return find_program(self.vllm)

@@ -1,9 +1,9 @@
-"""All checks, in the order in which they are looked at, and which of them depend on which."""
+"""All checks of `coldstream doctor`: each module lists its own, and the checks that they depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.operate.doctor import (
@@ -15,121 +15,83 @@ from coldstream.operate.doctor import (
     software_checks,
     speed_checks,
 )
-from coldstream.operate.doctor.case import Case
-from coldstream.operate.probe import Check
+from coldstream.operate.doctor.case import Case, DoctorCheck
+from coldstream.operate.probe import Check, fail, skipped
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """A check that may be asked for.
-
-    Attributes:
-        name: Stable: what `--only`, `--skip` and the JSON call it.
-        look: What looks.
-        needs: The checks without whose success there is nothing to look at.
-        slow: Whether it takes seconds, and many bytes.
-    """
-
-    name: str
-    look: Callable[[Case], Check]
-    needs: tuple[str, ...] = ()
-    slow: bool = False
-
-
-_NET = ("configuration", "endpoint", "tls", "clock")
-
-CHECKLIST = (
-    Item(name="configuration", look=network_checks.configuration),
-    Item(name="secrets", look=network_checks.secrets),
-    Item(name="endpoint", look=network_checks.endpoint, needs=("configuration",)),
-    Item(name="tls", look=network_checks.tls, needs=("configuration", "endpoint")),
-    Item(name="clock", look=network_checks.clock, needs=("configuration", "endpoint", "tls")),
-    Item(name="bucket", look=bucket_checks.bucket, needs=_NET),
-    Item(name="permissions", look=bucket_checks.permissions, needs=(*_NET, "bucket")),
-    Item(name="round trip", look=bucket_checks.round_trip, needs=(*_NET, "bucket", "permissions")),
-    Item(
-        name="conditional put", look=bucket_checks.conditional_put, needs=(*_NET, "bucket", "permissions", "round trip")
-    ),
-    Item(name="multipart", look=bucket_checks.multipart, needs=(*_NET, "bucket", "permissions", "round trip")),
-    Item(name="model", look=model_checks.model, needs=(*_NET, "bucket", "permissions")),
-    Item(name="bundle key", look=model_checks.bundle_key),
-    Item(name="bundles", look=model_checks.bundles, needs=("bundle key", "model")),
-    Item(name="cdn", look=cdn_checks.cdn),
-    Item(name="tls library", look=software_checks.tls_library, needs=("configuration",)),
-    Item(name="hf-xet", look=software_checks.hf_xet),
-    Item(name="vllm", look=software_checks.vllm),
-    Item(name="plugin", look=software_checks.plugin, needs=("vllm",)),
-    Item(name="runai", look=software_checks.runai, needs=("vllm",)),
-    Item(name="cache folder", look=node_checks.cache_folder, needs=("configuration",)),
-    Item(name="disk", look=node_checks.disk, needs=("configuration", "cache folder")),
-    Item(name="memory", look=node_checks.memory),
-    Item(name="locked memory", look=node_checks.locked_memory),
-    Item(name="open files", look=node_checks.open_files),
-    Item(name="gpu", look=node_checks.gpu),
-    Item(name="skypilot", look=software_checks.skypilot, needs=("configuration",)),
-    Item(name="chunk hashes", look=model_checks.chunk_hashes, needs=("model",), slow=True),
-    Item(name="speed", look=speed_checks.speed, needs=("model", "chunk hashes"), slow=True),
+# In the order in which they run, the slow ones last.
+CHECKLIST = tuple(
+    sorted(
+        (
+            *network_checks.CHECKS,
+            *bucket_checks.CHECKS,
+            *model_checks.CHECKS,
+            *cdn_checks.CHECKS,
+            *software_checks.CHECKS,
+            *node_checks.CHECKS,
+            *speed_checks.CHECKS,
+        ),
+        key=lambda check: check.slow,
+    )
 )
 
 
-def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> tuple[Item, ...]:
-    """The checks to look at.
+def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> tuple[DoctorCheck, ...]:
+    """Chooses the checks to run.
 
     Args:
-        only: Names; none: all.
-        skip: Names.
-        quick: Whether to leave out what takes seconds.
+        only: Their names; none: all.
+        skip: Names of checks to leave out.
+        quick: Whether to leave out the slow checks.
 
     Raises:
-        UsageError: A name is none, or nothing is left.
+        UsageError: There is no check of a name, or none is left.
     """
-    wanted, unwanted = {_named(name) for name in only}, {_named(name) for name in skip}
+    included, excluded = {_named(name) for name in only}, {_named(name) for name in skip}
     chosen = tuple(
         item
         for item in CHECKLIST
-        if (not wanted or item.name in wanted) and item.name not in unwanted and not (quick and item.slow)
+        if (not included or item.name in included) and item.name not in excluded and not (quick and item.slow)
     )
     if not chosen:
-        raise UsageError("no check is left to look at", hint="see: coldstream doctor --help")
+        raise UsageError("no check is left to run", hint="see: coldstream doctor --help")
     return chosen
 
 
 def examine(
-    case: Case, items: Sequence[Item] = CHECKLIST, *, begin: Callable[[str], None] | None = None
+    case: Case, items: Sequence[DoctorCheck] = CHECKLIST, *, begin: Callable[[str], None] | None = None
 ) -> Iterator[Check]:
-    """Looks at one after the other; each comes as it ends.
+    """Runs one check after the other; yields each result as it comes.
 
     Args:
         case: What is examined.
-        items: Which checks.
-        begin: Told the name of each before it is looked at.
+        items: The checks to run.
+        begin: Called with the name of each check before it runs.
     """
     for item in items:
         if begin:
             begin(item.name)
-        check = _looked(case, item)
-        case.checks[item.name] = check
+        check = case.checks[item.name] = replace(_run(case, item), name=item.name)
         yield check
 
 
-def _looked(case: Case, item: Item) -> Check:
+def _run(case: Case, item: DoctorCheck) -> Check:
     if case.name is None and "model" in {item.name, *item.needs}:
-        return Check(name=item.name, state="skipped", found="not looked at: no model is named")
+        return skipped("no model was named")
     if reason := case.obstacle(*item.needs):
-        return Check(name=item.name, state="skipped", found=f"not looked at: {reason}")
+        return skipped(reason)
     try:
-        return item.look(case)
+        return item.run(case)
     except ColdstreamError as exc:
-        return Check(name=item.name, state="fail", found=exc.message, hint=exc.hint, exit_code=exc.exit_code)
+        return fail(exc.message, hint=exc.hint, exit_code=exc.exit_code)
     except OSError as exc:
-        return Check(name=item.name, state="fail", found=f"cannot look: {exc}")
+        return fail(f"cannot run this check: {exc}")
 
 
 def _named(text: str) -> str:
-    """The check that is meant: "open-files" is easier to type than "open files"."""
+    """The check of this name; "open-files" is easier to type than "open files"."""
     plain = text.lower().replace("-", " ").replace("_", " ")
     for item in CHECKLIST:
         if plain == item.name.replace("-", " "):
             return item.name
     names = ", ".join(item.name.replace(" ", "-") for item in CHECKLIST)
-    raise UsageError(f"there is no check {text!r}", hint=f"there are: {names}")
+    raise UsageError(f"there is no check {text!r}", hint=f"checks: {names}")

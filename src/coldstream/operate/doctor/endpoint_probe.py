@@ -1,4 +1,4 @@
-"""One request to an endpoint, without credentials: does it answer, by which certificate, and what time is it there?"""
+"""One request to an endpoint without credentials: whether it answers, its certificate and its clock."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
-    """What came of it.
+class EndpointProbe:
+    """The answer of an endpoint.
 
     Attributes:
-        seconds: From nothing to an answer.
-        date: The header `Date`; None when there was none, or no answer.
+        seconds: Until the answer, including the connection.
+        date: The header `Date`; None if there was none.
         protocol: "TLSv1.3"; None without TLS.
-        expires: When the certificate ends, seconds since 1970; None without.
-        tls_fault: Why the certificate is refused, or TLS does not come about; None when all is well.
-        proxy: Host and port of the proxy that it went through, or None.
+        expires: When the certificate expires, in Unix time; None without TLS.
+        tls_fault: Why TLS failed, such as an untrusted certificate; None if it did not.
+        proxy: Host and port of the proxy that was used, or None.
     """
 
     seconds: float
@@ -38,16 +38,16 @@ class Greeting:
     proxy: str | None = None
 
 
-def greet(url: str, *, ca_bundle: str | None = None) -> Greeting:
-    """Asks for `/`; any answer is one.
+def probe_endpoint(url: str, *, ca_bundle: str | None = None) -> EndpointProbe:
+    """Requests `/`; any status counts as an answer.
 
     Args:
-        url: Of the endpoint, checked.
-        ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
+        url: The URL of the endpoint, validated.
+        ca_bundle: File of trusted certificates, in place of the environment's AWS_CA_BUNDLE.
 
     Raises:
-        UnavailableError: Nothing answers there.
-        ConfigError: A variable names certificates that are not there.
+        UnavailableError: The endpoint does not answer.
+        ConfigError: A variable names a file of certificates that does not exist.
     """
     split = urlsplit(url)
     proxy = _proxy(split)
@@ -68,14 +68,14 @@ def greet(url: str, *, ca_bundle: str | None = None) -> Greeting:
             answer = connection.getresponse()
         except ssl.SSLError as exc:
             fault = getattr(exc, "verify_message", "") or exc.reason or str(exc)
-            return Greeting(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
+            return EndpointProbe(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
         except (OSError, http.client.HTTPException) as exc:
             what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
             by = f" through the proxy {through}" if through else ""
             raise UnavailableError(
                 f"cannot reach {url}{by}: {what}", hint="check R2_ENDPOINT and the network", retryable=False
             ) from exc
-        return Greeting(
+        return EndpointProbe(
             seconds=time.monotonic() - began,
             date=answer.headers.get("Date"),
             protocol=protocol,

@@ -17,8 +17,8 @@ from coldstream.model.selection import is_weights
 from coldstream.node.bundle.bundle_pointer import checked_secret
 from coldstream.node.bundle.bundle_store import entries
 from coldstream.node.model_folder import CONFIGURATIONS
-from coldstream.operate.doctor.case import CONNECTIONS, Case
-from coldstream.operate.probe import Check
+from coldstream.operate.doctor.case import CONNECTIONS, NETWORK, Case, DoctorCheck
+from coldstream.operate.probe import Check, fail, ok, skipped, warn
 from coldstream.units import MIB, format_bytes, plural
 
 # One chunk has some 8 MiB.
@@ -32,35 +32,23 @@ def model(case: Case) -> Check:
     assert case.name is not None
     report = verify(case.store, case.name)
     stored = case.stored
-    mend = upload_command(stored.record) if stored.record else f"coldstream upload {case.name}"
+    command = upload_command(stored.record) if stored.record else f"coldstream upload {case.name}"
     if report.problems:
         first, *more = report.problems
         rest = f" (and {len(more)} more)" if more else ""
-        hint = None if isinstance(stored.record, Journal) else f"run: {mend}"
-        return Check(name="model", state="fail", found=f"{report.state}: {first.path} {first.what}{rest}", hint=hint)
+        hint = None if isinstance(stored.record, Journal) else f"run: {command}"
+        return fail(f"{report.state}: {first.path} {first.what}{rest}", hint=hint)
     shards = sum(is_weights(file.path) for file in stored.files)
-    found = f"{report.state}, {plural(report.files, 'file')}, {format_bytes(report.bytes)}"
+    detail = f"{report.state}, {plural(report.files, 'file')}, {format_bytes(report.bytes)}"
     if not shards:
-        return Check(
-            name="model", state="fail", found=f"{found}: no safetensors", hint="upload a model that has safetensors"
-        )
+        return fail(f"{detail}: no safetensors", hint="upload a model with safetensors")
     # Reads and checks the headers, which the manifest does not vouch for.
-    found += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
+    detail += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
     if not any(file.path in CONFIGURATIONS for file in stored.files):
-        return Check(
-            name="model",
-            state="warn",
-            found=f"{found}, but no config.json: vLLM will not serve it",
-            hint=f"run: {mend}",
-        )
+        return warn(f"{detail}, but no config.json: vLLM cannot serve it", hint=f"run: {command}")
     if report.state == "foreign":
-        return Check(
-            name="model",
-            state="warn",
-            found=f"{found}; no manifest: it loads unverified",
-            hint=f"for a manifest with hashes run: {mend}",
-        )
-    return Check(name="model", state="ok", found=found)
+        return warn(f"{detail}; no manifest: loads are not verified", hint=f"for a manifest with hashes run: {command}")
+    return ok(detail)
 
 
 def chunk_hashes(case: Case) -> Check:
@@ -73,7 +61,7 @@ def chunk_hashes(case: Case) -> Check:
         for start, stop, digest in file.entry.chunks.ranges()
     ]
     if not chunks:
-        return Check(name="chunk hashes", state="skipped", found="not looked at: there is no manifest to compare with")
+        return skipped("there is no manifest to compare with")
     chosen = list(_within(chunks))
     deadline = time.monotonic() + _SAMPLE_SECONDS
     looked, size = 0, 0
@@ -95,14 +83,12 @@ def chunk_hashes(case: Case) -> Check:
         faults = [fault for fault in pool.map(wrong, chosen) if fault is not None]
     if faults:
         rest = f" (and {len(faults) - 1} more)" if faults[1:] else ""
-        return Check(
-            name="chunk hashes",
-            state="fail",
-            found=f"{faults[0]} are not what was uploaded{rest}",
-            hint=f"run: coldstream verify {case.name} --deep; and upload it again",
+        return fail(
+            f"{faults[0]} differ from what was uploaded{rest}",
+            hint=f"run: coldstream verify {case.name} --deep, then upload it again",
         )
-    found = f"{looked:,} of {plural(len(chunks), 'chunk')} as uploaded, {format_bytes(size)} read"
-    return Check(name="chunk hashes", state="ok", found=found)
+    detail = f"{looked:,} of {plural(len(chunks), 'chunk')} as uploaded, {format_bytes(size)} read"
+    return ok(detail)
 
 
 def _within(chunks: list[tuple[StoredFile, int, int, str]]) -> Iterator[tuple[StoredFile, int, int, str]]:
@@ -117,33 +103,35 @@ def _within(chunks: list[tuple[StoredFile, int, int, str]]) -> Iterator[tuple[St
 
 def bundle_key(case: Case) -> Check:
     """Whether the key that signs warm-start bundles is one."""
-    secret = checked_secret(case.given.get("COLDSTREAM_BUNDLE_KEY"))
+    secret = checked_secret(case.configured.get("COLDSTREAM_BUNDLE_KEY"))
     if secret is None:
-        found = "not set: each node compiles for itself; to share what they compile: coldstream setup --bundle-key"
-        return Check(name="bundle key", state="ok", found=found)
-    return Check(
-        name="bundle key", state="ok", found=f"{len(secret)} characters, {case.given.origin('COLDSTREAM_BUNDLE_KEY')}"
-    )
+        detail = "not set: each node compiles for itself; to share compile caches, run: coldstream setup --bundle-key"
+        return ok(detail)
+    return ok(f"{len(secret)} characters, {case.configured.origin('COLDSTREAM_BUNDLE_KEY')}")
 
 
 def bundles(case: Case) -> Check:
     """Whether the model's bundles are signed with this key: others are not used."""
-    secret = checked_secret(case.given.get("COLDSTREAM_BUNDLE_KEY"))
+    secret = checked_secret(case.configured.get("COLDSTREAM_BUNDLE_KEY"))
     if secret is None:
-        return Check(name="bundles", state="ok", found="not used: there is no bundle key")
+        return ok("not used: no bundle key is set")
     try:
-        found = entries(case.store, secret, case.name)
+        stored = entries(case.store, secret, case.name)
     except ColdstreamError as exc:
-        return Check(name="bundles", state="warn", found=exc.message, hint=exc.hint)
-    strange = [entry for entry in found if entry.state != "signed"]
+        return warn(exc.message, hint=exc.hint)
+    strange = [entry for entry in stored if entry.state != "signed"]
     if strange:
-        return Check(
-            name="bundles",
-            state="warn",
-            found=f"{len(strange)} of {len(found)} not signed with this key: {strange[0].state}",
-            hint=f"use the key that they were signed with, or run: coldstream bundle remove {case.name}",
+        return warn(
+            f"{len(strange)} of {len(stored)} not signed with this key: {strange[0].state}",
+            hint=f"use the key they were signed with, or run: coldstream bundle remove {case.name}",
         )
     none = "none yet: the first start publishes one"
-    return Check(
-        name="bundles", state="ok", found=f"{plural(len(found), 'bundle')}, signed with this key" if found else none
-    )
+    return ok(f"{plural(len(stored), 'bundle')}, signed with this key" if stored else none)
+
+
+CHECKS = (
+    DoctorCheck(name="model", run=model, needs=(*NETWORK, "bucket", "permissions")),
+    DoctorCheck(name="bundle key", run=bundle_key),
+    DoctorCheck(name="bundles", run=bundles, needs=("bundle key", "model")),
+    DoctorCheck(name="chunk hashes", run=chunk_hashes, needs=("model",), slow=True),
+)

@@ -15,8 +15,8 @@ from coldstream.engines.vllm.memory_budget import memory_shortage
 from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root, size_and_free
-from coldstream.operate.doctor.case import Case
-from coldstream.operate.probe import Check
+from coldstream.operate.doctor.case import Case, DoctorCheck
+from coldstream.operate.probe import Check, fail, ok, warn
 from coldstream.tune.model_facts import detect_gpus, path_to_bucket, read_model
 from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import advise
@@ -35,55 +35,49 @@ _DRIVERS = {12: 525, 13: 580}
 
 
 def cache_folder(case: Case) -> Check:
-    """Whether the local cache lies where this user alone can write, on a disk of this machine."""
-    root = cache_of(case.given).root
+    """Whether the local cache lies where only this user can write, on a disk of this machine."""
+    root = cache_of(case.configured).root
     there = checked_root(root, create=False)
     around = _existing(root)
     if not there and not os.access(around, os.W_OK | os.X_OK):
-        return Check(
-            name="cache folder",
-            state="fail",
-            found=f"{root} is not there, and this user may not write to {around}",
-            hint="point COLDSTREAM_CACHE_DIR to a folder that this user can write",
+        return fail(
+            f"{root} does not exist, and {around} is not writable by this user",
+            hint="set COLDSTREAM_CACHE_DIR to a writable directory",
         )
     kind = _file_system(around)
-    found = f"{root}, {'private to this user' if there else 'not made yet'}{f', on {kind}' if kind else ''}"
+    detail = f"{root}, {'private to this user' if there else 'not created yet'}{f', on {kind}' if kind else ''}"
     if kind and _REMOTE.fullmatch(kind):
-        hint = "point COLDSTREAM_CACHE_DIR to a disk of this machine, NVMe at best"
-        return Check(name="cache folder", state="warn", found=f"{found}: another machine's disk", hint=hint)
+        hint = "set COLDSTREAM_CACHE_DIR to a local disk, ideally NVMe"
+        return warn(f"{detail}: a network file system", hint=hint)
     if kind in {"tmpfs", "ramfs"}:
-        hint = "point COLDSTREAM_CACHE_DIR to a disk: copies here take memory, and are gone after a restart"
-        return Check(name="cache folder", state="warn", found=f"{found}, which is memory", hint=hint)
-    return Check(name="cache folder", state="ok", found=found)
+        hint = "set COLDSTREAM_CACHE_DIR to a disk: files here take memory and are lost on a restart"
+        return warn(f"{detail}, which is in memory", hint=hint)
+    return ok(detail)
 
 
 def disk(case: Case) -> Check:
     """Whether there is room: for what any start writes, and for a copy of the model."""
-    cache = cache_of(case.given)
+    cache = cache_of(case.configured)
     _, free = size_and_free(_existing(cache.root))
     if free < _FREE_BYTES_MIN:
-        return Check(
-            name="disk",
-            state="fail",
-            found=f"{format_bytes(free)} free at {cache.root}; logs and vLLM's own caches need more",
-            hint="free some space, for example: coldstream cache prune",
+        return fail(
+            f"{format_bytes(free)} free at {cache.root}; logs and vLLM's caches need more",
+            hint="free some space: coldstream cache prune",
         )
     held = cache.entries()
     limit = cache.limit_bytes(sum(entry.bytes for entry in held))
-    found = f"{format_bytes(free)} free; copies may take {format_bytes(limit)}"
+    detail = f"{format_bytes(free)} free; the cache may use {format_bytes(limit)}"
     if not case.knows_model():
-        return Check(name="disk", state="ok", found=found)
+        return ok(detail)
     if any(entry.name == case.name and entry.complete for entry in held):
-        return Check(name="disk", state="ok", found=f"{found}; {case.name} is there: the next start is a warm one")
+        return ok(f"{detail}; {case.name} is cached: the next start is warm")
     size = case.checkpoint.bytes
     if size > limit:
-        return Check(
-            name="disk",
-            state="warn",
-            found=f"{found}, and this model has {format_bytes(size)}: no start of it will be a warm one",
-            hint="raise COLDSTREAM_CACHE_LIMIT, or point COLDSTREAM_CACHE_DIR to a larger disk",
+        return warn(
+            f"{detail}, and this model has {format_bytes(size)}: its starts will never be warm",
+            hint="raise COLDSTREAM_CACHE_LIMIT, or set COLDSTREAM_CACHE_DIR to a larger disk",
         )
-    return Check(name="disk", state="ok", found=f"{found}; this model needs {format_bytes(size)}")
+    return ok(f"{detail}; this model needs {format_bytes(size)}")
 
 
 def memory(case: Case) -> Check:
@@ -91,17 +85,15 @@ def memory(case: Case) -> Check:
     available, left = hardware.available_bytes(), hardware.left_in_group()
     needed, why = _memory_needed(case)
     contained = left is not None and left <= available
-    found = f"{format_bytes(available)} available" + (", by the control group's limit" if contained else "")
+    detail = f"{format_bytes(available)} available" + (", limited by the control group" if contained else "")
     if available < needed:
-        return Check(
-            name="memory",
-            state="fail",
-            found=f"{found}; {why} needs {format_bytes(needed)}",
-            hint="give the container more memory" if contained else "a machine with more memory, or end what takes it",
+        return fail(
+            f"{detail}; {why} needs {format_bytes(needed)}",
+            hint="give the container more memory" if contained else "use a machine with more memory, or free some",
         )
     if not hardware.gpus() and (shortage := _shortage(case)) is not None:
-        return Check(name="memory", state="warn", found=shortage[0], hint=shortage[1])
-    return Check(name="memory", state="ok", found=f"{found}; {why} needs {format_bytes(needed)}")
+        return warn(shortage[0], hint=shortage[1])
+    return ok(f"{detail}; {why} needs {format_bytes(needed)}")
 
 
 def _shortage(case: Case) -> tuple[str, str] | None:
@@ -114,10 +106,10 @@ def _shortage(case: Case) -> tuple[str, str] | None:
 def _memory_needed(case: Case) -> tuple[int, str]:
     largest = _largest_tensor(case)
     if hardware.gpus():
-        return max(_DEVICE_ARENA_BYTES, 2 * largest), "the arena of a load to the GPU"
+        return max(_DEVICE_ARENA_BYTES, 2 * largest), "the buffer of a load to the GPU"
     if case.obstacle("vllm") is None and case.program is not None and case.knows_model():
-        return case.checkpoint.bytes + _ARENA_BYTES, "vLLM on the CPU, which keeps the model,"
-    return max(_ARENA_BYTES, 2 * largest), "the arena of a load"
+        return case.checkpoint.bytes + _ARENA_BYTES, "vLLM on the CPU, which holds the model,"
+    return max(_ARENA_BYTES, 2 * largest), "the buffer of a load"
 
 
 def _largest_tensor(case: Case) -> int:
@@ -132,34 +124,30 @@ def locked_memory(case: Case) -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     shown = "no limit" if soft == resource.RLIM_INFINITY else format_bytes(soft)
     if not hardware.gpus():
-        return Check(name="locked memory", state="ok", found=f"{shown}; it matters with a GPU alone")
+        return ok(f"{shown}; it only matters with a GPU")
     needed = max(_DEVICE_ARENA_BYTES, 2 * _largest_tensor(case))
     if soft != resource.RLIM_INFINITY and soft < needed:
-        return Check(
-            name="locked memory",
-            state="warn",
-            found=f"{shown} may be locked, the arena has {format_bytes(needed)}: some drivers refuse to pin it",
+        return warn(
+            f"{shown} may be locked, the buffer has {format_bytes(needed)}: some drivers refuse to pin it",
             hint="run: ulimit -l unlimited   (docker: --ulimit memlock=-1)",
         )
-    return Check(name="locked memory", state="ok", found=shown)
+    return ok(shown)
 
 
 def open_files(_case: Case) -> Check:
     """Whether the streamer may open its connections. It raises the soft limit to the hard one by itself."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
-        return Check(name="open files", state="ok", found=f"soft limit {soft}, no hard one")
+        return ok(f"soft limit {soft}, no hard limit")
     enough = connections_within(hard, CONNECTIONS_MAX)
-    found = f"hard limit {hard:,}, soft limit {soft:,}"
+    detail = f"hard limit {hard:,}, soft limit {soft:,}"
     if enough < CONNECTIONS_MAX:
-        wanted = descriptors_for(CONNECTIONS_MAX)
-        return Check(
-            name="open files",
-            state="fail",
-            found=f"{found}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MAX} want {wanted}",
-            hint="raise it where the process is started: ulimit -Hn 4096; LimitNOFILE=; docker: --ulimit nofile=4096",
+        descriptors = descriptors_for(CONNECTIONS_MAX)
+        return fail(
+            f"{detail}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MAX} need {descriptors}",
+            hint="run: ulimit -Hn 4096   (systemd: LimitNOFILE=4096; docker: --ulimit nofile=4096)",
         )
-    return Check(name="open files", state="ok", found=f"{found}; {CONNECTIONS_MAX} connections have room")
+    return ok(f"{detail}; enough for {CONNECTIONS_MAX} connections")
 
 
 def gpu(case: Case) -> Check:
@@ -167,40 +155,36 @@ def gpu(case: Case) -> Check:
     cards = hardware.gpus()
     if not cards:
         if shutil.which("nvidia-smi") is None and not _devices():
-            return Check(name="gpu", state="ok", found="none: needed where vLLM serves, and nowhere else")
-        return Check(
-            name="gpu",
-            state="fail",
-            found="the driver does not answer: nvidia-smi shows no GPU",
-            hint="look at: nvidia-smi; in a container: --gpus all",
+            return ok("none: only needed to serve")
+        return fail(
+            "the driver does not answer: nvidia-smi lists no GPU",
+            hint="run: nvidia-smi   (docker: --gpus all)",
         )
-    found = f"{len(cards)} x {cards[0].name}, capability {cards[0].capability}, driver {cards[0].driver or 'unknown'}"
+    detail = f"{len(cards)} x {cards[0].name}, capability {cards[0].capability}, driver {cards[0].driver or 'unknown'}"
     if (fault := _driver_fault(case, cards[0].driver)) is not None:
-        return Check(name="gpu", state="fail", found=f"{found}: {fault}", hint="a newer driver, or a vLLM for its CUDA")
+        return fail(f"{detail}: {fault}", hint="install a newer driver, or a vLLM for its CUDA version")
     if case.obstacle("vllm") is None and case.program is not None and case.program.is_cpu_build:
-        hint = "install vLLM for CUDA in its place"
-        return Check(name="gpu", state="warn", found=f"{found}: this vLLM is built for the CPU alone", hint=hint)
+        hint = "install the CUDA build of vLLM instead"
+        return warn(f"{detail}: this vLLM is a CPU build", hint=hint)
     if (shortage := _shortage(case)) is not None:
-        return Check(name="gpu", state="fail", found=f"{found}: {shortage[0]}", hint=shortage[1])
+        return fail(f"{detail}: {shortage[0]}", hint=shortage[1])
     gpus = detect_gpus(cards)
     if gpus is not None and case.knows_model():
         assert case.name is not None
         fit = advise(read_model(case.name, case.settings), gpus, path_to_bucket(NetworkPath(), None)).fit
         if fit.fault is not None:
-            return Check(
-                name="gpu", state="fail", found=f"{found}: {fit.fault}", hint=f"see: coldstream tune {case.name}"
-            )
-    return Check(name="gpu", state="ok", found=found)
+            return fail(f"{detail}: {fit.fault}", hint=f"see: coldstream tune {case.name}")
+    return ok(detail)
 
 
 def _driver_fault(case: Case, driver: str) -> str | None:
     program = case.program if case.obstacle("vllm") is None else None
-    if program is None or (here := _major(driver)) is None:
+    if program is None or (installed := _major(driver)) is None:
         return None
     for name, version in program.packages.items():
         major = _major(version) if re.fullmatch(r"nvidia_cuda_runtime(_cu\d+)?", name) else None
-        if major is not None and here < _DRIVERS.get(major, 0):
-            return f"CUDA {major}, which vLLM's torch is for, needs a driver from {_DRIVERS[major]} on"
+        if major is not None and installed < _DRIVERS.get(major, 0):
+            return f"the torch of vLLM is built for CUDA {major}, which needs driver {_DRIVERS[major]} or newer"
     return None
 
 
@@ -234,3 +218,13 @@ def _file_system(path: Path) -> str | None:
         if inside and len(point) >= len(best):
             best, kind = point, rest.partition(" ")[0]
     return kind
+
+
+CHECKS = (
+    DoctorCheck(name="cache folder", run=cache_folder, needs=("configuration",)),
+    DoctorCheck(name="disk", run=disk, needs=("configuration", "cache folder")),
+    DoctorCheck(name="memory", run=memory),
+    DoctorCheck(name="locked memory", run=locked_memory),
+    DoctorCheck(name="open files", run=open_files),
+    DoctorCheck(name="gpu", run=gpu),
+)

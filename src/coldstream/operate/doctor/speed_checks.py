@@ -6,8 +6,8 @@ import sys
 
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
-from coldstream.operate.doctor.case import Case
-from coldstream.operate.probe import Check
+from coldstream.operate.doctor.case import Case, DoctorCheck
+from coldstream.operate.probe import Check, fail, ok, skipped, warn
 from coldstream.tune.connection_curve import Curve, Sample, measure_curve
 from coldstream.tune.model_facts import detect_gpus, path_to_bucket
 from coldstream.tune.predict import NetworkPath, predict
@@ -27,7 +27,7 @@ def speed(case: Case) -> Check:
     """Real ranged reads of the model with 1, 8, 32 and 64 connections, and the load that they promise."""
     assert case.name is not None
     if not sys.platform.startswith("linux"):
-        return Check(name="speed", state="skipped", found="not looked at: streaming is for Linux")
+        return skipped("streaming needs Linux")
 
     def on_sample(sample: Sample) -> None:
         case.tell(_shown(sample))
@@ -47,8 +47,8 @@ def speed(case: Case) -> Check:
 def judged(name: str, size: int, curve: Curve) -> Check:
     """What a measurement means for a model."""
     if not curve.most or not curve.each:
-        hint = f"try it again, and without the pressure of other loads: coldstream load {name}"
-        return Check(name="speed", state="fail", found=f"nothing came in {_STEP_SECONDS:.0f} s", hint=hint)
+        hint = f"retry without other loads running: coldstream load {name}"
+        return fail(f"no data arrived in {_STEP_SECONDS:.0f} s", hint=hint)
     gpus = detect_gpus(hardware.gpus())
     prediction = predict(
         size,
@@ -57,18 +57,19 @@ def judged(name: str, size: int, curve: Curve) -> Check:
         copies_bytes_per_second=gpus.gpu.copy_bytes_per_second * gpus.count if gpus else None,
     )
     rates = "   ".join(_shown(sample) for sample in curve.samples)
-    found = f"{rates}   -> about {format_seconds(prediction.seconds)} for {format_bytes(size)}"
+    detail = f"{rates}   -> about {format_seconds(prediction.seconds)} for {format_bytes(size)}"
     if size < _TELLING_BYTES:
-        found += "; too small a model to tell more"
+        detail += "; the model is too small to measure more"
     if prediction.seconds > _LOAD_SECONDS_MAX:
-        return Check(
-            name="speed",
-            state="warn",
-            found=f"{found}: no cold start within a minute, {prediction.limited_by}",
-            hint=f"a machine with a faster network, nearer to the bucket; see: coldstream tune {name} --measure",
+        return warn(
+            f"{detail}: a cold start takes more than a minute, {prediction.limited_by}",
+            hint=f"use a faster network nearer to the bucket; see: coldstream tune {name} --measure",
         )
-    return Check(name="speed", state="ok", found=found)
+    return ok(detail)
 
 
 def _shown(sample: Sample) -> str:
     return f"{sample.connections}: {format_rate(sample.bytes_per_second, 1)}"
+
+
+CHECKS = (DoctorCheck(name="speed", run=speed, needs=("model", "chunk hashes"), slow=True),)

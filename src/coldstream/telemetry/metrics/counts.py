@@ -13,7 +13,7 @@ from coldstream.telemetry.metrics.families import Families, Family, Labels
 from coldstream.telemetry.metrics.metric_names import Metric, label_value
 
 
-class Counts:
+class MetricCounts:
     """Some metrics, from zero on."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
@@ -36,7 +36,7 @@ class Counts:
                     self.add(metric.name, 0, **{next(iter(metric.labels)): value})
 
     def add(self, name: str, count: float = 1, /, **labels: str) -> None:
-        """Counts."""
+        """MetricCounts."""
         metric, known = self._labelled(name, "counter", labels)
         samples = self._families[name].samples
         with self._lock:

@@ -10,7 +10,7 @@ from coldstream.telemetry.metrics.registry import Metrics
 from coldstream.telemetry.metrics.textfile import TextFile
 
 
-class Single:
+class LibraryLoad:
     """Follows it; a process forked from this one counts nothing."""
 
     def __init__(self, load: Loading, *, model: str, uri: str, file: str) -> None:

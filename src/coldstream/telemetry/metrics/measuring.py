@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import ColdstreamError
 from coldstream.telemetry.metrics.meter import Meter
-from coldstream.telemetry.metrics.metric_options import HOST, Wanted
+from coldstream.telemetry.metrics.metric_options import HOST, MetricOptions
 
 if TYPE_CHECKING:
     from coldstream.telemetry.metrics.registry import Metrics
     from coldstream.telemetry.metrics.textfile import TextFile
 
 
-class Measured:
+class CommandMetrics:
     """The metrics of a running command.
 
     Attributes:
@@ -44,7 +44,9 @@ class Measured:
 
 
 @contextmanager
-def measured(asked: Wanted | None, *, model: str, uri: str, say: Callable[[str], None]) -> Iterator[Measured]:
+def measured(
+    asked: MetricOptions | None, *, model: str, uri: str, say: Callable[[str], None]
+) -> Iterator[CommandMetrics]:
     """Serves the metrics for the length of the block, and leaves them in the file at its end, however it ends.
 
     Args:
@@ -58,20 +60,20 @@ def measured(asked: Wanted | None, *, model: str, uri: str, say: Callable[[str],
         DiskError: The file cannot be read.
     """
     if asked is None:
-        yield Measured(say)
+        yield CommandMetrics(say)
         return
     from coldstream.telemetry.metrics.registry import Metrics
-    from coldstream.telemetry.metrics.scrape_endpoint import Endpoint
+    from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
     from coldstream.telemetry.metrics.textfile import TextFile
 
     metrics = Metrics(model, uri=uri)
     file = TextFile(asked.file) if asked.file is not None else None
     if file is not None:
         file.check()
-    found = Measured(say, metrics, file)
+    found = CommandMetrics(say, metrics, file)
     with ExitStack() as stack:
         if asked.port is not None:
-            endpoint = Endpoint(asked.host, asked.port, metrics.text)
+            endpoint = ScrapeEndpoint(asked.host, asked.port, metrics.text)
             stack.callback(endpoint.stop)
             metrics.port = endpoint.port
             far = "" if asked.host == HOST else ", for whoever reaches that address"

@@ -33,7 +33,7 @@ class Loading(Protocol):
 
 
 class Meter:
-    """Counts nothing. May be told in any thread.
+    """MetricCounts nothing. May be told in any thread.
 
     Attributes:
         port: Where somebody may ask for what was counted; None: nowhere.

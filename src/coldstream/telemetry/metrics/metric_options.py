@@ -16,7 +16,7 @@ SUFFIX = ".prom"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class MetricOptions:
     """What is to be done with the metrics.
 
     Attributes:
@@ -30,7 +30,7 @@ class Wanted:
     file: Path | None = None
 
 
-def wanted(settings: Settings) -> Wanted | None:
+def metric_options(settings: Settings) -> MetricOptions | None:
     """What is configured; None: nobody asks for metrics.
 
     Raises:
@@ -44,7 +44,7 @@ def wanted(settings: Settings) -> Wanted | None:
     if port_text is None and path is None:
         return None
     file = checked_file(path) if path is not None else None
-    return Wanted(host=host or HOST, port=_checked_port(port_text) if port_text is not None else None, file=file)
+    return MetricOptions(host=host or HOST, port=_checked_port(port_text) if port_text is not None else None, file=file)
 
 
 def _checked_port(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Counts what loads, starts and bundles report, for whoever asks. Thread-safe."""
+"""MetricCounts what loads, starts and bundles report, for whoever asks. Thread-safe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import CancelledError, ColdstreamError
 from coldstream.package import __version__
-from coldstream.telemetry.metrics.counts import Counts
+from coldstream.telemetry.metrics.counts import MetricCounts
 from coldstream.telemetry.metrics.exposition import render
 from coldstream.telemetry.metrics.families import Families
 from coldstream.telemetry.metrics.meter import RESOLVE, Loading, Meter
@@ -47,7 +47,7 @@ class Metrics(Meter):
             model: What it is called, for the label.
             uri: Where it comes from, with its scheme.
         """
-        self._counts = Counts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
+        self._counts = MetricCounts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
         self._model, self._source = model, source_of(uri)
         self._lock = threading.Lock()
         self._loads: list[Callable[[], Sequence[Loading]]] = []

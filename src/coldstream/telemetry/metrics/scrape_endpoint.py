@@ -17,7 +17,7 @@ _REQUEST_SECONDS = 10.0
 _AT_ONCE_MAX = 16
 
 
-class Endpoint:
+class ScrapeEndpoint:
     """A server of its own threads. Listens from the beginning; `stop` ends it.
 
     Attributes:
@@ -89,11 +89,11 @@ def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.Thr
             if with_body:
                 self.wfile.write(body)
 
-    class Server(socketserver.ThreadingTCPServer):
+    class ScrapeServer(socketserver.ThreadingTCPServer):
         allow_reuse_address, daemon_threads, block_on_close = True, True, False
         address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Whoever asked has gone; there is nobody to tell."""
 
-    return Server((host, port), Handler)
+    return ScrapeServer((host, port), Handler)

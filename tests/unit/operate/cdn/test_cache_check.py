@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from coldstream.operate.cdn.cache_check import judge
-from coldstream.operate.cdn.edge import Answer
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.edge import EdgeAnswer
+from coldstream.operate.cdn.model_objects import CdnObject
 
-ITEM = Object(
+ITEM = CdnObject(
     model="org/m",
     key="org/m/m.safetensors",
     label="m.safetensors",
@@ -20,7 +20,7 @@ ITEM = Object(
     is_weights=True,
     is_read=True,
 )
-GOOD = Answer(status=206, cache="HIT", size=1000, etag="abc")
+GOOD = EdgeAnswer(status=206, cache="HIT", size=1000, etag="abc")
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,19 @@ def test_what_is_too_large_is_so_whatever_the_cache_says() -> None:
 @pytest.mark.parametrize(
     ("answer", "state", "mend"),
     [
-        (Answer(status=0, fault="refused"), "unreachable", "refused"),
-        (Answer(status=403), "refused", "COLDSTREAM_CDN_HEADER"),
-        (Answer(status=401), "refused", "CF_ACCESS_CLIENT_ID"),
-        (Answer(status=302), "refused", "redirects"),
-        (Answer(status=404), "wrong", "404"),
-        (Answer(status=522), "wrong", "522"),
+        (EdgeAnswer(status=0, fault="refused"), "unreachable", "refused"),
+        (EdgeAnswer(status=403), "refused", "COLDSTREAM_CDN_HEADER"),
+        (EdgeAnswer(status=401), "refused", "CF_ACCESS_CLIENT_ID"),
+        (EdgeAnswer(status=302), "refused", "redirects"),
+        (EdgeAnswer(status=404), "wrong", "404"),
+        (EdgeAnswer(status=522), "wrong", "522"),
         (replace(GOOD, is_page=True, status=200), "wrong", "HTML"),
         (replace(GOOD, size=999), "wrong", "999"),
         (replace(GOOD, etag="old"), "wrong", "older version is kept: coldstream cdn purge org/m"),
         (replace(GOOD, sha256="1" * 64), "wrong", "other bytes"),
     ],
 )
-def test_an_answer_that_is_not_the_bucket_s(answer: Answer, state: str, mend: str) -> None:
+def test_an_answer_that_is_not_the_bucket_s(answer: EdgeAnswer, state: str, mend: str) -> None:
     found = judge(ITEM, GOOD, answer, 1000)
     assert found.state == state
     assert mend in found.mend
@@ -82,7 +82,7 @@ def test_an_answer_that_is_not_the_bucket_s(answer: Answer, state: str, mend: st
     ],
 )
 def test_what_is_not_found(cache: str, in_bucket: bool, state: str, mend: str) -> None:
-    answer = Answer(status=404, cache=cache)
+    answer = EdgeAnswer(status=404, cache=cache)
     found = judge(ITEM, answer, answer, 1000, in_bucket=in_bucket)
     assert found.state == state
     assert mend in found.mend

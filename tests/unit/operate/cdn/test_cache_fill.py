@@ -11,13 +11,13 @@ import pytest
 from coldstream.net.retry import Retry
 from coldstream.operate.cdn.cache_check import check, look_again, places
 from coldstream.operate.cdn.cache_fill import warm
-from coldstream.operate.cdn.edge import Answer, Edge
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
 
 BODY = bytes(range(100))
-ITEM = Object(
+ITEM = CdnObject(
     model="org/m",
     key="org/m/m.safetensors",
     label="m.safetensors",
@@ -27,7 +27,7 @@ ITEM = Object(
     is_weights=True,
     is_read=True,
 )
-GOOD = Answer(status=206, cache="HIT", size=100, etag="abc")
+GOOD = EdgeAnswer(status=206, cache="HIT", size=100, etag="abc")
 
 
 @dataclass
@@ -44,13 +44,13 @@ class Script:
     keeps: bool = True
     asked: list[int | None] = field(default_factory=list)
 
-    def byte(self, key: str, at: int | None) -> Answer:
+    def byte(self, key: str, at: int | None) -> EdgeAnswer:
         self.asked.append(at)
         found = at is None or at in self.kept
         self.kept |= {at} if at is not None else set()
         return replace(GOOD, cache="HIT" if found else "MISS")
 
-    def whole(self, key: str, on_bytes: Callable[[int], None]) -> Answer:
+    def whole(self, key: str, on_bytes: Callable[[int], None]) -> EdgeAnswer:
         on_bytes(100)
         found = len(self.kept) == 100
         self.kept |= set(range(100)) if self.keeps else {0}
@@ -68,7 +68,7 @@ class Scripted(Edge):
         self.whole = script.whole  # type: ignore[method-assign]
 
 
-def nobody_asks(item: Object) -> bool:
+def nobody_asks(item: CdnObject) -> bool:
     """The bucket, which is asked for what the domain has not alone."""
     raise AssertionError(item.key)
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from coldstream.errors import UsageError
-from coldstream.operate.cdn.cache_rule import rewritten, rule_for, rules_for, standing_of
-from coldstream.operate.cdn.model_objects import Object
+from coldstream.operate.cdn.cache_rule import rewritten, rule_for, rule_state, rules_for
+from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.operate.cdn.plan_limits import PLANS, kept_share, limit_of
 
 
-def an_object(size: int, *, weights: bool = True, label: str = "m.safetensors") -> Object:
-    return Object(
+def an_object(size: int, *, weights: bool = True, label: str = "m.safetensors") -> CdnObject:
+    return CdnObject(
         model="org/m",
         key="org/m/x",
         label=label,
@@ -50,7 +50,7 @@ def test_a_rule_is_known_by_what_it_does() -> None:
     rule = rule_for("models.example.com", segments=False)
 
     def state(*existing: object) -> str:
-        return standing_of(rule, existing).state
+        return rule_state(rule, existing).state
 
     assert state({"action": "other"}, {**rule, "ref": "by hand", "description": "mine"}) == "as wanted"
     assert state({**rule, "expression": rule["expression"].replace(" and ", "  and ")}) == "as wanted"
@@ -91,7 +91,7 @@ def test_each_field_that_differs_is_named() -> None:
         (with_parameters(rule, read_timeout=900), {}),
     ]
     for found, expected in changes:
-        standing = standing_of(rule, [found])
+        standing = rule_state(rule, [found])
         assert {each.field: (each.found, each.wanted) for each in standing.differences} == expected
         assert standing.state == ("differs" if expected else "as wanted")
         assert standing.is_ours
@@ -101,9 +101,9 @@ def test_of_several_rules_one_that_is_as_wanted_counts_and_then_ours() -> None:
     rule = rule_for("models.example.com", segments=True)
     ours = {**rule, "enabled": False}
     by_hand = {**with_parameters(rule, cache=False), "ref": "by hand"}
-    assert standing_of(rule, [by_hand, ours]).found is ours
-    assert standing_of(rule, [ours, by_hand, {**rule, "ref": "exact"}]).state == "as wanted"
-    alone = standing_of(rule, [by_hand])
+    assert rule_state(rule, [by_hand, ours]).found is ours
+    assert rule_state(rule, [ours, by_hand, {**rule, "ref": "exact"}]).state == "as wanted"
+    alone = rule_state(rule, [by_hand])
     assert (alone.state, alone.is_ours) == ("differs", False)
 
 
@@ -111,9 +111,9 @@ def test_a_rule_is_written_anew_with_what_its_owner_added() -> None:
     rule = rule_for("models.example.com", segments=True)
     found = with_parameters(rule, read_timeout=900, cache=False, edge_ttl={"mode": "respect_origin"})
     found |= {"id": "0" * 32, "version": "3", "last_updated": "2026", "description": "mine", "enabled": False}
-    written = rewritten(standing_of(rule, [found]))
+    written = rewritten(rule_state(rule, [found]))
     assert written == {**with_parameters(rule, read_timeout=900), "description": "mine"}
-    assert standing_of(rule, [written]).state == "as wanted"
+    assert rule_state(rule, [written]).state == "as wanted"
 
 
 def test_the_limits_of_plans() -> None:

@@ -46,8 +46,8 @@ def test_gpus_that_wait_are_in_the_sum() -> None:
         launches_per_day=10,
         gpus=parse_gpus("L4:2"),
         gpu_dollars_per_hour=3.6,
-        load_seconds_said=5,
-        hub_seconds_said=50,
+        load_seconds_override=5,
+        hub_seconds_override=50,
     )
     assert made.dollars_of_a_second == pytest.approx(0.60)
     found = by_key(made)
@@ -118,8 +118,8 @@ def test_a_tenth_of_a_launch() -> None:
         {"cached_share": 1.1},
         {"updates_per_month": -1},
         {"gpu_dollars_per_hour": -0.5},
-        {"load_seconds_said": -1},
-        {"hub_seconds_said": float("nan")},
+        {"load_seconds_override": -1},
+        {"hub_seconds_override": float("nan")},
     ],
 )
 def test_plans_that_are_none(options: dict[str, float]) -> None:

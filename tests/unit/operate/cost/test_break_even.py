@@ -22,7 +22,9 @@ def test_the_hub_is_cheaper_until_gpus_wait_too_long_for_it() -> None:
 
     2.25 / 0.08 = 28.125 starts in the month, 0.9375 a day.
     """
-    made = plan(16 * GB, 10, gpus=parse_gpus("L4"), gpu_dollars_per_hour=3.6, load_seconds_said=10, hub_seconds_said=90)
+    made = plan(
+        16 * GB, 10, gpus=parse_gpus("L4"), gpu_dollars_per_hour=3.6, load_seconds_override=10, hub_seconds_override=90
+    )
     found = evens(made)["hub"]
     assert found.when == "from"
     assert found.launches_per_day == pytest.approx(0.9375, rel=1e-6)

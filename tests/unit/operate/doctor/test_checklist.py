@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import NotFoundError, UsageError
-from coldstream.operate.doctor.case import Case
-from coldstream.operate.doctor.checklist import CHECKLIST, Item, examine, select
+from coldstream.operate.doctor.case import Case, DoctorCheck
+from coldstream.operate.doctor.checklist import CHECKLIST, examine, select
 from coldstream.operate.probe import Check
 from tests.unit.operate.doctor.cases import case_of
 
@@ -17,7 +17,7 @@ def test_what_a_check_needs_comes_before_it() -> None:
     seen: set[str] = set()
     for item in CHECKLIST:
         assert seen.issuperset(item.needs), item.name
-        assert item.look.__doc__
+        assert item.run.__doc__
         seen.add(item.name)
     assert len(seen) == len(CHECKLIST)
 
@@ -51,22 +51,22 @@ def test_one_fault_is_said_once(tmp_path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     def passes(case: Case) -> Check:
-        return Check(name="c", state="ok", found=repr(case))
+        return Check(name="c", state="ok", detail=repr(case))
 
     items = [
-        Item(name="a", look=fails),
-        Item(name="b", look=passes, needs=("a",)),
-        Item(name="c", look=passes, needs=("b",)),
-        Item(name="d", look=passes, needs=("not asked for",)),
-        Item(name="e", look=breaks),
+        DoctorCheck(name="a", run=fails),
+        DoctorCheck(name="b", run=passes, needs=("a",)),
+        DoctorCheck(name="c", run=passes, needs=("b",)),
+        DoctorCheck(name="d", run=passes, needs=("not asked for",)),
+        DoctorCheck(name="e", run=breaks),
     ]
     begun: list[str] = []
     checks = list(examine(case_of(tmp_path), items, begin=begun.append))
     assert [check.state for check in checks] == ["fail", "skipped", "skipped", "ok", "fail"]
-    assert (checks[0].found, checks[0].hint, checks[0].exit_code) == ("it is gone", "fetch it", 10)
-    assert checks[1].found == checks[2].found == "not looked at: a failed"
-    assert "no model" in checks[3].found
-    assert "Permission denied" in checks[4].found
+    assert (checks[0].detail, checks[0].hint, checks[0].exit_code) == ("it is gone", "fetch it", 10)
+    assert checks[1].detail == checks[2].detail == "skipped: a failed"
+    assert "no model" in checks[3].detail
+    assert "Permission denied" in checks[4].detail
     assert begun == ["a", "b", "c", "d", "e"]
 
 
@@ -74,7 +74,7 @@ def test_what_is_about_a_model_needs_one(tmp_path: Path) -> None:
     checks = {
         check.name: check for check in examine(case_of(tmp_path), select(only=["model", "chunk-hashes", "speed"]))
     }
-    assert {check.found for check in checks.values()} == {"not looked at: no model is named"}
+    assert {check.detail for check in checks.values()} == {"skipped: no model was named"}
 
 
 def test_a_name_that_is_none(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_a_name_that_is_none(tmp_path: Path) -> None:
 def test_patience_is_short_and_no_longer_than_it_was(tmp_path: Path) -> None:
     assert case_of(tmp_path).settings.retry_seconds == 15
     assert case_of(tmp_path, COLDSTREAM_RETRY_SECONDS="3").settings.retry_seconds == 3
-    assert case_of(tmp_path).given.retry_seconds == 180
+    assert case_of(tmp_path).configured.retry_seconds == 180

@@ -41,7 +41,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"R2_BUCKET": "models", "R2_ENDPOINT": "ftp://x"}, "not a server's URL"),
         ({"R2_BUCKET": "models", "R2_ACCESS_KEY": "abc"}, "R2_SECRET_KEY is not"),
         ({"R2_BUCKET": "models", "COLDSTREAM_RETRY_SECONDS": "soon"}, "is not a number of seconds"),
-        ({"R2_BUCKET": "models", "COLDSTREAM_CACHE_LIMIT": "much"}, "no size"),
+        ({"R2_BUCKET": "models", "COLDSTREAM_CACHE_LIMIT": "much"}, "not a size"),
     ],
 )
 def test_configuration_that_is_wrong(values: dict[str, str], says: str) -> None:
@@ -50,14 +50,14 @@ def test_configuration_that_is_wrong(values: dict[str, str], says: str) -> None:
         check.name: check for check in examine(case, select(only=["configuration", "endpoint", "bucket", "disk"]))
     }
     assert checks["configuration"].state == "fail"
-    assert re.search(says, checks["configuration"].found)
-    assert all(checks[name].found == "not looked at: configuration failed" for name in ("endpoint", "bucket", "disk"))
+    assert re.search(says, checks["configuration"].detail)
+    assert all(checks[name].detail == "skipped: configuration failed" for name in ("endpoint", "bucket", "disk"))
 
 
 def test_configuration_that_is_right(tmp_path: Path) -> None:
     check = looked(s3_case("https://x.example"), "configuration")
     assert check.state == "ok"
-    assert check.found == "s3://models at https://x.example   keys: R2_ACCESS_KEY from flag"
+    assert check.detail == "s3://models at https://x.example   keys: R2_ACCESS_KEY from flag"
     assert looked(Case(load_settings({"R2_BUCKET": "models"}, environ={})), "configuration").state == "ok"
     for name in ("configuration", "endpoint", "tls", "clock"):
         assert looked(case_of(tmp_path), name).state == "ok"
@@ -70,11 +70,11 @@ def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     case = Case(load_settings(env_file=file, environ={}))
     check = looked(case, "secrets")
     assert check.state == "warn"
-    assert "mode 0644" in check.found
+    assert "mode 0644" in check.detail
     assert check.hint == f"run: chmod 600 {file}"
     file.chmod(0o600)
     assert looked(case, "secrets").state == "ok"
-    assert looked(s3_case("http://x.example"), "secrets").found == "in no file of ours"
+    assert looked(s3_case("http://x.example"), "secrets").detail == "not in a settings file"
 
 
 def test_an_endpoint_where_nothing_answers() -> None:
@@ -84,14 +84,14 @@ def test_an_endpoint_where_nothing_answers() -> None:
     names = ["configuration", "endpoint", "tls", "clock", "bucket", "permissions", "round trip"]
     checks = {check.name: check for check in examine(case, select(only=names))}
     assert checks["endpoint"].state == "fail"
-    assert f"cannot reach http://127.0.0.1:{port}: Connection refused" in checks["endpoint"].found
-    assert all(checks[name].found == "not looked at: endpoint failed" for name in names[2:])
+    assert f"cannot reach http://127.0.0.1:{port}: Connection refused" in checks["endpoint"].detail
+    assert all(checks[name].detail == "skipped: endpoint failed" for name in names[2:])
 
 
 def test_an_endpoint_whose_name_nobody_knows() -> None:
     check = looked(s3_case("http://nowhere.invalid"), "endpoint")
     assert check.state == "fail"
-    assert "cannot reach http://nowhere.invalid" in check.found
+    assert "cannot reach http://nowhere.invalid" in check.detail
 
 
 def test_an_endpoint_that_speaks_something_else() -> None:
@@ -116,9 +116,9 @@ def test_a_certificate_that_does_not_hold(certificate: str, says: str) -> None:
         checks = {check.name: check for check in examine(case, select(only=["endpoint", "tls", "clock", "bucket"]))}
     assert checks["endpoint"].state == "ok"
     assert checks["tls"].state == "fail"
-    assert says in checks["tls"].found
+    assert says in checks["tls"].detail
     assert "AWS_CA_BUNDLE" in (checks["tls"].hint or "")
-    assert checks["clock"].found == checks["bucket"].found == "not looked at: tls failed"
+    assert checks["clock"].detail == checks["bucket"].detail == "skipped: tls failed"
 
 
 @pytest.mark.usefixtures("trusted")
@@ -126,12 +126,12 @@ def test_a_certificate_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     with RangedServer({}, tls=True) as server:
         check = looked(s3_case(server.url), "tls")
         assert check.state == "ok"
-        assert "TLSv1.3, the certificate holds for another 36" in check.found
+        assert "TLSv1.3, the certificate is valid for another 36" in check.detail
         later = time.time() + 362 * 86400
         monkeypatch.setattr(network_checks.time, "time", lambda: later)
         check = looked(s3_case(server.url), "tls")
     assert check.state == "warn"
-    assert "another 2 days" in check.found
+    assert "another 2 days" in check.detail
 
 
 def test_a_server_without_tls_where_it_was_expected() -> None:
@@ -149,8 +149,8 @@ def test_through_a_proxy(tls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         case = s3_case(server.url)
         check = looked(case, "endpoint")
         assert check.state == "ok", check
-        assert f"through the proxy 127.0.0.1:{proxy.port}" in check.found
-        assert "pass" not in check.found
+        assert f"through the proxy 127.0.0.1:{proxy.port}" in check.detail
+        assert "pass" not in check.detail
         assert looked(case, "tls").state == "ok"
         assert proxy.lines
 
@@ -161,7 +161,7 @@ def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("no_proxy", "elsewhere.example")
         check = looked(s3_case(server.url), "endpoint")
     assert check.state == "fail"
-    assert "503" in check.found
+    assert "503" in check.detail
 
 
 def test_http_to_another_machine() -> None:
@@ -182,10 +182,10 @@ def test_a_clock_that_is_off(off: float | None, state: str) -> None:
     assert checks["clock"].state == state
     if state == "fail":
         assert "timedatectl" in (checks["clock"].hint or "")
-        assert checks["bucket"].found == "not looked at: clock failed"
+        assert checks["bucket"].detail == "skipped: clock failed"
 
 
 def test_a_date_that_is_none() -> None:
     with RangedServer({}) as server:
         server.add("header", value="Date: teatime", times=None)
-        assert looked(s3_case(server.url), "clock").found == "the server does not say what time it is"
+        assert looked(s3_case(server.url), "clock").detail == "the server sends no time"

@@ -45,8 +45,8 @@ def test_a_vllm_that_is_named_and_not_there(tmp_path: Path) -> None:
     case = case_of(tmp_path, vllm=tmp_path / "none/vllm")
     check = looked(case, "vllm", "plugin", "runai")
     assert case.checks["vllm"].state == "fail"
-    assert "was found" in case.checks["vllm"].found
-    assert check.found == "not looked at: vllm failed"
+    assert "was found" in case.checks["vllm"].detail
+    assert check.detail == "skipped: vllm failed"
 
 
 def test_versions_of_vllm(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_versions_of_vllm(tmp_path: Path) -> None:
     assert check.state == "ok"
     check = looked(case_of(tmp_path, vllm=fake_vllm(tmp_path / "b", version="0.9.1")), "vllm")
     assert check.state == "warn"
-    assert "0.9.1 has not been tested" in check.found
+    assert "0.9.1 has not been tested" in check.detail
     assert "vllm>=0.28,<0.34" in (check.hint or "")
 
 
@@ -62,35 +62,35 @@ def test_a_vllm_without_bytecode(tmp_path: Path, vllm: Path, site: Path) -> None
     (site / "vllm/__pycache__").rmdir()
     check = looked(case_of(tmp_path, vllm=vllm), "vllm")
     assert check.state == "warn"
-    assert (check.hint or "").startswith("run once: python -m compileall")
+    assert (check.hint or "").startswith("run: python -m compileall")
 
 
 def test_a_vllm_without_our_plugin(tmp_path: Path, vllm: Path, site: Path) -> None:
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
     assert check.state == "fail"
-    assert f"coldstream is not installed in {site}" in check.found
+    assert f"coldstream is not installed in {site}" in check.detail
     assert (check.hint or "").endswith(f"-m pip install {own_requirement()}")
     install(site, "coldstream", __version__)
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
     assert check.state == "fail"
-    assert "does not announce itself" in check.found
+    assert "is not registered" in check.detail
 
 
 def test_a_vllm_with_our_plugin(tmp_path: Path, vllm: Path, site: Path) -> None:
     install(site, "coldstream", __version__, PLUGIN)
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
-    assert (check.state, check.found) == ("ok", f"vLLM sees coldstream {__version__}")
+    assert (check.state, check.detail) == ("ok", f"vLLM finds coldstream {__version__}")
     assert looked(case_of(tmp_path, vllm=vllm, VLLM_PLUGINS="a,coldstream"), "plugin").state == "ok"
     check = looked(case_of(tmp_path, vllm=vllm, VLLM_PLUGINS="a,b"), "plugin")
     assert check.state == "fail"
-    assert "VLLM_PLUGINS is 'a,b'" in check.found
+    assert "VLLM_PLUGINS is 'a,b'" in check.detail
 
 
 def test_a_vllm_with_an_older_plugin(tmp_path: Path, vllm: Path, site: Path) -> None:
     install(site, "coldstream", "0.0.1", PLUGIN)
     check = looked(case_of(tmp_path, vllm=vllm), "plugin")
     assert check.state == "warn"
-    assert "0.0.1" in check.found
+    assert "0.0.1" in check.detail
 
 
 def test_a_vllm_that_does_not_tell_where_it_lies(tmp_path: Path) -> None:
@@ -105,26 +105,26 @@ def test_runai(tmp_path: Path, vllm: Path, site: Path) -> None:
     assert check.state == "warn"
     assert "runai-model-streamer[s3]" in (check.hint or "")
     install(site, "runai_model_streamer_s3", "0.17.0")
-    assert looked(case_of(tmp_path, vllm=vllm), "runai").found == "0.17.0, with its part for S3"
+    assert looked(case_of(tmp_path, vllm=vllm), "runai").detail == "0.17.0, with S3 support"
 
 
 def test_skypilot(tmp_path: Path, bin_folder: Path) -> None:
     check = looked(case_of(tmp_path), "skypilot")
-    assert (check.state, check.found) == ("ok", "not installed: coldstream launch alone needs it")
+    assert (check.state, check.detail) == ("ok", "not installed: only needed for coldstream launch")
     write_script(bin_folder / "sky", "echo 'skypilot, version 0.14.1'")
     check = looked(case_of(tmp_path), "skypilot")
     assert check.state == "warn"
-    assert "without rsync" in check.found
+    assert "rsync is missing" in check.detail
     write_script(bin_folder / "rsync", "exit 0")
     assert looked(case_of(tmp_path), "skypilot").state == "ok"
     write_script(bin_folder / "sky", "echo 'skypilot, version 0.9.3'")
     check = looked(case_of(tmp_path), "skypilot")
     assert check.state == "warn"
-    assert "0.14.1 is what was tried" in check.found
+    assert "tested with 0.14.1" in check.detail
     write_script(bin_folder / "sky", "echo 'ImportError: no module named sky'; exit 1")
     check = looked(case_of(tmp_path), "skypilot")
     assert check.state == "fail"
-    assert "ImportError" in check.found
+    assert "ImportError" in check.detail
 
 
 def without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -153,7 +153,7 @@ def test_the_bundle_key(tmp_path: Path) -> None:
     assert looked(case_of(tmp_path), "bundle key").state == "ok"
     check = looked(case_of(tmp_path, COLDSTREAM_BUNDLE_KEY="k" * 64), "bundle key")
     assert check.state == "ok"
-    assert "kkk" not in check.found
+    assert "kkk" not in check.detail
     check = looked(case_of(tmp_path, COLDSTREAM_BUNDLE_KEY="short"), "bundle key")
     assert check.state == "fail"
     assert check.hint == "make one: coldstream setup --bundle-key"

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from coldstream.telemetry.metrics.counts import Counts
+from coldstream.telemetry.metrics.counts import MetricCounts
 from coldstream.telemetry.metrics.exposition import parse, render
 from coldstream.telemetry.metrics.metric_names import METRICS, Metric
 
@@ -17,7 +17,7 @@ SECONDS = Metric(name="coldstream_y_seconds", kind="histogram", help="Y.", label
 
 
 def test_a_histogram_s_buckets_add_up() -> None:
-    counts = Counts([SECONDS])
+    counts = MetricCounts([SECONDS])
     for value in (0.5, 3.0, 99.0):
         counts.observe(SECONDS.name, value, model="m")
     samples = counts.families(live=True)[SECONDS.name].samples
@@ -32,14 +32,14 @@ def test_a_histogram_s_buckets_add_up() -> None:
 
 
 def test_what_is_written_is_read_back() -> None:
-    counts = Counts(METRICS)
+    counts = MetricCounts(METRICS)
     counts.observe("coldstream_load_seconds", 3.0, model='org/"m"\\')
     families = counts.families(live=True)
     assert parse(render(families), where="it") == families
 
 
 def test_threads_lose_no_count() -> None:
-    counts = Counts([LOADS, SECONDS])
+    counts = MetricCounts([LOADS, SECONDS])
 
     def count() -> None:
         for _ in range(2000):

@@ -1,4 +1,4 @@
-"""Counts that go on from process to process."""
+"""MetricCounts that go on from process to process."""
 
 from __future__ import annotations
 

@@ -14,22 +14,22 @@ import pytest
 from coldstream.errors import ConfigError, UsageError
 from coldstream.settings import load_settings
 from coldstream.telemetry.metrics.measuring import measured
-from coldstream.telemetry.metrics.metric_options import Wanted, wanted
-from coldstream.telemetry.metrics.scrape_endpoint import Endpoint
+from coldstream.telemetry.metrics.metric_options import MetricOptions, metric_options
+from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
 
 
-def asked(flags: dict[str, str] | None = None, **environ: str) -> Wanted | None:
+def asked(flags: dict[str, str] | None = None, **environ: str) -> MetricOptions | None:
     given = {f"COLDSTREAM_METRICS_{name}": value for name, value in environ.items()}
     given_flags = {f"COLDSTREAM_METRICS_{name}": value for name, value in (flags or {}).items()}
-    return wanted(load_settings(given_flags, environ=given))
+    return metric_options(load_settings(given_flags, environ=given))
 
 
 def test_what_is_asked_for(tmp_path: Path) -> None:
     assert asked() is None
     assert asked(HOST="10.0.0.1") is None, "set for all, and this command has no port"
-    assert asked(PORT="0") == Wanted(port=0)
-    assert asked({"PORT": "9"}, PORT="8", HOST="::1") == Wanted(host="::1", port=9)
-    assert asked(FILE=str(tmp_path / "c.prom")) == Wanted(file=tmp_path / "c.prom")
+    assert asked(PORT="0") == MetricOptions(port=0)
+    assert asked({"PORT": "9"}, PORT="8", HOST="::1") == MetricOptions(host="::1", port=9)
+    assert asked(FILE=str(tmp_path / "c.prom")) == MetricOptions(file=tmp_path / "c.prom")
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_a_folder_of_others() -> None:
 
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    found = Endpoint("127.0.0.1", 0, lambda: b"coldstream_x 1\n")
+def endpoint() -> Iterator[ScrapeEndpoint]:
+    found = ScrapeEndpoint("127.0.0.1", 0, lambda: b"coldstream_x 1\n")
     yield found
     found.stop()
 
@@ -81,7 +81,7 @@ def ask(port: int, method: str, path: str, **headers: str) -> tuple[http.client.
         connection.close()
 
 
-def test_it_answers_scrapes(endpoint: Endpoint) -> None:
+def test_it_answers_scrapes(endpoint: ScrapeEndpoint) -> None:
     answer, body = ask(endpoint.port, "GET", "/metrics?x=1")
     assert (answer.status, body) == (200, b"coldstream_x 1\n")
     assert answer.getheader("Content-Type") == "text/plain; version=0.0.4; charset=utf-8"
@@ -93,13 +93,13 @@ def test_it_answers_scrapes(endpoint: Endpoint) -> None:
     assert ask(endpoint.port, "POST", "/metrics")[0].status == 501
 
 
-def test_the_port_is_free_again_at_once(endpoint: Endpoint) -> None:
+def test_the_port_is_free_again_at_once(endpoint: ScrapeEndpoint) -> None:
     ask(endpoint.port, "GET", "/metrics")
     endpoint.stop()
-    Endpoint("127.0.0.1", endpoint.port, bytes).stop()
+    ScrapeEndpoint("127.0.0.1", endpoint.port, bytes).stop()
 
 
-def test_a_client_that_says_nothing_stops_nobody(endpoint: Endpoint) -> None:
+def test_a_client_that_says_nothing_stops_nobody(endpoint: ScrapeEndpoint) -> None:
     with socket.create_connection(("127.0.0.1", endpoint.port)) as silent:
         silent.sendall(b"GET /metr")
         assert ask(endpoint.port, "GET", "/metrics")[0].status == 200
@@ -109,16 +109,16 @@ def test_a_client_that_says_nothing_stops_nobody(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(
     ("host", "message"), [("127.0.0.1", "is taken"), ("192.0.2.1", "cannot be had"), ("x.invalid", "cannot be had")]
 )
-def test_a_port_that_cannot_be_had(endpoint: Endpoint, host: str, message: str) -> None:
+def test_a_port_that_cannot_be_had(endpoint: ScrapeEndpoint, host: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Endpoint(host, endpoint.port, bytes)
+        ScrapeEndpoint(host, endpoint.port, bytes)
 
 
 def test_nothing_listens_after_the_block_however_it_ends() -> None:
     said: list[str] = []
 
     def interrupted() -> None:
-        with measured(Wanted(port=0), model="m", uri="s3://b/m", say=said.append):
+        with measured(MetricOptions(port=0), model="m", uri="s3://b/m", say=said.append):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
