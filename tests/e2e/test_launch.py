@@ -109,11 +109,15 @@ def sha(text: str) -> str:
 def test_a_node_from_yes_to_ready(command: Command, sky: FakeSky, launches: Launches) -> None:
     """coldstream launch org/m --gpus L4:1 --yes; the command that is shown at its end"""
     out, err = command.run(*UP)
-    for said in ("org/m", "g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.30/h spot", "read org/m alone, end "):
+    for said in (
+        "org/m",
+        "g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.30/h spot",
+        "temporary, read-only for org/m, expire ",
+    ):
         assert said in err
-    assert "--replicas 1 makes it a service" in err
-    assert "the cloud brings it up" in err
-    assert "SkyPilot has it" in err
+    assert "use --replicas 1 for a service" in err
+    assert "the cloud is starting the machine" in err
+    assert "SkyPilot has accepted it" in err
     shown = [line.split()[0] for line in out.splitlines()]
     assert shown[:5] == ["ask", "provision", "files", "setup", "start"]
     assert "    compile" in out
@@ -197,7 +201,7 @@ def test_a_key_of_one_s_own(command: Command, sky: FakeSky, launches: Launches) 
 def test_gated_models_get_the_hub_s_token(command: Command, sky: FakeSky) -> None:
     """coldstream launch org/m --gpus L4:1 --fallback hf --yes --no-wait"""
     out, _ = command.run(*UP, "--fallback", "hf", "--no-wait")
-    assert "see how it goes: coldstream launch status" in out
+    assert "check its progress with: coldstream launch status" in out
     assert sky.calls("launch", "-y")[0]["secrets"]["HF_TOKEN"] == sha(TOKENS["HF_TOKEN"])
     assert not sky.calls("logs")
 
@@ -217,7 +221,10 @@ def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: La
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     out, err = command.run(*UP, "--no-wait")
     assert "  cdn       nodes read through https://models.example.com\n" in err
-    assert "does not end by itself: COLDSTREAM_CDN_HEADER, CF_ACCESS_CLIENT_ID, CF_ACCESS_CLIENT_SECRET" in err
+    assert (
+        "passed on unchanged and do not expire: COLDSTREAM_CDN_HEADER, CF_ACCESS_CLIENT_ID, CF_ACCESS_CLIENT_SECRET"
+        in err
+    )
     command.run("launch", "renew", "m", "--yes")
     before, *with_it = sky.calls("launch", "-y")
     assert not {*CDN} & {*before["names"]}
@@ -234,7 +241,7 @@ def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: La
     assert not {*CDN} & {*sky.calls("launch", "-y")[-1]["names"]}
     del command.environ["COLDSTREAM_CDN_HEADER"]
     err = command.run("launch", "renew", "m", "--yes", code=2)[1]
-    assert "COLDSTREAM_CDN_HEADER is not set, and the nodes of m open the CDN with it" in err
+    assert "COLDSTREAM_CDN_HEADER is not set, and the nodes of m need it for the CDN" in err
     command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:9000"
     assert "no node reaches the CDN there" in command.run(*UP, "--name", "x", code=2)[1]
     assert "-c x " not in json.dumps(sky.calls())
@@ -243,7 +250,7 @@ def test_nodes_read_through_the_cdn(command: Command, sky: FakeSky, launches: La
 def test_a_service(command: Command, sky: FakeSky, launches: Launches) -> None:
     """coldstream launch org/m --gpus L4:1 --replicas 1..4 --yes"""
     out, err = command.run(*UP, "--replicas", "1..4")
-    assert "  machines  g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.30 to $1.20/h spot, and the con" in err
+    assert "  machines  g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.30 to $1.20/h spot, plus the con" in err
     assert (
         "  stand-in  g6.xlarge   AWS (us-east-1a)   4 cores, 16 GiB   $0.80 to $3.20/h on demand, while no spot" in err
     )
@@ -266,7 +273,7 @@ def test_what_a_service_costs(command: Command, sky: FakeSky) -> None:
     assert found["stand_in_dollars_per_hour"] == pytest.approx([2 * 0.8, 3 * 0.8])
     assert (found["offer"]["dollars_per_hour"], found["stand_in"]["dollars_per_hour"]) == (0.3, 0.8)
     err = command.run(*LAUNCH, "--replicas", "2", "--dry-run")[1]
-    assert "$1.10/h spot, one of them on demand, and the controller's machine" in err
+    assert "$1.10/h spot, one of them on demand, plus the controller's machine" in err
     assert "$1.60/h on demand, while no spot machine is ready" in err
     for more in (("--replicas", "2", "--on-demand"), (), ("--command", "x")):
         before = len(sky.calls())
@@ -276,7 +283,7 @@ def test_what_a_service_costs(command: Command, sky: FakeSky) -> None:
         assert "stand-in" not in command.run(*LAUNCH, *more, "--dry-run")[1]
     sky.behave("spot-alone")
     err = command.run(*LAUNCH, "--replicas", "1..2", "--dry-run")[1]
-    assert "$0.30 to $0.60/h spot, and the controller's machine" in err
+    assert "$0.30 to $0.60/h spot, plus the controller's machine" in err
     assert "  stand-in  SkyPilot did not say which" in err
     # One of two is on demand all the time.
     assert command.json(*LAUNCH, "--replicas", "2", "--dry-run")["dollars_per_hour"] is None
@@ -370,7 +377,7 @@ def test_keys_are_created_only_after_confirmation(
             assert found["keys"]["how"] == "issued"
             assert found["keys"]["expires"] == pytest.approx(time.time() + 86400, abs=60)
         command.environ |= {"R2_SECRET_KEY": own, "R2_SESSION_TOKEN": ""}
-        assert "issued, read org/m alone, end " in command.run(*issued, code=2)[1]
+        assert "temporary (issued by Cloudflare), read-only for org/m, expire " in command.run(*issued, code=2)[1]
         assert api.requests == []
         assert not launches.folder.exists()
         command.run(*issued, "--yes", "--no-wait")
@@ -400,7 +407,7 @@ def test_a_name_is_taken_once(command: Command, sky: FakeSky, launches: Launches
     before = {path.name: path.read_bytes() for path in launches.folder.iterdir()}
     for more in ((), ("--command", "python ask.py"), ("--replicas", "2")):
         err = command.run(*UP, *more, code=2)[1]
-        assert "m is there already, UP" in err
+        assert "m already exists, UP" in err
         assert "coldstream launch down m" in err
     assert len(sky.calls("launch", "-y")) == 1
     # The key of the one that runs above all.
@@ -442,7 +449,7 @@ def test_status_logs_and_down(command: Command, sky: FakeSky, launches: Launches
 
 
 def test_states_that_skypilot_does_not_report(command: Command, sky: FakeSky) -> None:
-    """coldstream launch status, without SkyPilot's server; with a machine that was taken back"""
+    """coldstream launch status, without SkyPilot's server; with a machine that was preempted"""
     command.run(*UP, "--no-wait")
     sky.behave("silent")
     (row,) = command.json("launch", "status")["launches"]
@@ -476,28 +483,28 @@ def test_new_keys(command: Command, sky: FakeSky, launches: Launches) -> None:
     launches.key_file("m").unlink()
     assert "the API key of m is not known here" in command.run("launch", "renew", "m", "--yes", code=2)[1]
     launches.file("s").unlink()
-    assert "s.yaml is gone" in command.run("launch", "renew", "s", "--yes", code=10)[1]
+    assert "s.yaml, the file of the launch, is missing" in command.run("launch", "renew", "s", "--yes", code=10)[1]
 
 
 def test_keys_that_end_soon(command: Command, launches: Launches) -> None:
     """coldstream launch status, of a service"""
     command.run(*UP, "--replicas", "1", "--no-wait")
-    assert "end soon" not in command.run("launch", "status")[1]
+    assert "expire soon" not in command.run("launch", "status")[1]
     launches.keep(msgspec.structs.replace(launches.find("m"), expires=time.time() + 3600))
-    assert "the keys of m end soon; run: coldstream launch renew m" in command.run("launch", "status")[1]
+    assert "the keys of m expire soon; run: coldstream launch renew m" in command.run("launch", "status")[1]
     launches.keep(msgspec.structs.replace(launches.find("m"), expires=time.time() - 3600))
-    assert "ended " in command.run("launch", "status")[0]
+    assert "expired " in command.run("launch", "status")[0]
 
 
 def test_own_keys(own: Command, sky: FakeSky) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, with a bucket that is not R2's; renew m"""
     err = own.run(*UP, "--no-wait")[1]
-    assert "keys      your own, as they are" in err
-    assert "with all that they may do" in err
+    assert "keys      your own, unchanged" in err
+    assert "with all their permissions" in err
     (row,) = sky.calls("launch", "-y")
     assert row["secrets"]["R2_SECRET_KEY"] == sha(own.environ["R2_SECRET_KEY"])
     assert row["secrets"]["R2_SESSION_TOKEN"] == sha("")
-    assert "your own keys, which do not end" in own.run("launch", "renew", "m", "--yes", code=2)[1]
+    assert "your own keys, which do not expire" in own.run("launch", "renew", "m", "--yes", code=2)[1]
     assert own.json("launch", "status")["launches"][0]["expires"] is None
 
 
@@ -508,7 +515,7 @@ def test_no_skypilot(command: Command, tmp_path: Path) -> None:
         err = command.run(*arguments, code=10)[1]
         assert "SkyPilot is not installed" in err
         assert INSTALL in err
-    assert "/nowhere/sky is no program" in command.run(*UP, "--sky", "/nowhere/sky", code=10)[1]
+    assert "/nowhere/sky is not a program" in command.run(*UP, "--sky", "/nowhere/sky", code=10)[1]
     assert "is not SkyPilot" in command.run(*UP, "--sky", shutil.which("true") or "", code=2)[1]
 
 
@@ -547,21 +554,21 @@ def test_a_table_that_is_not_understood(command: Command, sky: FakeSky) -> None:
     [
         ((*LAUNCH[:2], "--yes"), 2, "--gpus"),
         ((*UP[:3], "L5", "--yes"), 2, "is not a known GPU"),
-        ((*UP[:3], "L4:0", "--yes"), 2, "no number of GPUs"),
-        ((*UP, "--replicas", "0"), 2, "serve nothing"),
-        ((*UP, "--replicas", "3..1"), 2, "no range of replicas"),
-        ((*UP, "--replicas", "2", "--command", "x"), 2, "--command is a job"),
+        ((*UP[:3], "L4:0", "--yes"), 2, "is not a valid number of GPUs"),
+        ((*UP, "--replicas", "0"), 2, "would serve nothing"),
+        ((*UP, "--replicas", "3..1"), 2, "is not a range of replicas"),
+        ((*UP, "--replicas", "2", "--command", "x"), 2, "--command is for a job"),
         ((*UP, "--image", "a", "--no-image"), 2, "contradict"),
         ((*UP, "--max-model-len", "99999999"), 2, "does not fit"),
-        ((*UP, "--ttl", "9d"), 2, "credentials cannot live for 9d"),
-        ((*UP, "--ttl", "1s"), 2, "credentials cannot live for 1s"),
+        ((*UP, "--ttl", "9d"), 2, "credentials cannot be valid for 9d"),
+        ((*UP, "--ttl", "1s"), 2, "credentials cannot be valid for 1s"),
         ((*UP, "--ttl", "soon"), 2, "'soon' is not a duration"),
-        ((*UP, "--name", "Prod"), 2, "'Prod' is no name for a launch"),
-        ((*UP, "--name", "a" * 41), 2, "is no name for a launch"),
+        ((*UP, "--name", "Prod"), 2, "'Prod' is not a valid name for a launch"),
+        ((*UP, "--name", "a" * 41), 2, "is not a valid name for a launch"),
         ((*UP, "--cloud", "AWS; rm"), 2, "is not a known cloud"),
         (("launch", "org/other", *UP[2:]), 10, "org/other"),
         (LAUNCH, 2, "refusing to launch m without confirmation"),
-        (("launch", "status", "../m"), 2, "no name of a launch"),
+        (("launch", "status", "../m"), 2, "is not a name of a launch"),
         (("launch", "logs"), 2, "NAME"),
         (("launch", "down", "--yes"), 2, "NAME"),
     ],
@@ -601,7 +608,7 @@ def test_a_model_that_is_not_complete(command: Command, stocked: tuple[FakeR2, S
 def test_a_bucket_that_no_node_reaches(own: Command, sky: FakeSky, tmp_path: Path) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, with R2_ENDPOINT=http://127.0.0.1:…; with --store ./folder"""
     write_model(tmp_path / "folder/org/m", sharded_checkpoint(shards=1, layers=1, rows=64, columns=64))
-    assert "folder of this machine" in own.run(*UP, "--store", "./folder", code=2)[1]
+    assert "directory of this machine" in own.run(*UP, "--store", "./folder", code=2)[1]
     own.environ["R2_ENDPOINT"] = own.environ["R2_ENDPOINT"].replace("0.0.0.0", "127.0.0.1")
     assert "no node reaches the bucket there" in own.run(*UP, code=2)[1]
     assert not sky.calls()
@@ -619,7 +626,7 @@ def test_skypilot_fails_half_way(command: Command, sky: FakeSky, launches: Launc
     sky.behave("nothing")
     err = command.run(*UP, code=1)[1]
     assert "Failed to acquire resources" in err
-    assert "nothing of it is running" in err
+    assert "nothing is left running" in err
     # What failed can be launched again.
     sky.behave()
     assert "ready in " in command.run(*UP)[0]
@@ -630,20 +637,20 @@ def test_a_setup_that_breaks_down(command: Command, sky: FakeSky) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, where pip finds nothing"""
     sky.behave("setup-fails")
     err = command.run(*UP, code=1)[1]
-    assert "m broke down (FAILED_SETUP)" in err
+    assert "m failed (FAILED_SETUP)" in err
     assert "Could not find a version that satisfies coldstream" in err
     assert "coldstream launch down m" in err
 
 
-def test_a_machine_that_is_taken_back(
+def test_a_machine_that_is_preempted(
     command: Command, sky: FakeSky, launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """coldstream launch org/m --gpus L4:1 --yes, where the cloud takes the machine back before the model answers"""
+    """coldstream launch org/m --gpus L4:1 --yes, where the cloud preempts the machine before the model answers"""
     monkeypatch.setattr("coldstream.fleet.launch_run._STATE_SECONDS", 0.05)
     monkeypatch.setattr("coldstream.fleet.launch_run._POLL_SECONDS", 0.05)
     sky.behave("never", "taken-back")
     err = command.run(*UP, code=1)[1]
-    assert "error: the machine of m is gone, before its model answered: its cloud took it back, or somebody" in err
+    assert "error: the machine of m is gone, before its model answered: it was preempted, or someone" in err
     assert "--replicas 1 it is a service" in err
     # What SkyPilot said of bringing it up has nothing to do with it.
     assert "sky: " not in err
@@ -655,7 +662,7 @@ def test_a_machine_that_is_taken_back(
 def test_another_key_opens_it(command: Command, sky: FakeSky) -> None:
     """coldstream launch org/m --gpus L4:1 --yes, where another user's server answers"""
     sky.behave("other-key")
-    assert "refuses the API key" in command.run(*UP, code=1)[1]
+    assert "rejected the API key" in command.run(*UP, code=1)[1]
 
 
 def test_it_never_answers(command: Command, sky: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,7 +672,7 @@ def test_it_never_answers(command: Command, sky: FakeSky, monkeypatch: pytest.Mo
     monkeypatch.setattr("coldstream.fleet.launch_run._POLL_SECONDS", 0.05)
     sky.behave("never")
     err = command.run(*UP, code=1)[1]
-    assert "m does not answer yet, and goes on starting" in err
+    assert "m does not answer yet, and is still starting" in err
     assert "coldstream launch logs m" in err
 
 
@@ -682,7 +689,7 @@ def test_ctrl_c_while_it_is_provisioned(command: Command, sky: FakeSky, launches
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert "SkyPilot may go on bringing m up, which costs money" in err
+    assert "SkyPilot may continue to start m, which costs money" in err
     assert "coldstream launch down m" in err
     assert launches.find("m").kind == "node"
     sky.behave()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.fleet.deployment import TARGETS
+from coldstream.fleet.deploy_options import TARGETS
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -41,7 +41,7 @@ def test_a_file_for_each_target(command: Command, target: str) -> None:
         assert command.environ[secret] not in text
     list(yaml.safe_load_all(text))
     (command.cwd / "f.yaml").write_text(text)
-    assert "nothing found" in command.run("template", "check", "f.yaml")[0]
+    assert "no findings" in command.run("template", "check", "f.yaml")[0]
 
 
 def test_a_file_is_written_and_kept(command: Command) -> None:
@@ -71,7 +71,7 @@ def test_the_cdn_in_front(command: Command) -> None:
     assert found["cdn"] is None
     assert "CDN" not in found["text"]
     command.environ["R2_CDN_DOMAIN"] = "http://127.0.0.1:9000"
-    assert "no other one reaches the CDN there" in command.run(*MODEL, "--target", "k8s")[1]
+    assert "no other machine reaches the CDN there" in command.run(*MODEL, "--target", "k8s")[1]
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_the_cdn_in_front(command: Command) -> None:
         (("template", "org/m", "--target", "sky"), 2, "--gpus"),
         (("template", "org/m", "--target", "sky", "--gpus", "L5"), 2, "is not a known GPU"),
         ((*MODEL, "--target", "sky", "--max-model-len", "99999999"), 2, "does not fit"),
-        ((*MODEL, "--target", "sky-serve", "--replicas", "0"), 2, "serve nothing"),
+        ((*MODEL, "--target", "sky-serve", "--replicas", "0"), 2, "would serve nothing"),
         ((*MODEL, "--target", "sky", "--image", "a", "--no-image"), 2, "contradict"),
-        ((*MODEL, "--target", "sky", "--store", "./folder"), 2, "folder of this machine"),
+        ((*MODEL, "--target", "sky", "--store", "./folder"), 2, "directory of this machine"),
         ((*MODEL, "--target", "sky", "-o", "/nowhere/f.yaml"), 1, "cannot write"),
         (("template", "org/other", "--gpus", "L4", "--target", "sky"), 10, "org/other"),
         (("template", "check", "none.yaml"), 10, "no file"),
@@ -115,7 +115,7 @@ def test_a_foreign_file_is_looked_over(command: Command) -> None:
     ]
     assert secret not in out + err + json.dumps(found)
     (command.cwd / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert "no text" in command.run("template", "check", "binary.yaml", code=2)[1]
+    assert "not a text file" in command.run("template", "check", "binary.yaml", code=2)[1]
 
 
 def test_help_names_both(command: Command) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from coldstream.fleet.deployment import VLLM_VERSION
+from coldstream.fleet.deploy_options import VLLM_VERSION
 
 _MAIN = '''\
 """Stands in for vLLM: reads the weights, and answers."""

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.fleet.deployment import TARGETS, Bucket
+from coldstream.fleet.deploy_options import TARGETS
+from coldstream.fleet.deployment import Bucket
 from coldstream.fleet.render import render
 from coldstream.fleet.template_check import RULES, check
 from tests.unit.fleet.deployments import deployment

@@ -1,10 +1,9 @@
-"""What a rented node gets to read one model with: keys that end soon, reach its prefixes alone, and only read.
+"""Credentials for a rented node: they expire soon, and can only read one model.
 
-R2 knows two ways to them (docs r2/api/s3/temporary-credentials): Cloudflare's API issues them, or whoever holds a
-long-lived key signs them without asking anybody. Both are the same thing: the parent's access key id, a token that says
-what is allowed and until when, and a secret that follows from the token. What the parent may not do, they may not;
-when the parent is revoked, they end. Other servers of the S3 API have nothing like it, so there the node gets the
-user's own keys, and whoever mints them says so.
+R2 offers two ways (docs r2/api/s3/temporary-credentials): Cloudflare's API issues them, or the holder of a long-lived
+key signs them without a request. The result is the same: the parent's access key ID, a token that states what is
+allowed and until when, and a secret derived from the token. They can do nothing that the parent cannot, and end when
+the parent is revoked. Other S3 servers have nothing like it, so there the node gets the user's own keys.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from coldstream.errors import ConfigError, IntegrityError, UsageError
@@ -31,7 +30,7 @@ from coldstream.units import parse_duration
 
 # R2 refuses longer lives (docs r2/api/s3/temporary-credentials, and the maximum of `ttlSeconds` in the API's schema).
 TTL_SECONDS_MAX = 7 * 86400
-# Ours: what ends sooner has ended before a node reads its first byte.
+# Shorter ones would expire before a node reads its first byte.
 TTL_SECONDS_MIN = 60
 _SCOPE = "object-read-only"
 
@@ -40,13 +39,12 @@ How = Literal["auto", "sign", "api", "own"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a node's keys are, or will be. No secret.
+    """What a node's keys are, or will be, without secrets.
 
     Attributes:
-        how: "signed" here; "issued" by Cloudflare's API; "own": the user's keys as they are, with all that they may do.
-        expires_at: When they end, in Unix seconds; of keys that are not made yet, if they were made now. None when that
-            is not known or never.
-        prefixes: What the keys of readable objects begin with; empty for the user's own.
+        how: "signed" here, "issued" by Cloudflare's API, or the user's "own" keys with all their permissions.
+        expires_at: Unix seconds, as if made now for keys that do not exist yet; None if never or unknown.
+        prefixes: Of the readable objects; empty for the user's own keys.
     """
 
     how: Literal["signed", "issued", "own"]
@@ -59,10 +57,8 @@ class Credentials:
     """Keys for a node. The repr shows no secret.
 
     Attributes:
-        access_key: The access key id; that of temporary ones is their parent's.
-        secret_key: The secret access key.
-        session_token: None for keys that live on.
-        terms: What they are otherwise.
+        access_key: The access key ID; for temporary keys their parent's.
+        session_token: None for keys that do not expire.
     """
 
     access_key: str
@@ -72,23 +68,20 @@ class Credentials:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that a node's coldstream reads them from. Secret, but for the first."""
+        """The variables that coldstream reads them from on a node. All but the first are secret."""
         return {
             "R2_ACCESS_KEY": self.access_key,
             "R2_SECRET_KEY": self.secret_key,
-            # Empty counts as absent, and does away with one that the node's image may bring.
+            # Empty counts as unset, and overrides one that the node's image may set.
             "R2_SESSION_TOKEN": self.session_token or "",
         }
 
 
 def parse_ttl(text: str) -> int:
-    """Reads how long credentials shall live: "24h", "7d", "90m", "3600".
-
-    Returns:
-        Seconds.
+    """Parses the lifetime of credentials, "24h", "7d", "90m" or "3600", into seconds.
 
     Raises:
-        UsageError: It is no duration, or not between TTL_SECONDS_MIN and TTL_SECONDS_MAX.
+        UsageError: The text is not a duration between TTL_SECONDS_MIN and TTL_SECONDS_MAX.
     """
     seconds = parse_duration(text)
     _check_ttl(seconds, text.strip())
@@ -96,18 +89,17 @@ def parse_ttl(text: str) -> int:
 
 
 def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> tuple[str, ...]:
-    """What the keys of all that a serving node reads begin with: the model's files, and its warm-start bundles.
+    """The prefixes of the objects that a serving node reads: the model's files, and its warm-start bundles.
 
-    Each ends in a slash, so that `org/model` does not let anybody read `org/model-2`.
+    Each ends in a slash, so that access to `org/model` does not include `org/model-2`.
 
     Args:
-        model: `org/model` in the store.
         store_prefix: Of the store in its bucket, with or without slashes around it; "" for the bucket's root.
-        in_segments: Whether its weights are stored in segments. Models share those, so that the keys of a node that
-            reads some open all: a token names prefixes, and would be too long with each segment's key in it.
+        in_segments: Whether its weights are stored in segments. Models share those, and the keys can read all of them:
+            a token with the key of each segment would be too long.
 
     Raises:
-        UsageError: It is no model's name.
+        UsageError: The name is not a model's name.
     """
     name, root = checked_name(model), store_prefix.strip("/")
     inside = f"{root}/" if root else ""
@@ -125,19 +117,16 @@ def sign(
     ttl_seconds: int,
     now: float,
 ) -> Credentials:
-    """Makes credentials that R2 accepts, without asking it. Pure.
+    """Makes credentials that R2 accepts, without a request. Pure.
 
     Args:
-        endpoint: URL of R2's S3 API; they are good for this host alone.
-        bucket: The one bucket that they reach.
-        prefixes: What readable keys begin with; at least one, none of them empty.
-        access_key: The parent's access key id: a long-lived one.
-        secret_key: Its secret.
-        ttl_seconds: How long they live.
+        endpoint: URL of R2's S3 API; the credentials are valid only for this host.
+        prefixes: Of the readable objects; at least one, none of them empty.
+        access_key: The parent's access key ID, a long-lived one.
         now: Unix seconds.
 
     Raises:
-        UsageError: The life is too short or too long.
+        UsageError: The lifetime is too short or too long.
         ConfigError: The endpoint is not R2's.
     """
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
@@ -176,24 +165,18 @@ def issue(
     ttl_seconds: int,
     now: float,
 ) -> Credentials:
-    """Lets Cloudflare's API make the credentials.
+    """Requests the credentials from Cloudflare's API; arguments as for `sign`.
 
     Args:
         api: With a token that may edit the account's R2 storage.
-        endpoint: URL of R2's S3 API; it names the account.
-        bucket: The one bucket that they reach.
-        prefixes: What readable keys begin with; at least one, none of them empty.
-        access_key: The parent's access key id; its secret is not needed.
-        ttl_seconds: How long they live.
-        now: Unix seconds; their end is counted from here, so it is never told too late.
+        now: Unix seconds, from before the request, so that the expiry is never stated too late.
 
     Raises:
-        UsageError: The life is too short or too long.
-        ConfigError: The endpoint is not R2's.
-        CredentialsError: The API refuses the token.
+        UsageError, ConfigError: As for `sign`.
+        CredentialsError: The API rejects the token.
         UnavailableError: The API does not answer.
-        ColdstreamError: The API refuses the request.
-        IntegrityError: It answers with what are no credentials.
+        ColdstreamError: The API rejects the request.
+        IntegrityError: The answer has no credentials.
     """
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
     _check_prefixes(prefixes)
@@ -205,15 +188,15 @@ def issue(
         "ttlSeconds": ttl_seconds,
         "prefixes": list(prefixes),
     }
-    found = api.call("POST", f"/accounts/{account}/r2/temp-access-credentials", body)
+    answer = api.call("POST", f"/accounts/{account}/r2/temp-access-credentials", body)
     values = [
-        found.get(name) if isinstance(found, Mapping) else None
+        answer.get(name) if isinstance(answer, Mapping) else None
         for name in ("accessKeyId", "secretAccessKey", "sessionToken")
     ]
     words = [value for value in values if isinstance(value, str) and re.fullmatch(r"[!-~]{1,16384}", value)]
     if len(words) != 3:
         raise IntegrityError(
-            "Cloudflare's API answers with what are no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
+            "the answer of Cloudflare's API has no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
         )
     return Credentials(
         access_key=words[0],
@@ -232,20 +215,19 @@ def terms_of(
     in_segments: bool = False,
     now: float | None = None,
 ) -> Terms:
-    """What `mint` would make of the same arguments. Nothing is made, and nobody is asked.
+    """The terms of what `mint` would make, without making it or sending a request.
 
     Raises:
-        UsageError: The store is a folder, the name is none, the life is too short or too long, or that way does not
-            exist for this store.
-        ConfigError: No bucket, no keys or no token are configured.
+        UsageError: The store is a directory, the name or lifetime is not valid, or the store does not support `how`.
+        ConfigError: A bucket, keys or a token is not configured.
     """
     prefixes = prefixes_of(model, urlsplit(bucket_of(settings).uri).path, in_segments=in_segments)
     _check_ttl(ttl_seconds, f"{ttl_seconds} s")
     endpoint = settings.endpoint() or ""
     if how in {"sign", "api"} and not settings.is_r2:
         raise UsageError(
-            f"{urlsplit(endpoint).hostname or 'AWS S3'} gives no temporary credentials this way; Cloudflare R2 does",
-            hint="let the node have your own keys, best ones that read this bucket alone",
+            f"{urlsplit(endpoint).hostname or 'AWS S3'} does not support temporary credentials; Cloudflare R2 does",
+            hint="use --credentials own, preferably with keys that only read this bucket",
         )
     _, _, session_token = _own_keys(settings)
     if how == "own" or not settings.is_r2:
@@ -253,8 +235,8 @@ def terms_of(
     has_api = open_api(settings) is not None
     if how == "api" and not has_api:
         raise ConfigError(
-            f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API wants it",
-            hint="make a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
+            f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API needs it",
+            hint="create a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
         )
     issued = how == "api" or (how == "auto" and session_token is not None and has_api)
     if session_token is not None and not issued:
@@ -262,7 +244,7 @@ def terms_of(
             "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
             hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
         )
-    # Keys are for a host that names its account.
+    # Checks that the host names its account.
     r2_account(endpoint)
     expires_at = int(time.time() if now is None else now) + ttl_seconds
     return Terms(how="issued" if issued else "signed", expires_at=expires_at, prefixes=prefixes)
@@ -277,64 +259,52 @@ def mint(
     in_segments: bool = False,
     now: float | None = None,
 ) -> Credentials:
-    """The credentials for a node that serves a model from the configured bucket.
+    """Makes credentials for a node that serves a model from the configured bucket.
 
-    On R2 "auto" signs them here when the configured keys live on; temporary ones cannot sign, so then Cloudflare's API
-    is asked, if there is a token for it. Elsewhere they are the user's own: the caller looks at `how` and warns.
+    On R2, "auto" signs them here if the configured keys are long-lived; temporary keys cannot sign, so then
+    Cloudflare's API issues them, if there is a token for it. Elsewhere they are the user's own: the caller warns.
 
     Args:
-        settings: Where the bucket is, the parent's keys, and the token for Cloudflare's API.
-        model: `org/model` in the store.
-        ttl_seconds: How long they live; the user's own are not changed by it.
-        how: "auto", or the one way to take: "sign", "api", or "own".
+        ttl_seconds: The lifetime; the user's own keys are not affected.
         in_segments: See `prefixes_of`.
-        now: Unix seconds; the clock's when None.
+        now: Unix seconds; None for the clock.
 
     Raises:
-        UsageError, ConfigError: As `terms_of`.
-        CredentialsError: Cloudflare's API refuses the token.
-        ColdstreamError: Cloudflare's API does not answer, or refuses.
+        UsageError, ConfigError: As for `terms_of`.
+        CredentialsError: Cloudflare's API rejects the token.
+        ColdstreamError: Cloudflare's API does not answer, or rejects the request.
     """
     now = time.time() if now is None else now
     terms = terms_of(settings, model, ttl_seconds, how, in_segments=in_segments, now=now)
     access_key, secret_key, session_token = _own_keys(settings)
     if terms.how == "own":
         return Credentials(access_key=access_key, secret_key=secret_key, session_token=session_token, terms=terms)
-    endpoint, bucket = settings.endpoint() or "", urlsplit(bucket_of(settings).uri).netloc
+    scope: dict[str, Any] = {
+        "endpoint": settings.endpoint() or "",
+        "bucket": urlsplit(bucket_of(settings).uri).netloc,
+        "prefixes": terms.prefixes,
+        "access_key": access_key,
+        "ttl_seconds": ttl_seconds,
+        "now": now,
+    }
     if terms.how == "issued":
         api = open_api(settings)
         assert api is not None
-        return issue(
-            api,
-            endpoint=endpoint,
-            bucket=bucket,
-            prefixes=terms.prefixes,
-            access_key=access_key,
-            ttl_seconds=ttl_seconds,
-            now=now,
-        )
-    return sign(
-        endpoint=endpoint,
-        bucket=bucket,
-        prefixes=terms.prefixes,
-        access_key=access_key,
-        secret_key=secret_key,
-        ttl_seconds=ttl_seconds,
-        now=now,
-    )
+        return issue(api, **scope)
+    return sign(**scope, secret_key=secret_key)
 
 
 def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
-    """(access key id, secret, session token): the configured ones, or what the AWS chain has now."""
+    """(access key ID, secret, session token), configured or from the AWS credential chain."""
     if keys := settings.keys():
         return keys
-    # Half a second to import, and only profiles, SSO and roles need it.
+    # Takes half a second to import, and only profiles, SSO and roles need it.
     import boto3
     import botocore.exceptions
 
     try:
-        found = boto3.session.Session(profile_name=settings.get("AWS_PROFILE")).get_credentials()
-        frozen = found.get_frozen_credentials() if found else None
+        chain = boto3.session.Session(profile_name=settings.get("AWS_PROFILE")).get_credentials()
+        frozen = chain.get_frozen_credentials() if chain else None
     except botocore.exceptions.BotoCoreError as exc:
         raise ConfigError(
             f"the AWS chain has no credentials: {str(exc)[:200]}", hint="run: coldstream setup --write-env"
@@ -351,13 +321,13 @@ def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
 def _check_ttl(seconds: int, shown: str) -> None:
     if not TTL_SECONDS_MIN <= seconds <= TTL_SECONDS_MAX:
         raise UsageError(
-            f"credentials cannot live for {shown}, but from {TTL_SECONDS_MIN} s to {TTL_SECONDS_MAX} s (7 days)",
+            f"credentials cannot be valid for {shown}, only for {TTL_SECONDS_MIN} s to {TTL_SECONDS_MAX} s (7 days)",
             hint="write it like 24h, 7d or 90m",
         )
 
 
 def _check_prefixes(prefixes: Sequence[str]) -> None:
-    # Without any, or with an empty one, R2 would give the whole bucket.
+    # Without any, or with an empty one, R2 would allow the whole bucket.
     assert prefixes
     assert all(prefixes)
 

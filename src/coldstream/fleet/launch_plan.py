@@ -1,13 +1,19 @@
-"""What is about to be launched: machine and price, the time for the weights, keys and rules. Pure."""
+"""A launch before it happens: machine and price, load time, keys and policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
-from coldstream.errors import UsageError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.credentials import Terms
-from coldstream.fleet.deployment import Deployment
-from coldstream.fleet.sky import NAME, Offer
+from coldstream.fleet.deploy_options import DeployOptions, Replicas
+from coldstream.fleet.deployment import Deployment, advise_for, bucket_of, deploy, domain_of, network_path
+from coldstream.fleet.render import render
+from coldstream.fleet.sky import NAME, NAME_MAX, Offer, Sky, launch_refusal, parse_offers
+from coldstream.settings import Settings
+from coldstream.tune.model_shape import Model
 
 TARGETS = {"node": "sky", "service": "sky-serve", "job": "sky-job"}
 _VERBS = {
@@ -15,82 +21,74 @@ _VERBS = {
     "service": ("serve", "up", "-y", "-n"),
     "job": ("jobs", "launch", "-y", "-d", "-n"),
 }
-# A service is updated in place; a node's job is started again on the machine that is there.
+# A service is updated in place; the server of a node is started again on the same machine.
 _RENEWALS = {"node": ("launch", "-y", "-d", "-c"), "service": ("serve", "update", "-y")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LaunchPlan:
     """A launch before it happens.
 
     Attributes:
         name: SkyPilot's name for it.
-        kind: "node", "service" or "job".
-        deployment: What is to run.
-        limit: What sets the time of the load, as a sentence.
-        offer: The machine that SkyPilot would take first; None when it did not say.
-        stand_in: The on-demand machine that it would take while a service's spot machines are missing; None when there
-            are no stand-ins, or it did not say.
-        keys: What the nodes' keys will be; they are made when the plan is agreed to.
+        kind: A key of `TARGETS`.
+        offer: The machine that SkyPilot would take first; None if it did not say.
+        stand_in: The on-demand machine that fills in for a service's missing spot machines; None if nothing fills in,
+            or SkyPilot did not say.
+        keys: What the nodes' keys will be; they are made once the plan is confirmed.
     """
 
     name: str
     kind: str
     deployment: Deployment
-    limit: str
     offer: Offer | None
     stand_in: Offer | None
     keys: Terms
 
     @property
-    def secrets(self) -> tuple[str, ...]:
-        """The names of what the nodes are given in secret."""
-        return (*self.deployment.needed_secrets, *self.deployment.other_secrets)
-
-    @property
     def has_stand_ins(self) -> bool:
-        """Whether on-demand machines stand in while spot machines are missing."""
+        """Whether on-demand machines fill in while spot machines are missing."""
         return self.kind == "service" and self.deployment.spot
 
     @property
     def dollars_per_hour(self) -> tuple[float, float] | None:
-        """Of all machines together, the fewest and the most of them; None when the price is not known.
+        """The price of the fewest and of the most machines; None if unknown.
 
-        SkyPilot keeps a service's or a job's controller beside them, on a small machine.
+        It does not include the small machine on which SkyPilot runs the controller of a service or a job.
         """
         each, always = _price_of(self.offer), self.deployment.on_demand_replicas
         apart = _price_of(self.stand_in) if always else 0.0
         if each is None or apart is None:
             return None
-        replicas = self.deployment.wish.replicas
+        replicas = self.deployment.options.replicas
         return (replicas.fewest - always) * each + always * apart, (replicas.most - always) * each + always * apart
 
     @property
     def stand_in_dollars_per_hour(self) -> tuple[float, float] | None:
-        """The same while there are no spot machines at all; None when the price is not known, or nothing stands in."""
+        """The same while there are no spot machines at all; None if unknown, or nothing fills in."""
         each = _price_of(self.stand_in) if self.has_stand_ins else None
         if each is None:
             return None
-        replicas = self.deployment.wish.replicas
+        replicas = self.deployment.options.replicas
         return replicas.fewest * each, replicas.most * each
 
     @property
     def policy(self) -> str:
-        """What happens when a machine is taken back, and when it ends."""
-        replicas, spot = self.deployment.wish.replicas, self.deployment.spot
+        """What happens after a preemption, and when the launch ends."""
+        replicas, spot = self.deployment.options.replicas, self.deployment.spot
         if self.kind == "job":
-            return ("spot, started again when taken back" if spot else "on demand") + ", ends with the command"
+            return f"{'spot; restarted when preempted' if spot else 'on demand'}; ends with the command"
         if self.kind == "node":
-            end = "goes half an hour after the server has ended"
-            return f"spot, not replaced when taken back, {end}" if spot else f"on demand, {end}"
+            kind = "spot; not replaced when preempted" if spot else "on demand"
+            return f"{kind}; terminates 30 min after the server exits"
         count = f"{replicas.fewest} to {replicas.most}" if replicas.scales else str(replicas.fewest)
         noun = "replica" if replicas.most == 1 else "replicas"
-        what = "spot, on demand while there is none" if spot else "on demand"
-        return f"{count} {noun}, {what}, replaced when lost"
+        kind = "spot, or on demand while no spot machine is available" if spot else "on demand"
+        return f"{count} {noun}; {kind}; replaced when lost"
 
     def arguments(self, file: str) -> tuple[str, ...]:
-        """For `sky`: the launch. No secret is among them, only their names."""
-        return (*_VERBS[self.kind], self.name, file, *secret_flags(self.secrets))
+        """For `sky`: the launch, with the names of the secrets."""
+        return (*_VERBS[self.kind], self.name, file, *secret_flags(self.deployment.secrets))
 
 
 def _price_of(offer: Offer | None) -> float | None:
@@ -103,7 +101,7 @@ def secret_flags(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def renewal(name: str, kind: str, file: str, secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """For `sky`: the same again with other secrets.
+    """For `sky`: the same launch with other secrets.
 
     Raises:
         UsageError: A job's secrets cannot be replaced.
@@ -117,14 +115,73 @@ def renewal(name: str, kind: str, file: str, secrets: tuple[str, ...]) -> tuple[
 
 
 def checked_launch_name(name: str) -> str:
-    """The name, when SkyPilot and all clouds take it.
+    """Returns the name if SkyPilot and all clouds accept it.
 
     Raises:
         UsageError: They do not.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name[:60]!r} is no name for a launch",
-            hint="up to 40 lower-case letters, digits and dashes, a letter first",
+            f"{name[:60]!r} is not a valid name for a launch",
+            hint="use up to 40 lower-case letters, digits and dashes, starting with a letter",
         )
     return name
+
+
+def make_plan(
+    model: Model, options: DeployOptions, settings: Settings, sky: Sky, *, name: str | None, keys: Terms
+) -> LaunchPlan:
+    """Plans a launch with a dry run of SkyPilot's, and a second one for on-demand machines that may fill in.
+
+    Args:
+        sky: With the secrets of the deployment, which may be empty here.
+        name: None names it after the model.
+
+    Raises:
+        UsageError: The model does not fit, the options contradict each other, no node can reach the bucket or its CDN,
+            or SkyPilot finds no such machine.
+        ConfigError: The bucket or the CDN is not configured correctly.
+        ColdstreamError: SkyPilot fails.
+    """
+    kind = next(kind for kind, target in TARGETS.items() if target == options.target)
+    bucket, domain = bucket_of(settings), domain_of(settings, options.loader)
+    if bucket.is_local:
+        raise UsageError(
+            f"{bucket.endpoint} is this machine: no node reaches the bucket there",
+            hint="set R2_ENDPOINT to an address that nodes can reach",
+        )
+    if domain is not None and domain.is_local:
+        raise UsageError(
+            f"{domain.url} is this machine: no node reaches the CDN there",
+            hint="set R2_CDN_DOMAIN to a domain that nodes can reach, or unset it",
+        )
+    deployment = deploy(model, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
+    name = checked_launch_name(name or deployment.slug[:NAME_MAX].rstrip("-"))
+    offer = _find_offer(sky, deployment)
+    stand_in = None
+    if kind == "service" and deployment.spot:
+        # The service starts without one too, as long as spot machines are available.
+        with suppress(ColdstreamError):
+            stand_in = _find_offer(sky, replace(deployment, options=replace(options, spot=False)))
+    if offer is not None:
+        # The machine is known now: its network sets the number of connections and the load time.
+        network = network_path(bucket, offer.cloud, offer.cores)
+        deployment = replace(deployment, advice=advise_for(model, options, network))
+    return LaunchPlan(name=name, kind=kind, deployment=deployment, offer=offer, stand_in=stand_in, keys=keys)
+
+
+def _find_offer(sky: Sky, deployment: Deployment) -> Offer | None:
+    """The machine that SkyPilot would take; the machines of a service and of a job are the same as a node's.
+
+    Raises:
+        ColdstreamError: It would take none.
+    """
+    node = replace(deployment.options, target="sky", command=None, replicas=Replicas())
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="coldstream-") as file:
+        file.write(render(replace(deployment, options=node)))
+        file.flush()
+        # Without a name, because SkyPilot prints no table for a cluster that exists.
+        output = sky.ask("launch", "--dryrun", "-y", "-d", file.name, *secret_flags(deployment.secrets))
+    if output.code != 0:
+        raise launch_refusal(output.text, spot=deployment.spot)
+    return next(iter(parse_offers(output.text)), None)

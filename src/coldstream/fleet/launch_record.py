@@ -1,7 +1,7 @@
-"""What was launched, remembered on this machine: `<cache root>/launches/<name>.json`.
+"""The record of a launch on this machine: `<cache root>/launches/<name>.json`.
 
-Beside it lie the file that SkyPilot was given, and the API's key where we made it. Neither record nor file holds a
-secret; the key's file is the user's alone.
+Beside it are the file that SkyPilot was given, and the API key if it was generated. Neither record nor file contains a
+secret; only the user can read the key's file.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ _KEY_RANDOM_BYTES = 32
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that was launched.
+    """A launch.
 
     Attributes:
         name: SkyPilot's name for the cluster, the service or the job.
         kind: One of `KINDS`.
-        model: `org/model` in the bucket.
         port: Where each machine answers; None for a job.
-        began: When, in seconds since 1970.
-        keys: How the nodes' keys came to be: "signed", "issued" or "own".
-        ttl_seconds: That minted keys live; None for the user's own.
-        expires: When the nodes' keys end, in seconds since 1970; None when they do not.
-        job: SkyPilot's number of a managed job; None otherwise, or when it is not known.
+        began: Unix seconds.
+        keys: "signed", "issued" or "own", see `Terms.how`.
+        ttl_seconds: Lifetime of temporary keys; None for the user's own.
+        expires: When the keys expire, in Unix seconds; None for never.
+        job: SkyPilot's number of a managed job; None otherwise, or if unknown.
     """
 
     name: str
@@ -53,95 +52,78 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     job: int | None = None
 
 
-# Made here: two threads that each make the first decoder of a type can crash.
+# Created once: msgspec 0.22 can crash when two threads create the first decoder of a type at the same time.
 _DECODER = msgspec.json.Decoder(Launch)
 
 
 class Launches:
-    """What this user launched from this machine. Safe across processes."""
+    """The records of this user's launches from this machine. Safe across processes. Writing raises DiskError."""
 
     def __init__(self, root: Path) -> None:
-        """Names the place; nothing is made yet.
-
-        Args:
-            root: Of the cache.
-        """
+        """Names the root of the cache; nothing is created yet."""
         self._root = root
         self.folder = root / "launches"
 
     def keep(self, launch: Launch) -> None:
-        """Writes one, or writes it again.
-
-        Raises:
-            DiskError: The folder is not this user's own, or the disk refuses.
-        """
+        """Writes or replaces a record."""
         self._write(self.folder / f"{launch.name}.json", msgspec.json.encode(launch))
 
     def keep_file(self, name: str, text: str) -> Path:
-        """Writes what SkyPilot is given, and returns where.
-
-        Raises:
-            DiskError: As `keep`.
-        """
-        path = self.folder / f"{name}.yaml"
-        self._write(path, text.encode())
-        return path
+        """Writes the file for SkyPilot, and returns its path."""
+        self._write(self.file(name), text.encode())
+        return self.file(name)
 
     def file(self, name: str) -> Path:
-        """Where that lies, or would lie."""
+        """The path of that file."""
         return self.folder / f"{name}.yaml"
 
     def key_file(self, name: str) -> Path:
-        """Where a key lies that we made."""
+        """The path of a generated API key."""
         return self.folder / f"{name}.key"
 
     def api_key(self, name: str) -> str | None:
-        """A key that we made; None without."""
+        """A generated API key, or None."""
         with disk_errors(self.folder):
             data = read_bounded(self.key_file(name), _KEY_BYTES_MAX)
         return data.decode("ascii", "replace").strip() or None if data else None
 
     def make_api_key(self, name: str) -> str:
-        """A new key for a launch, kept in a file that only this user reads.
-
-        Raises:
-            DiskError: As `keep`.
-        """
+        """Generates an API key, and keeps it in a file that only this user can read."""
         key = secrets.token_hex(_KEY_RANDOM_BYTES)
         self._write(self.key_file(name), f"{key}\n".encode())
         return key
 
     def find(self, name: str) -> Launch:
-        """One by its name.
+        """Reads a record.
 
         Raises:
-            UsageError: It is no name.
-            NotFoundError: Nothing was launched under it from here.
+            UsageError: The name is not valid.
+            NotFoundError: There is no such launch from this machine.
             IntegrityError: The record is damaged.
         """
         if not NAME.fullmatch(name):
-            raise UsageError(f"{name[:60]!r} is no name of a launch", hint="see: coldstream launch status")
+            raise UsageError(f"{name[:60]!r} is not a name of a launch", hint="see: coldstream launch status")
         path = self.folder / f"{name}.json"
         with disk_errors(self.folder):
             data = read_bounded(path, _RECORD_BYTES_MAX)
         if data is None:
             raise NotFoundError(
                 f"nothing was launched as {name} from this machine",
-                hint="see what runs: coldstream launch status",
+                hint="list the launches: coldstream launch status",
                 target=str(path),
             )
         try:
-            found = _DECODER.decode(data)
+            launch = _DECODER.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise IntegrityError(f"{path} is damaged: {exc}", hint="sky knows it still: sky status") from exc
-        if found.name != name or found.kind not in KINDS:
+            raise IntegrityError(f"{path} is damaged: {exc}", hint="SkyPilot still knows it: sky status") from exc
+        if launch.name != name or launch.kind not in KINDS:
             raise IntegrityError(
-                f"{path} is damaged: it is about something else", hint="sky knows it still: sky status"
+                f"{path} is damaged: it is about another launch", hint="SkyPilot still knows it: sky status"
             )
-        return found
+        return launch
 
     def all(self) -> Iterator[Launch]:
-        """All that can be read, by name."""
+        """The readable records, by name."""
         with suppress(FileNotFoundError, NotADirectoryError):
             for file in sorted(os.listdir(self.folder)):
                 if file.endswith(".json"):
@@ -149,7 +131,7 @@ class Launches:
                         yield self.find(file.removesuffix(".json"))
 
     def forget(self, name: str) -> None:
-        """Removes all that is kept of one."""
+        """Removes the record, the file and the key of a launch."""
         for path in (self.folder / f"{name}.json", self.file(name), self.key_file(name)):
             with disk_errors(self.folder), suppress(FileNotFoundError):
                 path.unlink()
@@ -162,9 +144,5 @@ class Launches:
 
 
 def launches_of(settings: Settings) -> Launches:
-    """The place that the settings name.
-
-    Raises:
-        ConfigError: The cache's limit is no size.
-    """
+    """The records in the configured cache directory."""
     return Launches(cache_of(settings).root)

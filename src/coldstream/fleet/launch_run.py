@@ -1,4 +1,4 @@
-"""A launch from its plan to a model that answers, by SkyPilot; and what is done to it later."""
+"""Carries out a launch plan with SkyPilot until the model answers, and renews the keys of a launch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from coldstream.errors import (
     UnavailableError,
     UsageError,
 )
-from coldstream.fleet.launch_plan import Plan, renewal
+from coldstream.fleet.launch_plan import LaunchPlan, renewal
 from coldstream.fleet.launch_record import Launch, Launches
-from coldstream.fleet.launch_state import Sight, answers, endpoint, logs_arguments, look, state_of, states
+from coldstream.fleet.launch_state import (
+    GONE,
+    UNKNOWN,
+    LaunchStatus,
+    Poller,
+    fetch_endpoint,
+    fetch_state,
+    fetch_states,
+    fetch_status,
+    is_serving,
+    logs_arguments,
+)
 from coldstream.fleet.launch_steps import LaunchPhase, Steps
-from coldstream.fleet.launch_watch import Watch
 from coldstream.fleet.render import render
-from coldstream.fleet.sky import Answer, Sky, last_line
+from coldstream.fleet.sky import Sky, SkyOutput
 from coldstream.telemetry.timeline.ready_line import ReadyLine, parse_ready_line
 
 _POLL_SECONDS = 2.0
-# Asking SkyPilot costs seconds of its server's, and a question to the cloud.
+# A status takes SkyPilot's server seconds, and a query to the cloud.
 _STATE_SECONDS = 30.0
 # A cloud may take its time for a machine with a GPU, and SkyPilot for its controller.
 _PROVISION_SECONDS = {"node": 900.0, "service": 1500.0, "job": 1500.0}
@@ -36,13 +46,12 @@ _JOB_RUNS = ("RUNNING", "SUCCEEDED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """It answers; or, of a job, it runs.
+    """A launch whose model answers, or whose job runs.
 
     Attributes:
-        launch: As it is remembered.
-        url: Where it answers; None for a job, or when nobody waited.
+        url: None for a job, or if unknown.
         seconds: Since the launch began.
-        phases: Where they went; empty when nobody waited.
+        phases: Where the time went; empty without waiting.
     """
 
     launch: Launch
@@ -52,64 +61,64 @@ class Launched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Telling:
-    """Who is told how it goes.
+class ProgressCallbacks:
+    """Called during a launch.
 
     Attributes:
-        line: A line of SkyPilot's.
-        step: A step that begins, by `steps.words`, and seconds since the launch began.
+        line: With each line that SkyPilot prints.
+        step: With the name of a step that begins, and the seconds since the launch began.
     """
 
     line: Callable[[str], None]
     step: Callable[[str, float], None]
 
 
-def refuse_second(kind: str, name: str, sky: Sky, launches: Launches) -> None:
-    """Refuses a name that is taken, before anything that is remembered of its first launch is written over.
+def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> None:
+    """Refuses a name that is in use, before the record of its launch is overwritten.
 
     Raises:
-        UsageError: It is: SkyPilot would start a second server on the same machine.
-        ColdstreamError: Something was launched under it from here, and SkyPilot does not tell whether it runs.
+        UsageError: It is in use: SkyPilot would start a second server on the same machine.
+        ColdstreamError: It was launched from here, and SkyPilot does not say whether it runs.
     """
     known: Launch | None = None
     with suppress(NotFoundError, IntegrityError):
         known = launches.find(name)
-    for there in dict.fromkeys((kind, known.kind if known else kind)):
+    for candidate in dict.fromkeys((kind, known.kind if known else kind)):
         try:
-            state = state_of(there, name, sky)
+            status = fetch_state(candidate, name, sky)
         except ColdstreamError:
             if known:
                 raise
             continue
-        over = there == "job" and state is not None and (_is_broken(state) or state == "SUCCEEDED")
-        if state is not None and not over:
+        is_over = candidate == "job" and (status.has_failed or status.has_succeeded)
+        if status.state is not None and not is_over:
             raise UsageError(
-                f"{name} is there already, {state}",
-                hint=f"--name for another one; or stop it: coldstream launch down {name}",
+                f"{name} already exists, {status.state}",
+                hint=f"use another --name; or stop it: coldstream launch down {name}",
             )
 
 
-def launch(plan: Plan, sky: Sky, launches: Launches, telling: Telling, *, api_key: str, wait: bool) -> Launched:
+def launch(
+    plan: LaunchPlan, sky: Sky, launches: Launches, progress: ProgressCallbacks, *, api_key: str, wait: bool
+) -> Launched:
     """Launches a plan, and waits until the model answers.
 
     Args:
-        plan: Whose keys are made; its name is free, see `refuse_second`.
-        sky: Which is given the secrets.
-        launches: Where it is remembered, before anything costs money.
-        telling: Who is told.
-        api_key: That the model's API asks for.
-        wait: Whether to wait until it answers.
+        plan: Its keys exist and its name is free, see `check_name_is_free`.
+        sky: With the values of the secrets.
+        launches: Where the launch is recorded before anything costs money.
+        api_key: Of the model's API.
 
     Raises:
         ColdstreamError: It failed; the message says what is left running, and the hint how to stop it.
-        CancelledError: Somebody interrupted it; likewise.
+        CancelledError: It was interrupted; likewise.
     """
     keys = plan.keys
     record = Launch(
         name=plan.name,
         kind=plan.kind,
         model=plan.deployment.model,
-        port=None if plan.kind == "job" else plan.deployment.wish.port,
+        port=None if plan.kind == "job" else plan.deployment.options.port,
         began=time.time(),
         keys=keys.how,
         ttl_seconds=round(keys.expires_at - time.time()) if keys.expires_at is not None else None,
@@ -117,16 +126,16 @@ def launch(plan: Plan, sky: Sky, launches: Launches, telling: Telling, *, api_ke
     )
     path = launches.keep_file(plan.name, render(plan.deployment))
     launches.keep(record)
-    run = _Run(sky=sky, record=record, telling=telling, api_key=api_key)
+    run = _Run(sky=sky, record=record, progress=progress, api_key=api_key)
     limit = _PROVISION_SECONDS[plan.kind] + plan.deployment.start_seconds
-    return run.through(plan.arguments(str(path)), launches, limit=limit if wait else None)
+    return run.finish(plan.arguments(str(path)), launches, limit=limit if wait else None)
 
 
 def renew(
     record: Launch,
     sky: Sky,
     launches: Launches,
-    telling: Telling,
+    progress: ProgressCallbacks,
     *,
     secrets: tuple[str, ...],
     api_key: str,
@@ -134,125 +143,125 @@ def renew(
     """Gives the nodes of a launch new keys: a service is updated in place, a node's server starts again.
 
     Args:
-        record: Of the launch, with the end of its new keys.
-        sky: Which is given the new secrets.
-        launches: Where it is remembered.
-        telling: Who is told.
+        record: With the expiry of the new keys.
+        sky: With the values of the new secrets.
         secrets: Their names.
-        api_key: That the model's API asks for.
 
     Raises:
-        What `launch` raises; NotFoundError when the file that it was launched with is gone.
+        What `launch` raises; NotFoundError if the file of the launch is missing.
     """
     path = launches.file(record.name)
     if not path.is_file():
-        raise NotFoundError(f"{path} is gone, with which it was launched", hint="launch it again under another name")
+        raise NotFoundError(f"{path}, the file of the launch, is missing", hint="launch it again under another name")
     arguments = renewal(record.name, record.kind, str(path), secrets)
     if record.kind == "node":
         sky.ask("cancel", "-y", "-a", record.name)
-    run = _Run(sky=sky, record=record, telling=telling, api_key=api_key)
-    # A service goes on answering meanwhile; SkyServe replaces its replicas one by one.
-    return run.through(arguments, launches, limit=_PROVISION_SECONDS["node"] if record.kind == "node" else None)
+    run = _Run(sky=sky, record=record, progress=progress, api_key=api_key)
+    # A service keeps answering while SkyServe replaces its replicas one by one.
+    return run.finish(arguments, launches, limit=_PROVISION_SECONDS["node"] if record.kind == "node" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """One run of SkyPilot's, and the wait for what it brings up."""
+    """One launch command of SkyPilot's, and the wait for its result."""
 
     sky: Sky
     record: Launch
-    telling: Telling
+    progress: ProgressCallbacks
     api_key: str = field(repr=False)
 
-    def through(self, arguments: tuple[str, ...], launches: Launches, *, limit: float | None) -> Launched:
-        """To the end, or to the end of SkyPilot's command when `limit`, in seconds, is None."""
+    def finish(self, arguments: tuple[str, ...], launches: Launches, *, limit: float | None) -> Launched:
+        """Runs the command and waits at most `limit` seconds; with None, it does not wait for the model."""
         began = time.monotonic()
         steps = Steps()
         try:
-            answer = self._sky(arguments, steps, began)
-            if answer.code != 0:
-                raise self._failed(last_line(answer.text))
-            record = _with_job(self.record, steps.job)
+            output = self._run_sky(arguments, steps, began)
+            if output.code != 0:
+                raise self._failure(output.last_line)
+            record = self.record
+            if record.kind == "job":
+                record = msgspec.structs.replace(record, job=steps.job)
             launches.keep(record)
             ended = time.monotonic() - began
             if limit is None:
-                return Launched(launch=record, url=endpoint(record, self.sky), seconds=ended, phases=())
-            self.telling.step("submitted", ended)
+                return Launched(launch=record, url=fetch_endpoint(record, self.sky), seconds=ended, phases=())
+            self.progress.step("submitted", ended)
             url = self._wait(record, began, began + limit)
             ready = time.monotonic() - began
-            phases = steps.phases(kind=record.kind, ended=ended, ready=ready, start=self._start(record))
+            phases = steps.phases(kind=record.kind, ended=ended, ready=ready, start=self._read_ready_line(record))
             return Launched(launch=record, url=url, seconds=ready, phases=tuple(phases))
         except KeyboardInterrupt:
             raise CancelledError(
-                f"cancelled; SkyPilot may go on bringing {self.record.name} up, which costs money",
+                f"cancelled; SkyPilot may continue to start {self.record.name}, which costs money",
                 hint=f"stop it: coldstream launch down {self.record.name}",
             ) from None
 
-    def _sky(self, arguments: tuple[str, ...], steps: Steps, began: float) -> Answer:
+    def _run_sky(self, arguments: tuple[str, ...], steps: Steps, began: float) -> SkyOutput:
         def on_line(line: str) -> None:
             now = time.monotonic() - began
-            self.telling.line(line)
+            self.progress.line(line)
             step = steps.line(line, now)
             if step is not None and step != "submitted":
-                self.telling.step(step, now)
+                self.progress.step(step, now)
 
         return self.sky.follow(*arguments, on_line=on_line)
 
-    def _failed(self, why: str) -> ColdstreamError:
-        state = states([self.record], self.sky)[self.record.name]
+    def _failure(self, why: str) -> ColdstreamError:
         name = self.record.name
-        if state == "gone":
-            return ColdstreamError(f"sky failed: {why}", hint="nothing of it is running")
-        what = "may be running" if state == "unknown" else f"is left, {state}"
+        state = fetch_states([self.record], self.sky)[name]
+        if state == GONE:
+            return ColdstreamError(f"sky failed: {why}", hint="nothing is left running")
+        left = "may be running" if state == UNKNOWN else f"is left, {state}"
         return ColdstreamError(
-            f"sky failed: {why}; {name} {what}",
+            f"sky failed: {why}; {name} {left}",
             hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
         )
 
     def _wait(self, record: Launch, began: float, until: float) -> str | None:
-        """Until the model answers, or a job runs."""
+        """Returns the URL once the model answers, or None once a job runs."""
         url: str | None = None
-        watch = Watch(lambda: look(record, self.sky), pause_seconds=_STATE_SECONDS)
-        before = Sight()
+        poller = Poller(lambda: fetch_status(record, self.sky), pause_seconds=_STATE_SECONDS)
+        before = LaunchStatus()
         while time.monotonic() < until:
             if url is None:
-                url = endpoint(record, self.sky)
-            if url is not None and answers(url, self.api_key):
+                url = fetch_endpoint(record, self.sky)
+            if url is not None and is_serving(url, self.api_key):
                 return url
-            sight = watch.news()
-            if sight is not None:
-                self._refuse_end(record, sight)
-                if record.kind == "job" and sight.state in _JOB_RUNS:
+            status = poller.poll()
+            if status is not None:
+                self._check_alive(record, status)
+                if record.kind == "job" and status.state in _JOB_RUNS:
                     return None
-                if sight.lost_since(before):
-                    self.telling.step("replaced", time.monotonic() - began)
-                before = sight
+                if status.has_lost_machine_since(before):
+                    self.progress.step("replaced", time.monotonic() - began)
+                before = status
             time.sleep(_POLL_SECONDS)
         name = record.name
         raise UnavailableError(
-            f"{name} does not answer yet{f' at {url}' if url else ''}, and goes on starting",
+            f"{name} does not answer yet{f' at {url}' if url else ''}, and is still starting",
             hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
         )
 
-    def _refuse_end(self, record: Launch, sight: Sight) -> None:
-        """Raises ColdstreamError when waiting is in vain: what was launched has broken down, or its machine is gone."""
-        name, state = record.name, sight.state
-        if sight.machine in {"gone", "STOPPED"}:
+    def _check_alive(self, record: Launch, status: LaunchStatus) -> None:
+        """Raises ColdstreamError if the launch cannot succeed any more: it has failed, or its machine is gone."""
+        name = record.name
+        if status.machine is not None and status.is_machine_lost:
             raise ColdstreamError(
-                f"the machine of {name} is {sight.machine.lower()}, before its model answered: its cloud took it back, "
-                "or somebody ended it",
-                hint="launch it again; with --replicas 1 it is a service, whose machine is replaced when that happens",
+                f"the machine of {name} is {status.machine.lower()}, before its model answered: it was preempted, or "
+                "someone terminated it",
+                hint="launch it again; with --replicas 1 it is a service, which replaces a preempted machine",
             )
-        if state is not None and (_is_broken(state) or (record.kind == "node" and state == "SUCCEEDED")):
+        # The server of a node does not end by itself.
+        if status.has_failed or (record.kind == "node" and status.has_succeeded):
             text = self.sky.ask(*logs_arguments(record, follow=False)).text
             tail = "\n".join(f"  {line}" for line in text.splitlines()[-12:])
             raise ColdstreamError(
-                f"{name} broke down ({state}):\n{tail}",
-                hint=f"all of it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
+                f"{name} failed ({status.state}):\n{tail}",
+                hint=f"the whole log: coldstream launch logs {name}; stop it: coldstream launch down {name}",
             )
 
-    def _start(self, record: Launch) -> ReadyLine | None:
-        """What `serve` printed on the node; it comes a little later than its API answers."""
+    def _read_ready_line(self, record: Launch) -> ReadyLine | None:
+        """The line that `serve` printed on the node; it appears a little later than the API answers."""
         if record.kind == "job":
             return None
         for _ in range(3):
@@ -261,13 +270,3 @@ class _Run:
                 return line
             time.sleep(_POLL_SECONDS)
         return None
-
-
-def _with_job(record: Launch, job: int | None) -> Launch:
-    """The record with SkyPilot's number of a managed job; those of a node's own jobs mean nothing elsewhere."""
-    return msgspec.structs.replace(record, job=job) if record.kind == "job" else record
-
-
-def _is_broken(state: str) -> bool:
-    # FAILED_SETUP, CONTROLLER_FAILED and more.
-    return "FAILED" in state or state == "CANCELLED"

@@ -1,7 +1,7 @@
-"""The file for a target.
+"""Renders the file for a target from its template in `files/`.
 
-Templates lie in `files/`. Whatever comes from outside goes through one of two filters: `quoted`, a double-quoted scalar
-of YAML, and `shell`, a word of a shell. Nothing that a model is called can become more than a value.
+All external text goes through one of two filters: `quoted`, a double-quoted YAML scalar, or `shell`, a shell word. So a
+model's name cannot become anything but a value.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ _WIDTH = 100
 
 
 def render(deployment: Deployment) -> str:
-    """The file. The same deployment gives the same bytes.
-
-    Args:
-        deployment: What is to run where.
-    """
-    template = _environment().get_template(f"{deployment.wish.target}.yaml.j2")
-    return template.render(d=deployment, wish=deployment.wish)
+    """The content of the file; the same deployment always gives the same text."""
+    template = _environment().get_template(f"{deployment.options.target}.yaml.j2")
+    return template.render(d=deployment, options=deployment.options)
 
 
 def _environment() -> Environment:
@@ -43,7 +39,7 @@ def _environment() -> Environment:
 
 
 def _quoted(text: str | int) -> str:
-    """A string as YAML's double-quoted scalar; what is not printable ASCII is written by its number."""
+    """A double-quoted YAML scalar; characters that are not printable ASCII are escaped."""
     characters = (
         f"\\{char}" if char in '"\\' else char if " " <= char <= "~" else f"\\U{ord(char):08x}" for char in str(text)
     )
@@ -51,12 +47,12 @@ def _quoted(text: str | int) -> str:
 
 
 def _compose(text: str) -> str:
-    """Text that compose, which puts variables in, leaves as it is."""
+    """Text in which Compose substitutes no variables."""
     return text.replace("$", "$$")
 
 
 def _words(arguments: tuple[str, ...], indent: int) -> str:
-    """Arguments for a shell, a flag and its value on one line, as many as fit; continued lines are indented."""
+    """Arguments for a shell, wrapped; a flag and its value stay on one line."""
     groups: list[str] = []
     for word in map(shlex.quote, arguments):
         if groups and not word.startswith("-") and groups[-1].startswith("-") and " " not in groups[-1]:

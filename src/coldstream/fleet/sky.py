@@ -1,7 +1,7 @@
-"""SkyPilot, run as a program of its own: it pins much, so it is never imported, and never a dependency.
+"""SkyPilot, run as a separate program: it pins many packages, so it is never imported, and never a dependency.
 
-What it prints is for people. Of it are read: the table of machines with its chosen row, a few lines that tell how far a
-launch has come, and JSON where it has that. A line that is not understood costs a detail, never a launch.
+Its output is meant for people. Only these parts are read: the table of machines with its chosen row, a few lines that
+show how far a launch has come, and JSON where it has that. A line that is not understood costs a detail, not a launch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,31 +26,38 @@ from coldstream.settings import REGIONS, Settings
 
 TESTED = "0.14.1"
 INSTALL = f'uv tool install "skypilot[aws]=={TESTED}"'
-# Short questions; the first one starts its server.
+# For short commands; the first one starts SkyPilot's server.
 _ASK_SECONDS = 180.0
 _END_SECONDS = 15.0
 _OUTPUT_BYTES_MAX = 32 << 20
-# SkyPilot's own bound for clusters; clouds' names are longer by a hash.
+# SkyPilot's own limit for clusters; clouds append a hash to the name.
 NAME_MAX = 40
 NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{NAME_MAX - 2}}}[a-z0-9])?")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COLUMNS = ("INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)", "CHOSEN")
-# With which SkyPilot may rent machines at AWS.
+_EMPTY_LIST = re.compile(r"No live services|No in-progress managed jobs")
+_NOT_FOUND = re.compile(r"Cluster\(s\) not found|does not exist")
+# SkyPilot 0.14 exits with 0 after these.
+_NOT_DONE = re.compile(r"Cluster\(s\) failed|Skipping its termination|Multiple running jobs found")
+# The AWS credentials that SkyPilot may rent machines with.
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _AWS = (*_AWS_KEYS, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
 _AWS_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+# SkyPilot's API server (sky/server/common.py).
+_SERVER_PORT = "SKYPILOT_API_SERVER_LOCAL_PORT"
+_SERVER_PORT_DEFAULT = 46580
+_SERVER_CONNECT_SECONDS = 2.0
+_SERVER_USER = "skypilot-system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A machine that SkyPilot found.
+    """A machine that SkyPilot offers; None for a value that it did not print.
 
     Attributes:
-        infra: Cloud and place, as it writes them: "AWS (us-east-1a)".
-        instance: The cloud's name for the machine.
-        cores: Virtual ones; None when it did not say.
-        memory_gib: The same.
-        dollars_per_hour: Of one machine; None when it did not say.
+        infra: Cloud and place in SkyPilot's words: "AWS (us-east-1a)".
+        instance: The cloud's name for the machine type.
+        cores: Virtual ones.
     """
 
     infra: str
@@ -65,26 +73,45 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A run that has ended.
-
-    Attributes:
-        code: Its exit code.
-        text: What it printed, without colours.
-    """
+class SkyOutput:
+    """The exit code and the output of a run, without colours."""
 
     code: int
     text: str
 
+    @property
+    def last_line(self) -> str:
+        """The last line with an error, or else with anything, cut to a sensible length."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip() and not line.startswith("Hint")]
+        errors = [line for line in lines if re.search(r"\b\w*(?:Error|Exception|NotUp|DoesNotExist)\b:", line)]
+        return re.sub(r"^(?:[a-z_]+\.)+(?=[A-Z])", "", (errors or lines or ["it printed nothing"])[-1])[:300]
+
+    @property
+    def is_empty_list(self) -> bool:
+        """Whether there are no services or no jobs, which SkyPilot may report as an error."""
+        return _EMPTY_LIST.search(self.text) is not None
+
+    @property
+    def has_left_it_running(self) -> bool:
+        """Whether something still exists after the command that was to end it."""
+        is_gone = self.code == 0 or self.is_empty_list or _NOT_FOUND.search(self.text) is not None
+        return _NOT_DONE.search(self.text) is not None or not is_gone
+
+    def document(self) -> Any:
+        """The JSON in the output; None without any."""
+        # Remarks come before or after it, and may begin with a bracket too.
+        for start in re.finditer(r"^[\[{]", self.text, re.MULTILINE):
+            with suppress(ValueError, RecursionError):
+                return json.JSONDecoder().raw_decode(self.text[start.start() :])[0]
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sky:
-    """The `sky` command.
+    """The `sky` program.
 
     Attributes:
-        path: Absolute.
-        version: Of SkyPilot.
-        environment: What it is run with; see `environment_for`. Holds secrets, and is not shown.
+        environment: What it runs with, see `environment_for`. Contains secrets, and is not shown.
     """
 
     path: str
@@ -94,12 +121,12 @@ class Sky:
     def __repr__(self) -> str:
         return f"Sky({self.path}, {self.version})"
 
-    def having(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
-        """The same program, with what it hands to the nodes; see `environment_for`."""
+    def with_secrets(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
+        """The same program, with secrets for the nodes; see `environment_for`."""
         return replace(self, environment=environment_for(settings, os.environ, secrets))
 
-    def ask(self, *arguments: str, seconds: float = _ASK_SECONDS) -> Answer:
-        """Runs it and reads what it says.
+    def ask(self, *arguments: str, seconds: float = _ASK_SECONDS) -> SkyOutput:
+        """Runs a command and reads its output.
 
         Raises:
             UnavailableError: It does not end in time.
@@ -116,14 +143,14 @@ class Sky:
             )
         except subprocess.TimeoutExpired as exc:
             raise UnavailableError(
-                f"sky {arguments[0]} does not end in {seconds:.0f} s", hint="look at it with: sky api status"
+                f"sky {arguments[0]} timed out after {seconds:.0f} s", hint="check its server: sky api status"
             ) from exc
-        return Answer(code=done.returncode, text=plain(done.stdout[-_OUTPUT_BYTES_MAX:].decode("utf-8", "replace")))
+        return SkyOutput(code=done.returncode, text=plain(done.stdout[-_OUTPUT_BYTES_MAX:].decode("utf-8", "replace")))
 
-    def follow(self, *arguments: str, on_line: Callable[[str], None]) -> Answer:
-        """Runs it to its end, however long that takes, and passes on each line as it comes.
+    def follow(self, *arguments: str, on_line: Callable[[str], None]) -> SkyOutput:
+        """Runs a command to its end, however long that takes, and passes on each line.
 
-        Interrupted, it is ended too, as Ctrl-C would; what it has asked its server to do may go on there.
+        An interrupt ends the command as Ctrl-C would; what it has requested of SkyPilot's server may continue there.
         """
         lines: list[str] = []
         with subprocess.Popen(
@@ -136,7 +163,7 @@ class Sky:
             assert process.stdout is not None
             try:
                 for raw in process.stdout:
-                    # A spinner redraws its line; what stands last is what it says.
+                    # A spinner redraws its line; only the last text remains visible.
                     line = plain(raw.decode("utf-8", "replace")).rstrip().rpartition("\r")[2]
                     if line:
                         lines.append(line)
@@ -148,64 +175,64 @@ class Sky:
                 except subprocess.TimeoutExpired:
                     process.kill()
                 raise
-        return Answer(code=process.returncode, text="\n".join(lines))
+        return SkyOutput(code=process.returncode, text="\n".join(lines))
 
     def pass_through(self, *arguments: str) -> int:
-        """Runs it on our own terminal; returns its exit code."""
+        """Runs a command on our own terminal; returns its exit code."""
         return subprocess.run([self.path, *arguments], env={**self.environment}, check=False).returncode
 
     def document(self, *arguments: str) -> Any:
-        """Runs a command that answers in JSON.
+        """Runs a command with JSON output.
 
         Raises:
-            ColdstreamError: It fails, or says something else.
+            ColdstreamError: It fails, or prints no JSON.
         """
-        answer = self.ask(*arguments, "-o", "json")
-        # Its remarks stand before or after, and may begin with a bracket too.
-        for start in re.finditer(r"^[\[{]", answer.text, re.MULTILINE) if answer.code == 0 else ():
-            with suppress(ValueError, RecursionError):
-                return json.JSONDecoder().raw_decode(answer.text[start.start() :])[0]
-        raise ColdstreamError(f"sky {arguments[0]} failed: {last_line(answer.text)}", hint="try it: sky check")
+        output = self.ask(*arguments, "-o", "json")
+        document = output.document() if output.code == 0 else None
+        if document is None:
+            if output.is_empty_list:
+                return []
+            raise ColdstreamError(f"sky {arguments[0]} failed: {output.last_line}", hint="try it: sky check")
+        return document
 
 
 def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
-    """SkyPilot, as it is installed.
+    """Finds the installed SkyPilot.
 
     Args:
-        settings: Whose keys it does not need to see.
-        named: A path; otherwise `sky` on the PATH.
+        named: A path; None for `sky` on the PATH.
 
     Raises:
         NotFoundError: It is not installed.
-        UsageError: The program is something else.
+        UsageError: The program is not SkyPilot.
     """
     path = shutil.which(named or "sky")
     if path is None:
         raise NotFoundError(
-            f"{named} is no program" if named else "SkyPilot is not installed: there is no `sky` on the PATH",
-            hint=f"install it in an environment of its own: {INSTALL}",
+            f"{named} is not a program" if named else "SkyPilot is not installed: `sky` is not on the PATH",
+            hint=f"install it in its own environment: {INSTALL}",
         )
-    # To say its version it needs no key.
-    found = Sky(path=path, version="", environment=child_environment())
+    # The version needs no keys.
+    sky = Sky(path=path, version="", environment=child_environment())
     try:
-        answer = found.ask("--version")
+        output = sky.ask("--version")
     except OSError as exc:
-        # A script without its first line, or for another machine.
-        answer = Answer(code=1, text=exc.strerror or "")
-    match = re.search(r"skypilot[^0-9]*(\d+\.\d+[^\s,]*)", answer.text, re.IGNORECASE)
-    if answer.code != 0 or match is None:
+        # A script without its first line, or for another kind of machine.
+        output = SkyOutput(code=1, text=exc.strerror or "")
+    match = re.search(r"skypilot[^0-9]*(\d+\.\d+[^\s,]*)", output.text, re.IGNORECASE)
+    if output.code != 0 or match is None:
         raise UsageError(
-            f"{path} is not SkyPilot, or does not run: {last_line(answer.text)}",
-            hint=f"install it in an environment of its own: {INSTALL}",
+            f"{path} is not SkyPilot, or does not run: {output.last_line}",
+            hint=f"install it in its own environment: {INSTALL}",
         )
-    return Sky(path=path, version=match[1], environment=environment_for(settings, os.environ, {}))
+    return replace(sky, version=match[1]).with_secrets(settings, {})
 
 
 def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
-    """What SkyPilot is run with.
+    """The variables that SkyPilot runs with.
 
-    Our own keys are left out, since its server outlives the command. So are AWS variables that mean the bucket: it
-    would look for machines there.
+    Our own keys are left out, because its server outlives the command. So are AWS variables that belong to the bucket:
+    SkyPilot would look for machines there.
 
     Args:
         settings: Where the bucket is.
@@ -223,9 +250,43 @@ def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Map
     return {name: value for name, value in kept.items() if name not in drop} | {**secrets}
 
 
+@contextmanager
+def temporary_server(sky: Sky) -> Iterator[Callable[[], None]]:
+    """Stops SkyPilot's server on this machine at the end, if it was started within the block and has no other users.
+
+    Every command of SkyPilot's starts a server if none runs, and none stops it.
+
+    Yields:
+        A function that keeps the server running after all.
+    """
+    stays = _is_server_running(sky)
+
+    def keep() -> None:
+        nonlocal stays
+        stays = True
+
+    try:
+        yield keep
+    finally:
+        if not stays and _is_server_running(sky):
+            with suppress(ColdstreamError, OSError):
+                # Our requests have ended: others are another user's, or the server's own, which never end.
+                if all(row.get("user_id") == _SERVER_USER for row in sky.document("api", "status")):
+                    sky.ask("api", "stop")
+
+
+def _is_server_running(sky: Sky) -> bool:
+    try:
+        port = int(sky.environment.get(_SERVER_PORT) or _SERVER_PORT_DEFAULT)
+        with socket.create_connection(("127.0.0.1", port), timeout=_SERVER_CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
 def parse_offers(text: str) -> list[Offer]:
-    """The machines in SkyPilot's table, the chosen one first; empty when there is no table that is understood."""
-    found: list[tuple[bool, Offer]] = []
+    """Parses the machines in SkyPilot's table, the chosen one first; empty if there is no table that is understood."""
+    rows: list[tuple[bool, Offer]] = []
     inside = False
     for line in text.splitlines():
         cells = [cell.strip() for cell in re.split(r"\s{2,}", line.strip())]
@@ -242,17 +303,17 @@ def parse_offers(text: str) -> list[Offer]:
                 memory_gib=_number(memory),
                 dollars_per_hour=_number(cost),
             )
-            found.append((len(cells) >= len(_COLUMNS), offer))
-    return [offer for _, offer in sorted(found, key=lambda pair: not pair[0])]
+            rows.append((len(cells) >= len(_COLUMNS), offer))
+    return [offer for _, offer in sorted(rows, key=lambda pair: not pair[0])]
 
 
-def refusal(text: str, *, spot: bool) -> ColdstreamError:
-    """Why SkyPilot will not launch, from what its dry run said."""
+def launch_refusal(text: str, *, spot: bool) -> ColdstreamError:
+    """The reason why SkyPilot will not launch, from the output of its dry run."""
     if match := re.search(r"requires (\S+) which is not enabled", text):
         cloud = match[1].strip("'\"[],.")
-        return UsageError(f"{cloud} is not enabled in SkyPilot", hint=f"see what it needs: sky check {cloud}")
+        return UsageError(f"{cloud} is not enabled in SkyPilot", hint=f"show what it needs: sky check {cloud}")
     if "No cloud is enabled" in text or "Cloud access is not set up" in text:
-        return UsageError("no cloud is enabled in SkyPilot", hint="see what each needs: sky check")
+        return UsageError("no cloud is enabled in SkyPilot", hint="show what each needs: sky check")
     if match := re.search(r"`?(\w+)`? is required .* (?:it is )?not installed", text):
         return NotFoundError(
             f"SkyPilot needs {match[1]}, which is not installed", hint=f"for example: apt install {match[1]}"
@@ -260,21 +321,14 @@ def refusal(text: str, *, spot: bool) -> ColdstreamError:
     if "does not contain any instances" in text or "No resource satisfying" in text:
         kind = "spot machine" if spot else "machine"
         return UsageError(
-            f"no cloud that is enabled offers such a {kind}", hint="see what there is: sky gpus list; and: sky check"
+            f"no enabled cloud offers such a {kind}", hint="show what clouds offer: sky gpus list; and: sky check"
         )
-    return ColdstreamError(f"sky refuses: {last_line(text)}", hint="try what it says, or: sky check")
+    return ColdstreamError(f"sky refused: {SkyOutput(code=1, text=text).last_line}", hint="try: sky check")
 
 
 def plain(text: str) -> str:
     """Text without colours and cursor movements."""
     return _COLOUR.sub("", text)
-
-
-def last_line(text: str) -> str:
-    """The last line that says something, cut to a sensible length."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Hint")]
-    errors = [line for line in lines if re.search(r"\b\w*(?:Error|Exception|NotUp|DoesNotExist)\b:", line)]
-    return re.sub(r"^(?:[a-z_]+\.)+(?=[A-Z])", "", (errors or lines or ["it says nothing"])[-1])[:300]
 
 
 def _host(url: str | None) -> str | None:
@@ -283,7 +337,7 @@ def _host(url: str | None) -> str | None:
 
 def _number(text: str) -> float | None:
     try:
-        found = float(text.replace(",", ""))
+        number = float(text.replace(",", ""))
     except ValueError:
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None

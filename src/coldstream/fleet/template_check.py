@@ -1,8 +1,8 @@
-"""What is wrong with a file that brings vLLM up: YAML of any target, a shell script, or a guide in Markdown. Pure.
+"""Checks a file that starts vLLM: YAML of any target, a shell script, or a guide in Markdown. Pure.
 
-Two readings of the same text. Lines are read as a shell would read them, comments apart: that works in every kind of
-file, and in scripts inside of YAML. Documents of YAML are read as trees with line numbers, never made into objects, so
-that neither tags nor aliases that refer to each other can do anything. No finding shows a secret's value.
+It reads the text twice: as shell lines without comments, which works in every kind of file and in scripts inside YAML;
+and YAML as trees of nodes with line numbers, which are never turned into objects, so that tags and recursive aliases
+have no effect. No finding shows the value of a secret.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from yaml.nodes import Node
 
 BYTES_MAX = 1 << 20
-# Nodes that are looked at; an alias costs nothing twice.
+# Limit of nodes to visit; an aliased node counts once.
 _NODES_MAX = 100_000
-# Rule to what to do about it. Each is described in docs/template.md.
+# Rule to hint. docs/template.md describes each rule.
 RULES = {
-    "yaml": "mend what the parser stumbles over",
-    "inline-secret": "name the secret, and give its value outside: --secret NAME, a Secret, the environment",
-    "hf-transfer": "nothing reads it any more: remove it, or set HF_XET_HIGH_PERFORMANCE=1",
-    "loader-key": "vLLM refuses to start with it: remove it",
-    "missing-host": "say where it listens: --host 0.0.0.0 behind an API key, or --host 127.0.0.1",
+    "yaml": "fix the syntax",
+    "inline-secret": "keep only the name here, and pass the value by --secret NAME, a Secret or the environment",
+    "hf-transfer": "remove it, or set HF_XET_HIGH_PERFORMANCE=1",
+    "loader-key": "remove it: vLLM refuses to start with it",
+    "missing-host": "add --host 0.0.0.0 with an API key, or --host 127.0.0.1",
     "open-port": "set VLLM_API_KEY, as a secret",
     "r2-region": "set AWS_REGION=auto",
-    "fallback-without-spot": "set use_spot: true; on-demand machines have nothing to fall back from",
-    "mixed-any-of": "all entries spot, and dynamic_ondemand_fallback: true in the service's replica_policy",
-    "recovery-in-service": "remove job_recovery: the service replaces its replicas by itself",
-    "service-port": "set resources.ports, or service.ports, to the port that is served",
-    "key-twice": "keep it among the secrets",
+    "fallback-without-spot": "set use_spot: true: only spot machines have a fallback",
+    "mixed-any-of": "make all entries spot, and set dynamic_ondemand_fallback: true in the service's replica_policy",
+    "recovery-in-service": "remove job_recovery: a service replaces its replicas anyway",
+    "service-port": "set resources.ports or service.ports to the port of the model's API",
+    "key-twice": "keep it only in secrets",
 }
 _KEY_NAME = (
     r"(?:[A-Z][A-Z0-9]*_)*(?:SECRET|TOKEN|PASSWORD|API_KEY|(?:SECRET_)?ACCESS_KEY(?:_ID)?|SECRET_KEY|BUNDLE_KEY"
     r"|ACCESS_CLIENT_ID|CDN_HEADER)"
 )
-# Not `${NAME:-…}`, which is a shell's.
+# Not `${NAME:-…}` of a shell.
 _ASSIGNED = re.compile(
     rf"(?<!\$\{{)(?<![A-Za-z0-9_$.-])(?P<name>{_KEY_NAME})(?![A-Za-z0-9_])[\"']?\s*[:=]\s*(?P<value>\S*)"
 )
 _NAMED = re.compile(rf"{_KEY_NAME}$")
 _KEY_FLAG = re.compile(r"(?P<name>--(?:api-key|hf-token|token))[= ]+(?P<value>\S+)")
-# As their issuers shape them: such a string is a secret wherever it stands.
+# The formats of known issuers: such a string is a secret anywhere.
 _SHAPES = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bsk-[A-Za-z0-9_-]{32,}")
 _HARMLESS = re.compile(
     r"[\"'\s]*(?:$|[\"'#$<|>{}*&,=…]|null\b|~|(?:hf_)?your[_-]|x{3,}|\.\.\.|required\b|None\b|str\b|optional\b|os\.|process\.env|getenv)"
@@ -61,7 +61,7 @@ _SERVES = re.compile(r"\bvllm\s+serve\b|vllm\.entrypoints\.openai\.api_server|\b
 _OURS = re.compile(r"\bcoldstream\s+serve\b")
 _KEY_SET = re.compile(r"\bVLLM_API_KEY\b|--api-key\b")
 _EXTRA = "--model-loader-extra-config"
-# `auto` may come to be Run:ai's or vLLM's own.
+# `auto` may select Run:ai's loader or vLLM's own.
 _LOADER_KEYS = {
     "auto": {"concurrency", "memory_limit", "distributed", "enable_multithread_load", "num_threads"},
     "runai_streamer": {"concurrency", "memory_limit", "distributed"},
@@ -71,13 +71,12 @@ _LOADER_KEYS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Something wrong.
+class TemplateFinding:
+    """A problem in a file.
 
     Attributes:
-        rule: One of `RULES`.
-        line: Where, from 1.
-        text: What.
+        rule: A key of `RULES`.
+        line: From 1.
     """
 
     rule: str
@@ -86,45 +85,41 @@ class Finding:
 
     @property
     def hint(self) -> str:
-        """What to do about it."""
         return RULES[self.rule]
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line as a shell reads it: comments gone, continued ones joined, and where it begins."""
+    """A shell line: without comments, with continuation lines joined, and the number of its first line."""
 
     number: int
     text: str
 
 
-def check(text: str, name: str) -> list[Finding]:
-    """Looks a file over.
-
-    Args:
-        text: Its content.
-        name: Its name, of which the ending tells how it is read.
+def check(text: str, name: str) -> list[TemplateFinding]:
+    """Checks the text of a file, whose name tells its format.
 
     Returns:
-        What was found, by line; each rule at most once for each line.
+        Findings by line; each rule at most once per line.
 
     Raises:
-        UsageError: It is too large to be such a file.
+        UsageError: The text is too large.
     """
     if len(text) > BYTES_MAX:
-        raise UsageError(f"{name} has more than {BYTES_MAX >> 20} MiB", hint="that is no deployment")
+        raise UsageError(f"{name} is larger than {BYTES_MAX >> 20} MiB", hint="check a deployment file")
     ending = name.rpartition(".")[2].lower()
     lines = _read(text, fenced_only=ending in {"md", "markdown"})
-    found = [*_shapes(text), *_secrets(lines), *_dead(lines), *_commands(lines), *_region(lines)]
-    # Tabs and colons make YAML of nearly nothing else.
+    findings = [*_shapes(text), *_secrets(lines), *_dead(lines), *_commands(lines), *_region(lines)]
+    # Other texts are rarely valid YAML.
     if ending in {"yaml", "yml"}:
-        found += _documents(text, lines)
-    return sorted({(item.rule, item.line): item for item in reversed(found)}.values(), key=lambda f: (f.line, f.rule))
+        findings += _documents(text, lines)
+    return sorted(
+        {(item.rule, item.line): item for item in reversed(findings)}.values(), key=lambda f: (f.line, f.rule)
+    )
 
 
 def _read(text: str, *, fenced_only: bool) -> list[_Line]:
     lines: list[_Line] = []
-    # Of the line that is being continued.
     parts: list[str] = []
     begun = 0
     inside = not fenced_only
@@ -143,33 +138,35 @@ def _read(text: str, *, fenced_only: bool) -> list[_Line]:
     return [*lines, _Line(begun, " ".join(parts))] if parts else lines
 
 
-def _shapes(text: str) -> Iterator[Finding]:
-    """Strings that look like a secret: in comments and in text they are as public as anywhere."""
+def _shapes(text: str) -> Iterator[TemplateFinding]:
+    """Strings that look like a secret, also in comments and prose."""
     for number, line in enumerate(text.splitlines(), 1):
         if _SHAPES.search(line):
-            yield Finding(rule="inline-secret", line=number, text="a secret's value stands here")
+            yield TemplateFinding(rule="inline-secret", line=number, text="the value of a secret is here")
 
 
-def _secrets(lines: Sequence[_Line]) -> Iterator[Finding]:
+def _secrets(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
     for line in lines:
         for match in (*_ASSIGNED.finditer(line.text), *_KEY_FLAG.finditer(line.text)):
             if not _harmless(match["value"]):
-                yield Finding(rule="inline-secret", line=line.number, text=f"{match['name']} has its value here")
+                yield TemplateFinding(
+                    rule="inline-secret", line=line.number, text=f"{match['name']} is set to a value here"
+                )
 
 
 def _harmless(value: str) -> bool:
-    """Whether what stands for a secret is none: nothing, a variable, a placeholder, the beginning of a structure."""
+    """Whether the value of a secret is empty, a variable, a placeholder or the beginning of a structure."""
     plain = value.strip().strip("\"'")
     return not plain or _HARMLESS.match(plain) is not None
 
 
-def _dead(lines: Sequence[_Line]) -> Iterator[Finding]:
+def _dead(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
     for line in lines:
         if "HF_HUB_ENABLE_HF_TRANSFER" in line.text:
-            yield Finding(rule="hf-transfer", line=line.number, text="HF_HUB_ENABLE_HF_TRANSFER has no effect")
+            yield TemplateFinding(rule="hf-transfer", line=line.number, text="HF_HUB_ENABLE_HF_TRANSFER has no effect")
 
 
-def _commands(lines: Sequence[_Line]) -> Iterator[Finding]:
+def _commands(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
     for line in lines:
         serves = _SERVES.search(line.text)
         if serves is None and "loader" not in line.text:
@@ -180,12 +177,12 @@ def _commands(lines: Sequence[_Line]) -> Iterator[Finding]:
 
 def _words(text: str) -> list[str]:
     try:
-        found = shlex.split(text)
+        parts = shlex.split(text)
     except ValueError:
         # A quote that ends on another line.
-        found = text.split()
+        parts = text.split()
     words: list[str] = []
-    for word in found:
+    for word in parts:
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             words += [flag.replace("_", "-"), *([value] if equals else [])]
@@ -194,10 +191,12 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _of_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[Finding]:
-    # `"$@"`, `--config`: the rest comes from elsewhere.
+def _of_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[TemplateFinding]:
+    # With `"$@"` or `--config`, the other arguments are not visible here.
     if serves and not {"--host", "--uds", "--config", "$@", "$$@"} & {*words}:
-        yield Finding(rule="missing-host", line=number, text="vLLM is started without --host: it listens everywhere")
+        yield TemplateFinding(
+            rule="missing-host", line=number, text="vLLM is started without --host, so it listens on every interface"
+        )
     extra = _after(words, _EXTRA)
     if extra is None or "$" in extra:
         return
@@ -206,23 +205,23 @@ def _of_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[
     if allowed is None:
         return
     try:
-        given = json.loads(extra)
+        config = json.loads(extra)
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        yield Finding(rule="loader-key", line=number, text=f"{_EXTRA} is no JSON object")
+        config = None
+    if not isinstance(config, dict):
+        yield TemplateFinding(rule="loader-key", line=number, text=f"{_EXTRA} is not a JSON object")
         return
-    if unknown := sorted(str(key)[:40] for key in given.keys() - allowed):
+    if unknown := sorted(str(key)[:40] for key in config.keys() - allowed):
         known = ", ".join(sorted(allowed))
-        text = f"{form} has no {', '.join(map(repr, unknown))} in {_EXTRA}; it has {known}"
-        yield Finding(rule="loader-key", line=number, text=text)
+        text = f"{form} does not support {', '.join(map(repr, unknown))} in {_EXTRA}; it supports {known}"
+        yield TemplateFinding(rule="loader-key", line=number, text=text)
 
 
 def _form(words: Sequence[str]) -> str:
-    """The load format that a command has, or comes to."""
-    given = _after(words, "--load-format")
-    if given not in {None, "auto"}:
-        return str(given)
+    """The load format of a command, also if it is implied."""
+    explicit = _after(words, "--load-format")
+    if explicit not in {None, "auto"}:
+        return str(explicit)
     if _OURS.search(" ".join(words)):
         return "runai_streamer" if _after(words, "--loader") == "runai" else "coldstream"
     return "runai_streamer" if any(word.startswith(("s3://", "gs://", "az://")) for word in words) else "auto"
@@ -235,25 +234,25 @@ def _after(words: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _region(lines: Sequence[_Line]) -> Iterator[Finding]:
+def _region(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
     endpoint = next((line for line in lines if _R2.search(line.text)), None)
-    # Ours takes `auto` by itself.
+    # coldstream uses `auto` by default.
     if endpoint and not any(_REGION.search(line.text) or _OURS.search(line.text) for line in lines):
-        yield Finding(rule="r2-region", line=endpoint.number, text="an endpoint of R2, and no AWS_REGION beside it")
+        yield TemplateFinding(rule="r2-region", line=endpoint.number, text="an R2 endpoint without AWS_REGION")
 
 
-def _documents(text: str, lines: Sequence[_Line]) -> Iterator[Finding]:
+def _documents(text: str, lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
     import yaml
 
     try:
         documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
-        problem = getattr(exc, "problem", None) or "it cannot be read"
-        yield Finding(rule="yaml", line=mark.line + 1 if mark else 1, text=f"no YAML: {problem}")
+        problem = getattr(exc, "problem", None) or "it cannot be parsed"
+        yield TemplateFinding(rule="yaml", line=mark.line + 1 if mark else 1, text=f"not valid YAML: {problem}")
         return
     except RecursionError:
-        yield Finding(rule="yaml", line=1, text="no YAML that anybody should read: nested too deeply")
+        yield TemplateFinding(rule="yaml", line=1, text="not readable YAML: nested too deeply")
         return
     has_key = any(_KEY_SET.search(line.text) for line in lines)
     runs_vllm = any("vllm" in line.text.lower() or _OURS.search(line.text) for line in lines)
@@ -261,39 +260,43 @@ def _documents(text: str, lines: Sequence[_Line]) -> Iterator[Finding]:
         yield from _of_sky(node)
         yield from _of_mappings(node)
         if runs_vllm and not has_key and (port := _open_port(node)) is not None:
-            yield Finding(rule="open-port", line=_line(port), text="a port is open, and vLLM asks for no API key")
+            yield TemplateFinding(rule="open-port", line=_line(port), text="a port is open, but vLLM has no API key")
 
 
-def _of_sky(node: Node) -> Iterator[Finding]:
+def _of_sky(node: Node) -> Iterator[TemplateFinding]:
     service, resources = _get(node, "service"), _get(node, "resources")
     for name, key in _entries(_get(node, "envs")):
         if any(name == other for other, _ in _entries(_get(node, "secrets"))):
-            yield Finding(rule="key-twice", line=_line(key), text=f"{name[:60]} is among envs and secrets")
+            yield TemplateFinding(rule="key-twice", line=_line(key), text=f"{name[:60]} is in both envs and secrets")
     if service is None or resources is None:
         return
     choices = [choice for name in ("any_of", "ordered") for choice in _items(_get(resources, name))]
     of_all = _true(_get(resources, "use_spot"))
     spots = [of_all if (own := _get(choice, "use_spot")) is None else _true(own) for choice in choices] or [of_all]
     if len({*spots}) > 1:
-        yield Finding(rule="mixed-any-of", line=_line(choices[0]), text="spot and on-demand are mixed in a service")
+        yield TemplateFinding(
+            rule="mixed-any-of", line=_line(choices[0]), text="a service mixes spot and on-demand machines"
+        )
     policy = _get(service, "replica_policy")
     for name in ("dynamic_ondemand_fallback", "base_ondemand_fallback_replicas"):
         fallback = _get(policy, name)
         if fallback is not None and _text(fallback).lower() not in {"false", "0"} and not any(spots):
-            yield Finding(rule="fallback-without-spot", line=_line(fallback), text=f"{name} without use_spot")
+            yield TemplateFinding(rule="fallback-without-spot", line=_line(fallback), text=f"{name} without use_spot")
     for holder in (resources, *choices):
         if (recovery := _get(holder, "job_recovery") or _get(holder, "spot_recovery")) is not None:
-            yield Finding(rule="recovery-in-service", line=_line(recovery), text="job_recovery is for jobs alone")
+            yield TemplateFinding(
+                rule="recovery-in-service", line=_line(recovery), text="job_recovery is only for jobs"
+            )
     if not any(_get(holder, "ports") is not None for holder in (service, resources, *choices)):
-        yield Finding(rule="service-port", line=_line(service), text="a service without a port")
+        yield TemplateFinding(rule="service-port", line=_line(service), text="a service without a port")
 
 
-def _of_mappings(root: Node) -> Iterator[Finding]:
-    """What any mapping of a document may hold: a variable as Kubernetes writes it, a command as a list."""
+def _of_mappings(root: Node) -> Iterator[TemplateFinding]:
+    """Problems in any mapping: a variable in Kubernetes' form, a command as a list."""
     for node in _below(root):
         name, value = _text(_get(node, "name")), _get(node, "value")
         if value is not None and _NAMED.fullmatch(name) and not _harmless(_text(value)):
-            yield Finding(rule="inline-secret", line=_line(value), text=f"{name} has its value here")
+            yield TemplateFinding(rule="inline-secret", line=_line(value), text=f"{name} is set to a value here")
         listed = [item for key in ("entrypoint", "command", "args") for item in _items(_get(node, key))]
         if len(listed) > 1 and all(_scalar(item) for item in listed):
             words = [_text(item) for item in listed]
@@ -302,14 +305,14 @@ def _of_mappings(root: Node) -> Iterator[Finding]:
 
 
 def _extends_vllm(container: Node) -> bool:
-    """Whether words follow `vllm serve`, the entry point of vLLM's image: compose's `command`, Kubernetes' `args`."""
+    """Whether the words are arguments of `vllm serve`, the entry point of vLLM's image."""
     if "vllm-openai" not in _text(_get(container, "image")) or _get(container, "entrypoint") is not None:
         return False
     return _get(container, "args") is None or _get(container, "command") is None
 
 
 def _open_port(root: Node) -> Node | None:
-    """The first port that others reach, as SkyPilot, compose and Kubernetes open one."""
+    """The first port that is open to other machines, in the forms of SkyPilot, Compose and Kubernetes."""
     resources = _get(root, "resources")
     if (port := _get(resources, "ports") or _get(_get(root, "service"), "ports")) is not None:
         return port
@@ -323,7 +326,7 @@ def _open_port(root: Node) -> Node | None:
 
 
 def _below(root: Node) -> Iterator[Node]:
-    """A node and all below it; each once, whatever refers to it."""
+    """A node and its descendants, each once."""
     seen: set[int] = set()
     waiting = [root]
     while waiting and len(seen) < _NODES_MAX:
@@ -343,7 +346,7 @@ def _values(node: Any) -> list[tuple[str, Node]]:
 
 
 def _entries(node: Any) -> list[tuple[str, Node]]:
-    """The keys of a mapping, with where they stand."""
+    """The keys of a mapping, with their nodes."""
     if getattr(node, "id", None) != "mapping":
         return []
     return [(str(key.value), key) for key, _ in node.value if _scalar(key)]
@@ -362,7 +365,7 @@ def _scalar(node: Any) -> bool:
 
 
 def _text(node: Any) -> str:
-    """What a scalar says; empty when it is none."""
+    """The text of a scalar; empty for another node."""
     return str(node.value) if _scalar(node) else ""
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from coldstream.fleet.deployment import Bucket, Deployment, Domain, Wish, deploy, parse_replicas
+from coldstream.fleet.deploy_options import DeployOptions, parse_replicas
+from coldstream.fleet.deployment import Bucket, Deployment, Domain, deploy
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath
-from coldstream.tune.recommended import advise
 from tests.unit.tune.models import EIGHT, SEVENTY
 
 R2 = Bucket(
@@ -31,24 +32,24 @@ def deployment(
     replicas: str = "1",
     bucket: Bucket = R2,
     domain: Domain | None = None,
-    **wish: Any,
+    **more: Any,
 ) -> Deployment:
     if target == "sky-job":
-        wish.setdefault("command", "python ask.py --out results/")
-    asked = Wish(target=target, replicas=parse_replicas(replicas), **wish)
-    advice = advise(model, parse_gpus(gpus), NetworkPath(cloud=asked.cloud))
-    return deploy(name, asked, advice, bucket, domain=domain, version="0.1.0")
+        more.setdefault("command", "python ask.py --out results/")
+    options = DeployOptions(target=target, gpus=parse_gpus(gpus), replicas=parse_replicas(replicas), **more)
+    network = NetworkPath(cloud=options.cloud)
+    return deploy(replace(model, name=name), options, bucket, domain=domain, network=network, version="0.1.0")
 
 
 # Name of the golden file to what it is made of.
 GOLDEN: dict[str, Deployment] = {
     "sky": deployment("sky", cloud="aws"),
-    "sky-plain": deployment("sky", gpus="H100:2", model=SEVENTY, spot=False, image=None, loader="runai", bucket=AWS,
+    "sky-plain": deployment("sky", gpus="H100:2", model=SEVENTY, spot=False, no_image=True, loader="runai", bucket=AWS,
                             name="org/Llama-3.1-70B"),
     "sky-serve": deployment("sky-serve", cloud="aws", replicas="1..3"),
     "sky-serve-fixed": deployment("sky-serve", gpus="H200:2", model=SEVENTY, replicas="2", fallback="hf",
                                   name="org/Llama-3.1-70B"),
-    "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, image=None),
+    "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, no_image=True),
     "sky-job": deployment("sky-job", cloud="gcp/us-central1"),
     "sky-serve-cdn": deployment("sky-serve", replicas="1..3", domain=CLOSED),
     "k8s": deployment("k8s", replicas="2"),
@@ -61,6 +62,6 @@ GOLDEN: dict[str, Deployment] = {
     "compose-runai": deployment("compose", loader="runai", bucket=AWS, cache_path="/srv/models", fallback="hf"),
     "dstack": deployment("dstack", cloud="aws/us-east-1", replicas="1..3"),
     "dstack-cdn": deployment("dstack", domain=Domain(url=OPEN.url, secrets=ACCESS)),
-    "dstack-on-demand": deployment("dstack", gpus="A100-80GB:4", model=SEVENTY, spot=False, image=None, fallback="hf",
-                                   name="org/Llama-3.1-70B"),
+    "dstack-on-demand": deployment("dstack", gpus="A100-80GB:4", model=SEVENTY, spot=False, no_image=True,
+                                   fallback="hf", name="org/Llama-3.1-70B"),
 }  # fmt: skip

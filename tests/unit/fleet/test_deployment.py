@@ -7,17 +7,8 @@ import pytest
 
 from coldstream.engines.vllm.program import version_warning
 from coldstream.errors import ConfigError, UsageError
-from coldstream.fleet.deployment import (
-    IMAGE,
-    TARGETS,
-    VLLM_VERSION,
-    Bucket,
-    Domain,
-    Replicas,
-    bucket_of,
-    domain_of,
-    parse_replicas,
-)
+from coldstream.fleet.deploy_options import IMAGE, TARGETS, VLLM_VERSION, Replicas, parse_replicas
+from coldstream.fleet.deployment import Bucket, Domain, bucket_of, domain_of
 from coldstream.settings import load_settings
 from tests.unit.fleet.deployments import AWS, R2, SEVENTY, deployment
 
@@ -42,21 +33,21 @@ def test_no_replicas(text: str) -> None:
     ("target", "wish", "says"),
     [
         ("sky", {"gpus": "L4:1", "model": SEVENTY}, "does not fit"),
-        ("nomad", {}, "no target"),
+        ("nomad", {}, "not a target"),
         ("sky", {"replicas": "2"}, "one replica"),
-        ("compose", {"replicas": "2"}, "one replica"),
-        ("k8s", {"replicas": "1..2"}, "no range"),
-        ("k8s", {"spot": True}, "there already"),
-        ("compose", {"spot": False}, "there already"),
-        ("k8s", {"image": None}, "runs an image"),
-        ("sky-job", {"command": None}, "something to run"),
-        ("sky", {"command": "x"}, "runs no command"),
-        ("sky-job", {"command": "x\x1b[2J"}, "cannot be shown"),
-        ("sky", {"cache_path": "/x"}, "no folders"),
+        ("compose", {"replicas": "2"}, "runs one replica, not 2"),
+        ("k8s", {"replicas": "1..2"}, "not a range"),
+        ("k8s", {"spot": True}, "--spot/--on-demand does not apply to"),
+        ("compose", {"spot": False}, "--spot/--on-demand does not apply to"),
+        ("k8s", {"no_image": True}, "--no-image does not apply to k8s"),
+        ("sky-job", {"command": None}, "needs a command"),
+        ("sky", {"command": "x"}, "--command does not apply to sky"),
+        ("sky-job", {"command": "x\x1b[2J"}, "cannot be displayed"),
+        ("sky", {"cache_path": "/x"}, "--cache-path does not apply to sky"),
         ("kserve", {"port": 9000}, "8000"),
-        ("k8s", {"cache_path": "x/y"}, "no folder"),
-        ("k8s", {"image": 'x"\nevil: 1'}, "no image"),
-        ("sky", {"cloud": "aws: x"}, "no cloud"),
+        ("k8s", {"cache_path": "x/y"}, "not valid for --cache-path"),
+        ("k8s", {"image": 'x"\nevil: 1'}, "not valid for --image"),
+        ("sky", {"cloud": "aws: x"}, "not valid for --cloud"),
         ("sky", {"name": "org/../x"}, "not a model's name"),
         ("sky", {"name": "s3://b/m"}, "not a model's name"),
     ],
@@ -92,9 +83,9 @@ def test_a_name_as_a_label(name: str, slug: str) -> None:
 
 def test_what_follows_from_the_target() -> None:
     assert {target for target in TARGETS if deployment(target).spot} == {"sky", "sky-serve", "sky-job", "dstack"}
-    assert {target for target in TARGETS if deployment(target).host == "127.0.0.1"} == {"sky-job"}
+    assert {target for target in TARGETS if "127.0.0.1" in deployment(target).vllm_arguments} == {"sky-job"}
     # Installing takes time, and so do larger models.
-    with_image, without = deployment("sky"), deployment("sky", image=None)
+    with_image, without = deployment("sky"), deployment("sky", no_image=True)
     assert without.start_seconds - with_image.start_seconds == 180
     large = deployment("sky", model=SEVENTY, gpus="H200:2")
     assert large.start_seconds > with_image.start_seconds
@@ -117,15 +108,15 @@ def test_the_command_line_offers_every_target() -> None:
 def test_where_the_bucket_is() -> None:
     assert R2.environment == {"R2_ENDPOINT": R2.endpoint, "R2_BUCKET": "models", "AWS_REGION": "auto"}
     assert AWS.environment == {"COLDSTREAM_STORE": "s3://models/team/a", "AWS_REGION": "eu-central-1"}
-    assert not R2.is_here
-    assert Bucket(uri="s3://b", endpoint="http://127.0.0.1:9000").is_here
+    assert not R2.is_local
+    assert Bucket(uri="s3://b", endpoint="http://127.0.0.1:9000").is_local
     # Nodes read the same bucket out of it as this machine does.
     for bucket in (R2, AWS):
         assert bucket_of(load_settings(environ=bucket.environment)) == bucket
 
 
 def test_a_folder_is_no_bucket() -> None:
-    with pytest.raises(UsageError, match="folder of this machine"):
+    with pytest.raises(UsageError, match="directory of this machine"):
         bucket_of(load_settings(environ={"COLDSTREAM_STORE": "file:///tmp/x"}))
     with pytest.raises(ConfigError, match="no bucket"):
         bucket_of(load_settings(environ={}))
@@ -171,5 +162,5 @@ def test_no_cdn() -> None:
         domain_of(load_settings(environ=half), "coldstream")
     # What the loader cannot use is nobody's fault.
     assert domain_of(load_settings(environ=half), "runai") is None
-    assert Domain(url="http://127.0.0.1:9000").is_here
-    assert not Domain(url="https://models.example.com").is_here
+    assert Domain(url="http://127.0.0.1:9000").is_local
+    assert not Domain(url="https://models.example.com").is_local

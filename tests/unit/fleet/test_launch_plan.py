@@ -10,9 +10,15 @@ import pytest
 
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.credentials import Terms
-from coldstream.fleet.deployment import Wish, parse_replicas
-from coldstream.fleet.launch_plan import TARGETS, Plan, checked_launch_name, renewal, secret_flags
-from coldstream.fleet.launch_planning import make_plan
+from coldstream.fleet.deploy_options import DeployOptions, parse_replicas
+from coldstream.fleet.launch_plan import (
+    TARGETS,
+    LaunchPlan,
+    checked_launch_name,
+    make_plan,
+    renewal,
+    secret_flags,
+)
 from coldstream.fleet.sky import Offer
 from coldstream.settings import load_settings
 from coldstream.tune.gpus import parse_gpus
@@ -31,12 +37,11 @@ OFFER = Offer(infra="AWS (us-east-1a)", instance="g6.xlarge", cores=4, memory_gi
 OWN = Terms(how="own", expires_at=None, prefixes=())
 
 
-def made(kind: str = "node", *, offer: Offer | None = OFFER, stand_in: Offer | None = None, **wish: Any) -> Plan:
-    return Plan(
+def made(kind: str = "node", *, offer: Offer | None = OFFER, stand_in: Offer | None = None, **more: Any) -> LaunchPlan:
+    return LaunchPlan(
         name="m",
         kind=kind,
-        deployment=deployment(TARGETS[kind], **wish),
-        limit="limited by the cloud",
+        deployment=deployment(TARGETS[kind], **more),
         offer=offer,
         stand_in=stand_in,
         keys=OWN,
@@ -46,9 +51,9 @@ def made(kind: str = "node", *, offer: Offer | None = OFFER, stand_in: Offer | N
 def planned(said: str | tuple[int, str] = TABLE, *, name: str | None = None, model: Any = MODEL, **more: Any) -> Any:
     sky = ScriptedSky(script={"launch --dryrun": [said]})
     gpus, values = more.pop("gpus", "L4:1"), more.pop("values", {})
-    wish = Wish(**{"target": "sky", **more})
+    options = DeployOptions(**{"target": "sky", "gpus": parse_gpus(gpus), **more})
     settings = load_settings(SETTINGS | values, environ={})
-    plan = make_plan(model, wish, parse_gpus(gpus), settings, sky, name=name, keys=OWN, version="0.1.0")
+    plan = make_plan(model, options, settings, sky, name=name, keys=OWN)
     return plan, sky
 
 
@@ -69,23 +74,23 @@ def test_secrets_are_named_and_no_more(kind: str, verbs: tuple[str, ...]) -> Non
     plan = made(kind)
     arguments = plan.arguments("FILE")
     assert arguments[: len(verbs)] == verbs
-    assert arguments[len(verbs) :] == secret_flags(plan.secrets)
-    assert {"R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY"} < {*plan.secrets}
-    assert "HF_TOKEN" not in plan.secrets
-    assert "HF_TOKEN" in made(kind, fallback="hf").secrets
+    assert arguments[len(verbs) :] == secret_flags(plan.deployment.secrets)
+    assert {"R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN", "VLLM_API_KEY"} < {*plan.deployment.secrets}
+    assert "HF_TOKEN" not in plan.deployment.secrets
+    assert "HF_TOKEN" in made(kind, fallback="hf").deployment.secrets
 
 
 @pytest.mark.parametrize("kind", ["node", "service", "job"])
 def test_what_opens_the_cdn_is_named_too(kind: str) -> None:
-    assert {*CLOSED.secrets} < {*made(kind, domain=CLOSED).secrets}
+    assert {*CLOSED.secrets} < {*made(kind, domain=CLOSED).deployment.secrets}
 
 
 def test_the_cdn_is_the_nodes_too() -> None:
     values = {"R2_CDN_DOMAIN": "models.example.com", "COLDSTREAM_CDN_HEADER": "X-Key: s3cr3t"}
     plan, sky = planned(values=values)
     assert plan.deployment.environment["R2_CDN_DOMAIN"] == "https://models.example.com"
-    assert " --secret COLDSTREAM_CDN_HEADER" in sky.asked[0]
-    assert "s3cr3t" not in sky.asked[0] + repr(plan)
+    assert " --secret COLDSTREAM_CDN_HEADER" in sky.commands[0]
+    assert "s3cr3t" not in sky.commands[0] + repr(plan)
     assert planned(values=values, loader="runai")[0].deployment.domain is None
     with pytest.raises(UsageError, match="no node reaches the CDN there"):
         planned(values={"R2_CDN_DOMAIN": "http://localhost:9000"})
@@ -110,15 +115,18 @@ def test_prices() -> None:
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
-        (made(), "spot, not replaced when taken back, goes half an hour after"),
-        (made(spot=False), "on demand, goes half an hour after"),
-        (made("service", replicas="1"), "1 replica, spot, on demand while there is none, replaced when lost"),
-        (made("service", replicas="1..3", spot=False), "1 to 3 replicas, on demand, replaced"),
-        (made("job"), "started again when taken back, ends with the command"),
-        (made("job", spot=False), "on demand, ends with the command"),
+        (made(), "spot; not replaced when preempted; terminates 30 min after"),
+        (made(spot=False), "on demand; terminates 30 min after"),
+        (
+            made("service", replicas="1"),
+            "1 replica; spot, or on demand while no spot machine is available; replaced when lost",
+        ),
+        (made("service", replicas="1..3", spot=False), "1 to 3 replicas; on demand; replaced"),
+        (made("job"), "restarted when preempted; ends with the command"),
+        (made("job", spot=False), "on demand; ends with the command"),
     ],
 )
-def test_policies(plan: Plan, says: str) -> None:
+def test_policies(plan: LaunchPlan, says: str) -> None:
     assert says in plan.policy
 
 
@@ -135,28 +143,28 @@ def test_the_same_again_with_other_secrets() -> None:
 def test_the_machine_decides_the_rest() -> None:
     plan, sky = planned()
     assert (plan.name, plan.kind, plan.offer) == ("llama-3-1-8b", "node", OFFER)
-    assert plan.deployment.load_seconds > EIGHT.bytes / 625e6
-    assert "AWS" in plan.limit
-    (asked,) = sky.asked
+    assert plan.deployment.prediction.seconds > EIGHT.bytes / 625e6
+    assert "AWS" in plan.deployment.prediction.limited_by
+    (asked,) = sky.commands
     assert " --secret R2_ACCESS_KEY" in asked
     assert " -c " not in asked
     unknown, _ = planned("a table that is not understood")
     assert unknown.offer is None
-    assert unknown.deployment.load_seconds < plan.deployment.load_seconds
+    assert unknown.deployment.prediction.seconds < plan.deployment.prediction.seconds
 
 
 def test_a_bucket_of_aws_itself_is_no_other_network() -> None:
     plan, _ = planned(values={"R2_ENDPOINT": None, "AWS_REGION": "us-east-1"})
     assert plan.offer == OFFER
-    assert "other networks" not in plan.limit
+    assert "other networks" not in plan.deployment.prediction.limited_by
 
 
 @pytest.mark.parametrize("target", ["sky-serve", "sky-job"])
 def test_the_dry_run_is_a_node_s(target: str) -> None:
     more: dict[str, Any] = {"command": "python ask.py"} if target == "sky-job" else {"replicas": parse_replicas("2..4")}
     plan, sky = planned(target=target, **more)
-    assert sky.asked[0].startswith("launch --dryrun -y -d ")
-    assert plan.deployment.wish.target == target
+    assert sky.commands[0].startswith("launch --dryrun -y -d ")
+    assert plan.deployment.options.target == target
 
 
 def test_the_stand_in_is_asked_for_as_one_that_stays() -> None:
@@ -167,10 +175,10 @@ def test_the_stand_in_is_asked_for_as_one_that_stays() -> None:
             files.append(next(Path(word).read_text() for word in arguments if word.endswith(".yaml")))
             return ScriptedSky.ask(self, *arguments)
 
-    def plan(said: list[Any]) -> Plan:
+    def plan(said: list[Any]) -> LaunchPlan:
         sky, settings = Reads(script={"launch --dryrun": said}), load_settings(SETTINGS, environ={})
-        wish, gpus = Wish(target="sky-serve", replicas=parse_replicas("2..4")), parse_gpus("L4:1")
-        return make_plan(MODEL, wish, gpus, settings, sky, name=None, keys=OWN, version="0.1.0")
+        options = DeployOptions(target="sky-serve", gpus=parse_gpus("L4:1"), replicas=parse_replicas("2..4"))
+        return make_plan(MODEL, options, settings, sky, name=None, keys=OWN)
 
     dearer = TABLE.replace("[Spot]", "").replace("0.30", "0.80")
     assert plan([TABLE, dearer]).stand_in == replace(OFFER, dollars_per_hour=0.8)
@@ -182,12 +190,12 @@ def test_the_stand_in_is_asked_for_as_one_that_stays() -> None:
 def test_names() -> None:
     assert planned(name="prod")[0].name == "prod"
     for name in ("Prod", "8b", "a" * 41, "a/b", "--help", ""):
-        with pytest.raises(UsageError, match="is no name for a launch"):
+        with pytest.raises(UsageError, match="is not a valid name for a launch"):
             checked_launch_name(name)
     # What a model is called by itself must be one.
     for model in ("org/" + "8" * 60, "org/" + "a" * 38 + "-" * 5 + "b", "org/8B"):
-        found = planned(model=replace(EIGHT, name=model))[0].name
-        assert checked_launch_name(found) == found
+        name_ = planned(model=replace(EIGHT, name=model))[0].name
+        assert checked_launch_name(name_) == name_
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "http://localhost:9000", "http://[::1]:9000"])
@@ -205,7 +213,7 @@ def test_too_large_a_model() -> None:
 def test_skypilot_refuses() -> None:
     with pytest.raises(UsageError, match="gcp is not enabled"):
         planned((1, "Task requires gcp which is not enabled. To enable"), cloud="gcp")
-    with pytest.raises(UsageError, match="no cloud that is enabled offers such a machine"):
+    with pytest.raises(UsageError, match="no enabled cloud offers such a machine"):
         planned((1, "No resource satisfying x"), spot=False)
-    with pytest.raises(ColdstreamError, match="sky refuses: ValueError: no"):
+    with pytest.raises(ColdstreamError, match="sky refused: ValueError: no"):
         planned((1, "ValueError: no"))

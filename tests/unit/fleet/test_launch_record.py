@@ -64,7 +64,7 @@ def test_a_launch_is_forgotten_with_all_that_belongs_to_it(launches: Launches) -
 
 @pytest.mark.parametrize("name", ["../m", "M", "", "a/b", ".", "m.json", "a" * 41])
 def test_what_is_no_name(launches: Launches, name: str) -> None:
-    with pytest.raises(UsageError, match="is no name of a launch"):
+    with pytest.raises(UsageError, match="is not a name of a launch"):
         launches.find(name)
 
 

@@ -17,9 +17,16 @@ import pytest
 from coldstream.errors import CancelledError, ColdstreamError, NotFoundError, UnavailableError, UsageError
 from coldstream.fleet import launch_run
 from coldstream.fleet.launch_record import Launch, Launches
-from coldstream.fleet.launch_run import Telling, launch, refuse_second, renew
-from coldstream.fleet.launch_state import answers, endpoint, logs_arguments, state_of, states, take_down
-from coldstream.fleet.sky import Answer
+from coldstream.fleet.launch_run import ProgressCallbacks, check_name_is_free, launch, renew
+from coldstream.fleet.launch_state import (
+    fetch_endpoint,
+    fetch_state,
+    fetch_states,
+    is_serving,
+    logs_arguments,
+    take_down,
+)
+from coldstream.fleet.sky import SkyOutput
 from coldstream.telemetry.timeline.ready_line import format_ready_line
 from tests.unit.fleet.scripted import ScriptedSky
 from tests.unit.fleet.test_launch_plan import made
@@ -89,8 +96,8 @@ class Told:
         self.steps: list[str] = []
 
     @property
-    def telling(self) -> Telling:
-        return Telling(line=self.lines.append, step=lambda name, _seconds: self.steps.append(name))
+    def callbacks(self) -> ProgressCallbacks:
+        return ProgressCallbacks(line=self.lines.append, step=lambda name, _seconds: self.steps.append(name))
 
 
 @pytest.fixture
@@ -107,9 +114,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(kind: str, script: dict[str, list[Any]], launches: Launches, *, key: str = "k", wait: bool = True) -> Any:
     plan = made(kind)
-    plan = replace(plan, deployment=replace(plan.deployment, start_seconds=0))
     told, sky = Told(), ScriptedSky(script={"status --refresh m": [clusters(m="UP")], **script})
-    return launch(plan, sky, launches, told.telling, api_key=key, wait=wait), told, sky
+    return launch(plan, sky, launches, told.callbacks, api_key=key, wait=wait), told, sky
 
 
 def test_a_node_until_it_answers(launches: Launches) -> None:
@@ -130,7 +136,7 @@ def test_a_node_until_it_answers(launches: Launches) -> None:
     assert sum(phase.seconds for phase in launched.phases if not phase.of_start) == pytest.approx(launched.seconds)
     assert launches.find("m") == launched.launch
     assert launched.launch.job is None
-    assert sky.asked[0].startswith(f"launch -y -d -c m {launches.file('m')} --secret R2_ACCESS_KEY")
+    assert sky.commands[0].startswith(f"launch -y -d -c m {launches.file('m')} --secret R2_ACCESS_KEY")
 
 
 def test_it_is_remembered_before_it_costs_money(launches: Launches) -> None:
@@ -144,14 +150,14 @@ def test_it_is_remembered_before_it_costs_money(launches: Launches) -> None:
             raise DiesError
 
     with pytest.raises(DiesError):
-        launch(made(), Looks(), launches, Told().telling, api_key="k", wait=True)
+        launch(made(), Looks(), launches, Told().callbacks, api_key="k", wait=True)
 
 
 def test_nobody_waits(launches: Launches) -> None:
     script: dict[str, list[Any]] = {"launch": [NODE], "status --endpoint": ["1.2.3.4:8000"]}
     launched, _, sky = run("node", script, launches, wait=False)
     assert (launched.url, launched.phases) == ("http://1.2.3.4:8000", ())
-    assert len(sky.asked) == 2
+    assert len(sky.commands) == 2
 
 
 def test_a_job_runs(launches: Launches) -> None:
@@ -183,7 +189,7 @@ def test_what_breaks_down_shows_its_log(launches: Launches, kind: str, more: dic
         "jobs launch": [""],
     }
     script |= {"status --endpoint": [(1, "")], "serve status --endpoint": ["-"]} | more
-    with pytest.raises(ColdstreamError, match=f"m broke down \\({state}\\)") as caught:
+    with pytest.raises(ColdstreamError, match=f"m failed \\({state}\\)") as caught:
         run(kind, script, launches)
     assert "line 29" in caught.value.message
     assert "line 17\n" not in caught.value.message
@@ -192,14 +198,14 @@ def test_what_breaks_down_shows_its_log(launches: Launches, kind: str, more: dic
 
 
 def test_it_never_answers(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_run, "_PROVISION_SECONDS", {"node": 0.3})
+    monkeypatch.setattr(launch_run, "_PROVISION_SECONDS", {"node": 0.3 - made().deployment.start_seconds})
     script: dict[str, list[Any]] = {
         "launch": [NODE],
         "status --endpoint": ["127.0.0.1:9"],
         "queue m": [(1, "no connection")],
     }
     with pytest.raises(
-        UnavailableError, match=r"m does not answer yet at http://127\.0\.0\.1:9, and goes on"
+        UnavailableError, match=r"m does not answer yet at http://127\.0\.0\.1:9, and is still starting"
     ) as caught:
         run("node", script, launches)
     assert "coldstream launch down m" in (caught.value.hint or "")
@@ -237,9 +243,9 @@ def replicas(state: str, *rows: tuple[int, str]) -> str:
 class Late(ScriptedSky):
     """Tells where a service answers as soon as all that happens to it has happened."""
 
-    def ask(self, *arguments: str, seconds: float = 0.0) -> Answer:
+    def ask(self, *arguments: str, seconds: float = 0.0) -> SkyOutput:
         if "--endpoint" in arguments and len(self.script["serve status"]) > 1:
-            return Answer(code=0, text="-")
+            return SkyOutput(code=0, text="-")
         return ScriptedSky.ask(self, *arguments)
 
 
@@ -275,7 +281,7 @@ def test_a_service_recovers_and_is_waited_for(launches: Launches, told: list[Any
             "serve status --endpoint m": [url],
             "serve logs": [LOG],
         }
-        launched = launch(plan, Late(script=script), launches, hears.telling, api_key="k", wait=True)
+        launched = launch(plan, Late(script=script), launches, hears.callbacks, api_key="k", wait=True)
     assert launched.url == url
     assert hears.steps == ["submitted", *["replaced"] * losses]
 
@@ -291,7 +297,7 @@ def test_what_skypilot_takes_long_to_say_holds_nobody_up(launches: Launches) -> 
     never = threading.Event()
 
     class Slow(ScriptedSky):
-        def ask(self, *arguments: str, seconds: float = 0.0) -> Answer:
+        def ask(self, *arguments: str, seconds: float = 0.0) -> SkyOutput:
             if "--refresh" in arguments:
                 never.wait(60)
             return ScriptedSky.ask(self, *arguments)
@@ -304,7 +310,7 @@ def test_what_skypilot_takes_long_to_say_holds_nobody_up(launches: Launches) -> 
             "status --refresh": ["[]"],
             "logs": [LOG],
         }
-        launched = launch(made(), Slow(script=script), launches, Told().telling, api_key="k", wait=True)
+        launched = launch(made(), Slow(script=script), launches, Told().callbacks, api_key="k", wait=True)
         never.set()
     assert launched.url == url
 
@@ -312,7 +318,7 @@ def test_what_skypilot_takes_long_to_say_holds_nobody_up(launches: Launches) -> 
 def test_somebody_else_answers(launches: Launches) -> None:
     with model("another") as url:
         script: dict[str, list[Any]] = {"launch": [NODE], "status --endpoint": [url.removeprefix("http://")]}
-        with pytest.raises(ColdstreamError, match="refuses the API key"):
+        with pytest.raises(ColdstreamError, match="rejected the API key"):
             run("node", script, launches)
 
 
@@ -320,7 +326,7 @@ def test_somebody_else_answers(launches: Launches) -> None:
     ("status", "says", "hint"),
     [
         (clusters(m="INIT"), "sky failed: CommandError: rsync; m is left, INIT", "coldstream launch down m"),
-        (clusters(other="UP"), "sky failed: CommandError: rsync", "nothing of it is running"),
+        (clusters(other="UP"), "sky failed: CommandError: rsync", "nothing is left running"),
         ((1, "no connection"), "sky failed: CommandError: rsync; m may be running", "coldstream launch down m"),
     ],
 )
@@ -341,8 +347,8 @@ def test_somebody_interrupts(launches: Launches) -> None:
         def follow(self, *arguments: str, on_line: Any) -> Any:
             raise KeyboardInterrupt
 
-    with pytest.raises(CancelledError, match="may go on bringing m up") as caught:
-        launch(made(), Interrupted(), launches, Told().telling, api_key="k", wait=True)
+    with pytest.raises(CancelledError, match="may continue to start m") as caught:
+        launch(made(), Interrupted(), launches, Told().callbacks, api_key="k", wait=True)
     assert caught.value.hint == "stop it: coldstream launch down m"
 
 
@@ -355,13 +361,13 @@ def test_a_name_that_is_taken(launches: Launches) -> None:
 
     def refuse(kind: str, **more: Any) -> None:
         said = {name.replace("_", " ").removesuffix(" o"): [text] for name, text in more.items()}
-        refuse_second(kind, "m", ScriptedSky(script=nothing | said), launches)
+        check_name_is_free(kind, "m", ScriptedSky(script=nothing | said), launches)
 
     for kind in ("node", "service", "job"):
         refuse(kind)
-    with pytest.raises(UsageError, match="m is there already, INIT"):
+    with pytest.raises(UsageError, match="m already exists, INIT"):
         refuse("node", status_o=clusters(m="INIT"))
-    with pytest.raises(UsageError, match="m is there already, RECOVERING"):
+    with pytest.raises(UsageError, match="m already exists, RECOVERING"):
         refuse("job", jobs_queue=jobs((8, "m", "RECOVERING"), (7, "m", "FAILED")))
     for over in ("SUCCEEDED", "FAILED_SETUP", "CANCELLED"):
         refuse("job", jobs_queue=jobs((8, "m", over), (7, "m", "RUNNING")))
@@ -369,7 +375,7 @@ def test_a_name_that_is_taken(launches: Launches) -> None:
     refuse("node", status_o=(1, "no connection"))
     launches.keep(record("service"))
     refuse("node")
-    with pytest.raises(UsageError, match="m is there already, READY"):
+    with pytest.raises(UsageError, match="m already exists, READY"):
         refuse("node", serve_status=SERVICES.format("READY"))
     with pytest.raises(ColdstreamError, match="sky status failed"):
         refuse("node", status_o=(1, "no connection"))
@@ -385,7 +391,7 @@ def test_states() -> None:
     )
     records = [record(name=name) for name in ("a", "b", "c")]
     records += [record("service", name=name) for name in ("m", "FAILED", "ghost")] + [record("job", name="j")]
-    assert states(records, sky) == {
+    assert fetch_states(records, sky) == {
         "a": "UP",
         "b": "STOPPED",
         "c": "gone",
@@ -394,10 +400,10 @@ def test_states() -> None:
         "ghost": "gone",
         "j": "RUNNING",
     }
-    assert states([], ScriptedSky()) == {}
+    assert fetch_states([], ScriptedSky()) == {}
     silent = ScriptedSky(script={"": [(1, "sky.exceptions.ApiServerConnectionError: Could not connect")]})
-    assert states(records, silent) == {launched.name: "unknown" for launched in records}
-    assert state_of("job", "j", ScriptedSky(script={"jobs queue": [NO_JOBS]})) is None
+    assert fetch_states(records, silent) == {launched.name: "unknown" for launched in records}
+    assert fetch_state("job", "j", ScriptedSky(script={"jobs queue": [NO_JOBS]})).state is None
 
 
 @pytest.mark.parametrize(
@@ -413,23 +419,23 @@ def test_states() -> None:
     ],
 )
 def test_endpoints(said: Any, url: str | None) -> None:
-    assert endpoint(record(), ScriptedSky(script={"status --endpoint 8000 m": [said]})) == url
-    assert endpoint(record("service"), ScriptedSky(script={"serve status --endpoint m": [said]})) == url
-    assert endpoint(record("job"), ScriptedSky()) is None
+    assert fetch_endpoint(record(), ScriptedSky(script={"status --endpoint 8000 m": [said]})) == url
+    assert fetch_endpoint(record("service"), ScriptedSky(script={"serve status --endpoint m": [said]})) == url
+    assert fetch_endpoint(record("job"), ScriptedSky()) is None
 
 
 def test_who_answers() -> None:
     with model() as url:
-        assert answers(url, "k")
-        with pytest.raises(ColdstreamError, match="refuses the API key"):
-            answers(url, "other")
-    assert not answers(url, "k")
+        assert is_serving(url, "k")
+        with pytest.raises(ColdstreamError, match="rejected the API key"):
+            is_serving(url, "other")
+    assert not is_serving(url, "k")
     for body in (b"", b"[]", b"{}", b'{"data": []}', b"[" * 100_000, b"<html>"):
         with model(body=body) as url:
-            assert not answers(url, "k"), body[:10]
+            assert not is_serving(url, "k"), body[:10]
     for status in (302, 404, 503):
         with model(status=status) as url:
-            assert not answers(url, "k"), status
+            assert not is_serving(url, "k"), status
 
 
 @pytest.mark.parametrize(
@@ -446,7 +452,7 @@ def test_each_kind_has_its_verbs(launches: Launches, kind: str, job: int | None,
     launches.keep(launched)
     sky = ScriptedSky(script={"": ["done"]})
     take_down(launched, sky, launches)
-    assert sky.asked == [verb]
+    assert sky.commands == [verb]
     assert list(launches.all()) == []
     assert logs_arguments(launched, follow=True, replica=2) == logs
     assert logs_arguments(launched, follow=False, replica=2) == (*logs, "--no-follow")
@@ -507,8 +513,8 @@ def test_a_node_gets_new_keys(launches: Launches) -> None:
             "logs": [LOG],
         }
         sky = ScriptedSky(script=script)
-        found = renew(changed, sky, launches, Told().telling, secrets=("A",), api_key="k")
-    assert sky.asked[:2] == ["cancel -y -a m", f"launch -y -d -c m {launches.file('m')} --secret A"]
+        found = renew(changed, sky, launches, Told().callbacks, secrets=("A",), api_key="k")
+    assert sky.commands[:2] == ["cancel -y -a m", f"launch -y -d -c m {launches.file('m')} --secret A"]
     assert found.url == url
     assert launches.find("m").expires == 99.0
 
@@ -517,20 +523,20 @@ def test_a_service_gets_new_keys_and_is_not_waited_for(launches: Launches) -> No
     launches.keep(record("service"))
     launches.keep_file("m", "secrets: {}")
     sky = ScriptedSky(script={"serve update": ["scheduled"], "serve status --endpoint": ["http://1.2.3.4:30001"]})
-    found = renew(record("service", expires=9.0), sky, launches, Told().telling, secrets=("A", "B"), api_key="k")
-    assert sky.asked[0] == f"serve update -y m {launches.file('m')} --secret A --secret B"
+    found = renew(record("service", expires=9.0), sky, launches, Told().callbacks, secrets=("A", "B"), api_key="k")
+    assert sky.commands[0] == f"serve update -y m {launches.file('m')} --secret A --secret B"
     assert (found.url, found.phases) == ("http://1.2.3.4:30001", ())
     assert launches.find("m").expires == 9.0
 
 
 def test_keys_that_could_not_be_renewed_are_not_remembered(launches: Launches) -> None:
     launches.keep(record("service", expires=5.0))
-    with pytest.raises(NotFoundError, match=r"m\.yaml is gone"):
-        renew(record("service"), ScriptedSky(), launches, Told().telling, secrets=(), api_key="k")
+    with pytest.raises(NotFoundError, match=r"m\.yaml, the file of the launch, is missing"):
+        renew(record("service"), ScriptedSky(), launches, Told().callbacks, secrets=(), api_key="k")
     launches.keep_file("m", "secrets: {}")
     sky = ScriptedSky(script={"serve update": [(1, "RuntimeError: no")], "serve status": [SERVICES.format("READY")]})
     with pytest.raises(ColdstreamError, match="RuntimeError: no; m is left, READY"):
-        renew(record("service", expires=9.0), sky, launches, Told().telling, secrets=(), api_key="k")
+        renew(record("service", expires=9.0), sky, launches, Told().callbacks, secrets=(), api_key="k")
     assert launches.find("m").expires == 5.0
 
 
@@ -539,7 +545,7 @@ def test_the_life_of_the_keys_is_remembered(launches: Launches) -> None:
     keys = replace(plan.keys, expires_at=int(time.time()) + 3600, how="signed")
     plan = replace(plan, keys=keys)
     sky = ScriptedSky(script={"launch": [NODE], "status --endpoint": ["-"]})
-    found = launch(plan, sky, launches, Told().telling, api_key="k", wait=False).launch
+    found = launch(plan, sky, launches, Told().callbacks, api_key="k", wait=False).launch
     assert found.keys == "signed"
     assert found.ttl_seconds == pytest.approx(3600, abs=2)
     assert found.expires == keys.expires_at

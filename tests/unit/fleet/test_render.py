@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coldstream.fleet.deployment import TARGETS, Deployment
+from coldstream.fleet.deploy_options import TARGETS
+from coldstream.fleet.deployment import Deployment
 from coldstream.fleet.render import render
 from coldstream.settings import VARIABLES
 from tests.unit.fleet.deployments import AWS, CLOSED, GOLDEN, OPEN, SEVENTY, deployment
@@ -36,7 +37,7 @@ def variants() -> dict[str, Deployment]:
         found[f"{target}-domain"] = deployment(target, domain=OPEN)
         found[f"{target}-closed-domain"] = deployment(target, domain=CLOSED, fallback="hf")
         if target in {"sky", "sky-serve", "sky-job", "dstack"}:
-            found[f"{target}-bare"] = deployment(target, image=None, cloud="gcp/us-central1", spot=False)
+            found[f"{target}-bare"] = deployment(target, no_image=True, cloud="gcp/us-central1", spot=False)
         if target in {"sky-serve", "dstack"}:
             found[f"{target}-range"] = deployment(target, replicas="2..9")
         if target in {"k8s", "kserve", "compose"}:
@@ -48,7 +49,7 @@ EVERY = {**GOLDEN, **variants()}
 
 
 def of(*targets: str) -> list[str]:
-    return [name for name, made in EVERY.items() if made.wish.target in targets]
+    return [name for name, made in EVERY.items() if made.options.target in targets]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -62,7 +63,7 @@ def test_it_is_as_reviewed(name: str) -> None:
 
 def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == GOLDEN.keys()
-    assert {made.wish.target for made in GOLDEN.values()} == {*TARGETS}
+    assert {made.options.target for made in GOLDEN.values()} == {*TARGETS}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -75,7 +76,7 @@ def test_it_reads_well(name: str) -> None:
     assert not [line for line in text.splitlines() if line != line.rstrip() or len(line) > 130]
     for secret in (*made.needed_secrets, *made.other_secrets):
         assert secret in text
-    assert ("HF_TOKEN" in text) == (made.wish.fallback == "hf")
+    assert ("HF_TOKEN" in text) == (made.options.fallback == "hf")
     for variable in made.environment:
         assert variable in VARIABLES
     assert ("R2_CDN_DOMAIN" in text) == (made.domain is not None)
@@ -84,11 +85,11 @@ def test_it_reads_well(name: str) -> None:
 def given(made: Deployment) -> dict[str, Any]:
     """What a file gives its server: variable to value, of a secret to what the target takes for its name."""
     read = next(yaml.safe_load_all(render(made)))
-    if made.wish.target.startswith("sky"):
+    if made.options.target.startswith("sky"):
         return read["envs"] | read["secrets"]
-    if made.wish.target == "dstack":
+    if made.options.target == "dstack":
         return dict(entry.split("=", 1) if "=" in entry else (entry, None) for entry in read["env"])
-    if made.wish.target == "compose":
+    if made.options.target == "compose":
         return dict(read["services"]["vllm"]["environment"])
     pod = read["spec"]["template"]
     variables = pod.get("spec", pod)["containers"][0]["env"]

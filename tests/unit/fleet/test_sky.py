@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
-from coldstream.fleet.sky import INSTALL, NAME, Sky, environment_for, find_sky, last_line, parse_offers, plain, refusal
+from coldstream.fleet.sky import (
+    INSTALL,
+    NAME,
+    Sky,
+    SkyOutput,
+    environment_for,
+    find_sky,
+    launch_refusal,
+    parse_offers,
+    plain,
+)
 from coldstream.settings import Settings, load_settings
 
 R2_HOST = "https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
@@ -92,24 +102,24 @@ def test_no_table_is_no_offer(text: str) -> None:
         (
             "noise\nsky.exceptions.InvalidSkyPilotConfigError: bad\nHint: see the docs",
             ColdstreamError,
-            "sky refuses: InvalidSkyPilotConfigError: bad",
+            "sky refused: InvalidSkyPilotConfigError: bad",
             "sky check",
         ),
-        ("", ColdstreamError, "it says nothing", "sky check"),
+        ("", ColdstreamError, "it printed nothing", "sky check"),
     ],
 )
 def test_a_refusal_says_what_is_to_be_done(text: str, kind: type[ColdstreamError], says: str, hint: str) -> None:
-    found = refusal(text, spot=True)
+    found = launch_refusal(text, spot=True)
     assert type(found) is kind
     assert says in found.message
     assert hint in (found.hint or "")
-    assert "spot" not in refusal("No resource satisfying", spot=False).message
+    assert "spot" not in launch_refusal("No resource satisfying", spot=False).message
 
 
 def test_the_last_line_that_says_something() -> None:
-    assert last_line("ValueError: first\nand then\n\n") == "ValueError: first"
-    assert last_line("one\ntwo\nHint: three\n") == "two"
-    assert len(last_line("x" * 1000)) == 300
+    assert SkyOutput(code=1, text="ValueError: first\nand then\n\n").last_line == "ValueError: first"
+    assert SkyOutput(code=1, text="one\ntwo\nHint: three\n").last_line == "two"
+    assert len(SkyOutput(code=1, text="x" * 1000).last_line) == 300
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,7 @@ def test_no_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="SkyPilot is not installed") as caught:
         find_sky(settings())
     assert INSTALL in (caught.value.hint or "")
-    with pytest.raises(NotFoundError, match="/nowhere/sky is no program"):
+    with pytest.raises(NotFoundError, match="/nowhere/sky is not a program"):
         find_sky(settings(), named="/nowhere/sky")
 
 
@@ -189,7 +199,7 @@ def test_a_program_is_found(tmp_path: Path) -> None:
     path = program(tmp_path, "print('skypilot, version 0.14.1.dev2')")
     bare = find_sky(settings(), named=str(path))
     assert bare.version == "0.14.1.dev2"
-    found = bare.having(settings(), {"VLLM_API_KEY": "made-for-a-node"})
+    found = bare.with_secrets(settings(), {"VLLM_API_KEY": "made-for-a-node"})
     assert (found.path, found.version) == (bare.path, bare.version)
     assert "VLLM_API_KEY" not in bare.environment
     assert found.environment["VLLM_API_KEY"] == "made-for-a-node"
@@ -213,11 +223,11 @@ def test_lines_come_as_they_are_said(tmp_path: Path) -> None:
     answer = sky(tmp_path, code).follow("launch", on_line=said.append)
     assert said[:2] == ["⚙︎ Launching on AWS", "A"]
     assert answer.code == 1
-    assert last_line(answer.text) == "ZeroDivisionError: division by zero"
+    assert answer.last_line == "ZeroDivisionError: division by zero"
 
 
 def test_what_does_not_end_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="sky status does not end in 0 s"):
+    with pytest.raises(UnavailableError, match="sky status timed out after 0 s"):
         sky(tmp_path, "import time; time.sleep(60)").ask("status", seconds=0.3)
 
 

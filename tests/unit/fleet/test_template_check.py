@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import UsageError
-from coldstream.fleet.deployment import TARGETS
+from coldstream.fleet.deploy_options import TARGETS
 from coldstream.fleet.render import render
 from coldstream.fleet.template_check import BYTES_MAX, RULES, check
 from tests.unit.fleet.deployments import GOLDEN
@@ -239,5 +239,5 @@ def test_odd_files_end_well(text: str) -> None:
 
 
 def test_too_large_a_file() -> None:
-    with pytest.raises(UsageError, match="more than 1 MiB"):
+    with pytest.raises(UsageError, match="larger than 1 MiB"):
         check("a" * (BYTES_MAX + 1), "f.yaml")

@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 
-from coldstream.fleet.launch_watch import Watch
+from coldstream.fleet.launch_state import Poller
 
 
-def news(watch: Watch[int]) -> int:
+def news(watch: Poller[int]) -> int:
     """The next answer."""
     until = time.monotonic() + 30
-    while (found := watch.news()) is None:
+    while (found := watch.poll()) is None:
         assert time.monotonic() < until
         time.sleep(0.002)
     return found
@@ -27,13 +27,13 @@ def test_an_answer_is_told_once() -> None:
         asked.append(time.monotonic())
         return len(asked)
 
-    watch = Watch(ask, pause_seconds=0.05)
-    assert watch.news() is None
+    watch = Poller(ask, pause_seconds=0.05)
+    assert watch.poll() is None
     assert [news(watch), news(watch), news(watch)] == [1, 2, 3]
     assert all(later - earlier >= 0.05 for earlier, later in pairwise(asked))
-    rare = Watch(ask, pause_seconds=1000)
+    rare = Poller(ask, pause_seconds=1000)
     assert news(rare) == 4
-    assert [rare.news() for _ in range(10)] == [None] * 10
+    assert [rare.poll() for _ in range(10)] == [None] * 10
     assert len(asked) == 4
 
 
@@ -45,8 +45,8 @@ def test_nobody_waits_for_an_answer_and_no_question_overtakes_another() -> None:
         assert answered.wait(30)
         return 5
 
-    watch = Watch(ask, pause_seconds=0.0)
-    assert [watch.news() for _ in range(100)] == [None] * 100
+    watch = Poller(ask, pause_seconds=0.0)
+    assert [watch.poll() for _ in range(100)] == [None] * 100
     assert len(asked) == 1
     answered.set()
     assert news(watch) == 5
@@ -60,7 +60,7 @@ def test_what_a_question_raises_is_raised_once_and_asked_again() -> None:
             raise failures.pop()
         return 1
 
-    watch = Watch(ask, pause_seconds=0.0)
+    watch = Poller(ask, pause_seconds=0.0)
     with pytest.raises(ValueError, match="no"):
         news(watch)
     assert news(watch) == 1
@@ -74,7 +74,7 @@ def test_a_question_under_way_keeps_no_process_alive() -> None:
         answered.wait(30)
         return 1
 
-    Watch(ask, pause_seconds=0.0).news()
+    Poller(ask, pause_seconds=0.0).poll()
     assert running.wait(30)
-    assert {thread.daemon for thread in threading.enumerate() if thread.name == "coldstream-watch"} == {True}
+    assert {thread.daemon for thread in threading.enumerate() if thread.name == "coldstream-poll"} == {True}
     answered.set()

@@ -1,0 +1,219 @@
+"""The options of `coldstream template` and `coldstream launch`. Pure.
+
+A flag is declared once, as a field of `DeployOptions`. The commands' flags, the equivalent command line, the check
+against the target, and what `coldstream serve` gets on the node are all derived from that declaration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from coldstream.errors import UsageError
+from coldstream.tune.clouds import parse_cloud
+from coldstream.tune.gpus import Gpus, parse_gpus
+
+TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
+# The other targets run on machines that exist already, so that spot and on-demand do not differ.
+RENTING = ("sky", "sky-serve", "sky-job", "dstack")
+_CONTAINERS = ("k8s", "kserve", "compose")
+_ONE_MACHINE = ("sky", "sky-job", "compose")
+_SCALING = ("sky-serve", "dstack")
+VLLM_VERSION = "0.32.0"
+IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
+_KSERVE_PORT = 8000
+_REPLICAS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicas:
+    """The number of replicas: a range if it follows the load."""
+
+    fewest: int = 1
+    most: int = 1
+
+    @property
+    def scales(self) -> bool:
+        return self.fewest != self.most
+
+    def __str__(self) -> str:
+        return f"{self.fewest}..{self.most}" if self.scales else str(self.fewest)
+
+
+def parse_replicas(text: str) -> Replicas:
+    """Parses `2`, or `1..4`.
+
+    Raises:
+        UsageError: The text is neither, or the number is out of range.
+    """
+    fewest, dots, most = text.strip().partition("..")
+    hint = "a number like 2, or a range like 1..4"
+    if not (fewest.isdecimal() and (most.isdecimal() or not dots)) or len(text) > 12:
+        raise UsageError(f"{text[:40]!r} is not a number of replicas", hint=hint)
+    replicas = Replicas(fewest=int(fewest), most=int(most) if dots else int(fewest))
+    if replicas.fewest == 0:
+        raise UsageError("0 replicas would serve nothing", hint=hint)
+    if not replicas.fewest <= replicas.most <= _REPLICAS_MAX:
+        raise UsageError(f"{text!r} is not a range of replicas", hint=f"{hint}, at most {_REPLICAS_MAX}")
+    return replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """How a field of `DeployOptions` is written on the command line.
+
+    Attributes:
+        name: `--name`, or `--yes/--no` for a field that is True, False or None.
+        bounds: For a number, the least and the greatest value.
+        parse: Converts the text to the field's type.
+        pattern: What the text must match.
+        targets: The targets that accept it.
+        commands: The commands that have it.
+        is_for_serve: Whether `coldstream serve` has the same flag and gets its value on the node.
+    """
+
+    name: str
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    bounds: tuple[int, int | None] | None = None
+    parse: Callable[[str], Any] | None = None
+    pattern: str | None = None
+    targets: tuple[str, ...] = TARGETS
+    commands: tuple[str, ...] = ("template", "launch")
+    is_for_serve: bool = False
+
+    def arguments(self, value: Any) -> list[str]:
+        """The flag with a value that is not the default, for a command line."""
+        if isinstance(value, bool):
+            yes, _, no = self.name.partition("/")
+            return [yes if value else no]
+        return [self.name, str(value)]
+
+
+def _flag(name: str, summary: str, default: Any = None, **more: Any) -> Any:
+    return field(default=default, metadata={"flag": Flag(name=name, help=summary, **more)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployOptions:
+    """What the user asked for."""
+
+    target: str = _flag("--target", "What to deploy with.", MISSING, choices=TARGETS, commands=("template",))
+    gpus: Gpus = _flag(
+        "--gpus", "GPUs in each machine, such as L4 or A100-80GB:4.", MISSING, metavar="GPU[:N]", parse=parse_gpus
+    )
+    spot: bool | None = _flag(
+        "--spot/--on-demand", "Rent spot or on-demand machines.  [default: spot]", targets=RENTING
+    )
+    cloud: str | None = _flag(
+        "--cloud",
+        "Cloud and optional region, as in aws or gcp/us-central1.  [default: any]",
+        parse=parse_cloud,
+        pattern=r"[a-z][a-z0-9-]{0,30}(/[A-Za-z0-9*-]{1,40}){0,2}",
+    )
+    replicas: Replicas = _flag(
+        "--replicas",
+        "Number of replicas; a range scales with the load. With launch, runs a service.  [default: 1]",
+        Replicas(),
+        metavar="N|N..M",
+        parse=parse_replicas,
+    )
+    loader: str = _flag(
+        "--loader", "How vLLM reads the weights.", "coldstream", choices=("coldstream", "runai"), is_for_serve=True
+    )
+    image: str | None = _flag(
+        "--image",
+        "Container image with vLLM.  [default: vllm/vllm-openai of a tested version]",
+        pattern=r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}",
+    )
+    no_image: bool = _flag(
+        "--no-image",
+        "Install vLLM on the machine instead of using an image.",
+        default=False,
+        targets=tuple(target for target in TARGETS if target not in _CONTAINERS),
+    )
+    port: int = _flag("--port", "Port of the model's API.", 8000, bounds=(1, 65535))
+    max_model_len: int | None = _flag("--max-model-len", "Context length, in tokens, to support.", bounds=(1, None))
+    fallback: str | None = _flag(
+        "--fallback", "Where to stream from if the bucket fails at start-up.", choices=("hf",), is_for_serve=True
+    )
+    command: str | None = _flag(
+        "--command", "Run this command against the model as a job, then exit.", metavar="COMMAND", targets=("sky-job",)
+    )
+    cache_path: str | None = _flag(
+        "--cache-path",
+        "Directory of the node for local copies, which outlive the container.",
+        metavar="DIR",
+        pattern=r"/[A-Za-z0-9._/-]{1,200}",
+        targets=_CONTAINERS,
+        commands=("template",),
+    )
+
+    @property
+    def container_image(self) -> str | None:
+        """None installs vLLM on the machine."""
+        return None if self.no_image else self.image or IMAGE
+
+    def changed(self) -> Iterator[tuple[Flag, Any]]:
+        """The flags that do not have their default, with their values."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value != item.default:
+                yield item.metadata["flag"], value
+
+    def arguments(self) -> list[str]:
+        """The options on the command line of `coldstream template`."""
+        return [word for flag, value in self.changed() for word in flag.arguments(value)]
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other or do not apply to the target."""
+        target = self.target
+        if target not in TARGETS:
+            raise UsageError(f"{target!r} is not a target", hint=f"known: {', '.join(TARGETS)}")
+        if self.image and self.no_image:
+            raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
+        for flag, value in self.changed():
+            if target not in flag.targets:
+                raise UsageError(
+                    f"{flag.name} does not apply to {target}", hint=f"it applies to {', '.join(flag.targets)}"
+                )
+            if flag.pattern and not re.fullmatch(flag.pattern, value):
+                raise UsageError(
+                    f"{value[:60]!r} is not valid for {flag.name}", hint="see: coldstream template render --help"
+                )
+        if self.replicas.most > 1 and target in _ONE_MACHINE:
+            raise UsageError(
+                f"{target} runs one replica, not {self.replicas.most}", hint="use --target sky-serve or k8s"
+            )
+        if self.replicas.scales and target not in _SCALING:
+            raise UsageError(
+                f"{target} takes a fixed number of replicas, not a range", hint=f"ranges: {', '.join(_SCALING)}"
+            )
+        if target == "sky-job" and self.command is None:
+            raise UsageError("a job needs a command to run", hint="--target sky-job --command 'python ask.py'")
+        if self.command and not all(char.isprintable() or char == "\n" for char in self.command):
+            raise UsageError("the command has characters that cannot be displayed", hint="put it into a script")
+        if target == "kserve" and self.port != _KSERVE_PORT:
+            raise UsageError(f"KServe requires port {_KSERVE_PORT}", hint="remove --port")
+
+
+FLAGS: Mapping[str, Flag] = {item.name: item.metadata["flag"] for item in fields(DeployOptions)}
+DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(DeployOptions)}
+
+
+def read_options(values: Mapping[str, Any]) -> DeployOptions:
+    """Parses the values of the command line, by field; None stands for the default.
+
+    Raises:
+        UsageError: A value cannot be parsed.
+    """
+    return DeployOptions(
+        **{
+            name: parse(value) if (parse := FLAGS[name].parse) else value
+            for name, value in values.items()
+            if value is not None
+        }
+    )
