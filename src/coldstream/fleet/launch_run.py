@@ -110,7 +110,7 @@ def launch(
         api_key: Of the model's API.
 
     Raises:
-        ColdstreamError: It failed; the message says what is left running, and the hint how to stop it.
+        ColdstreamError: It failed; the message names what is left running, and the hint how to stop it.
         CancelledError: It was interrupted; likewise.
     """
     keys = plan.keys
