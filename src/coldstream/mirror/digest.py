@@ -39,11 +39,7 @@ class Digests:
     segments: tuple[tuple[int, str], ...] = ()
 
     def check(self, file: ObjectInfo, *, label: str) -> None:
-        """Compares the hashes with those that the source promised.
-
-        Raises:
-            IntegrityError: They differ.
-        """
+        """Raises IntegrityError if the hashes differ from those that the source promised."""
         for kind, promised, actual in (
             ("SHA-256", file.sha256, self.sha256),
             ("git blob id", file.git_blob_id, self.git_blob_id),
@@ -60,6 +56,7 @@ class Digests:
         objects: tuple[StoredObject, ...],
         *,
         object_bytes_max: int | None = None,
+        plain: StoredObject | None = None,
     ) -> FileEntry:
         """The file's manifest entry, with these hashes and stored in these objects."""
         return FileEntry(
@@ -70,6 +67,7 @@ class Digests:
             objects=objects,
             chunks=self.chunks,
             object_bytes_max=object_bytes_max,
+            plain=plain,
         )
 
 
@@ -131,11 +129,7 @@ class StreamDigest:
         self._update_chunks(view)
 
     def finish(self) -> Digests:
-        """Returns the hashes of the whole file.
-
-        Raises:
-            IntegrityError: The file ended early.
-        """
+        """Returns the hashes of the whole file; raises IntegrityError if the file ended early."""
         if self._stops is None:
             header_stop(self._head, file_bytes=self._size, path=self._path)  # raises: the file is shorter than a header
         if self._position != self._size:
@@ -233,12 +227,7 @@ class OrderedDigest:
 
 
 def read_header(read_start: Callable[[memoryview], object], *, path: str, size: int) -> Header:
-    """Reads and checks the header of a safetensors file.
-
-    Args:
-        read_start: Fills a buffer with the first bytes of the file.
-        path: For messages.
-        size: The file's size in bytes.
+    """Reads and checks the header of a safetensors file; `read_start` fills a buffer with the file's first bytes.
 
     Raises:
         HeaderError: It is truncated, not a header, or describes another file.

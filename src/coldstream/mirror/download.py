@@ -30,13 +30,11 @@ class DownloadReport:
     """What a download did.
 
     Attributes:
-        files: How many files the model has, without hidden ones.
-        bytes: The size of these files.
-        kept_files: How many files were in the folder already, with the right content.
+        files: How many files the model has, without hidden ones; `bytes` is their size.
+        kept_files: How many of them were in the folder already, with the right content.
         skipped: The model's hidden files, which are never written: a `.env` would be read as settings.
         received_bytes: How many bytes were read from the store.
         verified: Whether the content was checked against a manifest.
-        retries: Requests that were repeated.
     """
 
     name: str

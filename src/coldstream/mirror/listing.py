@@ -28,8 +28,7 @@ class ModelInfo:
             "foreign": stored by another tool, without a manifest.
         bytes: The size of all files; for an incomplete model, the final size.
         files: The number of files; for an incomplete model, the final number.
-        repo: The repository on the Hub that it was copied from, or None.
-        revision: The commit that was copied, or None.
+        repo: The repository on the Hub that it was copied from, or None; `revision` is the commit.
         modified: When it became ready, or was last written to.
         layout: How the weights are stored: see `layout_of`.
         detail: The reason for the state and what to do about it; empty when ready.
@@ -59,19 +58,18 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
     modified = max(info.modified for info in objects)
     size = sum(info.size for info in listing.values())
 
-    def as_model(
-        state: str,
-        detail: str,
-        *,
-        record: Manifest | Journal | None = None,
-        files: int | None = None,
-        total: int | None = None,
-    ) -> ModelInfo:
+    def as_model(state: str, detail: str, record: Manifest | Journal | None = None) -> ModelInfo:
+        if record is None:
+            files, total = len(listing), size
+        elif isinstance(record, Journal):
+            files, total = record.planned_files, record.planned_bytes
+        else:
+            files, total = len(record.files), record.size
         return ModelInfo(
             name=name,
             state=state,
-            bytes=size if total is None else total,
-            files=len(listing) if files is None else files,
+            bytes=total,
+            files=files,
             repo=record.source.repo if record else None,
             revision=record.source.commit if record else None,
             modified=record.created if record else modified,
@@ -87,21 +85,13 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
         return as_model("foreign", "no manifest: can be loaded, but not verified")
     record = stored_record[0]
     if isinstance(record, Journal):
-        return as_model(
-            "incomplete", _progress(record), record=record, files=record.planned_files, total=record.planned_bytes
-        )
+        return as_model("incomplete", _progress(record), record)
     problems = missing_objects(store, StoredModel(name=name, record=record, listing=listing, pool=pool))
     if problems:
         path, what = problems[0]
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        return as_model(
-            "damaged",
-            f"{path} {what}{more}; run: {upload_command(record)}",
-            record=record,
-            files=len(record.files),
-            total=record.size,
-        )
-    return as_model("ready", "", record=record, files=len(record.files), total=record.size)
+        return as_model("damaged", f"{path} {what}{more}; run: {upload_command(record)}", record)
+    return as_model("ready", "", record)
 
 
 def _progress(journal: Journal) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
+import msgspec
+
 from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotFoundError
 from coldstream.model.manifest import FileEntry, Journal, Manifest, Provenance, digest_of, parse, serialize
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME
@@ -47,6 +49,8 @@ def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | Non
 class JournalWriter:
     """Writes the journal of one upload. Thread-safe; writes are grouped, and spaced as the store requires.
 
+    Every write raises ConflictError once another upload has taken the model over.
+
     Attributes:
         conditional: Whether the store honours conditional writes; valid after `open`.
     """
@@ -69,11 +73,20 @@ class JournalWriter:
             etag: The current version of the manifest object, or None.
         """
         self.conditional = True
-        self._store, self._name, self._source, self._planned = store, name, source, planned
-        self._key = record_key(name)
+        self._store, self._key = store, record_key(name)
+        self._journal = Journal(
+            name=name,
+            source=source,
+            created=_now(),
+            tool=TOOL,
+            writer=uuid.uuid4().hex,
+            planned_files=planned[0],
+            planned_bytes=planned[1],
+            planned_shards=planned[2],
+            files=(),
+        )
         self._entries = {entry.path: entry for entry in entries}
         self._etag = etag
-        self._writer = uuid.uuid4().hex
         self._writing = threading.Lock()
         self._changing = threading.Lock()
         self._version = 0
@@ -92,23 +105,14 @@ class JournalWriter:
             # The probe wrote the same bytes again, which may have changed the ETag.
             self._etag = self._store.head(self._key).etag
 
-    def add(self, entry: FileEntry) -> None:
-        """Adds a file, to be stored with the next write."""
-        self._add(entry)
-
-    def add_durably(self, entry: FileEntry) -> None:
-        """Adds a file and returns when the journal with it is stored.
-
-        Raises:
-            ConflictError: Another upload has taken the model over.
-        """
-        self.flush(self._add(entry))
-
-    def _add(self, entry: FileEntry) -> int:
+    def add(self, entry: FileEntry, *, durable: bool = False) -> None:
+        """Adds a file, to be stored with the next write, or at once if it must be `durable`."""
         with self._changing:
             self._entries[entry.path] = entry
             self._version += 1
-            return self._version
+            version = self._version
+        if durable:
+            self.flush(version)
 
     def flush(self, version: int | None = None) -> None:
         """Writes the journal up to `version` at least; several waiting threads share one write."""
@@ -127,25 +131,17 @@ class JournalWriter:
                 self._writing.release()
 
     def check(self) -> None:
-        """Checks that this upload still owns the model.
-
-        Raises:
-            ConflictError: Another upload has taken it over.
-        """
+        """Raises ConflictError if another upload has taken the model over."""
         with self._writing, self._takeover_errors():
             if self._etag != self._store.head(self._key).etag:
                 raise ConflictError("the manifest was replaced")
 
     def commit(self, entries: Iterable[FileEntry]) -> str:
-        """Makes the model ready with exactly these files. Returns the manifest's digest.
-
-        Raises:
-            ConflictError: Another upload has taken the model over.
-        """
+        """Makes the model ready with exactly these files. Returns the manifest's digest."""
         with self._writing:
             manifest = Manifest(
-                name=self._name,
-                source=self._source,
+                name=self._journal.name,
+                source=self._journal.source,
                 created=_now(),
                 tool=TOOL,
                 files=tuple(sorted(entries, key=lambda entry: entry.path)),
@@ -157,19 +153,7 @@ class JournalWriter:
     def _write(self) -> bytes:
         with self._changing:
             version, entries = self._version, tuple(self._entries.values())
-        files, size, shards = self._planned
-        journal = Journal(
-            name=self._name,
-            source=self._source,
-            created=_now(),
-            tool=TOOL,
-            writer=self._writer,
-            planned_files=files,
-            planned_bytes=size,
-            planned_shards=shards,
-            files=entries,
-        )
-        body = serialize(journal)
+        body = serialize(msgspec.structs.replace(self._journal, created=_now(), files=entries))
         self._put(body)
         self._written = version
         return body
@@ -190,7 +174,7 @@ class JournalWriter:
             yield
         except (ConflictError, NotFoundError) as exc:
             raise ConflictError(
-                f"another upload or removal of {self._name} took over; this one stopped",
+                f"another upload or removal of {self._journal.name} took over; this one stopped",
                 hint="wait until it is done, then run: coldstream list",
                 target=f"{self._store.uri}/{self._key}",
             ) from exc

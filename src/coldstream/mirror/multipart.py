@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UploadNotFoundError
+from coldstream.errors import IntegrityError, NotFoundError, UnsupportedError, UploadNotFoundError
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
 from coldstream.mirror.manifest_records import JournalWriter
+from coldstream.mirror.pump import PartDigest
+from coldstream.mirror.upload_plan import SHA256_METADATA, UploadPlan
 from coldstream.model.chunks import parts
 from coldstream.model.manifest import FileEntry, StoredObject
-from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store, UploadPart
+from coldstream.places.place import ObjectInfo, Snapshot, Store, UploadPart
 from coldstream.progress import Progress
 
-SHA256_METADATA = "coldstream-sha256"
 _MARK_METADATA = "coldstream-upload"
 
 
@@ -45,51 +46,88 @@ class UploadCounts:
                 setattr(self, name, getattr(self, name) + count)
 
 
-class FileUpload:
-    """The upload of one file as one object. Implements `FileWork`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadContext:
+    """What the works of one upload share."""
+
+    store: Store
+    source: Snapshot
+    plan: UploadPlan
+    journal: JournalWriter
+    counts: UploadCounts
+    progress: Progress
+
+
+class UploadWork:
+    """Uploads one file. The subclasses implement `FileWork`.
 
     Attributes:
-        entry: The file's manifest entry once it is stored. Still None at the end if the multipart upload was lost:
-            another run of the same upload, not yet aware that this one took over, completed or aborted it. Then the
-            file starts over.
-        digests: Its hashes, once it is stored.
+        entry: The file's manifest entry once it is stored. Still None at the end if an unfinished multipart upload was
+            lost: another run of the same upload, not yet aware that this one took over, completed or aborted it. Then
+            the file starts over.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        source: Snapshot,
-        file: ObjectInfo,
-        *,
-        name: str,
-        part_bytes: int,
-        object_bytes_max: int | None,
-        pending: Sequence[PendingUpload],
-        journal: JournalWriter,
-        counts: UploadCounts,
-        progress: Progress,
-    ) -> None:
+    parts: tuple[tuple[int, int], ...]
+    digest: PartDigest
+
+    def __init__(self, context: UploadContext, file: ObjectInfo) -> None:
+        self.file = file
+        self.entry: FileEntry | None = None
+        self._context = context
+        self._store, self._source, self._progress = context.store, context.source, context.progress
+
+    def fetch(self, start: int, view: memoryview) -> None:
+        key = self.file.key
+        self._source.read_into(
+            key,
+            start,
+            view,
+            if_match=self.file.etag or None,
+            on_read=lambda count: self._progress.fetched(key, count),
+        )
+
+    def abort_if_bad(self) -> None:
+        """Aborts multipart uploads whose parts no later run could use."""
+
+    def _new_digest(self, on_segment: Callable[[int, str], None] | None = None) -> OrderedDigest:
+        stream = StreamDigest(
+            self.file.key,
+            self.file.size,
+            git=self.file.git_blob_id is not None,
+            object_bytes_max=self._context.plan.limit(self.file.key),
+            on_segment=on_segment,
+        )
+        return OrderedDigest(stream)
+
+    def _on_sent(self, count: int) -> None:
+        self._progress.stored(self.file.key, count)
+
+
+class FileUpload(UploadWork):
+    """Uploads one file as one object.
+
+    Attributes:
+        digests: The file's hashes, once it is stored.
+    """
+
+    digest: OrderedDigest
+
+    def __init__(self, context: UploadContext, file: ObjectInfo, *, resume: bool) -> None:
         """Prepares the upload; sends nothing.
 
         Args:
-            name: The model's name.
-            part_bytes: The size of every part but the last.
-            object_bytes_max: Also hash the file's segments of at most this many bytes; None without segments.
-            pending: Unfinished multipart uploads below the model, from which this one may resume.
+            resume: Whether to continue an unfinished multipart upload of the plan.
         """
-        self.file = file
+        super().__init__(context, file)
+        plan = context.plan
         self.size = file.size
-        self.part_bytes = part_bytes
+        self.part_bytes = plan.part_bytes[file.key]
         self.parts = tuple(parts(self.size, self.part_bytes))
-        self.entry: FileEntry | None = None
+        self.digest = self._new_digest()
         self.digests: Digests | None = None
-        self._key = f"{name}/{file.key}"
-        self._store, self._source, self._journal = store, source, journal
-        self._counts, self._progress = counts, progress
-        self._pending = [upload.upload_id for upload in pending if upload.key == self._key]
-        self._digest: OrderedDigest | None = None
+        self._key = f"{plan.name}/{file.key}"
+        self._pending = [upload.upload_id for upload in plan.pending if resume and upload.key == self._key]
         self._multipart = len(self.parts) > 1
-        self._object_bytes_max = object_bytes_max
         self._upload_id: str | None = None
         self._bad = False
         self._lost = False
@@ -98,27 +136,12 @@ class FileUpload:
         # The finished object carries this, so that it can be recognized when the reply to its completion is lost.
         self._mark = {SHA256_METADATA: file.sha256} if file.sha256 else {_MARK_METADATA: uuid.uuid4().hex}
 
-    @property
-    def digest(self) -> OrderedDigest:
-        assert self._digest is not None
-        return self._digest
-
     def prepare(self) -> None:
-        stream = StreamDigest(
-            self.file.key,
-            self.size,
-            git=self.file.git_blob_id is not None,
-            object_bytes_max=self._object_bytes_max,
-        )
-        self._digest = OrderedDigest(stream)
         self._progress.begin(self.file.key, self.size)
         if self._multipart:
             self._upload_id, self._earlier_parts = self._resumable()
             if self._upload_id is None:
                 self._upload_id = self._store.create_upload(self._key, metadata=self._mark)
-
-    def fetch(self, start: int, view: memoryview) -> None:
-        fetch_from_source(self._source, self.file, start, view, self._progress)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         if not self._multipart:
@@ -139,13 +162,13 @@ class FileUpload:
         except UploadNotFoundError:
             self._lost = True
             return
-        except ColdstreamError as exc:
-            if not (earlier and "NotImplemented" in exc.message):
+        except UnsupportedError:
+            if not earlier:
                 raise
             # This server (rclone) cannot replace a part that an earlier run stored with other bytes.
             self._bad = self._lost = True
             return
-        self._counts.add(sent_bytes=len(view), parts=1)
+        self._context.counts.add(sent_bytes=len(view), parts=1)
         self._stored_parts[number] = UploadPart(number, len(view), etag)
 
     def finish(self) -> None:
@@ -153,7 +176,7 @@ class FileUpload:
             digests = self._verified_digests()
             if not self._lost:
                 # In the journal before the object exists: a run that is killed in between leaves a trace of it.
-                self._journal.add_durably(digests.entry(self.file, ()))
+                self._context.journal.add(digests.entry(self.file, ()), durable=True)
                 self._lost = not self._complete()
             if self._lost:
                 self._progress.end(self.file.key, "starting over: the unfinished upload cannot be used")
@@ -165,7 +188,6 @@ class FileUpload:
         self._progress.end(self.file.key, "sha256 ok" if self.file.sha256 else "ok")
 
     def abort_if_bad(self) -> None:
-        """Aborts the multipart upload of a file with wrong content: no later run could use its parts."""
         if self._bad and self._upload_id:
             self._store.abort_upload(self._key, self._upload_id)
 
@@ -173,13 +195,13 @@ class FileUpload:
         digests = self._verified_digests()
         metadata = {SHA256_METADATA: digests.sha256}
         etag = self._store.put(self._key, view, metadata=metadata, on_sent=self._on_sent)
-        self._counts.add(sent_bytes=len(view), parts=1)
+        self._context.counts.add(sent_bytes=len(view), parts=1)
         self._record(digests, etag)
 
     def _resumable(self) -> tuple[str | None, dict[int, UploadPart]]:
         """Returns the unfinished upload of this object with the most usable parts, and those parts, or (None, {})."""
         best: tuple[str | None, dict[int, UploadPart]] = (None, {})
-        expected = {n: stop - start for n, (start, stop) in enumerate(parts(self.size, self.part_bytes), start=1)}
+        expected = {n: stop - start for n, (start, stop) in enumerate(self.parts, start=1)}
         for upload_id in self._pending:
             try:
                 stored = self._store.parts(self._key, upload_id)
@@ -191,11 +213,7 @@ class FileUpload:
         return best
 
     def _verified_digests(self) -> Digests:
-        """Returns the file's hashes, checked against the source.
-
-        Raises:
-            IntegrityError: They differ.
-        """
+        """Returns the file's hashes, checked against the source."""
         digests = self.digest.finish()
         try:
             digests.check(self.file, label=self._source.label)
@@ -225,18 +243,4 @@ class FileUpload:
         )
         self.digests = digests
         self.entry = digests.entry(self.file, (stored,))
-        self._journal.add(self.entry)
-
-    def _on_sent(self, count: int) -> None:
-        self._progress.stored(self.file.key, count)
-
-
-def fetch_from_source(source: Snapshot, file: ObjectInfo, start: int, view: memoryview, progress: Progress) -> None:
-    """Fills `view` with the file's bytes from `start`, and reports the progress."""
-    source.read_into(
-        file.key,
-        start,
-        view,
-        if_match=file.etag or None,
-        on_read=lambda count: progress.fetched(file.key, count),
-    )
+        self._context.journal.add(self.entry)

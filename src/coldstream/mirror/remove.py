@@ -23,10 +23,8 @@ class Removal:
 
     Attributes:
         keys: The model's objects, the manifest first.
-        bytes: The size of these objects.
         uploads: Unfinished multipart uploads below the model.
         segments: How many segments are deleted: the model's own, and any others that no model uses.
-        segment_bytes: The size of these segments.
         shared_segments: How many of its segments remain, because other models use them.
         withheld: Why no segment may be deleted now, or None. A later upload or removal deletes them.
     """

@@ -36,7 +36,6 @@ class Sweep:
 
     Attributes:
         keys: Segments that no record refers to.
-        bytes: The size of these segments.
         uploads: Unfinished multipart uploads of segments.
         used: The keys that records refer to.
         withheld: Why nothing may be deleted now, or None.

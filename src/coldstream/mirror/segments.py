@@ -9,30 +9,21 @@ same ETag, and neither disturbs a reader of the other's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
-from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest, cut, read_header
-from coldstream.mirror.multipart import UploadCounts, fetch_from_source
+from coldstream.mirror.digest import Digests, OrderedDigest, cut, read_header
+from coldstream.mirror.multipart import UploadContext, UploadWork
 from coldstream.mirror.pump import Countdown
 from coldstream.mirror.segment_pool import segment_key
-from coldstream.model.chunks import PART_BYTES, parts
+from coldstream.model.chunks import PART_BYTES, PART_BYTES_MIN, parts
 from coldstream.model.manifest import FileEntry, StoredObject
-from coldstream.places.place import ObjectInfo, Snapshot, Store, UploadPart
-from coldstream.progress import Progress
+from coldstream.places.place import ObjectInfo, UploadPart
 from coldstream.units import plural
-
-
-@dataclass(frozen=True, slots=True)
-class PlainCopy:
-    """The object that holds a whole file: its key in the store, and the ETag of the verified version."""
-
-    key: str
-    etag: str
 
 
 class SegmentWriter:
@@ -42,17 +33,33 @@ class SegmentWriter:
         copies: Whether the store copies ranges: True until the first attempt fails.
     """
 
-    def __init__(self, store: Store, known: Mapping[str, str], counts: UploadCounts) -> None:
-        """Prepares; sends nothing.
-
-        Args:
-            known: The ETags that an earlier upload of this model saw, by manifest key. A segment with another ETag has
-                been replaced since, and is stored again.
-        """
-        self.store = store
-        self.counts = counts
+    def __init__(self, context: UploadContext) -> None:
+        self.context = context
+        self.store = context.store
         self.copies = True
-        self._known = known
+        # The ETags that an earlier upload of this model saw. A segment with another ETag has been replaced since, and
+        # is stored again.
+        self._known = {stored.key: stored.etag for entry in context.plan.entries for stored in entry.objects}
+
+    def find_or_copy(self, sha256: str, start: int, stop: int, plain: StoredObject | None) -> StoredObject | None:
+        """Returns the segment if the store has it or can copy it from `plain`; otherwise it has to be sent."""
+        if segment := self.find(sha256, stop - start):
+            self.context.counts.add(kept_segments=1)
+            return segment
+        # S3 cannot copy a range of an object below 5 MiB.
+        can_copy = plain and self.copies and plain.size > PART_BYTES_MIN
+        return self.copy(sha256, start, stop, plain) if plain and can_copy else None
+
+    def record(
+        self, file: ObjectInfo, digests: Digests, objects: tuple[StoredObject, ...], plain: StoredObject | None
+    ) -> FileEntry:
+        """Adds a file in segments to the journal and returns its entry."""
+        plan = self.context.plan
+        entry = digests.entry(
+            file, objects, object_bytes_max=plan.object_bytes_max, plain=plain if plan.plain else None
+        )
+        self.context.journal.add(entry)
+        return entry
 
     def find(self, sha256: str, size: int) -> StoredObject | None:
         """Returns the segment if the store has it."""
@@ -82,18 +89,19 @@ class SegmentWriter:
             raise IntegrityError(f"{self.store.uri}{key} has {info.size} bytes, but {size} were sent")
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
-    def copy(self, sha256: str, start: int, stop: int, plain: PlainCopy) -> StoredObject | None:
+    def copy(self, sha256: str, start: int, stop: int, plain: StoredObject) -> StoredObject | None:
         """Lets the store copy `[start, stop)` of an object; None when it cannot, or the multipart upload is gone.
 
         Raises:
             ConflictError: The object is not the one that was hashed.
         """
         key, upload_id = segment_key(sha256)[1:], self.begin(sha256)
+        whole = f"{self.context.plan.name}/{plain.key}"
         copied_parts = []
         try:
             for number, (first, last) in enumerate(parts(stop - start, PART_BYTES), start=1):
                 etag = self.store.copy_part(
-                    key, upload_id, number, plain.key, start + first, start + last, if_match=plain.etag
+                    key, upload_id, number, whole, start + first, start + last, if_match=plain.etag
                 )
                 if etag is None:
                     self.copies = False
@@ -101,8 +109,8 @@ class SegmentWriter:
                     return None
                 copied_parts.append(UploadPart(number, last - first, etag))
             # Every later upload trusts an object with this key, and a server may ignore the condition.
-            if self.store.head(plain.key).etag != plain.etag:
-                raise ConflictError(f"{self.store.uri}/{plain.key} was changed while the upload ran")
+            if self.store.head(whole).etag != plain.etag:
+                raise ConflictError(f"{self.store.uri}/{whole} was changed while the upload ran")
         except UploadNotFoundError:
             return None
         except ColdstreamError:
@@ -110,7 +118,7 @@ class SegmentWriter:
                 self.store.abort_upload(key, upload_id)
             raise
         segment = self.complete(sha256, stop - start, upload_id, copied_parts)
-        self.counts.add(copied_segments=segment is not None)
+        self.context.counts.add(copied_segments=segment is not None)
         return segment
 
 
@@ -139,54 +147,36 @@ class _Segment:
         return self.stop - self.start
 
 
-class SegmentUpload:
-    """Reads and hashes a file, and sends the segments that the store lacks. Implements `FileWork`.
+class SegmentUpload(UploadWork):
+    """Reads and hashes a file, and sends the segments that the store lacks."""
 
-    Attributes:
-        entry: The file's manifest entry once all segments are stored. Still None at the end if the unfinished multipart
-            upload of a segment vanished: then the file starts over, and the stored segments are kept.
-        parts: The parts of all segments, in order.
-    """
+    digest: OrderedDigest
 
     def __init__(
         self,
         writer: SegmentWriter,
-        source: Snapshot,
         file: ObjectInfo,
-        *,
-        object_bytes_max: int,
-        plain: PlainCopy | None,
+        plain: StoredObject | None,
         submit: Callable[[Callable[[], None]], None],
-        on_entry: Callable[[FileEntry], None],
-        progress: Progress,
     ) -> None:
         """Prepares the upload; sends nothing.
 
         Args:
             plain: The object in the store that holds the same file in one piece, or None.
             submit: Runs a job on one of the pump's threads.
-            on_entry: Called with the file's manifest entry once all segments are stored.
         """
-        self.file = file
-        self.entry: FileEntry | None = None
-        self.parts: tuple[tuple[int, int], ...] = ()
-        self._writer, self._source, self._plain, self._progress = writer, source, plain, progress
-        self._object_bytes_max = object_bytes_max
-        self._submit, self._on_entry = submit, on_entry
-        self._digest: OrderedDigest | None = None
+        super().__init__(writer.context, file)
+        self.parts = ()
+        self.digest = self._new_digest(on_segment=self._on_segment)
+        self._writer, self._plain, self._submit = writer, plain, submit
         self._segments: dict[int, _Segment] = {}  # by stop
         self._places: list[tuple[_Segment, int]] = []  # each part's segment and its number in it
         self._lost = False
 
-    @property
-    def digest(self) -> OrderedDigest:
-        assert self._digest is not None
-        return self._digest
-
     def prepare(self) -> None:
         # The segments' stops must be known before the first part is read, so the header is read twice.
         header = read_header(partial(self._source.read_into, self.file.key, 0), path=self.file.key, size=self.file.size)
-        _, stops = cut(header, self._object_bytes_max)
+        _, stops = cut(header, self._context.plan.object_bytes_max)
         for start, stop in pairwise((0, *stops)):
             segment = self._segments[stop] = _Segment(start, stop)
             ranges = tuple(parts(segment.size, PART_BYTES))
@@ -194,18 +184,7 @@ class SegmentUpload:
             segment.left = Countdown(len(ranges), partial(self._complete, segment))
             self.parts += tuple((start + first, start + last) for first, last in ranges)
             self._places += [(segment, number) for number in range(1, len(ranges) + 1)]
-        stream = StreamDigest(
-            self.file.key,
-            self.file.size,
-            git=self.file.git_blob_id is not None,
-            object_bytes_max=self._object_bytes_max,
-            on_segment=self._on_segment,
-        )
-        self._digest = OrderedDigest(stream)
         self._progress.begin(self.file.key, self.file.size)
-
-    def fetch(self, start: int, view: memoryview) -> None:
-        fetch_from_source(self._source, self.file, start, view, self._progress)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         segment, number = self._places[index]
@@ -219,16 +198,14 @@ class SegmentUpload:
         if self._lost or len(objects) < len(self._segments):
             self._progress.end(self.file.key, "starting over: the unfinished upload of a segment is gone")
             return
-        self.entry = digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
-        self._on_entry(self.entry)
+        self.entry = self._writer.record(self.file, digests, objects, self._plain)
         self._progress.end(self.file.key, plural(len(objects), "segment"))
 
     def abort_if_bad(self) -> None:
-        """Aborts the unfinished segments: no later run can resume them."""
         for segment in self._segments.values():
             if segment.upload_id and not segment.stored:
                 with suppress(ColdstreamError):
-                    self._writer.store.abort_upload(segment_key(segment.sha256)[1:], segment.upload_id)
+                    self._store.abort_upload(segment_key(segment.sha256)[1:], segment.upload_id)
 
     def _on_segment(self, stop: int, sha256: str) -> None:
         segment = self._segments.get(stop)
@@ -239,7 +216,7 @@ class SegmentUpload:
 
     def _store_segment(self, segment: _Segment) -> None:
         """Stores a segment whose bytes are all in memory and hashed, unless the store has it or can copy it."""
-        segment.stored = _found_or_copied(self._writer, segment.sha256, segment.start, segment.stop, self._plain)
+        segment.stored = self._writer.find_or_copy(segment.sha256, segment.start, segment.stop, self._plain)
         if segment.stored:
             for view, done in segment.parts.values():
                 self._progress.stored(self.file.key, len(view))
@@ -252,11 +229,11 @@ class SegmentUpload:
     def _send(self, segment: _Segment, number: int) -> None:
         view, done = segment.parts[number]
         try:
-            etag = self._writer.store.put_part(
+            etag = self._store.put_part(
                 segment_key(segment.sha256)[1:], segment.upload_id, number, view, on_sent=self._on_sent
             )
             segment.stored_parts[number] = UploadPart(number, len(view), etag)
-            self._writer.counts.add(sent_bytes=len(view), parts=1)
+            self._context.counts.add(sent_bytes=len(view), parts=1)
         except UploadNotFoundError:
             self._lost = True
         segment.left.down()
@@ -267,54 +244,25 @@ class SegmentUpload:
             return
         ordered = [segment.stored_parts[number] for number in sorted(segment.stored_parts)]
         segment.stored = self._writer.complete(segment.sha256, segment.size, segment.upload_id, ordered)
-        self._writer.counts.add(sent_segments=1)
-
-    def _on_sent(self, count: int) -> None:
-        self._progress.stored(self.file.key, count)
+        self._context.counts.add(sent_segments=1)
 
 
-class SegmentCopy:
-    """Lets the store copy a file's segments from the object that holds it in one piece. Implements `FileWork`.
+class SegmentCopy(UploadWork):
+    """Lets the store copy a file's segments from the object that holds it in one piece.
 
-    Nothing is read here: its parts are empty, one for each segment.
-
-    Attributes:
-        entry: The file's manifest entry once all segments are stored. Still None at the end when the store cannot copy,
-            or when the unfinished multipart upload of a segment vanished.
+    Nothing is read here: its parts are empty, one for each segment. The entry remains None if the store cannot copy.
     """
 
-    def __init__(
-        self,
-        writer: SegmentWriter,
-        file: ObjectInfo,
-        *,
-        object_bytes_max: int,
-        plain: PlainCopy,
-        digests: Digests,
-        on_entry: Callable[[FileEntry], None],
-        progress: Progress,
-    ) -> None:
-        """Prepares the copy; sends nothing.
-
-        Args:
-            plain: The object to copy from.
-            digests: The file's hashes, with those of its segments.
-            on_entry: Called with the file's manifest entry once all segments are stored.
-        """
-        self.file = file
-        self.entry: FileEntry | None = None
+    def __init__(self, writer: SegmentWriter, file: ObjectInfo, plain: StoredObject, digests: Digests) -> None:
+        """Prepares the copy from `plain`; sends nothing. The file and its segments are hashed already."""
+        super().__init__(writer.context, file)
         self._ranges = list(pairwise((0, *(stop for stop, _ in digests.segments))))
         self.parts = tuple((start, start) for start, _ in self._ranges)
-        self._writer, self._plain, self._digests, self._progress = writer, plain, digests, progress
-        self._object_bytes_max, self._on_entry = object_bytes_max, on_entry
+        self.digest = self
+        self._writer, self._plain, self._digests = writer, plain, digests
         self._stored: dict[int, StoredObject] = {}
 
-    @property
-    def digest(self) -> SegmentCopy:
-        return self
-
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
-        """Does nothing: the file is hashed already."""
         hashed()
 
     def prepare(self) -> None:
@@ -325,26 +273,12 @@ class SegmentCopy:
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         sha256 = self._digests.segments[index][1]
-        if segment := _found_or_copied(self._writer, sha256, *self._ranges[index], self._plain):
+        if segment := self._writer.find_or_copy(sha256, *self._ranges[index], self._plain):
             self._stored[index] = segment
         stored()
 
     def finish(self) -> None:
         if len(self._stored) == len(self._ranges):
             objects = tuple(self._stored[index] for index in range(len(self._ranges)))
-            self.entry = self._digests.entry(self.file, objects, object_bytes_max=self._object_bytes_max)
-            self._on_entry(self.entry)
+            self.entry = self._writer.record(self.file, self._digests, objects, self._plain)
         self._progress.end(self.file.key, plural(len(self._stored), "segment"))
-
-    def abort_if_bad(self) -> None:
-        """Does nothing: a failed copy leaves nothing unfinished."""
-
-
-def _found_or_copied(
-    writer: SegmentWriter, sha256: str, start: int, stop: int, plain: PlainCopy | None
-) -> StoredObject | None:
-    """Returns the segment if the store has it or can copy it; otherwise it has to be sent."""
-    if segment := writer.find(sha256, stop - start):
-        writer.counts.add(kept_segments=1)
-        return segment
-    return writer.copy(sha256, start, stop, plain) if plain and writer.copies else None

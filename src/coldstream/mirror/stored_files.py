@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -27,7 +28,6 @@ class StoredFile:
     """One file of a stored model.
 
     Attributes:
-        path: Relative to the model.
         objects: The objects that hold its bytes, in order.
         plain: The object that holds a segmented file in one piece too, or None.
         entry: Its manifest entry; None for a model without a manifest.
@@ -54,11 +54,6 @@ class StoredModel:
     record: Manifest | Journal | None
     listing: Mapping[str, ObjectInfo]
     pool: Mapping[str, ObjectInfo]
-
-    @property
-    def layout(self) -> str:
-        """See `layout_of`."""
-        return layout_of(self.record)
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -180,7 +175,7 @@ def read_range(
     objects: Sequence[StoredObject],
     start: int,
     view: memoryview,
-    on_read: Callable[[int], None],
+    on_read: Callable[[int], None] | None = None,
 ) -> None:
     """Fills `view` with `[start, start + len(view))` of the file in these objects, each pinned by its ETag."""
     first = 0  # where in the file the current object starts
@@ -203,13 +198,7 @@ class StoredFileRead:
     def __init__(
         self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "", git: bool = False
     ) -> None:
-        """Prepares the read.
-
-        Args:
-            name: The model's name.
-            label: The file's name for the progress; by default its path.
-            git: Whether to compute the git blob id too.
-        """
+        """Prepares the read; `label` is the file's name for the progress, by default its path."""
         self.file = file
         self.parts = tuple(parts(file.size, PART_BYTES))
         stops = file.entry.chunks.stops if file.entry else None
@@ -218,10 +207,8 @@ class StoredFileRead:
         self._label = label or file.path
 
     def fetch(self, start: int, view: memoryview) -> None:
-        read_range(self._store, self._name, self.file.objects, start, view, self._on_read)
-
-    def _on_read(self, count: int) -> None:
-        self._progress.fetched(self._label, count)
+        on_read = partial(self._progress.fetched, self._label)
+        read_range(self._store, self._name, self.file.objects, start, view, on_read)
 
 
 def content_problems(file: StoredFile, digests: Digests) -> list[str]:

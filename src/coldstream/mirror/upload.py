@@ -27,10 +27,10 @@ import msgspec
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
 from coldstream.mirror.digest import Digests
 from coldstream.mirror.manifest_records import JournalWriter
-from coldstream.mirror.multipart import FileUpload, UploadCounts
+from coldstream.mirror.multipart import FileUpload, UploadContext, UploadCounts
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, FileWork, Pump
-from coldstream.mirror.segment_pool import ROOT, pool_listing, segment_keys, sweep
-from coldstream.mirror.segments import PlainCopy, SegmentCopy, SegmentUpload, SegmentWriter
+from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
+from coldstream.mirror.segments import SegmentCopy, SegmentUpload, SegmentWriter
 from coldstream.mirror.upload_plan import UploadPlan, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry
@@ -48,8 +48,6 @@ class UploadReport:
 
     Attributes:
         digest: The manifest's digest, which identifies this version; None if the model was up to date.
-        files: How many files the model has.
-        bytes: The model's size.
         sent_files: How many files were sent, completely or in part.
         kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
         parts: Parts and single objects sent.
@@ -57,7 +55,6 @@ class UploadReport:
         kept_segments: Segments that the store already had, from this model or another, among files that changed.
         swept_segments: Segments that were deleted because no model refers to them any more.
         seconds: From the first request to the manifest.
-        retries: Requests that were repeated.
         conditional: Whether the store honours conditional writes; None if nothing was written.
     """
 
@@ -103,7 +100,6 @@ def upload(
             f"{format_bytes(memory_bytes)}: its key is its hash, so it is held in memory until it is hashed",
             hint="raise --memory (ideally to twice the segment size), or lower --object-bytes-max",
         )
-    counts = UploadCounts()
     journal = JournalWriter(
         store,
         name=plan.name,
@@ -112,11 +108,13 @@ def upload(
         entries=[plan.complete.get(entry.path, entry) for entry in plan.entries],
         etag=plan.etag,
     )
+    counts = UploadCounts()
+    context = UploadContext(store=store, source=source, plan=plan, journal=journal, counts=counts, progress=progress)
     digest, swept = None, 0
     if plan.up_to_date:
         _abort_all(store, plan.pending)
     else:
-        transfer = _Transfer(store, source, plan, journal, counts, progress, connections, memory_bytes)
+        transfer = _Transfer(context, connections, memory_bytes)
         digest = transfer.run()
         if segment_keys(plan.entries) or segment_keys(transfer.entries.values()):
             swept = _sweep(store, progress)
@@ -146,31 +144,19 @@ class _Transfer:
         entries: The manifest entries of all files; complete after `run`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        source: Snapshot,
-        plan: UploadPlan,
-        journal: JournalWriter,
-        counts: UploadCounts,
-        progress: Progress,
-        connections: int,
-        memory_bytes: int,
-    ) -> None:
-        self._store, self._source, self._plan = store, source, plan
-        self._journal, self._counts, self._progress = journal, counts, progress
+    def __init__(self, context: UploadContext, connections: int, memory_bytes: int) -> None:
+        self._context = context
+        self._store, self._plan, self._journal = context.store, context.plan, context.journal
         self._connections, self._memory_bytes = connections, memory_bytes
-        segments = {s.key: s.etag for entry in plan.entries for s in entry.objects if s.key.startswith(f"/{ROOT}")}
-        self._writer = SegmentWriter(store, segments, counts)
         # By path: the entries of files in one piece, of files in segments, and what both together make.
-        self._plain = dict(plan.plain_only)
-        self._segmented = dict(plan.segments_only)
-        self.entries = dict(plan.complete)
+        self._plain = dict(self._plan.plain_only)
+        self._segmented = dict(self._plan.segments_only)
+        self.entries = dict(self._plan.complete)
         self._digests: dict[str, Digests] = {}
 
     def run(self) -> str:
         """Uploads everything and returns the manifest's digest."""
-        store, plan, journal, progress = self._store, self._plan, self._journal, self._progress
+        store, plan, journal, progress = self._store, self._plan, self._journal, self._context.progress
         journal.open()
         if not journal.conditional:
             progress.say("this store ignores conditional writes: do not upload one model from two places at once")
@@ -180,8 +166,10 @@ class _Transfer:
         self._send_plain()
         self._store_segments()
         for file in plan.to_send:
-            segmented = plan.limit(file.key) is not None
-            self.entries[file.key] = self._with_plain(self._segmented[file.key]) if segmented else self._plain[file.key]
+            entry, plain = self._segmented.get(file.key), self._plain.get(file.key)
+            if entry and plain and plan.plain:
+                entry = msgspec.structs.replace(entry, plain=plain.objects[0])
+            self.entries[file.key] = entry or self._plain[file.key]
         _remove_leftovers(store, plan)
         self.entries = _check_objects(store, plan.name, self.entries)
         return journal.commit(self.entries.values())
@@ -190,18 +178,7 @@ class _Transfer:
         """Sends the files to be stored in one piece."""
 
         def start(file: ObjectInfo, _pump: Pump, attempt: int) -> FileUpload:
-            return FileUpload(
-                self._store,
-                self._source,
-                file,
-                name=self._plan.name,
-                part_bytes=self._plan.part_bytes[file.key],
-                object_bytes_max=self._plan.limit(file.key),
-                pending=() if attempt else self._plan.pending,
-                journal=self._journal,
-                counts=self._counts,
-                progress=self._progress,
-            )
+            return FileUpload(self._context, file, resume=attempt == 0)
 
         for work in self._stored(self._plan.to_send_whole, start, self._plain):
             assert work.digests is not None
@@ -209,47 +186,17 @@ class _Transfer:
 
     def _store_segments(self) -> None:
         """Stores the missing segments: copied by the store where it has the file in one piece, sent otherwise."""
-        limit = self._plan.object_bytes_max
-
-        def on_entry(entry: FileEntry) -> None:
-            self._journal.add(self._with_plain(entry))
+        writer = SegmentWriter(self._context)
 
         def start(file: ObjectInfo, pump: Pump, _attempt: int) -> SegmentCopy | SegmentUpload:
-            assert limit is not None
-            plain = None
-            # S3 cannot copy a range of an object below 5 MiB.
-            if file.key in self._plain and file.size > PART_BYTES_MIN:
-                stored = self._plain[file.key].objects[0]
-                plain = PlainCopy(f"{self._plan.name}/{stored.key}", stored.etag)
+            plain = self._plain[file.key].objects[0] if file.key in self._plain else None
             digests = self._digests.get(file.key)
-            if plain and digests and self._writer.copies:
-                return SegmentCopy(
-                    self._writer,
-                    file,
-                    object_bytes_max=limit,
-                    plain=plain,
-                    digests=digests,
-                    on_entry=on_entry,
-                    progress=self._progress,
-                )
-            return SegmentUpload(
-                self._writer,
-                self._source,
-                file,
-                object_bytes_max=limit,
-                plain=plain,
-                submit=pump.submit,
-                on_entry=on_entry,
-                progress=self._progress,
-            )
+            if plain and digests and writer.copies and plain.size > PART_BYTES_MIN:
+                return SegmentCopy(writer, file, plain, digests)
+            return SegmentUpload(writer, file, plain, pump.submit)
 
         for _ in self._stored(self._plan.to_cut, start, self._segmented):
             pass
-
-    def _with_plain(self, entry: FileEntry) -> FileEntry:
-        """Returns the entry of a segmented file with its object in one piece, if it has one."""
-        plain = self._plain.get(entry.path) if self._plan.plain else None
-        return msgspec.structs.replace(entry, plain=plain.objects[0] if plain else None)
 
     def _stored(
         self,

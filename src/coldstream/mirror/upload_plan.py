@@ -14,11 +14,10 @@ import msgspec
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.mirror.digest import read_header
 from coldstream.mirror.manifest_records import read_record, record_key
-from coldstream.mirror.multipart import SHA256_METADATA
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
-from coldstream.model.header import Header, check_duplicate_tensors
+from coldstream.model.header import check_duplicate_tensors
 from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
 from coldstream.model.manifest import FileEntry, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
@@ -26,6 +25,8 @@ from coldstream.model.selection import Selection, is_weights, kept_back, select
 from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
 from coldstream.units import MIB
 
+# The object metadata with the SHA-256 of a whole file.
+SHA256_METADATA = "coldstream-sha256"
 # The largest known index has 12 MB (a model of 160 shards).
 _INDEX_BYTES_MAX = 64 * MIB
 _READ_BYTES = 16 * MIB
@@ -38,7 +39,6 @@ class UploadPlan:
     Attributes:
         label: The source, for messages.
         source: The source, for the manifest.
-        files: All files of the model.
         object_bytes_max: The most bytes of a segment; None to store every file in one piece.
         plain: Whether segmented files are stored in one piece too.
         skipped: Why a file of the source is not uploaded.
@@ -49,7 +49,6 @@ class UploadPlan:
         stale: Keys, relative to the model, of objects that only an earlier revision uses.
         pending: Unfinished multipart uploads below the model, to be resumed or aborted.
         state: What the store holds now: "absent", "foreign", "uploading" or "ready".
-        up_to_date: Whether there is nothing to do.
         etag: The current version of the manifest object, or None.
         entries: The files of the current manifest or journal.
     """
@@ -76,7 +75,6 @@ class UploadPlan:
 
     @property
     def size(self) -> int:
-        """The size of the whole model in bytes."""
         return sum(file.size for file in self.files)
 
     @property
@@ -90,7 +88,6 @@ class UploadPlan:
 
     @property
     def shards(self) -> int:
-        """How many files are weights."""
         return sum(is_weights(file.key) for file in self.files)
 
     @property
@@ -148,7 +145,6 @@ def plan_upload(
     """Compares the source with the store and decides what to upload. Writes nothing.
 
     Args:
-        name: The model's name in the store.
         include: See `select`, as `also` and `exclude`.
         part_bytes: The part size of files in one piece.
         object_bytes_max: Store weights in segments of at most this many bytes.
@@ -169,7 +165,10 @@ def plan_upload(
         _refuse_unusable(source, file)
         if len(f"{store.uri}/{name}/{file.key}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.key[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
-    headers = {path: _source_header(source, source_files[path]) for path in selection.unproven}
+    headers = {
+        path: read_header(partial(source.read_into, path, 0), path=path, size=source_files[path].size)
+        for path in selection.unproven
+    }
     check_duplicate_tensors(headers, where=source.label)
     _refuse_nesting(store, name)
     # Listed before the record is read: if that says "ready", no running upload owns these any more.
@@ -239,10 +238,6 @@ def _selected(
         return source.get(path, bytes_max=_INDEX_BYTES_MAX)[0]
 
     return select(source_files, read=read_index, include=include, also=also, exclude=exclude)
-
-
-def _source_header(source: Snapshot, file: ObjectInfo) -> Header:
-    return read_header(partial(source.read_into, file.key, 0), path=file.key, size=file.size)
 
 
 def _stale_keys(

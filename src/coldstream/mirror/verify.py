@@ -23,6 +23,7 @@ from coldstream.mirror.stored_files import (
     StoredFileRead,
     StoredModel,
     content_problems,
+    layout_of,
     missing_objects,
     open_model,
     read_range,
@@ -51,10 +52,8 @@ class VerifyReport:
         state: "ready", "incomplete" or "foreign".
         ok: Whether no problem was found.
         deep: Whether every byte was read.
-        layout: How the weights are stored: see `layout_of`.
+        layout: See `layout_of`.
         segments: How many segments the weights are stored in.
-        files: How many files the model has.
-        bytes: The model's size.
         problems: Sorted by path.
         sha256: The SHA-256 of each file that was read, by path; empty unless `deep`.
     """
@@ -115,7 +114,7 @@ def verify(
         state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
         ok=not problems,
         deep=deep,
-        layout=model.layout,
+        layout=layout_of(model.record),
         segments=sum(f"/{ROOT}" in stored.key for file in files for stored in file.objects),
         files=len(files),
         bytes=sum(file.size for file in files),
@@ -166,9 +165,8 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
         problems.append(Problem(model.name, "has no safetensors files"))
     for file in files:
         try:
-            headers[file.path] = read_header(
-                partial(_read_start, store, model.name, file), path=file.path, size=file.size
-            )
+            read_start = partial(read_range, store, model.name, file.objects, 0)
+            headers[file.path] = read_header(read_start, path=file.path, size=file.size)
         except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file does not hide the others
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
     try:
@@ -191,7 +189,3 @@ def _shards(store: Store, model: StoredModel) -> Sequence[str]:
     shards = weights(model.listing)
     check_numbers(shards)
     return shards
-
-
-def _read_start(store: Store, name: str, file: StoredFile, view: memoryview) -> None:
-    read_range(store, name, file.objects, 0, view, lambda _: None)
