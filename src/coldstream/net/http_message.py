@@ -1,4 +1,4 @@
-"""HTTP/1.1 as words: where to ask, how to ask, and what an answer says. Pure.
+"""The grammar of HTTP/1.1: targets, proxies, requests and the heads of replies. Pure.
 
 FetchError               what went wrong, in the ten kinds that the scheduler tells apart
 Target  Proxy            where to connect
@@ -35,7 +35,7 @@ _UNSAFE: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
 _STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _HEADER_LINE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00\r\n]*)")
 _CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
-# A header that stands twice with two values could be read both ways: such an answer is not believed.
+# A duplicate of one of these headers with another value is ambiguous: such a reply is refused.
 _SINGLE: Final = frozenset(
     {"content-length", "content-range", "content-encoding", "transfer-encoding", "etag", "location", "retry-after"}
 )
@@ -86,7 +86,7 @@ class FetchError(Exception):
 
 
 class ClosedError(FetchError):
-    """The other side closed, in order or by a reset. Before any byte of an answer it only means "too late"."""
+    """The peer closed the connection, in order or by a reset. Before the first byte of a reply: sent too late."""
 
     __slots__ = ("orderly",)
 
@@ -161,10 +161,10 @@ def parse_target(url: str, *, base: str = "") -> Target:
         raise FetchError("protocol", "a URL has no valid host or port") from None
     if "@" in split.netloc:
         raise FetchError("protocol", "a URL holds a user or a password")
-    # Brackets are for IPv6 alone; Python 3.10 lets a name stand in them.
+    # Brackets are only for IPv6 addresses; Python 3.10 accepts names in them.
     bracketed = "[" in split.netloc
     if split.scheme not in {"http", "https"} or not _is_host(host) or bracketed != (":" in host) or port == 0:
-        raise FetchError("protocol", f"{url.partition('?')[0][:200]} is no http or https URL")
+        raise FetchError("protocol", f"{url.partition('?')[0][:200]} is not an http or https URL")
     path = (split.path or "/") + (f"?{split.query}" if split.query else "")
     return Target(split.scheme, host, port or default_port(split.scheme), path)
 
@@ -243,7 +243,7 @@ def _parse_proxy(url: str, variable: str) -> Proxy:
     except ValueError:
         host, port = "", None
     if not _is_host(host):
-        raise ConfigError(f"{variable} is no URL of a proxy", hint="for example http://proxy.example:3128")
+        raise ConfigError(f"{variable} is not a valid proxy URL", hint="for example http://proxy.example:3128")
     authorization = None
     if split.username is not None:
         pair = f"{unquote(split.username)}:{unquote(split.password or '')}"
@@ -308,7 +308,7 @@ def parse_head(data: bytes) -> Head:
     lines = data.decode("latin-1").split("\r\n")
     match = _STATUS_LINE.fullmatch(lines[0])
     if not match:
-        raise FetchError("protocol", f"the answer starts with {lines[0][:40]!r}, which is no HTTP")
+        raise FetchError("protocol", f"the reply starts with {lines[0][:40]!r}: not a valid HTTP response")
     headers: dict[str, str] = {}
     for line in lines[1:]:
         pair = _HEADER_LINE.fullmatch(line)
@@ -358,10 +358,10 @@ def conditions(start: int, stop: int | None, etag: str | None) -> list[tuple[str
 
 
 def _check_version(head: Head, etag: str | None) -> None:
-    found = head.etag
-    if etag is not None and found is not None and not same_etag(etag, found):
+    current = head.etag
+    if etag is not None and current is not None and not same_etag(etag, current):
         raise FetchError(
-            "changed", f"the object is of the version {found[:80]} now, not {etag[:80]}", status=head.status
+            "changed", f"the object is of the version {current[:80]} now, not {etag[:80]}", status=head.status
         )
     encoding = head.headers.get("content-encoding", "")
     if {coding.strip().lower() for coding in encoding.split(",")} - _PLAIN_CODINGS:
@@ -379,12 +379,12 @@ def _announced(head: Head) -> tuple[int, int, int | None] | None:
         if head.status == 206:
             raise FetchError("range", "the answer is partial and does not say which part it is", status=206)
         return None
-    found = parse_content_range(text)
-    if found is None or found[0] == found[1]:
+    content_range = parse_content_range(text)
+    if content_range is None or content_range[0] == content_range[1]:
         raise FetchError("range", f"the Content-Range is {text[:60]!r}", status=head.status)
-    if head.length not in {None, found[1] - found[0]}:
+    if head.length not in {None, content_range[1] - content_range[0]}:
         raise FetchError("range", f"{head.length} bytes for the Content-Range {text[:60]!r}", status=head.status)
-    return found
+    return content_range
 
 
 def is_unexpected(head: Head, size: int | None = None) -> bool:
@@ -404,15 +404,15 @@ def is_unexpected(head: Head, size: int | None = None) -> bool:
 def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
     """Whether the answer is exactly the wanted range; the object's size."""
     _check_version(head, etag)
-    found = _announced(head)
+    announced = _announced(head)
     # Without a Content-Range the length is that of whatever came, and says nothing of the object's size.
-    if found is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
+    if announced is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
         raise FetchError("range", "the range was ignored", status=head.status)
-    total = found[2] if found else head.length
+    total = announced[2] if announced else head.length
     if size is not None and total not in {None, size}:
         raise FetchError("changed", f"the object has {total} bytes now, not {size}", status=head.status)
-    if found and found[:2] != (start, stop):
-        raise FetchError("range", f"[{found[0]}, {found[1]}) came for [{start}, {stop})", status=head.status)
+    if announced and announced[:2] != (start, stop):
+        raise FetchError("range", f"[{announced[0]}, {announced[1]}) came for [{start}, {stop})", status=head.status)
     return total
 
 
@@ -421,11 +421,11 @@ def check_small(
 ) -> tuple[int | None, int | None]:
     """How many bytes to expect, and the object's size; None where the end will tell."""
     _check_version(head, etag)
-    found = _announced(head)
-    if found:
-        first, last, total = found
-        wanted = total if stop is None else stop if total is None else min(stop, total)
-        if first != start or last != wanted:
+    announced = _announced(head)
+    if announced:
+        first, last, total = announced
+        end = total if stop is None else stop if total is None else min(stop, total)
+        if first != start or last != end:
             raise FetchError("range", f"[{first}, {last}) came for [{start}, {stop})", status=head.status)
         expected: int | None = last - first
     else:
@@ -444,8 +444,8 @@ def too_long(limit: int) -> FetchError:
 
 def reported_size(head: Head) -> int | None:
     """The object's size that a 416 tells."""
-    found = parse_content_range(head.headers.get("content-range", ""))
-    return found[2] if found else None
+    content_range = parse_content_range(head.headers.get("content-range", ""))
+    return content_range[2] if content_range else None
 
 
 def request_bytes(target: Target, headers: Headers, *, proxy: Proxy | None) -> bytes:

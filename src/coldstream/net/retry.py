@@ -81,7 +81,7 @@ class Retry:
 
     Attributes:
         backoff: The policy.
-        cancel: Set by whoever wants all waiting to end now.
+        cancel: Set to end all waiting at once.
         on_retry: Called before each wait with the error and the wait in seconds, from the thread that waits.
         count: How many times anything was tried again.
     """

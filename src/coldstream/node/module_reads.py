@@ -1,8 +1,7 @@
 """In each of vLLM's processes: tells, when it is asked, which modules' files the process has read.
 
-No process but itself knows that: the files are closed again. A thread waits at the service's socket, asleep, until the
-service asks or ends; it costs nothing meanwhile. A process that is about to fork has no such thread at that moment, and
-neither has its child: both begin anew.
+Only the process itself knows that, since the files are closed again. A thread sleeps at the service's socket until the
+service asks or ends. A process stops this thread before it forks, and afterwards both processes start a new one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class ModuleReporter:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Connects, and waits to be asked. Where nobody listens, or nothing more can be started, it does nothing."""
+        """Connects, and waits for requests. Does nothing if no service listens, or no thread can be started."""
         with suppress(OSError, RuntimeError, ValueError):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -79,19 +78,19 @@ def files() -> list[str]:
 
     Of a module that has bytecode, or would have it if it could be written, the bytecode's file.
     """
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for module in list(sys.modules.values()):
         # Of its own dictionary: some modules import others when they are asked for anything.
         spec: Any = getattr(module, "__dict__", {}).get("__spec__")
         for path in (getattr(spec, "cached", None), getattr(spec, "origin", None)):
             if isinstance(path, str) and path.startswith("/"):
-                found[path] = None
+                paths[path] = None
                 break
     for path, entry in list(linecache.cache.items()):
         # Others are promises to read it.
         if len(entry) == 4 and path.startswith("/"):
-            found[path] = None
-    return list(found)
+            paths[path] = None
+    return list(paths)
 
 
 def _wait(sock: socket.socket) -> None:

@@ -112,9 +112,9 @@ class SpotWatcher:
             # Tokens end.
             self._token = None if answer and answer[0] == 401 else self._token
             return None
-        found = _document(answer[1])
+        document = _document(answer[1])
         return SpotNotice(
-            cloud="aws", action=_word(found.get("action"), "terminate"), seconds=_seconds_to(found.get("time"))
+            cloud="aws", action=_word(document.get("action"), "terminate"), seconds=_seconds_to(document.get("time"))
         )
 
     def _gcp(self) -> SpotNotice | None:
@@ -147,9 +147,9 @@ class SpotWatcher:
 
 def _document(data: bytes) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
-        found = json.loads(data)
-        if isinstance(found, dict):
-            return found
+        document = json.loads(data)
+        if isinstance(document, dict):
+            return document
     return {}
 
 

@@ -142,21 +142,21 @@ class ColdstreamLoader(DefaultModelLoader):
 
 
 def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, from whoever streams them on this node."""
+    """Returns the tensors, from the process that streams them on this node."""
     # All ranks count every load, so that those of the next one agree.
     number = str(next(_loads))
     address = os.environ.get(load_service.VARIABLE)
     if address:
-        here = _neighbours()
-        which, consumers = (number, len(here) if here else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
-        given = load_service.ask(address, note.uri, which, consumers=consumers)
-        with attach(given, framework="pt", pin=_pins()) as attached:
+        ranks = _neighbours()
+        which, consumers = (number, len(ranks) if ranks else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
+        offer = load_service.ask(address, note.uri, which, consumers=consumers)
+        with attach(offer, framework="pt", pin=_pins()) as attached:
             logger.info("coldstream: reading %s from the stream of this node", note.uri)
             yield from attached
         return
     options: dict[str, Any] = {"framework": "pt", "pin": _pins(), **extra.options()}
-    here = _neighbours() if is_main else None
-    if here is None or len(here) == 1:
+    ranks = _neighbours() if is_main else None
+    if ranks is None or len(ranks) == 1:
         with Load(note.uri, Options(**options)) as loading:
             for pair in loading:
                 _check_version(note, loading.version)
@@ -167,17 +167,17 @@ def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tup
             _tell(loading.report)
         return
     with ExitStack() as stack:
-        leader = here[0] == torch.distributed.get_rank()
+        leader = ranks[0] == torch.distributed.get_rank()
         shared: Share | None = None
         trouble: ColdstreamError | None = None
         if leader:
             try:
-                shared = stack.enter_context(Share(note.uri, consumers=len(here), options=Options(**options)))
+                shared = stack.enter_context(Share(note.uri, consumers=len(ranks), options=Options(**options)))
                 _check_version(note, shared.version)
             except ColdstreamError as exc:
                 trouble = exc
-        told = (shared.address if shared and not trouble else "", trouble.message if trouble else "")
-        address, message = _everybody_says(told)[here[0]]
+        outcome = (shared.address if shared and not trouble else "", trouble.message if trouble else "")
+        address, message = _all_gather(outcome)[ranks[0]]
         if not address:
             raise trouble or ColdstreamError(message)
         with attach(address, framework="pt", pin=_pins()) as attached:
@@ -185,7 +185,7 @@ def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tup
         if shared is not None and (report := shared.wait(60.0)):
             _tell(report)
         # The leader's streamer serves the others until they are done.
-        _everybody_says("")
+        _all_gather("")
 
 
 def _check_version(note: Note, version: str) -> None:
@@ -198,17 +198,17 @@ def _neighbours() -> list[int] | None:
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return None
     mine = (socket.gethostname(), _boot_id())
-    return [rank for rank, place in enumerate(_everybody_says(mine)) if place == mine]
+    return [rank for rank, place in enumerate(_all_gather(mine)) if place == mine]
 
 
-def _everybody_says(what: Any) -> list[Any]:
+def _all_gather(what: Any) -> list[Any]:
     """What each rank says, by rank. Collective."""
     from vllm.distributed import get_world_group
 
     group = get_world_group()
-    said: list[Any] = [None] * group.world_size
-    torch.distributed.all_gather_object(said, what, group=group.cpu_group)
-    return said
+    gathered: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(gathered, what, group=group.cpu_group)
+    return gathered
 
 
 def _boot_id() -> str:
@@ -229,7 +229,7 @@ def _is_elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:
 
 
 def _is_bare(folder: str) -> bool:
-    """Whether it has no weights of its own; stubs, which are headers alone, are none."""
+    """Whether it has no weights of its own: only stubs, which consist of headers."""
     return not any(_is_whole(path) for path in glob.glob(os.path.join(folder, "*.safetensors")))
 
 

@@ -19,7 +19,7 @@ class LoaderConfig:
     Attributes:
         uri: Where the weights are; None when the model's folder says so itself.
         concurrency: Most connections at once.
-        memory_limit: Most bytes of memory for data on its way.
+        memory_limit: Memory limit for data in flight, in bytes.
         workers: Fetching processes.
         verify: Whether every chunk is compared with the manifest's hash.
         cache: Whether the node's cache is read and filled.
@@ -40,26 +40,26 @@ class LoaderConfig:
         return {_OPTIONS.get(key, key): value for key, value in values.items() if value is not None}
 
 
-def parse_loader_config(given: object) -> LoaderConfig:
+def parse_loader_config(config: object) -> LoaderConfig:
     """Checks what the user wrote.
 
     Raises:
-        ValueError: It is no object, has an unknown key, or a value of another type. vLLM shows the message.
+        ValueError: It is not an object, or has an unknown key or a value of a wrong type. vLLM shows the message.
     """
     where = "--model-loader-extra-config of the load format coldstream"
-    if not isinstance(given, Mapping):
+    if not isinstance(config, Mapping):
         raise ValueError(  # noqa: TRY004  # vLLM shows a ValueError, and nothing of a TypeError
-            f"{where} must be a JSON object, not {given!r}"
+            f"{where} must be a JSON object, not {config!r}"
         )
     known = LoaderConfig.__slots__
-    for key, value in given.items():
+    for key, value in config.items():
         if key not in known:
             raise ValueError(f"{where} has the unknown key {key!r}; known: {', '.join(known)}")
         if key == "uri" and not (isinstance(value, str) and value):
             raise ValueError(f"{where}: uri must be the URI of a model, not {value!r}")
-        # bool is an int in Python; nobody means one connection by true.
+        # bool is an int in Python, but `true` is not meant as one connection.
         if key in _NUMBERS and (type(value) is not int or value < 1):
             raise ValueError(f"{where}: {key} must be a whole number from 1 on, not {value!r}")
         if key in {*_SWITCHES, "enable_weights_track"} and type(value) is not bool:
             raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
-    return LoaderConfig(**given)
+    return LoaderConfig(**config)

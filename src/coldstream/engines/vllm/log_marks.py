@@ -90,7 +90,7 @@ def read_line(line: str) -> LogFacts:
         is_last=mark is not None and _LAST[mark],
         compile_seconds=_number(seconds[1]) if seconds else None,
         compile_event="loaded" if _LOADED.search(line) else "compiled" if _COMPILED.search(line) else None,
-        figures={name: _number(found[1]) for name, pattern in _FIGURES if (found := pattern.search(line))},
+        figures={name: _number(match[1]) for name, pattern in _FIGURES if (match := pattern.search(line))},
     )
 
 

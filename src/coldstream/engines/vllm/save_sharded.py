@@ -30,10 +30,10 @@ def main(arguments: Sequence[str]) -> None:
 
     out, _, folder, *flags = arguments
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    given = EngineArgs.from_cli_args(parser.parse_args(["--model", folder, *flags]))
+    engine_args = EngineArgs.from_cli_args(parser.parse_args(["--model", folder, *flags]))
     # The load format writes them, in each rank.
     os.environ[shard_writer.VARIABLE] = out
-    engine = LLM(**{field.name: getattr(given, field.name) for field in dataclasses.fields(given)})
+    engine = LLM(**{field.name: getattr(engine_args, field.name) for field in dataclasses.fields(engine_args)})
     config = engine.llm_engine.vllm_config
     for rank in range(config.parallel_config.tensor_parallel_size):
         if not os.path.exists(first := os.path.join(out, shard_writer.PATTERN.format(rank=rank, part=0))):

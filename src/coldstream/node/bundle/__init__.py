@@ -16,7 +16,7 @@ warm       the caches of one start: restored before it, published after it
     <cache>/bundles/<key>.json                            a start with them came up: they are whole
     <cache>/bundles/<key>.lock                            held by the starts that use them
 
-An archive holds code that vLLM will run. Whoever can write to the bucket is not trusted with that: a pointer counts
+An archive holds code that vLLM will run, so write access to the bucket is not enough to be trusted: a pointer counts
 only with an HMAC-SHA-256 by `COLDSTREAM_BUNDLE_KEY`, an archive only with the SHA-256 that its pointer names, and both
 are checked before one byte is unpacked. Nothing that goes wrong here fails a start.
 """

@@ -1,6 +1,6 @@
 """A folder as a compressed tar archive, and back into a folder.
 
-Unpacking trusts nothing, although only verified archives get here: regular files and folders alone, by paths that stay
+Unpacking trusts nothing, although only verified archives get here: only regular files and folders, with paths that stay
 inside, no more and no larger than was promised.
 """
 
@@ -48,7 +48,7 @@ class Packed:
 
 
 def pack(root: str, paths: Iterable[str], out: BinaryIO, *, check: Callable[[], None] = lambda: None) -> Packed:
-    """Writes an archive of these files; those that have gone meanwhile are left out.
+    """Writes an archive of these files; files that no longer exist are left out.
 
     Times of change are kept: ninja, which FlashInfer builds with, compares them.
 
@@ -119,7 +119,7 @@ def unpack(file: BinaryIO, into: Path, *, files: int, size: int) -> None:
 
 def _check(member: tarfile.TarInfo) -> None:
     if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or member.sparse is not None or member.issparse():
-        raise IntegrityError(f"the archive holds {member.name[:80]!r}, which is no plain file")
+        raise IntegrityError(f"the archive holds {member.name[:80]!r}, which is not a regular file")
     if fault := path_fault(member.name):
         raise IntegrityError(f"the archive names a file {member.name[:80]!r} that is refused: {fault}")
 

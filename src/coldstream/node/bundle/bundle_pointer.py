@@ -142,12 +142,12 @@ def decode_unverified(data: bytes) -> Pointer:
     """What a pointer claims, for people: nothing may be unpacked for it.
 
     Raises:
-        IntegrityError: It is no pointer.
+        IntegrityError: It is not a valid pointer.
     """
     try:
         pointer = _DECODER.decode(data.partition(b"\n")[2])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
-        raise IntegrityError(f"it is no pointer to a bundle: {exc}") from exc
+        raise IntegrityError(f"it is not a valid bundle pointer: {exc}") from exc
     if pointer.format != FORMAT:
         raise IntegrityError(f"it has format {pointer.format}, and this coldstream reads {FORMAT}")
     return pointer

@@ -1,8 +1,7 @@
-"""Bundles in the store: found, fetched, put there, listed, removed.
+"""Finds, fetches, publishes, lists and removes bundles in the store.
 
-An archive is written first, under the name of its content; the pointer after it, on the condition that nobody else has
-written one meanwhile. Whatever a broken-off publication leaves is an archive that no pointer names; it is removed when
-the next one is published.
+An archive is written first, with its SHA-256 as its name; then its pointer, on the condition that no other node has
+written one since. An interrupted publication leaves an archive that no pointer names; the next one removes it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _NEAREST_MAX = 16
 # Larger ones are stored in parts.
 _SINGLE_BYTES_MAX = 64 * MIB
 _PART_BYTES = 32 * MIB
-# Somebody may be fetching what a pointer named until now, or be about to write the pointer that names it.
+# A node may still be fetching what a pointer named until now, or be about to write the pointer that names it.
 _KEPT = timedelta(hours=1)
 
 
@@ -186,7 +185,7 @@ class BundleStore:
             replaces: The version of the pointer that was there, or None when there was none.
 
         Raises:
-            ConflictError: Somebody else published meanwhile; nothing is left of this one.
+            ConflictError: Another node published at the same time; nothing of this bundle is left.
             CredentialsError: These keys may not write.
         """
         ours = [self._put_archive(pointer, archive)]
@@ -260,7 +259,7 @@ class BundleStore:
         )
 
     def _named(self) -> set[str]:
-        """The objects that pointers name, signed or not: whoever has another signing key may share the bucket."""
+        """The objects that pointers name, signed or not: a user with another signing key may share the bucket."""
         named = set()
         for entry in self.entries(None):
             if entry.pointer is not None:
@@ -275,12 +274,12 @@ class BundleStore:
 
 def entries(store: Store, secret: bytes | None, name: str | None = None) -> list[BundleEntry]:
     """All bundles of a store, or of one model, by name and key."""
-    found = []
+    entries = []
     for info in store.list(f"{ROOT}/{name}/" if name else f"{ROOT}/"):
         folder, _, file = info.key.removeprefix(f"{ROOT}/").rpartition("/")
         if file.endswith(_POINTER) and folder:
-            found.append(_entry(store, secret, folder, file.removesuffix(_POINTER)))
-    return found
+            entries.append(_entry(store, secret, folder, file.removesuffix(_POINTER)))
+    return entries
 
 
 def _entry(store: Store, secret: bytes | None, name: str, key: str) -> BundleEntry:

@@ -42,11 +42,11 @@ class Mapping:
 def mappings(maps: str) -> Iterator[Mapping]:
     """The files of `/proc/PID/maps`; those that were deleted, and memory without a file, are left out."""
     for line in maps.splitlines():
-        found = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line)
         # The kernel writes a line feed of a name as \012, and nothing else that way.
-        if found is None or found[4] == "0" or found[5].endswith(_DELETED) or "\\" in found[5]:
+        if match is None or match[4] == "0" or match[5].endswith(_DELETED) or "\\" in match[5]:
             continue
-        yield Mapping(path=found[5], start=int(found[1], 16), stop=int(found[2], 16), offset=int(found[3], 16))
+        yield Mapping(path=match[5], start=int(match[1], 16), stop=int(match[2], 16), offset=int(match[3], 16))
 
 
 def present(entries: bytes, *, offset: int, page_bytes: int) -> Iterator[Range]:
@@ -63,12 +63,12 @@ def present(entries: bytes, *, offset: int, page_bytes: int) -> Iterator[Range]:
 
 def merged(ranges: Iterable[Range], *, gap_bytes: int, size: int) -> tuple[Range, ...]:
     """Ranges sorted, cut at the file's size, and joined where less than `gap_bytes` are between them."""
-    found: list[Range] = []
+    runs: list[Range] = []
     for start, stop in sorted(ranges):
         if start >= size:
             break
-        if found and start - found[-1][1] < gap_bytes:
-            found[-1] = found[-1][0], max(found[-1][1], min(stop, size))
+        if runs and start - runs[-1][1] < gap_bytes:
+            runs[-1] = runs[-1][0], max(runs[-1][1], min(stop, size))
         else:
-            found.append((start, min(stop, size)))
-    return tuple(found)
+            runs.append((start, min(stop, size)))
+    return tuple(runs)

@@ -86,7 +86,7 @@ class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
         ranges = 0
         for file in self.files:
             if file.path in seen:
-                raise ValueError(f"{file.path[:80]} stands twice")
+                raise ValueError(f"{file.path[:80]} is listed twice")
             if not is_below(file.path, self.prefixes):
                 raise ValueError(f"{file.path[:80]} is below none of the prefixes")
             seen.add(file.path)

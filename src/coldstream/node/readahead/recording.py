@@ -56,7 +56,7 @@ def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
             could be written; see `coldstream.node.module_reads`.
 
     Returns:
-        The record; empty when nothing can be found out. It is no error.
+        The record; empty, without an error, if nothing can be read.
     """
     imported = _with_others(_existing(modules))
     mapped: dict[str, list[Range] | None] = {}
@@ -75,11 +75,11 @@ def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
 
 def prefixes_of(paths: Iterable[str]) -> tuple[str, ...]:
     """The folders that hold programs, judging by where Python's modules lie. Pure."""
-    found = dict.fromkeys(_SYSTEM)
+    files = dict.fromkeys(_SYSTEM)
     for path in paths:
         if (match := _PYTHON.fullmatch(path)) and not is_below(path, _DEVICES):
-            found.update(dict.fromkeys(f"{match[1]}/{folder}" for folder in ("lib", "lib64", "bin")))
-    return tuple(found)[:_PREFIXES_MAX]
+            files.update(dict.fromkeys(f"{match[1]}/{folder}" for folder in ("lib", "lib64", "bin")))
+    return tuple(files)[:_PREFIXES_MAX]
 
 
 def ordered(imported: Sequence[str], mapped: Iterable[str]) -> list[str]:
@@ -106,14 +106,14 @@ def ordered(imported: Sequence[str], mapped: Iterable[str]) -> list[str]:
 
 
 def _package(path: str) -> str | None:
-    found = _PACKAGE.fullmatch(path)
-    return found[1] if found else None
+    match = _PACKAGE.fullmatch(path)
+    return match[1] if match else None
 
 
 def _existing(modules: Iterable[str]) -> list[str]:
     """The files that modules were read from, by their real folders' names, as the kernel tells those of libraries."""
     folders: dict[str, str] = {}
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for module in modules:
         folder, _, name = module.rpartition("/")
         if not folder.startswith("/"):
@@ -125,41 +125,41 @@ def _existing(modules: Iterable[str]) -> list[str]:
         if _size(path) is None and name.endswith(".pyc"):
             with suppress(ValueError):
                 path = importlib.util.source_from_cache(path)
-        found[path] = None
-    return list(found)
+        paths[path] = None
+    return list(paths)
 
 
 def _with_others(imported: Sequence[str]) -> list[str]:
     """The same, and what is read without being imported, where it is read: package metadata, transformers' sources."""
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     seen: set[str] = set()
     for path in imported:
         packages = _PACKAGES.match(path)
         if packages and packages[0] not in seen:
             seen.add(packages[0])
             for folder in sorted(glob.iglob(glob.escape(packages[0]) + "*.dist-info")):
-                found.update(dict.fromkeys(f"{folder}/{name}" for name in _METADATA))
-        found[path] = None
+                paths.update(dict.fromkeys(f"{folder}/{name}" for name in _METADATA))
+        paths[path] = None
         if match := _TRANSFORMERS.fullmatch(path):
             sources = sorted(glob.iglob(glob.escape(match[1]) + "/models/*/[!_]*.py"))
-            found.update((source, None) for source in sources if not _UNREAD.match(os.path.basename(source)))
-    return list(found)
+            paths.update((source, None) for source in sources if not _UNREAD.match(os.path.basename(source)))
+    return list(paths)
 
 
 def _look(pid: int, mapped: dict[str, list[Range] | None]) -> None:
     """Adds what a process has mapped; None instead of ranges where it cannot be told which of it was read."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     try:
-        found = list(mappings(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")))
+        regions = list(mappings(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")))
     except OSError:
         return
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        mapped.update(dict.fromkeys(mapping.path for mapping in found))
+        mapped.update(dict.fromkeys(mapping.path for mapping in regions))
         return
     try:
-        for mapping in found:
+        for mapping in regions:
             ranges = mapped.setdefault(mapping.path, [])
             if ranges is None:
                 continue
@@ -182,7 +182,7 @@ def _read_at(descriptor: int, offset: int, size: int) -> bytes:
 def _size(path: str) -> int | None:
     """Of a regular file; None for anything else."""
     with suppress(OSError, ValueError):
-        found = os.stat(path)
-        if stat.S_ISREG(found.st_mode):
-            return found.st_size
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
     return None

@@ -60,7 +60,7 @@ class Loader:
         name: As `--only` takes it.
         packages: What its interpreter must have installed.
         places: The kinds of `BenchTarget` that it can read.
-        detail: How it is configured, if it does not follow `--connections` alone.
+        detail: How it is configured, if it does not only follow `--connections`.
         connections: The number that it always uses.
         serve_loader: The equivalent `--loader` of `coldstream serve`.
         on_disk: Whether it keeps the whole model on disk.

@@ -1,14 +1,10 @@
-"""What a start of vLLM spent its time on: collected, kept, and shown.
+"""The timeline of a start: where start-up time went, recorded while the engine starts, saved, and shown.
 
-    recorder.py   Recorder: collects marks, lines and spans while vLLM starts
-    marks.py      vLLM's lines that tell how far it has come; pure
-    phases.py     from marks to phases; pure
-    verdict.py    what the weights were limited by, and what the start; pure
-    record.py     Timeline, and `timeline.json`; pure
-    folder.py     Timelines: where they are kept on this machine
-    text.py       for a terminal; pure
-    chart.py      several side by side as a chart: SVG and PNG, by matplotlib
-    page.py       the same as a page of HTML with its figures
-
-The room knows nothing of how vLLM is started, and nothing of streams but a report: whoever starts one tells it.
+recorder         collects log marks and spans while the engine starts
+phases           turns marks into phases; pure
+start_verdict    the bottleneck of the weights and of the start; pure
+start_record     `timeline.json`; pure
+timeline_store   the saved timelines of this machine
+timeline_text    for a terminal; pure
+ready_line       the line of JSON that `serve` prints for `launch`
 """

@@ -176,13 +176,13 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
     def document(self) -> dict[str, Any]:
         """For JSON, with the computed fields."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        document: dict[str, Any] = msgspec.to_builtins(self)
         computed = {
             "outcome": self.outcome,
             "named_share": self.named_share,
             "unnamed_seconds": self.unnamed_seconds,
         }
-        return found | computed
+        return document | computed
 
     def serialize(self) -> bytes:
         """The bytes of the file."""
@@ -207,10 +207,10 @@ def parse(data: bytes, *, where: str) -> Timeline:
     try:
         if len(data) > RECORD_BYTES_MAX:
             raise ValueError(f"{len(data)} bytes exceed the limit")
-        found = _FORMAT_DECODER.decode(data).format
-        if found > FORMAT:
+        version = _FORMAT_DECODER.decode(data).format
+        if version > FORMAT:
             raise IntegrityError(
-                f"{where} has format {found}, but this coldstream reads formats up to {FORMAT}",
+                f"{where} has format {version}, but this coldstream reads formats up to {FORMAT}",
                 hint="upgrade coldstream",
             )
         return _DECODER.decode(data)
@@ -226,10 +226,10 @@ def run_name(began: datetime, model: str) -> str:
 
 def as_values(record: Mapping[str, Any]) -> dict[str, str | float | bool | None]:
     """A flat record without the values that are neither text nor numbers."""
-    found: dict[str, str | float | bool | None] = {}
+    flat: dict[str, str | float | bool | None] = {}
     for name, value in record.items():
         if isinstance(value, str):
-            found[clean(name)] = clean(value)
+            flat[clean(name)] = clean(value)
         elif value is None or isinstance(value, (bool, int, float)):
-            found[clean(name)] = value
-    return found
+            flat[clean(name)] = value
+    return flat

@@ -69,8 +69,8 @@ class Timelines:
             names = os.listdir(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        found = [name.removesuffix(".json") for name in names if name.endswith(".json")]
-        return sorted((run for run in found if re.fullmatch(RUN, run)), key=_by_time, reverse=True)
+        stored = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+        return sorted((run for run in stored if re.fullmatch(RUN, run)), key=_by_time, reverse=True)
 
     def all(self) -> Iterator[Timeline]:
         """All readable timelines, newest first."""
@@ -94,12 +94,12 @@ class Timelines:
         if is_path(which) or "/" in which or which.endswith(".json"):
             return read(expanded(which))
         runs = self.runs()
-        found = [which] if which in runs else [run for run in runs if run.startswith(which)]
-        if not found:
+        matches = [which] if which in runs else [run for run in runs if run.startswith(which)]
+        if not matches:
             raise NotFoundError(f"no start is named {which}", hint="see: coldstream timeline --list")
-        if len(found) > 1:
-            raise UsageError(f"{which} is ambiguous: {', '.join(found[:4])}", hint="type more of the name")
-        return read(self.path(found[0]))
+        if len(matches) > 1:
+            raise UsageError(f"{which} is ambiguous: {', '.join(matches[:4])}", hint="type more of the name")
+        return read(self.path(matches[0]))
 
     def _reserved(self, run: str) -> str:
         """Reserves a unique name by creating an empty file."""
