@@ -235,10 +235,10 @@ def test_a_rule_that_differs_is_reported_and_only_it_is_replaced(command: Comman
         out, _ = command.run("cdn", "rule", "--force", code=1)
         lines = [line.strip() for line in out.splitlines()]
         assert "differs   coldstream: keep segments of models.example.com" in lines
-        assert "edge_ttl.default: 60, wanted 31536000" in lines
-        assert "enabled: false, wanted true" in lines
+        assert "edge_ttl.default: 60, expected 31536000" in lines
+        assert "enabled: false, expected true" in lines
         assert next(line for line in lines if line.startswith("expression: ")).count("example.com") == 2
-        assert "mend: coldstream cdn rule --replace writes it anew, and no other" in lines
+        assert "fix: coldstream cdn rule --replace (it changes no other rule)" in lines
         assert "\x1b" not in out
         assert len(zone.rules) == 3
         assert zone.rules == changed
@@ -271,8 +271,8 @@ def test_a_rule_made_in_the_dashboard_is_reported_and_never_replaced(command: Co
         command.environ |= zone.environ()
         before = dict(zone.rules[0])
         out, _ = command.run("cdn", "rule", "--force", "--replace", code=1)
-        assert "edge_ttl: nothing, wanted {" in out
-        assert "mend: it was not made by coldstream: in the dashboard, Caching, Cache Rules" in out
+        assert "edge_ttl: nothing, expected {" in out
+        assert "fix: it was not made by coldstream: in the dashboard, Caching, Cache Rules" in out
         assert "added     coldstream: keep files of models.example.com" in out
         assert zone.rules[0] == before
         assert not zone.faults
@@ -296,7 +296,7 @@ def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Ser
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/none"), 10, "org/none"),
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "check", "org/cut", "--plan", "gold"), 2, "gold"),
         ({"R2_CDN_DOMAIN": "cdn.example.com"}, ("cdn", "purge", "org/cut", "--yes"), 2, "CLOUDFLARE_API_TOKEN"),
-        ({"R2_CDN_DOMAIN": "http://127.0.0.1:1"}, ("cdn", "rule", "--force"), 2, "no domain of a zone"),
+        ({"R2_CDN_DOMAIN": "http://127.0.0.1:1"}, ("cdn", "rule", "--force"), 2, "not a domain of a zone"),
     ],
 )
 def test_bad_input_is_one_line(

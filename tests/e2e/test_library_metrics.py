@@ -157,7 +157,7 @@ def test_loads_at_the_same_time_lose_no_count(server: RangedServer, settings: Se
     [
         ("metrics.txt", "does not end in .prom"),
         ("nowhere/c.prom", "is in a folder that does not exist"),
-        ("apt.prom", "holds apt_upgrades, which is not ours"),
+        ("apt.prom", "holds apt_upgrades, which does not belong to coldstream"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_warning_and_no_failure(

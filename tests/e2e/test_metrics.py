@@ -207,7 +207,7 @@ def test_a_port_that_is_taken_is_one_line(command: Command, verb: str, tmp_path:
         out, err = command.run(verb, str(tmp_path / "m"), "--metrics-port", port, code=2)
     assert not out
     first, hint = err.splitlines()
-    assert first == f"error: the metrics' port {port} on 127.0.0.1 is taken"
+    assert first == f"error: the metrics' port {port} on 127.0.0.1 is in use"
     assert hint.startswith("hint:")
 
 
@@ -217,8 +217,8 @@ def test_what_else_makes_no_sense(command: Command, tmp_path: Path) -> None:
     for arguments, message in (
         (("--metrics-file", "metrics.txt"), "does not end in .prom"),
         (("--metrics-file", "nowhere/c.prom"), "is in a folder that does not exist"),
-        (("--metrics-file", "apt.prom"), "holds apt_upgrades, which is not ours"),
-        (("--metrics-host", "127.0.0.1"), "stands without a port"),
+        (("--metrics-file", "apt.prom"), "holds apt_upgrades, which does not belong to coldstream"),
+        (("--metrics-host", "127.0.0.1"), "needs a port"),
         (("--metrics-port", "65536"), "is not a whole number from 0 to 65535"),
     ):
         _, err = command.run("load", model, *arguments, code=2)
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_written_fails_no_load(command: Command, tmp_path:
     file.parent.mkdir()
     file.write_text("coldstream_loads_total{")
     _, err = command.run("load", str(tmp_path / "m"), "--metrics-file", str(file))
-    assert err.splitlines() == [f"warning: the metrics' file {file} is damaged; its counts begin anew"]
+    assert err.splitlines() == [f"warning: the metrics' file {file} is damaged; its counts start over"]
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
     cdn = _cdn(state)
     limit = _limit(state, cdn, plan)
     objects = _objects(state, name, everything=everything)
-    found = checked(
+    findings = checked(
         Edge(cdn, count=connections),
         objects,
         limit_bytes=limit,
@@ -172,16 +172,16 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
         in_bucket=_in_bucket(state),
         on_done=lambda _: None,
     )
-    good = sum(finding.state in {"kept", "coming"} for finding in found)
+    good = sum(finding.state in {"kept", "coming"} for finding in findings)
     document = {
         "model": name,
         "url": cdn.url,
         "limit_bytes": limit,
-        "ok": good == len(found),
-        "objects": [_document(finding) for finding in found],
+        "ok": good == len(findings),
+        "objects": [_document(finding) for finding in findings],
     }
-    state.show(document, _check_text(found, limit))
-    if good < len(found):
+    state.show(document, _check_text(findings, limit))
+    if good < len(findings):
         raise SystemExit(1)
 
 
@@ -213,7 +213,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
             hint="coldstream upload … --object-bytes-max 480MiB stores it in smaller ones",
         )
     with progress_for(state, total_bytes=small, verb="warm") as progress:
-        found = warmed(
+        result = warmed(
             Edge(cdn, count=connections),
             objects,
             limit_bytes=limit,
@@ -222,37 +222,37 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
             progress=progress,
             retry=state.new_retry(state.settings()),
         )
-    bad = [finding for finding in found.findings if finding.state not in {"kept", "coming"}]
+    bad = [finding for finding in result.findings if finding.state not in {"kept", "coming"}]
     document = {
         "model": name,
         "url": cdn.url,
-        "bytes": found.bytes,
-        "seconds": found.seconds,
-        "objects": len(found.findings),
-        "first_hits": found.first_hits,
-        "hits": found.hits,
-        "hit_bytes": found.hit_bytes,
-        "retries": found.retries,
-        "left_out": [{"key": item.key, "bytes": item.size} for item in found.left_out],
+        "bytes": result.bytes,
+        "seconds": result.seconds,
+        "objects": len(result.findings),
+        "first_hits": result.first_hits,
+        "hits": result.hits,
+        "hit_bytes": result.hit_bytes,
+        "retries": result.retries,
+        "left_out": [{"key": item.key, "bytes": item.size} for item in result.left_out],
         "faults": [_document(finding) for finding in bad],
     }
-    share = found.hit_bytes / small
+    share = result.hit_bytes / small
     lines = [
-        f"{finding.object.label}: {finding.state} ({finding.second or 'no cf-cache-status'}), {finding.mend}"
+        f"{finding.object.label}: {finding.state} ({finding.second or 'no cf-cache-status'}), {finding.fix}"
         for finding in bad
     ]
-    if coming := [finding for finding in found.findings if finding.state == "coming"]:
+    if coming := [finding for finding in result.findings if finding.state == "coming"]:
         lines.append(f"not kept yet, or only a part: {', '.join(finding.object.label for finding in coming)}")
-    if found.left_out:
-        size = format_bytes(sum(item.size for item in found.left_out))
-        lines.append(f"left out: {plural(len(found.left_out), 'object')}, {size}, larger than {format_bytes(limit)}")
+    if result.left_out:
+        size = format_bytes(sum(item.size for item in result.left_out))
+        lines.append(f"left out: {plural(len(result.left_out), 'object')}, {size}, larger than {format_bytes(limit)}")
     lines.append(
-        f"read {format_bytes(found.bytes)} in {format_seconds(found.seconds)} "
-        f"({format_rate(found.bytes, found.seconds)}), {found.first_hits} of {len(found.findings)} kept before, "
-        f"{found.retries} retried"
+        f"read {format_bytes(result.bytes)} in {format_seconds(result.seconds)} "
+        f"({format_rate(result.bytes, result.seconds)}), {result.first_hits} of {len(result.findings)} kept before, "
+        f"{result.retries} retried"
     )
     word = coloured("warm", "green") if not bad and share == 1 else coloured("not all warm", "yellow")
-    lines.append(f"{word}   {found.hits} of {len(found.findings)} HIT, {share:.0%} of the bytes")
+    lines.append(f"{word}   {result.hits} of {len(result.findings)} HIT, {share:.0%} of the bytes")
     state.show(document, "\n".join(lines))
     if bad:
         raise SystemExit(1)
@@ -298,20 +298,22 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
 
 
 def _difference_lines(standing: RuleState) -> list[str]:
-    """A rule that differs, a line for each field, and what mends it."""
+    """A rule that differs, a line for each field, and the fix."""
     if standing.state != "differs":
         return []
-    mend = (
-        "coldstream cdn rule --replace writes it anew, and no other"
+    fix = (
+        "coldstream cdn rule --replace (it changes no other rule)"
         if standing.is_ours
         else "it was not made by coldstream: in the dashboard, Caching, Cache Rules"
     )
-    fields = [f"  {each.field}: {_shown(each.found)}, wanted {_shown(each.wanted)}" for each in standing.differences]
-    return [f"differs   {standing.rule['description']}", *fields, f"  mend: {mend}"]
+    fields = [
+        f"  {each.field}: {_shown(each.actual)}, expected {_shown(each.expected)}" for each in standing.differences
+    ]
+    return [f"differs   {standing.rule['description']}", *fields, f"  fix: {fix}"]
 
 
 def _shown(value: Any) -> str:
-    # Encoded, so that what somebody has written into a rule moves no cursor.
+    # Encoded, so that control characters in a rule do not reach the terminal.
     return "nothing" if value is None else json.dumps(value)[:_SHOWN_MAX]
 
 
@@ -320,7 +322,7 @@ def _difference_document(standing: RuleState) -> dict[str, Any]:
         "description": standing.rule["description"],
         "ours": standing.is_ours,
         "differences": [
-            {"field": each.field, "found": each.found, "wanted": each.wanted} for each in standing.differences
+            {"field": each.field, "found": each.actual, "wanted": each.expected} for each in standing.differences
         ],
     }
 
@@ -343,10 +345,10 @@ def _objects(state: State, name: str, *, everything: bool) -> Sequence[CdnObject
     """Those of a model that a load reads through the domain, or all."""
     from coldstream.operate.cdn.model_objects import objects_of
 
-    found = objects_of(state.open_store(8), name)
-    read = [item for item in found if item.is_read]
-    # A model without a manifest is read from the bucket alone.
-    return found if everything or not read else read
+    objects = objects_of(state.open_store(8), name)
+    read = [item for item in objects if item.is_read]
+    # A model without a manifest is only read from the bucket.
+    return objects if everything or not read else read
 
 
 def _in_bucket(state: State) -> Callable[[CdnObject], bool]:
@@ -406,10 +408,10 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
         )
 
 
-def _check_text(found: Sequence[CacheFinding], limit: int) -> str:
+def _check_text(findings: Sequence[CacheFinding], limit: int) -> str:
     from coldstream.units import format_bytes
 
-    rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "MEND")]
+    rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "FIX")]
     rows += [
         (
             finding.object.label,
@@ -417,12 +419,12 @@ def _check_text(found: Sequence[CacheFinding], limit: int) -> str:
             finding.state,
             finding.first or "-",
             finding.second or "-",
-            finding.mend,
+            finding.fix,
         )
-        for finding in found
+        for finding in findings
     ]
-    kept = sum(finding.object.size for finding in found if finding.state == "kept")
-    total = sum(finding.object.size for finding in found)
+    kept = sum(finding.object.size for finding in findings if finding.state == "kept")
+    total = sum(finding.object.size for finding in findings)
     share = f"{kept / total:.0%}" if total else "nothing"
     last = f"{share} of {format_bytes(total)} is kept; the limit is {format_bytes(limit)} for an object"
     return f"{table_text(rows, colours=_STATES, coloured_column=2)}\n{last}"
@@ -437,5 +439,5 @@ def _document(finding: CacheFinding) -> dict[str, Any]:
         "state": finding.state,
         "first": finding.first,
         "second": finding.second,
-        "mend": finding.mend,
+        "mend": finding.fix,
     }

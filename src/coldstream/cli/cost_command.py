@@ -90,7 +90,7 @@ def command(
     metrics_file: Path | None,
     png_file: Path | None,
     html_file: Path | None,
-    **asked: Any,
+    **workload: Any,
 ) -> None:
     """Estimate the monthly cost, compared with S3, GCS and the Hub.
 
@@ -108,21 +108,21 @@ def command(
     from coldstream.operate.cost.prices import overridden, prices
 
     if budget is not None and not 0 <= budget < 1e12:
-        raise UsageError(f"{budget:g} is no budget", hint="US dollars a month, such as --budget 25")
+        raise UsageError(f"{budget:g} is not a valid budget", hint="US dollars a month, such as --budget 25")
     found = overridden(prices_file) if prices_file else prices()
     if actual:
-        if png_file or html_file or asked["names"] or asked["size"] is not None:
+        if png_file or html_file or workload["names"] or workload["size"] is not None:
             raise UsageError(
                 "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
             )
         month = _actual(state, found, budget)
     else:
-        month = _planned(state, found, budget, png_file, html_file, asked)
+        month = _planned(state, found, budget, png_file, html_file, workload)
     if metrics_file is not None:
         from coldstream.telemetry.metrics.month_costs import cost_file
 
-        if said := cost_file(metrics_file, month, budget):
-            state.say(f"warning: {said}")
+        if warning := cost_file(metrics_file, month, budget):
+            state.say(f"warning: {warning}")
     _hold(state, budget, month)
 
 
@@ -132,14 +132,14 @@ def _planned(
     budget: float | None,
     png_file: Path | None,
     html_file: Path | None,
-    asked: dict[str, Any],
+    workload: dict[str, Any],
 ) -> float:
     """Shows the plan; the month in R2, in dollars."""
     from coldstream.operate.cost.bill import bills
     from coldstream.operate.cost.break_even import break_evens
 
     check_chart_files(png_file, html_file)
-    plan = _plan(state, prices, asked)
+    plan = _plan(state, prices, workload)
     charged, evens = bills(plan, prices), break_evens(plan, prices)
     title = _title(plan)
     if png_file or html_file:
@@ -166,34 +166,34 @@ def _planned(
     return month
 
 
-def _plan(state: State, prices: Prices, asked: dict[str, Any]) -> CostPlan:
+def _plan(state: State, prices: Prices, workload: dict[str, Any]) -> CostPlan:
     from coldstream.errors import UsageError
     from coldstream.operate.cost.bucket_contents import read_contents
     from coldstream.operate.cost.workload import alike, make_plan
     from coldstream.tune.gpus import find_gpu, parse_gpus
 
-    names, count, size = asked["names"], asked["count"], asked["size"]
+    names, count, size = workload["names"], workload["count"], workload["size"]
     if size is None and count is not None:
         raise UsageError("--models says how many, and not how large", hint="for example --models 10 --size 16GB")
     if size is not None and names:
         raise UsageError("--size and --model say two things", hint="leave out one of them")
     for name in prices.gpus.dollars_per_hour:
         find_gpu(name)
-    gpus: Gpus | None = parse_gpus(asked["gpus"]) if asked["gpus"] else None
+    gpus: Gpus | None = parse_gpus(workload["gpus"]) if workload["gpus"] else None
 
     def made(contents: Sequence[Any], **more: Any) -> CostPlan:
         return make_plan(
             contents,
             prices,
-            launches_per_day=asked["launches_per_day"],
-            nodes=asked["nodes"],
-            days=asked["days"],
-            cached_share=asked["cache_hits"],
-            updates_per_month=asked["updates_per_month"],
+            launches_per_day=workload["launches_per_day"],
+            nodes=workload["nodes"],
+            days=workload["days"],
+            cached_share=workload["cache_hits"],
+            updates_per_month=workload["updates_per_month"],
             gpus=gpus,
-            gpu_dollars_per_hour=asked["gpu_dollars_per_hour"],
-            load_seconds_override=asked["load_seconds"],
-            hub_seconds_override=asked["hub_seconds"],
+            gpu_dollars_per_hour=workload["gpu_dollars_per_hour"],
+            load_seconds_override=workload["load_seconds"],
+            hub_seconds_override=workload["hub_seconds"],
             **more,
         )
 

@@ -1,7 +1,7 @@
-"""Each object on two looks: whether it can be kept, whether all of it is, and what mends it.
+"""Reads each object twice: whether it can be cached, whether all of it is, and how to fix it.
 
-A cache may keep a part of an object: where a ranged miss fetches a range, only what somebody has read. The first look
-is at the first byte; the second is at that and at others that nobody may have asked for yet.
+A cache may keep only the ranges of an object that were read. The first look is at the first byte; the second is at
+that and at others that may never have been requested.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class CacheFinding:
             is kept), "wrong" (other bytes than the bucket's), "refused", "unreachable".
         first: `cf-cache-status` of the first read; "" when there was none.
         second: Of the second look: of the first byte that is not kept, or of the last that is.
-        mend: What to do; "" when nothing.
+        fix: What to do; "" if nothing.
     """
 
     object: CdnObject
     state: str
     first: str
     second: str
-    mend: str
+    fix: str
 
 
 def check(
@@ -63,9 +63,9 @@ def check(
         first = edge.byte(item.key, places(item)[0])
         second, partly = look_again(edge.byte, item) if first.status in {200, 206} else (first, False)
         held = in_bucket(item) if second.status == 404 else None
-        found = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
-        on_done(found)
-        return found
+        finding = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
+        on_done(finding)
+        return finding
 
     with ThreadPoolExecutor(connections) as pool:
         return list(pool.map(one, objects))
@@ -116,10 +116,10 @@ def judge(
         second: To the second, as `look_again` gives it.
         limit_bytes: The largest that is kept.
         partly: Whether other bytes of it are kept than the one in `second`.
-        in_bucket: Whether the bucket has it; None when nobody has looked.
+        in_bucket: Whether the bucket has it; None if that was not checked.
     """
-    state, mend = _lost(item, second, in_bucket=in_bucket) or _judged(item, first, second, limit_bytes, partly=partly)
-    return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, mend=mend)
+    state, fix = _lost(item, second, in_bucket=in_bucket) or _judged(item, first, second, limit_bytes, partly=partly)
+    return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, fix=fix)
 
 
 def _judged(
@@ -133,8 +133,8 @@ def _judged(
     if second.cache in KEPT:
         return "kept", ""
     if second.cache in COMING or first.cache in COMING:
-        mend = f"coldstream cdn warm {item.model}"
-        return "coming", f"only a part is kept: {mend}" if partly else mend
+        fix = f"coldstream cdn warm {item.model}"
+        return "coming", f"only a part is kept: {fix}" if partly else fix
     if second.cache == "BYPASS":
         return "not kept", "something says so: a rule, a cookie, Cache-Control of the object"
     return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
@@ -147,13 +147,13 @@ def _lost(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None) -> tup
     if not in_bucket:
         return "wrong", f"404, and the bucket has none either: coldstream verify {item.model}"
     if answer.cache in KEPT:
-        mend = f"coldstream cdn purge {item.model}, or wait 3 minutes"
-        return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {mend}"
+        fix = f"coldstream cdn purge {item.model}, or wait 3 minutes"
+        return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {fix}"
     return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
 
 
 def fault_of(item: CdnObject, answer: EdgeAnswer) -> tuple[str, str] | None:
-    """What is wrong with an answer whatever the cache says: (state, what mends it); None when nothing is. Pure."""
+    """The fault of an answer, regardless of the cache: (state, fix); None if there is none. Pure."""
     purge = f"coldstream cdn purge {item.model}"
     if answer.status == 0:
         return "unreachable", answer.fault

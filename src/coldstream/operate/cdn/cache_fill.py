@@ -1,7 +1,7 @@
 """Each object that can be kept, pulled through the domain from where this runs; then looked at again.
 
-Cloudflare has no call that fills its cache: reading does, and only near whoever reads. It is for where the GPUs are.
-What fails on the way (a reset, a 5xx, a 429) is asked for again.
+Cloudflare has no call that fills its cache: reading does, near the client that reads, so it runs where the GPUs are.
+Requests that fail with a reset, a 5xx or a 429 are retried.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Warmed:
         findings: Of each object, by the second look; of those that are too large, of none.
         bytes: That were read in the first pass.
         seconds: That it took.
-        first_hits: Objects that the first pass found kept already.
-        hits: That the second look found kept: their first byte, their last and one between.
+        first_hits: Objects that the first pass finding kept already.
+        hits: That the second look finding kept: their first byte, their last and one between.
         hit_bytes: Their bytes.
         retries: How often a request was repeated.
         left_out: Objects that are too large to be kept.
@@ -86,11 +86,11 @@ def warm(
             progress.fetched(item.key, count)
 
         def read() -> EdgeAnswer:
-            found = edge.whole(item.key, on_bytes)
-            if found.failed_on_the_way:
+            answer = edge.whole(item.key, on_bytes)
+            if answer.failed_on_the_way:
                 # All of it is read again: only a whole answer is kept.
-                progress.fetched(item.key, -found.received)
-            return found
+                progress.fetched(item.key, -answer.received)
+            return answer
 
         progress.begin(item.key, item.size, stages=1)
         first = asking(read)
@@ -100,9 +100,9 @@ def warm(
             counted["hits"] += first.cache in KEPT and not fault_of(item, first)
         second, partly = (first, False) if fault_of(item, first) else look_again(byte, item)
         held = in_bucket(item) if second.status == 404 else None
-        found = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
-        progress.end(item.key, second.cache or found.state)
-        return found
+        finding = judge(item, first, second, limit_bytes, partly=partly, in_bucket=held)
+        progress.end(item.key, second.cache or finding.state)
+        return finding
 
     def byte(key: str, at: int | None) -> EdgeAnswer:
         return asking(lambda: edge.byte(key, at))
@@ -114,7 +114,7 @@ def warm(
             retry.cancel.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    kept = [found.object for found in findings if found.state == "kept"]
+    kept = [finding.object for finding in findings if finding.state == "kept"]
     return Warmed(
         findings=tuple(findings),
         bytes=counted["bytes"],
@@ -144,19 +144,19 @@ class _Asking:
         answers: list[EdgeAnswer] = []
 
         def attempt() -> EdgeAnswer:
-            found = request()
-            answers.append(found)
-            if found.status or found.received:
+            answer = request()
+            answers.append(answer)
+            if answer.status or answer.received:
                 self._answered.set()
-            if found.failed_on_the_way:
+            if answer.failed_on_the_way:
                 hope = self._answered.is_set() and not self._spent.is_set()
-                quick = len(answers) < _TRIES_WITHOUT_HOPE and found.retry_after_seconds is None
+                quick = len(answers) < _TRIES_WITHOUT_HOPE and answer.retry_after_seconds is None
                 raise UnavailableError(
-                    f"the domain answers {found.status}" if found.status else f"the domain: {found.fault}",
+                    f"the domain answers {answer.status}" if answer.status else f"the domain: {answer.fault}",
                     retryable=hope or quick,
-                    retry_after_seconds=found.retry_after_seconds,
+                    retry_after_seconds=answer.retry_after_seconds,
                 )
-            return found
+            return answer
 
         try:
             return self._retry.run(attempt)

@@ -2,7 +2,7 @@
 
 By default Cloudflare keeps neither `.safetensors` nor `.json`. The rules make all of the domain eligible. The bytes of
 a segment's key never change, so it is kept for a year; files under their own names are replaced by uploads, and are
-kept for a day, but for the manifest, which says what is there. What failed is not kept: a 404 from before an upload
+kept for a day, but for the manifest, which lists the files. What failed is not kept: a 404 from before an upload
 would otherwise stay for minutes. A ranged miss fetches ranges rather than the whole object.
 """
 
@@ -21,7 +21,7 @@ PHASE = "http_request_cache_settings"
 SEGMENTS = f"/{ROOT}"
 SEGMENT_SECONDS = 365 * 86400
 FILE_SECONDS = 86400
-# Of a rule, what the API gives and takes from nobody.
+# Fields of a rule that the API returns but does not accept.
 _READ_ONLY = {"id", "version", "last_updated", "categories"}
 # The last label begins with a letter: an address has no zone.
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
@@ -35,10 +35,10 @@ def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
         segments: Of segments; otherwise of all else.
 
     Raises:
-        UsageError: It is no domain.
+        UsageError: It is not a domain.
     """
     if not _HOST.fullmatch(host):
-        raise UsageError(f"{host[:80]!r} is no domain of a zone", hint="for example models.example.com")
+        raise UsageError(f"{host[:80]!r} is not a domain of a zone", hint="for example models.example.com")
     inside = f'http.request.uri.path contains "{SEGMENTS}"'
     where = inside if segments else f'not {inside} and not ends_with(http.request.uri.path, "/{MANIFEST_NAME}")'
     return {
@@ -70,17 +70,17 @@ def rules_for(host: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A field in which a rule is not as wanted.
+    """A field in which a rule is not as expected.
 
     Attributes:
         field: Its name; of action_parameters with dots: "edge_ttl.default".
-        found: What is there; None when it is not.
-        wanted: What belongs there.
+        actual: What is there; None when it is not.
+        expected: What belongs there.
     """
 
     field: str
-    found: Any
-    wanted: Any
+    actual: Any
+    expected: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,30 +88,30 @@ class RuleState:
     """How a rule stands in a zone.
 
     Attributes:
-        rule: As wanted.
-        found: The one that is there in its place; None when none is.
+        rule: As expected.
+        actual: The one that is there in its place; None when none is.
         differences: Between them.
     """
 
     rule: dict[str, Any]
-    found: dict[str, Any] | None
+    actual: dict[str, Any] | None
     differences: tuple[Difference, ...]
 
     @property
     def state(self) -> str:
         """One of "absent", "as wanted", "differs"."""
-        if self.found is None:
+        if self.actual is None:
             return "absent"
         return "differs" if self.differences else "as wanted"
 
     @property
     def is_ours(self) -> bool:
         """Whether what is there was made by coldstream, and may be written anew."""
-        return self.found is not None and self.found.get("ref") == self.rule["ref"]
+        return self.actual is not None and self.actual.get("ref") == self.rule["ref"]
 
 
 def rule_state(rule: dict[str, Any], existing: Sequence[Any]) -> RuleState:
-    """What a zone has of a rule: by its `ref`, or, where somebody has made it by hand, by its expression.
+    """What a zone has of a rule: by its `ref`, or, if it was created manually, by its expression.
 
     Args:
         rule: As `rule_for` makes it.
@@ -122,23 +122,23 @@ def rule_state(rule: dict[str, Any], existing: Sequence[Any]) -> RuleState:
         for other in existing
         if isinstance(other, dict) and (other.get("ref") == rule["ref"] or _does_the_same(other, rule))
     ]
-    # One that is as wanted is enough; of others, ours can be mended.
+    # One that is as expected is enough; of others, ours can be replaced.
     rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
-    found, differences = rivals[0] if rivals else (None, ())
-    return RuleState(rule=rule, found=found, differences=differences)
+    actual, differences = rivals[0] if rivals else (None, ())
+    return RuleState(rule=rule, actual=actual, differences=differences)
 
 
-def differences_of(found: dict[str, Any], rule: dict[str, Any]) -> tuple[Difference, ...]:
-    """In what a rule is not as wanted. What it has beside that, and its description, are its owner's."""
+def differences_of(actual: dict[str, Any], rule: dict[str, Any]) -> tuple[Difference, ...]:
+    """In what a rule is not as expected. What it has beside that, and its description, are its owner's."""
     differing = [
-        Difference(field=name, found=found.get(name), wanted=rule[name])
+        Difference(field=name, actual=actual.get(name), expected=rule[name])
         for name in ("expression", "action")
-        if _without_spaces(found.get(name)) != _without_spaces(rule[name])
+        if _without_spaces(actual.get(name)) != _without_spaces(rule[name])
     ]
     # Enabled is what a rule is that does not say.
-    if found.get("enabled", True) is not True:
-        differing.append(Difference(field="enabled", found=found["enabled"], wanted=True))
-    return (*differing, *_differing(found.get("action_parameters"), rule["action_parameters"], ""))
+    if actual.get("enabled", True) is not True:
+        differing.append(Difference(field="enabled", actual=actual["enabled"], expected=True))
+    return (*differing, *_differing(actual.get("action_parameters"), rule["action_parameters"], ""))
 
 
 def rewritten(standing: RuleState) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def rewritten(standing: RuleState) -> dict[str, Any]:
 
     What its owner has added and does not contradict stays.
     """
-    found = standing.found or {}
-    kept = {name: value for name, value in found.items() if name not in _READ_ONLY}
-    parameters = found.get("action_parameters")
+    actual = standing.actual or {}
+    kept = {name: value for name, value in actual.items() if name not in _READ_ONLY}
+    parameters = actual.get("action_parameters")
     beside = parameters if isinstance(parameters, dict) else {}
     return {
         **standing.rule,
@@ -158,14 +158,14 @@ def rewritten(standing: RuleState) -> dict[str, Any]:
     }
 
 
-def _differing(found: Any, wanted: dict[str, Any], inside: str) -> list[Difference]:
-    having = found if isinstance(found, dict) else {}
+def _differing(actual: Any, expected: dict[str, Any], inside: str) -> list[Difference]:
+    values = actual if isinstance(actual, dict) else {}
     differing: list[Difference] = []
-    for name, value in wanted.items():
-        if isinstance(value, dict) and isinstance(having.get(name), dict):
-            differing += _differing(having[name], value, f"{inside}{name}.")
-        elif having.get(name) != value:
-            differing.append(Difference(field=f"{inside}{name}", found=having.get(name), wanted=value))
+    for name, value in expected.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            differing += _differing(values[name], value, f"{inside}{name}.")
+        elif values.get(name) != value:
+            differing.append(Difference(field=f"{inside}{name}", actual=values.get(name), expected=value))
     return differing
 
 

@@ -49,7 +49,7 @@ class EdgeAnswer:
 
     @property
     def failed_on_the_way(self) -> bool:
-        """Whether the same question may be answered later: nothing came, or what says that this is no answer."""
+        """Whether the same question may be answered later: nothing came, or a status that is not final."""
         return self.status == 0 or is_retryable_status(self.status)
 
 
@@ -60,7 +60,7 @@ class Edge:
         """Touches no network.
 
         Args:
-            cdn: The domain and the headers that it asks for, which go to it alone: no redirect is followed.
+            cdn: The domain and the headers that it asks for, which only go to it: no redirect is followed.
             count: Connections that are kept.
         """
         self.cdn = cdn

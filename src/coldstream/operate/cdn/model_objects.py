@@ -48,11 +48,11 @@ def objects_of(store: Store, name: str) -> list[CdnObject]:
         ManifestError: Its manifest cannot be trusted.
     """
     model = open_model(store, name)
-    found: dict[str, CdnObject] = {}
+    objects: dict[str, CdnObject] = {}
     for file in model.files:
         for item in _of_file(file, model.name, _inside(store)):
-            found.setdefault(item.key, item)
-    return list(found.values())
+            objects.setdefault(item.key, item)
+    return list(objects.values())
 
 
 def is_stored(store: Store, item: CdnObject) -> bool:
@@ -73,14 +73,14 @@ def _inside(store: Store) -> str:
 def _of_file(file: StoredFile, name: str, inside: str) -> list[CdnObject]:
     weights = is_weights(file.path)
     beside = [file.plain] if file.plain else []
-    found = []
+    objects = []
     for number, stored in enumerate([*file.objects, *beside], start=1):
         is_segment = stored.key.startswith("/")
         plain = stored is file.plain
         key = f"{inside}{object_key(name, stored)}"
         segment = _SEGMENT.search(key)
         whole = len(file.objects) == 1 or plain
-        found.append(
+        objects.append(
             CdnObject(
                 model=name,
                 key=key,
@@ -92,4 +92,4 @@ def _of_file(file: StoredFile, name: str, inside: str) -> list[CdnObject]:
                 is_read=weights and not plain and file.entry is not None,
             )
         )
-    return found
+    return objects

@@ -23,7 +23,7 @@ def limit_of(plan: str | None) -> int:
     if plan is None:
         return min(PLANS.values())
     if plan not in PLANS:
-        raise UsageError(f"{plan[:40]!r} is no plan of Cloudflare's that is known", hint=f"known: {', '.join(PLANS)}")
+        raise UsageError(f"{plan[:40]!r} is not a known plan of Cloudflare", hint=f"known: {', '.join(PLANS)}")
     return PLANS[plan]
 
 

@@ -1,4 +1,4 @@
-"""The domain's zone at Cloudflare: its plan, its cache rules, its purges. Nobody's rules but ours are changed."""
+"""The zone of the domain at Cloudflare: its plan, cache rules and purges. Only changes rules of coldstream."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
         rows = _rows(api.call("GET", f"/zones/{zone.id}/dns_records?name={quote(host)}"), "DNS records")
     except ColdstreamError:
         return None
-    found = [row.get("proxied") for row in rows if row.get("name") == host]
-    return any(found) if found else None
+    proxied = [row.get("proxied") for row in rows if row.get("name") == host]
+    return any(proxied) if proxied else None
 
 
 def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
@@ -101,13 +101,13 @@ def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
 
 
 def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Change]:
-    """The calls that add the rules that are absent and, with `replace`, mend those of ours that differ. Pure.
+    """The calls that add the rules that are absent and, with `replace`, fix those of ours that differ. Pure.
 
-    Never a write of the ruleset, which would take everybody's rules with it.
+    Never a write of the ruleset, which would delete the rules of others.
 
     Args:
         zone: Where.
-        standings: As `look` has found them.
+        standings: As `look` has answer them.
         replace: Whether rules that differ are written anew, each where it stands; otherwise they stay.
     """
     absent = [standing.rule for standing in standings.rules if standing.state == "absent"]
@@ -146,7 +146,7 @@ def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
 
 
 def _id_of(standing: RuleState) -> str:
-    identity = (standing.found or {}).get("id")
+    identity = (standing.actual or {}).get("id")
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise IntegrityError("Cloudflare's API answers with a rule that has no id", hint="check CLOUDFLARE_BASE_URL")
     return identity
@@ -155,19 +155,17 @@ def _id_of(standing: RuleState) -> str:
 def _ruleset(api: Api, zone: Zone) -> tuple[str | None, list[Any]]:
     """(id of the zone's ruleset for the cache, its rules)."""
     try:
-        found = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
+        answer = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
     except NotFoundError:
         return None, []
-    identity = found.get("id") if isinstance(found, dict) else None
-    rules = found.get("rules") or [] if isinstance(found, dict) else None
+    identity = answer.get("id") if isinstance(answer, dict) else None
+    rules = answer.get("rules") or [] if isinstance(answer, dict) else None
     if not isinstance(identity, str) or not _ID.fullmatch(identity) or not isinstance(rules, list):
-        raise IntegrityError("Cloudflare's API answers with what is no ruleset", hint="check CLOUDFLARE_BASE_URL")
+        raise IntegrityError("Cloudflare's API did not return a ruleset", hint="check CLOUDFLARE_BASE_URL")
     return identity, rules
 
 
-def _rows(found: Any, what: str) -> list[dict[str, Any]]:
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise IntegrityError(
-            f"Cloudflare's API answers with what is no list of {what}", hint="check CLOUDFLARE_BASE_URL"
-        )
-    return found
+def _rows(answer: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
+        raise IntegrityError(f"Cloudflare's API did not return a list of {what}", hint="check CLOUDFLARE_BASE_URL")
+    return answer

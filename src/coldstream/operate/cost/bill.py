@@ -120,12 +120,12 @@ def bills(plan: CostPlan, prices: Prices) -> tuple[Bill, ...]:
 
 def bill(plan: CostPlan, prices: Prices, place: PricedPlace) -> Bill:
     """A month at one place."""
-    found = charged(usage_of(plan), prices, place)
+    month = charged(usage_of(plan), prices, place)
     second = plan.dollars_of_a_second
     if second is None:
-        return found
+        return month
     seconds = plan.start.hub_seconds if place.key == HUB else plan.start.seconds
-    return replace(found, gpu_dollars=second * seconds)
+    return replace(month, gpu_dollars=second * seconds)
 
 
 def usage_of(plan: CostPlan) -> Usage:
@@ -157,7 +157,7 @@ def usage_of(plan: CostPlan) -> Usage:
 
 
 def charged(usage: Usage, prices: Prices, place: PricedPlace) -> Bill:
-    """What a provider charges for it; nobody waits in this."""
+    """What a provider charges for it; without the GPUs that wait."""
     provider: Provider = getattr(prices.providers, place.provider)
     stored = usage.stored_bytes
     if provider.storage_days_min:

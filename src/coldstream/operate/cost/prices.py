@@ -136,7 +136,7 @@ def overridden(path: Path) -> Prices:
 
     Raises:
         NotFoundError: There is no such file.
-        UsageError: It cannot be read, is no JSON, or has an unknown key, a wrong type or a negative number in it.
+        UsageError: It cannot be read, is not JSON, or has an unknown key, a wrong type or a negative number in it.
     """
     try:
         with open(path, "rb") as opened:
@@ -161,8 +161,8 @@ def tiers_of(price: float | Tiers) -> Tiers:
 
 def storage_per_month(byte_count: int) -> float:
     """US dollars a month for keeping so many more bytes in R2, without its free tier and its rounding."""
-    found = prices().providers.r2
-    return byte_count / found.gb_bytes * tiers_of(found.storage_per_gb_month)[0].dollars
+    provider = prices().providers.r2
+    return byte_count / provider.gb_bytes * tiers_of(provider.storage_per_gb_month)[0].dollars
 
 
 def upload_operations(parts: int, files: int) -> int:

@@ -25,8 +25,8 @@ def reads_of_load(*, chunks: int, shards: int, small_files: int, fetched_share: 
         chunks: Of all shards, the headers' among them.
         shards: Files of weights.
         small_files: That are read beside them.
-        fetched_share: Of the starts, how many find nothing on the machine's disk; the others read manifest and headers
-            alone.
+        fetched_share: Of the starts, how many find nothing on the machine's disk; the others only read manifest
+            and headers.
     """
     always = 2 + 2 * shards
     return always + fetched_share * (chunks - shards + small_files)
@@ -44,5 +44,5 @@ def shards_of(size: int) -> int:
 
 def writes_of_upload(sizes: Iterable[int]) -> int:
     """Class A requests for storing files of these sizes."""
-    found = list(sizes)
-    return upload_operations(sum(part_count(size, part_bytes_for(size)) for size in found), len(found))
+    sizes = list(sizes)
+    return upload_operations(sum(part_count(size, part_bytes_for(size)) for size in sizes), len(sizes))

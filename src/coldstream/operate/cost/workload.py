@@ -13,9 +13,9 @@ from coldstream.tune.predict import SETUP_SECONDS, NetworkPath, predict
 from coldstream.units import format_bytes
 
 MONTH_DAYS = 30
-# Of our loader, when nobody said what the bucket gives: as many connections as `coldstream tune` takes then.
+# Of our loader without a measurement of the bucket: as many as `coldstream tune` assumes.
 _CONNECTIONS = 64
-# What the Hub gives to one machine, and what its disk gives back: nobody's promise, and to be replaced by
+# What the Hub gives to one machine, and what its disk gives back: an assumption, replaced by
 # `--hub-seconds` where it is known.
 HUB_BYTES_PER_SECOND = 200e6
 DISK_BYTES_PER_SECOND = 1e9
@@ -54,9 +54,9 @@ class Start:
     Attributes:
         seconds: With our loader.
         hub_seconds: When the model is downloaded from the Hub and then read from the disk.
-        gpus: Of the machine, that stand idle meanwhile.
-        gpu: Their kind; None when nobody said.
-        dollars_per_hour: Of one of them; None when nobody said: then their time is left out.
+        gpus: Of the machine, that are idle while it waits.
+        gpu: Their kind, or None.
+        dollars_per_hour: Of one of them; None leaves their time out.
     """
 
     seconds: float
@@ -155,7 +155,7 @@ def make_plan(
     load_seconds_override: float | None = None,
     hub_seconds_override: float | None = None,
 ) -> CostPlan:
-    """A plan, with what was not said filled in.
+    """A plan, with what was not value filled in.
 
     Args:
         contents: One at least.
@@ -167,7 +167,7 @@ def make_plan(
         days: See `CostPlan`.
         cached_share: See `CostPlan`.
         updates_per_month: See `CostPlan`.
-        gpus: Of each machine; None when nobody said.
+        gpus: Of each machine; or None.
         gpu_dollars_per_hour: Of one GPU; None: as the prices say.
         load_seconds_override: What a load takes; None: as `coldstream tune` would predict.
         hub_seconds_override: The same from the Hub.
@@ -177,15 +177,15 @@ def make_plan(
     """
     for name, value in (("launches a day", launches_per_day), ("nodes", nodes), ("days", days)):
         if not 0 < value <= _LIMITS[name]:
-            raise UsageError(f"{value:g} {name} is no plan", hint=f"a number above 0, up to {_LIMITS[name]:,.0f}")
+            raise UsageError(f"{value:g} {name} is not valid", hint=f"a number above 0, up to {_LIMITS[name]:,.0f}")
     if not 0 <= cached_share <= 1:
-        raise UsageError(f"{cached_share:g} is no share of the starts", hint="from 0 to 1")
+        raise UsageError(f"{cached_share:g} is not a share of the starts", hint="from 0 to 1")
     if not 0 <= updates_per_month <= _LIMITS["updates a month"]:
-        raise UsageError(f"{updates_per_month:g} updates a month is no plan", hint="0 or more")
-    for name, said in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_override),
+        raise UsageError(f"{updates_per_month:g} updates a month is not valid", hint="0 or more")
+    for name, amount in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_override),
                        ("a load from the Hub", hub_seconds_override)):  # fmt: skip
-        if said is not None and not 0 <= said < 1e6:
-            raise UsageError(f"{name} cannot be {said:g}", hint="0 or more")
+        if amount is not None and not 0 <= amount < 1e6:
+            raise UsageError(f"{name} cannot be {amount:g}", hint="0 or more")
     size = _mean_bytes(contents)
     if gpu_dollars_per_hour is None and gpus is not None:
         gpu_dollars_per_hour = prices.gpus.dollars_per_hour.get(gpus.gpu.name)
@@ -204,7 +204,7 @@ def make_plan(
         cached_share=cached_share,
         updates_per_month=updates_per_month,
         start=Start(
-            # What lies on the disk is read from there, whoever put it there.
+            # A model on the disk is read from there, by either loader.
             seconds=(1 - cached_share) * ours + cached_share * min(ours, disk),
             hub_seconds=(1 - cached_share) * hub + cached_share * min(hub, disk),
             gpus=gpus.count if gpus else 1,

@@ -22,33 +22,33 @@ def parse(data: bytes, *, where: str) -> Families:
 
     Args:
         data: The file's bytes.
-        where: It lies, for messages.
+        where: Its path, for messages.
 
     Raises:
         IntegrityError: It is damaged.
-        UsageError: There are metrics of others in it.
+        UsageError: It holds metrics of other programs.
     """
     if foreign := _FOREIGN.search(data.decode(errors="replace")):
-        # Looked for by itself: a file of others may be damaged too, and is not ours to replace.
+        # Checked first: a file of another program may be damaged as well, and must not be replaced.
         raise UsageError(
-            f"the metrics' file {where} holds {foreign[1][:80]}, which is not ours",
+            f"the metrics' file {where} holds {foreign[1][:80]}, which does not belong to coldstream",
             hint="give coldstream a file of its own",
         )
-    found: Families = {}
+    families: Families = {}
     try:
         if not data.endswith(b"\n"):
             raise ValueError("it is cut short")
         for collected in text_string_to_metric_families(data.decode()):
-            if collected.name in found:
-                raise ValueError(f"{collected.name} stands twice")
-            found[collected.name] = _family(collected)
+            if collected.name in families:
+                raise ValueError(f"{collected.name} is listed twice")
+            families[collected.name] = _family(collected)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as exc:
         raise IntegrityError(f"the metrics' file {where} is damaged") from exc
-    return found
+    return families
 
 
 def render(families: Families) -> bytes:
-    """Writes it."""
+    """Writes the text format."""
     collected = []
     for name, family in families.items():
         metric = Collected(name, family.help, family.kind)
@@ -63,19 +63,19 @@ def _family(collected: Collected) -> Family:
     samples = {
         (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
         for sample in collected.samples
-        # A counter's second one, that says when it began.
+        # The time at which a counter was created.
         if not sample.name.endswith("_created")
     }
     family = Family(collected.type, collected.documentation, samples)
     if family.kind not in {"counter", "gauge", "histogram"}:
         raise ValueError(f"{collected.name} is a {family.kind}")
     if not all(math.isfinite(value) and (family.kind == "gauge" or value >= 0) for value in family.samples.values()):
-        raise ValueError(f"{collected.name} counts what cannot be")
+        raise ValueError(f"{collected.name} has an impossible value")
     return family
 
 
 class _Fixed:
-    """What the client asks of a registry."""
+    """The part of a registry that the client calls."""
 
     def __init__(self, collected: Sequence[Collected]) -> None:
         self._all = collected

@@ -37,27 +37,27 @@ def merged(old: Mapping[str, Family], new: Mapping[str, Family]) -> Families:
         old: What the file held.
         new: What the process counted since it last wrote.
     """
-    found: Families = {name: Family(family.kind, family.help, dict(family.samples)) for name, family in old.items()}
+    families: Families = {name: Family(family.kind, family.help, dict(family.samples)) for name, family in old.items()}
     for name, family in new.items():
-        before = found.get(name)
+        before = families.get(name)
         if before is None or before.kind != family.kind or _buckets(before) != _buckets(family) != set():
             # Never written, or by a version that had other buckets: these cannot be added up.
             before = Family(family.kind, family.help)
         samples = dict(before.samples) if family.kind != "gauge" else _of_models(before)
         for sample, value in family.samples.items():
             samples[sample] = value if family.kind == "gauge" else samples.get(sample, 0.0) + value
-        found[name] = Family(family.kind, family.help, samples)
-    return _bounded(found)
+        families[name] = Family(family.kind, family.help, samples)
+    return _bounded(families)
 
 
 def since(new: Mapping[str, Family], last: Mapping[str, Family]) -> Families:
     """What was counted between two looks at one process; gauges as they are now."""
-    found: Families = {}
+    families: Families = {}
     for name, family in new.items():
         before = last[name].samples if family.kind != "gauge" and name in last else {}
         samples = {sample: value - before.get(sample, 0.0) for sample, value in family.samples.items()}
-        found[name] = Family(family.kind, family.help, samples)
-    return found
+        families[name] = Family(family.kind, family.help, samples)
+    return families
 
 
 def _buckets(family: Family) -> set[str]:

@@ -1,4 +1,4 @@
-"""One load that a program made by itself, without a command around it, in the file that is configured."""
+"""One load by a program, without a command, counted in the configured file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from coldstream.telemetry.metrics.textfile import TextFile
 
 
 class LibraryLoad:
-    """Follows it; a process forked from this one counts nothing."""
+    """Counts a load; a forked process counts nothing."""
 
     def __init__(self, load: Loading, *, model: str, uri: str, file: str) -> None:
-        """Looks at the file, before anything flows.
+        """Checks the file, before the load begins.
 
         Args:
-            load: That begins.
-            model: What it is called.
-            uri: Where it comes from, with its scheme.
-            file: As the user has named it.
+            load: The load.
+            model: Its name, for the label.
+            uri: Its source, with the scheme.
+            file: The configured path.
 
         Raises:
-            UsageError: It cannot be written, nobody would read it, or it holds metrics of others.
+            UsageError: It cannot be written, is not a .prom file, or holds metrics of other programs.
             DiskError: It cannot be read.
         """
         self._file = TextFile(checked_file(file))
@@ -33,16 +33,16 @@ class LibraryLoad:
         self._pid = os.getpid()
 
     def end(self) -> str | None:
-        """It has ended, however it did; one without an outcome was cancelled. Idempotent.
+        """Counts the end of the load; one without an outcome was cancelled. Idempotent.
 
         Returns:
-            What the user should know: that the file was damaged, and begins anew.
+            A warning if the file was damaged and replaced.
 
         Raises:
-            UsageError: The file holds metrics of others by now.
+            UsageError: The file holds metrics of other programs by now.
             DiskError: It cannot be written.
         """
-        # Its load is let go of.
+        # Releases the load.
         metrics, self._metrics = self._metrics, None
         if metrics is None or os.getpid() != self._pid:
             return None

@@ -20,7 +20,7 @@ class CommandMetrics:
     """The metrics of a running command.
 
     Attributes:
-        meter: To be told; it counts nothing when nobody asked for metrics.
+        meter: What runs reports to it; it counts nothing if no metrics are configured.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class CommandMetrics:
 
 @contextmanager
 def measured(
-    asked: MetricOptions | None, *, model: str, uri: str, say: Callable[[str], None]
+    options: MetricOptions | None, *, model: str, uri: str, say: Callable[[str], None]
 ) -> Iterator[CommandMetrics]:
     """Serves the metrics for the length of the block, and leaves them in the file at its end, however it ends.
 
     Args:
-        asked: What the user wants; None: nothing, and nothing is done.
-        model: What it is called.
-        uri: Where it comes from, with its scheme.
-        say: Told where they are served, and what goes wrong with the file.
+        options: The configured metrics; None: does nothing.
+        model: Its name, for the label.
+        uri: Its source, with the scheme.
+        say: Prints the address, and warnings about the file.
 
     Raises:
         UsageError: The port is taken, or the file holds metrics of others.
         DiskError: The file cannot be read.
     """
-    if asked is None:
+    if options is None:
         yield CommandMetrics(say)
         return
     from coldstream.telemetry.metrics.registry import Metrics
@@ -67,22 +67,22 @@ def measured(
     from coldstream.telemetry.metrics.textfile import TextFile
 
     metrics = Metrics(model, uri=uri)
-    file = TextFile(asked.file) if asked.file is not None else None
+    file = TextFile(options.file) if options.file is not None else None
     if file is not None:
         file.check()
-    found = CommandMetrics(say, metrics, file)
+    command = CommandMetrics(say, metrics, file)
     with ExitStack() as stack:
-        if asked.port is not None:
-            endpoint = ScrapeEndpoint(asked.host, asked.port, metrics.text)
+        if options.port is not None:
+            endpoint = ScrapeEndpoint(options.host, options.port, metrics.text)
             stack.callback(endpoint.stop)
             metrics.port = endpoint.port
-            far = "" if asked.host == HOST else ", for whoever reaches that address"
+            far = "" if options.host == HOST else ", reachable from other machines"
             say(f"metrics     {endpoint.url}{far}")
         try:
-            yield found
+            yield command
         except ColdstreamError:
             metrics.end(start="failed")
             raise
         finally:
             metrics.end()
-            found.write()
+            command.write()

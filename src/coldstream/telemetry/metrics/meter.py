@@ -1,4 +1,4 @@
-"""What is told to whoever counts. Nobody does, where no metrics are asked for."""
+"""The interface through which loads and starts report; without metrics it counts nothing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from coldstream.telemetry.timeline.start_record import Timeline
 
 
-# Before vLLM runs there is this phase alone.
+# The only phase before vLLM runs.
 RESOLVE = "resolve"
 
 
 class Loading(Protocol):
-    """A load, as `coldstream.loading` has them: alone or shared."""
+    """A load, of `coldstream.loading`, shared or not."""
 
     @property
     def bytes(self) -> int:
-        """Of all tensors; 0 as long as they are not known."""
+        """Bytes of all tensors; 0 until they are known."""
 
     @property
     def statistics(self) -> LoadStatistics | None:
-        """What it has done so far."""
+        """Its statistics so far."""
 
     @property
     def outcome(self) -> LoadReport | ColdstreamError | None:
@@ -36,7 +36,7 @@ class Meter:
     """MetricCounts nothing. May be told in any thread.
 
     Attributes:
-        port: Where somebody may ask for what was counted; None: nowhere.
+        port: The port of the metrics; None if they are not served.
     """
 
     port: int | None = None
@@ -44,40 +44,40 @@ class Meter:
     def follow(
         self, loads: Callable[[], Sequence[Loading]], failures: Callable[[], Sequence[ColdstreamError]] = tuple
     ) -> None:
-        """Loads are counted from now on, whenever somebody looks.
+        """Counts loads from now on, at each scrape.
 
         Args:
-            loads: Those that have begun, so far; asked in any thread. After a `look` those that have ended may be
+            loads: Those that have begun, so far; called in any thread. After a `look` those that have ended may be
                 left out.
             failures: Why others could not begin.
         """
 
     def look(self) -> None:
-        """Takes in what the loads have done so far."""
+        """Reads the statistics of the loads."""
 
     def end(self, *, start: str = "cancelled") -> None:
-        """Nothing goes on: loads that have not ended were cancelled.
+        """Counts loads that have not ended as cancelled.
 
         Args:
-            start: What is to be said of a start of vLLM that has not been counted: "failed" or "cancelled".
+            start: The outcome of a start of vLLM that has not been counted yet: "failed" or "cancelled".
         """
 
     def starting(self) -> None:
-        """A start of vLLM has begun."""
+        """Called when a start of vLLM begins."""
 
     def started(self, timeline: Timeline) -> None:
-        """It answered."""
+        """Called when vLLM is ready."""
 
     def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
-        """It did not, if it has not been counted yet.
+        """Called when vLLM did not become ready; counts it once.
 
         Args:
             outcome: "failed" or "cancelled".
-            phase: That it ended in.
+            phase: The phase in which it ended.
         """
 
     def bundle_restored(self, state: str) -> None:
-        """What became of the warm-start bundle, as `WarmState.state` says."""
+        """Counts `WarmState.state`, the outcome of restoring the warm-start bundle."""
 
     def bundle_published(self, published: str | None) -> None:
-        """Whether the caches were published, as `WarmState.published` says; None: that was not tried."""
+        """Counts `WarmState.published`, the outcome of publishing the caches; None if that was not tried."""

@@ -30,9 +30,9 @@ PHASE_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ENDS = ("ok", "failed", "cancelled")
 _ERRORS = tuple(
     sorted(
-        found("").kind or "coldstream"
-        for found in vars(errors).values()
-        if isinstance(found, type) and issubclass(found, errors.ColdstreamError)
+        error("").kind or "coldstream"
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ColdstreamError)
     )
 )
 _RETRIES = (*(kind for kind in get_args(FetchKind) if kind != "cancelled"), "corrupt", "local")

@@ -1,4 +1,4 @@
-"""Which metrics the user asks for: checked before anything begins."""
+"""The options of the metrics, checked before a load begins."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SUFFIX = ".prom"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricOptions:
-    """What is to be done with the metrics.
+    """Where metrics are served and written.
 
     Attributes:
-        host: Where they are served.
-        port: The same; 0: the kernel chooses; None: they are not served.
-        file: Where they are left at the end; None: nowhere.
+        host: The address they are served on.
+        port: The port; 0 picks a free one; None: they are not served.
+        file: The file they are added to; None: no file.
     """
 
     host: str = HOST
@@ -31,16 +31,16 @@ class MetricOptions:
 
 
 def metric_options(settings: Settings) -> MetricOptions | None:
-    """What is configured; None: nobody asks for metrics.
+    """The configured metrics, or None.
 
     Raises:
-        ConfigError: The port is none, or a host stands without one.
-        UsageError: The file could not be written, or nobody would read it.
+        ConfigError: The port is not valid, or a host is set without one.
+        UsageError: The file cannot be written, or is not a .prom file.
     """
     port_text, path = settings.get("COLDSTREAM_METRICS_PORT"), settings.get("COLDSTREAM_METRICS_FILE")
     host = settings.get("COLDSTREAM_METRICS_HOST")
     if port_text is None and host is not None and settings.origins["COLDSTREAM_METRICS_HOST"] == "flag":
-        raise ConfigError("--metrics-host stands without a port", hint="add --metrics-port, 0 for any that is free")
+        raise ConfigError("--metrics-host needs a port", hint="add --metrics-port (0 picks a free port)")
     if port_text is None and path is None:
         return None
     file = checked_file(path) if path is not None else None
@@ -50,13 +50,13 @@ def metric_options(settings: Settings) -> MetricOptions | None:
 def _checked_port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise ConfigError(
-            f"the metrics' port is {text[:20]!r}, which is none", hint="0 to 65535; 0 takes any that is free"
+            f"{text[:20]!r} is not a valid metrics port", hint="set --metrics-port to 0 to 65535 (0 picks a free port)"
         )
     return int(text)
 
 
 def checked_file(text: str) -> Path:
-    """The file that the user has named.
+    """Checks the path of a metrics file.
 
     Raises:
         UsageError: It could not be written, or nobody would read it.
@@ -64,7 +64,8 @@ def checked_file(text: str) -> Path:
     path = expanded(text).absolute()
     if path.suffix != SUFFIX:
         raise UsageError(
-            f"the metrics' file {text} does not end in {SUFFIX}", hint="node exporter reads no other: coldstream.prom"
+            f"the metrics' file {text} does not end in {SUFFIX}",
+            hint="node exporter only reads such files: coldstream.prom",
         )
     if path.is_dir():
         raise UsageError(f"the metrics' file {text} is a folder")
@@ -74,5 +75,5 @@ def checked_file(text: str) -> Path:
             hint=f"mkdir -p {shlex.quote(str(path.parent))}",
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"the metrics' file {text} is in a folder that this user may not write to")
+        raise UsageError(f"the metrics' file {text} is in a folder that this user cannot write to")
     return path

@@ -8,18 +8,18 @@ _NAME = "coldstream_month_dollars"
 
 
 def cost_file(path: Path, projected: float, budget: float | None = None) -> str | None:
-    """Writes what the month will cost, and what it may; other metrics of the file stay.
+    """Writes the projected cost of the month and the budget; other metrics in the file stay.
 
     Args:
-        path: It ends in `.prom`; its folder exists.
-        projected: Dollars that the month will have cost at its end, as it goes.
-        budget: Dollars that it may cost; None: nobody has said.
+        path: Ends in `.prom`, in an existing directory.
+        projected: The projected cost in dollars.
+        budget: The budget in dollars, or None.
 
     Returns:
-        What the user should know: that the file was damaged, and begins anew.
+        A warning if the file was damaged and replaced.
 
     Raises:
-        UsageError: The file holds metrics of others.
+        UsageError: The file holds metrics of other programs.
         DiskError: It cannot be written.
     """
     from coldstream.telemetry.metrics.families import Family, Sample

@@ -1,4 +1,4 @@
-"""MetricCounts what loads, starts and bundles report, for whoever asks. Thread-safe."""
+"""MetricCounts what loads, starts and bundles report. Thread-safe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from coldstream.telemetry.timeline.start_record import Timeline
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
-# Nothing is known of it here: `costs` writes it.
+# Written by `month_costs`.
 _ELSEWHERE = {"coldstream_month_dollars"}
 
 
@@ -37,7 +37,7 @@ class _Followed:
 class Metrics(Meter):
     """The metrics of one process, which has one model.
 
-    What runs is looked at when somebody asks: a scrape shows the counts of that moment.
+    Loads are read at each scrape, so a scrape shows the counts of that moment.
     """
 
     def __init__(self, model: str, *, uri: str) -> None:
@@ -212,7 +212,7 @@ class Metrics(Meter):
             newest = [*self._followed.values()][-1].load
             newest_statistics = newest.statistics
             done = newest_statistics.loaded_bytes if newest_statistics is not None else 0
-            # Repeated bytes and headers are no progress.
+            # Repeated bytes and headers do not count as progress.
             self._counts.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
             self._counts.gauge("coldstream_load_expected_bytes", newest.bytes)
 

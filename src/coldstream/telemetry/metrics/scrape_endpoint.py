@@ -18,11 +18,11 @@ _AT_ONCE_MAX = 16
 
 
 class ScrapeEndpoint:
-    """A server of its own threads. Listens from the beginning; `stop` ends it.
+    """Serves scrapes in its own threads until `stop`.
 
     Attributes:
-        port: Where it listens.
-        url: The same for people and for Prometheus.
+        port: The port it listens on.
+        url: The URL of the metrics.
     """
 
     def __init__(self, host: str, port: int, text: Callable[[], bytes]) -> None:
@@ -30,19 +30,19 @@ class ScrapeEndpoint:
 
         Args:
             host: An address of this machine, or a name of one.
-            port: 0 for any that is free.
+            port: 0 picks a free port.
             text: The metrics of that moment; asked in any thread.
 
         Raises:
-            UsageError: Somebody else listens there, or it is no address of this machine.
+            UsageError: The port is in use, or the address is not one of this machine.
         """
         try:
             self._server = _server(host, port, text)
         except OSError as exc:
-            why = "is taken" if exc.errno == errno.EADDRINUSE else f"cannot be had: {exc.strerror or exc}"
+            why = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be opened: {exc.strerror or exc}"
             raise UsageError(
                 f"the metrics' port {port} on {host} {why}",
-                hint="choose another, or 0 for any that is free: --metrics-port, COLDSTREAM_METRICS_PORT",
+                hint="set another port, or 0 to pick a free one: --metrics-port, COLDSTREAM_METRICS_PORT",
             ) from exc
         self.port: int = self._server.server_address[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
@@ -74,16 +74,16 @@ def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.Thr
             pass
 
         def _answer(self, *, with_body: bool) -> None:
-            found = self.path.partition("?")[0] == "/metrics"
+            is_metrics = self.path.partition("?")[0] == "/metrics"
             with at_once:
-                body = text() if found else b"metrics are at /metrics\n"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain; charset=utf-8")
+                body = text() if is_metrics else b"metrics are at /metrics\n"
+            self.send_response(200 if is_metrics else 404)
+            self.send_header("Content-Type", CONTENT_TYPE if is_metrics else "text/plain; charset=utf-8")
             if "gzip" in self.headers.get("Accept-Encoding", ""):
                 body = gzip.compress(body, compresslevel=1)
                 self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
-            # A scraper comes every some seconds: its connection would keep a thread for nothing.
+            # A scraper comes every few seconds; an open connection would hold a thread in between.
             self.send_header("Connection", "close")
             self.end_headers()
             if with_body:
@@ -94,6 +94,6 @@ def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.Thr
         address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Whoever asked has gone; there is nobody to tell."""
+            """The client closed the connection."""
 
     return ScrapeServer((host, port), Handler)

@@ -1,7 +1,7 @@
 """The file that node exporter's textfile collector reads: what loads on this machine have counted, one after another.
 
 A load is shorter than the time between two scrapes, so its counts are added to what the file holds, under a lock, and
-the file is replaced as a whole. It is made of metrics of ours alone.
+the file is replaced as a whole. It only holds metrics of coldstream.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class TextFile:
         self._written: Families = {}
 
     def check(self) -> None:
-        """Refuses a file that holds metrics of others, before anything begins.
+        """Refuses a file that holds metrics of other programs, before a load begins.
 
         Raises:
             UsageError: It does.
             DiskError: It cannot be read.
         """
-        # A damaged one is replaced, and that is said then.
+        # A damaged file is replaced, with a warning, when it is written.
         with suppress(IntegrityError):
             self._read()
 
@@ -54,10 +54,10 @@ class TextFile:
             families: All that it has counted.
 
         Returns:
-            What the user should know: that the file was damaged, and begins anew.
+            A warning if the file was damaged and replaced.
 
         Raises:
-            UsageError: The file holds metrics of others.
+            UsageError: The file holds metrics of other programs.
             DiskError: It cannot be written.
         """
         warning = None
@@ -65,7 +65,7 @@ class TextFile:
             try:
                 old = self._read()
             except IntegrityError as exc:
-                old, warning = {}, f"{exc.message}; its counts begin anew"
+                old, warning = {}, f"{exc.message}; its counts start over"
             # Readable whatever the umask: the collector is another user.
             write_atomically(self.path, render(merged(old, since(families, self._written))), mode=_MODE)
         self._written = families
@@ -75,7 +75,7 @@ class TextFile:
         with _disk_errors(self.path):
             data = read_bounded(self.path, FILE_BYTES_MAX)
             if data is None and self.path.exists():
-                raise IntegrityError(f"the metrics' file {self.path} is too large to be ours")
+                raise IntegrityError(f"the metrics' file {self.path} is too large to be one of coldstream's")
         return parse(data, where=str(self.path)) if data else {}
 
     @contextmanager
@@ -101,7 +101,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as exc:
         raise DiskError(
             f"cannot use the metrics' file {path}: {exc.strerror or exc}",
-            hint="name one in a folder that this user may write to: --metrics-file",
+            hint="set --metrics-file to a path in a writable directory",
             operation="metrics",
             target=str(path),
         ) from exc

@@ -39,14 +39,14 @@ GOOD = EdgeAnswer(status=206, cache="HIT", size=1000, etag="abc")
 def test_the_status_of_two_reads(first: str, second: str, state: str, mend: str) -> None:
     found = judge(ITEM, replace(GOOD, cache=first), replace(GOOD, cache=second), 1000)
     assert (found.state, found.first, found.second) == (state, first, second)
-    assert mend in found.mend
-    assert bool(found.mend) == bool(mend)
+    assert mend in found.fix
+    assert bool(found.fix) == bool(mend)
 
 
 def test_what_is_too_large_is_so_whatever_the_cache_says() -> None:
     found = judge(ITEM, GOOD, GOOD, 999)
     assert found.state == "too large"
-    assert "--object-bytes-max" in found.mend
+    assert "--object-bytes-max" in found.fix
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_too_large_is_so_whatever_the_cache_says() -> None:
 def test_an_answer_that_is_not_the_bucket_s(answer: EdgeAnswer, state: str, mend: str) -> None:
     found = judge(ITEM, GOOD, answer, 1000)
     assert found.state == state
-    assert mend in found.mend
+    assert mend in found.fix
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_not_found(cache: str, in_bucket: bool, state: str, mend: str) -
     answer = EdgeAnswer(status=404, cache=cache)
     found = judge(ITEM, answer, answer, 1000, in_bucket=in_bucket)
     assert found.state == state
-    assert mend in found.mend
+    assert mend in found.fix
 
 
 def test_a_weak_etag_says_nothing() -> None:

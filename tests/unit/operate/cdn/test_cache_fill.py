@@ -77,7 +77,7 @@ def checked(script: Script) -> tuple[str, str, str, str]:
     (found,) = check(
         Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks, on_done=lambda _: None
     )
-    return found.state, found.first, found.second, found.mend
+    return found.state, found.first, found.second, found.fix
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 100])
@@ -135,6 +135,6 @@ def test_only_what_is_kept_whole_counts_as_a_hit(keeps: bool) -> None:
     assert (found.bytes, found.first_hits) == (100, 0)
     assert (found.hits, found.hit_bytes) == ((1, 100) if keeps else (0, 0))
     assert found.findings[0].state == ("kept" if keeps else "coming")
-    assert found.findings[0].mend == ("" if keeps else "only a part is kept: coldstream cdn warm org/m")
+    assert found.findings[0].fix == ("" if keeps else "only a part is kept: coldstream cdn warm org/m")
     # All of it was read once, and then a few bytes.
     assert script.asked[:2] == [0, 99]

@@ -42,7 +42,7 @@ def test_segments_are_kept_for_a_year_and_files_for_a_day() -> None:
 
 @pytest.mark.parametrize("host", ["", "localhost", 'x" or true', "a b.com", "-a.com", "a..com", "a" * 254 + ".com"])
 def test_what_is_no_domain_gets_no_rule(host: str) -> None:
-    with pytest.raises(UsageError, match="no domain"):
+    with pytest.raises(UsageError, match="not a domain"):
         rule_for(host, segments=True)
 
 
@@ -92,7 +92,7 @@ def test_each_field_that_differs_is_named() -> None:
     ]
     for found, expected in changes:
         standing = rule_state(rule, [found])
-        assert {each.field: (each.found, each.wanted) for each in standing.differences} == expected
+        assert {each.field: (each.actual, each.expected) for each in standing.differences} == expected
         assert standing.state == ("differs" if expected else "as wanted")
         assert standing.is_ours
 
@@ -101,7 +101,7 @@ def test_of_several_rules_one_that_is_as_wanted_counts_and_then_ours() -> None:
     rule = rule_for("models.example.com", segments=True)
     ours = {**rule, "enabled": False}
     by_hand = {**with_parameters(rule, cache=False), "ref": "by hand"}
-    assert rule_state(rule, [by_hand, ours]).found is ours
+    assert rule_state(rule, [by_hand, ours]).actual is ours
     assert rule_state(rule, [ours, by_hand, {**rule, "ref": "exact"}]).state == "as wanted"
     alone = rule_state(rule, [by_hand])
     assert (alone.state, alone.is_ours) == ("differs", False)
@@ -120,7 +120,7 @@ def test_the_limits_of_plans() -> None:
     assert limit_of("free") == limit_of("business") == 512_000_000
     assert limit_of("enterprise") == 5_000_000_000
     assert limit_of(None) == min(PLANS.values())
-    with pytest.raises(UsageError, match="no plan"):
+    with pytest.raises(UsageError, match="not a known plan"):
         limit_of("platinum")
 
 

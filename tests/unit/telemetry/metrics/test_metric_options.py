@@ -35,9 +35,9 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"PORT": "http"}, "is 'http', which is none"),
-        ({"PORT": "65536"}, "which is none"),
-        ({"PORT": "-1"}, "which is none"),
+        ({"PORT": "http"}, "'http' is not a valid metrics port"),
+        ({"PORT": "65536"}, "is not a valid metrics port"),
+        ({"PORT": "-1"}, "is not a valid metrics port"),
         ({"FILE": "metrics.txt"}, "does not end in .prom"),
         ({"FILE": "/nowhere/at/all/c.prom"}, "a folder that does not exist"),
     ],
@@ -48,7 +48,7 @@ def test_what_makes_no_sense(environ: dict[str, str], message: str) -> None:
 
 
 def test_a_host_without_a_port() -> None:
-    with pytest.raises(ConfigError, match="without a port"):
+    with pytest.raises(ConfigError, match="needs a port"):
         asked({"HOST": "127.0.0.1"})
 
 
@@ -107,7 +107,8 @@ def test_a_client_that_says_nothing_stops_nobody(endpoint: ScrapeEndpoint) -> No
 
 
 @pytest.mark.parametrize(
-    ("host", "message"), [("127.0.0.1", "is taken"), ("192.0.2.1", "cannot be had"), ("x.invalid", "cannot be had")]
+    ("host", "message"),
+    [("127.0.0.1", "is in use"), ("192.0.2.1", "cannot be opened"), ("x.invalid", "cannot be opened")],
 )
 def test_a_port_that_cannot_be_had(endpoint: ScrapeEndpoint, host: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -114,7 +114,7 @@ def test_the_file_of_others_is_left_alone(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     with pytest.raises(UsageError, match="apt_upgrades"):
         TextFile(path).check()
-    with pytest.raises(UsageError, match="not ours"):
+    with pytest.raises(UsageError, match="does not belong to coldstream"):
         add(path, one_load())
     assert path.read_bytes() == content
 
