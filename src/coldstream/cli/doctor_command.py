@@ -88,7 +88,7 @@ def _summary(counts: dict[str, int]) -> str:
 
 
 class _ProgressLine:
-    """A line that says what is looked at and for how long, on a terminal, once it takes longer than a moment."""
+    """A line on a terminal that names the running check and its duration, once it takes longer than a second."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream

@@ -108,17 +108,17 @@ def ask(url: str, name: str) -> str:
         ColdstreamError: It does not answer as it should.
     """
     try:
-        found = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
-        if found is not None:
-            first, second, third = (entry["embedding"] for entry in found["data"])
+        answer = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
+        if answer is not None:
+            first, second, third = (entry["embedding"] for entry in answer["data"])
             alike, other = _cosine(first, second), _cosine(first, third)
             return f"{_SENTENCES[0]!r} and {_SENTENCES[1]!r} are {alike:.2f} alike, and {_SENTENCES[2]!r} {other:.2f}"
-        found = _post(
+        answer = _post(
             f"{url}/v1/completions", {"model": name, "prompt": "The river", "max_tokens": 16, "temperature": 0}
         )
-        if found is None:
+        if answer is None:
             raise ColdstreamError("vLLM neither completes nor embeds with this model")
-        return repr("The river" + found["choices"][0]["text"])
+        return repr("The river" + answer["choices"][0]["text"])
     except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as exc:
         raise ColdstreamError(f"vLLM's answer is not understood: {type(exc).__name__}") from exc
 
@@ -190,17 +190,17 @@ def make_model(folder: Path, *, shards: int = 4, shard_bytes: int = 32 * MIB, se
 
 def _rclone() -> str:
     beside = Path(sys.executable).with_name("rclone")
-    found = str(beside) if beside.is_file() else shutil.which("rclone")
-    if not found:
+    program = str(beside) if beside.is_file() else shutil.which("rclone")
+    if not program:
         raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
-    return found
+    return program
 
 
 def _address(process: subprocess.Popen[str]) -> str:
     """Waits until the server says where it listens, and keeps reading what it says after that."""
     assert process.stderr is not None
     lines: list[str] = []
-    found = threading.Event()
+    ready = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
@@ -208,14 +208,14 @@ def _address(process: subprocess.Popen[str]) -> str:
             for line in process.stderr:
                 lines.append(line)
                 if _RCLONE_ADDRESS.search(line):
-                    found.set()
-        found.set()
+                    ready.set()
+        ready.set()
 
     threading.Thread(target=read, daemon=True).start()
     deadline = time.monotonic() + _START_SECONDS
-    found.wait(max(0.0, deadline - time.monotonic()))
+    ready.wait(max(0.0, deadline - time.monotonic()))
     match = next((match for line in lines if (match := _RCLONE_ADDRESS.search(line))), None)
     if match is None:
-        said = lines[-1].strip()[:200] if lines else "nothing"
-        raise ColdstreamError(f"the demo's S3 server did not start; it said: {said}")
+        last_line = lines[-1].strip()[:200] if lines else "nothing"
+        raise ColdstreamError(f"the demo's S3 server did not start; it said: {last_line}")
     return match[1]

@@ -59,7 +59,7 @@ def checked_file(text: str) -> Path:
     """Checks the path of a metrics file.
 
     Raises:
-        UsageError: It could not be written, or nobody would read it.
+        UsageError: It cannot be written, or is not a .prom file.
     """
     path = expanded(text).absolute()
     if path.suffix != SUFFIX:
