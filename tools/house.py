@@ -78,7 +78,7 @@ class Wording:
 
 
 WORDINGS = (
-    Wording(r"mends?|mended|mending", "fix"),
+    Wording(r"(?<![\"`])mends?|mended|mending", "fix"),
     Wording(r"need not|needs not", "does not have to"),
     Wording(r"nobody", "no one, or rephrase"),
     Wording(r"somebody", "someone, or say who"),

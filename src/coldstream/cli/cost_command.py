@@ -109,15 +109,15 @@ def command(
 
     if budget is not None and not 0 <= budget < 1e12:
         raise UsageError(f"{budget:g} is not a valid budget", hint="US dollars a month, such as --budget 25")
-    found = overridden(prices_file) if prices_file else prices()
+    prices_used = overridden(prices_file) if prices_file else prices()
     if actual:
         if png_file or html_file or workload["names"] or workload["size"] is not None:
             raise UsageError(
                 "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
             )
-        month = _actual(state, found, budget)
+        month = _actual(state, prices_used, budget)
     else:
-        month = _planned(state, found, budget, png_file, html_file, workload)
+        month = _planned(state, prices_used, budget, png_file, html_file, workload)
     if metrics_file is not None:
         from coldstream.telemetry.metrics.month_costs import cost_file
 
@@ -210,18 +210,18 @@ def _actual(state: State, prices: Prices, budget: float | None) -> float:
     from coldstream.operate.cost.usage import read_actual
 
     settings = state.settings()
-    found = read_actual(settings, prices, retry=state.new_retry(settings))
-    month = found.projected.dollars
-    document = asdict(found) | {
-        "began": found.began.isoformat(),
-        "now": found.now.isoformat(),
-        "ends": found.ends.isoformat(),
-        "so_far": _bill_document(found.so_far),
-        "projected": _bill_document(found.projected),
+    usage = read_actual(settings, prices, retry=state.new_retry(settings))
+    month = usage.projected.dollars
+    document = asdict(usage) | {
+        "began": usage.began.isoformat(),
+        "now": usage.now.isoformat(),
+        "ends": usage.ends.isoformat(),
+        "so_far": _bill_document(usage.so_far),
+        "projected": _bill_document(usage.projected),
         "prices_dated": prices.dated,
         "budget": _budget_document(budget, month),
     }
-    state.show(document, _actual_text(found))
+    state.show(document, _actual_text(usage))
     return month
 
 
@@ -288,40 +288,40 @@ def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     return lines
 
 
-def _actual_text(found: Actual) -> str:
+def _actual_text(usage: Actual) -> str:
     from coldstream.operate.cost.break_even import dollars_text
     from coldstream.units import format_bytes, plural
 
-    so_far, whole = found.so_far, found.projected
+    so_far, whole = usage.so_far, usage.projected
     rows = [
         ["", "SO FAR", "", "THE MONTH", ""],
         [
             "storage, mean of the days' most",
-            format_bytes(found.average_bytes),
+            format_bytes(usage.average_bytes),
             dollars_text(so_far.storage.dollars),
-            format_bytes(found.projected_bytes),
+            format_bytes(usage.projected_bytes),
             dollars_text(whole.storage.dollars),
         ],
         [
             "class A",
-            f"{found.class_a:,}",
+            f"{usage.class_a:,}",
             dollars_text(so_far.class_a.dollars),
-            f"{found.projected_class_a:,}",
+            f"{usage.projected_class_a:,}",
             dollars_text(whole.class_a.dollars),
         ],
         [
             "class B",
-            f"{found.class_b:,}",
+            f"{usage.class_b:,}",
             dollars_text(so_far.class_b.dollars),
-            f"{found.projected_class_b:,}",
+            f"{usage.projected_class_b:,}",
             dollars_text(whole.class_b.dollars),
         ],
         ["sum", "", dollars_text(so_far.dollars), "", dollars_text(whole.dollars)],
     ]
-    operations = ", ".join(f"{name} {count:,}" for name, count in found.operations.items())
+    operations = ", ".join(f"{name} {count:,}" for name, count in usage.operations.items())
     head = (
-        f"{found.bucket} at Cloudflare R2, {found.began:%Y-%m-%d} to {found.now:%Y-%m-%d %H:%M} UTC   "
-        f"now {format_bytes(found.stored_bytes)} in {plural(found.objects, 'object')}"
+        f"{usage.bucket} at Cloudflare R2, {usage.began:%Y-%m-%d} to {usage.now:%Y-%m-%d %H:%M} UTC   "
+        f"now {format_bytes(usage.stored_bytes)} in {plural(usage.objects, 'object')}"
     )
     return "\n".join(
         [

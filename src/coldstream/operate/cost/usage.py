@@ -174,20 +174,20 @@ def read_actual(
     """
     split = urlsplit(settings.store_uri())
     if split.scheme != "s3":
-        raise UsageError(f"{settings.store_uri()} is no bucket, and nobody counts what is done with it")
+        raise UsageError(f"{settings.store_uri()} is not a bucket, so there is no usage to read")
     account = r2_account(settings.endpoint() or "https://s3.amazonaws.com")
     bucket = f"{account.jurisdiction}_{split.netloc}" if account.jurisdiction else split.netloc
     api = open_api(settings, retry)
     if api is None:
         raise ConfigError(
-            f"what was counted is Cloudflare's to tell, and CLOUDFLARE_API_TOKEN is not set in "
+            f"the usage is read from Cloudflare's API, but CLOUDFLARE_API_TOKEN is not set in "
             f"{' or '.join(settings.looked_in)}",
-            hint="make a token with 'Account Analytics: Read' at dash.cloudflare.com/profile/api-tokens",
+            hint="create a token with 'Account Analytics: Read' at dash.cloudflare.com/profile/api-tokens",
         )
     now = now or datetime.now(timezone.utc)
     began = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     window = now - WINDOW
-    found = api.graphql(
+    reply = api.graphql(
         QUERY,
         {
             "accountTag": account.account,
@@ -198,7 +198,7 @@ def read_actual(
         },
     )
     try:
-        accounts = msgspec.convert(found, _Answer).viewer.accounts
+        accounts = msgspec.convert(reply, _Answer).viewer.accounts
     except msgspec.ValidationError as exc:
         raise IntegrityError(f"Cloudflare's analytics answered with what was not asked for: {exc}") from exc
     if not accounts:
@@ -256,7 +256,7 @@ def _reckoned(account: _Account, prices: Prices, *, bucket: str, began: datetime
 
 
 def _peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: datetime) -> list[int]:
-    """The most that was stored on each day of the month so far; a day that nobody counted is like the one before."""
+    """Returns the peak storage of each day of the month so far; a day without a sample repeats the day before."""
     by_day: dict[int, int] = {}
     last = 0
     for moment, size in samples:
@@ -272,11 +272,11 @@ def _peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: dateti
 
 
 def _billed(rows: Sequence[_Operations]) -> Counter[str]:
-    found: Counter[str] = Counter()
+    billed: Counter[str] = Counter()
     for row in rows:
         if str(row.dimensions.responseStatusCode) not in _UNBILLED_STATUS:
-            found[row.dimensions.actionType] += row.sum.requests
-    return found
+            billed[row.dimensions.actionType] += row.sum.requests
+    return billed
 
 
 def _class_a(operations: Mapping[str, int]) -> int:
