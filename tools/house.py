@@ -19,16 +19,16 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 45_300,
-    "module": 860,
-    "function": 110,
-    "classes": 7,
+    "lines": 44_450,
+    "module": 740,
+    "function": 85,
+    "classes": 0,
     "modules": 0,
     "circles": 0,
-    "rooms": 2,
+    "rooms": 0,
     "annotations": 0,
-    "names": 285,
-    "words": 340,
+    "names": 0,
+    "words": 0,
 }
 # Where the limits are going. The plain run names a goal while its limit is still above it.
 GOALS = {
