@@ -508,8 +508,9 @@ class Connection:
     def _refusal(self, head: Head, target: Target, size: int | None) -> FetchError:
         """Translates a reply without the requested bytes."""
         body = self._discard(head)
-        code = _ERROR_CODE.search(body)
-        text = f"{target.shown}: {head.status}{' ' + code[1].decode() if code else ''}"
+        match = _ERROR_CODE.search(body)
+        code = match[1].decode() if match else ""
+        text = f"{target.shown}: {head.status} {code}".rstrip()
         status = head.status
         if is_retryable_status(status):
             return FetchError("busy", text, status=status, retry_after_seconds=retry_after(head.headers))
@@ -521,7 +522,7 @@ class Connection:
         if status < 400:
             return self._unexpected(head, target, body)
         kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
-        return FetchError(kinds.get(status, "refused"), text, status=status)
+        return FetchError(kinds.get(status, "refused"), text, status=status, code=code)
 
     def _unexpected(self, head: Head, target: Target, body: bytes | None = None) -> FetchError:
         """Translates a reply that is not from an object; `body` if it has been read already."""

@@ -58,12 +58,13 @@ class FetchError(Exception):
             "protocol": no valid HTTP.
             "cancelled": by `Connection.cancel`.
         message: For people; without the query of the URL.
-        status: Of the answer, if there was one.
+        status: The HTTP status, if there was a reply.
+        code: The error code of S3 in the reply ("ExpiredToken"), or "".
         retry_after_seconds: How long the server asked to wait, or None.
         received: So many bytes of the wanted range are in place at the start of the buffer, and may be kept.
     """
 
-    __slots__ = ("kind", "message", "received", "retry_after_seconds", "status")
+    __slots__ = ("code", "kind", "message", "received", "retry_after_seconds", "status")
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class FetchError(Exception):
         message: str,
         *,
         status: int | None = None,
+        code: str = "",
         retry_after_seconds: float | None = None,
         received: int = 0,
     ) -> None:
@@ -78,6 +80,7 @@ class FetchError(Exception):
         self.kind: Kind = kind
         self.message = message
         self.status = status
+        self.code = code
         self.retry_after_seconds = retry_after_seconds
         self.received = received
 

@@ -325,7 +325,8 @@ class _Start:
         return record(session(pid), service.modules()).encode()
 
     def _report_publication(self, state: WarmState) -> None:
-        self.meter.bundle_published(state.published)
+        if state.published is not None:
+            self.meter.bundle_published("no" if state.unpublished else state.published)
         if state.state == "restored" and state.compiled:
             files = plural(state.compiled, "new file")
             self.say(f"warning: code was compiled although a warm-start bundle was restored: {files}")

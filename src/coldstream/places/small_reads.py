@@ -14,7 +14,7 @@ from coldstream.places.place import Link, Location, Piece, replaced
 
 # What a link is tried with: enough for any answer to be a real one.
 _PROBE_BYTES = 8
-_ENDED = (" ExpiredToken", " ExpiredRequest", " InvalidToken", " TokenRefreshRequired")
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredRequest", "InvalidToken", "TokenRefreshRequired"}
 
 
 class LinkReader:
@@ -100,12 +100,13 @@ class LinkReader:
             return CancelledError("cancelled")
         if exc.kind == "gone":
             return NotFoundError(f"{where} does not exist", operation="GET", target=where)
-        # AWS answers 400 with ExpiredToken when temporary credentials have ended.
-        ended = next((word for word in _ENDED if exc.message.endswith(word)), "")
-        if exc.kind == "refused" and (exc.status in {None, 401, 403} or ended):
+        # AWS replies with 400 and ExpiredToken when temporary credentials have expired.
+        expired = exc.code in _EXPIRED_CODES
+        answer = f"{exc.status} {exc.code if expired else ''}".rstrip() if exc.status else exc.message
+        if exc.kind == "refused" and (exc.status in {None, 401, 403} or expired):
             return CredentialsError(
-                f"{where}: {host} refuses ({f'{exc.status}{ended}' if exc.status else exc.message})",
-                hint="the link or its credentials have expired; make new ones" if ended else self._forbidden,
+                f"{where}: {host} refuses ({answer})",
+                hint="the link or its credentials have expired; create new ones" if expired else self._forbidden,
                 operation="GET",
                 target=where,
             )

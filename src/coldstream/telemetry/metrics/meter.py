@@ -79,5 +79,5 @@ class Meter:
     def bundle_restored(self, state: str) -> None:
         """Counts `WarmState.state`, the outcome of restoring the warm-start bundle."""
 
-    def bundle_published(self, published: str | None) -> None:
-        """Counts `WarmState.published`, the outcome of publishing the caches; None if that was not tried."""
+    def bundle_published(self, result: str) -> None:
+        """Counts an attempt to publish the caches: "published", "kept" or "no"."""

@@ -121,11 +121,8 @@ class Metrics(Meter):
     def bundle_restored(self, state: str) -> None:
         self._counts.add("coldstream_bundle_restores_total", result=state)
 
-    def bundle_published(self, published: str | None) -> None:
-        if published is not None:
-            self._counts.add(
-                "coldstream_bundle_publishes_total", result="no" if published.startswith("no: ") else published
-            )
+    def bundle_published(self, result: str) -> None:
+        self._counts.add("coldstream_bundle_publishes_total", result=result)
 
     def families(self, *, live: bool) -> Families:
         """All metrics as they are now.
