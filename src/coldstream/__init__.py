@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         NotFoundError,
         PartialError,
         UnavailableError,
+        UnsupportedError,
         UploadNotFoundError,
         UsageError,
     )
@@ -77,6 +78,7 @@ __all__ = [
     "Share",
     "TypedBuffer",
     "UnavailableError",
+    "UnsupportedError",
     "UploadNotFoundError",
     "UsageError",
     "attach",

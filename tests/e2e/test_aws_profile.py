@@ -48,7 +48,7 @@ def test_every_part_honours_the_profile(moto: S3Server, tmp_path: Path, monkeypa
         command.run("load", "org/model", "--no-cache")
         assert sum("X-Amz-Signature" in line for line, _ in faults.requests) >= 3, "the engine's own connections"
         out, _ = command.run("doctor", "org/model")
-        assert "the certificate holds" in out
+        assert "the certificate is valid" in out
         out, _ = command.run("template", "org/model", "--target", "k8s", "--gpus", "L4:1")
         assert server.endpoint in out
         assert "eu-west-1" in out

@@ -91,7 +91,7 @@ def test_a_limit_is_named(command: Command, line: str, message: str) -> None:
     assert done.returncode == 1, done.stdout
     error, hint = done.stderr.splitlines()
     assert re.search(message, error)
-    assert hint.startswith("hint:  raise it")
+    assert hint.startswith("hint:  raise ")
 
 
 def test_tensors_that_are_kept_beyond_a_limit_end_the_load(command: Command) -> None:

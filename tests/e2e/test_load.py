@@ -366,7 +366,7 @@ def test_bad_options_and_bad_names_are_one_line(tmp_path: Path) -> None:
     assert err.startswith("error: ")
     write_model(tmp_path / "m", {"model.safetensors": checkpoint_bytes({"a": ("F32", (4,))})})
     _, err = command.run("load", str(tmp_path / "m"), "--device", "warp", code=2)
-    assert "no device 'warp'" in err
+    assert "the device 'warp' is not available" in err
     command.run("load", str(tmp_path / "m"), "--memory", "lots", code=2)
     with pytest.raises(UsageError, match="connections"):
         coldstream.stream("x", connections=0)

@@ -157,8 +157,13 @@ def _usage_error(exc: click.ClickException) -> UsageError:
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
         hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
-        return UsageError(exc.format_message(), hint=hint)
-    return UsageError(exc.format_message(), hint=f"see: {command} --help")
+        return UsageError(_one_line(exc), hint=hint)
+    return UsageError(_one_line(exc), hint=f"see: {command} --help")
+
+
+def _one_line(exc: click.ClickException) -> str:
+    """Returns click's message, which lists the choices of an option on lines of their own, on a single line."""
+    return " ".join(exc.format_message().split())
 
 
 def _system_error(exc: OSError | MemoryError | RuntimeError) -> ColdstreamError | None:

@@ -73,7 +73,7 @@ def test_warming_waits_once_for_a_domain_that_is_down_and_not_for_each_object(pl
     patience = Backoff(first_seconds=0.05, longest_seconds=0.1, give_up_seconds=1.0)
     found = warmed(place, patience, connections=1)
     assert len(found.findings) > 5
-    assert {(finding.state, finding.mend) for finding in found.findings} == {("wrong", "it answers 503")}
+    assert {(finding.state, finding.fix) for finding in found.findings} == {("wrong", "it answers 503")}
     # The first is asked for until the patience ends, each of the others three times.
     behind = [request.path for request in place.cdn.requests][-3:]
     assert len(set(behind)) == 1

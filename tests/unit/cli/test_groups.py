@@ -34,4 +34,4 @@ def test_suggests_the_nearest_word(command: Command, arguments: tuple[str, ...],
 
 
 def test_a_model_may_have_no_organisation(command: Command) -> None:
-    assert "--gpus" in command.run("template", "qwen3", code=2)[1]
+    assert "option '--target'" in command.run("template", "qwen3", code=2)[1]
