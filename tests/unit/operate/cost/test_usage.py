@@ -162,7 +162,7 @@ def test_an_answer_that_is_none(api: FakeApi, data: Any, error: type[ColdstreamE
 def test_where_nobody_counts(api: FakeApi) -> None:
     with pytest.raises(ConfigError, match="names no account of Cloudflare R2"):
         read(api, R2_ENDPOINT="http://127.0.0.1:9000")
-    with pytest.raises(UsageError, match="no bucket"):
+    with pytest.raises(UsageError, match="is not a bucket"):
         read(api, COLDSTREAM_STORE="file:///tmp/models")
     environ = {"R2_ENDPOINT": f"https://{ACCOUNT}.r2.cloudflarestorage.com", "R2_BUCKET": "models"}
     with pytest.raises(ConfigError, match="CLOUDFLARE_API_TOKEN is not set"):
