@@ -1,4 +1,4 @@
-"""MetricCounts loads of the library in the metrics file that the environment names. No load fails because of it."""
+"""Counts loads of the library in the metrics file that the environment names. No load fails because of it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Loading(Protocol):
 
 
 class Meter:
-    """MetricCounts nothing. May be told in any thread.
+    """Counts nothing. Callable from any thread.
 
     Attributes:
         port: The port of the metrics; None if they are not served.

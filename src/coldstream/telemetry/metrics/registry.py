@@ -1,4 +1,4 @@
-"""MetricCounts what loads, starts and bundles report. Thread-safe."""
+"""Counts what loads, starts and bundles report. Thread-safe."""
 
 from __future__ import annotations
 

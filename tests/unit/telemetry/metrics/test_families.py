@@ -1,4 +1,4 @@
-"""MetricCounts that go on from process to process."""
+"""Counts that go on from process to process."""
 
 from __future__ import annotations
 
