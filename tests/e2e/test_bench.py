@@ -158,6 +158,16 @@ def test_a_folder_of_this_machine(command: Command) -> None:
     assert "read in place" in next(one["reason"] for one in found["skipped"] if one["name"] == "coldstream-warm")
 
 
+def test_a_model_in_a_folder_of_models(command: Command) -> None:
+    """Coldstream bench org/m --store ./models: the measuring process reads the same store."""
+    command.run("upload", "./m", "--as", "org/m", "--store", "./models")
+    report = command.json(
+        "bench", "org/m", "--store", "./models", "--runs", "1", *KEEP_PAGE_CACHE, "--only", "coldstream"
+    )
+    (row,) = report["loads"]
+    assert (row["name"], row["state"]) == ("coldstream", "ok"), row
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -325,7 +325,8 @@ class ContestantFactory:
         """The variables with which coldstream's own commands find the bucket or the Hub."""
         if self._target.kind != "s3":
             names = ["HF_ENDPOINT", *(["HF_TOKEN"] if self._target.uri.full.startswith("hf://") else [])]
-            return {name: value for name in names if (value := self._settings.get(name))}
+            values = {name: value for name in names if (value := self._settings.get(name))}
+            return values | ({"COLDSTREAM_STORE": self._target.store} if self._target.store else {})
         values = {
             name: value
             for name, value in self._settings.values.items()

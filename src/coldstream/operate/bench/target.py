@@ -27,7 +27,7 @@ class BenchTarget:
         uri: As coldstream is given it.
         label: The URI for people; without secrets.
         kind: "s3", "folder", or "http" for servers that only coldstream reads.
-        store: "s3://bucket[/prefix]" if `kind` is "s3".
+        store: "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".
         key: The model's folder in the store.
         folder: Its path on this machine if `kind` is "folder".
         verified: Whether a manifest has the hash of every chunk.
@@ -95,6 +95,7 @@ def find_target(uri: str, settings: Settings) -> BenchTarget:
     if all(shard.is_local for shard in shards):
         kind = "folder"
         folder = (shards[0].segments[0].local or "").removesuffix("/" + shards[0].path)
+        store = "" if is_path(uri) or "://" in uri else settings.store_uri()
     elif checkpoint.uri.startswith("s3://"):
         kind = "s3"
         store, key = _split_uri(checkpoint.uri, settings)
