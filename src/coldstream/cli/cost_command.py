@@ -119,7 +119,7 @@ def command(
     else:
         month = _planned(state, prices_used, budget, png_file, html_file, workload)
     if metrics_file is not None:
-        from coldstream.telemetry.metrics.month_costs import cost_file
+        from coldstream.telemetry.metrics.textfile import cost_file
 
         if warning := cost_file(metrics_file, month, budget):
             state.say(f"warning: {warning}")

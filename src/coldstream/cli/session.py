@@ -81,8 +81,7 @@ class State:
         from coldstream.loading.load_plan import uri_key
         from coldstream.model.names import model_name
         from coldstream.model.uri import Uri
-        from coldstream.telemetry.metrics.measuring import measured
-        from coldstream.telemetry.metrics.metric_options import metric_options
+        from coldstream.telemetry.metrics.measuring import measured, metric_options
 
         metrics = metric_options(settings)
         key = uri_key(Uri(uri), settings) if metrics is not None else ""

@@ -181,7 +181,7 @@ def _setting(ctx: click.Context, param: click.Parameter, value: object) -> None:
     ctx.ensure_object(State).flags[f"COLDSTREAM_{param.name.upper()}"] = None if value is None else str(value)
 
 
-# These become settings: see `coldstream.telemetry.metrics.metric_options`.
+# These become settings: see `coldstream.telemetry.metrics.measuring`.
 metrics_options = options(
     click.option(
         "--metrics-port",

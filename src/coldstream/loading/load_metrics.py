@@ -32,7 +32,7 @@ def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Ca
     if file is None:
         return lambda: None
     try:
-        from coldstream.telemetry.metrics.library_metrics import LibraryLoad
+        from coldstream.telemetry.metrics.measuring import LibraryLoad
 
         single = LibraryLoad(load, model=model_name(uri), uri=uri_key(uri, settings), file=file)
     except Exception as exc:  # noqa: BLE001  # the load goes on in any case

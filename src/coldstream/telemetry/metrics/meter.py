@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from coldstream.engine.load_statistics import LoadReport, LoadStatistics
     from coldstream.telemetry.timeline.start_record import Timeline
 
-
 # The only phase before vLLM runs.
 RESOLVE = "resolve"
 
@@ -33,11 +32,7 @@ class Loading(Protocol):
 
 
 class Meter:
-    """Counts nothing. Callable from any thread.
-
-    Attributes:
-        port: The port of the metrics; None if they are not served.
-    """
+    """Counts nothing. Callable from any thread; `port` is the port of the metrics, None if they are not served."""
 
     port: int | None = None
 
@@ -56,11 +51,7 @@ class Meter:
         """Reads the statistics of the loads."""
 
     def end(self, *, start: str = "cancelled") -> None:
-        """Counts loads that have not ended as cancelled.
-
-        Args:
-            start: The outcome of a start of vLLM that has not been counted yet: "failed" or "cancelled".
-        """
+        """Counts loads that have not ended as cancelled, and a start of vLLM that was not counted yet as `start`."""
 
     def starting(self) -> None:
         """Called when a start of vLLM begins."""
@@ -69,12 +60,7 @@ class Meter:
         """Called when vLLM is ready."""
 
     def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
-        """Called when vLLM did not become ready; counts it once.
-
-        Args:
-            outcome: "failed" or "cancelled".
-            phase: The phase in which it ended.
-        """
+        """Called when vLLM did not become ready; counts it once. `outcome` is "failed" or "cancelled"."""
 
     def bundle_restored(self, state: str) -> None:
         """Counts `WarmState.state`, the outcome of restoring the warm-start bundle."""

@@ -2,27 +2,96 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 from coldstream.errors import CancelledError, ColdstreamError
 from coldstream.package import __version__
-from coldstream.telemetry.metrics.counts import MetricCounts
-from coldstream.telemetry.metrics.exposition import render
-from coldstream.telemetry.metrics.families import Families
+from coldstream.telemetry.metrics.families import Families, Family, Labels, Sample, render
 from coldstream.telemetry.metrics.meter import RESOLVE, Loading, Meter
-from coldstream.telemetry.metrics.metric_names import METRICS, source_of
+from coldstream.telemetry.metrics.metric_names import METRICS, Metric, label_value, source_of
 
 if TYPE_CHECKING:
     from coldstream.engine.load_statistics import LoadReport, LoadStatistics
     from coldstream.telemetry.timeline.start_record import Timeline
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
-# Written by `month_costs`.
+# Written by `textfile.cost_file`.
 _ELSEWHERE = {"coldstream_month_dollars"}
+
+
+class MetricCounts:
+    """Some metrics as plain numbers, from zero on. Thread-safe.
+
+    The client's own counters are not used: where `PROMETHEUS_MULTIPROC_DIR` is set, as vLLM does for several API
+    servers, all counters of one name share their value, in every process and object, and turn up among vLLM's own.
+    """
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._lock = threading.Lock()
+        self._metrics = {metric.name: metric for metric in metrics}
+        self._families = {metric.name: Family(metric.kind, metric.help) for metric in self._metrics.values()}
+        # Those whose labels are known are there before they count: `increase` sees a first step.
+        for name, metric in self._metrics.items():
+            values = [value for value in metric.labels.values() if value is not None]
+            if len(values) < len(metric.labels) or (values and metric.kind != "counter"):
+                continue
+            for combination in product(*values):
+                labels = tuple(zip(metric.labels, combination, strict=True))
+                if metric.kind == "histogram":
+                    self._observe(metric, labels, 0.0, times=0)
+                else:
+                    self._families[name].samples[name, labels] = 0.0
+
+    def add(self, name: str, count: float = 1, /, **labels: str) -> None:
+        """Adds to a counter."""
+        known = self._labelled(name, "counter", labels)
+        with self._lock:
+            _add(self._families[name].samples, (name, known), count)
+
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        """Adds to a histogram."""
+        known = self._labelled(name, "histogram", labels)
+        with self._lock:
+            self._observe(self._metrics[name], known, value)
+
+    def gauge(self, name: str, value: float, /, **labels: str) -> None:
+        """Sets a gauge."""
+        known = self._labelled(name, "gauge", labels)
+        with self._lock:
+            self._families[name].samples[name, known] = value
+
+    def families(self, *, live: bool) -> Families:
+        """All that were used, by the name that the text format's parser gives them; `live`: also the live ones."""
+        with self._lock:
+            return {
+                name.removesuffix("_total"): Family(family.kind, family.help, dict(family.samples))
+                for name, family in self._families.items()
+                if family.samples and (live or not self._metrics[name].live)
+            }
+
+    def _labelled(self, name: str, kind: str, labels: dict[str, str]) -> Labels:
+        metric = self._metrics[name]
+        assert metric.kind == kind, name
+        assert metric.labels.keys() == labels.keys(), name
+        return tuple(sorted((label, label_value(metric, label, value)) for label, value in labels.items()))
+
+    def _observe(self, metric: Metric, labels: Labels, value: float, *, times: int = 1) -> None:
+        samples = self._families[metric.name].samples
+        for bound in (*metric.buckets, math.inf):
+            within = ("le", "+Inf" if bound == math.inf else str(float(bound)))
+            _add(samples, (f"{metric.name}_bucket", tuple(sorted((*labels, within)))), times * (value <= bound))
+        _add(samples, (f"{metric.name}_count", labels), times)
+        _add(samples, (f"{metric.name}_sum", labels), times * value)
+
+
+def _add(samples: dict[Sample, float], sample: Sample, count: float) -> None:
+    samples[sample] = samples.get(sample, 0.0) + count
 
 
 @dataclass(slots=True)
@@ -41,12 +110,7 @@ class Metrics(Meter):
     """
 
     def __init__(self, model: str, *, uri: str) -> None:
-        """Begins at zero.
-
-        Args:
-            model: What it is called, for the label.
-            uri: Where it comes from, with its scheme.
-        """
+        """Begins at zero; `uri` has a scheme."""
         self._counts = MetricCounts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
         self._model, self._source = model, source_of(uri)
         self._lock = threading.Lock()
@@ -125,16 +189,12 @@ class Metrics(Meter):
         self._counts.add("coldstream_bundle_publishes_total", result=result)
 
     def families(self, *, live: bool) -> Families:
-        """All metrics as they are now.
-
-        Args:
-            live: Whether those are in it that mean something only while this process runs.
-        """
+        """All metrics as they are now; see `MetricCounts.families`."""
         self.look()
         return self._counts.families(live=live)
 
     def text(self) -> bytes:
-        """All metrics as they are now, in the text format."""
+        """All metrics as they are now, live ones included, in the text format."""
         return render(self.families(live=True))
 
     # Under the lock.
@@ -154,10 +214,9 @@ class Metrics(Meter):
             self._count_report(outcome)
 
     def _advance(self, followed: _Followed, statistics: LoadStatistics) -> None:
-        local = "disk" if self._source == "folder" else "cache"
         counts = {
             ("coldstream_load_bytes_total", "network"): statistics.received_bytes,
-            ("coldstream_load_bytes_total", local): statistics.local_bytes,
+            ("coldstream_load_bytes_total", "disk" if self._source == "folder" else "cache"): statistics.local_bytes,
             ("coldstream_requests_total", ""): statistics.requests,
             ("coldstream_verification_failures_total", ""): statistics.corrupt,
             **{("coldstream_retries_total", cause): count for cause, count in statistics.retry_causes.items()},

@@ -18,20 +18,10 @@ _AT_ONCE_MAX = 16
 
 
 class ScrapeEndpoint:
-    """Serves scrapes in its own threads until `stop`.
-
-    Attributes:
-        port: The port it listens on.
-        url: The URL of the metrics.
-    """
+    """Serves scrapes at `url` in its own threads until `stop`."""
 
     def __init__(self, host: str, port: int, text: Callable[[], bytes]) -> None:
-        """Takes the port.
-
-        Args:
-            host: An address of this machine, or a name of one.
-            port: 0 picks a free port.
-            text: The metrics of that moment; asked in any thread.
+        """Takes the port; 0 picks a free one. `text` returns the metrics of that moment, in any thread.
 
         Raises:
             UsageError: The port is in use, or the address is not one of this machine.

@@ -1,4 +1,4 @@
-"""The file that node exporter's textfile collector reads: what loads on this machine have counted, one after another.
+"""The file that node exporter's textfile collector reads: what loads on this machine have counted, and their cost.
 
 A load is shorter than the time between two scrapes, so its counts are added to what the file holds, under a lock, and
 the file is replaced as a whole. It only holds metrics of coldstream.
@@ -15,24 +15,18 @@ from pathlib import Path
 from coldstream.errors import DiskError, IntegrityError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import read_bounded, try_lock, unlock
-from coldstream.telemetry.metrics.exposition import parse, render
-from coldstream.telemetry.metrics.families import Families, merged, since
+from coldstream.telemetry.metrics.families import Families, Family, Sample, merged, parse, render, since
+from coldstream.telemetry.metrics.metric_names import METRICS
 
-FILE_BYTES_MAX = 8 << 20
-_MODE = 0o644
+_METRICS_BYTES_MAX = 8 << 20
 # Others hold the lock for milliseconds; one that was stopped must not stop us.
 _LOCK_SECONDS = 10.0
 
 
 class TextFile:
-    """One such file. Safe across processes."""
+    """One such file, which ends in `.prom`, in an existing folder. Safe across processes."""
 
     def __init__(self, path: Path) -> None:
-        """Names it; nothing is touched.
-
-        Args:
-            path: It ends in `.prom`; its folder exists.
-        """
         self.path = path
         self._written: Families = {}
 
@@ -48,10 +42,7 @@ class TextFile:
             self._read()
 
     def add(self, families: Families) -> str | None:
-        """Adds what a process has counted since it last did.
-
-        Args:
-            families: All that it has counted.
+        """Adds what a process has counted since it last did, from all that it has counted.
 
         Returns:
             A warning if the file was damaged and replaced.
@@ -67,13 +58,13 @@ class TextFile:
             except IntegrityError as exc:
                 old, warning = {}, f"{exc.message}; its counts start over"
             # Readable whatever the umask: the collector is another user.
-            write_atomically(self.path, render(merged(old, since(families, self._written))), mode=_MODE)
+            write_atomically(self.path, render(merged(old, since(families, self._written))), mode=0o644)
         self._written = families
         return warning
 
     def _read(self) -> Families:
         with _disk_errors(self.path):
-            data = read_bounded(self.path, FILE_BYTES_MAX)
+            data = read_bounded(self.path, _METRICS_BYTES_MAX)
             if data is None and self.path.exists():
                 raise IntegrityError(f"the metrics' file {self.path} is too large to be one of coldstream's")
         return parse(data, where=str(self.path)) if data else {}
@@ -105,3 +96,14 @@ def _disk_errors(path: Path) -> Iterator[None]:
             operation="metrics",
             target=str(path),
         ) from exc
+
+
+def cost_file(path: Path, projected: float, budget: float | None = None) -> str | None:
+    """Writes the month's projected cost and budget, in dollars; other metrics in the file stay.
+
+    Returns and raises as `TextFile.add` does.
+    """
+    metric = next(metric for metric in METRICS if metric.name == "coldstream_month_dollars")
+    dollars = {"projected": projected} | ({"budget": budget} if budget is not None else {})
+    samples: dict[Sample, float] = {(metric.name, (("kind", kind),)): amount for kind, amount in dollars.items()}
+    return TextFile(path).add({metric.name: Family(metric.kind, metric.help, samples)})

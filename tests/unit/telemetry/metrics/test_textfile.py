@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.errors import DiskError, IntegrityError, UsageError
-from coldstream.telemetry.metrics.exposition import parse, render
-from coldstream.telemetry.metrics.month_costs import cost_file
+from coldstream.telemetry.metrics.families import parse, render
 from coldstream.telemetry.metrics.registry import Metrics
-from coldstream.telemetry.metrics.textfile import TextFile
+from coldstream.telemetry.metrics.textfile import TextFile, cost_file
 from tests.unit.telemetry.metrics.loads import Load, report, value
 
 OK = {"model": "org/m", "outcome": "ok", "source": "s3", "verified": "yes"}

@@ -13,8 +13,7 @@ import pytest
 
 from coldstream.errors import ConfigError, UsageError
 from coldstream.settings import load_settings
-from coldstream.telemetry.metrics.measuring import measured
-from coldstream.telemetry.metrics.metric_options import MetricOptions, metric_options
+from coldstream.telemetry.metrics.measuring import MetricOptions, measured, metric_options
 from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
 
 
