@@ -79,7 +79,7 @@ def double(moto: S3Server) -> Iterator[FakeR2]:
         yield double
 
 
-def test_a_start_makes_as_many_reads_as_are_reckoned(
+def test_a_start_makes_as_many_reads_as_are_estimated(
     double: FakeR2, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What vLLM is given, and the load, as the server counts them; and the writes of the upload."""

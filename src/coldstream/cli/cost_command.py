@@ -144,8 +144,7 @@ def _planned(
     title = _title(plan)
     if png_file or html_file:
         from coldstream.operate.charts import png
-        from coldstream.operate.cost.break_even import curve
-        from coldstream.operate.cost.cost_chart import html, panels
+        from coldstream.operate.cost.break_even import curve, html, panels
 
         points, launches, notes = curve(plan, prices), plan.launches_per_day, _notes(plan, charged, prices)
         state.write_charts(
@@ -168,8 +167,7 @@ def _planned(
 
 def _plan(state: State, prices: Prices, workload: dict[str, Any]) -> CostPlan:
     from coldstream.errors import UsageError
-    from coldstream.operate.cost.bucket_contents import read_contents
-    from coldstream.operate.cost.workload import alike, make_plan
+    from coldstream.operate.cost.workload import alike, make_plan, read_contents
     from coldstream.tune.gpus import find_gpu, parse_gpus
 
     names, count, size = workload["names"], workload["count"], workload["size"]

@@ -1,4 +1,4 @@
-"""What each provider charges for a month. Pure."""
+"""Each provider's bill for a month. Pure, and exact: one byte more than ten GB bills another GB."""
 
 from __future__ import annotations
 
@@ -7,58 +7,53 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from coldstream.operate.cost.prices import Prices, Provider, Tiers, tiers_of
-from coldstream.operate.cost.requests import reads_of_load
-from coldstream.operate.cost.rounding import billed_units, exact, tiered
 from coldstream.operate.cost.workload import MONTH_DAYS, CostPlan
-
-_MILLION = 10**6
 
 
 @dataclass(frozen=True, slots=True)
 class PricedPlace:
-    """Where models may lie.
+    """Where models may be stored.
 
     Attributes:
-        key: In JSON.
-        provider: In `Providers`.
-        label: For people.
-        leaves: Whether the bytes leave the provider's region: the GPUs are another cloud's.
+        key: Its name in JSON.
+        provider: The field in `Providers`.
+        has_egress: Whether the GPUs are outside the provider's region.
     """
 
     key: str
     provider: str
     label: str
-    leaves: bool
+    has_egress: bool
 
 
-R2, HUB = "r2", "hub"
+R2 = PricedPlace("r2", "r2", "Cloudflare R2", has_egress=True)
+HUB = PricedPlace("hub", "hub", "Hugging Face Hub", has_egress=True)
 PLACES = (
-    PricedPlace(R2, "r2", "Cloudflare R2", leaves=True),
-    PricedPlace("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", leaves=True),
-    PricedPlace("s3-same-region", "s3", "AWS S3, same region", leaves=False),
-    PricedPlace("s3-other-cloud", "s3", "AWS S3, other cloud", leaves=True),
-    PricedPlace("gcs-same-region", "gcs", "Google Cloud, same region", leaves=False),
-    PricedPlace("gcs-other-cloud", "gcs", "Google Cloud, other cloud", leaves=True),
-    PricedPlace(HUB, "hub", "Hugging Face Hub", leaves=True),
+    R2,
+    PricedPlace("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", has_egress=True),
+    PricedPlace("s3-same-region", "s3", "AWS S3, same region", has_egress=False),
+    PricedPlace("s3-other-cloud", "s3", "AWS S3, other cloud", has_egress=True),
+    PricedPlace("gcs-same-region", "gcs", "Google Cloud, same region", has_egress=False),
+    PricedPlace("gcs-other-cloud", "gcs", "Google Cloud, other cloud", has_egress=True),
+    HUB,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What is billed for.
+    """The usage of a month.
 
     Attributes:
-        stored_bytes: On average over the month.
+        stored_bytes: Average over the month.
         class_a: Writes and listings.
         class_b: Reads.
-        read_bytes: That leave the bucket.
-        updates: How often what is stored was replaced: it counts where an object is billed for some days at least.
+        updates: How often the stored data was replaced; matters where objects are billed for a minimum of days.
     """
 
     stored_bytes: Fraction
     class_a: int
     class_b: int
-    read_bytes: Fraction
+    read_bytes: Fraction = Fraction(0)
     updates: Fraction = Fraction(0)
 
 
@@ -67,9 +62,8 @@ class Charge:
     """One line of a bill.
 
     Attributes:
-        used: GB, GB-months, or requests.
-        billed: The same, without what is free, rounded as the provider does; of requests, millions.
-        dollars: For that.
+        used: GB-months, GB or requests.
+        billed: The same without the free amount, rounded as the provider does; requests in millions.
     """
 
     used: float
@@ -79,18 +73,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """A month at one place.
-
-    Attributes:
-        key: Of the place.
-        label: For people.
-        storage: In GB-months, of what the provider calls a GB.
-        class_a: Writes and listings.
-        class_b: Reads.
-        retrieval: In GB.
-        egress: In GB.
-        gpu_dollars: For GPUs that wait for weights; None when an hour of them has no price.
-    """
+    """A month at one place, with `gpu_dollars` for GPUs that wait for weights; None if they have no price."""
 
     key: str
     label: str
@@ -102,68 +85,54 @@ class Bill:
     gpu_dollars: float | None = None
 
     @property
+    def charges(self) -> tuple[Charge, ...]:
+        return self.storage, self.class_a, self.class_b, self.retrieval, self.egress
+
+    @property
     def provider_dollars(self) -> float:
-        """What the provider asks for."""
-        lines = (self.storage, self.class_a, self.class_b, self.retrieval, self.egress)
-        return sum(line.dollars for line in lines)
+        return sum(charge.dollars for charge in self.charges)
 
     @property
     def dollars(self) -> float:
-        """The sum, GPUs' time in it when it has a price."""
         return self.provider_dollars + (self.gpu_dollars or 0.0)
 
 
 def bills(plan: CostPlan, prices: Prices) -> tuple[Bill, ...]:
-    """The same month at all places."""
+    """The month at each of `PLACES`."""
     return tuple(bill(plan, prices, place) for place in PLACES)
 
 
 def bill(plan: CostPlan, prices: Prices, place: PricedPlace) -> Bill:
-    """A month at one place."""
+    """The month at one place."""
     month = charged(usage_of(plan), prices, place)
-    second = plan.dollars_of_a_second
-    if second is None:
+    if (second := plan.dollars_of_a_second) is None:
         return month
-    seconds = plan.start.hub_seconds if place.key == HUB else plan.start.seconds
-    return replace(month, gpu_dollars=second * seconds)
+    return replace(month, gpu_dollars=second * (plan.start.hub_seconds if place == HUB else plan.start.seconds))
 
 
 def usage_of(plan: CostPlan) -> Usage:
-    """What a plan comes to."""
+    """The usage that a plan adds up to."""
     loads = exact(plan.launches_per_day) * plan.nodes * exact(plan.days)
-    fetched = 1 - exact(plan.cached_share)
-    contents, models = plan.contents, plan.models
-    reads = sum(
-        content.count
-        * exact(
-            reads_of_load(
-                chunks=content.chunks,
-                shards=content.shards,
-                small_files=content.small_files,
-                fetched_share=float(fetched),
-            )
-        )
-        for content in contents
-    )
-    size = sum(content.count * content.loaded_bytes for content in contents)
-    updates = exact(plan.updates_per_month)
+    fetched, updates = 1 - exact(plan.cached_share), exact(plan.updates_per_month)
+    reads = sum(content.count * content.reads(fetched) for content in plan.contents)
+    size = sum(content.count * content.loaded_bytes for content in plan.contents)
     return Usage(
         stored_bytes=Fraction(plan.stored_bytes),
-        class_a=math.ceil(updates * sum(content.count * content.writes for content in contents)),
-        class_b=math.ceil(loads * reads / models),
-        read_bytes=loads * fetched * size / models,
+        class_a=math.ceil(updates * sum(content.count * content.writes for content in plan.contents)),
+        class_b=math.ceil(loads * reads / plan.models),
+        read_bytes=loads * fetched * size / plan.models,
         updates=updates,
     )
 
 
 def charged(usage: Usage, prices: Prices, place: PricedPlace) -> Bill:
-    """What a provider charges for it; without the GPUs that wait."""
+    """The provider's charges, without the GPUs that wait."""
     provider: Provider = getattr(prices.providers, place.provider)
     stored = usage.stored_bytes
     if provider.storage_days_min:
-        # Each version is billed for so many days, whenever the next one replaces it.
+        # Each version is billed for so many days, however soon the next one replaces it.
         stored *= max(Fraction(1), usage.updates * exact(provider.storage_days_min) / MONTH_DAYS)
-    egress = usage.read_bytes if place.leaves else Fraction(0)
+    egress = usage.read_bytes if place.has_egress else Fraction(0)
     return Bill(
         key=place.key,
         label=place.label,
@@ -182,5 +151,26 @@ def _bytes(provider: Provider, amount: Fraction, tiers: Tiers, *, free_gb: float
 
 
 def _requests(provider: Provider, count: int, per_million: float, *, free: float) -> Charge:
-    billed = billed_units(Fraction(count), unit=_MILLION, free=exact(free), rounded_up=provider.rounded_up)
+    billed = billed_units(Fraction(count), unit=10**6, free=exact(free), rounded_up=provider.rounded_up)
     return Charge(count, float(billed), float(billed) * per_million)
+
+
+def exact(number: float) -> Fraction:
+    """The number as it was written, not the nearest binary float: 0.1 launches a day are three in thirty days."""
+    return Fraction(str(number))
+
+
+def billed_units(amount: Fraction, *, unit: Fraction | int, free: Fraction | int, rounded_up: bool) -> Fraction:
+    """Converts bytes or requests to billed units, rounded up for R2 (docs r2/pricing, "billable unit rounding")."""
+    units = max(Fraction(0), amount - free) / unit
+    return Fraction(math.ceil(units)) if rounded_up else units
+
+
+def tiered(units: Fraction, tiers: Tiers) -> float:
+    """US dollars for these units; each tier's price applies to the units within it."""
+    dollars, below = 0.0, Fraction(0)
+    for tier in tiers:
+        end = units if tier.up_to_gb is None else min(units, exact(tier.up_to_gb))
+        dollars += float(max(Fraction(0), end - below)) * tier.dollars
+        below = max(below, end)
+    return dollars

@@ -1,20 +1,38 @@
-"""How many launches make R2 cheaper than another place, and the cost over the launches. Pure."""
+"""R2 compared with the other places: its break-even points, and the monthly cost over the launches as a chart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-from coldstream.operate.cost.bill import PLACES, R2, Bill, bill
+from coldstream.operate.charts import FAINT, Panel, style_axes, svgs
+from coldstream.operate.cost.bill import HUB, PLACES, R2, Bill, PricedPlace, bill
 from coldstream.operate.cost.prices import Prices
 from coldstream.operate.cost.workload import CostPlan
+from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
 
-_FEWEST, _MOST = 0.01, 100_000.0
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Launches per day between which a break-even point is searched, on a logarithmic grid and then by bisection.
+_LAUNCHES_MIN, _LAUNCHES_MAX = 0.01, 100_000.0
 _STEPS = 71
 _BISECTIONS = 30
-# Less than this is the same.
-_DOLLARS = 1e-6
+# A smaller difference does not count.
+_DOLLARS_MIN = 1e-6
 _POINTS = 60
+_COLOURS = {
+    R2.key: "#e08a2c",
+    "r2-infrequent-access": "#a8861c",
+    "s3-same-region": "#2f6db3",
+    "s3-other-cloud": "#2f6db3",
+    "gcs-same-region": "#2f6f4a",
+    "gcs-other-cloud": "#2f6f4a",
+    HUB.key: "#b8446a",
+}
+_DASHED = {"s3-other-cloud", "gcs-other-cloud"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +49,13 @@ class BreakEven:
     against: str
     label: str
     when: str
-    launches_per_day: float | None
+    launches_per_day: float | None = None
 
     @property
     def text(self) -> str:
-        """The condition in a few words."""
-        return (
-            self.when if self.launches_per_day is None else f"{self.when} {count_text(self.launches_per_day)} per day"
-        )
+        if self.launches_per_day is None:
+            return self.when
+        return f"{self.when} {count_text(self.launches_per_day)} per day"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +68,35 @@ class CostPoint:
 
 def break_evens(plan: CostPlan, prices: Prices) -> tuple[BreakEven, ...]:
     """Compares R2 with each other place, varying only the launches of the plan."""
-    ours = next(place for place in PLACES if place.key == R2)
 
-    def saved(against: int, launches: float) -> float:
-        there = replace(plan, launches_per_day=launches)
-        return bill(there, prices, PLACES[against]).dollars - bill(there, prices, ours).dollars
+    def is_cheaper(other: PricedPlace, launches: float) -> bool:
+        varied = replace(plan, launches_per_day=launches)
+        return bill(varied, prices, other).dollars - bill(varied, prices, R2).dollars > _DOLLARS_MIN
 
-    evens = []
-    for number, place in enumerate(PLACES):
-        if place.key == R2:
-            continue
-        when, launches = _sign(lambda launches, number=number: saved(number, launches))  # type: ignore[misc]
-        evens.append(BreakEven(against=place.key, label=place.label, when=when, launches_per_day=launches))
-    return tuple(evens)
+    return tuple(_break_even(place, partial(is_cheaper, place)) for place in PLACES if place != R2)
+
+
+def _break_even(place: PricedPlace, is_cheaper: Callable[[float], bool]) -> BreakEven:
+    """Looks for the last change on the way up. Bills rise in steps: what holds from there on holds for more."""
+    made = partial(BreakEven, against=place.key, label=place.label)
+    grid = [_LAUNCHES_MIN * (_LAUNCHES_MAX / _LAUNCHES_MIN) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
+    cheaper = [is_cheaper(launches) for launches in grid]
+    if len(set(cheaper)) == 1:
+        return made(when="always" if cheaper[0] else "never")
+    last = cheaper[-1]
+    change = next(index for index in range(_STEPS - 1, 0, -1) if cheaper[index - 1] != last)
+    low, high = grid[change - 1], grid[change]
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_cheaper(middle) == last else (middle, high)
+    return made(when="from" if last else "until", launches_per_day=high)
 
 
 def curve(plan: CostPlan, prices: Prices) -> tuple[CostPoint, ...]:
     """The monthly cost from at most one launch in ten days to ten times the plan's launches."""
     first = min(0.1, plan.launches_per_day / 10)
     last = max(1000.0, plan.launches_per_day * 10)
-    steps = [first * (last / first) ** (step / (_POINTS - 1)) for step in range(_POINTS)]
+    steps = {first * (last / first) ** (step / (_POINTS - 1)) for step in range(_POINTS)}
     return tuple(
         CostPoint(
             launches,
@@ -88,10 +114,7 @@ def cost_table(bills: Sequence[Bill], evens: Sequence[BreakEven]) -> tuple[list[
     less = {even.against: even.text for even in evens}
     rows = []
     for month in bills:
-        amounts = [
-            line.dollars for line in (month.storage, month.class_a, month.class_b, month.retrieval, month.egress)
-        ]
-        amounts += [month.gpu_dollars or 0.0] if has_gpus else []
+        amounts = [charge.dollars for charge in month.charges] + ([month.gpu_dollars or 0.0] if has_gpus else [])
         rows.append([month.label, *map(dollars_text, [*amounts, month.dollars]), less.get(month.key, "-")])
     return heading, rows
 
@@ -107,19 +130,60 @@ def count_text(count: float) -> str:
     return f"{count:,.0f}" if count >= 99.5 else f"{count:.2g}"
 
 
-def _sign(saved: Callable[[float], float]) -> tuple[str, float | None]:
-    """When something is saved. Bills rise in steps: what holds from a number on holds for all larger ones."""
-    grid = [_FEWEST * (_MOST / _FEWEST) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
-    positive = [saved(launches) > _DOLLARS for launches in grid]
-    if all(positive):
-        return "always", None
-    if not any(positive):
-        return "never", None
-    last = positive[-1]
-    # The last change on the way up.
-    change = next(index for index in range(_STEPS - 1, 0, -1) if positive[index - 1] != last)
-    low, high = grid[change - 1], grid[change]
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if (saved(middle) > _DOLLARS) == last else (middle, high)
-    return ("from" if last else "until"), high
+def panels(points: Sequence[CostPoint], launches_per_day: float) -> list[Panel]:
+    """The chart, with the planned number of launches marked."""
+    return [Panel(4.8, lambda part: _draw(part.subplots(), points, launches_per_day))]
+
+
+def html(
+    points: Sequence[CostPoint],
+    launches_per_day: float,
+    title: str,
+    bills: Sequence[Bill],
+    evens: Sequence[BreakEven],
+    notes: Sequence[str],
+) -> str:
+    """Renders the page: the chart with the planned launches marked, the table, and the notes below it.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    heading, rows = cost_table(bills, evens)
+    lines = [TableRow(name, cells, less, _COLOURS[bill.key])
+             for bill, (name, *cells, less) in zip(bills, rows, strict=True)]  # fmt: skip
+    sections = [
+        *(PageSection(chart=chart) for chart in svgs(panels(points, launches_per_day))),
+        PageSection(table=PageTable(heading, lines)),
+        PageSection(text=notes),
+    ]
+    return render_page("Monthly cost", title, sections)
+
+
+def _draw(axes: Axes, points: Sequence[CostPoint], launches_per_day: float) -> None:
+    launches = [point.launches_per_day for point in points]
+    axes.set_xscale("log")
+    # Unlike a logarithmic axis it also has a place for $0.
+    axes.set_yscale("symlog", linthresh=1, linscale=0.4)
+    for place in sorted(PLACES, key=lambda place: points[-1].dollars[place.key], reverse=True):
+        axes.plot(
+            launches,
+            [point.dollars[place.key] for point in points],
+            color=_COLOURS[place.key],
+            linestyle="--" if place.key in _DASHED else "-",
+            linewidth=2.6 if place == R2 else 1.6,
+            zorder=3 if place == R2 else 2,
+            label=place.label,
+        )
+    axes.set_xlim(launches[0], launches[-1])
+    axes.set_ylim(0, max(max(point.dollars.values()) for point in points) * 1.4 or 1.0)
+    axes.axvline(launches_per_day, color=FAINT, linestyle="--", linewidth=1, zorder=1)
+    axes.annotate(
+        f"{count_text(launches_per_day)} per day", (launches_per_day, 1.0), xycoords=("data", "axes fraction"),
+        xytext=(4, -4), textcoords="offset points", va="top", color=FAINT,
+    )  # fmt: skip
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"${value:,.0f}")
+    axes.set_xlabel("launches per day")
+    axes.set_ylabel("US dollars per month")
+    style_axes(axes, "y")

@@ -1,4 +1,4 @@
-"""What Cloudflare has counted of a bucket, and what the month will come to.
+"""The usage that Cloudflare measured for a bucket, and a forecast of the month.
 
 The figures are those of the dashboard: two datasets of the GraphQL API, kept for 31 days (docs
 r2/platform/metrics-analytics). A bucket in a jurisdiction is called `eu_<bucket>` there.
@@ -19,52 +19,44 @@ import msgspec
 
 from coldstream.errors import ConfigError, IntegrityError, NotFoundError, UsageError
 from coldstream.net.retry import Retry
-from coldstream.operate.cost.bill import PLACES, R2, Bill, Usage, charged
+from coldstream.operate.cost.bill import R2, Bill, Usage, charged
 from coldstream.operate.cost.prices import Prices
 from coldstream.places.cloudflare import open_api, r2_account
 from coldstream.settings import Settings
 
-# They are kept for 31 days; a minute less, so that no second of delay makes it more.
-WINDOW = timedelta(days=31, minutes=-1)
-_GROUPS_MAX = 10_000
+# A minute less than the 31 days that are kept, so that a delay does not exceed them.
+_WINDOW = timedelta(days=31, minutes=-1)
 _DAY = timedelta(days=1)
 # Requests that fail at authentication or authorization are not billed (docs r2/pricing).
 _UNBILLED_STATUS = {"401", "403"}
-# docs r2/pricing; what stands in neither is taken for class A, the dearer one.
-CLASS_B = frozenset(
-    {
-        "HeadBucket", "HeadObject", "GetObject", "UsageSummary", "GetBucketEncryption", "GetBucketLocation",
-        "GetBucketCors", "GetBucketLifecycleConfiguration",
-    }
-)  # fmt: skip
-FREE = frozenset({"DeleteObject", "DeleteObjects", "DeleteBucket", "AbortMultipartUpload"})
+# docs r2/pricing; unknown operations count as class A, which costs more.
+_CLASS_B = {
+    "HeadBucket", "HeadObject", "GetObject", "UsageSummary", "GetBucketEncryption", "GetBucketLocation",
+    "GetBucketCors", "GetBucketLifecycleConfiguration",
+}  # fmt: skip
+_FREE = {"DeleteObject", "DeleteObjects", "DeleteBucket", "AbortMultipartUpload"}
 
-QUERY = f"""
+_OPERATIONS = """r2OperationsAdaptiveGroups(
+        limit: 10000
+        filter: { datetime_geq: $START, datetime_leq: $end, bucketName: $bucketName }
+      ) {
+        sum { requests }
+        dimensions { actionType responseStatusCode }
+      }"""
+_QUERY = f"""
 query Usage($accountTag: string!, $bucketName: string, $windowStart: Time, $monthStart: Time, $end: Time) {{
   viewer {{
     accounts(filter: {{ accountTag: $accountTag }}) {{
       storage: r2StorageAdaptiveGroups(
-        limit: {_GROUPS_MAX}
+        limit: 10000
         filter: {{ datetime_geq: $windowStart, datetime_leq: $end, bucketName: $bucketName }}
         orderBy: [datetime_DESC]
       ) {{
         max {{ objectCount payloadSize metadataSize }}
         dimensions {{ datetime }}
       }}
-      window: r2OperationsAdaptiveGroups(
-        limit: {_GROUPS_MAX}
-        filter: {{ datetime_geq: $windowStart, datetime_leq: $end, bucketName: $bucketName }}
-      ) {{
-        sum {{ requests }}
-        dimensions {{ actionType responseStatusCode }}
-      }}
-      month: r2OperationsAdaptiveGroups(
-        limit: {_GROUPS_MAX}
-        filter: {{ datetime_geq: $monthStart, datetime_leq: $end, bucketName: $bucketName }}
-      ) {{
-        sum {{ requests }}
-        dimensions {{ actionType responseStatusCode }}
-      }}
+      window: {_OPERATIONS.replace("START", "windowStart")}
+      month: {_OPERATIONS.replace("START", "monthStart")}
     }}
   }}
 }}
@@ -75,9 +67,9 @@ class _Sum(msgspec.Struct, frozen=True):
     requests: int
 
 
-class _Action(msgspec.Struct, frozen=True):
-    actionType: str  # noqa: N815  # Cloudflare's name
-    responseStatusCode: int | str = 0  # noqa: N815
+class _Action(msgspec.Struct, frozen=True, rename="camel"):
+    action_type: str
+    response_status_code: int | str = 0
 
 
 class _Operations(msgspec.Struct, frozen=True):
@@ -85,10 +77,10 @@ class _Operations(msgspec.Struct, frozen=True):
     dimensions: _Action
 
 
-class _Max(msgspec.Struct, frozen=True):
-    objectCount: int = 0  # noqa: N815
-    payloadSize: int = 0  # noqa: N815
-    metadataSize: int = 0  # noqa: N815
+class _Max(msgspec.Struct, frozen=True, rename="camel"):
+    object_count: int = 0
+    payload_size: int = 0
+    metadata_size: int = 0
 
 
 class _Moment(msgspec.Struct, frozen=True):
@@ -116,24 +108,15 @@ class _Answer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
-    """A bucket's month.
+    """A bucket's month, which lasts from `began` to `ends` and was measured until `now`.
 
     Attributes:
-        bucket: As Cloudflare's analytics call it.
-        began: Of the month.
-        now: Until when was counted.
-        ends: Of the month.
-        stored_bytes: At the last count.
-        objects: At the last count.
-        average_bytes: The mean of each day's most, over the days of the month so far.
-        operations: Requests since the month began, by operation; those that are not billed for their status left out.
-        class_a: Requests of it.
-        class_b: Requests of it.
-        so_far: What that comes to.
-        projected_bytes: The mean of each day's most over the whole month, if what is stored stays.
-        projected_class_a: Requests of the whole month, if the rest is like the last 31 days.
-        projected_class_b: Likewise.
-        projected: What the month will come to.
+        bucket: Its name in Cloudflare's analytics.
+        stored_bytes: The latest sample, like `objects`.
+        average_bytes: The mean of each day's peak, so far.
+        operations: Billable requests so far, by operation.
+        projected_bytes: The mean of each day's peak over the whole month, if the stored data stays.
+        projected_class_a: Requests of the whole month, at the rate of the last 31 days.
     """
 
     bucket: str
@@ -156,21 +139,15 @@ class Actual:
 def read_actual(
     settings: Settings, prices: Prices, *, now: datetime | None = None, retry: Retry | None = None
 ) -> Actual:
-    """Asks Cloudflare.
-
-    Args:
-        settings: Whose bucket, and with which token.
-        prices: Of R2.
-        now: The time, in UTC.
-        retry: See `open_api`.
+    """Reads the bucket's usage from Cloudflare's API.
 
     Raises:
         ConfigError: There is no token, or the endpoint is not R2's.
         UsageError: The store is a folder.
         CredentialsError: The token is refused, or may not read these figures.
-        NotFoundError: It knows no such account.
-        IntegrityError: The answer is not what was asked for.
-        UnavailableError: No answer.
+        NotFoundError: The token does not see the account.
+        IntegrityError: The response is not valid.
+        UnavailableError: The API does not answer.
     """
     split = urlsplit(settings.store_uri())
     if split.scheme != "s3":
@@ -186,55 +163,44 @@ def read_actual(
         )
     now = now or datetime.now(timezone.utc)
     began = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    window = now - WINDOW
-    reply = api.graphql(
-        QUERY,
-        {
-            "accountTag": account.account,
-            "bucketName": bucket,
-            "windowStart": _stamp(window),
-            "monthStart": _stamp(max(began, window)),
-            "end": _stamp(now),
-        },
-    )
+    times = {"windowStart": now - _WINDOW, "monthStart": max(began, now - _WINDOW), "end": now}
+    variables = {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in times.items()}
+    reply = api.graphql(_QUERY, {"accountTag": account.account, "bucketName": bucket, **variables})
     try:
         accounts = msgspec.convert(reply, _Answer).viewer.accounts
     except msgspec.ValidationError as exc:
-        raise IntegrityError(f"Cloudflare's analytics answered with what was not asked for: {exc}") from exc
+        raise IntegrityError(f"Cloudflare's analytics sent an unexpected response: {exc}") from exc
     if not accounts:
         raise NotFoundError(
             f"Cloudflare shows this token no account {account.account}",
             hint="the token must be of the account in R2_ENDPOINT",
         )
-    return _reckoned(accounts[0], prices, bucket=bucket, began=began, now=now)
+    return _forecast(accounts[0], prices, bucket=bucket, began=began, now=now)
 
 
-def _reckoned(account: _Account, prices: Prices, *, bucket: str, began: datetime, now: datetime) -> Actual:
+def _forecast(account: _Account, prices: Prices, *, bucket: str, began: datetime, now: datetime) -> Actual:
     days = calendar.monthrange(now.year, now.month)[1]
     ends = began + days * _DAY
     samples = sorted(
-        (row.dimensions.datetime, row.max.payloadSize + row.max.metadataSize, row.max.objectCount)
+        (row.dimensions.datetime, row.max.payload_size + row.max.metadata_size, row.max.object_count)
         for row in account.storage
     )
     stored, objects = samples[-1][1:] if samples else (0, 0)
-    peaks = _peaks([(moment, size) for moment, size, _ in samples], began, now)
-    month, window = _billed(account.month), _billed(account.window)
-    # A bucket that is younger than the window has had less time to be asked; it is counted some times a day.
-    first = now - WINDOW
+    peaks = _daily_peaks([(moment, size) for moment, size, _ in samples], began, now)
+    # A bucket that is younger than the window has been used for less time; it is sampled several times a day.
+    first = now - _WINDOW
     if samples and samples[0][0] > first + _DAY:
         first = samples[0][0]
-    window_seconds = max(_DAY, now - first).total_seconds()
-    rest = Fraction((ends - now).total_seconds()) / Fraction(window_seconds)
-    a, b = _class_a(month), _class_b(month)
-    all_a, all_b = a + math.ceil(_class_a(window) * rest), b + math.ceil(_class_b(window) * rest)
+    rest = Fraction((ends - now).total_seconds()) / Fraction(max(_DAY, now - first).total_seconds())
+    month = _billed(account.month)
+    class_a, class_b = _classes(month)
+    all_a, all_b = (
+        count + math.ceil(recent * rest)
+        for count, recent in zip((class_a, class_b), _classes(_billed(account.window)), strict=True)
+    )
+    # GB-months grow by the day.
+    so_far = Usage(stored_bytes=Fraction(sum(peaks), days), class_a=class_a, class_b=class_b)
     projected_bytes = Fraction(sum(peaks) + stored * (days - len(peaks)), days)
-    place = next(place for place in PLACES if place.key == R2)
-
-    def billed(size: Fraction, class_a: int, class_b: int) -> Bill:
-        return charged(
-            Usage(stored_bytes=size, class_a=class_a, class_b=class_b, read_bytes=Fraction(0)), prices, place
-        )
-
     return Actual(
         bucket=bucket,
         began=began,
@@ -244,19 +210,18 @@ def _reckoned(account: _Account, prices: Prices, *, bucket: str, began: datetime
         objects=objects,
         average_bytes=sum(peaks) / len(peaks),
         operations=dict(sorted(month.items())),
-        class_a=a,
-        class_b=b,
-        # GB-months grow by the day.
-        so_far=billed(Fraction(sum(peaks), days), a, b),
+        class_a=class_a,
+        class_b=class_b,
+        so_far=charged(so_far, prices, R2),
         projected_bytes=float(projected_bytes),
         projected_class_a=all_a,
         projected_class_b=all_b,
-        projected=billed(projected_bytes, all_a, all_b),
+        projected=charged(Usage(stored_bytes=projected_bytes, class_a=all_a, class_b=all_b), prices, R2),
     )
 
 
-def _peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: datetime) -> list[int]:
-    """Returns the peak storage of each day of the month so far; a day without a sample repeats the day before."""
+def _daily_peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: datetime) -> list[int]:
+    """The peak storage of each day of the month so far; a day without a sample repeats the day before."""
     by_day: dict[int, int] = {}
     last = 0
     for moment, size in samples:
@@ -274,18 +239,12 @@ def _peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: dateti
 def _billed(rows: Sequence[_Operations]) -> Counter[str]:
     billed: Counter[str] = Counter()
     for row in rows:
-        if str(row.dimensions.responseStatusCode) not in _UNBILLED_STATUS:
-            billed[row.dimensions.actionType] += row.sum.requests
+        if str(row.dimensions.response_status_code) not in _UNBILLED_STATUS:
+            billed[row.dimensions.action_type] += row.sum.requests
     return billed
 
 
-def _class_a(operations: Mapping[str, int]) -> int:
-    return sum(count for name, count in operations.items() if name not in CLASS_B and name not in FREE)
-
-
-def _class_b(operations: Mapping[str, int]) -> int:
-    return sum(count for name, count in operations.items() if name in CLASS_B)
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _classes(operations: Counter[str]) -> tuple[int, int]:
+    """The numbers of class A and class B requests."""
+    class_b = sum(operations[name] for name in _CLASS_B)
+    return sum(operations.values()) - class_b - sum(operations[name] for name in _FREE), class_b

@@ -1,40 +1,51 @@
-"""What is stored, and how often it is loaded. Pure."""
+"""The planned workload: the models, as stored in a bucket or assumed, and how often they are loaded.
+
+One chunk is one GET: a manifest cuts files into chunks of at most 8 MiB, on the edges of tensors, and the first chunk
+of a shard is its header. tests/e2e/test_cost.py compares the numbers of requests with those that a server counted;
+retries, renewed links and the warm-start bundle come on top.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 
-from coldstream.errors import UsageError
-from coldstream.operate.cost.prices import Prices
-from coldstream.operate.cost.requests import SHARD_BYTES, SMALL_FILES, chunks_of, shards_of, writes_of_upload
+from coldstream.errors import IntegrityError, NotFoundError, UsageError
+from coldstream.mirror.listing import list_models
+from coldstream.mirror.stored_files import StoredModel, open_model
+from coldstream.model.chunks import CHUNK_BYTES, part_bytes_for, part_count
+from coldstream.model.manifest import Journal
+from coldstream.model.selection import small_files, weights
+from coldstream.operate.cost.prices import Prices, upload_operations
+from coldstream.places.place import Store
 from coldstream.tune.gpus import Gpus
 from coldstream.tune.predict import SETUP_SECONDS, NetworkPath, predict
 from coldstream.units import format_bytes
 
 MONTH_DAYS = 30
-# Of our loader without a measurement of the bucket: as many as `coldstream tune` assumes.
+# The connections that `coldstream tune` assumes for a bucket that was not measured.
 _CONNECTIONS = 64
-# What the Hub gives to one machine, and what its disk gives back: an assumption, replaced by
-# `--hub-seconds` where it is known.
-HUB_BYTES_PER_SECOND = 200e6
-DISK_BYTES_PER_SECOND = 1e9
-_LIMITS = {"launches a day": 1e7, "nodes": 1e6, "days": 31.0, "updates a month": 1e6}
+# Assumed throughput of the Hub to one machine, which `--hub-seconds` replaces, and of its disk.
+_HUB_BYTES_PER_SECOND = 200e6
+_DISK_BYTES_PER_SECOND = 1e9
+# Of an assumed model: config, tokenizer and the like, and the usual size of shards.
+_SMALL_FILES = 8
+_SHARD_BYTES = 5_000_000_000
+_LOADABLE = {"ready", "foreign"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """One model.
+    """A model, or `count` equal ones.
 
     Attributes:
-        name: For people.
-        stored_bytes: Of all its objects.
-        loaded_bytes: Of the files that a start reads.
-        chunks: See `reads_of_load`.
-        shards: Likewise.
-        small_files: Likewise.
-        writes: See `writes_of_upload`.
-        count: How many models like this there are.
+        stored_bytes: The size of all its objects.
+        loaded_bytes: The size of the files that a start reads.
+        chunks: Of all shards, including the chunk of each header.
+        small_files: The files that a start reads besides the weights.
+        writes: Class A requests to upload it.
     """
 
     name: str
@@ -46,17 +57,23 @@ class Content:
     writes: int
     count: int = 1
 
+    def reads(self, fetched_share: Fraction = Fraction(1)) -> Fraction:
+        """GETs (class B) of an average start of vLLM on one machine, if this share of starts has no local copy.
+
+        The manifest and the headers are read twice, for vLLM's model folder and for the load, even with a local copy.
+        """
+        return 2 + 2 * self.shards + fetched_share * (self.chunks - self.shards + self.small_files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What a start waits for its weights, on one machine.
+class StartCost:
+    """How long a start waits for its weights, and the GPUs that wait with it.
 
     Attributes:
-        seconds: With our loader.
-        hub_seconds: When the model is downloaded from the Hub and then read from the disk.
-        gpus: Of the machine, that are idle while it waits.
-        gpu: Their kind, or None.
-        dollars_per_hour: Of one of them; None leaves their time out.
+        seconds: With coldstream.
+        hub_seconds: With a download from the Hub, read from the disk afterwards.
+        gpus: The machine's number of GPUs.
+        dollars_per_hour: The price of one GPU; None leaves their time out.
     """
 
     seconds: float
@@ -72,14 +89,13 @@ class CostPlan:
 
     Attributes:
         contents: The models; launches are spread evenly over them.
-        stored_bytes: Of all that the bucket holds, other things than these models among it.
-        objects: How many there are; None for a bucket that was not looked at.
+        stored_bytes: The size of everything in the bucket, including objects of no model.
+        objects: The number of objects in the bucket; None for assumed models.
         launches_per_day: Of all models together.
-        nodes: That each launch brings up.
-        days: On which there are launches.
-        cached_share: Of the starts, how many find the model on the machine's disk.
-        updates_per_month: How often each model is uploaded.
-        start: What one waits for.
+        nodes: Machines per launch.
+        days: Days with launches.
+        cached_share: The share of starts with the model on the local disk.
+        updates_per_month: Uploads of each model.
     """
 
     contents: tuple[Content, ...]
@@ -90,52 +106,120 @@ class CostPlan:
     days: float
     cached_share: float
     updates_per_month: float
-    start: Start
+    start: StartCost
 
     @property
     def models(self) -> int:
-        """How many there are."""
         return sum(content.count for content in self.contents)
 
     @property
     def loads(self) -> float:
-        """Starts of one machine, in the month."""
+        """Starts of a machine in the month."""
         return self.launches_per_day * self.nodes * self.days
 
     @property
     def load_bytes(self) -> float:
-        """Bytes that a start reads which finds nothing on the disk."""
+        """Mean size of a load without a local copy."""
         return _mean_bytes(self.contents)
 
     @property
     def dollars_of_a_second(self) -> float | None:
-        """What a second of every start costs in the month."""
+        """The monthly price of one second in every start; None if the GPU has no price."""
         if self.start.dollars_per_hour is None:
             return None
         return self.loads * self.start.gpus * self.start.dollars_per_hour / 3600
 
 
 def alike(count: int, size: int) -> Content:
-    """So many models of this size, none of which is looked at.
+    """Assumes so many models of this size.
 
     Raises:
-        UsageError: There is none, or there is nothing in it.
+        UsageError: The number or the size is out of range.
     """
     if count < 1 or count > 10**6:
-        raise UsageError(f"{count} models are none to reckon with", hint="for example --models 10 --size 16GB")
+        raise UsageError(f"{count} is not a valid number of models", hint="for example --models 10 --size 16GB")
     if size < 1 or size > 10**15:
-        raise UsageError(f"a model of {format_bytes(size)} is none to reckon with", hint="for example --size 16GB")
-    shards = shards_of(size)
-    sizes = [min(SHARD_BYTES, size - SHARD_BYTES * number) for number in range(shards)]
+        raise UsageError(f"{format_bytes(size)} is not a valid size of a model", hint="for example --size 16GB")
+    sizes = [min(_SHARD_BYTES, size - start) for start in range(0, size, _SHARD_BYTES)]
     return Content(
         count=count,
         name="a model",
         stored_bytes=size,
         loaded_bytes=size,
         chunks=chunks_of(size),
-        shards=shards,
-        small_files=SMALL_FILES,
-        writes=writes_of_upload([*sizes, *([0] * SMALL_FILES)]),
+        shards=len(sizes),
+        small_files=_SMALL_FILES,
+        writes=writes_of_upload([*sizes, *([0] * _SMALL_FILES)]),
+    )
+
+
+def chunks_of(size: int) -> int:
+    """The chunks of weights of this size with usual shards; cuts on the edges of tensors add a few more."""
+    return -(-size // CHUNK_BYTES) + max(1, -(-size // _SHARD_BYTES))
+
+
+def writes_of_upload(sizes: Iterable[int]) -> int:
+    """Class A requests for storing files of these sizes."""
+    sizes = list(sizes)
+    return upload_operations(sum(part_count(size, part_bytes_for(size)) for size in sizes), len(sizes))
+
+
+def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Content, ...], int, int]:
+    """Reads the models, the stored bytes and the number of objects: of these models, or of the whole bucket.
+
+    Raises:
+        NotFoundError: A named model is missing or incomplete, or the bucket has no model that can be loaded.
+    """
+    if names:
+        models = [_complete(open_model(store, name)) for name in dict.fromkeys(names)]
+        sizes = [info.size for model in models for info in model.listing.values()]
+        return tuple(map(_content, models)), sum(sizes), len(sizes) + len(models)
+    contents = tuple(_loadable(store))
+    if not contents:
+        raise NotFoundError(
+            f"there is no model to load in {store.uri}",
+            hint="upload one, or estimate without a bucket: coldstream cost --models 10 --size 16GB",
+        )
+    sizes = [info.size for info in store.list("")]
+    return contents, sum(sizes), len(sizes)
+
+
+def _loadable(store: Store) -> Iterator[Content]:
+    for info in list_models(store):
+        # The bucket may hold names and files that cannot be loaded, and a model may be removed while this runs.
+        with suppress(UsageError, IntegrityError, NotFoundError):
+            if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
+                yield _content(model)
+
+
+def _complete(model: StoredModel) -> StoredModel:
+    if isinstance(model.record, Journal):
+        raise NotFoundError(f"{model.name} is not complete: its upload is running or was interrupted")
+    if not _shards(model):
+        raise NotFoundError(f"{model.name} has no safetensors weights, so nothing loads it")
+    return model
+
+
+def _shards(model: StoredModel) -> set[str]:
+    return set(weights(file.path for file in model.files))
+
+
+def _content(model: StoredModel) -> Content:
+    shards, files = _shards(model), model.files
+    beside = set(small_files({file.path: file.size for file in files}, stored=model.record is not None))
+    return Content(
+        name=model.name,
+        stored_bytes=sum(info.size for info in model.listing.values()),
+        loaded_bytes=sum(file.size for file in files if file.path in shards | beside),
+        # Without a manifest only the headers, which are not read here, tell the exact number.
+        chunks=sum(
+            len(file.entry.chunks.stops) if file.entry else chunks_of(file.size)
+            for file in files
+            if file.path in shards
+        ),
+        shards=len(shards),
+        small_files=len(beside),
+        writes=writes_of_upload(file.size for file in files),
     )
 
 
@@ -155,56 +239,41 @@ def make_plan(
     load_seconds_override: float | None = None,
     hub_seconds_override: float | None = None,
 ) -> CostPlan:
-    """A plan, with what was not value filled in.
-
-    Args:
-        contents: One at least.
-        prices: Of GPUs, when `gpu_dollars_per_hour` is None.
-        stored_bytes: See `CostPlan`; None: of these models.
-        objects: See `CostPlan`.
-        launches_per_day: See `CostPlan`.
-        nodes: See `CostPlan`.
-        days: See `CostPlan`.
-        cached_share: See `CostPlan`.
-        updates_per_month: See `CostPlan`.
-        gpus: Of each machine; or None.
-        gpu_dollars_per_hour: Of one GPU; None: as the prices say.
-        load_seconds_override: What a load takes; None: as `coldstream tune` would predict.
-        hub_seconds_override: The same from the Hub.
+    """Completes a plan: sizes from `contents`, prices of GPUs from `prices`, durations as `coldstream tune` predicts.
 
     Raises:
-        UsageError: A number makes no sense.
+        UsageError: A number is out of range.
     """
-    for name, value in (("launches a day", launches_per_day), ("nodes", nodes), ("days", days)):
-        if not 0 < value <= _LIMITS[name]:
-            raise UsageError(f"{value:g} {name} is not valid", hint=f"a number above 0, up to {_LIMITS[name]:,.0f}")
+    for name, value, most in (("launches a day", launches_per_day, 1e7), ("nodes", nodes, 1e6), ("days", days, 31.0)):
+        if not 0 < value <= most:
+            raise UsageError(f"{value:g} {name} is not valid", hint=f"a number above 0, up to {most:,.0f}")
     if not 0 <= cached_share <= 1:
         raise UsageError(f"{cached_share:g} is not a share of the starts", hint="from 0 to 1")
-    if not 0 <= updates_per_month <= _LIMITS["updates a month"]:
+    if not 0 <= updates_per_month <= 1e6:
         raise UsageError(f"{updates_per_month:g} updates a month is not valid", hint="0 or more")
     for name, amount in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_override),
                        ("a load from the Hub", hub_seconds_override)):  # fmt: skip
         if amount is not None and not 0 <= amount < 1e6:
             raise UsageError(f"{name} cannot be {amount:g}", hint="0 or more")
-    size = _mean_bytes(contents)
+    if stored_bytes is None:
+        stored_bytes = sum(content.count * content.stored_bytes for content in contents)
     if gpu_dollars_per_hour is None and gpus is not None:
         gpu_dollars_per_hour = prices.gpus.dollars_per_hour.get(gpus.gpu.name)
+    size = _mean_bytes(contents)
+    disk = size / _DISK_BYTES_PER_SECOND
     ours = load_seconds(size, gpus) if load_seconds_override is None else load_seconds_override
-    disk = size / DISK_BYTES_PER_SECOND
-    hub = SETUP_SECONDS + size / HUB_BYTES_PER_SECOND + disk if hub_seconds_override is None else hub_seconds_override
+    hub = SETUP_SECONDS + size / _HUB_BYTES_PER_SECOND + disk if hub_seconds_override is None else hub_seconds_override
     return CostPlan(
         contents=tuple(contents),
-        stored_bytes=sum(content.count * content.stored_bytes for content in contents)
-        if stored_bytes is None
-        else stored_bytes,
+        stored_bytes=stored_bytes,
         objects=objects,
         launches_per_day=launches_per_day,
         nodes=nodes,
         days=days,
         cached_share=cached_share,
         updates_per_month=updates_per_month,
-        start=Start(
-            # A model on the disk is read from there, by either loader.
+        start=StartCost(
+            # Either loader reads a local copy from the disk.
             seconds=(1 - cached_share) * ours + cached_share * min(ours, disk),
             hub_seconds=(1 - cached_share) * hub + cached_share * min(hub, disk),
             gpus=gpus.count if gpus else 1,
@@ -215,12 +284,10 @@ def make_plan(
 
 
 def load_seconds(size: float, gpus: Gpus | None = None) -> float:
-    """What a load of so many bytes from a bucket takes: 64 connections as they are usual, and the copy to the GPUs."""
+    """Predicts a load from a bucket over 64 usual connections, including the copy to the GPUs."""
     copies = gpus.gpu.copy_bytes_per_second * gpus.count if gpus else None
     return predict(int(size), NetworkPath(), connections=_CONNECTIONS, copies_bytes_per_second=copies).seconds
 
 
 def _mean_bytes(contents: Sequence[Content]) -> float:
-    return sum(content.count * content.loaded_bytes for content in contents) / sum(
-        content.count for content in contents
-    )
+    return sum(each.count * each.loaded_bytes for each in contents) / sum(each.count for each in contents)

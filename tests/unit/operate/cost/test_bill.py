@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from coldstream.errors import UsageError
 from coldstream.operate.cost.bill import usage_of
 from coldstream.operate.cost.prices import prices
-from coldstream.operate.cost.requests import chunks_of, reads_of_load, writes_of_upload
-from coldstream.operate.cost.workload import alike, load_seconds, make_plan
+from coldstream.operate.cost.workload import Content, alike, chunks_of, load_seconds, make_plan, writes_of_upload
 from coldstream.tune.gpus import parse_gpus
 from tests.unit.operate.cost.plans import GB, by_key, plan
 
@@ -79,10 +80,10 @@ def test_what_a_start_waits() -> None:
 
 def test_reads_of_starts_that_find_the_model_on_disk() -> None:
     """12 chunks in 3 shards, 2 small files: 2 manifests, 6 headers, 9 chunks of data, 2 files; or the first 8 alone."""
-    sizes = {"chunks": 12, "shards": 3, "small_files": 2}
-    assert reads_of_load(**sizes) == 2 + 6 + 9 + 2
-    assert reads_of_load(**sizes, fetched_share=0) == 8
-    assert reads_of_load(**sizes, fetched_share=0.5) == 8 + 5.5
+    content = Content(name="m", stored_bytes=0, loaded_bytes=0, chunks=12, shards=3, small_files=2, writes=0)
+    assert content.reads() == 2 + 6 + 9 + 2
+    assert content.reads(Fraction(0)) == 8
+    assert content.reads(Fraction(1, 2)) == 8 + 5.5
 
 
 def test_nodes_days_and_updates() -> None:

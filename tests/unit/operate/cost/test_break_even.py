@@ -72,7 +72,7 @@ def test_charts_of_anything(launches: float) -> None:
     pytest.importorskip("matplotlib")
     from coldstream.operate.charts import png
     from coldstream.operate.cost.bill import bills
-    from coldstream.operate.cost.cost_chart import html, panels
+    from coldstream.operate.cost.break_even import html, panels
 
     made = replace(plan(GB), launches_per_day=launches)
     points = curve(made, prices())

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.operate.cost.bill import PLACES, Usage, charged
+from coldstream.operate.cost.bill import PLACES, Usage, billed_units, charged, exact, tiered
 from coldstream.operate.cost.prices import Tier, prices
-from coldstream.operate.cost.rounding import billed_units, exact, tiered
 
 GB, MILLION = 10**9, 10**6
 

@@ -155,7 +155,7 @@ def test_what_the_token_may_not(api: FakeApi) -> None:
 )
 def test_an_answer_that_is_none(api: FakeApi, data: Any, error: type[ColdstreamError]) -> None:
     api.answers.append(Answer(200, {"data": data, "errors": None}))
-    with pytest.raises(error, match="what was not asked for"):
+    with pytest.raises(error, match="unexpected response"):
         read(api)
 
 

@@ -1,4 +1,4 @@
-"""What a month of the models in a bucket is reckoned from."""
+"""The workload, from the models in a bucket."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
-from coldstream.operate.cost.bucket_contents import read_contents
+from coldstream.operate.cost.workload import read_contents
 from coldstream.places.folder import FolderSnapshot
 from tests.conftest import quick_store
 from tests.models import sharded_model, write_model
