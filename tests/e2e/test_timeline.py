@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from coldstream.engines.vllm.endpoint import free_port
-from coldstream.telemetry.timeline.ready_line import parse_ready_line
+from coldstream.telemetry.timeline.start_record import parse_ready_line
 from coldstream.telemetry.timeline.timeline_store import Timelines
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command

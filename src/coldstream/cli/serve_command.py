@@ -95,7 +95,7 @@ def command(
     from coldstream.node.inference_engine import ServeRequest
     from coldstream.node.serve import serve
     from coldstream.node.serve_preparation import prepared_start
-    from coldstream.telemetry.timeline.ready_line import format_ready_line
+    from coldstream.telemetry.timeline.start_record import format_ready_line
 
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
     request = ServeRequest(

@@ -34,7 +34,7 @@ from coldstream.fleet.launch_state import (
 from coldstream.fleet.launch_steps import LaunchPhase, Steps
 from coldstream.fleet.render import render
 from coldstream.fleet.sky import Sky, SkyOutput
-from coldstream.telemetry.timeline.ready_line import ReadyLine, parse_ready_line
+from coldstream.telemetry.timeline.start_record import ReadyLine, parse_ready_line
 
 _POLL_SECONDS = 2.0
 # A status takes SkyPilot's server seconds, and a query to the cloud.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from coldstream.telemetry.timeline.ready_line import ReadyLine
+from coldstream.telemetry.timeline.start_record import ReadyLine
 
 # The lines with which SkyPilot 0.14 begins a step.
 _BEGINNINGS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.fleet.launch_record import Launches
-from coldstream.telemetry.timeline.ready_line import format_ready_line
+from coldstream.telemetry.timeline.start_record import format_ready_line
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

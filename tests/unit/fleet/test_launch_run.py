@@ -27,7 +27,7 @@ from coldstream.fleet.launch_state import (
     take_down,
 )
 from coldstream.fleet.sky import SkyOutput
-from coldstream.telemetry.timeline.ready_line import format_ready_line
+from coldstream.telemetry.timeline.start_record import format_ready_line
 from tests.unit.fleet.scripted import ScriptedSky
 from tests.unit.fleet.test_launch_plan import made
 from tests.unit.telemetry.timeline.starts import streamed

@@ -6,7 +6,7 @@ import pytest
 
 from coldstream.fleet.launch_steps import LaunchPhase, Steps, step_text
 from coldstream.telemetry.timeline.phases import Phase, Span
-from coldstream.telemetry.timeline.ready_line import ReadyLine
+from coldstream.telemetry.timeline.start_record import ReadyLine
 
 NODE = (
     (3.0, "Launching a spot job that does not automatically recover from preemptions. To get automatic recovery, use"),

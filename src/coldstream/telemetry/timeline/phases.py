@@ -35,7 +35,6 @@ class PhaseKind:
 
     Attributes:
         mark: The mark at its end; it begins at the mark of the phase before.
-        name: One or two words.
         group: What it counts as in the verdict.
         note: What happens in it.
         always: Whether every start has it, so that its mark can be missing.
@@ -46,6 +45,10 @@ class PhaseKind:
     group: str
     note: str
     always: bool = True
+
+    def phase(self, start: float, stop: float, note: str) -> Phase:
+        """Such a phase of one start."""
+        return Phase(name=self.name, start=start, stop=stop, note=note, group=self.group)
 
 
 PHASE_KINDS = (
@@ -77,14 +80,7 @@ _COMPILE_NOTES = {"loaded": "loaded from the caches", "compiled": "compiled"}
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that ran beside the phases.
-
-    Attributes:
-        name: One of `SPANS`, or another name.
-        start: Seconds since the command began.
-        stop: Seconds since the command began.
-        note: What happened.
-    """
+    """Something that ran beside the phases, in seconds since the command began; `name` is not always in `SPANS`."""
 
     name: Text
     start: Seconds
@@ -97,23 +93,16 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """Its duration."""
         return self.stop - self.start
 
 
 class Phase(Span, frozen=True, kw_only=True):
-    """A part of the start. Phases follow each other.
-
-    Attributes:
-        name: "unnamed" when it is unknown what happened.
-        group: What it counts as in the verdict.
-    """
+    """A part of the start, named `UNNAMED` when it is unknown what happened; `group` as in `PhaseKind`."""
 
     group: Text = ""
 
     @property
     def is_named(self) -> bool:
-        """Whether what happened is known."""
         return self.name != UNNAMED
 
 
@@ -123,12 +112,9 @@ def clean(text: str) -> str:
 
 
 def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: float | None = None) -> list[Phase]:
-    """The phases between marks, which begin at 0 and follow each other without gaps.
+    """The phases between marks, which are in seconds since the command began; for `compiled` see `Timeline`.
 
-    Args:
-        marks: Name to seconds since the command began.
-        compiled: See `Timeline.compile_caches`.
-        ended: When the engine exited before the start was over; the last phase is the one in which it exited.
+    If the engine exited before the start was over, at `ended`, the last phase is the one in which it exited.
     """
     phases: list[Phase] = []
     missed: list[PhaseKind] = []
@@ -144,7 +130,10 @@ def phases_of(marks: Mapping[str, float], *, compiled: str = "unknown", ended: f
         missed.clear()
         start = stop
     if ended is not None:
-        phases.append(_last(missed[0] if missed else PHASE_KINDS[-1], start, max(start, ended)))
+        # Another phase, which not every start has, may have begun without a line in the log.
+        kind = missed[0] if missed else PHASE_KINDS[-1]
+        silent = "; vLLM had printed nothing" if kind.mark == "args" else ""
+        phases.append(kind.phase(start, max(start, ended), f"exited in this phase; {kind.note}{silent}"))
     return phases
 
 
@@ -154,15 +143,7 @@ def under_way(marks: Mapping[str, float], now: float) -> Phase:
     passed = [place for place, kind in enumerate(kinds) if kind.mark in marks]
     kind = kinds[min(passed[-1] + 1, len(kinds) - 1) if passed else 0]
     start = max(marks.values(), default=0.0)
-    return Phase(name=kind.name, start=start, stop=max(start, now), note=kind.note, group=kind.group)
-
-
-def _last(kind: PhaseKind, start: float, stop: float) -> Phase:
-    """The next phase that every start has. Another one may have begun within it, without a line in the log."""
-    note = f"exited in this phase; {kind.note}"
-    if kind.mark == "args":
-        note += "; vLLM had printed nothing"
-    return Phase(name=kind.name, start=start, stop=stop, note=note, group=kind.group)
+    return kind.phase(start, max(start, now), kind.note)
 
 
 def _expected(marks: Mapping[str, float]) -> Iterator[PhaseKind]:
@@ -178,14 +159,9 @@ def _phase(kinds: Sequence[PhaseKind], start: float, stop: float, compiled: str)
         note = "the log has no lines about it"
         return Phase(name=UNNAMED, start=start, stop=stop, note=note, group=UNNAMED)
     notes = [_COMPILE_NOTES.get(compiled, kind.note) if kind.mark == "compiled" else kind.note for kind in kinds]
-    groups = dict.fromkeys(kind.group for kind in kinds)
-    return Phase(
-        name=" + ".join(kind.name for kind in kinds),
-        start=start,
-        stop=stop,
-        note="; ".join(filter(None, notes)),
-        group=" + ".join(groups),
-    )
+    name = " + ".join(kind.name for kind in kinds)
+    group = " + ".join(dict.fromkeys(kind.group for kind in kinds))
+    return Phase(name=name, start=start, stop=stop, note="; ".join(notes), group=group)
 
 
 def named_share(phases: Sequence[Phase]) -> float:
@@ -195,21 +171,19 @@ def named_share(phases: Sequence[Phase]) -> float:
 
 
 def hidden_share(start: float, stop: float, marks: Mapping[str, float]) -> float | None:
-    """The share of the stream that ran while vLLM was busy with something else; 1.0 when vLLM did not wait for it."""
-    needed = needed_at(marks)
+    """The share of the stream that ran while vLLM was busy with something else; None when its log does not say."""
+    needed = _needed_at(marks)
     if needed is None or stop < start:
         return None
     return 1.0 if stop <= needed else max(0.0, needed - start) / (stop - start)
 
 
 def waited_seconds(stop: float, marks: Mapping[str, float]) -> float | None:
-    """How long vLLM read weights that were still arriving, for a stream that was complete at `stop`."""
-    needed = needed_at(marks)
-    if needed is None:
-        return None
-    return max(0.0, min(stop, marks.get("weights", stop)) - needed)
+    """How long vLLM read weights of a stream that was complete only at `stop`; None when its log does not say."""
+    needed = _needed_at(marks)
+    return None if needed is None else max(0.0, min(stop, marks.get("weights", stop)) - needed)
 
 
-def needed_at(marks: Mapping[str, float]) -> float | None:
-    """When vLLM began to read the weights; None when its log does not say."""
+def _needed_at(marks: Mapping[str, float]) -> float | None:
+    """When vLLM began to read the weights."""
     return marks.get("created", marks.get("loading"))

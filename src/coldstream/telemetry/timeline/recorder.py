@@ -1,15 +1,24 @@
-"""Collects what happens during one start."""
+"""Collects what happens during one start, and draws its verdict: the bottleneck of the weights and of the start."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from coldstream.package import __version__
-from coldstream.telemetry.timeline.phases import Phase, Span, clean, hidden_share, phases_of, under_way, waited_seconds
+from coldstream.telemetry.timeline.phases import (
+    UNNAMED,
+    Phase,
+    Span,
+    clean,
+    hidden_share,
+    phases_of,
+    under_way,
+    waited_seconds,
+)
 from coldstream.telemetry.timeline.start_record import (
     FORMAT,
     FORMAT_ANSWERED,
@@ -20,37 +29,13 @@ from coldstream.telemetry.timeline.start_record import (
     as_values,
     run_name,
 )
-from coldstream.telemetry.timeline.start_verdict import ending, verdicts
+from coldstream.units import format_seconds
 
 if TYPE_CHECKING:
-    from typing import Protocol
+    from coldstream.engine.load_statistics import LoadReport
 
-    class Report(Protocol):
-        """What is read of a load's report."""
-
-        @property
-        def bytes(self) -> int: ...
-
-        @property
-        def received_bytes(self) -> int: ...
-
-        @property
-        def cache_bytes(self) -> int: ...
-
-        @property
-        def seconds(self) -> float: ...
-
-        @property
-        def limit(self) -> str: ...
-
-        @property
-        def limited_by(self) -> str: ...
-
-        @property
-        def verified(self) -> bool: ...
-
-        @property
-        def offline(self) -> bool: ...
+# Shorter waits are the noise of when lines arrive.
+_NOISE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +59,7 @@ class LogFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How the engine exited before its start was over.
-
-    Attributes:
-        at: By `time.monotonic`.
-        code: As a shell reports it.
-        signal: The name of the signal that ended it, or None.
-        cancelled: Whether we passed a signal on to it.
-        reason: The error that it printed, or None.
-    """
+    """How the engine exited before its start was over, at a time by `time.monotonic`; the rest is as in `Ended`."""
 
     at: float
     code: int
@@ -92,15 +69,12 @@ class Exit:
 
 
 class Recorder:
-    """Collects the marks, lines and spans of a start. Thread-safe. All times are by `time.monotonic`."""
+    """Collects the marks, lines and spans of a start. Thread-safe. All times are by `time.monotonic`.
+
+    `read_line` reads a line of the engine's log.
+    """
 
     def __init__(self, began: float, read_line: Callable[[str], LogFacts]) -> None:
-        """Begins.
-
-        Args:
-            began: When the command began.
-            read_line: Reads a line of the engine's log.
-        """
         self._began, self._read_line = began, read_line
         self._lock = threading.Lock()
         self._marks: dict[str, float] = {}
@@ -160,7 +134,7 @@ class Recorder:
         loader: str,
         vllm: str | None,
         machine: Machine,
-        report: Report | None = None,
+        report: LoadReport | None = None,
         bundle: Mapping[str, Any] | None = None,
         exited: Exit | None = None,
     ) -> Timeline:
@@ -185,9 +159,11 @@ class Recorder:
             )
         stream = None if report is None else _stream(report, spans, marks)
         loader = clean(loader)
-        verdict = verdicts(phases, spans, stream, loader=loader)
-        if ended is not None:
-            verdict = ending(ended, verdict[0] if stream is not None else None)
+        weights = f"weights: {_weights(phases, spans, stream, loader)}"
+        if ended is None:
+            verdict = [weights, f"bottleneck: {_bottleneck(phases)}"]
+        else:
+            verdict = [_where_to_look(ended)] + ([weights] if stream is not None else [])
         return Timeline(
             run=run_name(began_at, model),
             model=clean(model),
@@ -210,7 +186,7 @@ class Recorder:
         )
 
 
-def _stream(report: Report, spans: tuple[Span, ...], marks: Mapping[str, float]) -> Stream:
+def _stream(report: LoadReport, spans: tuple[Span, ...], marks: Mapping[str, float]) -> Stream:
     span = next((span for span in spans if span.name == "stream"), None)
     return Stream(
         bytes=report.bytes,
@@ -233,3 +209,47 @@ def _compile_caches(events: set[str], marks: Mapping[str, float]) -> str:
     if marks.keys() & {"compiling", "compiled"} or "initialised" not in marks:
         return "unknown"
     return "none"
+
+
+def _where_to_look(ended: Ended) -> str:
+    if ended.outcome == "cancelled":
+        return "cancelled through coldstream: Ctrl-C, a signal or a spot interruption"
+    if ended.reason is not None:
+        return f"reason: {ended.reason}"
+    if ended.signal == "SIGKILL":
+        return "possibly killed by the out-of-memory killer; see the kernel's log"
+    return "see vLLM's own messages for the reason"
+
+
+def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, loader: str) -> str:
+    """What limited the weights; `stream` is None with another loader, or when its report is missing."""
+    reading = next((phase for phase in phases if phase.name.partition(" + ")[0] == "weights"), None)
+    if stream is None:
+        if loader == "coldstream":
+            return "no report"
+        return f"read by vLLM itself ({loader})" + (f" in {format_seconds(reading.seconds)}" if reading else "")
+    span = next((span for span in spans if span.name == "stream"), None)
+    if stream.waited_seconds is None or reading is None or span is None:
+        return stream.limited_by
+    if stream.waited_seconds > _NOISE_SECONDS:
+        return f"vLLM waited {format_seconds(stream.waited_seconds)} for them; {stream.limited_by}"
+    early = max(0.0, reading.start - span.stop)
+    # A stream that is complete before its first reader comes is not limited by the reader.
+    why = "" if stream.limit == "consumer" else f"; {stream.limited_by}"
+    return f"ready {format_seconds(early)} before vLLM needed them{why}"
+
+
+def _bottleneck(phases: Sequence[Phase]) -> str:
+    groups: dict[str, list[Phase]] = {}
+    for phase in phases:
+        groups.setdefault(phase.group, []).append(phase)
+    total = sum(phase.seconds for phase in phases)
+    if not total:
+        return "none"
+    longest = max(groups, key=lambda group: sum(phase.seconds for phase in groups[group]))
+    parts = groups[longest]
+    share = f"{100 * sum(phase.seconds for phase in parts) / total:.0f} % of start-up"
+    if longest == UNNAMED:
+        return f"unknown ({share}); VLLM_LOGGING_LEVEL=INFO makes vLLM report its phases"
+    detail = ": " + ", ".join(f"{phase.name} {format_seconds(phase.seconds)}" for phase in parts)
+    return f"{longest} ({share}{detail if len(parts) > 1 else ''})"

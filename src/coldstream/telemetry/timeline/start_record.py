@@ -1,15 +1,15 @@
-"""`timeline.json`: the record of a start. Pure.
+"""`timeline.json`, the record of a start, and the line of JSON that `serve` prints when vLLM answers. Pure.
 
-It has no secrets and none of vLLM's flags. Files may be hostile, so reading checks types, sizes and order, and rejects
-characters that a terminal would obey. Within a format, fields are only added.
+Neither has secrets or any of vLLM's flags. Files and logs may be hostile, so reading checks types, sizes and order, and
+rejects characters that a terminal would obey. Within a format, fields are only added.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -30,13 +30,7 @@ Value = Text | Annotated[int, Meta(ge=-(1 << 60), le=1 << 60)] | Figure | bool |
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a start ran.
-
-    Attributes:
-        device: Name of the GPUs or the processor.
-        cores: Usable cores.
-        gpus: Number of GPUs.
-    """
+    """Where a start ran; `device` is the name of the GPUs or the processor."""
 
     device: Text
     cores: Count
@@ -48,13 +42,11 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         bytes: Size of the tensors.
-        received_bytes: Bytes from the network.
         cache_bytes: Bytes from this machine.
         seconds: From the first request to the last byte.
         hidden_share: The share during which vLLM was busy with something else; None when unknown.
         waited_seconds: How long vLLM read weights that were still arriving; None when unknown.
-        limit: The bottleneck in one word.
-        limited_by: The bottleneck as a sentence.
+        limit: The bottleneck in one word; `limited_by` as a sentence.
         verified: Whether every byte was compared with a hash.
         offline: Whether the local cache replaced a bucket that did not answer.
     """
@@ -77,7 +69,6 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         outcome: "failed", or "cancelled" when we passed a signal on.
         seconds: Since the command began.
-        phase: In which it exited.
         exit_code: Of vLLM, as a shell reports it.
         signal: The name of the signal that ended it, such as "SIGKILL", or None.
         reason: The error that vLLM printed, or None.
@@ -92,7 +83,6 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def how(self) -> str:
-        """For people."""
         return f"ended by {self.signal}" if self.signal else f"exit code {self.exit_code}"
 
 
@@ -103,14 +93,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         run: Its name: time and model; sorts by time.
         model: Its name in the API.
         began: When the command began, UTC.
-        coldstream: Our version.
         vllm: Its version; None when unknown.
         loader: How vLLM got the weights.
         ready_seconds: From the command to the first answer of `/health`; None when none came.
-        first_token_seconds: From the command to the first token; None when none was asked for, or none came.
+        first_token_seconds: From the command; None when no token was requested, or none came.
         phases: Without gaps from 0 to the end.
-        spans: What ran beside them.
-        verdict: See `start_verdict`.
+        verdict: What limited the weights and what took most of the time, or why it ended, in a line each.
         stream: None with another loader.
         bundle: What happened to the caches; None when they were left alone.
         compile_caches: "loaded": every graph came from the caches; "compiled": some did not; "none": eager mode;
@@ -152,7 +140,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> str:
-        """Returns "ok", or `Ended.outcome`."""
+        """Returns "ok", "failed" or "cancelled"."""
         return "ok" if self.ended is None else self.ended.outcome
 
     @property
@@ -162,12 +150,10 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def named_share(self) -> float:
-        """The share of the time with known phases."""
         return named_share(self.phases)
 
     @property
     def unnamed_seconds(self) -> float:
-        """The time without known phases."""
         return sum(phase.seconds for phase in self.phases if not phase.is_named)
 
     def with_bundle(self, bundle: Mapping[str, Any] | None) -> Timeline:
@@ -177,12 +163,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     def document(self) -> dict[str, Any]:
         """For JSON, with the computed fields."""
         document: dict[str, Any] = msgspec.to_builtins(self)
-        computed = {
-            "outcome": self.outcome,
-            "named_share": self.named_share,
-            "unnamed_seconds": self.unnamed_seconds,
-        }
-        return document | computed
+        return document | {name: getattr(self, name) for name in ("outcome", "named_share", "unnamed_seconds")}
 
     def serialize(self) -> bytes:
         """The bytes of the file."""
@@ -226,10 +207,48 @@ def run_name(began: datetime, model: str) -> str:
 
 def as_values(record: Mapping[str, Any]) -> dict[str, str | float | bool | None]:
     """A flat record without the values that are neither text nor numbers."""
-    flat: dict[str, str | float | bool | None] = {}
-    for name, value in record.items():
-        if isinstance(value, str):
-            flat[clean(name)] = clean(value)
-        elif value is None or isinstance(value, (bool, int, float)):
-            flat[clean(name)] = value
-    return flat
+    return {
+        clean(name): clean(value) if isinstance(value, str) else value
+        for name, value in record.items()
+        if value is None or isinstance(value, (str, bool, int, float))
+    }
+
+
+class ReadyLine(msgspec.Struct, frozen=True, kw_only=True):
+    """The line that `serve` prints for a start that answered. Its fields are a contract (docs/serve.md).
+
+    Attributes:
+        coldstream: Tells the line from others in a log. Comes first.
+        url: Where vLLM answers.
+    """
+
+    coldstream: Literal["ready"] = "ready"
+    url: Text
+    run: Text
+    model: Text
+    ready_seconds: Seconds
+    first_token_seconds: Seconds | None
+    phases: tuple[Phase, ...]
+    spans: tuple[Span, ...]
+
+
+_READY_LINE = '{"coldstream":"ready",'
+_READY_LINE_DECODER = msgspec.json.Decoder(ReadyLine)
+
+
+def format_ready_line(timeline: Timeline, url: str) -> str:
+    """The line for a start that answered at `url`, without a line break."""
+    names = ("run", "model", "ready_seconds", "first_token_seconds", "phases", "spans")
+    return msgspec.json.encode(ReadyLine(url=url, **{name: getattr(timeline, name) for name in names})).decode()
+
+
+def parse_ready_line(lines: Iterable[str]) -> ReadyLine | None:
+    """The last such line of a log; None when it has none. Log collectors may have put a prefix before each line."""
+    for line in reversed([*lines]):
+        _, beginning, rest = line.partition(_READY_LINE)
+        if beginning:
+            try:
+                return _READY_LINE_DECODER.decode(beginning + rest.rstrip())
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
+                continue
+    return None

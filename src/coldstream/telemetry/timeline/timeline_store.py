@@ -26,10 +26,9 @@ ENDED_KEPT = 20
 
 
 class Timelines:
-    """The timelines of this user's starts on this machine. Safe across processes."""
+    """The timelines of this user's starts on this machine, below the cache's `root`. Safe across processes."""
 
     def __init__(self, root: Path) -> None:
-        """Does no I/O. `root` is the cache's."""
         self._root = root
         self.folder = root / "timelines"
 
@@ -45,17 +44,14 @@ class Timelines:
         with disk_errors(self.folder):
             checked_root(self._root, create=True)
             make_folders(self.folder)
-            timeline = msgspec.structs.replace(timeline, run=self._reserved(timeline.run))
+            names = itertools.chain([timeline.run], (f"{timeline.run}-{number}" for number in itertools.count(2)))
+            timeline = msgspec.structs.replace(timeline, run=next(filter(self._reserve, names)))
             self._write(timeline)
             self._prune(ended=timeline.ended is not None)
         return timeline
 
     def update(self, timeline: Timeline) -> None:
-        """Stores a timeline that `keep` returned again.
-
-        Raises:
-            DiskError: The disk refuses.
-        """
+        """Stores a timeline that `keep` returned again. Raises DiskError."""
         with disk_errors(self.folder):
             self._write(timeline)
 
@@ -101,12 +97,8 @@ class Timelines:
             raise UsageError(f"{which} is ambiguous: {', '.join(matches[:4])}", hint="type more of the name")
         return read(self.path(matches[0]))
 
-    def _reserved(self, run: str) -> str:
-        """Reserves a unique name by creating an empty file."""
-        names = itertools.chain([run], (f"{run}-{number}" for number in itertools.count(2)))
-        return next(name for name in names if self._is_new(name))
-
-    def _is_new(self, run: str) -> bool:
+    def _reserve(self, run: str) -> bool:
+        """Reserves a name by creating an empty file; False if it is taken."""
         try:
             os.close(open_private(self.path(run), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except FileExistsError:
@@ -125,7 +117,7 @@ class Timelines:
 
 
 def timelines_of(settings: Settings) -> Timelines:
-    """The timelines in the configured cache."""
+    """Those in the configured cache."""
     return Timelines(cache_of(settings).root)
 
 
@@ -133,8 +125,7 @@ def read(path: Path) -> Timeline:
     """Reads a file.
 
     Raises:
-        NotFoundError: There is none.
-        DiskError: It cannot be read.
+        NotFoundError, DiskError: There is none, or it cannot be read.
         IntegrityError: It is not a timeline, or of a newer format.
     """
     shown = clean(str(path))

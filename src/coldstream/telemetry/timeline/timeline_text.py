@@ -17,13 +17,7 @@ _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
-    """A line for each phase and span, in the order in which they begin.
-
-    Args:
-        timeline: Of a start.
-        bars: Whether to draw a bar beside the seconds.
-        columns: Width of the terminal; at most `COLUMNS_MAX` are used.
-    """
+    """A line for each phase and span, in the order in which they begin; at most `COLUMNS_MAX` columns are used."""
     rows = _rows(timeline)
     names = min(_NAME_COLUMNS_MAX, max((len(name) for name, *_ in rows), default=0))
     columns = min(columns, COLUMNS_MAX)
@@ -41,10 +35,7 @@ def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> 
 def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | None = None) -> list[str]:
     """The lines below the rows: the duration, the share with known phases, and the verdict.
 
-    Args:
-        timeline: Of a start.
-        url: Where it answers.
-        columns: Width of the terminal; None for lines of any length.
+    `url` is where it answers. With columns of None the lines have any length.
     """
     facts = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
     if timeline.first_token_seconds is not None:
@@ -56,7 +47,9 @@ def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | N
         lines.append("the bucket did not answer; the weights came from the local cache")
     if columns is None:
         return lines
-    return [part for line in lines for part in _wrapped(line, min(columns, COLUMNS_MAX))]
+    # A URL is not cut, even if it is longer.
+    wrapper = textwrap.TextWrapper(min(columns, COLUMNS_MAX), subsequent_indent="  ", break_long_words=False)
+    return [part for line in lines for part in wrapper.wrap(line) or [line]]
 
 
 def coverage_text(timeline: Timeline) -> str:
@@ -71,13 +64,7 @@ def ended_text(timeline: Timeline) -> str:
 
 
 def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int = COLUMNS_MAX) -> list[str]:
-    """Several starts in columns on one axis, with a row for each phase and for the stream.
-
-    Args:
-        columns_of: Heading to start.
-        bars: See `rows_text`.
-        columns: See `rows_text`.
-    """
+    """Several starts by their headings in columns on one axis, with a row for each phase and for the stream."""
     timelines = [*columns_of.values()]
     names = [name for timeline in timelines for name, *_ in _rows(timeline) if name in {"download", "· stream"}]
     names = [*dict.fromkeys([*names, *phase_names(timelines)])]
@@ -136,18 +123,11 @@ def stream_text(timeline: Timeline) -> str:
 
 def _rows(timeline: Timeline) -> Sequence[tuple[str, Phase | Span, str]]:
     rows: list[tuple[str, Phase | Span, str]] = [(phase.name, phase, phase.note) for phase in timeline.phases]
-    rows += [(f"· {span.name}", span, _note(timeline, span)) for span in timeline.spans]
+    for span in timeline.spans:
+        note = (span.name == "stream" and stream_text(timeline)) or span.note
+        rows.append((f"· {span.name}", span, note))
     # Spans come below the phase that they run beside.
     return sorted(rows, key=lambda row: (row[1].start, isinstance(row[1], Span), row[1].stop))
-
-
-def _note(timeline: Timeline, span: Span) -> str:
-    return stream_text(timeline) or span.note if span.name == "stream" else span.note
-
-
-def _wrapped(line: str, columns: int) -> list[str]:
-    # A URL is not cut, even if it is longer.
-    return textwrap.wrap(line, columns, subsequent_indent="  ", break_long_words=False) or [line]
 
 
 def _cut(text: str, columns: int) -> str:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from coldstream.telemetry.timeline.ready_line import format_ready_line, parse_ready_line
-from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.telemetry.timeline.start_record import Timeline, format_ready_line, parse_ready_line
 from tests.unit.telemetry.timeline import logs
 from tests.unit.telemetry.timeline.starts import finished, recorded, streamed
 
