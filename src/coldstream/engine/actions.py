@@ -7,55 +7,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One range of one file: where it comes from and where it goes.
+    """One range of one file: where it comes from and where it goes."""
 
-    Attributes:
-        file: Index of the file.
-        segment: Number, over all files, of the segment that holds it.
-        index: Of the chunk in its file.
-        extent: Index of the extent that it lies in.
-        position: Offset in the extent, in bytes.
-        size: In bytes, above 0.
-        is_local: Whether it is read from this machine.
-        remote: Whether it can be fetched over the network.
-        cdn: Whether a CDN has it too, and its digest is known.
-    """
-
-    file: int
-    segment: int
-    index: int
-    extent: int
-    position: int
-    size: int
-    is_local: bool = False
-    remote: bool = True
-    cdn: bool = False
+    file: int  # index of the file
+    segment: int  # number, over all files, of the segment that holds it
+    index: int  # of the chunk in its file
+    extent: int  # index of the extent that it lies in
+    position: int  # offset in the extent, in bytes
+    size: int  # in bytes, above 0
+    is_local: bool = False  # whether it is read from this machine
+    remote: bool = True  # whether it can be fetched over the network
+    cdn: bool = False  # whether a CDN has it too, and its digest is known
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a connection did not deliver its chunk.
+    """Why a connection did not deliver its chunk."""
 
-    Attributes:
-        kind: As in `net.http_message.FetchError`, or "corrupt": the digest differs; "local": the local file cannot be
-            read, or is wrong; "lost": the fetching process died.
-        received: Bytes in place, counted from where the request began.
-        message: For users; without links.
-        retry_after_seconds: What the server asked for, or None.
-    """
-
+    # As in `net.http_message.FetchError`, or "corrupt": the digest differs; "local": the local file cannot be read, or
+    # is wrong; "lost": the fetching process died.
     kind: str
-    received: int = 0
-    message: str = ""
-    retry_after_seconds: float | None = None
+    received: int = 0  # bytes in place, counted from where the request began
+    message: str = ""  # for users; without links
+    retry_after_seconds: float | None = None  # what the server asked for, or None
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; `skip` is below the chunk's size.
-
-    From this machine if `is_local`, through the CDN if `cdn`, from the bucket otherwise.
-    """
+    """Receive bytes `[skip, size)` of a chunk into the arena at `offset + skip`; from the bucket without a flag."""
 
     connection: int
     chunk: int
@@ -98,17 +77,11 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """End the load; once it has finished, end only the local copy.
+    """End the load; once it has finished, end only the local copy."""
 
-    Attributes:
-        kind: "unavailable", "credentials", "not-found", "conflict", "integrity", "memory".
-        chunk: Which it failed on, or None.
-        message: Of the last attempt.
-    """
-
-    kind: str
-    chunk: int | None
-    message: str
+    kind: str  # "unavailable", "credentials", "not-found", "conflict", "integrity", "memory"
+    chunk: int | None  # which it failed on, or None
+    message: str  # of the last attempt
 
 
 Action = Fetch | Stop | Ready | StoreChunk | Renew | Fail

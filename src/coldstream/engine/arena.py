@@ -1,8 +1,7 @@
 """Allocates contiguous extents in the arena. Pure; touches no memory.
 
-The arena is one sparse file of memory, as large as everything that could be in it at once; only touched memory costs
-anything. So freed extents are reused before new memory is touched, the last one first: it is still in the processor's
-cache and in every process's page table.
+The arena is one sparse file of memory, and only touched memory costs anything. So freed extents are reused before new
+memory is touched, the last one first: it is still in the processor's cache and in every process's page table.
 """
 
 from __future__ import annotations

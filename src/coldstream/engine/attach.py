@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from coldstream.engine import messages
-from coldstream.engine.catalog import Catalog
 from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.machine.child_environment import STREAMER, child_environment
 from coldstream.machine.limits import limits_named
-from coldstream.model.job import FileJob, JobOptions, pack_files, pack_options
+from coldstream.model.job import Catalog, FileJob, JobOptions, pack
 from coldstream.units import format_bytes
 
 # Reports a failed import in the form of `messages.FAIL`, without using any of our modules.
@@ -54,29 +53,17 @@ _holding: set[Consumer] = set()
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A ready extent.
+    """A ready extent."""
 
-    Attributes:
-        number: Its place in the catalog.
-        file: Its file's number.
-        start: Its first byte in the file.
-        stop: One past its last.
-        memory: The bytes, writable. Valid as long as anything refers to it.
-    """
-
-    number: int
-    file: int
-    start: int
-    stop: int
-    memory: ctypes.Array[ctypes.c_ubyte]
+    number: int  # its place in the catalog
+    file: int  # its file's number
+    start: int  # its first byte in the file
+    stop: int  # one past its last
+    memory: ctypes.Array[ctypes.c_ubyte]  # the bytes, writable. Valid as long as anything refers to it
 
 
 class StreamerGoneError(Exception):
-    """The streamer has ended, or the load failed.
-
-    Attributes:
-        failure: The streamer's last message about it, if there will be no other.
-    """
+    """The streamer has ended, or the load failed; `failure` is its last message, if there will be no other."""
 
     def __init__(self, message: str, *, failure: dict[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -89,7 +76,6 @@ class Consumer:
     After a fork the child must not use it, and attaches by itself.
 
     Attributes:
-        catalog: The files and extents.
         arena: All of the memory, mapped; sparse, and far larger than what is used of it.
         total: How many extents there are.
         seen: How many `take` has returned.
@@ -159,16 +145,11 @@ class Consumer:
         return f"Consumer({self.seen} of {self.total} extents seen, {len(self._held)} held)"
 
     def fileno(self) -> int:
-        """For `select`."""
         assert self._socket is not None
         return self._socket.fileno()
 
     def take(self) -> Extent | None:
-        """The next ready extent, or None if there is none yet; then call `wait`.
-
-        Raises:
-            StreamerGoneError: The streamer ended before the load did.
-        """
+        """The next ready extent, or None if there is none yet; then call `wait`."""
         self._receive()
         if not self._ready:
             return None
@@ -191,8 +172,7 @@ class Consumer:
     def extents(self, *, before_wait: Callable[[], bool] | None = None) -> Iterator[Extent]:
         """All extents, each once, as they become ready; blocks.
 
-        Args:
-            before_wait: Called when none is ready; returns whether it released memory, and another look is worthwhile.
+        `before_wait` is called when none is ready; it returns whether it released memory, so that one may be now.
 
         Raises:
             StreamerGoneError: The load failed (see `failure`), or the streamer was killed.
@@ -262,7 +242,7 @@ class Consumer:
             self._hang_up()
 
     def _send(self, message: bytes) -> bool:
-        """Sends; returns whether the streamer still runs."""
+        """Returns whether the streamer still runs."""
         sock = self._socket
         if sock is None:
             return False
@@ -282,14 +262,12 @@ class Owner:
     """The process that started a load. Not thread-safe.
 
     Attributes:
-        pid: The streamer's.
-        statistics: Its last ones, or None.
-        has_finished: Whether everything is fetched, and `statistics` are final.
+        statistics: The streamer's last ones, or None; final when it `has_finished` fetching everything.
         copy_failure: Once the local copy is finished or failed: why it failed, or "". None before.
-        failure: Its message when the load failed, or None.
+        failure: The streamer's message when the load failed, or None.
         renewals: Segments, counted over all files, whose link was refused and that wait for `link`.
         listening: Whether consumers in other processes can connect.
-        gone: Whether it has ended.
+        gone: Whether the streamer has ended.
     """
 
     def __init__(self, *, workers: int, connections: int, tls: bool = False, ca_bundle: str | None = None) -> None:
@@ -334,31 +312,21 @@ class Owner:
         self._pid = os.getpid()
 
     def fileno(self) -> int:
-        """For `select`."""
         return self._frames.fileno()
 
     def load(self, files: Sequence[FileJob], catalog: Catalog, settings: JobOptions) -> None:
-        """Tells it what to load.
-
-        Raises:
-            StreamerGoneError: It has ended.
-        """
-        packed = catalog.pack()
+        """Tells it what to load."""
         descriptor = os.memfd_create("coldstream-catalog", os.MFD_CLOEXEC)
         try:
             with open(descriptor, "wb", closefd=False) as file:
-                file.write(packed)
-            self._tell(messages.SETTINGS, pack_options(settings))
-            self._tell(messages.PLAN, pack_files(files), (descriptor,))
+                file.write(catalog.pack())
+            self._tell(messages.SETTINGS, pack(settings))
+            self._tell(messages.PLAN, pack([*files]), (descriptor,))
         finally:
             os.close(descriptor)
 
     def consumer(self) -> Consumer:
-        """Attaches a consumer in this process; blocks until the streamer has its plan.
-
-        Raises:
-            As `Consumer`.
-        """
+        """Attaches a consumer in this process; blocks until the streamer has its plan."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -369,11 +337,7 @@ class Owner:
         return Consumer(mine)
 
     def wait_until_listening(self) -> None:
-        """Blocks until consumers can connect.
-
-        Raises:
-            StreamerGoneError: It ended before.
-        """
+        """Blocks until consumers can connect."""
         while not self.listening:
             if self.gone or self.failure:
                 raise StreamerGoneError("it ended before the load began")

@@ -35,18 +35,9 @@ def find_bottleneck(
     link_bytes_per_second: float | None = None,
     device: str = "cpu",
 ) -> tuple[str, str]:
-    """Names what set the pace of a load.
+    """Names what set the pace of a load: one of `LIMITS`, and a sentence.
 
-    Args:
-        statistics: Of the finished load.
-        cores: That the engine may use.
-        is_tls: Whether the bytes were encrypted.
-        consumers: How many read the load.
-        link_bytes_per_second: Of the network card; None if unknown.
-        device: Where the tensors were copied to, or "cpu".
-
-    Returns:
-        One of `LIMITS`, and a sentence.
+    `link_bytes_per_second` is the network card's, `device` where the tensors were copied to, or "cpu".
     """
     seconds = max(statistics.seconds, 1e-9)
     rate = statistics.loaded_bytes / seconds

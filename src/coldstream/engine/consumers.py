@@ -40,16 +40,7 @@ class Consumers:
         arena: tuple[int, int],
         catalog: tuple[int, int],
     ) -> None:
-        """Waits for consumers.
-
-        Args:
-            loop: Where their sockets are watched.
-            scheduler: Of the load.
-            options: Of the load.
-            do: Carries out actions.
-            arena: Its descriptor and its size.
-            catalog: Its descriptor and its size.
-        """
+        """`arena` and `catalog` are the descriptor and the size of each."""
         self._loop, self._scheduler, self._options, self._do = loop, scheduler, options, do
         self._arena, self._catalog = arena, catalog
         self._consumers: dict[int, _AttachedConsumer] = {}

@@ -37,7 +37,7 @@ class Extents:
     def __init__(
         self, sizes: Sequence[int], chunks: Sequence[int], *, arena: Arena, consumers: int, in_order: bool, now: float
     ) -> None:
-        """Begins with nothing in memory; `sizes` and `chunks` are the bytes and the number of chunks of each extent."""
+        """`sizes` and `chunks` are the bytes and the number of chunks of each extent."""
         self.ready: list[int] = []
         self.ahead_bytes = 0
         self.consumer_wait_seconds = 0.0
@@ -57,12 +57,10 @@ class Extents:
 
     @property
     def in_memory(self) -> int:
-        """How many have memory."""
         return len(self._offset)
 
     @property
     def all_attached(self) -> bool:
-        """Whether every consumer has attached."""
         return all(consumer.attached for consumer in self._consumers)
 
     @property
@@ -71,15 +69,12 @@ class Extents:
         return all(consumer.gone for consumer in self._consumers)
 
     def offset(self, extent: int) -> int:
-        """Its place in the arena; it must have memory."""
         return self._offset[extent]
 
     def was_ready(self, extent: int) -> bool:
-        """Whether consumers were told of it."""
         return extent in self._order
 
     def held(self, extent: int) -> bool:
-        """Whether a consumer holds it."""
         return bool(self._holders.get(extent))
 
     # Memory.

@@ -32,31 +32,18 @@ _RECENT_SECONDS = 2.0
 
 @dataclass(slots=True)
 class Flight:
-    """The fetch of a connection.
+    """The fetch of a connection."""
 
-    Attributes:
-        chunk: Its number.
-        is_local: Whether from this machine.
-        skip: Where in the chunk it began.
-        size: Bytes to fetch.
-        began: When.
-        takeovers: How often a connection was stopped for this chunk; each doubles the patience.
-        received: Bytes so far.
-        moved: When the last byte was received.
-        stopped: When it was told to stop, or None.
-        cdn: Whether through the CDN.
-    """
-
-    chunk: int
-    is_local: bool
-    skip: int
-    size: int
-    began: float
-    takeovers: int
-    moved: float
-    received: int = 0
-    stopped: float | None = None
-    cdn: bool = False
+    chunk: int  # its number
+    is_local: bool  # whether from this machine
+    skip: int  # where in the chunk it began
+    size: int  # bytes to fetch
+    began: float  # when
+    takeovers: int  # how often a connection was stopped for this chunk; each doubles the patience
+    moved: float  # when the last byte was received
+    received: int = 0  # bytes so far
+    stopped: float | None = None  # when it was told to stop, or None
+    cdn: bool = False  # whether through the CDN
 
 
 class Speeds:

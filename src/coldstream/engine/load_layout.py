@@ -47,15 +47,10 @@ def lay_out(files: Sequence[FileJob], *, store: bool) -> tuple[list[Chunk], list
 
 
 def arena_bytes(extents: Sequence[int], *, store: bool, limit_bytes: int | None) -> int:
-    """How much address space the arena takes.
+    """How much address space the arena takes, for extents of these sizes.
 
     It is sparse: untouched memory costs nothing, and no consumer ever has to map it again. However it is used, each
-    extent touches no more than its own size, and once more when it is fetched again for the local copy.
-
-    Args:
-        extents: Their sizes.
-        store: Whether the local copy is written.
-        limit_bytes: What the limits of this process allow, or None.
+    extent touches no more than its own size, and once more when it is fetched again for the local copy (`store`).
     """
     once = sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in extents)
     whole = max(PAGE_BYTES, once * (2 if store else 1))

@@ -9,204 +9,116 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(slots=True, kw_only=True)
 class LoadStatistics:
-    """What a load has done so far. Counts only grow; seconds are integrals over the load's time.
+    """What a load has done so far. Counts only grow; seconds are integrals over the load's time."""
 
-    Attributes:
-        received_bytes: Over the network, repeated bytes included.
-        local_bytes: From the local copy, or from local files.
-        done_bytes: Of chunks that are complete and verified.
-        chunks: Of the load.
-        requests: Requests that were sent.
-        retries: Requests that failed and were repeated; `retry_causes` by `Failure.kind`.
-        busy: Answers that asked to slow down.
-        hedges: Connections that were stopped so that others fetch the rest; `hedge_causes` by `hedging.CAUSES`.
-        corrupt: Chunks that had wrong bytes.
-        renewals: Links that had expired and were renewed.
-        connections_peak: Maximum number of parallel connections.
-        connections_now: Connections that are fetching.
-        connections_limit: How many were allowed.
-        saturated: Whether more connections were tried and did not help.
-        memory_bytes: How far the arena was touched.
-        grown_bytes: By how much the arena had to exceed the memory limit.
-        flying_seconds: Connections times the seconds in which they were fetching.
-        consumer_wait_seconds: How long all consumers together waited for data.
-        memory_wait_seconds: How long connections were idle because memory was full.
-        full_seconds: How long every core of the machine was busy, with any work.
-        unstored_bytes: What was not written to the local copy.
-        seconds: From the plan to the last chunk.
-        first_ready_seconds: From the plan to the first complete extent, or None.
-        cpu_seconds: Of the engine's processes, their start included.
-        workers: Fetching processes.
-        cdn_bytes: What was received through the CDN; all else came from the bucket.
-        cdn_seconds: When at least one request to the CDN was in flight; `bucket_seconds` likewise.
-        cdn_flying_seconds: As `flying_seconds`, for connections to the CDN.
-        cdn_statuses: Answers by `cf-cache-status`.
-        cdn_failures: By kind.
-        cdn_gave_up: Why the CDN was given up, or "".
-        fallbacks: Chunks that the CDN did not deliver and the bucket did.
-    """
-
-    received_bytes: int = 0
-    local_bytes: int = 0
-    done_bytes: int = 0
-    chunks: int = 0
-    requests: int = 0
-    retries: int = 0
+    received_bytes: int = 0  # over the network, repeated bytes included
+    local_bytes: int = 0  # from the local copy, or from local files
+    done_bytes: int = 0  # of chunks that are complete and verified
+    chunks: int = 0  # of the load
+    requests: int = 0  # requests that were sent
+    retries: int = 0  # requests that failed and were repeated; `retry_causes` by `Failure.kind`
     retry_causes: dict[str, int] = field(default_factory=dict)
-    busy: int = 0
-    hedges: int = 0
+    busy: int = 0  # answers that asked to slow down
+    hedges: int = 0  # connections that were stopped so that others fetch the rest; `hedge_causes` by `hedging.CAUSES`
     hedge_causes: dict[str, int] = field(default_factory=dict)
-    corrupt: int = 0
-    renewals: int = 0
-    connections_peak: int = 0
-    connections_now: int = 0
-    connections_limit: int = 0
-    saturated: bool = False
-    memory_bytes: int = 0
-    grown_bytes: int = 0
-    flying_seconds: float = 0.0
-    consumer_wait_seconds: float = 0.0
-    memory_wait_seconds: float = 0.0
-    full_seconds: float = 0.0
-    unstored_bytes: int = 0
-    seconds: float = 0.0
-    first_ready_seconds: float | None = None
-    cpu_seconds: float = 0.0
-    workers: int = 0
-    cdn_bytes: int = 0
+    corrupt: int = 0  # chunks that had wrong bytes
+    renewals: int = 0  # links that had expired and were renewed
+    connections_peak: int = 0  # maximum number of parallel connections
+    connections_now: int = 0  # connections that are fetching
+    connections_limit: int = 0  # how many were allowed
+    saturated: bool = False  # whether more connections were tried and did not help
+    memory_bytes: int = 0  # how far the arena was touched
+    grown_bytes: int = 0  # by how much the arena had to exceed the memory limit
+    flying_seconds: float = 0.0  # connections times the seconds in which they were fetching
+    consumer_wait_seconds: float = 0.0  # how long all consumers together waited for data
+    memory_wait_seconds: float = 0.0  # how long connections were idle because memory was full
+    full_seconds: float = 0.0  # how long every core of the machine was busy, with any work
+    unstored_bytes: int = 0  # what was not written to the local copy
+    seconds: float = 0.0  # from the plan to the last chunk
+    first_ready_seconds: float | None = None  # from the plan to the first complete extent, or None
+    cpu_seconds: float = 0.0  # of the engine's processes, their start included
+    workers: int = 0  # fetching processes
+    cdn_bytes: int = 0  # what was received through the CDN; all else came from the bucket
     cdn_requests: int = 0
-    cdn_seconds: float = 0.0
-    cdn_flying_seconds: float = 0.0
+    cdn_seconds: float = 0.0  # when at least one request to the CDN was in flight; `bucket_seconds` likewise
+    cdn_flying_seconds: float = 0.0  # as `flying_seconds`, for connections to the CDN
     bucket_seconds: float = 0.0
-    cdn_statuses: dict[str, int] = field(default_factory=dict)
-    cdn_failures: dict[str, int] = field(default_factory=dict)
-    cdn_gave_up: str = ""
-    fallbacks: int = 0
+    cdn_statuses: dict[str, int] = field(default_factory=dict)  # answers by `cf-cache-status`
+    cdn_failures: dict[str, int] = field(default_factory=dict)  # by kind
+    cdn_gave_up: str = ""  # why the CDN was given up, or ""
+    fallbacks: int = 0  # chunks that the CDN did not deliver and the bucket did
 
     @property
     def loaded_bytes(self) -> int:
-        """From anywhere."""
         return self.received_bytes + self.local_bytes
 
     @property
     def connections_mean(self) -> float:
-        """How many connections were fetching on average."""
         return self.flying_seconds / max(self.seconds, 1e-9)
 
     def pack(self) -> bytes:
-        """As JSON."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def unpack(cls, data: bytes) -> LoadStatistics:
-        """Reverses `pack`."""
         return cls(**json.loads(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdnReport:
-    """What came through the CDN, and what from the bucket itself.
+    """What came through the CDN, and what from the bucket itself."""
 
-    Attributes:
-        url: The CDN's; not a secret.
-        unused: Why the CDN was not used, or "".
-        gave_up: Why it was given up during the load, or "".
-        requests: Requests to the CDN.
-        bytes: Received from the CDN, including bytes that turned out to be wrong.
-        bytes_per_second: Over the time in which at least one request to the CDN was in flight.
-        connection_bytes_per_second: Of one connection to the CDN.
-        statuses: Good answers by `cf-cache-status`: HIT, MISS, EXPIRED, STALE, BYPASS, REVALIDATED, UPDATING, DYNAMIC,
-            none, other.
-        fallbacks: Chunks that the CDN did not deliver and the bucket did.
-        failures: By kind: see `net.http_message.FetchError`; "corrupt" and "slow".
-        bucket_requests: Requests for chunks to the bucket.
-        bucket_bytes: Received from the bucket.
-        bucket_bytes_per_second: As `bytes_per_second`.
-        bucket_connection_bytes_per_second: Of one connection to the bucket.
-        summary: Whether the CDN helped, as a sentence.
-    """
-
-    url: str
-    unused: str
-    gave_up: str
-    requests: int
-    bytes: int
-    bytes_per_second: float
-    connection_bytes_per_second: float
+    url: str  # the CDN's; not a secret
+    unused: str  # why the CDN was not used, or ""
+    gave_up: str  # why it was given up during the load, or ""
+    requests: int  # requests to the CDN
+    bytes: int  # received from the CDN, including bytes that turned out to be wrong
+    bytes_per_second: float  # over the time in which at least one request to the CDN was in flight
+    connection_bytes_per_second: float  # of one connection to the CDN
+    # Good answers by `cf-cache-status`: HIT, MISS, EXPIRED, STALE, BYPASS, REVALIDATED, UPDATING, DYNAMIC, none, other.
     statuses: Mapping[str, int]
-    fallbacks: int
-    failures: Mapping[str, int]
-    bucket_requests: int
-    bucket_bytes: int
-    bucket_bytes_per_second: float
-    bucket_connection_bytes_per_second: float
-    summary: str = ""
+    fallbacks: int  # chunks that the CDN did not deliver and the bucket did
+    failures: Mapping[str, int]  # by kind: see `net.http_message.FetchError`; "corrupt" and "slow"
+    bucket_requests: int  # requests for chunks to the bucket
+    bucket_bytes: int  # received from the bucket
+    bucket_bytes_per_second: float  # as `bytes_per_second`
+    bucket_connection_bytes_per_second: float  # of one connection to the bucket
+    summary: str = ""  # whether the CDN helped, as a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """The result of a load; its fields are those of `coldstream load --json`.
+    """The result of a load; its fields are those of `coldstream load --json`."""
 
-    Attributes:
-        uri: What was loaded.
-        name: The model's.
-        version: Of its content: equal versions are equal bytes.
-        verified: Whether every byte was compared with a hash from the manifest.
-        offline: Whether the origin did not answer and the local copy was used instead.
-        files: Files of weights.
-        tensors: Tensors in them.
-        bytes: Bytes of the tensors.
-        received_bytes: Bytes received over the network, repeated ones included.
-        cache_bytes: Bytes from the local copy, or from local files.
-        seconds: From the call to the last tensor.
-        first_tensor_seconds: From the call to the first tensor.
-        cpu_seconds: Of the engine's processes, their start included.
-        cpu_seconds_per_gib: The same per GiB of tensors.
-        chunks: Ranges that were fetched and verified separately.
-        connections: Maximum number of parallel connections.
-        retries: Requests that failed and were repeated.
-        retry_causes: The same by cause: see docs/monitoring.md.
-        hedges: Slow connections whose remaining range another connection fetched.
-        hedge_causes: The same by cause: "slow" or "silent".
-        renewals: Expired links that were renewed.
-        corrupt: Chunks with wrong bytes, received or in the local copy, that were fetched again.
-        memory_bytes: Maximum size of the arena.
-        grown_bytes: By how much the arena had to exceed the memory limit, because tensors were kept or larger than it.
-        consumer_wait_seconds: How long the consumer waited for tensors.
-        limit: What set the pace: see `engine.bottleneck`.
-        limited_by: The same as a sentence.
-        cached: "off", "complete" (it was there), "written", "partly" (for lack of memory or time), or why it failed.
-        left_out: Weights and indexes that were not loaded: path to reason.
-        cdn: What the CDN in front of the bucket did; None if there is none, or it was switched off.
-    """
-
-    uri: str
-    name: str
-    version: str
-    verified: bool
-    offline: bool
-    files: int
-    tensors: int
-    bytes: int
-    received_bytes: int
-    cache_bytes: int
-    seconds: float
-    first_tensor_seconds: float
-    cpu_seconds: float
-    cpu_seconds_per_gib: float
-    chunks: int
-    connections: int
-    retries: int
-    retry_causes: dict[str, int]
-    hedges: int
-    hedge_causes: dict[str, int]
-    renewals: int
-    corrupt: int
-    memory_bytes: int
+    uri: str  # what was loaded
+    name: str  # the model's
+    version: str  # of its content: equal versions are equal bytes
+    verified: bool  # whether every byte was compared with a hash from the manifest
+    offline: bool  # whether the origin did not answer and the local copy was used instead
+    files: int  # files of weights
+    tensors: int  # tensors in them
+    bytes: int  # bytes of the tensors
+    received_bytes: int  # bytes received over the network, repeated ones included
+    cache_bytes: int  # bytes from the local copy, or from local files
+    seconds: float  # from the call to the last tensor
+    first_tensor_seconds: float  # from the call to the first tensor
+    cpu_seconds: float  # of the engine's processes, their start included
+    cpu_seconds_per_gib: float  # the same per GiB of tensors
+    chunks: int  # ranges that were fetched and verified separately
+    connections: int  # maximum number of parallel connections
+    retries: int  # requests that failed and were repeated
+    retry_causes: dict[str, int]  # the same by cause: see docs/monitoring.md
+    hedges: int  # slow connections whose remaining range another connection fetched
+    hedge_causes: dict[str, int]  # the same by cause: "slow" or "silent"
+    renewals: int  # expired links that were renewed
+    corrupt: int  # chunks with wrong bytes, received or in the local copy, that were fetched again
+    memory_bytes: int  # maximum size of the arena
+    # By how much the arena had to exceed the memory limit, because tensors were kept or larger than it.
     grown_bytes: int
-    consumer_wait_seconds: float
-    limit: str
-    limited_by: str
-    cached: str
-    left_out: dict[str, str]
+    consumer_wait_seconds: float  # how long the consumer waited for tensors
+    limit: str  # what set the pace: see `engine.bottleneck`
+    limited_by: str  # the same as a sentence
+    cached: str  # "off", "complete" (it was there), "written", "partly" (for lack of memory or time), or why it failed
+    left_out: dict[str, str]  # weights and indexes that were not loaded: path to reason
+    # What the CDN in front of the bucket did; None if there is none, or it was switched off.
     cdn: CdnReport | None = None

@@ -54,7 +54,7 @@ RENEW = b"r"  # u32 segment whose link was refused
 LISTENING = b"l"  # consumers of other processes can connect
 STORED = b"t"  # JSON: the local copy is finished, or failed
 
-_FETCH = struct.Struct("<IIIQQQQ????16s")
+_FETCH = struct.Struct("<IIIQQQQQQ????16s")
 _RESULT = struct.Struct("<BBIQddd16s")
 
 # Outcomes of a fetch by their number on the wire: "done", or a kind of failure.
@@ -76,35 +76,22 @@ KINDS = (
 
 
 class FetchRequest(NamedTuple):
-    """To a connection: receive `[start + skip, stop)` of a file.
+    """To a connection: receive a chunk from its byte `skip` on."""
 
-    Attributes:
-        chunk: The chunk's number in the load.
-        segment: The number, over all files, of the segment that holds it.
-        version: The minimum version of the segment's link.
-        start: The chunk's first byte in the file.
-        stop: One past its last.
-        offset: Where the chunk starts in the arena.
-        skip: How many of its bytes are already in place.
-        is_local: Read the local file.
-        cdn: Use the CDN.
-        checked: Compare with `digest`.
-        hashed: Compute the digest for the result.
-        digest: XXH3-128.
-    """
-
-    chunk: int
-    segment: int
-    version: int
-    start: int
-    stop: int
-    offset: int
-    skip: int
-    is_local: bool
-    cdn: bool
-    checked: bool
-    hashed: bool
-    digest: bytes
+    chunk: int  # the chunk's number in the load
+    segment: int  # the number, over all files, of the segment that holds it
+    version: int  # the minimum version of the segment's link
+    start: int  # the chunk's first byte in the file
+    stop: int  # one past its last
+    wire_start: int  # the same in the object that holds the chunk: the range of its request
+    wire_stop: int
+    offset: int  # where the chunk starts in the arena
+    skip: int  # how many of its bytes are already in place
+    is_local: bool  # read the local file
+    cdn: bool  # use the CDN
+    checked: bool  # compare with `digest`
+    hashed: bool  # compute the digest for the result
+    digest: bytes  # XXH3-128
 
     def pack(self) -> bytes:
         return _FETCH.pack(*self)
@@ -115,29 +102,17 @@ class FetchRequest(NamedTuple):
 
 
 class FetchResult(NamedTuple):
-    """From a connection: the outcome of a fetch.
+    """From a connection: the outcome of a fetch."""
 
-    Attributes:
-        kind: One of KINDS.
-        chunk: The chunk's number.
-        received: Bytes in place, counted from where the request began.
-        first_byte_seconds: From the request to the first byte of the answer.
-        cpu_seconds: Of the whole worker process so far.
-        retry_after_seconds: What the server asked for, or None.
-        digest: XXH3-128 of the chunk; zeros if it was not computed.
-        cache: Number of the CDN's cache status in `cdn_choice.STATUSES`; 0 if the CDN was not used.
-        message: For users.
-    """
-
-    kind: str
-    chunk: int
-    received: int = 0
-    first_byte_seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    retry_after_seconds: float | None = None
-    digest: bytes = b""
-    cache: int = 0
-    message: str = ""
+    kind: str  # one of KINDS
+    chunk: int  # the chunk's number
+    received: int = 0  # bytes in place, counted from where the request began
+    first_byte_seconds: float = 0.0  # from the request to the first byte of the answer
+    cpu_seconds: float = 0.0  # of the whole worker process so far
+    retry_after_seconds: float | None = None  # what the server asked for, or None
+    digest: bytes = b""  # XXH3-128 of the chunk; zeros if it was not computed
+    cache: int = 0  # number of the CDN's cache status in `cdn_choice.STATUSES`; 0 if the CDN was not used
+    message: str = ""  # for users
 
     def pack(self) -> bytes:
         kind, chunk, received, first_byte, cpu, retry_after, digest, cache, message = self
@@ -202,7 +177,6 @@ class Frames:
         self.closed = False
 
     def fileno(self) -> int:
-        """For selectors."""
         return self.socket.fileno()
 
     def send(self, letter: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
@@ -244,11 +218,7 @@ class Frames:
 
 
 def receive_descriptors(sock: socket.socket, size: int, count: int) -> tuple[bytes, list[int]]:
-    """Receives data and descriptors.
-
-    Raises:
-        OSError: EMFILE: the limit of open files is reached; the kernel has dropped descriptors.
-    """
+    """Receives data and descriptors; EMFILE: the limit of open files is reached, and the kernel has dropped some."""
     data, descriptors, flags, _ = socket.recv_fds(sock, size, count)
     if flags & socket.MSG_CTRUNC:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -38,8 +38,7 @@ class Pace:
     """Decides the number of connections.
 
     Attributes:
-        target: How many should be fetching.
-        limit: The maximum of `target`.
+        target: How many should be fetching, at most `limit`.
         saturated: Whether more connections were tried and did not help.
         throttled: How often the bucket was overloaded.
     """

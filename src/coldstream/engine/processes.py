@@ -25,16 +25,13 @@ class EventLoop:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, source: Any, handler: Callable[[], None]) -> None:
-        """Registers a socket, or a descriptor."""
         self._selector.register(source, selectors.EVENT_READ, handler)
 
     def unwatch(self, source: Any) -> None:
-        """Reverses `watch`; does nothing for a source that is not registered."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(source)
 
     def close(self, sock: socket.socket) -> None:
-        """Unregisters a socket and closes it."""
         self.unwatch(sock)
         sock.close()
 

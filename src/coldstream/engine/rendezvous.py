@@ -19,11 +19,7 @@ _AROUND_BYTES_MAX = 107 - len(f"/{_PREFIX}12345678/") - 36
 
 
 class SocketFolder:
-    """A new folder that only this user can enter. Its owner holds a lock on it, which a crash releases.
-
-    Attributes:
-        path: Short, as addresses of Unix sockets must be.
-    """
+    """A new folder that only this user can enter. Its owner holds a lock on it, which a crash releases."""
 
     def __init__(self) -> None:
         """Creates it, and removes those that killed processes of this user have left."""
@@ -42,7 +38,6 @@ class SocketFolder:
                 os.close(self._lock)
 
     def close(self) -> None:
-        """Removes it with its content. Idempotent."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
             os.close(self._lock)

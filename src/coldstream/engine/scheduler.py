@@ -1,7 +1,7 @@
 """Decides what is fetched when, on which connection, into which memory, and what happens when it fails. Pure.
 
 Events come in as method calls with the time, actions come out as a list: the streamer carries them out, a test in
-virtual time checks them. No clock, no socket and no memory is touched here.
+virtual time checks them.
 
 A chunk is *pending* (its extent has no memory yet), *queued*, *in flight* on a connection, *resting* until a time after
 a failure, *parked* until its segment has a new link, or *done*. Extents get memory roughly in the order of the files;
@@ -9,7 +9,8 @@ a failure, *parked* until its segment has a new link, or *done*. Extents get mem
 
 A connection is the only writer of its chunk. One that is slow or silent is stopped, and once it has reported how far it
 came, another continues from there: no byte is received twice, and no late writer can overwrite verified bytes, as with
-two requests that race for one place.
+two requests that race for one place. A load gives up when nothing at all has moved for long, never because one chunk
+has failed a number of times: while others arrive, the bucket works.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena
-from coldstream.engine.backoff import CORRUPT_MAX, MISRANGED_MAX, PERMANENT, RetryState
 from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, CdnHealth
 from coldstream.engine.extents import Extents
 from coldstream.engine.hedging import Flight, Speeds
@@ -39,17 +40,41 @@ IDLE_TICK_SECONDS = 0.5
 # How many chunks of one kind, local or remote, may have memory and wait while extents are placed for the other kind.
 PILE_MAX = 16
 REFUSED_MAX = 3
+CORRUPT_MAX = 3
+MISRANGED_MAX = 3
 _SUSPECT = {"corrupt", "local", "range"}
+# Failures that a retry cannot fix, and the kind of the load's failure.
+_PERMANENT = {"changed": "conflict", "gone": "not-found", "tls": "unavailable"}
+BACKOFF_SECONDS = 0.05
+BACKOFF_SECONDS_MAX = 5.0
+# The longest rest of a chunk, whatever a server asks for: other requests tell sooner whether the bucket works again.
+REST_SECONDS_MAX = 60.0
+
+
+@dataclass(slots=True)
+class RetryState:
+    """A chunk's failures so far."""
+
+    failures: int = 0  # consecutive ones without a received byte
+    corrupt: int = 0  # wrong digests
+    misranged: int = 0  # answers with a range that was not requested
+    takeovers: int = 0  # slow connections that were stopped
+
+    def rest(self, retry_after_seconds: float | None, rng: random.Random) -> float:
+        """Counts a failure; returns how many seconds to rest, with jitter, since other clients got the same answer."""
+        self.failures += 1
+        if retry_after_seconds is not None:
+            return min(retry_after_seconds, REST_SECONDS_MAX) + rng.uniform(0.0, 0.2)
+        if self.failures == 1:
+            return rng.uniform(0.0, BACKOFF_SECONDS)
+        mean: float = min(BACKOFF_SECONDS * 2.0 ** (self.failures - 1), BACKOFF_SECONDS_MAX)
+        return rng.uniform(0.5, 1.5) * mean
 
 
 class Scheduler:
     """One load.
 
     Attributes:
-        statistics: Of the load so far.
-        pace: Decides the number of connections.
-        arena: Decides the place of extents.
-        cdn: How reliable the CDN is.
         failed: The action that ended the load, or None.
         dropped: Chunks that were not written to the local copy because memory was needed; see `store_dropped`.
     """
@@ -143,7 +168,6 @@ class Scheduler:
 
     @property
     def finished(self) -> bool:
-        """Whether every chunk is done."""
         return not self._left
 
     @property
@@ -152,7 +176,6 @@ class Scheduler:
         return not self._stores and self._storing is None and (not self._again or self.failed is not None)
 
     def flying(self) -> list[int]:
-        """The connections that fetch."""
         return list(self._flights)
 
     def flight(self, connection: int) -> tuple[int, int] | None:
@@ -474,8 +497,8 @@ class Scheduler:
             return None
         if kind == "refused":
             return self._refuse(flight, failure)
-        if kind in PERMANENT:
-            return Fail(PERMANENT[kind], number, failure.message)
+        if kind in _PERMANENT:
+            return Fail(_PERMANENT[kind], number, failure.message)
         if kind in _SUSPECT and not self._try_suspect(number, state, kind):
             return Fail("integrity", number, failure.message)
         rest = 0.0

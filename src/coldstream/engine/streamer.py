@@ -81,7 +81,6 @@ class Streamer:
                 self.over = True
 
     def stop(self) -> None:
-        """Ends all processes."""
         self._workers.kill()
         if self._load is not None:
             self._load.tee.close()
@@ -247,7 +246,6 @@ class _RunningLoad:
         self.do(self.scheduler.renewed(segment, time.monotonic()))
 
     def fetched(self, connection: int, result: messages.FetchResult) -> None:
-        """A fetch has ended, well or not."""
         self._cache_statuses[result.cache] += 1
         now = time.monotonic()
         if result.kind == "done":
@@ -262,7 +260,6 @@ class _RunningLoad:
         self.do(self.scheduler.failed_fetch(connection, failure, now))
 
     def do(self, actions: Sequence[Action]) -> None:
-        """Carries out actions, in order."""
         for action in actions:
             if isinstance(action, Fetch):
                 self._workers.fetch(action.connection, self._request(action, self._chunks[action.chunk]))
@@ -288,7 +285,7 @@ class _RunningLoad:
 
     def _request(self, action: Fetch, chunk: Chunk) -> messages.FetchRequest:
         file = self._files[chunk.file]
-        start, stop = file.span(chunk.index)
+        (start, stop), (wire_start, wire_stop) = file.span(chunk.index), file.wire(chunk.index)
         digest = file.digest(chunk.index)
         return messages.FetchRequest(
             chunk=action.chunk,
@@ -296,6 +293,8 @@ class _RunningLoad:
             version=self._workers.version(chunk.segment),
             start=start,
             stop=stop,
+            wire_start=wire_start,
+            wire_stop=wire_stop,
             offset=action.offset,
             skip=action.skip,
             is_local=action.is_local,
@@ -343,7 +342,6 @@ class _RunningLoad:
         self.do(self.scheduler.tick(now))
 
     def tell_progress(self) -> None:
-        """Sends the statistics to the owner."""
         self.scheduler.statistics.connections_now = len(self.scheduler.flying())
         self._streamer.tell_owner(messages.PROGRESS, self.scheduler.statistics.pack())
 
@@ -364,11 +362,7 @@ class _RunningLoad:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the process.
-
-    Args:
-        arguments: Descriptor of the owner's socket, the owner's process id, workers, connections, 1 to prepare TLS.
-    """
+    """Runs the process; the arguments are those that `Owner` passes."""
     descriptor, owner_pid, workers, connections, tls = map(int, arguments)
     # The owner handles Ctrl-C, and tells the streamer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

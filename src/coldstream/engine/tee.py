@@ -16,22 +16,16 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from coldstream.engine import messages
-from coldstream.engine.catalog import Catalog
 from coldstream.engine.processes import EventLoop, fork, receive
 from coldstream.errors import ColdstreamError
-from coldstream.model.job import JobOptions
+from coldstream.model.job import Catalog, JobOptions
 
 if TYPE_CHECKING:
     from coldstream.cache.copy_writer import CopyWriter
 
 
 class Tee:
-    """The streamer's end.
-
-    Attributes:
-        is_open: Whether chunks can be written: it has not failed.
-        message: Why it failed, or "".
-    """
+    """The streamer's end; `message` is why it failed, or ""."""
 
     def __init__(
         self,
@@ -43,15 +37,10 @@ class Tee:
         on_stored: Callable[[], None],
         on_failed: Callable[[], None],
     ) -> None:
-        """Prepares; the process is started by `start`, or by the first chunk.
+        """The process is started by `start`, or by the first chunk.
 
-        Args:
-            loop: Where its socket is watched.
-            options: Of the load.
-            arena: Its descriptor and its size.
-            catalog: Its descriptor.
-            on_stored: Called when the last chunk that was sent is written.
-            on_failed: Called when nothing will be written any more.
+        `arena` is a descriptor and a size. `on_stored` is called when the last chunk that was sent is written,
+        `on_failed` when nothing will be written any more.
         """
         self._loop, self._options, self._arena, self._catalog = loop, options, arena, catalog
         self._on_stored, self._on_failed = on_stored, on_failed
@@ -60,11 +49,7 @@ class Tee:
         self.message = ""
 
     def start(self, *, repair: bool) -> None:
-        """Starts the process.
-
-        Args:
-            repair: Whether the copy is complete, and a chunk of it is wrong.
-        """
+        """Starts the process; to `repair`, the copy is complete, and a chunk of it is wrong."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def run() -> None:
@@ -77,7 +62,6 @@ class Tee:
         self._loop.watch(mine, self._hear)
 
     def send(self, request: messages.StoreRequest) -> None:
-        """Tells the process of a chunk."""
         if self._socket is None:
             # The copy was complete, and a chunk of it is wrong.
             self.start(repair=True)

@@ -48,13 +48,9 @@ class Worker:
     def __init__(
         self, *, control: socket.socket, connections: dict[int, socket.socket], arena: int, counters: mmap.mmap
     ) -> None:
-        """Begins.
+        """Takes the socket for messages to the whole process, and those of its connections by number.
 
-        Args:
-            control: The socket for messages to the whole process.
-            connections: Numbers and sockets of this process's connections.
-            arena: The arena's descriptor.
-            counters: Shared memory; the u64 at a connection's number is how many bytes its fetch has received.
+        In `counters`, shared memory, the u64 at a connection's number is how many bytes its fetch has received.
         """
         self._control, self._sockets, self._descriptor = control, connections, arena
         self._counters = memoryview(counters).cast("Q")
@@ -159,7 +155,6 @@ class Worker:
         )
 
     def _get(self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int) -> RangeReply:
-        """Receives the range."""
         target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
         assert target is not None
         link = self._links.get(connection)
@@ -169,11 +164,11 @@ class Worker:
         try:
             return link.get(
                 target,
-                fetch.start + fetch.skip - source.start,
-                fetch.stop - source.start,
+                fetch.wire_start + fetch.skip,
+                fetch.wire_stop,
                 view,
                 etag=segment.etag,
-                size=segment.stop - source.start,
+                size=source.size,
                 headers=source.cdn_headers if fetch.cdn else segment.headers,
                 cached=fetch.cdn,
                 on_progress=lambda count: self._counters.__setitem__(connection, count),
@@ -195,11 +190,7 @@ class Worker:
         return link
 
     def _read(self, source: SegmentSource, fetch: messages.FetchRequest, view: memoryview, connection: int) -> None:
-        """Reads the range from the local file.
-
-        Raises:
-            OSError: It cannot be read, or ends early.
-        """
+        """Reads the range from the local file."""
         # A local copy is of the whole file, a segment's local file only of the segment.
         path, start = (source.copy, 0) if source.copy is not None else (source.segment.local, source.start)
         assert path is not None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from coldstream.engine import messages
 from coldstream.engine.arena import PAGE_BYTES
 from coldstream.engine.processes import EventLoop, failure_of, fork, receive
-from coldstream.model.job import SegmentSource, pack_source
+from coldstream.model.job import SegmentSource, pack
 
 
 class WorkerEvents(Protocol):
@@ -46,9 +46,7 @@ class _WorkerProcess:
 class WorkerPool:
     """All workers of a streamer; connection c belongs to worker c modulo their number.
 
-    Attributes:
-        received: For each connection, the bytes that its present fetch has received; the workers write it.
-        deaths: How many workers died.
+    `received` has for each connection the bytes that its present fetch has received; the workers write it.
     """
 
     def __init__(self, loop: EventLoop, events: WorkerEvents, *, arena: int, workers: int, connections: int) -> None:
@@ -70,7 +68,6 @@ class WorkerPool:
 
     @property
     def cpu_seconds(self) -> float:
-        """What all workers have used, dead ones included."""
         return sum(worker.cpu_seconds for worker in self._workers) + self._lost_cpu_seconds
 
     def begin(self, sources: Sequence[SegmentSource], mapped_bytes: int) -> None:
@@ -80,7 +77,6 @@ class WorkerPool:
             self._introduce(worker)
 
     def source(self, segment: int) -> SegmentSource:
-        """A segment, with its present link."""
         return self._sources[segment]
 
     def renew(self, segment: int, source: SegmentSource) -> None:
@@ -91,11 +87,9 @@ class WorkerPool:
             self._inform(worker, segment)
 
     def version(self, segment: int) -> int:
-        """How often a segment's link was renewed."""
         return self._versions[segment]
 
     def fetch(self, connection: int, request: messages.FetchRequest) -> None:
-        """Begins a fetch."""
         worker = self._workers[connection % len(self._workers)]
         if connection not in worker.started:
             worker.started.add(connection)
@@ -150,7 +144,7 @@ class WorkerPool:
 
     def _inform(self, worker: _WorkerProcess, segment: int) -> None:
         head = messages.SOURCE + messages.NUMBERS.pack(segment, self._versions[segment])
-        _tell(worker.control, head + pack_source(self._sources[segment]))
+        _tell(worker.control, head + pack(self._sources[segment]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
         """Replaces a worker that died; one that sends a message says why it cannot go on."""

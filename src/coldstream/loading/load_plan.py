@@ -9,14 +9,13 @@ from pathlib import Path
 from coldstream.cache.cache import Cache, configured
 from coldstream.cache.copy_records import CachedFile
 from coldstream.cache.local_copy import LocalCopy
-from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.hardware import available_bytes
 from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
 from coldstream.model.header import Header, parse_header, rank_of
-from coldstream.model.job import FileJob, JobOptions, Segment
+from coldstream.model.job import Catalog, CatalogFile, FileJob, JobOptions, Segment
 from coldstream.model.names import is_path
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry

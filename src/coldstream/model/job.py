@@ -7,13 +7,15 @@ socket: it holds links that open the bucket, so it is never an argument, a file 
 from __future__ import annotations
 
 import json
+import mmap
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 DIGEST_BYTES = 16
 _UNKNOWN = bytes(DIGEST_BYTES)
+_LENGTH_BYTES = 8
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -103,6 +105,7 @@ class SegmentSource:
         path: Of the file that it belongs to, for messages.
         start: Its first byte in that file.
         segment: Where it is.
+        size: Of the object that holds it, in bytes.
         copy: As in `FileJob`.
         cdn_headers: As in `FileJob`.
     """
@@ -110,6 +113,7 @@ class SegmentSource:
     path: str
     start: int
     segment: Segment
+    size: int
     copy: str | None = None
     cdn_headers: Headers = field(default=(), repr=False)
 
@@ -118,7 +122,14 @@ def sources(file: FileJob) -> list[SegmentSource]:
     """The segments of a file, for the workers."""
     starts = (0, *(segment.stop for segment in file.segments))
     return [
-        SegmentSource(path=file.path, start=start, segment=segment, copy=file.copy, cdn_headers=file.cdn_headers)
+        SegmentSource(
+            path=file.path,
+            start=start,
+            segment=segment,
+            size=file.wire(bisect_left(file.stops, segment.stop))[1],
+            copy=file.copy,
+            cdn_headers=file.cdn_headers,
+        )
         for start, segment in zip(starts, file.segments, strict=False)
     ]
 
@@ -152,68 +163,86 @@ class JobOptions:
     cache_bytes_max: int | None = None
 
 
-def pack_options(settings: JobOptions) -> bytes:
-    """For the wire."""
-    return json.dumps({name: getattr(settings, name) for name in JobOptions.__slots__}).encode()
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """A file as a consumer sees it: enough to find its tensors."""
+
+    path: str  # relative to its model
+    size: int
+    head: bytes  # the file's first bytes, up to its data: the safetensors header and its length, already checked
+    head_stops: tuple[int, ...] = ()  # of the chunks that lie completely in the head
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What every consumer gets: the files; for each extent (file, first byte in it, one past the last).
+
+    Shared through a descriptor: u64 length of the JSON, the JSON, the heads of the files one after the other.
+    """
+
+    files: tuple[CatalogFile, ...]
+    extents: tuple[tuple[int, int, int], ...]
+
+    def pack(self) -> bytes:
+        files = [[file.path, file.size, len(file.head), file.head_stops] for file in self.files]
+        text = pack({"files": files, "extents": self.extents})
+        return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(file.head for file in self.files)])
+
+    @classmethod
+    def unpack(cls, data: bytes | mmap.mmap) -> Catalog:
+        position = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+        index = json.loads(data[_LENGTH_BYTES:position])
+        files = []
+        for path, size, head_bytes, stops in index["files"]:
+            files.append(CatalogFile(path, size, bytes(data[position : position + head_bytes]), tuple(stops)))
+            position += head_bytes
+        return cls(tuple(files), _tuples(index["extents"]))
+
+
+def pack(record: object) -> bytes:
+    """A record of this module, or several, as JSON."""
+    return json.dumps(record, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else {name: getattr(value, name) for name in value.__slots__}
 
 
 def unpack_options(data: bytes) -> JobOptions:
-    """What `pack_options` packed."""
+    """Reverses `pack` of options."""
     return JobOptions(**json.loads(data))
 
 
-def pack_files(files: Sequence[FileJob]) -> bytes:
-    """For the wire."""
-    return json.dumps([_plain(file) for file in files]).encode()
+def unpack_source(data: bytes) -> SegmentSource:
+    """Reverses `pack` of a source."""
+    entry = json.loads(data)
+    return SegmentSource(
+        **entry | {"segment": _segment(entry["segment"]), "cdn_headers": _tuples(entry["cdn_headers"])}
+    )
 
 
 def unpack_files(data: bytes) -> tuple[FileJob, ...]:
-    """What `pack_files` packed."""
-    return tuple(_file(entry) for entry in json.loads(data))
-
-
-def pack_source(source: SegmentSource) -> bytes:
-    """For the wire."""
-    entry = {name: getattr(source, name) for name in SegmentSource.__slots__}
-    return json.dumps(entry | {"segment": _plain_segment(source.segment)}).encode()
-
-
-def unpack_source(data: bytes) -> SegmentSource:
-    """What `pack_source` packed."""
-    entry = json.loads(data)
-    return SegmentSource(
-        **{**entry, "segment": _segment(entry["segment"]), "cdn_headers": _headers(entry["cdn_headers"])}
+    """Reverses `pack` of files."""
+    return tuple(
+        FileJob(
+            **entry
+            | {
+                "segments": tuple(map(_segment, entry["segments"])),
+                "have": bytes.fromhex(entry["have"]),
+                "digests": bytes.fromhex(entry["digests"]),
+                "stops": tuple(entry["stops"]),
+                "wire_stops": tuple(entry["wire_stops"]),
+                "extents": _tuples(entry["extents"]),
+                "cdn_headers": _tuples(entry["cdn_headers"]),
+            }
+        )
+        for entry in json.loads(data)
     )
 
 
-def _plain(file: FileJob) -> dict[str, Any]:
-    entry = {name: getattr(file, name) for name in FileJob.__slots__}
-    segments = [_plain_segment(segment) for segment in file.segments]
-    return entry | {"segments": segments, "have": file.have.hex(), "digests": file.digests.hex()}
+def _segment(entry: dict[str, Any]) -> Segment:
+    return Segment(**entry | {"headers": _tuples(entry["headers"])})
 
 
-def _plain_segment(segment: Segment) -> dict[str, Any]:
-    return {name: getattr(segment, name) for name in Segment.__slots__}
-
-
-def _segment(entry: Mapping[str, Any]) -> Segment:
-    return Segment(**{**entry, "headers": _headers(entry["headers"])})
-
-
-def _headers(pairs: Sequence[Sequence[str]]) -> Headers:
-    return tuple((name, value) for name, value in pairs)
-
-
-def _file(entry: Mapping[str, Any]) -> FileJob:
-    return FileJob(
-        **{
-            **entry,
-            "segments": tuple(_segment(segment) for segment in entry["segments"]),
-            "cdn_headers": _headers(entry["cdn_headers"]),
-            "have": bytes.fromhex(entry["have"]),
-            "digests": bytes.fromhex(entry["digests"]),
-            "stops": tuple(entry["stops"]),
-            "wire_stops": tuple(entry["wire_stops"]),
-            "extents": tuple((first, stop) for first, stop in entry["extents"]),
-        }
-    )
+def _tuples(lists: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    return tuple(map(tuple, lists))

@@ -14,7 +14,7 @@ from coldstream.engine import attach as attach_module
 from coldstream.engine import messages
 from coldstream.engine.arena import PAGE_BYTES
 from coldstream.engine.attach import Consumer
-from coldstream.engine.catalog import Catalog, CatalogFile
+from coldstream.model.job import Catalog, CatalogFile
 
 EXTENTS = 3
 

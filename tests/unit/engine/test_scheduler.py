@@ -8,11 +8,17 @@ import pytest
 
 from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, StoreChunk
 from coldstream.engine.arena import Arena
-from coldstream.engine.backoff import BACKOFF_SECONDS_MAX, RETRY_AFTER_SECONDS_MAX, RetryState
 from coldstream.engine.hedging import Flight, Speeds
 from coldstream.engine.load_layout import arena_bytes
 from coldstream.engine.pace import Pace
-from coldstream.engine.scheduler import PILE_MAX, WINDOW_BYTES, Scheduler
+from coldstream.engine.scheduler import (
+    BACKOFF_SECONDS_MAX,
+    PILE_MAX,
+    REST_SECONDS_MAX,
+    WINDOW_BYTES,
+    RetryState,
+    Scheduler,
+)
 
 PAGE = 4096
 
@@ -260,7 +266,7 @@ def test_rests_grow_and_are_bounded() -> None:
     assert max(rests) <= 1.5 * BACKOFF_SECONDS_MAX
     assert min(rests[10:]) >= 0.5 * BACKOFF_SECONDS_MAX
     assert 3.0 <= state.rest(3.0, rng) <= 3.2
-    assert state.rest(1e9, rng) <= RETRY_AFTER_SECONDS_MAX + 0.2
+    assert state.rest(1e9, rng) <= REST_SECONDS_MAX + 0.2
 
 
 MIB = 1 << 20

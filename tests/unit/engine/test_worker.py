@@ -16,6 +16,8 @@ def fetch() -> bytes:
         version=0,
         start=0,
         stop=10,
+        wire_start=0,
+        wire_stop=10,
         offset=0,
         skip=0,
         is_local=False,

@@ -8,14 +8,14 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.engine.catalog import Catalog, CatalogFile
 from coldstream.model.job import (
+    Catalog,
+    CatalogFile,
     FileJob,
     JobOptions,
     Segment,
-    pack_files,
-    pack_options,
-    pack_source,
+    SegmentSource,
+    pack,
     sources,
     unpack_files,
     unpack_options,
@@ -63,6 +63,9 @@ def test_each_chunk_lies_in_one_segment() -> None:
     job = FileJob(path="x", segments=segments, stops=(40, 100, 200, 300, 350), extents=())
     assert [job.segment(index) for index in range(5)] == [0, 0, 1, 1, 2]
     assert [(source.start, source.segment.stop) for source in sources(job)] == [(0, 100), (100, 300), (300, 350)]
+    assert [source.size for source in sources(job)] == [100, 200, 50]
+    compressed = replace(job, wire_stops=(10, 30, 60, 70, 99))
+    assert [source.size for source in sources(compressed)] == [30, 40, 29]
 
 
 def test_a_chunk_has_a_span_in_memory_and_a_range_in_its_object() -> None:
@@ -107,9 +110,13 @@ def test_secrets_are_not_shown() -> None:
     )
 )
 def test_files(files: list[FileJob]) -> None:
-    assert unpack_files(pack_files(files)) == tuple(files)
+    assert unpack_files(pack(files)) == tuple(files)
     for file in files:
-        assert [unpack_source(pack_source(source)) for source in sources(file)] == sources(file)
+        for segment in file.segments:
+            source = SegmentSource(
+                path=file.path, start=1, segment=segment, size=2, copy=file.copy, cdn_headers=segment.headers
+            )
+            assert unpack_source(pack(source)) == source
 
 
 def test_settings() -> None:
@@ -117,7 +124,7 @@ def test_settings() -> None:
         JobOptions(memory_limit=1),
         JobOptions(memory_limit=1 << 40, consumers=8, listen="/run/x", verify=False, in_order=True, cache="/c"),
     ):
-        assert unpack_options(pack_options(settings)) == settings
+        assert unpack_options(pack(settings)) == settings
 
 
 @given(
