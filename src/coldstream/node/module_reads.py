@@ -1,7 +1,7 @@
-"""In each of vLLM's processes: tells, when it is asked, which modules' files the process has read.
+"""Reports, from each of vLLM's processes, the files of the modules that the process has imported.
 
-Only the process itself knows that, since the files are closed again. A thread sleeps at the service's socket until the
-service asks or ends. A process stops this thread before it forks, and afterwards both processes start a new one.
+Only the process itself knows them, since the files are closed again. A thread waits at the service's socket until the
+service requests a report or exits. A process stops this thread before it forks, and then both processes start one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,15 @@ from typing import Any
 
 # In the environment of vLLM's processes: where the service is.
 VARIABLE = "COLDSTREAM_SERVICE"
-# What a process says to the service first; it is asked with an empty line, and answers with one line of JSON.
+# The first line that a process sends. The service then requests a report with an empty line, and gets a line of JSON.
 HELLO = b'{"tells": "modules"}\n'
 _FORK_SECONDS = 0.2
 
 
 class ModuleReporter:
-    """The thread of this process, and its connection."""
+    """The thread of this process, and its connection to the service at `address`."""
 
     def __init__(self, address: str) -> None:
-        """Prepares.
-
-        Args:
-            address: Of the service.
-        """
         self._address = address
         self._sock: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -42,7 +37,7 @@ class ModuleReporter:
             try:
                 sock.connect(self._address)
                 sock.sendall(HELLO)
-                thread = threading.Thread(target=_wait, args=(sock,), name="coldstream-telling", daemon=True)
+                thread = threading.Thread(target=_wait, args=(sock,), name="coldstream-modules", daemon=True)
                 thread.start()
             except BaseException:
                 sock.close()
@@ -63,31 +58,31 @@ _this_process: ModuleReporter | None = None
 
 
 def report_modules() -> None:
-    """Begins, where there is a service. Idempotent, and it never raises."""
+    """Starts reporting if there is a service. Idempotent; never raises."""
     global _this_process  # noqa: PLW0603  # one for each process
     address = os.environ.get(VARIABLE)
     if not address or _this_process is not None:
         return
-    telling = _this_process = ModuleReporter(address)
-    telling.start()
-    os.register_at_fork(before=telling.stop, after_in_parent=telling.start, after_in_child=telling.start)
+    reporter = _this_process = ModuleReporter(address)
+    reporter.start()
+    os.register_at_fork(before=reporter.stop, after_in_parent=reporter.start, after_in_child=reporter.start)
 
 
 def files() -> list[str]:
-    """The files of this process's modules, in the order of their import, and the sources that were looked into.
+    """The files of this process's modules, in the order of their import, and the sources that `linecache` read.
 
-    Of a module that has bytecode, or would have it if it could be written, the bytecode's file.
+    For a module with bytecode, or that would have it if it could be written, the file of the bytecode.
     """
     paths: dict[str, None] = {}
     for module in list(sys.modules.values()):
-        # Of its own dictionary: some modules import others when they are asked for anything.
+        # From its own dictionary: some modules import others on attribute access.
         spec: Any = getattr(module, "__dict__", {}).get("__spec__")
         for path in (getattr(spec, "cached", None), getattr(spec, "origin", None)):
             if isinstance(path, str) and path.startswith("/"):
                 paths[path] = None
                 break
     for path, entry in list(linecache.cache.items()):
-        # Others are promises to read it.
+        # Shorter entries are files that were not read yet.
         if len(entry) == 4 and path.startswith("/"):
             paths[path] = None
     return list(paths)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import BinaryIO
@@ -301,7 +301,7 @@ class _Start:
             self._report_publication(warm.state)
             if path is not None:
                 with suppress(ColdstreamError):
-                    self.timelines.update(timeline.with_bundle(warm.state.as_document()))
+                    self.timelines.update(timeline.with_bundle(asdict(warm.state)))
 
     def _is_up(self, child: Child, endpoint: EngineEndpoint) -> bool:
         """Whether this engine answers: another server may have taken the port first."""
@@ -375,7 +375,7 @@ class _Start:
             vllm=self.engine.version,
             machine=Machine(device=device, cores=hardware.cores(), gpus=len(gpus)),
             report=next(iter(reports), None),
-            bundle=warm.state.as_document() if warm is not None else None,
+            bundle=asdict(warm.state) if warm is not None else None,
             exited=exited,
         )
 

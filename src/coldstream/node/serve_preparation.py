@@ -24,7 +24,7 @@ from coldstream.machine.disk import make_folders, temporary_root
 from coldstream.model.names import checked_name
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
-from coldstream.node.bundle.bundle_key import key_of
+from coldstream.node.bundle.bundle_key import Key
 from coldstream.node.bundle.bundle_pointer import checked_secret
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle
@@ -214,15 +214,17 @@ def _warm_start(
         say(f"warm-start bundle: off, {exc.message}")
         return None
     base = engine.caches_base(settings, environ)
-    key = key_of(
-        model=version,
-        loader=request.loader,
-        device=_device(hardware.gpus() if engine.uses_gpus else ()),
-        processor=hardware.instruction_sets(),
-        caches=str(base),
-        engine=parts,
-    )
-    return WarmStart(LocalBundle(base, key, engine.caches), store, secret=secret, mode=request.bundle)
+    parts = {
+        **parts,
+        "model": version,
+        # The engine may hash its path to the model, which differs by loader.
+        "loader": request.loader,
+        "device": _device(hardware.gpus() if engine.uses_gpus else ()),
+        "processor": hardware.instruction_sets(),
+        # Compiled code names its files by their paths.
+        "caches": str(base),
+    }
+    return WarmStart(LocalBundle(base, Key(parts=parts), engine.caches), store, secret=secret, mode=request.bundle)
 
 
 def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from coldstream.node.bundle.bundle_pointer import Archive, Pointer, encode
+from coldstream.node.bundle.archive import Archive
+from coldstream.node.bundle.bundle_pointer import Pointer, encode
 from tests.e2e.doctor.doctor_place import NAME, Place
 
 

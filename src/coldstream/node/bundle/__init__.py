@@ -1,19 +1,11 @@
-"""The warm-start bundle: the caches that one node's start of vLLM built, for the starts of other nodes.
-
-key        what a start's caches depend on; pure
-caches     the folders that hold them, and the variables that tell vLLM
-archive    folder to archive and back, trusting nothing
-pointer    what is signed: the record that says which archive belongs to a key; pure
-shelf      pointers and archives in the store
-kept       caches on this machine, whole or not
-warm       the caches of one start: restored before it, published after it
+"""The warm-start bundle: the compile caches that one node's start of vLLM built, for the starts of other nodes.
 
     .coldstream/bundles/<org/model>/<key>.bundle          the pointer: a signature, then JSON; written last
     .coldstream/bundles/<org/model>/<sha256>.tar.gz       an archive, named by its content
     .coldstream/bundles/<org/model>/<sha256>.reads        what to read ahead, likewise
 
-    <cache>/bundles/<key>/                                the caches, where they were made and will be restored
-    <cache>/bundles/<key>.json                            a start with them came up: they are whole
+    <cache>/bundles/<key>/                                the caches, where they were built and will be restored
+    <cache>/bundles/<key>.json                            a start with them answered: they are whole
     <cache>/bundles/<key>.lock                            held by the starts that use them
 
 An archive holds code that vLLM will run, so write access to the bucket is not enough to be trusted: a pointer counts

@@ -1,7 +1,7 @@
 """A folder as a compressed tar archive, and back into a folder.
 
-Unpacking trusts nothing, although only verified archives get here: only regular files and folders, with paths that stay
-inside, no more and no larger than was promised.
+Unpacking trusts nothing, although only verified archives get here: it accepts only regular files, with paths that stay
+inside the folder, no more and no larger than promised.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Annotated, BinaryIO
+
+import msgspec
+from msgspec import Meta
 
 from coldstream.errors import IntegrityError
 from coldstream.model.names import path_fault
@@ -30,33 +32,23 @@ FILES_MAX = 200_000
 _LEVEL = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """What an archive holds.
-
-    Attributes:
-        files: How many.
-        bytes: All of them, unpacked.
-        size: Of the archive.
-        sha256: Of the archive, in hexadecimal.
-    """
-
-    files: int
-    bytes: int
-    size: int
-    sha256: str
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-def pack(root: str, paths: Iterable[str], out: BinaryIO, *, check: Callable[[], None] = lambda: None) -> Packed:
-    """Writes an archive of these files; files that no longer exist are left out.
+class Archive(msgspec.Struct, frozen=True, kw_only=True):
+    """An archive as its pointer describes it; `size` is of the archive, `bytes` of its unpacked files."""
 
-    Times of change are kept: ninja, which FlashInfer builds with, compares them.
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0, le=ARCHIVE_BYTES_MAX)]
+    files: Annotated[int, Meta(ge=0, le=FILES_MAX)]
+    bytes: Annotated[int, Meta(ge=0, le=UNPACKED_BYTES_MAX)]
 
-    Args:
-        root: The folder that the paths are relative to.
-        paths: Regular files.
-        out: Where to; readable too.
-        check: Called between files; what it raises ends the packing.
+
+def pack(root: str, paths: Iterable[str], out: BinaryIO, *, check: Callable[[], None] = lambda: None) -> Archive:
+    """Writes an archive of the files at `paths`, relative to `root`, without those that no longer exist.
+
+    Keeps modification times, because ninja, which FlashInfer builds with, compares them. `out` is also read. What
+    `check`, called between files, raises ends the packing.
     """
     files = unpacked = 0
     with (
@@ -75,11 +67,11 @@ def pack(root: str, paths: Iterable[str], out: BinaryIO, *, check: Callable[[], 
     out.flush()
     out.seek(0)
     sha256, size = sha256_of(out)
-    return Packed(files=files, bytes=unpacked, size=size, sha256=sha256)
+    return Archive(files=files, bytes=unpacked, size=size, sha256=sha256)
 
 
 def sha256_of(file: BinaryIO) -> tuple[str, int]:
-    """SHA-256 in hexadecimal, and length, of a file from where it stands."""
+    """The hexadecimal SHA-256 and the length of the rest of a file."""
     digest, size = hashlib.sha256(), 0
     while data := file.read(MIB):
         digest.update(data)
@@ -88,16 +80,10 @@ def sha256_of(file: BinaryIO) -> tuple[str, int]:
 
 
 def unpack(file: BinaryIO, into: Path, *, files: int, size: int) -> None:
-    """Unpacks an archive into an empty folder of this user's.
-
-    Args:
-        file: The archive.
-        into: The folder.
-        files: How many it was said to hold: more and fewer are refused.
-        size: The same of bytes.
+    """Unpacks an archive of exactly `files` files with `size` bytes in all into an empty folder of this user.
 
     Raises:
-        IntegrityError: It holds what is not allowed. Some of it may have been unpacked then.
+        IntegrityError: It holds anything else. Some of it may have been unpacked then.
         OSError: The disk fails.
     """
     files_left, size_left = files, size

@@ -31,11 +31,8 @@ _VALUE_MAX = 60
 class Key:
     """What the caches of a start depend on: model, processor, device, paths and what the engine adds.
 
-    Whatever could make restored code run incorrectly has to be a part: Inductor, for one, compiles for the very
-    processor that it runs on.
-
-    Attributes:
-        parts: Each in words, without secrets, as `coldstream bundle show` shows them.
+    Whatever could make restored code run incorrectly has to be one of `parts`: Inductor, for example, compiles for the
+    very processor that it runs on. Each is in words, without secrets, as `coldstream bundle show` shows it.
     """
 
     parts: Mapping[str, str]
@@ -80,18 +77,3 @@ def _changed(theirs: str, ours: str) -> list[str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= _VALUE_MAX else f"{text[: _VALUE_MAX - 1]}…"
-
-
-def key_of(*, model: str, loader: str, device: str, processor: str, caches: str, engine: Mapping[str, str]) -> Key:
-    """The key of a start.
-
-    Args:
-        model: The version of the model's content.
-        loader: How the engine gets the weights: its path to the model, which it may hash, differs.
-        device: GPUs with capability and driver family, or "cpu".
-        processor: Its instruction sets.
-        caches: The folder that contains the caches; compiled code names its files by their paths.
-        engine: See `InferenceEngine.cache_key_parts`.
-    """
-    parts = {"model": model, "loader": loader, "device": device, "processor": processor, **engine, "caches": caches}
-    return Key(parts=parts)

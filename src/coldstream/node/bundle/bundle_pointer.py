@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from coldstream.errors import ConfigError, IntegrityError
-from coldstream.node.bundle.archive import ARCHIVE_BYTES_MAX, FILES_MAX, UNPACKED_BYTES_MAX, Packed
+from coldstream.node.bundle.archive import Archive, Sha256
 
 FORMAT = 1
 POINTER_BYTES_MAX = 256 << 10
@@ -28,34 +28,12 @@ _SECRET_CHARACTERS_MIN = 32
 _CONTEXT = b"coldstream bundle\n"
 _SCHEME = b"hmac-sha256 "
 
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Text = Annotated[str, Meta(max_length=16 << 10)]
 
 
-class Archive(msgspec.Struct, frozen=True, kw_only=True):
-    """The caches.
-
-    Attributes:
-        sha256: Of the archive; its name too.
-        size: Its bytes.
-        files: How many it holds.
-        bytes: Those of all its files.
-    """
-
-    sha256: Sha256
-    size: Annotated[int, Meta(ge=0, le=ARCHIVE_BYTES_MAX)]
-    files: Annotated[int, Meta(ge=0, le=FILES_MAX)]
-    bytes: Annotated[int, Meta(ge=0, le=UNPACKED_BYTES_MAX)]
-
-
 class StoredReads(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of the files that the start read, for the next node's read-ahead.
-
-    Attributes:
-        sha256: Of the record; its name too.
-        size: Its bytes.
-    """
+    """The record of the files that the start read, for the next node's read-ahead."""
 
     sha256: Sha256
     size: Annotated[int, Meta(ge=0, le=READS_BYTES_MAX)]
@@ -65,14 +43,11 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A bundle.
 
     Attributes:
-        format: Of this record.
         key: Of the start that it fits: `Key.digest`.
         parts: What the key is made of.
-        archive: The caches.
-        reads: What to read ahead; None when that is not known.
-        created: When, with a time zone.
-        tool: Who wrote it.
-        ready_seconds: How long the start took that built it: no restore may take longer.
+        created: With a time zone.
+        tool: The program that wrote it, with its version.
+        ready_seconds: Duration of the start that built it: no restore may take longer.
     """
 
     format: int
@@ -89,17 +64,8 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _DECODER = msgspec.json.Decoder(Pointer)
 
 
-def archive_of(packed: Packed) -> Archive:
-    """The pointer's word for an archive."""
-    return Archive(sha256=packed.sha256, size=packed.size, files=packed.files, bytes=packed.bytes)
-
-
 def checked_secret(text: str | None) -> bytes | None:
-    """The signing key; None when there is none.
-
-    Raises:
-        ConfigError: It is too short to be one.
-    """
+    """The signing key, or None. Raises ConfigError when it is too short to be one."""
     if text is None:
         return None
     if len(text) < _SECRET_CHARACTERS_MIN:
@@ -117,14 +83,10 @@ def encode(pointer: Pointer, secret: bytes) -> bytes:
 
 
 def decode(data: bytes, secret: bytes) -> Pointer:
-    """Reads a pointer.
-
-    Args:
-        data: As it lies in the store; anybody may have written it.
-        secret: The signing key.
+    """Reads a pointer, which anyone may have written.
 
     Raises:
-        IntegrityError: It is not signed with this key, or does not make sense.
+        IntegrityError: It is not signed with this key, or is not a valid pointer.
     """
     if not is_signed(data, secret):
         raise IntegrityError("it is not signed with this COLDSTREAM_BUNDLE_KEY")
@@ -139,11 +101,7 @@ def is_signed(data: bytes, secret: bytes) -> bool:
 
 
 def decode_unverified(data: bytes) -> Pointer:
-    """What a pointer claims, for people: nothing may be unpacked for it.
-
-    Raises:
-        IntegrityError: It is not a valid pointer.
-    """
+    """What a pointer claims, for people: nothing may be unpacked for it. Raises IntegrityError if it is not valid."""
     try:
         pointer = _DECODER.decode(data.partition(b"\n")[2])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:

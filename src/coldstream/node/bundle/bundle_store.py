@@ -47,12 +47,7 @@ _KEPT = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPointer:
-    """A pointer in the store.
-
-    Attributes:
-        pointer: Verified.
-        etag: Its version.
-    """
+    """A verified pointer in the store, with the etag of its object."""
 
     pointer: Pointer
     etag: str
@@ -65,9 +60,9 @@ class BundleEntry:
     Attributes:
         name: The model's.
         key: Of the start that it fits.
-        state: "signed" with this key; "unverified" when there is no key to tell; "foreign": signed with another key;
+        state: "signed" with this key; "unverified" without a key to check it; "foreign": signed with another key;
             "unreadable".
-        pointer: What it says; None when unreadable. Not to be trusted unless "signed".
+        pointer: None when unreadable. Not to be trusted unless "signed".
     """
 
     name: str
@@ -77,15 +72,10 @@ class BundleEntry:
 
 
 class BundleStore:
-    """The bundles of one model in a store. Thread-safe.
-
-    Attributes:
-        name: The model's.
-    """
+    """The bundles of one model in a store. Thread-safe."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self.store = store
-        self.name = name
+        self.store, self.name = store, name
 
     def __repr__(self) -> str:
         return f"BundleStore({self.store.uri}/{ROOT}/{self.name})"
@@ -106,9 +96,9 @@ class BundleStore:
         return StoredPointer(pointer=pointer, etag=info.etag)
 
     def nearest(self, key: Key, secret: bytes) -> tuple[int, Pointer] | None:
-        """The bundle whose key differs from this one in the fewest parts, and how many there are to choose from.
+        """The bundle whose key differs from this one in the fewest parts, and the number of bundles compared.
 
-        Only bundles that are signed with this secret count, and of those the `_NEAREST_MAX` published last.
+        Compares the `_NEAREST_MAX` published last, without those that are not signed with this secret.
         """
         objects = [info for info in self.store.list(f"{ROOT}/{self.name}/") if info.key.endswith(_POINTER)]
         newest = sorted(objects, key=lambda info: info.modified, reverse=True)[:_NEAREST_MAX]
@@ -124,18 +114,14 @@ class BundleStore:
         return None if best is None else (len(pointers), best)
 
     def etag(self, key: str) -> str | None:
-        """The version of a key's pointer, whatever it says; None when there is none."""
+        """The etag of a key's pointer, valid or not; None when there is none."""
         try:
             return self.store.head(self._key(key + _POINTER)).etag
         except NotFoundError:
             return None
 
     def fetch(self, pointer: Pointer, out: BinaryIO) -> None:
-        """Brings an archive, verified.
-
-        Args:
-            pointer: Whose.
-            out: An empty file, where it goes; left at its start.
+        """Fetches and verifies an archive into an empty file, which is left at its start.
 
         Raises:
             NotFoundError: It is gone.
@@ -143,7 +129,7 @@ class BundleStore:
         """
         size, descriptor = pointer.archive.size, out.fileno()
         os.ftruncate(descriptor, size)
-        key = self._key(pointer.archive.sha256 + _ARCHIVE)
+        key = self._contents(pointer)[0]
 
         def fetch_range(start: int) -> None:
             buffer = bytearray(min(_RANGE_BYTES, size - start))
@@ -159,15 +145,10 @@ class BundleStore:
         out.seek(0)
 
     def fetch_reads(self, pointer: Pointer) -> bytes | None:
-        """The record of what to read ahead, verified; None when there is none.
-
-        Raises:
-            NotFoundError: It is gone.
-            IntegrityError: It is not the one that the pointer names.
-        """
+        """The record of what to read ahead, verified; None when the bundle has none. Raises as `fetch` does."""
         if pointer.reads is None:
             return None
-        data, _ = self.store.get(self._key(pointer.reads.sha256 + _READS), bytes_max=pointer.reads.size)
+        data, _ = self.store.get(self._contents(pointer)[1], bytes_max=pointer.reads.size)
         if hashlib.sha256(data).hexdigest() != pointer.reads.sha256:
             raise IntegrityError("the record of reads is not the one that was signed")
         return data
@@ -175,23 +156,16 @@ class BundleStore:
     def publish(
         self, pointer: Pointer, archive: BinaryIO, reads: bytes | None, secret: bytes, *, replaces: str | None
     ) -> None:
-        """Stores a bundle.
-
-        Args:
-            pointer: What it is.
-            archive: Its file.
-            reads: Its record of reads, or None.
-            secret: The signing key.
-            replaces: The version of the pointer that was there, or None when there was none.
+        """Stores a bundle. `replaces` is the etag of the pointer that was there, or None when there was none.
 
         Raises:
             ConflictError: Another node published at the same time; nothing of this bundle is left.
             CredentialsError: These keys may not write.
         """
-        ours = [self._put_archive(pointer, archive)]
-        if pointer.reads is not None and reads is not None:
-            ours.append(self._key(pointer.reads.sha256 + _READS))
-            self.store.put(ours[-1], reads)
+        ours = self._contents(pointer)
+        self._put_archive(ours[0], archive, pointer.archive.size)
+        if reads:
+            self.store.put(ours[1], reads)
         key = self._key(pointer.key + _POINTER)
         try:
             self.store.put(key, encode(pointer, secret), if_match=replaces, if_absent=replaces is None)
@@ -207,31 +181,21 @@ class BundleStore:
         """All bundles of the model, by key."""
         return [entry for entry in entries(self.store, secret, self.name) if entry.name == self.name]
 
-    def remove(self, keys: Sequence[str] | None = None) -> int:
-        """Removes bundles, the pointers first, and then all that none names.
-
-        Args:
-            keys: Which; None for all.
-
-        Returns:
-            How many pointers went.
-        """
+    def remove(self, keys: Sequence[str] | None = None) -> None:
+        """Removes some bundles, or all; the pointers first, and then everything that no pointer names."""
+        if keys is not None:
+            self.store.delete([self._key(digest + _POINTER) for digest in keys])
+            self._sweep(timedelta(0))
+            return
         objects = [info.key for info in self.store.list(f"{ROOT}/{self.name}/")]
-        if keys is None:
-            pointers = [key for key in objects if key.endswith(_POINTER)]
-            self.store.delete(pointers)
-            self.store.delete([key for key in objects if key not in pointers])
-            return len(pointers)
-        pointers = [key for key in objects if key in {self._key(digest + _POINTER) for digest in keys}]
-        self.store.delete(pointers)
-        self._sweep(timedelta(0))
-        return len(pointers)
+        for is_pointer in (True, False):
+            self.store.delete([key for key in objects if key.endswith(_POINTER) == is_pointer])
 
-    def _put_archive(self, pointer: Pointer, file: BinaryIO) -> str:
-        key, size, descriptor = self._key(pointer.archive.sha256 + _ARCHIVE), pointer.archive.size, file.fileno()
+    def _put_archive(self, key: str, file: BinaryIO, size: int) -> None:
+        descriptor = file.fileno()
         if size <= _SINGLE_BYTES_MAX:
             self.store.put(key, os.pread(descriptor, size, 0))
-            return key
+            return
         upload = self.store.create_upload(key)
         try:
             parts = []
@@ -243,30 +207,23 @@ class BundleStore:
             with self.store.retry.shielded(), suppress(ColdstreamError):
                 self.store.abort_upload(key, upload)
             raise
-        return key
 
     def _sweep(self, kept: timedelta) -> None:
-        """Removes what no pointer names."""
+        """Removes what no pointer names and is older than `kept`."""
         before = datetime.now(timezone.utc) - kept
         named = self._named()
-        objects = self.store.list(f"{ROOT}/{self.name}/")
-        self.store.delete(
-            [
-                info.key
-                for info in objects
-                if info.key.endswith((_ARCHIVE, _READS)) and info.key not in named and info.modified < before
-            ]
-        )
+        objects = [info for info in self.store.list(f"{ROOT}/{self.name}/") if info.key.endswith((_ARCHIVE, _READS))]
+        self.store.delete([info.key for info in objects if info.key not in named and info.modified < before])
 
     def _named(self) -> set[str]:
         """The objects that pointers name, signed or not: a user with another signing key may share the bucket."""
-        named = set()
-        for entry in self.entries(None):
-            if entry.pointer is not None:
-                named.add(self._key(entry.pointer.archive.sha256 + _ARCHIVE))
-                if entry.pointer.reads is not None:
-                    named.add(self._key(entry.pointer.reads.sha256 + _READS))
-        return named
+        pointers = [entry.pointer for entry in self.entries(None) if entry.pointer is not None]
+        return {key for pointer in pointers for key in self._contents(pointer)}
+
+    def _contents(self, pointer: Pointer) -> list[str]:
+        """The objects that a pointer names: the archive, and the record of reads if there is one."""
+        reads = [self._key(pointer.reads.sha256 + _READS)] if pointer.reads is not None else []
+        return [self._key(pointer.archive.sha256 + _ARCHIVE), *reads]
 
     def _key(self, name: str) -> str:
         return f"{ROOT}/{self.name}/{name}"
@@ -274,22 +231,17 @@ class BundleStore:
 
 def entries(store: Store, secret: bytes | None, name: str | None = None) -> list[BundleEntry]:
     """All bundles of a store, or of one model, by name and key."""
-    entries = []
+    bundles = []
     for info in store.list(f"{ROOT}/{name}/" if name else f"{ROOT}/"):
         folder, _, file = info.key.removeprefix(f"{ROOT}/").rpartition("/")
-        if file.endswith(_POINTER) and folder:
-            entries.append(_entry(store, secret, folder, file.removesuffix(_POINTER)))
-    return entries
-
-
-def _entry(store: Store, secret: bytes | None, name: str, key: str) -> BundleEntry:
-    try:
-        data, _ = store.get(f"{ROOT}/{name}/{key}{_POINTER}", bytes_max=POINTER_BYTES_MAX)
-        pointer = decode_unverified(data)
-    except (IntegrityError, NotFoundError):
-        return BundleEntry(name=name, key=key, state="unreadable", pointer=None)
-    if secret is None:
-        state = "unverified"
-    else:
-        state = "signed" if is_signed(data, secret) and pointer.key == key else "foreign"
-    return BundleEntry(name=name, key=key, state=state, pointer=pointer)
+        if not file.endswith(_POINTER) or not folder:
+            continue
+        key, state, pointer = file.removesuffix(_POINTER), "unreadable", None
+        with suppress(IntegrityError, NotFoundError):
+            data, _ = store.get(info.key, bytes_max=POINTER_BYTES_MAX)
+            pointer = decode_unverified(data)
+            state = "foreign" if secret is not None else "unverified"
+            if secret is not None and is_signed(data, secret) and pointer.key == key:
+                state = "signed"
+        bundles.append(BundleEntry(name=folder, key=key, state=state, pointer=pointer))
+    return bundles

@@ -31,21 +31,10 @@ Tree = Mapping[str, tuple[int, int]]
 
 
 class LocalBundle:
-    """The caches of one key.
-
-    Attributes:
-        root: Their folder: the same path on every node with the same settings.
-        layout: The engine's description of them.
-    """
+    """The caches of one key, in the folder `root`: the same path on every node with the same settings."""
 
     def __init__(self, base: Path, key: Key, layout: CacheLayout) -> None:
-        """Does no I/O.
-
-        Args:
-            base: The folder with the caches of all keys.
-            key: Whose caches.
-            layout: The engine's description of them.
-        """
+        """Does no I/O. `base` is the folder with the caches of all keys."""
         self.base, self.key, self.layout = base, key, layout
         self.root = base / key.digest[:_DIGITS]
         self._mark = base / f"{self.root.name}.json"
@@ -57,11 +46,7 @@ class LocalBundle:
         return self._mark.exists() and self.root.is_dir()
 
     def hold(self) -> bool:
-        """Creates the folder and locks it; returns whether no other process on this machine holds a lock.
-
-        Raises:
-            DiskError: The disk fails, or the folder is not private to this user.
-        """
+        """Creates the folder and locks it; returns whether no other process on this machine holds a lock."""
         checked_root(self.base.parent, create=True)
         with disk_errors(self.base):
             make_folders(self.base)
@@ -106,11 +91,7 @@ class LocalBundle:
 
     @contextmanager
     def replaced(self) -> Iterator[Path]:
-        """An empty folder that replaces theirs after the block. Requires the exclusive lock.
-
-        Raises:
-            DiskError: The disk fails.
-        """
+        """An empty folder that replaces theirs after the block. Requires the exclusive lock."""
         with disk_errors(self.base):
             staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.base))
             trash = staging.with_name(staging.name.replace(".new-", ".old-"))
@@ -139,25 +120,16 @@ def local_bundles_of(base: Path, name: str, layout: CacheLayout) -> list[LocalBu
     """The whole caches of a model on this machine, the most recently used first."""
     bundles = []
     for mark in base.glob("*.json"):
-        parts = _parts_of(mark, name)
-        if parts is None:
-            continue
-        local = LocalBundle(base, Key(parts=parts), layout)
-        if local.root.name == mark.stem and local.is_whole:
-            # A start may remove it at any time.
-            with suppress(FileNotFoundError):
+        # A start may remove it at any time, and anything may be in it.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            document = json.loads(read_bounded(mark, _MARK_BYTES_MAX) or b"")
+            if document["format"] != 1 or document["name"] != name:
+                continue
+            key = Key(parts={str(part): str(value) for part, value in document["parts"].items()})
+            local = LocalBundle(base, key, layout)
+            if local.root.name == mark.stem and local.is_whole:
                 bundles.append((mark.stat().st_mtime, local))
     return [local for _, local in sorted(bundles, key=lambda pair: pair[0], reverse=True)]
-
-
-def _parts_of(mark: Path, name: str) -> Mapping[str, str] | None:
-    try:
-        document = json.loads(read_bounded(mark, _MARK_BYTES_MAX) or b"")
-        if document["format"] != 1 or document["name"] != name:
-            return None
-        return {str(part): str(value) for part, value in document["parts"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _remove_old(base: Path, *, kept: str) -> None:

@@ -9,28 +9,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from coldstream.errors import CancelledError, ColdstreamError, ConflictError, IntegrityError
 from coldstream.machine.disk import disk_errors
 from coldstream.node.bundle.archive import pack, unpack
-from coldstream.node.bundle.bundle_pointer import Pointer, StoredReads, archive_of
+from coldstream.node.bundle.bundle_pointer import Pointer, StoredReads
 from coldstream.node.bundle.bundle_store import BundleStore, StoredPointer
 from coldstream.node.bundle.local_bundles import LocalBundle, Tree
 from coldstream.package import __version__
 
-MODES = ("auto", "read", "write", "off")
 # A restore may take as long as the start that it saves took, and at least this long.
 _RESTORE_SECONDS_MIN = 20.0
 # The caches of an engine that answers are complete once nothing was added for so long.
 _SETTLED_SECONDS = 1.0
 _SETTLING_SECONDS_MAX = 30.0
-
-
-class _NotPublishedError(Exception):
-    """There is nothing to publish, or the mode forbids it; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +39,7 @@ class WarmState:
         detail: Why, for people, or "".
         bytes: Size of the fetched archive.
         seconds: Duration of the restore.
-        built: How many files the engine built all the same; None until it answers.
+        built: Number of files that the engine built all the same; None until it answers.
         compiled: How many of them come from a compiler.
         published: "published"; "kept": nothing new; "no: " and the reason; None until it is known.
         published_bytes: Size of the published archive.
@@ -62,10 +57,6 @@ class WarmState:
     published_bytes: int = 0
     unpublished: str = ""
 
-    def as_document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 class WarmStart:
     """The caches of one start: `restore`, then `environment` for the engine, then `publish`; `close` in any case.
@@ -76,17 +67,11 @@ class WarmStart:
     """
 
     def __init__(self, local: LocalBundle, store: BundleStore, *, secret: bytes, mode: str) -> None:
-        """Does no I/O.
-
-        Args:
-            local: The caches on this machine.
-            store: The bundles in the bucket. `close` cancels its retries, so no other caller may use them.
-            secret: The signing key.
-            mode: One of `MODES`.
-        """
+        """Does no I/O. `close` cancels the retries of `store`, so no other caller may use it."""
         self.state = WarmState(state="none", key=local.key.digest)
         self.reads: bytes | None = None
-        self._local, self._store, self._secret, self._mode = local, store, secret, mode
+        self._local, self._store, self._secret = local, store, secret
+        self._mode, self._can_read, self._can_publish = mode, mode in {"auto", "read"}, mode in {"auto", "write"}
         self._stored: StoredPointer | None = None
         self._before: Tree = {}
         self._ready_seconds: float | None = None
@@ -118,9 +103,7 @@ class WarmStart:
         is_whole = self._local.is_whole
         if is_whole:
             self._note(state="local")
-        if self._mode not in {"auto", "read"}:
-            return
-        self._stored = self._store.find(self._local.key.digest, self._secret)
+        self._stored = self._store.find(self._local.key.digest, self._secret) if self._can_read else None
         if self._stored is None:
             return
         pointer = self._stored.pointer
@@ -128,29 +111,15 @@ class WarmStart:
             self.reads = self._store.fetch_reads(pointer)
         # Caches left by a start that never answered may be anything, and are replaced; caches in use stay.
         if not is_whole and is_exclusive:
-            with self._limited(pointer.ready_seconds):
-                self._fetch(pointer)
+            with (
+                self._limited(pointer.ready_seconds),
+                self._local.replaced() as folder,
+                tempfile.TemporaryFile(dir=self._local.base) as file,
+            ):
+                self._store.fetch(pointer, file)
+                unpack(file, folder, files=pointer.archive.files, size=pointer.archive.bytes)
             self._local.mark_whole(self._store.name)
             self._note(state="restored", bytes=pointer.archive.size)
-
-    def explain_miss(self) -> str | None:
-        """How the nearest bundle was built, when none fits this start; None when that is unknown.
-
-        It lists the bucket, so it is for when the engine runs. Keys that cannot list the bucket learn nothing.
-        """
-        if self.state.state != "none" or self.state.detail or self._mode not in {"auto", "read"}:
-            return None
-        with suppress(ColdstreamError):
-            if nearest := self._store.nearest(self._local.key, self._secret):
-                count, pointer = nearest
-                which = "the bundle" if count == 1 else f"the nearest of {count} bundles"
-                self._note(detail=f"{which} in the bucket was built {self._local.key.explain(pointer.parts)}")
-        return self.state.detail or None
-
-    def _fetch(self, pointer: Pointer) -> None:
-        with self._local.replaced() as folder, tempfile.TemporaryFile(dir=self._local.base) as file:
-            self._store.fetch(pointer, file)
-            unpack(file, folder, files=pointer.archive.files, size=pointer.archive.bytes)
 
     @contextmanager
     def _limited(self, seconds: float) -> Iterator[None]:
@@ -165,6 +134,20 @@ class WarmStart:
             timer.cancel()
             cancel.clear()
 
+    def explain_miss(self) -> str | None:
+        """How the nearest bundle was built, when none fits this start; None when that is unknown.
+
+        It lists the bucket, so it is for when the engine runs. Keys that cannot list the bucket learn nothing.
+        """
+        if self.state.state != "none" or self.state.detail or not self._can_read:
+            return None
+        with suppress(ColdstreamError):
+            if nearest := self._store.nearest(self._local.key, self._secret):
+                count, pointer = nearest
+                which = "the bundle" if count == 1 else f"the nearest of {count} bundles"
+                self._note(detail=f"{which} in the bucket was built {self._local.key.explain(pointer.parts)}")
+        return self.state.detail or None
+
     def environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """The variables that tell the engine where the caches are."""
         if self.state.state == "off":
@@ -172,18 +155,15 @@ class WarmStart:
         return self._local.layout.environment(str(self._local.root), environ)
 
     def publish(self, *, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> None:
-        """Publishes the caches if the start built anything new.
+        """Publishes the caches if the start, which took `ready_seconds`, built anything new.
 
-        Args:
-            ready_seconds: Duration of the start.
-            reads: Records what the start read; called only when something is published.
-            over: Set when the engine exits.
+        `reads` records what the start read; it is called only when something is published. `over` is set when the
+        engine exits.
         """
-        if self.state.state == "off":
-            return
         with self._publishing:
             self._ready_seconds = ready_seconds
-            self._try_to_publish(ready_seconds, reads, over)
+            if self.state.state != "off":
+                self._try_to_publish(ready_seconds, reads, over)
 
     def publish_more(self, *, over: threading.Event) -> None:
         """Publishes again if anything was built since `publish` succeeded."""
@@ -192,47 +172,48 @@ class WarmStart:
                 self._try_to_publish(self._ready_seconds, lambda: None, over)
 
     def _try_to_publish(self, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> None:
+        why = ""
         try:
             with disk_errors(self._local.root):
                 now = self._settled(over)
-                built = sorted(path for path in now if path not in self._before)
+                built = [path for path in now if path not in self._before]
                 self._note(built=len(built), compiled=sum(map(self._local.layout.is_compiled, built)))
                 self._local.mark_whole(self._store.name)
-                published = self._publish(now, built, ready_seconds, reads)
-        except (_NotPublishedError, ConflictError, CancelledError, ColdstreamError) as exc:
+                if not self._can_publish:
+                    why = f"--bundle {self._mode} does not publish"
+                elif not now:
+                    why = "the engine left no caches"
+                elif self._stored is not None and not built:
+                    self._note(published="kept", unpublished="")
+                else:
+                    self._publish(now, reads() or self.reads, ready_seconds)
+        except ConflictError:
+            why = "another node published first"
+        except CancelledError:
+            why = "the engine exited"
+        except ColdstreamError as exc:
             # Often a CredentialsError: the nodes of a fleet should have keys that can only read.
-            why = exc.message if isinstance(exc, ColdstreamError) else str(exc)
-            if isinstance(exc, ConflictError):
-                why = "another node published first"
-            elif isinstance(exc, CancelledError):
-                why = "the engine exited"
+            why = exc.message
+        if why:
             self._note(published=f"no: {why}", unpublished=why)
-        else:
-            self._note(published=published, unpublished="")
 
-    def _publish(self, now: Tree, built: Sequence[str], ready_seconds: float, reads: Callable[[], bytes | None]) -> str:
-        if self._mode not in {"auto", "write"}:
-            raise _NotPublishedError(f"--bundle {self._mode} does not publish")
-        if not now:
-            raise _NotPublishedError("the engine left no caches")
-        if self._stored is not None and not built:
-            return "kept"
-        self.reads = reads() or self.reads
-        digest = self._local.key.digest
+    def _publish(self, now: Tree, reads: bytes | None, ready_seconds: float) -> None:
+        self.reads, digest = reads, self._local.key.digest
+        replaces = self._stored.etag if self._stored else self._store.etag(digest)
         pointer = publish(
             self._store,
             self._local,
             self._secret,
             paths=list(now),
-            reads=self.reads,
+            reads=reads,
             ready_seconds=ready_seconds,
-            replaces=self._stored.etag if self._stored else self._store.etag(digest),
+            replaces=replaces,
         )
         self._note(published_bytes=pointer.archive.size)
         self._before = now
         if etag := self._store.etag(digest):
             self._stored = StoredPointer(pointer=pointer, etag=etag)
-        return "published"
+        self._note(published="published", unpublished="")
 
     def _settled(self, over: threading.Event) -> Tree:
         """The files, once no more are added."""
@@ -245,7 +226,7 @@ class WarmStart:
         return now
 
     def cancel(self) -> None:
-        """Cancels a publication that is under way."""
+        """Cancels a publication that is in progress."""
         self._store.store.retry.cancel.set()
 
     def close(self) -> None:
@@ -270,9 +251,6 @@ def publish(
     """Packs caches of this machine and stores them as a bundle.
 
     Args:
-        store: Where to.
-        local: The caches.
-        secret: The signing key.
         paths: Which of their files; None for all that belong in a bundle.
         reads: The record of what a start with them read, or None.
         ready_seconds: Duration of a start that had to build them; 0 when unknown.
@@ -288,12 +266,12 @@ def publish(
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     with disk_errors(local.base), tempfile.TemporaryFile(dir=local.base) as file:
         files = local.tree() if paths is None else paths
-        packed = pack(str(local.root), files, file, check=store.store.retry.check)
+        archive = pack(str(local.root), files, file, check=store.store.retry.check)
         pointer = Pointer(
             format=1,
             key=local.key.digest,
             parts=dict(local.key.parts),
-            archive=archive_of(packed),
+            archive=archive,
             reads=StoredReads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
             created=datetime.now(timezone.utc),
             tool=f"coldstream {__version__}",

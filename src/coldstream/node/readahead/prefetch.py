@@ -19,7 +19,7 @@ from coldstream.machine import hardware
 from coldstream.node.readahead.read_record import File, ReadRecord, decode
 
 # Each thread waits for one entry, inode or block at a time; on a disk 10 ms away, 32 took half as long as 8.
-THREADS = 32
+_THREADS = 32
 # The part of the free memory to use: prefetched pages must still be there when they are needed.
 _MEMORY_SHARE = 4
 _PIECE_BYTES = 128 << 10
@@ -28,13 +28,10 @@ _BYTECODE = "/__pycache__/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefetched:
-    """What was prefetched.
+    """What was prefetched; `bytes` includes what the kernel already had in memory.
 
-    Attributes:
-        files: How many files.
-        bytes: Their bytes, including those that the kernel already had in memory.
-        changed: How many files were skipped because they are missing or have another size.
-        left_out: How many files did not fit in memory, or came after `stop`.
+    `changed` files were skipped because they are missing or have another size; files `left_out` did not fit in memory,
+    or came after `stop`.
     """
 
     files: int
@@ -43,26 +40,24 @@ class Prefetched:
     left_out: int
 
 
-def prefetch(
-    reads: ReadRecord, *, memory_bytes: int | None = None, threads: int = THREADS, stop: threading.Event | None = None
-) -> Prefetched:
+def prefetch(reads: ReadRecord, *, memory_bytes: int | None = None, stop: threading.Event | None = None) -> Prefetched:
     """Prefetches the files of a record in its order, and returns when the last read is queued.
 
-    Does not raise for missing or changed files. On systems without `posix_fadvise` it does nothing.
-
-    Args:
-        reads: The record.
-        memory_bytes: Limit for all files; a quarter of the free memory when None.
-        threads: How many open files in parallel.
-        stop: Ends it early when set.
+    Does not raise for missing or changed files. On systems without `posix_fadvise` it does nothing. `memory_bytes`
+    limits all files; None means a quarter of the free memory. `stop` ends it early.
     """
     if not hasattr(os, "posix_fadvise"):
         return Prefetched(files=0, bytes=0, changed=0, left_out=len(reads.files))
     if memory_bytes is None:
         memory_bytes = hardware.available_bytes() // _MEMORY_SHARE
-    chosen = _that_fit(reads, memory_bytes)
+    chosen = []
+    for file in reads.files:
+        # One that does not fit leaves room for later ones.
+        if file.read_bytes <= memory_bytes:
+            memory_bytes -= file.read_bytes
+            chosen.append(file)
     queue = _PrefetchQueue(iter(chosen), stop or threading.Event())
-    helpers = [threading.Thread(target=queue.run, name="coldstream-ahead", daemon=True) for _ in range(threads - 1)]
+    helpers = [threading.Thread(target=queue.run, name="coldstream-ahead", daemon=True) for _ in range(_THREADS - 1)]
     for helper in helpers:
         helper.start()
     queue.run()
@@ -70,16 +65,6 @@ def prefetch(
         helper.join()
     left_out = len(reads.files) - queue.files - queue.changed
     return Prefetched(files=queue.files, bytes=queue.bytes, changed=queue.changed, left_out=left_out)
-
-
-def _that_fit(reads: ReadRecord, memory_bytes: int) -> list[File]:
-    """The files that fit in memory, in their order; one that does not fit leaves room for later ones. Pure."""
-    chosen = []
-    for file in reads.files:
-        if file.read_bytes <= memory_bytes:
-            memory_bytes -= file.read_bytes
-            chosen.append(file)
-    return chosen
 
 
 class _PrefetchQueue:
@@ -129,16 +114,10 @@ def _prefetch_file(file: File) -> bool:
 
 
 class ReadAhead:
-    """Prefetches the files of a record in a thread of its own.
+    """Prefetches the files of a record in a thread of its own. `result` is None until it is done."""
 
-    Attributes:
-        result: None until it is done.
-    """
-
-    def __init__(self, reads: ReadRecord, *, memory_bytes: int | None = None) -> None:
-        """Starts. See `prefetch` for the arguments."""
-        self._reads, self._memory_bytes = reads, memory_bytes
-        self._stop = threading.Event()
+    def __init__(self, reads: ReadRecord) -> None:
+        self._reads, self._stop = reads, threading.Event()
         self.result: Prefetched | None = None
         threading.Thread(target=self._run, name="coldstream-ahead", daemon=True).start()
 
@@ -150,7 +129,7 @@ class ReadAhead:
         self._stop.set()
 
     def _run(self) -> None:
-        self.result = prefetch(self._reads, memory_bytes=self._memory_bytes, stop=self._stop)
+        self.result = prefetch(self._reads, stop=self._stop)
 
 
 def start_read_ahead(data: bytes | None) -> ReadAhead:

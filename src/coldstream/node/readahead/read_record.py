@@ -1,8 +1,8 @@
 """The record of what a start read: compressed JSON of at most `RECORD_BYTES_MAX`, checked before it is believed. Pure.
 
-It comes out of a bucket, and names files of the machine that reads it. Nothing of them is shown to anybody or
-executed; a hostile record could only make a machine read what it did not need. What it may name is bounded all the
-same: files below folders that hold programs, none of which is a device.
+It comes out of a bucket, and names files of the machine that reads it. Their content is neither shown nor executed: a
+hostile record could only make a machine read what it did not need. Even so, it may only name files below folders that
+hold programs, and not devices.
 """
 
 from __future__ import annotations
@@ -18,28 +18,24 @@ from msgspec import Meta
 
 from coldstream.errors import IntegrityError
 
-FORMAT = 1
 FILES_MAX = 50_000
 RANGES_MAX = 1_000_000
 # vLLM's CPU build takes 0.1 MiB.
 RECORD_BYTES_MAX = 8 << 20
 _JSON_BYTES_MAX = 64 << 20
 _FILE_BYTES_MAX = 1 << 40
-# Opening something there may do something.
-_NEVER = ("/proc", "/sys", "/dev", "/run")
+# Opening a file there may have side effects.
+DEVICES = ("/proc", "/sys", "/dev", "/run")
 
 Offset = Annotated[int, Meta(ge=0, le=_FILE_BYTES_MAX)]
 Path = Annotated[str, Meta(min_length=2, max_length=4096, pattern=r"^/[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\Z")]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A file that was read.
+    """A file that was read: an absolute, normal path, and its size then; another size is another file.
 
-    Attributes:
-        path: Absolute, without `.`, `..` or doubled slashes.
-        size: In bytes, when it was recorded; another size is another file.
-        ranges: What was read: starts and stops in turn, each range `[start, stop)`, growing, not touching, within the
-            size. Empty: all of it.
+    `ranges` are starts and stops in turn, each range `[start, stop)`, growing, not touching, within the size. Without
+    any, all of it was read.
     """
 
     path: Path
@@ -67,12 +63,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a start read.
-
-    Attributes:
-        prefixes: Folders that hold programs and libraries; every file lies below one of them.
-        files: In the order in which a start needs them.
-    """
+    """What a start read: files in the order of need, each below one of `prefixes`, folders that hold programs."""
 
     format: Literal[1] = 1
     prefixes: Annotated[tuple[Path, ...], Meta(max_length=64)]
@@ -80,7 +71,7 @@ class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for prefix in self.prefixes:
-            if prefix != posixpath.normpath(prefix) or is_below(prefix, _NEVER):
+            if prefix != posixpath.normpath(prefix) or is_below(prefix, DEVICES):
                 raise ValueError(f"prefix {prefix[:80]!r} is not usable")
         seen: set[str] = set()
         ranges = 0
@@ -100,11 +91,7 @@ class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
         return sum(file.read_bytes for file in self.files)
 
     def encode(self) -> bytes:
-        """The bytes to store.
-
-        Raises:
-            IntegrityError: They would be more than `RECORD_BYTES_MAX`.
-        """
+        """The bytes to store. Raises IntegrityError if they would be more than `RECORD_BYTES_MAX`."""
         data = zlib.compress(msgspec.json.encode(self), 6)
         if len(data) > RECORD_BYTES_MAX:
             raise IntegrityError(f"a record of reads has {len(data)} bytes; at most {RECORD_BYTES_MAX} are allowed")
@@ -116,11 +103,7 @@ _DECODER = msgspec.json.Decoder(ReadRecord)
 
 
 def decode(data: bytes) -> ReadRecord:
-    """Reads what `ReadRecord.encode` wrote, here or elsewhere.
-
-    Raises:
-        IntegrityError: It is too large, damaged, of another format, or inconsistent. Permanent.
-    """
+    """Reads what `ReadRecord.encode` wrote. Raises IntegrityError if it is too large, damaged or inconsistent."""
     if len(data) > RECORD_BYTES_MAX:
         raise IntegrityError(f"a record of reads has {len(data)} bytes; at most {RECORD_BYTES_MAX} are allowed")
     unpacking = zlib.decompressobj()

@@ -1,13 +1,18 @@
 """Records what a start read, when it has succeeded, by looking at its processes from outside.
 
-Libraries: of every file that a process has mapped, the pages that it has touched; the kernel maps those around a
-touched page too, when it has them (16 pages, or its whole folio since Linux 6.18), so that a range is somewhat longer
-than what was needed. Modules: their files are read and closed again, and only the processes know of them; they tell,
-and the files are taken whole. Of two more it is known that they are read: what `importlib.metadata` looks into, of
-every package, and the sources of all models of transformers, whose names it collects.
+Libraries: of every file that a process has mapped, the pages that it has touched. The kernel also maps those around a
+touched page, when it has them (16 pages, or its whole folio since Linux 6.18), so a range is somewhat longer than what
+was needed. Modules: their files are closed after reading and only the processes know them; they report them, and the
+files are recorded whole. Two more kinds are known to be read: what `importlib.metadata` looks into, of every package,
+and the sources of all models of transformers, whose names it collects.
 
-Only files below folders that hold programs are recorded: Python's, its environments', the system's libraries. Neither
-the model nor caches nor temporary files are.
+Only files below folders that hold programs are recorded: Python's, its environments', the system's libraries; not the
+model, caches or temporary files.
+
+`/proc/PID/maps` names the files that a process has mapped; `/proc/PID/pagemap` has eight bytes for each page, of which
+the highest bit says whether the page is there (kernel docs, admin-guide/mm/pagemap). A page of a private mapping that
+was written to, as the linker does when it relocates a library, is no longer the file's, but it was read from it, and
+counts.
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ import importlib.util
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from coldstream.node.readahead.pages import ENTRY_BYTES, Range, mappings, merged, present
-from coldstream.node.readahead.read_record import FILES_MAX, File, ReadRecord, is_below
+from coldstream.node.readahead.read_record import DEVICES, FILES_MAX, File, ReadRecord, is_below
 
 # A disk reads what is between two near ranges sooner than it begins another read.
 _GAP_BYTES = 128 << 10
@@ -44,19 +50,31 @@ _TRANSFORMERS = re.compile(r"(.*/transformers)/(?:__pycache__/)?__init__\.[^/]*"
 _UNREAD = re.compile(r"convert_|modular_")
 _PACKAGES = re.compile(r".*/(?:site|dist)-packages/")
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/([^/]+?)(?:\.libs)?/.*")
-_DEVICES = ("/dev", "/proc", "/sys", "/run")
+_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S{4} ([0-9a-f]+) \S+ (\d+) +(/.*)")
+_DELETED = " (deleted)"
+_ENTRY_BYTES = 8
+# The highest byte of an entry, little-endian: present, or swapped out.
+_THERE = bytes(1 if byte & 0xC0 else 0 for byte in range(256))
+_RUN = re.compile(rb"\x01+")
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapping:
+    """A part of a file in a process's memory: addresses `[start, stop)`, from `offset` of the file on."""
+
+    path: str
+    start: int
+    stop: int
+    offset: int
 
 
 def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
-    """What some processes have read so far.
+    """What some processes of this user have read so far; empty, without an error, if nothing can be read.
 
-    Args:
-        pids: Of this user; those that have ended, or may not be looked at, are passed over.
-        modules: The files of their Python modules, in the order of their import: the bytecode's, whether or not it
-            could be written; see `coldstream.node.module_reads`.
-
-    Returns:
-        The record; empty, without an error, if nothing can be read.
+    `modules` are the files of their Python modules, in the order of their import, as `module_reads` reports them. Skips
+    processes that have exited.
     """
     imported = _with_others(_existing(modules))
     mapped: dict[str, list[Range] | None] = {}
@@ -74,34 +92,28 @@ def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
 
 
 def prefixes_of(paths: Iterable[str]) -> tuple[str, ...]:
-    """The folders that hold programs, judging by where Python's modules lie. Pure."""
+    """The folders that hold programs, judging by where Python's modules are."""
     files = dict.fromkeys(_SYSTEM)
     for path in paths:
-        if (match := _PYTHON.fullmatch(path)) and not is_below(path, _DEVICES):
+        if (match := _PYTHON.fullmatch(path)) and not is_below(path, DEVICES):
             files.update(dict.fromkeys(f"{match[1]}/{folder}" for folder in ("lib", "lib64", "bin")))
     return tuple(files)[:_PREFIXES_MAX]
 
 
 def ordered(imported: Sequence[str], mapped: Iterable[str]) -> list[str]:
-    """The files in the order of need. Pure.
+    """The files in the order of need.
 
-    Modules come as they were imported. A library that is none comes in front of the first module of its package, or,
-    when nothing of its package was imported, of the first package that has libraries. The system's come first.
+    Modules come as they were imported. Another library comes in front of the first module of its package, or, when
+    nothing of its package was imported, of the first package that has libraries. The system's come first.
     """
-    order = {path: index for index, path in enumerate(imported)}
+    places = {path: (index, True) for index, path in enumerate(imported)}
     first: dict[str, int] = {}
-    for path, index in order.items():
+    for path, (index, _) in places.items():
         if package := _package(path):
             first.setdefault(package, index)
-    libraries = [path for path in mapped if path not in order]
-    packages = {path: _package(path) for path in libraries}
+    packages = {path: _package(path) for path in mapped if path not in places}
     earliest = min((first[package] for package in packages.values() if package in first), default=0)
-
-    def place(path: str) -> tuple[int, bool]:
-        package = packages[path]
-        return (first.get(package, earliest) if package else 0), False
-
-    places = {path: (index, True) for path, index in order.items()} | {path: place(path) for path in libraries}
+    places |= {path: (first.get(package, earliest) if package else 0, False) for path, package in packages.items()}
     return sorted(places, key=places.__getitem__)
 
 
@@ -111,17 +123,14 @@ def _package(path: str) -> str | None:
 
 
 def _existing(modules: Iterable[str]) -> list[str]:
-    """The files that modules were read from, by their real folders' names, as the kernel tells those of libraries."""
-    folders: dict[str, str] = {}
+    """The files that modules were read from, by the real names of their folders, as the kernel names libraries."""
+    real = cache(os.path.realpath)
     paths: dict[str, None] = {}
     for module in modules:
         folder, _, name = module.rpartition("/")
         if not folder.startswith("/"):
             continue
-        real = folders.get(folder)
-        if real is None:
-            real = folders[folder] = os.path.realpath(folder)
-        path = f"{real}/{name}"
+        path = f"{real(folder)}/{name}"
         if _size(path) is None and name.endswith(".pyc"):
             with suppress(ValueError):
                 path = importlib.util.source_from_cache(path)
@@ -130,7 +139,7 @@ def _existing(modules: Iterable[str]) -> list[str]:
 
 
 def _with_others(imported: Sequence[str]) -> list[str]:
-    """The same, and what is read without being imported, where it is read: package metadata, transformers' sources."""
+    """Adds what is read without being imported, in its place: package metadata, transformers' sources."""
     paths: dict[str, None] = {}
     seen: set[str] = set()
     for path in imported:
@@ -164,7 +173,7 @@ def _look(pid: int, mapped: dict[str, list[Range] | None]) -> None:
             if ranges is None:
                 continue
             first, count = mapping.start // page_bytes, (mapping.stop - mapping.start) // page_bytes
-            entries = _read_at(pagemap, first * ENTRY_BYTES, count * ENTRY_BYTES)
+            entries = _read_at(pagemap, first * _ENTRY_BYTES, count * _ENTRY_BYTES)
             ranges.extend(present(entries, offset=mapping.offset, page_bytes=page_bytes))
     finally:
         os.close(pagemap)
@@ -186,3 +195,32 @@ def _size(path: str) -> int | None:
         if stat.S_ISREG(status.st_mode):
             return status.st_size
     return None
+
+
+def mappings(maps: str) -> Iterator[Mapping]:
+    """The files of `/proc/PID/maps`, without deleted ones and memory without a file."""
+    for line in maps.splitlines():
+        match = _LINE.fullmatch(line)
+        # The kernel writes a line feed of a name as \012, and nothing else that way.
+        if match is None or match[4] == "0" or match[5].endswith(_DELETED) or "\\" in match[5]:
+            continue
+        yield Mapping(path=match[5], start=int(match[1], 16), stop=int(match[2], 16), offset=int(match[3], 16))
+
+
+def present(entries: bytes, *, offset: int, page_bytes: int) -> Iterator[Range]:
+    """The ranges of a file that are in memory, by the `pagemap` entries of a mapping that begins at `offset` of it."""
+    for run in _RUN.finditer(entries[_ENTRY_BYTES - 1 :: _ENTRY_BYTES].translate(_THERE)):
+        yield offset + run.start() * page_bytes, offset + run.end() * page_bytes
+
+
+def merged(ranges: Iterable[Range], *, gap_bytes: int, size: int) -> tuple[Range, ...]:
+    """Ranges sorted, cut at the file's size, and joined where less than `gap_bytes` are between them."""
+    runs: list[Range] = []
+    for start, stop in sorted(ranges):
+        if start >= size:
+            break
+        if runs and start - runs[-1][1] < gap_bytes:
+            runs[-1] = runs[-1][0], max(runs[-1][1], min(stop, size))
+        else:
+            runs.append((start, min(stop, size)))
+    return tuple(runs)

@@ -7,7 +7,7 @@ import pytest
 from coldstream.engines.vllm.cache_key import key_parts, relevant_flags
 from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program
-from coldstream.node.bundle.bundle_key import Key, key_of
+from coldstream.node.bundle.bundle_key import Key
 
 
 def key(**changes: Any) -> Key:
@@ -27,7 +27,7 @@ def key(**changes: Any) -> Key:
     engine = {name: given.pop(name) for name in ("python", "packages", "site")}
     program = Program(path="/bin/vllm", version=None, compiled=True, **engine)
     parts = key_parts(program, Flags(given.pop("arguments")), given.pop("environ"))
-    return key_of(**given, engine=parts)
+    return Key(parts=given | parts)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import ConfigError, IntegrityError
+from coldstream.node.bundle.archive import Archive
 from coldstream.node.bundle.bundle_pointer import (
-    Archive,
     Pointer,
     StoredReads,
     checked_secret,
