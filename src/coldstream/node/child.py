@@ -18,7 +18,7 @@ from coldstream.machine import process_session
 from coldstream.machine.child_environment import CREDENTIALS, SECRETS, STREAMER, child_environment
 from coldstream.machine.process_session import end_session, kill_session
 
-# Runs before the engine: the kernel sends it SIGTERM when its parent is killed. The engine may ignore that; then the
+# Runs before the engine, so that the kernel sends it SIGTERM when its parent is killed. If the engine ignores that, the
 # guard ends it.
 _LAUNCH = """
 import ctypes, os, signal, sys
@@ -35,13 +35,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A program to run.
-
-    Attributes:
-        arguments: The program and its arguments; no secret.
-        environment: Variables to set; may hold secrets.
-        keep: Credentials that it inherits.
-    """
+    """A program to run, with variables to set, which may hold secrets, and the names of credentials that it keeps."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -57,7 +51,7 @@ class Command:
         return replace(self, environment={**self.environment, **environment})
 
     def shown(self) -> str:
-        """The command for people, which can be pasted into a shell."""
+        """The command as it can be pasted into a shell."""
         return shlex.join(self.arguments)
 
     def shown_environment(self) -> list[str]:
@@ -72,21 +66,13 @@ class Child:
     """A running engine. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
 
     Attributes:
-        pid: Of the session's leader.
         is_up: Whether it serves; set from outside. From then on, a signal lets it finish its requests.
-        signalled: How many signals were passed on.
+        signalled: Number of signals passed on.
         cut_off_by: The signal that ended it before it was up, or None.
     """
 
     def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
-        """Starts it.
-
-        Args:
-            command: What to run.
-            on_line: Called with each line of output, from other threads, one at a time.
-            stdout: For its output.
-            stderr: For its errors.
-        """
+        """Starts it. `on_line` is called with each line of output, from other threads, one at a time."""
         environment = child_environment(keep=command.keep)
         # Its output is a pipe, which Python would buffer in blocks.
         environment |= {"PYTHONUNBUFFERED": "1", **command.environment}
@@ -99,7 +85,15 @@ class Child:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        self._guard = _start_guard(self.pid)
+        # Ends the session when this process is killed, and exits with the session.
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", process_session.__file__, str(self.pid), str(_KILL_SECONDS)],
+            env=child_environment(only=STREAMER),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.is_up = False
         self.signalled = 0
         self.cut_off_by: int | None = None
@@ -181,10 +175,9 @@ class Child:
 
 @contextmanager
 def forwarded_signals() -> Iterator[Callable[[Child], None]]:
-    """Passes the signals of this process on during the block.
+    """Passes the signals of this process on during the block, to the child with which the yielded function is called.
 
-    Yields:
-        A function to call with the child once it runs; it then also gets the signals that came before.
+    The child also gets the signals that came before that.
     """
     child: Child | None = None
     early: list[int] = []
@@ -207,15 +200,3 @@ def forwarded_signals() -> Iterator[Callable[[Child], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-def _start_guard(leader: int) -> subprocess.Popen[bytes]:
-    """Starts a process that ends the session when this process is killed, and that exits with the session."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", process_session.__file__, str(leader), str(_KILL_SECONDS)],
-        env=child_environment(only=STREAMER),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )

@@ -1,7 +1,6 @@
-"""The contract between this room and an inference engine.
+"""The contract between this room and an inference engine: its command, log, API, caches and errors.
 
-`coldstream.engines.vllm` implements it; a second engine is a second package beside it. Everything that depends on the
-engine goes through here: its command, its log, its API, its caches and its errors.
+`coldstream.engines.vllm` implements it; a second engine is a second package beside it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ class ServeRequest:
     """What to serve, and how.
 
     Attributes:
-        uri: See `Load`.
         arguments: For the engine.
         loader: How the engine gets the weights; "coldstream" streams them.
         options: Of the loads, for the loader "coldstream".
         fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
         program: The engine's program; None for the one beside this Python, or on the PATH.
-        bundle: How warm-start bundles are used, one of `coldstream.node.bundle.warm_start.MODES`.
+        bundle: "auto" to restore and publish a warm-start bundle, "read" or "write" for one of both, or "off".
         environment: More variables for the engine.
         pass_env: Names of credentials to pass to the engine, which gets none by default.
         first_token: Whether to request one token, to time the first one.
@@ -64,7 +62,7 @@ class ServeRequest:
 
 
 class EngineEndpoint(Protocol):
-    """The engine's API. Its host and port (or Unix socket) are as the engine binds them."""
+    """The engine's API, at the host and port or the Unix socket that the engine binds."""
 
     @property
     def bind_host(self) -> str:
@@ -89,11 +87,9 @@ class EngineEndpoint(Protocol):
         """Whether the health check succeeds."""
 
     def first_token(self, name: str) -> float | None:
-        """Requests one token from the model called `name`.
+        """Requests one token from the model called `name`; returns when it came, by `time.monotonic`.
 
-        Returns:
-            When it came, by `time.monotonic`. None when none came: some models complete no text, and other failures
-            are for the user's own requests to show.
+        None when none came: some models complete no text, and other failures show in the user's own requests.
         """
 
     def first_token_figures(self) -> Mapping[str, float]:
@@ -104,7 +100,9 @@ class EngineEndpoint(Protocol):
 
 
 class FailureLog(Protocol):
-    """Looks for the reason of a failure in the engine's output."""
+    """Looks for the reason of a failure in the engine's output, line by line."""
+
+    hint: str | None
 
     def line(self, text: str) -> None:
         """Reads a line."""
@@ -113,10 +111,6 @@ class FailureLog(Protocol):
     def text(self) -> str | None:
         """The reason in one line; None when none was printed."""
 
-    @property
-    def hint(self) -> str | None:
-        """What the user can do about it, or None."""
-
 
 class CacheLayout(Protocol):
     """The caches that an engine builds while it starts."""
@@ -124,9 +118,7 @@ class CacheLayout(Protocol):
     def environment(self, root: str, environ: Mapping[str, str]) -> Mapping[str, str]:
         """The variables that put the caches below `root`, in a form that the next start can load.
 
-        Args:
-            root: A folder.
-            environ: The user's; what it sets takes precedence.
+        Variables that the user sets in `environ` take precedence.
         """
 
     def keeps(self, path: str) -> bool:
@@ -140,7 +132,7 @@ class InferenceEngine(Protocol):
     """An engine for one request.
 
     Attributes:
-        name: "vLLM", for messages.
+        name: For messages.
         version: None when unknown.
         uses_gpus: Whether it runs on this machine's GPUs.
         streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
@@ -148,35 +140,17 @@ class InferenceEngine(Protocol):
         has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
         is_headless: Whether it serves without an API of its own.
         api_name: The model's name in the API.
-        caches: Its caches.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str | None: ...
-
-    @property
-    def uses_gpus(self) -> bool: ...
-
-    @property
-    def streams(self) -> bool: ...
-
-    @property
-    def ranks(self) -> int: ...
-
-    @property
-    def has_api(self) -> bool: ...
-
-    @property
-    def is_headless(self) -> bool: ...
-
-    @property
-    def api_name(self) -> str: ...
-
-    @property
-    def caches(self) -> CacheLayout: ...
+    name: str
+    version: str | None
+    uses_gpus: bool
+    streams: bool
+    ranks: int
+    has_api: bool
+    is_headless: bool
+    api_name: str
+    caches: CacheLayout
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         """What the user should know before the engine starts."""
@@ -191,12 +165,9 @@ class InferenceEngine(Protocol):
         """The options of the loads, with those among the engine's own flags."""
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
-        """The command for a model folder whose weights come from a load service.
+        """The command for a model folder whose weights come from the load service at the address `service`.
 
-        Args:
-            folder: See `coldstream.node.model_folder`.
-            service: The service's address.
-            socket_folder: A private folder for the engine's own sockets, removed with the service.
+        `socket_folder` is a private folder for the engine's own sockets, removed with the service.
         """
 
     def own_command(self, settings: Settings, say: Say) -> Command:

@@ -21,11 +21,7 @@ _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
 def check_free(endpoint: EngineEndpoint, name: str) -> None:
-    """Binds as the engine called `name` will, and releases the address.
-
-    Raises:
-        ColdstreamError: Another server listens there, or this machine does not have the address.
-    """
+    """Binds as the engine called `name` will, and releases the address. Raises ColdstreamError if that fails."""
     if endpoint.socket_path is not None:
         if os.path.lexists(endpoint.socket_path):
             raise ColdstreamError(
@@ -34,8 +30,13 @@ def check_free(endpoint: EngineEndpoint, name: str) -> None:
             )
         return
     host, port = endpoint.bind_host, endpoint.port
+    # As servers on uvloop choose it.
+    family = socket.AF_INET
+    with suppress(ValueError):
+        IPv6Address(host)
+        family = socket.AF_INET6
     try:
-        with socket.socket(_family(host), socket.SOCK_STREAM) as sock:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
     except (OSError, OverflowError, ValueError) as exc:
@@ -60,15 +61,6 @@ def is_listening(endpoint: EngineEndpoint, pids: Iterable[int]) -> bool | None:
         return any(inodes & _sockets(pid) for pid in pids)
     except PermissionError:
         return None
-
-
-def _family(host: str) -> socket.AddressFamily:
-    """As servers on uvloop choose it."""
-    try:
-        IPv6Address(host)
-    except ValueError:
-        return socket.AF_INET
-    return socket.AF_INET6
 
 
 def _owner(endpoint: EngineEndpoint) -> str:
@@ -97,11 +89,9 @@ def _listening(endpoint: EngineEndpoint) -> set[str]:
     """The inodes of all sockets that listen there."""
     if endpoint.socket_path is not None:
         path = os.path.abspath(endpoint.socket_path)
-        rows = (row.split(maxsplit=7) for row in _table("unix"))
-        return {
-            row[6] for row in rows if len(row) == 8 and int(row[3], 16) & _ACCEPTS and os.path.abspath(row[7]) == path
-        }
-    rows = (row.split() for name in ("tcp", "tcp6") for row in _table(name))
+        rows = [row for line in _table("unix") if len(row := line.split(maxsplit=7)) == 8]
+        return {row[6] for row in rows if int(row[3], 16) & _ACCEPTS and os.path.abspath(row[7]) == path}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in _table(name)]
     port = f":{endpoint.port:04X}"
     return {row[9] for row in rows if row[3] == _LISTENS and row[1].endswith(port)}
 

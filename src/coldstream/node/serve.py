@@ -1,7 +1,7 @@
 """Runs an inference engine from its start to its exit, and reports where start-up time went.
 
-Top to bottom: `serve` prepares the start and runs the engine as a child; a `_Start` waits beside it until it answers,
-reports and publishes its caches; when the engine exits, the failure is explained.
+`serve` prepares the start and runs the engine as a child. A thread of `_Start` waits until the engine answers, reports,
+and publishes its caches. When the engine exits, `_Start.attend` explains the failure.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -25,13 +25,12 @@ from coldstream.machine import hardware
 from coldstream.machine.process_session import session
 from coldstream.node.bundle.warm_start import WarmState
 from coldstream.node.child import Child, forwarded_signals
-from coldstream.node.drain import drain
 from coldstream.node.inference_engine import EngineEndpoint, FailureLog, InferenceEngine, Say, ServeRequest
 from coldstream.node.listener import check_free, is_listening
 from coldstream.node.load_service import LoadService
 from coldstream.node.readahead.recording import record
 from coldstream.node.serve_preparation import PreparedStart, prepared_start
-from coldstream.node.spot_notice import SpotWatcher, cloud_here
+from coldstream.node.spot_notice import SpotWatcher, cloud_here, drain
 from coldstream.settings import Settings
 from coldstream.telemetry.metrics.meter import Meter
 from coldstream.telemetry.timeline.phases import clean
@@ -42,7 +41,7 @@ from coldstream.telemetry.timeline.timeline_text import ended_text
 from coldstream.units import format_bytes, format_seconds, plural
 
 _HEALTH_SECONDS = 0.2
-# It may be writing or sending; a thread that is cut off when Python exits can take Python down with it.
+# It may be writing or sending, and a thread that still runs when Python exits can crash it.
 _WATCHER_SECONDS = 30.0
 
 
@@ -51,9 +50,7 @@ class Started:
     """An engine that answers.
 
     Attributes:
-        url: Where.
         seconds: From the start of the command to the first answer.
-        timeline: Where the time went, as it is stored.
         path: Where the timeline is stored; None when it could not be.
         reports: Of the loads of the start, the earliest first: each engine of a data-parallel group has its own.
         stream_stop: When the first load was complete, in seconds since the command began; None without one.
@@ -91,13 +88,9 @@ def serve(
     """Runs the engine until it exits.
 
     Args:
-        request: What to serve.
-        settings: Where the bucket is.
-        engine: What serves it.
         say: Writes a line for the user.
         on_started: Called from another thread when the engine answers.
-        stdout: For the engine's output; ours when None.
-        stderr: For the engine's errors; ours when None.
+        stdout: For the engine's output; ours when None. Likewise `stderr`.
         explain: Called last, with the reason of a failure and a hint.
         meter: Counts loads, starts and bundles.
         began: When the command began, by `time.monotonic`; None for now.
@@ -161,7 +154,7 @@ def serve(
 
 
 def _check_endpoint(request: ServeRequest, engine: InferenceEngine, meter: Meter, say: Say) -> None:
-    """Finds now what the engine would find after half a minute."""
+    """Fails now for what would fail the engine after half a minute: an address that it cannot listen on."""
     if engine.is_headless:
         return
     endpoint = engine.endpoint({**os.environ, **request.environment})
@@ -204,12 +197,7 @@ def _exit_code(child: Child, engine: InferenceEngine) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
-    """One start, and what happens beside the engine until it exits.
-
-    Attributes:
-        is_told: Set once `on_started` is about to be called.
-        is_over: Set once the engine has exited.
-    """
+    """One start, and what happens beside the engine until it exits."""
 
     request: ServeRequest
     engine: InferenceEngine
@@ -222,7 +210,8 @@ class _Start:
     meter: Meter
     say: Say
     on_started: Callable[[Started], None]
-    is_told: threading.Event = field(default_factory=threading.Event)
+    is_reported: threading.Event = field(default_factory=threading.Event)
+    # The engine has exited.
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def attend(self, child: Child) -> ColdstreamError | None:
@@ -231,36 +220,27 @@ class _Start:
         endpoint = self.engine.endpoint(environ)
         watcher = threading.Thread(target=self._watch, args=(child, endpoint, environ), daemon=True)
         watcher.start()
-        with self._watching_for_notice(child, endpoint):
+        with self._spot_watcher(child, endpoint):
             child.wait()
         ended = time.monotonic()
         self.is_over.set()
         if self.prepared.warm is not None:
             self.prepared.warm.cancel()
         watcher.join(_WATCHER_SECONDS)
-        if not self.is_told.is_set():
+        if not self.is_reported.is_set():
             return self._not_started(child, ended)
         if child.signalled:
             return None
         return ColdstreamError(f"{self.engine.name} exited unexpectedly: {child.ended_by or f'exit code {child.code}'}")
 
-    @contextmanager
-    def _watching_for_notice(self, child: Child, endpoint: EngineEndpoint) -> Iterator[None]:
+    def _spot_watcher(self, child: Child, endpoint: EngineEndpoint) -> AbstractContextManager[object]:
         """Drains the engine when the cloud is about to interrupt this spot machine."""
         cloud = cloud_here() if self.request.spot_notice else None
         if cloud is None:
-            yield
-            return
-        end = partial(child.send, signal.SIGTERM)
+            return nullcontext()
         name, warm, over, say = self.engine.name, self.prepared.warm, self.is_over, self.say
-        watcher = SpotWatcher(
-            cloud, lambda notice: drain(notice, endpoint, warm, name=name, end=end, over=over, say=say)
-        )
-        watcher.start()
-        try:
-            yield
-        finally:
-            watcher.stop()
+        end = partial(child.send, signal.SIGTERM)
+        return SpotWatcher(cloud, lambda notice: drain(notice, endpoint, warm, name=name, end=end, over=over, say=say))
 
     def _watch(self, child: Child, endpoint: EngineEndpoint, environ: dict[str, str]) -> None:
         """Waits until the engine answers, requests a token, reports, and publishes what the start built."""
@@ -280,7 +260,7 @@ class _Start:
             while not endpoint.answers():
                 if self.is_over.wait(_HEALTH_SECONDS):
                     return
-        self.is_told.set()
+        self.is_reported.set()
         reports, stream_stop = self._load_reports()
         timeline = self._timeline(reports)
         self.meter.started(timeline)

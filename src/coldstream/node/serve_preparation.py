@@ -46,11 +46,8 @@ _BUNDLE_CONNECTIONS = 8
 class PreparedStart:
     """An engine that can be started.
 
-    Attributes:
-        command: What to run.
-        service: Where its ranks ask for the weights; None when the engine reads them itself.
-        warm: Its caches; None when bundles are off.
-        downloaded: When the download of the weights was complete, by `time.monotonic`; None without a download.
+    `service` is None when the engine reads the weights itself, `warm` when bundles are off. `downloaded` is when the
+    download of the weights was complete, by `time.monotonic`; None without a download.
     """
 
     command: Command
@@ -71,13 +68,8 @@ def prepared_start(
 ) -> Iterator[PreparedStart]:
     """Prepares a start. The stream ends with the block.
 
-    Args:
-        request: What to serve.
-        settings: Where the bucket is.
-        engine: What serves it.
-        say: Writes a line for the user.
-        dry: Whether only the command is needed: nothing is streamed or restored.
-        on_service: Called with the load service before its first load; with a second one after a fallback.
+    With `dry`, only the command is prepared: nothing is streamed or restored. `on_service` is called with the load
+    service before its first load, and with a second one after a fallback.
 
     Raises:
         What `model_folder`, `Share` and the engine raise.
@@ -93,7 +85,12 @@ def prepared_start(
         else:
             command = engine.own_command(settings, say)
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
-            version = _version(request, settings) if request.bundle != "off" else None
+            version = None
+            # Unknown when the store does not answer.
+            with suppress(ColdstreamError):
+                if request.bundle != "off":
+                    retry = Retry(Backoff(give_up_seconds=settings.retry_seconds))
+                    version = open_model_reader(request.uri, settings, retry=retry).checkpoint().version
         passed = passed_environment(request.pass_env, settings, os.environ, say)
         command = command.with_environment({**user_environment(os.environ), **request.environment, **passed})
         environ = {**os.environ, **command.environment}
@@ -146,25 +143,12 @@ def _stream(
     return service, folder
 
 
-def _version(request: ServeRequest, settings: Settings) -> str | None:
-    """The version of a model that the engine reads itself; None when it is unknown."""
-    try:
-        origin = open_model_reader(request.uri, settings, retry=Retry(Backoff(give_up_seconds=settings.retry_seconds)))
-        return origin.checkpoint().version
-    except ColdstreamError:
-        return None
-
-
 def passed_environment(
     names: Sequence[str], settings: Settings, environ: Mapping[str, str], say: Say
 ) -> dict[str, str]:
     """The variables for `--pass-env`, except those that the engine inherits anyway.
 
-    Args:
-        names: The names of the variables.
-        settings: Includes `.env`.
-        environ: Of this process.
-        say: Warns about a variable that is not set, whose name may be misspelt.
+    Warns about a variable that is not set, whose name may be misspelt.
     """
     passed = {}
     for name in names:
@@ -208,19 +192,22 @@ def _warm_start(
         secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
         if secret is None:
             raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key creates one)")
-        parts = engine.cache_key_parts(environ)
+        engine_parts = engine.cache_key_parts(environ)
         store = _bundle_store(request, settings)
     except UsageError as exc:
         say(f"warm-start bundle: off, {exc.message}")
         return None
+    # How many GPUs there are is part of the engine's parallelism.
+    cards = hardware.gpus() if engine.uses_gpus else ()
+    kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
     base = engine.caches_base(settings, environ)
     parts = {
-        **parts,
         "model": version,
         # The engine may hash its path to the model, which differs by loader.
         "loader": request.loader,
-        "device": _device(hardware.gpus() if engine.uses_gpus else ()),
+        "device": "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}",
         "processor": hardware.instruction_sets(),
+        **engine_parts,
         # Compiled code names its files by their paths.
         "caches": str(base),
     }
@@ -231,8 +218,7 @@ def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
     """The model's bundles: in the configured store, or else in the bucket that the model is in.
 
     Raises:
-        ConfigError: No store is configured.
-        UsageError: The model's name cannot be part of a key.
+        UsageError: No store is configured, or the model's name cannot be part of a key.
     """
     try:
         settings.store_uri()
@@ -244,9 +230,3 @@ def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
     retry = Retry(Backoff(give_up_seconds=min(_BUNDLE_GIVE_UP_SECONDS, settings.retry_seconds)))
     store = open_store(settings, retry=retry, connections=_BUNDLE_CONNECTIONS)
     return BundleStore(store, checked_name(request.served_name))
-
-
-def _device(cards: tuple[hardware.InstalledGpu, ...]) -> str:
-    """The kinds of GPU with the driver's major version; how many there are is part of the engine's parallelism."""
-    kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
-    return "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}"

@@ -1,7 +1,7 @@
-"""The cloud's word that it will take this spot machine back: AWS, GCP, Azure, by their metadata services.
+"""Spot interruptions: watches for the cloud's notice, then lets requests finish and the engine exit.
 
-Which cloud a machine is in is told by its firmware, so that nothing is asked of an address that may be anybody's. The
-services are asked every few seconds, in one short request each:
+The firmware tells which cloud a machine is in, so that no request goes to an address that may belong to anyone. The
+cloud's metadata service is polled every few seconds, in one short request each:
 
 - AWS: `latest/meta-data/spot/instance-action` with a session token (IMDSv2); 404 until two minutes before.
   docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
@@ -23,8 +23,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from coldstream.node.bundle.warm_start import WarmStart
+from coldstream.node.inference_engine import EngineEndpoint, Say
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _VENDOR = Path("/sys/class/dmi/id/sys_vendor")
 _CLOUDS = {"Amazon EC2": "aws", "Google": "gcp", "Microsoft Corporation": "azure"}
@@ -33,20 +39,17 @@ _SERVICE = "http://169.254.169.254"
 _POLL_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _ANSWER_BYTES_MAX = 1 << 20
-# Where the cloud names no time, as long as it promises.
+# What the clouds promise, for a notice without a time.
 _PROMISED_SECONDS = 30.0
 _TOKEN_SECONDS = 21600
+# Time for the engine to exit before the machine goes.
+_LAST_SECONDS = 8.0
+_DRAIN_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpotNotice:
-    """The machine will be taken.
-
-    Attributes:
-        cloud: By whom.
-        action: What happens to it: "terminate", "stop", "hibernate", "preempt".
-        seconds: Until then, at least 0.
-    """
+    """In `seconds` (0 or more), the cloud will "terminate", "stop", "hibernate" or "preempt" this machine."""
 
     cloud: str
     action: str
@@ -54,14 +57,14 @@ class SpotNotice:
 
 
 def cloud_here(vendor: Path = _VENDOR) -> str | None:
-    """The cloud that this machine is in; None when it is in none whose notices are known."""
+    """The cloud that this machine is in; None when it is another one, or none."""
     with suppress(OSError):
         return _CLOUDS.get(vendor.read_text(errors="replace").strip())
     return None
 
 
 class SpotWatcher:
-    """Asks for a notice until there is one. Its thread is a daemon; `stop` ends it."""
+    """Polls for a notice in a daemon thread, and calls `on_notice` with the first one. Context manager."""
 
     def __init__(
         self,
@@ -71,32 +74,23 @@ class SpotWatcher:
         service: str = _SERVICE,
         seconds: float = _POLL_SECONDS,
     ) -> None:
-        """Prepares.
-
-        Args:
-            cloud: As `cloud_here` names it.
-            on_notice: Told once, from the thread.
-            service: Where its metadata service is.
-            seconds: Between two questions.
-        """
-        self._ask = {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[cloud]
+        self._fetch_notice = {"aws": self._aws, "gcp": self._gcp, "azure": self._azure}[cloud]
         self._service = service
         self._on_notice, self._seconds = on_notice, seconds
         self._token: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coldstream-notice", daemon=True)
 
-    def start(self) -> None:
-        """Begins; once."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Ends it, soon. Idempotent."""
+    def __exit__(self, *exc_info: object) -> None:
         self._over.set()
 
     def _run(self) -> None:
         while not self._over.wait(self._seconds):
-            notice = self._ask()
+            notice = self._fetch_notice()
             if notice is not None:
                 self._on_notice(notice)
                 return
@@ -109,13 +103,14 @@ class SpotWatcher:
         token = {"X-aws-ec2-metadata-token": self._token} if self._token else {}
         answer = self._request("GET", "/latest/meta-data/spot/instance-action", token)
         if answer is None or answer[0] != 200:
-            # Tokens end.
+            # Tokens expire.
             self._token = None if answer and answer[0] == 401 else self._token
             return None
         document = _document(answer[1])
-        return SpotNotice(
-            cloud="aws", action=_word(document.get("action"), "terminate"), seconds=_seconds_to(document.get("time"))
-        )
+        action = document.get("action")
+        if not isinstance(action, str) or not action.isalpha() or len(action) > 20:
+            action = "terminate"
+        return SpotNotice(cloud="aws", action=action, seconds=_seconds_to(document.get("time")))
 
     def _gcp(self) -> SpotNotice | None:
         path = "/computeMetadata/v1/instance/preempted"
@@ -153,10 +148,6 @@ def _document(data: bytes) -> dict[str, Any]:
     return {}
 
 
-def _word(value: object, otherwise: str) -> str:
-    return value if isinstance(value, str) and value.isalpha() and len(value) < 20 else otherwise
-
-
 def _seconds_to(value: object) -> float:
     """Until a time as AWS ("2026-11-24T10:20:01Z") or Azure ("Tue, 24 Nov 2026 10:20:01 GMT") writes it."""
     when: datetime | None = None
@@ -170,3 +161,33 @@ def _seconds_to(value: object) -> float:
         return _PROMISED_SECONDS
     when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
     return max(0.0, when.timestamp() - time.time())
+
+
+def drain(
+    notice: SpotNotice,
+    endpoint: EngineEndpoint,
+    warm: WarmStart | None,
+    *,
+    name: str,
+    end: Callable[[], None],
+    over: threading.Event,
+    say: Say,
+) -> None:
+    """Uses the remaining time: the engine called `name` finishes its requests, and caches built since are published.
+
+    Calls `end` to end the engine, unless `over` is set: it has exited.
+    """
+    until = time.monotonic() + max(0.0, notice.seconds - _LAST_SECONDS)
+    when = f"in {notice.seconds:.0f} s" if notice.seconds else "now"
+    say(
+        f"warning: spot interruption by {notice.cloud} {when} ({notice.action}): {name} finishes its requests and exits"
+    )
+    if warm is not None:
+        publishing = threading.Thread(target=warm.publish_more, kwargs={"over": over}, daemon=True)
+        publishing.start()
+    while endpoint.requests() and time.monotonic() < until:
+        if over.wait(_DRAIN_POLL_SECONDS):
+            return
+    if warm is not None:
+        publishing.join(max(0.0, until - time.monotonic()))
+    end()

@@ -1,4 +1,4 @@
-"""Spot notices, against a stand-in for the three clouds' metadata services."""
+"""Spot notices, against a stand-in for the three clouds' metadata services, and what happens after one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here
+from coldstream.engines.vllm.endpoint import VllmEndpoint
+from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here, drain
 
 TOKEN = "a-session-token"
 
@@ -89,14 +90,11 @@ def until(true: Callable[[], object]) -> None:
 def test_a_notice_is_heard_once(cloud: str) -> None:
     metadata = Metadata()
     heard: list[SpotNotice] = []
-    with served(metadata.answer) as url:
-        watcher = SpotWatcher(cloud, heard.append, service=url, seconds=0.01)
-        watcher.start()
+    with served(metadata.answer) as url, SpotWatcher(cloud, heard.append, service=url, seconds=0.01):
         until(lambda: metadata.asked > 3)
         assert heard == []
         metadata.taken = True
         until(lambda: heard)
-        watcher.stop()
     (notice,) = heard
     assert notice.cloud == cloud
     assert notice.action == ("terminate" if cloud == "aws" else "preempt")
@@ -107,15 +105,12 @@ def test_a_notice_is_heard_once(cloud: str) -> None:
 def test_an_expired_token_is_renewed() -> None:
     metadata = Metadata()
     heard: list[SpotNotice] = []
-    with served(metadata.answer) as url:
-        watcher = SpotWatcher("aws", heard.append, service=url, seconds=0.01)
-        watcher.start()
+    with served(metadata.answer) as url, SpotWatcher("aws", heard.append, service=url, seconds=0.01):
         until(lambda: metadata.asked > 2)
         metadata.refuse_token = True
         until(lambda: metadata.tokens == 2)
         metadata.taken = True
         until(lambda: heard)
-        watcher.stop()
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
@@ -130,11 +125,8 @@ def test_rubbish_is_no_notice_or_a_harmless_one(cloud: str, body: bytes) -> None
         asked.append(path)
         return 200, body
 
-    with served(answer) as url:
-        watcher = SpotWatcher(cloud, heard.append, service=url, seconds=0.01)
-        watcher.start()
+    with served(answer) as url, SpotWatcher(cloud, heard.append, service=url, seconds=0.01):
         until(lambda: len(asked) > 4 or heard)
-        watcher.stop()
     for notice in heard:
         # AWS says with the status alone that there is one.
         assert cloud == "aws"
@@ -145,10 +137,8 @@ def test_a_service_that_is_not_there_is_asked_again() -> None:
     heard: list[SpotNotice] = []
     with served(lambda *_: (404, b"")) as url:
         pass
-    watcher = SpotWatcher("gcp", heard.append, service=url, seconds=0.01)
-    watcher.start()
-    time.sleep(0.1)
-    watcher.stop()
+    with SpotWatcher("gcp", heard.append, service=url, seconds=0.01) as watcher:
+        time.sleep(0.1)
     watcher._thread.join(10)
     assert not watcher._thread.is_alive()
     assert heard == []
@@ -160,3 +150,60 @@ def test_the_cloud_is_told_by_the_firmware(tmp_path: Path) -> None:
     for name, cloud in (("Amazon EC2", "aws"), ("Google", "gcp"), ("Microsoft Corporation", "azure"), ("QEMU", None)):
         vendor.write_text(f"{name}\n")
         assert cloud_here(vendor) == cloud
+
+
+def metrics(running: int, waiting: int = 0) -> str:
+    return (
+        "# HELP vllm:num_requests_running Number\n"
+        f'vllm:num_requests_running{{engine="0",model_name="m"}} {running}.0\n'
+        f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}.0\n'
+        'vllm:num_requests_waiting_by_reason{reason="x"} 7.0\n'
+    )
+
+
+class FakeEndpoint(VllmEndpoint):
+    said: ClassVar[list[str]] = []
+
+    def metrics(self) -> str:
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+
+def drained(seconds: float, *said: str) -> tuple[list[str], int]:
+    """(what was said, how many answers of the metrics were left)."""
+    FakeEndpoint.said = list(said)
+    lines: list[str] = []
+    ended: list[bool] = []
+    drain(
+        SpotNotice(cloud="aws", action="terminate", seconds=seconds),
+        FakeEndpoint(),
+        None,
+        name="vLLM",
+        end=lambda: ended.append(True),
+        over=threading.Event(),
+        say=lines.append,
+    )
+    assert ended == [True]
+    return lines, len(FakeEndpoint.said)
+
+
+def test_it_waits_for_requests() -> None:
+    lines, left = drained(120, metrics(2), metrics(1, 1), metrics(0))
+    assert left == 1
+    assert lines == ["warning: spot interruption by aws in 120 s (terminate): vLLM finishes its requests and exits"]
+
+
+def test_it_does_not_wait_longer_than_there_is() -> None:
+    began = time.monotonic()
+    drained(8.5, metrics(5))
+    assert time.monotonic() - began < 5
+    assert "now" in drained(0, metrics(5))[0][0]
+
+
+def test_a_vllm_that_has_ended_is_not_waited_for() -> None:
+    over = threading.Event()
+    over.set()
+    ended: list[bool] = []
+    FakeEndpoint.said = [metrics(5)]
+    notice = SpotNotice(cloud="gcp", action="preempt", seconds=30)
+    drain(notice, FakeEndpoint(), None, name="vLLM", end=lambda: ended.append(True), over=over, say=lambda _: None)
+    assert ended == []

@@ -29,7 +29,7 @@ from coldstream.machine.disk import checked_root, private_root
 from coldstream.model.names import checked_name, expanded, split_revision
 from coldstream.model.uri import Uri
 from coldstream.node.child import Command
-from coldstream.node.inference_engine import Say, ServeRequest
+from coldstream.node.inference_engine import CacheLayout, Say, ServeRequest
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
 from coldstream.places.tree import snapshot_of
@@ -66,7 +66,7 @@ class VllmEngine:
         self.is_headless = "--headless" in self._flags
         self.has_api = not _WITHOUT_API & self._flags.values.keys()
         self.api_name = self._flags.value("--served-model-name") or request.served_name
-        self.caches = VllmCaches(gpu=self.uses_gpus, version=self.version or "")
+        self.caches: CacheLayout = VllmCaches(gpu=self.uses_gpus, version=self.version or "")
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         return self._program.warnings(environ)
