@@ -14,8 +14,7 @@ from coldstream.cli.session import State
 from coldstream.cli.shared_options import Size, common_options, negated, transfer_options
 
 if TYPE_CHECKING:
-    from coldstream.mirror.upload import UploadReport
-    from coldstream.mirror.upload_plan import UploadPlan
+    from coldstream.mirror.upload_plan import UploadPlan, UploadReport
     from coldstream.net.retry import Retry
     from coldstream.places.place import Snapshot
     from coldstream.settings import Settings

@@ -17,7 +17,7 @@ import xxhash
 from coldstream.errors import IntegrityError
 from coldstream.model.chunks import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
 from coldstream.model.header import LENGTH_BYTES, Header, header_stop, parse_header
-from coldstream.model.manifest import Chunks, FileEntry, StoredObject
+from coldstream.model.manifest import Chunks
 from coldstream.model.selection import is_weights
 from coldstream.places.place import ObjectInfo
 from coldstream.units import MIB
@@ -25,13 +25,7 @@ from coldstream.units import MIB
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The hashes of a whole file.
-
-    Attributes:
-        git_blob_id: None unless it was requested.
-        chunks: The stops and hashes of the chunks that a load streams.
-        segments: The stop and SHA-256 of each segment; empty unless the file is cut into segments.
-    """
+    """The hashes of a whole file, and the stop and SHA-256 of each segment; the git blob id only if requested."""
 
     sha256: str
     git_blob_id: str | None
@@ -50,26 +44,6 @@ class Digests:
                     hint="run the same command again; if it fails again, a proxy or mirror (HF_ENDPOINT) alters bytes",
                 )
 
-    def entry(
-        self,
-        file: ObjectInfo,
-        objects: tuple[StoredObject, ...],
-        *,
-        object_bytes_max: int | None = None,
-        plain: StoredObject | None = None,
-    ) -> FileEntry:
-        """The file's manifest entry, with these hashes and stored in these objects."""
-        return FileEntry(
-            path=file.key,
-            size=file.size,
-            sha256=self.sha256,
-            git_blob_id=file.git_blob_id,
-            objects=objects,
-            chunks=self.chunks,
-            object_bytes_max=object_bytes_max,
-            plain=plain,
-        )
-
 
 class StreamDigest:
     """Hashes a file from front to back. Not thread-safe.
@@ -87,12 +61,10 @@ class StreamDigest:
         object_bytes_max: int | None = None,
         on_segment: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Starts the hashes.
+        """Starts the hashes of a file of this size.
 
         Args:
-            path: For messages, and to tell weights from other files.
-            size: The expected size in bytes.
-            stops: The chunk stops where they are known; otherwise weights are cut by their tensors, other files evenly.
+            stops: The chunk stops if they are known. None cuts weights by their tensors, other files evenly.
             git: Whether to compute the git blob id too.
             object_bytes_max: Also hash the segments of a safetensors file, of at most this many bytes each.
             on_segment: Called with each segment's stop and SHA-256, after its last byte.
@@ -108,16 +80,12 @@ class StreamDigest:
         self._chunk = xxhash.xxh3_128()
         self._position = 0
         self._object_bytes_max, self._on_segment = object_bytes_max, on_segment
-        self._segment_stops: list[int] = []
+        self._segment_stops: frozenset[int] = frozenset()
         self._segments: list[tuple[int, str]] = []
         self._segment = hashlib.sha256()
 
     def update(self, view: memoryview) -> None:
-        """Hashes the next bytes of the file.
-
-        Raises:
-            HeaderError: It is named .safetensors but is not a safetensors file.
-        """
+        """Hashes the next bytes; raises HeaderError for a .safetensors file that is not one."""
         if self._stops is None and (self._head or not self._parse(view)):
             self._head += view
             if not self._parse(memoryview(self._head)):
@@ -148,7 +116,8 @@ class StreamDigest:
         if len(head) < header_stop(head, file_bytes=self._size, path=self._path):
             return False
         header = parse_header(head, file_bytes=self._size, path=self._path)
-        self._stops, self._segment_stops = cut(header, self._object_bytes_max)
+        self._stops, segment_ends = cut(header, self._object_bytes_max)
+        self._segment_stops = frozenset(segment_ends)
         return True
 
     def _update_chunks(self, view: memoryview) -> None:
@@ -167,15 +136,11 @@ class StreamDigest:
             if self._position == stop:
                 self._hashes.append(self._chunk.hexdigest())
                 self._chunk.reset()
-                if len(self._segments) < len(self._segment_stops) and stop == self._segment_stops[len(self._segments)]:
-                    self._end_segment(stop)
-
-    def _end_segment(self, stop: int) -> None:
-        sha256 = self._segment.hexdigest()
-        self._segment = hashlib.sha256()
-        self._segments.append((stop, sha256))
-        if self._on_segment:
-            self._on_segment(stop, sha256)
+                if stop in self._segment_stops:
+                    self._segments.append((stop, self._segment.hexdigest()))
+                    self._segment = hashlib.sha256()
+                    if self._on_segment:
+                        self._on_segment(*self._segments[-1])
 
 
 def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], list[int]]:
@@ -199,12 +164,8 @@ class OrderedDigest:
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
         """Takes part `index` (from 0, each exactly once). May hash other waiting parts before it returns.
 
-        Args:
-            view: Must not change until `hashed` is called.
-            hashed: Called when this part has been hashed, from any thread.
-
-        Raises:
-            IntegrityError: The file is invalid by itself; no further part is hashed.
+        `view` must not change until `hashed` is called, by any thread. Raises IntegrityError if the file is invalid by
+        itself; no further part is hashed.
         """
         with self._lock:
             self._waiting[index] = (view, hashed)
@@ -222,7 +183,6 @@ class OrderedDigest:
             turn[1]()
 
     def finish(self) -> Digests:
-        """Returns the hashes, once every part has been hashed."""
         return self._stream.finish()
 
 

@@ -20,7 +20,7 @@ from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotF
 from coldstream.model.manifest import FileEntry, Journal, Manifest, Provenance, digest_of, parse, serialize
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME
 from coldstream.package import __version__
-from coldstream.places.place import Store, honours_conditions
+from coldstream.places.place import ObjectInfo, Store, honours_conditions
 
 TOOL = f"coldstream {__version__}"
 
@@ -31,11 +31,7 @@ def record_key(name: str) -> str:
 
 
 def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | None:
-    """Returns a model's manifest or journal and its ETag, or None when it has neither.
-
-    Raises:
-        ManifestError: It cannot be trusted.
-    """
+    """Returns a model's manifest or journal and its ETag, or None; raises ManifestError if it cannot be trusted."""
     key = record_key(name)
     try:
         data, info = store.get(key, bytes_max=MANIFEST_BYTES_MAX)
@@ -46,13 +42,16 @@ def read_record(store: Store, name: str) -> tuple[Manifest | Journal, str] | Non
     return parse(data, where=f"{store.uri}/{key}"), info.etag
 
 
+def model_listing(store: Store, name: str) -> dict[str, ObjectInfo]:
+    """Returns the objects of a model by their keys relative to it."""
+    return {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
+
+
 class JournalWriter:
     """Writes the journal of one upload. Thread-safe; writes are grouped, and spaced as the store requires.
 
-    Every write raises ConflictError once another upload has taken the model over.
-
-    Attributes:
-        conditional: Whether the store honours conditional writes; valid after `open`.
+    Every write raises ConflictError once another upload has taken the model over. `conditional` is whether the store
+    honours conditional writes; valid after `open`.
     """
 
     def __init__(
@@ -67,10 +66,8 @@ class JournalWriter:
     ) -> None:
         """Prepares the journal; writes nothing.
 
-        Args:
-            planned: The numbers of files, bytes and shards that the model will have.
-            entries: The files that are stored already.
-            etag: The current version of the manifest object, or None.
+        `planned` are the numbers of files, bytes and shards that the model will have, `entries` the files that are
+        stored already, and `etag` is the current version of the manifest object.
         """
         self.conditional = True
         self._store, self._key = store, record_key(name)
@@ -87,18 +84,12 @@ class JournalWriter:
         )
         self._entries = {entry.path: entry for entry in entries}
         self._etag = etag
-        self._writing = threading.Lock()
-        self._changing = threading.Lock()
-        self._version = 0
-        self._written = -1
+        self._writing, self._changing = threading.Lock(), threading.Lock()
+        self._version, self._written = 0, -1
         self._written_at = float("-inf")
 
     def open(self) -> None:
-        """Takes over the model: it is no longer ready, and an earlier upload that still runs will stop.
-
-        Raises:
-            ConflictError: Another upload took it over at the same time.
-        """
+        """Takes over the model: it is no longer ready, and an earlier upload that still runs will stop."""
         body = self._write()
         self.conditional = honours_conditions(self._store, self._key, body)
         if not self.conditional:

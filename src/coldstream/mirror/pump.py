@@ -10,10 +10,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from coldstream.errors import CancelledError
+from coldstream.mirror.digest import OrderedDigest
 from coldstream.units import MIB
 
 CONNECTIONS = 8
@@ -24,17 +26,12 @@ _TICK_SECONDS = 0.25
 
 
 class FileWork(Protocol):
-    """One file to move.
-
-    Attributes:
-        parts: `[start, stop)` of each part, in order and covering the file. Read after `prepare`.
-        digest: Hashes the parts. Read after `prepare`.
-    """
+    """One file to move, in parts `[start, stop)` that cover it. `parts` and `digest` are read after `prepare`."""
 
     @property
     def parts(self) -> Sequence[tuple[int, int]]: ...
     @property
-    def digest(self) -> PartDigest: ...
+    def digest(self) -> OrderedDigest | None: ...
 
     def prepare(self) -> None:
         """Called once, before the first part, from the thread that runs the pump."""
@@ -45,21 +42,12 @@ class FileWork(Protocol):
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         """Passes on part `index` (from 0), after the digest has it. The only part of a file is hashed by then.
 
-        Args:
-            start: The part's first byte in the file.
-            view: The part's bytes, which do not change until `stored` is called.
-            stored: Must be called once, now or later, from any thread, when the part has been passed on. An
-                implementation that holds parts back until a later one arrives must ensure that they fit into memory.
+        `stored` must be called once, as the last step, now or later, on one of the pump's threads; until then `view`
+        does not change. An implementation that holds parts back must ensure that they fit into memory.
         """
 
     def finish(self) -> None:
         """Called once, after all parts have been hashed and passed on."""
-
-
-class PartDigest(Protocol):
-    """Receives each part as it arrives: see `OrderedDigest`."""
-
-    def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None: ...
 
 
 class BufferPool:
@@ -88,7 +76,6 @@ class BufferPool:
                     return None
 
     def give_back(self, buffer: bytearray) -> None:
-        """Makes the buffer available again."""
         with self._condition:
             if len(buffer) >= MIB:
                 self._free.append(buffer)
@@ -98,11 +85,7 @@ class BufferPool:
 
 
 class Pump:
-    """Moves files until all are done or one fails.
-
-    Attributes:
-        cancel: Set on failure or Ctrl-C. The `Retry` of the stores and sources watches the same event.
-    """
+    """Moves files until all are done or one fails. The `Retry` of the stores and sources watches the same `cancel`."""
 
     def __init__(
         self, *, cancel: threading.Event, connections: int = CONNECTIONS, memory_bytes: int = MEMORY_BYTES
@@ -111,37 +94,37 @@ class Pump:
         self._pool = BufferPool(memory_bytes)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._errors: list[BaseException] = []
-        self._open_files = 0
-        self._changed = threading.Condition()
+        self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"pump-{number}", daemon=True) for number in range(connections)
         ]
 
-    def run(self, works: Iterable[FileWork], *, tick: Callable[[], None] | None = None) -> None:
-        """Moves all files.
-
-        Args:
-            works: In the order in which they start.
-            tick: Called from this thread regularly, at least while it waits for the last files.
+    def run(self, works: Sequence[FileWork], *, tick: Callable[[], None] = lambda: None) -> None:
+        """Moves all files, which start in this order. Calls `tick` from this thread regularly.
 
         Raises:
             The first error of any file, or KeyboardInterrupt. By then the threads have stopped or are abandoned.
         """
         for thread in self._threads:
             thread.start()
+        files = Countdown(len(works) + 1, self._ended.set)
         try:
             for work in works:
-                self._dispatch(work)
-                if tick:
-                    tick()
-            while self._unfinished():
-                if tick:
-                    tick()
+                if not self.cancel.is_set():
+                    self._dispatch(work, files)
+                tick()
+            files.down()
+            while not self._ended.wait(_TICK_SECONDS) and not self.cancel.is_set():
+                tick()
         except BaseException:
             self.cancel.set()
             raise
         finally:
-            self._stop()
+            deadline = time.monotonic() + _STOP_SECONDS
+            for _ in self._threads:
+                self._jobs.put(None)
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
         if self._errors:
             raise self._errors[0]
 
@@ -149,49 +132,31 @@ class Pump:
         """Queues a job for one of the pump's threads. It must not wait for another job."""
         self._jobs.put(job)
 
-    def _dispatch(self, work: FileWork) -> None:
-        if self.cancel.is_set():
-            return
-        with self._changed:
-            self._open_files += 1
+    def _dispatch(self, work: FileWork, files: Countdown) -> None:
+        def finish() -> None:
+            work.finish()
+            files.down()
+
         work.prepare()
-        cut = work.parts
-        pending = Countdown(2 * len(cut), lambda: self.submit(lambda: self._finish(work)))
-        for index, (start, stop) in enumerate(cut):
+        pending = Countdown(len(work.parts), finish)
+        for index, (start, stop) in enumerate(work.parts):
             buffer = self._pool.take(stop - start, self.cancel.is_set)
             if buffer is None:
                 return
-            self._jobs.put(self._part(work, index, start, buffer, pending))
+            self.submit(partial(self._move, work, index, start, buffer, pending))
 
-    def _part(
-        self, work: FileWork, index: int, start: int, buffer: bytearray, pending: Countdown
-    ) -> Callable[[], None]:
-        def job() -> None:
-            users = Countdown(2, lambda: self._pool.give_back(buffer))
-            view = memoryview(buffer)
+    def _move(self, work: FileWork, index: int, start: int, buffer: bytearray, pending: Countdown) -> None:
+        def moved() -> None:
+            self._pool.give_back(buffer)
+            pending.down()
 
-            def done() -> None:
-                users.down()
-                pending.down()
-
-            work.fetch(start, view)
-            work.digest.offer(index, view, done)
-            work.store(index, start, view, done)
-
-        return job
-
-    def _finish(self, work: FileWork) -> None:
-        work.finish()
-        with self._changed:
-            self._open_files -= 1
-            self._changed.notify_all()
-
-    def _unfinished(self) -> bool:
-        """Waits a moment; whether there is still something to wait for."""
-        with self._changed:
-            if self._open_files and not self.cancel.is_set():
-                self._changed.wait(_TICK_SECONDS)
-            return bool(self._open_files) and not self.cancel.is_set()
+        view, users = memoryview(buffer), Countdown(2, moved)
+        work.fetch(start, view)
+        if work.digest:
+            work.digest.offer(index, view, users.down)
+        else:
+            users.down()
+        work.store(index, start, view, users.down)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -200,27 +165,18 @@ class Pump:
             try:
                 job()
             except BaseException as exc:  # noqa: BLE001  # raised again by `run`, in the thread that waits
-                with self._changed:
-                    # Errors that the cancellation itself causes are not reported.
-                    if not (isinstance(exc, CancelledError) and self.cancel.is_set()):
-                        self._errors.append(exc)
-                    self.cancel.set()
-                    self._changed.notify_all()
-
-    def _stop(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-        deadline = time.monotonic() + _STOP_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+                # Errors that the cancellation itself causes are not reported.
+                if not (isinstance(exc, CancelledError) and self.cancel.is_set()):
+                    self._errors.append(exc)
+                self.cancel.set()
+                self._ended.set()
 
 
 class Countdown:
     """Calls `reached` when it has counted down to zero. Thread-safe."""
 
     def __init__(self, count: int, reached: Callable[[], None]) -> None:
-        self._count, self._reached = count, reached
-        self._lock = threading.Lock()
+        self._count, self._reached, self._lock = count, reached, threading.Lock()
 
     def down(self) -> None:
         with self._lock:

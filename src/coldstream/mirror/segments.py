@@ -17,21 +17,17 @@ from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
 from coldstream.mirror.digest import Digests, OrderedDigest, cut, read_header
-from coldstream.mirror.multipart import UploadContext, UploadWork
+from coldstream.mirror.multipart import UploadContext, UploadWork, ordered
 from coldstream.mirror.pump import Countdown
 from coldstream.mirror.segment_pool import segment_key
 from coldstream.model.chunks import PART_BYTES, PART_BYTES_MIN, parts
-from coldstream.model.manifest import FileEntry, StoredObject
+from coldstream.model.manifest import StoredObject
 from coldstream.places.place import ObjectInfo, UploadPart
 from coldstream.units import plural
 
 
 class SegmentWriter:
-    """Finds and stores segments for one upload. Thread-safe.
-
-    Attributes:
-        copies: Whether the store copies ranges: True until the first attempt fails.
-    """
+    """Finds and stores segments for one upload. Thread-safe. `copies` is True until the store fails to copy a range."""
 
     def __init__(self, context: UploadContext) -> None:
         self.context = context
@@ -43,26 +39,14 @@ class SegmentWriter:
 
     def find_or_copy(self, sha256: str, start: int, stop: int, plain: StoredObject | None) -> StoredObject | None:
         """Returns the segment if the store has it or can copy it from `plain`; otherwise it has to be sent."""
-        if segment := self.find(sha256, stop - start):
-            self.context.counts.add(kept_segments=1)
+        if segment := self._find(sha256, stop - start):
+            self.context.count(kept_segments=1)
             return segment
         # S3 cannot copy a range of an object below 5 MiB.
         can_copy = plain and self.copies and plain.size > PART_BYTES_MIN
-        return self.copy(sha256, start, stop, plain) if plain and can_copy else None
+        return self._copy(sha256, start, stop, plain) if plain and can_copy else None
 
-    def record(
-        self, file: ObjectInfo, digests: Digests, objects: tuple[StoredObject, ...], plain: StoredObject | None
-    ) -> FileEntry:
-        """Adds a file in segments to the journal and returns its entry."""
-        plan = self.context.plan
-        entry = digests.entry(
-            file, objects, object_bytes_max=plan.object_bytes_max, plain=plain if plan.plain else None
-        )
-        self.context.journal.add(entry)
-        return entry
-
-    def find(self, sha256: str, size: int) -> StoredObject | None:
-        """Returns the segment if the store has it."""
+    def _find(self, sha256: str, size: int) -> StoredObject | None:
         key = segment_key(sha256)
         try:
             info = self.store.head(key[1:])
@@ -72,10 +56,6 @@ class SegmentWriter:
             return None
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
-    def begin(self, sha256: str) -> str:
-        """Starts a segment's multipart upload and returns its id."""
-        return self.store.create_upload(segment_key(sha256)[1:])
-
     def complete(self, sha256: str, size: int, upload_id: str, stored: Sequence[UploadPart]) -> StoredObject | None:
         """Makes the parts a segment; None when the multipart upload is gone and the segment does not exist."""
         key = segment_key(sha256)
@@ -83,19 +63,19 @@ class SegmentWriter:
             self.store.complete_upload(key[1:], upload_id, stored)
         except UploadNotFoundError:
             # The request may have succeeded before its reply was lost, or another upload stored the same segment.
-            return self.find(sha256, size)
+            return self._find(sha256, size)
         info = self.store.head(key[1:])
         if info.size != size:
             raise IntegrityError(f"{self.store.uri}{key} has {info.size} bytes, but {size} were sent")
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
-    def copy(self, sha256: str, start: int, stop: int, plain: StoredObject) -> StoredObject | None:
+    def _copy(self, sha256: str, start: int, stop: int, plain: StoredObject) -> StoredObject | None:
         """Lets the store copy `[start, stop)` of an object; None when it cannot, or the multipart upload is gone.
 
-        Raises:
-            ConflictError: The object is not the one that was hashed.
+        Raises ConflictError if the object is not the one that was hashed.
         """
-        key, upload_id = segment_key(sha256)[1:], self.begin(sha256)
+        key = segment_key(sha256)[1:]
+        upload_id = self.store.create_upload(key)
         whole = f"{self.context.plan.name}/{plain.key}"
         copied_parts = []
         try:
@@ -118,8 +98,26 @@ class SegmentWriter:
                 self.store.abort_upload(key, upload_id)
             raise
         segment = self.complete(sha256, stop - start, upload_id, copied_parts)
-        self.context.counts.add(copied_segments=segment is not None)
+        self.context.count(copied_segments=segment is not None)
         return segment
+
+
+class _SegmentedUpload(UploadWork):
+    """What the two ways to store a file's segments share; `plain` is the object that holds the file in one piece."""
+
+    def __init__(self, writer: SegmentWriter, file: ObjectInfo, plain: StoredObject | None) -> None:
+        super().__init__(writer.context, file)
+        self._writer, self._plain = writer, plain
+
+    def _end(self, digests: Digests, segments: Sequence[StoredObject]) -> None:
+        plan = self._context.plan
+        self.entry = self._record(
+            digests,
+            tuple(segments),
+            object_bytes_max=plan.object_bytes_max,
+            plain=self._plain if plan.plain else None,
+        )
+        self._progress.end(self.file.key, plural(len(segments), "segment"))
 
 
 @dataclass(slots=True)
@@ -142,13 +140,9 @@ class _Segment:
     upload_id: str = ""
     stored_parts: dict[int, UploadPart] = field(default_factory=dict)
 
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
-
-class SegmentUpload(UploadWork):
-    """Reads and hashes a file, and sends the segments that the store lacks."""
+class SegmentUpload(_SegmentedUpload):
+    """Reads and hashes a file, and sends the segments that the store lacks. `submit` is the pump's."""
 
     digest: OrderedDigest
 
@@ -159,16 +153,9 @@ class SegmentUpload(UploadWork):
         plain: StoredObject | None,
         submit: Callable[[Callable[[], None]], None],
     ) -> None:
-        """Prepares the upload; sends nothing.
-
-        Args:
-            plain: The object in the store that holds the same file in one piece, or None.
-            submit: Runs a job on one of the pump's threads.
-        """
-        super().__init__(writer.context, file)
-        self.parts = ()
+        super().__init__(writer, file, plain)
         self.digest = self._new_digest(on_segment=self._on_segment)
-        self._writer, self._plain, self._submit = writer, plain, submit
+        self._submit = submit
         self._segments: dict[int, _Segment] = {}  # by stop
         self._places: list[tuple[_Segment, int]] = []  # each part's segment and its number in it
         self._lost = False
@@ -179,7 +166,7 @@ class SegmentUpload(UploadWork):
         _, stops = cut(header, self._context.plan.object_bytes_max)
         for start, stop in pairwise((0, *stops)):
             segment = self._segments[stop] = _Segment(start, stop)
-            ranges = tuple(parts(segment.size, PART_BYTES))
+            ranges = tuple(parts(stop - start, PART_BYTES))
             segment.ready = Countdown(len(ranges) + 1, partial(self._submit, partial(self._store_segment, segment)))
             segment.left = Countdown(len(ranges), partial(self._complete, segment))
             self.parts += tuple((start + first, start + last) for first, last in ranges)
@@ -194,12 +181,11 @@ class SegmentUpload(UploadWork):
     def finish(self) -> None:
         digests = self.digest.finish()
         digests.check(self.file, label=self._source.label)
-        objects = tuple(segment.stored for segment in self._segments.values() if segment.stored)
-        if self._lost or len(objects) < len(self._segments):
+        segments = [segment.stored for segment in self._segments.values() if segment.stored]
+        if self._lost or len(segments) < len(self._segments):
             self._progress.end(self.file.key, "starting over: the unfinished upload of a segment is gone")
-            return
-        self.entry = self._writer.record(self.file, digests, objects, self._plain)
-        self._progress.end(self.file.key, plural(len(objects), "segment"))
+        else:
+            self._end(digests, segments)
 
     def abort_if_bad(self) -> None:
         for segment in self._segments.values():
@@ -219,51 +205,45 @@ class SegmentUpload(UploadWork):
         segment.stored = self._writer.find_or_copy(segment.sha256, segment.start, segment.stop, self._plain)
         if segment.stored:
             for view, done in segment.parts.values():
-                self._progress.stored(self.file.key, len(view))
+                self._on_sent(len(view))
                 done()
             return
-        segment.upload_id = self._writer.begin(segment.sha256)
+        segment.upload_id = self._store.create_upload(segment_key(segment.sha256)[1:])
         for number in tuple(segment.parts):
             self._submit(partial(self._send, segment, number))
 
     def _send(self, segment: _Segment, number: int) -> None:
         view, done = segment.parts[number]
+        key = segment_key(segment.sha256)[1:]
         try:
-            etag = self._store.put_part(
-                segment_key(segment.sha256)[1:], segment.upload_id, number, view, on_sent=self._on_sent
-            )
+            etag = self._store.put_part(key, segment.upload_id, number, view, on_sent=self._on_sent)
             segment.stored_parts[number] = UploadPart(number, len(view), etag)
-            self._context.counts.add(sent_bytes=len(view), parts=1)
+            self._context.count(sent_bytes=len(view), parts=1)
         except UploadNotFoundError:
             self._lost = True
         segment.left.down()
         done()
 
     def _complete(self, segment: _Segment) -> None:
-        if len(segment.stored_parts) < len(segment.parts):
-            return
-        ordered = [segment.stored_parts[number] for number in sorted(segment.stored_parts)]
-        segment.stored = self._writer.complete(segment.sha256, segment.size, segment.upload_id, ordered)
-        self._context.counts.add(sent_segments=1)
+        if len(segment.stored_parts) == len(segment.parts):
+            segment.stored = self._writer.complete(
+                segment.sha256, segment.stop - segment.start, segment.upload_id, ordered(segment.stored_parts)
+            )
+            self._context.count(sent_segments=1)
 
 
-class SegmentCopy(UploadWork):
+class SegmentCopy(_SegmentedUpload):
     """Lets the store copy a file's segments from the object that holds it in one piece.
 
     Nothing is read here: its parts are empty, one for each segment. The entry remains None if the store cannot copy.
     """
 
     def __init__(self, writer: SegmentWriter, file: ObjectInfo, plain: StoredObject, digests: Digests) -> None:
-        """Prepares the copy from `plain`; sends nothing. The file and its segments are hashed already."""
-        super().__init__(writer.context, file)
+        super().__init__(writer, file, plain)
+        self._digests = digests
         self._ranges = list(pairwise((0, *(stop for stop, _ in digests.segments))))
         self.parts = tuple((start, start) for start, _ in self._ranges)
-        self.digest = self
-        self._writer, self._plain, self._digests = writer, plain, digests
         self._stored: dict[int, StoredObject] = {}
-
-    def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
-        hashed()
 
     def prepare(self) -> None:
         self._progress.begin(self.file.key, 0)
@@ -279,6 +259,6 @@ class SegmentCopy(UploadWork):
 
     def finish(self) -> None:
         if len(self._stored) == len(self._ranges):
-            objects = tuple(self._stored[index] for index in range(len(self._ranges)))
-            self.entry = self._writer.record(self.file, self._digests, objects, self._plain)
-        self._progress.end(self.file.key, plural(len(self._stored), "segment"))
+            self._end(self._digests, [self._stored[index] for index in range(len(self._ranges))])
+        else:
+            self._progress.end(self.file.key, plural(len(self._stored), "segment"))

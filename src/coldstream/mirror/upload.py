@@ -17,21 +17,19 @@ them. Files in one piece are sent first; then the store copies the segments out 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
 
 import msgspec
 
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
-from coldstream.mirror.digest import Digests
-from coldstream.mirror.manifest_records import JournalWriter
-from coldstream.mirror.multipart import FileUpload, UploadContext, UploadCounts
-from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, FileWork, Pump
+from coldstream.mirror.manifest_records import JournalWriter, model_listing
+from coldstream.mirror.multipart import FileUpload, UploadContext, UploadWork
+from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
 from coldstream.mirror.segments import SegmentCopy, SegmentUpload, SegmentWriter
-from coldstream.mirror.upload_plan import UploadPlan, is_there
+from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry
 from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
@@ -40,39 +38,6 @@ from coldstream.units import format_bytes, plural
 
 # How often a file is started whose unfinished multipart upload vanishes, or turns out to be unusable.
 _ATTEMPTS_MAX = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadReport:
-    """What an upload did.
-
-    Attributes:
-        digest: The manifest's digest, which identifies this version; None if the model was up to date.
-        sent_files: How many files were sent, completely or in part.
-        kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
-        parts: Parts and single objects sent.
-        copied_segments: Segments that the store copied from the file in one piece.
-        kept_segments: Segments that the store already had, from this model or another, among files that changed.
-        swept_segments: Segments that were deleted because no model refers to them any more.
-        seconds: From the first request to the manifest.
-        conditional: Whether the store honours conditional writes; None if nothing was written.
-    """
-
-    name: str
-    digest: str | None
-    files: int
-    bytes: int
-    sent_files: int
-    sent_bytes: int
-    kept_bytes: int
-    parts: int
-    sent_segments: int
-    copied_segments: int
-    kept_segments: int
-    swept_segments: int
-    seconds: float
-    retries: int
-    conditional: bool | None
 
 
 def upload(
@@ -100,126 +65,96 @@ def upload(
             f"{format_bytes(memory_bytes)}: its key is its hash, so it is held in memory until it is hashed",
             hint="raise --memory (ideally to twice the segment size), or lower --object-bytes-max",
         )
-    journal = JournalWriter(
-        store,
-        name=plan.name,
-        source=plan.source,
-        planned=(len(plan.files), plan.size, plan.shards),
-        entries=[plan.complete.get(entry.path, entry) for entry in plan.entries],
-        etag=plan.etag,
-    )
-    counts = UploadCounts()
-    context = UploadContext(store=store, source=source, plan=plan, journal=journal, counts=counts, progress=progress)
-    digest, swept = None, 0
+    report = UploadReport(name=plan.name, files=len(plan.files), bytes=plan.size, sent_files=len(plan.to_send))
     if plan.up_to_date:
         _abort_all(store, plan.pending)
     else:
-        transfer = _Transfer(context, connections, memory_bytes)
-        digest = transfer.run()
-        if segment_keys(plan.entries) or segment_keys(transfer.entries.values()):
-            swept = _sweep(store, progress)
-    return UploadReport(
-        name=plan.name,
-        digest=digest,
-        files=len(plan.files),
-        bytes=plan.size,
-        sent_files=len(plan.to_send),
-        sent_bytes=counts.sent_bytes,
-        kept_bytes=max(0, plan.size - counts.sent_bytes),
-        parts=counts.parts,
-        sent_segments=counts.sent_segments,
-        copied_segments=counts.copied_segments,
-        kept_segments=counts.kept_segments,
-        swept_segments=swept,
-        seconds=time.monotonic() - began,
-        retries=store.retry.count,
-        conditional=None if plan.up_to_date else journal.conditional,
-    )
+        journal = JournalWriter(
+            store,
+            name=plan.name,
+            source=plan.source,
+            planned=(len(plan.files), plan.size, plan.shards),
+            entries=[plan.complete.get(entry.path, entry) for entry in plan.entries],
+            etag=plan.etag,
+        )
+        context = UploadContext(
+            store=store, source=source, plan=plan, journal=journal, report=report, progress=progress
+        )
+        _Transfer(context, connections, memory_bytes).run()
+        report.conditional = journal.conditional
+    report.kept_bytes = max(0, plan.size - report.sent_bytes)
+    report.seconds = time.monotonic() - began
+    report.retries = store.retry.count
+    return report
 
 
 class _Transfer:
-    """A running upload.
-
-    Attributes:
-        entries: The manifest entries of all files; complete after `run`.
-    """
+    """A running upload. `_whole` and `_segmented` are as in the plan, and grow as files are stored."""
 
     def __init__(self, context: UploadContext, connections: int, memory_bytes: int) -> None:
         self._context = context
         self._store, self._plan, self._journal = context.store, context.plan, context.journal
         self._connections, self._memory_bytes = connections, memory_bytes
-        # By path: the entries of files in one piece, of files in segments, and what both together make.
-        self._plain = dict(self._plan.plain_only)
-        self._segmented = dict(self._plan.segments_only)
-        self.entries = dict(self._plan.complete)
-        self._digests: dict[str, Digests] = {}
+        self._whole, self._segmented = dict(self._plan.whole), dict(self._plan.segmented)
 
-    def run(self) -> str:
-        """Uploads everything and returns the manifest's digest."""
-        store, plan, journal, progress = self._store, self._plan, self._journal, self._context.progress
-        journal.open()
-        if not journal.conditional:
+    def run(self) -> None:
+        """Uploads everything, makes the model ready, and deletes what is not used any more."""
+        store, plan, progress, report = self._store, self._plan, self._context.progress, self._context.report
+        self._journal.open()
+        if not self._journal.conditional:
             progress.say("this store ignores conditional writes: do not upload one model from two places at once")
         for path in plan.complete:
             progress.begin(path, 0)
             progress.end(path, "kept")
-        self._send_plain()
-        self._store_segments()
-        for file in plan.to_send:
-            entry, plain = self._segmented.get(file.key), self._plain.get(file.key)
-            if entry and plain and plan.plain:
-                entry = msgspec.structs.replace(entry, plain=plain.objects[0])
-            self.entries[file.key] = entry or self._plain[file.key]
-        _remove_leftovers(store, plan)
-        self.entries = _check_objects(store, plan.name, self.entries)
-        return journal.commit(self.entries.values())
-
-    def _send_plain(self) -> None:
-        """Sends the files to be stored in one piece."""
-
-        def start(file: ObjectInfo, _pump: Pump, attempt: int) -> FileUpload:
-            return FileUpload(self._context, file, resume=attempt == 0)
-
-        for work in self._stored(self._plan.to_send_whole, start, self._plain):
-            assert work.digests is not None
-            self._digests[work.file.key] = work.digests
-
-    def _store_segments(self) -> None:
-        """Stores the missing segments: copied by the store where it has the file in one piece, sent otherwise."""
+        self._store_all(plan.to_send_whole, self._start_whole, self._whole)
         writer = SegmentWriter(self._context)
+        self._store_all(plan.to_cut, partial(self._start_segments, writer), self._segmented)
+        entries = [plan.entry(file.key, self._whole, self._segmented) for file in plan.files]
+        complete = [entry for entry in entries if entry]
+        assert len(complete) == len(entries)
+        # What an earlier revision or a killed upload left. The model is not ready at this point.
+        store.delete([f"{plan.name}/{key}" for key in plan.stale])
+        _abort_all(store, store.uploads(f"{plan.name}/"))
+        checked = _check_objects(store, plan.name, complete)
+        report.digest = self._journal.commit(checked)
+        if segment_keys(plan.entries) or segment_keys(checked):
+            report.swept_segments = _sweep(store, progress)
 
-        def start(file: ObjectInfo, pump: Pump, _attempt: int) -> SegmentCopy | SegmentUpload:
-            plain = self._plain[file.key].objects[0] if file.key in self._plain else None
-            digests = self._digests.get(file.key)
-            if plain and digests and writer.copies and plain.size > PART_BYTES_MIN:
-                return SegmentCopy(writer, file, plain, digests)
-            return SegmentUpload(writer, file, plain, pump.submit)
+    def _start_whole(self, file: ObjectInfo, _pump: Pump, attempt: int) -> UploadWork:
+        return FileUpload(self._context, file, resume=attempt == 0)
 
-        for _ in self._stored(self._plan.to_cut, start, self._segmented):
-            pass
+    def _start_segments(self, writer: SegmentWriter, file: ObjectInfo, pump: Pump, _attempt: int) -> UploadWork:
+        """Segments are copied by the store where it has the file in one piece, sent otherwise."""
+        plain = self._whole[file.key].objects[0] if file.key in self._whole else None
+        digests = self._context.digests.get(file.key)
+        if plain and digests and writer.copies and plain.size > PART_BYTES_MIN:
+            return SegmentCopy(writer, file, plain, digests)
+        return SegmentUpload(writer, file, plain, pump.submit)
 
-    def _stored(
+    def _store_all(
         self,
         files: Sequence[ObjectInfo],
-        start: Callable[[ObjectInfo, Pump, int], W],
+        start: Callable[[ObjectInfo, Pump, int], UploadWork],
         done: dict[str, FileEntry],
-    ) -> Iterator[W]:
-        """Moves files until all are stored, adds their entries to `done`, and yields the work that stored each."""
+    ) -> None:
+        """Moves files until all are stored, and adds their entries to `done`."""
         for attempt in range(_ATTEMPTS_MAX):
             pump = Pump(cancel=self._store.retry.cancel, connections=self._connections, memory_bytes=self._memory_bytes)
             works = [start(file, pump, attempt) for file in files if file.key not in done]
             try:
                 pump.run(works, tick=self._journal.flush_if_due)
             except BaseException:
-                _save_progress(self._store, self._journal, works)
+                # What is stored is recorded for the next run. Best effort: the failure itself is reported.
+                with self._store.retry.shielded():
+                    for work in works:
+                        work.abort_if_bad()
+                    with suppress(ColdstreamError):
+                        self._journal.flush()
                 raise
-            for work in works:
-                if work.entry:
-                    done[work.file.key] = work.entry
-                    yield work
+            done.update({work.file.key: work.entry for work in works if work.entry})
             # If another upload took over, it may be resuming what would be aborted below.
             self._journal.check()
-            if all(file.key in done for file in files):
+            if all(work.entry for work in works):
                 return
             for work in works:
                 work.abort_if_bad()
@@ -241,57 +176,31 @@ def _sweep(store: Store, progress: Progress) -> int:
     return 0 if swept.withheld else len(swept.keys)
 
 
-def _save_progress(store: Store, journal: JournalWriter, works: Sequence[_UploadWork]) -> None:
-    """Records what is stored after a failure, so that the next run keeps it. Best effort: the failure is reported."""
-    with store.retry.shielded():
-        for work in works:
-            work.abort_if_bad()
-        with suppress(ColdstreamError):
-            journal.flush()
-
-
-def _remove_leftovers(store: Store, plan: UploadPlan) -> None:
-    """Deletes what an earlier revision or a killed upload left. The model is not ready at this point."""
-    store.delete([f"{plan.name}/{key}" for key in plan.stale])
-    _abort_all(store, store.uploads(f"{plan.name}/"))
-
-
 def _abort_all(store: Store, uploads: Iterable[PendingUpload]) -> None:
     for upload in uploads:
         store.abort_upload(upload.key, upload.upload_id)
 
 
-def _check_objects(store: Store, name: str, entries: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+def _check_objects(store: Store, name: str, entries: Sequence[FileEntry]) -> list[FileEntry]:
     """Compares the entries of the manifest with what the store holds, just before the model becomes ready.
 
     A segment's key pins its bytes. Its current ETag is taken, because another upload may have stored it again.
     """
-    listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
-    if segment_keys(entries.values()):
+    listing = model_listing(store, name)
+    if segment_keys(entries):
         listing |= pool_listing(store)
-    checked = {}
-    for path, entry in entries.items():
+    checked = []
+    for entry in entries:
         objects = tuple(
             msgspec.structs.replace(stored, etag=listing[stored.key].etag or stored.etag)
             if stored.key.startswith("/") and stored.key in listing
             else stored
             for stored in entry.objects
         )
-        checked[path] = msgspec.structs.replace(entry, objects=objects)
-        plain = (entry.plain,) if entry.plain else ()
-        if not all(is_there(listing, stored) for stored in (*objects, *plain)):
+        if not all(is_there(listing, stored) for stored in (*objects, *filter(None, [entry.plain]))):
             raise ConflictError(
-                f"{store.uri}/{name}/{path} was changed while the upload ran",
+                f"{store.uri}/{name}/{entry.path} was changed while the upload ran",
                 hint=f"run the same command again; is something else writing to {name}?",
             )
+        checked.append(msgspec.structs.replace(entry, objects=objects))
     return checked
-
-
-class _UploadWork(FileWork, Protocol):
-    file: ObjectInfo
-    entry: FileEntry | None
-
-    def abort_if_bad(self) -> None: ...
-
-
-W = TypeVar("W", bound=_UploadWork)

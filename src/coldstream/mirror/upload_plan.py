@@ -6,20 +6,20 @@ import glob
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import msgspec
 
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.mirror.digest import read_header
-from coldstream.mirror.manifest_records import read_record, record_key
+from coldstream.mirror.manifest_records import model_listing, read_record, record_key
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
 from coldstream.model.header import check_duplicate_tensors
 from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
-from coldstream.model.manifest import FileEntry, Manifest, StoredObject
+from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
 from coldstream.model.selection import Selection, is_weights, kept_back, select
 from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
@@ -27,30 +27,26 @@ from coldstream.units import MIB
 
 # The object metadata with the SHA-256 of a whole file.
 SHA256_METADATA = "coldstream-sha256"
-# The largest known index has 12 MB (a model of 160 shards).
-_INDEX_BYTES_MAX = 64 * MIB
 _READ_BYTES = 16 * MIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class UploadPlan:
     """What an upload will do. Mappings have the files' paths as keys.
 
     Attributes:
-        label: The source, for messages.
-        source: The source, for the manifest.
+        label: The source, for messages; `source` is for the manifest.
         object_bytes_max: The most bytes of a segment; None to store every file in one piece.
         plain: Whether segmented files are stored in one piece too.
         skipped: Why a file of the source is not uploaded.
         kept_back: Why a file that is uploaded is not given to vLLM.
-        complete: Entries of files that the store already holds as this plan wants them.
-        plain_only: Entries of files that are stored in one piece but lack their segments.
-        segments_only: Entries of files whose segments are stored but which are missing in one piece.
+        whole: Entries of files that the store holds in one piece, with the source's content.
+        segmented: Entries of files whose segments of this size the store holds, with the source's content.
         stale: Keys, relative to the model, of objects that only an earlier revision uses.
         pending: Unfinished multipart uploads below the model, to be resumed or aborted.
         state: What the store holds now: "absent", "foreign", "uploading" or "ready".
         etag: The current version of the manifest object, or None.
-        entries: The files of the current manifest or journal.
+        record: The current manifest or journal, or None; `entries` are its files.
     """
 
     name: str
@@ -63,58 +59,83 @@ class UploadPlan:
     skipped: Mapping[str, str]
     skipped_bytes: Mapping[str, int]
     kept_back: Mapping[str, str]
-    complete: Mapping[str, FileEntry]
-    plain_only: Mapping[str, FileEntry]
-    segments_only: Mapping[str, FileEntry]
+    whole: Mapping[str, FileEntry]
+    segmented: Mapping[str, FileEntry]
     stale: tuple[str, ...]
     pending: tuple[PendingUpload, ...]
     state: str
-    up_to_date: bool
     etag: str | None
-    entries: tuple[FileEntry, ...]
+    record: Manifest | Journal | None
 
     @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
+    def entries(self) -> tuple[FileEntry, ...]:
+        return self.record.files if self.record else ()
 
-    @property
-    def to_send(self) -> tuple[ObjectInfo, ...]:
-        """The files that are not stored as this plan wants them."""
-        return tuple(file for file in self.files if file.key not in self.complete)
+    @cached_property
+    def complete(self) -> dict[str, FileEntry]:
+        """Entries of files that the store already holds as this plan wants them."""
+        entries = {file.key: self.entry(file.key, self.whole, self.segmented) for file in self.files}
+        return {path: entry for path, entry in entries.items() if entry}
+
+    @cached_property
+    def up_to_date(self) -> bool:
+        """Whether there is nothing to do: the manifest has these files from this source, and all are stored."""
+        return (
+            isinstance(self.record, Manifest)
+            and self.record.source == self.source
+            and len(self.complete) == len(self.files)
+            and {*self.complete.values()} == {*self.entries}
+        )
+
+    def entry(self, path: str, whole: Mapping[str, FileEntry], segmented: Mapping[str, FileEntry]) -> FileEntry | None:
+        """The manifest entry of a file, from those of its forms; None if a form that this plan wants is missing."""
+        in_one_piece, in_segments = whole.get(path), segmented.get(path)
+        if not self.limit(path):
+            return in_one_piece
+        if in_segments is None or (self.plain and in_one_piece is None):
+            return None
+        return msgspec.structs.replace(
+            in_segments, plain=in_one_piece.objects[0] if self.plain and in_one_piece else None
+        )
 
     def limit(self, path: str) -> int | None:
         """The most bytes of a segment of this file; None when it is stored in one piece only."""
         return self.object_bytes_max if is_segmented(path, self.object_bytes_max) else None
 
     @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
     def shards(self) -> int:
         return sum(is_weights(file.key) for file in self.files)
+
+    @property
+    def to_send(self) -> tuple[ObjectInfo, ...]:
+        """The files that are not stored as this plan wants them."""
+        return tuple(file for file in self.files if file.key not in self.complete)
 
     @property
     def to_send_whole(self) -> tuple[ObjectInfo, ...]:
         """The files to send in one piece."""
         return tuple(
-            file
-            for file in self.to_send
-            if not self.limit(file.key) or (self.plain and file.key not in self.plain_only)
+            file for file in self.to_send if not self.limit(file.key) or (self.plain and file.key not in self.whole)
         )
 
     @property
     def to_cut(self) -> tuple[ObjectInfo, ...]:
         """The files of which segments may be missing."""
-        return tuple(file for file in self.to_send if self.limit(file.key) and file.key not in self.segments_only)
+        return tuple(file for file in self.to_send if self.limit(file.key) and file.key not in self.segmented)
 
     @property
     def to_read_bytes(self) -> int:
         """How many bytes will be read from the source, if the store can copy ranges."""
-        whole = self.to_send_whole
-        return sum(file.size for file in whole) + sum(file.size for file in self.to_cut if file not in whole)
+        return sum(file.size for file in {file.key: file for file in (*self.to_send_whole, *self.to_cut)}.values())
 
     @property
     def stored_bytes(self) -> int:
         """The model's size in the store: twice its weights if they are stored both in segments and in one piece."""
-        twice = (file.size for file in self.files if self.plain and self.limit(file.key))
-        return self.size + sum(twice)
+        return self.size + sum(file.size for file in self.files if self.plain and self.limit(file.key))
 
     @property
     def parts(self) -> int:
@@ -125,9 +146,40 @@ class UploadPlan:
     @property
     def segment_count(self) -> int:
         """Approximately how many segments to look for, and to store where they are missing."""
-        if self.object_bytes_max is None:
-            return 0
-        return sum(2 + 2 * file.size // self.object_bytes_max for file in self.to_cut)
+        return sum(2 + 2 * file.size // (self.object_bytes_max or 1) for file in self.to_cut)
+
+
+@dataclass(slots=True, kw_only=True)
+class UploadReport:
+    """What an upload did.
+
+    Attributes:
+        digest: The manifest's digest, which identifies this version; None if the model was up to date.
+        sent_files: How many files were sent, completely or in part.
+        kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
+        parts: Parts and single objects sent.
+        copied_segments: Segments that the store copied from the file in one piece.
+        kept_segments: Segments that the store already had, from this model or another, among files that changed.
+        swept_segments: Segments that were deleted because no model refers to them any more.
+        seconds: From the first request to the manifest.
+        conditional: Whether the store honours conditional writes; None if nothing was written.
+    """
+
+    name: str
+    digest: str | None = None
+    files: int
+    bytes: int
+    sent_files: int
+    sent_bytes: int = 0
+    kept_bytes: int = 0
+    parts: int = 0
+    sent_segments: int = 0
+    copied_segments: int = 0
+    kept_segments: int = 0
+    swept_segments: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+    conditional: bool | None = None
 
 
 def plan_upload(
@@ -173,18 +225,17 @@ def plan_upload(
     _refuse_nesting(store, name)
     # Listed before the record is read: if that says "ready", no running upload owns these any more.
     pending = tuple(store.uploads(f"{name}/"))
-    listing = {info.key.removeprefix(f"{name}/"): info for info in store.list(f"{name}/")}
+    listing = model_listing(store, name)
     stored_record = read_record(store, name)
     record = stored_record[0] if stored_record else None
     entries = record.files if record else ()
-    segments = pool_listing(store) if segment_keys(entries) else {}
-    comparison = _StoreComparison(store, source, name, listing | segments, object_bytes_max, plain)
-    recorded = {entry.path: entry for entry in entries}
-    for file in files:
-        if file.key in recorded:
-            comparison.add(file, recorded[file.key])
-    complete = comparison.complete
-    all_complete = isinstance(record, Manifest) and {*complete.values()} == {*entries} and len(complete) == len(files)
+    objects = {**listing, **pool_listing(store)} if segment_keys(entries) else listing
+    whole, segmented = _stored_forms(store, source, name, files, entries, objects, object_bytes_max)
+    # The keys of the model's recorded objects that no file of the new upload uses.
+    stored_keys = {
+        stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))
+    }
+    used = {file.key for file in files if plain or not is_segmented(file.key, object_bytes_max)}
     return UploadPlan(
         name=name,
         label=source.label,
@@ -196,15 +247,13 @@ def plan_upload(
         skipped_bytes={path: source_files[path].size for path in selection.skipped},
         object_bytes_max=object_bytes_max,
         plain=plain,
-        complete=complete,
-        plain_only=comparison.plain_only,
-        segments_only=comparison.segments_only,
-        stale=_stale_keys(entries, listing, files, object_bytes_max, plain=plain),
+        whole=whole,
+        segmented=segmented,
+        stale=tuple(sorted(key for key in stored_keys if key in listing and key not in used)),
         pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
-        up_to_date=all_complete and record is not None and record.source == source.provenance,
         etag=stored_record[1] if stored_record else None,
-        entries=entries,
+        record=record,
     )
 
 
@@ -235,23 +284,10 @@ def _selected(
 
     def read_index(path: str) -> bytes:
         _refuse_unusable(source, source_files[path])
-        return source.get(path, bytes_max=_INDEX_BYTES_MAX)[0]
+        # The largest known index has 12 MB (a model of 160 shards).
+        return source.get(path, bytes_max=64 * MIB)[0]
 
     return select(source_files, read=read_index, include=include, also=also, exclude=exclude)
-
-
-def _stale_keys(
-    entries: Sequence[FileEntry],
-    listing: Mapping[str, ObjectInfo],
-    files: Sequence[ObjectInfo],
-    object_bytes_max: int | None,
-    *,
-    plain: bool,
-) -> tuple[str, ...]:
-    """Returns the keys of the model's recorded objects that no file of the new upload uses."""
-    recorded = {stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))}
-    used = {file.key for file in files if plain or not is_segmented(file.key, object_bytes_max)}
-    return tuple(sorted(key for key in recorded if key in listing and key not in used))
 
 
 def _refuse_unusable(source: Snapshot, file: ObjectInfo) -> None:
@@ -291,67 +327,58 @@ def is_segmented(path: str, object_bytes_max: int | None) -> bool:
     return object_bytes_max is not None and is_weights(path) and "/" not in path
 
 
-@dataclass(frozen=True, slots=True)
-class _StoreComparison:
-    """Which files the store holds as recorded and with the source's content. The fields are those of `UploadPlan`."""
+def _stored_forms(
+    store: Store,
+    source: Snapshot,
+    name: str,
+    files: Sequence[ObjectInfo],
+    entries: Sequence[FileEntry],
+    objects: Mapping[str, ObjectInfo],
+    object_bytes_max: int | None,
+) -> tuple[dict[str, FileEntry], dict[str, FileEntry]]:
+    """Returns `whole` and `segmented` of the plan: the files that are stored as recorded, with the source's content."""
+    whole: dict[str, FileEntry] = {}
+    segmented: dict[str, FileEntry] = {}
+    recorded = {entry.path: entry for entry in entries}
+    for file in files:
+        if (entry := recorded.get(file.key)) is None:
+            continue
+        in_one_piece = _in_one_piece(store, name, entry, objects)
+        in_segments = (
+            is_segmented(file.key, object_bytes_max)
+            and entry.object_bytes_max == object_bytes_max
+            and entry.objects
+            and all(is_there(objects, stored) for stored in entry.objects)
+        )
+        if (in_one_piece or in_segments) and _has_same_content(source, file, entry):
+            if in_one_piece:
+                whole[file.key] = in_one_piece
+            if in_segments:
+                segmented[file.key] = msgspec.structs.replace(entry, plain=None)
+    return whole, segmented
 
-    store: Store
-    source: Snapshot
-    name: str
-    listing: Mapping[str, ObjectInfo]
-    object_bytes_max: int | None
-    plain: bool
-    complete: dict[str, FileEntry] = field(default_factory=dict)
-    plain_only: dict[str, FileEntry] = field(default_factory=dict)
-    segments_only: dict[str, FileEntry] = field(default_factory=dict)
 
-    def add(self, file: ObjectInfo, entry: FileEntry) -> None:
-        """Compares one file with its recorded entry."""
-        whole = self._in_one_piece(entry)
-        segmented = is_segmented(file.key, self.object_bytes_max)
-        in_segments = None
-        if segmented and entry.object_bytes_max == self.object_bytes_max:
-            present = entry.objects and all(is_there(self.listing, stored) for stored in entry.objects)
-            in_segments = msgspec.structs.replace(entry, plain=None) if present else None
-        if not (whole or in_segments) or not _has_same_content(self.source, file, entry):
-            return
-        if not segmented:
-            if whole:
-                self.complete[file.key] = whole
-        elif in_segments and (whole or not self.plain):
-            plain = whole.objects[0] if whole and self.plain else None
-            self.complete[file.key] = msgspec.structs.replace(in_segments, plain=plain)
-        elif whole:
-            self.plain_only[file.key] = whole
-        elif in_segments:
-            self.segments_only[file.key] = in_segments
-
-    def _in_one_piece(self, entry: FileEntry) -> FileEntry | None:
-        """Returns the entry with the object that holds the file in one piece, if the store has that."""
-        if not entry.objects:
-            return _completed_entry(self.store, self.name, entry, self.listing)
+def _in_one_piece(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
+    """Returns the entry with the object that holds the file in one piece, if the store has that."""
+    if entry.objects:
         stored = entry.plain if entry.object_bytes_max is not None else entry.objects[0]
-        if stored is None or stored.size != entry.size or not is_there(self.listing, stored):
+        if stored is None or stored.size != entry.size or not is_there(listing, stored):
             return None
         return msgspec.structs.replace(entry, objects=(stored,), object_bytes_max=None, plain=None)
-
-
-def is_there(listing: Mapping[str, ObjectInfo], stored: StoredObject) -> bool:
-    """Whether the store holds the recorded version of an object. Keys are as in manifests."""
-    info = listing.get(stored.key)
-    return info is not None and info.size == stored.size and info.etag in {"", stored.etag}
-
-
-def _completed_entry(store: Store, name: str, entry: FileEntry, listing: Mapping[str, ObjectInfo]) -> FileEntry | None:
-    """Checks an entry that was recorded just before its object was completed: did the upload complete it?"""
+    # Recorded just before its object was completed: did the upload complete it?
     info = listing.get(entry.path)
     if info is None or info.size != entry.size:
         return None
     info = store.head(f"{name}/{entry.path}")
     if info.metadata.get(SHA256_METADATA) != entry.sha256:
         return None
-    stored = StoredObject(key=entry.path, size=info.size, etag=info.etag)
-    return msgspec.structs.replace(entry, objects=(stored,))
+    return msgspec.structs.replace(entry, objects=(StoredObject(key=entry.path, size=info.size, etag=info.etag),))
+
+
+def is_there(listing: Mapping[str, ObjectInfo], stored: StoredObject) -> bool:
+    """Whether the store holds the recorded version of an object. Keys are as in manifests."""
+    info = listing.get(stored.key)
+    return info is not None and info.size == stored.size and info.etag in {"", stored.etag}
 
 
 def _has_same_content(source: Snapshot, file: ObjectInfo, entry: FileEntry) -> bool:

@@ -18,8 +18,8 @@ from coldstream.mirror.download import download
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.manifest_records import read_record
 from coldstream.mirror.remove import plan_removal, remove
-from coldstream.mirror.upload import UploadReport, upload
-from coldstream.mirror.upload_plan import plan_upload
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import UploadReport, plan_upload
 from coldstream.mirror.verify import verify
 from coldstream.model.manifest import FileEntry, Manifest
 from coldstream.places.folder import FolderSnapshot
