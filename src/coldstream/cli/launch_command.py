@@ -99,7 +99,7 @@ def up(
     from coldstream.fleet.launch_run import check_name_is_free, launch
     from coldstream.fleet.sky import find_sky, temporary_server
     from coldstream.model.names import checked_name
-    from coldstream.tune.model_facts import read_model
+    from coldstream.tune.model_shape import read_model
 
     kind = _kind_of(values)
     options, seconds = read_options(values | {"target": TARGETS[kind]}), parse_ttl(ttl or _TTL[kind])

@@ -53,7 +53,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
     from coldstream.fleet.render import render as rendered
     from coldstream.model.names import checked_name
-    from coldstream.tune.model_facts import read_model
+    from coldstream.tune.model_shape import read_model
 
     options, settings = read_options(values), state.settings()
     bucket, domain = bucket_of(settings), domain_of(settings, options.loader)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from coldstream.settings import Settings
     from coldstream.tune.connection_curve import Curve, Sample
     from coldstream.tune.predict import NetworkPath
-    from coldstream.tune.recommended import Advice, LoaderSettings
-    from coldstream.tune.settings_table import SettingsRow
+    from coldstream.tune.recommended import Advice, LoaderSettings, SettingsRow
 
 
 @click.command(epilog=EXIT_CODES)
@@ -70,9 +69,9 @@ def command(
     from coldstream.model.uri import Uri
     from coldstream.tune.clouds import parse_cloud
     from coldstream.tune.connection_curve import saved_curve
-    from coldstream.tune.gpus import parse_gpus
-    from coldstream.tune.model_facts import detect_gpus, path_to_bucket, read_model
-    from coldstream.tune.predict import NetworkPath
+    from coldstream.tune.gpus import detect_gpus, parse_gpus
+    from coldstream.tune.model_shape import read_model
+    from coldstream.tune.predict import NetworkPath, path_to_bucket
     from coldstream.tune.recommended import advise
 
     cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
@@ -166,7 +165,7 @@ def _document(advice: Advice, way: NetworkPath) -> dict[str, Any]:
 
 
 def _text(advice: Advice, uri: str) -> str:
-    from coldstream.tune.fit import smallest
+    from coldstream.tune.recommended import smallest
     from coldstream.units import format_bytes, plural
 
     model, fit = advice.model, advice.fit
@@ -217,7 +216,7 @@ def _curve_text(curve: Curve) -> str:
 
 
 def _matrix(state: State, cloud: str | None) -> None:
-    from coldstream.tune.settings_table import settings_table
+    from coldstream.tune.recommended import settings_table
 
     rows = settings_table(cloud or "aws")
     documents = [

@@ -19,11 +19,10 @@ from coldstream.model.names import checked_name
 from coldstream.package import __version__
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.settings import Settings
-from coldstream.tune.fit import smallest
 from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath, Prediction
-from coldstream.tune.recommended import Advice, LoaderSettings, advise
+from coldstream.tune.recommended import Advice, LoaderSettings, advise, smallest
 from coldstream.units import GIB, format_bytes
 
 # DNS labels have 63 characters; targets append some of their own.

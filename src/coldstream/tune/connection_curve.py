@@ -42,7 +42,7 @@ class Sample:
     """The throughput measured with a number of connections.
 
     Attributes:
-        bytes_per_second: The throughput after the ramp; the median of several runs.
+        bytes_per_second: After the ramp; the median of several runs.
         spread: The distance between the runs beside the median, relative to the median; None if unknown.
     """
 
@@ -82,7 +82,7 @@ class Curve:
         return (self.spread or 0.0) > _NOISE
 
     def at(self, connections: int) -> float:
-        """Returns the bytes per second of this many connections."""
+        """The bytes per second of this many connections."""
         return min(connections * self.each, self.most)
 
 
@@ -115,16 +115,14 @@ def measure_curve(
 ) -> Curve:
     """Measures a bucket. Each step is a load that is stopped early; the local cache is not used.
 
+    Raises the errors of `Load`.
+
     Args:
         uri: A model in the bucket, the larger the better.
         steps: The numbers of connections.
-        seconds: The duration of each run.
-        bytes_max: Stop a run after this many bytes.
+        seconds: The duration of each run, which also stops after `bytes_max`.
         passes: How often all steps are run in turn: at least, and at most while their runs differ.
         on_sample: Called after each run.
-
-    Raises:
-        The errors of `Load`.
     """
     rates: dict[int, list[float]] = {}
 
@@ -156,7 +154,7 @@ def measure_curve(
 
 
 def _spread(runs: Sequence[float]) -> float:
-    """Returns the distance between the runs beside the median, relative to it. A single outlier does not count."""
+    """The distance between the runs beside the median, relative to it. A single outlier does not count."""
     ordered, middle = sorted(runs), len(runs) // 2
     near = ordered[max(0, middle - 1) : middle + 2]
     median = statistics.median(runs)
@@ -164,7 +162,7 @@ def _spread(runs: Sequence[float]) -> float:
 
 
 def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> float:
-    """Returns the bytes per second after the ramp; over the whole load if the model is small."""
+    """The bytes per second after the ramp; over the whole load if the model is small."""
     seen: list[tuple[float, int]] = []
     options = replace(options, on_progress=lambda done, _total: seen.append((time.monotonic(), done)))
     entered = time.monotonic()
@@ -185,11 +183,7 @@ def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> 
 
 
 def steady(seen: Sequence[tuple[float, int]]) -> float:
-    """Returns the bytes per second after the ramp. Pure.
-
-    Args:
-        seen: (time, bytes received), rising.
-    """
+    """The bytes per second after the ramp, of rising times and bytes received. Pure."""
     if len(seen) < 2:
         return 0.0
     (first, start), (last, end) = seen[0], seen[-1]
@@ -226,7 +220,7 @@ def save_curve(curve: Curve, settings: Settings) -> Path:
 
 
 def saved_curve(settings: Settings) -> Curve | None:
-    """Returns the last measurement of the configured store, unless it has expired; None without one."""
+    """The last measurement of the configured store, unless it has expired; None without one."""
     with suppress(OSError, ValueError, KeyError, TypeError, ConfigError):
         record: dict[str, Any] = json.loads(read_bounded(_path(settings), _FILE_BYTES_MAX) or b"")
         fresh = 0 <= time.time() - record["measured"] < _FRESH_SECONDS

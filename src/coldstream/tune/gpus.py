@@ -1,4 +1,4 @@
-"""Known GPUs: their memory, and how fast data is copied to them. Pure.
+"""Known GPUs: their memory, and how fast data is copied to them.
 
 Memory and compute capability are those of gpuhunt's table; a test compares them. Data reaches a GPU through PCI
 Express: large copies from pinned memory reach about 80 % of its nominal bandwidth.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.errors import UsageError
+from coldstream.machine.hardware import InstalledGpu
 from coldstream.units import GIB
 
 _COUNT_MAX = 64
@@ -20,14 +23,7 @@ _PCIE = {3: 12e9, 4: 25e9, 5: 50e9}
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """A GPU model.
-
-    Attributes:
-        name: SkyPilot's name for it.
-        capability: The CUDA compute capability.
-        pcie: The generation of PCI Express.
-        lanes: The number of PCI Express lanes.
-    """
+    """A GPU model, by SkyPilot's name for it; `pcie` is the generation of PCI Express, with so many `lanes`."""
 
     name: str
     memory_gib: int
@@ -69,6 +65,8 @@ GPUS = (
     GpuModel("B200", 180, (10, 0), 5),
     GpuModel("B300", 270, (10, 0), 5),
 )
+# Parts of "NVIDIA A100-SXM4-80GB" and "NVIDIA H100 80GB HBM3" that are not the model's name.
+_NOISE_WORDS = re.compile(r"NVIDIA|Tesla|GeForce|SXM\d?|PCIe?|HBM\w*|NVL|Generation|Graphics")
 # Other common spellings.
 _ALIASES = {"a10040": "a100", "h10080": "h100", "v10016": "v100", "a6000": "rtxa6000", "rtx6000ada48": "rtx6000ada"}
 
@@ -97,7 +95,7 @@ def parse_gpus(text: str) -> Gpus:
 
 
 def find_gpu(name: str) -> GpuModel:
-    """Returns the GPU with this name, whatever its case and dashes.
+    """The GPU with this name, whatever its case and dashes.
 
     Raises:
         UsageError: The GPU is unknown.
@@ -113,3 +111,15 @@ def find_gpu(name: str) -> GpuModel:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]|gb$", "", name.lower())
+
+
+def detect_gpus(cards: Sequence[InstalledGpu]) -> Gpus | None:
+    """A machine's GPUs; None if it has none, unknown ones, or different models."""
+    if len({card.name for card in cards}) != 1:
+        return None
+    words = _NOISE_WORDS.sub(" ", cards[0].name).replace("-", " ").split()
+    # The name with its memory first: an A100 has 40 or 80 GB.
+    for name in ("-".join(words), "".join(words[:1])):
+        with suppress(UsageError):
+            return Gpus(find_gpu(name), len(cards))
+    return None

@@ -1,4 +1,4 @@
-"""The properties of a model that decide how it is served: its size, and the shape of its attention. Pure.
+"""The properties of a model that decide how it is served: its size, and the shape of its attention.
 
 Size and dtypes come from the shards' headers, so they are exact. The rest comes from config.json, which often lacks
 values or uses other names; a missing value is left out, not guessed.
@@ -6,14 +6,20 @@ values or uses other names; a missing value is left out, not guessed.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from coldstream.errors import ColdstreamError
 from coldstream.model.header import Header
+from coldstream.places.opening import open_model_reader
+from coldstream.settings import Settings
 
+_CONFIG_BYTES_MAX = 16 << 20
 # vLLM's KV cache has 16 bits per value by default.
 _KV_VALUE_BYTES = 2
 # Dtypes that may hold several weights in one value, so that the shapes do not give the number of parameters.
@@ -27,10 +33,8 @@ class Model:
     Attributes:
         bytes: The size of all tensors.
         parameters: None if they are packed.
-        dtype: The dtype of most of its bytes, as in safetensors headers.
+        dtype: That of most of its bytes, as in safetensors headers.
         layers: Decoder layers.
-        heads: Attention heads.
-        kv_heads: Key-value heads.
         kv_bytes: KV cache per token, over all layers and heads.
         context: The maximum context length in tokens.
     """
@@ -49,6 +53,20 @@ class Model:
     def size(self) -> float:
         """The number of parameters; if unknown, that of a 16-bit model with the same number of bytes."""
         return float(self.parameters if self.parameters is not None else self.bytes / 2)
+
+
+def read_model(uri: str, settings: Settings) -> Model:
+    """Describes a model by its shards' headers and its config.json, which may be missing.
+
+    Raises what `open_model_reader` and `ModelReader.checkpoint` raise.
+    """
+    origin = open_model_reader(uri, settings)
+    checkpoint = origin.checkpoint()
+    config: object = None
+    with suppress(ColdstreamError, ValueError, RecursionError):
+        config = json.loads(origin.read("config.json", _CONFIG_BYTES_MAX))
+    headers = [shard.header for shard in checkpoint.shards]
+    return describe(checkpoint.name, headers, config if isinstance(config, dict) else {})
 
 
 def describe(name: str, headers: Sequence[Header], config: Mapping[str, Any]) -> Model:

@@ -1,10 +1,15 @@
-"""Predicts how long a load takes: the slowest of the stages that every byte passes decides. Pure."""
+"""Predicts how long a load takes: the slowest of the stages that every byte passes decides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from coldstream.machine import hardware
 from coldstream.units import GIB, format_rate
+
+if TYPE_CHECKING:
+    from coldstream.tune.connection_curve import Curve
 
 # One connection to R2: 18 to 70 MB/s are reported, most of them near this.
 CONNECTION_BYTES_PER_SECOND = 30e6
@@ -19,12 +24,9 @@ _AWS_SMALL_BYTES_PER_SECOND = 5e9 / 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPath:
-    """The network path from the bucket to a machine. None means unknown.
+    """The network path from the bucket to a machine with so many cores. None means unknown.
 
     Attributes:
-        link_bytes_per_second: The machine's network bandwidth.
-        connection_bytes_per_second: The throughput of one connection.
-        cores: The machine's CPU cores.
         cloud: "aws", "gcp", ….
         setup_seconds: The time before the first and after the last byte.
     """
@@ -74,21 +76,20 @@ def predict(
     crossings: int = 1,
     copies_bytes_per_second: float | None = None,
 ) -> Prediction:
-    """Predicts a load.
+    """Predicts the load of a model of `size` bytes, by "coldstream" or "runai".
 
     Args:
-        size: The model's bytes.
         connections: The maximum number of connections, of all ranks together.
-        loader: "coldstream" or "runai".
         crossings: How often each byte crosses the network: once per rank if every rank reads the whole model.
         copies_bytes_per_second: The copy to all GPUs together; None without GPUs.
     """
     rates = {"connections": connections * way.connection_bytes_per_second / crossings}
     if way.link_bytes_per_second is not None:
         rates["link"] = way.link_bytes_per_second / crossings
-    cap = cloud_bytes_per_second(way)
-    if cap is not None:
-        rates["cloud"] = cap / crossings
+    if way.cloud == "aws" and way.cores is not None and way.cores < _AWS_CORES:
+        rates["cloud"] = _AWS_SMALL_BYTES_PER_SECOND / crossings
+    elif way.cloud == "aws" and way.cores is not None and way.link_bytes_per_second is not None:
+        rates["cloud"] = way.link_bytes_per_second / 2 / crossings
     if way.cores is not None:
         rates["cpu"] = way.cores * GIB / _CPU_SECONDS_PER_GIB[loader] / crossings
     if copies_bytes_per_second is not None:
@@ -97,10 +98,12 @@ def predict(
     return Prediction(seconds=way.setup_seconds + size / rates[limit], limit=limit, rates=tuple(rates.items()))
 
 
-def cloud_bytes_per_second(way: NetworkPath) -> float | None:
-    """Returns the cloud's cap on traffic with another network's bucket; None if no cap is known."""
-    if way.cloud != "aws" or way.cores is None:
-        return None
-    if way.cores < _AWS_CORES:
-        return _AWS_SMALL_BYTES_PER_SECOND
-    return way.link_bytes_per_second / 2 if way.link_bytes_per_second is not None else None
+def path_to_bucket(way: NetworkPath, curve: Curve | None) -> NetworkPath:
+    """The network path from the bucket to this machine; `way` is what the user specified.
+
+    A measurement includes every limit of the network.
+    """
+    if curve is not None:
+        return replace(way, connection_bytes_per_second=curve.each, link_bytes_per_second=curve.most, cloud=None)
+    link = way.link_bytes_per_second or hardware.link_bytes_per_second()
+    return replace(way, link_bytes_per_second=link, cores=way.cores or hardware.cores())

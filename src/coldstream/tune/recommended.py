@@ -1,4 +1,4 @@
-"""Recommends settings for a model on GPUs, for coldstream's loader and for Run:ai's. Pure.
+"""Recommends how to split a model over GPUs, and settings for coldstream's loader and for Run:ai's. Pure.
 
 Run:ai's follow the common rules for it: 16 to 32 threads and 2 to 5 GiB of buffer for models up to 13 billion
 parameters, 32 to 48 threads and 5 to 8 GiB up to 40 billion, 48 to 64 threads and 10 to 15 GiB beyond. coldstream needs
@@ -10,15 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from coldstream.tune.fit import Fit, fit
-from coldstream.tune.gpus import Gpus
+from coldstream.tune.gpus import Gpus, parse_gpus
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath, Prediction, predict
-from coldstream.units import GIB
+from coldstream.units import GIB, format_bytes, plural
 
 # Streamed weights need no second copy on the GPU.
 _UTILIZATION_STREAMED = 0.95
-_UTILIZATION = 0.90
+# vLLM's memory beside the weights and the KV cache: activations of its largest batch, CUDA graphs, the CUDA context.
+# An estimate, not a measurement; vLLM logs the real value when it starts.
+_RESERVE_BYTES = 2 * GIB
+# A KV cache below this does not hold a single useful conversation.
+_TOKENS_MIN = 2048
+_ROUND_TOKENS = 256
 # coldstream's connections: a multiple of the first value, and at most the second, to be gentle to the bucket.
 _CONNECTIONS = (8, 256)
 # Twice the data in flight on 256 connections with chunks of 8 MiB.
@@ -27,6 +31,102 @@ _ANY = float("inf")
 # Maximum number of parameters; the ranges of threads and of GiB of buffer.
 _RUNAI = ((13.5e9, (16, 32), (2, 5)), (45e9, (32, 48), (5, 8)), (_ANY, (48, 64), (10, 15)))
 _LARGE_GIB = 40
+# Models in bfloat16 with the shapes of Llama 2 and 3.
+_MODELS = {
+    "7B": Model(name="7B", bytes=14_000_000_000, parameters=7_000_000_000, dtype="BF16", layers=32, heads=32,
+                kv_heads=8, kv_bytes=131_072, context=8192),
+    "13B": Model(name="13B", bytes=26_000_000_000, parameters=13_000_000_000, dtype="BF16", layers=40, heads=40,
+                 kv_heads=40, kv_bytes=819_200, context=4096),
+    "70B": Model(name="70B", bytes=141_000_000_000, parameters=70_600_000_000, dtype="BF16", layers=80, heads=64,
+                 kv_heads=8, kv_bytes=327_680, context=8192),
+}  # fmt: skip
+# GPU, model, the usual machine's network in Gbit/s and its cores, and the often claimed load times in seconds.
+_ROWS = (
+    ("A10G:1", "7B", 10, 8, (5, 8)),
+    ("A100:1", "7B", 100, 96, (4, 6)),
+    ("A100:1", "13B", 100, 96, (6, 10)),
+    ("A100:1", "70B", 100, 96, (15, 23)),
+    ("A100:4", "70B", 100, 96, (8, 12)),
+    ("L4:1", "7B", 10, 8, None),
+    ("A100-80GB:2", "70B", 100, 96, None),
+    ("H100:1", "13B", 100, 96, None),
+    ("H100:2", "70B", 200, 96, None),
+    ("H200:1", "70B", 200, 96, None),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How a model is split over GPUs.
+
+    Attributes:
+        utilization: The value for `--gpu-memory-utilization`.
+        weights_bytes: The weights on each GPU.
+        room_bytes: The memory left on each GPU for the KV cache; negative if even the weights do not fit.
+        tokens: How many tokens the KV cache holds; None if the shape of the model's attention is unknown.
+        context: The value for `--max-model-len`; None for vLLM's default.
+        fault: Why the model does not fit, or None.
+    """
+
+    gpus: Gpus
+    tensor_parallel: int
+    utilization: float
+    weights_bytes: int
+    room_bytes: int
+    tokens: int | None
+    context: int | None
+    fault: str | None
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags for `vllm serve`."""
+        parallel = ["--tensor-parallel-size", str(self.tensor_parallel)] if self.tensor_parallel > 1 else []
+        context = ["--max-model-len", str(self.context)] if self.context is not None else []
+        return (*parallel, "--gpu-memory-utilization", f"{self.utilization:.2f}", *context)
+
+
+def fit(model: Model, gpus: Gpus, *, utilization: float, context: int | None = None) -> Fit:
+    """Splits a model over these GPUs, or over as many of them as divide its number of attention heads.
+
+    `utilization` is the share of each GPU's memory that vLLM may use; a `context` of None is the model's maximum.
+    """
+    # vLLM accepts only tensor-parallel sizes that divide the number of attention heads.
+    parallel = max(count for count in range(1, gpus.count + 1) if model.heads is None or model.heads % count == 0)
+    weights = -(-model.bytes // parallel)
+    usable = int(gpus.gpu.memory_bytes * utilization) - _RESERVE_BYTES
+    room = usable - weights
+    tokens = None
+    if model.kv_bytes is not None:
+        # If there are fewer KV heads than ranks, each rank holds a copy.
+        tokens = max(0, room) // max(1, -(-model.kv_bytes // min(parallel, model.kv_heads or 1)))
+    full_context, needed = context or model.context, context
+    if needed is None:
+        needed = min(_TOKENS_MIN, model.context or _TOKENS_MIN)
+    kind, fault = f"{gpus.count} x {gpus.gpu.name}", None
+    if room <= 0:
+        fault = (
+            f"{format_bytes(model.bytes)} of weights do not fit on {kind}: "
+            f"{format_bytes(-room)} too much for each GPU, which has {format_bytes(usable)} for weights"
+        )
+    elif tokens is not None and tokens < needed:
+        fault = f"beside the weights, {kind} can hold only {plural(tokens, 'token')}, but {needed} are needed"
+    if tokens is not None and full_context is not None and tokens < full_context:
+        context = tokens // _ROUND_TOKENS * _ROUND_TOKENS
+    return Fit(
+        gpus=gpus,
+        tensor_parallel=parallel,
+        utilization=utilization,
+        weights_bytes=weights,
+        room_bytes=room,
+        tokens=tokens,
+        context=context,
+        fault=fault,
+    )
+
+
+def smallest(model: Model, gpus: Gpus, *, utilization: float) -> Gpus | None:
+    """The smallest number of these GPUs that the model fits on; None if eight are not enough."""
+    candidates = (Gpus(gpus.gpu, count) for count in (1, 2, 4, 8))
+    return next((each for each in candidates if fit(model, each, utilization=utilization).fault is None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +151,7 @@ class Advice:
 
     model: Model
     fit: Fit
-    loaders: tuple[LoaderSettings, ...]
+    loaders: tuple[LoaderSettings, LoaderSettings]
 
 
 def advise(
@@ -63,55 +163,34 @@ def advise(
     utilization: float | None = None,
     context: int | None = None,
 ) -> Advice:
-    """Recommends settings for a model.
+    """Recommends settings for a model; see `fit` for `utilization` and `context`.
 
-    Args:
-        connections: The measured number of connections that is enough; None to estimate it.
-        utilization: The share of each GPU's memory that vLLM may use; None for 0.95.
-        context: See `fit`.
+    `connections` is the measured number that is enough; None estimates it.
     """
-    spread = fit(model, gpus, utilization=utilization or _UTILIZATION_STREAMED, context=context)
-    ranks = spread.tensor_parallel
-    copies = gpus.gpu.copy_bytes_per_second
-    ours = connections or enough_connections(model.bytes, way, copies * ranks)
+    split = fit(model, gpus, utilization=utilization or _UTILIZATION_STREAMED, context=context)
+    ranks, copies = split.tensor_parallel, gpus.gpu.copy_bytes_per_second
+    ours = connections or _enough_connections(model.bytes, way, copies * ranks)
+    prediction = predict(model.bytes, way, connections=ours, copies_bytes_per_second=copies * ranks)
+    memory = min(_MEMORY_BYTES, max(GIB, model.bytes))
     threads, buffer = runai_rule(model.size, gpus)
-    return Advice(
-        model=model,
-        fit=spread,
-        loaders=(
-            LoaderSettings(
-                loader="coldstream",
-                connections=ours,
-                memory_bytes=min(_MEMORY_BYTES, max(GIB, model.bytes)),
-                prediction=predict(
-                    model.bytes, way, connections=ours, crossings=1, copies_bytes_per_second=copies * ranks
-                ),
-            ),
-            LoaderSettings(
-                loader="runai",
-                connections=threads,
-                memory_bytes=buffer,
-                # Each rank reads the whole model with its own threads.
-                prediction=predict(
-                    model.bytes,
-                    way,
-                    connections=threads * ranks,
-                    loader="runai",
-                    crossings=ranks,
-                    copies_bytes_per_second=copies,
-                ),
-            ),
-        ),
+    # Each rank reads the whole model with its own threads.
+    runai = predict(
+        model.bytes,
+        way,
+        connections=threads * ranks,
+        loader="runai",
+        crossings=ranks,
+        copies_bytes_per_second=copies,
     )
+    loaders = (
+        LoaderSettings(loader="coldstream", connections=ours, memory_bytes=memory, prediction=prediction),
+        LoaderSettings(loader="runai", connections=threads, memory_bytes=buffer, prediction=runai),
+    )
+    return Advice(model=model, fit=split, loaders=loaders)
 
 
-def enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: float) -> int:
-    """Returns how many connections saturate the rest of the path, plus 10 %; 64 if nothing else is known of it.
-
-    Args:
-        size: The model's bytes.
-        copies_bytes_per_second: The copy to all GPUs together.
-    """
+def _enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: float) -> int:
+    """How many connections saturate the rest of the path, plus 10 %; 64 if nothing else is known of it."""
     rates = dict(predict(size, way, connections=1, copies_bytes_per_second=copies_bytes_per_second).rates)
     del rates["connections"]
     if rates.keys() == {"pcie"}:
@@ -122,7 +201,7 @@ def enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: flo
 
 
 def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
-    """Returns Run:ai's `concurrency`, and its `memory_limit` in bytes.
+    """Run:ai's `concurrency`, and its `memory_limit` in bytes.
 
     It is the lower end of each range for small GPUs, whose machines have slow networks, and for a large model on a
     single GPU.
@@ -130,3 +209,46 @@ def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
     parameters_max, threads, gib = next(rule for rule in _RUNAI if parameters <= rule[0])
     high = gpus.count > 1 if parameters_max == _ANY else gpus.gpu.memory_gib >= _LARGE_GIB
     return threads[high], gib[high] * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsRow:
+    """One combination of a common GPU and model.
+
+    Attributes:
+        gpus: As for `--gpus`.
+        way: The network path from the bucket to the usual machine with these GPUs.
+        promised: The load times that are often claimed, from and to, in seconds; None without a claim.
+        remark: Whether that is realistic and what it needs; empty without a claim.
+    """
+
+    gpus: str
+    model: str
+    way: NetworkPath
+    advice: Advice
+    promised: tuple[int, int] | None
+    remark: str
+
+
+def settings_table(cloud: str = "aws") -> list[SettingsRow]:
+    """The table of common GPUs and models for machines in this cloud, with the cloud's network caps."""
+    rows = []
+    for gpus, name, gigabits, cores, promised in _ROWS:
+        way = NetworkPath(link_bytes_per_second=gigabits * 1e9 / 8, cores=cores, cloud=cloud)
+        advice = advise(_MODELS[name], parse_gpus(gpus), way)
+        remark = _remark(advice, promised)
+        rows.append(SettingsRow(gpus=gpus, model=name, way=way, advice=advice, promised=promised, remark=remark))
+    return rows
+
+
+def _remark(advice: Advice, promised: tuple[int, int] | None) -> str:
+    if advice.fit.fault is not None:
+        return advice.fit.fault
+    if promised is None:
+        return ""
+    ours = advice.loaders[0]
+    claim = f"the claimed {promised[0]} to {promised[1]} s"
+    if ours.prediction.seconds <= promised[1]:
+        return f"{claim} are realistic with {ours.connections} connections"
+    needed = advice.model.bytes / promised[1] * 8 / 1e9
+    return f"{claim} need {needed:.0f} Gbit/s; {ours.prediction.limited_by}"

@@ -7,8 +7,7 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.machine import hardware
-from coldstream.tune.gpus import GPUS, GpuModel, Gpus, find_gpu, parse_gpus
-from coldstream.tune.model_facts import detect_gpus
+from coldstream.tune.gpus import GPUS, GpuModel, Gpus, detect_gpus, find_gpu, parse_gpus
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)

@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 
 from coldstream.model.header import Header, Tensor
-from coldstream.tune.fit import fit, smallest
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import describe
 from coldstream.tune.predict import NetworkPath, predict
-from coldstream.tune.recommended import advise
-from coldstream.tune.settings_table import settings_table
+from coldstream.tune.recommended import advise, fit, settings_table, smallest
 from coldstream.units import GIB
 from tests.unit.tune.models import EIGHT, SEVENTY
 

@@ -24,8 +24,7 @@ from coldstream.operate.bench.target import BenchTarget
 from coldstream.operate.probe import exports
 from coldstream.package import __version__
 from coldstream.settings import Settings
-from coldstream.tune.gpus import Gpus, find_gpu
-from coldstream.tune.model_facts import detect_gpus
+from coldstream.tune.gpus import Gpus, detect_gpus, find_gpu
 from coldstream.tune.recommended import runai_rule
 from coldstream.units import MIB, format_bytes
 

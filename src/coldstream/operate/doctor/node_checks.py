@@ -17,8 +17,9 @@ from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root, size_and_free
 from coldstream.operate.doctor.case import Case, DoctorCheck
 from coldstream.operate.probe import Check, fail, ok, warn
-from coldstream.tune.model_facts import detect_gpus, path_to_bucket, read_model
-from coldstream.tune.predict import NetworkPath
+from coldstream.tune.gpus import detect_gpus
+from coldstream.tune.model_shape import read_model
+from coldstream.tune.predict import NetworkPath, path_to_bucket
 from coldstream.tune.recommended import advise
 from coldstream.units import GIB, MIB, format_bytes, plural
 

@@ -9,8 +9,8 @@ from coldstream.machine import hardware
 from coldstream.operate.doctor.case import Case, DoctorCheck
 from coldstream.operate.probe import Check, fail, ok, skipped, warn
 from coldstream.tune.connection_curve import Curve, Sample, measure_curve
-from coldstream.tune.model_facts import detect_gpus, path_to_bucket
-from coldstream.tune.predict import NetworkPath, predict
+from coldstream.tune.gpus import detect_gpus
+from coldstream.tune.predict import NetworkPath, path_to_bucket, predict
 from coldstream.units import GIB, MIB, format_bytes, format_rate, format_seconds
 
 CONNECTIONS = (1, 8, 32, 64)
