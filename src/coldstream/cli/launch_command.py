@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from coldstream.fleet.credentials import Credentials
     from coldstream.fleet.launch_plan import LaunchPlan
     from coldstream.fleet.launch_record import Launches
-    from coldstream.fleet.launch_run import Launched, ProgressCallbacks
-    from coldstream.fleet.launch_steps import LaunchPhase
+    from coldstream.fleet.launch_run import Launched, LaunchPhase, ProgressCallbacks
     from coldstream.fleet.sky import Offer, Sky
     from coldstream.settings import Settings
 
@@ -341,8 +340,7 @@ def _spinning(state: State, text: str) -> Iterator[Any]:
 def _progress(state: State) -> Iterator[ProgressCallbacks]:
     """Prints steps as lines, SkyPilot's last line beside a spinner, and the end of its output when it fails."""
     from coldstream.errors import CancelledError, ColdstreamError
-    from coldstream.fleet.launch_run import ProgressCallbacks
-    from coldstream.fleet.launch_steps import step_text
+    from coldstream.fleet.launch_run import STEP_TEXTS, ProgressCallbacks
     from coldstream.units import format_seconds
 
     output: list[str] = []
@@ -359,7 +357,7 @@ def _progress(state: State) -> Iterator[ProgressCallbacks]:
             if name == "submitted":
                 # SkyPilot has done its part: its output does not explain later failures.
                 output.clear()
-            state.say(f"  {format_seconds(seconds):>7}  {step_text(name)}")
+            state.say(f"  {format_seconds(seconds):>7}  {STEP_TEXTS[name]}")
 
         try:
             yield ProgressCallbacks(line=on_line, step=on_step)
@@ -375,7 +373,7 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
     from coldstream.units import format_seconds
 
     deployment = plan.deployment
-    prediction = deployment.prediction
+    prediction = deployment.loader.prediction
     rows = [
         (
             "machine" if deployment.options.replicas.most == 1 else "machines",
@@ -516,8 +514,8 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "stand_in": asdict(plan.stand_in) if plan.stand_in else None,
         "dollars_per_hour": plan.dollars_per_hour,
         "stand_in_dollars_per_hour": plan.stand_in_dollars_per_hour,
-        "load_seconds": deployment.prediction.seconds,
-        "limited_by": deployment.prediction.limited_by,
+        "load_seconds": deployment.loader.prediction.seconds,
+        "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
         "policy": plan.policy,
         "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes},

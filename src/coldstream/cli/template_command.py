@@ -121,7 +121,7 @@ def _document(deployment: Deployment, text: str, output: Path | None) -> dict[st
         "target": deployment.options.target,
         "gpus": str(deployment.gpus),
         "flags": list(deployment.flags),
-        "connections": deployment.connections,
+        "connections": deployment.loader.connections,
         "cdn": deployment.domain.url if deployment.domain else None,
         "secrets": list(deployment.secrets),
         "file": str(output) if output else None,

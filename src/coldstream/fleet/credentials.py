@@ -1,9 +1,9 @@
-"""Credentials for a rented node: they expire soon, and can only read one model.
+"""Temporary, read-only credentials for a rented node.
 
 R2 offers two ways (docs r2/api/s3/temporary-credentials): Cloudflare's API issues them, or the holder of a long-lived
-key signs them without a request. The result is the same: the parent's access key ID, a token that states what is
-allowed and until when, and a secret derived from the token. They can do nothing that the parent cannot, and end when
-the parent is revoked. Other S3 servers have nothing like it, so there the node gets the user's own keys.
+key signs them without a request. Either way they are the parent's access key ID, a token that states what is allowed
+and until when, and a secret derived from the token. They can do nothing that the parent cannot, and end when the
+parent is revoked. Other S3 servers have no equivalent, so there the node gets the user's own keys.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from coldstream.errors import ConfigError, IntegrityError, UsageError
@@ -54,12 +54,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """Keys for a node. The repr shows no secret.
-
-    Attributes:
-        access_key: The access key ID; for temporary keys their parent's.
-        session_token: None for keys that do not expire.
-    """
+    """Keys for a node; temporary ones have their parent's access key ID and a session token."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -77,6 +72,35 @@ class Credentials:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRequest:
+    """What temporary keys are to allow.
+
+    Attributes:
+        endpoint: URL of R2's S3 API; the keys are valid only for this host.
+        prefixes: Of the readable objects; each ends in a slash.
+        parent: The access key ID of a long-lived key.
+        now: Unix seconds, from before the request, so that the expiry is never stated too late.
+    """
+
+    endpoint: str
+    bucket: str
+    prefixes: tuple[str, ...]
+    parent: str
+    ttl_seconds: int
+    now: float
+
+    def __post_init__(self) -> None:
+        _check_ttl(self.ttl_seconds, f"{self.ttl_seconds} s")
+        # Without any, or with an empty one, R2 would allow the whole bucket.
+        assert self.prefixes
+        assert all(self.prefixes)
+
+    @property
+    def expires_at(self) -> int:
+        return int(self.now) + self.ttl_seconds
+
+
 def parse_ttl(text: str) -> int:
     """Parses the lifetime of credentials, "24h", "7d", "90m" or "3600", into seconds.
 
@@ -88,18 +112,19 @@ def parse_ttl(text: str) -> int:
     return seconds
 
 
+def _check_ttl(seconds: int, shown: str) -> None:
+    if not TTL_SECONDS_MIN <= seconds <= TTL_SECONDS_MAX:
+        raise UsageError(
+            f"credentials cannot be valid for {shown}, only for {TTL_SECONDS_MIN} s to {TTL_SECONDS_MAX} s (7 days)",
+            hint="write it like 24h, 7d or 90m",
+        )
+
+
 def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> tuple[str, ...]:
     """The prefixes of the objects that a serving node reads: the model's files, and its warm-start bundles.
 
-    Each ends in a slash, so that access to `org/model` does not include `org/model-2`.
-
-    Args:
-        store_prefix: Of the store in its bucket, with or without slashes around it; "" for the bucket's root.
-        in_segments: Whether its weights are stored in segments. Models share those, and the keys can read all of them:
-            a token with the key of each segment would be too long.
-
-    Raises:
-        UsageError: The name is not a model's name.
+    Each ends in a slash, so that access to `org/model` does not include `org/model-2`. Models share segments, and the
+    keys can read all of them: a token with the key of each segment would be too long.
     """
     name, root = checked_name(model), store_prefix.strip("/")
     inside = f"{root}/" if root else ""
@@ -107,94 +132,55 @@ def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> 
     return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared)
 
 
-def sign(
-    *,
-    endpoint: str,
-    bucket: str,
-    prefixes: Sequence[str],
-    access_key: str,
-    secret_key: str,
-    ttl_seconds: int,
-    now: float,
-) -> Credentials:
-    """Makes credentials that R2 accepts, without a request. Pure.
-
-    Args:
-        endpoint: URL of R2's S3 API; the credentials are valid only for this host.
-        prefixes: Of the readable objects; at least one, none of them empty.
-        access_key: The parent's access key ID, a long-lived one.
-        now: Unix seconds.
-
-    Raises:
-        UsageError: The lifetime is too short or too long.
-        ConfigError: The endpoint is not R2's.
-    """
-    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
-    _check_prefixes(prefixes)
-    place = r2_account(endpoint)
-    issued_at = int(now)
+def sign(request: KeyRequest, secret_key: str) -> Credentials:
+    """Makes credentials that R2 accepts, without sending anything. Raises ConfigError if the endpoint is not R2's."""
+    place = r2_account(request.endpoint)
     # Names and meaning: docs r2/examples/authenticate-r2-temp-credentials.
     claims = {
-        "bucket": bucket,
+        "bucket": request.bucket,
         "scope": _SCOPE,
-        "paths": {"prefixPaths": list(prefixes), "objectPaths": []},
+        "paths": {"prefixPaths": list(request.prefixes), "objectPaths": []},
         "sub": place.account,
-        "iss": access_key,
+        "iss": request.parent,
         "aud": place.host,
-        "iat": issued_at,
-        "exp": issued_at + ttl_seconds,
+        "iat": int(request.now),
+        "exp": request.expires_at,
     }
-    signed = b".".join(_url_base64(_compact(part)) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-    signature = hmac.new(secret_key.encode(), signed, hashlib.sha256).digest()
-    token = signed + b"." + _url_base64(signature)
+    parts = (json.dumps(part, separators=(",", ":")).encode() for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+    signed = b".".join(map(_url_base64, parts))
+    token = signed + b"." + _url_base64(hmac.digest(secret_key.encode(), signed, "sha256"))
     return Credentials(
-        access_key=access_key,
+        access_key=request.parent,
         secret_key=hashlib.sha256(token).hexdigest(),
         session_token=base64.b64encode(b"jwt/" + token).decode(),
-        terms=Terms(how="signed", expires_at=issued_at + ttl_seconds, prefixes=tuple(prefixes)),
+        terms=Terms(how="signed", expires_at=request.expires_at, prefixes=request.prefixes),
     )
 
 
-def issue(
-    api: Api,
-    *,
-    endpoint: str,
-    bucket: str,
-    prefixes: Sequence[str],
-    access_key: str,
-    ttl_seconds: int,
-    now: float,
-) -> Credentials:
-    """Requests the credentials from Cloudflare's API; arguments as for `sign`.
+def _url_base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
 
-    Args:
-        api: With a token that may edit the account's R2 storage.
-        now: Unix seconds, from before the request, so that the expiry is never stated too late.
+
+def issue(request: KeyRequest, api: Api) -> Credentials:
+    """Requests the credentials from Cloudflare's API, with a token that may edit the account's R2 storage.
 
     Raises:
-        UsageError, ConfigError: As for `sign`.
-        CredentialsError: The API rejects the token.
-        UnavailableError: The API does not answer.
-        ColdstreamError: The API rejects the request.
+        ConfigError: The endpoint is not R2's.
+        ColdstreamError: The API does not answer, or rejects the token or the request.
         IntegrityError: The answer has no credentials.
     """
-    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
-    _check_prefixes(prefixes)
-    account = r2_account(endpoint).account
     body = {
-        "bucket": bucket,
-        "parentAccessKeyId": access_key,
+        "bucket": request.bucket,
+        "parentAccessKeyId": request.parent,
         "permission": _SCOPE,
-        "ttlSeconds": ttl_seconds,
-        "prefixes": list(prefixes),
+        "ttlSeconds": request.ttl_seconds,
+        "prefixes": list(request.prefixes),
     }
-    answer = api.call("POST", f"/accounts/{account}/r2/temp-access-credentials", body)
-    values = [
-        answer.get(name) if isinstance(answer, Mapping) else None
-        for name in ("accessKeyId", "secretAccessKey", "sessionToken")
-    ]
+    answer = api.call("POST", f"/accounts/{r2_account(request.endpoint).account}/r2/temp-access-credentials", body)
+    names = ("accessKeyId", "secretAccessKey", "sessionToken")
+    values = [answer.get(name) for name in names] if isinstance(answer, Mapping) else []
     words = [value for value in values if isinstance(value, str) and re.fullmatch(r"[!-~]{1,16384}", value)]
-    if len(words) != 3:
+    if len(words) != len(names):
         raise IntegrityError(
             "the answer of Cloudflare's API has no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
         )
@@ -202,7 +188,7 @@ def issue(
         access_key=words[0],
         secret_key=words[1],
         session_token=words[2],
-        terms=Terms(how="issued", expires_at=int(now) + ttl_seconds, prefixes=tuple(prefixes)),
+        terms=Terms(how="issued", expires_at=request.expires_at, prefixes=request.prefixes),
     )
 
 
@@ -263,35 +249,24 @@ def mint(
 
     On R2, "auto" signs them here if the configured keys are long-lived; temporary keys cannot sign, so then
     Cloudflare's API issues them, if there is a token for it. Elsewhere they are the user's own: the caller warns.
-
-    Args:
-        ttl_seconds: The lifetime; the user's own keys are not affected.
-        in_segments: See `prefixes_of`.
-        now: Unix seconds; None for the clock.
-
-    Raises:
-        UsageError, ConfigError: As for `terms_of`.
-        CredentialsError: Cloudflare's API rejects the token.
-        ColdstreamError: Cloudflare's API does not answer, or rejects the request.
+    Raises what `terms_of` raises, and ColdstreamError if Cloudflare's API does not issue them.
     """
     now = time.time() if now is None else now
     terms = terms_of(settings, model, ttl_seconds, how, in_segments=in_segments, now=now)
     access_key, secret_key, session_token = _own_keys(settings)
     if terms.how == "own":
         return Credentials(access_key=access_key, secret_key=secret_key, session_token=session_token, terms=terms)
-    scope: dict[str, Any] = {
-        "endpoint": settings.endpoint() or "",
-        "bucket": urlsplit(bucket_of(settings).uri).netloc,
-        "prefixes": terms.prefixes,
-        "access_key": access_key,
-        "ttl_seconds": ttl_seconds,
-        "now": now,
-    }
-    if terms.how == "issued":
-        api = open_api(settings)
-        assert api is not None
-        return issue(api, **scope)
-    return sign(**scope, secret_key=secret_key)
+    request = KeyRequest(
+        endpoint=settings.endpoint() or "",
+        bucket=urlsplit(bucket_of(settings).uri).netloc,
+        prefixes=terms.prefixes,
+        parent=access_key,
+        ttl_seconds=ttl_seconds,
+        now=now,
+    )
+    if terms.how == "issued" and (api := open_api(settings)):
+        return issue(request, api)
+    return sign(request, secret_key)
 
 
 def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
@@ -316,25 +291,3 @@ def _own_keys(settings: Settings) -> tuple[str, str, str | None]:
             hint="set R2_ACCESS_KEY and R2_SECRET_KEY, or run: coldstream setup --write-env",
         )
     return frozen.access_key, frozen.secret_key, frozen.token or None
-
-
-def _check_ttl(seconds: int, shown: str) -> None:
-    if not TTL_SECONDS_MIN <= seconds <= TTL_SECONDS_MAX:
-        raise UsageError(
-            f"credentials cannot be valid for {shown}, only for {TTL_SECONDS_MIN} s to {TTL_SECONDS_MAX} s (7 days)",
-            hint="write it like 24h, 7d or 90m",
-        )
-
-
-def _check_prefixes(prefixes: Sequence[str]) -> None:
-    # Without any, or with an empty one, R2 would allow the whole bucket.
-    assert prefixes
-    assert all(prefixes)
-
-
-def _compact(part: Mapping[str, object]) -> bytes:
-    return json.dumps(part, separators=(",", ":")).encode()
-
-
-def _url_base64(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")

@@ -43,11 +43,7 @@ class Replicas:
 
 
 def parse_replicas(text: str) -> Replicas:
-    """Parses `2`, or `1..4`.
-
-    Raises:
-        UsageError: The text is neither, or the number is out of range.
-    """
+    """Parses `2`, or `1..4`. Raises UsageError for other text, and for a number out of range."""
     fewest, dots, most = text.strip().partition("..")
     hint = "a number like 2, or a range like 1..4"
     if not (fewest.isdecimal() and (most.isdecimal() or not dots)) or len(text) > 12:
@@ -66,9 +62,8 @@ class Flag:
 
     Attributes:
         name: `--name`, or `--yes/--no` for a field that is True, False or None.
-        bounds: For a number, the least and the greatest value.
-        parse: Converts the text to the field's type.
-        pattern: What the text must match.
+        bounds: The least and the greatest value, both inclusive.
+        pattern: What the text must match in full.
         targets: The targets that accept it.
         commands: The commands that have it.
         is_for_serve: Whether `coldstream serve` has the same flag and gets its value on the node.
@@ -99,7 +94,7 @@ def _flag(name: str, summary: str, default: Any = None, **more: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployOptions:
-    """What the user asked for."""
+    """The options of a deployment; `check` tells whether they go together."""
 
     target: str = _flag("--target", "What to deploy with.", MISSING, choices=TARGETS, commands=("template",))
     gpus: Gpus = _flag(
@@ -205,15 +200,8 @@ DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in fields(Deploy
 
 
 def read_options(values: Mapping[str, Any]) -> DeployOptions:
-    """Parses the values of the command line, by field; None stands for the default.
-
-    Raises:
-        UsageError: A value cannot be parsed.
-    """
+    """Parses the values of the command line, by field; None stands for the default. Raises UsageError."""
+    present = {name: value for name, value in values.items() if value is not None}
     return DeployOptions(
-        **{
-            name: parse(value) if (parse := FLAGS[name].parse) else value
-            for name, value in values.items()
-            if value is not None
-        }
+        **{name: parse(value) if (parse := FLAGS[name].parse) else value for name, value in present.items()}
     )

@@ -21,7 +21,7 @@ from coldstream.places.cdn_domain import cdn_of
 from coldstream.settings import Settings
 from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
-from coldstream.tune.predict import NetworkPath, Prediction
+from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import Advice, LoaderSettings, advise, smallest
 from coldstream.units import GIB, format_bytes
 
@@ -36,13 +36,7 @@ _INSTALL_SECONDS = 180
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Where the weights are, without keys.
-
-    Attributes:
-        uri: `s3://bucket[/prefix]`.
-        endpoint: URL of the S3 API; None for AWS itself.
-        region: To sign for; None leaves it to the AWS configuration.
-    """
+    """Where the weights are: `s3://bucket[/prefix]`, without keys. AWS itself has no endpoint."""
 
     uri: str
     endpoint: str | None = None
@@ -52,12 +46,9 @@ class Bucket:
     def environment(self) -> dict[str, str]:
         """The variables that `coldstream` reads it from."""
         name, _, prefix = self.uri.removeprefix("s3://").partition("/")
-        variables = {"COLDSTREAM_STORE": self.uri} if prefix else {"R2_BUCKET": name}
-        if self.endpoint is not None:
-            variables = {"R2_ENDPOINT": self.endpoint, **variables}
-        if self.region is not None:
-            variables["AWS_REGION"] = self.region
-        return variables
+        store = {"COLDSTREAM_STORE": self.uri} if prefix else {"R2_BUCKET": name}
+        variables = {"R2_ENDPOINT": self.endpoint, **store, "AWS_REGION": self.region}
+        return {name: value for name, value in variables.items() if value is not None}
 
     @property
     def is_local(self) -> bool:
@@ -67,12 +58,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
-    """The CDN in front of the bucket.
-
-    Attributes:
-        url: Scheme and host.
-        secrets: The names of the secrets that it asks for; empty if it is public.
-    """
+    """The CDN in front of the bucket, with the names of the secrets that it asks for; a public one has none."""
 
     url: str
     secrets: tuple[str, ...] = ()
@@ -90,7 +76,7 @@ class Deployment:
     Attributes:
         advice: The recommendation for the machine, as far as the machine is known.
         domain: The CDN that weights are read through; None reads from the bucket only.
-        version: Of coldstream, to be installed.
+        version: The version of coldstream to install.
     """
 
     options: DeployOptions
@@ -101,7 +87,6 @@ class Deployment:
 
     @property
     def model(self) -> str:
-        """`org/model` in the bucket."""
         return self.advice.model.name
 
     @property
@@ -123,21 +108,13 @@ class Deployment:
         return self.options.target in RENTING and self.options.spot is not False
 
     @property
-    def _loader(self) -> LoaderSettings:
+    def loader(self) -> LoaderSettings:
+        """The tuned settings of the chosen loader, and the predicted time to load the weights."""
         return next(tuned for tuned in self.advice.loaders if tuned.loader == self.options.loader)
 
     @property
-    def connections(self) -> int:
-        return self._loader.connections
-
-    @property
-    def prediction(self) -> Prediction:
-        """Of the time that the weights take."""
-        return self._loader.prediction
-
-    @property
     def flags(self) -> tuple[str, ...]:
-        """VLLM's tuned flags."""
+        """The tuned flags of vLLM."""
         return self.advice.fit.flags()
 
     @property
@@ -149,23 +126,23 @@ class Deployment:
     def start_seconds(self) -> int:
         """How long a first start may take, from a running machine to an answering API."""
         install = 0 if self.options.container_image else _INSTALL_SECONDS
-        return _rounded(_START_SECONDS + install + 4 * self.prediction.seconds, 60)
+        return _rounded(_START_SECONDS + install + 4 * self.loader.prediction.seconds, 60)
 
     @property
     def on_demand_replicas(self) -> int:
-        """How many replicas of a spot service are on demand: one stays when all spot machines are preempted at once."""
+        """How many replicas of a spot service are on demand, for the moment when all spot machines are preempted."""
         return int(self.spot and self.options.target == "sky-serve" and self.options.replicas.fewest > 1)
 
     @property
     def own_arguments(self) -> tuple[str, ...]:
         """For `coldstream serve`, before `--`."""
-        words = [self.model, "--connections", str(self.connections)]
+        words = [self.model, "--connections", str(self.loader.connections)]
         for flag, value in self.options.changed():
             if flag.is_for_serve:
                 words += flag.arguments(value)
             if flag is FLAGS["loader"]:
                 # Run:ai's buffer is fixed; coldstream's own loader, the default, adapts to the free memory.
-                words += ["--memory", f"{self._loader.memory_bytes // GIB}GiB"]
+                words += ["--memory", f"{self.loader.memory_bytes // GIB}GiB"]
         return tuple(words)
 
     @property
@@ -180,14 +157,13 @@ class Deployment:
         return self.bucket.environment | ({"R2_CDN_DOMAIN": self.domain.url} if self.domain else {})
 
     @property
-    def needed_secrets(self) -> tuple[str, ...]:
-        """The names of secrets without which it would fail, or serve without a key."""
-        return ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY", *self.domain_secrets)
+    def domain_secrets(self) -> tuple[str, ...]:
+        return self.domain.secrets if self.domain else ()
 
     @property
-    def domain_secrets(self) -> tuple[str, ...]:
-        """Those of the needed secrets that are for the CDN."""
-        return self.domain.secrets if self.domain else ()
+    def needed_secrets(self) -> tuple[str, ...]:
+        """The names of secrets without which it would fail, or serve without a key; the CDN's are the last."""
+        return ("R2_ACCESS_KEY", "R2_SECRET_KEY", "VLLM_API_KEY", *self.domain_secrets)
 
     @property
     def other_secrets(self) -> tuple[str, ...]:
@@ -199,29 +175,18 @@ class Deployment:
         return (*self.needed_secrets, *self.other_secrets)
 
     @property
-    def dstack_gpu(self) -> str:
-        """The GPUs in dstack's notation: name, memory, count."""
-        kind = self.gpus.gpu
-        return f"{kind.name.partition('-')[0]}:{kind.memory_gib}GB:{self.gpus.count}"
-
-    @property
     def requirement(self) -> str:
-        """Coldstream for pip, with the TLS extra, which saves CPU time."""
+        """What pip installs, with the TLS extra, which saves CPU time."""
         return f"coldstream[tls]=={self.version}"
 
     @property
     def vllm_requirement(self) -> str:
-        """VLLM for pip, if there is no image."""
+        """What pip installs where there is no image."""
         return f"vllm{'[runai]' if self.options.loader == 'runai' else ''}=={VLLM_VERSION}"
 
 
 def bucket_of(settings: Settings) -> Bucket:
-    """The configured bucket, without its keys.
-
-    Raises:
-        UsageError: The store is a directory of this machine.
-        ConfigError: No bucket is configured, or not correctly.
-    """
+    """The configured bucket, without its keys. Raises UsageError for a directory, ConfigError without a bucket."""
     uri = settings.store_uri()
     if not uri.startswith("s3://"):
         raise UsageError(
@@ -231,11 +196,7 @@ def bucket_of(settings: Settings) -> Bucket:
 
 
 def domain_of(settings: Settings, loader: str) -> Domain | None:
-    """The configured CDN, without the values of its secrets; None without one, or if the loader cannot use it.
-
-    Raises:
-        ConfigError: It is not configured correctly.
-    """
+    """The configured CDN, without the values of its secrets; None without one, or if the loader cannot use it."""
     # Run:ai's loader supports only S3.
     cdn = cdn_of(settings) if loader == "coldstream" else None
     if cdn is None:
@@ -250,11 +211,6 @@ def network_path(bucket: Bucket, cloud: str | None, cores: int | None = None) ->
     return NetworkPath(cloud=cloud.partition("/")[0] if cloud and is_elsewhere else None, cores=cores)
 
 
-def advise_for(model: Model, options: DeployOptions, network: NetworkPath) -> Advice:
-    """The recommendation for a machine on that network."""
-    return advise(model, options.gpus, network, context=options.max_model_len)
-
-
 def deploy(
     model: Model,
     options: DeployOptions,
@@ -264,14 +220,10 @@ def deploy(
     network: NetworkPath,
     version: str = __version__,
 ) -> Deployment:
-    """Checks the options for a model.
-
-    Raises:
-        UsageError: The model does not fit, or the options contradict each other or the target.
-    """
+    """Raises UsageError if the model does not fit, or the options contradict each other or the target."""
     options.check()
     checked_name(model.name)
-    advice = advise_for(model, options, network)
+    advice = advise(model, options.gpus, network, context=options.max_model_len)
     fit = advice.fit
     if fit.fault is not None:
         gpus = smallest(model, fit.gpus, utilization=fit.utilization)

@@ -1,4 +1,4 @@
-"""A launch before it happens: machine and price, load time, keys and policy."""
+"""Plans a launch: machine and price, load time, keys and policy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.credentials import Terms
 from coldstream.fleet.deploy_options import DeployOptions, Replicas
-from coldstream.fleet.deployment import Deployment, advise_for, bucket_of, deploy, domain_of, network_path
+from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path
 from coldstream.fleet.render import render
 from coldstream.fleet.sky import NAME, NAME_MAX, Offer, Sky, launch_refusal, parse_offers
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model
+from coldstream.tune.recommended import advise
 
 TARGETS = {"node": "sky", "service": "sky-serve", "job": "sky-job"}
 _VERBS = {
@@ -30,12 +31,10 @@ class LaunchPlan:
     """A launch before it happens.
 
     Attributes:
-        name: SkyPilot's name for it.
         kind: A key of `TARGETS`.
-        offer: The machine that SkyPilot would take first; None if it did not say.
-        stand_in: The on-demand machine that fills in for a service's missing spot machines; None if nothing fills in,
-            or SkyPilot did not say.
-        keys: What the nodes' keys will be; they are made once the plan is confirmed.
+        offer: The machine that SkyPilot would rent; None if its output was not understood.
+        stand_in: The on-demand machine that replaces a service's missing spot machines; None if unknown or none does.
+        keys: The terms of the nodes' keys, which are made once the plan is confirmed.
     """
 
     name: str
@@ -47,15 +46,11 @@ class LaunchPlan:
 
     @property
     def has_stand_ins(self) -> bool:
-        """Whether on-demand machines fill in while spot machines are missing."""
         return self.kind == "service" and self.deployment.spot
 
     @property
     def dollars_per_hour(self) -> tuple[float, float] | None:
-        """The price of the fewest and of the most machines; None if unknown.
-
-        It does not include the small machine on which SkyPilot runs the controller of a service or a job.
-        """
+        """The price of the fewest and of the most machines, without SkyPilot's controller; None if unknown."""
         each, always = _price_of(self.offer), self.deployment.on_demand_replicas
         apart = _price_of(self.stand_in) if always else 0.0
         if each is None or apart is None:
@@ -65,7 +60,7 @@ class LaunchPlan:
 
     @property
     def stand_in_dollars_per_hour(self) -> tuple[float, float] | None:
-        """The same while there are no spot machines at all; None if unknown, or nothing fills in."""
+        """The price while there are no spot machines at all; None if unknown, or without stand-ins."""
         each = _price_of(self.stand_in) if self.has_stand_ins else None
         if each is None:
             return None
@@ -87,7 +82,7 @@ class LaunchPlan:
         return f"{count} {noun}; {kind}; replaced when lost"
 
     def arguments(self, file: str) -> tuple[str, ...]:
-        """For `sky`: the launch, with the names of the secrets."""
+        """The arguments of `sky` for the launch, with the names of the secrets."""
         return (*_VERBS[self.kind], self.name, file, *secret_flags(self.deployment.secrets))
 
 
@@ -96,16 +91,12 @@ def _price_of(offer: Offer | None) -> float | None:
 
 
 def secret_flags(names: tuple[str, ...]) -> tuple[str, ...]:
-    """For `sky`: take these from the environment."""
+    """The arguments that let `sky` take secrets from its environment."""
     return tuple(word for name in names for word in ("--secret", name))
 
 
 def renewal(name: str, kind: str, file: str, secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """For `sky`: the same launch with other secrets.
-
-    Raises:
-        UsageError: A job's secrets cannot be replaced.
-    """
+    """The arguments of `sky` that give a launch other secrets. Raises UsageError for a job, whose secrets are fixed."""
     if kind not in _RENEWALS:
         raise UsageError(
             f"{name} is a job, whose keys cannot be renewed",
@@ -115,11 +106,7 @@ def renewal(name: str, kind: str, file: str, secrets: tuple[str, ...]) -> tuple[
 
 
 def checked_launch_name(name: str) -> str:
-    """Returns the name if SkyPilot and all clouds accept it.
-
-    Raises:
-        UsageError: They do not.
-    """
+    """Returns a name that SkyPilot and all clouds accept. Raises UsageError for another one."""
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name[:60]!r} is not a valid name for a launch",
@@ -134,13 +121,11 @@ def make_plan(
     """Plans a launch with a dry run of SkyPilot's, and a second one for on-demand machines that may fill in.
 
     Args:
-        sky: With the secrets of the deployment, which may be empty here.
+        sky: With the names of the deployment's secrets in its environment; the values may be empty here.
         name: None names it after the model.
 
     Raises:
-        UsageError: The model does not fit, the options contradict each other, no node can reach the bucket or its CDN,
-            or SkyPilot finds no such machine.
-        ConfigError: The bucket or the CDN is not configured correctly.
+        UsageError: No node can reach the bucket or its CDN, SkyPilot finds no such machine, or `deploy` raises it.
         ColdstreamError: SkyPilot fails.
     """
     kind = next(kind for kind, target in TARGETS.items() if target == options.target)
@@ -166,16 +151,12 @@ def make_plan(
     if offer is not None:
         # The machine is known now: its network sets the number of connections and the load time.
         network = network_path(bucket, offer.cloud, offer.cores)
-        deployment = replace(deployment, advice=advise_for(model, options, network))
+        deployment = replace(deployment, advice=advise(model, options.gpus, network, context=options.max_model_len))
     return LaunchPlan(name=name, kind=kind, deployment=deployment, offer=offer, stand_in=stand_in, keys=keys)
 
 
 def _find_offer(sky: Sky, deployment: Deployment) -> Offer | None:
-    """The machine that SkyPilot would take; the machines of a service and of a job are the same as a node's.
-
-    Raises:
-        ColdstreamError: It would take none.
-    """
+    """The machine that SkyPilot would rent; a service and a job use the same machines as a node."""
     node = replace(deployment.options, target="sky", command=None, replicas=Replicas())
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="coldstream-") as file:
         file.write(render(replace(deployment, options=node)))

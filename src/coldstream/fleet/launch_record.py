@@ -1,7 +1,7 @@
-"""The record of a launch on this machine: `<cache root>/launches/<name>.json`.
+"""The records of launches on this machine: `<cache root>/launches/<name>.json`.
 
-Beside it are the file that SkyPilot was given, and the API key if it was generated. Neither record nor file contains a
-secret; only the user can read the key's file.
+Beside a record are SkyPilot's file and the API key if it was generated. Neither record nor file contains a secret; only
+the user can read the key's file.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: SkyPilot's name for the cluster, the service or the job.
         kind: One of `KINDS`.
-        port: Where each machine answers; None for a job.
+        port: The port of each machine; None for a job.
         began: Unix seconds.
-        keys: "signed", "issued" or "own", see `Terms.how`.
-        ttl_seconds: Lifetime of temporary keys; None for the user's own.
+        keys: See `Terms.how`; the user's own have no lifetime.
         expires: When the keys expire, in Unix seconds; None for never.
         job: SkyPilot's number of a managed job; None otherwise, or if unknown.
     """
@@ -57,15 +56,13 @@ _DECODER = msgspec.json.Decoder(Launch)
 
 
 class Launches:
-    """The records of this user's launches from this machine. Safe across processes. Writing raises DiskError."""
+    """This user's launches, in the cache at `root`. Safe across processes. Writing raises DiskError."""
 
     def __init__(self, root: Path) -> None:
-        """Names the root of the cache; nothing is created yet."""
         self._root = root
         self.folder = root / "launches"
 
     def keep(self, launch: Launch) -> None:
-        """Writes or replaces a record."""
         self._write(self.folder / f"{launch.name}.json", msgspec.json.encode(launch))
 
     def keep_file(self, name: str, text: str) -> Path:
@@ -74,15 +71,13 @@ class Launches:
         return self.file(name)
 
     def file(self, name: str) -> Path:
-        """The path of that file."""
         return self.folder / f"{name}.yaml"
 
     def key_file(self, name: str) -> Path:
-        """The path of a generated API key."""
         return self.folder / f"{name}.key"
 
     def api_key(self, name: str) -> str | None:
-        """A generated API key, or None."""
+        """The generated API key; None if the user has an own one."""
         with disk_errors(self.folder):
             data = read_bounded(self.key_file(name), _KEY_BYTES_MAX)
         return data.decode("ascii", "replace").strip() or None if data else None
@@ -114,12 +109,10 @@ class Launches:
             )
         try:
             launch = _DECODER.decode(data)
+            if launch.name != name or launch.kind not in KINDS:
+                raise msgspec.ValidationError("it is about another launch")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise IntegrityError(f"{path} is damaged: {exc}", hint="SkyPilot still knows it: sky status") from exc
-        if launch.name != name or launch.kind not in KINDS:
-            raise IntegrityError(
-                f"{path} is damaged: it is about another launch", hint="SkyPilot still knows it: sky status"
-            )
         return launch
 
     def all(self) -> Iterator[Launch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,9 +32,8 @@ from coldstream.fleet.launch_state import (
     is_serving,
     logs_arguments,
 )
-from coldstream.fleet.launch_steps import LaunchPhase, Steps
 from coldstream.fleet.render import render
-from coldstream.fleet.sky import Sky, SkyOutput
+from coldstream.fleet.sky import Sky
 from coldstream.telemetry.timeline.start_record import ReadyLine, parse_ready_line
 
 _POLL_SECONDS = 2.0
@@ -42,6 +42,32 @@ _STATE_SECONDS = 30.0
 # A cloud may take its time for a machine with a GPU, and SkyPilot for its controller.
 _PROVISION_SECONDS = {"node": 900.0, "service": 1500.0, "job": 1500.0}
 _JOB_RUNS = ("RUNNING", "SUCCEEDED")
+# The lines with which SkyPilot 0.14 begins a step.
+_BEGINNINGS = (
+    (re.compile(r"\bLaunching\b.* on "), "provision"),
+    (re.compile(r"\bCluster launched\b"), "files"),
+    (re.compile(r"\b(?:Job submitted|Managed Job ID|Service (?:.+ )?is spinning up)\b"), "submitted"),
+)
+_JOB = re.compile(r"\b(?:Job submitted, ID|Managed Job ID): (\d+)")
+STEP_TEXTS = {
+    "ask": "SkyPilot is looking for a machine",
+    "provision": "the cloud is starting the machine",
+    "controller": "SkyServe's controller, then the replica's machine",
+    "files": "SkyPilot is setting up the machine",
+    "setup": "image and installation of coldstream",
+    "submitted": "SkyPilot has accepted it: setup on the machine, then vLLM",
+    "replaced": "a machine was lost; SkyPilot is replacing it",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPhase:
+    """A part of the time of a launch; `of_start` marks a phase of `coldstream serve`, on the node."""
+
+    name: str
+    seconds: float
+    note: str = ""
+    of_start: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +92,57 @@ class ProgressCallbacks:
 
     Attributes:
         line: With each line that SkyPilot prints.
-        step: With the name of a step that begins, and the seconds since the launch began.
+        step: With a key of `STEP_TEXTS` when that step begins, and the seconds since the launch began.
     """
 
     line: Callable[[str], None]
     step: Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class Steps:
+    """The steps of a launch, recognised in SkyPilot's output, with the seconds at which each began."""
+
+    began: dict[str, float] = field(default_factory=lambda: {"ask": 0.0})
+    job: int | None = None
+
+    def line(self, text: str, now: float) -> str | None:
+        """Reads a line without colours; returns the step that begins with it, or None."""
+        if match := _JOB.search(text):
+            self.job = int(match[1])
+        name = next((name for pattern, name in _BEGINNINGS if pattern.search(text)), None)
+        if name is None or name in self.began:
+            return None
+        self.began[name] = now
+        return name
+
+    def phases(self, *, kind: str, ended: float, ready: float, start: ReadyLine | None) -> list[LaunchPhase]:
+        """Returns where the time went, of a launch whose `sky` command ended at `ended` and whose model answered later.
+
+        `start` is what `serve` printed on the node; None if it could not be read.
+        """
+        submitted = self.began.get("submitted", ended)
+        served = min(start.ready_seconds, ready - submitted) if start is not None else 0.0
+        names = (
+            ["controller"]
+            if kind == "service"
+            else [name for name in ("ask", "provision", "files") if name in self.began]
+        )
+        marks = [*((name, 0.0 if name == "controller" else self.began[name]) for name in names), ("setup", submitted)]
+        stops = [at for _, at in marks[1:]] + [ready - served]
+        phases = [
+            LaunchPhase(name=name, seconds=max(0.0, stop - at), note=STEP_TEXTS[name])
+            for (name, at), stop in zip(marks, stops, strict=True)
+        ]
+        if start is None:
+            note = "setup and start, on the node"
+            return [*phases[:-1], LaunchPhase(name="start", seconds=phases[-1].seconds, note=note)]
+        if kind == "service":
+            # The controller's steps for a replica are not visible from here.
+            phases[1] = LaunchPhase(name="replica", seconds=phases[1].seconds, note="machine, files and setup")
+        spans = sorted((*start.phases, *start.spans), key=lambda span: (span.start, span.stop))
+        inside = [LaunchPhase(name=span.name, seconds=span.seconds, note=span.note, of_start=True) for span in spans]
+        return [*phases, LaunchPhase(name="start", seconds=served, note="coldstream serve, until it answered"), *inside]
 
 
 def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> None:
@@ -107,7 +179,6 @@ def launch(
         plan: Its keys exist and its name is free, see `check_name_is_free`.
         sky: With the values of the secrets.
         launches: Where the launch is recorded before anything costs money.
-        api_key: Of the model's API.
 
     Raises:
         ColdstreamError: It failed; the message names what is left running, and the hint how to stop it.
@@ -144,8 +215,7 @@ def renew(
 
     Args:
         record: With the expiry of the new keys.
-        sky: With the values of the new secrets.
-        secrets: Their names.
+        sky: With the values of the new `secrets`.
 
     Raises:
         What `launch` raises; NotFoundError if the file of the launch is missing.
@@ -161,7 +231,7 @@ def renew(
     return run.finish(arguments, launches, limit=_PROVISION_SECONDS["node"] if record.kind == "node" else None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Run:
     """One launch command of SkyPilot's, and the wait for its result."""
 
@@ -169,82 +239,78 @@ class _Run:
     record: Launch
     progress: ProgressCallbacks
     api_key: str = field(repr=False)
+    steps: Steps = field(default_factory=Steps)
+    began: float = field(default_factory=time.monotonic)
 
     def finish(self, arguments: tuple[str, ...], launches: Launches, *, limit: float | None) -> Launched:
         """Runs the command and waits at most `limit` seconds; with None, it does not wait for the model."""
-        began = time.monotonic()
-        steps = Steps()
+        name = self.record.name
         try:
-            output = self._run_sky(arguments, steps, began)
+            output = self.sky.follow(*arguments, on_line=self._on_line)
             if output.code != 0:
                 raise self._failure(output.last_line)
-            record = self.record
-            if record.kind == "job":
-                record = msgspec.structs.replace(record, job=steps.job)
-            launches.keep(record)
-            ended = time.monotonic() - began
+            if self.record.kind == "job":
+                self.record = msgspec.structs.replace(self.record, job=self.steps.job)
+            launches.keep(self.record)
+            ended = self._seconds()
             if limit is None:
-                return Launched(launch=record, url=fetch_endpoint(record, self.sky), seconds=ended, phases=())
+                return Launched(launch=self.record, url=fetch_endpoint(self.record, self.sky), seconds=ended, phases=())
             self.progress.step("submitted", ended)
-            url = self._wait(record, began, began + limit)
-            ready = time.monotonic() - began
-            phases = steps.phases(kind=record.kind, ended=ended, ready=ready, start=self._read_ready_line(record))
-            return Launched(launch=record, url=url, seconds=ready, phases=tuple(phases))
+            url = self._wait(limit)
+            ready = self._seconds()
+            start = self._read_ready_line()
+            phases = self.steps.phases(kind=self.record.kind, ended=ended, ready=ready, start=start)
+            return Launched(launch=self.record, url=url, seconds=ready, phases=tuple(phases))
         except KeyboardInterrupt:
             raise CancelledError(
-                f"cancelled; SkyPilot may continue to start {self.record.name}, which costs money",
-                hint=f"stop it: coldstream launch down {self.record.name}",
+                f"cancelled; SkyPilot may continue to start {name}, which costs money",
+                hint=f"stop it: coldstream launch down {name}",
             ) from None
 
-    def _run_sky(self, arguments: tuple[str, ...], steps: Steps, began: float) -> SkyOutput:
-        def on_line(line: str) -> None:
-            now = time.monotonic() - began
-            self.progress.line(line)
-            step = steps.line(line, now)
-            if step is not None and step != "submitted":
-                self.progress.step(step, now)
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
 
-        return self.sky.follow(*arguments, on_line=on_line)
+    def _on_line(self, line: str) -> None:
+        self.progress.line(line)
+        step = self.steps.line(line, self._seconds())
+        if step is not None and step != "submitted":
+            self.progress.step(step, self._seconds())
+
+    def _hint(self, look: str = "look at it") -> str:
+        return f"{look}: coldstream launch logs {self.record.name}; stop it: coldstream launch down {self.record.name}"
 
     def _failure(self, why: str) -> ColdstreamError:
-        name = self.record.name
-        state = fetch_states([self.record], self.sky)[name]
+        state = fetch_states([self.record], self.sky)[self.record.name]
         if state == GONE:
             return ColdstreamError(f"sky failed: {why}", hint="nothing is left running")
         left = "may be running" if state == UNKNOWN else f"is left, {state}"
-        return ColdstreamError(
-            f"sky failed: {why}; {name} {left}",
-            hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
-        )
+        return ColdstreamError(f"sky failed: {why}; {self.record.name} {left}", hint=self._hint())
 
-    def _wait(self, record: Launch, began: float, until: float) -> str | None:
+    def _wait(self, limit: float) -> str | None:
         """Returns the URL once the model answers, or None once a job runs."""
         url: str | None = None
-        poller = Poller(lambda: fetch_status(record, self.sky), pause_seconds=_STATE_SECONDS)
+        poller = Poller(lambda: fetch_status(self.record, self.sky), pause_seconds=_STATE_SECONDS)
         before = LaunchStatus()
-        while time.monotonic() < until:
-            if url is None:
-                url = fetch_endpoint(record, self.sky)
+        while self._seconds() < limit:
+            url = url or fetch_endpoint(self.record, self.sky)
             if url is not None and is_serving(url, self.api_key):
                 return url
-            status = poller.poll()
-            if status is not None:
-                self._check_alive(record, status)
-                if record.kind == "job" and status.state in _JOB_RUNS:
+            if (status := poller.poll()) is not None:
+                self._check_alive(status)
+                if self.record.kind == "job" and status.state in _JOB_RUNS:
                     return None
                 if status.has_lost_machine_since(before):
-                    self.progress.step("replaced", time.monotonic() - began)
+                    self.progress.step("replaced", self._seconds())
                 before = status
             time.sleep(_POLL_SECONDS)
-        name = record.name
+        where = f" at {url}" if url else ""
         raise UnavailableError(
-            f"{name} does not answer yet{f' at {url}' if url else ''}, and is still starting",
-            hint=f"look at it: coldstream launch logs {name}; stop it: coldstream launch down {name}",
+            f"{self.record.name} does not answer yet{where}, and is still starting", hint=self._hint()
         )
 
-    def _check_alive(self, record: Launch, status: LaunchStatus) -> None:
+    def _check_alive(self, status: LaunchStatus) -> None:
         """Raises ColdstreamError if the launch cannot succeed any more: it has failed, or its machine is gone."""
-        name = record.name
+        name = self.record.name
         if status.machine is not None and status.is_machine_lost:
             raise ColdstreamError(
                 f"the machine of {name} is {status.machine.lower()}, before its model answered: it was preempted, or "
@@ -252,20 +318,15 @@ class _Run:
                 hint="launch it again; with --replicas 1 it is a service, which replaces a preempted machine",
             )
         # The server of a node does not end by itself.
-        if status.has_failed or (record.kind == "node" and status.has_succeeded):
-            text = self.sky.ask(*logs_arguments(record, follow=False)).text
+        if status.has_failed or (self.record.kind == "node" and status.has_succeeded):
+            text = self.sky.ask(*logs_arguments(self.record, follow=False)).text
             tail = "\n".join(f"  {line}" for line in text.splitlines()[-12:])
-            raise ColdstreamError(
-                f"{name} failed ({status.state}):\n{tail}",
-                hint=f"the whole log: coldstream launch logs {name}; stop it: coldstream launch down {name}",
-            )
+            raise ColdstreamError(f"{name} failed ({status.state}):\n{tail}", hint=self._hint("the whole log"))
 
-    def _read_ready_line(self, record: Launch) -> ReadyLine | None:
+    def _read_ready_line(self) -> ReadyLine | None:
         """The line that `serve` printed on the node; it appears a little later than the API answers."""
-        if record.kind == "job":
-            return None
-        for _ in range(3):
-            text = self.sky.ask(*logs_arguments(record, follow=False)).text
+        for _ in range(3 if self.record.kind != "job" else 0):
+            text = self.sky.ask(*logs_arguments(self.record, follow=False)).text
             if (line := parse_ready_line(text.splitlines())) is not None:
                 return line
             time.sleep(_POLL_SECONDS)

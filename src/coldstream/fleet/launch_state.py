@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from coldstream.errors import ColdstreamError
@@ -20,30 +22,13 @@ _ANSWER_SECONDS = 5.0
 _ANSWER_BYTES_MAX = 1 << 20
 # Clouds take minutes to terminate a machine, and SkyServe terminates all replicas.
 _DOWN_SECONDS = 900.0
-_SERVICE_STATES = {
-    "CONTROLLER_INIT",
-    "REPLICA_INIT",
-    "CONTROLLER_FAILED",
-    "READY",
-    "SHUTTING_DOWN",
-    "FAILED",
-    "FAILED_CLEANUP",
-    "NO_REPLICA",
-}
-# States of a service's replicas: those that may still serve, and the one after a preemption.
+# States of services and of their replicas.
+_SERVE_STATES = re.compile(
+    r"(?:CONTROLLER|REPLICA)_INIT|NO_REPLICA|PENDING|PROVISIONING|STARTING|(?:NOT_)?READY|PREEMPTED|SHUTTING_DOWN|UNKNOWN"
+    r"|(?:CONTROLLER_)?FAILED(?:_[A-Z_]+)?"
+)
+# States of replicas that may still serve.
 _ALIVE = {"PENDING", "PROVISIONING", "STARTING", "READY", "NOT_READY"}
-_TAKEN = "PREEMPTED"
-_REPLICA_STATES = {
-    *_ALIVE,
-    _TAKEN,
-    "SHUTTING_DOWN",
-    "FAILED",
-    "FAILED_INITIAL_DELAY",
-    "FAILED_PROBING",
-    "FAILED_PROVISION",
-    "FAILED_CLEANUP",
-    "UNKNOWN",
-}
 # Of what SkyPilot does not know, and of what it cannot tell.
 GONE, UNKNOWN = "gone", "unknown"
 # States in which a launch may have an endpoint.
@@ -84,7 +69,7 @@ class LaunchStatus:
         # Once one replica is ready, others may be removed because they are no longer needed.
         if self.state == "READY":
             return False
-        present = {number for number, state in self.replicas.items() if state != _TAKEN}
+        present = {number for number, state in self.replicas.items() if state != "PREEMPTED"}
         preempted = self.replicas.keys() - present - before.replicas.keys()
         return bool(preempted or {number for number, state in before.replicas.items() if state in _ALIVE} - present)
 
@@ -92,7 +77,7 @@ class LaunchStatus:
 class Poller(Generic[T]):
     """Calls a slow function repeatedly in its own thread, one call at a time. For one caller's thread.
 
-    A call still running when the poller is dropped keeps no process alive.
+    A call still running when the poller is dropped keeps no process alive, as it would in an executor's thread.
     """
 
     def __init__(self, function: Callable[[], T], *, pause_seconds: float) -> None:
@@ -100,40 +85,31 @@ class Poller(Generic[T]):
         self._function = function
         self._pause_seconds = pause_seconds
         self._due = 0.0
-        self._thread: threading.Thread | None = None
-        self._result: T | None = None
-        self._failure: BaseException | None = None
+        self._call: Future[T] | None = None
 
     def poll(self) -> T | None:
         """The result of a call, once, or None; starts the next call when it is due. Raises what the call raised."""
-        if self._thread is None:
+        call = self._call
+        if call is None:
             if time.monotonic() >= self._due:
-                self._thread = threading.Thread(target=self._run, name="coldstream-poll", daemon=True)
-                self._thread.start()
+                self._call = Future()
+                threading.Thread(target=self._run, args=(self._call,), name="coldstream-poll", daemon=True).start()
             return None
-        if self._thread.is_alive():
+        if not call.done():
             return None
-        self._thread = None
+        self._call = None
         self._due = time.monotonic() + self._pause_seconds
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        result, self._result = self._result, None
-        return result
+        return call.result()
 
-    def _run(self) -> None:
+    def _run(self, call: Future[T]) -> None:
         try:
-            self._result = self._function()
+            call.set_result(self._function())
         except BaseException as exc:  # noqa: BLE001  # `poll` raises it
-            self._failure = exc
+            call.set_exception(exc)
 
 
 def take_down(record: Launch, sky: Sky, launches: Launches) -> None:
-    """Ends a launch and its machines, and forgets it.
-
-    Raises:
-        ColdstreamError: SkyPilot could not; the launch is still recorded.
-    """
+    """Ends a launch and its machines, and forgets it; the record stays when SkyPilot fails, with ColdstreamError."""
     verbs = {
         "node": ("down", "-y", record.name),
         "service": ("serve", "down", "-y", record.name),
@@ -150,13 +126,13 @@ def take_down(record: Launch, sky: Sky, launches: Launches) -> None:
 
 
 def logs_arguments(record: Launch, *, follow: bool, replica: int = 1) -> tuple[str, ...]:
-    """For `sky`: the log of a launch's machine."""
-    more = () if follow else ("--no-follow",)
-    if record.kind == "service":
-        return ("serve", "logs", record.name, str(replica), *more)
-    if record.kind == "job":
-        return ("jobs", "logs", *_job_arguments(record), *more)
-    return ("logs", record.name, *more)
+    """The arguments of `sky` that print the log of a launch's machine."""
+    verbs = {
+        "node": ("logs", record.name),
+        "service": ("serve", "logs", record.name, str(replica)),
+        "job": ("jobs", "logs", *_job_arguments(record)),
+    }
+    return verbs[record.kind] if follow else (*verbs[record.kind], "--no-follow")
 
 
 def _job_arguments(record: Launch) -> tuple[str, ...]:
@@ -164,11 +140,7 @@ def _job_arguments(record: Launch) -> tuple[str, ...]:
 
 
 def fetch_state(kind: str, name: str, sky: Sky) -> LaunchStatus:
-    """The state of a launch.
-
-    Raises:
-        ColdstreamError: SkyPilot does not answer.
-    """
+    """The state of a launch. Raises ColdstreamError if SkyPilot does not answer."""
     return LaunchStatus(state=_STATES[kind](sky).get(name))
 
 
@@ -176,8 +148,10 @@ def fetch_status(record: Launch, sky: Sky) -> LaunchStatus | None:
     """Queries SkyPilot and, for a node, the cloud, which takes seconds; None if SkyPilot does not answer."""
     try:
         if record.kind == "service":
-            text = _service_status(sky)
-            return LaunchStatus(state=_services_in(text).get(record.name), replicas=_replicas_in(text, record.name))
+            services, _, replicas = _service_status(sky).partition("Service Replicas")
+            rows = _rows_of(replicas)
+            numbers = {int(row[1]): state for row, state in rows if row[0] == record.name and row[1].isdecimal()}
+            return LaunchStatus(state=_services_in(services).get(record.name), replicas=numbers)
         if record.kind == "job":
             return fetch_state("job", record.name, sky)
     except ColdstreamError:
@@ -196,21 +170,51 @@ def fetch_states(records: Sequence[Launch], sky: Sky) -> dict[str, str]:
     """Name to state, in SkyPilot's words, `GONE` or `UNKNOWN`."""
     states: dict[str, str] = {}
     for kind in sorted({record.kind for record in records}):
-        names = {record.name for record in records if record.kind == kind}
+        names = [record.name for record in records if record.kind == kind]
         try:
             known = _STATES[kind](sky)
+            states |= {name: known.get(name, GONE) for name in names}
         except ColdstreamError:
             states |= dict.fromkeys(names, UNKNOWN)
-            continue
-        states |= {name: known.get(name, GONE) for name in names}
     return states
 
 
+def _states_by(name: str, rows: Any) -> dict[str, str]:
+    """Maps the field `name` of SkyPilot's rows to their status; of several rows, the first one counts."""
+    complete = [row for row in rows if isinstance(row, dict) and row.get(name) and row.get("status")]
+    return {str(row[name]): str(row["status"]) for row in reversed(complete)}
+
+
 def _clusters(sky: Sky, *more: str) -> dict[str, str]:
-    rows = sky.document("status", *more)
-    return {
-        str(row["name"]): str(row["status"]) for row in rows if isinstance(row, dict) and {"name", "status"} <= {*row}
-    }
+    return _states_by("name", sky.document("status", *more))
+
+
+def _jobs(sky: Sky) -> dict[str, str]:
+    # The newest comes first; an earlier job may have had the same name.
+    return _states_by("job_name", sky.document("jobs", "queue"))
+
+
+def _services(sky: Sky) -> dict[str, str]:
+    return _services_in(_service_status(sky).partition("Service Replicas")[0])
+
+
+def _services_in(table: str) -> dict[str, str]:
+    return {row[0]: state for row, state in _rows_of(table)}
+
+
+def _service_status(sky: Sky) -> str:
+    """Two tables: NAME, VERSION, UPTIME, STATUS, …, and "Service Replicas": SERVICE_NAME, ID, …, STATUS."""
+    output = sky.ask("serve", "status")
+    if output.code != 0 and not output.is_empty_list:
+        raise ColdstreamError(f"sky serve failed: {output.last_line}", hint="try it: sky serve status")
+    return output.text
+
+
+def _rows_of(table: str) -> Iterator[tuple[list[str], str]]:
+    """The words of each row that has a state, and that state; the first word is a name, which may look like one."""
+    for words in map(str.split, table.splitlines()):
+        if state := next(filter(_SERVE_STATES.fullmatch, words[1:]), None):
+            yield words, state
 
 
 def _node_job(name: str, sky: Sky) -> str | None:
@@ -222,47 +226,6 @@ def _node_job(name: str, sky: Sky) -> str | None:
     return str(state).rpartition(".")[2] if state else None
 
 
-def _services(sky: Sky) -> dict[str, str]:
-    return _services_in(_service_status(sky))
-
-
-def _service_status(sky: Sky) -> str:
-    output = sky.ask("serve", "status")
-    if output.code != 0 and not output.is_empty_list:
-        raise ColdstreamError(f"sky serve failed: {output.last_line}", hint="try it: sky serve status")
-    return output.text
-
-
-def _services_in(text: str) -> dict[str, str]:
-    # The first table: NAME, VERSION, UPTIME, STATUS, …
-    rows = [line.split() for line in text.partition("Service Replicas")[0].splitlines()]
-    return {
-        row[0]: next(word for word in row[1:] if word in _SERVICE_STATES)
-        for row in rows
-        if _SERVICE_STATES & {*row[1:]}
-    }
-
-
-def _replicas_in(text: str, name: str) -> dict[int, str]:
-    # The second table: SERVICE_NAME, ID, …, STATUS
-    rows = [line.split() for line in text.partition("Service Replicas")[2].splitlines()]
-    return {
-        int(row[1]): next(word for word in row[2:] if word in _REPLICA_STATES)
-        for row in rows
-        if row[:1] == [name] and row[1:2] and row[1].isdecimal() and _REPLICA_STATES & {*row[2:]}
-    }
-
-
-def _jobs(sky: Sky) -> dict[str, str]:
-    rows = sky.document("jobs", "queue")
-    # The newest comes first; an earlier job may have had the same name.
-    return {
-        str(row["job_name"]): str(row["status"])
-        for row in reversed(rows)
-        if isinstance(row, dict) and row.get("job_name") and row.get("status")
-    }
-
-
 _STATES: Mapping[str, Callable[[Sky], dict[str, str]]] = {"node": _clusters, "service": _services, "job": _jobs}
 
 
@@ -270,22 +233,16 @@ def fetch_endpoint(record: Launch, sky: Sky) -> str | None:
     """The URL of a launch's API; None while it is not known."""
     if record.kind == "job":
         return None
-    arguments = (
-        ("serve", "status", "--endpoint", record.name)
-        if record.kind == "service"
-        else ("status", "--endpoint", str(record.port), record.name)
-    )
-    output = sky.ask(*arguments)
-    lines = output.text.split()
-    if output.code != 0 or not lines:
+    verbs = {"node": ("status", "--endpoint", str(record.port)), "service": ("serve", "status", "--endpoint")}
+    output = sky.ask(*verbs[record.kind], record.name)
+    words = output.text.split()
+    if output.code != 0 or not words:
         return None
-    url = lines[-1] if "://" in lines[-1] else f"http://{lines[-1]}"
-    try:
-        split = urlsplit(url)
-        complete = bool(split.hostname and split.port)
-    except ValueError:
-        complete = False
-    return f"{split.scheme}://{split.netloc}" if complete else None
+    with suppress(ValueError):
+        url = urlsplit(words[-1] if "://" in words[-1] else f"http://{words[-1]}")
+        if url.hostname and url.port:
+            return f"{url.scheme}://{url.netloc}"
+    return None
 
 
 def is_serving(url: str, api_key: str) -> bool:
@@ -296,15 +253,10 @@ def is_serving(url: str, api_key: str) -> bool:
     """
     import urllib3
 
+    headers = {"Authorization": f"Bearer {api_key}"}
     with urllib3.PoolManager(retries=False, timeout=_ANSWER_SECONDS) as pool:
         try:
-            answer = pool.request(
-                "GET",
-                f"{url}/v1/models",
-                headers={"Authorization": f"Bearer {api_key}"},
-                preload_content=False,
-                redirect=False,
-            )
+            answer = pool.request("GET", f"{url}/v1/models", headers=headers, preload_content=False, redirect=False)
             with answer:
                 body = answer.read(_ANSWER_BYTES_MAX) if answer.status == 200 else b""
         except urllib3.exceptions.HTTPError:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ _OUTPUT_BYTES_MAX = 32 << 20
 NAME_MAX = 40
 NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{NAME_MAX - 2}}}[a-z0-9])?")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_COLUMNS = ("INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)", "CHOSEN")
+_COLUMNS = ["INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)"]
 _EMPTY_LIST = re.compile(r"No live services|No in-progress managed jobs")
 _NOT_FOUND = re.compile(r"Cluster\(s\) not found|does not exist")
 # SkyPilot 0.14 exits with 0 after these.
@@ -48,17 +49,12 @@ _SERVER_PORT = "SKYPILOT_API_SERVER_LOCAL_PORT"
 _SERVER_PORT_DEFAULT = 46580
 _SERVER_CONNECT_SECONDS = 2.0
 _SERVER_USER = "skypilot-system"
+_PIPED: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A machine that SkyPilot offers; None for a value that it did not print.
-
-    Attributes:
-        infra: Cloud and place in SkyPilot's words: "AWS (us-east-1a)".
-        instance: The cloud's name for the machine type.
-        cores: Virtual ones.
-    """
+    """A machine that SkyPilot offers, at a place such as "AWS (us-east-1a)"; None for a value that it did not print."""
 
     infra: str
     instance: str
@@ -81,7 +77,7 @@ class SkyOutput:
 
     @property
     def last_line(self) -> str:
-        """The last line with an error, or else with anything, cut to a sensible length."""
+        """The last line with an error, or else with anything, cut to 300 characters."""
         lines = [line.strip() for line in self.text.splitlines() if line.strip() and not line.startswith("Hint")]
         errors = [line for line in lines if re.search(r"\b\w*(?:Error|Exception|NotUp|DoesNotExist)\b:", line)]
         return re.sub(r"^(?:[a-z_]+\.)+(?=[A-Z])", "", (errors or lines or ["it printed nothing"])[-1])[:300]
@@ -108,11 +104,7 @@ class SkyOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sky:
-    """The `sky` program.
-
-    Attributes:
-        environment: What it runs with, see `environment_for`. Contains secrets, and is not shown.
-    """
+    """The `sky` program, and the variables that it runs with, which contain secrets: see `environment_for`."""
 
     path: str
     version: str
@@ -122,24 +114,14 @@ class Sky:
         return f"Sky({self.path}, {self.version})"
 
     def with_secrets(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
-        """The same program, with secrets for the nodes; see `environment_for`."""
+        """Returns the same program with secrets for the nodes."""
         return replace(self, environment=environment_for(settings, os.environ, secrets))
 
     def ask(self, *arguments: str, seconds: float = _ASK_SECONDS) -> SkyOutput:
-        """Runs a command and reads its output.
-
-        Raises:
-            UnavailableError: It does not end in time.
-        """
+        """Runs a command and reads its output. Raises UnavailableError if it does not end in time."""
         try:
             done = subprocess.run(
-                [self.path, *arguments],
-                env={**self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
+                [self.path, *arguments], env={**self.environment}, timeout=seconds, check=False, **_PIPED
             )
         except subprocess.TimeoutExpired as exc:
             raise UnavailableError(
@@ -153,16 +135,9 @@ class Sky:
         An interrupt ends the command as Ctrl-C would; what it has requested of SkyPilot's server may continue there.
         """
         lines: list[str] = []
-        with subprocess.Popen(
-            [self.path, *arguments],
-            env={**self.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process:
-            assert process.stdout is not None
+        with subprocess.Popen([self.path, *arguments], env={**self.environment}, **_PIPED) as process:
             try:
-                for raw in process.stdout:
+                for raw in process.stdout or ():
                     # A spinner redraws its line; only the last text remains visible.
                     line = plain(raw.decode("utf-8", "replace")).rstrip().rpartition("\r")[2]
                     if line:
@@ -182,11 +157,7 @@ class Sky:
         return subprocess.run([self.path, *arguments], env={**self.environment}, check=False).returncode
 
     def document(self, *arguments: str) -> Any:
-        """Runs a command with JSON output.
-
-        Raises:
-            ColdstreamError: It fails, or prints no JSON.
-        """
+        """Runs a command with JSON output. Raises ColdstreamError if it fails or prints no JSON."""
         output = self.ask(*arguments, "-o", "json")
         document = output.document() if output.code == 0 else None
         if document is None:
@@ -197,15 +168,7 @@ class Sky:
 
 
 def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
-    """Finds the installed SkyPilot.
-
-    Args:
-        named: A path; None for `sky` on the PATH.
-
-    Raises:
-        NotFoundError: It is not installed.
-        UsageError: The program is not SkyPilot.
-    """
+    """Finds the program at `named`, or `sky` on the PATH. Raises NotFoundError, or UsageError for another program."""
     path = shutil.which(named or "sky")
     if path is None:
         raise NotFoundError(
@@ -229,15 +192,10 @@ def find_sky(settings: Settings, *, named: str | None = None) -> Sky:
 
 
 def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Mapping[str, str]) -> dict[str, str]:
-    """The variables that SkyPilot runs with.
+    """The variables that SkyPilot runs with: those of `environ`, and the secrets for the nodes.
 
     Our own keys are left out, because its server outlives the command. So are AWS variables that belong to the bucket:
-    SkyPilot would look for machines there.
-
-    Args:
-        settings: Where the bucket is.
-        environ: Our environment.
-        secrets: For the nodes, by name; an empty one must be set, too.
+    SkyPilot would look for machines there. SkyPilot rejects a secret that is not set, but not an empty one.
     """
     drop: set[str] = set()
     bucket = settings.endpoint()
@@ -254,21 +212,15 @@ def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Map
 def temporary_server(sky: Sky) -> Iterator[Callable[[], None]]:
     """Stops SkyPilot's server on this machine at the end, if it was started within the block and has no other users.
 
-    Every command of SkyPilot's starts a server if none runs, and none stops it.
-
-    Yields:
-        A function that keeps the server running after all.
+    Every command of SkyPilot's starts a server if none runs, and none stops it. Yields a function that keeps it.
     """
-    stays = _is_server_running(sky)
-
-    def keep() -> None:
-        nonlocal stays
-        stays = True
-
+    keep = threading.Event()
+    if _is_server_running(sky):
+        keep.set()
     try:
-        yield keep
+        yield keep.set
     finally:
-        if not stays and _is_server_running(sky):
+        if not keep.is_set() and _is_server_running(sky):
             with suppress(ColdstreamError, OSError):
                 # Our requests have ended: others are another user's, or the server's own, which never end.
                 if all(row.get("user_id") == _SERVER_USER for row in sky.document("api", "status")):
@@ -286,25 +238,27 @@ def _is_server_running(sky: Sky) -> bool:
 
 def parse_offers(text: str) -> list[Offer]:
     """Parses the machines in SkyPilot's table, the chosen one first; empty if there is no table that is understood."""
-    rows: list[tuple[bool, Offer]] = []
+    chosen: list[Offer] = []
+    others: list[Offer] = []
     inside = False
     for line in text.splitlines():
-        cells = [cell.strip() for cell in re.split(r"\s{2,}", line.strip())]
-        if cells[: len(_COLUMNS) - 1] == [*_COLUMNS[:-1]]:
+        cells = re.split(r"\s{2,}", line.strip())
+        if cells[:6] == _COLUMNS:
             inside = True
-        elif inside and not line.strip():
+        elif not line.strip():
             inside = False
-        elif inside and len(cells) >= len(_COLUMNS) - 1:
-            infra, instance, cores, memory, _, cost = cells[: len(_COLUMNS) - 1]
+        elif inside and len(cells) >= 6:
+            cores = _number(cells[2])
             offer = Offer(
-                infra=infra,
-                instance=instance.removesuffix("[Spot]"),
-                cores=int(number) if (number := _number(cores)) is not None else None,
-                memory_gib=_number(memory),
-                dollars_per_hour=_number(cost),
+                infra=cells[0],
+                instance=cells[1].removesuffix("[Spot]"),
+                cores=None if cores is None else int(cores),
+                memory_gib=_number(cells[3]),
+                dollars_per_hour=_number(cells[5]),
             )
-            rows.append((len(cells) >= len(_COLUMNS), offer))
-    return [offer for _, offer in sorted(rows, key=lambda pair: not pair[0])]
+            # The column after the price marks the chosen machine.
+            (chosen if len(cells) > 6 else others).append(offer)
+    return chosen + others
 
 
 def launch_refusal(text: str, *, spot: bool) -> ColdstreamError:
@@ -315,14 +269,12 @@ def launch_refusal(text: str, *, spot: bool) -> ColdstreamError:
     if "No cloud is enabled" in text or "Cloud access is not set up" in text:
         return UsageError("no cloud is enabled in SkyPilot", hint="show what each needs: sky check")
     if match := re.search(r"`?(\w+)`? is required .* (?:it is )?not installed", text):
-        return NotFoundError(
-            f"SkyPilot needs {match[1]}, which is not installed", hint=f"for example: apt install {match[1]}"
-        )
+        hint = f"for example: apt install {match[1]}"
+        return NotFoundError(f"SkyPilot needs {match[1]}, which is not installed", hint=hint)
     if "does not contain any instances" in text or "No resource satisfying" in text:
         kind = "spot machine" if spot else "machine"
-        return UsageError(
-            f"no enabled cloud offers such a {kind}", hint="show what clouds offer: sky gpus list; and: sky check"
-        )
+        hint = "show what clouds offer: sky gpus list; and: sky check"
+        return UsageError(f"no enabled cloud offers such a {kind}", hint=hint)
     return ColdstreamError(f"sky refused: {SkyOutput(code=1, text=text).last_line}", hint="try: sky check")
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from coldstream.errors import UsageError
-
-if TYPE_CHECKING:
-    from yaml.nodes import Node
 
 BYTES_MAX = 1 << 20
 # Limit of nodes to visit; an aliased node counts once.
@@ -70,14 +70,9 @@ _LOADER_KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TemplateFinding:
-    """A problem in a file.
-
-    Attributes:
-        rule: A key of `RULES`.
-        line: From 1.
-    """
+    """A problem in a file: a key of `RULES`, and the number of the line, from 1."""
 
     rule: str
     line: int
@@ -88,19 +83,8 @@ class TemplateFinding:
         return RULES[self.rule]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A shell line: without comments, with continuation lines joined, and the number of its first line."""
-
-    number: int
-    text: str
-
-
 def check(text: str, name: str) -> list[TemplateFinding]:
-    """Checks the text of a file, whose name tells its format.
-
-    Returns:
-        Findings by line; each rule at most once per line.
+    """Checks the text of a file, whose name tells its format; by line, with each rule at most once per line.
 
     Raises:
         UsageError: The text is too large.
@@ -108,74 +92,59 @@ def check(text: str, name: str) -> list[TemplateFinding]:
     if len(text) > BYTES_MAX:
         raise UsageError(f"{name} is larger than {BYTES_MAX >> 20} MiB", hint="check a deployment file")
     ending = name.rpartition(".")[2].lower()
-    lines = _read(text, fenced_only=ending in {"md", "markdown"})
-    findings = [*_shapes(text), *_secrets(lines), *_dead(lines), *_commands(lines), *_region(lines)]
+    lines = _shell_lines(text, fenced_only=ending in {"md", "markdown"})
+    # Also in comments and prose.
+    shaped = [number for number, line in enumerate(text.splitlines(), 1) if _SHAPES.search(line)]
+    findings = [TemplateFinding("inline-secret", number, "the value of a secret is here") for number in shaped]
+    for number, line in lines.items():
+        findings += _check_line(number, line)
+    findings += _check_region(lines)
     # Other texts are rarely valid YAML.
     if ending in {"yaml", "yml"}:
-        findings += _documents(text, lines)
-    return sorted(
-        {(item.rule, item.line): item for item in reversed(findings)}.values(), key=lambda f: (f.line, f.rule)
-    )
+        findings += _check_yaml(text, lines)
+    unique = {(item.rule, item.line): item for item in reversed(findings)}
+    return sorted(unique.values(), key=lambda item: (item.line, item.rule))
 
 
-def _read(text: str, *, fenced_only: bool) -> list[_Line]:
-    lines: list[_Line] = []
+def _shell_lines(text: str, *, fenced_only: bool) -> dict[int, str]:
+    """Shell lines without comments, with continuation lines joined, by the number of the first line."""
+    lines: dict[int, str] = {}
     parts: list[str] = []
     begun = 0
     inside = not fenced_only
     for number, raw in enumerate(text.splitlines(), 1):
         if fenced_only and raw.lstrip().startswith(("```", "~~~")):
             inside = not inside
-            continue
-        if not inside:
-            continue
-        begun = begun if parts else number
-        plain = _COMMENT.sub("", raw).rstrip()
-        parts.append(plain.removesuffix("\\"))
-        if not plain.endswith("\\"):
-            lines.append(_Line(begun, " ".join(parts)))
-            parts = []
-    return [*lines, _Line(begun, " ".join(parts))] if parts else lines
+        elif inside:
+            begun = begun if parts else number
+            plain = _COMMENT.sub("", raw).rstrip()
+            parts.append(plain.removesuffix("\\"))
+            if not plain.endswith("\\"):
+                lines[begun] = " ".join(parts)
+                parts = []
+    return lines | {begun: " ".join(parts)} if parts else lines
 
 
-def _shapes(text: str) -> Iterator[TemplateFinding]:
-    """Strings that look like a secret, also in comments and prose."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if _SHAPES.search(line):
-            yield TemplateFinding(rule="inline-secret", line=number, text="the value of a secret is here")
+def _check_line(number: int, line: str) -> Iterator[TemplateFinding]:
+    for match in (*_ASSIGNED.finditer(line), *_KEY_FLAG.finditer(line)):
+        if not _is_harmless(match["value"]):
+            yield TemplateFinding("inline-secret", number, f"{match['name']} is set to a value here")
+    if "HF_HUB_ENABLE_HF_TRANSFER" in line:
+        yield TemplateFinding("hf-transfer", number, "HF_HUB_ENABLE_HF_TRANSFER has no effect")
+    serves = _SERVES.search(line)
+    if serves or "loader" in line:
+        words = _words(line[serves.start() :] if serves else line)
+        yield from _check_command(words, number, serves=serves is not None)
 
 
-def _secrets(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
-    for line in lines:
-        for match in (*_ASSIGNED.finditer(line.text), *_KEY_FLAG.finditer(line.text)):
-            if not _harmless(match["value"]):
-                yield TemplateFinding(
-                    rule="inline-secret", line=line.number, text=f"{match['name']} is set to a value here"
-                )
-
-
-def _harmless(value: str) -> bool:
+def _is_harmless(value: str) -> bool:
     """Whether the value of a secret is empty, a variable, a placeholder or the beginning of a structure."""
     plain = value.strip().strip("\"'")
     return not plain or _HARMLESS.match(plain) is not None
 
 
-def _dead(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
-    for line in lines:
-        if "HF_HUB_ENABLE_HF_TRANSFER" in line.text:
-            yield TemplateFinding(rule="hf-transfer", line=line.number, text="HF_HUB_ENABLE_HF_TRANSFER has no effect")
-
-
-def _commands(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
-    for line in lines:
-        serves = _SERVES.search(line.text)
-        if serves is None and "loader" not in line.text:
-            continue
-        words = _words(line.text[serves.start() :] if serves else line.text)
-        yield from _of_command(words, line.number, serves=serves is not None)
-
-
 def _words(text: str) -> list[str]:
+    """The words of a command, with `--a_flag=value` as two."""
     try:
         parts = shlex.split(text)
     except ValueError:
@@ -191,33 +160,28 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _of_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[TemplateFinding]:
+def _check_command(words: Sequence[str], number: int, *, serves: bool) -> Iterator[TemplateFinding]:
     # With `"$@"` or `--config`, the other arguments are not visible here.
     if serves and not {"--host", "--uds", "--config", "$@", "$$@"} & {*words}:
-        yield TemplateFinding(
-            rule="missing-host", line=number, text="vLLM is started without --host, so it listens on every interface"
-        )
-    extra = _after(words, _EXTRA)
-    if extra is None or "$" in extra:
-        return
-    form = _form(words)
+        text = "vLLM is started without --host, so it listens on every interface"
+        yield TemplateFinding("missing-host", number, text)
+    extra, form = _after(words, _EXTRA), _load_format(words)
     allowed = _LOADER_KEYS.get(form)
-    if allowed is None:
+    if extra is None or "$" in extra or allowed is None:
         return
     try:
         config = json.loads(extra)
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        yield TemplateFinding(rule="loader-key", line=number, text=f"{_EXTRA} is not a JSON object")
-        return
-    if unknown := sorted(str(key)[:40] for key in config.keys() - allowed):
+        yield TemplateFinding("loader-key", number, f"{_EXTRA} is not a JSON object")
+    elif unknown := sorted(str(key)[:40] for key in config.keys() - allowed):
         known = ", ".join(sorted(allowed))
         text = f"{form} does not support {', '.join(map(repr, unknown))} in {_EXTRA}; it supports {known}"
-        yield TemplateFinding(rule="loader-key", line=number, text=text)
+        yield TemplateFinding("loader-key", number, text)
 
 
-def _form(words: Sequence[str]) -> str:
+def _load_format(words: Sequence[str]) -> str:
     """The load format of a command, also if it is implied."""
     explicit = _after(words, "--load-format")
     if explicit not in {None, "auto"}:
@@ -228,80 +192,76 @@ def _form(words: Sequence[str]) -> str:
 
 
 def _after(words: Sequence[str], flag: str) -> str | None:
-    for index, word in enumerate(words[:-1]):
-        if word == flag:
-            return words[index + 1]
-    return None
+    return next((value for word, value in pairwise(words) if word == flag), None)
 
 
-def _region(lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
-    endpoint = next((line for line in lines if _R2.search(line.text)), None)
+def _check_region(lines: Mapping[int, str]) -> Iterator[TemplateFinding]:
+    endpoint = next((number for number, line in lines.items() if _R2.search(line)), None)
     # coldstream uses `auto` by default.
-    if endpoint and not any(_REGION.search(line.text) or _OURS.search(line.text) for line in lines):
-        yield TemplateFinding(rule="r2-region", line=endpoint.number, text="an R2 endpoint without AWS_REGION")
+    if endpoint and not any(_REGION.search(line) or _OURS.search(line) for line in lines.values()):
+        yield TemplateFinding("r2-region", endpoint, "an R2 endpoint without AWS_REGION")
 
 
-def _documents(text: str, lines: Sequence[_Line]) -> Iterator[TemplateFinding]:
-    import yaml
-
+def _check_yaml(text: str, lines: Mapping[int, str]) -> Iterator[TemplateFinding]:
     try:
         documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         problem = getattr(exc, "problem", None) or "it cannot be parsed"
-        yield TemplateFinding(rule="yaml", line=mark.line + 1 if mark else 1, text=f"not valid YAML: {problem}")
+        yield TemplateFinding("yaml", mark.line + 1 if mark else 1, f"not valid YAML: {problem}")
         return
     except RecursionError:
-        yield TemplateFinding(rule="yaml", line=1, text="not readable YAML: nested too deeply")
+        yield TemplateFinding("yaml", 1, "not readable YAML: nested too deeply")
         return
-    has_key = any(_KEY_SET.search(line.text) for line in lines)
-    runs_vllm = any("vllm" in line.text.lower() or _OURS.search(line.text) for line in lines)
+    has_key = any(_KEY_SET.search(line) for line in lines.values())
+    runs_vllm = any("vllm" in line.lower() or _OURS.search(line) for line in lines.values())
     for node in documents:
-        yield from _of_sky(node)
-        yield from _of_mappings(node)
+        yield from _check_sky(node)
+        yield from _check_mappings(node)
         if runs_vllm and not has_key and (port := _open_port(node)) is not None:
-            yield TemplateFinding(rule="open-port", line=_line(port), text="a port is open, but vLLM has no API key")
+            yield _finding("open-port", port, "a port is open, but vLLM has no API key")
 
 
-def _of_sky(node: Node) -> Iterator[TemplateFinding]:
-    service, resources = _get(node, "service"), _get(node, "resources")
-    for name, key in _entries(_get(node, "envs")):
-        if any(name == other for other, _ in _entries(_get(node, "secrets"))):
-            yield TemplateFinding(rule="key-twice", line=_line(key), text=f"{name[:60]} is in both envs and secrets")
+def _finding(rule: str, node: Node, text: str) -> TemplateFinding:
+    return TemplateFinding(rule, int(node.start_mark.line) + 1, text)
+
+
+def _check_sky(root: Node) -> Iterator[TemplateFinding]:
+    secrets = {key.value for key, _ in _pairs(_get(root, "secrets"))}
+    for key, _ in _pairs(_get(root, "envs")):
+        if key.value in secrets:
+            yield _finding("key-twice", key, f"{key.value[:60]} is in both envs and secrets")
+    service, resources = _get(root, "service"), _get(root, "resources")
     if service is None or resources is None:
         return
     choices = [choice for name in ("any_of", "ordered") for choice in _items(_get(resources, name))]
-    of_all = _true(_get(resources, "use_spot"))
-    spots = [of_all if (own := _get(choice, "use_spot")) is None else _true(own) for choice in choices] or [of_all]
+    of_all = _is_true(_get(resources, "use_spot"))
+    spots = [of_all if (own := _get(choice, "use_spot")) is None else _is_true(own) for choice in choices] or [of_all]
     if len({*spots}) > 1:
-        yield TemplateFinding(
-            rule="mixed-any-of", line=_line(choices[0]), text="a service mixes spot and on-demand machines"
-        )
+        yield _finding("mixed-any-of", choices[0], "a service mixes spot and on-demand machines")
     policy = _get(service, "replica_policy")
     for name in ("dynamic_ondemand_fallback", "base_ondemand_fallback_replicas"):
         fallback = _get(policy, name)
         if fallback is not None and _text(fallback).lower() not in {"false", "0"} and not any(spots):
-            yield TemplateFinding(rule="fallback-without-spot", line=_line(fallback), text=f"{name} without use_spot")
+            yield _finding("fallback-without-spot", fallback, f"{name} without use_spot")
     for holder in (resources, *choices):
         if (recovery := _get(holder, "job_recovery") or _get(holder, "spot_recovery")) is not None:
-            yield TemplateFinding(
-                rule="recovery-in-service", line=_line(recovery), text="job_recovery is only for jobs"
-            )
+            yield _finding("recovery-in-service", recovery, "job_recovery is only for jobs")
     if not any(_get(holder, "ports") is not None for holder in (service, resources, *choices)):
-        yield TemplateFinding(rule="service-port", line=_line(service), text="a service without a port")
+        yield _finding("service-port", service, "a service without a port")
 
 
-def _of_mappings(root: Node) -> Iterator[TemplateFinding]:
+def _check_mappings(root: Node) -> Iterator[TemplateFinding]:
     """Problems in any mapping: a variable in Kubernetes' form, a command as a list."""
-    for node in _below(root):
+    for node in _descendants(root):
         name, value = _text(_get(node, "name")), _get(node, "value")
-        if value is not None and _NAMED.fullmatch(name) and not _harmless(_text(value)):
-            yield TemplateFinding(rule="inline-secret", line=_line(value), text=f"{name} is set to a value here")
+        if value is not None and _NAMED.fullmatch(name) and not _is_harmless(_text(value)):
+            yield _finding("inline-secret", value, f"{name} is set to a value here")
         listed = [item for key in ("entrypoint", "command", "args") for item in _items(_get(node, key))]
-        if len(listed) > 1 and all(_scalar(item) for item in listed):
-            words = [_text(item) for item in listed]
-            serves = _SERVES.search(" ".join(words)) is not None or _extends_vllm(node)
-            yield from _of_command(_words(shlex.join(words)), _line(listed[0]), serves=serves)
+        if len(listed) > 1 and all(isinstance(item, ScalarNode) for item in listed):
+            command = shlex.join(map(_text, listed))
+            serves = _SERVES.search(" ".join(map(_text, listed))) is not None or _extends_vllm(node)
+            yield from _check_command(_words(command), int(listed[0].start_mark.line) + 1, serves=serves)
 
 
 def _extends_vllm(container: Node) -> bool:
@@ -313,65 +273,48 @@ def _extends_vllm(container: Node) -> bool:
 
 def _open_port(root: Node) -> Node | None:
     """The first port that is open to other machines, in the forms of SkyPilot, Compose and Kubernetes."""
-    resources = _get(root, "resources")
-    if (port := _get(resources, "ports") or _get(_get(root, "service"), "ports")) is not None:
+    port = _get(_get(root, "resources"), "ports") or _get(_get(root, "service"), "ports")
+    if port is not None:
         return port
-    for _, service in _values(_get(root, "services")):
+    for _, service in _pairs(_get(root, "services")):
         for port in _items(_get(service, "ports")):
             if not _text(port).startswith(("127.", "localhost", "[::1]")):
                 return port
     if _text(_get(root, "kind")) == "Service":
         return _get(_get(root, "spec"), "ports")
-    return next((port for node in _below(root) if (port := _get(node, "containerPort")) is not None), None)
+    return next((port for node in _descendants(root) if (port := _get(node, "containerPort")) is not None), None)
 
 
-def _below(root: Node) -> Iterator[Node]:
-    """A node and its descendants, each once."""
+def _descendants(root: Node) -> Iterator[Node]:
+    """A node and all below it, each once."""
     seen: set[int] = set()
     waiting = [root]
     while waiting and len(seen) < _NODES_MAX:
         node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        waiting += _items(node)
-        waiting += [value for _, value in _values(node)]
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            waiting += [*_items(node), *(value for _, value in _pairs(node))]
 
 
-def _values(node: Any) -> list[tuple[str, Node]]:
-    if getattr(node, "id", None) != "mapping":
-        return []
-    return [(str(key.value), value) for key, value in node.value if _scalar(key)]
+def _pairs(node: Node | None) -> list[tuple[Node, Node]]:
+    """The entries of a mapping whose keys are scalars; none of another node."""
+    pairs = node.value if isinstance(node, MappingNode) else ()
+    return [(key, value) for key, value in pairs if isinstance(key, ScalarNode)]
 
 
-def _entries(node: Any) -> list[tuple[str, Node]]:
-    """The keys of a mapping, with their nodes."""
-    if getattr(node, "id", None) != "mapping":
-        return []
-    return [(str(key.value), key) for key, _ in node.value if _scalar(key)]
+def _items(node: Node | None) -> list[Node]:
+    return list(node.value) if isinstance(node, SequenceNode) else []
 
 
-def _items(node: Any) -> list[Node]:
-    return list(node.value) if getattr(node, "id", None) == "sequence" else []
+def _get(node: Node | None, name: str) -> Node | None:
+    return next((value for key, value in _pairs(node) if key.value == name), None)
 
 
-def _get(node: Any, name: str) -> Node | None:
-    return next((value for key, value in _values(node) if key == name), None)
-
-
-def _scalar(node: Any) -> bool:
-    return getattr(node, "id", None) == "scalar"
-
-
-def _text(node: Any) -> str:
+def _text(node: Node | None) -> str:
     """The text of a scalar; empty for another node."""
-    return str(node.value) if _scalar(node) else ""
+    return str(node.value) if isinstance(node, ScalarNode) else ""
 
 
-def _true(node: Any) -> bool:
+def _is_true(node: Node | None) -> bool:
     return _text(node).lower() in {"true", "yes", "on"}
-
-
-def _line(node: Node) -> int:
-    return int(node.start_mark.line) + 1

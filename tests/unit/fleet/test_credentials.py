@@ -16,6 +16,7 @@ from coldstream.fleet.credentials import (
     TTL_SECONDS_MAX,
     TTL_SECONDS_MIN,
     Credentials,
+    KeyRequest,
     Terms,
     issue,
     mint,
@@ -39,17 +40,13 @@ def settings(**values: str | None) -> Settings:
     return load_settings(R2 | values, environ={}, env_file=None)
 
 
+def requested(**changes: Any) -> KeyRequest:
+    values = {"endpoint": ENDPOINT, "bucket": "models", "prefixes": PREFIXES, "parent": ACCESS_KEY}
+    return KeyRequest(**{**values, "ttl_seconds": 3600, "now": NOW, **changes})
+
+
 def signed(**changes: Any) -> Credentials:
-    given: dict[str, Any] = {
-        "endpoint": ENDPOINT,
-        "bucket": "models",
-        "prefixes": PREFIXES,
-        "access_key": ACCESS_KEY,
-        "secret_key": SECRET_KEY,
-        "ttl_seconds": 3600,
-        "now": NOW,
-    }
-    return sign(**given | changes)
+    return sign(requested(**changes), SECRET_KEY)
 
 
 def parts_of(found: Credentials) -> list[bytes]:
@@ -336,15 +333,7 @@ def test_what_is_no_credential_is_refused(result: Any) -> None:
     with cloudflare() as api:
         api.answers.append(Answer(200, {"success": True, "errors": [], "messages": [], "result": result}))
         with pytest.raises(IntegrityError, match="no temporary credentials"):
-            issue(
-                Api(api.token, api.url),
-                endpoint=ENDPOINT,
-                bucket="models",
-                prefixes=PREFIXES,
-                access_key=ACCESS_KEY,
-                ttl_seconds=900,
-                now=NOW,
-            )
+            issue(requested(ttl_seconds=900), Api(api.token, api.url))
 
 
 def test_a_refusal_of_the_api_is_told_without_secrets() -> None:

@@ -143,20 +143,20 @@ def test_the_same_again_with_other_secrets() -> None:
 def test_the_machine_decides_the_rest() -> None:
     plan, sky = planned()
     assert (plan.name, plan.kind, plan.offer) == ("llama-3-1-8b", "node", OFFER)
-    assert plan.deployment.prediction.seconds > EIGHT.bytes / 625e6
-    assert "AWS" in plan.deployment.prediction.limited_by
+    assert plan.deployment.loader.prediction.seconds > EIGHT.bytes / 625e6
+    assert "AWS" in plan.deployment.loader.prediction.limited_by
     (asked,) = sky.commands
     assert " --secret R2_ACCESS_KEY" in asked
     assert " -c " not in asked
     unknown, _ = planned("a table that is not understood")
     assert unknown.offer is None
-    assert unknown.deployment.prediction.seconds < plan.deployment.prediction.seconds
+    assert unknown.deployment.loader.prediction.seconds < plan.deployment.loader.prediction.seconds
 
 
 def test_a_bucket_of_aws_itself_is_no_other_network() -> None:
     plan, _ = planned(values={"R2_ENDPOINT": None, "AWS_REGION": "us-east-1"})
     assert plan.offer == OFFER
-    assert "other networks" not in plan.deployment.prediction.limited_by
+    assert "other networks" not in plan.deployment.loader.prediction.limited_by
 
 
 @pytest.mark.parametrize("target", ["sky-serve", "sky-job"])
