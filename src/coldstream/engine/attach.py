@@ -119,7 +119,7 @@ class Consumer:
             raise StreamerGoneError(failure["message"], failure=failure)
         if message[:1] != messages.HELLO:
             raise StreamerGoneError("it ended before the load began")
-        _, consumers, arena_bytes, catalog_bytes = messages.unpack_hello(message)
+        _, _, consumers, arena_bytes, catalog_bytes = messages.HELLO_LAYOUT.unpack(message)
         try:
             with limits_named(f"map {format_bytes(arena_bytes)} for the load"):
                 self.arena = mmap.mmap(descriptors[0], arena_bytes)
@@ -128,7 +128,7 @@ class Consumer:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return consumers
+        return int(consumers)
 
     @classmethod
     def connect(cls, path: str) -> Consumer:
@@ -153,7 +153,7 @@ class Consumer:
         self._receive()
         if not self._ready:
             return None
-        number, _, offset = messages.unpack_ready(self._ready.popleft())
+        _, number, _, offset = messages.READY_LAYOUT.unpack(self._ready.popleft())
         file, start, stop = self.catalog.extents[number]
         size = stop - start
         memory = (ctypes.c_ubyte * size).from_buffer(self.arena, offset)
@@ -413,11 +413,6 @@ class Owner:
 def _socketpair() -> tuple[socket.socket, socket.socket]:
     """Two ends with other numbers than the standard streams, which this process may have closed."""
     one, other = socket.socketpair()
-    return _moved(one), _moved(other)
-
-
-def _moved(sock: socket.socket) -> socket.socket:
-    if sock.fileno() > 2:
-        return sock
-    with sock:
-        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    with one, other:
+        mine, theirs = (fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3) for sock in (one, other))
+    return socket.socket(fileno=mine), socket.socket(fileno=theirs)

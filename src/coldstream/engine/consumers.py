@@ -77,7 +77,8 @@ class Consumers:
             self._first_attached = now
         self._consumers[consumer.number] = consumer
         (arena, arena_bytes), (catalog, catalog_bytes) = self._arena, self._catalog
-        hello = messages.pack_hello(consumer.number, self._options.consumers, arena_bytes, catalog_bytes)
+        numbers = (consumer.number, self._options.consumers, arena_bytes, catalog_bytes)
+        hello = messages.HELLO_LAYOUT.pack(messages.HELLO, *numbers)
         with contextlib.suppress(OSError):  # it has died; its socket reports that
             socket.send_fds(sock, [hello], [arena, catalog])
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
@@ -159,4 +160,4 @@ class Consumers:
 
 
 def _ready_message(ready: Ready) -> bytes:
-    return messages.pack_ready(ready.extent, ready.order, ready.offset)
+    return messages.READY_LAYOUT.pack(messages.READY, ready.extent, ready.order, ready.offset)

@@ -85,13 +85,14 @@ class Speeds:
         usual = self._usual([flight for _, flight in flights], now)
         first_byte = _median(self._first_bytes) if self._first_bytes else 0.0
         for connection, flight in flights:
+            elapsed = now - flight.began
+            is_under = least is not None and elapsed > least[1] and flight.received < least[0] * elapsed
             if flight.stopped is not None:
                 if now - flight.stopped >= STOP_AGAIN_SECONDS:
                     flight.stopped = now
                     yield connection, None
             elif allowed > 0 and (
-                cause := _cause_to_stop(flight, usual, first_byte, now)
-                or ("slow" if least and _is_under(flight, now, *least) else None)
+                cause := _cause_to_stop(flight, usual, first_byte, now) or ("slow" if is_under else None)
             ):
                 flight.stopped = now
                 allowed -= 1
@@ -127,11 +128,6 @@ def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: 
     rest = flight.size - flight.received
     is_slow = rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
     return "slow" if is_slow else None
-
-
-def _is_under(flight: Flight, now: float, bytes_per_second: float, seconds: float) -> bool:
-    elapsed = now - flight.began
-    return elapsed > seconds and flight.received < bytes_per_second * elapsed
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:

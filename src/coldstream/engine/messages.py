@@ -38,8 +38,8 @@ HELLO = b"H"  # u32 consumer, u32 consumers, u64 bytes of arena and catalog; wit
 READY = b"Y"  # u32 extent, u32 order, u64 offset
 END = b"E"  # every extent has been ready; to the owner with the final statistics
 FAIL = b"!"  # JSON of the failure
-_READY = struct.Struct("<cIIQ")
-_HELLO = struct.Struct("<cIIQQ")
+READY_LAYOUT = struct.Struct("<cIIQ")
+HELLO_LAYOUT = struct.Struct("<cIIQQ")
 
 # Owner to streamer, in frames.
 SETTINGS = b"S"  # JSON of job.JobOptions; the plan follows
@@ -143,28 +143,6 @@ class StoreRequest(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> StoreRequest:
         return cls(*_STORE.unpack(data))
-
-
-def pack_ready(extent: int, order: int, offset: int) -> bytes:
-    """Tells a consumer of a complete extent."""
-    return _READY.pack(READY, extent, order, offset)
-
-
-def unpack_ready(data: bytes) -> tuple[int, int, int]:
-    """(extent, order, offset)."""
-    _, extent, order, offset = _READY.unpack(data)
-    return extent, order, offset
-
-
-def pack_hello(consumer: int, consumers: int, arena_bytes: int, catalog_bytes: int) -> bytes:
-    """Answers a consumer that attaches."""
-    return _HELLO.pack(HELLO, consumer, consumers, arena_bytes, catalog_bytes)
-
-
-def unpack_hello(data: bytes) -> tuple[int, int, int, int]:
-    """(consumer, consumers, bytes of the arena, bytes of the catalog)."""
-    _, consumer, consumers, arena_bytes, catalog_bytes = _HELLO.unpack(data)
-    return consumer, consumers, arena_bytes, catalog_bytes
 
 
 class Frames:

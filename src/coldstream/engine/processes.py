@@ -49,7 +49,13 @@ def fork(run: Callable[[], None], *, keep: Collection[int]) -> int:
     if pid:
         return pid
     try:
-        _close_all_but(keep)
+        try:
+            opened = {int(name) for name in os.listdir("/proc/self/fd")}
+        except OSError:
+            opened = {*range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS_MAX))}
+        for descriptor in opened.difference(keep, (0, 1, 2)):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
         run()
     finally:
         os._exit(0)
@@ -71,13 +77,3 @@ def failure_of(exc: Exception) -> dict[str, Any]:
     if error := limit_error(exc, "stream"):
         return {"kind": "limit", "message": error.message, "hint": error.hint}
     return {"kind": "internal", "message": f"failed: {where_raised(exc)}"}
-
-
-def _close_all_but(kept: Collection[int]) -> None:
-    try:
-        open_now = {int(name) for name in os.listdir("/proc/self/fd")}
-    except OSError:
-        open_now = {*range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _DESCRIPTORS_MAX))}
-    for descriptor in open_now.difference(kept, (0, 1, 2)):
-        with contextlib.suppress(OSError):
-            os.close(descriptor)

@@ -199,7 +199,7 @@ class _RunningLoad:
             arena=(arena, mapped_bytes),
             catalog=catalog,
             on_stored=lambda: self.do(self.scheduler.stored_chunk(time.monotonic())),
-            on_failed=self._tee_failed,
+            on_failed=lambda: self.do(self.scheduler.store_failed(time.monotonic())),
         )
         if any(to_store):
             self.tee.start(repair=False)
@@ -303,10 +303,6 @@ class _RunningLoad:
             hashed=self.tee.is_open,
             digest=digest,
         )
-
-    def _tee_failed(self) -> None:
-        self._digests.clear()
-        self.do(self.scheduler.store_failed(time.monotonic()))
 
     def tick(self) -> None:
         """Looks at what time changes: after every round of events, and when the scheduler's deadline is over."""

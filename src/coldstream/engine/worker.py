@@ -19,6 +19,7 @@ import xxhash
 
 from coldstream.engine import messages
 from coldstream.engine.cdn_choice import status_number
+from coldstream.engine.processes import receive
 from coldstream.errors import ConfigError, where_raised
 from coldstream.model.job import SegmentSource, unpack_source
 from coldstream.net.connection import Connection, RangeReply
@@ -68,7 +69,7 @@ class Worker:
         """Serves until the streamer closes the control socket."""
         # With the default of 8 MiB, many connections would use up a limited address space.
         threading.stack_size(_STACK_BYTES)
-        while message := _receive(self._control):
+        while message := receive(self._control):
             letter, rest = message[:1], message[1:]
             if letter == messages.SOURCE:
                 self._learn(rest)
@@ -105,17 +106,16 @@ class Worker:
     def _serve(self, connection: int) -> None:
         """One connection's thread."""
         sock = self._sockets[connection]
-        while data := _receive(sock):
+        while data := receive(sock):
             request = messages.FetchRequest.unpack(data)
             self._counters[connection] = 0
             self._fetching[connection] = request.chunk
             try:
                 result = self._fetch(connection, request)
             except Exception as exc:  # noqa: BLE001  # without a result, the chunk would never be fetched
-                text = f"internal error: {where_raised(exc)}"
-                result = messages.FetchResult(kind="broken", chunk=request.chunk, message=text)
+                result = messages.FetchResult("broken", request.chunk, message=f"internal error: {where_raised(exc)}")
             with suppress(OSError):  # the streamer has ended; the next receive reports it
-                sock.send(result.pack())
+                sock.send(result._replace(cpu_seconds=time.process_time()).pack())
 
     def _fetch(self, connection: int, fetch: messages.FetchRequest) -> messages.FetchResult:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
@@ -130,11 +130,14 @@ class Worker:
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
         except FetchError as exc:
-            return _failed(fetch, exc.kind, exc.message, exc.received, exc.retry_after_seconds)
+            retry_after = exc.retry_after_seconds
+            return messages.FetchResult(
+                exc.kind, fetch.chunk, exc.received, retry_after_seconds=retry_after, message=exc.message
+            )
         except ConfigError as exc:
-            return _failed(fetch, "tls", exc.message)
+            return messages.FetchResult("tls", fetch.chunk, message=exc.message)
         except OSError as exc:
-            return _failed(fetch, "local", f"{path}: {exc.strerror or exc}")
+            return messages.FetchResult("local", fetch.chunk, message=f"{path}: {exc.strerror or exc}")
         digest = xxhash.xxh3_128_digest(view) if fetch.hashed or fetch.checked else b""
         kind, message = "done", ""
         if fetch.checked and digest != fetch.digest:
@@ -148,7 +151,6 @@ class Worker:
             chunk=fetch.chunk,
             received=len(view) - fetch.skip,
             first_byte_seconds=first_byte,
-            cpu_seconds=time.process_time(),
             digest=digest,
             cache=cache,
             message=message,
@@ -208,24 +210,3 @@ class Worker:
             if path not in self._opened:
                 self._opened[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return self._opened[path]
-
-
-def _receive(sock: socket.socket) -> bytes:
-    """The streamer's next message; empty when it has ended."""
-    try:
-        return sock.recv(messages.MESSAGE_BYTES_MAX)
-    except ConnectionError:
-        return b""
-
-
-def _failed(
-    fetch: messages.FetchRequest, kind: str, message: str, received: int = 0, retry_after_seconds: float | None = None
-) -> messages.FetchResult:
-    return messages.FetchResult(
-        kind=kind,
-        chunk=fetch.chunk,
-        received=received,
-        retry_after_seconds=retry_after_seconds,
-        cpu_seconds=time.process_time(),
-        message=message,
-    )

@@ -30,39 +30,26 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-class Lane(Protocol):
-    """Where copies run."""
+class Lane:
+    """Where copies run: here they are synchronous, on any device."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Starts a copy."""
-
-    def mark(self) -> Event | None:
-        """Makes the current stream wait for the copies so far; returns when they are done, None if they are."""
-
-    def pin(self, address: int, size: int) -> bool:
-        """Pins `[address, address + size)`; returns whether that worked."""
-
-    def unpin(self, address: int) -> None:
-        """Unpins it."""
-
-
-class PlainLane:
-    """Synchronous copies, on any device."""
-
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         target.copy_(source)
 
     def mark(self) -> Event | None:
+        """Makes the current stream wait for the copies so far; returns when they are done, None if they are."""
         return None
 
     def pin(self, address: int, size: int) -> bool:
+        """Pins `[address, address + size)`; returns whether that worked."""
         return False
 
     def unpin(self, address: int) -> None:
         pass
 
 
-class CudaLane:
+class CudaLane(Lane):
     """Copies on a side stream of a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -99,17 +86,15 @@ class DeviceMaker:
     def __init__(self, device: torch.device, layout: Layout, lane: Lane | None = None) -> None:
         self._device, self._layout = device, layout
         if lane is None:
-            lane = CudaLane(device) if device.type == "cuda" else PlainLane()
+            lane = CudaLane(device) if device.type == "cuda" else Lane()
         self._lane = lane
         self._make = torch_maker()
         self._copying: deque[tuple[Event, Any]] = deque()
-        self._pinned = 0
+        self._unpin: Callable[[], None] | None = None
 
     def pin(self, memory: Any, size: int) -> None:
         """Pins, and touches, the first `size` bytes of the mapped arena; copies from beyond are slower."""
-        address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
-        if self._lane.pin(address, size):
-            self._pinned = address
+        self._unpin = pinned(self._lane, memory, size)
 
     def make(self, extent: Extent) -> Iterator[tuple[str, torch.Tensor]]:
         """An extent's tensors as (name, tensor on the device). Valid at once for the current stream."""
@@ -133,8 +118,7 @@ class DeviceMaker:
                 target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
                 self._lane.copy(target, source)
                 pairs.append((tensor.name, target))
-        event = self._lane.mark()
-        if event is not None:
+        if (event := self._lane.mark()) is not None:
             self._copying.append((event, extent.memory))
         yield from pairs
 
@@ -155,32 +139,26 @@ class DeviceMaker:
         """Waits for every copy, and unpins."""
         while self._copying:
             self.settle(wait=True)
-        if self._pinned:
-            self._lane.unpin(self._pinned)
-            self._pinned = 0
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
 
 
-def pinned(memory: Any, size: int) -> Callable[[], None] | None:
-    """Pins the first `size` bytes of a mapped arena for the current CUDA device.
-
-    Returns:
-        A function that unpins them; None without a CUDA device, or if it refuses.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    lane = CudaLane(torch.device("cuda", torch.cuda.current_device()))
+def pinned(lane: Lane, memory: Any, size: int) -> Callable[[], None] | None:
+    """Pins the first `size` bytes of a mapped arena; returns what unpins them, or None if that did not work."""
     address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
     return partial(lane.unpin, address) if lane.pin(address, size) else None
 
 
-def checked_device(name: str) -> torch.device:
-    """The device of that name.
+def pinned_for_cuda(memory: Any, size: int) -> Callable[[], None] | None:
+    """As `pinned`, for the current CUDA device; None without one."""
+    import torch
 
-    Raises:
-        UsageError: torch does not know the name, or the device does not exist.
-    """
+    return pinned(CudaLane(checked_device("cuda")), memory, size) if torch.cuda.is_available() else None
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name; a UsageError if torch does not know the name, or it does not exist."""
     import torch
 
     try:

@@ -4,61 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.engine.load_statistics import LoadReport
 from coldstream.errors import UsageError
-from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
+from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.streaming import Load
 from coldstream.loading.tensors import require_torch
 from coldstream.model.uri import Uri
-from coldstream.settings import Settings
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadIntoReport:
-    """The result of `load_into`.
+    """The result of `load_into`."""
 
-    Attributes:
-        missing: Parameters and buffers that the checkpoint does not have.
-        unexpected: Tensors that the module does not have.
-        report: Of the load.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    missing: tuple[str, ...]  # parameters and buffers that the checkpoint does not have
+    unexpected: tuple[str, ...]  # tensors that the module does not have
     report: LoadReport
 
 
-@accepts_old_names("framework", "keep_all")
+@takes_options("framework", "keep_all")
 def load_into(
     module: torch.nn.Module,
     uri: str | Uri,
     *,
     strict: bool = True,
     prefix: str = "",
-    device: str = "cpu",
-    connections: int = CONNECTIONS_MAX,
-    memory: int | None = None,
-    workers: int | None = None,
-    via: str = "auto",
-    cache: bool | str | Path = True,
-    verify: bool = True,
-    in_order: bool = False,
     pin: bool = False,
-    settings: Settings | None = None,
-    metrics: bool = True,
-    on_progress: OnProgress | None = None,
+    **options: Unpack[LoadOptions],
 ) -> LoadIntoReport:
     """Copies a model's tensors into a module's parameters and buffers, in place, converting dtypes.
 
+    The parameters that are not listed here are those of `Load` and `Options`.
+
     Args:
         module: On any device but "meta".
-        uri: As for `Load`. The parameters that are not listed here are those of `Options`.
         strict: Whether missing or unexpected names are an error, raised after everything that fits was copied.
         prefix: Removed from the checkpoint's names ("model."); names without it are unexpected.
         device: Where the tensors are loaded before they are copied to the module's own device.
@@ -74,24 +58,9 @@ def load_into(
     targets: dict[str, torch.Tensor] = dict(module.state_dict(keep_vars=True))
     if any(target.is_meta for target in targets.values()):
         raise UsageError("the module is on the meta device", hint="allocate it first: module.to_empty(device=...)")
-    options = Options(
-        framework="pt",
-        device=device,
-        connections=connections,
-        memory=memory,
-        workers=workers,
-        via=via,
-        cache=cache,
-        verify=verify,
-        in_order=in_order,
-        pin=pin,
-        settings=settings,
-        metrics=metrics,
-        on_progress=on_progress,
-    )
     copied: set[str] = set()
     unexpected: list[str] = []
-    with Load(uri, options) as loading, torch.no_grad():
+    with Load(uri, Options(framework="pt", pin=pin, **options)) as loading, torch.no_grad():
         for name, tensor in loading:
             inner = name.removeprefix(prefix)
             target = targets.get(inner) if name.startswith(prefix) else None

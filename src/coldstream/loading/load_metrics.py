@@ -21,12 +21,9 @@ _logged: set[str] = set()
 
 
 def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Callable[[], None]:
-    """Follows a load that begins, if its options allow that and a file is configured.
+    """Follows a load that begins, if its options allow that and a file is configured; returns what ends that.
 
     Only to a file: commands also have a port, but every process of a program would use the same one.
-
-    Returns:
-        Call it when the load has ended. Idempotent; does nothing in a forked process.
     """
     file = settings.get("COLDSTREAM_METRICS_FILE") if options.metrics else None
     if file is None:

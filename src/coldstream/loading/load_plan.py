@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from coldstream.cache.cache import Cache, configured
 from coldstream.cache.copy_records import CachedFile
@@ -38,14 +38,10 @@ class PreparedLoad:
     """A load that can begin. Holds the local copy until `close`.
 
     Attributes:
-        checkpoint: The shards.
-        origin: Where links are renewed; None if the local copy is used instead.
-        local_copy: The local copy, or None.
+        origin: Where links are renewed; None if the local copy is used because the origin did not answer.
         cached: `LoadReport.cached` if nothing is written to the local copy.
         bytes_max: The limit of the cache, or None.
         cdn_unused: Why the CDN is not used, or "".
-        jobs: For the engine.
-        catalog: For the consumers.
         bytes: Of all tensors.
         segments: (path, number in its file) of every segment, as the engine numbers them.
     """
@@ -56,23 +52,21 @@ class PreparedLoad:
     cached: str
     bytes_max: int | None
     cdn_unused: str = ""
-    jobs: list[FileJob] = field(init=False)
+    jobs: list[FileJob] = field(default_factory=list, init=False)
     catalog: Catalog = field(init=False)
     bytes: int = field(init=False)
-    segments: list[tuple[str, int]] = field(init=False)
+    segments: list[tuple[str, int]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        shards = self.checkpoint.shards
-        self.segments = [(shard.path, number) for shard in shards for number in range(len(shard.segments))]
-        runs = [extents_of(shard.header, shard.stops) for shard in shards]
-        self.jobs = [self._job(number, shard, runs[number]) for number, shard in enumerate(shards)]
-        extents = tuple(
-            (number, (0, *shard.stops)[first], shard.stops[stop - 1])
-            for number, shard in enumerate(shards)
-            for first, stop in runs[number]
-        )
-        files = tuple(CatalogFile(shard.path, shard.size, shard.head, _head_stops(shard)) for shard in shards)
-        self.catalog = Catalog(files, extents)
+        files, extents = [], []
+        for number, shard in enumerate(self.checkpoint.shards):
+            runs, edges = tuple(extents_of(shard.header, shard.stops)), (0, *shard.stops)
+            self.jobs.append(self._job(number, shard, runs))
+            self.segments += [(shard.path, segment) for segment in range(len(shard.segments))]
+            extents += [(number, edges[first], edges[stop]) for first, stop in runs]
+            head_stops = tuple(stop for stop in shard.stops if stop <= shard.header.data_start)
+            files.append(CatalogFile(shard.path, shard.size, shard.head, head_stops))
+        self.catalog = Catalog(tuple(files), tuple(extents))
         self.bytes = sum(stop - start for _, start, stop in extents)
 
     @property
@@ -82,12 +76,10 @@ class PreparedLoad:
 
     @property
     def offline(self) -> bool:
-        """Whether the local copy is used because the origin did not answer."""
         return self.origin is None
 
     @property
     def headers(self) -> list[Header]:
-        """Of the shards."""
         return [shard.header for shard in self.checkpoint.shards]
 
     def job_options(
@@ -98,10 +90,25 @@ class PreparedLoad:
         Raises:
             ColdstreamError: A limit of this process leaves too little memory.
         """
-        memory_limit, limit = self._memory_limit(options), mapping_limit()
-        if limit is not None:
-            self._check_room(options, *limit)
-            memory_limit = min(memory_limit, limit[0])
+        largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
+        if options.memory is not None:
+            memory_limit = options.memory
+        elif options.device != "cpu":
+            memory_limit = max(_DEVICE_ARENA_BYTES, 2 * largest)
+        else:
+            memory_limit = self.bytes + _SLACK_BYTES if options.keep_all else max(_SLACK_BYTES, available_bytes() // 2)
+        if (limit := mapping_limit()) is not None:
+            room, limit_name = limit
+            # A loop holds one tensor while it requests the next.
+            what, needed = "two of the largest tensors take", min(2 * largest, self.bytes)
+            if options.keep_all:
+                what, needed = "all tensors take", self.bytes
+            if needed > room:
+                raise ColdstreamError(
+                    f"{what} {format_bytes(needed)}, and {limit_name} leaves {format_bytes(room)}",
+                    hint="raise or remove the limit: ulimit -a shows all limits",
+                )
+            memory_limit = min(memory_limit, room)
         return JobOptions(
             memory_limit=memory_limit,
             arena_bytes_max=None if limit is None else limit[0],
@@ -117,50 +124,23 @@ class PreparedLoad:
         )
 
     def close(self) -> None:
-        """Releases the local copy."""
         if self.local_copy is not None:
             self.local_copy.close()
 
-    def _check_room(self, options: Options, room: int, limit: str) -> None:
-        largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
-        # A loop holds one tensor while it requests the next.
-        what, needed = "two of the largest tensors take", min(2 * largest, self.bytes)
-        if options.keep_all:
-            what, needed = "all tensors take", self.bytes
-        if needed > room:
-            raise ColdstreamError(
-                f"{what} {format_bytes(needed)}, and {limit} leaves {format_bytes(room)}",
-                hint="raise or remove the limit: ulimit -a shows all limits",
-            )
-
-    def _memory_limit(self, options: Options) -> int:
-        if options.memory is not None:
-            return options.memory
-        if options.device != "cpu":
-            largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
-            return max(_DEVICE_ARENA_BYTES, 2 * largest)
-        if options.keep_all:
-            return self.bytes + _SLACK_BYTES
-        return max(_SLACK_BYTES, available_bytes() // 2)
-
-    def _job(self, number: int, shard: Shard, runs: list[tuple[int, int]]) -> FileJob:
-        job = FileJob(
-            path=shard.path,
-            segments=shard.segments,
-            stops=shard.stops,
-            digests=shard.digests or b"",
-            extents=tuple(runs),
-            cdn_headers=self.checkpoint.cdn[1] if self.checkpoint.cdn is not None and not self.cdn_unused else (),
-        )
+    def _job(self, number: int, shard: Shard, runs: tuple[tuple[int, int], ...]) -> FileJob:
+        segments, cdn_headers = shard.segments, self.checkpoint.cdn[1] if self.checkpoint.cdn is not None else ()
         if self.cdn_unused:
-            job = replace(job, segments=tuple(replace(segment, cdn=None) for segment in job.segments))
-        if self.local_copy is None or shard.is_local:
-            return job
-        return replace(
-            job,
-            copy=str(self.local_copy.path(number)),
-            have=self.local_copy.have(number),
-            digests=shard.digests or self.local_copy.digests(number),
+            segments, cdn_headers = tuple(replace(segment, cdn=None) for segment in segments), ()
+        copy = None if shard.is_local else self.local_copy
+        return FileJob(
+            path=shard.path,
+            segments=segments,
+            copy=str(copy.path(number)) if copy else None,
+            have=copy.have(number) if copy else b"",
+            stops=shard.stops,
+            digests=shard.digests or (copy.digests(number) if copy else b""),
+            extents=runs,
+            cdn_headers=cdn_headers,
         )
 
 
@@ -172,8 +152,12 @@ def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad
         ColdstreamError: As `open_model_reader` and `ModelReader.checkpoint`. A place that does not answer is not an
             error if there is a complete local copy of the model's last version.
     """
-    cache = _cache(options, settings) if options.cache and not _is_local(uri) else None
-    latest = _latest(cache, uri, settings)
+    cache = latest = None
+    if options.cache and not _is_local(uri):
+        folder = settings.get("COLDSTREAM_CACHE_DIR") if isinstance(options.cache, bool) else str(options.cache)
+        cache = configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
+        with suppress(DiskError):  # opening the copy reports what is wrong
+            latest = cache.latest(uri_key(uri, settings))
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
     try:
         origin = open_model_reader(uri, settings, retry=retry, via=options.via)
@@ -194,13 +178,12 @@ def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad
     # Without a version that identifies the content, an old copy looks like a new one.
     if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):
         local_copy, cached = _open_copy(cache, uri, settings, checkpoint)
-    bytes_max = cache.bytes_max if cache is not None else None
     return PreparedLoad(
         checkpoint=checkpoint,
         origin=origin,
         local_copy=local_copy,
         cached=cached,
-        bytes_max=bytes_max,
+        bytes_max=cache.bytes_max if cache is not None else None,
         cdn_unused=_cdn_unused(checkpoint, options),
     )
 
@@ -225,21 +208,6 @@ def _cdn_unused(checkpoint: Checkpoint, options: Options) -> str:
     return "" if options.verify else "its answers have to be verified, so with --no-verify the bucket is read"
 
 
-def _cache(options: Options, settings: Settings) -> Cache:
-    chosen = options.cache
-    folder = settings.get("COLDSTREAM_CACHE_DIR") if isinstance(chosen, bool) else str(chosen)
-    return configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
-
-
-def _latest(cache: Cache | None, uri: Uri, settings: Settings) -> LocalCopy | None:
-    if cache is None:
-        return None
-    try:
-        return cache.latest(uri_key(uri, settings))
-    except DiskError:
-        return None  # opening the copy reports what is wrong
-
-
 def _open_copy(cache: Cache, uri: Uri, settings: Settings, checkpoint: Checkpoint) -> tuple[LocalCopy | None, str]:
     files = [CachedFile(path=s.path, size=s.size, stops=s.stops, digests=s.digests) for s in checkpoint.shards]
     try:
@@ -260,22 +228,20 @@ def uri_key(uri: Uri, settings: Settings) -> str:
     return bare if "://" in bare or _is_local(uri) else f"{settings.store_uri()}/{bare}"
 
 
-def _head_stops(shard: Shard) -> tuple[int, ...]:
-    return tuple(stop for stop in shard.stops if stop <= shard.header.data_start)
-
-
 def _from_copy(uri: Uri, copy: LocalCopy) -> Checkpoint:
     """The checkpoint of a complete local copy."""
     shards = []
     for number, file in enumerate(copy.files):
         path = copy.path(number)
-        header, head = _local_header(path, file)
+        with open(path, "rb") as opened:
+            first = opened.read(8)
+            head = first + opened.read(int.from_bytes(first, "little"))
         shards.append(
             Shard(
                 path=file.path,
                 size=file.size,
                 segments=(Segment(stop=file.size, local=str(path)),),
-                header=header,
+                header=parse_header(head, file_bytes=file.size, path=file.path),
                 head=head,
                 stops=file.stops,
                 digests=file.digests or copy.digests(number),
@@ -289,10 +255,3 @@ def _from_copy(uri: Uri, copy: LocalCopy) -> Checkpoint:
         pinned=True,
         shards=tuple(shards),
     )
-
-
-def _local_header(path: Path, file: CachedFile) -> tuple[Header, bytes]:
-    with open(path, "rb") as opened:
-        first = opened.read(8)
-        head = first + opened.read(int.from_bytes(first, "little"))
-    return parse_header(head, file_bytes=file.size, path=file.path), head

@@ -1,13 +1,14 @@
-"""How a load is done: one frozen record that checks itself, and the support for parameters' old names."""
+"""How a load is done: one frozen record that checks itself, and the keyword arguments that it is made from."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from coldstream.errors import UsageError
 from coldstream.loading.tensors import require_torch
@@ -16,11 +17,7 @@ from coldstream.places.cdn_domain import VIAS
 from coldstream.settings import Settings
 from coldstream.units import GIB
 
-if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
-
-    _P = ParamSpec("_P")
-_R = TypeVar("_R")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CONNECTIONS_MAX = 64
 WORKERS_MAX = 8
@@ -30,32 +27,6 @@ PINNED_BYTES_MAX = 2 * GIB
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes of all tensors
 # Parameters that were renamed after the command's flags.
 _RENAMED = {"concurrency": "connections", "memory_limit": "memory"}
-
-
-def accepts_old_names(*ignored: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Lets a function accept its parameters' old names, with a `DeprecationWarning`.
-
-    Type checkers see the new names only.
-
-    Args:
-        ignored: Parameters that the function used to accept and that never had an effect on it.
-    """
-
-    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        @functools.wraps(function)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            for old in [name for name in kwargs if name in _RENAMED or name in ignored]:
-                value: Any = kwargs.pop(old)
-                new = _RENAMED.get(old, old)
-                advice = "has no effect here" if new in ignored else f"is deprecated; use {new}"
-                warnings.warn(f"the parameter {old} {advice}", DeprecationWarning, stacklevel=2)
-                if new not in ignored:
-                    kwargs.setdefault(new, value)
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,5 +98,54 @@ class Options:
         return self.workers or max(1, min(WORKERS_MAX, cores()))
 
 
+class LoadOptions(TypedDict, total=False):
+    """The keyword arguments of every kind of load; `Options` describes them."""
+
+    device: str
+    connections: int
+    memory: int | None
+    workers: int | None
+    via: str
+    cache: bool | str | Path
+    verify: bool
+    in_order: bool
+    settings: Settings | None
+    metrics: bool
+    on_progress: OnProgress | None
+
+
+def takes_options(*ignored: str) -> Callable[[_Function], _Function]:
+    """Lists `LoadOptions` in a function's signature, for `help`, and accepts old names with a `DeprecationWarning`.
+
+    `ignored` are parameters that the function used to accept and that never had an effect on it. Type checkers see the
+    present names only.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in [name for name in kwargs if name in _RENAMED or name in ignored]:
+                value = kwargs.pop(old)
+                new = _RENAMED.get(old, old)
+                advice = "has no effect here" if new in ignored else f"is deprecated; use {new}"
+                warnings.warn(f"the parameter {old} {advice}", DeprecationWarning, stacklevel=2)
+                if new not in ignored:
+                    kwargs.setdefault(new, value)
+            return function(*args, **kwargs)
+
+        signature = inspect.signature(function)
+        *own, last = signature.parameters.values()
+        if last.kind is last.VAR_KEYWORD:
+            own += [
+                last.replace(name=field.name, kind=last.KEYWORD_ONLY, default=field.default, annotation=field.type)
+                for field in fields(Options)
+                if field.name in LoadOptions.__annotations__
+            ]
+            call.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
 if not TYPE_CHECKING:
-    Options.__init__ = accepts_old_names()(Options.__init__)
+    Options.__init__ = takes_options()(Options.__init__)

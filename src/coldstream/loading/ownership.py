@@ -82,12 +82,7 @@ def cached_now(owner: Owner, prepared: PreparedLoad) -> str:
 
 
 def error_of(failure: dict[str, Any] | None, target: str) -> ColdstreamError:
-    """A streamer's failure as an error.
-
-    Args:
-        failure: As `Owner.last_words`, or None in a process that cannot know it.
-        target: What was being loaded, for the message.
-    """
+    """A streamer's failure (`Owner.last_words`) as an error; None in a process that cannot know it."""
     if failure is None:
         return ColdstreamError(
             f"{target}: the streaming process ended", hint="the process that started the load says why"

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, StreamerGoneError
@@ -28,7 +27,7 @@ from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFou
 from coldstream.loading.load_metrics import counted
 from coldstream.loading.load_plan import prepare_load
 from coldstream.loading.load_report import make_report
-from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
+from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.tensor_reader import TensorReader
 from coldstream.loading.tensors import LoadedTensor
@@ -36,10 +35,10 @@ from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.places.model_reader import ModelReader
-from coldstream.settings import Settings, ambient_settings
+from coldstream.settings import ambient_settings
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 _POLL_SECONDS = 0.1
 
@@ -47,9 +46,7 @@ _POLL_SECONDS = 0.1
 class Share:
     """A load that other processes read; a thread of this process attends to it. A context manager.
 
-    Attributes:
-        address: What readers pass to `attach`: a socket that only this user can open.
-        bytes: Of all tensors.
+    Readers pass its `address`, a socket that only this user can open, to `attach`.
     """
 
     def __init__(self, uri: str | Uri, *, consumers: int, options: Options | None = None) -> None:
@@ -105,17 +102,15 @@ class Share:
 
     @property
     def version(self) -> str:
-        """Of the model, as in `Checkpoint`."""
         return self._prepared.checkpoint.version
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The model that is loaded, as it was resolved."""
         return self._prepared.checkpoint
 
     @property
     def origin(self) -> ModelReader | None:
-        """Where the model is; None when the local cache replaces an origin that did not answer."""
+        """None when the local cache replaces an origin that did not answer."""
         return self._prepared.origin
 
     @property
@@ -124,12 +119,11 @@ class Share:
         return self._owner.gone
 
     def wait_until_gone(self, seconds: float) -> bool:
-        """Waits for that; returns whether it happened."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> LoadReport | None:
-        """Waits until everything is fetched; returns None after `seconds`.
+        """The report, once everything is fetched; None after `seconds`.
 
         Raises:
             ColdstreamError: The load failed.
@@ -221,11 +215,7 @@ class Share:
 
 
 class Attached:
-    """A shared load as one process reads it: an iterator of (name, tensor), and a context manager.
-
-    Attributes:
-        total_bytes: Of all tensors.
-    """
+    """A shared load as one process reads it: an iterator of (name, tensor), and a context manager."""
 
     def __init__(self, address: str, options: Options | None = None) -> None:
         """Attaches.
@@ -291,56 +281,25 @@ class Attached:
             self.close()
 
 
-@accepts_old_names("framework", "pin")
+@takes_options("framework", "pin")
 def share(
     uri: str | Uri,
     *,
     consumers: int,
-    device: str = "cpu",
-    connections: int = CONNECTIONS_MAX,
-    memory: int | None = None,
-    workers: int | None = None,
-    via: str = "auto",
-    cache: bool | str | Path = True,
-    verify: bool = True,
-    in_order: bool = False,
     keep_all: bool = False,
     attach_seconds: float = 600.0,
-    settings: Settings | None = None,
-    metrics: bool = True,
-    on_progress: OnProgress | None = None,
+    **options: Unpack[LoadOptions],
 ) -> Share:
     """Starts a load that `consumers` processes read with `attach`.
 
     `Share` describes the URI and `consumers`, `Options` the other parameters. `device` is where readers put the
     tensors; it decides how much memory is reserved.
     """
-    options = Options(
-        device=device,
-        connections=connections,
-        memory=memory,
-        workers=workers,
-        via=via,
-        cache=cache,
-        verify=verify,
-        in_order=in_order,
-        keep_all=keep_all,
-        attach_seconds=attach_seconds,
-        settings=settings,
-        metrics=metrics,
-        on_progress=on_progress,
-    )
-    return Share(uri, consumers=consumers, options=options)
+    made = Options(keep_all=keep_all, attach_seconds=attach_seconds, **options)
+    return Share(uri, consumers=consumers, options=made)
 
 
-@accepts_old_names(*(field.name for field in fields(Options) if field.name not in {"device", "framework", "pin"}))
+@takes_options(*(field.name for field in fields(Options) if field.name not in {"device", "framework", "pin"}))
 def attach(address: str, *, device: str = "cpu", framework: str | None = None, pin: bool = False) -> Attached:
-    """Reads a load that another process shares.
-
-    Args:
-        address: `Share.address`.
-        device: As in `Options`, like the others.
-        framework: Kind of tensors.
-        pin: Whether the memory is pinned for CUDA.
-    """
+    """Reads a load that another process shares at `Share.address`; `Options` describes the other parameters."""
     return Attached(address, Options(device=device, framework=framework, pin=pin))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
@@ -23,7 +22,7 @@ from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.load_metrics import counted
 from coldstream.loading.load_plan import PreparedLoad, prepare_load
 from coldstream.loading.load_report import make_report
-from coldstream.loading.options import CONNECTIONS_MAX, OnProgress, Options, accepts_old_names
+from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
 from coldstream.loading.tensor_reader import TensorReader
 from coldstream.loading.tensors import LoadedTensor
@@ -31,93 +30,41 @@ from coldstream.model.uri import Uri
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 _POLL_SECONDS = 0.1
 
 
-@accepts_old_names()
+@takes_options()
 def stream(
     uri: str | Uri,
     *,
-    device: str = "cpu",
     framework: str | None = None,
-    connections: int = CONNECTIONS_MAX,
-    memory: int | None = None,
-    workers: int | None = None,
-    via: str = "auto",
-    cache: bool | str | Path = True,
-    verify: bool = True,
-    in_order: bool = False,
     pin: bool = False,
     keep_all: bool = False,
-    settings: Settings | None = None,
-    metrics: bool = True,
-    on_progress: OnProgress | None = None,
+    **options: Unpack[LoadOptions],
 ) -> Load:
     """Streams a model's tensors as they arrive: an iterator of (name, tensor).
 
     `Load` describes the URI, `Options` the other parameters.
     """
-    options = Options(
-        device=device,
-        framework=framework,
-        connections=connections,
-        memory=memory,
-        workers=workers,
-        via=via,
-        cache=cache,
-        verify=verify,
-        in_order=in_order,
-        pin=pin,
-        keep_all=keep_all,
-        settings=settings,
-        metrics=metrics,
-        on_progress=on_progress,
-    )
-    return Load(uri, options)
+    return Load(uri, Options(framework=framework, pin=pin, keep_all=keep_all, **options))
 
 
-@accepts_old_names()
+@takes_options()
 def load(
     uri: str | Uri,
     *,
-    device: str = "cpu",
     framework: str | None = None,
-    connections: int = CONNECTIONS_MAX,
-    memory: int | None = None,
-    workers: int | None = None,
-    via: str = "auto",
-    cache: bool | str | Path = True,
-    verify: bool = True,
-    in_order: bool = False,
     pin: bool = False,
     keep_all: bool = True,
-    settings: Settings | None = None,
-    metrics: bool = True,
-    on_progress: OnProgress | None = None,
+    **options: Unpack[LoadOptions],
 ) -> dict[str, LoadedTensor]:
     """Loads all of a model's tensors, by name. Takes as much memory as the model has bytes.
 
     `Load` describes the URI, `Options` the other parameters.
     """
-    options = Options(
-        device=device,
-        framework=framework,
-        connections=connections,
-        memory=memory,
-        workers=workers,
-        via=via,
-        cache=cache,
-        verify=verify,
-        in_order=in_order,
-        pin=pin,
-        keep_all=keep_all,
-        settings=settings,
-        metrics=metrics,
-        on_progress=on_progress,
-    )
-    with Load(uri, options) as loading:
+    with Load(uri, Options(framework=framework, pin=pin, keep_all=keep_all, **options)) as loading:
         return dict(loading)
 
 
@@ -179,12 +126,12 @@ class Load:
 
     @property
     def version(self) -> str:
-        """Of the model, as in `Checkpoint`; empty before the first tensor."""
+        """Empty before the first tensor."""
         return self._prepared.checkpoint.version if self._prepared is not None else ""
 
     @property
     def statistics(self) -> LoadStatistics | None:
-        """What it has done so far; None before the first byte. Safe in any thread."""
+        """Safe in any thread; None before the first byte."""
         return self._owner.statistics if self._owner is not None else None
 
     @property
@@ -201,7 +148,6 @@ class Load:
         self._release()
 
     def _release(self) -> None:
-        """Releases everything except what tensors refer to."""
         if self._reader is not None:
             self._reader.finish()
         if self._consumer is not None:
@@ -215,13 +161,9 @@ class Load:
             self._prepared.close()
 
     def wait_for_cache(self, on_wait: Callable[[], None] | None = None) -> str:
-        """After the last tensor: blocks until the local copy is written.
+        """After the last tensor: blocks until the local copy is written, and returns the new `LoadReport.cached`.
 
-        Args:
-            on_wait: Called several times a second.
-
-        Returns:
-            The new `LoadReport.cached`, which `report` then has too.
+        `on_wait` is called several times a second.
         """
         owner, prepared = self._owner, self._prepared
         assert self.report is not None

@@ -15,33 +15,27 @@ if TYPE_CHECKING:
 
 
 class TensorReader:
-    """Makes the tensors of one consumer. Not thread-safe.
-
-    Attributes:
-        layout: Which extent has which tensors.
-    """
+    """Makes the tensors of one consumer. Not thread-safe."""
 
     def __init__(
         self, consumer: Consumer, headers: Sequence[Header], options: Options, *, pinned_bytes: int = 0
     ) -> None:
-        """Prepares; for a device, pins the first `pinned_bytes` of the arena.
-
-        Raises:
-            UsageError: The device does not exist.
-        """
+        """For a device, pins the first `pinned_bytes` of the arena."""
         self.layout = Layout(headers, consumer.catalog.extents)
         self._device: DeviceMaker | None = None
         self._unpin: Callable[[], None] | None = None
         self._maker: Maker
         if options.device != "cpu" or options.pin:
-            from coldstream.loading.device import DeviceMaker, checked_device, pinned
+            from coldstream.loading import device
 
         if options.device != "cpu":
-            self._device = DeviceMaker(checked_device(options.device), self.layout)
+            self._device = device.DeviceMaker(device.checked_device(options.device), self.layout)
             self._device.pin(consumer.arena, min(pinned_bytes, len(consumer.arena)))
             self._maker = torch_maker()
         elif options.pin:
-            self._unpin = pinned(consumer.arena, min(pinned_bytes, len(consumer.arena), PINNED_BYTES_MAX))
+            self._unpin = device.pinned_for_cuda(
+                consumer.arena, min(pinned_bytes, len(consumer.arena), PINNED_BYTES_MAX)
+            )
             self._maker = torch_maker()
         elif options.framework == "pt" or (options.framework is None and has_torch()):
             self._maker = torch_maker()

@@ -45,19 +45,12 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TypedBuffer:
-    """A tensor without torch.
+    """A tensor without torch."""
 
-    Attributes:
-        name: As in the checkpoint.
-        dtype: Safetensors' name for it: "BF16", "F8_E4M3", …
-        shape: Elements per dimension.
-        data: Its bytes, writable, little-endian, row-major, without padding.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
+    name: str  # as in the checkpoint
+    dtype: str  # safetensors' name for it: "BF16", "F8_E4M3", …
+    shape: tuple[int, ...]  # elements per dimension
+    data: memoryview  # its bytes, writable, little-endian, row-major, without padding
 
 
 LoadedTensor = Any  # a torch.Tensor or a TypedBuffer, as the caller chooses
@@ -65,16 +58,10 @@ Maker = Callable[[Tensor, Any, int], LoadedTensor]
 
 
 class Layout:
-    """Which extent has which tensors.
-
-    Attributes:
-        count: How many tensors there are.
-        empty: Those without bytes, which are in no extent.
-    """
+    """Which extent has which tensors; `empty` are those without bytes, which are in no extent."""
 
     def __init__(self, headers: Sequence[Header], extents: Sequence[tuple[int, int, int]]) -> None:
         """Assigns the tensors to extents: (file, first byte, one past the last), by file and in order."""
-        self.count = sum(len(header.tensors) for header in headers)
         self.empty: list[Tensor] = []
         self._by_extent: list[list[Tensor]] = [[] for _ in extents]
         number = 0
@@ -90,7 +77,6 @@ class Layout:
                 self._by_extent[number].append(tensor)
 
     def tensors(self, extent: int) -> list[Tensor]:
-        """The tensors of an extent, in the order of the file."""
         return self._by_extent[extent]
 
     def make(self, extent: Extent, maker: Maker) -> Iterator[tuple[str, LoadedTensor]]:

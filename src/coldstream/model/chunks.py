@@ -34,11 +34,7 @@ SEGMENT_BYTES_MAX = 5 * GIB
 
 
 def part_bytes_for(file_bytes: int, *, preferred: int = PART_BYTES) -> int:
-    """The part size for a file: `preferred`, or the next MiB that keeps it within 10,000 parts.
-
-    Raises:
-        UsageError: The file is larger than an object may be.
-    """
+    """The part size for a file: `preferred`, or the next MiB that keeps it within 10,000 parts."""
     if file_bytes > OBJECT_BYTES_MAX:
         raise UsageError(
             f"a file of {format_bytes(file_bytes)} does not fit: an object holds {format_bytes(OBJECT_BYTES_MAX)}"
@@ -59,10 +55,7 @@ def part_count(file_bytes: int, part_bytes: int) -> int:
 
 
 def even_stops(start: int, stop: int, piece_bytes: int = CHUNK_BYTES) -> list[int]:
-    """The stops that cut `[start, stop)` into as few even pieces as keep each within `piece_bytes`.
-
-    Empty for an empty range; the last stop is `stop`.
-    """
+    """The stops that cut `[start, stop)` into as few even pieces as keep each within `piece_bytes`."""
     size = stop - start
     count = -(-size // piece_bytes)
     return [start + size * (index + 1) // count for index in range(count)]
@@ -106,10 +99,7 @@ def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -
     was added, removed or resized, the edges are the same as before. The price is that segments are, on average, half
     as long as they might be.
 
-    Args:
-        header: The file's.
-        stops: Of its chunks, as `tensor_stops` gives them for `segment_chunk_bytes`.
-        object_bytes_max: What a segment may have, at least as much as a chunk.
+    `stops` are those of the chunks, as `tensor_stops` gives them for `segment_chunk_bytes`.
     """
     names = {tensor.start: tensor.name for tensor in header.tensors if tensor.stop > tensor.start}
     cut: list[int] = []
@@ -165,11 +155,7 @@ def extents(header: Header, stops: Sequence[int]) -> list[tuple[int, int]]:
     """The runs `[first, stop)` of chunks that have to lie in one piece of memory, so that every tensor does.
 
     They are as short as the cut allows and follow each other without a gap; chunks of only the header are in none.
-    A chunk of both, which other tools may cut, is in the first one.
-
-    Args:
-        header: The file's.
-        stops: Of the chunks of the whole file, however it was cut.
+    A chunk of both, which other tools may cut, is in the first one. `stops` are those of all chunks, however cut.
     """
     edges = {tensor.start for tensor in header.tensors}
     runs: list[tuple[int, int]] = []

@@ -56,44 +56,27 @@ DTYPE_BITS: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor's place in its file.
+    """One tensor's place in its file."""
 
-    Attributes:
-        name: As in the checkpoint.
-        dtype: One of `DTYPE_BITS`.
-        shape: Elements per dimension; empty for a scalar.
-        start: First byte, counted from the start of the file.
-        stop: One past the last byte.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
+    name: str  # as in the checkpoint
+    dtype: str  # one of `DTYPE_BITS`
+    shape: tuple[int, ...]  # elements per dimension; empty for a scalar
+    start: int  # first byte, counted from the start of the file
+    stop: int  # one past the last byte
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A validated header.
+    """A validated header."""
 
-    Attributes:
-        data_start: First data byte of the file: 8 plus the JSON's length.
-        tensors: In the order in which they lie in the file; they cover `[data_start, file size)` exactly.
-        metadata: The `__metadata__` map, empty when absent.
-    """
-
-    data_start: int
+    data_start: int  # first data byte of the file: 8 plus the JSON's length
+    # In the order in which they lie in the file; they cover `[data_start, file size)` exactly.
     tensors: tuple[Tensor, ...]
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, str]  # the `__metadata__` map, empty when absent
 
 
 def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> int:
-    """Where the header ends and the data starts, from at least the first 8 bytes of the file.
-
-    Raises:
-        HeaderError: The file is too short, or the length is larger than the file or the limit.
-    """
+    """Where the header ends and the data starts, from at least the first 8 bytes of the file."""
     if file_bytes < LENGTH_BYTES or len(first_bytes) < LENGTH_BYTES:
         raise HeaderError(f"{path} is not a safetensors file: it has {file_bytes} bytes, a header needs at least 8")
     if is_pointer(first_bytes, file_bytes):
@@ -121,12 +104,7 @@ def _text(data: bytes) -> str:
 
 
 def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> Header:
-    """Reads and checks a header.
-
-    Args:
-        head: The file's first bytes, at least `header_stop` of them; more are ignored.
-        file_bytes: The size of the whole file.
-        path: The file's name, for messages.
+    """Reads and checks a header from the file's first bytes, at least `header_stop` of them; more are ignored.
 
     Raises:
         HeaderError: It is not valid. Permanent.
@@ -162,13 +140,6 @@ def check_duplicate_tensors(headers: Mapping[str, Header], *, where: str) -> Non
     """Refuses a model of which two files hold the same tensor: which of them would count is left to chance.
 
     Ranks of a tensor-parallel model each hold their own part of a tensor under the same name.
-
-    Args:
-        headers: By path.
-        where: The model, for messages.
-
-    Raises:
-        IntegrityError: Two files of one rank hold the same tensor.
     """
     names = {path: [tensor.name for tensor in header.tensors] for path, header in headers.items()}
     if len(set().union(*names.values())) == sum(map(len, names.values())):

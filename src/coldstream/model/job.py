@@ -49,8 +49,7 @@ class FileJob:
     Attributes:
         path: Relative to its model, for messages.
         segments: Where its bytes are, in order; their edges are edges of chunks.
-        copy: A file on this machine that is a copy of it, or one under way; `have` tells what is there.
-        have: One byte per chunk: 1 where `copy` holds it.
+        copy: A file on this machine that is a copy of it, or one under way; `have` is 1 for each chunk that it holds.
         stops: One past the last byte of each chunk in the file, and so in memory.
         wire_stops: The same in the objects that hold the file, laid end to end; empty where chunks are stored as they
             are loaded. A chunk that is stored in another form, such as compressed, has another length there.
@@ -91,7 +90,6 @@ class FileJob:
         return bisect_right(self.segments, self.stops[index] - 1, key=lambda segment: segment.stop)
 
     def is_local(self, index: int) -> bool:
-        """Whether the chunk is on this machine."""
         if self.copy is not None and self.have[index] == 1:
             return True
         return self.segments[self.segment(index)].local is not None
@@ -99,23 +97,14 @@ class FileJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentSource:
-    """A segment as a worker needs it: what to ask for, or which file to read.
+    """A segment as a worker needs it: what to ask for, or which file to read."""
 
-    Attributes:
-        path: Of the file that it belongs to, for messages.
-        start: Its first byte in that file.
-        segment: Where it is.
-        size: Of the object that holds it, in bytes.
-        copy: As in `FileJob`.
-        cdn_headers: As in `FileJob`.
-    """
-
-    path: str
-    start: int
-    segment: Segment
-    size: int
-    copy: str | None = None
-    cdn_headers: Headers = field(default=(), repr=False)
+    path: str  # of the file that it belongs to, for messages
+    start: int  # its first byte in that file
+    segment: Segment  # where it is
+    size: int  # of the object that holds it, in bytes
+    copy: str | None = None  # as in `FileJob`
+    cdn_headers: Headers = field(default=(), repr=False)  # as in `FileJob`
 
 
 def sources(file: FileJob) -> list[SegmentSource]:
@@ -136,31 +125,18 @@ def sources(file: FileJob) -> list[SegmentSource]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """How a load may go about it.
+    """How a load may go about it."""
 
-    Attributes:
-        memory_limit: Most bytes of the arena.
-        arena_bytes_max: Most address space for it, where that is limited.
-        consumers: How many will attach and see every tensor.
-        listen: Path of a socket where consumers of other processes attach, or None.
-        verify: Whether chunks are compared with their digests.
-        in_order: Whether extents become ready in the order of the files, or as they arrive.
-        give_up_seconds: A load of which nothing has moved for so long fails.
-        attach_seconds: How long after the first consumer the last one may attach.
-        cache: The folder of the local copy to fill, or None.
-        cache_bytes_max: How large that cache may be, or None.
-    """
-
-    memory_limit: int
-    arena_bytes_max: int | None = None
-    consumers: int = 1
-    listen: str | None = None
-    verify: bool = True
-    in_order: bool = False
-    give_up_seconds: float = 180.0
-    attach_seconds: float = 600.0
-    cache: str | None = None
-    cache_bytes_max: int | None = None
+    memory_limit: int  # most bytes of the arena
+    arena_bytes_max: int | None = None  # most address space for it, where that is limited
+    consumers: int = 1  # how many will attach and see every tensor
+    listen: str | None = None  # path of a socket where consumers of other processes attach, or None
+    verify: bool = True  # whether chunks are compared with their digests
+    in_order: bool = False  # whether extents become ready in the order of the files, or as they arrive
+    give_up_seconds: float = 180.0  # a load of which nothing has moved for so long fails
+    attach_seconds: float = 600.0  # how long after the first consumer the last one may attach
+    cache: str | None = None  # the folder of the local copy to fill, or None
+    cache_bytes_max: int | None = None  # how large that cache may be, or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,7 @@ _START = b"version https://git-lfs.github.com/spec/v1\n"
 
 
 def is_pointer(head: bytes | bytearray | memoryview, size: int) -> bool:
-    """Whether a file is a pointer.
-
-    Args:
-        head: Its first bytes, at least 8.
-        size: All of its bytes.
-    """
+    """Whether a file of `size` bytes is a pointer, from at least its first 8 bytes."""
     return size in POINTER_BYTES and bytes(head[: len(_START)]) == _START[: len(head)]
 
 

@@ -3,9 +3,7 @@
 One object per model, `<name>/coldstream.json`, in one of two states. `uploading`: a journal, kept by the upload in
 progress, of what is already stored; the model is not ready. `ready`: complete, written last. Both are replaced only
 under a condition (If-Match, If-None-Match), so of several writers one wins and the others find out. The format is
-described in docs/manifest.md.
-
-Anything may stand in a bucket: `parse` checks sizes, names, hashes and sums before it returns. Pure.
+described in docs/manifest.md. `parse` checks sizes, names, hashes and sums before it returns. Pure.
 """
 
 from __future__ import annotations
@@ -45,19 +43,12 @@ Time = Annotated[datetime, Meta(tz=True)]
 
 # Unknown fields of the same format are passed over, not refused: fields are only ever added.
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One object that holds a file or, when there are several, a consecutive segment of it.
+    """One object that holds a file or, when there are several, a consecutive segment of it."""
 
-    Attributes:
-        key: Relative to the model's folder; with a leading "/", to the root of the store.
-        size: In bytes.
-        etag: As HEAD gives it, without quotes: the version that was verified.
-        part_bytes: The size of all parts but the last; None when it was stored in one piece.
-    """
-
-    key: str
-    size: Size
-    etag: ETag
-    part_bytes: Size | None = None
+    key: str  # relative to the model's folder; with a leading "/", to the root of the store
+    size: Size  # in bytes
+    etag: ETag  # as HEAD gives it, without quotes: the version that was verified
+    part_bytes: Size | None = None  # the size of all parts but the last; None when it was stored in one piece
 
     def __post_init__(self) -> None:
         if fault := path_fault(self.key.removeprefix("/")):
@@ -67,9 +58,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Chunks(msgspec.Struct, frozen=True, kw_only=True):
     """How a file is cut for streaming, with a hash for each piece.
 
-    Attributes:
-        stops: One past the last byte of each chunk, growing; the first chunk starts at 0, the last stops at the size.
-        xxh3_128: The chunks' XXH3-128 digests in hexadecimal (32 digits each, big-endian), joined.
+    `stops` is one past the last byte of each chunk; `xxh3_128` are their digests, 32 hexadecimal digits each, joined.
     """
 
     stops: tuple[Size, ...]
@@ -88,28 +77,18 @@ class Chunks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One file of the model.
+    """One file of the model."""
 
-    Attributes:
-        path: Relative to the model's folder, as on Hugging Face.
-        size: In bytes.
-        sha256: Of the whole content, computed while it was stored.
-        git_blob_id: What the Hub knows a small file by, or None.
-        objects: Where the bytes are, in order; their sizes add up to `size`, and each but the last ends where a chunk
-            does. Empty in a journal for a file whose bytes are all sent and verified while its object is not yet known
-            to be complete.
-        chunks: See `Chunks`.
-        object_bytes_max: What it was cut into segments by; None for a file in one piece.
-        plain: Of a file in segments: the same bytes once more in one piece, for loaders that know no segments.
-    """
-
-    path: str
-    size: Size
-    sha256: Sha256
-    git_blob_id: GitBlobId | None = None
+    path: str  # relative to the model's folder, as on Hugging Face
+    size: Size  # in bytes
+    sha256: Sha256  # of the whole content, computed while it was stored
+    git_blob_id: GitBlobId | None = None  # what the Hub knows a small file by, or None
+    # Where the bytes are, in order; their sizes add up to `size`, and each but the last ends where a chunk does. Empty
+    # in a journal for a file whose bytes are all sent and verified while its object is not yet known to be complete.
     objects: tuple[StoredObject, ...]
-    chunks: Chunks
-    object_bytes_max: Size | None = None
+    chunks: Chunks  # see `Chunks`
+    object_bytes_max: Size | None = None  # what it was cut into segments by; None for a file in one piece
+    # Of a file in segments: the same bytes once more in one piece, for loaders that know no segments.
     plain: StoredObject | None = None
 
     def __post_init__(self) -> None:
@@ -135,14 +114,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a model came from.
-
-    Attributes:
-        kind: "hub" or "folder".
-        repo: `org/model` on the Hub, or None.
-        commit: The pinned commit on the Hub, or None.
-        revision: The branch, tag or commit that was asked for, or None.
-    """
+    """Where a model came from: for the Hub, `revision` is what was asked for and `commit` what it was."""
 
     kind: Literal["hub", "folder"]
     repo: Text | None = None
@@ -151,15 +123,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload in progress, or one that was broken off.
-
-    Attributes:
-        writer: A random identity of the process that writes it.
-        files: What is stored already, from this upload or an earlier one.
-        planned_files: How many files the model will have.
-        planned_bytes: How many bytes they will have.
-        planned_shards: How many of them are weights.
-    """
+    """An upload in progress, or one that was broken off."""
 
     format: Literal[1] = 1
     state: Literal["uploading"] = "uploading"
@@ -167,11 +131,11 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     source: Provenance
     created: Time
     tool: Text
-    writer: Text
-    planned_files: Count
-    planned_bytes: Count
-    planned_shards: Count = 0
-    files: tuple[FileEntry, ...]
+    writer: Text  # a random identity of the process that writes it
+    planned_files: Count  # how many files the model will have
+    planned_bytes: Count  # how many bytes they will have
+    planned_shards: Count = 0  # how many of them are weights
+    files: tuple[FileEntry, ...]  # what is stored already, from this upload or an earlier one
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +160,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(entry.size for entry in self.files)
 
 
@@ -285,10 +248,8 @@ def digest_of(data: bytes) -> str:
 def check_revision(source: Provenance | None, revision: str | None, *, where: str) -> None:
     """Makes sure that a stored model is the revision that its name was given with.
 
-    Args:
-        source: Where it came from; None when no manifest tells.
-        revision: A branch or tag as it was uploaded by, or a commit or its first 7 digits; None: any.
-        where: The model's URI, for messages.
+    `source` is None when no manifest tells; `revision` is a branch or tag as it was uploaded by, or a commit or its
+    first 7 digits.
 
     Raises:
         NotFoundError: It is another one, or it has none.

@@ -87,11 +87,7 @@ def path_fault(path: str) -> str | None:
 
 
 def checked_path(path: str, *, where: str) -> str:
-    """`path` itself, when it stays inside its folder.
-
-    Args:
-        path: A file's path relative to its model's folder.
-        where: Who named it, for the message ("org/model on the Hub").
+    """`path` itself, when it stays inside its folder; `where` says who named it ("org/model on the Hub").
 
     Raises:
         IntegrityError: It would leave the folder, or no store or file system could hold it.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from posixpath import basename, dirname, splitext
 
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.model.header import has_too_many_values
@@ -62,6 +63,7 @@ _INDEX = ".safetensors.index.json"
 # What trainers leave beside a model or an adapter, and what may lie beside a model: the latter is one by itself.
 _TRAINING_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args)\b.*")
 _ADAPTER = re.compile(r"adapter_model\b.*")
+_NOT_THE_MODEL = re.compile(rf"consolidated|{_ADAPTER.pattern}|{_TRAINING_STATE.pattern}")
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint-[0-9]+/")
 # How transformers and diffusers call the same weights in another precision: model.fp16.safetensors,
 # model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors.
@@ -71,28 +73,17 @@ _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is taken and what is left.
+    """What is taken and what is left."""
 
-    Attributes:
-        chosen: Paths, sorted.
-        skipped: Path to why it is left out.
-        unproven: Several shards of which neither an index nor their numbers say that they belong together.
-    """
-
-    chosen: tuple[str, ...]
-    skipped: Mapping[str, str]
+    chosen: tuple[str, ...]  # paths, sorted
+    skipped: Mapping[str, str]  # path to why it is left out
+    # Several shards of which neither an index nor their numbers say that they belong together.
     unproven: tuple[str, ...] = ()
 
 
 def index_name(paths: Iterable[str]) -> str | None:
     """The file that says which shards are the model's: the one that vLLM reads, or the only one of another name."""
-    indexes = {
-        path
-        for path in paths
-        if path.endswith(_INDEX)
-        and "/" not in path
-        and not (path.startswith("consolidated") or _ADAPTER.match(path) or _TRAINING_STATE.match(path))
-    }
+    indexes = {path for path in paths if path.endswith(_INDEX) and "/" not in path and not _NOT_THE_MODEL.match(path)}
     if INDEX_NAME in indexes:
         return INDEX_NAME
     return indexes.pop() if len(indexes) == 1 else None
@@ -130,7 +121,9 @@ def select(
     if include:
         reasons |= {path: "not in --include" for path in left if not _matches(path, include)}
     else:
-        reasons |= {path: why for path, why in _defaults(left, index).items() if not _matches(path, also)}
+        defaults = _default_reasons(left)
+        defaults |= left_out([path for path in left if path not in defaults], index=index)
+        reasons |= {path: why for path, why in defaults.items() if not _matches(path, also)}
     chosen = tuple(path for path in every if path not in reasons)
     if not chosen and (include or also or exclude):
         raise UsageError("no file is left to upload", hint="look at --include and --exclude, or add --dry-run")
@@ -154,9 +147,7 @@ def is_weights(path: str) -> bool:
 def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, ...]:
     """The shards that a load reads: every top-level safetensors but those in `left_out`, sorted.
 
-    Args:
-        paths: The model's files, relative, with `/`.
-        index: The content of the file that `index_name` names, when it counts and there is one.
+    `index` is the content of the file that `index_name` names, when it counts and there is one.
 
     Raises:
         IntegrityError: The index is malformed or names a shard that is not there.
@@ -186,8 +177,9 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
         return reasons | {name: f"left over: it names {missing[0]}, which is not there, and {own[0]} is all there is"}
     if missing:
         what = "no safetensors file at the top" if missing[0] in every else "not there"
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise IntegrityError(
-            f"{name} names {missing[0]!r}, which is {what}" + _more(missing),
+            f"{name} names {missing[0]!r}, which is {what}{more}",
             hint="get the missing files; or, if the index is left over from other files, remove it: "
             f"coldstream upload … --exclude {name}",
         )
@@ -196,22 +188,16 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardChoice:
-    """Which of a model's weights are loaded.
+    """Which of a model's weights are loaded."""
 
-    Attributes:
-        shards: Their paths, sorted.
-        left_out: Weights and an index that do not count: path to why.
-    """
-
-    shards: tuple[str, ...]
-    left_out: Mapping[str, str]
+    shards: tuple[str, ...]  # their paths, sorted
+    left_out: Mapping[str, str]  # weights and an index that do not count: path to why
 
 
 def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> ShardChoice:
-    """The shards among the files of a model.
+    """The shards among the files of a model, of which `paths` are at least the top-level ones.
 
     Args:
-        paths: All files, or at least the top-level ones.
         read: Reads a small file, of at most so many bytes. Called only for the index, if there is one.
         is_checked: The index was compared with the files when they were uploaded; it is not read where it could leave
             nothing out.
@@ -233,8 +219,9 @@ def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is
 
 
 def small_files(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
-    """The files beside the weights; see `beside`."""
-    return tuple(path for path in beside(sizes, stored=stored) if path != MANIFEST_NAME)
+    """The files that a server of the model is given beside the weights that are streamed, sorted; see `kept_back`."""
+    left = kept_back(sizes, stored=stored).keys() | {MANIFEST_NAME}
+    return tuple(path for path in sorted(sizes) if path not in left and not _is_streamed(path))
 
 
 def is_complete_set(shards: Sequence[str]) -> bool:
@@ -246,11 +233,7 @@ def is_complete_set(shards: Sequence[str]) -> bool:
 
 
 def check_numbers(shards: Sequence[str]) -> None:
-    """No shard is missing, as far as their names tell.
-
-    Raises:
-        IntegrityError: One is.
-    """
+    """Refuses shards of which one is missing, as far as their names tell."""
     for (stem, count), numbers in _numbered(shards).items():
         # Some count from 0.
         if len(numbers) < int(count):
@@ -261,44 +244,30 @@ def check_numbers(shards: Sequence[str]) -> None:
             )
 
 
-def beside(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:
-    """The files that a server of the model is given beside the weights that are streamed, sorted."""
-    left = kept_back(sizes, stored=stored)
-    return tuple(path for path in sorted(sizes) if path not in left and not _is_streamed(path))
-
-
 def kept_back(sizes: Mapping[str, int], *, stored: bool) -> dict[str, str]:
     """The files that neither are streamed nor given to a server of the model as files, and why.
 
     vLLM reads the weights of parts (audio tokenizers, speech encoders, modules of sentence-transformers, adapters) as
     files out of sub-folders. Larger sub-folders hold the whole model once more, in another precision, say: no start
-    waits for those.
-
-    Args:
-        sizes: Path to size in bytes, of the model's files.
-        stored: Whether these files were chosen for an upload. Then those that it leaves out by itself are wanted.
+    waits for those. Of files that were chosen for an upload (`stored`), those that it leaves out by itself are wanted.
     """
-    with_safetensors = {_folder(path) for path in sizes if is_weights(path)}
-    reasons = {path: why for path in sizes if (why := _default_reason(path, with_safetensors))}
-    if stored:
-        reasons = {path: why for path, why in reasons.items() if is_hidden(path)}
+    reasons = {path: why for path, why in _default_reasons(sizes).items() if not stored or is_hidden(path)}
     totals: dict[str, int] = {}
-    for path, size in sizes.items():
-        if is_tensor_data(path) and not _is_streamed(path) and path not in reasons:
+    rest = {path: size for path, size in sizes.items() if path not in reasons and not _is_streamed(path)}
+    for path, size in rest.items():
+        if is_tensor_data(path):
             # Each of the top folder is by itself.
-            totals[_folder(path) or path] = totals.get(_folder(path) or path, 0) + size
-    for path, size in sizes.items():
-        part = totals.get(_folder(path) or path, 0) if is_tensor_data(path) else size
-        if part > PART_OF_MODEL_BYTES_MAX and not _is_streamed(path):
-            reasons.setdefault(
-                path, f"larger than a part of a model: more than {format_bytes(PART_OF_MODEL_BYTES_MAX)}"
-            )
+            totals[dirname(path) or path] = totals.get(dirname(path) or path, 0) + size
+    why = f"larger than a part of a model: more than {format_bytes(PART_OF_MODEL_BYTES_MAX)}"
+    for path, size in rest.items():
+        if (totals[dirname(path) or path] if is_tensor_data(path) else size) > PART_OF_MODEL_BYTES_MAX:
+            reasons[path] = why
     return reasons
 
 
 def is_tensor_data(path: str) -> bool:
     """Whether a file holds weights of whatever format, by its name."""
-    return is_weights(path) or _suffix(path) in _FOREIGN_WEIGHTS
+    return is_weights(path) or splitext(path)[1].lower() in _FOREIGN_WEIGHTS
 
 
 def _is_streamed(path: str) -> bool:
@@ -307,11 +276,7 @@ def _is_streamed(path: str) -> bool:
 
 
 def indexed(index: bytes, *, name: str = INDEX_NAME) -> frozenset[str]:
-    """The shards that the content of an index names.
-
-    Raises:
-        IntegrityError: It is malformed.
-    """
+    """The shards that the content of an index names; an IntegrityError if it is malformed."""
     if has_too_many_values(index):
         raise IntegrityError(f"{name} is malformed: its {len(index)} bytes hold more values than any index has")
     try:
@@ -323,17 +288,14 @@ def indexed(index: bytes, *, name: str = INDEX_NAME) -> frozenset[str]:
     return names
 
 
-def _defaults(every: Sequence[str], index: bytes | None) -> dict[str, str]:
-    folders_with_safetensors = {_folder(path) for path in every if path.endswith(_SAFETENSORS)}
-    reasons = {}
-    for path in every:
-        if why := _default_reason(path, folders_with_safetensors):
-            reasons[path] = why
-    return reasons | left_out([path for path in every if path not in reasons], index=index)
+def _default_reasons(paths: Collection[str]) -> dict[str, str]:
+    """What an upload leaves out by itself, beside weights that a load does not read."""
+    with_safetensors = {dirname(path) for path in paths if is_weights(path)}
+    return {path: why for path in paths if (why := _default_reason(path, with_safetensors))}
 
 
 def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None:
-    folder, name = _folder(path), path.rpartition("/")[2]
+    folder, name = dirname(path), basename(path)
     for segment in folder.lower().split("/"):
         if segment in _FOREIGN_FOLDERS:
             return _FOREIGN_FOLDERS[segment]
@@ -341,7 +303,7 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
         return "hidden"
     if "" in folders_with_safetensors and _CHECKPOINT_FOLDER.match(path):
         return "an earlier state of the training"
-    suffix = _suffix(path)
+    suffix = splitext(path)[1].lower()
     if suffix in _FOREIGN_WEIGHTS:
         # A module of sentence-transformers (2_Dense/) may exist as a pickle only, and is needed then.
         module = bool(folder) and folder[0].isdigit() and folder not in folders_with_safetensors and suffix == ".bin"
@@ -359,9 +321,9 @@ def _companions(top: Sequence[str]) -> dict[str, str]:
     """What lies beside the weights and is none of them."""
     reasons: dict[str, str] = {}
     for pattern, why in ((_TRAINING_STATE, "the state of a training"), (_ADAPTER, "an adapter beside the model")):
-        others = {path for path in top if pattern.match(path)}
+        others = [path for path in top if pattern.match(path)]
         if len(others) + len(reasons) < len(top):
-            reasons |= dict.fromkeys(sorted(others), why)
+            reasons |= dict.fromkeys(others, why)
     return reasons
 
 
@@ -374,13 +336,11 @@ def _repeated(top: Sequence[str]) -> dict[str, str]:
             for path in top
             if path != "model.safetensors" and path.startswith(("model.", "model-", "consolidated"))
         }
-    vendors = {path for path in top if path.startswith("consolidated")}
-    reasons = (
-        dict.fromkeys(sorted(vendors), "the same weights in the vendor's layout") if len(vendors) < len(top) else {}
-    )
+    vendors = [path for path in top if path.startswith("consolidated")]
+    reasons = dict.fromkeys(vendors, "the same weights in the vendor's layout") if len(vendors) < len(top) else {}
     plain = {_stem(path) for path in top if not _VARIANT.search(path)}
-    variants = {path for path in top if _VARIANT.search(path) and _stem(path) in plain}
-    return reasons | dict.fromkeys(sorted(variants), "the same weights in another precision")
+    variants = [path for path in top if _VARIANT.search(path) and _stem(path) in plain]
+    return reasons | dict.fromkeys(variants, "the same weights in another precision")
 
 
 def _stem(path: str) -> str:
@@ -410,16 +370,3 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     if is_hidden(path):
         patterns = [pattern for pattern in patterns if is_hidden(pattern)]
     return any(fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern) for pattern in patterns)
-
-
-def _suffix(path: str) -> str:
-    name = path.rpartition("/")[2]
-    return "." + name.rpartition(".")[2].lower() if "." in name else ""
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

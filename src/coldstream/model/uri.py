@@ -21,11 +21,7 @@ _QUERY = re.compile(r"\?[\w.~%\[\]-]+=[^\s'\"<>]*")
 
 @dataclass(frozen=True, slots=True)
 class Uri:
-    """Where a model is, as the user named it. Its `str` and `repr` hold no secret.
-
-    Attributes:
-        full: All of it, for requests only.
-    """
+    """Where a model is, as the user named it. Its `str` and `repr` hold no secret; `full` is for requests only."""
 
     full: str = field(repr=False)
 
@@ -42,13 +38,11 @@ class Uri:
 
     @property
     def has_user(self) -> bool:
-        """Whether it names a user or a password."""
         scheme, mark, rest = self.full.partition("://")
         return bool(mark) and _user(scheme, rest).endswith("@")
 
     @classmethod
     def of(cls, uri: str | Uri) -> Uri:
-        """The same as a `Uri`."""
         return uri if isinstance(uri, Uri) else cls(uri)
 
 

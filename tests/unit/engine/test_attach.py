@@ -31,11 +31,13 @@ class Streamer:
         os.pwrite(descriptors[0], bytes([7]) * size, 0)
         os.pwrite(descriptors[1], packed, 0)
         self.arena = mmap.mmap(descriptors[0], size)
-        socket.send_fds(self.socket, [messages.pack_hello(0, consumers, size, len(packed))], descriptors)
+        socket.send_fds(
+            self.socket, [messages.HELLO_LAYOUT.pack(messages.HELLO, 0, consumers, size, len(packed))], descriptors
+        )
         for descriptor in descriptors:
             os.close(descriptor)
         for number in range(EXTENTS):
-            self.socket.send(messages.pack_ready(number, number, number * PAGE_BYTES))
+            self.socket.send(messages.READY_LAYOUT.pack(messages.READY, number, number, number * PAGE_BYTES))
         self.socket.settimeout(10)
 
     def hear(self) -> tuple[bytes, int]:

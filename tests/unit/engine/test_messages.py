@@ -83,9 +83,9 @@ def test_store(file: int, chunk: int, offset: int, size: int, digest: bytes) -> 
 
 @given(u32, u32, u64)
 def test_ready(extent: int, order: int, offset: int) -> None:
-    message = messages.pack_ready(extent, order, offset)
+    message = messages.READY_LAYOUT.pack(messages.READY, extent, order, offset)
     assert message[:1] == messages.READY
-    assert messages.unpack_ready(message) == (extent, order, offset)
+    assert messages.READY_LAYOUT.unpack(message) == (messages.READY, extent, order, offset)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coldstream.errors import UsageError
-from coldstream.loading.device import DeviceMaker, PlainLane, checked_device
+from coldstream.loading.device import DeviceMaker, Lane, checked_device
 from coldstream.loading.tensors import Layout
 from tests.checkpoints import checkpoint_bytes, layered, raw_bytes
 from tests.unit.loading.test_tensors import extent_of, planned
@@ -52,8 +52,8 @@ class LazyLane:
 
 
 @pytest.mark.parametrize("pad", [0, 3])
-@pytest.mark.parametrize("lane_class", [PlainLane, LazyLane])
-def test_tensors_arrive_whole(pad: int, lane_class: type[PlainLane | LazyLane]) -> None:
+@pytest.mark.parametrize("lane_class", [Lane, LazyLane])
+def test_tensors_arrive_whole(pad: int, lane_class: type[Lane | LazyLane]) -> None:
     content = checkpoint_bytes(layered(layers=3, rows=64, columns=128), pad=pad)
     header, runs = planned(content)
     maker = DeviceMaker(torch.device("cpu"), Layout([header], runs), lane_class())

@@ -9,12 +9,12 @@ import pytest
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.model.selection import (
     INDEX_NAME,
-    beside,
     index_name,
     is_complete_set,
     kept_back,
     left_out,
     select,
+    small_files,
     weights,
 )
 
@@ -31,7 +31,7 @@ def chosen(paths: list[str], *, index: bytes | None = None, **options: object) -
 
 
 def given(paths: list[str], *, stored: bool = False) -> tuple[str, ...]:
-    return beside(dict.fromkeys(paths, 1000), stored=stored)
+    return small_files(dict.fromkeys(paths, 1000), stored=stored)
 
 
 def test_one_set_of_weights_is_taken() -> None:
@@ -152,7 +152,7 @@ def test_a_sub_folder_with_the_model_once_more_is_kept_back() -> None:
     whole |= {"big.npz": 5 * gib, "pytorch_model.bin": 5 * gib}
     sizes = {"model.safetensors": 16 * gib, **parts, **whole}
     assert kept_back(sizes, stored=True) == dict.fromkeys(whole, "larger than a part of a model: more than 4.29 GB")
-    assert beside(sizes, stored=True) == tuple(sorted(parts))
+    assert small_files(sizes, stored=True) == tuple(sorted(parts))
 
 
 def index_of(*names: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coldstream.engine.load_statistics import CdnReport, LoadStatistics
-from coldstream.loading.cdn_delivery import cdn_report
+from coldstream.loading.load_report import cdn_report
 
 URL = "https://cdn.example.com/"
 
