@@ -130,8 +130,7 @@ def command(
 
 
 def _write(state: State, result: BenchResult, html_file: Path | None, png_file: Path | None) -> None:
-    from coldstream.operate.bench.bench_chart import chart_title, panels
-    from coldstream.operate.bench.bench_page import html
+    from coldstream.operate.bench.bench_chart import chart_title, html, panels
     from coldstream.operate.charts import png
 
     state.write_charts(

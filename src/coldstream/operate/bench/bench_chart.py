@@ -1,12 +1,24 @@
-"""The charts of a comparison. Each loader has one colour in all of them."""
+"""A comparison as charts and as a page of HTML. Each loader has one colour everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coldstream.operate.bench.result import OK, BenchResult, BenchRow, Spread, best, seconds_text, spread
-from coldstream.operate.charts import INK, Panel, label_rows, style_axes
+from coldstream.operate.bench.result import (
+    LOAD_COLUMNS,
+    OK,
+    START_COLUMNS,
+    BenchResult,
+    BenchRow,
+    Spread,
+    best,
+    seconds_text,
+    spread,
+    table_cells,
+)
+from coldstream.operate.charts import INK, Panel, label_rows, style_axes, svgs
+from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
 from coldstream.units import format_bytes, plural
 
 if TYPE_CHECKING:
@@ -22,13 +34,7 @@ _COLOURS = {
     "s3fs": "#c0b3d3",
     "obstore": "#a7c4a0",
 }
-_OTHER = "#b5b5b5"
 _FLOOR = "#b8446a"
-
-
-def colour_of(name: str) -> str:
-    """A loader's colour in all charts and tables."""
-    return _COLOURS.get(name, _OTHER)
 
 
 def chart_title(result: BenchResult) -> str:
@@ -52,6 +58,44 @@ def panels(result: BenchResult) -> list[Panel]:
         title = "seconds from the command to vLLM's first token"
         charts.append(Panel(0.95 + 0.36 * len(starts), lambda part: _draw_times(part, starts, title)))
     return charts
+
+
+def html(result: BenchResult) -> str:
+    """Renders the page; UsageError if matplotlib is not installed."""
+    plan, target = result.plan, result.plan.target
+    size = f"{format_bytes(target.model.bytes)} in {plural(len(target.shards), 'file')}"
+    runs = f"{plural(plan.runs, 'timed run')} of each, interleaved, after an untimed one"
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    sections = [PageSection(text=result.verdict), *(PageSection(chart=chart) for chart in svgs(panels(result)))]
+    for title, rows, columns in (
+        ("Loads", result.loads, LOAD_COLUMNS),
+        ("Whole starts of vLLM, to the first token", result.starts, START_COLUMNS),
+    ):
+        if rows:
+            lines = [
+                TableRow(row.label, cells[1:], _note(row), _colour(row))
+                for row, cells in zip(rows, table_cells(rows, columns), strict=True)
+            ]
+            heading = ("Loader", *columns[1:], "Configuration and closest floor")
+            sections.append(PageSection(title=title, table=PageTable(heading, lines)))
+    if skipped := list(dict.fromkeys(f"{one.label}: {one.reason}" for one in result.skipped)):
+        sections.append(PageSection(title="Skipped", text=skipped))
+    if floors := [TableRow(stage, (), text) for stage, text in result.floors.lines()]:
+        sections.append(PageSection(title="Floors, measured before the loads", table=PageTable((), floors)))
+    return render_page(
+        f"Loading {target.name}",
+        f"{size} from {target.label} to {plan.device}; {runs}",
+        sections,
+        footer=f"{'. '.join(result.terms)}. {result.machine}. {versions}. {result.began}.",
+    )
+
+
+def _note(row: BenchRow) -> str:
+    contestant = row.contestant
+    failed = f"failed: {row.failure}" if row.failure else ""
+    wrong = "its output differed from the other loaders'" if row.same is False else ""
+    versions = ", ".join(f"{name} {version}" for name, version in contestant.versions.items())
+    return "; ".join(filter(None, (failed, wrong, contestant.detail, row.floor_text(), versions)))
 
 
 def _sorted(rows: Sequence[BenchRow]) -> list[BenchRow]:
@@ -85,16 +129,22 @@ def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
 def _draw_costs(part: Any, rows: Sequence[BenchRow]) -> None:
     left, right = part.subplots(1, 2)
     _draw_bars(left, rows, lambda row: row.cpu_seconds_per_gib, "CPU seconds per GiB", _two_digits)
-    _draw_bars(right, rows, _gigabytes, "peak memory of all processes, GB", _two_digits)
+    _draw_bars(
+        right,
+        rows,
+        lambda row: spread(run.memory_bytes / 1e9 for run in row.runs),
+        "peak memory of all processes, GB",
+        _two_digits,
+    )
     right.set_yticks([])
+
+
+def _colour(row: BenchRow) -> str:
+    return _COLOURS.get(row.name, "#b5b5b5")
 
 
 def _two_digits(_: BenchRow, value: Spread) -> str:
     return f"{value.median:.2f}"
-
-
-def _gigabytes(row: BenchRow) -> Spread | None:
-    return spread(run.memory_bytes / 1e9 for run in row.runs)
 
 
 def _draw_bars(
@@ -111,7 +161,7 @@ def _draw_bars(
     most = max((value.max for _, _, value in bars), default=1.0) or 1.0
     for place, row, value in bars:
         # Rows whose output was wrong are hatched.
-        look: dict[str, Any] = {"color": colour_of(row.name), "hatch": None if row.state == OK else "////"}
+        look: dict[str, Any] = {"color": _colour(row), "hatch": None if row.state == OK else "////"}
         axes.barh(place, value.median, height=0.62, zorder=2, edgecolor="white", linewidth=0.5, **look)
         axes.plot([value.min, value.max], [place, place], color=INK, linewidth=1, zorder=3, solid_capstyle="butt")
         for end in (value.min, value.max):

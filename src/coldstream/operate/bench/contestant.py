@@ -1,8 +1,7 @@
 """The loaders that can be compared, and how each is run for a model on this machine.
 
-Each run has an environment of its own: variables that could configure a loader from outside are removed, and the ones
-that it needs for this bucket are added. Credentials reach only the processes that read the bucket, through their
-environment.
+Each run has an environment of its own, without variables that could configure a loader from outside. Credentials reach
+only the processes that read the bucket, through their environment.
 """
 
 from __future__ import annotations
@@ -40,15 +39,8 @@ _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_
 _CACHE_LIMIT = str(1 << 50)
 # Every user of the machine can read a command line, and the model's URL may hold a token.
 _SERVE = "import json, sys; from coldstream.cli import main; main(json.load(sys.stdin))"
-_NOT_FOR_LOADS = {
-    "CLOUDFLARE_API_TOKEN",
-    "CLOUDFLARE_BASE_URL",
-    "COLDSTREAM_BUNDLE_KEY",
-    "COLDSTREAM_CACHE_DIR",
-    "COLDSTREAM_CACHE_LIMIT",
-    "COLDSTREAM_SERVICE",
-    "VLLM_API_KEY",
-}
+# Settings that no load needs, or that the comparison sets itself.
+_NOT_FOR_LOADS = ("HF_", "CLOUDFLARE_", "COLDSTREAM_BUNDLE_", "COLDSTREAM_CACHE_", "COLDSTREAM_SERVICE", "VLLM_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +48,6 @@ class Loader:
     """A way of loading a model, on any machine.
 
     Attributes:
-        name: As `--only` takes it.
-        packages: What its interpreter must have installed.
         places: The kinds of `BenchTarget` that it can read.
         detail: How it is configured, if it does not only follow `--connections`.
         connections: The number that it always uses.
@@ -77,8 +67,7 @@ class Loader:
     optional: bool = False
 
     @property
-    def install(self) -> str:
-        """The command that installs its packages."""
+    def install_command(self) -> str:
         packages = ("'runai-model-streamer[s3]'",) if "runai-model-streamer" in self.packages else self.packages
         return f"pip install {' '.join(packages or ('torch',))}"
 
@@ -109,11 +98,9 @@ class BenchPlan:
     """What to compare, and how.
 
     Attributes:
-        runs: Timed runs of each loader.
-        seed: Of the order of the runs.
+        runs: Timed runs of each loader, in an order that `seed` decides.
         interpreters: Paths of further interpreters that may have loaders.
         drop_caches: Whether to drop the page cache before each run, where permitted.
-        timeout_seconds: For each run.
         vllm_flags: For whole starts of vLLM; None for loads only.
     """
 
@@ -137,7 +124,7 @@ class Contestant:
 
     Attributes:
         environ: Its whole environment, which may hold credentials.
-        first_environ: The environment of the untimed first run, which hashes the tensors and fills the cache.
+        first_environ: That of the untimed first run, which hashes the tensors and fills the cache.
         connections: Its maximum number of connections to the bucket; None if it does not read the bucket.
         detail: How it is configured, for people.
         emptied: Folders that are emptied before every run.
@@ -168,28 +155,20 @@ class Skipped:
 
 
 def select_loaders(only: Sequence[str], skip: Sequence[str], more: Sequence[str]) -> list[Loader]:
-    """Selects loaders by name; by default all that are not optional.
-
-    Raises:
-        UsageError: A name is unknown, or no loader is left.
-    """
+    """Selects loaders by name, by default all that are not optional; UsageError if none is left."""
     hint = f"the loaders are {', '.join(NAMES)}"
     for name in (*only, *skip, *more):
         if name not in NAMES:
             raise UsageError(f"there is no loader {name!r} to compare", hint=hint)
-    names = set(only or [loader.name for loader in LOADERS if not loader.optional]) | set(more)
-    loaders = [loader for loader in LOADERS if loader.name in names - set(skip)]
+    names = {*(only or set(NAMES) - set(OPTIONAL)), *more} - set(skip)
+    loaders = [loader for loader in LOADERS if loader.name in names]
     if not loaders:
         raise UsageError("no loader is left to run", hint=hint)
     return loaders
 
 
 def probe_interpreters(paths: Iterable[str]) -> Interpreters:
-    """Asks each interpreter which packages it has.
-
-    Raises:
-        UsageError: One of them does not run.
-    """
+    """Asks each interpreter which packages it has; UsageError if one of them does not run."""
     interpreters: dict[str, Mapping[str, str]] = {}
     for path in dict.fromkeys(map(os.path.abspath, paths)):
         environ = clean_environment(python_path=path == sys.executable)
@@ -213,12 +192,8 @@ def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[
         if not name.startswith(_FOREIGN) or name.startswith(keep)
     }
     environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"}
-    return environ | (_python_path() if python_path else {})
-
-
-def _python_path() -> dict[str, str]:
     path = os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": path} if path else {}
+    return environ | ({"PYTHONPATH": path} if path and python_path else {})
 
 
 class ContestantFactory:
@@ -251,7 +226,7 @@ class ContestantFactory:
         python = self.interpreter(*packages)
         if python is None:
             missing = next((name for name in packages if self.interpreter(name) is None), ", ".join(packages))
-            return _skip(loader, "load", f"{missing} is not installed", hint=f"run: {loader.install}")
+            return _skip(loader, "load", f"{missing} is not installed", hint=f"run: {loader.install_command}")
         if loader.name in OURS:
             return self._coldstream(loader, python)
         return self._download(loader, python) if loader.name == "vllm-default" else self._foreign(loader, python)
@@ -264,7 +239,7 @@ class ContestantFactory:
             return _skip(loader, "start", "vLLM has no such loader")
         if loader.serve_loader == "runai" and program.packages and "runai_model_streamer" not in program.packages:
             reason = "runai-model-streamer is not installed in vLLM's environment"
-            return _skip(loader, "start", reason, hint=f"run there: {loader.install}")
+            return _skip(loader, "start", reason, hint=f"run there: {loader.install_command}")
         plan, target = self._plan, self._target
         uri, keys, detail = target.uri.full, self._bucket_environment(), f"--loader {loader.serve_loader}"
         if target.kind == "s3":
@@ -326,12 +301,9 @@ class ContestantFactory:
             names = ["HF_ENDPOINT", *(["HF_TOKEN"] if self._target.uri.full.startswith("hf://") else [])]
             values = {name: value for name in names if (value := self._settings.get(name))}
             return values | ({"COLDSTREAM_STORE": self._target.store} if self._target.store else {})
-        values = {
-            name: value
-            for name, value in self._settings.values.items()
-            if name not in _NOT_FOR_LOADS and not name.startswith("HF_")
-        }
-        return self._aws_environment() | values
+        settings = self._settings.values.items()
+        needed = {name: value for name, value in settings if not name.startswith(_NOT_FOR_LOADS)}
+        return self._aws_environment() | needed
 
     def _aws_environment(self) -> dict[str, str]:
         """The variables of AWS's own credential chain, if the bucket is read with it."""
@@ -384,8 +356,8 @@ class ContestantFactory:
             return self._reader(loader, python, "download", environ, {}, connections=None, detail=detail)
         folder = self._scratch / "downloaded"
         # The download runs in this interpreter, with its module path and the bucket's keys.
-        path = [f"{name}={value}" for name, value in _python_path().items()]
-        command = ["env", *path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
+        path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
+        command = ["env", path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
         return self._reader(
             loader,
             python,

@@ -44,15 +44,10 @@ STAGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """Measured rates in bytes per second; None where one does not apply or could not be measured.
+    """Measured rates in bytes per second, as `lines` describes them; None: not applicable, or it could not be measured.
 
-    Attributes:
-        link: The speed that the network card reports.
-        bucket: Plain reads over `bucket_connections` connections.
-        connection: Plain reads over one connection.
-        core: Plain reads on one core, including decryption with https.
-        disk: Reads of the local copy; `disk_direct` if they bypassed the page cache.
-        pcie: Copies from pinned memory to the device.
+    `core` is what one core receives, with https decryption included; `disk_direct` tells that the reads of the disk
+    bypassed the page cache.
     """
 
     link: float | None = None
@@ -99,11 +94,7 @@ class Floors:
 
 
 def measure(target: BenchTarget, *, connections: int) -> Floors:
-    """Measures the floors between the bucket and this machine.
-
-    Raises:
-        UnavailableError: The server stopped responding to plain reads.
-    """
+    """Measures the floors between the bucket and this machine; UnavailableError if plain reads fail."""
     cores = hardware.cores()
     if target.kind == "folder":
         return Floors(cores=cores)
@@ -162,11 +153,7 @@ def _run_raw(request: dict[str, Any]) -> dict[str, float]:
 
 
 def measure_pcie(python: str, device: str) -> float:
-    """Bytes per second of copies from pinned memory to the device.
-
-    Raises:
-        UsageError: The device does not exist or is busy.
-    """
+    """Bytes per second of copies from pinned memory; UsageError if the device does not exist or is busy."""
     environ = child_environment() | {"BENCH_OPTIONS": json.dumps({"device": device})}
     try:
         done = run([python, str(READERS), "pcie"], environ, timeout_seconds=_DEVICE_SECONDS)

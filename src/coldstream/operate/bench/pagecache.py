@@ -8,10 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _DROP = Path("/proc/sys/vm/drop_caches")
-
-EVERYTHING = "everything"
-FILES = "files"
-NOTHING = "nothing"
+EVERYTHING, FILES, NOTHING = "everything", "files", "nothing"
 _DESCRIPTIONS = {
     EVERYTHING: "the machine's page cache was dropped before every run",
     FILES: "the local copy was dropped from the page cache before every run; dropping all of it needs root",
@@ -20,11 +17,7 @@ _DESCRIPTIONS = {
 
 
 def drop(folders: Iterable[Path]) -> str:
-    """Drops the whole page cache, which only root may do, or else the files of these folders.
-
-    Returns:
-        `EVERYTHING`, `FILES` or `NOTHING`.
-    """
+    """Drops the whole page cache, which only root may do, or else the files of these folders; returns which."""
     if os.access(_DROP, os.W_OK):
         # Dirty pages cannot be dropped.
         os.sync()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from coldstream.operate.bench import pagecache
 from coldstream.operate.bench.contestant import OURS, BenchPlan, Contestant, Skipped
@@ -13,14 +13,11 @@ from coldstream.operate.bench.floors import STAGES, Floors
 from coldstream.operate.bench.runner import Run
 from coldstream.units import GIB, format_bytes, format_rate
 
-OK = "ok"
-WRONG = "wrong"
-FAILED = "failed"
+OK, WRONG, FAILED = "ok", "wrong", "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median, minimum and maximum of several runs."""
+class Spread(NamedTuple):
+    """Of several runs."""
 
     median: float
     min: float
@@ -107,8 +104,9 @@ class BenchRow:
 
     def document(self, best: float | None) -> dict[str, Any]:
         """For JSON; `best` is the lowest median of all rows."""
-        names = ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
-        spreads = {name: getattr(self, name) for name in names}
+        spreads: dict[str, Spread | None] = {
+            name: getattr(self, name) for name in ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
+        }
         return {
             "name": self.name,
             "label": self.label,
@@ -117,7 +115,7 @@ class BenchRow:
             "versions": dict(self.contestant.versions),
             "failure": self.failure,
             "same": self.same,
-            **{name: figure and asdict(figure) for name, figure in spreads.items()},
+            **{name: figure and figure._asdict() for name, figure in spreads.items()},
             "bytes_per_second": self.rate,
             "times_best": self.seconds.median / best if self.seconds and best else None,
             "floors": dict(self.floors),

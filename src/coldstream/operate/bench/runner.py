@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,8 +52,7 @@ class Run:
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("seconds", "cpu_seconds", "whole_seconds", "whole_cpu_seconds", "memory_bytes")
-        figures = {name: getattr(self, name) for name in names}
+        figures = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
         return figures | {name: self.result.get(name) for name in ("import_seconds", "start")}
 
 
@@ -71,19 +70,14 @@ def run(
     interval_seconds: float = 0.05,
     timeout_seconds: float = 300.0,
 ) -> Run:
-    """Runs a command once.
+    """Runs a command once, which prints one JSON object, as its last line or as all of its output.
 
     Args:
-        command: Prints one JSON object, as its last line or as all of its output.
-        environ: Its whole environment.
+        environ: Its whole environment; its secrets are in no message of `RunFailed`.
         prefix: A command that starts it, for example in a network namespace.
-        cwd: Its working directory; ours when None.
         pss: Measure memory exactly, at some cost of CPU.
         interval_seconds: Between samples of memory.
         timeout_seconds: Until it is killed.
-
-    Raises:
-        RunFailed: The message contains no secret of the environment.
     """
     program = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(os.getpid())]
     program += ["--interval", str(interval_seconds), "--timeout", str(timeout_seconds), *(["--pss"] if pss else [])]
@@ -175,16 +169,8 @@ def _parse_result(text: str) -> dict[str, Any]:
 
 def _measure(command: Sequence[str], environ: Mapping[str, str], cwd: Path | None) -> dict[str, Any]:
     # In a session of its own, so that Ctrl-C does not reach it directly: it kills its tree on SIGTERM.
-    process = subprocess.Popen(
-        command,
-        env=dict(environ),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=dict(environ), cwd=cwd, text=True, start_new_session=True, **pipes)
     try:
         output, errors = process.communicate()
     except BaseException:

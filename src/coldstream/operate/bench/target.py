@@ -26,10 +26,10 @@ class BenchTarget:
     Attributes:
         uri: As coldstream is given it.
         label: The URI for people; without secrets.
-        kind: "s3", "folder", or "http" for servers that only coldstream reads.
+        kind: "s3", "folder", or "http" for servers that only coldstream can read from.
         store: "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".
         key: The model's folder in the store.
-        folder: Its path on this machine if `kind` is "folder".
+        folder: Its path on this machine if `kind` is "folder", else "".
         verified: Whether a manifest has the hash of every chunk.
     """
 
@@ -83,11 +83,7 @@ class BenchTarget:
 
 
 def find_target(uri: str, settings: Settings) -> BenchTarget:
-    """Looks a model up.
-
-    Raises:
-        What `open_model_reader` and `ModelReader.checkpoint` raise.
-    """
+    """Looks a model up; raises what `open_model_reader` and `ModelReader.checkpoint` raise."""
     patience = min(settings.retry_seconds, _RETRY_SECONDS)
     checkpoint = open_model_reader(uri, settings, retry=Retry(Backoff(give_up_seconds=patience))).checkpoint()
     shards = checkpoint.shards

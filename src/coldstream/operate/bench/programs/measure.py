@@ -23,13 +23,12 @@ import sys
 import tempfile
 import threading
 import time
-from typing import IO
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main() -> None:
-    """Runs the command on the command line."""
+    """Runs and measures the command on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pss", action="store_true")
     parser.add_argument("--interval", type=float, default=0.05)
@@ -72,7 +71,10 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
         settled = time.perf_counter() - began
         timer.cancel()
         memory.stop()
-        texts = [_read(file) for file in (output, errors)]
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "exit": process.returncode,
@@ -86,11 +88,6 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
         "stdout": texts[0],
         "stderr": texts[1][-4000:],
     }
-
-
-def _read(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
 
 
 def descendants() -> list[int]:
@@ -112,8 +109,7 @@ def descendants() -> list[int]:
 def end_descendants(*, reap: bool = False) -> None:
     """Kills everything below this process, including processes that start while it does.
 
-    Args:
-        reap: Wait for them too, where nothing else does: zombies stay in the tree until they are waited for.
+    With `reap` it waits for them too, where nothing else does: zombies stay in the tree until they are waited for.
     """
     deadline = time.monotonic() + 10
     while (pids := descendants()) and time.monotonic() < deadline:

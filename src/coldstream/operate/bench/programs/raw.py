@@ -18,7 +18,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -50,12 +50,19 @@ class _Counter:
 def read_links(*, links: list[dict[str, Any]], connections: int, seconds: float) -> dict[str, float]:
     """Reads ranges of all files over this many connections."""
     counter = _Counter(connections)
+    ranges = [
+        (link, start, min(start + _RANGE_BYTES, link["size"]))
+        for link in links
+        for start in range(0, link["size"], _RANGE_BYTES)
+    ]
 
     def work(number: int) -> None:
         view = memoryview(bytearray(_READ_BYTES))
         failures = 0
         connection: http.client.HTTPConnection | None = None
-        for link, start, stop in _ranges(links, number, connections):
+        # The connections begin at evenly spaced places.
+        place = number * max(1, len(ranges) // connections) % len(ranges)
+        for link, start, stop in itertools.cycle(ranges[place:] + ranges[:place]):
             if counter.stopped.is_set() or failures >= _FAILURES_MAX:
                 return
             url = urlsplit(link["url"])
@@ -76,17 +83,6 @@ def read_links(*, links: list[dict[str, Any]], connections: int, seconds: float)
                 connection = None
 
     return _measure(work, counter, seconds)
-
-
-def _ranges(links: list[dict[str, Any]], number: int, connections: int) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """An endless series of ranges for one connection; the connections begin at evenly spaced places."""
-    ranges = [
-        (link, start, min(start + _RANGE_BYTES, link["size"]))
-        for link in links
-        for start in range(0, link["size"], _RANGE_BYTES)
-    ]
-    place = number * max(1, len(ranges) // connections) % len(ranges)
-    return itertools.cycle(ranges[place:] + ranges[:place])
 
 
 def _connect(url: SplitResult) -> http.client.HTTPConnection:

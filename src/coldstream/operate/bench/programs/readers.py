@@ -2,9 +2,8 @@
 
 It runs with the interpreter that has the loader, so this file needs only the standard library. Every reader loads all
 bytes of all shards into memory, or onto a device, and counts them. With `verify` it also hashes each tensor (SHA-256),
-so that wrong bytes cannot pass as speed. Prints one line of JSON: bytes, hashes, and the wall and CPU time at which the
-imports were done, so that no loader is charged for importing torch. Credentials come from the environment, under AWS's
-names.
+so that wrong bytes cannot pass as speed. Prints one line of JSON: bytes, hashes, and the wall and CPU time of the
+imports, which no loader is charged for. Credentials come from the environment, under AWS's names.
 
 Options: files ([name, size] each), device, threads, chunk_bytes, verify; for readers of a bucket url (http://host:port,
 or null for AWS itself), bucket, key (the model's folder), authority (PEM or null); for readers of a folder `folder`
@@ -81,7 +80,7 @@ def _copier(options: Options) -> Callable[[Any], None]:
 
 
 def tensor_hash(tensor: Any) -> str:
-    """SHA-256 of a torch tensor's bytes."""
+    """SHA-256 of a torch tensor."""
     import torch
 
     # Viewing a scalar as bytes needs a dimension; .cpu() is for tensors on a device.
@@ -125,8 +124,6 @@ def runai(options: Options) -> Callable[[], Result]:
     prefix = options.get("folder") or f"s3://{options['bucket']}/{options['key']}"
     paths = [f"{prefix}/{name}" for name, _ in options["files"]]
     device = options.get("device", "cpu")
-    if device != "cpu":
-        import torch  # noqa: F401  # so that its import is not charged to the load
 
     def load() -> Result:
         with SafetensorsStreamer() as streamer:
@@ -144,13 +141,8 @@ def obstore(options: Options) -> Callable[[], Result]:
     import obstore as library
     from obstore.store import S3Store
 
-    config = {
-        "endpoint": options["url"],
-        "region": os.environ.get("AWS_REGION"),
-        "access_key_id": os.environ.get("AWS_ACCESS_KEY_ID"),
-        "secret_access_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        "session_token": os.environ.get("AWS_SESSION_TOKEN"),
-    }
+    names = ("region", "access_key_id", "secret_access_key", "session_token")
+    config = {"endpoint": options["url"], **{name: os.environ.get(f"AWS_{name.upper()}") for name in names}}
     store: Any = S3Store(
         options["bucket"],
         **{name: value for name, value in config.items() if value},
@@ -162,6 +154,10 @@ def obstore(options: Options) -> Callable[[], Result]:
         view[: stop - start] = memoryview(library.get_range(store, f"{options['key']}/{name}", start=start, end=stop))
 
     return lambda: _read_ranges(options, read)
+
+
+def _ranges(size: int, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def _read_ranges(options: Options, read: Callable[[str, int, int, memoryview], None]) -> Result:
@@ -180,17 +176,12 @@ def _read_ranges(options: Options, read: Callable[[str, int, int, memoryview], N
 
         def read_file(name: str, size: int) -> memoryview:
             whole = memoryview(bytearray(size))
-            starts = range(0, size, step)
-            list(
-                pool.map(lambda start: read(name, start, min(start + step, size), whole[start : start + step]), starts)
-            )
+            list(pool.map(lambda part: read(name, part[0], part[1], whole[slice(*part)]), _ranges(size, step)))
             return whole
 
         if options["verify"]:
             return _read_files(options, read_file)
-        chunks = [
-            (name, start, min(start + step, size)) for name, size in options["files"] for start in range(0, size, step)
-        ]
+        chunks = [(name, *part) for name, size in options["files"] for part in _ranges(size, step)]
         return {"bytes": sum(pool.map(read_chunk, chunks))}
 
 
@@ -216,28 +207,21 @@ def s3fs(options: Options) -> Callable[[], Result]:
     """s3fs: cat_ranges of a file's chunks, one file after the other."""
     from s3fs import S3FileSystem
 
-    client: dict[str, Any] = {"region_name": os.environ.get("AWS_REGION")}
-    config: dict[str, Any] = {}
-    if options["url"]:
-        client["endpoint_url"] = options["url"]
-        config = {"s3": {"addressing_style": "path"}}
-    if options.get("authority"):
-        client["verify"] = options["authority"]
+    client = {"region_name": os.environ.get("AWS_REGION"), "endpoint_url": options["url"]}
     system = S3FileSystem(
         key=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
         token=os.environ.get("AWS_SESSION_TOKEN"),
-        client_kwargs=client,
-        config_kwargs=config,
+        client_kwargs=client | ({"verify": options["authority"]} if options.get("authority") else {}),
+        config_kwargs={"s3": {"addressing_style": "path"}} if options["url"] else {},
         default_cache_type="none",
     )
     copy, step = _copier(options), options["chunk_bytes"]
 
     def read(name: str, size: int) -> list[bytes]:
-        path = f"{options['bucket']}/{options['key']}/{name}"
-        starts = list(range(0, size, step))
-        stops = [min(start + step, size) for start in starts]
-        pieces: list[bytes] = system.cat_ranges([path] * len(starts), starts, stops, on_error="raise")
+        starts, stops = zip(*_ranges(size, step), strict=True)
+        paths = [f"{options['bucket']}/{options['key']}/{name}"] * len(starts)
+        pieces: list[bytes] = system.cat_ranges(paths, list(starts), list(stops), on_error="raise")
         for piece in pieces:
             copy(piece)
         return pieces

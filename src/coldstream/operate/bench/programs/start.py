@@ -42,7 +42,12 @@ def main() -> None:
             cpu_seconds = _tree_cpu_seconds()
             digest = _completion_digest(document["url"]) if document and options.get("verify") else None
         finally:
-            _end(process)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         if not document:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace"))
@@ -61,15 +66,6 @@ def _read_document(process: subprocess.Popen[bytes]) -> dict[str, Any]:
             document: dict[str, Any] = json.loads(text)
             return document
     return {}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _completion_digest(url: str) -> str | None:
