@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.cdn.cache_rule import rule_for
-from coldstream.operate.cdn.plan_limits import PLANS
+from coldstream.operate.cdn.model_objects import PLANS
+from coldstream.operate.cdn.zone import rule_for
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

@@ -17,10 +17,9 @@ from coldstream.cli.shared_options import Count, common_options, dry_run_option,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstream.operate.cdn.cache_check import CacheFinding
-    from coldstream.operate.cdn.cache_rule import RuleState
+    from coldstream.operate.cdn.edge_cache import CacheFinding
     from coldstream.operate.cdn.model_objects import CdnObject
-    from coldstream.operate.cdn.zone import Zone
+    from coldstream.operate.cdn.zone import RuleState, Zone
     from coldstream.places.cdn_domain import CdnDomain
     from coldstream.places.cloudflare import Api
 
@@ -83,8 +82,7 @@ def rule(
     Adds the rule to the zone if CLOUDFLARE_API_TOKEN is set; the token needs 'Zone: Read' and 'Cache Rules: Edit'.
     Existing rules are kept. For a rule that differs, shows each field; --replace replaces it if coldstream created it.
     """
-    from coldstream.operate.cdn.cache_rule import PHASE, rules_for
-    from coldstream.operate.cdn.zone import changes_for, is_proxied, look, make
+    from coldstream.operate.cdn.zone import PHASE, changes_for, is_proxied, look, make, rules_for
     from coldstream.places.cloudflare import open_api
 
     state.flags["R2_CDN_DOMAIN"] = domain
@@ -158,8 +156,8 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
     Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
-    from coldstream.operate.cdn.cache_check import check as checked
     from coldstream.operate.cdn.edge import Edge
+    from coldstream.operate.cdn.edge_cache import check as checked
 
     cdn = _cdn(state)
     limit = _limit(state, cdn, plan)
@@ -170,7 +168,6 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
         limit_bytes=limit,
         connections=connections,
         in_bucket=_in_bucket(state),
-        on_done=lambda _: None,
     )
     good = sum(finding.state in {"kept", "coming"} for finding in findings)
     document = {
@@ -199,8 +196,8 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     """
     from coldstream.cli.bars import progress_for
     from coldstream.errors import UsageError
-    from coldstream.operate.cdn.cache_fill import warm as warmed
     from coldstream.operate.cdn.edge import Edge
+    from coldstream.operate.cdn.edge_cache import warm as warmed
     from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
     cdn = _cdn(state)
@@ -363,7 +360,7 @@ def _in_bucket(state: State) -> Callable[[CdnObject], bool]:
 def _limit(state: State, cdn: CdnDomain, plan: str | None) -> int:
     """Bytes of the largest object that is kept: of the plan that was named, or that the API tells."""
     from coldstream.errors import ColdstreamError
-    from coldstream.operate.cdn.plan_limits import limit_of
+    from coldstream.operate.cdn.model_objects import limit_of
     from coldstream.places.cloudflare import open_api
 
     settings = state.settings()
@@ -383,8 +380,7 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
     """
     from coldstream.errors import ColdstreamError, UsageError
     from coldstream.mirror.listing import list_models
-    from coldstream.operate.cdn.model_objects import objects_of
-    from coldstream.operate.cdn.plan_limits import USEFUL_SHARE, kept_share, limit_of
+    from coldstream.operate.cdn.model_objects import USEFUL_SHARE, kept_share, limit_of, objects_of
     from coldstream.units import format_bytes
 
     if force:

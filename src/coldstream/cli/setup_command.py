@@ -123,7 +123,6 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     """Checks the configuration and, if it is valid, the bucket; prints each result at once."""
     from coldstream.errors import ColdstreamError
     from coldstream.operate import probe
-    from coldstream.operate.doctor.endpoint_probe import probe_endpoint
     from coldstream.places.opening import open_store
 
     checks: list[Check] = []
@@ -140,7 +139,7 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     if endpoint := settings.endpoint():
         # The check of the bucket reports an unreachable endpoint.
         with suppress(ColdstreamError):
-            note(probe.judged_clock(probe_endpoint(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
+            note(probe.judged_clock(probe.probe_endpoint(endpoint, ca_bundle=settings.get("AWS_CA_BUNDLE")).date))
     if note(probe.check_bucket(store, create=create, location=location)):
         note(*probe.check_round_trip(store))
     return checks

@@ -1,27 +1,34 @@
-"""Does this bucket work? The checks of `coldstream setup`, each against the real thing.
+"""Checks an endpoint and a bucket with real requests, for `coldstream setup` and `coldstream doctor`.
 
-A probe object of a random name is put, conditionally put again, read by range, listed and deleted. What is measured is
-measured from here: latency, and the speed of one stream, which on R2 says little about many.
+A probe object of a random name is put, conditionally put again, read by range, listed and deleted. Latency and the
+throughput of one stream are those of this machine; on R2, one stream says little about many.
 """
 
 from __future__ import annotations
 
 import email.utils
+import http.client
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, UnavailableError
+from coldstream.net.http_message import parse_target, proxy_for
+from coldstream.net.tls import ssl_context
 from coldstream.places.place import Store, honours_conditions
 from coldstream.settings import ENDPOINTS, Settings, mask
 from coldstream.units import MIB, format_rate, format_seconds
 
+PROBE_FOLDER = ".coldstream-probe"
 _SPEED_BYTES = 8 * MIB
 _LATENCY_ROUNDS = 5
+_ENDPOINT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +39,16 @@ class Check:
         name: Its name in `--only`, `--skip` and the JSON.
         state: "ok", "warn" or "fail"; in `coldstream doctor` also "skipped".
         detail: The measured value, the fault, or why the check was skipped; for people.
-        hint: How to fix it, or None.
         exit_code: The exit code of the error behind a failure; 0 if nothing failed.
-        blocked_by: What a skipped check depends on that failed or is missing; "" otherwise.
+        blocked_by: The failed or missing dependency of a skipped check; "" otherwise.
     """
 
     name: str
     state: str
     detail: str
     hint: str | None = None
-    exit_code: int = 1
+    exit_code: int = 0
     blocked_by: str = ""
-
-    def __post_init__(self) -> None:
-        if self.state != "fail":
-            object.__setattr__(self, "exit_code", 0)
 
     def document(self) -> dict[str, Any]:
         """The check as `--json` prints it; a contract."""
@@ -54,19 +56,24 @@ class Check:
                 "exit_code": self.exit_code}  # fmt: skip
 
 
-def ok(detail: str) -> Check:
-    """A check of `coldstream doctor` that passed; the checklist names it."""
-    return Check(name="", state="ok", detail=detail)
+def ok(detail: str, *, name: str = "") -> Check:
+    """A check that passed; the doctor's checklist fills in the name."""
+    return Check(name=name, state="ok", detail=detail)
 
 
-def warn(detail: str, *, hint: str | None = None) -> Check:
-    """A check that found something that works, but not well."""
-    return Check(name="", state="warn", detail=detail, hint=hint)
+def warn(detail: str, hint: str | None = None, *, name: str = "") -> Check:
+    """A check of something that works, but not well."""
+    return Check(name=name, state="warn", detail=detail, hint=hint)
 
 
-def fail(detail: str, *, hint: str | None = None, exit_code: int = 1) -> Check:
+def fail(detail: str, hint: str | None = None, *, exit_code: int = 1, name: str = "") -> Check:
     """A check that failed."""
-    return Check(name="", state="fail", detail=detail, hint=hint, exit_code=exit_code)
+    return Check(name=name, state="fail", detail=detail, hint=hint, exit_code=exit_code)
+
+
+def failed(exc: ColdstreamError, *, name: str = "") -> Check:
+    """A check that failed with this error."""
+    return fail(exc.message, exc.hint, exit_code=exc.exit_code, name=name)
 
 
 def skipped(reason: str) -> Check:
@@ -75,39 +82,39 @@ def skipped(reason: str) -> Check:
 
 
 def check_configuration(settings: Settings) -> list[Check]:
-    """What is configured, from where; touches no network."""
+    """Checks the store, endpoint and credentials, and names their origins; does not use the network."""
     # Its import takes longer than anything else here, and only `setup` shows the token.
     from coldstream.places.hub import hub_token
 
-    checks = []
-    for name, needed, ask in (
-        ("store", True, settings.store_uri),
-        ("endpoint", False, settings.endpoint),
-        ("credentials", False, lambda: _described_keys(settings)),
-    ):
-        checks.append(_configured(name, settings, ask, needed=needed))
+    checks = [
+        _configured(settings, "store", ("COLDSTREAM_STORE", "R2_BUCKET"), settings.store_uri),
+        _configured(settings, "endpoint", ENDPOINTS, settings.endpoint, "AWS S3 itself is used"),
+        _configured(
+            settings,
+            "credentials",
+            ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+            lambda: _described_keys(settings),
+            "the AWS chain (profile, SSO, role) is used",
+        ),
+    ]
     token, origin = hub_token(settings)
     detail = f"{origin}, ends in {mask(token)}" if token else "not set: public models only"
-    checks.append(Check(name="hugging face token", state="ok", detail=detail))
-    return checks
+    return [*checks, ok(detail, name="hugging face token")]
 
 
-def _configured(name: str, settings: Settings, ask: Callable[[], str | None], *, needed: bool) -> Check:
-    origins = {
-        "store": ("COLDSTREAM_STORE", "R2_BUCKET"),
-        "endpoint": ENDPOINTS,
-        "credentials": ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
-    }[name]
+def _configured(
+    settings: Settings, name: str, variables: tuple[str, ...], read: Callable[[], str | None], fallback: str = ""
+) -> Check:
+    """Checks a setting, which is required unless there is a fallback."""
     try:
-        value = ask()
+        value = read()
     except ColdstreamError as exc:
-        return Check(name=name, state="fail", detail=exc.message, hint=exc.hint, exit_code=exc.exit_code)
+        return failed(exc, name=name)
     if value:
-        origin = settings.origin(*origins)
-        return Check(name=name, state="ok", detail=f"{value}   ({origin})" if origin else value)
-    looked = f"{' and '.join(origins)} are not set in {' or '.join(settings.looked_in)}"
-    fallback = {"endpoint": "; AWS S3 itself is used", "credentials": "; the AWS chain (profile, SSO, role) is used"}
-    return Check(name=name, state="fail" if needed else "warn", detail=looked + fallback.get(name, ""), exit_code=2)
+        origin = settings.origin(*variables)
+        return ok(f"{value}   ({origin})" if origin else value, name=name)
+    detail = f"{' and '.join(variables)} are not set in {' or '.join(settings.looked_in)}"
+    return warn(f"{detail}; {fallback}", name=name) if fallback else fail(detail, exit_code=2, name=name)
 
 
 def _described_keys(settings: Settings) -> str | None:
@@ -117,88 +124,144 @@ def _described_keys(settings: Settings) -> str | None:
     return f"{mask(keys[0])} and its secret {mask(keys[1])}" + (", with a session token" if keys[2] else "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointProbe:
+    """The response of an endpoint.
+
+    Attributes:
+        seconds: Until the response, including the connection.
+        date: The header `Date`.
+        protocol: "TLSv1.3"; None without TLS.
+        expires: When the certificate expires, in Unix time; None without TLS.
+        tls_fault: Why TLS failed, such as an untrusted certificate.
+        proxy: Host and port of the proxy that was used.
+    """
+
+    seconds: float
+    date: str | None = None
+    protocol: str | None = None
+    expires: float | None = None
+    tls_fault: str | None = None
+    proxy: str | None = None
+
+
+def probe_endpoint(url: str, *, ca_bundle: str | None = None) -> EndpointProbe:
+    """Requests `/` of a valid URL without credentials; any status counts as an answer.
+
+    Raises:
+        UnavailableError: The endpoint does not answer.
+        ConfigError: The environment's proxy is not valid, or a file of certificates does not exist.
+    """
+    target = parse_target(url)
+    proxy = proxy_for(target)
+    host, port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
+    through = f"{host}:{port}" if proxy else None
+    headers = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+    connection: http.client.HTTPConnection
+    if target.scheme == "https":
+        context = ssl_context(ca_bundle=ca_bundle)
+        connection = http.client.HTTPSConnection(host, port, timeout=_ENDPOINT_SECONDS, context=context)
+        if proxy:
+            connection.set_tunnel(target.host, target.port, headers=headers)
+        # The credentials are for the proxy only.
+        path, headers = "/", {}
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=_ENDPOINT_SECONDS)
+        path = f"http://{target.authority}/" if proxy else "/"
+    protocol, expires = None, None
+    began = time.monotonic()
+    with closing(connection):
+        try:
+            connection.connect()
+            if isinstance(sock := connection.sock, ssl.SSLSocket):
+                protocol = sock.version()
+                ends = (sock.getpeercert() or {}).get("notAfter")
+                expires = ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
+            connection.request("GET", path, headers={"Host": target.authority, **headers})
+            date = connection.getresponse().headers.get("Date")
+        except ssl.SSLError as exc:
+            fault = getattr(exc, "verify_message", "") or exc.reason or str(exc)
+            return EndpointProbe(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
+        except (OSError, http.client.HTTPException) as exc:
+            what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            by = f" through the proxy {through}" if through else ""
+            raise UnavailableError(
+                f"cannot reach {url}{by}: {what}", hint="check R2_ENDPOINT and the network", retryable=False
+            ) from exc
+    seconds = time.monotonic() - began
+    return EndpointProbe(seconds=seconds, date=date, protocol=protocol, expires=expires, proxy=through)
+
+
 def check_bucket(store: Store, *, create: bool, location: str | None) -> Check:
-    """Whether the bucket is there; creates it if not and if allowed."""
+    """Checks that the bucket exists; creates it if not and if allowed."""
     from coldstream.places.s3_store import S3Store
 
+    if not isinstance(store, S3Store):
+        return ok(f"{store.uri} is a folder", name="bucket")
     try:
-        if not isinstance(store, S3Store):
-            return Check(name="bucket", state="ok", detail=f"{store.uri} is a folder")
         if store.bucket_exists():
-            return Check(name="bucket", state="ok", detail=f"{store.bucket} exists")
+            return ok(f"{store.bucket} exists", name="bucket")
         if not create:
-            return Check(name="bucket", state="fail", detail=f"{store.bucket} does not exist", exit_code=10)
+            return fail(f"{store.bucket} does not exist", exit_code=10, name="bucket")
         store.create_bucket(location)
     except ColdstreamError as exc:
-        return _failed("bucket", exc)
-    return Check(name="bucket", state="ok", detail=f"{store.bucket} created")
+        return failed(exc, name="bucket")
+    return ok(f"{store.bucket} created", name="bucket")
 
 
 def judged_clock(date: str | None) -> Check | None:
-    """How far this machine's clock is from what a server says in its header `Date`; None when it says nothing."""
+    """Compares this machine's clock with a server's header `Date`; None without a valid one."""
     try:
-        off = time.time() - email.utils.parsedate_to_datetime(date).timestamp() if date else None
+        off = abs(time.time() - email.utils.parsedate_to_datetime(date).timestamp()) if date else None
     except ValueError:
         off = None
     if off is None:
         return None
     # A Date has whole seconds; signatures may be 15 minutes off.
-    state = "ok" if abs(off) < 60 else "warn" if abs(off) < 600 else "fail"
-    hint = None if state == "ok" else "set the clock: timedatectl set-ntp true"
-    return Check(name="clock", state=state, detail=f"differs by {abs(off):.0f} s from the server's", hint=hint)
+    state = "ok" if off < 60 else "warn" if off < 600 else "fail"
+    return Check(
+        name="clock",
+        state=state,
+        detail=f"differs by {off:.0f} s from the server's",
+        hint=None if state == "ok" else "set the clock: timedatectl set-ntp true",
+        exit_code=int(state == "fail"),
+    )
 
 
 def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:
-    """Puts a probe object and does everything with it that coldstream needs; leaves nothing behind.
-
-    Args:
-        store: Where.
-        measure: Whether latency and the speed of one stream are of interest, which takes the longest.
-    """
-    key = f".coldstream-probe/{uuid.uuid4().hex}"
-    body = os.urandom(4096)
+    """Does everything with a probe object that coldstream needs, and deletes it; `measure` takes the longest."""
+    key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
+    body, piece = os.urandom(4096), bytearray(96)
     checks: list[Check] = []
     try:
         put = _timed(lambda: store.put(key, body))
-        get = _timed(lambda: store.read_into(key, 1000, memoryview(bytearray(96))))
-        piece = bytearray(96)
-        store.read_into(key, 1000, memoryview(piece))
+        get = _timed(lambda: store.read_into(key, 1000, memoryview(piece)))
         if piece != body[1000:1096]:
-            checks.append(Check(name="round trip", state="fail", detail="a range read returned wrong bytes"))
+            checks.append(fail("a range read returned wrong bytes", name="round trip"))
         elif key not in [info.key for info in store.list(key)]:
-            checks.append(Check(name="round trip", state="fail", detail="the listing lacks a new object"))
+            checks.append(fail("the listing lacks a new object", name="round trip"))
         else:
             detail = f"put {format_seconds(put)}   ranged get {format_seconds(get)}   list ok"
-            checks.append(Check(name="round trip", state="ok", detail=detail))
-        checks.append(_check_conditions(store, key, body))
-        checks.append(_check_multipart(store, key))
+            checks.append(ok(detail, name="round trip"))
+        checks += [_check_conditions(store, key, body), _check_multipart(store, key)]
         if measure:
-            checks.extend(_measure(store, key))
+            checks += _measure(store, key)
         store.delete([key])
-        checks.append(Check(name="delete", state="ok", detail="ok"))
+        checks.append(ok("ok", name="delete"))
     except ColdstreamError as exc:
-        checks.append(_failed("round trip", exc))
+        checks.append(failed(exc, name="round trip"))
     finally:
-        _sweep(store, key)
+        # The failed check reports a store that refuses or is unreachable.
+        with suppress(ColdstreamError):
+            store.delete([key])
     return checks
-
-
-def _sweep(store: Store, key: str) -> None:
-    try:
-        store.delete([key])
-    except ColdstreamError:
-        return  # refused or unreachable: the check that failed has said so
 
 
 def _check_conditions(store: Store, key: str, body: bytes) -> Check:
     if honours_conditions(store, key, body):
-        return Check(name="conditional put", state="ok", detail="honoured")
-    return Check(
-        name="conditional put",
-        state="warn",
-        detail="not supported by this store",
-        hint="do not upload the same model from two machines at once",
-    )
+        return ok("honoured", name="conditional put")
+    hint = "do not upload the same model from two machines at once"
+    return warn("not supported by this store", hint, name="conditional put")
 
 
 def _check_multipart(store: Store, key: str) -> Check:
@@ -208,20 +271,17 @@ def _check_multipart(store: Store, key: str) -> Check:
     listed = [part.number for part in store.parts(other, upload_id)]
     store.abort_upload(other, upload_id)
     if listed != [1]:
-        return Check(name="multipart", state="warn", detail="parts cannot be listed: interrupted uploads start over")
-    return Check(name="multipart", state="ok", detail="parts can be listed: interrupted uploads resume")
+        return warn("parts cannot be listed: interrupted uploads start over", name="multipart")
+    return ok("parts can be listed: interrupted uploads resume", name="multipart")
 
 
 def _measure(store: Store, key: str) -> list[Check]:
     latency = median(_timed(lambda: store.head(key)) for _ in range(_LATENCY_ROUNDS))
-    body = os.urandom(_SPEED_BYTES)
-    up = _timed(lambda: store.put(key, body))
-    down = _timed(lambda: store.read_into(key, 0, memoryview(bytearray(_SPEED_BYTES))))
+    body = bytearray(os.urandom(_SPEED_BYTES))
+    up = _timed(lambda: store.put(key, bytes(body)))
+    down = _timed(lambda: store.read_into(key, 0, memoryview(body)))
     speed = f"up {format_rate(_SPEED_BYTES, up)}   down {format_rate(_SPEED_BYTES, down)}   with one stream of 8 MiB"
-    return [
-        Check(name="latency", state="ok", detail=f"{format_seconds(latency)} a request"),
-        Check(name="speed", state="ok", detail=speed),
-    ]
+    return [ok(f"{format_seconds(latency)} a request", name="latency"), ok(speed, name="speed")]
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -230,26 +290,23 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _failed(name: str, exc: ColdstreamError) -> Check:
-    return Check(name=name, state="fail", detail=exc.message, hint=exc.hint, exit_code=exc.exit_code)
-
-
 def exports(settings: Settings) -> dict[str, str]:
     """The environment that the AWS CLI, vLLM and Run:ai's streamer need for this bucket. Holds secrets.
 
-    Run:ai's own variables: path-style addressing, and a request timeout longer than its second (R2's first byte can
-    take that).
+    Run:ai's own variables set path-style addressing, and a request timeout longer than its default of one second,
+    which R2's first byte can exceed.
     """
+    keys, endpoint = settings.keys(), settings.endpoint()
     variables: dict[str, str | None] = {
-        "AWS_ENDPOINT_URL": settings.endpoint(),
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_CA_BUNDLE": settings.get("AWS_CA_BUNDLE"),
         "AWS_REGION": settings.region,
         "AWS_DEFAULT_REGION": settings.region,
-        "AWS_PROFILE": None if settings.keys() else settings.get("AWS_PROFILE"),
+        "AWS_PROFILE": None if keys else settings.get("AWS_PROFILE"),
     }
-    if keys := settings.keys():
+    if keys:
         variables |= {"AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1], "AWS_SESSION_TOKEN": keys[2]}
-    if settings.endpoint():
+    if endpoint:
         variables |= {
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",

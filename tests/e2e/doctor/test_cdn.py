@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.operate.doctor import cdn_checks
+from coldstream.operate.doctor import store_checks
 from tests.e2e.doctor.doctor_place import FILES, NAME, Place
 from tests.servers.ranged import RangedServer
 
@@ -43,7 +43,7 @@ def test_a_cdn_that_keeps_nothing(place: Place, domain: RangedServer, statuses: 
 
 def test_shards_that_a_cdn_does_not_keep(place: Place, domain: RangedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(domain, "HIT")
-    monkeypatch.setattr(cdn_checks, "CACHED_BYTES_MAX", 1000)
+    monkeypatch.setattr(store_checks, "CACHED_BYTES_MAX", 1000)
     check = cdn_check(place)
     assert check["state"] == "warn"
     assert "2 shards above 512 MB are never cached" in check["found"]

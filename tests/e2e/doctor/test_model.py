@@ -9,7 +9,7 @@ import pytest
 
 from coldstream.mirror.manifest_records import read_record, record_key
 from coldstream.model.manifest import Journal, Manifest, serialize
-from coldstream.operate.doctor import speed_checks as speed_module
+from coldstream.operate.doctor import model_checks
 from tests.e2e.doctor.doctor_place import FILES, NAME, Place
 from tests.servers.stores import Faults
 
@@ -133,7 +133,7 @@ def test_shards_that_cannot_be_read_through_links(proxied: tuple[Place, Faults])
 
 
 def test_a_slow_bucket(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed_module, "_LOAD_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(model_checks, "_LOAD_SECONDS_MAX", 0.1)
     found = place.command.json("doctor", NAME, "--only", "speed")
     assert found["warned"] == 1
     assert "a cold start takes more than a minute" in found["checks"][0]["found"]

@@ -8,8 +8,8 @@ import pytest
 
 from coldstream.errors import CancelledError
 from coldstream.net.retry import Backoff, Retry
-from coldstream.operate.cdn.cache_fill import Warmed, warm
 from coldstream.operate.cdn.edge import Edge
+from coldstream.operate.cdn.edge_cache import Warmed, warm
 from coldstream.operate.cdn.model_objects import objects_of
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.places.place import Store

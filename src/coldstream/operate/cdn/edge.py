@@ -1,4 +1,4 @@
-"""One read through the domain, and what came."""
+"""Single reads through the CDN's domain."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ from coldstream.net.trust import connections
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.units import MIB
 
-_READ_BYTES = MIB
 _CONNECT_SECONDS = 15.0
 _READ_SECONDS = 60.0
-_STATUS = re.compile(r"[A-Z]{1,20}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeAnswer:
-    """What came.
+    """The answer to one read.
 
     Attributes:
-        status: The HTTP status; 0 when nothing did.
-        cache: `cf-cache-status`, in upper case; "" when there is none.
-        size: Of the whole object, as the answer says; None when it does not.
-        etag: Without quotes; None when there is none, or only a weak one.
+        status: The HTTP status; 0 without an answer.
+        cache: `cf-cache-status` in upper case, or "".
+        size: Of the whole object, from the headers.
+        etag: Without quotes; None for a weak one.
         is_page: Whether it is an HTML page.
         received: Bytes of the body.
-        sha256: Of them, when the whole object was read.
-        fault: Why nothing came, without a secret.
-        retry_after_seconds: How long it asks to wait; None when it does not.
+        sha256: Of the whole object, if it was read.
+        fault: Why there is no answer, without secrets.
     """
 
     status: int
@@ -49,95 +46,79 @@ class EdgeAnswer:
 
     @property
     def failed_on_the_way(self) -> bool:
-        """Whether the same question may be answered later: nothing came, or a status that is not final."""
+        """Whether the same read may succeed later."""
         return self.status == 0 or is_retryable_status(self.status)
 
 
 class Edge:
-    """The domain, as one asks it. Thread-safe."""
+    """The CDN as its clients see it. Thread-safe; redirects are not followed, because `cdn` holds secret headers."""
 
-    def __init__(self, cdn: CdnDomain, *, count: int = 1) -> None:
-        """Touches no network.
-
-        Args:
-            cdn: The domain and the headers that it asks for, which only go to it: no redirect is followed.
-            count: Connections that are kept.
-        """
+    def __init__(self, cdn: CdnDomain, *, count: int = 1, read_seconds: float = _READ_SECONDS) -> None:
+        """Touches no network; keeps up to `count` connections."""
         self.cdn = cdn
         self._pools = connections(count)
+        self._timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
 
     def byte(self, key: str, at: int | None) -> EdgeAnswer:
-        """Asks for one byte: what is in the way of those around it is in its way, too.
+        """Reads one byte of an object, or an empty object if `at` is None."""
+        return self._read(key, {} if at is None else {"Range": f"bytes={at}-{at}"}, None)
 
-        Args:
-            key: Relative to the bucket.
-            at: Which; None for an object that has none.
-        """
-        return self._ask(key, {} if at is None else {"Range": f"bytes={at}-{at}"}, None)
+    def whole(self, key: str, on_bytes: Callable[[int], None] = lambda _: None) -> EdgeAnswer:
+        """Reads all of an object; calls `on_bytes` with the size of each piece, which may raise to end the read."""
+        return self._read(key, {}, on_bytes)
 
-    def whole(self, key: str, on_bytes: Callable[[int], None]) -> EdgeAnswer:
-        """Reads all of an object.
-
-        Args:
-            key: Relative to the bucket.
-            on_bytes: Told of bytes as they come; what it raises ends the read.
-        """
-        return self._ask(key, {}, on_bytes)
-
-    def _ask(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> EdgeAnswer:
+    def _read(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> EdgeAnswer:
         url = self.cdn.link(key)
+        digest, received, is_whole, is_read = hashlib.sha256(), 0, False, False
         try:
             answer = self._pools(url).request(
                 "GET",
                 url,
                 headers={**headers, "Accept-Encoding": "identity", **dict(self.cdn.headers)},
-                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS),
+                timeout=self._timeout,
                 retries=False,
                 redirect=False,
                 preload_content=False,
             )
         except urllib3.exceptions.HTTPError as exc:
             return EdgeAnswer(status=0, fault=_reason(exc))
-        digest, received, done, read = hashlib.sha256(), 0, False, False
         try:
             if on_bytes is not None and answer.status == 200:
-                for piece in answer.stream(_READ_BYTES, decode_content=False):
+                for piece in answer.stream(MIB, decode_content=False):
                     digest.update(piece)
                     received += len(piece)
                     on_bytes(len(piece))
-                done = read = True
+                is_whole = is_read = True
             elif answer.status == 206 and answer.headers.get("Content-Length") == "1":
                 answer.read(1, decode_content=False)
-                read = True
+                is_read = True
         except urllib3.exceptions.HTTPError as exc:
             return EdgeAnswer(status=0, received=received, fault=_reason(exc))
         finally:
-            # What is left of a body is not worth the connection.
-            answer.release_conn() if read else answer.close()
-        return _answer(answer, received, digest.hexdigest() if done else None)
+            # Reading the rest of a body costs more than a new connection.
+            answer.release_conn() if is_read else answer.close()
+        return _parsed(answer, received, digest.hexdigest() if is_whole else None)
 
 
-def _answer(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None) -> EdgeAnswer:
-    headers = {name.lower(): value for name, value in answer.headers.items()}
+def _parsed(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None) -> EdgeAnswer:
+    headers = answer.headers
     cache = headers.get("cf-cache-status", "").strip().upper()
-    etag = headers.get("etag", "")
+    etag, length = headers.get("etag", ""), headers.get("content-length", "")
     total = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("content-range", "").strip())
-    length = headers.get("content-length", "")
-    size = int(total[1]) if total else int(length) if answer.status == 200 and length.isdecimal() else None
     return EdgeAnswer(
         status=answer.status,
-        cache=cache if _STATUS.fullmatch(cache) else "",
-        size=size,
+        cache=cache if re.fullmatch(r"[A-Z]{1,20}", cache) else "",
+        size=int(total[1]) if total else int(length) if answer.status == 200 and length.isdecimal() else None,
         etag=plain_etag(etag) if etag and not etag.startswith("W/") else None,
         is_page="html" in headers.get("content-type", "").lower(),
         received=received,
         sha256=sha256,
-        retry_after_seconds=retry_after(answer.headers),
+        retry_after_seconds=retry_after(headers),
     )
 
 
 def _reason(exc: Exception) -> str:
-    """Why, without the URL: urllib3 puts it into its messages."""
+    """The cause without the URL, which urllib3 puts into its messages."""
     text = re.sub(r"^.*Caused by \w+\((.*)\)\)?$", r"\1", str(exc))
     text = re.sub(r"<[^>]*>:? ?", "", text)
     return f"{type(exc).__name__}: {text[:160]}"

@@ -1,31 +1,35 @@
-"""A model's objects: what a load reads of it, and what other tools would."""
+"""A model's objects behind the domain, and which of them a plan of Cloudflare's can cache."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from coldstream.errors import NotFoundError
+from coldstream.errors import NotFoundError, UsageError
 from coldstream.mirror.segment_pool import ROOT
 from coldstream.mirror.stored_files import StoredFile, object_key, open_model
 from coldstream.model.selection import is_weights
 from coldstream.places.place import Store
 
 _SEGMENT = re.compile(rf"(?:^|/){re.escape(ROOT)}[0-9a-f]{{2}}/(?P<sha256>[0-9a-f]{{64}})$")
+_MB = 10**6
+# The largest object that a plan caches (docs cache/concepts/default-cache-behavior); Enterprise can raise its limit.
+PLANS = {"free": 512 * _MB, "pro": 512 * _MB, "business": 512 * _MB, "enterprise": 5000 * _MB}
+# If less of a bucket's weights can be cached, a cache rule does not speed up a load.
+USEFUL_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdnObject:
-    """One object.
+    """One object of a model.
 
     Attributes:
-        model: The model's name.
         key: Relative to the bucket: it follows the domain in a URL.
         label: For people.
-        size: In bytes.
-        etag: As the bucket gives it, without quotes; None when it is not known.
-        sha256: Of its bytes, in hexadecimal, where that is known.
+        etag: As the bucket returns it, without quotes; None if it is not known.
+        sha256: In hexadecimal; None if it is not known.
         is_weights: Whether it holds weights, or a part of them.
         is_read: Whether a load by coldstream reads it through the domain.
     """
@@ -40,6 +44,25 @@ class CdnObject:
     is_read: bool
 
 
+def limit_of(plan: str | None) -> int:
+    """The size of the largest object that a plan caches; the smallest limit if the plan is not known.
+
+    Raises:
+        UsageError: There is no such plan.
+    """
+    if plan is None:
+        return min(PLANS.values())
+    if plan not in PLANS:
+        raise UsageError(f"{plan[:40]!r} is not a known plan of Cloudflare", hint=f"known: {', '.join(PLANS)}")
+    return PLANS[plan]
+
+
+def kept_share(objects: Iterable[CdnObject], limit_bytes: int) -> float | None:
+    """The share of the weights' bytes that can be cached; None without weights."""
+    sizes = [item.size for item in objects if item.is_weights]
+    return sum(size for size in sizes if size <= limit_bytes) / sum(sizes) if any(sizes) else None
+
+
 def objects_of(store: Store, name: str) -> list[CdnObject]:
     """The objects of a model, without its manifest, which is always read from the bucket.
 
@@ -47,49 +70,43 @@ def objects_of(store: Store, name: str) -> list[CdnObject]:
         NotFoundError: There is no such model.
         ManifestError: Its manifest cannot be trusted.
     """
-    model = open_model(store, name)
+    model, prefix = open_model(store, name), key_prefix(store)
     objects: dict[str, CdnObject] = {}
     for file in model.files:
-        for item in _of_file(file, model.name, _inside(store)):
+        for item in _of_file(file, model.name, prefix):
             objects.setdefault(item.key, item)
     return list(objects.values())
 
 
 def is_stored(store: Store, item: CdnObject) -> bool:
-    """Whether the bucket has an object now, whatever the CDN says of it."""
+    """Whether the bucket has an object now, whatever the CDN answers."""
     try:
-        store.head(item.key.removeprefix(_inside(store)))
+        store.head(item.key.removeprefix(key_prefix(store)))
     except NotFoundError:
         return False
     return True
 
 
-def _inside(store: Store) -> str:
-    """What the keys of a store begin with in its bucket."""
-    inside = urlsplit(store.uri).path.strip("/")
-    return f"{inside}/" if inside else ""
+def key_prefix(store: Store) -> str:
+    """The beginning of the store's keys in its bucket: a store may be a prefix, but the domain is the whole bucket."""
+    prefix = urlsplit(store.uri).path.strip("/")
+    return f"{prefix}/" if prefix else ""
 
 
-def _of_file(file: StoredFile, name: str, inside: str) -> list[CdnObject]:
+def _of_file(file: StoredFile, name: str, prefix: str) -> Iterator[CdnObject]:
     weights = is_weights(file.path)
-    beside = [file.plain] if file.plain else []
-    objects = []
-    for number, stored in enumerate([*file.objects, *beside], start=1):
-        is_segment = stored.key.startswith("/")
-        plain = stored is file.plain
-        key = f"{inside}{object_key(name, stored)}"
+    for number, stored in enumerate([*file.objects, *([file.plain] if file.plain else [])], start=1):
+        key = f"{prefix}{object_key(name, stored)}"
         segment = _SEGMENT.search(key)
-        whole = len(file.objects) == 1 or plain
-        objects.append(
-            CdnObject(
-                model=name,
-                key=key,
-                label=f"{file.path} {number}/{len(file.objects)}" if is_segment else file.path,
-                size=stored.size,
-                etag=stored.etag if stored.etag != "-" else None,
-                sha256=segment["sha256"] if segment else file.entry.sha256 if file.entry and whole else None,
-                is_weights=weights,
-                is_read=weights and not plain and file.entry is not None,
-            )
+        is_plain = stored is file.plain
+        is_whole = len(file.objects) == 1 or is_plain
+        yield CdnObject(
+            model=name,
+            key=key,
+            label=f"{file.path} {number}/{len(file.objects)}" if stored.key.startswith("/") else file.path,
+            size=stored.size,
+            etag=stored.etag if stored.etag != "-" else None,
+            sha256=segment["sha256"] if segment else file.entry.sha256 if file.entry and is_whole else None,
+            is_weights=weights,
+            is_read=weights and not is_plain and file.entry is not None,
         )
-    return objects

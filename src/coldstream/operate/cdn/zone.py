@@ -1,4 +1,10 @@
-"""The zone of the domain at Cloudflare: its plan, cache rules and purges. Only changes rules of coldstream."""
+"""The domain's zone at Cloudflare: its cache rules, of which only those of coldstream are changed, and purges.
+
+By default Cloudflare caches neither `.safetensors` nor `.json`; the rules make all of the domain eligible (docs
+cache/how-to/cache-rules). The bytes of a segment's key never change, so it is cached for a year. Files under their own
+names are replaced by uploads, and are cached for a day, except for the manifest. Errors are not cached: a 404 from
+before an upload would otherwise stay for minutes. A ranged miss fetches ranges rather than the whole object.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError
-from coldstream.operate.cdn.cache_rule import PHASE, RuleState, rewritten, rule_state
+from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
+from coldstream.mirror.segment_pool import ROOT
+from coldstream.model.names import MANIFEST_NAME
 from coldstream.places.cloudflare import Api
 
+PHASE = "http_request_cache_settings"
+_SEGMENT_SECONDS = 365 * 86400
+_FILE_SECONDS = 86400
+# Fields of a rule that the API returns but does not accept.
+_READ_ONLY = {"id", "version", "last_updated", "categories"}
+# The last label begins with a letter: an address has no zone.
+_HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?")
 # URLs in one purge: Free, Pro and Business (docs cache/how-to/purge-cache/purge-by-single-file).
 _PURGED_AT_ONCE = 30
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -24,7 +38,7 @@ class Zone:
     Attributes:
         id: 32 hexadecimal digits.
         name: Its apex: "example.com".
-        plan: "free", "pro", "business", "enterprise", or what Cloudflare calls another; None when it does not say.
+        plan: "free", "pro", "business", "enterprise" or another name; None if the API does not tell.
     """
 
     id: str
@@ -33,13 +47,38 @@ class Zone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZoneRules:
-    """How rules stand in a zone.
+class Difference:
+    """A field of a rule that differs; one of action_parameters has dots: "edge_ttl.default"."""
 
-    Attributes:
-        ruleset: The id of the zone's ruleset for the cache; None when it has none.
-        rules: Each rule.
-    """
+    field: str
+    actual: Any
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleState:
+    """An expected rule, and the zone's rule in its place, or None."""
+
+    rule: dict[str, Any]
+    actual: dict[str, Any] | None
+    differences: tuple[Difference, ...]
+
+    @property
+    def state(self) -> str:
+        """One of "absent", "as wanted", "differs"."""
+        if self.actual is None:
+            return "absent"
+        return "differs" if self.differences else "as wanted"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether coldstream created the zone's rule, and may replace it."""
+        return self.actual is not None and self.actual.get("ref") == self.rule["ref"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZoneRules:
+    """The state of each rule in a zone, and the id of the zone's cache ruleset; None if it has none."""
 
     ruleset: str | None
     rules: tuple[RuleState, ...]
@@ -47,20 +86,110 @@ class ZoneRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A call that changes a zone's rules: as `Api.call` takes it."""
+    """A call that changes a zone's rules, as `Api.call` takes it."""
 
     method: str
     path: str
     body: dict[str, Any]
 
 
-def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
-    """The zone that a domain is in.
+def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
+    """The rule for a domain's segments, or for its other objects, as the Rulesets API takes it.
 
-    Args:
-        api: With a token that may read zones.
-        host: The domain.
-        named: The zone's name; None: the longest ending of the domain that is one.
+    Raises:
+        UsageError: It is not a domain.
+    """
+    if not _HOST.fullmatch(host):
+        raise UsageError(f"{host[:80]!r} is not a domain of a zone", hint="for example models.example.com")
+    kind = "segments" if segments else "files"
+    inside = f'http.request.uri.path contains "/{ROOT}"'
+    where = inside if segments else f'not {inside} and not ends_with(http.request.uri.path, "/{MANIFEST_NAME}")'
+    return {
+        # Unique in a ruleset, where a zone may have several domains.
+        "ref": f"coldstream_{kind}_{host.replace('.', '_')}",
+        "description": f"coldstream: keep {kind} of {host}",
+        "expression": f'(http.host eq "{host}" and {where})',
+        "action": "set_cache_settings",
+        "action_parameters": {
+            "cache": True,
+            "edge_ttl": {
+                "mode": "override_origin",
+                "default": _SEGMENT_SECONDS if segments else _FILE_SECONDS,
+                # -1: not cached.
+                "status_code_ttl": [{"status_code_range": {"from": 400, "to": 599}, "value": -1}],
+            },
+            "browser_ttl": {"mode": "respect_origin"},
+            "origin_range_requests": {"mode": "on"},
+            "respect_strong_etags": True,
+        },
+        "enabled": True,
+    }
+
+
+def rules_for(host: str) -> list[dict[str, Any]]:
+    """All rules of a domain."""
+    return [rule_for(host, segments=True), rule_for(host, segments=False)]
+
+
+def rule_state(rule: dict[str, Any], existing: Sequence[Any]) -> RuleState:
+    """Compares a rule with the zone's: with that of its `ref`, or, if it was created manually, of its expression."""
+    rivals = [
+        (other, _differences(other, rule))
+        for other in existing
+        if isinstance(other, dict) and (other.get("ref") == rule["ref"] or _has_same_effect(other, rule))
+    ]
+    # One that is as expected is enough; of others, ours can be replaced.
+    rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
+    actual, differences = rivals[0] if rivals else (None, ())
+    return RuleState(rule=rule, actual=actual, differences=tuple(differences))
+
+
+def _differences(actual: dict[str, Any], rule: dict[str, Any]) -> list[Difference]:
+    """The fields that differ. Additional fields, and the description, are up to the rule's owner."""
+    expected = {name: rule[name] for name in ("expression", "action", "enabled")}
+    # A rule is enabled by default.
+    differing = _differing({"enabled": True, **actual}, expected)
+    return differing + _differing(actual.get("action_parameters"), rule["action_parameters"])
+
+
+def _differing(actual: Any, expected: dict[str, Any], inside: str = "") -> list[Difference]:
+    values = actual if isinstance(actual, dict) else {}
+    differing: list[Difference] = []
+    for name, value in expected.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            differing += _differing(values[name], value, f"{inside}{name}.")
+        elif _without_spaces(values.get(name)) != _without_spaces(value):
+            differing.append(Difference(field=f"{inside}{name}", actual=values.get(name), expected=value))
+    return differing
+
+
+def _has_same_effect(other: dict[str, Any], rule: dict[str, Any]) -> bool:
+    return all(_without_spaces(other.get(name)) == _without_spaces(rule[name]) for name in ("expression", "action"))
+
+
+def _without_spaces(value: Any) -> Any:
+    return value.replace(" ", "") if isinstance(value, str) else value
+
+
+def rewritten(standing: RuleState) -> dict[str, Any]:
+    """The complete replacement of a rule of ours, because Cloudflare drops what a change leaves out.
+
+    Keeps the owner's additions that do not contradict it.
+    """
+    rule, actual = standing.rule, standing.actual or {}
+    kept = {name: value for name, value in actual.items() if name not in _READ_ONLY}
+    parameters = actual.get("action_parameters")
+    added = parameters if isinstance(parameters, dict) else {}
+    return {
+        **rule,
+        **kept,
+        **{name: rule[name] for name in ("ref", "expression", "action", "enabled")},
+        "action_parameters": {**added, **rule["action_parameters"]},
+    }
+
+
+def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
+    """The zone of this name, or else that of the longest ending of the domain that is a zone.
 
     Raises:
         NotFoundError: The token sees no such zone.
@@ -81,7 +210,7 @@ def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
 
 
 def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
-    """Whether Cloudflare stands before a domain; None when it has no record, or the token may not look."""
+    """Whether Cloudflare proxies a domain; None without a DNS record, or without the permission to read it."""
     try:
         rows = _rows(api.call("GET", f"/zones/{zone.id}/dns_records?name={quote(host)}"), "DNS records")
     except ColdstreamError:
@@ -91,56 +220,45 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
 
 
 def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
-    """What a zone has of these rules.
-
-    Raises:
-        What `Api.call` raises.
-    """
-    ruleset, existing = _ruleset(api, zone)
-    return ZoneRules(ruleset=ruleset, rules=tuple(rule_state(rule, existing) for rule in rules))
+    """The state of these rules in a zone; raises what `Api.call` raises."""
+    try:
+        answer = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
+    except NotFoundError:
+        return ZoneRules(ruleset=None, rules=tuple(rule_state(rule, []) for rule in rules))
+    ruleset = answer if isinstance(answer, dict) else {}
+    identity, existing = ruleset.get("id"), ruleset.get("rules") or []
+    if not isinstance(identity, str) or not _ID.fullmatch(identity) or not isinstance(existing, list):
+        raise IntegrityError("Cloudflare's API did not return a ruleset", hint="check CLOUDFLARE_BASE_URL")
+    return ZoneRules(ruleset=identity, rules=tuple(rule_state(rule, existing) for rule in rules))
 
 
 def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Change]:
-    """The calls that add the rules that are absent and, with `replace`, fix those of ours that differ. Pure.
+    """The calls that add absent rules and, with `replace`, rewrite those of ours that differ, in place. Pure.
 
-    Never a write of the ruleset, which would delete the rules of others.
-
-    Args:
-        zone: Where.
-        standings: As `look` has answer them.
-        replace: Whether rules that differ are written anew, each where it stands; otherwise they stay.
+    Never a write of the whole ruleset, which would delete the rules of others.
     """
     absent = [standing.rule for standing in standings.rules if standing.state == "absent"]
     if standings.ruleset is None:
         body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": absent}
         return [Change(method="POST", path=f"/zones/{zone.id}/rulesets", body=body)] if absent else []
     rules = f"/zones/{zone.id}/rulesets/{standings.ruleset}/rules"
-    added = [Change(method="POST", path=rules, body=rule) for rule in absent]
     changed = [
         Change(method="PATCH", path=f"{rules}/{_id_of(standing)}", body=rewritten(standing))
         for standing in standings.rules
         if replace and standing.state == "differs" and standing.is_ours
     ]
-    return changed + added
+    return changed + [Change(method="POST", path=rules, body=rule) for rule in absent]
 
 
 def make(api: Api, changes: Sequence[Change]) -> None:
-    """Makes the calls, with a token that may edit cache rules.
-
-    Raises:
-        What `Api.call` raises.
-    """
+    """Makes the calls, with a token that may edit cache rules; raises what `Api.call` raises."""
     for change in changes:
         # A rule that is appended twice would be there twice; one that is written twice is not.
         api.call(change.method, change.path, change.body, repeatable=change.method == "PATCH")
 
 
 def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
-    """Makes Cloudflare forget these URLs, everywhere.
-
-    Raises:
-        What `Api.call` raises.
-    """
+    """Removes these URLs from the cache, everywhere; raises what `Api.call` raises."""
     for at in range(0, len(urls), _PURGED_AT_ONCE):
         api.call("POST", f"/zones/{zone.id}/purge_cache", {"files": [*urls[at : at + _PURGED_AT_ONCE]]})
 
@@ -150,19 +268,6 @@ def _id_of(standing: RuleState) -> str:
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         raise IntegrityError("Cloudflare's API answers with a rule that has no id", hint="check CLOUDFLARE_BASE_URL")
     return identity
-
-
-def _ruleset(api: Api, zone: Zone) -> tuple[str | None, list[Any]]:
-    """(id of the zone's ruleset for the cache, its rules)."""
-    try:
-        answer = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
-    except NotFoundError:
-        return None, []
-    identity = answer.get("id") if isinstance(answer, dict) else None
-    rules = answer.get("rules") or [] if isinstance(answer, dict) else None
-    if not isinstance(identity, str) or not _ID.fullmatch(identity) or not isinstance(rules, list):
-        raise IntegrityError("Cloudflare's API did not return a ruleset", hint="check CLOUDFLARE_BASE_URL")
-    return identity, rules
 
 
 def _rows(answer: Any, what: str) -> list[dict[str, Any]]:

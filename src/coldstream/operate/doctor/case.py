@@ -1,11 +1,11 @@
-"""What `coldstream doctor` examines, and what the checks share."""
+"""The subject of `coldstream doctor`, shared by its checks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -15,36 +15,16 @@ from coldstream.machine.hardware import is_loopback
 from coldstream.mirror.stored_files import StoredModel, open_model
 from coldstream.model.names import checked_name
 from coldstream.net.retry import Backoff, Retry
-from coldstream.operate.doctor.endpoint_probe import EndpointProbe, probe_endpoint
-from coldstream.operate.probe import Check, check_round_trip
+from coldstream.operate.probe import Check, EndpointProbe, check_round_trip, probe_endpoint
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.places.opening import open_model_reader, open_store
 from coldstream.places.place import Store
 from coldstream.settings import Settings
 
 # A diagnosis should come soon: a busy bucket is reported rather than waited for.
-PATIENCE_SECONDS = 15.0
-# For the sample, which is read with as many.
+_PATIENCE_SECONDS = 15.0
+# The sample of hashes is read over as many.
 CONNECTIONS = 8
-# What any use of the bucket depends on.
-NETWORK = ("configuration", "endpoint", "tls", "clock")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorCheck:
-    """A check that can be chosen.
-
-    Attributes:
-        name: Stable: the name in `--only`, `--skip` and the JSON.
-        run: Examines the case.
-        needs: The checks that must not fail for this one to make sense.
-        slow: Whether it takes seconds, and reads many bytes.
-    """
-
-    name: str
-    run: Callable[[Case], Check]
-    needs: tuple[str, ...] = ()
-    slow: bool = False
 
 
 class Case:
@@ -53,9 +33,8 @@ class Case:
     Attributes:
         configured: The settings as they are.
         settings: The same, with shorter retries.
-        name: The model, or None.
-        vllm: The path of `vllm` from the command line, or None.
-        environ: The environment vLLM would be started with.
+        vllm: The path of `vllm` from the command line.
+        environ: The environment that vLLM would be started with.
         tell: Called with the progress of a long check.
         checks: The results so far, by name.
         writes: Whether the keys may write; None until the check of the permissions ran.
@@ -68,19 +47,21 @@ class Case:
         *,
         vllm: str | None = None,
         environ: Mapping[str, str] | None = None,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Reads and connects to nothing yet.
 
         Raises:
             UsageError: The name is not valid.
         """
-        self.configured = settings
-        self.settings = _impatient(settings)
+        self.configured = self.settings = settings
+        with suppress(ConfigError):  # the check of the configuration reports it
+            seconds = str(min(settings.retry_seconds, _PATIENCE_SECONDS))
+            self.settings = replace(settings, values={**settings.values, "COLDSTREAM_RETRY_SECONDS": seconds})
         self.name = checked_name(name) if name is not None else None
         self.vllm = vllm
         self.environ = dict(os.environ if environ is None else environ)
-        self.tell = tell or (lambda _: None)
+        self.tell = tell
         self.checks: dict[str, Check] = {}
         self.writes: bool | None = None
 
@@ -102,12 +83,10 @@ class Case:
 
     @property
     def uses_folder(self) -> bool:
-        """Whether the store is a folder of this machine."""
         return self.settings.store_uri().startswith("file:")
 
     @cached_property
     def store(self) -> Store:
-        """The configured store."""
         retry = Retry(Backoff(give_up_seconds=self.settings.retry_seconds))
         return open_store(self.settings, retry=retry, connections=CONNECTIONS)
 
@@ -123,7 +102,6 @@ class Case:
 
     @cached_property
     def endpoint_probe(self) -> EndpointProbe:
-        """The answer of the endpoint."""
         return probe_endpoint(self.endpoint, ca_bundle=self.settings.get("AWS_CA_BUNDLE"))
 
     @cached_property
@@ -157,9 +135,7 @@ class Case:
                 raise
             return None
 
-
-def _impatient(settings: Settings) -> Settings:
-    with suppress(ConfigError):
-        seconds = min(settings.retry_seconds, PATIENCE_SECONDS)
-        return replace(settings, values={**settings.values, "COLDSTREAM_RETRY_SECONDS": str(seconds)})
-    return settings
+    @property
+    def usable_program(self) -> Program | None:
+        """The vLLM, or None if there is none or its check failed."""
+        return self.program if self.obstacle("vllm") is None else None

@@ -1,52 +1,75 @@
-"""All checks of `coldstream doctor`: each module lists its own, and the checks that they depend on."""
+"""All checks of `coldstream doctor`, and the checks that each depends on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.operate.doctor import (
-    bucket_checks,
-    cdn_checks,
-    model_checks,
-    network_checks,
-    node_checks,
-    software_checks,
-    speed_checks,
-)
-from coldstream.operate.doctor.case import Case, DoctorCheck
-from coldstream.operate.probe import Check, fail, skipped
+from coldstream.operate.doctor import model_checks, node_checks, software_checks, store_checks
+from coldstream.operate.doctor.case import Case
+from coldstream.operate.probe import Check, fail, failed, skipped
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorCheck:
+    """A check that can be chosen.
+
+    Attributes:
+        name: Stable: the name in `--only`, `--skip` and the JSON.
+        needs: The checks that must not fail for this one to make sense.
+        slow: Whether it takes seconds, and reads many bytes.
+    """
+
+    name: str
+    run: Callable[[Case], Check]
+    needs: tuple[str, ...] = ()
+    slow: bool = False
+
+
+_NETWORK = ("configuration", "endpoint", "tls", "clock")
+_WRITTEN = (*_NETWORK, "bucket", "permissions", "round trip")
 
 # In the order in which they run, the slow ones last.
-CHECKLIST = tuple(
-    sorted(
-        (
-            *network_checks.CHECKS,
-            *bucket_checks.CHECKS,
-            *model_checks.CHECKS,
-            *cdn_checks.CHECKS,
-            *software_checks.CHECKS,
-            *node_checks.CHECKS,
-            *speed_checks.CHECKS,
-        ),
-        key=lambda check: check.slow,
-    )
+CHECKLIST = (
+    DoctorCheck("configuration", store_checks.configuration),
+    DoctorCheck("secrets", store_checks.secrets),
+    DoctorCheck("endpoint", store_checks.endpoint, ("configuration",)),
+    DoctorCheck("tls", store_checks.tls, ("configuration", "endpoint")),
+    DoctorCheck("clock", store_checks.clock, ("configuration", "endpoint", "tls")),
+    DoctorCheck("bucket", store_checks.bucket, _NETWORK),
+    DoctorCheck("permissions", store_checks.permissions, (*_NETWORK, "bucket")),
+    DoctorCheck("round trip", store_checks.round_trip, (*_NETWORK, "bucket", "permissions")),
+    DoctorCheck("conditional put", store_checks.conditional_put, _WRITTEN),
+    DoctorCheck("multipart", store_checks.multipart, _WRITTEN),
+    DoctorCheck("model", model_checks.model, (*_NETWORK, "bucket", "permissions")),
+    DoctorCheck("bundle key", model_checks.bundle_key),
+    DoctorCheck("bundles", model_checks.bundles, ("bundle key", "model")),
+    DoctorCheck("cdn", store_checks.cdn),
+    DoctorCheck("tls library", software_checks.tls_library, ("configuration",)),
+    DoctorCheck("hf-xet", software_checks.hf_xet),
+    DoctorCheck("vllm", software_checks.vllm),
+    DoctorCheck("plugin", software_checks.plugin, ("vllm",)),
+    DoctorCheck("runai", software_checks.runai, ("vllm",)),
+    DoctorCheck("skypilot", software_checks.skypilot, ("configuration",)),
+    DoctorCheck("cache folder", node_checks.cache_folder, ("configuration",)),
+    DoctorCheck("disk", node_checks.disk, ("configuration", "cache folder")),
+    DoctorCheck("memory", node_checks.memory),
+    DoctorCheck("locked memory", node_checks.locked_memory),
+    DoctorCheck("open files", node_checks.open_files),
+    DoctorCheck("gpu", node_checks.gpu),
+    DoctorCheck("chunk hashes", model_checks.chunk_hashes, ("model",), slow=True),
+    DoctorCheck("speed", model_checks.speed, ("model", "chunk hashes"), slow=True),
 )
 
 
 def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> tuple[DoctorCheck, ...]:
-    """Chooses the checks to run.
-
-    Args:
-        only: Their names; none: all.
-        skip: Names of checks to leave out.
-        quick: Whether to leave out the slow checks.
+    """Chooses the checks to run, by name; `quick` leaves out the slow ones.
 
     Raises:
         UsageError: There is no check of a name, or none is left.
     """
-    included, excluded = {_named(name) for name in only}, {_named(name) for name in skip}
+    included, excluded = {_full_name(name) for name in only}, {_full_name(name) for name in skip}
     chosen = tuple(
         item
         for item in CHECKLIST
@@ -58,18 +81,11 @@ def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = 
 
 
 def examine(
-    case: Case, items: Sequence[DoctorCheck] = CHECKLIST, *, begin: Callable[[str], None] | None = None
+    case: Case, items: Sequence[DoctorCheck] = CHECKLIST, *, begin: Callable[[str], None] = lambda _: None
 ) -> Iterator[Check]:
-    """Runs one check after the other; yields each result as it comes.
-
-    Args:
-        case: What is examined.
-        items: The checks to run.
-        begin: Called with the name of each check before it runs.
-    """
+    """Runs the checks one after the other, after calling `begin` with each one's name; yields the results."""
     for item in items:
-        if begin:
-            begin(item.name)
+        begin(item.name)
         check = case.checks[item.name] = replace(_run(case, item), name=item.name)
         yield check
 
@@ -82,13 +98,13 @@ def _run(case: Case, item: DoctorCheck) -> Check:
     try:
         return item.run(case)
     except ColdstreamError as exc:
-        return fail(exc.message, hint=exc.hint, exit_code=exc.exit_code)
+        return failed(exc)
     except OSError as exc:
         return fail(f"cannot run this check: {exc}")
 
 
-def _named(text: str) -> str:
-    """The check of this name; "open-files" is easier to type than "open files"."""
+def _full_name(text: str) -> str:
+    """The name of a check as typed; "open-files" is easier to type than "open files"."""
     plain = text.lower().replace("-", " ").replace("_", " ")
     for item in CHECKLIST:
         if plain == item.name.replace("-", " "):

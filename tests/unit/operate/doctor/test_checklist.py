@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import NotFoundError, UsageError
-from coldstream.operate.doctor.case import Case, DoctorCheck
-from coldstream.operate.doctor.checklist import CHECKLIST, examine, select
+from coldstream.operate.doctor.case import Case
+from coldstream.operate.doctor.checklist import CHECKLIST, DoctorCheck, examine, select
 from coldstream.operate.probe import Check
 from tests.unit.operate.doctor.cases import case_of
 

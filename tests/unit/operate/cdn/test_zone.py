@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from coldstream.errors import UsageError
-from coldstream.operate.cdn.cache_rule import rewritten, rule_for, rule_state, rules_for
-from coldstream.operate.cdn.model_objects import CdnObject
-from coldstream.operate.cdn.plan_limits import PLANS, kept_share, limit_of
+from coldstream.operate.cdn.model_objects import PLANS, CdnObject, kept_share, limit_of
+from coldstream.operate.cdn.zone import rewritten, rule_for, rule_state, rules_for
 
 
 def an_object(size: int, *, weights: bool = True, label: str = "m.safetensors") -> CdnObject:

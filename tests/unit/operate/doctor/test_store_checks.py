@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.doctor import network_checks
+from coldstream.operate.doctor import store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.doctor.checklist import examine, select
 from coldstream.settings import load_settings
@@ -128,7 +128,7 @@ def test_a_certificate_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert check.state == "ok"
         assert "TLSv1.3, the certificate is valid for another 36" in check.detail
         later = time.time() + 362 * 86400
-        monkeypatch.setattr(network_checks.time, "time", lambda: later)
+        monkeypatch.setattr(store_checks.time, "time", lambda: later)
         check = looked(s3_case(server.url), "tls")
     assert check.state == "warn"
     assert "another 2 days" in check.detail

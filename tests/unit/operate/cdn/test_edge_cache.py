@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from coldstream.net.retry import Retry
-from coldstream.operate.cdn.cache_check import check, look_again, places
-from coldstream.operate.cdn.cache_fill import warm
 from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.operate.cdn.edge_cache import check, look_again, places, warm
 from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
@@ -74,9 +73,7 @@ def nobody_asks(item: CdnObject) -> bool:
 
 
 def checked(script: Script) -> tuple[str, str, str, str]:
-    (found,) = check(
-        Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks, on_done=lambda _: None
-    )
+    (found,) = check(Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks)
     return found.state, found.first, found.second, found.fix
 
 

@@ -1,0 +1,301 @@
+"""Checks what the CDN has cached of a model, and fills its cache.
+
+A cache may hold only the ranges of an object that were read. So the first look reads the first byte of an object, and
+the second reads it again with others that may never have been requested. Cloudflare has no call that fills its cache:
+reading does, near the client that reads, so `warm` has to run where the GPUs are.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from coldstream.errors import CancelledError, UnavailableError
+from coldstream.net.retry import Retry
+from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.operate.cdn.model_objects import CdnObject
+from coldstream.progress import Progress
+
+KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
+# Reads fill the cache; the second read may have reached another server than the first.
+_COMING = {"MISS", "EXPIRED"}
+# Attempts of one request if nothing ever came from the domain (its name or the network is the likelier fault), or if
+# another request has exhausted the retry policy.
+_TRIES_WITHOUT_HOPE = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFinding:
+    """How the CDN serves an object.
+
+    Attributes:
+        state: "kept", "coming" (cached soon), "too large", "not kept", "kept 404" (a cached 404), "wrong" (other bytes
+            than the bucket's), "refused", "unreachable".
+        first: `cf-cache-status` of the first look; "" without one.
+        second: Of the second look: of the first byte that is not cached, or of the last that is.
+        fix: What to do; "" if nothing.
+    """
+
+    object: CdnObject
+    state: str
+    first: str
+    second: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmed:
+    """The result of filling the cache.
+
+    Attributes:
+        findings: Of the objects that are not too large, by the second look.
+        bytes: Read in the first pass, in `seconds`, retries of the requests included.
+        first_hits: Objects that were cached before.
+        retries: Repeated requests.
+        left_out: Objects that are too large to be cached.
+    """
+
+    findings: tuple[CacheFinding, ...]
+    bytes: int
+    seconds: float
+    first_hits: int
+    retries: int
+    left_out: tuple[CdnObject, ...]
+
+    @property
+    def hits(self) -> int:
+        """Objects that the second look found cached: their first byte, their last and one between."""
+        return sum(finding.state == "kept" for finding in self.findings)
+
+    @property
+    def hit_bytes(self) -> int:
+        return sum(finding.object.size for finding in self.findings if finding.state == "kept")
+
+
+def check(
+    edge: Edge,
+    objects: Sequence[CdnObject],
+    *,
+    limit_bytes: int,
+    connections: int,
+    in_bucket: Callable[[CdnObject], bool],
+) -> list[CacheFinding]:
+    """Looks twice at each object, at four bytes in all.
+
+    Args:
+        edge: The domain.
+        objects: Of a model.
+        limit_bytes: The size of the largest object that can be cached.
+        connections: Parallel reads.
+        in_bucket: Whether the bucket has an object; called if the domain answers 404.
+    """
+
+    def look(item: CdnObject) -> CacheFinding:
+        return _second_look(item, edge.byte(item.key, places(item)[0]), edge.byte, limit_bytes, in_bucket)
+
+    with ThreadPoolExecutor(connections) as pool:
+        return list(pool.map(look, objects))
+
+
+def warm(
+    edge: Edge,
+    objects: Sequence[CdnObject],
+    *,
+    limit_bytes: int,
+    connections: int,
+    in_bucket: Callable[[CdnObject], bool],
+    progress: Progress,
+    retry: Retry,
+) -> Warmed:
+    """Reads and verifies all of each object, then looks at three of its bytes; other arguments as for `check`.
+
+    Requests that fail with a reset, a 5xx or a 429 are retried. An interrupt cancels `retry`.
+
+    Raises:
+        CancelledError: It was interrupted; the objects that were read stay cached.
+    """
+    small = [item for item in objects if item.size <= limit_bytes]
+    retried = _RetriedRequests(retry)
+    began = time.monotonic()
+
+    def fill(item: CdnObject) -> tuple[EdgeAnswer, CacheFinding]:
+        def on_bytes(count: int) -> None:
+            if retry.cancel.is_set():
+                raise CancelledError("cancelled", hint="what has been read stays cached; run it again to go on")
+            progress.fetched(item.key, count)
+
+        def read() -> EdgeAnswer:
+            answer = edge.whole(item.key, on_bytes)
+            if answer.failed_on_the_way:
+                # All of it is read again: only a complete response is cached.
+                progress.fetched(item.key, -answer.received)
+            return answer
+
+        progress.begin(item.key, item.size, stages=1)
+        first = retried.send(read)
+        finding = _second_look(item, first, byte, limit_bytes, in_bucket)
+        progress.end(item.key, finding.second or finding.state)
+        return first, finding
+
+    def byte(key: str, at: int | None) -> EdgeAnswer:
+        return retried.send(lambda: edge.byte(key, at))
+
+    with ThreadPoolExecutor(connections) as pool:
+        try:
+            results = list(pool.map(fill, small))
+        except BaseException:
+            retry.cancel.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Warmed(
+        findings=tuple(finding for _, finding in results),
+        bytes=sum(first.received for first, _ in results),
+        seconds=time.monotonic() - began,
+        # A page or a 404 may be cached as well.
+        first_hits=sum(first.cache in KEPT and not fault_of(finding.object, first) for first, finding in results),
+        retries=retry.count,
+        left_out=tuple(item for item in objects if item.size > limit_bytes),
+    )
+
+
+class _RetriedRequests:
+    """Requests through the domain, retried while they fail on the way. Thread-safe.
+
+    The policy's patience is for the domain, not for each of its objects: once one request has exhausted it, the others
+    are retried a few times only.
+    """
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._answered = threading.Event()
+        self._exhausted = threading.Event()
+
+    def send(self, request: Callable[[], EdgeAnswer]) -> EdgeAnswer:
+        """Returns the answer, or that of the last attempt if all have failed."""
+        answers: list[EdgeAnswer] = []
+
+        def attempt() -> EdgeAnswer:
+            answer = request()
+            answers.append(answer)
+            if answer.status or answer.received:
+                self._answered.set()
+            if answer.failed_on_the_way:
+                hope = self._answered.is_set() and not self._exhausted.is_set()
+                quick = len(answers) < _TRIES_WITHOUT_HOPE and answer.retry_after_seconds is None
+                raise UnavailableError(
+                    f"the domain answers {answer.status}" if answer.status else f"the domain: {answer.fault}",
+                    retryable=hope or quick,
+                    retry_after_seconds=answer.retry_after_seconds,
+                )
+            return answer
+
+        try:
+            return self._retry.run(attempt)
+        except UnavailableError:
+            if self._answered.is_set():
+                self._exhausted.set()
+            return answers[-1]
+
+
+def _second_look(
+    item: CdnObject,
+    first: EdgeAnswer,
+    read: Callable[[str, int | None], EdgeAnswer],
+    limit_bytes: int,
+    in_bucket: Callable[[CdnObject], bool],
+) -> CacheFinding:
+    second, partly = (first, False) if fault_of(item, first) else look_again(read, item)
+    stored = in_bucket(item) if second.status == 404 else None
+    return judge(item, first, second, limit_bytes, partly=partly, in_bucket=stored)
+
+
+def places(item: CdnObject) -> list[int | None]:
+    """The offsets that tell whether all of an object is cached: its first byte, its last and one between.
+
+    That one is random, because earlier looks have left the bytes that they read in the cache.
+    """
+    last = item.size - 1
+    return [*dict.fromkeys((0, last, random.randint(0, last)))] if item.size else [None]
+
+
+def look_again(read: Callable[[str, int | None], EdgeAnswer], item: CdnObject) -> tuple[EdgeAnswer, bool]:
+    """Reads an object's bytes until one is not cached; returns the last answer, and whether only a part is cached."""
+    for count, at in enumerate(places(item)):
+        answer = read(item.key, at)
+        if fault_of(item, answer) or answer.cache not in KEPT:
+            return answer, count > 0
+    return answer, False
+
+
+def judge(
+    item: CdnObject,
+    first: EdgeAnswer,
+    second: EdgeAnswer,
+    limit_bytes: int,
+    *,
+    partly: bool = False,
+    in_bucket: bool | None = None,
+) -> CacheFinding:
+    """Combines two looks at an object; `in_bucket` is None if the bucket was not asked. Pure."""
+    state, fix = (
+        _missing(item, second, in_bucket=in_bucket)
+        or fault_of(item, second)
+        or _cache_state(item, first, second, limit_bytes, partly=partly)
+    )
+    return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, fix=fix)
+
+
+def _cache_state(
+    item: CdnObject, first: EdgeAnswer, second: EdgeAnswer, limit_bytes: int, *, partly: bool
+) -> tuple[str, str]:
+    if item.size > limit_bytes:
+        return "too large", "coldstream upload … --object-bytes-max 480MiB, or a plan that caches larger objects"
+    if second.cache in KEPT:
+        return "kept", ""
+    if second.cache in _COMING or first.cache in _COMING:
+        fix = f"coldstream cdn warm {item.model}"
+        return "coming", f"only a part is kept: {fix}" if partly else fix
+    if second.cache == "BYPASS":
+        return "not kept", "bypassed by a rule, a cookie, or Cache-Control of the object"
+    return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
+
+
+def _missing(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None) -> tuple[str, str] | None:
+    """The meaning of a 404, compared with the bucket; None for other answers."""
+    if answer.status != 404 or in_bucket is None:
+        return None
+    if not in_bucket:
+        return "wrong", f"404, and the bucket has none either: coldstream verify {item.model}"
+    if answer.cache in KEPT:
+        fix = f"coldstream cdn purge {item.model}, or wait 3 minutes"
+        return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {fix}"
+    return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
+
+
+def fault_of(item: CdnObject, answer: EdgeAnswer) -> tuple[str, str] | None:
+    """The fault of an answer, regardless of the cache: (state, fix); None if there is none. Pure."""
+    purge = f"coldstream cdn purge {item.model}"
+    if answer.status == 0:
+        return "unreachable", answer.fault
+    if answer.status in {401, 403}:
+        return (
+            "refused",
+            "set the headers that the domain requires: COLDSTREAM_CDN_HEADER, or CF_ACCESS_CLIENT_ID and its secret",
+        )
+    if answer.status in {301, 302, 303, 307, 308}:
+        return "refused", "it redirects, to a login of Access? Set CF_ACCESS_CLIENT_ID and its secret"
+    if answer.status not in {200, 206}:
+        return "wrong", f"it answers {answer.status}"
+    if answer.is_page and not item.key.endswith((".html", ".htm")):
+        return "wrong", "an HTML page with status 200: is it this bucket's domain?"
+    if answer.size is not None and answer.size != item.size:
+        return "wrong", f"it has {answer.size} bytes, and the bucket's {item.size}: {purge}"
+    if answer.etag and item.etag and answer.etag != item.etag:
+        return "wrong", f"an older version is kept: {purge}"
+    if answer.sha256 and item.sha256 and answer.sha256 != item.sha256:
+        return "wrong", f"other bytes than the bucket's: {purge}"
+    return None
