@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,11 @@ from coldstream.units import MIB, format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadReport:
-    """What a download did.
+    """What a download did. `files` and `bytes` are without the hidden ones.
 
     Attributes:
-        files: How many files the model has, without hidden ones; `bytes` is their size.
-        kept_files: How many of them were in the folder already, with the right content.
+        kept_files: How many of the files were in the folder already, with the right content.
         skipped: The model's hidden files, which are never written: a `.env` would be read as settings.
-        received_bytes: How many bytes were read from the store.
         verified: Whether the content was checked against a manifest.
     """
 
@@ -81,7 +79,10 @@ def download(
     with _locked(folder, store.retry, progress) as is_locked:
         missing = [file for file in files if not _is_there(folder, file)]
         if is_locked:
-            _remove_leftovers(folder, files)
+            # The temporary files of killed downloads.
+            for parent in {(folder / file.path).parent for file in files}:
+                for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
+                    leftover.unlink(missing_ok=True)
         _check_room(folder, sum(file.size for file in missing))
         works = [_FileDownload(store, name, folder, file, progress) for file in missing]
         try:
@@ -104,7 +105,7 @@ def download(
 
 
 class _FileDownload(StoredFileRead):
-    """Writes one file to the disk. Implements `FileWork`."""
+    """Writes one file to the disk."""
 
     def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
         super().__init__(store, name, file, progress)
@@ -175,13 +176,6 @@ def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
             folder.mkdir(parents=True, exist_ok=True)
             is_locked = held.enter_context(locked_folder(folder, on_wait=on_wait))
         yield is_locked
-
-
-def _remove_leftovers(folder: Path, files: Sequence[StoredFile]) -> None:
-    """Deletes the temporary files of killed downloads."""
-    for parent in {(folder / file.path).parent for file in files}:
-        for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
-            leftover.unlink(missing_ok=True)
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -19,15 +19,12 @@ from coldstream.places.place import ObjectInfo, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """One model in a store.
+    """One model in a store. For an incomplete one, `bytes` and `files` are the final numbers.
 
     Attributes:
-        name: `org/model`.
         state: "ready"; "incomplete": an upload is running or was interrupted; "damaged": objects of the manifest are
             missing or were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program;
             "foreign": stored by another tool, without a manifest.
-        bytes: The size of all files; for an incomplete model, the final size.
-        files: The number of files; for an incomplete model, the final number.
         repo: The repository on the Hub that it was copied from, or None; `revision` is the commit.
         modified: When it became ready, or was last written to.
         layout: How the weights are stored: see `layout_of`.
@@ -56,11 +53,10 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
     listing = {info.key.removeprefix(f"{name}/"): info for info in objects}
     listing.pop(MANIFEST_NAME, None)
     modified = max(info.modified for info in objects)
-    size = sum(info.size for info in listing.values())
 
     def as_model(state: str, detail: str, record: Manifest | Journal | None = None) -> ModelInfo:
         if record is None:
-            files, total = len(listing), size
+            files, total = len(listing), sum(info.size for info in listing.values())
         elif isinstance(record, Journal):
             files, total = record.planned_files, record.planned_bytes
         else:
@@ -78,25 +74,19 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
         )
 
     try:
-        stored_record = read_record(store, name)
+        record, _ = read_record(store, name) or (None, "")
     except (ManifestError, CredentialsError) as exc:
-        return as_model("unreadable", f"{exc.message}" + (f"; {exc.hint}" if exc.hint else ""))
-    if stored_record is None:
+        return as_model("unreadable", f"{exc.message}; {exc.hint}" if exc.hint else exc.message)
+    if record is None:
         return as_model("foreign", "no manifest: can be loaded, but not verified")
-    record = stored_record[0]
     if isinstance(record, Journal):
-        return as_model("incomplete", _progress(record), record)
+        stored = [entry.path for entry in record.files if entry.objects]
+        shards = f"{sum(map(is_weights, stored))}/{record.planned_shards} shards"
+        progress = shards if record.planned_shards else f"{len(stored)}/{record.planned_files} files"
+        return as_model("incomplete", f"{progress}; run: {upload_command(record)}", record)
     problems = missing_objects(store, StoredModel(name=name, record=record, listing=listing, pool=pool))
     if problems:
         path, what = problems[0]
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         return as_model("damaged", f"{path} {what}{more}; run: {upload_command(record)}", record)
     return as_model("ready", "", record)
-
-
-def _progress(journal: Journal) -> str:
-    stored = [entry for entry in journal.files if entry.objects]
-    shards = sum(is_weights(entry.path) for entry in stored)
-    if journal.planned_shards:
-        return f"{shards}/{journal.planned_shards} shards; run: {upload_command(journal)}"
-    return f"{len(stored)}/{journal.planned_files} files; run: {upload_command(journal)}"

@@ -28,10 +28,8 @@ _TICK_SECONDS = 0.25
 class FileWork(Protocol):
     """One file to move, in parts `[start, stop)` that cover it. `parts` and `digest` are read after `prepare`."""
 
-    @property
-    def parts(self) -> Sequence[tuple[int, int]]: ...
-    @property
-    def digest(self) -> OrderedDigest | None: ...
+    parts: Sequence[tuple[int, int]]
+    digest: OrderedDigest | None
 
     def prepare(self) -> None:
         """Called once, before the first part, from the thread that runs the pump."""

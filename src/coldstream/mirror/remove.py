@@ -19,14 +19,10 @@ from coldstream.places.place import PendingUpload, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What a removal deletes.
+    """What a removal deletes: the model's objects, the manifest first, and unfinished multipart uploads below it.
 
-    Attributes:
-        keys: The model's objects, the manifest first.
-        uploads: Unfinished multipart uploads below the model.
-        segments: How many segments are deleted: the model's own, and any others that no model uses.
-        shared_segments: How many of its segments remain, because other models use them.
-        withheld: Why no segment may be deleted now, or None. A later upload or removal deletes them.
+    `segments` counts the model's own and any others that no model uses, `shared_segments` those of its segments that
+    other models use. `withheld` is why no segment may be deleted now: a later upload or removal deletes them.
     """
 
     name: str

@@ -32,13 +32,9 @@ GRACE = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What a sweep deletes.
+    """What a sweep deletes: `keys` that no record refers to, and unfinished `uploads` of segments.
 
-    Attributes:
-        keys: Segments that no record refers to.
-        uploads: Unfinished multipart uploads of segments.
-        used: The keys that records refer to.
-        withheld: Why nothing may be deleted now, or None.
+    `used` are the keys that records refer to; `withheld` is why nothing may be deleted now, or None.
     """
 
     keys: tuple[str, ...] = ()
@@ -49,7 +45,7 @@ class Sweep:
 
 
 def segment_key(sha256: str) -> str:
-    """Returns the key of the segment with this content, as in manifests: relative to the store's root, with a "/"."""
+    """Returns the key of the segment with this content, as in manifests: with a leading "/"."""
     return f"/{ROOT}{sha256[:2]}/{sha256}"
 
 
@@ -76,11 +72,7 @@ def pool_listing(store: Store, *, root: str = "") -> dict[str, ObjectInfo]:
 
 
 def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
-    """Finds the unused segments; deletes nothing.
-
-    Args:
-        without: A model whose references do not count, because it is about to be removed.
-    """
+    """Finds the unused segments; deletes nothing. The references of the model `without` do not count."""
     try:
         uploads = tuple(store.uploads(ROOT))
         segments = list(store.list(ROOT))
@@ -96,13 +88,12 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
         if last != MANIFEST_NAME or not name or name == without:
             continue
         try:
-            stored_record = read_record(store, name)
+            record, _ = read_record(store, name) or (None, "")
         except ManifestError:
             withheld = f"the manifest of {name} cannot be read, so its segments are unknown"
             continue
-        if stored_record is None:
+        if record is None:
             continue
-        record = stored_record[0]
         used |= segment_keys(record.files, root=root_of(name, record))
         if isinstance(record, Journal) and record.created > datetime.now(timezone.utc) - GRACE:
             withheld = f"an upload of {name} is running or was interrupted within the last day"
@@ -117,7 +108,7 @@ def plan_sweep(store: Store, *, without: str | None = None) -> Sweep:
 
 
 def sweep(store: Store) -> Sweep:
-    """Deletes the unused segments, unless a reason withholds that; then the next sweep finds them again."""
+    """Deletes the unused segments, unless a reason withholds that."""
     plan = plan_sweep(store)
     if plan.withheld is None:
         store.delete(plan.keys)

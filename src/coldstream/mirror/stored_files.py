@@ -9,7 +9,8 @@ from functools import partial
 import msgspec
 
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
-from coldstream.mirror.manifest_records import read_record
+from coldstream.mirror.manifest_records import model_listing, read_record
+from coldstream.mirror.pump import FileWork
 from coldstream.mirror.segment_pool import ROOT, pool_listing, root_of, segment_keys
 from coldstream.model.chunks import PART_BYTES, parts
 from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject, check_revision, entries_below
@@ -25,12 +26,9 @@ COPY = "in one piece "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One file of a stored model.
+    """One file of a stored model, and the objects that hold its bytes, in order.
 
-    Attributes:
-        objects: The objects that hold its bytes, in order.
-        plain: The object that holds a segmented file in one piece too, or None.
-        entry: Its manifest entry; None for a model without a manifest.
+    `plain` is the object that holds a segmented file in one piece too. A model without a manifest has no `entry`.
     """
 
     path: str
@@ -42,12 +40,10 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
-    """What the store holds under a model's name.
+    """What the store holds under a model's name; `record` is None if another tool stored it.
 
-    Attributes:
-        record: Its manifest or journal; None if another tool stored it.
-        listing: The model's objects by their keys relative to the model, without the manifest.
-        pool: Segments by their keys with a leading "/", those of other models too.
+    `listing` has the model's objects by their keys relative to the model, without the manifest, and `pool` the segments
+    of all models by their keys with a leading "/".
     """
 
     name: str
@@ -60,11 +56,16 @@ class StoredModel:
         """The model's files, from its manifest, or from the listing if it has none."""
         if isinstance(self.record, Manifest):
             root = root_of(self.name, self.record)
+
+            def from_root(stored: StoredObject) -> StoredObject:
+                is_shared = stored.key.startswith("/")
+                return msgspec.structs.replace(stored, key=f"/{root}{stored.key[1:]}") if is_shared else stored
+
             return tuple(
                 StoredFile(
                     path=entry.path,
                     size=entry.size,
-                    objects=tuple(_from_root(stored, root) for stored in entry.objects),
+                    objects=tuple(map(from_root, entry.objects)),
                     plain=entry.plain,
                     entry=entry,
                 )
@@ -84,34 +85,25 @@ class StoredModel:
 def open_model(store: Store, name: str) -> StoredModel:
     """Reads what is stored under `name`, which may include a revision.
 
-    Raises:
-        NotFoundError: There is no model of this name, or it has another revision.
-        ManifestError: Its manifest cannot be trusted.
+    Raises NotFoundError, also for another revision, and ManifestError if the manifest cannot be trusted.
     """
     name, revision = split_revision(name)
     checked_name(name)
-    stored_record = read_record(store, name)
-    listing = {
-        info.key.removeprefix(f"{name}/"): info
-        for info in store.list(f"{name}/")
-        # Web consoles create "folders": empty objects whose keys end in "/".
-        if not info.key.endswith("/")
-    }
+    record, _ = read_record(store, name) or (None, "")
+    # Web consoles create "folders": empty objects whose keys end in "/".
+    listing = {key: info for key, info in model_listing(store, name).items() if not info.key.endswith("/")}
     listing.pop(MANIFEST_NAME, None)
-    component = component_record(store, name) if stored_record is None and listing else None
-    if stored_record is None and component is None and not looks_like_model(listing):
+    if record is None and listing:
+        record = component_record(store, name)
+    if record is None and not looks_like_model(listing):
         raise missing_model(store, name, listing)
-    record = stored_record[0] if stored_record else component
     check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
     return StoredModel(name=name, record=record, listing=listing, pool=pool)
 
 
 def component_record(store: Store, name: str) -> Manifest | None:
-    """Returns the manifest of the complete model around this folder, with the files of this folder only.
-
-    None if there is none, or if it may not be read.
-    """
+    """Returns the manifest of the complete model around this folder, with its files only, if it can be read."""
     if (around := outer_record(name, lambda folder: read_record(store, folder))) is None:
         return None
     outer, (record, _) = around
@@ -144,19 +136,13 @@ def object_key(name: str, stored: StoredObject) -> str:
     return stored.key[1:] if stored.key.startswith("/") else f"{name}/{stored.key}"
 
 
-def _from_root(stored: StoredObject, root: str) -> StoredObject:
-    """Returns the object with its key relative to this store's root, if it was relative to another one's."""
-    return msgspec.structs.replace(stored, key=f"/{root}{stored.key[1:]}") if stored.key.startswith("/") else stored
-
-
 def missing_objects(store: Store, model: StoredModel) -> list[tuple[str, str]]:
     """Compares the store with the manifest: (path, problem) of each object that is missing or different."""
     problems = []
     for file in model.files:
-        beside = (file.plain,) if file.plain else ()
-        for number, stored in enumerate((*file.objects, *beside), start=1):
-            segment = f"segment {number} of {len(file.objects)} "
-            which = COPY if stored is file.plain else segment if stored.key.startswith("/") else ""
+        for number, stored in enumerate((*file.objects, *filter(None, [file.plain])), start=1):
+            segment = f"segment {number} of {len(file.objects)} " if stored.key.startswith("/") else ""
+            which = COPY if stored is file.plain else segment
             info = model.listing.get(stored.key) or model.pool.get(stored.key)
             if info is None and stored.key.startswith("/") and f"/{ROOT}" not in stored.key:
                 info = next((i for i in store.list(stored.key[1:]) if i.key == stored.key[1:]), None)
@@ -192,13 +178,14 @@ def read_range(
         first += stored.size
 
 
-class StoredFileRead:
-    """Reads and hashes one file of a stored model: what the `FileWork`s of download and verify share."""
+class StoredFileRead(FileWork):
+    """Reads and hashes one file of a stored model; `label` is its name for the progress, by default its path."""
+
+    digest: OrderedDigest
 
     def __init__(
         self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "", git: bool = False
     ) -> None:
-        """Prepares the read; `label` is the file's name for the progress, by default its path."""
         self.file = file
         self.parts = tuple(parts(file.size, PART_BYTES))
         stops = file.entry.chunks.stops if file.entry else None

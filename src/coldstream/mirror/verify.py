@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,15 +46,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """The result of a verification.
+    """The result of a verification; problems are sorted by path.
 
     Attributes:
         state: "ready", "incomplete" or "foreign".
-        ok: Whether no problem was found.
         deep: Whether every byte was read.
         layout: See `layout_of`.
         segments: How many segments the weights are stored in.
-        problems: Sorted by path.
         sha256: The SHA-256 of each file that was read, by path; empty unless `deep`.
     """
 
@@ -89,8 +87,7 @@ def verify(
     """
     began = time.monotonic()
     model = open_model(store, name)
-    name = model.name
-    files = model.files
+    name, files = model.name, model.files
     problems = [Problem(path, what) for path, what in missing_objects(store, model)]
     if isinstance(model.record, Journal):
         problems.append(Problem("coldstream.json", f"the upload is incomplete; run: {upload_command(model.record)}"))
@@ -125,7 +122,7 @@ def verify(
 
 
 class _FileCheck(StoredFileRead):
-    """Reads one file and compares its hashes. Implements `FileWork`."""
+    """Reads one file and compares its hashes."""
 
     def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "") -> None:
         git = file.entry is not None and file.entry.git_blob_id is not None
@@ -170,22 +167,12 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
         except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file does not hide the others
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))
     try:
-        shards = _shards(store, model)
+        index = index_name(model.listing)
+        data = store.get(f"{model.name}/{index}", bytes_max=64 * MIB)[0] if index else None
+        shards = weights(model.listing, index=data)
+        if index is None:
+            check_numbers(shards)
         check_duplicate_tensors({path: headers[path] for path in shards if path in headers}, where=model.name)
     except IntegrityError as exc:
         problems.append(Problem(model.name, exc.message.removeprefix(f"{model.name}: ")))
     return problems
-
-
-def _shards(store: Store, model: StoredModel) -> Sequence[str]:
-    """Returns the files that a load reads.
-
-    Raises:
-        IntegrityError: One is missing, or the index is malformed.
-    """
-    name = index_name(model.listing)
-    if name is not None:
-        return weights(model.listing, index=store.get(f"{model.name}/{name}", bytes_max=64 * MIB)[0])
-    shards = weights(model.listing)
-    check_numbers(shards)
-    return shards
