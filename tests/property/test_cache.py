@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coldstream.cache.cache import Cache
 from coldstream.cache.cached_files import CopyContents
-from coldstream.cache.copy_records import OURS, RECORD, CopyPlan, Presence, parse_plan
+from coldstream.cache.copy_records import OURS, RECORD, CopyPlan, parse_plan
 from coldstream.cache.space import CachedCopy, Disk, victims_for
 from coldstream.errors import DiskError
 from tests.unit.cache.cached_models import HUGE, URI, Model, begun
@@ -92,9 +92,9 @@ def test_any_journal_claims_only_what_is_right(model: Model, rng: object, tail: 
 
 @given(st.binary(max_size=500))
 def test_any_bytes_are_a_journal(data: bytes) -> None:
-    presence = Presence(Model(hashed=False).files)
-    presence.apply(data[: len(data) - len(data) % RECORD.size])
-    for there, digests, missing in zip(presence.there, presence.digests, presence.missing, strict=True):
+    contents = CopyContents(Path("/nonexistent"), Model(hashed=False).files)
+    contents.apply(data[: len(data) - len(data) % RECORD.size])
+    for there, digests, missing in zip(contents.claimed, contents._digests, contents.missing, strict=True):
         assert len(there) - sum(there) == missing
         assert [any(digests[16 * chunk : 16 * chunk + 16]) for chunk in range(len(there))] == [bool(b) for b in there]
 

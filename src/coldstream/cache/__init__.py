@@ -1,7 +1,6 @@
 """The local copies of models: plain Hugging Face folders that any tool can read, each with a journal of its chunks.
 
-    cache         opens copies, finds the latest one, lists and prunes them
-    local_copy    one version of one model, protected from eviction while it is open
+    cache         opens copies, finds the latest one, lists and prunes them; an open copy is protected from eviction
     copy_writer   fills a copy, chunk by chunk in any order, from a separate process
     space         what is in the cache, what has to go, and its removal
     cached_files  what a copy has on the disk, by its journal

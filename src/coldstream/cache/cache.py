@@ -1,17 +1,18 @@
-"""The cache: opens copies, finds the latest one, lists and prunes them."""
+"""The cache: opens copies, finds the latest one, lists and prunes them; and a copy, as a load uses it."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.cache.cached_files import read_plan
-from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, check_files, checked_version
-from coldstream.cache.local_copy import LocalCopy
+from coldstream.cache.cached_files import CopyContents, read_plan
+from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, checked_version, file_path_fault, files_fault
+from coldstream.cache.copy_writer import CopyWriter
 from coldstream.cache.space import (
     CachedCopy,
     discard,
@@ -23,9 +24,10 @@ from coldstream.cache.space import (
     prunable,
     sweep,
 )
-from coldstream.errors import ConfigError, DiskError, UsageError
+from coldstream.errors import ConfigError, IntegrityError, UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import (
+    cache_error,
     checked_root,
     disk_errors,
     is_locked,
@@ -36,16 +38,21 @@ from coldstream.machine.disk import (
     root_locked,
     temporary_folder,
     trash_name,
+    unlock,
 )
 from coldstream.model.names import checked_name, expanded
 from coldstream.units import parse_bytes
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from coldstream.settings import Settings
 
 
 class Cache:
     """A node's copies of models in one folder, shared by all processes of one user. Safe across processes.
+
+    Every method raises DiskError if the folder is not private to this user, or the disk is full or fails.
 
     Attributes:
         root: The folder, created when first needed; a private one inside a folder that is shared with other users.
@@ -63,47 +70,35 @@ class Cache:
     def open(self, *, uri: str, name: str, version: str, files: Sequence[CachedFile]) -> LocalCopy:
         """Creates a copy, or reopens an existing one. Another plan under the same version starts over.
 
-        Takes milliseconds; the writer makes room.
-
-        Args:
-            uri: As the user named the model; without secrets.
-            name: `org/model`.
-            version: Identifies the content: a manifest's digest, a commit.
-            files: In the order of their indexes.
+        Takes milliseconds; the writer makes room. `uri` is as the user named the model, without secrets; `version`
+        identifies the content: a manifest's digest, a commit.
 
         Raises:
-            DiskError: The folder is not private to this user, the disk is full or fails, or another process uses
-                this version with another plan.
+            DiskError: Also if another process uses this version with another plan.
             UsageError: The name or the version is not a valid folder name.
             IntegrityError: A path leaves the folder, or the chunks do not cover a file.
         """
         plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
-        check_files(plan.files, where=name)
+        if fault := files_fault(plan.files):
+            raise IntegrityError(f"{name} cannot be kept on disk: {fault}")
         folder = model_folder(self.root, name, version)
         checked_root(self.root, create=True)
-        with disk_errors(folder):
+        with disk_errors(folder), ExitStack() as closing:
             with root_locked(self.root):
                 self._settle(folder, plan)
-                copy = self._hold(folder, plan)
-            try:
-                copy.touch()
-                if copy.complete:
-                    # After a return to an older version, that one is the last.
-                    mark_latest(self.root, plan)
-            except BaseException:
-                copy.close()
-                raise
+                copy = closing.enter_context(self._hold(folder, plan))
+            copy.touch()
+            if copy.complete:
+                # After a return to an older version, that one is the last.
+                mark_latest(self.root, plan)
+            closing.pop_all()
             return copy
 
     def latest(self, uri: str) -> LocalCopy | None:
-        """The last copy of this URI, if it is complete and still exists: for a start without the network.
-
-        Raises:
-            DiskError: The folder is not private to this user, or the disk fails.
-        """
+        """The last copy of this URI, if it is complete and still exists: for a start without the network."""
         if not checked_root(self.root, create=False):
             return None
-        with disk_errors(self.root):
+        with disk_errors(self.root), ExitStack() as closing:
             folder = latest_folder(self.root, uri)
             if folder is None:
                 return None
@@ -111,23 +106,15 @@ class Cache:
                 plan = read_plan(folder)
                 if plan is None or model_folder(self.root, plan.name, plan.version) != folder:
                     return None
-                copy = self._hold(folder, replace(plan, uri=uri))
-            try:
-                if copy.complete:
-                    copy.touch()
-                    return copy
-            except BaseException:
-                copy.close()
-                raise
-            copy.close()
-            return None
+                copy = closing.enter_context(self._hold(folder, replace(plan, uri=uri)))
+            if not copy.complete:
+                return None
+            copy.touch()
+            closing.pop_all()
+            return copy
 
     def entries(self) -> list[CachedCopy]:
-        """All copies, least recently used first.
-
-        Raises:
-            DiskError: The folder is not private to this user, or the disk fails.
-        """
+        """All copies, least recently used first."""
         if not checked_root(self.root, create=False):
             return []
         with disk_errors(self.root), root_locked(self.root):
@@ -143,17 +130,8 @@ class Cache:
     ) -> list[CachedCopy]:
         """Removes copies that are not in use, the least recently used first, and leftovers of killed removals.
 
-        Args:
-            keep_bytes: Stop when all copies together take no more than this.
-            names: Only copies of these models; empty for all.
-            older_seconds: Only copies that were not used for this long.
-            dry_run: Remove nothing.
-
-        Returns:
-            What was removed, or would be.
-
-        Raises:
-            DiskError: The folder is not private to this user, or the disk fails.
+        Stops when all copies together take no more than `keep_bytes`. Removes only copies of the models `names`, unless
+        empty, that were not used for `older_seconds`. Returns what was removed, or would be.
         """
         if not checked_root(self.root, create=False):
             return []
@@ -170,11 +148,7 @@ class Cache:
         return victims
 
     def limit_bytes(self, used_bytes: int) -> int:
-        """The limit of all copies together, which take `used_bytes` now.
-
-        Raises:
-            DiskError: The disk fails.
-        """
+        """The limit of all copies together, which take `used_bytes` now."""
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())
         with disk_errors(self.root):
             disk = disk_of(existing, self.bytes_max)
@@ -190,11 +164,10 @@ class Cache:
                 write_atomically(folder / OURS / "plan.json", plan.serialize(), staging=folder / OURS)
                 return
             if (folder / OURS).is_dir() and is_locked(folder / OURS / "lock"):
-                raise DiskError(
+                raise cache_error(
+                    folder,
                     f"another process uses version {plan.version} of {plan.name} with a different list of files",
                     hint="if the model was replaced under the same version, wait for that process to end",
-                    operation="cache",
-                    target=str(folder),
                 )
             discard(self.root, folder)
         # Created elsewhere and moved into place: a folder in its place always has a plan. Not synced, since a load
@@ -214,34 +187,109 @@ class Cache:
         return LocalCopy(folder, plan, self.bytes_max, lock=lock)
 
 
+class LocalCopy:
+    """Protects a copy from eviction until `close`. For one thread of the process that opened it.
+
+    Reading follows the journal while another process writes it; a chunk stays, unless a reader finds it wrong. Indexes
+    refer to `files`.
+    """
+
+    def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
+        """Use `Cache.open`. Takes ownership of `lock`."""
+        self.folder = folder
+        self.uri, self.name, self.version, self.files = plan.uri, plan.name, plan.version, plan.files
+        self._bytes_max = bytes_max
+        self._lock: int | None = lock
+        self._contents = CopyContents(folder, plan.files)
+
+    def __repr__(self) -> str:
+        return f"LocalCopy({self.name}, {self.version}, {'closed' if self._lock is None else 'open'})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file of the plan is complete, at its own path."""
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.complete
+
+    def have(self, index: int) -> bytes:
+        """One byte per chunk of a file: 1 if the copy has it."""
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.there(index)
+
+    def digests(self, index: int) -> bytes:
+        """16 bytes per chunk of a file: the plan's or, without a manifest, those written, or zeros.
+
+        Readers have to check each chunk: nothing else notices a flipped bit, or bytes lost in a power failure.
+        """
+        with disk_errors(self.folder):
+            self._contents.refresh()
+            return self._contents.digests(index)
+
+    def path(self, index: int) -> Path:
+        """The present path of a file.
+
+        A writer moves it when it is complete, and back when a chunk is forgotten: if it is gone when it is opened,
+        call this again. An open descriptor stays valid.
+        """
+        with disk_errors(self.folder):
+            return self._contents.path(index)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Writes a small file that is not in the plan (config.json), atomically.
+
+        Raises IntegrityError if the path leaves the folder, and DiskError.
+        """
+        if fault := file_path_fault(path):
+            raise IntegrityError(f"{self.name} has a file {path[:80]!r} that is rejected: {fault}")
+        if any(file.path == path for file in self.files):
+            raise ValueError(f"{path} is in the plan: its chunks go through the writer")
+        target = self.folder / path
+        with disk_errors(target):
+            make_folders(target.parent)
+            write_atomically(target, data, staging=self.folder / OURS)
+
+    def touch(self) -> None:
+        with disk_errors(self.folder):
+            os.utime(self.folder / OURS / "used")
+
+    def writer(self, *, repair: bool = False) -> CopyWriter | None:
+        """Writes it from this process: see `CopyWriter.open`."""
+        return CopyWriter.open(self.folder, bytes_max=self._bytes_max, repair=repair)
+
+    def close(self) -> None:
+        """Allows eviction. Idempotent."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            unlock(lock)
+
+
 def cache_of(settings: Settings) -> Cache:
     """The cache of these settings; raises as `configured`."""
     return configured(settings.get("COLDSTREAM_CACHE_DIR"), settings.get("COLDSTREAM_CACHE_LIMIT"))
 
 
 def configured(directory: str | None, limit: str | None) -> Cache:
-    """The cache in a directory.
+    """The cache in `directory`, COLDSTREAM_CACHE_DIR; raises ConfigError if COLDSTREAM_CACHE_LIMIT is not a size.
 
-    Args:
-        directory: COLDSTREAM_CACHE_DIR. None: `coldstream` in XDG_CACHE_HOME or ~/.cache, or a private folder among the
-            temporary files if the user has no home.
-        limit: COLDSTREAM_CACHE_LIMIT, a size. None: see `Cache`.
-
-    Raises:
-        ConfigError: The limit is not a size.
+    By default, it is `coldstream` in XDG_CACHE_HOME or ~/.cache, or a private folder among the temporary files if the
+    user has no home.
     """
     try:
         bytes_max = parse_bytes(limit) if limit is not None else None
     except UsageError as exc:
         raise ConfigError(f"COLDSTREAM_CACHE_LIMIT: {limit!r} is not a size", hint=exc.hint) from exc
-    root = expanded(directory) if directory is not None else _default_root()
-    return Cache(root, bytes_max=bytes_max)
-
-
-def _default_root() -> Path:
+    if directory is not None:
+        return Cache(expanded(directory), bytes_max=bytes_max)
     # By the XDG specification, a relative path is ignored.
-    for around in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
-        if os.path.isabs(around):
-            return Path(around) / "coldstream"
-    # Neither HOME nor an entry in passwd, as in containers that run as an arbitrary user.
-    return temporary_folder()
+    around = filter(os.path.isabs, (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")))
+    # Containers that run as an arbitrary user may have neither HOME nor an entry in passwd.
+    root = next((Path(folder) / "coldstream" for folder in around), None) or temporary_folder()
+    return Cache(root, bytes_max=bytes_max)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from coldstream.cache.copy_records import (
     DIGEST_BYTES,
+    NOT_THERE,
     OURS,
     PLAN_BYTES_MAX,
     RECORD,
     CachedFile,
     CopyPlan,
-    Presence,
     parse_plan,
 )
 from coldstream.machine.disk import read_bounded
@@ -25,17 +25,20 @@ class CopyContents:
     """A view of a copy that follows its journal while another process writes it. For one thread.
 
     Attributes:
-        folder: The copy's.
-        files: Its plan's.
-        presence: The journal's claims when it was last read.
+        claimed: For each file of the plan, one byte per chunk: 1 if the journal claims it.
+        missing: For each file, how many chunks are not claimed.
+        journal_bytes: How much of the journal was read: complete records only, and nothing of an invalid journal.
     """
+
+    claimed: list[bytearray]
+    missing: list[int]
+    journal_bytes: int
 
     def __init__(self, folder: Path, files: Sequence[CachedFile]) -> None:
         self.folder = folder
         self.files = tuple(files)
-        self.presence = Presence(self.files)
         self._journal = folder / OURS / "journal"
-        self._read_bytes = 0
+        self._reset()
         # A record for each chunk, and two for each time that it was wrong. A much longer file is not a valid journal.
         self._journal_bytes_max = RECORD.size * (16 * sum(len(file.stops) for file in self.files) + 4096)
 
@@ -48,24 +51,38 @@ class CopyContents:
             return
         try:
             size = os.fstat(descriptor).st_size
-            if size < self._read_bytes or size > self._journal_bytes_max:
+            if size < self.journal_bytes or size > self._journal_bytes_max:
                 self._reset()
-            if size <= self._journal_bytes_max:
-                self._follow(descriptor)
+            while size <= self._journal_bytes_max and (
+                data := os.pread(descriptor, RECORD.size * 65536, self.journal_bytes)
+            ):
+                whole = len(data) - len(data) % RECORD.size
+                if not whole:
+                    break
+                self.apply(data[:whole])
+                self.journal_bytes += whole
         finally:
             os.close(descriptor)
 
-    @property
-    def journal_bytes(self) -> int:
-        """How much of the journal was read: complete records only, and nothing of an invalid journal."""
-        return self._read_bytes
+    def apply(self, records: bytes) -> None:
+        """Applies complete records in order; ignores those with an unknown chunk, or another digest than the plan's."""
+        for file, chunk, digest in RECORD.iter_unpack(records):
+            if file >= len(self.files) or chunk >= len(self.claimed[file]):
+                continue
+            if self.files[file].digest(chunk) in {None, digest} or digest == NOT_THERE:
+                self.set(file, chunk, digest)
+
+    def set(self, file: int, chunk: int, digest: bytes) -> None:
+        """Applies the record of one chunk."""
+        there = int(digest != NOT_THERE)
+        self.missing[file] += self.claimed[file][chunk] - there
+        self.claimed[file][chunk] = there
+        self._digests[file][chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES] = digest
 
     def plain_path(self, index: int) -> Path:
-        """The path of the complete file."""
         return self.folder / self.files[index].path
 
     def partial_path(self, index: int) -> Path:
-        """The path of the incomplete file."""
         return self.folder / OURS / "partial" / self.files[index].path
 
     def is_plain(self, index: int) -> bool:
@@ -81,14 +98,14 @@ class CopyContents:
         file = self.files[index]
         size = file.size if self.is_plain(index) else _size(self.partial_path(index)) or 0
         reached = len(file.stops) if size >= file.size else bisect_right(file.stops, size)
-        return bytes(self.presence.there[index][:reached]).ljust(len(file.stops), b"\0")
+        return bytes(self.claimed[index][:reached]).ljust(len(file.stops), b"\0")
 
     def digests(self, index: int) -> bytes:
         """16 bytes per chunk: the plan's, or the journal's with zeros for missing chunks."""
         known = self.files[index].digests
         if known is not None:
             return known
-        digests = self.presence.digests[index]
+        digests = self._digests[index]
         return b"".join(
             bytes(digests[chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES]) if there else bytes(DIGEST_BYTES)
             for chunk, there in enumerate(self.there(index))
@@ -97,19 +114,13 @@ class CopyContents:
     @property
     def complete(self) -> bool:
         """Whether every file is at its own path and the journal claims all of it."""
-        return not any(self.presence.missing) and all(self.is_plain(index) for index in range(len(self.files)))
+        return not any(self.missing) and all(self.is_plain(index) for index in range(len(self.files)))
 
     def _reset(self) -> None:
-        self.presence = Presence(self.files)
-        self._read_bytes = 0
-
-    def _follow(self, descriptor: int) -> None:
-        while data := os.pread(descriptor, RECORD.size * 65536, self._read_bytes):
-            whole = len(data) - len(data) % RECORD.size
-            if not whole:
-                break
-            self.presence.apply(data[:whole])
-            self._read_bytes += whole
+        self.claimed = [bytearray(len(file.stops)) for file in self.files]
+        self.missing = [len(file.stops) for file in self.files]
+        self._digests = [bytearray(DIGEST_BYTES * len(file.stops)) for file in self.files]
+        self.journal_bytes = 0
 
 
 def read_plan(folder: Path) -> CopyPlan | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from coldstream.errors import IntegrityError, UsageError
+from coldstream.errors import UsageError
 from coldstream.model.names import checked_name, path_fault
 
 FORMAT = 1
@@ -34,8 +34,6 @@ class CachedFile:
     """A file of a model, and its chunks.
 
     Attributes:
-        path: Relative to the model's folder.
-        size: In bytes.
         stops: One past the last byte of each chunk, growing up to `size`; empty for an empty file.
         digests: The chunks' XXH3-128 digests (16 bytes each, joined), or None where no manifest names them.
     """
@@ -56,14 +54,7 @@ class CachedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
-    """What a complete copy has.
-
-    Attributes:
-        uri: Where it was last loaded from.
-        name: `org/model`.
-        version: Identifies the content.
-        files: In the order of their indexes.
-    """
+    """What a complete copy has: the files in the order of their indexes. `uri` is where it was last loaded from."""
 
     uri: str
     name: str
@@ -72,19 +63,14 @@ class CopyPlan:
 
     @property
     def bytes_total(self) -> int:
-        """Bytes of all files."""
         return sum(file.size for file in self.files)
 
     def serialize(self) -> bytes:
         """The bytes of `plan.json`."""
+        hashes = [None if file.digests is None else file.digests.hex() for file in self.files]
         files = [
-            {
-                "path": file.path,
-                "size": file.size,
-                "stops": file.stops,
-                "xxh3_128": None if file.digests is None else file.digests.hex(),
-            }
-            for file in self.files
+            {"path": file.path, "size": file.size, "stops": file.stops, "xxh3_128": xxh3_128}
+            for file, xxh3_128 in zip(self.files, hashes, strict=True)
         ]
         record = {"format": FORMAT, "uri": self.uri, "name": self.name, "version": self.version, "files": files}
         return json.dumps(record, separators=(",", ":")).encode()
@@ -113,14 +99,8 @@ def parse_plan(data: bytes) -> CopyPlan | None:
     return None if files_fault(files) else plan
 
 
-def check_files(files: Sequence[CachedFile], *, where: str) -> None:
-    """Raises IntegrityError if these files cannot be in one folder, or their chunks do not cover them."""
-    if fault := files_fault(files):
-        raise IntegrityError(f"{where} cannot be kept on disk: {fault}")
-
-
 def files_fault(files: Sequence[CachedFile]) -> str | None:
-    """Why these files are rejected, or None."""
+    """Why these files cannot be in one folder, or their chunks do not cover them; None if all is well."""
     paths = {file.path for file in files}
     if len(paths) < len(files):
         return "a path is listed twice"
@@ -152,48 +132,12 @@ def _cut_fault(file: CachedFile) -> str | None:
 
 
 def checked_version(version: str) -> str:
-    """The version, if it is a valid folder name.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """The version; raises UsageError if it is not a valid folder name."""
     if not _VERSION.fullmatch(version):
         raise UsageError(
             f"{version[:60]!r} is not a model's version", hint="up to 200 letters, digits, '.', '_', ':' and '-'"
         )
     return version
-
-
-class Presence:
-    """The chunks that the journal claims, with their digests.
-
-    Attributes:
-        there: For each file, one byte per chunk: 1 if it is claimed.
-        digests: For each file, 16 bytes per chunk: zeros if it is not.
-        missing: For each file, how many chunks are not claimed.
-    """
-
-    def __init__(self, files: Sequence[CachedFile]) -> None:
-        self._files = files
-        self.there = [bytearray(len(file.stops)) for file in files]
-        self.digests = [bytearray(DIGEST_BYTES * len(file.stops)) for file in files]
-        self.missing = [len(file.stops) for file in files]
-
-    def apply(self, records: bytes) -> None:
-        """Applies complete records in order; ignores those with an unknown chunk, or another digest than the plan's."""
-        for file, chunk, digest in RECORD.iter_unpack(records):
-            if file < len(self.there) and chunk < len(self.there[file]) and self._plausible(file, chunk, digest):
-                self.set(file, chunk, digest)
-
-    def set(self, file: int, chunk: int, digest: bytes) -> None:
-        """Applies the record of one chunk."""
-        there = int(digest != NOT_THERE)
-        self.missing[file] += self.there[file][chunk] - there
-        self.there[file][chunk] = there
-        self.digests[file][chunk * DIGEST_BYTES : (chunk + 1) * DIGEST_BYTES] = digest
-
-    def _plausible(self, file: int, chunk: int, digest: bytes) -> bool:
-        return self._files[file].digest(chunk) in {None, digest} or digest == NOT_THERE
 
 
 def _whole(value: object) -> int:

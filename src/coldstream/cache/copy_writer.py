@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.cache.cached_files import CopyContents, read_plan
 from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyPlan
 from coldstream.cache.space import make_room, mark_latest, root_of
-from coldstream.errors import DiskError
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, write_all, write_at
 from coldstream.machine.disk import (
+    cache_error,
     checked_root,
     disk_errors,
     make_folders,
@@ -52,7 +52,7 @@ class CopyWriter:
     """
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: tuple[int, int]) -> None:
-        """Use `CopyWriter.open`. Takes ownership of the copy's lock, which is shared, and of the writer's."""
+        """Use `CopyWriter.open`. Takes ownership of the locks."""
         self.folder = folder
         self._plan = plan
         self._bytes_max = bytes_max
@@ -62,10 +62,10 @@ class CopyWriter:
         self._open: dict[int, int] = {}  # descriptors by file index, in the order of opening
         self._dirty: set[int] = set()  # files with bytes that may not be on the disk
         self._unsynced_bytes = 0
-        self._unasked_bytes = 0
+        self._room_bytes = 0  # written since the last check for room
 
     def __repr__(self) -> str:
-        missing = sum(self._contents.presence.missing)
+        missing = sum(self._contents.missing)
         return f"CopyWriter({self.folder}, {'closed' if self.closed else f'{missing} chunks missing'})"
 
     def __enter__(self) -> Self:
@@ -78,15 +78,8 @@ class CopyWriter:
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
         """Begins to write the copy in `folder`, which `Cache.open` created, and makes room for its missing chunks.
 
-        Independent of the process that opened the copy; protects it from eviction by itself.
-
-        Args:
-            folder: `LocalCopy.folder`.
-            bytes_max: As for `Cache`.
-            repair: Open a complete copy too: one of its chunks was wrong, and is to be forgotten and written again.
-
-        Returns:
-            None when another process writes it, or when it is complete and there is nothing to repair.
+        Independent of the process that opened the copy; protects it from eviction by itself. Returns None when another
+        process writes it or when it is complete, except to `repair` it: to forget a wrong chunk and write it again.
 
         Raises:
             DiskError: It does not fit, it is gone, or the disk fails.
@@ -97,14 +90,13 @@ class CopyWriter:
             locks = _take_locks(root, folder)
             if locks is None:
                 return None
-            plan = None
-            try:
+            with ExitStack() as failing:
+                for lock in locks:
+                    failing.callback(unlock, lock)
                 plan = read_plan(folder)
-            finally:
                 if plan is None:
-                    _release(locks)
-        if plan is None:
-            raise DiskError(f"the cached copy {folder} has no plan", operation="cache", target=str(folder))
+                    raise cache_error(folder, f"the cached copy {folder} has no plan")
+                failing.pop_all()
         writer = cls(folder, plan, bytes_max, locks=locks)
         with writer._failing(folder):
             writer._begin()
@@ -117,29 +109,19 @@ class CopyWriter:
 
     @property
     def closed(self) -> bool:
-        """Whether it has released its locks."""
         return not self._locks
 
     @property
     def complete(self) -> bool:
-        """Whether no chunk is missing."""
-        return not any(self._contents.presence.missing)
+        return not any(self._contents.missing)
 
     def have(self, file: int, chunk: int) -> bool:
-        """Whether that chunk is written: `write` would do nothing."""
-        return bool(self._contents.presence.there[file][chunk])
+        return bool(self._contents.claimed[file][chunk])
 
     def write(self, file: int, chunk: int, view: memoryview, digest: bytes) -> None:
         """Writes one chunk, unless it is there already.
 
-        Args:
-            file: Index in the plan.
-            chunk: Index in the file.
-            view: The chunk's bytes, verified by the caller; not used after the return.
-            digest: Their XXH3-128.
-
-        Raises:
-            DiskError: The disk is full or fails. The writer is closed.
+        `view` has its bytes, verified by the caller, and `digest` their XXH3-128. Raises DiskError.
         """
         self._check(file, chunk)
         planned = self._plan.files[file]
@@ -152,23 +134,22 @@ class CopyWriter:
         if self.have(file, chunk):
             return
         with self._failing(self._contents.partial_path(file)):
-            self._ask_for_room(len(data))
+            self._room_bytes += len(data)
+            if self._room_bytes > ROOM_BYTES:
+                self._room_bytes = 0
+                make_room(self.folder, self._bytes_max)
             write_at(self._descriptor(file), data, start)
             self._dirty.add(file)
             self._unsynced_bytes += len(data)
             self._record(file, chunk, digest)
-            if not self._contents.presence.missing[file]:
+            if not self._contents.missing[file]:
                 self._finish(file)
                 self._mark_if_complete()
             elif self._unsynced_bytes >= SYNC_BYTES:
                 self._sync()
 
     def forget(self, file: int, chunk: int) -> None:
-        """Revokes a chunk that was read with wrong bytes; its file moves back to `partial/`.
-
-        Raises:
-            DiskError: The disk fails. The writer is closed.
-        """
+        """Revokes a chunk that was read with wrong bytes; its file moves back to `partial/`. Raises DiskError."""
         self._check(file, chunk)
         if self.have(file, chunk):
             with self._failing(self._contents.plain_path(file)):
@@ -179,8 +160,7 @@ class CopyWriter:
     def close(self) -> None:
         """Syncs what is in the journal and releases the copy. Idempotent.
 
-        Raises:
-            DiskError: The disk could not write everything; the rest is revoked. The writer is closed.
+        Raises DiskError if the disk could not write everything; the rest is revoked.
         """
         if self.closed:
             return
@@ -203,16 +183,16 @@ class CopyWriter:
         self._mark_if_complete()
 
     def _reconcile(self, file: int) -> None:
-        there, claimed = self._contents.there(file), self._contents.presence.there[file]
+        there, claimed = self._contents.there(file), self._contents.claimed[file]
         for chunk, lies_there in enumerate(there):
             if claimed[chunk] and not lies_there:
                 self._record(file, chunk, NOT_THERE)
         if not self._contents.is_plain(file):
             self._contents.plain_path(file).unlink(missing_ok=True)
-            if not self._contents.presence.missing[file]:
+            if not self._contents.missing[file]:
                 self._descriptor(file)
                 self._finish(file)
-        elif self._contents.presence.missing[file]:
+        elif self._contents.missing[file]:
             self._set_aside(file)
         else:
             self._contents.partial_path(file).unlink(missing_ok=True)
@@ -239,7 +219,7 @@ class CopyWriter:
 
     def _record(self, file: int, chunk: int, digest: bytes) -> None:
         write_all(self._journal, RECORD.pack(file, chunk, digest))
-        self._contents.presence.set(file, chunk, digest)
+        self._contents.set(file, chunk, digest)
 
     def _finish(self, file: int) -> None:
         self._sync_file(file, whole=True)
@@ -270,12 +250,6 @@ class CopyWriter:
         if self.complete:
             mark_latest(root_of(self.folder), self._plan)
 
-    def _ask_for_room(self, count: int) -> None:
-        self._unasked_bytes += count
-        if self._unasked_bytes > ROOM_BYTES:
-            self._unasked_bytes = 0
-            make_room(self.folder, self._bytes_max)
-
     @contextmanager
     def _failing(self, path: Path) -> Iterator[None]:
         """Any exception closes the writer; those of the disk become a DiskError."""
@@ -289,11 +263,13 @@ class CopyWriter:
     def _release(self) -> None:
         for descriptor in (*self._open.values(), self._journal):
             if descriptor >= 0:
-                _close(descriptor)
+                with suppress(OSError):  # the descriptor is closed anyway, and fsync has reported errors of the disk
+                    os.close(descriptor)
         self._open.clear()
         self._dirty.clear()
         self._journal = -1
-        _release(self._locks)
+        for lock in self._locks:
+            unlock(lock)
         self._locks = ()
 
     def _check(self, file: int, chunk: int) -> None:
@@ -309,26 +285,13 @@ def _take_locks(root: Path, folder: Path) -> tuple[int, int] | None:
         writer = open_locked(folder / OURS / "writer.lock", exclusive=True)
         if writer is None:
             return None
-        try:
+        with ExitStack() as failing:
+            failing.callback(unlock, writer)
             copy = open_locked(folder / OURS / "lock", exclusive=False)
-        except BaseException:
-            unlock(writer)
-            raise
+            failing.pop_all()
         # Never refused: the lock is exclusive only while the root's lock is held too.
         assert copy is not None
         return copy, writer
-
-
-def _release(locks: tuple[int, ...]) -> None:
-    for descriptor in locks:
-        unlock(descriptor)
-
-
-def _close(descriptor: int) -> None:
-    try:
-        os.close(descriptor)
-    except OSError:  # the descriptor is closed anyway, and fsync has reported errors of the disk
-        return
 
 
 def _sync_data(descriptor: int) -> None:

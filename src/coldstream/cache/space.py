@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from coldstream.cache.cached_files import CopyContents, read_plan
 from coldstream.cache.copy_records import FORMAT, OURS, CopyPlan, checked_version
-from coldstream.errors import DiskError, UsageError
+from coldstream.errors import UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import (
     TRASH_PREFIX,
     bytes_on_disk,
+    cache_error,
     disk_errors,
     is_locked,
     make_folders,
@@ -40,6 +42,7 @@ DEFAULT_FREE_BYTES_MAX = 10 * 10**9
 _LATEST_BYTES_MAX = 64 << 10
 # Longer names of models are cut, and made unique by a hash. File systems allow 255 bytes.
 _NAME_BYTES_MAX = 200
+_OR = "or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without the cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +50,9 @@ class CachedCopy:
     """A copy in the cache, as it is listed.
 
     Attributes:
-        name: The model's, `org/model`.
-        version: Of the model.
         uri: Where it was last loaded from; empty if its plan cannot be read.
-        folder: Its path.
-        bytes: On the disk now.
-        bytes_total: Of its files when they are complete.
-        complete: Whether they are.
-        in_use: Whether a process holds it, so that it is not evicted.
-        writing: Whether a process fills it.
+        bytes: On the disk now; `bytes_total` of its files when they are complete.
+        in_use: Whether a process holds it, so that it is not evicted; `writing`: whether one fills it.
         used: When it was last opened.
     """
 
@@ -78,13 +75,7 @@ class CachedCopy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The limits of the cache's disk.
-
-    Attributes:
-        limit_bytes: Of all copies together.
-        free_bytes: On the disk.
-        kept_bytes: Of those, how many are left to others.
-    """
+    """The limit of all copies together, and the free space, of which `kept_bytes` are left to others."""
 
     limit_bytes: int
     free_bytes: int
@@ -139,12 +130,10 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
     """
     what = f"{own.name} has {format_bytes(own.bytes_total)}"
     if own.bytes_total > disk.limit_bytes:
-        raise DiskError(
+        raise cache_error(
+            own.folder,
             f"{what} and the cache may hold {format_bytes(disk.limit_bytes)}",
-            hint="raise COLDSTREAM_CACHE_LIMIT, or point COLDSTREAM_CACHE_DIR to a larger disk; "
-            "the load goes on without the cache",
-            operation="cache",
-            target=str(own.folder),
+            hint=f"raise COLDSTREAM_CACHE_LIMIT, {_OR}",
         )
     unwritten = max(own.bytes_total - own.bytes, 0)
     over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - disk.limit_bytes
@@ -166,11 +155,10 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
             remedy = "set COLDSTREAM_CACHE_LIMIT, which leaves nothing to others"
         else:
             lacking, remedy = f"the disk has {format_bytes(disk.free_bytes)} free", "free some space"
-        raise DiskError(
+        raise cache_error(
+            own.folder,
             f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",
-            hint=f"{remedy}, or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without the cache",
-            operation="cache",
-            target=str(own.folder),
+            hint=f"{remedy}, {_OR}",
         )
     return victims
 
@@ -180,11 +168,7 @@ def prunable(
 ) -> list[CachedCopy]:
     """Which copies, least recently used first, to remove until `keep_bytes` are left; all of them for 0. Pure.
 
-    Args:
-        copies: All of the cache.
-        keep_bytes: What may be left.
-        names: Only copies of these models; empty for all.
-        used_before: Only copies that were last used before this time, or None.
+    Only those of the models `names`, unless empty, that were last used before `used_before`, unless None.
     """
     left_bytes = sum(copy.bytes for copy in copies)
     victims: list[CachedCopy] = []
@@ -212,7 +196,7 @@ def make_room(folder: Path, bytes_max: int | None) -> None:
             copies = entries_locked(root)
             own = next((entry for entry in copies if entry.folder == folder), None)
             if own is None:
-                raise DiskError(f"the cached copy {folder} is gone", operation="cache", target=str(folder))
+                raise cache_error(folder, f"the cached copy {folder} is gone")
             others = [entry for entry in copies if entry is not own]
             victims = victims_for(own, others, disk_of(root, bytes_max))
             for entry in victims:
@@ -224,10 +208,8 @@ def make_room(folder: Path, bytes_max: int | None) -> None:
 def discard(root: Path, folder: Path) -> None:
     """Renames a copy to trash for `sweep`. The caller holds the root's lock, and no process the copy's."""
     os.rename(folder, trash_name(root))
-    try:
+    with suppress(OSError):  # other versions are in it
         os.rmdir(folder.parent)
-    except OSError:  # other versions are in it
-        return
 
 
 def sweep(root: Path) -> None:
@@ -285,13 +267,9 @@ def _describe(folder: Path) -> CachedCopy:
     plan = read_plan(folder)
     contents = CopyContents(folder, plan.files if plan else ())
     contents.refresh()
-    in_use = writing = False
-    if ours.is_dir():
-        in_use, writing = is_locked(ours / "lock"), is_locked(ours / "writer.lock")
-    try:
+    has_locks, used = ours.is_dir(), 0.0
+    with suppress(FileNotFoundError):
         used = os.stat(ours / "used").st_mtime
-    except FileNotFoundError:
-        used = 0.0
     size = bytes_on_disk(folder)
     return CachedCopy(
         name=plan.name if plan else folder.parent.name.replace("--", "/"),
@@ -301,8 +279,8 @@ def _describe(folder: Path) -> CachedCopy:
         bytes=size,
         bytes_total=plan.bytes_total if plan else size,
         complete=plan is not None and contents.complete,
-        in_use=in_use,
-        writing=writing,
+        in_use=has_locks and is_locked(ours / "lock"),
+        writing=has_locks and is_locked(ours / "writer.lock"),
         used=datetime.fromtimestamp(used, timezone.utc),
     )
 

@@ -6,9 +6,8 @@ import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from coldstream.cache.cache import Cache, configured
+from coldstream.cache.cache import Cache, LocalCopy, configured
 from coldstream.cache.copy_records import CachedFile
-from coldstream.cache.local_copy import LocalCopy
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.hardware import available_bytes

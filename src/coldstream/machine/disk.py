@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, DiskError
@@ -30,6 +30,11 @@ TRASH_PREFIX = ".trash-"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # users check its contents
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def cache_error(path: Path, message: str, *, hint: str | None = None, retryable: bool = False) -> DiskError:
+    """An error of the cache at `path`."""
+    return DiskError(message, hint=hint, operation="cache", target=str(path), retryable=retryable)
 
 
 @contextmanager
@@ -49,12 +54,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             hint = "set COLDSTREAM_CACHE_DIR to a directory that is writable by this user"
         elif exc.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
             hint = "this file system has no file locks; set COLDSTREAM_CACHE_DIR to a directory on a local disk"
-        raise DiskError(
-            f"cannot use the cache at {path}: {limit or exc.strerror or exc}",
-            hint=hint,
-            operation="cache",
-            target=str(path),
-        ) from exc
+        raise cache_error(path, f"cannot use the cache at {path}: {limit or exc.strerror or exc}", hint=hint) from exc
 
 
 def private_root(root: Path) -> Path:
@@ -76,22 +76,14 @@ def temporary_folder() -> Path:
 
 
 def temporary_root() -> Path:
-    """A private directory for temporary files, for starts without a cache.
-
-    Raises:
-        DiskError: It cannot be created.
-    """
+    """A private directory for temporary files, for starts without a cache; raises DiskError."""
     root = private_root(temporary_folder())
     checked_root(root, create=True)
     return root
 
 
 def checked_root(root: Path, *, create: bool) -> bool:
-    """Whether the root exists; `create` creates it.
-
-    Raises:
-        DiskError: It is not a directory, belongs to another user, or is writable by other users.
-    """
+    """Whether the root exists; raises DiskError if it is not a directory, or not private to this user."""
     with disk_errors(root):
         if create:
             make_folders(root)
@@ -107,8 +99,7 @@ def checked_root(root: Path, *, create: bool) -> bool:
         if fault is None and (fault := _privacy_fault(status)) and status.st_uid == os.geteuid():
             hint = f"run: chmod go-w {shlex.quote(str(root))}"
         if fault:
-            message = f"cache directory {root} {fault}"
-            raise DiskError(message, hint=hint, operation="cache", target=str(root))
+            raise cache_error(root, f"cache directory {root} {fault}", hint=hint)
         return True
 
 
@@ -184,21 +175,16 @@ def trash_name(root: Path) -> Path:
 
 @contextmanager
 def root_locked(root: Path) -> Iterator[None]:
-    """Holds the root's lock.
-
-    Raises:
-        DiskError: Another process has held it for too long.
-    """
+    """Holds the root's lock; raises DiskError if another process has held it for too long."""
     descriptor = open_private(root / "lock", os.O_RDWR | os.O_CREAT)
     try:
         deadline = time.monotonic() + ROOT_LOCK_SECONDS
         while not try_lock(descriptor, exclusive=True):
             if time.monotonic() > deadline:
-                raise DiskError(
+                raise cache_error(
+                    root,
                     f"another process has held {root / 'lock'} for more than {ROOT_LOCK_SECONDS:.0f} s",
                     hint=f"look for a stopped process: fuser -v {shlex.quote(str(root / 'lock'))}",
-                    operation="cache",
-                    target=str(root),
                     retryable=True,
                 )
             time.sleep(0.005)
@@ -210,22 +196,20 @@ def root_locked(root: Path) -> Iterator[None]:
 def open_locked(path: Path, *, exclusive: bool) -> int | None:
     """A locked descriptor, for `unlock`; None if another process holds a conflicting lock."""
     descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
-    is_held = False
-    try:
-        is_held = try_lock(descriptor, exclusive=exclusive)
-    finally:
-        if not is_held:
-            os.close(descriptor)
-    return descriptor if is_held else None
+    with ExitStack() as failing:
+        failing.callback(os.close, descriptor)
+        if not try_lock(descriptor, exclusive=exclusive):
+            return None
+        failing.pop_all()
+        return descriptor
 
 
 def is_locked(path: Path) -> bool:
     """Whether any process holds the lock, shared or exclusive."""
     descriptor = open_locked(path, exclusive=True)
-    if descriptor is None:
-        return True
-    unlock(descriptor)
-    return False
+    if descriptor is not None:
+        unlock(descriptor)
+    return descriptor is None
 
 
 def try_lock(descriptor: int, *, exclusive: bool) -> bool:

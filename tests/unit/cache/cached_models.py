@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 import xxhash
 
-from coldstream.cache.cache import Cache
+from coldstream.cache.cache import Cache, LocalCopy
 from coldstream.cache.copy_records import CachedFile
 from coldstream.cache.copy_writer import CopyWriter
-from coldstream.cache.local_copy import LocalCopy
 from coldstream.cache.space import CachedCopy
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from coldstream.cache.cache import Cache, configured
+from coldstream.cache.cache import Cache, LocalCopy, configured
 from coldstream.cache.copy_writer import CopyWriter
-from coldstream.cache.local_copy import LocalCopy
 from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ConfigError, DiskError
 from coldstream.machine import disk as disk_module
