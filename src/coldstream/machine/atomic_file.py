@@ -6,12 +6,9 @@ complete. Readers see the old file or the new one, and two writers never share b
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,23 +17,18 @@ if TYPE_CHECKING:
 
 # The beginning of all temporary names, which makes files of killed processes recognisable.
 TEMPORARY_PREFIX = ".coldstream-new-"
-_LOCK_POLL_SECONDS = 0.1
 
 
 class StagedFile:
     """A new file that will replace `path`. As a context manager, it is discarded unless it was installed.
 
-    Attributes:
-        descriptor: Open for reading and writing, until the file is installed or discarded.
+    Its `descriptor` is open for reading and writing, until it is installed or discarded.
     """
 
     def __init__(self, path: Path, *, staging: Path | None = None, mode: int = 0o600) -> None:
-        """Creates it, empty.
+        """Creates it, empty, in `staging`: a directory on the same file system, by default that of `path`.
 
-        Args:
-            path: Its final place.
-            staging: A directory on the same file system for the temporary file; that of `path` when None.
-            mode: The umask is subtracted.
+        The umask is subtracted from `mode`.
         """
         self.path = path
         self._temporary = (staging or path.parent) / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
@@ -68,14 +60,9 @@ class StagedFile:
 def write_atomically(
     path: Path, data: bytes, *, staging: Path | None = None, mode: int = 0o600, durable: bool = False
 ) -> None:
-    """Writes a file; after an OSError the old one is unchanged.
+    """Writes a file with exactly this mode into an existing directory; after an OSError the old one is unchanged.
 
-    Args:
-        path: Its directory exists.
-        data: Its content.
-        staging: See `StagedFile`.
-        mode: Its exact mode, regardless of the umask.
-        durable: Whether to sync it, so that it is not empty after a power failure.
+    A `durable` file is synced, so that it is not empty after a power failure. `staging`: see `StagedFile`.
     """
     with StagedFile(path, staging=staging) as staged:
         os.fchmod(staged.descriptor, mode)
@@ -112,35 +99,3 @@ def write_at(descriptor: int, data: memoryview, position: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], position + done)
-
-
-@contextmanager
-def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Locks a directory, so that only one process at a time fills it; the lock ends with the process.
-
-    Args:
-        folder: The directory.
-        on_wait: Called repeatedly while another process holds the lock; an exception from it ends the wait.
-
-    Yields:
-        Whether it is locked: False if the file system has no locks on directories, such as NFS.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        while (is_held := _try_lock(descriptor)) is None:
-            on_wait()
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield is_held
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Whether it is locked now: None if another process holds it, False if locks are not supported."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return False
-    return True

@@ -38,13 +38,7 @@ STREAMER = re.compile(
 def child_environment(
     *, keep: Collection[str] = (), only: re.Pattern[str] | None = None, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """This process's environment without credentials.
-
-    Args:
-        keep: Credentials that the program needs.
-        only: Matches the names of the variables to pass on; None for all.
-        environ: Replaces `os.environ`.
-    """
+    """The environment without credentials, except those to `keep`; `only` matches the variables to pass on."""
     return {
         name: value
         for name, value in (os.environ if environ is None else environ).items()

@@ -17,7 +17,7 @@ import shlex
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from coldstream.machine.limits import limit_error
 
 # The root's lock is usually held for milliseconds; a stopped holder must not block loads.
 ROOT_LOCK_SECONDS = 10.0
+_POLL_SECONDS = 0.1
 TRASH_PREFIX = ".trash-"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # users check its contents
 
@@ -191,6 +192,30 @@ def root_locked(root: Path) -> Iterator[None]:
         yield
     finally:
         unlock(descriptor)
+
+
+@contextmanager
+def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
+    """Locks a directory, so that only one process at a time fills it; the lock ends with the process.
+
+    Calls `on_wait` repeatedly while another process holds the lock; an exception from it ends the wait. Yields whether
+    it is locked: False if the file system has no locks on directories, such as NFS.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                has_locks = True
+                if try_lock(descriptor, exclusive=True):
+                    break
+            except OSError:
+                has_locks = False
+                break
+            on_wait()
+            time.sleep(_POLL_SECONDS)
+        yield has_locks
+    finally:
+        os.close(descriptor)
 
 
 def open_locked(path: Path, *, exclusive: bool) -> int | None:

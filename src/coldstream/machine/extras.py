@@ -1,8 +1,4 @@
-"""Optional packages and the commands that install them.
-
-coldstream is not on a package index, so the commands name the packages of an extra, and the place that coldstream was
-installed from.
-"""
+"""Optional packages and the commands that install them, without a package index that has coldstream itself."""
 
 from __future__ import annotations
 

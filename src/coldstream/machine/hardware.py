@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from coldstream.machine.cgroup import control_groups, read_limit
 from coldstream.machine.child_environment import child_environment
-from coldstream.machine.limits import address_space_left
+from coldstream.machine.limits import address_space_left, control_groups, read_limit
 from coldstream.package import IMPORTED_AT
 
 # If it is unknown.
@@ -39,13 +38,7 @@ _INSTRUCTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledGpu:
-    """A GPU of this machine.
-
-    Attributes:
-        name: The product name.
-        capability: "9.0" for CUDA, "gfx942" for ROCm.
-        driver: The driver's version, or "".
-    """
+    """A GPU of this machine; `capability` is "9.0" for CUDA, "gfx942" for ROCm."""
 
     name: str
     capability: str
@@ -127,10 +120,7 @@ def _left_in(folder: Path) -> int | None:
 
 @functools.cache
 def gpus() -> tuple[InstalledGpu, ...]:
-    """The GPUs of this machine, including those that this process may not use; empty without a driver.
-
-    Cached, since the driver may take seconds.
-    """
+    """The GPUs of this machine, including those that this process may not use; empty without a driver."""
     if nvidia_gpus := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
         return nvidia_gpus
     return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())

@@ -1,31 +1,27 @@
-"""The limits of this process (`ulimit`), and errors that name the limit behind a failed system call."""
+"""The limits of this process, by `ulimit` and its control groups, and errors that name the limit behind a failure."""
 
 from __future__ import annotations
 
 import errno
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from coldstream.errors import ColdstreamError
-from coldstream.machine.cgroup import control_groups, read_limit
 from coldstream.units import format_bytes
 
-_NO_THREAD = "can't start new thread"
 # Address space for threads, libraries and buffers, besides the memory of a load.
 _SPARE_BYTES = 64 << 20
+_PROC = Path("/proc/self")
+_MOUNT = Path("/sys/fs/cgroup")
 
 
 def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
-    """An error that names the limit which caused `exc`; None if none did.
-
-    Args:
-        exc: An error of the operating system or Python.
-        operation: What failed, such as "start the streaming process".
-    """
+    """An error that names the limit which caused `exc`; None if none did. `operation` completes "cannot"."""
     code = exc.errno if isinstance(exc, OSError) else None
-    named: tuple[str, str] | None = None
+    named = None
     if code == errno.EMFILE:
         named = _named(resource.RLIMIT_NOFILE, "open files", "-n", "LimitNOFILE=")
     elif code == errno.EFBIG:
@@ -34,7 +30,7 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
         named = _memory_limit()
     elif code == errno.EAGAIN:
         named = _process_limit()
-    elif isinstance(exc, RuntimeError) and _NO_THREAD in str(exc):
+    elif isinstance(exc, RuntimeError) and "can't start new thread" in str(exc):
         # Python reports ENOMEM, of the thread's stack, and EAGAIN alike.
         named = _memory_limit() or _process_limit()
     if named is None:
@@ -86,19 +82,12 @@ def _memory_limit() -> tuple[str, str] | None:
 
 
 def _process_limit() -> tuple[str, str] | None:
-    tasks = _control_group_tasks()
-    if tasks is not None:
-        return f"the control group's limit of {tasks} processes and threads (pids.max)", _raise_hint("TasksMax=")
-    return _named(resource.RLIMIT_NPROC, "processes and threads", "-u", "LimitNPROC=")
-
-
-def _control_group_tasks() -> int | None:
-    """The limit on tasks of a control group that is reached, or None."""
     for folder in control_groups("pids"):
         limit, current = read_limit(folder / "pids.max"), read_limit(folder / "pids.current")
         if limit is not None and current is not None and current >= limit - 1:
-            return limit
-    return None
+            limit_text = f"the control group's limit of {limit} processes and threads (pids.max)"
+            return limit_text, "raise it: systemd's TasksMax="
+    return _named(resource.RLIMIT_NPROC, "processes and threads", "-u", "LimitNPROC=")
 
 
 def _named(which: int, what: str, flag: str, setting: str, *, is_bytes: bool = False) -> tuple[str, str] | None:
@@ -106,10 +95,57 @@ def _named(which: int, what: str, flag: str, setting: str, *, is_bytes: bool = F
     value = resource.getrlimit(which)[0]
     if value == resource.RLIM_INFINITY:
         return None
-    return f"the limit on {what} (ulimit {flag}: {format_bytes(value) if is_bytes else value})", _raise_hint(
-        setting, flag
-    )
+    limit = f"the limit on {what} (ulimit {flag}: {format_bytes(value) if is_bytes else value})"
+    return limit, f"raise it: ulimit {flag}, or systemd's {setting}"
 
 
-def _raise_hint(setting: str, flag: str | None = None) -> str:
-    return f"raise it: ulimit {flag}, or systemd's {setting}" if flag else f"raise it: systemd's {setting}"
+def control_groups(controller: str) -> Iterator[Path]:
+    """The directories of this process's control groups with a `controller`: "memory", "cpu" or "pids".
+
+    Innermost first: systemd units, Slurm steps and containers nest them, each with its own limits. A container sees
+    a part of the tree, mounted as if it were the whole. Versions 1 and 2 may both be mounted; version 2 comes first.
+    """
+    # This process's place in each hierarchy: by the name of its controller for version 1, "" for version 2.
+    places = {
+        name: place
+        for _, controllers, place in (line.split(":", 2) for line in _lines("cgroup"))
+        for name in controllers.split(",")
+    }
+    mounts = list(_mounts(controller))
+    if not mounts:
+        # Without /proc, assume the top, where the process is in a container.
+        yield from (_MOUNT, _MOUNT / controller)
+    for root, folder, hierarchy in mounts:
+        place = PurePosixPath(places.get(hierarchy, "/"))
+        # A process that was moved into a container may be outside of its mount; then only the top is visible.
+        inner = place.relative_to(root) if place.is_relative_to(root) and ".." not in place.parts else PurePosixPath()
+        yield from (folder / level for level in (inner, *inner.parents))
+
+
+def read_limit(path: Path) -> int | None:
+    """The number in a control group's file; None without a file or a limit."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    # In version 1, "no limit" is the largest number of whole pages.
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+
+
+def _mounts(controller: str) -> Iterator[tuple[PurePosixPath, Path, str]]:
+    """(mounted part of the tree, mount point, controller or "" for version 2) of each, version 2 first."""
+    mounts = []
+    for line in _lines("mountinfo"):
+        place, _, rest = line.partition(" - ")
+        kind, options = rest.split()[0], rest.split()[-1].split(",")
+        root, folder = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in place.split()[3:5])
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options):
+            mounts.append((PurePosixPath(root), Path(folder), "" if kind == "cgroup2" else controller))
+    yield from sorted(mounts, key=lambda mount: mount[2])
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        return (_PROC / name).read_text(errors="replace").splitlines()
+    except OSError:
+        return []

@@ -11,8 +11,7 @@ LOOK_SECONDS = 0.1
 class Processors:
     """Measures the idle share of all processors between two calls.
 
-    Attributes:
-        full: Whether all were busy during the last interval. False on systems without /proc/stat.
+    `full` is whether all were busy during the last interval; always False on systems without /proc/stat.
     """
 
     def __init__(self, now: float, *, path: str = "/proc/stat") -> None:

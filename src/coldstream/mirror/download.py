@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
-from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, locked_folder, write_at
+from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, write_at
+from coldstream.machine.disk import locked_folder
 from coldstream.machine.limits import limit_error
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.stored_files import StoredFile, StoredFileRead, content_problems, open_model

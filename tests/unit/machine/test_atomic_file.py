@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import threading
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, locked_folder, write_atomically, write_output
+from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, write_atomically, write_output
 
 
 def test_a_planted_link_is_neither_followed_nor_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,24 +92,3 @@ def test_an_output_goes_through_a_name_of_an_open_pipe() -> None:
     finally:
         os.close(reading)
         os.close(writing)
-
-
-def test_the_second_waits_until_the_first_lets_go(tmp_path: Path) -> None:
-    def interrupt() -> None:
-        raise InterruptedError
-
-    with locked_folder(tmp_path, on_wait=interrupt) as is_held:
-        assert is_held
-        with pytest.raises(InterruptedError), locked_folder(tmp_path, on_wait=interrupt):
-            pass
-    with locked_folder(tmp_path, on_wait=interrupt) as is_held:
-        assert is_held
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(9, "Bad file descriptor")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked_folder(tmp_path, on_wait=pytest.fail) as is_held:
-        assert not is_held

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.machine import cgroup as cgroup_module
-from coldstream.machine import hardware
+from coldstream.machine import hardware, limits
 from coldstream.package import IMPORTED_AT
 
 
@@ -40,7 +39,7 @@ def test_of_a_process_that_was_a_shell_before_or_nobody_knows(stat: str, monkeyp
 
 def groups(folder: Path, monkeypatch: pytest.MonkeyPatch, *, cgroup: str, mountinfo: str) -> None:
     """A /proc/self that says so; {} stands for the folder."""
-    monkeypatch.setattr(cgroup_module, "_PROC", folder)
+    monkeypatch.setattr(limits, "_PROC", folder)
     (folder / "cgroup").write_text(cgroup)
     (folder / "mountinfo").write_text(mountinfo.replace("{}", str(folder)))
 
@@ -98,8 +97,8 @@ def test_in_a_container_the_top_is_its_own(
 
 
 def test_without_proc_the_usual_place_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup_module, "_PROC", tmp_path / "none")
-    monkeypatch.setattr(cgroup_module, "_MOUNT", tmp_path)
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(limits, "_MOUNT", tmp_path)
     limit(tmp_path, memory__max=3000, memory__current=1000)
     assert hardware.left_in_group() == 2000
 
@@ -131,8 +130,8 @@ def test_what_nvidia_says_of_memory(
 
 
 def test_the_memory_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup_module, "_PROC", tmp_path / "none")
-    monkeypatch.setattr(cgroup_module, "_MOUNT", tmp_path)
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(limits, "_MOUNT", tmp_path)
     monkeypatch.setattr(hardware, "_NODES", tmp_path / "node")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {9, 5})
     whole = hardware.node_memory()

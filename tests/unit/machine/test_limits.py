@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import ColdstreamError
-from coldstream.machine import cgroup, limits
+from coldstream.machine import limits
 
 LIMITS = {
     resource.RLIMIT_NOFILE: 32,
@@ -23,8 +23,8 @@ LIMITS = {
 def limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, int]:
     found = dict(LIMITS)
     monkeypatch.setattr(limits.resource, "getrlimit", lambda which: (found[which], found[which]))
-    monkeypatch.setattr(cgroup, "_PROC", tmp_path)
-    monkeypatch.setattr(cgroup, "_MOUNT", tmp_path)
+    monkeypatch.setattr(limits, "_PROC", tmp_path)
+    monkeypatch.setattr(limits, "_MOUNT", tmp_path)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.machine import atomic_file
+from coldstream.machine import disk
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX
 from coldstream.mirror.download import download
 from coldstream.mirror.upload import upload
@@ -87,7 +87,10 @@ def test_the_second_waits_and_receives_nothing(root: Path, tmp_path: Path, files
 def test_without_locks_both_end_right(
     root: Path, tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic_file, "_try_lock", lambda _: False)
+    def no_locks(*_: object, **__: object) -> bool:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(disk, "try_lock", no_locks)
     began, ended = threading.Event(), threading.Event()
 
     def wait_for_the_second() -> None:

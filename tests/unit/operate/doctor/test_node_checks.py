@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coldstream.machine import cgroup, hardware
+from coldstream.machine import hardware, limits
 from coldstream.operate.doctor import node_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.tune.model_shape import Model
@@ -29,8 +29,8 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     (tmp_path / "mounts").write_text("/dev/root / ext4 rw 0 0\n")
     monkeypatch.setattr(node_checks, "_MOUNTS", tmp_path / "mounts")
     monkeypatch.setattr(node_checks, "_devices", lambda: False)
-    monkeypatch.setattr(cgroup, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(cgroup, "_MOUNT", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(limits, "_MOUNT", tmp_path / "cgroup")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     hardware.gpus.cache_clear()
     yield
