@@ -15,11 +15,7 @@ CLOUDS = (
 
 
 def parse_cloud(text: str) -> str:
-    """Parses a cloud with an optional region: `aws` or `gcp/us-central1`, whatever the case.
-
-    Raises:
-        UsageError: The cloud is unknown.
-    """
+    """Parses a cloud with an optional region, `aws` or `gcp/us-central1`, in any case; UsageError if unknown."""
     name, slash, place = text.strip().lower().partition("/")
     if name not in CLOUDS:
         near = difflib.get_close_matches(name, CLOUDS, n=1)

@@ -39,11 +39,9 @@ _FRESH_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The throughput measured with a number of connections.
+    """The throughput with a number of connections, after the ramp: the median of several runs.
 
-    Attributes:
-        bytes_per_second: After the ramp; the median of several runs.
-        spread: The distance between the runs beside the median, relative to the median; None if unknown.
+    `spread` is the distance between the runs beside the median, relative to it; None if unknown.
     """
 
     connections: int
@@ -53,12 +51,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A bucket's throughput by connections: `min(connections * each, most)`.
+    """A bucket's throughput by connections: `min(connections * each, most)`, in bytes per second.
 
-    Attributes:
-        samples: The measurements, by rising number of connections.
-        each: Bytes per second of one connection, before the bucket is saturated.
-        most: Bytes per second of all connections together.
+    The samples are by rising number of connections.
     """
 
     samples: tuple[Sample, ...]
@@ -113,16 +108,10 @@ def measure_curve(
     passes: tuple[int, int] = (1, 1),
     on_sample: Callable[[Sample], None] | None = None,
 ) -> Curve:
-    """Measures a bucket. Each step is a load that is stopped early; the local cache is not used.
+    """Measures a bucket by the loads of a model, the larger the better, each for some seconds or until `bytes_max`.
 
-    Raises the errors of `Load`.
-
-    Args:
-        uri: A model in the bucket, the larger the better.
-        steps: The numbers of connections.
-        seconds: The duration of each run, which also stops after `bytes_max`.
-        passes: How often all steps are run in turn: at least, and at most while their runs differ.
-        on_sample: Called after each run.
+    The local cache is not used. `passes` is how often all steps are run in turn: at least, and at most while their
+    runs differ. Raises the errors of `Load`.
     """
     rates: dict[int, list[float]] = {}
 
@@ -195,12 +184,7 @@ def steady(seen: Sequence[tuple[float, int]]) -> float:
 
 
 def save_curve(curve: Curve, settings: Settings) -> Path:
-    """Saves a measurement of the configured store for this machine's loads. Returns the file's path.
-
-    Raises:
-        DiskError: It cannot be written.
-        ConfigError: No store is configured.
-    """
+    """Saves a measurement of the configured store for this machine's loads; returns the file's path."""
     root = cache_of(settings).root
     path = _path(settings)
     checked_root(root, create=True)

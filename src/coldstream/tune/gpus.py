@@ -83,11 +83,7 @@ class Gpus:
 
 
 def parse_gpus(text: str) -> Gpus:
-    """Parses `A100:4`, or `L4` for a single one.
-
-    Raises:
-        UsageError: The GPU is unknown, or the number is not valid.
-    """
+    """Parses `A100:4`, or `L4` for a single one; UsageError if the GPU is unknown or the number is not valid."""
     name, colon, number = text.partition(":")
     if colon and not (number.isdecimal() and 1 <= int(number) <= _COUNT_MAX):
         raise UsageError(f"{number!r} is not a valid number of GPUs", hint=f"1 to {_COUNT_MAX}, like A100:4")
@@ -95,11 +91,7 @@ def parse_gpus(text: str) -> Gpus:
 
 
 def find_gpu(name: str) -> GpuModel:
-    """The GPU with this name, whatever its case and dashes.
-
-    Raises:
-        UsageError: The GPU is unknown.
-    """
+    """The GPU with this name, whatever its case and dashes; UsageError if it is unknown."""
     known = {_plain(gpu.name): gpu for gpu in GPUS}
     plain = _plain(name)
     if gpu := known.get(_ALIASES.get(plain, plain)):

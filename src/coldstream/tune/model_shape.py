@@ -31,10 +31,8 @@ class Model:
     """A model's size and shape. What config.json does not say is None.
 
     Attributes:
-        bytes: The size of all tensors.
         parameters: None if they are packed.
         dtype: That of most of its bytes, as in safetensors headers.
-        layers: Decoder layers.
         kv_bytes: KV cache per token, over all layers and heads.
         context: The maximum context length in tokens.
     """

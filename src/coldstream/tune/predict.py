@@ -26,9 +26,7 @@ _AWS_SMALL_BYTES_PER_SECOND = 5e9 / 8
 class NetworkPath:
     """The network path from the bucket to a machine with so many cores. None means unknown.
 
-    Attributes:
-        cloud: "aws", "gcp", ….
-        setup_seconds: The time before the first and after the last byte.
+    `setup_seconds` is the time before the first and after the last byte.
     """
 
     link_bytes_per_second: float | None = None
@@ -40,10 +38,9 @@ class NetworkPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted load.
+    """A predicted load, until all weights are on the GPUs.
 
     Attributes:
-        seconds: Until all weights are on the GPUs.
         limit: The bottleneck: "connections", "link", "cloud", "cpu" or "pcie".
         rates: The throughput of each known stage, in bytes of the model per second.
     """

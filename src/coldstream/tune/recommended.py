@@ -60,7 +60,6 @@ class Fit:
     """How a model is split over GPUs.
 
     Attributes:
-        utilization: The value for `--gpu-memory-utilization`.
         weights_bytes: The weights on each GPU.
         room_bytes: The memory left on each GPU for the KV cache; negative if even the weights do not fit.
         tokens: How many tokens the KV cache holds; None if the shape of the model's attention is unknown.
@@ -131,13 +130,7 @@ def smallest(model: Model, gpus: Gpus, *, utilization: float) -> Gpus | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """The recommended settings of one loader, and the predicted load.
-
-    Attributes:
-        loader: "coldstream" or "runai".
-        connections: The maximum number of connections; Run:ai's threads.
-        memory_bytes: The memory limit for data in flight.
-    """
+    """Settings of "coldstream" or "runai", whose connections are threads; `memory_bytes` limits the data in flight."""
 
     loader: str
     connections: int
@@ -213,11 +206,9 @@ def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsRow:
-    """One combination of a common GPU and model.
+    """One combination of a common GPU and model, in the usual machine with these GPUs.
 
     Attributes:
-        gpus: As for `--gpus`.
-        way: The network path from the bucket to the usual machine with these GPUs.
         promised: The load times that are often claimed, from and to, in seconds; None without a claim.
         remark: Whether that is realistic and what it needs; empty without a claim.
     """

@@ -14,7 +14,6 @@ from coldstream.operate.bench.result import (
     Spread,
     best,
     seconds_text,
-    spread,
     table_cells,
 )
 from coldstream.operate.charts import INK, Panel, label_rows, style_axes, svgs
@@ -95,12 +94,12 @@ def _note(row: BenchRow) -> str:
     failed = f"failed: {row.failure}" if row.failure else ""
     wrong = "its output differed from the other loaders'" if row.same is False else ""
     versions = ", ".join(f"{name} {version}" for name, version in contestant.versions.items())
-    return "; ".join(filter(None, (failed, wrong, contestant.detail, row.floor_text(), versions)))
+    return "; ".join(filter(None, (failed, wrong, contestant.detail, row.floor_text, versions)))
 
 
 def _sorted(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """The rows that have a figure, fastest first."""
-    return sorted((row for row in rows if row.seconds), key=lambda row: row.seconds.median if row.seconds else 0.0)
+    """The rows that have runs, fastest first."""
+    return sorted((row for row in rows if row.runs), key=lambda row: row.spreads["seconds"])
 
 
 def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
@@ -115,7 +114,7 @@ def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
         return "   ".join(words)
 
     title += "; whiskers: minimum and maximum of all runs"
-    most = _draw_bars(axes, rows, lambda row: row.seconds, title, label, width=1.42)
+    most = _draw_bars(axes, rows, "seconds", title, label, width=1.42)
     legend = "the time that its lowest floor allows"
     for place, row in enumerate(rows):
         if row.nearest and (floor := row.bytes / row.floors[row.nearest[0]]) < 1.02 * most:
@@ -128,14 +127,8 @@ def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
 
 def _draw_costs(part: Any, rows: Sequence[BenchRow]) -> None:
     left, right = part.subplots(1, 2)
-    _draw_bars(left, rows, lambda row: row.cpu_seconds_per_gib, "CPU seconds per GiB", _two_digits)
-    _draw_bars(
-        right,
-        rows,
-        lambda row: spread(run.memory_bytes / 1e9 for run in row.runs),
-        "peak memory of all processes, GB",
-        _two_digits,
-    )
+    _draw_bars(left, rows, "cpu_seconds_per_gib", "CPU seconds per GiB", _two_digits)
+    _draw_bars(right, rows, "memory_bytes", "peak memory of all processes, GB", _two_digits, unit=1e9)
     right.set_yticks([])
 
 
@@ -150,22 +143,22 @@ def _two_digits(_: BenchRow, value: Spread) -> str:
 def _draw_bars(
     axes: Axes,
     rows: Sequence[BenchRow],
-    figure: Callable[[BenchRow], Spread | None],
+    figure: str,
     title: str,
     label: Callable[[BenchRow, Spread], str],
     *,
+    unit: float = 1,
     width: float = 1.25,
 ) -> float:
     """Draws one labelled bar with whiskers for each row; returns the largest value."""
-    bars = [(place, row, value) for place, row in enumerate(rows) if (value := figure(row))]
-    most = max((value.max for _, _, value in bars), default=1.0) or 1.0
-    for place, row, value in bars:
+    values = [Spread(*(number / unit for number in row.spreads[figure])) for row in rows]
+    most = max(value.max for value in values) or 1.0
+    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         # Rows whose output was wrong are hatched.
         look: dict[str, Any] = {"color": _colour(row), "hatch": None if row.state == OK else "////"}
         axes.barh(place, value.median, height=0.62, zorder=2, edgecolor="white", linewidth=0.5, **look)
-        axes.plot([value.min, value.max], [place, place], color=INK, linewidth=1, zorder=3, solid_capstyle="butt")
-        for end in (value.min, value.max):
-            axes.plot([end, end], [place - 0.12, place + 0.12], color=INK, linewidth=1, zorder=3)
+        whiskers = [[value.median - value.min], [value.max - value.median]]
+        axes.errorbar(value.median, place, xerr=whiskers, ecolor=INK, fmt="none", elinewidth=1, capsize=3, zorder=3)
         text = label(row, value)
         axes.text(value.max + 0.013 * most, place, text, va="center", ha="left", fontsize=8.5, zorder=5)
     label_rows(axes, [row.label for row in rows])

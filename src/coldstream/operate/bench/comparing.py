@@ -27,7 +27,6 @@ from coldstream.operate.bench.contestant import (
     BenchPlan,
     Contestant,
     ContestantFactory,
-    Interpreters,
     Loader,
     Skipped,
     probe_interpreters,
@@ -57,15 +56,11 @@ class BenchStep:
 
 
 def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResult:
-    """Runs a plan.
-
-    Raises:
-        NotFoundError: None of the loaders is installed, or vLLM is not.
-        UsageError: A named interpreter or device cannot be used.
-        RunFailed: Every loader failed.
-    """
+    """Runs a plan; raises UsageError for an unusable interpreter or device, RunFailed if every loader failed."""
     began = datetime.now(timezone.utc)
-    interpreters, program = _find_interpreters(plan)
+    program = _find_vllm(plan)
+    vllm_interpreters = [program.interpreter] if program and program.interpreter else []
+    interpreters = probe_interpreters([sys.executable, *plan.interpreters, *vllm_interpreters])
     with _scratch_folder(plan.settings) as scratch:
         factory = ContestantFactory(plan, interpreters, scratch)
         loads, skipped = _make_all(plan, factory.make_load, scratch)
@@ -159,8 +154,8 @@ class _Comparison:
             self.dropped = dropped if dropped != pagecache.NOTHING else self.dropped
         try:
             done = run(contestant.command, environ, cwd=self._cwd, timeout_seconds=plan.timeout_seconds)
-            if of == "load" and done.result.get("bytes", 0) < row.bytes:
-                raise RunFailed(f"it received {done.result.get('bytes', 0)} of {row.bytes} bytes")
+            if of == "load" and (size := done.result.get("bytes", 0)) < row.bytes:
+                raise RunFailed(f"it received {size} of {row.bytes} bytes")
         except RunFailed as exc:
             row.failure = exc.message
             self.step(contestant.label, round=number, text=exc.message, of=of)
@@ -177,31 +172,27 @@ class _Comparison:
             self.floors = replace(self.floors, disk=rate, disk_direct=direct)
 
 
-def _find_interpreters(plan: BenchPlan) -> tuple[Interpreters, Program | None]:
-    """The interpreters that may have loaders, starting with this one, and vLLM if it is installed."""
-    program: Program | None = None
-    # The one of a named environment, else the one that `coldstream serve` would find.
+def _find_vllm(plan: BenchPlan) -> Program | None:
+    """VLLM of a named environment, else the one that `coldstream serve` would find, if it is installed."""
     beside = [str(Path(path).absolute().with_name("vllm")) for path in plan.interpreters]
     for path in (*filter(os.path.isfile, beside), None):
         with suppress(NotFoundError):
-            program = program or find_program(path)
-    if plan.vllm_flags is not None and program is None:
+            return find_program(path)
+    if plan.vllm_flags is not None:
         raise NotFoundError(
             "--vllm needs vLLM, which is not installed in coldstream's environment",
             hint="name the interpreter of vLLM's environment: --python PATH",
         )
-    more = [program.interpreter] if program and program.interpreter else []
-    return probe_interpreters([sys.executable, *plan.interpreters, *more]), program
+    return None
 
 
 def _with_address(flags: Sequence[str]) -> list[str]:
     """Flags of vLLM with a loopback address and a free port, unless they have their own."""
-    flags = list(flags)
-    parsed = Flags(flags)
-    if "--uds" not in parsed:
-        flags += ["--host", "127.0.0.1"] if "--host" not in parsed else []
-        flags += ["--port", str(free_port())] if "--port" not in parsed else []
-    return flags
+    parsed = Flags([*flags])
+    if "--uds" in parsed:
+        return [*flags]
+    host = [] if "--host" in parsed else ["--host", "127.0.0.1"]
+    return [*flags, *host, *([] if "--port" in parsed else ["--port", str(free_port())])]
 
 
 def _make_all(
@@ -228,8 +219,7 @@ def _make_all(
 def _measure_floors(plan: BenchPlan, factory: ContestantFactory) -> floors.Floors:
     pcie = None
     if plan.device != "cpu":
-        python = factory.interpreter("torch")
-        if python is None:
+        if (python := factory.interpreter("torch")) is None:
             raise NotFoundError(
                 f"device {plan.device} needs torch, which is not installed",
                 hint="name an interpreter that has it: --python PATH",

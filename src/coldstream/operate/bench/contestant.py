@@ -53,7 +53,6 @@ class Loader:
         connections: The number that it always uses.
         serve_loader: The equivalent `--loader` of `coldstream serve`.
         on_disk: Whether it keeps the whole model on disk.
-        optional: Whether it only runs when named.
     """
 
     name: str
@@ -95,14 +94,7 @@ OURS = ("coldstream", "coldstream-warm")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """What to compare, and how.
-
-    Attributes:
-        runs: Timed runs of each loader, in an order that `seed` decides.
-        interpreters: Paths of further interpreters that may have loaders.
-        drop_caches: Whether to drop the page cache before each run, where permitted.
-        vllm_flags: For whole starts of vLLM; None for loads only.
-    """
+    """What to compare, and how; `interpreters` may have further loaders, `vllm_flags` of None compares loads only."""
 
     target: BenchTarget
     settings: Settings
@@ -126,7 +118,6 @@ class Contestant:
         environ: Its whole environment, which may hold credentials.
         first_environ: That of the untimed first run, which hashes the tensors and fills the cache.
         connections: Its maximum number of connections to the bucket; None if it does not read the bucket.
-        detail: How it is configured, for people.
         emptied: Folders that are emptied before every run.
         dropped: Folders whose files are dropped from the page cache before every run.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,11 +23,14 @@ class Spread(NamedTuple):
     min: float
     max: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
 
-def spread(values: Iterable[float]) -> Spread | None:
+
+def spread(values: Sequence[float]) -> Spread | None:
     """None without any value."""
-    values = list(values)
-    return Spread(statistics.median(values), min(values), max(values)) if values else None
+    return Spread.of(values) if values else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +38,6 @@ class BenchRow:
     """A contestant and its runs.
 
     Attributes:
-        bytes: Of the tensors that it loads.
         runs: The timed runs that succeeded.
         failure: Why the last failed run failed.
         digest: Of the tensors, or of a completion, in the first run.
@@ -67,20 +69,21 @@ class BenchRow:
         return WRONG if self.same is False else OK
 
     @property
+    def spreads(self) -> dict[str, Spread]:
+        """Of each figure over the runs; empty without any."""
+        if not self.runs:
+            return {}
+        cpu_seconds = [run.cpu_seconds for run in self.runs]
+        return {
+            "seconds": Spread.of([run.seconds for run in self.runs]),
+            "cpu_seconds": Spread.of(cpu_seconds),
+            "cpu_seconds_per_gib": Spread.of([seconds / self.bytes * GIB for seconds in cpu_seconds]),
+            "memory_bytes": Spread.of([run.memory_bytes for run in self.runs]),
+        }
+
+    @property
     def seconds(self) -> Spread | None:
-        return spread(run.seconds for run in self.runs)
-
-    @property
-    def cpu_seconds(self) -> Spread | None:
-        return spread(run.cpu_seconds for run in self.runs)
-
-    @property
-    def cpu_seconds_per_gib(self) -> Spread | None:
-        return spread(run.cpu_seconds / self.bytes * GIB for run in self.runs)
-
-    @property
-    def memory_bytes(self) -> Spread | None:
-        return spread(float(run.memory_bytes) for run in self.runs)
+        return self.spreads.get("seconds")
 
     @property
     def rate(self) -> float | None:
@@ -95,6 +98,7 @@ class BenchRow:
         stage = min(self.floors, key=lambda name: self.floors[name])
         return stage, self.rate / self.floors[stage]
 
+    @property
     def floor_text(self) -> str:
         """How close it came to its lowest floor, for people; empty if no floor is known."""
         if self.nearest is None:
@@ -104,9 +108,7 @@ class BenchRow:
 
     def document(self, best: float | None) -> dict[str, Any]:
         """For JSON; `best` is the lowest median of all rows."""
-        spreads: dict[str, Spread | None] = {
-            name: getattr(self, name) for name in ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
-        }
+        spreads, names = self.spreads, ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
         return {
             "name": self.name,
             "label": self.label,
@@ -115,11 +117,11 @@ class BenchRow:
             "versions": dict(self.contestant.versions),
             "failure": self.failure,
             "same": self.same,
-            **{name: figure and figure._asdict() for name, figure in spreads.items()},
+            **{name: spreads[name]._asdict() if spreads else None for name in names},
             "bytes_per_second": self.rate,
             "times_best": self.seconds.median / best if self.seconds and best else None,
             "floors": dict(self.floors),
-            "nearest": None if self.nearest is None else {"stage": self.nearest[0], "share": self.nearest[1]},
+            "nearest": self.nearest and {"stage": self.nearest[0], "share": self.nearest[1]},
             "runs": [run.document() for run in self.runs],
         }
 
@@ -144,7 +146,6 @@ class BenchResult:
 
     @property
     def is_sound(self) -> bool:
-        """Whether everything that ran succeeded with the same bytes."""
         return all(row.state == OK for row in self.rows)
 
     @property
@@ -210,16 +211,16 @@ def table_cells(rows: Sequence[BenchRow], columns: Sequence[str]) -> list[list[s
     least = best(rows)
     table = []
     for row in rows:
-        seconds, cpu, per_gib, memory = row.seconds, row.cpu_seconds, row.cpu_seconds_per_gib, row.memory_bytes
-        if not (seconds and cpu and per_gib and memory):
+        if not row.runs:
             table.append([row.label, "failed", *["-"] * (len(columns) - 2)])
             continue
+        seconds, cpu, cpu_per_gib, memory = row.spreads.values()
         cells = {
             "NAME": row.label,
             "MEDIAN": seconds_text(seconds.median),
             "MIN-MAX": f"{seconds_text(seconds.min)[:-2]}-{seconds_text(seconds.max)}",
             "RATE": format_rate(row.bytes, seconds.median),
-            "CPU-S/GIB": f"{per_gib.median:.2f}",
+            "CPU-S/GIB": f"{cpu_per_gib.median:.2f}",
             "CPU-S": f"{cpu.median:.1f}",
             "MEMORY": format_bytes(memory.median),
             "VS BEST": f"{seconds.median / least:.1f} x" if least else "-",
@@ -244,7 +245,7 @@ def verdict(rows: Sequence[BenchRow], kind: str) -> list[str]:
         if rival is not None:
             line += f", {rival.label}: {seconds_text(_median(rival))}, {_ratio_text(_median(rival) / _median(row))}"
         if kind == "load" and row.nearest is not None:
-            line += f"; it reached {row.floor_text()}"
+            line += f"; it reached {row.floor_text}"
         lines.append(line)
     return lines
 

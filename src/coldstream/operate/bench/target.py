@@ -24,7 +24,6 @@ class BenchTarget:
     """The model to load.
 
     Attributes:
-        uri: As coldstream is given it.
         label: The URI for people; without secrets.
         kind: "s3", "folder", or "http" for servers that only coldstream can read from.
         store: "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".

@@ -85,12 +85,7 @@ def _bounded(families: Families) -> Families:
 
 
 def parse(data: bytes, *, where: str) -> Families:
-    """Reads the text format; `where` is the file's path, for messages.
-
-    Raises:
-        IntegrityError: It is damaged.
-        UsageError: It holds metrics of other programs.
-    """
+    """Reads the text format; IntegrityError if it is damaged, UsageError if it holds metrics of other programs."""
     if foreign := _FOREIGN.search(data.decode(errors="replace")):
         # Checked first: a file of another program may be damaged as well, and must not be replaced.
         raise UsageError(

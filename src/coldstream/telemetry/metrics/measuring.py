@@ -33,12 +33,7 @@ class MetricOptions:
 
 
 def metric_options(settings: Settings) -> MetricOptions | None:
-    """The configured metrics, or None. Checks them before a load begins.
-
-    Raises:
-        ConfigError: The port is not valid, or a host is set without one.
-        UsageError: The file cannot be written, or is not a .prom file.
-    """
+    """The configured metrics, or None. Raises ConfigError or UsageError before a load begins."""
     port, path = settings.get("COLDSTREAM_METRICS_PORT"), settings.get("COLDSTREAM_METRICS_FILE")
     host = settings.get("COLDSTREAM_METRICS_HOST")
     if port is None and host is not None and settings.origins["COLDSTREAM_METRICS_HOST"] == "flag":
@@ -98,11 +93,8 @@ def measured(
 ) -> Iterator[CommandMetrics]:
     """Serves the metrics for the length of the block, and leaves them in the file at its end, however it ends.
 
-    `say` prints the address, and warnings about the file. Without options, does nothing.
-
-    Raises:
-        UsageError: The port is taken, or the file holds metrics of others.
-        DiskError: The file cannot be read.
+    `say` prints the address, and warnings about the file. Raises UsageError if the port is taken or the file holds
+    metrics of other programs.
     """
     if options is None:
         yield CommandMetrics(say)
@@ -137,12 +129,7 @@ class LibraryLoad:
     """Counts one load by a program in the configured file; a forked process counts nothing."""
 
     def __init__(self, load: Loading, *, model: str, uri: str, file: str) -> None:
-        """Checks the file, before the load begins.
-
-        Raises:
-            UsageError: It cannot be written, is not a .prom file, or holds metrics of other programs.
-            DiskError: It cannot be read.
-        """
+        """Checks the file before the load begins, as `TextFile.check` does; UsageError if it cannot be written."""
         from coldstream.telemetry.metrics.registry import Metrics
         from coldstream.telemetry.metrics.textfile import TextFile
 

@@ -39,12 +39,9 @@ class Meter:
     def follow(
         self, loads: Callable[[], Sequence[Loading]], failures: Callable[[], Sequence[ColdstreamError]] = tuple
     ) -> None:
-        """Counts loads from now on, at each scrape.
+        """Counts loads from now on, at each scrape; called in any thread.
 
-        Args:
-            loads: Those that have begun, so far; called in any thread. After a `look` those that have ended may be
-                left out.
-            failures: Why others could not begin.
+        Loads that have ended may be left out after a `look`. `failures` are why others could not begin.
         """
 
     def look(self) -> None:

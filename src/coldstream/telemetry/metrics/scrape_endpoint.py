@@ -21,11 +21,7 @@ class ScrapeEndpoint:
     """Serves scrapes at `url` in its own threads until `stop`."""
 
     def __init__(self, host: str, port: int, text: Callable[[], bytes]) -> None:
-        """Takes the port; 0 picks a free one. `text` returns the metrics of that moment, in any thread.
-
-        Raises:
-            UsageError: The port is in use, or the address is not one of this machine.
-        """
+        """Takes the port, or a free one for 0; UsageError if it cannot. `text` is called in any thread."""
         try:
             self._server = _server(host, port, text)
         except OSError as exc:

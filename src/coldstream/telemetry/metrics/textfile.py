@@ -31,21 +31,13 @@ class TextFile:
         self._written: Families = {}
 
     def check(self) -> None:
-        """Refuses a file that holds metrics of other programs, before a load begins.
-
-        Raises:
-            UsageError: It does.
-            DiskError: It cannot be read.
-        """
+        """Raises UsageError, before a load begins, if the file holds metrics of other programs."""
         # A damaged file is replaced, with a warning, when it is written.
         with suppress(IntegrityError):
             self._read()
 
     def add(self, families: Families) -> str | None:
-        """Adds what a process has counted since it last did, from all that it has counted.
-
-        Returns:
-            A warning if the file was damaged and replaced.
+        """Adds what a process has counted since it last did; returns a warning if a damaged file was replaced.
 
         Raises:
             UsageError: The file holds metrics of other programs.
@@ -99,10 +91,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def cost_file(path: Path, projected: float, budget: float | None = None) -> str | None:
-    """Writes the month's projected cost and budget, in dollars; other metrics in the file stay.
-
-    Returns and raises as `TextFile.add` does.
-    """
+    """Adds the month's projected cost and budget, in dollars, as `TextFile.add` does."""
     metric = next(metric for metric in METRICS if metric.name == "coldstream_month_dollars")
     dollars = {"projected": projected} | ({"budget": budget} if budget is not None else {})
     samples: dict[Sample, float] = {(metric.name, (("kind", kind),)): amount for kind, amount in dollars.items()}

@@ -19,16 +19,7 @@ from coldstream.telemetry.timeline.phases import (
     under_way,
     waited_seconds,
 )
-from coldstream.telemetry.timeline.start_record import (
-    FORMAT,
-    FORMAT_ANSWERED,
-    Ended,
-    Machine,
-    Stream,
-    Timeline,
-    as_values,
-    run_name,
-)
+from coldstream.telemetry.timeline.start_record import Ended, Machine, Stream, Timeline, as_values, run_name
 from coldstream.units import format_seconds
 
 if TYPE_CHECKING:
@@ -43,10 +34,10 @@ class LogFacts:
     """What a line of an engine's log says about its start.
 
     Attributes:
-        mark: The mark that it sets, one of `PhaseKind.mark`, or None.
+        mark: The mark that it sets, one of `PhaseKind.mark`.
         is_last: Whether the last such line counts, rather than the first.
-        compile_seconds: How long the compilation took whose end the line reports, or None.
-        compile_event: "loaded": a graph came from the compile caches; "compiled": it did not; or None.
+        compile_seconds: How long the compilation took whose end the line reports.
+        compile_event: "loaded": a graph came from the compile caches; "compiled": it did not.
         figures: Numbers in it, by name; in seconds unless the name says otherwise.
     """
 
@@ -89,13 +80,16 @@ class Recorder:
             return dict(self._marks)
 
     def phase(self, now: float) -> Phase:
-        """The phase that the start is in at `now`."""
-        return under_way(self.marks, max(0.0, now - self._began))
+        """The phase that the start is in."""
+        return under_way(self.marks, self._since(now))
+
+    def _since(self, now: float) -> float:
+        return max(0.0, now - self._began)
 
     def mark(self, name: str, now: float) -> None:
         """Sets a mark of our own, unless it is set."""
         with self._lock:
-            self._marks.setdefault(name, max(0.0, now - self._began))
+            self._marks.setdefault(name, self._since(now))
 
     def line(self, text: str, now: float) -> None:
         """Reads a line of the engine's log. Lines after the health check answers do not belong to the start."""
@@ -108,7 +102,7 @@ class Recorder:
             self._figures |= facts.figures
             if facts.mark is None:
                 return
-            since = max(0.0, now - self._began)
+            since = self._since(now)
             self._marks[facts.mark] = since if facts.is_last else self._marks.get(facts.mark, since)
             if facts.compile_seconds is not None:
                 # Loading from the caches is reported when it is over, but not announced.
@@ -117,12 +111,11 @@ class Recorder:
 
     def span(self, name: str, start: float, stop: float, *, note: str = "") -> None:
         """Adds something that ran beside the phases."""
-        start, stop = max(0.0, start - self._began), max(0.0, stop - self._began)
+        start = self._since(start)
         with self._lock:
-            self._spans.append(Span(name=name, start=start, stop=max(start, stop), note=clean(note)))
+            self._spans.append(Span(name=name, start=start, stop=max(start, self._since(stop)), note=clean(note)))
 
     def figures(self, figures: Mapping[str, float]) -> None:
-        """Adds numbers by name."""
         with self._lock:
             self._figures |= figures
 
@@ -143,7 +136,7 @@ class Recorder:
             marks, spans, figures = dict(self._marks), tuple(self._spans), dict(self._figures)
             compiled = _compile_caches(self._events, self._marks)
         # Once it is ready, all work of the start is done: a late rank's lines do not count.
-        stopped = None if exited is None else max(0.0, exited.at - self._began)
+        stopped = None if exited is None else self._since(exited.at)
         end = marks["ready"] if stopped is None else marks.get("ready", stopped)
         marks = {name: at if name == "first token" else min(at, end) for name, at in marks.items()}
         phases = tuple(phases_of(marks, compiled=compiled, ended=stopped))
@@ -182,28 +175,21 @@ class Recorder:
             compile_caches=compiled,
             figures=figures,
             ended=ended,
-            format=FORMAT_ANSWERED if ended is None else FORMAT,
+            format=1 if ended is None else 2,
         )
 
 
 def _stream(report: LoadReport, spans: tuple[Span, ...], marks: Mapping[str, float]) -> Stream:
     span = next((span for span in spans if span.name == "stream"), None)
+    names = ("bytes", "received_bytes", "cache_bytes", "seconds", "limit", "limited_by", "verified", "offline")
     return Stream(
-        bytes=report.bytes,
-        received_bytes=report.received_bytes,
-        cache_bytes=report.cache_bytes,
-        seconds=report.seconds,
+        **{name: getattr(report, name) for name in names},
         hidden_share=hidden_share(span.start, span.stop, marks) if span else None,
         waited_seconds=waited_seconds(span.stop, marks) if span else None,
-        limit=clean(report.limit),
-        limited_by=clean(report.limited_by),
-        verified=report.verified,
-        offline=report.offline,
     )
 
 
 def _compile_caches(events: set[str], marks: Mapping[str, float]) -> str:
-    """See `Timeline.compile_caches`."""
     if events:
         return "compiled" if "compiled" in events else "loaded"
     if marks.keys() & {"compiling", "compiled"} or "initialised" not in marks:

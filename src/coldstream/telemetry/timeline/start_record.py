@@ -17,9 +17,7 @@ from msgspec import Meta
 from coldstream.errors import IntegrityError
 from coldstream.telemetry.timeline.phases import Phase, Seconds, Span, Text, clean, named_share
 
-FORMAT = 2
-# For starts that answered, so that every reader accepts them.
-FORMAT_ANSWERED = 1
+_FORMAT_MAX = 2
 RECORD_BYTES_MAX = 1 << 20
 RUN = r"[0-9]{8}-[0-9]{6}-[a-z0-9][a-z0-9.-]{0,79}"
 
@@ -38,17 +36,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """The stream of the weights.
+    """The stream of the weights: the fields of a `LoadReport`, and two more.
 
     Attributes:
-        bytes: Size of the tensors.
-        cache_bytes: Bytes from this machine.
-        seconds: From the first request to the last byte.
         hidden_share: The share during which vLLM was busy with something else; None when unknown.
         waited_seconds: How long vLLM read weights that were still arriving; None when unknown.
-        limit: The bottleneck in one word; `limited_by` as a sentence.
-        verified: Whether every byte was compared with a hash.
-        offline: Whether the local cache replaced a bucket that did not answer.
     """
 
     bytes: Count
@@ -70,8 +62,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         outcome: "failed", or "cancelled" when we passed a signal on.
         seconds: Since the command began.
         exit_code: Of vLLM, as a shell reports it.
-        signal: The name of the signal that ended it, such as "SIGKILL", or None.
-        reason: The error that vLLM printed, or None.
+        signal: The name of the signal that ended it, such as "SIGKILL".
+        reason: The error that vLLM printed.
     """
 
     outcome: Text
@@ -125,7 +117,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     compile_caches: Text = "unknown"
     figures: Annotated[dict[Text, Figure], Meta(max_length=100)] = {}
     ended: Ended | None = None
-    format: int = FORMAT_ANSWERED
+    format: int = 1
 
     def __post_init__(self) -> None:
         stop = 0.0
@@ -157,7 +149,6 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         return sum(phase.seconds for phase in self.phases if not phase.is_named)
 
     def with_bundle(self, bundle: Mapping[str, Any] | None) -> Timeline:
-        """The same timeline with a later state of the caches."""
         return msgspec.structs.replace(self, bundle=None if bundle is None else as_values(bundle))
 
     def document(self) -> dict[str, Any]:
@@ -166,7 +157,6 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         return document | {name: getattr(self, name) for name in ("outcome", "named_share", "unnamed_seconds")}
 
     def serialize(self) -> bytes:
-        """The bytes of the file."""
         return msgspec.json.format(msgspec.json.encode(self.document()), indent=1) + b"\n"
 
 
@@ -180,18 +170,14 @@ _DECODER = msgspec.json.Decoder(Timeline)
 
 
 def parse(data: bytes, *, where: str) -> Timeline:
-    """Parses the bytes of a file; `where` names it in messages.
-
-    Raises:
-        IntegrityError: It is not a timeline, or of a newer format.
-    """
+    """Parses the bytes of a file, which `where` names; IntegrityError if it is not a timeline, or of a newer format."""
     try:
         if len(data) > RECORD_BYTES_MAX:
             raise ValueError(f"{len(data)} bytes exceed the limit")
         version = _FORMAT_DECODER.decode(data).format
-        if version > FORMAT:
+        if version > _FORMAT_MAX:
             raise IntegrityError(
-                f"{where} has format {version}, but this coldstream reads formats up to {FORMAT}",
+                f"{where} has format {version}, but this coldstream reads formats up to {_FORMAT_MAX}",
                 hint="upgrade coldstream",
             )
         return _DECODER.decode(data)
@@ -215,13 +201,9 @@ def as_values(record: Mapping[str, Any]) -> dict[str, str | float | bool | None]
 
 
 class ReadyLine(msgspec.Struct, frozen=True, kw_only=True):
-    """The line that `serve` prints for a start that answered. Its fields are a contract (docs/serve.md).
+    """The line that `serve` prints for a start that answered at `url`. Its fields are a contract (docs/serve.md)."""
 
-    Attributes:
-        coldstream: Tells the line from others in a log. Comes first.
-        url: Where vLLM answers.
-    """
-
+    # Tells the line from others in a log. Comes first.
     coldstream: Literal["ready"] = "ready"
     url: Text
     run: Text

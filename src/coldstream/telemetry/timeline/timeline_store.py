@@ -33,14 +33,7 @@ class Timelines:
         self.folder = root / "timelines"
 
     def keep(self, timeline: Timeline) -> Timeline:
-        """Stores a new timeline.
-
-        Returns:
-            It with its final name: of two starts of a model in one second, the second is called "…-2".
-
-        Raises:
-            DiskError: The folder is not this user's own, or the disk refuses.
-        """
+        """Stores a new timeline; returns it with its final name: of two in one second, the second is called "…-2"."""
         with disk_errors(self.folder):
             checked_root(self._root, create=True)
             make_folders(self.folder)
@@ -56,7 +49,6 @@ class Timelines:
             self._write(timeline)
 
     def path(self, run: str) -> Path:
-        """The path of a timeline."""
         return self.folder / f"{run}.json"
 
     def runs(self) -> list[str]:
@@ -77,10 +69,7 @@ class Timelines:
     def find(self, which: str | None) -> Timeline:
         """A timeline by its name, the beginning of its name, or the path of a file; the newest one for None.
 
-        Raises:
-            NotFoundError: There is none.
-            UsageError: Several names begin so.
-            IntegrityError: It is damaged, or of a newer format.
+        Raises NotFoundError, UsageError if several names begin so, or what `read` raises.
         """
         if which is None:
             newest = next(self.all(), None)
@@ -122,12 +111,7 @@ def timelines_of(settings: Settings) -> Timelines:
 
 
 def read(path: Path) -> Timeline:
-    """Reads a file.
-
-    Raises:
-        NotFoundError, DiskError: There is none, or it cannot be read.
-        IntegrityError: It is not a timeline, or of a newer format.
-    """
+    """Reads a file; raises NotFoundError, DiskError, or IntegrityError for another content or a newer format."""
     shown = clean(str(path))
     if not path.is_file():
         raise NotFoundError(f"no such file: {shown}", hint="see: coldstream timeline --list")
