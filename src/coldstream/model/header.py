@@ -8,11 +8,14 @@ Source: the format's specification in the safetensors repository. Pure.
 
 from __future__ import annotations
 
+import json
 import re
+import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from coldstream.errors import HeaderError, IntegrityError
 from coldstream.model.lfs import HINT, is_pointer, pointer_message
@@ -27,31 +30,19 @@ _RANK_PART = re.compile(r"(?:.*/)?model-rank-(\d+)-part-\d+\.safetensors")
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
+_METADATA_KEY = "__metadata__"
+# An entry has five strings: its name, three keys and the dtype.
+_ENTRY_QUOTES = 10
 # Bits per element. Source: safetensors 0.8, `Dtype::bitsize`.
-DTYPE_BITS: Mapping[str, int] = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F64": 64,
-    "C64": 64,
+_DTYPES_BY_BITS = {
+    4: "F4",
+    6: "F6_E2M3 F6_E3M2",
+    8: "BOOL U8 I8 F8_E4M3 F8_E4M3FNUZ F8_E5M2 F8_E5M2FNUZ F8_E8M0",
+    16: "U16 I16 F16 BF16",
+    32: "U32 I32 F32",
+    64: "U64 I64 F64 C64",
 }
+DTYPE_BITS: Mapping[str, int] = {name: bits for bits, names in _DTYPES_BY_BITS.items() for name in names.split()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,26 +149,69 @@ def check_duplicate_tensors(headers: Mapping[str, Header], *, where: str) -> Non
 
 def _decode(raw: bytes, data_start: int, path: str) -> Header:
     """Reads the JSON and checks each tensor by itself; how they fit together is for the caller."""
-    # Imported here: msgspec takes 25 ms, and a process that reads no header has no use for it.
-    from coldstream.model.header_json import HeaderJsonError, decode_header
-
     try:
-        metadata, entries = decode_header(raw)
-    except HeaderJsonError as exc:
-        raise HeaderError(f"{path}: {exc}") from exc
-    tensors = []
-    for name, entry in entries:
-        dtype, shape, (start, stop) = entry.dtype, entry.shape, entry.data_offsets
-        bits = _bits(dtype, shape)
-        if bits != (stop - start) * 8:
-            where = f"{path}: tensor {name[:80]!r}"
-            if dtype not in DTYPE_BITS:
-                raise HeaderError(f"{where} has the unknown dtype {dtype[:20]!r}")
-            needs = "more than any file has" if bits is None else f"{bits / 8:g}"
-            raise HeaderError(f"{where} spans {stop - start} bytes, its shape and dtype {dtype} need {needs}")
-        tensors.append(Tensor(name, dtype, shape, data_start + start, data_start + stop))
+        entries = _DECODER.decode(raw.decode())
+        if type(entries) is not dict:
+            raise HeaderError(f"{path}: the header is not a JSON object")
+        # The reference implementation takes null for an absent map.
+        stored = entries.pop(_METADATA_KEY, None)
+        metadata = {} if stored is None else stored
+        if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+            raise HeaderError(f"{path}: {_METADATA_KEY} must map strings to strings, got {reprlib.repr(metadata)}")
+        # Of duplicate keys the last would count: one tensor would hide another. Duplicates make more quotes than an
+        # entry's five strings and a pair for each string of the metadata; so do escapes and unknown keys, and only
+        # then is the text read again.
+        metadata_quotes = 2 + 4 * len(metadata) if _METADATA_KEY.encode() in raw else 0
+        if raw.count(b'"') != _ENTRY_QUOTES * len(entries) + metadata_quotes:
+            _check_keys(raw)
+        "".join((*entries, *metadata, *metadata.values())).encode()  # refuses halves of surrogate pairs
+    except (ValueError, RecursionError) as exc:
+        raise HeaderError(f"{path}: the header is not valid JSON: {str(exc)[:120]}") from exc
+    tensors = [_tensor(name, entry, data_start, path) for name, entry in entries.items()]
     tensors.sort(key=attrgetter("start", "stop"))
     return Header(data_start=data_start, tensors=tuple(tensors), metadata=metadata)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _check_keys(text: bytes) -> None:
+    """Refuses JSON with a duplicate key in any of its objects."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise ValueError("duplicate key")
+
+    json.loads(text, object_pairs_hook=check)
+
+
+def _tensor(name: str, entry: Any, data_start: int, path: str) -> Tensor:
+    """Checks one entry. Other keys are ignored, as the reference implementation does."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        is_valid = type(dtype) is str
+        for count in (*shape, start, stop):
+            # True and 1.0 are equal to 1; no file has more than a signed 64-bit integer holds.
+            is_valid = is_valid and type(count) is int and 0 <= count < 1 << 63
+    except (TypeError, KeyError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise HeaderError(
+            f"{path}: tensor {name[:80]!r} must have a dtype, a shape of sizes and two data_offsets, "
+            f"got {reprlib.repr(entry)}"
+        )
+    bits = _bits(dtype, shape)
+    if bits != (stop - start) * 8:
+        where = f"{path}: tensor {name[:80]!r}"
+        if dtype not in DTYPE_BITS:
+            raise HeaderError(f"{where} has the unknown dtype {dtype[:20]!r}")
+        needs = "more than any file has" if bits is None else f"{bits / 8:g}"
+        raise HeaderError(f"{where} spans {stop - start} bytes, its shape and dtype {dtype} need {needs}")
+    return Tensor(name, dtype, shape, data_start + start, data_start + stop)
 
 
 def _bits(dtype: str, shape: Sequence[int]) -> int | None:

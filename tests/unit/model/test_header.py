@@ -42,19 +42,19 @@ HOSTILE = {
     "a web page": (b"<!DOCTYPE html><title>Sign in</title>", 'but text: it begins with "Sign in"'),
     "header past the end": ((1000).to_bytes(8, "little") + b"{}", "truncated"),
     "not JSON": (framed(b"{nope"), "not valid JSON"),
-    "a list": (framed([]), "Expected `object`"),
-    "deep nesting": (framed(b"[" * 100_000), "Expected `object`"),
-    "a name twice": (
-        framed(b'{"a":' + json.dumps(tensor(0, 1)).encode() + b',"a":1}', b"x"),
-        "Expected `object`, got `int`",
-    ),
+    "a list": (framed([]), "not a JSON object"),
+    "deep nesting": (framed(b"[" * 100_000), "not valid JSON"),
+    "a name twice": (framed(b'{"a":' + json.dumps(tensor(0, 1)).encode() + b',"a":1}', b"x"), "duplicate key"),
     "metadata of numbers": (framed({"__metadata__": {"a": 1}}), "__metadata__"),
     "unknown dtype": (framed({"a": tensor(0, 1, dtype="F7")}, b"x"), "unknown dtype"),
-    "negative size": (framed({"a": tensor(0, 1, shape=[-1])}, b"x"), "`int` >= 0 - at `\\$.shape"),
-    "true as a size": (framed({"a": tensor(0, 1, shape=[True])}, b"x"), "`int`, got `bool` - at `\\$.shape"),
+    "negative size": (framed({"a": tensor(0, 1, shape=[-1])}, b"x"), "a shape .*, got .*shape': \\[-1\\]"),
+    "true as a size": (
+        framed({"a": tensor(0, 1, shape=[True])}, b"x"),
+        "a shape .*, got .*shape': \\[True\\]",
+    ),
     "one offset": (
         framed({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, b"x"),
-        "length 2 - at `\\$.data_offsets",
+        "data_offsets, got .*offsets': \\[0\\]",
     ),
     "reversed offsets": (framed({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 0]}}, b"x"), "spans -1"),
     "shape too large": (framed({"a": tensor(0, 1, shape=[2**40, 2**40])}, b"x"), "spans 1 bytes"),
@@ -63,7 +63,7 @@ HOSTILE = {
     "bytes after the last tensor": (framed({"a": tensor(0, 1)}, b"xx"), "the file has"),
     "deep nesting in a shape": (
         framed(b'{"a":{"dtype":"U8","shape":' + b"[" * 900 + b"]" * 900 + b',"data_offsets":[0,1]}}', b"x"),
-        "`int`, got `array` - at `\\$.shape",
+        "a shape .*, got .*shape': \\[\\[",
     ),
     "a duplicate of the same bytes": (framed(usual(("a", 0, 1), ("a", 0, 1)), b"x"), "duplicate key"),
     "a duplicate without bytes": (framed(usual(("a", 0, 1), ("a", 1, 1)), b"x"), "duplicate key"),
@@ -80,21 +80,33 @@ HOSTILE = {
     "a gap in the usual form": (framed(usual(("a", 0, 1), ("b", 2, 3)), b"xxx"), "leaves a gap"),
     "floats as offsets": (
         framed({"a": tensor(0, 1) | {"data_offsets": [0.0, 1.0]}}, b"x"),
-        "got `float` - at `\\$.data",
+        "data_offsets, got .*offsets': \\[0.0, 1.0\\]",
     ),
-    "floats as sizes": (framed({"a": tensor(0, 1, shape=[1.0])}, b"x"), "`int`, got `float` - at `\\$.shape"),
-    "negative offsets": (framed({"a": tensor(0, 1) | {"data_offsets": [-1, 0]}}, b"x"), "`int` >= 0 - at `\\$.data"),
+    "floats as sizes": (
+        framed({"a": tensor(0, 1, shape=[1.0])}, b"x"),
+        "a shape .*, got .*shape': \\[1.0\\]",
+    ),
+    "negative offsets": (
+        framed({"a": tensor(0, 1) | {"data_offsets": [-1, 0]}}, b"x"),
+        "data_offsets, got .*offsets': \\[-1, 0\\]",
+    ),
     "NaN": (framed(b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,1]}}', b"x"), "not valid JSON"),
     "infinity in the metadata": (framed(b'{"__metadata__":{"a":Infinity}}'), "not valid JSON"),
     "an offset of 64 bits": (
         framed({"a": tensor(0, 1) | {"data_offsets": [2**64, 2**64 + 1]}}, b"x"),
-        "`int` <= 9223372036854775807 - at `\\$.data",
+        "data_offsets, got .*offsets': \\[18446744073709551616,",
     ),
-    "an offset of 63 bits": (framed(usual(("a", 0, 2**63))), "`int` <= 9223372036854775807"),
-    "a size of 64 bits": (framed({"a": tensor(0, 1, shape=[2**64])}, b"x"), "`int` <= 9223372036854775807"),
+    "an offset of 63 bits": (
+        framed(usual(("a", 0, 2**63))),
+        "data_offsets, got .*offsets': \\[0, 9223372036854775808\\]",
+    ),
+    "a size of 64 bits": (
+        framed({"a": tensor(0, 1, shape=[2**64])}, b"x"),
+        "a shape .*, got .*shape': \\[18446744073709551616\\]",
+    ),
     "an integer of 5000 digits": (
         framed(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', b"x"),
-        "Integer value out of range",
+        "not valid JSON: Exceeds the limit|a shape of sizes",
     ),
     "a number with a leading zero": (
         framed(b'{"a":{"dtype":"U8","shape":[01],"data_offsets":[0,1]}}', b"x"),
@@ -109,7 +121,7 @@ HOSTILE = {
     "text behind the header": (framed(usual(("a", 0, 1)) + b"x", b"x"), "not valid JSON"),
     "text between the tensors": (
         framed(usual(("a", 0, 1), ("b", 1, 2)).replace(b'},"b', b'},"x":1,"b'), b"xx"),
-        "Expected `object`, got `int`",
+        "tensor 'x' must have a dtype, a shape of sizes and two data_offsets, got 1$",
     ),
     "a control character in a name": (framed(usual(("a\n", 0, 1)), b"x"), "not valid JSON"),
     "no UTF-8": (framed(usual(("a", 0, 1)).replace(b'"a"', b'"\xff"'), b"x"), "not valid JSON"),
@@ -117,12 +129,12 @@ HOSTILE = {
     "UTF-16": (framed(usual(("a", 0, 1)).decode().encode("utf-16"), b"x"), "not valid JSON"),
     "UTF-16 without a mark": (framed(usual(("a", 0, 1)).decode().encode("utf-16-le"), b"x"), "not valid JSON"),
     "UTF-32": (framed(usual(("a", 0, 1)).decode().encode("utf-32-be"), b"x"), "not valid JSON"),
-    "half a surrogate pair": (framed(usual((r"\ud800", 0, 1)), b"x"), "utf-16 surrogate"),
+    "half a surrogate pair": (framed(usual((r"\ud800", 0, 1)), b"x"), "surrogates not allowed"),
     "half a surrogate pair in UTF-8": (
         framed(usual(("a", 0, 1)).replace(b"a", b"\xed\xa0\x80"), b"x"),
         "not valid JSON",
     ),
-    "half a surrogate pair in the metadata": (framed({"__metadata__": {"a": "\udc00"}}), "utf-16 surrogate"),
+    "half a surrogate pair in the metadata": (framed({"__metadata__": {"a": "\udc00"}}), "surrogates not allowed"),
     "a length above the limit": ((HEADER_BYTES_MAX + 1).to_bytes(8, "little") + b"{}", "header claims"),
     "a tensor past the end": (framed({"a": tensor(0, 5)}, b"x"), "the file has"),
 }
@@ -157,14 +169,18 @@ def test_what_the_real_library_writes_is_read_alike(tmp_path: Path) -> None:
             assert data[found.start : found.stop] == expected.tobytes()
 
 
-def test_what_the_real_library_writes_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("note", "readings"), [("plain", 1), ('with "quotes"', 2)])
+def test_what_the_real_library_writes_is_decoded_once(
+    note: str, readings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrays = {"ü.weight": np.zeros((2, 3), np.float32), "b": np.zeros(0, np.int8), "c": np.array(1.0)}
-    save_file(arrays, tmp_path / "m.safetensors", metadata={"format": "pt", "note": 'with "quotes"'})
+    save_file(arrays, tmp_path / "m.safetensors", metadata={"format": "pt", "note": note})
     data = (tmp_path / "m.safetensors").read_bytes()
-    checked: list[bytes] = []
-    monkeypatch.setattr("coldstream.model.header_json._check_keys", checked.append)
+    again: list[bytes] = []
+    monkeypatch.setattr("coldstream.model.header._check_keys", again.append)
     header = parse_header(data, file_bytes=len(data), path="x")
-    assert [json.loads(text) for text in checked] == [header.metadata]
+    assert len(again) == readings - 1
+    assert header.metadata == {"format": "pt", "note": note}
     assert {t.name: t.shape for t in header.tensors} == {name: array.shape for name, array in arrays.items()}
 
 
