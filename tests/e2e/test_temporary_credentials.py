@@ -16,7 +16,7 @@ import pytest
 
 import coldstream
 from coldstream.errors import CredentialsError, NotFoundError
-from coldstream.fleet.credentials import Credentials, mint
+from coldstream.fleet.credentials import Credentials, plan_keys
 from coldstream.settings import load_settings
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
@@ -41,7 +41,7 @@ class Place:
         return load_settings({**self.double.environ(self.bucket), **self.api.environ()}, environ={})
 
     def mint(self, how: Any, **options: Any) -> Credentials:
-        return mint(self.settings(), NAME, 900, how, **options)
+        return plan_keys(self.settings(), NAME, 900, how, **options).mint()
 
     def command(self, keys: dict[str, str] | None = None) -> Command:
         """The command with these keys, or with the parent's."""
@@ -271,6 +271,6 @@ def test_a_prefix_in_the_bucket(moto: S3Server, folder: Path, tmp_path: Path) ->
         place = Place(double, api, fresh_bucket(moto), tmp_path)
         store = {"COLDSTREAM_STORE": f"s3://{place.bucket}/team/a"}
         place.command(store).run("upload", str(folder), "--as", NAME, "--quiet")
-        found = mint(load_settings({**double.environ(place.bucket), **store}, environ={}), NAME, 900)
+        found = plan_keys(load_settings({**double.environ(place.bucket), **store}, environ={}), NAME, 900).mint()
         place.command(store | found.environment).run("load", NAME, "--no-cache")
         place.command(found.environment).run("load", NAME, "--no-cache", code=12)

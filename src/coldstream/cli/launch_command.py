@@ -19,8 +19,8 @@ from coldstream.machine.child_environment import CDN_SECRETS
 if TYPE_CHECKING:
     from coldstream.fleet.credentials import Credentials
     from coldstream.fleet.launch_plan import LaunchPlan
-    from coldstream.fleet.launch_record import Launches
     from coldstream.fleet.launch_run import Launched, LaunchPhase, ProgressCallbacks
+    from coldstream.fleet.launches import Launches
     from coldstream.fleet.sky import Offer, Sky
     from coldstream.settings import Settings
 
@@ -91,11 +91,11 @@ def up(
     """
     from dataclasses import replace
 
-    from coldstream.fleet.credentials import mint, parse_ttl, terms_of
+    from coldstream.fleet.credentials import parse_ttl, plan_keys
     from coldstream.fleet.deploy_options import read_options
     from coldstream.fleet.launch_plan import TARGETS, make_plan
-    from coldstream.fleet.launch_record import launches_of
     from coldstream.fleet.launch_run import check_name_is_free, launch
+    from coldstream.fleet.launches import launches_of
     from coldstream.fleet.sky import find_sky, temporary_server
     from coldstream.model.names import checked_name
     from coldstream.tune.model_shape import read_model
@@ -105,14 +105,14 @@ def up(
     settings = state.settings()
     shape = read_model(checked_name(model), settings)
     shared = _has_segments(state, shape.name)
-    terms = terms_of(settings, shape.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared)  # type: ignore[arg-type]
     launches = launches_of(settings)
     sky = find_sky(settings, named=program)
     # SkyPilot's dry run checks only that the secrets are set.
     dry_sky = sky.with_secrets(settings, dict.fromkeys((*_SECRETS, *_OPTIONAL_SECRETS), ""))
     with temporary_server(dry_sky) as keep_server:
         with _spinning(state, "SkyPilot is looking for a machine"):
-            plan = make_plan(shape, options, settings, dry_sky, name=name, keys=terms)
+            plan = make_plan(shape, options, settings, dry_sky, name=name, keys=key_plan.terms())
         for line in _plan_lines(plan):
             state.say(line)
         if dry_run:
@@ -124,7 +124,7 @@ def up(
         if not yes:
             confirm("launch", plan.name)
         keep_server()
-    keys = mint(settings, shape.name, seconds, how=how, in_segments=shared)  # type: ignore[arg-type]
+    keys = key_plan.mint()
     # An earlier launch of this name has ended; its API key must not be taken for this one's.
     launches.forget(plan.name)
     api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
@@ -158,8 +158,7 @@ def status(state: State, name: str | None, program: str | None) -> None:
 
     import msgspec
 
-    from coldstream.fleet.launch_record import launches_of
-    from coldstream.fleet.launch_state import ANSWERING, fetch_endpoint, fetch_states
+    from coldstream.fleet.launches import ANSWERING, fetch_endpoint, fetch_states, launches_of
     from coldstream.fleet.sky import find_sky
 
     settings = state.settings()
@@ -201,8 +200,7 @@ def logs(state: State, name: str, no_follow: bool, replica: int, program: str | 
     coldstream launch logs qwen3-8b
     coldstream launch logs prod --replica 2 --no-follow
     """
-    from coldstream.fleet.launch_record import launches_of
-    from coldstream.fleet.launch_state import logs_arguments
+    from coldstream.fleet.launches import launches_of, logs_arguments
     from coldstream.fleet.sky import find_sky
 
     settings = state.settings()
@@ -223,8 +221,7 @@ def down(state: State, names: tuple[str, ...], program: str | None, yes: bool) -
     coldstream launch down qwen3-8b
     coldstream launch down qwen3-8b prod --yes
     """
-    from coldstream.fleet.launch_record import launches_of
-    from coldstream.fleet.launch_state import take_down
+    from coldstream.fleet.launches import launches_of, take_down
     from coldstream.fleet.sky import find_sky
 
     settings = state.settings()
@@ -259,9 +256,9 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     import msgspec
 
     from coldstream.errors import UsageError
-    from coldstream.fleet.credentials import TTL_SECONDS_MAX, How, mint, parse_ttl, terms_of
-    from coldstream.fleet.launch_record import launches_of
+    from coldstream.fleet.credentials import TTL_SECONDS_MAX, How, parse_ttl, plan_keys
     from coldstream.fleet.launch_run import renew as renewed
+    from coldstream.fleet.launches import launches_of
     from coldstream.fleet.sky import find_sky
 
     settings = state.settings()
@@ -279,7 +276,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     how: How = "api" if record.keys == "issued" else "auto"
     shared = _has_segments(state, record.model)
     # Fails before the question if there can be no keys.
-    terms_of(settings, record.model, seconds, how=how, in_segments=shared)
+    key_plan = plan_keys(settings, record.model, seconds, how, in_segments=shared)
     secrets = _secret_names(launches, name)
     if missing := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
         raise UsageError(
@@ -289,7 +286,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     sky = find_sky(settings, named=program)
     if not yes:
         confirm("restart" if record.kind == "node" else "update", name)
-    keys = mint(settings, record.model, seconds, how=how, in_segments=shared)
+    keys = key_plan.mint()
     sky = _sky_for_nodes(sky, secrets, settings, keys, api_key)
     terms = keys.terms
     record = msgspec.structs.replace(record, keys=terms.how, ttl_seconds=seconds, expires=terms.expires_at)

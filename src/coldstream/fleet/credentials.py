@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -73,32 +73,91 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRequest:
-    """What temporary keys are to allow.
+class KeyPlan:
+    """The keys of a node before they are made, and the user's own keys that they derive from.
 
     Attributes:
-        endpoint: URL of R2's S3 API; the keys are valid only for this host.
-        prefixes: Of the readable objects; each ends in a slash.
-        parent: The access key ID of a long-lived key.
-        now: Unix seconds, from before the request, so that the expiry is never stated too late.
+        how: See `Terms.how`.
+        endpoint: URL of the S3 API; temporary keys are valid only for this host.
+        prefixes: Of the objects to read; each ends in a slash. Empty for the user's own keys.
+        api: Issues the keys, with a token that may edit the account's R2 storage.
     """
 
+    how: Literal["signed", "issued", "own"]
     endpoint: str
     bucket: str
     prefixes: tuple[str, ...]
-    parent: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
     ttl_seconds: int
-    now: float
+    api: Api | None = None
 
     def __post_init__(self) -> None:
         _check_ttl(self.ttl_seconds, f"{self.ttl_seconds} s")
         # Without any, or with an empty one, R2 would allow the whole bucket.
-        assert self.prefixes
-        assert all(self.prefixes)
+        assert self.how == "own" or (self.prefixes and all(self.prefixes))
 
-    @property
-    def expires_at(self) -> int:
-        return int(self.now) + self.ttl_seconds
+    def terms(self, now: float | None = None) -> Terms:
+        """The terms of keys that are made at `now`, in Unix seconds; None is the present."""
+        made_at = int(time.time() if now is None else now)
+        expires_at = None if self.how == "own" else made_at + self.ttl_seconds
+        return Terms(how=self.how, expires_at=expires_at, prefixes=self.prefixes)
+
+    def mint(self, now: float | None = None) -> Credentials:
+        """Makes the keys.
+
+        Raises:
+            ConfigError: The endpoint is not R2's.
+            ColdstreamError: Cloudflare's API does not answer, or rejects the token or the request.
+            IntegrityError: Its answer has no credentials.
+        """
+        # Before the request, so that the expiry is never stated too late.
+        now = time.time() if now is None else now
+        keys = (self.access_key, self.secret_key, self.session_token)
+        if self.how != "own":
+            keys = self._sign(int(now)) if self.api is None else self._issue(self.api)
+        return Credentials(access_key=keys[0], secret_key=keys[1], session_token=keys[2], terms=self.terms(now))
+
+    def _sign(self, issued_at: int) -> tuple[str, str, str | None]:
+        place = r2_account(self.endpoint)
+        # Names and meaning: docs r2/examples/authenticate-r2-temp-credentials.
+        claims = {
+            "bucket": self.bucket,
+            "scope": _SCOPE,
+            "paths": {"prefixPaths": list(self.prefixes), "objectPaths": []},
+            "sub": place.account,
+            "iss": self.access_key,
+            "aud": place.host,
+            "iat": issued_at,
+            "exp": issued_at + self.ttl_seconds,
+        }
+        parts = (json.dumps(part, separators=(",", ":")).encode() for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+        signed = b".".join(map(_url_base64, parts))
+        token = signed + b"." + _url_base64(hmac.digest(self.secret_key.encode(), signed, "sha256"))
+        return self.access_key, hashlib.sha256(token).hexdigest(), base64.b64encode(b"jwt/" + token).decode()
+
+    def _issue(self, api: Api) -> tuple[str, str, str | None]:
+        body = {
+            "bucket": self.bucket,
+            "parentAccessKeyId": self.access_key,
+            "permission": _SCOPE,
+            "ttlSeconds": self.ttl_seconds,
+            "prefixes": list(self.prefixes),
+        }
+        answer = api.call("POST", f"/accounts/{r2_account(self.endpoint).account}/r2/temp-access-credentials", body)
+        names = ("accessKeyId", "secretAccessKey", "sessionToken")
+        values = [answer.get(name) for name in names] if isinstance(answer, Mapping) else []
+        words = [value for value in values if isinstance(value, str) and re.fullmatch(r"[!-~]{1,16384}", value)]
+        if len(words) != len(names):
+            raise IntegrityError(
+                "the answer of Cloudflare's API has no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
+            )
+        return words[0], words[1], words[2]
+
+
+def _url_base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
 def parse_ttl(text: str) -> int:
@@ -132,141 +191,54 @@ def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> 
     return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared)
 
 
-def sign(request: KeyRequest, secret_key: str) -> Credentials:
-    """Makes credentials that R2 accepts, without sending anything. Raises ConfigError if the endpoint is not R2's."""
-    place = r2_account(request.endpoint)
-    # Names and meaning: docs r2/examples/authenticate-r2-temp-credentials.
-    claims = {
-        "bucket": request.bucket,
-        "scope": _SCOPE,
-        "paths": {"prefixPaths": list(request.prefixes), "objectPaths": []},
-        "sub": place.account,
-        "iss": request.parent,
-        "aud": place.host,
-        "iat": int(request.now),
-        "exp": request.expires_at,
-    }
-    parts = (json.dumps(part, separators=(",", ":")).encode() for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-    signed = b".".join(map(_url_base64, parts))
-    token = signed + b"." + _url_base64(hmac.digest(secret_key.encode(), signed, "sha256"))
-    return Credentials(
-        access_key=request.parent,
-        secret_key=hashlib.sha256(token).hexdigest(),
-        session_token=base64.b64encode(b"jwt/" + token).decode(),
-        terms=Terms(how="signed", expires_at=request.expires_at, prefixes=request.prefixes),
-    )
+def plan_keys(
+    settings: Settings, model: str, ttl_seconds: int, how: How = "auto", *, in_segments: bool = False
+) -> KeyPlan:
+    """Plans the keys of a node that serves a model from the configured bucket, without sending a request.
 
-
-def _url_base64(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
-
-
-def issue(request: KeyRequest, api: Api) -> Credentials:
-    """Requests the credentials from Cloudflare's API, with a token that may edit the account's R2 storage.
-
-    Raises:
-        ConfigError: The endpoint is not R2's.
-        ColdstreamError: The API does not answer, or rejects the token or the request.
-        IntegrityError: The answer has no credentials.
-    """
-    body = {
-        "bucket": request.bucket,
-        "parentAccessKeyId": request.parent,
-        "permission": _SCOPE,
-        "ttlSeconds": request.ttl_seconds,
-        "prefixes": list(request.prefixes),
-    }
-    answer = api.call("POST", f"/accounts/{r2_account(request.endpoint).account}/r2/temp-access-credentials", body)
-    names = ("accessKeyId", "secretAccessKey", "sessionToken")
-    values = [answer.get(name) for name in names] if isinstance(answer, Mapping) else []
-    words = [value for value in values if isinstance(value, str) and re.fullmatch(r"[!-~]{1,16384}", value)]
-    if len(words) != len(names):
-        raise IntegrityError(
-            "the answer of Cloudflare's API has no temporary credentials", hint="check CLOUDFLARE_BASE_URL"
-        )
-    return Credentials(
-        access_key=words[0],
-        secret_key=words[1],
-        session_token=words[2],
-        terms=Terms(how="issued", expires_at=request.expires_at, prefixes=request.prefixes),
-    )
-
-
-def terms_of(
-    settings: Settings,
-    model: str,
-    ttl_seconds: int,
-    how: How = "auto",
-    *,
-    in_segments: bool = False,
-    now: float | None = None,
-) -> Terms:
-    """The terms of what `mint` would make, without making it or sending a request.
+    On R2, "auto" signs them here if the configured keys are long-lived; temporary keys cannot sign, so then
+    Cloudflare's API issues them, if there is a token for it. Elsewhere they are the user's own: the caller warns.
 
     Raises:
         UsageError: The store is a directory, the name or lifetime is not valid, or the store does not support `how`.
         ConfigError: A bucket, keys or a token is not configured.
     """
-    prefixes = prefixes_of(model, urlsplit(bucket_of(settings).uri).path, in_segments=in_segments)
-    _check_ttl(ttl_seconds, f"{ttl_seconds} s")
-    endpoint = settings.endpoint() or ""
+    store, endpoint = urlsplit(bucket_of(settings).uri), settings.endpoint() or ""
+    prefixes = prefixes_of(model, store.path, in_segments=in_segments)
     if how in {"sign", "api"} and not settings.is_r2:
         raise UsageError(
             f"{urlsplit(endpoint).hostname or 'AWS S3'} does not support temporary credentials; Cloudflare R2 does",
             hint="use --credentials own, preferably with keys that only read this bucket",
         )
-    _, _, session_token = _own_keys(settings)
+    access_key, secret_key, session_token = _own_keys(settings)
+    plan = KeyPlan(
+        how="own",
+        endpoint=endpoint,
+        bucket=store.netloc,
+        prefixes=(),
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=session_token,
+        ttl_seconds=ttl_seconds,
+    )
     if how == "own" or not settings.is_r2:
-        return Terms(how="own", expires_at=None, prefixes=())
-    has_api = open_api(settings) is not None
-    if how == "api" and not has_api:
+        return plan
+    api = open_api(settings)
+    if how == "api" and api is None:
         raise ConfigError(
             f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}, and Cloudflare's API needs it",
             hint="create a token with 'Workers R2 Storage: Edit' at dash.cloudflare.com/profile/api-tokens",
         )
-    issued = how == "api" or (how == "auto" and session_token is not None and has_api)
-    if session_token is not None and not issued:
+    if how == "sign" or (how == "auto" and session_token is None):
+        api = None
+    if session_token is not None and api is None:
         raise ConfigError(
             "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
             hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
         )
     # Checks that the host names its account.
     r2_account(endpoint)
-    expires_at = int(time.time() if now is None else now) + ttl_seconds
-    return Terms(how="issued" if issued else "signed", expires_at=expires_at, prefixes=prefixes)
-
-
-def mint(
-    settings: Settings,
-    model: str,
-    ttl_seconds: int,
-    how: How = "auto",
-    *,
-    in_segments: bool = False,
-    now: float | None = None,
-) -> Credentials:
-    """Makes credentials for a node that serves a model from the configured bucket.
-
-    On R2, "auto" signs them here if the configured keys are long-lived; temporary keys cannot sign, so then
-    Cloudflare's API issues them, if there is a token for it. Elsewhere they are the user's own: the caller warns.
-    Raises what `terms_of` raises, and ColdstreamError if Cloudflare's API does not issue them.
-    """
-    now = time.time() if now is None else now
-    terms = terms_of(settings, model, ttl_seconds, how, in_segments=in_segments, now=now)
-    access_key, secret_key, session_token = _own_keys(settings)
-    if terms.how == "own":
-        return Credentials(access_key=access_key, secret_key=secret_key, session_token=session_token, terms=terms)
-    request = KeyRequest(
-        endpoint=settings.endpoint() or "",
-        bucket=urlsplit(bucket_of(settings).uri).netloc,
-        prefixes=terms.prefixes,
-        parent=access_key,
-        ttl_seconds=ttl_seconds,
-        now=now,
-    )
-    if terms.how == "issued" and (api := open_api(settings)):
-        return issue(request, api)
-    return sign(request, secret_key)
+    return replace(plan, how="signed" if api is None else "issued", prefixes=prefixes, api=api)
 
 
 def _own_keys(settings: Settings) -> tuple[str, str, str | None]:

@@ -19,14 +19,15 @@ from coldstream.errors import (
     UsageError,
 )
 from coldstream.fleet.launch_plan import LaunchPlan, renewal
-from coldstream.fleet.launch_record import Launch, Launches
-from coldstream.fleet.launch_state import (
+from coldstream.fleet.launches import (
     GONE,
     UNKNOWN,
+    Launch,
+    Launches,
     LaunchStatus,
     Poller,
     fetch_endpoint,
-    fetch_state,
+    fetch_known,
     fetch_states,
     fetch_status,
     is_serving,
@@ -157,7 +158,7 @@ def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> No
         known = launches.find(name)
     for candidate in dict.fromkeys((kind, known.kind if known else kind)):
         try:
-            status = fetch_state(candidate, name, sky)
+            status = LaunchStatus(state=fetch_known(candidate, sky).get(name))
         except ColdstreamError:
             if known:
                 raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from coldstream.telemetry.timeline.start_record import format_ready_line
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket

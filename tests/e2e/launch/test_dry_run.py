@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from tests.e2e.command import Command
 from tests.e2e.launch.arguments import KEYS, LAUNCH, UP, sha
 from tests.servers.fake_sky import FakeSky

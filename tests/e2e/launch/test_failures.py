@@ -10,7 +10,7 @@ import time
 import pytest
 
 from coldstream.engines.vllm.endpoint import free_port
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from tests.e2e.command import Command
 from tests.e2e.launch.arguments import LAUNCH, UP
 from tests.servers.fake_sky import FakeSky

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from tests.e2e.command import Command
 from tests.e2e.launch.arguments import TOKENS, UP, sha, status_of
 from tests.servers.fake_sky import FakeSky

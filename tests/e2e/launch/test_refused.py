@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from coldstream.fleet.sky import INSTALL
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command

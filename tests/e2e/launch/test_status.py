@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from coldstream.fleet.launch_record import Launches
+from coldstream.fleet.launches import Launches
 from tests.e2e.command import Command
 from tests.e2e.launch.arguments import TOKENS, UP, status_of
 from tests.servers.fake_sky import FakeSky

@@ -16,14 +16,11 @@ from coldstream.fleet.credentials import (
     TTL_SECONDS_MAX,
     TTL_SECONDS_MIN,
     Credentials,
-    KeyRequest,
+    KeyPlan,
     Terms,
-    issue,
-    mint,
     parse_ttl,
+    plan_keys,
     prefixes_of,
-    sign,
-    terms_of,
 )
 from coldstream.places.cloudflare import Api
 from coldstream.settings import Settings, load_settings
@@ -40,13 +37,21 @@ def settings(**values: str | None) -> Settings:
     return load_settings(R2 | values, environ={}, env_file=None)
 
 
-def requested(**changes: Any) -> KeyRequest:
-    values = {"endpoint": ENDPOINT, "bucket": "models", "prefixes": PREFIXES, "parent": ACCESS_KEY}
-    return KeyRequest(**{**values, "ttl_seconds": 3600, "now": NOW, **changes})
+def planned(**changes: Any) -> KeyPlan:
+    values = {"how": "signed", "endpoint": ENDPOINT, "bucket": "models", "prefixes": PREFIXES, "ttl_seconds": 3600}
+    return KeyPlan(**{**values, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, **changes})
+
+
+def mint(*arguments: Any, now: float | None = None) -> Credentials:
+    return plan_keys(*arguments).mint(now)
+
+
+def terms_of(*arguments: Any, now: float | None = None, **more: Any) -> Terms:
+    return plan_keys(*arguments, **more).terms(now)
 
 
 def signed(**changes: Any) -> Credentials:
-    return sign(requested(**changes), SECRET_KEY)
+    return planned(**changes).mint(NOW)
 
 
 def parts_of(found: Credentials) -> list[bytes]:
@@ -187,7 +192,7 @@ def test_auto_signs_with_the_parent_s_keys() -> None:
 def test_temporary_keys_cannot_sign() -> None:
     for how in ("auto", "sign"):
         with pytest.raises(ConfigError, match="temporary themselves") as raised:
-            mint(settings(R2_SESSION_TOKEN="session"), "org/model", 3600, how)  # type: ignore[arg-type]
+            mint(settings(R2_SESSION_TOKEN="session"), "org/model", 3600, how)
         assert "R2_SECRET_KEY" in str(raised.value.hint)
         assert "CLOUDFLARE_API_TOKEN" in str(raised.value.hint)
 
@@ -207,7 +212,7 @@ def test_other_servers_get_the_user_s_own_keys(endpoint: str | None) -> None:
     assert found.environment["R2_SESSION_TOKEN"] == "session"
     for how in ("sign", "api"):
         with pytest.raises(UsageError, match="does not support temporary credentials"):
-            mint(settings(R2_ENDPOINT=endpoint), "org/model", 3600, how)  # type: ignore[arg-type]
+            mint(settings(R2_ENDPOINT=endpoint), "org/model", 3600, how)
 
 
 def test_own_keys_on_r2() -> None:
@@ -283,10 +288,10 @@ def test_what_keys_will_be_is_known_before_they_are_made() -> None:
             (settings(R2_ENDPOINT="https://minio.example.org"), "auto", "own"),
         ):
             before = len(api.requests)
-            found = terms_of(flags, "org/model", 900, how, now=NOW)  # type: ignore[arg-type]
+            found = terms_of(flags, "org/model", 900, how, now=NOW)
             assert len(api.requests) == before
             assert found.how == made
-            assert found == mint(flags, "org/model", 900, how, now=NOW).terms  # type: ignore[arg-type]
+            assert found == mint(flags, "org/model", 900, how, now=NOW).terms
             assert len(api.requests) == before + (made == "issued")
     in_segments = terms_of(settings(), "org/model", 900, in_segments=True, now=NOW)
     assert in_segments == Terms(how="signed", expires_at=1_800_000_900, prefixes=(*PREFIXES, ".coldstream/segments/"))
@@ -314,7 +319,7 @@ def test_keys_that_could_not_be_made_are_refused_before_anybody_agrees(
     values: dict[str, str | None], how: str, seconds: int, kind: type[ColdstreamError], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        terms_of(settings(**values), "org/model", seconds, how)  # type: ignore[arg-type]
+        terms_of(settings(**values), "org/model", seconds, how)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +338,7 @@ def test_what_is_no_credential_is_refused(result: Any) -> None:
     with cloudflare() as api:
         api.answers.append(Answer(200, {"success": True, "errors": [], "messages": [], "result": result}))
         with pytest.raises(IntegrityError, match="no temporary credentials"):
-            issue(requested(ttl_seconds=900), Api(api.token, api.url))
+            planned(how="issued", ttl_seconds=900, api=Api(api.token, api.url)).mint(NOW)
 
 
 def test_a_refusal_of_the_api_is_told_without_secrets() -> None:

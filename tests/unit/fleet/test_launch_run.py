@@ -16,11 +16,12 @@ import pytest
 
 from coldstream.errors import CancelledError, ColdstreamError, NotFoundError, UnavailableError, UsageError
 from coldstream.fleet import launch_run
-from coldstream.fleet.launch_record import Launch, Launches
 from coldstream.fleet.launch_run import ProgressCallbacks, check_name_is_free, launch, renew
-from coldstream.fleet.launch_state import (
+from coldstream.fleet.launches import (
+    Launch,
+    Launches,
     fetch_endpoint,
-    fetch_state,
+    fetch_known,
     fetch_states,
     is_serving,
     logs_arguments,
@@ -403,7 +404,7 @@ def test_states() -> None:
     assert fetch_states([], ScriptedSky()) == {}
     silent = ScriptedSky(script={"": [(1, "sky.exceptions.ApiServerConnectionError: Could not connect")]})
     assert fetch_states(records, silent) == {launched.name: "unknown" for launched in records}
-    assert fetch_state("job", "j", ScriptedSky(script={"jobs queue": [NO_JOBS]})).state is None
+    assert fetch_known("job", ScriptedSky(script={"jobs queue": [NO_JOBS]})) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from coldstream.fleet.launch_state import Poller
+from coldstream.fleet.launches import Poller
 
 
 def news(watch: Poller[int]) -> int:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from coldstream.errors import DiskError, IntegrityError, NotFoundError, UsageError
-from coldstream.fleet.launch_record import Launch, Launches
+from coldstream.fleet.launches import Launch, Launches
 
 ONE = Launch(
     name="m", kind="node", model="org/m", port=8000, began=1.5, keys="signed", ttl_seconds=86400, expires=86401.5

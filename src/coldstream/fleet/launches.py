@@ -1,21 +1,33 @@
-"""The state of a launch, its endpoint, its log and its end."""
+"""Launches from this machine: their records, states, endpoints, logs and ends.
+
+A record is `<cache root>/launches/<name>.json`; beside it are SkyPilot's file, and the API key if it was generated.
+Neither record nor file contains a secret; only the user can read the key's file.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from coldstream.errors import ColdstreamError
-from coldstream.fleet.launch_record import Launch, Launches
-from coldstream.fleet.sky import Sky
+import msgspec
+
+from coldstream.cache.cache import cache_of
+from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
+from coldstream.fleet.sky import NAME, Sky
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.disk import checked_root, disk_errors, make_folders, read_bounded
+from coldstream.settings import Settings
 
 T = TypeVar("T")
 _ANSWER_SECONDS = 5.0
@@ -33,6 +45,124 @@ _ALIVE = {"PENDING", "PROVISIONING", "STARTING", "READY", "NOT_READY"}
 GONE, UNKNOWN = "gone", "unknown"
 # States in which a launch may have an endpoint.
 ANSWERING = frozenset({"UP", "READY", "REPLICA_INIT"})
+KINDS = ("node", "service", "job")
+_RECORD_BYTES_MAX = 64 << 10
+_KEY_BYTES_MAX = 4096
+_KEY_RANDOM_BYTES = 32
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A launch.
+
+    Attributes:
+        name: SkyPilot's name for the cluster, the service or the job.
+        kind: One of `KINDS`.
+        port: The port of each machine; None for a job.
+        began: Unix seconds.
+        keys: See `Terms.how`; the user's own have no lifetime.
+        expires: When the keys expire, in Unix seconds; None for never.
+        job: SkyPilot's number of a managed job; None otherwise, or if unknown.
+    """
+
+    name: str
+    kind: str
+    model: str
+    port: int | None
+    began: float
+    keys: str
+    ttl_seconds: int | None = None
+    expires: float | None = None
+    job: int | None = None
+
+
+# Created once: msgspec 0.22 can crash when two threads create the first decoder of a type at the same time.
+_DECODER = msgspec.json.Decoder(Launch)
+
+
+class Launches:
+    """This user's launches, in the cache at `root`. Safe across processes. Writing raises DiskError."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.folder = root / "launches"
+
+    def keep(self, launch: Launch) -> None:
+        self._write(self.folder / f"{launch.name}.json", msgspec.json.encode(launch))
+
+    def keep_file(self, name: str, text: str) -> Path:
+        """Writes the file for SkyPilot, and returns its path."""
+        self._write(self.file(name), text.encode())
+        return self.file(name)
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.yaml"
+
+    def key_file(self, name: str) -> Path:
+        return self.folder / f"{name}.key"
+
+    def api_key(self, name: str) -> str | None:
+        """The generated API key; None if the user has an own one."""
+        with disk_errors(self.folder):
+            data = read_bounded(self.key_file(name), _KEY_BYTES_MAX)
+        return data.decode("ascii", "replace").strip() or None if data else None
+
+    def make_api_key(self, name: str) -> str:
+        """Generates an API key, and keeps it in a file that only this user can read."""
+        key = secrets.token_hex(_KEY_RANDOM_BYTES)
+        self._write(self.key_file(name), f"{key}\n".encode())
+        return key
+
+    def find(self, name: str) -> Launch:
+        """Reads a record.
+
+        Raises:
+            UsageError: The name is not valid.
+            NotFoundError: There is no such launch from this machine.
+            IntegrityError: The record is damaged.
+        """
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name[:60]!r} is not a name of a launch", hint="see: coldstream launch status")
+        path = self.folder / f"{name}.json"
+        with disk_errors(self.folder):
+            data = read_bounded(path, _RECORD_BYTES_MAX)
+        if data is None:
+            raise NotFoundError(
+                f"nothing was launched as {name} from this machine",
+                hint="list the launches: coldstream launch status",
+                target=str(path),
+            )
+        try:
+            launch = _DECODER.decode(data)
+            if launch.name != name or launch.kind not in KINDS:
+                raise msgspec.ValidationError("it is about another launch")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            raise IntegrityError(f"{path} is damaged: {exc}", hint="SkyPilot still knows it: sky status") from exc
+        return launch
+
+    def all(self) -> Iterator[Launch]:
+        """The readable records, by name."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for file in sorted(os.listdir(self.folder)):
+                if file.endswith(".json"):
+                    with suppress(IntegrityError, NotFoundError, UsageError):
+                        yield self.find(file.removesuffix(".json"))
+
+    def forget(self, name: str) -> None:
+        """Removes the record, the file and the key of a launch."""
+        for path in (self.folder / f"{name}.json", self.file(name), self.key_file(name)):
+            with disk_errors(self.folder), suppress(FileNotFoundError):
+                path.unlink()
+
+    def _write(self, path: Path, data: bytes) -> None:
+        with disk_errors(self.folder):
+            checked_root(self._root, create=True)
+            make_folders(self.folder)
+            write_atomically(path, data, staging=self.folder)
+
+
+def launches_of(settings: Settings) -> Launches:
+    """The records in the configured cache directory."""
+    return Launches(cache_of(settings).root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,75 +269,23 @@ def _job_arguments(record: Launch) -> tuple[str, ...]:
     return ("-n", record.name) if record.job is None else (str(record.job),)
 
 
-def fetch_state(kind: str, name: str, sky: Sky) -> LaunchStatus:
-    """The state of a launch. Raises ColdstreamError if SkyPilot does not answer."""
-    return LaunchStatus(state=_STATES[kind](sky).get(name))
+def fetch_known(kind: str, sky: Sky, *more: str) -> dict[str, str]:
+    """Name to state of all nodes, services or jobs that SkyPilot knows. Raises ColdstreamError if it does not answer."""
+    if kind == "service":
+        return {words[0]: state for words, state in _rows_of(_serve_status(sky)[0])}
+    verbs, name = (("jobs", "queue"), "job_name") if kind == "job" else (("status", *more), "name")
+    rows = [row for row in sky.document(*verbs) if isinstance(row, dict) and row.get(name) and row.get("status")]
+    # The newest job comes first; an earlier one may have had the same name.
+    return {str(row[name]): str(row["status"]) for row in reversed(rows)}
 
 
-def fetch_status(record: Launch, sky: Sky) -> LaunchStatus | None:
-    """Queries SkyPilot and, for a node, the cloud, which takes seconds; None if SkyPilot does not answer."""
-    try:
-        if record.kind == "service":
-            services, _, replicas = _service_status(sky).partition("Service Replicas")
-            rows = _rows_of(replicas)
-            numbers = {int(row[1]): state for row, state in rows if row[0] == record.name and row[1].isdecimal()}
-            return LaunchStatus(state=_services_in(services).get(record.name), replicas=numbers)
-        if record.kind == "job":
-            return fetch_state("job", record.name, sky)
-    except ColdstreamError:
-        return None
-    machine = state = None
-    # Without a query to the cloud, SkyPilot would report a preempted machine as up for minutes.
-    with suppress(ColdstreamError):
-        machine = _clusters(sky, "--refresh", record.name).get(record.name, GONE)
-    if machine != GONE:
-        with suppress(ColdstreamError):
-            state = _node_job(record.name, sky)
-    return LaunchStatus(machine=machine, state=state)
-
-
-def fetch_states(records: Sequence[Launch], sky: Sky) -> dict[str, str]:
-    """Name to state, in SkyPilot's words, `GONE` or `UNKNOWN`."""
-    states: dict[str, str] = {}
-    for kind in sorted({record.kind for record in records}):
-        names = [record.name for record in records if record.kind == kind]
-        try:
-            known = _STATES[kind](sky)
-            states |= {name: known.get(name, GONE) for name in names}
-        except ColdstreamError:
-            states |= dict.fromkeys(names, UNKNOWN)
-    return states
-
-
-def _states_by(name: str, rows: Any) -> dict[str, str]:
-    """Maps the field `name` of SkyPilot's rows to their status; of several rows, the first one counts."""
-    complete = [row for row in rows if isinstance(row, dict) and row.get(name) and row.get("status")]
-    return {str(row[name]): str(row["status"]) for row in reversed(complete)}
-
-
-def _clusters(sky: Sky, *more: str) -> dict[str, str]:
-    return _states_by("name", sky.document("status", *more))
-
-
-def _jobs(sky: Sky) -> dict[str, str]:
-    # The newest comes first; an earlier job may have had the same name.
-    return _states_by("job_name", sky.document("jobs", "queue"))
-
-
-def _services(sky: Sky) -> dict[str, str]:
-    return _services_in(_service_status(sky).partition("Service Replicas")[0])
-
-
-def _services_in(table: str) -> dict[str, str]:
-    return {row[0]: state for row, state in _rows_of(table)}
-
-
-def _service_status(sky: Sky) -> str:
-    """Two tables: NAME, VERSION, UPTIME, STATUS, …, and "Service Replicas": SERVICE_NAME, ID, …, STATUS."""
+def _serve_status(sky: Sky) -> tuple[str, str]:
+    """Two tables: NAME, VERSION, UPTIME, STATUS, … of services; SERVICE_NAME, ID, …, STATUS of replicas."""
     output = sky.ask("serve", "status")
     if output.code != 0 and not output.is_empty_list:
         raise ColdstreamError(f"sky serve failed: {output.last_line}", hint="try it: sky serve status")
-    return output.text
+    services, _, replicas = output.text.partition("Service Replicas")
+    return services, replicas
 
 
 def _rows_of(table: str) -> Iterator[tuple[list[str], str]]:
@@ -215,6 +293,30 @@ def _rows_of(table: str) -> Iterator[tuple[list[str], str]]:
     for words in map(str.split, table.splitlines()):
         if state := next(filter(_SERVE_STATES.fullmatch, words[1:]), None):
             yield words, state
+
+
+def fetch_status(record: Launch, sky: Sky) -> LaunchStatus | None:
+    """Queries SkyPilot and, for a node, the cloud, which takes seconds; None if SkyPilot does not answer."""
+    name = record.name
+    try:
+        if record.kind == "service":
+            services, replicas = (list(_rows_of(table)) for table in _serve_status(sky))
+            numbers = {int(row[1]): state for row, state in replicas if row[0] == name and row[1].isdecimal()}
+            return LaunchStatus(
+                state=next((state for row, state in services if row[0] == name), None), replicas=numbers
+            )
+        if record.kind == "job":
+            return LaunchStatus(state=fetch_known("job", sky).get(name))
+    except ColdstreamError:
+        return None
+    machine = state = None
+    # Without a query to the cloud, SkyPilot would report a preempted machine as up for minutes.
+    with suppress(ColdstreamError):
+        machine = fetch_known("node", sky, "--refresh", name).get(name, GONE)
+    if machine != GONE:
+        with suppress(ColdstreamError):
+            state = _node_job(name, sky)
+    return LaunchStatus(machine=machine, state=state)
 
 
 def _node_job(name: str, sky: Sky) -> str | None:
@@ -226,7 +328,17 @@ def _node_job(name: str, sky: Sky) -> str | None:
     return str(state).rpartition(".")[2] if state else None
 
 
-_STATES: Mapping[str, Callable[[Sky], dict[str, str]]] = {"node": _clusters, "service": _services, "job": _jobs}
+def fetch_states(records: Sequence[Launch], sky: Sky) -> dict[str, str]:
+    """Name to state, in SkyPilot's words, `GONE` or `UNKNOWN`."""
+    states: dict[str, str] = {}
+    for kind in sorted({record.kind for record in records}):
+        names = [record.name for record in records if record.kind == kind]
+        try:
+            known = fetch_known(kind, sky)
+            states |= {name: known.get(name, GONE) for name in names}
+        except ColdstreamError:
+            states |= dict.fromkeys(names, UNKNOWN)
+    return states
 
 
 def fetch_endpoint(record: Launch, sky: Sky) -> str | None:
