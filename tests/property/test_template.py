@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.fleet.deploy_options import TARGETS
-from coldstream.fleet.deployment import Bucket
-from coldstream.fleet.render import render
+from coldstream.fleet.deployment import Bucket, render
 from coldstream.fleet.template_check import RULES, check
 from tests.unit.fleet.deployments import deployment
 

@@ -51,7 +51,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     """
     from coldstream.fleet.deploy_options import read_options
     from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
-    from coldstream.fleet.render import render as rendered
+    from coldstream.fleet.deployment import render as rendered
     from coldstream.model.names import checked_name
     from coldstream.tune.model_shape import read_model
 

@@ -1,4 +1,4 @@
-"""What is to run, and where. Pure.
+"""What is to run, and where, and the file that starts it. Pure.
 
 A deployment names secrets and has no place for their values, so that none can reach a file that is made from it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -32,6 +33,8 @@ _DISK_GIB = 60
 # Start-up besides the weights: imports, compilation without a bundle, CUDA graphs.
 _START_SECONDS = 240
 _INSTALL_SECONDS = 180
+# Of wrapped commands.
+_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,7 @@ class Deployment:
 
     @property
     def disk_gib(self) -> int:
-        """The disk that a machine needs. The cache uses at most half of its file system."""
+        """The disk of a machine; the cache uses at most half of it."""
         return _rounded(_DISK_GIB + 2 * math.ceil(self.advice.model.bytes / GIB), 10)
 
     @property
@@ -234,3 +237,53 @@ def deploy(
 
 def _rounded(number: float, step: int) -> int:
     return math.ceil(number / step) * step
+
+
+def render(deployment: Deployment) -> str:
+    """The file for the target, from its template in `files/`; the same deployment always gives the same text.
+
+    All external text goes through one of two filters: `quoted`, a double-quoted YAML scalar, or `shell`, a shell word.
+    So a model's name cannot become anything but a value.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("coldstream.fleet", "files"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  # this is YAML: see the filters
+    )
+    environment.filters |= {"quoted": _quoted, "shell": shlex.quote, "words": _words, "compose": _compose}
+    template = environment.get_template(f"{deployment.options.target}.yaml.j2")
+    return template.render(d=deployment, options=deployment.options)
+
+
+def _quoted(text: str | int) -> str:
+    """A double-quoted YAML scalar; characters that are not printable ASCII are escaped."""
+    characters = (
+        f"\\{char}" if char in '"\\' else char if " " <= char <= "~" else f"\\U{ord(char):08x}" for char in str(text)
+    )
+    return f'"{"".join(characters)}"'
+
+
+def _compose(text: str) -> str:
+    """Text in which Compose substitutes no variables."""
+    return text.replace("$", "$$")
+
+
+def _words(arguments: tuple[str, ...], indent: int) -> str:
+    """Arguments for a shell, wrapped; a flag and its value stay on one line."""
+    groups: list[str] = []
+    for word in map(shlex.quote, arguments):
+        if groups and not word.startswith("-") and groups[-1].startswith("-") and " " not in groups[-1]:
+            groups[-1] += f" {word}"
+        else:
+            groups.append(word)
+    lines = [""]
+    for group in groups:
+        if lines[-1] and len(lines[-1]) + len(group) > _WIDTH - indent:
+            lines.append("")
+        lines[-1] += f" {group}" if lines[-1] else group
+    return (" \\\n" + " " * indent).join(lines)

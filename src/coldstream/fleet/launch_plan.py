@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.credentials import Terms
 from coldstream.fleet.deploy_options import DeployOptions, Replicas
-from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path
-from coldstream.fleet.render import render
+from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path, render
 from coldstream.fleet.sky import NAME, NAME_MAX, Offer, Sky, launch_refusal, parse_offers
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model

@@ -18,6 +18,7 @@ from coldstream.errors import (
     UnavailableError,
     UsageError,
 )
+from coldstream.fleet.deployment import render
 from coldstream.fleet.launch_plan import LaunchPlan, renewal
 from coldstream.fleet.launches import (
     GONE,
@@ -33,7 +34,6 @@ from coldstream.fleet.launches import (
     is_serving,
     logs_arguments,
 )
-from coldstream.fleet.render import render
 from coldstream.fleet.sky import Sky
 from coldstream.telemetry.timeline.start_record import ReadyLine, parse_ready_line
 
@@ -73,13 +73,7 @@ class LaunchPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A launch whose model answers, or whose job runs.
-
-    Attributes:
-        url: None for a job, or if unknown.
-        seconds: Since the launch began.
-        phases: Where the time went; empty without waiting.
-    """
+    """A launch whose model answers, or whose job runs, and where the time went; without waiting, no phases."""
 
     launch: Launch
     url: str | None
@@ -89,12 +83,7 @@ class Launched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressCallbacks:
-    """Called during a launch.
-
-    Attributes:
-        line: With each line that SkyPilot prints.
-        step: With a key of `STEP_TEXTS` when that step begins, and the seconds since the launch began.
-    """
+    """Called with each line that SkyPilot prints, and with each step that begins, at a number of seconds."""
 
     line: Callable[[str], None]
     step: Callable[[str, float], None]
@@ -147,11 +136,9 @@ class Steps:
 
 
 def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> None:
-    """Refuses a name that is in use, before the record of its launch is overwritten.
+    """Raises UsageError for a name in use: SkyPilot would start a second server there, and its record would be lost.
 
-    Raises:
-        UsageError: It is in use: SkyPilot would start a second server on the same machine.
-        ColdstreamError: It was launched from here, and SkyPilot does not say whether it runs.
+    If it was launched from here and SkyPilot does not say whether it runs, SkyPilot's ColdstreamError is raised.
     """
     known: Launch | None = None
     with suppress(NotFoundError, IntegrityError):
@@ -163,7 +150,7 @@ def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> No
             if known:
                 raise
             continue
-        is_over = candidate == "job" and (status.has_failed or status.has_succeeded)
+        is_over = candidate == "job" and (status.has_failed or status.state == "SUCCEEDED")
         if status.state is not None and not is_over:
             raise UsageError(
                 f"{name} already exists, {status.state}",
@@ -174,12 +161,9 @@ def check_name_is_free(kind: str, name: str, sky: Sky, launches: Launches) -> No
 def launch(
     plan: LaunchPlan, sky: Sky, launches: Launches, progress: ProgressCallbacks, *, api_key: str, wait: bool
 ) -> Launched:
-    """Launches a plan, and waits until the model answers.
+    """Launches a plan whose keys exist and whose name is free, and waits until the model answers.
 
-    Args:
-        plan: Its keys exist and its name is free, see `check_name_is_free`.
-        sky: With the values of the secrets.
-        launches: Where the launch is recorded before anything costs money.
+    The launch is recorded before anything costs money. `sky` has the values of the secrets.
 
     Raises:
         ColdstreamError: It failed; the message names what is left running, and the hint how to stop it.
@@ -214,12 +198,8 @@ def renew(
 ) -> Launched:
     """Gives the nodes of a launch new keys: a service is updated in place, a node's server starts again.
 
-    Args:
-        record: With the expiry of the new keys.
-        sky: With the values of the new `secrets`.
-
-    Raises:
-        What `launch` raises; NotFoundError if the file of the launch is missing.
+    `record` has the expiry of the new keys, and `sky` the values of the new secrets. Raises what `launch` raises, and
+    NotFoundError if the file of the launch is missing.
     """
     path = launches.file(record.name)
     if not path.is_file():
@@ -312,14 +292,14 @@ class _Run:
     def _check_alive(self, status: LaunchStatus) -> None:
         """Raises ColdstreamError if the launch cannot succeed any more: it has failed, or its machine is gone."""
         name = self.record.name
-        if status.machine is not None and status.is_machine_lost:
+        if status.machine in (GONE, "STOPPED"):
             raise ColdstreamError(
                 f"the machine of {name} is {status.machine.lower()}, before its model answered: it was preempted, or "
                 "someone terminated it",
                 hint="launch it again; with --replicas 1 it is a service, which replaces a preempted machine",
             )
         # The server of a node does not end by itself.
-        if status.has_failed or (self.record.kind == "node" and status.has_succeeded):
+        if status.has_failed or (self.record.kind == "node" and status.state == "SUCCEEDED"):
             text = self.sky.ask(*logs_arguments(self.record, follow=False)).text
             tail = "\n".join(f"  {line}" for line in text.splitlines()[-12:])
             raise ColdstreamError(f"{name} failed ({status.state}):\n{tail}", hint=self._hint("the whole log"))

@@ -52,16 +52,10 @@ _KEY_RANDOM_BYTES = 32
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A launch.
+    """A launch under SkyPilot's name for it, with times in Unix seconds.
 
-    Attributes:
-        name: SkyPilot's name for the cluster, the service or the job.
-        kind: One of `KINDS`.
-        port: The port of each machine; None for a job.
-        began: Unix seconds.
-        keys: See `Terms.how`; the user's own have no lifetime.
-        expires: When the keys expire, in Unix seconds; None for never.
-        job: SkyPilot's number of a managed job; None otherwise, or if unknown.
+    A job has no port; its number may be unknown. Keys are named as in `Terms.how`; those that do not expire have no
+    lifetime.
     """
 
     name: str
@@ -113,13 +107,7 @@ class Launches:
         return key
 
     def find(self, name: str) -> Launch:
-        """Reads a record.
-
-        Raises:
-            UsageError: The name is not valid.
-            NotFoundError: There is no such launch from this machine.
-            IntegrityError: The record is damaged.
-        """
+        """Reads a record. Raises UsageError for an invalid name, and IntegrityError for a damaged record."""
         if not NAME.fullmatch(name):
             raise UsageError(f"{name[:60]!r} is not a name of a launch", hint="see: coldstream launch status")
         path = self.folder / f"{name}.json"
@@ -167,12 +155,12 @@ def launches_of(settings: Settings) -> Launches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchStatus:
-    """A launch at one moment, in SkyPilot's words.
+    """A launch at one moment, in SkyPilot's words; None is unknown.
 
     Attributes:
-        machine: For a node; `GONE` if the cloud no longer has it, None if unknown.
-        state: Of a node's newest job, of a managed job or of a service; None if SkyPilot does not know it.
-        replicas: For a service: number to state.
+        machine: Of a node only; `GONE` if the cloud no longer has it.
+        state: Of a node's newest job, of a managed job or of a service.
+        replicas: Number to state, of a service only.
     """
 
     machine: str | None = None
@@ -180,17 +168,9 @@ class LaunchStatus:
     replicas: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def is_machine_lost(self) -> bool:
-        return self.machine in {GONE, "STOPPED"}
-
-    @property
     def has_failed(self) -> bool:
         # FAILED_SETUP, CONTROLLER_FAILED and more.
         return self.state is not None and ("FAILED" in self.state or self.state == "CANCELLED")
-
-    @property
-    def has_succeeded(self) -> bool:
-        return self.state == "SUCCEEDED"
 
     def has_lost_machine_since(self, before: LaunchStatus) -> bool:
         """Whether a machine was lost that SkyPilot replaces by itself: of a service, or of a managed job."""
@@ -207,11 +187,11 @@ class LaunchStatus:
 class Poller(Generic[T]):
     """Calls a slow function repeatedly in its own thread, one call at a time. For one caller's thread.
 
-    A call still running when the poller is dropped keeps no process alive, as it would in an executor's thread.
+    Unlike an executor's thread, a call that still runs does not keep the process alive.
     """
 
     def __init__(self, function: Callable[[], T], *, pause_seconds: float) -> None:
-        """Prepares; `pause_seconds` pass between the end of a call and the next one."""
+        """Calls nothing yet; `pause_seconds` pass between the end of a call and the next one."""
         self._function = function
         self._pause_seconds = pause_seconds
         self._due = 0.0
@@ -270,7 +250,7 @@ def _job_arguments(record: Launch) -> tuple[str, ...]:
 
 
 def fetch_known(kind: str, sky: Sky, *more: str) -> dict[str, str]:
-    """Name to state of all nodes, services or jobs that SkyPilot knows. Raises ColdstreamError if it does not answer."""
+    """Name to state of all nodes, services or jobs that SkyPilot knows. Raises ColdstreamError without an answer."""
     if kind == "service":
         return {words[0]: state for words, state in _rows_of(_serve_status(sky)[0])}
     verbs, name = (("jobs", "queue"), "job_name") if kind == "job" else (("status", *more), "name")
@@ -300,11 +280,9 @@ def fetch_status(record: Launch, sky: Sky) -> LaunchStatus | None:
     name = record.name
     try:
         if record.kind == "service":
-            services, replicas = (list(_rows_of(table)) for table in _serve_status(sky))
+            services, replicas = map(_rows_of, _serve_status(sky))
             numbers = {int(row[1]): state for row, state in replicas if row[0] == name and row[1].isdecimal()}
-            return LaunchStatus(
-                state=next((state for row, state in services if row[0] == name), None), replicas=numbers
-            )
+            return LaunchStatus(state={row[0]: state for row, state in services}.get(name), replicas=numbers)
         if record.kind == "job":
             return LaunchStatus(state=fetch_known("job", sky).get(name))
     except ColdstreamError:
@@ -358,11 +336,7 @@ def fetch_endpoint(record: Launch, sky: Sky) -> str | None:
 
 
 def is_serving(url: str, api_key: str) -> bool:
-    """Whether a server there serves a model for this key.
-
-    Raises:
-        ColdstreamError: It rejects the key: it is another user's server, or was started with another key.
-    """
+    """Whether a server there serves a model for this key. Raises ColdstreamError if it rejects the key."""
     import urllib3
 
     headers = {"Authorization": f"Bearer {api_key}"}

@@ -17,7 +17,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -93,14 +93,6 @@ class SkyOutput:
         is_gone = self.code == 0 or self.is_empty_list or _NOT_FOUND.search(self.text) is not None
         return _NOT_DONE.search(self.text) is not None or not is_gone
 
-    def document(self) -> Any:
-        """The JSON in the output; None without any."""
-        # Remarks come before or after it, and may begin with a bracket too.
-        for start in re.finditer(r"^[\[{]", self.text, re.MULTILINE):
-            with suppress(ValueError, RecursionError):
-                return json.JSONDecoder().raw_decode(self.text[start.start() :])[0]
-        return None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sky:
@@ -108,10 +100,7 @@ class Sky:
 
     path: str
     version: str
-    environment: Mapping[str, str]
-
-    def __repr__(self) -> str:
-        return f"Sky({self.path}, {self.version})"
+    environment: Mapping[str, str] = field(repr=False)
 
     def with_secrets(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
         """Returns the same program with secrets for the nodes."""
@@ -159,12 +148,13 @@ class Sky:
     def document(self, *arguments: str) -> Any:
         """Runs a command with JSON output. Raises ColdstreamError if it fails or prints no JSON."""
         output = self.ask(*arguments, "-o", "json")
-        document = output.document() if output.code == 0 else None
-        if document is None:
-            if output.is_empty_list:
-                return []
-            raise ColdstreamError(f"sky {arguments[0]} failed: {output.last_line}", hint="try it: sky check")
-        return document
+        # Remarks come before or after the JSON, and may begin with a bracket too.
+        for start in re.finditer(r"^[\[{]", output.text, re.MULTILINE) if output.code == 0 else ():
+            with suppress(ValueError, RecursionError):
+                return json.JSONDecoder().raw_decode(output.text, start.start())[0]
+        if output.is_empty_list:
+            return []
+        raise ColdstreamError(f"sky {arguments[0]} failed: {output.last_line}", hint="try it: sky check")
 
 
 def find_sky(settings: Settings, *, named: str | None = None) -> Sky:

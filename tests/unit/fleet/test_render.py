@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from coldstream.fleet.deploy_options import TARGETS
-from coldstream.fleet.deployment import Deployment
-from coldstream.fleet.render import render
+from coldstream.fleet.deployment import Deployment, render
 from coldstream.settings import VARIABLES
 from tests.unit.fleet.deployments import AWS, CLOSED, GOLDEN, OPEN, SEVENTY, deployment
 

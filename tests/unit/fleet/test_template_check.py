@@ -8,7 +8,7 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.fleet.deploy_options import TARGETS
-from coldstream.fleet.render import render
+from coldstream.fleet.deployment import render
 from coldstream.fleet.template_check import BYTES_MAX, RULES, check
 from tests.unit.fleet.deployments import GOLDEN
 
