@@ -6,7 +6,7 @@
 
 The rooms, from the bottom up; each may use those above it in this list (`make check` enforces it):
 
-    package  errors  units  printable  progress  aws_profile  settings    leaves
+    package  errors  units  printable  progress  settings    leaves
     machine      this machine: hardware, limits, files and processes
     net          HTTP, TLS, proxies, retries
     model        pure: names, headers, chunks, the manifest, the selection of files

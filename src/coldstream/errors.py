@@ -33,8 +33,7 @@ class ColdstreamError(Exception):
 
     Attributes:
         hint: What the user can do about it, or None.
-        operation: The operation that failed ("GetObject", "read header"), or None.
-        target: The URI of its object, or None.
+        operation: The operation that failed ("GetObject", "read header"), or None; `target` is the URI of its object.
         retryable: Whether the same call may succeed later.
         retry_after_seconds: How long the server asked to wait, or None.
     """

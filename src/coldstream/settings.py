@@ -12,11 +12,12 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from coldstream.aws_profile import PROFILE, read_profile
 from coldstream.errors import ConfigError
 from coldstream.machine.child_environment import SECRETS
 from coldstream.model.names import MANIFEST_NAME, expanded
@@ -59,6 +60,8 @@ VARIABLES: Mapping[str, str] = {
 }
 RETRY_SECONDS = 180.0
 _PREFIX = "COLDSTREAM_"
+# The beginning of the origin of a value from an AWS profile.
+_PROFILE = "the profile "
 # In order of precedence.
 ENDPOINTS = ("R2_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -73,11 +76,8 @@ _MODEL_MARKS = ("config.json", "model_index.json", "adapter_config.json", MANIFE
 class Settings:
     """The resolved settings. The repr contains no secrets.
 
-    Attributes:
-        values: Variable to value, from all sources.
-        origins: Variable to the source of its value: "flag", "environment" or the file's path.
-        looked_in: The sources, for messages.
-        warning: A warning for the user, or None.
+    `origins` has the source of each variable's value: "flag", "environment" or the file's path. `looked_in` are the
+    sources, for messages, and `warning` is for the user.
     """
 
     values: Mapping[str, str]
@@ -97,11 +97,7 @@ class Settings:
         return next((f"{name} from {self.origins[name]}" for name in names if name in self.values), None)
 
     def store_uri(self) -> str:
-        """The store's URI.
-
-        Raises:
-            ConfigError: None is configured, or it contains credentials.
-        """
+        """The store's URI; raises ConfigError if none is configured, or it contains credentials."""
         if uri := self.get("COLDSTREAM_STORE"):
             if Uri(uri).has_user:
                 raise ConfigError(
@@ -123,11 +119,7 @@ class Settings:
         )
 
     def endpoint(self) -> str | None:
-        """The S3 API's URL, or None for AWS itself.
-
-        Raises:
-            ConfigError: It is not the URL of a server.
-        """
+        """The S3 API's URL, or None for AWS itself; raises ConfigError if it is not the URL of a server."""
         value = self.get(*ENDPOINTS)
         return None if value is None else _checked_endpoint(self.endpoint_setting, value)
 
@@ -136,7 +128,7 @@ class Settings:
         """The name of the setting with the endpoint, for messages."""
         name = next((n for n in ENDPOINTS if n in self.values), ENDPOINTS[0])
         origin = self.origins.get(name, "")
-        return f"endpoint_url (in {origin})" if origin.startswith(PROFILE) else name
+        return f"endpoint_url (in {origin})" if origin.startswith(_PROFILE) else name
 
     @property
     def is_r2(self) -> bool:
@@ -156,8 +148,7 @@ class Settings:
     def keys(self) -> tuple[str, str, str | None] | None:
         """(access key id, secret, session token), or None to use the AWS credential chain.
 
-        Raises:
-            ConfigError: Only half of a pair is set.
+        Raises ConfigError if only half of a pair is set.
         """
         for identity, secret, token in (
             ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"),
@@ -176,21 +167,13 @@ class Settings:
 
     @property
     def retry_seconds(self) -> float:
-        """After how long without progress an operation fails.
-
-        Raises:
-            ConfigError: It is not a number from 0 to 86400.
-        """
+        """After how long without progress an operation fails; raises ConfigError for anything but 0 to 86400."""
         text = self.get("COLDSTREAM_RETRY_SECONDS")
-        if text is None:
-            return RETRY_SECONDS
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        if not 0 < seconds < 86400:
-            raise ConfigError(f"COLDSTREAM_RETRY_SECONDS: {text!r} is not a number of seconds", hint="try 180")
-        return seconds
+        with suppress(ValueError):
+            seconds = RETRY_SECONDS if text is None else float(text)
+            if 0 < seconds < 86400:
+                return seconds
+        raise ConfigError(f"COLDSTREAM_RETRY_SECONDS: {text!r} is not a number of seconds", hint="try 180")
 
 
 def load_settings(
@@ -206,7 +189,7 @@ def load_settings(
         flags: Variable to value from the command line; None if the flag was not used.
         env_file: The file to read. None for `.env` in the working directory, if it exists and no model is beside it: a
             file that came with a model could send tokens to another server.
-        environ: The environment; `os.environ` when None.
+        environ: Replaces `os.environ`.
         draft: For `setup`, which asks for the settings: `env_file` may be absent, and placeholders are ignored.
 
     Raises:
@@ -258,15 +241,74 @@ def load_settings(
 
 def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
     """Adds values of the AWS profile that no other source sets."""
-    profile, origin = read_profile(values.get("AWS_PROFILE"), environ)
+    profile, origin = _read_profile(values.get("AWS_PROFILE"), environ)
     if not values.keys().isdisjoint(ENDPOINTS):
         # The region of a profile belongs to its endpoint.
         profile = {name: value for name, value in profile.items() if name == "AWS_CA_BUNDLE"}
     if not values.keys().isdisjoint(REGIONS):
         profile.pop("AWS_REGION", None)
-    for name, value in profile.items():
-        if name not in values:
-            values[name], origins[name] = value, origin
+    for name in profile.keys() - values.keys():
+        values[name], origins[name] = profile[name], origin
+
+
+def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The endpoint, region and certificates of an AWS profile, by their environment variables, and their origin.
+
+    Credentials are left to boto3, which reads the same files, also supports processes, SSO and roles, and reports files
+    that cannot be read.
+    """
+    name = name or environ.get("AWS_DEFAULT_PROFILE") or "default"
+    path = _below_home(environ.get("AWS_CONFIG_FILE") or "~/.aws/config", environ)
+    config = _read_aws_file(path)
+    credentials_path = environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    credentials = _read_aws_file(_below_home(credentials_path, environ))
+    # The credentials file has profiles without a prefix.
+    named = {**credentials, **credentials.get("profiles", {})}
+    profile = {**_table(config.get("profiles", {}), name), **_table(named, name)}
+    settings = {
+        "AWS_ENDPOINT_URL_S3": _profile_endpoint(profile, config, environ),
+        "AWS_REGION": profile.get("region"),
+        "AWS_CA_BUNDLE": profile.get("ca_bundle"),
+    }
+    values = {
+        variable: value.strip() for variable, value in settings.items() if isinstance(value, str) and value.strip()
+    }
+    if "AWS_CA_BUNDLE" in values:
+        values["AWS_CA_BUNDLE"] = _below_home(values["AWS_CA_BUNDLE"], environ)
+    return values, f"{_PROFILE}{name} in {path}"
+
+
+def _profile_endpoint(profile: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]) -> object:
+    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") or profile.get("ignore_configured_endpoint_urls")
+    if str(ignored).lower() == "true":
+        return None
+    s3 = _table(_table(config.get("services", {}), profile.get("services")), "s3")
+    return s3.get("endpoint_url") or profile.get("endpoint_url")
+
+
+def _below_home(path: str, environ: Mapping[str, str]) -> str:
+    if path.startswith("~/") and "HOME" in environ:
+        return os.path.join(environ["HOME"], path[2:])
+    return os.path.expanduser(path) if environ is os.environ else path
+
+
+def _read_aws_file(path: str) -> Mapping[str, Any]:
+    if not os.path.isfile(path):
+        return {}
+    # Imported here: most machines do not need it.
+    from botocore.configloader import load_config
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        loaded: Mapping[str, Any] = load_config(path)
+    except (BotoCoreError, OSError, ValueError):
+        return {}
+    return loaded
+
+
+def _table(tables: Mapping[str, Any], name: object) -> Mapping[str, Any]:
+    table = tables.get(str(name), {})
+    return table if isinstance(table, dict) else {}
 
 
 def is_service_link(name: str, value: str) -> bool:
@@ -277,11 +319,7 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def _unquoted(name: str, value: str, origin: str) -> str:
-    """The value.
-
-    Raises:
-        ConfigError: It comes from the environment and has quotes around it.
-    """
+    """The value; raises ConfigError if it comes from the environment and has quotes around it."""
     if origin == "environment" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         raise ConfigError(
             f"{name} (in {origin}): the quotes are part of the value",

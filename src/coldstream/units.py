@@ -28,11 +28,7 @@ _SUFFIX_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_bytes(text: str) -> int:
-    """Parses a size such as "64MiB", "5 GB" or "1048576" (bytes).
-
-    Raises:
-        UsageError: It is not a size, or lacks a unit: "16" does not mean 16 bytes.
-    """
+    """Parses a size such as "64MiB", "5 GB" or "1048576"; raises UsageError, also for "16", which lacks a unit."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_BYTES.get(match[2].lower()) if match else None
     if match is None or factor is None:
@@ -43,11 +39,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Parses a duration such as "24h", "7d", "90m" or "3600", as whole seconds.
-
-    Raises:
-        UsageError: It is not a duration, or lacks a unit.
-    """
+    """Parses a duration such as "24h", "7d", "90m" or "3600", as whole seconds; raises UsageError."""
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,6})?)\s*([a-zA-Z]*)\s*", text)
     factor = _SUFFIX_SECONDS.get(match[2].lower()) if match else None
     if match is None or factor is None:

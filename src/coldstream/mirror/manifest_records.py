@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -17,7 +16,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotFoundError
-from coldstream.model.manifest import FileEntry, Journal, Manifest, Provenance, digest_of, parse, serialize
+from coldstream.model.manifest import FileEntry, Journal, Manifest, digest_of, parse, serialize
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME
 from coldstream.package import __version__
 from coldstream.places.place import ObjectInfo, Store, honours_conditions
@@ -54,35 +53,12 @@ class JournalWriter:
     honours conditional writes; valid after `open`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        name: str,
-        source: Provenance,
-        planned: tuple[int, int, int],
-        entries: Iterable[FileEntry],
-        etag: str | None,
-    ) -> None:
-        """Prepares the journal; writes nothing.
-
-        `planned` are the numbers of files, bytes and shards that the model will have, `entries` the files that are
-        stored already, and `etag` is the current version of the manifest object.
-        """
+    def __init__(self, store: Store, journal: Journal, *, etag: str | None) -> None:
+        """Prepares the journal, with the files that are stored already; `etag` is that of the current record."""
         self.conditional = True
-        self._store, self._key = store, record_key(name)
-        self._journal = Journal(
-            name=name,
-            source=source,
-            created=_now(),
-            tool=TOOL,
-            writer=uuid.uuid4().hex,
-            planned_files=planned[0],
-            planned_bytes=planned[1],
-            planned_shards=planned[2],
-            files=(),
-        )
-        self._entries = {entry.path: entry for entry in entries}
+        self._store, self._key = store, record_key(journal.name)
+        self._journal = journal
+        self._entries = {entry.path: entry for entry in journal.files}
         self._etag = etag
         self._writing, self._changing = threading.Lock(), threading.Lock()
         self._version, self._written = 0, -1
@@ -112,14 +88,9 @@ class JournalWriter:
                 self._write()
 
     def flush_if_due(self, seconds: float = 3.0) -> None:
-        """Writes the journal if it changed, the last write is `seconds` ago, and no other thread is writing."""
-        if self._written == self._version or time.monotonic() - self._written_at < seconds:
-            return
-        if self._writing.acquire(blocking=False):
-            try:
-                self._write()
-            finally:
-                self._writing.release()
+        """Writes the journal if it changed and the last write is `seconds` ago."""
+        if time.monotonic() - self._written_at >= seconds:
+            self.flush()
 
     def check(self) -> None:
         """Raises ConflictError if another upload has taken the model over."""
@@ -133,7 +104,7 @@ class JournalWriter:
             manifest = Manifest(
                 name=self._journal.name,
                 source=self._journal.source,
-                created=_now(),
+                created=now(),
                 tool=TOOL,
                 files=tuple(sorted(entries, key=lambda entry: entry.path)),
             )
@@ -144,7 +115,7 @@ class JournalWriter:
     def _write(self) -> bytes:
         with self._changing:
             version, entries = self._version, tuple(self._entries.values())
-        body = serialize(msgspec.structs.replace(self._journal, created=_now(), files=entries))
+        body = serialize(msgspec.structs.replace(self._journal, created=now(), files=entries))
         self._put(body)
         self._written = version
         return body
@@ -171,5 +142,6 @@ class JournalWriter:
             ) from exc
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """Returns the time in whole seconds, as records have it."""
     return datetime.now(timezone.utc).replace(microsecond=0)

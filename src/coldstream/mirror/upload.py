@@ -17,6 +17,7 @@ them. Files in one piece are sent first; then the store copies the segments out 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,14 +25,14 @@ from functools import partial
 import msgspec
 
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
-from coldstream.mirror.manifest_records import JournalWriter, model_listing
+from coldstream.mirror.manifest_records import TOOL, JournalWriter, model_listing, now
 from coldstream.mirror.multipart import FileUpload, UploadContext, UploadWork
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
 from coldstream.mirror.segments import SegmentCopy, SegmentUpload, SegmentWriter
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
-from coldstream.model.manifest import FileEntry
+from coldstream.model.manifest import FileEntry, Journal
 from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
 from coldstream.progress import Progress
 from coldstream.units import format_bytes, plural
@@ -69,19 +70,21 @@ def upload(
     if plan.up_to_date:
         _abort_all(store, plan.pending)
     else:
-        journal = JournalWriter(
-            store,
+        journal = Journal(
             name=plan.name,
             source=plan.source,
-            planned=(len(plan.files), plan.size, plan.shards),
-            entries=[plan.complete.get(entry.path, entry) for entry in plan.entries],
-            etag=plan.etag,
+            created=now(),
+            tool=TOOL,
+            writer=uuid.uuid4().hex,
+            planned_files=len(plan.files),
+            planned_bytes=plan.size,
+            planned_shards=plan.shards,
+            files=tuple(plan.complete.get(entry.path, entry) for entry in plan.entries),
         )
-        context = UploadContext(
-            store=store, source=source, plan=plan, journal=journal, report=report, progress=progress
-        )
+        writer = JournalWriter(store, journal, etag=plan.etag)
+        context = UploadContext(store=store, source=source, plan=plan, journal=writer, report=report, progress=progress)
         _Transfer(context, connections, memory_bytes).run()
-        report.conditional = journal.conditional
+        report.conditional = writer.conditional
     report.kept_bytes = max(0, plan.size - report.sent_bytes)
     report.seconds = time.monotonic() - began
     report.retries = store.retry.count

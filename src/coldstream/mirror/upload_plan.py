@@ -155,13 +155,10 @@ class UploadReport:
 
     Attributes:
         digest: The manifest's digest, which identifies this version; None if the model was up to date.
-        sent_files: How many files were sent, completely or in part.
         kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
         parts: Parts and single objects sent.
         copied_segments: Segments that the store copied from the file in one piece.
         kept_segments: Segments that the store already had, from this model or another, among files that changed.
-        swept_segments: Segments that were deleted because no model refers to them any more.
-        seconds: From the first request to the manifest.
         conditional: Whether the store honours conditional writes; None if nothing was written.
     """
 
@@ -196,11 +193,8 @@ def plan_upload(
 ) -> UploadPlan:
     """Compares the source with the store and decides what to upload. Writes nothing.
 
-    Args:
-        include: See `select`, as `also` and `exclude`.
-        part_bytes: The part size of files in one piece.
-        object_bytes_max: Store weights in segments of at most this many bytes.
-        plain: Also store segmented weights in one piece. Must be True without `object_bytes_max`.
+    For `include`, `also` and `exclude`, see `select`. `part_bytes` is for files in one piece. `object_bytes_max` stores
+    weights in segments of at most this many bytes and, if `plain`, in one piece too.
 
     Raises:
         UsageError: The name is not valid or lies in or around another model, no weights are left to upload, or
