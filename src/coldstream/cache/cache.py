@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.cache.cached_files import CopyContents, read_plan
-from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, checked_version, file_path_fault, files_fault
+from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, checked_version, files_fault
 from coldstream.cache.copy_writer import CopyWriter
 from coldstream.cache.space import (
     CachedCopy,
@@ -241,20 +241,6 @@ class LocalCopy:
         """
         with disk_errors(self.folder):
             return self._contents.path(index)
-
-    def put(self, path: str, data: bytes) -> None:
-        """Writes a small file that is not in the plan (config.json), atomically.
-
-        Raises IntegrityError if the path leaves the folder, and DiskError.
-        """
-        if fault := file_path_fault(path):
-            raise IntegrityError(f"{self.name} has a file {path[:80]!r} that is rejected: {fault}")
-        if any(file.path == path for file in self.files):
-            raise ValueError(f"{path} is in the plan: its chunks go through the writer")
-        target = self.folder / path
-        with disk_errors(target):
-            make_folders(target.parent)
-            write_atomically(target, data, staging=self.folder / OURS)
 
     def touch(self) -> None:
         with disk_errors(self.folder):

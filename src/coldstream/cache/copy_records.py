@@ -105,20 +105,14 @@ def files_fault(files: Sequence[CachedFile]) -> str | None:
     if len(paths) < len(files):
         return "a path is listed twice"
     for file in files:
-        if fault := file_path_fault(file.path) or _cut_fault(file):
-            return f"{file.path[:80]!r}: {fault}"
         segments = file.path.split("/")
+        # Ignoring case, as some file systems do.
+        reserved = f"{OURS}/ is reserved" if segments[0].lower() == OURS else None
+        if fault := path_fault(file.path) or reserved or _cut_fault(file):
+            return f"{file.path[:80]!r}: {fault}"
         if not paths.isdisjoint("/".join(segments[:depth]) for depth in range(1, len(segments))):
             return f"{file.path[:80]!r}: it is below another file"
     return None
-
-
-def file_path_fault(path: str) -> str | None:
-    """Why a file of a model cannot have this path, or None."""
-    if fault := path_fault(path):
-        return fault
-    # Ignoring case, as some file systems do.
-    return f"{OURS}/ is reserved" if path.split("/", maxsplit=1)[0].lower() == OURS else None
 
 
 def _cut_fault(file: CachedFile) -> str | None:

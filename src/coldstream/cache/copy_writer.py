@@ -51,12 +51,13 @@ class CopyWriter:
     A DiskError closes it: its claims are right, and what was written stays for the next writer.
     """
 
-    def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: ExitStack) -> None:
         """Use `CopyWriter.open`. Takes ownership of the locks."""
         self.folder = folder
+        self.closed = False
         self._plan = plan
         self._bytes_max = bytes_max
-        self._locks: tuple[int, ...] = locks
+        self._locks = locks
         self._contents = CopyContents(folder, plan.files)
         self._journal = -1
         self._open: dict[int, int] = {}  # descriptors by file index, in the order of opening
@@ -86,18 +87,20 @@ class CopyWriter:
         """
         root = root_of(folder)
         checked_root(root, create=False)
-        with disk_errors(folder):
-            locks = _take_locks(root, folder)
-            if locks is None:
-                return None
-            with ExitStack() as failing:
-                for lock in locks:
-                    failing.callback(unlock, lock)
-                plan = read_plan(folder)
-                if plan is None:
-                    raise cache_error(folder, f"the cached copy {folder} has no plan")
-                failing.pop_all()
-        writer = cls(folder, plan, bytes_max, locks=locks)
+        with ExitStack() as locks, disk_errors(folder):
+            with root_locked(root):
+                writer_lock = open_locked(folder / OURS / "writer.lock", exclusive=True)
+                if writer_lock is None:
+                    return None
+                locks.callback(unlock, writer_lock)
+                copy_lock = open_locked(folder / OURS / "lock", exclusive=False)
+                # Never refused: the lock is exclusive only while the root's lock is held too.
+                assert copy_lock is not None
+                locks.callback(unlock, copy_lock)
+            plan = read_plan(folder)
+            if plan is None:
+                raise cache_error(folder, f"the cached copy {folder} has no plan")
+            writer = cls(folder, plan, bytes_max, locks=locks.pop_all())
         with writer._failing(folder):
             writer._begin()
             if not writer.complete:
@@ -106,10 +109,6 @@ class CopyWriter:
                 return writer
         writer.close()
         return None
-
-    @property
-    def closed(self) -> bool:
-        return not self._locks
 
     @property
     def complete(self) -> bool:
@@ -268,30 +267,14 @@ class CopyWriter:
         self._open.clear()
         self._dirty.clear()
         self._journal = -1
-        for lock in self._locks:
-            unlock(lock)
-        self._locks = ()
+        self._locks.close()
+        self.closed = True
 
     def _check(self, file: int, chunk: int) -> None:
         if self.closed:
             raise ValueError(f"{self!r} is closed")
         if not (0 <= file < len(self._plan.files) and 0 <= chunk < len(self._plan.files[file].stops)):
             raise IndexError(f"the plan has no chunk {chunk} of file {file}")
-
-
-def _take_locks(root: Path, folder: Path) -> tuple[int, int] | None:
-    """The copy's lock, shared, and the writer's; None if another process writes."""
-    with root_locked(root):
-        writer = open_locked(folder / OURS / "writer.lock", exclusive=True)
-        if writer is None:
-            return None
-        with ExitStack() as failing:
-            failing.callback(unlock, writer)
-            copy = open_locked(folder / OURS / "lock", exclusive=False)
-            failing.pop_all()
-        # Never refused: the lock is exclusive only while the root's lock is held too.
-        assert copy is not None
-        return copy, writer
 
 
 def _sync_data(descriptor: int) -> None:

@@ -146,8 +146,6 @@ def test_everything_is_private(cache: Cache) -> None:
     before = os.umask(0)
     try:
         folder = Model().fill(cache)
-        with Model().open(cache) as copy:
-            copy.put("x/config.json", b"{}")
     finally:
         os.umask(before)
     assert stat.S_IMODE(cache.root.stat().st_mode) == 0o700
