@@ -31,7 +31,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from coldstream.operate.bench.contestant import CHUNK_BYTES  # noqa: E402
 from coldstream.operate.bench.runner import run  # noqa: E402
-from coldstream.operate.demo_bucket import BUCKET, Server, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import BUCKET, DemoServer, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.contestants import reader_program  # noqa: E402
 from streaming.link import Link  # noqa: E402
@@ -60,7 +60,7 @@ class Setup:
     folder: Path
     model: Model
     link: Link
-    server: Server
+    server: DemoServer
     python: Path
 
     def environ(self, **options: object) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.operate.demo_bucket import Server, make_model, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import DemoServer, make_model, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 
 _NAME = "bench/random"
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 @contextmanager
-def _bucket(folder: Path, gigabits: float | None) -> Iterator[tuple[list[str], Server]]:
+def _bucket(folder: Path, gigabits: float | None) -> Iterator[tuple[list[str], DemoServer]]:
     """The bucket, and what goes before a command that is to reach it."""
     if gigabits is None:
         with s3_server(folder) as server:
@@ -66,7 +66,7 @@ def _bucket(folder: Path, gigabits: float | None) -> Iterator[tuple[list[str], S
         yield list(link.enter), server
 
 
-def _environ(server: Server, folder: Path) -> dict[str, str]:
+def _environ(server: DemoServer, folder: Path) -> dict[str, str]:
     return {**os.environ, **keys_of(server), "COLDSTREAM_CACHE_DIR": str(folder / "cache"), "NO_COLOR": "1"}
 
 

@@ -30,7 +30,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from coldstream.engines.vllm.endpoint import free_port  # noqa: E402
-from coldstream.operate.demo_bucket import Server, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import DemoServer, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.link import Link  # noqa: E402
 
@@ -80,7 +80,7 @@ def _make_model(folder: Path, megabytes: int) -> None:
         subprocess.run(command, env=os.environ | keys_of(server), check=True, stdout=subprocess.DEVNULL)
 
 
-def _start(folder: Path, link: Link, server: Server, loader: str) -> dict[str, object]:
+def _start(folder: Path, link: Link, server: DemoServer, loader: str) -> dict[str, object]:
     """One start, until it answers; then it is ended."""
     folder.mkdir()
     environ = {

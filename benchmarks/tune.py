@@ -25,7 +25,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from tests.checkpoints import sharded_checkpoint  # noqa: E402
 
-from coldstream.operate.demo_bucket import Server, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import DemoServer, s3_server  # noqa: E402
 from coldstream.tune.predict import NetworkPath, predict  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.link import Link  # noqa: E402
@@ -78,7 +78,7 @@ def _weights(files: dict[str, bytes]) -> int:
     return sum(len(content) for path, content in files.items() if path.endswith(".safetensors"))
 
 
-def _environ(server: Server, folder: Path) -> dict[str, str]:
+def _environ(server: DemoServer, folder: Path) -> dict[str, str]:
     return {
         **os.environ,
         **keys_of(server),
@@ -86,7 +86,7 @@ def _environ(server: Server, folder: Path) -> dict[str, str]:
     }
 
 
-def _round(folder: Path, link: Link, server: Server, size: int) -> dict[str, float]:
+def _round(folder: Path, link: Link, server: DemoServer, size: int) -> dict[str, float]:
     curve = _run(folder, link, server, "tune", _NAME, "--measure")["curve"]
     way = NetworkPath(link_bytes_per_second=curve["most"], connection_bytes_per_second=curve["each"])
     predicted = predict(size, way, connections=curve["connections"]).seconds
@@ -95,7 +95,7 @@ def _round(folder: Path, link: Link, server: Server, size: int) -> dict[str, flo
     return {"connections": curve["connections"], "predicted": predicted, "measured": seconds}
 
 
-def _run(folder: Path, link: Link, server: Server, *arguments: str) -> dict[str, object]:
+def _run(folder: Path, link: Link, server: DemoServer, *arguments: str) -> dict[str, object]:
     command = [*link.enter, sys.executable, "-m", "coldstream", *arguments, "--json", "--quiet"]
     ended = subprocess.run(command, env=_environ(server, folder), check=True, capture_output=True, text=True)
     found: dict[str, object] = json.loads(ended.stdout)

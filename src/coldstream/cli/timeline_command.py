@@ -52,8 +52,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     """
     from coldstream.errors import UsageError
     from coldstream.operate.charts import png
-    from coldstream.operate.timeline_chart import panels
-    from coldstream.operate.timeline_page import html
+    from coldstream.operate.timeline_page import html, panels
     from coldstream.telemetry.timeline.timeline_store import timelines_of
 
     kept = timelines_of(state.settings())
@@ -72,7 +71,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
 
 def _check_charted(timelines: Sequence[Timeline]) -> None:
     from coldstream.errors import UsageError
-    from coldstream.operate.timeline_chart import RUNS_MAX
+    from coldstream.operate.timeline_page import RUNS_MAX
 
     if ended := next((timeline for timeline in timelines if timeline.ended is not None), None):
         raise UsageError(

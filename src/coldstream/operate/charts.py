@@ -1,4 +1,4 @@
-"""What all charts share: matplotlib's settings, panels on one figure or each its own, PNG and SVG."""
+"""Draws panels with matplotlib: together as PNG, or each as SVG."""
 
 from __future__ import annotations
 
@@ -39,33 +39,20 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart.
-
-    Attributes:
-        height_inches: Its height; all panels are equally wide.
-        draw: Draws it on the figure or subfigure that it is called with.
-    """
+    """One chart; `draw` is called with a figure or subfigure."""
 
     height_inches: float
     draw: Callable[[Any], None]
 
 
 def check() -> None:
-    """Checks that charts can be drawn.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Raises UsageError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("charts need matplotlib, which is not installed", hint=install_hint("charts"))
 
 
 def png(panels: Sequence[Panel], title: str = "") -> bytes:
-    """The panels below each other in one image.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """The panels below each other in one image; UsageError if matplotlib is not installed."""
     with _figures() as new_figure:
         heights = [panel.height_inches for panel in panels]
         figure = new_figure(sum(heights) + (_TITLE_INCHES if title else 0))
@@ -80,11 +67,7 @@ def png(panels: Sequence[Panel], title: str = "") -> bytes:
 
 
 def svgs(panels: Sequence[Panel]) -> list[str]:
-    """Each panel as an SVG element for a page, with ids that are unique across them.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Each panel as an SVG element, with ids that are unique across them; UsageError if matplotlib is not installed."""
     texts = []
     with _figures() as new_figure:
         for number, panel in enumerate(panels):

@@ -19,12 +19,7 @@ def panels(curve: Curve) -> list[Panel]:
 
 
 def html(curve: Curve, name: str) -> str:
-    """Renders the page for a model of this name.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
-    (chart,) = svgs(panels(curve))
+    """Renders the page for a model of this name; UsageError if matplotlib is not installed."""
     rows = [
         TableRow(
             plural(sample.connections, "connection"),
@@ -36,23 +31,17 @@ def html(curve: Curve, name: str) -> str:
         f"{plural(curve.connections, 'connection')} are enough: one gives {format_rate(curve.each, 1)}, "
         f"all together {format_rate(curve.most, 1)}."
     )
-    sections = [
-        PageSection(chart=chart, text=[verdict]),
-        PageSection(table=PageTable(("", "Measured", "Fitted", ""), rows)),
-    ]
+    table = PageTable(("", "Measured", "Fitted", ""), rows)
+    sections = [*(PageSection(chart=chart, text=[verdict]) for chart in svgs(panels(curve))), PageSection(table=table)]
     return render_page("Throughput of the bucket", name, sections)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
-    steps = [step for step in STEPS if step <= max(sample.connections for sample in curve.samples)]
+    measured = [sample.connections for sample in curve.samples]
+    steps = [step for step in STEPS if step <= max(measured)]
     axes.plot(steps, [curve.at(step) / 1e6 for step in steps], color="#9aa5b1", linewidth=2, label="fitted", zorder=1)
-    axes.scatter(
-        [sample.connections for sample in curve.samples],
-        [sample.bytes_per_second / 1e6 for sample in curve.samples],
-        color="#2f6db3",
-        label="measured",
-        zorder=2,
-    )
+    rates = [sample.bytes_per_second / 1e6 for sample in curve.samples]
+    axes.scatter(measured, rates, color="#2f6db3", label="measured", zorder=2)
     label = f"enough: {plural(curve.connections, 'connection')}"
     axes.axvline(curve.connections, color="#b84466", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log", base=2)

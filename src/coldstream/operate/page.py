@@ -12,10 +12,8 @@ class TableRow:
     """A row of a `PageTable`.
 
     Attributes:
-        name: The text on the left.
-        cells: The figures.
         note: The text on the right.
-        colour: Of the key in front of the name, as in the charts.
+        colour: Of the key before the name, as in the charts.
         kind: "sum" is set off by a line; "group" is the heading of the rows below it.
     """
 
@@ -39,11 +37,9 @@ class PageSection:
     """A part of a page, in the order in which it is shown.
 
     Attributes:
-        title: Its heading, or "".
-        chart: An SVG element, or "".
+        chart: An SVG element.
         text: Paragraphs.
-        facts: A last paragraph in small print, or "".
-        table: The table below.
+        facts: A last paragraph in small print.
         is_sub: Whether it belongs to the section above it.
     """
 

@@ -1,24 +1,80 @@
-"""One start or several as a page of HTML."""
+"""One start or several as charts and as a page of HTML. A phase has the same colour everywhere."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import svgs
+from coldstream.operate.charts import INK, Panel, label_rows, style_axes, svgs
 from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
-from coldstream.operate.timeline_chart import colour_of, labels_of, panels
-from coldstream.telemetry.timeline.phases import Phase, Span
+from coldstream.telemetry.timeline.phases import UNNAMED, Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
-from coldstream.telemetry.timeline.timeline_text import coverage_text, phase_names, stream_text
+from coldstream.telemetry.timeline.timeline_text import phase_names, stream_text, summary_text
 from coldstream.units import format_bytes, format_seconds, plural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RUNS_MAX = 12
+
+# The three imports are one family, as is what the engine does when it has its weights.
+_COLOURS = {
+    "command": "#b4bac4",
+    "download": "#3fb8a8",
+    "resolve": "#8a94a3",
+    "api import": "#2f6db3",
+    "config": "#49a3b8",
+    "engine spawn": "#5b93cf",
+    "worker spawn": "#8fb8e3",
+    "model init": "#d8b340",
+    "weights": "#e08a2c",
+    "post-load": "#f0b66a",
+    "set-up": "#d9c9a8",
+    "compile": "#b8446a",
+    "profile": "#d488a4",
+    "KV cache": "#a58cc4",
+    "graph capture": "#6f4fa3",
+    "warm-up": "#c2aee0",
+    "engine init": "#c2aee0",
+    "API ready": "#58a575",
+    "first token": "#2f6f4a",
+    UNNAMED: "#e4e4e4",
+    "manifest": "#c9ced6",
+    "connect": "#9fd3cc",
+    "stream": "#2a9d8f",
+    "bundle": "#b08d57",
+}
+_WAITED = "#d1495b"
+# Distance between the bars of two runs; bars are half a unit high.
+_PITCH = 1.3
+# The share of the axis that one letter of a label takes.
+_LETTER_SHARE = 0.0078
+
+
+def panels(timelines: Sequence[Timeline]) -> list[Panel]:
+    """All phases on one axis, and each phase compared."""
+    return [
+        Panel(1.3 + 1.05 * len(timelines), lambda part: _draw_bars(part.subplots(), timelines)),
+        Panel(
+            0.75 + len(phase_names(timelines)) * (0.12 + 0.17 * len(timelines)),
+            lambda part: _draw_phases(part.subplots(), timelines),
+        ),
+    ]
+
+
+def colour_of(name: str) -> str:
+    """The colour of a phase or a span; if two are merged, of the first."""
+    return _COLOURS.get(name.partition(" + ")[0], "#7a7a7a")
+
+
+def labels_of(timelines: Sequence[Timeline]) -> list[str]:
+    """The letter of each run, in charts and tables."""
+    return list(string.ascii_uppercase[: len(timelines)]) if len(timelines) > 1 else [""]
 
 
 def html(timelines: Sequence[Timeline]) -> str:
-    """Renders the page of at least one start.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Renders the page of at least one start; UsageError if matplotlib is not installed."""
     bars, phases = svgs(panels(timelines))
     labels = labels_of(timelines)
     heading = ("Phase", *(f"{label} seconds" for label in labels), "What happened")
@@ -51,13 +107,9 @@ def _run(timeline: Timeline, label: str) -> PageSection:
         state, size = timeline.bundle.get("state"), timeline.bundle.get("bytes")
         size_text = f", {format_bytes(size)}" if isinstance(size, (int, float)) and size else ""
         facts.append(f"bundle: {state}{size_text}")
-    times = [f"ready in {timeline.ready_seconds:.1f} s"]
-    if timeline.first_token_seconds is not None:
-        times.append(f"first token after {timeline.first_token_seconds:.1f} s")
-    times.append(coverage_text(timeline))
     return PageSection(
         title=" ".join(filter(None, (label, timeline.model))),
-        text=[line[:1].upper() + line[1:] for line in (", ".join(times), *timeline.verdict)],
+        text=[line[:1].upper() + line[1:].replace("   ", ", ") for line in summary_text(timeline)],
         facts=" · ".join(facts),
         is_sub=True,
     )
@@ -103,3 +155,94 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 1000 and value == int(value) else f"{value:.2f}"
+
+
+def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
+    from matplotlib.patches import Patch
+
+    total = max(max((timeline.seconds for timeline in timelines), default=0.0), 1e-3)
+    for index, (timeline, label) in enumerate(zip(timelines, labels_of(timelines), strict=True)):
+        row = _PITCH * index
+        for phase in timeline.phases:
+            _draw_phase(axes, phase, row, total)
+        _draw_spans(axes, timeline, row, total)
+        axes.text(0, row - 0.29, f"{label}   {_title(timeline)}".strip(), va="bottom", ha="left", fontsize=10)
+        # The command refuses to chart starts that did not become ready.
+        ready = timeline.ready_seconds
+        assert ready is not None
+        axes.plot([ready, ready], [row - 0.28, row + 0.28], color=INK, linewidth=1.2)
+        end = timeline.seconds + 0.006 * total
+        axes.text(end, row, f"ready {ready:.1f} s", va="center", ha="left", fontsize=9, fontweight="bold")
+    axes.set_ylim(_PITCH * len(timelines) - 0.45, -0.55)
+    axes.set_xlim(0, 1.14 * total)
+    axes.set_yticks([])
+    axes.set_xlabel("seconds since the command began")
+    style_axes(axes, "x")
+    names = phase_names(timelines)
+    spans = dict.fromkeys(span.name for timeline in timelines for span in timeline.spans)
+    handles = [Patch(facecolor=colour_of(name), label=name, hatch=_hatch(name), edgecolor="white") for name in names]
+    handles += [Patch(facecolor=colour_of(name), label=f"{name} (in parallel)", edgecolor="white") for name in spans]
+    if any(timeline.stream and timeline.stream.waited_seconds for timeline in timelines):
+        handles.append(Patch(facecolor=_WAITED, label="stream, waited for", edgecolor="white"))
+    axes.figure.legend(
+        handles=handles, loc="outside lower center", ncols=7, frameon=False, fontsize=8.5, handlelength=1.1
+    )
+
+
+def _draw_phase(axes: Axes, phase: Phase, row: float, total: float) -> None:
+    axes.barh(
+        row, phase.seconds, left=phase.start, height=0.5, color=colour_of(phase.name), hatch=_hatch(phase.name),
+        edgecolor="white", linewidth=0.6,
+    )  # fmt: skip
+    for text in (f"{phase.name} {phase.seconds:.1f}", phase.name, f"{phase.seconds:.1f}"):
+        if len(text) * _LETTER_SHARE < 0.95 * phase.seconds / (1.14 * total):
+            ink = "white" if _is_dark(colour_of(phase.name)) else INK
+            middle = phase.start + phase.seconds / 2
+            axes.text(middle, row, text, va="center", ha="center", fontsize=8.5, color=ink)
+            return
+
+
+def _draw_spans(axes: Axes, timeline: Timeline, row: float, total: float) -> None:
+    """Draws thin bars below, in lanes; the end of the stream shows how long vLLM waited for it."""
+    ends: list[float] = []
+    for span in timeline.spans:
+        start, width = span.start, max(span.seconds, 0.002 * total)
+        lane = next((index for index, end in enumerate(ends) if end <= start), len(ends))
+        ends[lane : lane + 1] = [start + width]
+        place = row + 0.33 + 0.11 * lane
+        axes.barh(place, width, left=start, height=0.09, color=colour_of(span.name), linewidth=0)
+        if span.name == "stream" and timeline.stream and (waited := timeline.stream.waited_seconds):
+            axes.barh(place, waited, left=span.stop - waited, height=0.09, color=_WAITED, linewidth=0)
+
+
+def _draw_phases(axes: Axes, timelines: Sequence[Timeline]) -> None:
+    names = phase_names(timelines)
+    step = 0.8 / max(1, len(timelines))
+    most = max((phase.seconds for timeline in timelines for phase in timeline.phases), default=1.0) or 1.0
+    for row, name in enumerate(names):
+        for index, (timeline, label) in enumerate(zip(timelines, labels_of(timelines), strict=True)):
+            seconds = sum(phase.seconds for phase in timeline.phases if phase.name == name)
+            place = row - 0.4 + step * (index + 0.5)
+            # The same colour for the same phase; the runs are told apart by their place and letter.
+            axes.barh(place, seconds, height=0.86 * step, color=colour_of(name), hatch=_hatch(name), edgecolor="white",
+                      linewidth=0.4, alpha=1.0 if index % 2 == 0 else 0.72)  # fmt: skip
+            text = f"{label}  {seconds:.1f} s".strip() if seconds else f"{label}  none".strip()
+            axes.text(seconds + 0.006 * most, place, text, va="center", ha="left", fontsize=8)
+    label_rows(axes, names)
+    axes.set_xlim(0, 1.1 * most)
+    axes.set_xlabel("seconds in each phase")
+    style_axes(axes, "x")
+
+
+def _title(timeline: Timeline) -> str:
+    model = timeline.model if len(timeline.model) <= 60 else f"{timeline.model[:59]}…"
+    return f"{model}   {timeline.began:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _hatch(name: str) -> str | None:
+    return "////" if name == UNNAMED else None
+
+
+def _is_dark(colour: str) -> bool:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 150

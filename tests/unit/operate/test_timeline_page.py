@@ -13,8 +13,7 @@ import pytest
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
 from coldstream.operate.charts import png, svgs
-from coldstream.operate.timeline_chart import colour_of, panels
-from coldstream.operate.timeline_page import html
+from coldstream.operate.timeline_page import colour_of, html, panels
 from coldstream.telemetry.timeline.phases import PHASE_KINDS, SPANS, UNNAMED
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names
