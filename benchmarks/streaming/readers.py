@@ -19,10 +19,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2] / "src/coldstream/operate/bench/programs")
 
 import readers  # noqa: E402
-from readers import Options, Result  # noqa: E402
+from readers import PREPARED, Options, Result  # noqa: E402
 
 
-def huggingface(options: Options) -> Callable[[], Result]:
+def huggingface(options: Options) -> Iterator[Result]:
     """Downloads with huggingface_hub's http_get, then loads each file with safetensors' load_file."""
     from huggingface_hub.file_download import http_get
     from safetensors.torch import load_file
@@ -33,22 +33,20 @@ def huggingface(options: Options) -> Callable[[], Result]:
             http_get(f"{options['url']}/{options['bucket']}/{options['key']}/{name}", file, displayed_filename=name)
         return path
 
-    def load() -> Result:
-        # snapshot_download's default is 8 files at a time.
-        with ThreadPoolExecutor(8) as pool:
-            paths = list(pool.map(fetch, [name for name, _ in options["files"]]))
-        # load_file only maps the file; the copy stands for the one into the model's parameters.
-        return readers.take_tensors(options, tensors(paths), lambda tensor: tensor.clone())
-
     def tensors(paths: list[str]) -> Iterator[tuple[str, object]]:
         for path in paths:
             yield from load_file(path).items()
             os.unlink(path)
 
-    return load
+    yield PREPARED
+    # snapshot_download's default is 8 files at a time.
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(fetch, [name for name, _ in options["files"]]))
+    # load_file only maps the file; the copy stands for the one into the model's parameters.
+    yield readers.take_tensors(options, tensors(paths), lambda tensor: tensor.clone())
 
 
-def mapped(options: Options) -> Callable[[], Result]:
+def mapped(options: Options) -> Iterator[Result]:
     """Warm start without coldstream: safetensors' mmap, and a copy of each tensor.
 
     With `reuse` the copies go to one faulted-in buffer, like a module's parameters; otherwise to new memory.
@@ -59,53 +57,45 @@ def mapped(options: Options) -> Callable[[], Result]:
     largest = max(size for _, size in options["files"])
     into = torch.zeros(largest, dtype=torch.uint8) if options["reuse"] else None
 
-    def load() -> Result:
-        size = 0
-        for name, _ in options["files"]:
-            with safe_open(os.path.join(options["folder"], name), framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
-                    tensor = file.get_tensor(key)
-                    if into is None:
-                        tensor.clone()
-                    else:
-                        into[: tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
-                    size += tensor.nbytes
-        return {"bytes": size}
-
-    return load
+    yield PREPARED
+    size = 0
+    for name, _ in options["files"]:
+        with safe_open(os.path.join(options["folder"], name), framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
+                tensor = file.get_tensor(key)
+                if into is None:
+                    tensor.clone()
+                else:
+                    into[: tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
+                size += tensor.nbytes
+    yield {"bytes": size}
 
 
-def first(options: Options) -> Callable[[], Result]:
+def first(options: Options) -> Iterator[Result]:
     """coldstream: waits for the first tensor and leaves, `repeats` times."""
     stream = _stream(options)
-
-    def load() -> Result:
-        durations = []
-        for _ in range(options["repeats"]):
-            began = time.perf_counter()
-            with stream() as loading:
-                next(loading)
-                durations.append(time.perf_counter() - began)
-        return {"first_seconds": durations}
-
-    return load
+    yield PREPARED
+    durations = []
+    for _ in range(options["repeats"]):
+        began = time.perf_counter()
+        with stream() as loading:
+            next(loading)
+            durations.append(time.perf_counter() - began)
+    yield {"first_seconds": durations}
 
 
-def leave(options: Options) -> Callable[[], Result]:
+def leave(options: Options) -> Iterator[Result]:
     """coldstream: leaves after the first tensor, and measures how long that takes."""
     stream = _stream(options)
-
-    def load() -> Result:
-        loading = stream()
-        next(loading)
-        began = time.perf_counter()
-        loading.close()
-        closed = time.perf_counter() - began
-        while _has_children():
-            time.sleep(0.001)
-        return {"close_seconds": closed, "gone_seconds": time.perf_counter() - began}
-
-    return load
+    yield PREPARED
+    loading = stream()
+    next(loading)
+    began = time.perf_counter()
+    loading.close()
+    closed = time.perf_counter() - began
+    while _has_children():
+        time.sleep(0.001)
+    yield {"close_seconds": closed, "gone_seconds": time.perf_counter() - began}
 
 
 def _stream(options: Options) -> Callable[[], object]:

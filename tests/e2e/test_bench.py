@@ -111,7 +111,7 @@ def test_loaders_that_fail_or_give_wrong_bytes_do_not_stop_the_others(
     )
     code = code.replace(
         "    from s3fs import S3FileSystem\n",
-        "    size = sum(n for _, n in options['files'])\n    return lambda: {'bytes': size, 'tensors': {'a': 'b'}}\n",
+        "    yield PREPARED\n    yield {'bytes': sum(n for _, n in options['files']), 'tensors': {'a': 'b'}}\n",
     )
     broken.write_text(code)
     monkeypatch.setattr(contestant, "READERS", broken)

@@ -8,10 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from coldstream.cache.cache import cache_of
 from coldstream.errors import ConfigError
@@ -185,20 +187,11 @@ def steady(seen: Sequence[tuple[float, int]]) -> float:
 
 def save_curve(curve: Curve, settings: Settings) -> Path:
     """Saves a measurement of the configured store for this machine's loads; returns the file's path."""
-    root = cache_of(settings).root
     path = _path(settings)
-    checked_root(root, create=True)
+    checked_root(cache_of(settings).root, create=True)
     with disk_errors(path):
         make_folders(path.parent)
-        record = {
-            "format": 1,
-            "store": settings.store_uri(),
-            "measured": time.time(),
-            "connections": curve.connections,
-            "each": curve.each,
-            "most": curve.most,
-            "samples": [[sample.connections, sample.bytes_per_second] for sample in curve.samples],
-        }
+        record = {"format": 2, "store": settings.store_uri(), "measured": time.time(), "curve": asdict(curve)}
         write_atomically(path, json.dumps(record).encode(), staging=path.parent)
     return path
 
@@ -207,10 +200,9 @@ def saved_curve(settings: Settings) -> Curve | None:
     """The last measurement of the configured store, unless it has expired; None without one."""
     with suppress(OSError, ValueError, KeyError, TypeError, ConfigError):
         record: dict[str, Any] = json.loads(read_bounded(_path(settings), _FILE_BYTES_MAX) or b"")
-        fresh = 0 <= time.time() - record["measured"] < _FRESH_SECONDS
-        if record["format"] == 1 and record["store"] == settings.store_uri() and fresh:
-            samples = tuple(Sample(int(connections), float(rate)) for connections, rate in record["samples"])
-            return Curve(samples=samples, each=float(record["each"]), most=float(record["most"]))
+        is_fresh = 0 <= time.time() - record["measured"] < _FRESH_SECONDS
+        if record["format"] == 2 and record["store"] == settings.store_uri() and is_fresh:
+            return msgspec.convert(record["curve"], Curve)
     return None
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from coldstream.engine.load_statistics import LoadReport, LoadStatistics
     from coldstream.telemetry.timeline.start_record import Timeline
 
-_BY_NAME = {metric.name: metric for metric in METRICS}
 # Written by `textfile.cost_file`.
 _ELSEWHERE = {"coldstream_month_dollars"}
 
@@ -32,8 +31,8 @@ class MetricCounts:
     servers, all counters of one name share their value, in every process and object, and turn up among vLLM's own.
     """
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, metrics: Iterable[Metric], *, model: str = "") -> None:
+        self._lock, self._model = threading.RLock(), model
         self._metrics = {metric.name: metric for metric in metrics}
         self._families = {metric.name: Family(metric.kind, metric.help) for metric in self._metrics.values()}
         # Those whose labels are known are there before they count: `increase` sees a first step.
@@ -77,8 +76,9 @@ class MetricCounts:
 
     def _labelled(self, name: str, kind: str, labels: dict[str, str]) -> Labels:
         metric = self._metrics[name]
-        assert metric.kind == kind, name
-        assert metric.labels.keys() == labels.keys(), name
+        if "model" in metric.labels:
+            labels = {"model": self._model, **labels}
+        assert (metric.kind, metric.labels.keys()) == (kind, labels.keys()), name
         return tuple(sorted((label, label_value(metric, label, value)) for label, value in labels.items()))
 
     def _observe(self, metric: Metric, labels: Labels, value: float, *, times: int = 1) -> None:
@@ -99,11 +99,11 @@ class _Followed:
     """A load, and which of its statistics have been counted."""
 
     load: Loading
-    seen: dict[tuple[str, str], int] = field(default_factory=dict)
+    seen: dict[tuple[str, ...], int] = field(default_factory=dict)
     ended: bool = False
 
 
-class Metrics(Meter):
+class Metrics(MetricCounts, Meter):
     """The metrics of one process, which has one model.
 
     Loads are read at each scrape, so a scrape shows the counts of that moment.
@@ -111,17 +111,16 @@ class Metrics(Meter):
 
     def __init__(self, model: str, *, uri: str) -> None:
         """Begins at zero; `uri` has a scheme."""
-        self._counts = MetricCounts(metric for metric in METRICS if metric.name not in _ELSEWHERE)
-        self._model, self._source = model, source_of(uri)
-        self._lock = threading.Lock()
+        super().__init__((metric for metric in METRICS if metric.name not in _ELSEWHERE), model=model)
+        self._source = source_of(uri)
         self._loads: list[Callable[[], Sequence[Loading]]] = []
         self._failures: list[Callable[[], Sequence[ColdstreamError]]] = []
         self._followed: dict[int, _Followed] = {}
         self._counted: list[ColdstreamError] = []
         self._starting = False
-        self._counts.gauge("coldstream_build_info", 1, version=__version__)
+        self.gauge("coldstream_build_info", 1, version=__version__)
         for place in ("network", "cache", "disk"):
-            self._counts.add("coldstream_load_bytes_total", 0, **self._labels("coldstream_load_bytes_total", place))
+            self.add("coldstream_load_bytes_total", 0, **{"from": place})
 
     def follow(
         self, loads: Callable[[], Sequence[Loading]], failures: Callable[[], Sequence[ColdstreamError]] = tuple
@@ -164,34 +163,34 @@ class Metrics(Meter):
         self._starting = False
         seconds = timeline.ready_seconds
         assert seconds is not None
-        self._counts.add("coldstream_starts_total", model=self._model, outcome="ok")
-        self._counts.observe("coldstream_start_seconds", seconds, model=self._model)
-        self._counts.gauge("coldstream_last_start_seconds", seconds, model=self._model)
-        self._counts.gauge("coldstream_last_start_timestamp_seconds", time.time(), model=self._model)
+        self.add("coldstream_starts_total", outcome="ok")
+        self.observe("coldstream_start_seconds", seconds)
+        self.gauge("coldstream_last_start_seconds", seconds)
+        self.gauge("coldstream_last_start_timestamp_seconds", time.time())
         if timeline.first_token_seconds is not None:
-            self._counts.observe("coldstream_first_token_seconds", timeline.first_token_seconds, model=self._model)
+            self.observe("coldstream_first_token_seconds", timeline.first_token_seconds)
         for phase in timeline.phases:
-            self._counts.observe("coldstream_start_phase_seconds", phase.seconds, phase=phase.name)
+            self.observe("coldstream_start_phase_seconds", phase.seconds, phase=phase.name)
         for span in timeline.spans:
-            self._counts.observe("coldstream_start_span_seconds", span.seconds, span=span.name)
+            self.observe("coldstream_start_span_seconds", span.seconds, span=span.name)
 
     def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
         if self._starting:
             self._starting = False
             if outcome == "failed":
-                self._counts.add("coldstream_start_failures_total", phase=phase)
-            self._counts.add("coldstream_starts_total", model=self._model, outcome=outcome)
+                self.add("coldstream_start_failures_total", phase=phase)
+            self.add("coldstream_starts_total", outcome=outcome)
 
     def bundle_restored(self, state: str) -> None:
-        self._counts.add("coldstream_bundle_restores_total", result=state)
+        self.add("coldstream_bundle_restores_total", result=state)
 
     def bundle_published(self, result: str) -> None:
-        self._counts.add("coldstream_bundle_publishes_total", result=result)
+        self.add("coldstream_bundle_publishes_total", result=result)
 
     def families(self, *, live: bool) -> Families:
         """All metrics as they are now; see `MetricCounts.families`."""
         self.look()
-        return self._counts.families(live=live)
+        return super().families(live=live)
 
     def text(self) -> bytes:
         """All metrics as they are now, live ones included, in the text format."""
@@ -214,33 +213,30 @@ class Metrics(Meter):
             self._count_report(outcome)
 
     def _advance(self, followed: _Followed, statistics: LoadStatistics) -> None:
-        counts = {
-            ("coldstream_load_bytes_total", "network"): statistics.received_bytes,
-            ("coldstream_load_bytes_total", "disk" if self._source == "folder" else "cache"): statistics.local_bytes,
-            ("coldstream_requests_total", ""): statistics.requests,
-            ("coldstream_verification_failures_total", ""): statistics.corrupt,
-            **{("coldstream_retries_total", cause): count for cause, count in statistics.retry_causes.items()},
-            **{("coldstream_hedges_total", cause): count for cause, count in statistics.hedge_causes.items()},
-        }
-        for (name, value), count in counts.items():
-            new = count - followed.seen.get((name, value), 0)
-            if new > 0:
-                followed.seen[name, value] = count
-                self._counts.add(name, new, **self._labels(name, value))
-        self._counts.gauge("coldstream_connections_max", statistics.connections_peak)
-
-    def _labels(self, name: str, value: str) -> dict[str, str]:
-        labels = _BY_NAME[name].labels
-        return {label: self._model if label == "model" else value for label in labels}
+        local = "disk" if self._source == "folder" else "cache"
+        counts: list[tuple[str, dict[str, str], int]] = [
+            ("coldstream_load_bytes_total", {"from": "network"}, statistics.received_bytes),
+            ("coldstream_load_bytes_total", {"from": local}, statistics.local_bytes),
+            ("coldstream_requests_total", {}, statistics.requests),
+            ("coldstream_verification_failures_total", {}, statistics.corrupt),
+            *(("coldstream_retries_total", {"cause": cause}, n) for cause, n in statistics.retry_causes.items()),
+            *(("coldstream_hedges_total", {"cause": cause}, n) for cause, n in statistics.hedge_causes.items()),
+        ]
+        for name, labels, count in counts:
+            key = (name, *labels.values())
+            if (new := count - followed.seen.get(key, 0)) > 0:
+                followed.seen[key] = count
+                self.add(name, new, **labels)
+        self.gauge("coldstream_connections_max", statistics.connections_peak)
 
     def _count_report(self, report: LoadReport) -> None:
         self._count_load("ok", verified="yes" if report.verified else "no")
-        self._counts.observe("coldstream_load_seconds", report.seconds, model=self._model)
-        self._counts.gauge("coldstream_last_load_seconds", report.seconds, model=self._model)
-        self._counts.observe("coldstream_first_tensor_seconds", report.first_tensor_seconds)
-        self._counts.add("coldstream_load_cpu_seconds_total", report.cpu_seconds)
-        self._counts.add("coldstream_cache_loads_total", result=cache_result(report))
-        self._counts.add("coldstream_loads_limited_total", limit=report.limit)
+        self.observe("coldstream_load_seconds", report.seconds)
+        self.gauge("coldstream_last_load_seconds", report.seconds)
+        self.observe("coldstream_first_tensor_seconds", report.first_tensor_seconds)
+        self.add("coldstream_load_cpu_seconds_total", report.cpu_seconds)
+        self.add("coldstream_cache_loads_total", result=cache_result(report))
+        self.add("coldstream_loads_limited_total", limit=report.limit)
 
     def _failed(self, error: ColdstreamError) -> None:
         if any(error is counted for counted in self._counted):
@@ -250,27 +246,25 @@ class Metrics(Meter):
             self._count_load("cancelled")
             return
         self._count_load("failed")
-        self._counts.add("coldstream_load_failures_total", kind=error.kind or "coldstream")
+        self.add("coldstream_load_failures_total", kind=error.kind or "coldstream")
 
     def _count_load(self, outcome: str, *, verified: str = "unknown") -> None:
-        self._counts.add(
-            "coldstream_loads_total", model=self._model, outcome=outcome, source=self._source, verified=verified
-        )
-        self._counts.gauge("coldstream_last_load_timestamp_seconds", time.time(), model=self._model)
+        self.add("coldstream_loads_total", outcome=outcome, source=self._source, verified=verified)
+        self.gauge("coldstream_last_load_timestamp_seconds", time.time())
 
     def _show(self) -> None:
         """The gauges of what runs."""
         running = [followed.load for followed in self._followed.values() if not followed.ended]
         all_statistics = [statistics for load in running if (statistics := load.statistics) is not None]
-        self._counts.gauge("coldstream_loads_running", len(running))
-        self._counts.gauge("coldstream_connections", sum(statistics.connections_now for statistics in all_statistics))
+        self.gauge("coldstream_loads_running", len(running))
+        self.gauge("coldstream_connections", sum(statistics.connections_now for statistics in all_statistics))
         if self._followed:
             newest = [*self._followed.values()][-1].load
             newest_statistics = newest.statistics
             done = newest_statistics.loaded_bytes if newest_statistics is not None else 0
             # Repeated bytes and headers do not count as progress.
-            self._counts.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
-            self._counts.gauge("coldstream_load_expected_bytes", newest.bytes)
+            self.gauge("coldstream_load_progress_bytes", min(done, newest.bytes))
+            self.gauge("coldstream_load_expected_bytes", newest.bytes)
 
 
 def cache_result(report: LoadReport) -> str:

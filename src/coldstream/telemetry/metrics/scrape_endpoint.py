@@ -50,16 +50,10 @@ def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.Thr
         server_version, sys_version = "coldstream", ""
         timeout = _REQUEST_SECONDS
 
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
-
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its name there
             pass
 
-        def _answer(self, *, with_body: bool) -> None:
+        def do_GET(self) -> None:
             is_metrics = self.path.partition("?")[0] == "/metrics"
             with at_once:
                 body = text() if is_metrics else b"metrics are at /metrics\n"
@@ -72,8 +66,11 @@ def _server(host: str, port: int, text: Callable[[], bytes]) -> socketserver.Thr
             # A scraper comes every few seconds; an open connection would hold a thread in between.
             self.send_header("Connection", "close")
             self.end_headers()
-            if with_body:
+            if self.command != "HEAD":
                 self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
     class ScrapeServer(socketserver.ThreadingTCPServer):
         allow_reuse_address, daemon_threads, block_on_close = True, True, False

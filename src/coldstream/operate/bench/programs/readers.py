@@ -3,7 +3,8 @@
 It runs with the interpreter that has the loader, so this file needs only the standard library. Every reader loads all
 bytes of all shards into memory, or onto a device, and counts them. With `verify` it also hashes each tensor (SHA-256),
 so that wrong bytes cannot pass as speed. Prints one line of JSON: bytes, hashes, and the wall and CPU time of the
-imports, which no loader is charged for. Credentials come from the environment, under AWS's names.
+imports, which no loader is charged for: a reader imports and prepares, yields once, loads, and yields its result.
+Credentials come from the environment, under AWS's names.
 
 Options: files ([name, size] each), device, threads, chunk_bytes, verify; for readers of a bucket url (http://host:port,
 or null for AWS itself), bucket, key (the model's folder), authority (PEM or null); for readers of a folder `folder`
@@ -32,6 +33,8 @@ _COPY_BYTES = 256 << 20
 _COPIES = 8
 Options = dict[str, Any]
 Result = dict[str, Any]
+# What a reader yields before it loads.
+PREPARED: Result = {}
 
 
 def main() -> None:
@@ -40,11 +43,12 @@ def main() -> None:
         print(json.dumps({one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}))
         return
     name, options = sys.argv[1], json.loads(os.environ["BENCH_OPTIONS"])
-    load = READERS[name](options)
+    reader = READERS[name](options)
+    next(reader)
     wait = _wake_device(options)
     marks = {"import_seconds": time.perf_counter() - BEGAN, "import_cpu_seconds": sum(os.times()[:4])}
     began = time.perf_counter()
-    result = load()
+    result = next(reader)
     wait()
     marks["load_seconds"] = time.perf_counter() - began
     if tensors := result.get("tensors"):
@@ -117,26 +121,24 @@ def _file_hashes(content: Any) -> dict[str, str]:
     }
 
 
-def runai(options: Options) -> Callable[[], Result]:
+def runai(options: Options) -> Iterator[Result]:
     """Run:ai Model Streamer. The caller sets its environment; files are named, so it lists nothing."""
     from runai_model_streamer import SafetensorsStreamer
 
     prefix = options.get("folder") or f"s3://{options['bucket']}/{options['key']}"
     paths = [f"{prefix}/{name}" for name, _ in options["files"]]
     device = options.get("device", "cpu")
-
-    def load() -> Result:
-        with SafetensorsStreamer() as streamer:
-            streamer.stream_files(paths, device="cpu", owned=True)
-            # As vLLM does without distributed streaming: copies each tensor to the device.
-            return take_tensors(
-                options, streamer.get_tensors(), lambda tensor: tensor if device == "cpu" else tensor.to(device)
-            )
-
-    return load
+    yield PREPARED
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files(paths, device="cpu", owned=True)
+        # As vLLM does without distributed streaming: copies each tensor to the device.
+        result = take_tensors(
+            options, streamer.get_tensors(), lambda tensor: tensor if device == "cpu" else tensor.to(device)
+        )
+    yield result
 
 
-def obstore(options: Options) -> Callable[[], Result]:
+def obstore(options: Options) -> Iterator[Result]:
     """obstore: chunk-sized ranges on threads, each copied into one reused buffer per thread."""
     import obstore as library
     from obstore.store import S3Store
@@ -153,7 +155,8 @@ def obstore(options: Options) -> Callable[[], Result]:
     def read(name: str, start: int, stop: int, view: memoryview) -> None:
         view[: stop - start] = memoryview(library.get_range(store, f"{options['key']}/{name}", start=start, end=stop))
 
-    return lambda: _read_ranges(options, read)
+    yield PREPARED
+    yield _read_ranges(options, read)
 
 
 def _ranges(size: int, step: int) -> list[tuple[int, int]]:
@@ -185,7 +188,7 @@ def _read_ranges(options: Options, read: Callable[[str, int, int, memoryview], N
         return {"bytes": sum(pool.map(read_chunk, chunks))}
 
 
-def boto3(options: Options) -> Callable[[], Result]:
+def boto3(options: Options) -> Iterator[Result]:
     """boto3: download_fileobj with its default TransferConfig into a BytesIO, one file after the other."""
     import boto3 as library
     from botocore.config import Config
@@ -200,10 +203,11 @@ def boto3(options: Options) -> Callable[[], Result]:
         copy(into.getbuffer())
         return into.getbuffer()
 
-    return lambda: _read_files(options, read)
+    yield PREPARED
+    yield _read_files(options, read)
 
 
-def s3fs(options: Options) -> Callable[[], Result]:
+def s3fs(options: Options) -> Iterator[Result]:
     """s3fs: cat_ranges of a file's chunks, one file after the other."""
     from s3fs import S3FileSystem
 
@@ -226,7 +230,8 @@ def s3fs(options: Options) -> Callable[[], Result]:
             copy(piece)
         return pieces
 
-    return lambda: _read_files(options, read)
+    yield PREPARED
+    yield _read_files(options, read)
 
 
 def _read_files(options: Options, read: Callable[[str, int], Any]) -> Result:
@@ -243,7 +248,7 @@ def _read_files(options: Options, read: Callable[[str, int], Any]) -> Result:
     return {"bytes": total, "tensors": hashes}
 
 
-def download(options: Options) -> Callable[[], Result]:
+def download(options: Options) -> Iterator[Result]:
     """Downloads all files to disk with a command, then loads them with safetensors as vLLM's own loader does."""
     import safetensors
     import torch  # noqa: F401  # so that its import is not charged to the load
@@ -254,38 +259,34 @@ def download(options: Options) -> Callable[[], Result]:
                 for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
                     yield key, file.get_tensor(key)
 
-    def load() -> Result:
-        if command := options.get("download"):
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"the download failed: {done.stderr.strip()[-400:]}")
-        device = options.get("device", "cpu")
-        # The files are only mapped; the copy stands for the one into the model's parameters.
-        return take_tensors(options, tensors(), lambda tensor: tensor.clone() if device == "cpu" else tensor.to(device))
-
-    return load
+    yield PREPARED
+    if command := options.get("download"):
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"the download failed: {done.stderr.strip()[-400:]}")
+    device = options.get("device", "cpu")
+    # The files are only mapped; the copy stands for the one into the model's parameters.
+    yield take_tensors(options, tensors(), lambda tensor: tensor.clone() if device == "cpu" else tensor.to(device))
 
 
-def pcie(options: Options) -> Callable[[], Result]:
+def pcie(options: Options) -> Iterator[Result]:
     """Measures copies from pinned memory to the device; returns the best of several."""
     import torch
 
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=options["device"])
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
 
-    def load() -> Result:
-        durations = []
-        for _ in range(_COPIES):
-            began = time.perf_counter()
-            target.copy_(source, non_blocking=True)
-            torch.cuda.synchronize(options["device"])
-            durations.append(time.perf_counter() - began)
-        return {"bytes": _COPY_BYTES, "bytes_per_second": _COPY_BYTES / min(durations)}
-
-    return load
+    yield PREPARED
+    durations = []
+    for _ in range(_COPIES):
+        began = time.perf_counter()
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(options["device"])
+        durations.append(time.perf_counter() - began)
+    yield {"bytes": _COPY_BYTES, "bytes_per_second": _COPY_BYTES / min(durations)}
 
 
-def coldstream(options: Options) -> Callable[[], Result]:
+def coldstream(options: Options) -> Iterator[Result]:
     """The library itself: loads every tensor and drops it.
 
     Mode `fill` also waits for the local cache; `warm` fails unless every byte came from it.
@@ -298,30 +299,28 @@ def coldstream(options: Options) -> Callable[[], Result]:
     if not buffers:
         import torch  # noqa: F401  # so that its import is not charged to the load
 
-    def load() -> Result:
-        size = 0
-        hashes: dict[str, str] = {}
-        with library.stream(options["uri"], **keywords) as loading:
-            for name, tensor in loading:
-                count = tensor.data.nbytes if buffers else tensor.nbytes
-                size += count
-                if options["verify"] and count:
-                    hashes[name] = hashlib.sha256(tensor.data).hexdigest() if buffers else tensor_hash(tensor)
-            if mode == "fill":
-                loading.wait_for_cache()
-            report = loading.report
-        assert report is not None
-        if mode == "fill" and report.cached not in {"written", "complete"}:
-            sys.exit(f"the local cache was not filled: {report.cached}")
-        if mode == "warm" and report.received_bytes:
-            sys.exit(f"{report.received_bytes} bytes were not in the local cache")
-        names = ("memory_bytes", "received_bytes", "cache_bytes", "connections", "limit", "limited_by")
-        return {"bytes": size, "tensors": hashes, "report": {name: getattr(report, name) for name in names}}
-
-    return load
+    yield PREPARED
+    size = 0
+    hashes: dict[str, str] = {}
+    with library.stream(options["uri"], **keywords) as loading:
+        for name, tensor in loading:
+            count = tensor.data.nbytes if buffers else tensor.nbytes
+            size += count
+            if options["verify"] and count:
+                hashes[name] = hashlib.sha256(tensor.data).hexdigest() if buffers else tensor_hash(tensor)
+        if mode == "fill":
+            loading.wait_for_cache()
+        report = loading.report
+    assert report is not None
+    if mode == "fill" and report.cached not in {"written", "complete"}:
+        sys.exit(f"the local cache was not filled: {report.cached}")
+    if mode == "warm" and report.received_bytes:
+        sys.exit(f"{report.received_bytes} bytes were not in the local cache")
+    names = ("memory_bytes", "received_bytes", "cache_bytes", "connections", "limit", "limited_by")
+    yield {"bytes": size, "tensors": hashes, "report": {name: getattr(report, name) for name in names}}
 
 
-READERS: dict[str, Callable[[Options], Callable[[], Result]]] = {
+READERS: dict[str, Callable[[Options], Iterator[Result]]] = {
     reader.__name__: reader for reader in (boto3, coldstream, download, obstore, pcie, runai, s3fs)
 }
 
