@@ -10,11 +10,18 @@ from pathlib import Path
 
 
 def screen(text: str) -> list[str]:
-    """The lines that are left of what was written: a carriage return goes back, and `ESC [2K` clears."""
-    lines = []
-    for line in text.replace("\r\n", "\n").split("\n"):
-        shown = line.rpartition("\x1b[2K")[2].strip("\r")
-        lines.append(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown))
+    """The lines that are left of what was written: `ESC [2K` clears a line, `ESC [1A` goes up by one."""
+    lines, row = [""], 0
+    for piece in re.split(r"(\n|\x1b\[2K|\x1b\[1A)", text.replace("\r\n", "\n")):
+        if piece == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif piece == "\x1b[2K":
+            lines[row] = ""
+        elif piece == "\x1b[1A":
+            row -= 1
+        else:
+            lines[row] += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", piece).strip("\r")
     return lines
 
 

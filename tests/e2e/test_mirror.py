@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -490,8 +491,9 @@ def test_only_what_continues_says_so_when_cancelled(tmp_path: Path, monkeypatch:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coldstream.mirror.stored_files.stored_bytes", lambda *_, **__: 1)
-    monkeypatch.setattr("coldstream.mirror.verify.verify", interrupted)
-    monkeypatch.setattr("coldstream.mirror.download.download", interrupted)
+    for verb in ("verify", "download"):
+        module = importlib.import_module(f"coldstream.cli.{verb}_command")
+        monkeypatch.setattr(module, "stored_bytes", lambda *_, **__: 1)
+        monkeypatch.setattr(module, verb, interrupted)
     assert command.run("verify", REPO, code=130)[1].strip() == "error: cancelled"
     assert "complete files are kept; run the same command again" in command.run("download", REPO, "out", code=130)[1]

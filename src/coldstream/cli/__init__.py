@@ -1,8 +1,6 @@
 """The command line: one module per command, each a thin layer over a library call.
 
-A command's module is imported when the command runs or its help is shown, and imports the library only inside its
-function, so that `coldstream --help` is fast. Once loaded, `list` here is that command's module and not the builtin,
-which this module therefore does not use.
+A command's module is imported when the command is run or explained, so that `coldstream --help` is fast.
 """
 
 from __future__ import annotations
@@ -23,12 +21,36 @@ from coldstream.cli.session import State, error_document, show_traceback
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, UsageError
 from coldstream.package import __version__
 
-# The sections of `coldstream --help`.
+# The sections of `coldstream --help`, with the first line of each command's own help.
 SECTIONS = {
-    "Models": ("setup", "upload", "list", "verify", "download", "remove", "cache"),
-    "Serve": ("serve", "load", "tune", "bundle", "shard", "timeline"),
-    "Deploy": ("launch", "template", "cdn"),
-    "Inspect": ("doctor", "cost", "bench", "demo"),
+    "Models": {
+        "setup": "Check the configuration and the bucket; create a missing bucket.",
+        "upload": "Copy models from the Hub or from local folders into the bucket.",
+        "list": "List the models in the bucket and their state.",
+        "verify": "Check that the bucket holds what was uploaded.",
+        "download": "Download a model from the bucket into a folder, verified.",
+        "remove": "Delete a model and its warm-start bundles from the bucket.",
+        "cache": "List and prune this machine's local copies of models.",
+    },
+    "Serve": {
+        "serve": "Serve a model with vLLM, streaming its weights while vLLM starts.",
+        "load": "Stream a model into memory and report speed and bottleneck.",
+        "tune": "Recommend settings for a model on a GPU; predict the load time.",
+        "bundle": "List, publish and remove warm-start bundles (compile caches).",
+        "shard": "Create and upload a checkpoint with one shard per rank.",
+        "timeline": "Show where start-up time went, for one start or several.",
+    },
+    "Deploy": {
+        "launch": "Launch a model on rented GPUs through SkyPilot.",
+        "template": "Generate a deployment file for SkyPilot, Kubernetes and others.",
+        "cdn": "Configure, check, warm and purge the CDN in front of the bucket.",
+    },
+    "Inspect": {
+        "doctor": "Diagnose the configuration, bucket, model and node, with fixes.",
+        "cost": "Estimate the monthly cost, compared with S3, GCS and the Hub.",
+        "bench": "Compare coldstream with other loaders on this machine.",
+        "demo": "Show everything at work on this machine: no account, no GPU.",
+    },
 }
 VERBS = tuple(verb for verbs in SECTIONS.values() for verb in verbs)
 
@@ -57,21 +79,14 @@ class _Verbs(Group):
         return command
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, verbs in SECTIONS.items():
-            commands = [(verb, self.get_command(ctx, verb)) for verb in verbs]
+        for title, summaries in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [(verb.ljust(8), command.get_short_help_str(80)) for verb, command in commands if command]
-                )
+                formatter.write_dl([(verb.ljust(8), summary) for verb, summary in summaries.items()])
         formatter.write_paragraph()
         formatter.write_text("--version shows the version; coldstream COMMAND --help explains a command.")
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs a command; errors of the operating system become errors of coldstream.
-
-        Raises:
-            ColdstreamError: As the command says.
-        """
+        """Runs a command; errors of the operating system become errors of coldstream."""
         try:
             return super().invoke(ctx)
         except (ColdstreamError, OutputGoneError):
@@ -85,7 +100,7 @@ class _Verbs(Group):
             raise
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, epilog=None, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="coldstream")
 def cli() -> None:
     """Copy models into an S3 or R2 bucket, and stream them from there into vLLM.
@@ -112,15 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.stdout.flush()
     except ColdstreamError as exc:
-        code = _fail(exc, state)
+        code = _exit(state.report(exc), state)
     except click.exceptions.NoArgsIsHelpError as exc:
         echo(exc.format_message(), err=True)
         code = 2
     except click.ClickException as exc:
-        code = _fail(_usage_error(exc), state)
+        code = _exit(state.report(_usage_error(exc)), state)
     except (KeyboardInterrupt, click.Abort):
         hint = f"{state.resume}; run the same command again to continue" if state.resume else None
-        code = _fail(CancelledError("cancelled", hint=hint), state)
+        code = _exit(state.report(CancelledError("cancelled", hint=hint)), state)
     except OutputGoneError:
         code = 0
     except Exception as exc:  # noqa: BLE001  # Python would print it with any secrets in its messages
@@ -129,10 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         state.explain(message, hint := "please report it with the lines above")
         code = _exit(error_document("internal", message, hint, 1), state)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(exc: ColdstreamError, state: State) -> int:
-    return _exit(state.report(exc), state)
 
 
 def _exit(document: dict[str, dict[str, int]], state: State) -> int:
@@ -147,23 +158,18 @@ def _exit(document: dict[str, dict[str, int]], state: State) -> int:
 def _usage_error(exc: click.ClickException) -> UsageError:
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     command = context.command_path if context else "coldstream"
-    takes_vllm_flags = context is not None and any(param.name == "vllm_arguments" for param in context.command.params)
+    # click lists the choices of an option on lines of their own.
+    message, hint = " ".join(exc.format_message().split()), f"see: {command} --help"
     if isinstance(exc, click.NoSuchOption) and (variable := _SECRET_OPTIONS.get(exc.option_name)):
-        return UsageError(
-            f"{exc.option_name} is not an option: every user of this machine can read a command line",
-            hint=f"set {variable} in the environment or in .env",
-        )
-    if isinstance(exc, click.NoSuchOption) and takes_vllm_flags:
+        message = f"{exc.option_name} is not an option: every user of this machine can read a command line"
+        hint = f"set {variable} in the environment or in .env"
+    elif isinstance(exc, click.NoSuchOption) and any(
+        param.name == "vllm_arguments" for param in (context.command.params if context else ())
+    ):
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
         hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
-        return UsageError(_one_line(exc), hint=hint)
-    return UsageError(_one_line(exc), hint=f"see: {command} --help")
-
-
-def _one_line(exc: click.ClickException) -> str:
-    """Returns click's message, which lists the choices of an option on lines of their own, on a single line."""
-    return " ".join(exc.format_message().split())
+    return UsageError(message, hint=hint)
 
 
 def _system_error(exc: OSError | MemoryError | RuntimeError) -> ColdstreamError | None:

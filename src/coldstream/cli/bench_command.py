@@ -4,81 +4,82 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
-from coldstream.cli.output import coloured, echo, table_text, terminal_safe
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import bar_text, live_lines
+from coldstream.cli.output import coloured, table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import Count, Size, chart_options, common_options
-
-if TYPE_CHECKING:
-    from coldstream.operate.bench.comparing import BenchStep
-    from coldstream.operate.bench.result import BenchResult, BenchRow
+from coldstream.cli.shared_options import SIZE, chart_options, count
+from coldstream.errors import PartialError, UsageError
+from coldstream.operate.bench.bench_chart import chart_title, html, panels
+from coldstream.operate.bench.comparing import BenchStep, compare
+from coldstream.operate.bench.contestant import OPTIONAL, OURS, BenchPlan, select_loaders
+from coldstream.operate.bench.result import (
+    LOAD_COLUMNS,
+    START_COLUMNS,
+    BenchResult,
+    BenchRow,
+    seconds_text,
+    table_cells,
+)
+from coldstream.operate.bench.target import find_target
+from coldstream.operate.charts import png
+from coldstream.units import format_bytes, format_seconds, plural
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_PARTIAL = 3
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--runs", type=Count(1, 100), default=3, show_default=True, help="Timed runs of each loader.")
+@click.option("--runs", type=count(1, 100), default=3, help="Timed runs of each loader.")
 @click.option("--only", metavar="NAME", multiple=True, help="Run only this loader. Repeatable.  [default: all]")
 @click.option("--skip", metavar="NAME", multiple=True, help="Skip this loader. Repeatable.")
 @click.option("--with", "more", metavar="NAME[,NAME]", help="Also run boto3, s3fs or obstore.")
 @click.option("--all", "everything", is_flag=True, help="Also run boto3, s3fs and obstore.")
-@click.option("--device", default="cpu", show_default=True, help="Device to load onto: cpu, cuda or cuda:1.")
+@click.option("--device", default="cpu", help="Device to load onto: cpu, cuda or cuda:1.")
 @click.option(
     "--connections",
-    type=Count(1, 1024),
+    type=count(1, 1024),
     default=64,
-    show_default=True,
     help="Maximum parallel connections, for loaders with such a setting except Run:ai's.",
 )
-@click.option("--memory", "memory_limit", type=Size(), help="Memory limit of coldstream for data in flight.")
+@click.option("--memory", "memory_limit", type=SIZE, help="Memory limit of coldstream for data in flight.")
 @click.option(
-    "--timeout", metavar="SECONDS", type=click.FloatRange(1), default=900, show_default=True, help="Limit for each run."
+    "--timeout", "timeout_seconds", metavar="SECONDS", type=click.FloatRange(1), default=900, help="Limit for each run."
 )
 @click.option(
     "--drop-caches/--no-drop-caches",
-    "drop",
+    "drop_caches",
     default=True,
-    show_default=True,
     help="Empty the page cache before each run, if permitted.",
 )
 @click.option(
     "--python", "interpreters", metavar="PATH", multiple=True, help="A Python with loaders to compare. Repeatable."
 )
 @click.option("--vllm", "starts", is_flag=True, help="Also compare whole starts of vLLM, up to the first token.")
-@click.option(
-    "--seed", metavar="N", type=int, default=0, show_default=True, help="Random seed for the order of the runs."
-)
+@click.option("--seed", metavar="N", type=int, default=0, help="Random seed for the order of the runs.")
 @chart_options
-@common_options
 def command(
     state: State,
     uri: str,
     vllm_arguments: tuple[str, ...],
-    runs: int,
     only: tuple[str, ...],
     skip: tuple[str, ...],
     more: str | None,
     everything: bool,
     device: str,
-    connections: int,
-    memory_limit: int | None,
-    timeout: float,
-    drop: bool,
-    interpreters: tuple[str, ...],
     starts: bool,
-    seed: int,
     html_file: Path | None,
     png_file: Path | None,
+    **plan: Any,
 ) -> None:
     """Compare coldstream with other loaders on this machine.
 
@@ -92,11 +93,6 @@ def command(
     run of each first checks that all load the same bytes; timed runs are interleaved. Loaders that are not installed
     are skipped. docs/bench.md describes what is measured, and how.
     """
-    from coldstream.errors import UsageError
-    from coldstream.operate.bench.comparing import compare
-    from coldstream.operate.bench.contestant import OPTIONAL, BenchPlan, select_loaders
-    from coldstream.operate.bench.target import find_target
-
     if vllm_arguments and not starts:
         raise UsageError("arguments after `--` are for vLLM", hint="add --vllm")
     if not _DEVICE.fullmatch(device):
@@ -107,69 +103,41 @@ def command(
     loaders = select_loaders(only, skip, named)
     check_chart_files(html_file, png_file)
     settings = state.settings()
-    plan = BenchPlan(
-        target=find_target(uri, settings),
-        settings=settings,
-        loaders=loaders,
-        device=device,
-        connections=connections,
-        memory_limit=memory_limit,
-        runs=runs,
-        seed=seed,
-        interpreters=interpreters,
-        drop_caches=drop,
-        timeout_seconds=timeout,
-        vllm_flags=vllm_arguments if starts else None,
-    )
+    target, flags = find_target(uri, settings), vllm_arguments if starts else None
+    options = BenchPlan(target=target, settings=settings, loaders=loaders, device=device, vllm_flags=flags, **plan)
     with _progress(state) as on_step:
-        result = compare(plan, on_step)
-    _write(state, result, html_file, png_file)
-    state.show(result.document(), text_of(result))
-    if not result.is_sound:
-        raise SystemExit(_PARTIAL)
-
-
-def _write(state: State, result: BenchResult, html_file: Path | None, png_file: Path | None) -> None:
-    from coldstream.operate.bench.bench_chart import chart_title, html, panels
-    from coldstream.operate.charts import png
-
+        result = compare(options, on_step)
     state.write_charts(
         html_file, png_file, html=lambda: html(result), png=lambda: png(panels(result), chart_title(result))
     )
+    state.show(result.document(), text_of(result))
+    if not result.is_sound:
+        raise SystemExit(PartialError.exit_code)
 
 
 @contextmanager
 def _progress(state: State) -> Iterator[Callable[[BenchStep], None]]:
     """Shows a bar over all runs on a terminal, and prints a line for each elsewhere."""
-    if state.quiet:
-        yield lambda _: None
-    elif not sys.stderr.isatty():
-        yield lambda step: echo(_line(step), err=True)
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    began = time.monotonic()
+    steps: list[BenchStep] = []
 
-        console = Console(stderr=True, highlight=False)
-        columns = (
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task("floors", total=None)
+    def text() -> str:
+        seconds = format_seconds(time.monotonic() - began)
+        if not steps:
+            return f"{bar_text(0)} {seconds}   floors"
+        step = steps[-1]
+        return f"{bar_text(step.done / step.total)} {step.done}/{step.total} {seconds} {_line(step)}"
 
-            def on_step(step: BenchStep) -> None:
-                bars.update(task, completed=step.done, total=step.total, description=_line(step).strip())
-                if step.text:
-                    bars.console.print(terminal_safe(_line(step)), markup=False, soft_wrap=True)
+    def on_step(step: BenchStep) -> None:
+        steps.append(step)
+        if step.text or not live.is_drawn:
+            state.say(_line(step))
 
-            yield on_step
+    with live_lines(state, text) as live:
+        yield on_step
 
 
 def _line(step: BenchStep) -> str:
-    from coldstream.operate.bench.result import seconds_text
-
     if step.of == "floor":
         return f"  {step.label} measured"
     of = "start " if step.of == "start" else ""
@@ -180,10 +148,6 @@ def _line(step: BenchStep) -> str:
 
 def text_of(result: BenchResult) -> str:
     """The result for people."""
-    from coldstream.operate.bench.contestant import OURS
-    from coldstream.operate.bench.result import LOAD_COLUMNS, START_COLUMNS, table_cells
-    from coldstream.units import format_bytes, plural
-
     plan, target = result.plan, result.plan.target
     size = f"{format_bytes(target.model.bytes)} in {plural(len(target.shards), 'file')}"
     lines = [f"{target.name}   {size}   to {plan.device}   {plural(plan.runs, 'run')} each"]
@@ -206,10 +170,9 @@ def text_of(result: BenchResult) -> str:
 
 
 def _problems(rows: Sequence[BenchRow]) -> list[str]:
-    lines = []
-    for row in rows:
-        if row.failure is not None:
-            lines.append(f"{coloured('failed', 'red')}   {row.label}: {row.failure}")
-        elif row.same is False:
-            lines.append(f"{coloured('wrong', 'red')}    {row.label}: its output differs from the other loaders'")
-    return lines
+    failed = [f"{coloured('failed', 'red')}   {row.label}: {row.failure}" for row in rows if row.failure is not None]
+    wrong = [row.label for row in rows if row.failure is None and row.same is False]
+    return [
+        *failed,
+        *(f"{coloured('wrong', 'red')}    {label}: its output differs from the other loaders'" for label in wrong),
+    ]

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from coldstream.cli.groups import EXIT_CODES, Group
+from coldstream.cli.groups import Group
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import common_options, dry_run_option, yes_option
+from coldstream.cli.shared_options import dry_run_option, yes_option
+from coldstream.engines.vllm.cache_folders import VllmCaches
+from coldstream.engines.vllm.vllm_engine import caches_base
+from coldstream.errors import NotFoundError, UsageError
+from coldstream.model.names import checked_name
+from coldstream.node.bundle.bundle_pointer import checked_secret
+from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore, entries
+from coldstream.node.bundle.local_bundles import local_bundles_of
+from coldstream.node.bundle.warm_start import publish as publish_kept
 from coldstream.printable import printable
-
-if TYPE_CHECKING:
-    from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore
-    from coldstream.settings import Settings
+from coldstream.settings import Settings
+from coldstream.units import format_age, format_bytes, format_seconds, plural
 
 _DIGITS = 12
 _COLOURS = {"signed": "green", "foreign": "yellow", "unverified": "yellow", "unreadable": "red"}
 
 
-@click.group(cls=Group, epilog=EXIT_CODES)
+@click.group(cls=Group)
 def command() -> None:
     """List, publish and remove warm-start bundles (compile caches).
 
@@ -36,9 +44,8 @@ def command() -> None:
     """
 
 
-@command.command("list", epilog=EXIT_CODES)
+@command.command("list")
 @click.argument("name", metavar="[MODEL]", required=False)
-@common_options
 def list_(state: State, name: str | None) -> None:
     """List the bundles in the bucket.
 
@@ -49,9 +56,6 @@ def list_(state: State, name: str | None) -> None:
     States: signed (with this COLDSTREAM_BUNDLE_KEY: used); foreign (with another key: not used); unverified
     (COLDSTREAM_BUNDLE_KEY is not set); unreadable.
     """
-    from coldstream.model.names import checked_name
-    from coldstream.node.bundle.bundle_store import entries
-
     settings = state.settings()
     store = state.open_store(8)
     bundles = entries(store, _secret(settings), checked_name(name) if name else None)
@@ -61,10 +65,9 @@ def list_(state: State, name: str | None) -> None:
         state.say("next:  coldstream serve MODEL   (publishes a bundle)")
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="MODEL")
 @click.argument("key", metavar="[KEY]", required=False)
-@common_options
 def show(state: State, name: str, key: str | None) -> None:
     """Show what a model's bundles contain and which starts they fit.
 
@@ -79,10 +82,9 @@ def show(state: State, name: str, key: str | None) -> None:
     state.show({"bundles": [_document(entry) for entry in bundles]}, "\n\n".join(_details(entry) for entry in bundles))
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="MODEL")
 @dry_run_option
-@common_options
 def publish(state: State, name: str, dry_run: bool) -> None:
     """Publish the compile caches of earlier starts on this machine.
 
@@ -93,15 +95,6 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     Replaces bundles for the same starts. `coldstream serve` does this automatically; use this command after starts with
     `--bundle read`, or with keys that could not write.
     """
-    import os
-
-    from coldstream.engines.vllm.cache_folders import VllmCaches
-    from coldstream.engines.vllm.vllm_engine import caches_base
-    from coldstream.errors import NotFoundError, UsageError
-    from coldstream.node.bundle.local_bundles import local_bundles_of
-    from coldstream.node.bundle.warm_start import publish as publish_kept
-    from coldstream.units import format_bytes
-
     settings = state.settings()
     secret = _secret(settings)
     if secret is None:
@@ -123,12 +116,11 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     state.show({"published": rows, "dry_run": dry_run}, "\n".join(lines))
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="MODEL")
 @click.argument("keys", metavar="[KEY]...", nargs=-1)
 @yes_option
 @dry_run_option
-@common_options
 def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: bool) -> None:
     """Remove all or some of a model's bundles from the bucket.
 
@@ -136,8 +128,6 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
     coldstream bundle remove Qwen/Qwen3-8B
     coldstream bundle remove Qwen/Qwen3-8B 7f3a09 --yes
     """
-    from coldstream.units import plural
-
     shelf = _shelf(state, name)
     every = shelf.entries(None)
     chosen = [entry for key in keys for entry in _chosen(every, name, key)] if keys else every
@@ -153,21 +143,14 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
 
 
 def _secret(settings: Settings) -> bytes | None:
-    from coldstream.node.bundle.bundle_pointer import checked_secret
-
     return checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
 
 
 def _shelf(state: State, name: str) -> BundleStore:
-    from coldstream.model.names import checked_name
-    from coldstream.node.bundle.bundle_store import BundleStore
-
     return BundleStore(state.open_store(8), checked_name(name))
 
 
 def _chosen(bundles: list[BundleEntry], name: str, key: str | None) -> list[BundleEntry]:
-    from coldstream.errors import NotFoundError
-
     chosen = [entry for entry in bundles if key is None or entry.key.startswith(key)]
     if not chosen:
         which = f" whose key begins with {key}" if key else ""
@@ -176,15 +159,11 @@ def _chosen(bundles: list[BundleEntry], name: str, key: str | None) -> list[Bund
 
 
 def _document(entry: BundleEntry) -> dict[str, Any]:
-    import msgspec
-
     pointer = None if entry.pointer is None else msgspec.to_builtins(entry.pointer)
     return {"name": entry.name, "key": entry.key, "state": entry.state, "bundle": pointer}
 
 
 def _table(bundles: list[BundleEntry]) -> str:
-    from coldstream.units import format_age, format_bytes
-
     rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
     for entry in bundles:
         columns = ("-", "-", entry.state, "-", "-", "-")
@@ -202,8 +181,6 @@ def _table(bundles: list[BundleEntry]) -> str:
 
 
 def _details(entry: BundleEntry) -> str:
-    from coldstream.units import format_bytes, format_seconds, plural
-
     lines = [f"{entry.key}   {entry.state}"]
     if (pointer := entry.pointer) is not None:
         archive = pointer.archive

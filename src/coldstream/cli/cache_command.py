@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES, Group
+from coldstream.cache.cache import Cache, cache_of
+from coldstream.cache.space import CachedCopy
+from coldstream.cli.groups import Group
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import Age, Size, common_options, dry_run_option, yes_option
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from coldstream.cache.cache import Cache
-    from coldstream.cache.space import CachedCopy
+from coldstream.cli.shared_options import AGE, SIZE, dry_run_option, yes_option
+from coldstream.errors import NotFoundError, UsageError
+from coldstream.units import format_age, format_bytes, plural
 
 
-@click.group(cls=Group, epilog=EXIT_CODES)
+@click.group(cls=Group)
 def command() -> None:
     """List and prune this machine's local copies of models.
 
@@ -35,8 +34,7 @@ def command() -> None:
     """
 
 
-@command.command("list", epilog=EXIT_CODES)
-@common_options
+@command.command("list")
 def list_(state: State) -> None:
     """List the copies, most recently used first.
 
@@ -60,16 +58,15 @@ def list_(state: State) -> None:
     state.show(document, _table(cache, entries, used, limit))
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Remove every copy that is not in use.")
-@click.option("--keep", "keep_bytes", type=Size(), help="Remove the least recently used until at most this is left.")
+@click.option("--keep", "keep_bytes", type=SIZE, help="Remove the least recently used until at most this is left.")
 @click.option(
-    "--older-than", "older_seconds", type=Age(), help="Remove only copies unused for this long: 30m, 12h, 7d, 4w."
+    "--older-than", "older_seconds", type=AGE, help="Remove only copies unused for this long: 30m, 12h, 7d, 4w."
 )
 @yes_option
 @dry_run_option
-@common_options
 def prune(
     state: State,
     names: tuple[str, ...],
@@ -90,9 +87,6 @@ def prune(
     Also deletes leftovers of interrupted removals. Copies in use are kept; the exit code is 3 if that applies to a
     model you named. --all asks for confirmation.
     """
-    from coldstream.errors import NotFoundError, UsageError
-    from coldstream.units import format_bytes, plural
-
     if everything and names:
         raise UsageError("--all cannot be combined with names", hint="see: coldstream cache prune --help")
     if not (everything or names) and keep_bytes is None and older_seconds is None:
@@ -122,9 +116,8 @@ def prune(
     return 3 if names and held else 0
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="[NAME]", required=False)
-@common_options
 def path(state: State, name: str | None) -> None:
     """Print the directory of a complete copy, or of the whole cache.
 
@@ -132,8 +125,6 @@ def path(state: State, name: str | None) -> None:
     vllm serve $(coldstream cache path Qwen/Qwen3-8B)
     du -sh $(coldstream cache path)
     """
-    from coldstream.errors import NotFoundError
-
     cache = _cache(state)
     if name is None:
         state.show({"path": str(cache.root)}, str(cache.root))
@@ -148,14 +139,10 @@ def path(state: State, name: str | None) -> None:
 
 
 def _cache(state: State) -> Cache:
-    from coldstream.cache.cache import cache_of
-
     return cache_of(state.settings())
 
 
 def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -> str:
-    from coldstream.units import format_age, format_bytes
-
     if not entries:
         return f"no models in {cache.root}; its limit is {format_bytes(limit)}"
     rows = [("MODEL", "VERSION", "SIZE", "STATE", "LAST USED")]

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from coldstream.cli.groups import EXIT_CODES, Group
+from coldstream.cli.live import progress_for
 from coldstream.cli.output import coloured, table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import Count, common_options, dry_run_option, options, yes_option
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from coldstream.operate.cdn.edge_cache import CacheFinding
-    from coldstream.operate.cdn.model_objects import CdnObject
-    from coldstream.operate.cdn.zone import RuleState, Zone
-    from coldstream.places.cdn_domain import CdnDomain
-    from coldstream.places.cloudflare import Api
+from coldstream.cli.shared_options import count, dry_run_option, options, yes_option
+from coldstream.errors import ColdstreamError, ConfigError, UsageError
+from coldstream.mirror.listing import list_models
+from coldstream.operate.cdn.edge import Edge
+from coldstream.operate.cdn.edge_cache import CacheFinding
+from coldstream.operate.cdn.edge_cache import check as checked
+from coldstream.operate.cdn.edge_cache import warm as warmed
+from coldstream.operate.cdn.model_objects import USEFUL_SHARE, CdnObject, is_stored, kept_share, limit_of, objects_of
+from coldstream.operate.cdn.zone import (
+    PHASE,
+    RuleState,
+    Zone,
+    changes_for,
+    find_zone,
+    is_proxied,
+    look,
+    make,
+    rules_for,
+)
+from coldstream.operate.cdn.zone import purge as purged
+from coldstream.places.cdn_domain import CdnDomain, cdn_of
+from coldstream.places.cloudflare import Api, open_api
+from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
 _PLANS = ("free", "pro", "business", "enterprise")
 _STATES = {
@@ -41,7 +56,7 @@ _plan_option = click.option(
 )
 
 
-@click.group(cls=Group, epilog=EXIT_CODES)
+@click.group(cls=Group)
 def command() -> None:
     """Configure, check, warm and purge the CDN in front of the bucket.
 
@@ -62,7 +77,6 @@ def command() -> None:
 @click.option("--replace", is_flag=True, help="Replace rules of coldstream that differ; leave all others.")
 @click.option("--force", is_flag=True, help="Add the rule even if hardly any object is small enough to be cached.")
 @dry_run_option
-@common_options
 def rule(
     state: State,
     domain: str | None,
@@ -82,9 +96,6 @@ def rule(
     Adds the rule to the zone if CLOUDFLARE_API_TOKEN is set; the token needs 'Zone: Read' and 'Cache Rules: Edit'.
     Existing rules are kept. For a rule that differs, shows each field; --replace replaces it if coldstream created it.
     """
-    from coldstream.operate.cdn.zone import PHASE, changes_for, is_proxied, look, make, rules_for
-    from coldstream.places.cloudflare import open_api
-
     state.flags["R2_CDN_DOMAIN"] = domain
     settings = state.settings()
     host = urlsplit(_cdn(state).url).hostname or ""
@@ -140,13 +151,12 @@ _reading_options = options(
     click.option(
         "--all", "everything", is_flag=True, help="Include objects that coldstream reads from the bucket itself."
     ),
-    click.option("--connections", type=Count(1, 64), default=8, show_default=True, help="Parallel reads."),
+    click.option("--connections", type=count(1, 64), default=8, help="Parallel reads."),
 )
 
 
 @command.command(epilog=f"{EXIT_CODES} Also 1 if an object cannot be cached, or differs from the bucket's.")
 @_reading_options
-@common_options
 def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
     """Check how the CDN serves each object of a model.
 
@@ -156,9 +166,6 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
     Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
-    from coldstream.operate.cdn.edge import Edge
-    from coldstream.operate.cdn.edge_cache import check as checked
-
     cdn = _cdn(state)
     limit = _limit(state, cdn, plan)
     objects = _objects(state, name, everything=everything)
@@ -184,7 +191,6 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
 @command.command(epilog=f"{EXIT_CODES} Also 1 if an object was not cached, or differs from the bucket's.")
 @_reading_options
-@common_options
 def warm(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
     """Read a model through the CDN to fill its cache.
 
@@ -194,12 +200,6 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     Cloudflare caches objects near the client that reads them, so run this command where the GPUs are. The data is
     verified against the hashes of the upload.
     """
-    from coldstream.cli.bars import progress_for
-    from coldstream.errors import UsageError
-    from coldstream.operate.cdn.edge import Edge
-    from coldstream.operate.cdn.edge_cache import warm as warmed
-    from coldstream.units import format_bytes, format_rate, format_seconds, plural
-
     cdn = _cdn(state)
     limit = _limit(state, cdn, plan)
     objects = _objects(state, name, everything=everything)
@@ -255,12 +255,11 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         raise SystemExit(1)
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="MODEL")
 @_zone_option
 @dry_run_option
 @yes_option
-@common_options
 def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bool) -> None:
     """Remove a model's objects from the CDN's cache.
 
@@ -270,11 +269,6 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
     The bucket is not changed. CLOUDFLARE_API_TOKEN needs 'Zone: Read' and 'Cache Purge'. Segments never change, so they
     do not have to be purged.
     """
-    from coldstream.errors import ConfigError
-    from coldstream.operate.cdn.zone import purge as purged
-    from coldstream.places.cloudflare import open_api
-    from coldstream.units import plural
-
     settings = state.settings()
     cdn = _cdn(state)
     urls = [cdn.link(item.key) for item in _objects(state, name, everything=True)]
@@ -325,23 +319,17 @@ def _difference_document(standing: RuleState) -> dict[str, Any]:
 
 
 def _cdn(state: State) -> CdnDomain:
-    from coldstream.places.cdn_domain import cdn_of
-
     cdn = cdn_of(state.settings(), "cdn")
     assert cdn is not None
     return cdn
 
 
 def _zone(api: Api, host: str, named: str | None) -> Zone:
-    from coldstream.operate.cdn.zone import find_zone
-
     return find_zone(api, host, named=named)
 
 
 def _objects(state: State, name: str, *, everything: bool) -> Sequence[CdnObject]:
     """Those of a model that a load reads through the domain, or all."""
-    from coldstream.operate.cdn.model_objects import objects_of
-
     objects = objects_of(state.open_store(8), name)
     read = [item for item in objects if item.is_read]
     # A model without a manifest is only read from the bucket.
@@ -350,19 +338,11 @@ def _objects(state: State, name: str, *, everything: bool) -> Sequence[CdnObject
 
 def _in_bucket(state: State) -> Callable[[CdnObject], bool]:
     """Whether the bucket has an object, asked with its keys."""
-    from functools import partial
-
-    from coldstream.operate.cdn.model_objects import is_stored
-
     return partial(is_stored, state.open_store(8))
 
 
 def _limit(state: State, cdn: CdnDomain, plan: str | None) -> int:
     """Bytes of the largest object that is kept: of the plan that was named, or that the API tells."""
-    from coldstream.errors import ColdstreamError
-    from coldstream.operate.cdn.model_objects import limit_of
-    from coldstream.places.cloudflare import open_api
-
     settings = state.settings()
     if plan is None and (api := open_api(settings, retry=state.new_retry(settings))) is not None:
         try:
@@ -378,11 +358,6 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
     Raises:
         UsageError: Hardly any of the bucket's weights is small enough.
     """
-    from coldstream.errors import ColdstreamError, UsageError
-    from coldstream.mirror.listing import list_models
-    from coldstream.operate.cdn.model_objects import USEFUL_SHARE, kept_share, limit_of, objects_of
-    from coldstream.units import format_bytes
-
     if force:
         return
     limit = limit_of(plan if plan in _PLANS else None)
@@ -405,8 +380,6 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
 
 
 def _check_text(findings: Sequence[CacheFinding], limit: int) -> str:
-    from coldstream.units import format_bytes
-
     rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "FIX")]
     rows += [
         (

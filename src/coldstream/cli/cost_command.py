@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import FILE, Verb
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import FILE, Size, chart_options, common_options
+from coldstream.cli.shared_options import SIZE, chart_options
+from coldstream.errors import UsageError
+from coldstream.operate.charts import png
+from coldstream.operate.cost.bill import Bill, bills, usage_of
+from coldstream.operate.cost.break_even import BreakEven, break_evens, cost_table, curve, dollars_text, html, panels
+from coldstream.operate.cost.prices import Prices, overridden, prices
+from coldstream.operate.cost.usage import Actual, read_actual
+from coldstream.operate.cost.workload import CostPlan, alike, make_plan, read_contents
+from coldstream.telemetry.metrics.textfile import cost_file
+from coldstream.tune.gpus import Gpus, find_gpu, parse_gpus
+from coldstream.units import format_bytes, format_seconds, plural
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from coldstream.operate.cost.bill import Bill
-    from coldstream.operate.cost.break_even import BreakEven
-    from coldstream.operate.cost.prices import Prices
-    from coldstream.operate.cost.usage import Actual
-    from coldstream.operate.cost.workload import CostPlan
-    from coldstream.tune.gpus import Gpus
-
-
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.option(
     "--model", "names", multiple=True, metavar="MODEL", help="A model. Repeatable.  [default: all in the bucket]"
 )
@@ -35,23 +36,21 @@ if TYPE_CHECKING:
     type=int,
     help="Number of models of --size, instead of those in the bucket.  [default: 1]",
 )
-@click.option("--size", type=Size(), help="Size of each model, such as 16GB, instead of those in the bucket.")
+@click.option("--size", type=SIZE, help="Size of each model, such as 16GB, instead of those in the bucket.")
 @click.option(
     "--launches-per-day",
     metavar="N",
     type=float,
     default=10,
-    show_default=True,
     help="Launches per day, of all models together.",
 )
-@click.option("--nodes", metavar="N", type=int, default=1, show_default=True, help="Machines per launch.")
-@click.option("--days", metavar="N", type=float, default=30, show_default=True, help="Days per month with launches.")
+@click.option("--nodes", metavar="N", type=int, default=1, help="Machines per launch.")
+@click.option("--days", metavar="N", type=float, default=30, help="Days per month with launches.")
 @click.option(
     "--cache-hits",
     metavar="N",
     type=float,
     default=0,
-    show_default=True,
     help="Share of starts with the model on the local disk, 0 to 1.",
 )
 @click.option(
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     metavar="N",
     type=float,
     default=1,
-    show_default=True,
     help="Uploads of each model per month.",
 )
 @click.option("--gpus", metavar="GPU[:N]", help="GPUs per machine, such as L4 or A100-80GB:4, which wait for weights.")
@@ -81,7 +79,6 @@ if TYPE_CHECKING:
 @click.option("--budget", type=float, metavar="USD", help="Exit with 1 if the month in R2 will cost more.")
 @click.option("--metrics-file", type=FILE, help="Write cost and budget to this .prom file, for Prometheus.")
 @chart_options
-@common_options
 def command(
     state: State,
     prices_file: Path | None,
@@ -104,9 +101,6 @@ def command(
     Uses list prices; docs/cost.md gives their date and sources. If the GPU has a price, the sum includes the time that
     GPUs wait for weights. --actual needs CLOUDFLARE_API_TOKEN.
     """
-    from coldstream.errors import UsageError
-    from coldstream.operate.cost.prices import overridden, prices
-
     if budget is not None and not 0 <= budget < 1e12:
         raise UsageError(f"{budget:g} is not a valid budget", hint="US dollars a month, such as --budget 25")
     prices_used = overridden(prices_file) if prices_file else prices()
@@ -118,11 +112,8 @@ def command(
         month = _actual(state, prices_used, budget)
     else:
         month = _planned(state, prices_used, budget, png_file, html_file, workload)
-    if metrics_file is not None:
-        from coldstream.telemetry.metrics.textfile import cost_file
-
-        if warning := cost_file(metrics_file, month, budget):
-            state.say(f"warning: {warning}")
+    if metrics_file is not None and (warning := cost_file(metrics_file, month, budget)):
+        state.say(f"warning: {warning}")
     _hold(state, budget, month)
 
 
@@ -135,17 +126,11 @@ def _planned(
     workload: dict[str, Any],
 ) -> float:
     """Shows the plan; the month in R2, in dollars."""
-    from coldstream.operate.cost.bill import bills
-    from coldstream.operate.cost.break_even import break_evens
-
     check_chart_files(png_file, html_file)
     plan = _plan(state, prices, workload)
     charged, evens = bills(plan, prices), break_evens(plan, prices)
     title = _title(plan)
     if png_file or html_file:
-        from coldstream.operate.charts import png
-        from coldstream.operate.cost.break_even import curve, html, panels
-
         points, launches, notes = curve(plan, prices), plan.launches_per_day, _notes(plan, charged, prices)
         state.write_charts(
             html_file,
@@ -166,10 +151,6 @@ def _planned(
 
 
 def _plan(state: State, prices: Prices, workload: dict[str, Any]) -> CostPlan:
-    from coldstream.errors import UsageError
-    from coldstream.operate.cost.workload import alike, make_plan, read_contents
-    from coldstream.tune.gpus import find_gpu, parse_gpus
-
     names, count, size = workload["names"], workload["count"], workload["size"]
     if size is None and count is not None:
         raise UsageError("--models says how many, and not how large", hint="for example --models 10 --size 16GB")
@@ -205,8 +186,6 @@ def _plan(state: State, prices: Prices, workload: dict[str, Any]) -> CostPlan:
 
 def _actual(state: State, prices: Prices, budget: float | None) -> float:
     """Shows what was counted; what the month will come to, in dollars."""
-    from coldstream.operate.cost.usage import read_actual
-
     settings = state.settings()
     usage = read_actual(settings, prices, retry=state.new_retry(settings))
     month = usage.projected.dollars
@@ -231,8 +210,6 @@ def _hold(state: State, budget: float | None, month: float) -> None:
 
 
 def _title(plan: CostPlan) -> str:
-    from coldstream.units import format_bytes, plural
-
     what = plural(plan.models, "model")
     if plan.models == 1 and plan.objects is not None:
         what = plan.contents[0].name
@@ -242,8 +219,6 @@ def _title(plan: CostPlan) -> str:
 
 
 def _text(plan: CostPlan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
-    from coldstream.operate.cost.break_even import cost_table
-
     heading, rows = cost_table(bills, evens)
     table = table_text(_right([heading, *rows], texts=(0, len(heading) - 1)))
     return "\n".join([title, table, "", *_notes(plan, bills, prices)])
@@ -257,10 +232,6 @@ def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[st
 
 def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     """What the sums are made of."""
-    from coldstream.operate.cost.bill import usage_of
-    from coldstream.operate.cost.break_even import dollars_text
-    from coldstream.units import format_bytes, format_seconds
-
     usage, r2, start = usage_of(plan), bills[0], plan.start
     loads = plan.loads
     loaded = (
@@ -287,9 +258,6 @@ def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
 
 
 def _actual_text(usage: Actual) -> str:
-    from coldstream.operate.cost.break_even import dollars_text
-    from coldstream.units import format_bytes, plural
-
     so_far, whole = usage.so_far, usage.projected
     rows = [
         ["", "SO FAR", "", "THE MONTH", ""],
@@ -333,8 +301,6 @@ def _actual_text(usage: Actual) -> str:
 
 
 def _plan_document(plan: CostPlan) -> dict[str, Any]:
-    from coldstream.operate.cost.bill import usage_of
-
     usage = usage_of(plan)
     return asdict(plan) | {
         "loads": plan.loads,

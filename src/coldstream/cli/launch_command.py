@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from typing import Any
 
 import click
+import msgspec
+import yaml
 
-from coldstream.cli.deployment_options import deployment_options
-from coldstream.cli.groups import EXIT_CODES, DefaultGroup
+from coldstream.cli.groups import DefaultGroup
+from coldstream.cli.live import Activity, live_lines
 from coldstream.cli.output import coloured, table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import common_options, dry_run_option, yes_option
+from coldstream.cli.shared_options import deployment_options, dry_run_option, yes_option
+from coldstream.errors import CancelledError, ColdstreamError, UsageError
+from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
+from coldstream.fleet.deploy_options import read_options
+from coldstream.fleet.launch_plan import TARGETS, LaunchPlan, make_plan
+from coldstream.fleet.launch_run import STEP_TEXTS, Launched, ProgressCallbacks, check_name_is_free, launch
+from coldstream.fleet.launch_run import renew as renewed
+from coldstream.fleet.launches import (
+    ANSWERING,
+    Launches,
+    fetch_endpoint,
+    fetch_states,
+    launches_of,
+    logs_arguments,
+    take_down,
+)
+from coldstream.fleet.sky import Offer, Sky, find_sky, temporary_server
 from coldstream.machine.child_environment import CDN_SECRETS
-
-if TYPE_CHECKING:
-    from coldstream.fleet.credentials import Credentials
-    from coldstream.fleet.launch_plan import LaunchPlan
-    from coldstream.fleet.launch_run import Launched, LaunchPhase, ProgressCallbacks
-    from coldstream.fleet.launches import Launches
-    from coldstream.fleet.sky import Offer, Sky
-    from coldstream.settings import Settings
+from coldstream.mirror.manifest_records import read_record
+from coldstream.mirror.segment_pool import ROOT as SEGMENTS
+from coldstream.mirror.segment_pool import segment_keys
+from coldstream.model.names import checked_name
+from coldstream.settings import Settings
+from coldstream.tune.model_shape import read_model
+from coldstream.units import format_seconds
 
 # A node reads its weights once; a service starts replicas as long as it exists.
 _TTL = {"node": "24h", "service": "7d", "job": "24h"}
@@ -33,7 +54,7 @@ _OPTIONAL_SECRETS = ("HF_TOKEN", *CDN_SECRETS)
 _sky_option = click.option("--sky", "program", metavar="PATH", help="The sky program.  [default: the one on the PATH]")
 
 
-@click.group(cls=DefaultGroup, default="up", epilog=EXIT_CODES)
+@click.group(cls=DefaultGroup, default="up")
 def command() -> None:
     """Launch a model on rented GPUs through SkyPilot.
 
@@ -49,7 +70,7 @@ def command() -> None:
     """
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("model", metavar="MODEL")
 @deployment_options("launch")
 @click.option("--name", help="SkyPilot's name for the launch.  [default: after the model]")
@@ -59,14 +80,12 @@ def command() -> None:
     "how",
     type=click.Choice(["auto", "sign", "api", "own"]),
     default="auto",
-    show_default=True,
     help="Give the nodes keys that are signed here or issued by Cloudflare's API, or your own keys.",
 )
 @_sky_option
 @click.option("--no-wait", is_flag=True, help="Return once SkyPilot has started it, before the model answers.")
 @dry_run_option
 @yes_option
-@common_options
 def up(
     state: State,
     model: str,
@@ -89,17 +108,6 @@ def up(
 
     The API key is VLLM_API_KEY; if that is unset, a key is generated and kept in a file that only you can read.
     """
-    from dataclasses import replace
-
-    from coldstream.fleet.credentials import parse_ttl, plan_keys
-    from coldstream.fleet.deploy_options import read_options
-    from coldstream.fleet.launch_plan import TARGETS, make_plan
-    from coldstream.fleet.launch_run import check_name_is_free, launch
-    from coldstream.fleet.launches import launches_of
-    from coldstream.fleet.sky import find_sky, temporary_server
-    from coldstream.model.names import checked_name
-    from coldstream.tune.model_shape import read_model
-
     kind = _kind_of(values)
     options, seconds = read_options(values | {"target": TARGETS[kind]}), parse_ttl(ttl or _TTL[kind])
     settings = state.settings()
@@ -111,7 +119,7 @@ def up(
     # SkyPilot's dry run checks only that the secrets are set.
     dry_sky = sky.with_secrets(settings, dict.fromkeys((*_SECRETS, *_OPTIONAL_SECRETS), ""))
     with temporary_server(dry_sky) as keep_server:
-        with _spinning(state, "SkyPilot is looking for a machine"):
+        with live_lines(state, Activity("SkyPilot is looking for a machine").text):
             plan = make_plan(shape, options, settings, dry_sky, name=name, keys=key_plan.terms())
         for line in _plan_lines(plan):
             state.say(line)
@@ -135,18 +143,15 @@ def up(
 
 
 def _kind_of(values: dict[str, Any]) -> str:
-    from coldstream.errors import UsageError
-
     is_job, is_service = values["command"] is not None, values["replicas"] is not None
     if is_job and is_service:
         raise UsageError("--command is for a job, and --replicas for a service", hint="keep one of them")
     return "job" if is_job else "service" if is_service else "node"
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="[NAME]", required=False)
 @_sky_option
-@common_options
 def status(state: State, name: str | None, program: str | None) -> None:
     """Show the launches from this machine and their state.
 
@@ -154,13 +159,6 @@ def status(state: State, name: str | None, program: str | None) -> None:
     coldstream launch status
     coldstream launch status qwen3-8b
     """
-    import time
-
-    import msgspec
-
-    from coldstream.fleet.launches import ANSWERING, fetch_endpoint, fetch_states, launches_of
-    from coldstream.fleet.sky import find_sky
-
     settings = state.settings()
     launches = launches_of(settings)
     records = [launches.find(name)] if name else list(launches.all())
@@ -173,12 +171,13 @@ def status(state: State, name: str | None, program: str | None) -> None:
         raise SystemExit(sky.pass_through(*verbs[records[0].kind]))
     now = time.time()
     rows, documents = [("NAME", "KIND", "MODEL", "STATE", "URL", "KEYS EXPIRE")], []
-    with _spinning(state, "asking SkyPilot"):
+    with live_lines(state, Activity("asking SkyPilot").text):
         states = fetch_states(records, sky)
         for record in records:
             word = states[record.name]
             url = fetch_endpoint(record, sky) if word in ANSWERING else None
-            expiry = _expiry_text(record.expires, now)
+            expiry = _time_text(record.expires) if record.expires is not None else "-"
+            expiry = f"expired {expiry}" if record.expires is not None and record.expires <= now else expiry
             rows.append((record.name, record.kind, record.model, word, url or "-", expiry))
             documents.append(msgspec.to_builtins(record) | {"state": word, "url": url})
     state.show({"launches": documents}, table_text(rows))
@@ -187,12 +186,11 @@ def status(state: State, name: str | None, program: str | None) -> None:
             state.say(f"the keys of {record.name} expire soon; run: coldstream launch renew {record.name}")
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="NAME")
 @click.option("--no-follow", is_flag=True, help="Print the log so far and exit.")
-@click.option("--replica", type=click.IntRange(1), default=1, show_default=True, help="Replica of a service.")
+@click.option("--replica", type=click.IntRange(1), default=1, help="Replica of a service.")
 @_sky_option
-@common_options
 def logs(state: State, name: str, no_follow: bool, replica: int, program: str | None) -> None:
     """Show the log of a launch.
 
@@ -200,20 +198,16 @@ def logs(state: State, name: str, no_follow: bool, replica: int, program: str | 
     coldstream launch logs qwen3-8b
     coldstream launch logs prod --replica 2 --no-follow
     """
-    from coldstream.fleet.launches import launches_of, logs_arguments
-    from coldstream.fleet.sky import find_sky
-
     settings = state.settings()
     record = launches_of(settings).find(name)
     sky = find_sky(settings, named=program)
     raise SystemExit(sky.pass_through(*logs_arguments(record, follow=not no_follow, replica=replica)))
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @_sky_option
 @yes_option
-@common_options
 def down(state: State, names: tuple[str, ...], program: str | None, yes: bool) -> None:
     """Stop launches and terminate their machines.
 
@@ -221,9 +215,6 @@ def down(state: State, names: tuple[str, ...], program: str | None, yes: bool) -
     coldstream launch down qwen3-8b
     coldstream launch down qwen3-8b prod --yes
     """
-    from coldstream.fleet.launches import launches_of, take_down
-    from coldstream.fleet.sky import find_sky
-
     settings = state.settings()
     launches = launches_of(settings)
     records = [launches.find(name) for name in names]
@@ -231,19 +222,18 @@ def down(state: State, names: tuple[str, ...], program: str | None, yes: bool) -
     if not yes:
         confirm("stop", " and ".join(names))
     for record in records:
-        with _spinning(state, f"stopping {record.name}"):
+        with live_lines(state, Activity(f"stopping {record.name}").text):
             take_down(record, sky, launches)
         state.say(f"{record.name} is down")
     if state.json:
         state.show({"down": [record.name for record in records]}, "")
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("name", metavar="NAME")
 @click.option("--ttl", help="Lifetime of the new keys, up to 7d.  [default: as before]")
 @_sky_option
 @yes_option
-@common_options
 def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bool) -> None:
     """Give the nodes of a launch new keys.
 
@@ -253,14 +243,6 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
 
     A service is updated in place, replica by replica. The server of a single machine is restarted from its local copy.
     """
-    import msgspec
-
-    from coldstream.errors import UsageError
-    from coldstream.fleet.credentials import TTL_SECONDS_MAX, How, parse_ttl, plan_keys
-    from coldstream.fleet.launch_run import renew as renewed
-    from coldstream.fleet.launches import launches_of
-    from coldstream.fleet.sky import find_sky
-
     settings = state.settings()
     launches = launches_of(settings)
     record = launches.find(name)
@@ -297,9 +279,6 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
 
 def _has_segments(state: State, name: str) -> bool:
     """Whether the model's weights are stored in segments, which models share."""
-    from coldstream.mirror.manifest_records import read_record
-    from coldstream.mirror.segment_pool import segment_keys
-
     record = read_record(state.open_store(1), name)
     return record is not None and bool(segment_keys(record[0].files))
 
@@ -312,8 +291,6 @@ def _sky_for_nodes(sky: Sky, names: tuple[str, ...], settings: Settings, keys: C
 
 def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
     """The names of the secrets in the file of a launch."""
-    import yaml
-
     try:
         secrets = yaml.safe_load(launches.file(name).read_text())["secrets"]
         return tuple(secret for secret in (*_SECRETS, *_OPTIONAL_SECRETS) if secret in secrets)
@@ -322,68 +299,52 @@ def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _spinning(state: State, text: str) -> Iterator[Any]:
-    """Shows a spinner on a terminal, and yields it; None elsewhere."""
-    if state.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(text) as status:
-        yield status
-
-
-@contextmanager
 def _progress(state: State) -> Iterator[ProgressCallbacks]:
-    """Prints steps as lines, SkyPilot's last line beside a spinner, and the end of its output when it fails."""
-    from coldstream.errors import CancelledError, ColdstreamError
-    from coldstream.fleet.launch_run import STEP_TEXTS, ProgressCallbacks
-    from coldstream.units import format_seconds
-
+    """Prints steps as lines, SkyPilot's last line below them, and the end of its output when it fails."""
     output: list[str] = []
-    with _spinning(state, "SkyPilot") as status:
+    activity = Activity("SkyPilot")
 
-        def on_line(line: str) -> None:
-            output.append(line)
-            if status is not None:
-                from rich.markup import escape
+    def on_line(line: str) -> None:
+        output.append(line)
+        activity.tell(line)
 
-                status.update(escape(line[: max(20, status.console.width - 4)]))
+    def on_step(name: str, seconds: float) -> None:
+        if name == "submitted":
+            # SkyPilot has done its part: its output does not explain later failures.
+            output.clear()
+        state.say(f"  {format_seconds(seconds):>7}  {STEP_TEXTS[name]}")
 
-        def on_step(name: str, seconds: float) -> None:
-            if name == "submitted":
-                # SkyPilot has done its part: its output does not explain later failures.
-                output.clear()
-            state.say(f"  {format_seconds(seconds):>7}  {STEP_TEXTS[name]}")
-
-        try:
+    try:
+        with live_lines(state, activity.text):
             yield ProgressCallbacks(line=on_line, step=on_step)
-        except CancelledError:
-            raise
-        except ColdstreamError:
-            for line in output[-_TAIL:]:
-                state.say(f"  sky: {line}")
-            raise
+    except CancelledError:
+        raise
+    except ColdstreamError:
+        for line in output[-_TAIL:]:
+            state.say(f"  sky: {line}")
+        raise
 
 
 def _plan_lines(plan: LaunchPlan) -> list[str]:
-    from coldstream.units import format_seconds
-
-    deployment = plan.deployment
-    prediction = deployment.loader.prediction
-    rows = [
-        (
-            "machine" if deployment.options.replicas.most == 1 else "machines",
-            _machine_text(plan.offer, _price_text(plan)),
-        ),
-        *([("stand-in", _machine_text(plan.stand_in, _stand_in_text(plan)))] if plan.has_stand_ins else []),
-        ("weights", f"at least {format_seconds(prediction.seconds)}, {prediction.limited_by}"),
-        *([("cdn", f"nodes read through {deployment.domain.url}")] if deployment.domain else []),
-        ("policy", plan.policy),
-        ("keys", _keys_text(plan)),
-    ]
+    deployment, keys, prediction = plan.deployment, plan.keys, plan.deployment.loader.prediction
+    kind = "spot" if deployment.spot else "on demand"
+    kind = "spot, one of them on demand" if deployment.on_demand_replicas else kind
+    price = _price_text(
+        plan.dollars_per_hour, kind + ("" if plan.kind == "node" else ", plus the controller's machine")
+    )
+    stand_in = _price_text(plan.stand_in_dollars_per_hour, "on demand, while no spot machine is ready")
+    origin = "temporary" if keys.how == "signed" else "temporary (issued by Cloudflare)"
+    terms = f"{origin}, read-only for {deployment.model}, expire {_time_text(keys.expires_at)}"
+    rows = {
+        "machine" if deployment.options.replicas.most == 1 else "machines": _machine_text(plan.offer, price),
+        "stand-in": _machine_text(plan.stand_in, stand_in) if plan.has_stand_ins else "",
+        "weights": f"at least {format_seconds(prediction.seconds)}, {prediction.limited_by}",
+        "cdn": f"nodes read through {deployment.domain.url}" if deployment.domain else "",
+        "policy": plan.policy,
+        "keys": "your own, unchanged" if keys.how == "own" else terms,
+    }
     lines = [f"{deployment.model}   {deployment.size}   on {deployment.gpus}"]
-    lines += [f"  {name:<9} {text}" for name, text in rows]
+    lines += [f"  {name:<9} {text}" for name, text in rows.items() if text]
     return lines + [f"{coloured('warning:', 'yellow', sys.stderr)} {text}" for text in _warnings(plan)]
 
 
@@ -394,62 +355,34 @@ def _machine_text(offer: Offer | None, price: str) -> str:
     return "   ".join([offer.instance, offer.infra, ", ".join(filter(None, shape)), price])
 
 
-def _price_text(plan: LaunchPlan) -> str:
-    kind = "spot" if plan.deployment.spot else "on demand"
-    if plan.deployment.on_demand_replicas:
-        kind = "spot, one of them on demand"
-    return _dollars_text(
-        plan.dollars_per_hour, kind + ("" if plan.kind == "node" else ", plus the controller's machine")
-    )
-
-
-def _stand_in_text(plan: LaunchPlan) -> str:
-    return _dollars_text(plan.stand_in_dollars_per_hour, "on demand, while no spot machine is ready")
-
-
-def _dollars_text(prices: tuple[float, float] | None, note: str) -> str:
+def _price_text(prices: tuple[float, float] | None, note: str) -> str:
     if prices is None:
         return "price unknown"
     few, many = prices
     return (f"${few:.2f}/h" if few == many else f"${few:.2f} to ${many:.2f}/h") + f" {note}"
 
 
-def _keys_text(plan: LaunchPlan) -> str:
-    keys = plan.keys
-    if keys.how == "own":
-        return "your own, unchanged"
-    kind = "temporary" if keys.how == "signed" else "temporary (issued by Cloudflare)"
-    return f"{kind}, read-only for {plan.deployment.model}, expire {_time_text(keys.expires_at)}"
-
-
 def _warnings(plan: LaunchPlan) -> list[str]:
-    from coldstream.mirror.segment_pool import ROOT as SEGMENTS
-
-    keys, warnings = plan.keys, []
-    if keys.how == "own":
-        warnings.append(
-            "the machines get your own keys, with all their permissions; use keys that only read this bucket"
-        )
-    if plan.kind == "service" and keys.expires_at is not None:
-        warnings.append(
-            f"replicas that start after {_time_text(keys.expires_at)} cannot read the bucket; "
-            f"before that, run: coldstream launch renew {plan.name}"
-        )
-    if any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
-        warnings.append(
-            "its weights are in segments that models share, so the keys can read the segments of all models"
-        )
-    if names := plan.deployment.domain_secrets:
-        warnings.append(f"the CDN's secrets are passed on unchanged and do not expire: {', '.join(names)}")
-    if plan.kind == "node" and plan.deployment.spot:
-        warnings.append("a preempted machine is not replaced; use --replicas 1 for a service, which replaces it")
-    return warnings
+    keys, expiry, names = plan.keys, _time_text(plan.keys.expires_at), plan.deployment.domain_secrets
+    renewal = f"replicas that start after {expiry} cannot read the bucket; before that, run: coldstream launch renew"
+    warnings = {
+        "the machines get your own keys, with all their permissions; use keys that only read this bucket": (
+            keys.how == "own"
+        ),
+        f"{renewal} {plan.name}": plan.kind == "service" and keys.expires_at is not None,
+        "its weights are in segments that models share, so the keys can read the segments of all models": any(
+            prefix.endswith(SEGMENTS) for prefix in keys.prefixes
+        ),
+        f"the CDN's secrets are passed on unchanged and do not expire: {', '.join(names)}": bool(names),
+        "a preempted machine is not replaced; use --replicas 1 for a service, which replaces it": (
+            plan.kind == "node" and plan.deployment.spot
+        ),
+    }
+    return [text for text, applies in warnings.items() if applies]
 
 
 def _equivalent_commands(state: State, plan: LaunchPlan) -> list[str]:
     """Commands with the same effect, except that the number of connections does not fit the machine."""
-    import shlex
-
     deployment, file = plan.deployment, f"{plan.name}.yaml"
     words = ["coldstream", "template", deployment.model, *deployment.options.arguments()]
     for flag, value in (("--store", state.flags.get("COLDSTREAM_STORE")), ("--env-file", state.env_file), ("-o", file)):
@@ -458,12 +391,7 @@ def _equivalent_commands(state: State, plan: LaunchPlan) -> list[str]:
 
 
 def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool, document: dict[str, Any]) -> None:
-    import shlex
-    from dataclasses import asdict
-
-    import msgspec
-
-    name = launched.launch.name
+    name, seconds = launched.launch.name, format_seconds(launched.seconds)
     key_file = str(launches.key_file(name))
     document = document | {
         "launch": msgspec.to_builtins(launched.launch),
@@ -472,7 +400,16 @@ def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool
         "phases": [asdict(phase) for phase in launched.phases],
         "key_file": None if own_key else key_file,
     }
-    lines = [*map(_phase_text, launched.phases), _ready_text(launched)]
+    lines = []
+    for phase in launched.phases:
+        label = f"{'    ' if phase.of_start else '  '}{phase.name}"
+        lines.append(f"{label:<24} {phase.seconds:7.1f} s  {phase.note}".rstrip())
+    if not launched.phases:
+        lines.append(f"SkyPilot has accepted {name} after {seconds}; check its progress with: coldstream launch status")
+    elif launched.launch.kind == "job":
+        lines.append(f"{coloured('running', 'green')} after {seconds}: job {launched.launch.job or name}")
+    else:
+        lines.append(f"{coloured('ready', 'green')} in {seconds}   {launched.url}")
     if launched.launch.kind != "job":
         key = '"$VLLM_API_KEY"' if own_key else f'"$(cat {shlex.quote(key_file)})"'
         lines.append(f"try:   curl -H Authorization:\\ Bearer\\ {key} {launched.url or 'URL'}/v1/models")
@@ -480,25 +417,7 @@ def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool
     state.show(document, "\n".join(lines))
 
 
-def _ready_text(launched: Launched) -> str:
-    from coldstream.units import format_seconds
-
-    name, seconds = launched.launch.name, format_seconds(launched.seconds)
-    if not launched.phases:
-        return f"SkyPilot has accepted {name} after {seconds}; check its progress with: coldstream launch status"
-    if launched.launch.kind == "job":
-        return f"{coloured('running', 'green')} after {seconds}: job {launched.launch.job or name}"
-    return f"{coloured('ready', 'green')} in {seconds}   {launched.url}"
-
-
-def _phase_text(phase: LaunchPhase) -> str:
-    indent = "    " if phase.of_start else "  "
-    return f"{indent}{phase.name:<{24 - len(indent)}} {phase.seconds:7.1f} s  {phase.note}".rstrip()
-
-
 def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
-    from dataclasses import asdict
-
     keys, deployment = plan.keys, plan.deployment
     return {
         "name": plan.name,
@@ -520,13 +439,5 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
     }
 
 
-def _expiry_text(expires: float | None, now: float) -> str:
-    if expires is None:
-        return "-"
-    return _time_text(expires) if expires > now else f"expired {_time_text(expires)}"
-
-
 def _time_text(seconds: float | None) -> str:
-    from datetime import datetime, timezone
-
     return datetime.fromtimestamp(seconds or 0, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from coldstream.mirror.listing import ModelInfo
+from coldstream.errors import NotFoundError
+from coldstream.mirror.listing import ModelInfo, list_models
+from coldstream.places.folder import Folder
+from coldstream.units import format_age, format_bytes
 
 _COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red", "unreadable": "red"}
 
 
-@click.command(epilog=EXIT_CODES)
-@common_options
+@click.command(cls=Verb)
 def command(state: State) -> None:
     """List the models in the bucket and their state.
 
@@ -32,10 +29,6 @@ def command(state: State) -> None:
     States: ready; incomplete (an upload is running or was interrupted); damaged (objects are missing or replaced);
     unreadable (the manifest cannot be trusted); foreign (stored by another tool: can be loaded, not verified).
     """
-    from coldstream.errors import NotFoundError
-    from coldstream.mirror.listing import list_models
-    from coldstream.places.folder import Folder
-
     store = state.open_store(8)
     models = list_models(store)
     if isinstance(store, Folder) and not store.root.is_dir():
@@ -51,8 +44,6 @@ def command(state: State) -> None:
 
 
 def _table(models: Sequence[ModelInfo]) -> str:
-    from coldstream.units import format_age, format_bytes
-
     rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
     for model in models:
         detail = model.detail or format_age(model.modified)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import TransferBar, live_lines
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options, load_options, metrics_options
+from coldstream.cli.shared_options import load_options, metrics_options
+from coldstream.engine.load_statistics import LoadReport
+from coldstream.loading.options import Options
+from coldstream.loading.streaming import Load
+from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
-if TYPE_CHECKING:
-    from coldstream.engine.load_statistics import LoadReport
 
-
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("uri", metavar="MODEL")
-@click.option("--device", default="cpu", show_default=True, help="Torch device to load onto, such as cuda or cuda:1.")
+@click.option("--device", default="cpu", help="Torch device to load onto, such as cuda or cuda:1.")
 @click.option("--in-order", is_flag=True, help="Return tensors in file order instead of arrival order.")
 @load_options
 @metrics_options
-@common_options
 def command(state: State, uri: str, device: str, in_order: bool, **load: Any) -> None:
     """Stream a model into memory and report speed and bottleneck.
 
@@ -38,18 +38,16 @@ def command(state: State, uri: str, device: str, in_order: bool, **load: Any) ->
 
     Each tensor is received, verified and released: this measures the path into memory and fills the local cache.
     """
-    from coldstream.loading.options import Options
-    from coldstream.loading.streaming import Load
-
     settings = state.settings()
-    with state.measured(settings, uri) as measured, _bar(state) as on_progress:
+    bar = TransferBar("load")
+    with state.measured(settings, uri) as measured, live_lines(state, bar.text):
         options = Options(
             device=device,
             framework="buffer" if device == "cpu" else "pt",
             in_order=in_order,
             metrics=False,
             settings=settings,
-            on_progress=on_progress,
+            on_progress=bar.move_to,
             **load,
         )
         with Load(uri, options) as loading:
@@ -60,31 +58,6 @@ def command(state: State, uri: str, device: str, in_order: bool, **load: Any) ->
             report = loading.report
     assert report is not None
     state.show(asdict(report), _text(report))
-
-
-@contextmanager
-def _bar(state: State) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal."""
-    import sys
-
-    if state.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    bars = Progress(
-        TextColumn("  {task.description}", markup=False),
-        BarColumn(bar_width=30),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=Console(stderr=True, highlight=False),
-        transient=True,
-    )
-    with bars:
-        task = bars.add_task("load", total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _on_wait(state: State) -> Callable[[], None]:
@@ -100,8 +73,6 @@ def _on_wait(state: State) -> Callable[[], None]:
 
 
 def _text(report: LoadReport) -> str:
-    from coldstream.units import format_bytes, format_rate, format_seconds, plural
-
     parts = [
         f"{format_bytes(report.bytes)} in {format_seconds(report.seconds)}",
         format_rate(report.bytes, report.seconds),

@@ -18,9 +18,12 @@ import click
 
 from coldstream.errors import DiskError
 from coldstream.printable import printable
+from coldstream.units import plural
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from coldstream.operate.probe import Check
 
 # The escape sequences that `coloured` writes around a word, and no others.
 _COLOURS = re.compile(r"(\x1b\[(?:0|3[1-3])m)")
@@ -43,11 +46,7 @@ def echo_json(document: Any, *, indent: int | None = None) -> None:
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text in green (done), yellow (look here) or red (failed) if `stream` is a terminal and NO_COLOR is not set.
-
-    Args:
-        stream: Where the text goes; stdout by default.
-    """
+    """Text in green, yellow or red if `stream` (by default stdout) is a terminal and NO_COLOR is not set."""
     stream = stream or sys.stdout
     return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
@@ -55,11 +54,9 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
 def table_text(
     rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None, coloured_column: int = 0
 ) -> str:
-    """One line for each row, in aligned columns.
+    """One line for each row, the heading first, in aligned columns.
 
-    Args:
-        rows: All of one length, the heading first.
-        colours: The colour of a cell in `coloured_column`, by its text.
+    `colours` has the colour of a cell in `coloured_column`, by its text.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -70,6 +67,20 @@ def table_text(
             cells[coloured_column] = coloured(cells[coloured_column], colour)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def echo_check(check: Check, width: int) -> None:
+    """Prints the result of a check of `setup` or `doctor`, with its name in `width` columns."""
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}.get(check.state)
+    echo(f"{coloured(f'{check.state:<5}', colour) if colour else '-    '} {check.name:<{width}} {check.detail}")
+    if check.hint and check.state in {"warn", "fail"}:
+        echo(f"{'':<{width + 6}} {check.hint}")
+
+
+def checks_text(counts: Mapping[str, int]) -> str:
+    """How many checks have each state, the last line of `setup` and `doctor`."""
+    text = f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok"
+    return text + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
 
 class OutputGoneError(OSError):

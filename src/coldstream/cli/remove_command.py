@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import common_options, dry_run_option, yes_option
+from coldstream.cli.shared_options import dry_run_option, yes_option
+from coldstream.mirror.remove import plan_removal, remove
+from coldstream.node.bundle.bundle_store import BundleStore
+from coldstream.units import format_bytes, plural
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("name", metavar="MODEL")
 @yes_option
 @dry_run_option
-@common_options
 def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     """Delete a model and its warm-start bundles from the bucket.
 
@@ -24,10 +26,6 @@ def command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     The manifest is deleted first, then everything under the model's name. Segments that another model in the bucket
     shares are kept.
     """
-    from coldstream.mirror.remove import plan_removal, remove
-    from coldstream.node.bundle.bundle_store import BundleStore
-    from coldstream.units import format_bytes, plural
-
     store = state.open_store(4)
     removal = plan_removal(store, name)
     name = removal.name

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import EXIT_CODES, Verb
+from coldstream.cli.live import StartStatus, live_lines
 from coldstream.cli.output import coloured
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options, load_options, metrics_options, vllm_option
-
-if TYPE_CHECKING:
-    from coldstream.node.serve import Started
+from coldstream.cli.shared_options import load_options, metrics_options, vllm_option
+from coldstream.engines.vllm.vllm_engine import VllmEngine
+from coldstream.loading.options import Options
+from coldstream.machine.hardware import process_began
+from coldstream.model.uri import Uri
+from coldstream.node.inference_engine import ServeRequest
+from coldstream.node.serve import Started, serve
+from coldstream.node.serve_preparation import prepared_start
+from coldstream.telemetry.timeline.start_record import format_ready_line
+from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
 # Fields of the timeline that the JSON shows under the same names.
 _OF_TIMELINE = (
@@ -29,14 +38,13 @@ _OF_TIMELINE = (
 )
 
 
-@click.command(epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.")
+@click.command(cls=Verb, epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.")
 @click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--loader",
     type=click.Choice(["coldstream", "runai", "runai-sharded", "default"]),
     default="coldstream",
-    show_default=True,
     help="How vLLM loads the weights; default downloads them first.",
 )
 @click.option("--fallback", type=click.Choice(["hf"]), help="Stream from the Hub if the bucket fails at the start.")
@@ -45,7 +53,6 @@ _OF_TIMELINE = (
     "--bundle",
     type=click.Choice(["auto", "read", "write", "off"]),
     default="auto",
-    show_default=True,
     help="Warm-start bundle: restore and publish it (auto), only one of both, or neither.",
 )
 @click.option("--no-spot-notice", is_flag=True, help="Do not poll the cloud for spot interruptions.")
@@ -60,7 +67,6 @@ _OF_TIMELINE = (
 @vllm_option
 @click.option("--print-command", is_flag=True, help="Print the vLLM command and exit.")
 @click.option("--print-env", is_flag=True, help="Print the environment variables set for vLLM and exit.")
-@common_options
 def command(
     state: State,
     uri: str,
@@ -87,16 +93,6 @@ def command(
     Flags after `--` go to `vllm serve` unchanged. MODEL is org/model in the bucket, or any URI that `coldstream load`
     takes. A second start on the same machine reads the local cache and does not need the bucket.
     """
-    from coldstream.cli.live import StartStatus, live_line
-    from coldstream.engines.vllm.vllm_engine import VllmEngine
-    from coldstream.loading.options import Options
-    from coldstream.machine.hardware import process_began
-    from coldstream.model.uri import Uri
-    from coldstream.node.inference_engine import ServeRequest
-    from coldstream.node.serve import serve
-    from coldstream.node.serve_preparation import prepared_start
-    from coldstream.telemetry.timeline.start_record import format_ready_line
-
     settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
     request = ServeRequest(
         uri=Uri(uri),
@@ -117,7 +113,7 @@ def command(
         state.show({"arguments": prepared.command.arguments, "environment": lines}, "\n".join(lines))
         return
 
-    with state.measured(settings, uri) as measured, live_line(state, status.text) as live:
+    with state.measured(settings, uri) as measured, live_lines(state, status.text, with_json=False) as live:
 
         def on_started(started: Started) -> None:
             live.close()
@@ -147,8 +143,6 @@ def command(
 
 
 def _document(started: Started) -> dict[str, object]:
-    from dataclasses import asdict
-
     timeline = started.timeline
     document = timeline.document()
     return {
@@ -165,10 +159,6 @@ def _document(started: Started) -> dict[str, object]:
 
 def timeline_text(started: Started) -> str:
     """Where the time of a start went: bars on a terminal, lines elsewhere."""
-    import shutil
-
-    from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
-
     bars, columns = sys.stderr.isatty(), shutil.get_terminal_size().columns
     rows = rows_text(started.timeline, bars=bars, columns=columns)
     first, *rest = summary_text(started.timeline, url=started.url, columns=columns if bars else None)

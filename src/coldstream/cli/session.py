@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coldstream.cli.output import coloured, echo, echo_json, terminal_safe
+from coldstream.errors import ColdstreamError, DiskError, UsageError
+from coldstream.model.uri import Uri, without_secrets
+from coldstream.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from coldstream.errors import ColdstreamError
     from coldstream.net.retry import Retry
     from coldstream.places.place import Store
-    from coldstream.settings import Settings
     from coldstream.telemetry.metrics.measuring import CommandMetrics
 
 _WAIT_SECONDS_MIN = 2
@@ -28,11 +30,7 @@ class State:
     """The common options of one run.
 
     Attributes:
-        json: Print one JSON document on stdout instead of text.
-        quiet: Print only errors on stderr.
-        debug: Also print tracebacks of expected errors.
         flags: Settings from command-line options, by the names of their variables.
-        env_file: The settings file from --env-file, or None.
         resume: What a rerun after Ctrl-C continues from, for the hint; None if it starts over.
         warned: Whether the warning of the settings was printed.
     """
@@ -47,8 +45,6 @@ class State:
 
     def settings(self, *, draft: bool = False) -> Settings:
         """The resolved settings; see `load_settings`."""
-        from coldstream.settings import load_settings
-
         settings = load_settings(self.flags, env_file=self.env_file, draft=draft)
         if settings.warning and not self.warned:
             self.say(f"warning: {settings.warning}")
@@ -66,21 +62,16 @@ class State:
         """A retry policy that gives up after the configured time."""
         from coldstream.net.retry import Backoff, Retry
 
-        return Retry(Backoff(give_up_seconds=settings.retry_seconds), on_retry=self._on_retry)
+        def on_retry(error: Exception, seconds: float) -> None:
+            if seconds >= _WAIT_SECONDS_MIN:
+                self.say(f"{error}; retrying in {seconds:.0f} s")
 
-    def _on_retry(self, error: Exception, seconds: float) -> None:
-        if seconds >= _WAIT_SECONDS_MIN:
-            self.say(f"{error}; retrying in {seconds:.0f} s")
+        return Retry(Backoff(give_up_seconds=settings.retry_seconds), on_retry=on_retry)
 
     def measured(self, settings: Settings, uri: str) -> AbstractContextManager[CommandMetrics]:
-        """Serves and writes the configured metrics of a model's load within the block; nothing if none are configured.
-
-        Args:
-            uri: The model as the user named it.
-        """
+        """Serves and writes the metrics of a model's load within the block, if any are configured."""
         from coldstream.loading.load_plan import uri_key
         from coldstream.model.names import model_name
-        from coldstream.model.uri import Uri
         from coldstream.telemetry.metrics.measuring import measured, metric_options
 
         metrics = metric_options(settings)
@@ -98,11 +89,9 @@ class State:
 
     def explain(self, message: str, hint: str | None) -> None:
         """Prints an error and its hint on stderr, without secrets; further lines are indented."""
-        from coldstream.model.uri import without_secrets
-
-        echo(f"{coloured('error:', 'red', sys.stderr)} {_indented(without_secrets(message))}", err=True)
-        if hint:
-            echo(f"hint:  {_indented(without_secrets(hint))}", err=True)
+        for label, text in ((coloured("error:", "red", sys.stderr), message), ("hint: ", hint)):
+            if text:
+                echo(f"{label} {without_secrets(text)}".replace("\n", "\n       "), err=True)
 
     def report(self, exc: ColdstreamError) -> dict[str, Any]:
         """Prints an error, with its traceback under `--debug`; returns its JSON document."""
@@ -118,65 +107,47 @@ class State:
         else:
             echo(text)
 
-    def write(self, path: Path, data: bytes) -> None:
-        """Writes a file that the user named, completely or not at all, and says so.
-
-        Raises:
-            DiskError: It cannot be written.
-        """
-        from coldstream.errors import DiskError
-        from coldstream.machine.atomic_file import write_output
-
-        try:
-            write_output(path, data)
-        except OSError as exc:
-            raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
-        self.say(f"wrote {path}")
-
     def write_charts(
         self, html_file: Path | None, png_file: Path | None, *, html: Callable[[], str], png: Callable[[], bytes]
     ) -> None:
-        """Writes the charts of `chart_options` that were asked for, once all of them are drawn."""
+        """Writes the requested charts of `chart_options`, once all of them are drawn, each completely or not at all."""
+        from coldstream.machine.atomic_file import write_output
+
         files = [(html_file, html().encode())] if html_file else []
         files += [(png_file, png())] if png_file else []
         for path, data in files:
-            self.write(path, data)
+            with writing(path):
+                write_output(path, data)
+            self.say(f"wrote {path}")
 
 
 def error_document(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
     """An error as `--json` prints it, without secrets; a contract."""
-    from coldstream.model.uri import without_secrets
-
     message, hint = without_secrets(message), without_secrets(hint) if hint else None
     return {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}}
 
 
 def show_traceback(exc: Exception) -> None:
     """Prints a traceback on stderr, without secrets."""
-    import traceback
-
-    from coldstream.model.uri import without_secrets
-
     echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
 
 
-def _indented(text: str) -> str:
-    return text.replace("\n", "\n       ")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the errors of writing a file that the user named into DiskError."""
+    try:
+        yield
+    except OSError as exc:
+        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
 
 
 def confirm(action: str, what: str) -> None:
-    """Asks on the terminal whether to go on.
-
-    Args:
-        action: A verb, such as "delete".
-        what: Its object.
+    """Asks on the terminal whether to "delete", or another verb, some object.
 
     Raises:
         UsageError: There is no terminal to ask on.
         click.Abort: The answer is no.
     """
-    from coldstream.errors import UsageError
-
     if not sys.stdin.isatty():
         raise UsageError(f"refusing to {action} {what} without confirmation", hint="add --yes")
     click.confirm(terminal_safe(f"{action} {what}?"), abort=True, err=True)
@@ -189,7 +160,6 @@ def check_chart_files(*files: Path | None) -> None:
         ColdstreamError: matplotlib is not installed.
         DiskError: The directory of a file does not exist.
     """
-    from coldstream.errors import DiskError
     from coldstream.operate.charts import check
 
     for path in filter(None, files):

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import shlex
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
-from coldstream.cli.output import coloured, echo
+from coldstream.cli import wizard
+from coldstream.cli.groups import Verb
+from coldstream.cli.output import checks_text, echo, echo_check
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options
-
-if TYPE_CHECKING:
-    from coldstream.operate.probe import Check
-    from coldstream.settings import Settings
+from coldstream.errors import ColdstreamError, ConfigError, UsageError
+from coldstream.operate import probe
+from coldstream.operate.probe import Check
+from coldstream.places.opening import open_store
+from coldstream.settings import Settings, mask
 
 _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.option(
     "--location", metavar="HINT", help="Location of a new bucket: wnam, enam, weur, eeur, apac, oc, or a region."
 )
@@ -31,7 +34,6 @@ _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TO
 @click.option("--bundle-key", is_flag=True, help="Add a key that signs warm-start bundles to .env if it has none.")
 @click.option("--show-secrets", is_flag=True, help="Print the export lines with unmasked keys.")
 @click.option("--exports-only", is_flag=True, help="Print only the export lines; do not use the network.")
-@common_options
 def command(
     state: State,
     location: str | None,
@@ -53,12 +55,6 @@ def command(
     Reads R2_ENDPOINT, R2_BUCKET, R2_ACCESS_KEY and R2_SECRET_KEY, or their AWS_ equivalents, from the environment or
     .env. The file is written with mode 0600.
     """
-    import os
-
-    from coldstream.cli import wizard
-    from coldstream.errors import UsageError
-    from coldstream.operate import probe
-
     writes = write_env or bundle_key
     if writes and exports_only:
         raise UsageError("--exports-only cannot be combined with options that write .env", hint="leave one of them out")
@@ -77,10 +73,10 @@ def command(
         click.confirm("nothing is written yet; answer again?", default=True, abort=True, err=True)
         settings = wizard.ask(settings, wizard.NAMES)
     lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
-    if state.json:
-        state.show({"checks": [check.document() for check in checks], "exports": lines}, "")
-    else:
-        _epilogue(checks, lines, show_secrets=show_secrets)
+    masked = "" if show_secrets else " (keys masked; see --show-secrets)"
+    exports = [f"\n# for the AWS CLI and vLLM{masked}:", *lines] if lines else []
+    document = {"checks": [check.document() for check in checks], "exports": lines}
+    state.show(document, "\n".join([checks_text(Counter(check.state for check in checks)), *exports]))
     if writes:
         for note in [f"{path} was not written: a check failed"] if failed else wizard.write(settings, path, os.environ):
             state.say(note)
@@ -90,16 +86,7 @@ def command(
 
 
 def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
-    """The settings to check and write, including the user's answers.
-
-    Raises:
-        ConfigError: A setting is missing, and there is no terminal to ask on.
-    """
-    import secrets
-
-    from coldstream.cli import wizard
-    from coldstream.errors import ConfigError
-
+    """The settings to check and write, including the user's answers."""
     settings = state.settings(draft=True)
     if bundle_key and not settings.get("COLDSTREAM_BUNDLE_KEY"):
         settings = wizard.with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
@@ -121,16 +108,13 @@ def _is_interactive(settings: Settings) -> bool:
 
 def _checks(state: State, settings: Settings, *, create: bool, location: str | None) -> list[Check]:
     """Checks the configuration and, if it is valid, the bucket; prints each result at once."""
-    from coldstream.errors import ColdstreamError
-    from coldstream.operate import probe
-    from coldstream.places.opening import open_store
-
     checks: list[Check] = []
 
     def note(*results: Check | None) -> bool:
         new = [check for check in results if check]
         checks.extend(new)
-        _print(state, new)
+        for check in new if not state.json else ():
+            echo_check(check, 20)
         return not any(check.state == "fail" for check in new)
 
     if not note(*probe.check_configuration(settings)):
@@ -145,30 +129,7 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     return checks
 
 
-def _print(state: State, checks: list[Check]) -> None:
-    if state.json:
-        return
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    for check in checks:
-        echo(f"{coloured(f'{check.state:<5}', colours[check.state])} {check.name:<20} {check.detail}")
-        if check.hint and check.state != "ok":
-            echo(f"{'':<26} {check.hint}")
-
-
-def _epilogue(checks: list[Check], lines: list[str], *, show_secrets: bool) -> None:
-    from coldstream.units import plural
-
-    counts = {kind: sum(check.state == kind for check in checks) for kind in ("fail", "warn", "ok")}
-    echo(f"{counts['fail']} failed, {plural(counts['warn'], 'warning')}, {counts['ok']} ok")
-    if lines:
-        masked = "" if show_secrets else " (keys masked; see --show-secrets)"
-        echo(f"\n# for the AWS CLI and vLLM{masked}:")
-        echo("\n".join(lines))
-
-
 def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:
-    from coldstream.settings import mask
-
     return [
         f"export {name}={shlex.quote(value if show_secrets or name not in _SECRET_EXPORTS else mask(value))}"
         for name, value in values.items()

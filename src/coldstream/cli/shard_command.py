@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import progress_for
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import Count, common_options, transfer_options, vllm_option
+from coldstream.cli.shared_options import count, transfer_options, vllm_option
+from coldstream.engines.vllm.sharding import sharded_folder
+from coldstream.errors import UsageError
+from coldstream.loading.options import Options
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import plan_upload
+from coldstream.model.names import is_path
+from coldstream.places.folder import FolderSnapshot
+from coldstream.units import format_bytes, format_seconds
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("uri", metavar="MODEL")
 @click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
-@click.option("--tp", "ranks", type=Count(1, 64), required=True, help="Tensor parallelism: the number of ranks.")
+@click.option("--tp", "ranks", type=count(1, 64), required=True, help="Tensor parallelism: the number of ranks.")
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: MODEL-tpN]")
 @vllm_option
 @transfer_options
-@common_options
 def command(
     state: State,
     uri: str,
@@ -37,18 +47,6 @@ def command(
     it on the devices that will serve it: the shards fit one version of vLLM, one kind of device, one quantisation and
     one number of ranks. Flags after `--` go to vLLM's engine.
     """
-    from dataclasses import asdict
-
-    from coldstream.cli.bars import progress_for
-    from coldstream.engines.vllm.sharding import sharded_folder
-    from coldstream.errors import UsageError
-    from coldstream.loading.options import Options
-    from coldstream.mirror.upload import upload
-    from coldstream.mirror.upload_plan import plan_upload
-    from coldstream.model.names import is_path
-    from coldstream.places.folder import FolderSnapshot
-    from coldstream.units import format_bytes, format_seconds
-
     if name is None:
         if "://" in uri or is_path(uri):
             raise UsageError(f"{uri} is not a name in the bucket, so the new model needs one", hint="add --as org/name")

@@ -2,77 +2,63 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import MISSING
 from typing import Any, TypeVar
 
 import click
 
+from coldstream.cli.groups import FILE
 from coldstream.cli.session import State
+from coldstream.errors import UsageError
+from coldstream.units import parse_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(dir_okay=False, path_type=Path)
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
-class Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
-    """A whole number within bounds."""
+class ParsedType(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic since click 8.3
+    """A value that `parse` converts from text. It raises UsageError for an invalid one."""
 
-    name = "N"
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name, self._parse = name, parse
 
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            number = int(value)
-        except ValueError:
-            number = self._least - 1
-        if not self._least <= number <= self._most:
-            self.fail(f"{value!r} is not a whole number from {self._least} to {self._most}", param, ctx)
-        return number
-
-
-class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A size such as 64MiB, as bytes."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from coldstream.errors import UsageError
-        from coldstream.units import parse_bytes
-
-        try:
-            return value if isinstance(value, int) else parse_bytes(str(value))
+            return self._parse(value) if isinstance(value, str) else value
         except UsageError as exc:
-            self.fail(f"{exc.message}; {exc.hint}", param, ctx)
+            self.fail(exc.message + (f"; {exc.hint}" if exc.hint else ""), param, ctx)
 
 
-class Age(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A duration such as 7d, as seconds."""
+def count(least: int, most: int) -> ParsedType:
+    """The type of a whole number within bounds."""
 
-    name = "AGE"
+    def parse(text: str) -> int:
+        if not (re.fullmatch(r"\s*\d{1,18}\s*", text) and least <= int(text) <= most):
+            raise UsageError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not an age; write it like 7d, 12h or 30m", param, ctx)
-        return float(match[1]) * _UNIT_SECONDS[match[2]]
+    return ParsedType("N", parse)
 
 
-class Link(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A network speed such as 10Gbit, as bytes per second."""
+def _parse_age(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not an age", hint="write it like 7d, 12h or 30m")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
-    name = "SPEED"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg])bit(?:/s)?", str(value).strip(), re.IGNORECASE)
-        if match is None or not float(match[1]):
-            self.fail(f"{value!r} is not a speed; write it like 10Gbit or 500Mbit", param, ctx)
-        return float(match[1]) * _BITS[match[2].lower()] / 8
+def _parse_speed(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg])bit(?:/s)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text!r} is not a speed", hint="write it like 10Gbit or 500Mbit")
+    return float(match[1]) * _BITS[match[2].lower()] / 8
+
+
+# In bytes, seconds, and bytes per second.
+SIZE, AGE, SPEED = ParsedType("SIZE", parse_bytes), ParsedType("AGE", _parse_age), ParsedType("SPEED", _parse_speed)
 
 
 def options(*declared: Callable[[F], F]) -> Callable[[F], F]:
@@ -86,77 +72,42 @@ def options(*declared: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def common_options(function: F) -> F:
-    """Adds the options of every command, and passes a `State` as the first argument."""
-
-    @options(
-        click.option(
-            "--store",
-            metavar="URI",
-            help="Bucket (s3://bucket[/prefix]) or folder of models.  [env: COLDSTREAM_STORE, R2_BUCKET]",
-        ),
-        click.option("--env-file", type=FILE, help="Read settings from this file instead of ./.env."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option("-q", "--quiet", is_flag=True, help="Print only the result and errors."),
-        click.option("--debug", is_flag=True, help="Show tracebacks of errors."),
-    )
-    @click.pass_obj
-    def wrapped(
-        state: State,
-        /,
-        *args: Any,
-        store: str | None,
-        env_file: Path | None,
-        as_json: bool,
-        quiet: bool,
-        debug: bool,
-        **others: Any,
-    ) -> Any:
-        state.json, state.quiet, state.debug, state.env_file = as_json, quiet, debug, env_file
-        state.flags["COLDSTREAM_STORE"] = store
-        return function(state, *args, **others)
-
-    return functools.update_wrapper(wrapped, function)  # type: ignore[return-value]
-
-
-transfer_options = options(
-    click.option("--connections", type=Count(1, 256), default=8, show_default=True, help="Parallel transfers."),
-    click.option(
-        "--memory",
-        "memory_bytes",
-        type=Size(),
-        default="640MiB",
-        show_default=True,
-        help="Memory limit for data in flight.",
-    ),
-)
-
-
 def negated(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:  # click's signature
     """A callback for flags like --no-cache, whose parameters are positive."""
     return not value
 
 
+def _set(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """A callback for options that become settings."""
+    assert param.name is not None
+    ctx.ensure_object(State).flags[f"COLDSTREAM_{param.name.upper()}"] = None if value is None else str(value)
+
+
+def setting(name: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that sets the variable COLDSTREAM_NAME and is no parameter of the function."""
+    return click.option(name, callback=_set, expose_value=False, **attributes)
+
+
+transfer_options = options(
+    click.option("--connections", type=count(1, 256), default=8, help="Parallel transfers."),
+    click.option("--memory", "memory_bytes", type=SIZE, default="640MiB", help="Memory limit for data in flight."),
+)
 # The parameters have the names of the fields of `coldstream.loading.options.Options`.
 load_options = options(
     click.option(
         "--connections",
-        type=Count(1, 1024),
+        type=count(1, 1024),
         default=64,
-        show_default=True,
         help="Maximum parallel connections; the actual number adapts to the bucket.",
     ),
     click.option(
-        "--memory",
-        type=Size(),
-        help="Memory limit for data in flight.  [default: half of the available memory]",
+        "--memory", type=SIZE, help="Memory limit for data in flight.  [default: half of the available memory]"
     ),
-    click.option("--workers", type=Count(1, 64), help="Streaming processes.  [default: one per core, at most 8]"),
+    click.option("--workers", type=count(1, 64), help="Streaming processes.  [default: one per core, at most 8]"),
     click.option(
         "--via",
         type=click.Choice(["auto", "cdn", "s3"]),
         default="auto",
-        show_default=True,
         help="Read weights through the CDN or from the bucket itself; auto prefers a configured CDN.  "
         "[env: R2_CDN_DOMAIN]",
     ),
@@ -164,6 +115,17 @@ load_options = options(
     click.option(
         "--no-verify", "verify", is_flag=True, callback=negated, help="Skip the check against the manifest's hashes."
     ),
+)
+# See `coldstream.telemetry.metrics.measuring`.
+metrics_options = options(
+    setting(
+        "--metrics-port",
+        type=count(0, 65535),
+        help="Serve Prometheus metrics on this port while running (0 picks a free port).  "
+        "[env: COLDSTREAM_METRICS_PORT]",
+    ),
+    setting("--metrics-host", metavar="ADDRESS", help="Address to serve metrics on.  [default: 127.0.0.1]"),
+    setting("--metrics-file", type=FILE, help="Write the metrics to this .prom file at the end, for node_exporter."),
 )
 chart_options = options(
     click.option("--html", "html_file", type=FILE, help="Write the charts to a self-contained HTML page."),
@@ -176,33 +138,23 @@ vllm_option = click.option(
 )
 
 
-def _setting(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    assert param.name is not None
-    ctx.ensure_object(State).flags[f"COLDSTREAM_{param.name.upper()}"] = None if value is None else str(value)
+def deployment_options(command: str) -> Callable[[F], F]:
+    """Adds the flags of `template` or `launch`; their parameters have the names of the fields of `DeployOptions`."""
+    from coldstream.fleet.deploy_options import DEFAULTS, FLAGS
 
-
-# These become settings: see `coldstream.telemetry.metrics.measuring`.
-metrics_options = options(
-    click.option(
-        "--metrics-port",
-        type=Count(0, 65535),
-        callback=_setting,
-        expose_value=False,
-        help="Serve Prometheus metrics on this port while running (0 picks a free port).  "
-        "[env: COLDSTREAM_METRICS_PORT]",
-    ),
-    click.option(
-        "--metrics-host",
-        metavar="ADDRESS",
-        callback=_setting,
-        expose_value=False,
-        help="Address to serve metrics on.  [default: 127.0.0.1]",
-    ),
-    click.option(
-        "--metrics-file",
-        type=FILE,
-        callback=_setting,
-        expose_value=False,
-        help="Write the metrics to this .prom file at the end, for node_exporter.",
-    ),
-)
+    declared = []
+    for field, flag in FLAGS.items():
+        default, kind = DEFAULTS[field], click.Choice(flag.choices) if flag.choices else None
+        is_text = isinstance(default, (str, int)) and not isinstance(default, bool)
+        option = click.option(
+            flag.name,
+            field,
+            type=click.IntRange(*flag.bounds) if flag.bounds else kind,
+            metavar=flag.metavar,
+            is_flag=isinstance(default, bool) or "/" in flag.name,
+            # click 8.3 takes an explicit None for the value of a required option.
+            **({"required": True} if default is MISSING else {"default": default if is_text else None}),
+            help=flag.help,
+        )
+        declared += [option] if command in flag.commands else []
+    return options(*declared)

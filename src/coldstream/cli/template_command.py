@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.deployment_options import deployment_options
-from coldstream.cli.groups import EXIT_CODES, DefaultGroup
+from coldstream.cli.groups import EXIT_CODES, FILE, DefaultGroup
 from coldstream.cli.output import coloured
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import FILE, common_options
+from coldstream.cli.shared_options import deployment_options
+from coldstream.errors import DiskError, NotFoundError, UsageError
+from coldstream.fleet.deploy_options import read_options
+from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path
+from coldstream.fleet.deployment import render as rendered
+from coldstream.fleet.template_check import BYTES_MAX, TemplateFinding
+from coldstream.fleet.template_check import check as check_text
+from coldstream.machine.atomic_file import write_output
+from coldstream.model.names import checked_name
 from coldstream.printable import printable
-
-if TYPE_CHECKING:
-    from coldstream.fleet.deployment import Deployment
-    from coldstream.fleet.template_check import TemplateFinding
+from coldstream.tune.model_shape import read_model
+from coldstream.units import plural
 
 
-@click.group(cls=DefaultGroup, default="render", epilog=EXIT_CODES)
+@click.group(cls=DefaultGroup, default="render")
 def command() -> None:
     """Generate a deployment file for SkyPilot, Kubernetes and others.
 
@@ -31,12 +36,11 @@ def command() -> None:
     """
 
 
-@command.command(epilog=EXIT_CODES)
+@command.command()
 @click.argument("model", metavar="MODEL")
 @deployment_options("template")
 @click.option("-o", "--output", type=FILE, help="Write to this file.  [default: standard output]")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@common_options
 def render(state: State, model: str, output: Path | None, force: bool, **values: Any) -> None:
     """Generate the deployment file of a model.
 
@@ -49,12 +53,6 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     The flags are those that `coldstream tune` recommends; a model that does not fit is rejected. The file names secrets
     and never contains their values.
     """
-    from coldstream.fleet.deploy_options import read_options
-    from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
-    from coldstream.fleet.deployment import render as rendered
-    from coldstream.model.names import checked_name
-    from coldstream.tune.model_shape import read_model
-
     options, settings = read_options(values), state.settings()
     bucket, domain = bucket_of(settings), domain_of(settings, options.loader)
     shape = read_model(checked_name(model), settings)
@@ -72,7 +70,6 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
 
 @command.command(epilog=f"{EXIT_CODES} 1 also: there are findings.")
 @click.argument("file", metavar="FILE", type=FILE)
-@common_options
 def check(state: State, file: Path) -> None:
     """Check any deployment file for vLLM.
 
@@ -83,10 +80,6 @@ def check(state: State, file: Path) -> None:
     The file may be YAML, a script or a guide in Markdown. The rules are described in docs/template.md. Values of
     secrets are never shown.
     """
-    from coldstream.errors import DiskError, NotFoundError, UsageError
-    from coldstream.fleet.template_check import BYTES_MAX
-    from coldstream.fleet.template_check import check as check_text
-
     try:
         with open(file, "rb") as opened:
             text = opened.read(BYTES_MAX + 1).decode()
@@ -104,8 +97,6 @@ def check(state: State, file: Path) -> None:
 
 
 def _findings_text(file: Path, findings: list[TemplateFinding]) -> str:
-    from coldstream.units import plural
-
     lines = []
     for item in findings:
         lines += [
@@ -130,9 +121,6 @@ def _document(deployment: Deployment, text: str, output: Path | None) -> dict[st
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    from coldstream.errors import DiskError, UsageError
-    from coldstream.machine.atomic_file import write_output
-
     try:
         if force:
             write_output(path, text.encode())

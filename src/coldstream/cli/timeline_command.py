@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import chart_options, common_options
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from coldstream.telemetry.timeline.start_record import Timeline
-    from coldstream.telemetry.timeline.timeline_store import Timelines
+from coldstream.cli.shared_options import chart_options
+from coldstream.errors import UsageError
+from coldstream.operate.charts import png
+from coldstream.operate.timeline_page import RUNS_MAX, html, panels
+from coldstream.telemetry.timeline.start_record import Timeline
+from coldstream.telemetry.timeline.timeline_store import Timelines, timelines_of
+from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
 _LISTED = (
     "run",
@@ -32,11 +34,10 @@ _LISTED = (
 )
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--list", "listed", is_flag=True, help="List the recorded starts, newest first.")
 @chart_options
-@common_options
 def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path | None, png_file: Path | None) -> None:
     """Show where start-up time went, for one start or several.
 
@@ -50,11 +51,6 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     keeps the newest hundred in the cache directory. Charts compare successful starts and need matplotlib (coldstream's
     extra `charts`).
     """
-    from coldstream.errors import UsageError
-    from coldstream.operate.charts import png
-    from coldstream.operate.timeline_page import html, panels
-    from coldstream.telemetry.timeline.timeline_store import timelines_of
-
     kept = timelines_of(state.settings())
     if listed:
         if runs or html_file or png_file:
@@ -70,9 +66,6 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
 
 
 def _check_charted(timelines: Sequence[Timeline]) -> None:
-    from coldstream.errors import UsageError
-    from coldstream.operate.timeline_page import RUNS_MAX
-
     if ended := next((timeline for timeline in timelines if timeline.ended is not None), None):
         raise UsageError(
             f"{ended.run} did not become ready ({ended.outcome}); charts compare successful starts",
@@ -106,10 +99,6 @@ def _table(timelines: Sequence[Timeline], kept: Timelines) -> str:
 
 
 def _text(timelines: Sequence[Timeline]) -> str:
-    import shutil
-
-    from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
-
     bars, columns = sys.stdout.isatty(), shutil.get_terminal_size().columns
     parts = []
     for timeline in timelines:

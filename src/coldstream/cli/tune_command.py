@@ -5,29 +5,37 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import Count, Link, chart_options, common_options
+from coldstream.cli.shared_options import SPEED, chart_options, count
+from coldstream.errors import UsageError
+from coldstream.loading.options import Options
+from coldstream.machine import hardware
+from coldstream.model.uri import Uri
+from coldstream.operate.charts import png
+from coldstream.operate.curve_chart import html, panels
+from coldstream.settings import Settings
+from coldstream.tune.clouds import parse_cloud
+from coldstream.tune.connection_curve import PASSES, Curve, Sample, measure_curve, save_curve, saved_curve
+from coldstream.tune.gpus import detect_gpus, parse_gpus
+from coldstream.tune.model_shape import read_model
+from coldstream.tune.predict import NetworkPath, path_to_bucket
+from coldstream.tune.recommended import Advice, LoaderSettings, SettingsRow, advise, settings_table, smallest
+from coldstream.units import GIB, format_bytes, format_rate, format_seconds, plural
 
-if TYPE_CHECKING:
-    from coldstream.settings import Settings
-    from coldstream.tune.connection_curve import Curve, Sample
-    from coldstream.tune.predict import NetworkPath
-    from coldstream.tune.recommended import Advice, LoaderSettings, SettingsRow
 
-
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("uri", metavar="[MODEL]", required=False)
 @click.option("--gpus", metavar="GPU[:N]", help="GPUs, such as L4 or A100-80GB:4.  [default: those of this machine]")
 @click.option("--cloud", metavar="CLOUD", help="Cloud of the machine, such as aws, for its bandwidth limits.")
-@click.option("--cores", type=Count(1, 4096), help="Cores of the machine.  [default: those of this machine]")
-@click.option("--link", type=Link(), help="Network speed, such as 10Gbit.  [default: that of this machine's card]")
-@click.option("--max-model-len", type=Count(1, 1 << 40), help="Context length that must fit, in tokens.")
+@click.option("--cores", type=count(1, 4096), help="Cores of the machine.  [default: those of this machine]")
+@click.option("--link", type=SPEED, help="Network speed, such as 10Gbit.  [default: that of this machine's card]")
+@click.option("--max-model-len", type=count(1, 1 << 40), help="Context length that must fit, in tokens.")
 @click.option(
     "--gpu-memory-utilization",
     "utilization",
@@ -38,7 +46,6 @@ if TYPE_CHECKING:
 @click.option("--measure", is_flag=True, help="Measure the bucket at rising connection counts and save the result.")
 @chart_options
 @click.option("--matrix", "as_matrix", is_flag=True, help="Show recommended settings for common GPUs and models.")
-@common_options
 def command(
     state: State,
     uri: str | None,
@@ -64,16 +71,6 @@ def command(
     Sizes, dtypes and layers are read from the model in the bucket. `coldstream serve` uses the result of --measure for
     a week. --html and --png draw its curve.
     """
-    from coldstream.errors import UsageError
-    from coldstream.machine import hardware
-    from coldstream.model.uri import Uri
-    from coldstream.tune.clouds import parse_cloud
-    from coldstream.tune.connection_curve import saved_curve
-    from coldstream.tune.gpus import detect_gpus, parse_gpus
-    from coldstream.tune.model_shape import read_model
-    from coldstream.tune.predict import NetworkPath, path_to_bucket
-    from coldstream.tune.recommended import advise
-
     cloud = parse_cloud(cloud).partition("/")[0] if cloud else None
     if as_matrix:
         if uri or measure:
@@ -111,13 +108,6 @@ def command(
 
 
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
-    from coldstream.loading.options import Options
-    from coldstream.model.uri import Uri
-    from coldstream.operate.charts import png
-    from coldstream.operate.curve_chart import html, panels
-    from coldstream.tune.connection_curve import PASSES, measure_curve, save_curve
-    from coldstream.units import format_rate, plural
-
     check_chart_files(html_file, png_file)
 
     def on_sample(sample: Sample) -> None:
@@ -165,9 +155,6 @@ def _document(advice: Advice, way: NetworkPath) -> dict[str, Any]:
 
 
 def _text(advice: Advice, uri: str) -> str:
-    from coldstream.tune.recommended import smallest
-    from coldstream.units import format_bytes, plural
-
     model, fit = advice.model, advice.fit
     shape = f"   {plural(model.layers, 'layer')}" if model.layers else ""
     count, kind = fit.gpus.count, fit.gpus.gpu.name
@@ -191,8 +178,6 @@ def _text(advice: Advice, uri: str) -> str:
 
 
 def _loader_text(tuned: LoaderSettings) -> str:
-    from coldstream.units import format_bytes, format_seconds
-
     name = {"coldstream": "coldstream", "runai": "Run:ai"}[tuned.loader]
     limits = f"{tuned.connections} connections, {format_bytes(tuned.memory_bytes)}"
     return f"  {name:<17} {format_seconds(tuned.prediction.seconds):>8}   {limits}   {tuned.prediction.limited_by}"
@@ -203,8 +188,6 @@ def _curve_document(curve: Curve) -> dict[str, Any]:
 
 
 def _curve_text(curve: Curve) -> str:
-    from coldstream.units import format_rate, plural
-
     each, most = format_rate(curve.each, 1), format_rate(curve.most, 1)
     measured = f"one connection reaches {each}, all of them {most}"
     if curve.is_noisy:
@@ -216,8 +199,6 @@ def _curve_text(curve: Curve) -> str:
 
 
 def _matrix(state: State, cloud: str | None) -> None:
-    from coldstream.tune.recommended import settings_table
-
     rows = settings_table(cloud or "aws")
     documents = [
         _document(row.advice, row.way) | {"model": row.model, "promised_seconds": row.promised, "remark": row.remark}
@@ -227,8 +208,6 @@ def _matrix(state: State, cloud: str | None) -> None:
 
 
 def _matrix_text(rows: list[SettingsRow]) -> str:
-    from coldstream.units import GIB
-
     cells = [("GPUS", "MODEL", "RUN:AI", "BUFFER", "RUN:AI LOAD", "COLDSTREAM", "REMARK")]
     for row in rows:
         ours, theirs = row.advice.loaders

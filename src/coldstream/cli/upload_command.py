@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import progress_for
 from coldstream.cli.output import coloured, echo
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import Size, common_options, negated, transfer_options
+from coldstream.cli.shared_options import SIZE, negated, transfer_options
+from coldstream.errors import CancelledError, ColdstreamError, PartialError, UsageError
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import UploadPlan, UploadReport, plan_upload
+from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
+from coldstream.model.manifest import layout_flags
+from coldstream.model.names import expanded
+from coldstream.model.uri import Uri
+from coldstream.net.retry import Retry
+from coldstream.operate.cost import prices
+from coldstream.places.folder import FolderSnapshot
+from coldstream.places.place import Snapshot
+from coldstream.places.tree import folder_model, snapshot_of
+from coldstream.settings import Settings
+from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
 
-if TYPE_CHECKING:
-    from coldstream.mirror.upload_plan import UploadPlan, UploadReport
-    from coldstream.net.retry import Retry
-    from coldstream.places.place import Snapshot
-    from coldstream.settings import Settings
 
-
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.  [default: main]")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Upload only files that match. Repeatable.")
 @click.option("--also", multiple=True, metavar="PATTERN", help="Also upload files that match. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Skip files that match. Repeatable.")
-@click.option(
-    "--part-size", "part_bytes", type=Size(), default="64MiB", show_default=True, help="Part size of multipart uploads."
-)
+@click.option("--part-size", "part_bytes", type=SIZE, default="64MiB", help="Part size of multipart uploads.")
 @click.option(
     "--object-bytes-max",
-    type=Size(),
+    type=SIZE,
     metavar="SIZE",
     help="Store weights as immutable segments of at most this size, 1MiB to 5GiB; 480MiB suits Cloudflare's CDN.  "
     "[default: one object per file]",
@@ -46,7 +56,6 @@ if TYPE_CHECKING:
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be uploaded and its cost; write nothing.")
 @transfer_options
-@common_options
 def command(
     state: State,
     sources: tuple[str, ...],
@@ -74,14 +83,6 @@ def command(
     that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
     with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
     """
-    import msgspec
-
-    from coldstream.cli.bars import progress_for
-    from coldstream.errors import UsageError
-    from coldstream.mirror.upload import upload
-    from coldstream.mirror.upload_plan import plan_upload
-    from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
-
     if not plain and object_bytes_max is None:
         raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
     if not PART_BYTES_MIN <= part_bytes <= PART_BYTES_MAX:
@@ -120,9 +121,6 @@ def command(
 
 def _upload_each(state: State, sources: Sequence[str], upload_one: Callable[[str], tuple[dict[str, Any], str]]) -> int:
     """Uploads one model after another, also after failures; returns the exit code."""
-    from coldstream.errors import CancelledError, ColdstreamError, PartialError
-    from coldstream.model.uri import Uri
-
     documents: list[dict[str, Any]] = []
     failures: list[ColdstreamError] = []
     for source in sources:
@@ -148,14 +146,6 @@ def _open_source(
     text: str, revision: str | None, settings: Settings, retry: Retry, connections: int
 ) -> tuple[Snapshot, str]:
     """The source that SRC names, and its default name in the bucket."""
-    import re
-    import shlex
-
-    from coldstream.errors import UsageError
-    from coldstream.model.names import expanded
-    from coldstream.places.folder import FolderSnapshot
-    from coldstream.places.tree import folder_model, snapshot_of
-
     path = expanded(text.removeprefix("file://"))
     if text.startswith(("./", "../", "/", "~", "file://")) or text in {".", ".."}:
         if revision:
@@ -181,9 +171,6 @@ def _open_source(
 
 
 def _announce(state: State, plan: UploadPlan, target: str) -> None:
-    from coldstream.model.manifest import layout_flags
-    from coldstream.units import format_bytes, plural
-
     others = len(plan.files) - plan.shards
     contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
     state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
@@ -200,10 +187,6 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
 
 
 def _dry_document(plan: UploadPlan) -> dict[str, Any]:
-    import msgspec
-
-    from coldstream.operate.cost import prices
-
     return {
         "name": plan.name,
         "source": msgspec.to_builtins(plan.source),
@@ -225,9 +208,6 @@ def _dry_document(plan: UploadPlan) -> dict[str, Any]:
 
 
 def _dry_text(plan: UploadPlan) -> str:
-    from coldstream.operate.cost import prices
-    from coldstream.units import format_bytes, format_dollars, plural
-
     lines = [
         f"  {file.key:<52} {format_bytes(file.size):>9}  {'kept' if file.key in plan.complete else ''}".rstrip()
         for file in plan.files
@@ -251,9 +231,6 @@ def _dry_text(plan: UploadPlan) -> str:
 
 
 def _text(plan: UploadPlan, report: UploadReport) -> str:
-    from coldstream.operate.cost import prices
-    from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
-
     if plan.up_to_date:
         return (
             f"{coloured('ready', 'green')}   {plan.name} is up to date: {format_bytes(report.bytes)}, nothing uploaded"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES
+from coldstream.cli.groups import Verb
+from coldstream.cli.live import progress_for
 from coldstream.cli.output import coloured
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import common_options, transfer_options
+from coldstream.cli.shared_options import transfer_options
+from coldstream.mirror.stored_files import stored_bytes
+from coldstream.mirror.verify import VerifyReport, verify
+from coldstream.units import format_bytes, format_seconds, plural
 
-if TYPE_CHECKING:
-    from coldstream.mirror.verify import VerifyReport
 
-
-@click.command(epilog=EXIT_CODES)
+@click.command(cls=Verb)
 @click.argument("names", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Read every byte and recompute all hashes.")
 @transfer_options
-@common_options
 def command(state: State, names: tuple[str, ...], deep: bool, connections: int, memory_bytes: int) -> int:
     """Check that the bucket holds what was uploaded.
 
@@ -31,10 +31,6 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
     For a model without a manifest, uploaded by another tool, verifies that the safetensors files are complete and that
     all files in the index are present. Exits with 13 if a check fails, or 3 if only some of several models fail.
     """
-    from coldstream.cli.bars import progress_for
-    from coldstream.mirror.stored_files import stored_bytes
-    from coldstream.mirror.verify import verify
-
     reports = []
     for name in names:
         store = state.open_store(connections)
@@ -52,8 +48,6 @@ def command(state: State, names: tuple[str, ...], deep: bool, connections: int, 
 
 
 def _text(report: VerifyReport) -> str:
-    from coldstream.units import format_bytes, format_seconds, plural
-
     how = "every byte read" if report.deep else "presence, size and ETag"
     if report.state == "foreign":
         how = "every byte read, no manifest to compare with" if report.deep else "structure only, no manifest"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from coldstream.cli.output import echo
+from coldstream.cli.session import writing
 from coldstream.errors import ConfigError, DiskError
+from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.child_environment import SECRETS
-from coldstream.settings import ENDPOINTS, VARIABLES, Settings, is_placeholder, mask
+from coldstream.settings import ENDPOINTS, Settings, is_placeholder, mask
 
 ANSWER = "your answer"
 # The variables that are written, and the ones that they replace.
@@ -36,20 +38,7 @@ _KEY, _SECRET, _TOKEN = "R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"
 _DEPENDENT = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A question for the value of the variable `name`.
-
-    Attributes:
-        check: Returns the value to store for an answer, or raises ConfigError for an invalid one.
-    """
-
-    name: str
-    text: str
-    check: Callable[[str], str]
-
-
-def checked_endpoint(text: str) -> str:
+def _checked_endpoint(text: str) -> str:
     """The endpoint's URL for a URL or a Cloudflare account ID; `aws` stays."""
     if text.lower() == _AWS:
         return _AWS
@@ -58,30 +47,34 @@ def checked_endpoint(text: str) -> str:
     return _settings_of("R2_ENDPOINT", text).endpoint() or text
 
 
-def checked_bucket(text: str) -> str:
+def _checked_bucket(text: str) -> str:
     """A bucket's name, also from `s3://name/`."""
     name = text.removeprefix("s3://").rstrip("/")
     return _settings_of("R2_BUCKET", name).store_uri().removeprefix("s3://")
 
 
-def checked_key(text: str) -> str:
+def _checked_key(text: str) -> str:
     """Either half of a key pair."""
     if not re.fullmatch(r"[!-~]+", text) or {*text} & {*"'\"`"}:
         raise ConfigError("a key cannot contain spaces, quotes or control characters", hint="copy only the key")
     return text
 
 
-QUESTIONS = (
-    Question(
-        name="R2_ENDPOINT",
-        text="endpoint (https://<account>.r2.cloudflarestorage.com, or just the account ID, or aws)",
-        check=checked_endpoint,
+def _settings_of(name: str, value: str) -> Settings:
+    return Settings(values={name: value}, origins={name: ANSWER}, looked_in=())
+
+
+# By variable: the text, and what returns the value to store for an answer, or raises ConfigError for an invalid one.
+QUESTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
+    "R2_ENDPOINT": (
+        "endpoint (https://<account>.r2.cloudflarestorage.com, or just the account ID, or aws)",
+        _checked_endpoint,
     ),
-    Question(name="R2_BUCKET", text="bucket", check=checked_bucket),
-    Question(name="R2_ACCESS_KEY", text="access key id", check=checked_key),
-    Question(name="R2_SECRET_KEY", text="secret access key (not shown)", check=checked_key),
-)
-NAMES = tuple(question.name for question in QUESTIONS)
+    "R2_BUCKET": ("bucket", _checked_bucket),
+    _KEY: ("access key id", _checked_key),
+    _SECRET: ("secret access key (not shown)", _checked_key),
+}
+NAMES = tuple(QUESTIONS)
 
 
 def unanswered(settings: Settings) -> list[str]:
@@ -97,12 +90,11 @@ def ask(settings: Settings, names: Collection[str]) -> Settings:
 
     On AWS, keys are optional: a profile or a role can provide them.
     """
-    for question in QUESTIONS:
-        name, old = question.name, settings.get(*_TWINS[question.name])
+    for name in QUESTIONS:
+        old = settings.get(*_TWINS[name])
         if name not in names or (name == _SECRET and not settings.get(*_TWINS[_KEY])):
             continue
-        optional = name in {_KEY, _SECRET} and settings.get(*ENDPOINTS) is None
-        value = _answer(question, old, optional=optional)
+        value = _answer(name, old, optional=name in {_KEY, _SECRET} and settings.get(*ENDPOINTS) is None)
         settings = with_value(settings, name, value)
         if value != (old or _AWS):
             for stale in _DEPENDENT.get(name, ()):
@@ -110,26 +102,22 @@ def ask(settings: Settings, names: Collection[str]) -> Settings:
     return settings
 
 
-def _answer(question: Question, old: str | None, *, optional: bool) -> str:
-    secret = question.name in SECRETS
+def _answer(name: str, old: str | None, *, optional: bool) -> str:
+    (question, check), is_secret = QUESTIONS[name], name in SECRETS
     try:
-        old = question.check(old) if old else None
+        old = check(old) if old else None
     except ConfigError:
         old = None
-    shown = f" [{mask(old) if secret else old}]" if old else " (empty: the AWS profile or role)" if optional else ""
+    # The text shows the default: click would show a secret, or nothing.
+    shown = f" [{mask(old) if is_secret else old}]" if old else " (empty: the AWS profile or role)" if optional else ""
+    default = old or ("" if optional else None)
     while True:
-        # The text shows the default: click would show a secret, or nothing.
-        text = click.prompt(
-            f"{question.text}{shown}",
-            default=old or ("" if optional else None),
-            show_default=False,
-            hide_input=secret,
-            err=True,
-        ).strip()
+        prompt = f"{question}{shown}"
+        text = click.prompt(prompt, default=default, show_default=False, hide_input=is_secret, err=True).strip()
         try:
             if is_placeholder(text):
                 raise ConfigError("that is a placeholder", hint="copy the value from the dashboard that created it")
-            return question.check(text) if text or not optional else ""
+            return check(text) if text or not optional else ""
         except ConfigError as exc:
             echo(f"  {exc.message}" + (f"; {exc.hint}" if exc.hint else ""), err=True)
 
@@ -143,11 +131,7 @@ def with_value(settings: Settings, name: str, value: str) -> Settings:
 
 
 def check_place(path: Path) -> None:
-    """Checks before the questions that the answers can be written to `path`.
-
-    Raises:
-        DiskError: They cannot.
-    """
+    """Raises DiskError, before the questions, if the answers cannot be written to `path`."""
     folder = path.resolve().parent
     if not folder.is_dir():
         fault = "its directory does not exist"
@@ -163,15 +147,8 @@ def check_place(path: Path) -> None:
 def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
     """Merges the settings of the bucket into a file, which is replaced atomically with mode 0600.
 
-    Returns:
-        Messages for the user.
-
-    Raises:
-        ConfigError: A value cannot be written, or the file is not UTF-8.
-        DiskError: The file cannot be written.
+    Returns messages for the user.
     """
-    from coldstream.machine.atomic_file import write_atomically
-
     values = {name: settings.get(*twins) for name, twins in _TWINS.items()}
     ours = {name: value for name, value in values.items() if value}
     for name, value in ours.items():
@@ -186,11 +163,8 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
     quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
     new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
-    assert all(name in VARIABLES for name in ours)
-    try:
+    with writing(path):
         write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
-    except OSError as exc:
-        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
     notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"
@@ -199,7 +173,3 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     if overridden:
         notes.append(f"warning: {', '.join(overridden)} in the environment override this file; unset them")
     return notes
-
-
-def _settings_of(name: str, value: str) -> Settings:
-    return Settings(values={name: value}, origins={name: ANSWER}, looked_in=())

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import time
 from pathlib import Path
-
-import pytest
 
 from coldstream.operate.doctor.checklist import CHECKLIST
 from tests.e2e.doctor.doctor_place import NAME, Place
@@ -97,37 +93,3 @@ def test_a_bucket_that_is_not_there(place: Place) -> None:
     faults = place.faults()
     assert list(faults) == ["bucket"]
     assert faults["bucket"]["hint"] == "create it: coldstream setup"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_long_check_is_named_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coldstream.cli import doctor_command
-
-    monkeypatch.setattr(doctor_command, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(doctor_command, "_TICK_SECONDS", 0.01)
-    terminal = Terminal()
-    waiting = doctor_command._ProgressLine(terminal)
-    with waiting.shown():
-        waiting.begin("speed")
-        waiting.tell("8: 240 MB/s")
-        deadline = time.monotonic() + 10
-        while "speed   8: 240 MB/s   0 s" not in terminal.getvalue():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        waiting.end()
-        assert terminal.getvalue().endswith("\r\x1b[K")
-
-
-def test_nothing_is_drawn_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    from coldstream.cli import doctor_command
-
-    waiting = doctor_command._ProgressLine(None)
-    with waiting.shown():
-        waiting.begin("speed")
-        waiting.tell("8: 240 MB/s")
-        waiting.end()
-    assert capfd.readouterr() == ("", "")

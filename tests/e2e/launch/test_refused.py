@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(
 
 def test_too_large_a_model(command: Command, sky: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
     """coldstream launch org/70B --gpus L4:1 --yes"""
-    monkeypatch.setattr("coldstream.tune.model_shape.read_model", lambda *_: replace(SEVENTY, name="org/70B"))
+    monkeypatch.setattr("coldstream.cli.launch_command.read_model", lambda *_: replace(SEVENTY, name="org/70B"))
     err = command.run("launch", "org/70B", *UP[2:], code=2)[1]
     assert "does not fit" in err
     assert "what fits: --gpus " in err

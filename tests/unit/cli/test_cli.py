@@ -35,6 +35,11 @@ def test_the_help_fits_one_screen_and_cuts_no_summary() -> None:
         assert all(line.endswith(".") and not line.endswith("...") for line in lines[start : start + len(verbs)])
 
 
+def test_the_help_has_the_summaries_of_the_commands() -> None:
+    summaries = {verb: summary for verbs in SECTIONS.values() for verb, summary in verbs.items()}
+    assert summaries == {verb: command.get_short_help_str(80) for verb, command in commands() if " " not in verb}
+
+
 @pytest.mark.parametrize(("name", "command"), commands())
 def test_every_help_has_a_summary_and_examples_and_no_wide_line(name: str, command: click.Command) -> None:
     text = CliRunner().invoke(cli, [*name.split(), "--help"], terminal_width=80, prog_name="coldstream").output

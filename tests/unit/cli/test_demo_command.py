@@ -45,7 +45,7 @@ def test_the_demo_skips_a_missing_vllm_and_prints_the_command(
     def find_program(_named: str | None) -> None:
         raise NotFoundError("vLLM is not installed")
 
-    monkeypatch.setattr("coldstream.engines.vllm.program.find_program", find_program)
+    monkeypatch.setattr("coldstream.cli.demo_command.find_program", find_program)
     monkeypatch.setattr("coldstream.machine.extras.own_requirement", lambda: requirement)
     assert _vllm(State(), None, "org/model") is None
     printed = capsys.readouterr().err

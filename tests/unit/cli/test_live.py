@@ -11,10 +11,11 @@ from contextlib import redirect_stderr
 import click
 import pytest
 
-from coldstream.cli.live import LiveLine, StartStatus, live_line
+from coldstream.cli.live import Activity, LiveLines, StartStatus, live_lines, progress_for
 from coldstream.cli.session import State
 from coldstream.engines.vllm.log_marks import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
+from coldstream.units import MIB
 from tests.terminal import screen
 
 
@@ -40,7 +41,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_what_many_write_in_pieces_stands_above_it(terminal: Terminal) -> None:
-    with redirect_stderr(terminal), live_line(State(), lambda: "working " * 20) as line:
+    with redirect_stderr(terminal), live_lines(State(), lambda: "working " * 20) as line:
         together = threading.Barrier(4)
 
         def work(number: int) -> None:
@@ -65,7 +66,7 @@ def test_what_many_write_in_pieces_stands_above_it(terminal: Terminal) -> None:
 
 
 def test_an_unfinished_line_waits_for_its_end_or_the_line_s(terminal: Terminal) -> None:
-    line = LiveLine(terminal, lambda: "working")
+    line = LiveLines(terminal, lambda: "working")
     stream = line.above(terminal)
     assert stream is not None
     stream.write(b"begun")
@@ -82,7 +83,8 @@ def test_where_nobody_looks_nothing_is_drawn(why: str, terminal: Terminal, monke
     if why == "dumb":
         monkeypatch.setenv("TERM", "dumb")
     stream = io.StringIO() if why == "file" else terminal
-    with redirect_stderr(stream), live_line(State(quiet=why == "quiet", json=why == "json"), lambda: "x") as line:
+    state = State(quiet=why == "quiet", json=why == "json")
+    with redirect_stderr(stream), live_lines(state, lambda: "x", with_json=False) as line:
         assert line.above(sys.stderr) is None
         assert sys.stderr is stream
         line.close()
@@ -112,3 +114,93 @@ def test_a_download_is_its_own_phase() -> None:
     status.follow(Recorder(time.monotonic(), read_line))
     status.on_progress(1_000_000, 2_000_000)
     assert "download       1.00 MB of 2.00 MB" in status.text()
+
+
+def test_many_threads_draw_and_speak(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with redirect_stderr(terminal), progress_for(State(), total_bytes=8 * 10 * MIB, verb="upload") as progress:
+
+        def work(number: int) -> None:
+            path = f"model-{number:05d}-of-00008.safetensors"
+            progress.begin(path, 10 * MIB)
+            for _ in range(10):
+                progress.fetched(path, MIB)
+                progress.stored(path, MIB)
+            click.echo(f"waiting {number}", err=True)
+            progress.end(path, "sha256 ok")
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = [line.strip() for line in screen(terminal.text())]
+    assert lines[-1] == "", "no bar is left"
+    for number in range(8):
+        name = f"model-{number:05d}-of-00008.safetensors"
+        assert [line.split() for line in lines if line.startswith(name) and "sha256" in line] == [
+            [name, "10.5", "MB", "sha256", "ok"]
+        ]
+        assert lines.count(f"waiting {number}") == 1
+
+
+def test_a_narrow_terminal_keeps_the_numbers_of_shards(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with redirect_stderr(terminal), progress_for(State(), total_bytes=10 * MIB, verb="upload") as progress:
+        progress.begin("model-00003-of-00008.safetensors", 10 * MIB)
+        progress.end("model-00003-of-00008.safetensors", "ok")
+    shown = [line for line in [line.strip() for line in screen(terminal.text())] if "00003" in line]
+    assert shown
+    assert all(len(line) <= 60 for line in shown)
+
+
+def test_an_error_inside_gives_the_stream_back(terminal: Terminal) -> None:
+    with redirect_stderr(terminal):
+        with pytest.raises(ZeroDivisionError), progress_for(State(), total_bytes=1, verb="upload"):
+            raise ZeroDivisionError
+        assert sys.stderr is terminal
+
+
+def test_quiet_shows_nothing(terminal: Terminal) -> None:
+    with redirect_stderr(terminal), progress_for(State(quiet=True), total_bytes=1, verb="upload") as progress:
+        progress.begin("a", 1)
+        progress.end("a", "ok")
+    assert terminal.text() == ""
+
+
+def test_bars_are_drawn_below_the_finished_files(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with redirect_stderr(terminal), progress_for(State(), total_bytes=40 * MIB, verb="upload") as progress:
+        for name in ("a.safetensors", "b.safetensors", "small.json"):
+            progress.begin(name, 20 * MIB if name != "small.json" else 100)
+        progress.fetched("b.safetensors", 20 * MIB)
+        progress.end("a.safetensors", "kept")
+        shown = screen(terminal.text())
+    assert shown[0].split() == ["a.safetensors", "21.0", "MB", "kept"]
+    assert [line.split()[0] for line in shown[1:]] == ["upload", "b.safetensors"], "small files have none"
+    # Fetched bytes count half until they are stored, too.
+    assert shown[1].split()[1:4] == ["━" * 5 + "╌" * 15, "10.5", "MB/41.9"]
+    assert shown[2].split()[1:4] == ["━" * 10 + "╌" * 10, "10.5", "MB/21.0"]
+
+
+def test_a_long_activity_is_named_while_it_lasts(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coldstream.cli.live._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("coldstream.cli.live._DRAW_SECONDS", 0.01)
+    activity = Activity()
+    with redirect_stderr(terminal), live_lines(State(), activity.text):
+        activity.begin("speed")
+        activity.tell("8: 240 MB/s")
+        deadline = time.monotonic() + 10
+        while "speed   8: 240 MB/s   0 s" not in terminal.text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        activity.begin("")
+        while screen(terminal.text()) != [""]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_short_activity_is_not_shown() -> None:
+    activity = Activity("speed")
+    activity.tell("8: 240 MB/s")
+    assert activity.text() == ""

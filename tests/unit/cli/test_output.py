@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -11,18 +10,15 @@ import click
 import pytest
 
 from coldstream.cli import cli
-from coldstream.cli.bars import progress_for
+from coldstream.cli.live import progress_for
 from coldstream.cli.output import echo, table_text, terminal_safe
 from coldstream.cli.session import State
+from tests.terminal import screen
+from tests.unit.cli.test_live import Terminal
 
 HOSTILE = "evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
 ESCAPED = r"evil\x1b]0;owned\x07\x1b[8m\x9b2J\u202egnp\x7f"
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_only_our_own_colours_pass() -> None:
@@ -49,15 +45,18 @@ def test_every_way_of_showing_something(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_bars_draw_names_as_they_are_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
     with progress_for(State(), total_bytes=1 << 30, verb="upload") as progress:
         progress.begin("[bold]a\x1b[2J", 1 << 30)
-        progress.end("[bold]a\x1b[2J", "kept")
-    assert r"[bold]a\x1b[2J" in screen.getvalue()
-    assert "\x1b[2J" not in screen.getvalue()
+        progress.begin("[bold]b\x1b[2J", 1 << 30)
+        progress.end("[bold]b\x1b[2J", "kept")
+        drawn = screen(terminal.text())
+    assert r"[bold]a\x1b[2J" in drawn[-1]
+    assert r"[bold]b\x1b[2J" in drawn[0]
+    assert "\x1b[2J" not in terminal.text()
 
 
 def test_a_cell_is_one_line_as_wide_as_it_is_shown() -> None:
