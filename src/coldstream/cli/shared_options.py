@@ -84,7 +84,7 @@ def _set(ctx: click.Context, param: click.Parameter, value: object) -> None:
 
 
 def setting(name: str, **attributes: Any) -> Callable[[F], F]:
-    """An option that sets the variable COLDSTREAM_NAME and is no parameter of the function."""
+    """An option that sets the variable COLDSTREAM_NAME and is not passed to the function."""
     return click.option(name, callback=_set, expose_value=False, **attributes)
 
 
