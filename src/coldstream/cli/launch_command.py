@@ -343,7 +343,7 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
         "policy": plan.policy,
         "keys": "your own, unchanged" if keys.how == "own" else terms,
     }
-    lines = [f"{deployment.model}   {deployment.size}   on {deployment.gpus}"]
+    lines = [f"{deployment.model}   {deployment.size}   on {deployment.options.gpus}"]
     lines += [f"  {name:<9} {text}" for name, text in rows.items() if text]
     return lines + [f"{coloured('warning:', 'yellow', sys.stderr)} {text}" for text in _warnings(plan)]
 
@@ -423,7 +423,7 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "name": plan.name,
         "kind": plan.kind,
         "model": deployment.model,
-        "gpus": str(deployment.gpus),
+        "gpus": str(deployment.options.gpus),
         "spot": deployment.spot,
         "replicas": [deployment.options.replicas.fewest, deployment.options.replicas.most],
         "offer": asdict(plan.offer) if plan.offer else None,

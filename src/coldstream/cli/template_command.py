@@ -110,8 +110,8 @@ def _document(deployment: Deployment, text: str, output: Path | None) -> dict[st
     return {
         "model": deployment.model,
         "target": deployment.options.target,
-        "gpus": str(deployment.gpus),
-        "flags": list(deployment.flags),
+        "gpus": str(deployment.options.gpus),
+        "flags": list(deployment.advice.fit.flags()),
         "connections": deployment.loader.connections,
         "cdn": deployment.domain.url if deployment.domain else None,
         "secrets": list(deployment.secrets),

@@ -39,12 +39,10 @@ How = Literal["auto", "sign", "api", "own"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a node's keys are, or will be, without secrets.
+    """What a node's keys are, or will be if made now, without secrets.
 
-    Attributes:
-        how: "signed" here, "issued" by Cloudflare's API, or the user's "own" keys with all their permissions.
-        expires_at: Unix seconds, as if made now for keys that do not exist yet; None if never or unknown.
-        prefixes: Of the readable objects; empty for the user's own keys.
+    They are "signed" here, "issued" by Cloudflare's API, or the user's "own", with all their permissions and no known
+    expiry. The others expire (in Unix seconds), and read only the objects with the prefixes.
     """
 
     how: Literal["signed", "issued", "own"]
@@ -99,19 +97,13 @@ class KeyPlan:
         assert self.how == "own" or (self.prefixes and all(self.prefixes))
 
     def terms(self, now: float | None = None) -> Terms:
-        """The terms of keys that are made at `now`, in Unix seconds; None is the present."""
+        """The terms of keys that are made at `now`, by default the present, in Unix seconds."""
         made_at = int(time.time() if now is None else now)
         expires_at = None if self.how == "own" else made_at + self.ttl_seconds
         return Terms(how=self.how, expires_at=expires_at, prefixes=self.prefixes)
 
     def mint(self, now: float | None = None) -> Credentials:
-        """Makes the keys.
-
-        Raises:
-            ConfigError: The endpoint is not R2's.
-            ColdstreamError: Cloudflare's API does not answer, or rejects the token or the request.
-            IntegrityError: Its answer has no credentials.
-        """
+        """Makes the keys. Raises ConfigError if the endpoint is not R2's, and what Cloudflare's API raises."""
         # Before the request, so that the expiry is never stated too late.
         now = time.time() if now is None else now
         keys = (self.access_key, self.secret_key, self.session_token)
@@ -161,11 +153,7 @@ def _url_base64(data: bytes) -> bytes:
 
 
 def parse_ttl(text: str) -> int:
-    """Parses the lifetime of credentials, "24h", "7d", "90m" or "3600", into seconds.
-
-    Raises:
-        UsageError: The text is not a duration between TTL_SECONDS_MIN and TTL_SECONDS_MAX.
-    """
+    """Parses the lifetime of credentials, "24h", "7d", "90m" or "3600", into seconds. Raises UsageError."""
     seconds = parse_duration(text)
     _check_ttl(seconds, text.strip())
     return seconds

@@ -58,14 +58,12 @@ def parse_replicas(text: str) -> Replicas:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """How a field of `DeployOptions` is written on the command line.
+    """How a field of `DeployOptions` is written on the command line, and which targets and commands have it.
 
     Attributes:
         name: `--name`, or `--yes/--no` for a field that is True, False or None.
         bounds: The least and the greatest value, both inclusive.
         pattern: What the text must match in full.
-        targets: The targets that accept it.
-        commands: The commands that have it.
         is_for_serve: Whether `coldstream serve` has the same flag and gets its value on the node.
     """
 
@@ -83,8 +81,7 @@ class Flag:
     def arguments(self, value: Any) -> list[str]:
         """The flag with a value that is not the default, for a command line."""
         if isinstance(value, bool):
-            yes, _, no = self.name.partition("/")
-            return [yes if value else no]
+            return [self.name.split("/")[0 if value else 1]]
         return [self.name, str(value)]
 
 

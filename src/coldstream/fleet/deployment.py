@@ -20,7 +20,6 @@ from coldstream.model.names import checked_name
 from coldstream.package import __version__
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.settings import Settings
-from coldstream.tune.gpus import Gpus
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath
 from coldstream.tune.recommended import Advice, LoaderSettings, advise, smallest
@@ -103,10 +102,6 @@ class Deployment:
         return format_bytes(self.advice.model.bytes)
 
     @property
-    def gpus(self) -> Gpus:
-        return self.options.gpus
-
-    @property
     def spot(self) -> bool:
         return self.options.target in RENTING and self.options.spot is not False
 
@@ -114,11 +109,6 @@ class Deployment:
     def loader(self) -> LoaderSettings:
         """The tuned settings of the chosen loader, and the predicted time to load the weights."""
         return next(tuned for tuned in self.advice.loaders if tuned.loader == self.options.loader)
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """The tuned flags of vLLM."""
-        return self.advice.fit.flags()
 
     @property
     def disk_gib(self) -> int:
@@ -152,7 +142,7 @@ class Deployment:
     def vllm_arguments(self) -> tuple[str, ...]:
         """For vLLM, after `--`. A job's command runs on the same machine; other targets are reached from outside."""
         host = "127.0.0.1" if self.options.target == "sky-job" else "0.0.0.0"  # noqa: S104  # behind its API key
-        return ("--host", host, "--port", str(self.options.port), *self.flags)
+        return ("--host", host, "--port", str(self.options.port), *self.advice.fit.flags())
 
     @property
     def environment(self) -> Mapping[str, str]:

@@ -21,16 +21,13 @@ _VERBS = {
     "service": ("serve", "up", "-y", "-n"),
     "job": ("jobs", "launch", "-y", "-d", "-n"),
 }
-# A service is updated in place; the server of a node is started again on the same machine.
-_RENEWALS = {"node": ("launch", "-y", "-d", "-c"), "service": ("serve", "update", "-y")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchPlan:
-    """A launch before it happens.
+    """A launch of a kind in `TARGETS` before it happens.
 
     Attributes:
-        kind: A key of `TARGETS`.
         offer: The machine that SkyPilot would rent; None if its output was not understood.
         stand_in: The on-demand machine that replaces a service's missing spot machines; None if unknown or none does.
         keys: The terms of the nodes' keys, which are made once the plan is confirmed.
@@ -94,34 +91,12 @@ def secret_flags(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for name in names for word in ("--secret", name))
 
 
-def renewal(name: str, kind: str, file: str, secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments of `sky` that give a launch other secrets. Raises UsageError for a job, whose secrets are fixed."""
-    if kind not in _RENEWALS:
-        raise UsageError(
-            f"{name} is a job, whose keys cannot be renewed",
-            hint=f"launch it again; stop it: coldstream launch down {name}",
-        )
-    return (*_RENEWALS[kind], name, file, *secret_flags(secrets))
-
-
-def checked_launch_name(name: str) -> str:
-    """Returns a name that SkyPilot and all clouds accept. Raises UsageError for another one."""
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"{name[:60]!r} is not a valid name for a launch",
-            hint="use up to 40 lower-case letters, digits and dashes, starting with a letter",
-        )
-    return name
-
-
 def make_plan(
     model: Model, options: DeployOptions, settings: Settings, sky: Sky, *, name: str | None, keys: Terms
 ) -> LaunchPlan:
     """Plans a launch with a dry run of SkyPilot's, and a second one for on-demand machines that may fill in.
 
-    Args:
-        sky: With the names of the deployment's secrets in its environment; the values may be empty here.
-        name: None names it after the model.
+    Without a name, it is named after the model. The deployment's secrets must be set for `sky`, but may be empty.
 
     Raises:
         UsageError: No node can reach the bucket or its CDN, SkyPilot finds no such machine, or `deploy` raises it.
@@ -130,17 +105,18 @@ def make_plan(
     kind = next(kind for kind, target in TARGETS.items() if target == options.target)
     bucket, domain = bucket_of(settings), domain_of(settings, options.loader)
     if bucket.is_local:
-        raise UsageError(
-            f"{bucket.endpoint} is this machine: no node reaches the bucket there",
-            hint="set R2_ENDPOINT to an address that nodes can reach",
-        )
+        hint = "set R2_ENDPOINT to an address that nodes can reach"
+        raise UsageError(f"{bucket.endpoint} is this machine: no node reaches the bucket there", hint=hint)
     if domain is not None and domain.is_local:
-        raise UsageError(
-            f"{domain.url} is this machine: no node reaches the CDN there",
-            hint="set R2_CDN_DOMAIN to a domain that nodes can reach, or unset it",
-        )
+        hint = "set R2_CDN_DOMAIN to a domain that nodes can reach, or unset it"
+        raise UsageError(f"{domain.url} is this machine: no node reaches the CDN there", hint=hint)
     deployment = deploy(model, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
-    name = checked_launch_name(name or deployment.slug[:NAME_MAX].rstrip("-"))
+    name = deployment.slug[:NAME_MAX].rstrip("-") if name is None else name
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:60]!r} is not a valid name for a launch",
+            hint="use up to 40 lower-case letters, digits and dashes, starting with a letter",
+        )
     offer = _find_offer(sky, deployment)
     stand_in = None
     if kind == "service" and deployment.spot:

@@ -19,7 +19,7 @@ from coldstream.errors import (
     UsageError,
 )
 from coldstream.fleet.deployment import render
-from coldstream.fleet.launch_plan import LaunchPlan, renewal
+from coldstream.fleet.launch_plan import LaunchPlan, secret_flags
 from coldstream.fleet.launches import (
     GONE,
     UNKNOWN,
@@ -42,6 +42,7 @@ _POLL_SECONDS = 2.0
 _STATE_SECONDS = 30.0
 # A cloud may take its time for a machine with a GPU, and SkyPilot for its controller.
 _PROVISION_SECONDS = {"node": 900.0, "service": 1500.0, "job": 1500.0}
+_RENEWALS = {"node": ("launch", "-y", "-d", "-c"), "service": ("serve", "update", "-y")}
 _JOB_RUNS = ("RUNNING", "SUCCEEDED")
 # The lines with which SkyPilot 0.14 begins a step.
 _BEGINNINGS = (
@@ -188,23 +189,22 @@ def launch(
 
 
 def renew(
-    record: Launch,
-    sky: Sky,
-    launches: Launches,
-    progress: ProgressCallbacks,
-    *,
-    secrets: tuple[str, ...],
-    api_key: str,
+    record: Launch, sky: Sky, launches: Launches, progress: ProgressCallbacks, *, secrets: tuple[str, ...], api_key: str
 ) -> Launched:
     """Gives the nodes of a launch new keys: a service is updated in place, a node's server starts again.
 
-    `record` has the expiry of the new keys, and `sky` the values of the new secrets. Raises what `launch` raises, and
-    NotFoundError if the file of the launch is missing.
+    `record` has the expiry of the new keys, and `sky` the values of the new secrets. Raises what `launch` raises,
+    UsageError for a job, and NotFoundError if the file of the launch is missing.
     """
+    if record.kind not in _RENEWALS:
+        raise UsageError(
+            f"{record.name} is a job, whose keys cannot be renewed",
+            hint=f"launch it again; stop it: coldstream launch down {record.name}",
+        )
     path = launches.file(record.name)
     if not path.is_file():
         raise NotFoundError(f"{path}, the file of the launch, is missing", hint="launch it again under another name")
-    arguments = renewal(record.name, record.kind, str(path), secrets)
+    arguments = (*_RENEWALS[record.kind], record.name, str(path), *secret_flags(secrets))
     if record.kind == "node":
         sky.ask("cancel", "-y", "-a", record.name)
     run = _Run(sky=sky, record=record, progress=progress, api_key=api_key)

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -293,17 +293,12 @@ def fetch_status(record: Launch, sky: Sky) -> LaunchStatus | None:
         machine = fetch_known("node", sky, "--refresh", name).get(name, GONE)
     if machine != GONE:
         with suppress(ColdstreamError):
-            state = _node_job(name, sky)
+            queue = sky.document("queue", name)
+            rows = [row for row in queue.get(name, []) if isinstance(row, dict)] if isinstance(queue, dict) else []
+            newest = max(rows, key=lambda row: row.get("job_id") or 0, default={})
+            # Before the first job there is none; SkyPilot may print "JobStatus.RUNNING".
+            state = str(newest.get("status") or "").rpartition(".")[2] or None
     return LaunchStatus(machine=machine, state=state)
-
-
-def _node_job(name: str, sky: Sky) -> str | None:
-    """The state of a node's newest job; None before there is one."""
-    queue = sky.document("queue", name)
-    rows = queue.get(name, []) if isinstance(queue, dict) else []
-    newest = max((row for row in rows if isinstance(row, dict)), key=lambda row: row.get("job_id") or 0, default={})
-    state = newest.get("status")
-    return str(state).rpartition(".")[2] if state else None
 
 
 def fetch_states(records: Sequence[Launch], sky: Sky) -> dict[str, str]:
@@ -340,13 +335,12 @@ def is_serving(url: str, api_key: str) -> bool:
     import urllib3
 
     headers = {"Authorization": f"Bearer {api_key}"}
-    with urllib3.PoolManager(retries=False, timeout=_ANSWER_SECONDS) as pool:
-        try:
-            answer = pool.request("GET", f"{url}/v1/models", headers=headers, preload_content=False, redirect=False)
-            with answer:
-                body = answer.read(_ANSWER_BYTES_MAX) if answer.status == 200 else b""
-        except urllib3.exceptions.HTTPError:
-            return False
+    more: dict[str, Any] = {"retries": False, "redirect": False, "preload_content": False, "timeout": _ANSWER_SECONDS}
+    try:
+        with urllib3.request("GET", f"{url}/v1/models", headers=headers, **more) as answer:
+            body = answer.read(_ANSWER_BYTES_MAX) if answer.status == 200 else b""
+    except urllib3.exceptions.HTTPError:
+        return False
     if answer.status in {401, 403}:
         raise ColdstreamError(
             f"{url} rejected the API key (HTTP {answer.status})",

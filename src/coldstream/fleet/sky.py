@@ -14,9 +14,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -199,22 +198,22 @@ def environment_for(settings: Settings, environ: Mapping[str, str], secrets: Map
 
 
 @contextmanager
-def temporary_server(sky: Sky) -> Iterator[Callable[[], None]]:
+def temporary_server(sky: Sky) -> Iterator[Callable[[], object]]:
     """Stops SkyPilot's server on this machine at the end, if it was started within the block and has no other users.
 
     Every command of SkyPilot's starts a server if none runs, and none stops it. Yields a function that keeps it.
     """
-    keep = threading.Event()
-    if _is_server_running(sky):
-        keep.set()
-    try:
-        yield keep.set
-    finally:
-        if not keep.is_set() and _is_server_running(sky):
-            with suppress(ColdstreamError, OSError):
-                # Our requests have ended: others are another user's, or the server's own, which never end.
-                if all(row.get("user_id") == _SERVER_USER for row in sky.document("api", "status")):
-                    sky.ask("api", "stop")
+    with ExitStack() as stack:
+        if not _is_server_running(sky):
+            stack.callback(_stop_unused_server, sky)
+        yield stack.pop_all
+
+
+def _stop_unused_server(sky: Sky) -> None:
+    with suppress(ColdstreamError, OSError):
+        # Our requests have ended: others are another user's, or the server's own, which never end.
+        if _is_server_running(sky) and all(row.get("user_id") == _SERVER_USER for row in sky.document("api", "status")):
+            sky.ask("api", "stop")
 
 
 def _is_server_running(sky: Sky) -> bool:

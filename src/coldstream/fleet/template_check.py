@@ -98,7 +98,10 @@ def check(text: str, name: str) -> list[TemplateFinding]:
     findings = [TemplateFinding("inline-secret", number, "the value of a secret is here") for number in shaped]
     for number, line in lines.items():
         findings += _check_line(number, line)
-    findings += _check_region(lines)
+    endpoint = next((number for number, line in lines.items() if _R2.search(line)), None)
+    # coldstream uses `auto` by default.
+    if endpoint and not any(_REGION.search(line) or _OURS.search(line) for line in lines.values()):
+        findings.append(TemplateFinding("r2-region", endpoint, "an R2 endpoint without AWS_REGION"))
     # Other texts are rarely valid YAML.
     if ending in {"yaml", "yml"}:
         findings += _check_yaml(text, lines)
@@ -195,13 +198,6 @@ def _after(words: Sequence[str], flag: str) -> str | None:
     return next((value for word, value in pairwise(words) if word == flag), None)
 
 
-def _check_region(lines: Mapping[int, str]) -> Iterator[TemplateFinding]:
-    endpoint = next((number for number, line in lines.items() if _R2.search(line)), None)
-    # coldstream uses `auto` by default.
-    if endpoint and not any(_REGION.search(line) or _OURS.search(line) for line in lines.values()):
-        yield TemplateFinding("r2-region", endpoint, "an R2 endpoint without AWS_REGION")
-
-
 def _check_yaml(text: str, lines: Mapping[int, str]) -> Iterator[TemplateFinding]:
     try:
         documents = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
@@ -259,16 +255,12 @@ def _check_mappings(root: Node) -> Iterator[TemplateFinding]:
             yield _finding("inline-secret", value, f"{name} is set to a value here")
         listed = [item for key in ("entrypoint", "command", "args") for item in _items(_get(node, key))]
         if len(listed) > 1 and all(isinstance(item, ScalarNode) for item in listed):
-            command = shlex.join(map(_text, listed))
-            serves = _SERVES.search(" ".join(map(_text, listed))) is not None or _extends_vllm(node)
-            yield from _check_command(_words(command), int(listed[0].start_mark.line) + 1, serves=serves)
-
-
-def _extends_vllm(container: Node) -> bool:
-    """Whether the words are arguments of `vllm serve`, the entry point of vLLM's image."""
-    if "vllm-openai" not in _text(_get(container, "image")) or _get(container, "entrypoint") is not None:
-        return False
-    return _get(container, "args") is None or _get(container, "command") is None
+            words = list(map(_text, listed))
+            # Arguments of `vllm serve`, the entry point of vLLM's image.
+            is_image = "vllm-openai" in _text(_get(node, "image")) and _get(node, "entrypoint") is None
+            extends_image = is_image and (_get(node, "args") is None or _get(node, "command") is None)
+            serves = extends_image or _SERVES.search(" ".join(words)) is not None
+            yield from _check_command(_words(shlex.join(words)), int(listed[0].start_mark.line) + 1, serves=serves)
 
 
 def _open_port(root: Node) -> Node | None:

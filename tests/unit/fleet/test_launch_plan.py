@@ -14,12 +14,10 @@ from coldstream.fleet.deploy_options import DeployOptions, parse_replicas
 from coldstream.fleet.launch_plan import (
     TARGETS,
     LaunchPlan,
-    checked_launch_name,
     make_plan,
-    renewal,
     secret_flags,
 )
-from coldstream.fleet.sky import Offer
+from coldstream.fleet.sky import NAME, Offer
 from coldstream.settings import load_settings
 from coldstream.tune.gpus import parse_gpus
 from tests.unit.fleet.deployments import CLOSED, R2, deployment
@@ -130,16 +128,6 @@ def test_policies(plan: LaunchPlan, says: str) -> None:
     assert says in plan.policy
 
 
-def test_the_same_again_with_other_secrets() -> None:
-    assert renewal("m", "node", "F", ("A", "B")) == (
-        *("launch", "-y", "-d", "-c", "m", "F"),
-        *("--secret", "A", "--secret", "B"),
-    )
-    assert renewal("m", "service", "F", ("A",)) == ("serve", "update", "-y", "m", "F", "--secret", "A")
-    with pytest.raises(UsageError, match="is a job, whose keys cannot be renewed"):
-        renewal("m", "job", "F", ())
-
-
 def test_the_machine_decides_the_rest() -> None:
     plan, sky = planned()
     assert (plan.name, plan.kind, plan.offer) == ("llama-3-1-8b", "node", OFFER)
@@ -191,11 +179,11 @@ def test_names() -> None:
     assert planned(name="prod")[0].name == "prod"
     for name in ("Prod", "8b", "a" * 41, "a/b", "--help", ""):
         with pytest.raises(UsageError, match="is not a valid name for a launch"):
-            checked_launch_name(name)
+            planned(name=name)
     # What a model is called by itself must be one.
     for model in ("org/" + "8" * 60, "org/" + "a" * 38 + "-" * 5 + "b", "org/8B"):
         name_ = planned(model=replace(EIGHT, name=model))[0].name
-        assert checked_launch_name(name_) == name_
+        assert NAME.fullmatch(name_)
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "http://localhost:9000", "http://[::1]:9000"])

@@ -530,6 +530,11 @@ def test_a_service_gets_new_keys_and_is_not_waited_for(launches: Launches) -> No
     assert launches.find("m").expires == 9.0
 
 
+def test_a_job_keeps_its_keys(launches: Launches) -> None:
+    with pytest.raises(UsageError, match="m is a job, whose keys cannot be renewed"):
+        renew(record("job"), ScriptedSky(), launches, Told().callbacks, secrets=(), api_key="k")
+
+
 def test_keys_that_could_not_be_renewed_are_not_remembered(launches: Launches) -> None:
     launches.keep(record("service", expires=5.0))
     with pytest.raises(NotFoundError, match=r"m\.yaml, the file of the launch, is missing"):
