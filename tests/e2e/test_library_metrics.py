@@ -21,7 +21,7 @@ from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
 from coldstream.loading.streaming import Load
 from coldstream.settings import Settings, load_settings
-from coldstream.telemetry.metrics.families import parse
+from coldstream.telemetry.metrics.textfile import parse
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real

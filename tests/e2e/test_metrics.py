@@ -18,10 +18,9 @@ import pytest
 import yaml
 
 from coldstream.engines.vllm.endpoint import free_port
-from coldstream.telemetry.metrics.families import Families, parse
 from coldstream.telemetry.metrics.metric_names import METRICS
 from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
-from coldstream.telemetry.metrics.textfile import cost_file
+from coldstream.telemetry.metrics.textfile import Families, cost_file, parse
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers import prometheus as real

@@ -20,11 +20,10 @@ from coldstream.model.uri import Uri
 from coldstream.operate.charts import png
 from coldstream.operate.curve_chart import html, panels
 from coldstream.settings import Settings
-from coldstream.tune.clouds import parse_cloud
 from coldstream.tune.connection_curve import PASSES, Curve, Sample, measure_curve, save_curve, saved_curve
 from coldstream.tune.gpus import detect_gpus, parse_gpus
 from coldstream.tune.model_shape import read_model
-from coldstream.tune.predict import NetworkPath, path_to_bucket
+from coldstream.tune.predict import NetworkPath, parse_cloud, path_to_bucket
 from coldstream.tune.recommended import Advice, LoaderSettings, SettingsRow, advise, settings_table, smallest
 from coldstream.units import GIB, format_bytes, format_rate, format_seconds, plural
 

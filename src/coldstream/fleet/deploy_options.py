@@ -12,8 +12,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from coldstream.errors import UsageError
-from coldstream.tune.clouds import parse_cloud
 from coldstream.tune.gpus import Gpus, parse_gpus
+from coldstream.tune.predict import parse_cloud
 
 TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
 # The other targets run on machines that exist already, so that spot and on-demand do not differ.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from coldstream.errors import UsageError
 from coldstream.machine import hardware
 from coldstream.units import GIB, format_rate
 
 if TYPE_CHECKING:
     from coldstream.tune.connection_curve import Curve
 
+# By the names that SkyPilot 0.14 and dstack 0.22 use.
+CLOUDS = (
+    *("amddevcloud", "aws", "azure", "cloudrift", "crusoe", "cudo", "datacrunch", "daytona", "digitalocean", "do"),
+    *("dstack", "fluidstack", "gcp", "hotaisle", "hyperbolic", "ibm", "jarvislabs", "kubernetes", "lambda", "lium"),
+    *("mithril", "nebius", "oci", "paperspace", "primeintellect", "remote", "runpod", "scp", "seeweb", "shadeform"),
+    *("slurm", "ssh", "tensordock", "vast", "vastai", "verda", "vsphere", "vultr", "yotta"),
+)
 # One connection to R2: 18 to 70 MB/s are reported, most of them near this.
 CONNECTION_BYTES_PER_SECOND = 30e6
 # CPU seconds per GiB received over TLS and verified (docs/benchmarks.md, two cores).
@@ -93,6 +102,16 @@ def predict(
         rates["pcie"] = copies_bytes_per_second
     limit = min(rates, key=lambda stage: rates[stage])
     return Prediction(seconds=way.setup_seconds + size / rates[limit], limit=limit, rates=tuple(rates.items()))
+
+
+def parse_cloud(text: str) -> str:
+    """Parses a cloud with an optional region, `aws` or `gcp/us-central1`, in any case; UsageError if unknown."""
+    name, slash, place = text.strip().lower().partition("/")
+    if name not in CLOUDS:
+        near = difflib.get_close_matches(name, CLOUDS, n=1)
+        hint = f"did you mean {near[0]}{slash}{place}?" if near else f"known: {', '.join(CLOUDS)}"
+        raise UsageError(f"{name[:40]!r} is not a known cloud", hint=hint)
+    return f"{name}{slash}{place}"
 
 
 def path_to_bucket(way: NetworkPath, curve: Curve | None) -> NetworkPath:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import CancelledError, ColdstreamError
 from coldstream.package import __version__
-from coldstream.telemetry.metrics.families import Families, Family, Labels, Sample, render
 from coldstream.telemetry.metrics.meter import RESOLVE, Loading, Meter
 from coldstream.telemetry.metrics.metric_names import METRICS, Metric, label_value, source_of
+from coldstream.telemetry.metrics.textfile import Families, Family, Labels, Sample, render
 
 if TYPE_CHECKING:
     from coldstream.engine.load_statistics import LoadReport, LoadStatistics

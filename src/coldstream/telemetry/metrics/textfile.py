@@ -6,21 +6,152 @@ the file is replaced as a whole. It only holds metrics of coldstream.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from coldstream.errors import DiskError, IntegrityError
+import prometheus_client as prometheus
+from prometheus_client.metrics_core import Metric as Collected
+from prometheus_client.parser import text_string_to_metric_families
+
+from coldstream.errors import DiskError, IntegrityError, UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import read_bounded, try_lock, unlock
-from coldstream.telemetry.metrics.families import Families, Family, Sample, merged, parse, render, since
 from coldstream.telemetry.metrics.metric_names import METRICS
 
+Labels = tuple[tuple[str, str], ...]  # sorted by name
+Sample = tuple[str, Labels]
+
+MODELS_MAX = 50
+_NEWEST = ("coldstream_last_load_timestamp_seconds", "coldstream_last_start_timestamp_seconds")
+# A whole line about a metric that is not ours.
+_FOREIGN = re.compile(r"^(?:# (?:HELP|TYPE) )?(?!coldstream_)([A-Za-z_:][\w:]*)[^\n]*\n", re.ASCII | re.MULTILINE)
 _METRICS_BYTES_MAX = 8 << 20
 # Others hold the lock for milliseconds; one that was stopped must not stop us.
 _LOCK_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with all of its samples; `kind` is "counter", "gauge" or "histogram"."""
+
+    kind: str
+    help: str
+    samples: dict[Sample, float] = field(default_factory=dict)
+
+
+Families = dict[str, Family]
+
+
+def merged(old: Mapping[str, Family], new: Mapping[str, Family]) -> Families:
+    """What a file is to hold after a process has added its own: counts go on, gauges are the newer ones."""
+    families = {name: Family(family.kind, family.help, dict(family.samples)) for name, family in old.items()}
+    for name, family in new.items():
+        before = families.get(name)
+        if before is None or before.kind != family.kind or _buckets(before) != _buckets(family) != set():
+            # Never written, or by a version that had other buckets: these cannot be added up.
+            before = Family(family.kind, family.help)
+        if family.kind == "gauge":
+            # Those of other models than the newest stay.
+            kept = {sample: value for sample, value in before.samples.items() if _model(sample) is not None}
+            samples = kept | family.samples
+        else:
+            counts = {sample: before.samples.get(sample, 0.0) + value for sample, value in family.samples.items()}
+            samples = before.samples | counts
+        families[name] = Family(family.kind, family.help, samples)
+    return _bounded(families)
+
+
+def since(new: Mapping[str, Family], last: Mapping[str, Family]) -> Families:
+    """What was counted between two looks at one process; gauges as they are now."""
+    families: Families = {}
+    for name, family in new.items():
+        before = last[name].samples if family.kind != "gauge" and name in last else {}
+        samples = {sample: value - before.get(sample, 0.0) for sample, value in family.samples.items()}
+        families[name] = Family(family.kind, family.help, samples)
+    return families
+
+
+def _buckets(family: Family) -> set[str]:
+    return {value for _, labels in family.samples for name, value in labels if name == "le"}
+
+
+def _model(sample: Sample) -> str | None:
+    return dict(sample[1]).get("model")
+
+
+def _bounded(families: Families) -> Families:
+    """The same with the models that were loaded or started last."""
+    models = {model: 0.0 for family in families.values() for sample in family.samples if (model := _model(sample))}
+    for name in _NEWEST:
+        for sample, value in families[name].samples.items() if name in families else ():
+            model = _model(sample) or ""
+            models[model] = max(value, models.get(model, 0.0))
+    kept = {None, *sorted(models, key=lambda model: models[model], reverse=True)[:MODELS_MAX]}
+    for family in families.values():
+        family.samples = {sample: value for sample, value in family.samples.items() if _model(sample) in kept}
+    return families
+
+
+def parse(data: bytes, *, where: str) -> Families:
+    """Reads the text format; IntegrityError if it is damaged, UsageError if it holds metrics of other programs."""
+    if foreign := _FOREIGN.search(data.decode(errors="replace")):
+        # Checked first: a file of another program may be damaged as well, and must not be replaced.
+        raise UsageError(
+            f"the metrics' file {where} holds {foreign[1][:80]}, which does not belong to coldstream",
+            hint="give coldstream a file of its own",
+        )
+    families: Families = {}
+    try:
+        if not data.endswith(b"\n"):
+            raise ValueError("it is cut short")
+        for collected in text_string_to_metric_families(data.decode()):
+            if collected.name in families:
+                raise ValueError(f"{collected.name} is listed twice")
+            families[collected.name] = _family(collected)
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as exc:
+        raise IntegrityError(f"the metrics' file {where} is damaged") from exc
+    return families
+
+
+def _family(collected: Collected) -> Family:
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+        for sample in collected.samples
+        # The time at which a counter was created.
+        if not sample.name.endswith("_created")
+    }
+    if collected.type not in {"counter", "gauge", "histogram"}:
+        raise ValueError(f"{collected.name} is a {collected.type}")
+    if not all(math.isfinite(value) and (collected.type == "gauge" or value >= 0) for value in samples.values()):
+        raise ValueError(f"{collected.name} has an impossible value")
+    return Family(collected.type, collected.documentation, samples)
+
+
+def render(families: Families) -> bytes:
+    """Writes the text format."""
+    return prometheus.generate_latest(_FamilyCollector(families))
+
+
+class _FamilyCollector:
+    """The part of a registry that the client calls."""
+
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> list[Collected]:
+        metrics = []
+        for name, family in self._families.items():
+            metric = Collected(name, family.help, family.kind)
+            for (sample, labels), value in family.samples.items():
+                metric.add_sample(sample, dict(labels), value)
+            metrics += [metric] if metric.samples else []
+        return metrics
 
 
 class TextFile:

@@ -8,7 +8,7 @@ from typing import Any
 
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.errors import ColdstreamError
-from coldstream.telemetry.metrics.families import Families
+from coldstream.telemetry.metrics.textfile import Families
 
 _EMPTY: dict[str, Any] = {
     "CdnReport | None": None,

@@ -12,9 +12,9 @@ import pytest
 
 from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, UnavailableError
-from coldstream.telemetry.metrics.families import parse, render
 from coldstream.telemetry.metrics.metric_names import METRICS, OTHER, Metric, source_of
 from coldstream.telemetry.metrics.registry import MetricCounts, Metrics, cache_result
+from coldstream.telemetry.metrics.textfile import parse, render
 from tests.unit.telemetry.metrics.loads import Load, report, value
 from tests.unit.telemetry.timeline.starts import streamed
 

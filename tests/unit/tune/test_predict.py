@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coldstream.errors import UsageError
-from coldstream.tune.clouds import parse_cloud
+from coldstream.tune.predict import parse_cloud
 
 
 @pytest.mark.parametrize(
