@@ -197,7 +197,11 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     path = env_file or Path(".env")
-    model = _model_mark(path) if env_file is None and _is_file(path) else None
+    # A file of the folder that shows that it is the folder of a model.
+    model = None
+    if env_file is None and _is_file(path):
+        marks = (mark for pattern in _MODEL_MARKS for mark in path.absolute().parent.glob(pattern))
+        model = next((mark.name for mark in marks if mark.is_file()), None)
     file_values, malformed = (
         ({}, None) if model else _read_env_file(path, environ, required=env_file is not None and not draft)
     )
@@ -344,12 +348,6 @@ def ambient_settings() -> Settings:
 def mask(secret: str) -> str:
     """A secret for display: its last four characters, if it is long enough."""
     return "…" + secret[-4:] if len(secret) >= 16 else "…"
-
-
-def _model_mark(env_file: Path) -> str | None:
-    """A file that shows that a settings file is in the folder of a model, or None."""
-    folder = env_file.absolute().parent
-    return next((mark.name for pattern in _MODEL_MARKS for mark in folder.glob(pattern) if mark.is_file()), None)
 
 
 def _is_file(path: Path) -> bool:

@@ -91,10 +91,29 @@ class StreamDigest:
             if not self._parse(memoryview(self._head)):
                 return
             view, self._head = memoryview(self._head), bytearray()
+        assert self._stops is not None
         self._sha256.update(view)
         if self._git:
             self._git.update(view)
-        self._update_chunks(view)
+        taken = 0
+        while taken < len(view):
+            if len(self._hashes) == len(self._stops):
+                raise IntegrityError(f"{self._path} is longer than its {self._size} bytes")
+            stop = self._stops[len(self._hashes)]
+            piece = view[taken : taken + stop - self._position]
+            self._chunk.update(piece)
+            if self._segment_stops:
+                self._segment.update(piece)
+            taken += len(piece)
+            self._position += len(piece)
+            if self._position == stop:
+                self._hashes.append(self._chunk.hexdigest())
+                self._chunk.reset()
+                if stop in self._segment_stops:
+                    self._segments.append((stop, self._segment.hexdigest()))
+                    self._segment = hashlib.sha256()
+                    if self._on_segment:
+                        self._on_segment(*self._segments[-1])
 
     def finish(self) -> Digests:
         """Returns the hashes of the whole file; raises IntegrityError if the file ended early."""
@@ -119,28 +138,6 @@ class StreamDigest:
         self._stops, segment_ends = cut(header, self._object_bytes_max)
         self._segment_stops = frozenset(segment_ends)
         return True
-
-    def _update_chunks(self, view: memoryview) -> None:
-        assert self._stops is not None
-        taken = 0
-        while taken < len(view):
-            if len(self._hashes) == len(self._stops):
-                raise IntegrityError(f"{self._path} is longer than its {self._size} bytes")
-            stop = self._stops[len(self._hashes)]
-            piece = view[taken : taken + stop - self._position]
-            self._chunk.update(piece)
-            if self._segment_stops:
-                self._segment.update(piece)
-            taken += len(piece)
-            self._position += len(piece)
-            if self._position == stop:
-                self._hashes.append(self._chunk.hexdigest())
-                self._chunk.reset()
-                if stop in self._segment_stops:
-                    self._segments.append((stop, self._segment.hexdigest()))
-                    self._segment = hashlib.sha256()
-                    if self._on_segment:
-                        self._on_segment(*self._segments[-1])
 
 
 def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], list[int]]:

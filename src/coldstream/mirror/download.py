@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
@@ -84,7 +85,14 @@ def download(
             for parent in {(folder / file.path).parent for file in files}:
                 for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
                     leftover.unlink(missing_ok=True)
-        _check_room(folder, sum(file.size for file in missing))
+        needed = sum(file.size for file in missing)
+        with _disk_errors(folder):
+            free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise DiskError(
+                f"not enough disk space in {folder}: {format_bytes(needed)} needed, {format_bytes(free)} free",
+                hint="free some space, or choose a folder on another disk",
+            )
         works = [_FileDownload(store, name, folder, file, progress) for file in missing]
         try:
             Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
@@ -98,7 +106,7 @@ def download(
         bytes=sum(file.size for file in files),
         kept_files=len(files) - len(missing),
         skipped=skipped,
-        received_bytes=sum(file.size for file in missing),
+        received_bytes=needed,
         verified=model.record is not None,
         seconds=time.monotonic() - began,
         retries=store.retry.count,
@@ -109,7 +117,7 @@ class _FileDownload(StoredFileRead):
     """Writes one file to the disk."""
 
     def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
-        super().__init__(store, name, file, progress)
+        super().__init__(store, name, file, progress, label=file.path)
         self._path = folder / file.path
         self._staged: StagedFile | None = None
 
@@ -129,8 +137,7 @@ class _FileDownload(StoredFileRead):
         stored()
 
     def finish(self) -> None:
-        digests = self.digest.finish()
-        if problems := content_problems(self.file, digests):
+        if problems := content_problems(self.file, self.digest.finish()):
             raise IntegrityError(
                 f"{self._name}/{self.file.path}: {problems[0]}", hint=f"run: coldstream verify --deep {self._name}"
             )
@@ -141,7 +148,6 @@ class _FileDownload(StoredFileRead):
         self._progress.end(self.file.path, "sha256 ok" if self.file.entry else "unverified")
 
     def discard(self) -> None:
-        """Closes the file, and deletes it unless it is finished."""
         if self._staged is not None:
             self._staged.discard()
 
@@ -161,14 +167,12 @@ def _is_there(folder: Path, file: StoredFile) -> bool:
 @contextmanager
 def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
     """Creates the folder and locks it against other downloads; yields whether the file system has locks."""
-    waiting = False
+    waits = count()
 
     def on_wait() -> None:
-        nonlocal waiting
         retry.check()
-        if not waiting:
+        if next(waits) == 0:
             progress.say(f"waiting for another download into {folder} to finish")
-        waiting = True
 
     with ExitStack() as held:
         with _disk_errors(folder):
@@ -177,16 +181,6 @@ def _locked(folder: Path, retry: Retry, progress: Progress) -> Iterator[bool]:
             folder.mkdir(parents=True, exist_ok=True)
             is_locked = held.enter_context(locked_folder(folder, on_wait=on_wait))
         yield is_locked
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    with _disk_errors(folder):
-        free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskError(
-            f"not enough disk space in {folder}: {format_bytes(needed)} needed, {format_bytes(free)} free",
-            hint="free some space, or choose a folder on another disk",
-        )
 
 
 @contextmanager

@@ -179,19 +179,17 @@ def read_range(
 
 
 class StoredFileRead(FileWork):
-    """Reads and hashes one file of a stored model; `label` is its name for the progress, by default its path."""
+    """Reads and hashes one file of a stored model; `label` is its name for the progress."""
 
     digest: OrderedDigest
 
-    def __init__(
-        self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "", git: bool = False
-    ) -> None:
+    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str) -> None:
         self.file = file
         self.parts = tuple(parts(file.size, PART_BYTES))
         stops = file.entry.chunks.stops if file.entry else None
-        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops, git=git))
+        self.digest = OrderedDigest(StreamDigest(file.path, file.size, stops=stops))
         self._store, self._name, self._progress = store, name, progress
-        self._label = label or file.path
+        self._label = label
 
     def fetch(self, start: int, view: memoryview) -> None:
         on_read = partial(self._progress.fetched, self._label)

@@ -203,7 +203,13 @@ def plan_upload(
         And the errors of the source and the store.
     """
     checked_name(name)
-    _check_segment_options(object_bytes_max, plain=plain)
+    if object_bytes_max is None and not plain:
+        raise UsageError("files are stored in one piece, in segments, or both", hint="--object-bytes-max 480MiB")
+    if object_bytes_max is not None and not SEGMENT_BYTES_MIN <= object_bytes_max <= SEGMENT_BYTES_MAX:
+        raise UsageError(
+            f"the segment size must be between 1 MiB and 5 GiB, not {object_bytes_max} bytes",
+            hint="480MiB is below the largest object that Cloudflare's CDN caches (512 MB)",
+        )
     source_files = {file.key: file for file in source.list("")}
     selection = _selected(source, source_files, include, also, exclude)
     files = tuple(source_files[path] for path in selection.chosen)
@@ -249,17 +255,6 @@ def plan_upload(
         etag=stored_record[1] if stored_record else None,
         record=record,
     )
-
-
-def _check_segment_options(object_bytes_max: int | None, *, plain: bool) -> None:
-    if object_bytes_max is None:
-        if not plain:
-            raise UsageError("files are stored in one piece, in segments, or both", hint="--object-bytes-max 480MiB")
-    elif not SEGMENT_BYTES_MIN <= object_bytes_max <= SEGMENT_BYTES_MAX:
-        raise UsageError(
-            f"the segment size must be between 1 MiB and 5 GiB, not {object_bytes_max} bytes",
-            hint="480MiB is below the largest object that Cloudflare's CDN caches (512 MB)",
-        )
 
 
 def _selected(

@@ -97,15 +97,15 @@ def verify(
     works = []
     if deep:
         progress = progress or Progress()
-        works = [_FileCheck(store, name, file, progress) for file in files if file.path not in bad]
-        copies = [
-            _FileCheck(store, name, replace(file, objects=(file.plain,)), progress, label=f"{file.path} (in one piece)")
-            for file in files
-            if file.plain and file.path not in bad
+        good = [file for file in files if file.path not in bad]
+        works = [_FileCheck(store, name, file, progress) for file in good]
+        works += [
+            _FileCheck(store, name, replace(file, objects=(file.plain,)), progress, is_copy=True)
+            for file in good
+            if file.plain
         ]
-        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run([*works, *copies])
-        problems += [Problem(work.file.path, what) for work in works for what in work.problems]
-        problems += [Problem(work.file.path, COPY + what) for work in copies for what in work.problems]
+        Pump(cancel=store.retry.cancel, connections=connections, memory_bytes=memory_bytes).run(works)
+        problems += [Problem(work.file.path, work.prefix + what) for work in works for what in work.problems]
     return VerifyReport(
         name=name,
         state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
@@ -116,7 +116,7 @@ def verify(
         files=len(files),
         bytes=sum(file.size for file in files),
         problems=tuple(sorted(problems, key=lambda problem: problem.path)),
-        sha256={work.file.path: work.sha256 for work in works if work.sha256},
+        sha256={work.file.path: work.sha256 for work in works if work.sha256 and not work.prefix},
         seconds=time.monotonic() - began,
     )
 
@@ -124,9 +124,9 @@ def verify(
 class _FileCheck(StoredFileRead):
     """Reads one file and compares its hashes."""
 
-    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, label: str = "") -> None:
-        git = file.entry is not None and file.entry.git_blob_id is not None
-        super().__init__(store, name, file, progress, label=label, git=git)
+    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, is_copy: bool = False) -> None:
+        super().__init__(store, name, file, progress, label=f"{file.path} (in one piece)" if is_copy else file.path)
+        self.prefix = COPY if is_copy else ""
         self.problems: list[str] = []
         self.sha256: str | None = None
         self._lock = threading.Lock()
