@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldstream.cache.cache import Cache
-from coldstream.cache.cached_files import CopyContents
-from coldstream.cache.copy_records import OURS, RECORD, CopyPlan, parse_plan
+from coldstream.cache.copy_records import OURS, RECORD, CopyContents, CopyPlan, parse_plan
 from coldstream.cache.space import CachedCopy, Disk, victims_for
 from coldstream.errors import DiskError
 from tests.unit.cache.cached_models import HUGE, URI, Model, begun

@@ -3,8 +3,7 @@
     cache         opens copies, finds the latest one, lists and prunes them; an open copy is protected from eviction
     copy_writer   fills a copy, chunk by chunk in any order, from a separate process
     space         what is in the cache, what has to go, and its removal
-    cached_files  what a copy has on the disk, by its journal
-    copy_records  plan and journal as bytes; pure
+    copy_records  a copy's plan and journal, checked against its files
 
     <root>/models/<org--model>/<version>/...              complete files only, at their own paths
     <root>/models/<org--model>/<version>/.coldstream/     plan.json journal partial/ lock writer.lock used

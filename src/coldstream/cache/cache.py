@@ -10,8 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.cache.cached_files import CopyContents, read_plan
-from coldstream.cache.copy_records import OURS, CachedFile, CopyPlan, checked_version, files_fault
+from coldstream.cache.copy_records import (
+    OURS,
+    CachedFile,
+    CopyContents,
+    CopyPlan,
+    checked_version,
+    files_fault,
+    read_plan,
+)
 from coldstream.cache.copy_writer import CopyWriter
 from coldstream.cache.space import (
     CachedCopy,
@@ -21,7 +28,6 @@ from coldstream.cache.space import (
     latest_folder,
     mark_latest,
     model_folder,
-    prunable,
     sweep,
 )
 from coldstream.errors import ConfigError, IntegrityError, UsageError
@@ -138,8 +144,16 @@ class Cache:
         with disk_errors(self.root):
             with root_locked(self.root):
                 copies = entries_locked(self.root)
-                used_before = None if older_seconds is None else time.time() - older_seconds
-                victims = prunable(copies, keep_bytes=keep_bytes, names=names, used_before=used_before)
+                used_before = float("inf") if older_seconds is None else time.time() - older_seconds
+                left_bytes = sum(copy.bytes for copy in copies)
+                victims = []
+                for copy in copies:
+                    if keep_bytes and left_bytes <= keep_bytes:
+                        break
+                    is_named = not names or copy.name in names
+                    if is_named and copy.used.timestamp() < used_before and not copy.in_use:
+                        victims.append(copy)
+                        left_bytes -= copy.bytes
                 if dry_run:
                     return victims
                 for copy in victims:

@@ -13,8 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coldstream.cache.cached_files import CopyContents, read_plan
-from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyPlan
+from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyContents, CopyPlan, read_plan
 from coldstream.cache.space import make_room, mark_latest, root_of
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, write_all, write_at
 from coldstream.machine.disk import (

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from coldstream.cache.cached_files import CopyContents, read_plan
-from coldstream.cache.copy_records import FORMAT, OURS, CopyPlan, checked_version
+from coldstream.cache.copy_records import FORMAT, OURS, CopyContents, CopyPlan, checked_version, read_plan
 from coldstream.errors import UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import (
@@ -160,26 +159,6 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
             f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",
             hint=f"{remedy}, {_OR}",
         )
-    return victims
-
-
-def prunable(
-    copies: Sequence[CachedCopy], *, keep_bytes: int, names: Sequence[str], used_before: float | None
-) -> list[CachedCopy]:
-    """Which copies, least recently used first, to remove until `keep_bytes` are left; all of them for 0. Pure.
-
-    Only those of the models `names`, unless empty, that were last used before `used_before`, unless None.
-    """
-    left_bytes = sum(copy.bytes for copy in copies)
-    victims: list[CachedCopy] = []
-    for copy in copies:
-        if keep_bytes and left_bytes <= keep_bytes:
-            break
-        is_named = not names or copy.name in names
-        is_old = used_before is None or copy.used.timestamp() < used_before
-        if is_named and is_old and not copy.in_use:
-            victims.append(copy)
-            left_bytes -= copy.bytes
     return victims
 
 
