@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coldstream.cache import space
 from coldstream.cache.copy_records import (
     OURS,
     CachedFile,
@@ -20,32 +21,9 @@ from coldstream.cache.copy_records import (
     read_plan,
 )
 from coldstream.cache.copy_writer import CopyWriter
-from coldstream.cache.space import (
-    CachedCopy,
-    discard,
-    disk_of,
-    entries_locked,
-    latest_folder,
-    mark_latest,
-    model_folder,
-    sweep,
-)
 from coldstream.errors import ConfigError, IntegrityError, UsageError
+from coldstream.machine import disk
 from coldstream.machine.atomic_file import write_atomically
-from coldstream.machine.disk import (
-    cache_error,
-    checked_root,
-    disk_errors,
-    is_locked,
-    make_folders,
-    open_locked,
-    open_private,
-    private_root,
-    root_locked,
-    temporary_folder,
-    trash_name,
-    unlock,
-)
 from coldstream.model.names import checked_name, expanded
 from coldstream.units import parse_bytes
 
@@ -67,7 +45,7 @@ class Cache:
     """
 
     def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
-        self.root = private_root(root.absolute())
+        self.root = disk.private_root(root.absolute())
         self.bytes_max = bytes_max
 
     def __repr__(self) -> str:
@@ -87,30 +65,30 @@ class Cache:
         plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
         if fault := files_fault(plan.files):
             raise IntegrityError(f"{name} cannot be kept on disk: {fault}")
-        folder = model_folder(self.root, name, version)
-        checked_root(self.root, create=True)
-        with disk_errors(folder), ExitStack() as closing:
-            with root_locked(self.root):
+        folder = space.model_folder(self.root, name, version)
+        disk.checked_root(self.root, create=True)
+        with disk.disk_errors(folder), ExitStack() as closing:
+            with disk.root_locked(self.root):
                 self._settle(folder, plan)
                 copy = closing.enter_context(self._hold(folder, plan))
             copy.touch()
             if copy.complete:
                 # After a return to an older version, that one is the last.
-                mark_latest(self.root, plan)
+                space.mark_latest(self.root, plan)
             closing.pop_all()
             return copy
 
     def latest(self, uri: str) -> LocalCopy | None:
         """The last copy of this URI, if it is complete and still exists: for a start without the network."""
-        if not checked_root(self.root, create=False):
+        if not disk.checked_root(self.root, create=False):
             return None
-        with disk_errors(self.root), ExitStack() as closing:
-            folder = latest_folder(self.root, uri)
+        with disk.disk_errors(self.root), ExitStack() as closing:
+            folder = space.latest_folder(self.root, uri)
             if folder is None:
                 return None
-            with root_locked(self.root):
+            with disk.root_locked(self.root):
                 plan = read_plan(folder)
-                if plan is None or model_folder(self.root, plan.name, plan.version) != folder:
+                if plan is None or space.model_folder(self.root, plan.name, plan.version) != folder:
                     return None
                 copy = closing.enter_context(self._hold(folder, replace(plan, uri=uri)))
             if not copy.complete:
@@ -119,12 +97,12 @@ class Cache:
             closing.pop_all()
             return copy
 
-    def entries(self) -> list[CachedCopy]:
+    def entries(self) -> list[space.CachedCopy]:
         """All copies, least recently used first."""
-        if not checked_root(self.root, create=False):
+        if not disk.checked_root(self.root, create=False):
             return []
-        with disk_errors(self.root), root_locked(self.root):
-            return entries_locked(self.root)
+        with disk.disk_errors(self.root), disk.root_locked(self.root):
+            return space.entries_locked(self.root)
 
     def prune(
         self,
@@ -133,17 +111,17 @@ class Cache:
         names: Sequence[str] = (),
         older_seconds: float | None = None,
         dry_run: bool = False,
-    ) -> list[CachedCopy]:
+    ) -> list[space.CachedCopy]:
         """Removes copies that are not in use, the least recently used first, and leftovers of killed removals.
 
         Stops when all copies together take no more than `keep_bytes`. Removes only copies of the models `names`, unless
         empty, that were not used for `older_seconds`. Returns what was removed, or would be.
         """
-        if not checked_root(self.root, create=False):
+        if not disk.checked_root(self.root, create=False):
             return []
-        with disk_errors(self.root):
-            with root_locked(self.root):
-                copies = entries_locked(self.root)
+        with disk.disk_errors(self.root):
+            with disk.root_locked(self.root):
+                copies = space.entries_locked(self.root)
                 used_before = float("inf") if older_seconds is None else time.time() - older_seconds
                 left_bytes = sum(copy.bytes for copy in copies)
                 victims = []
@@ -157,16 +135,18 @@ class Cache:
                 if dry_run:
                     return victims
                 for copy in victims:
-                    discard(self.root, copy.folder)
-            sweep(self.root)
+                    space.discard(self.root, copy.folder)
+            space.sweep(self.root)
         return victims
 
     def limit_bytes(self, used_bytes: int) -> int:
         """The limit of all copies together, which take `used_bytes` now."""
         existing = next(path for path in (self.root, *self.root.parents) if path.exists())
-        with disk_errors(self.root):
-            disk = disk_of(existing, self.bytes_max)
-        return max(min(disk.limit_bytes, used_bytes + disk.room_bytes), 0) if self.bytes_max is None else self.bytes_max
+        with disk.disk_errors(self.root):
+            limits = space.disk_of(existing, self.bytes_max)
+        if self.bytes_max is not None:
+            return self.bytes_max
+        return max(min(limits.limit_bytes, used_bytes + limits.room_bytes), 0)
 
     def _settle(self, folder: Path, plan: CopyPlan) -> None:
         """Makes `folder` a copy of this plan. The caller holds the root's lock."""
@@ -177,25 +157,25 @@ class Cache:
             if existing and replace(existing, uri=plan.uri) == plan:
                 write_atomically(folder / OURS / "plan.json", plan.serialize(), staging=folder / OURS)
                 return
-            if (folder / OURS).is_dir() and is_locked(folder / OURS / "lock"):
-                raise cache_error(
+            if (folder / OURS).is_dir() and disk.is_locked(folder / OURS / "lock"):
+                raise disk.cache_error(
                     folder,
                     f"another process uses version {plan.version} of {plan.name} with a different list of files",
                     hint="if the model was replaced under the same version, wait for that process to end",
                 )
-            discard(self.root, folder)
+            space.discard(self.root, folder)
         # Created elsewhere and moved into place: a folder in its place always has a plan. Not synced, since a load
         # waits; a plan that a power failure destroyed means starting over.
-        staging = trash_name(self.root)
-        make_folders(staging / OURS / "partial")
+        staging = disk.trash_name(self.root)
+        disk.make_folders(staging / OURS / "partial")
         write_atomically(staging / OURS / "plan.json", plan.serialize(), staging=staging / OURS)
         for name in ("journal", "lock", "writer.lock", "used"):
-            os.close(open_private(staging / OURS / name, os.O_WRONLY | os.O_CREAT))
-        make_folders(folder.parent)
+            os.close(disk.open_private(staging / OURS / name, os.O_WRONLY | os.O_CREAT))
+        disk.make_folders(folder.parent)
         os.rename(staging, folder)
 
     def _hold(self, folder: Path, plan: CopyPlan) -> LocalCopy:
-        lock = open_locked(folder / OURS / "lock", exclusive=False)
+        lock = disk.open_locked(folder / OURS / "lock", exclusive=False)
         # Never refused: the lock is exclusive only while the root's lock is held too.
         assert lock is not None
         return LocalCopy(folder, plan, self.bytes_max, lock=lock)
@@ -228,13 +208,13 @@ class LocalCopy:
     @property
     def complete(self) -> bool:
         """Whether every file of the plan is complete, at its own path."""
-        with disk_errors(self.folder):
+        with disk.disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.complete
 
     def have(self, index: int) -> bytes:
         """One byte per chunk of a file: 1 if the copy has it."""
-        with disk_errors(self.folder):
+        with disk.disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.there(index)
 
@@ -243,7 +223,7 @@ class LocalCopy:
 
         Readers have to check each chunk: nothing else notices a flipped bit, or bytes lost in a power failure.
         """
-        with disk_errors(self.folder):
+        with disk.disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.digests(index)
 
@@ -253,11 +233,11 @@ class LocalCopy:
         A writer moves it when it is complete, and back when a chunk is forgotten: if it is gone when it is opened,
         call this again. An open descriptor stays valid.
         """
-        with disk_errors(self.folder):
+        with disk.disk_errors(self.folder):
             return self._contents.path(index)
 
     def touch(self) -> None:
-        with disk_errors(self.folder):
+        with disk.disk_errors(self.folder):
             os.utime(self.folder / OURS / "used")
 
     def writer(self, *, repair: bool = False) -> CopyWriter | None:
@@ -268,7 +248,7 @@ class LocalCopy:
         """Allows eviction. Idempotent."""
         if self._lock is not None:
             lock, self._lock = self._lock, None
-            unlock(lock)
+            disk.unlock(lock)
 
 
 def cache_of(settings: Settings) -> Cache:
@@ -291,5 +271,5 @@ def configured(directory: str | None, limit: str | None) -> Cache:
     # By the XDG specification, a relative path is ignored.
     around = filter(os.path.isabs, (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")))
     # Containers that run as an arbitrary user may have neither HOME nor an entry in passwd.
-    root = next((Path(folder) / "coldstream" for folder in around), None) or temporary_folder()
+    root = next((Path(folder) / "coldstream" for folder in around), None) or disk.temporary_folder()
     return Cache(root, bytes_max=bytes_max)

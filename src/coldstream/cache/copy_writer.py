@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING
 
 from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyContents, CopyPlan, read_plan
 from coldstream.cache.space import make_room, mark_latest, root_of
+from coldstream.machine import disk
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, write_all, write_at
-from coldstream.machine.disk import (
-    cache_error,
-    checked_root,
-    disk_errors,
-    make_folders,
-    open_locked,
-    open_private,
-    root_locked,
-    sync_path,
-    unlock,
-)
 from coldstream.units import GIB, MIB
 
 if TYPE_CHECKING:
@@ -85,20 +75,20 @@ class CopyWriter:
             DiskError: It does not fit, it is gone, or the disk fails.
         """
         root = root_of(folder)
-        checked_root(root, create=False)
-        with ExitStack() as locks, disk_errors(folder):
-            with root_locked(root):
-                writer_lock = open_locked(folder / OURS / "writer.lock", exclusive=True)
+        disk.checked_root(root, create=False)
+        with ExitStack() as locks, disk.disk_errors(folder):
+            with disk.root_locked(root):
+                writer_lock = disk.open_locked(folder / OURS / "writer.lock", exclusive=True)
                 if writer_lock is None:
                     return None
-                locks.callback(unlock, writer_lock)
-                copy_lock = open_locked(folder / OURS / "lock", exclusive=False)
+                locks.callback(disk.unlock, writer_lock)
+                copy_lock = disk.open_locked(folder / OURS / "lock", exclusive=False)
                 # Never refused: the lock is exclusive only while the root's lock is held too.
                 assert copy_lock is not None
-                locks.callback(unlock, copy_lock)
+                locks.callback(disk.unlock, copy_lock)
             plan = read_plan(folder)
             if plan is None:
-                raise cache_error(folder, f"the cached copy {folder} has no plan")
+                raise disk.cache_error(folder, f"the cached copy {folder} has no plan")
             writer = cls(folder, plan, bytes_max, locks=locks.pop_all())
         with writer._failing(folder):
             writer._begin()
@@ -171,11 +161,11 @@ class CopyWriter:
         """Makes journal and files agree, however the last writer ended."""
         ours = self.folder / OURS
         _remove_leftovers(ours)
-        self._journal = open_private(ours / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._journal = disk.open_private(ours / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._contents.refresh()
         # An incomplete record at the end would shift those that follow; an invalid journal starts over.
         os.ftruncate(self._journal, self._contents.journal_bytes)
-        sync_path(ours / "plan.json")
+        disk.sync_path(ours / "plan.json")
         for file in range(len(self._plan.files)):
             self._reconcile(file)
         self._mark_if_complete()
@@ -199,7 +189,7 @@ class CopyWriter:
         """Moves an incomplete file from its own path to `partial/`."""
         if self._contents.is_plain(file):
             partial = self._contents.partial_path(file)
-            make_folders(partial.parent)
+            disk.make_folders(partial.parent)
             os.replace(self._contents.plain_path(file), partial)
 
     def _descriptor(self, file: int) -> int:
@@ -209,8 +199,8 @@ class CopyWriter:
                 self._sync_file(oldest)
                 os.close(self._open.pop(oldest))
             path = self._contents.partial_path(file)
-            make_folders(path.parent)
-            descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
+            disk.make_folders(path.parent)
+            descriptor = disk.open_private(path, os.O_RDWR | os.O_CREAT)
             self._open[file] = descriptor
             os.ftruncate(descriptor, self._plan.files[file].size)
         return self._open[file]
@@ -224,9 +214,9 @@ class CopyWriter:
         os.fsync(self._journal)
         os.close(self._open.pop(file))
         path = self._contents.plain_path(file)
-        make_folders(path.parent)
+        disk.make_folders(path.parent)
         os.replace(self._contents.partial_path(file), path)
-        sync_path(path.parent)
+        disk.sync_path(path.parent)
 
     def _sync(self) -> None:
         for file in sorted(self._dirty):
@@ -252,7 +242,7 @@ class CopyWriter:
     def _failing(self, path: Path) -> Iterator[None]:
         """Any exception closes the writer; those of the disk become a DiskError."""
         try:
-            with disk_errors(path):
+            with disk.disk_errors(path):
                 yield
         except BaseException:
             self._release()

@@ -16,19 +16,8 @@ from pathlib import Path
 
 from coldstream.cache.copy_records import FORMAT, OURS, CopyContents, CopyPlan, checked_version, read_plan
 from coldstream.errors import UsageError
+from coldstream.machine import disk
 from coldstream.machine.atomic_file import write_atomically
-from coldstream.machine.disk import (
-    TRASH_PREFIX,
-    bytes_on_disk,
-    cache_error,
-    disk_errors,
-    is_locked,
-    make_folders,
-    read_bounded,
-    root_locked,
-    size_and_free,
-    trash_name,
-)
 from coldstream.model.names import checked_name
 from coldstream.units import format_bytes
 
@@ -114,29 +103,29 @@ def entries_locked(root: Path) -> list[CachedCopy]:
 
 def disk_of(root: Path, bytes_max: int | None) -> Disk:
     """The limits: `bytes_max`, or by default half of the disk with a tenth of it or 10 GB left free."""
-    size, free = size_and_free(root)
+    size, free = disk.size_and_free(root)
     if bytes_max is not None:
         return Disk(limit_bytes=bytes_max, free_bytes=free)
     kept = min(size // DEFAULT_FREE_SHARE, DEFAULT_FREE_BYTES_MAX)
     return Disk(limit_bytes=size // DEFAULT_SHARE, free_bytes=free, kept_bytes=kept)
 
 
-def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> list[CachedCopy]:
+def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> list[CachedCopy]:
     """Which of the other copies, least recently used first, to evict so that `own` can be completed. Pure.
 
     Raises:
         DiskError: It would not fit even then; nothing is evicted.
     """
     what = f"{own.name} has {format_bytes(own.bytes_total)}"
-    if own.bytes_total > disk.limit_bytes:
-        raise cache_error(
+    if own.bytes_total > limits.limit_bytes:
+        raise disk.cache_error(
             own.folder,
-            f"{what} and the cache may hold {format_bytes(disk.limit_bytes)}",
+            f"{what} and the cache may hold {format_bytes(limits.limit_bytes)}",
             hint=f"raise COLDSTREAM_CACHE_LIMIT, {_OR}",
         )
     unwritten = max(own.bytes_total - own.bytes, 0)
-    over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - disk.limit_bytes
-    over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - disk.room_bytes
+    over_limit = own.bytes_total + sum(entry.bytes_reserved for entry in others) - limits.limit_bytes
+    over_disk = unwritten + sum(entry.bytes_reserved - entry.bytes for entry in others) - limits.room_bytes
     needed = max(over_limit, over_disk)
     victims: list[CachedCopy] = []
     for entry in others:
@@ -147,14 +136,16 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], disk: Disk) -> li
             needed -= entry.bytes
     if needed > 0:
         if over_disk < over_limit:
-            lacking = f"copies in use take most of the {format_bytes(disk.limit_bytes)} that the cache may hold"
+            lacking = f"copies in use take most of the {format_bytes(limits.limit_bytes)} that the cache may hold"
             remedy = "raise COLDSTREAM_CACHE_LIMIT"
-        elif disk.kept_bytes:
-            lacking = f"the disk has {format_bytes(disk.free_bytes)} free, {format_bytes(disk.kept_bytes)} for others"
+        elif limits.kept_bytes:
+            lacking = (
+                f"the disk has {format_bytes(limits.free_bytes)} free, {format_bytes(limits.kept_bytes)} for others"
+            )
             remedy = "set COLDSTREAM_CACHE_LIMIT, which leaves nothing to others"
         else:
-            lacking, remedy = f"the disk has {format_bytes(disk.free_bytes)} free", "free some space"
-        raise cache_error(
+            lacking, remedy = f"the disk has {format_bytes(limits.free_bytes)} free", "free some space"
+        raise disk.cache_error(
             own.folder,
             f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",
             hint=f"{remedy}, {_OR}",
@@ -169,13 +160,13 @@ def make_room(folder: Path, bytes_max: int | None) -> None:
         DiskError: It does not fit, and nothing was evicted; or the disk fails.
     """
     root = root_of(folder)
-    with disk_errors(root):
+    with disk.disk_errors(root):
         sweep(root)
-        with root_locked(root):
+        with disk.root_locked(root):
             copies = entries_locked(root)
             own = next((entry for entry in copies if entry.folder == folder), None)
             if own is None:
-                raise cache_error(folder, f"the cached copy {folder} is gone")
+                raise disk.cache_error(folder, f"the cached copy {folder} is gone")
             others = [entry for entry in copies if entry is not own]
             victims = victims_for(own, others, disk_of(root, bytes_max))
             for entry in victims:
@@ -186,16 +177,16 @@ def make_room(folder: Path, bytes_max: int | None) -> None:
 
 def discard(root: Path, folder: Path) -> None:
     """Renames a copy to trash for `sweep`. The caller holds the root's lock, and no process the copy's."""
-    os.rename(folder, trash_name(root))
+    os.rename(folder, disk.trash_name(root))
     with suppress(OSError):  # other versions are in it
         os.rmdir(folder.parent)
 
 
 def sweep(root: Path) -> None:
     """Deletes the trash of this process and of killed ones, and notes of the latest copies that are gone."""
-    with root_locked(root):
+    with disk.root_locked(root):
         # While the lock is held by others, such a name may be a copy that is being created.
-        trash = [Path(entry.path) for entry in _scan(root) if entry.name.startswith(TRASH_PREFIX)]
+        trash = [Path(entry.path) for entry in _scan(root) if entry.name.startswith(disk.TRASH_PREFIX)]
         for entry in _scan(root / "latest"):
             target = _latest_target(root, Path(entry.path))
             if target is None or not target[0].is_dir():
@@ -212,10 +203,10 @@ def mark_latest(root: Path, plan: CopyPlan) -> None:
     path = _latest_path(root, plan.uri)
     record = {"format": FORMAT, "uri": plan.uri, "name": plan.name, "version": plan.version}
     data = json.dumps(record).encode()
-    if read_bounded(path, _LATEST_BYTES_MAX) != data:
+    if disk.read_bounded(path, _LATEST_BYTES_MAX) != data:
         # Locked, so that `sweep` does not delete the temporary file.
-        with root_locked(root):
-            make_folders(path.parent)
+        with disk.root_locked(root):
+            disk.make_folders(path.parent)
             write_atomically(path, data, staging=path.parent, durable=True)
 
 
@@ -231,7 +222,7 @@ def _latest_path(root: Path, uri: str) -> Path:
 
 def _latest_target(root: Path, path: Path) -> tuple[Path, str] | None:
     """The folder and the URI in a file of `latest/`; None if the file is not valid."""
-    data = read_bounded(path, _LATEST_BYTES_MAX)
+    data = disk.read_bounded(path, _LATEST_BYTES_MAX)
     try:
         raw = json.loads(data or b"")
         if raw["format"] != FORMAT:
@@ -249,7 +240,7 @@ def _describe(folder: Path) -> CachedCopy:
     has_locks, used = ours.is_dir(), 0.0
     with suppress(FileNotFoundError):
         used = os.stat(ours / "used").st_mtime
-    size = bytes_on_disk(folder)
+    size = disk.bytes_on_disk(folder)
     return CachedCopy(
         name=plan.name if plan else folder.parent.name.replace("--", "/"),
         version=plan.version if plan else folder.name,
@@ -258,8 +249,8 @@ def _describe(folder: Path) -> CachedCopy:
         bytes=size,
         bytes_total=plan.bytes_total if plan else size,
         complete=plan is not None and contents.complete,
-        in_use=has_locks and is_locked(ours / "lock"),
-        writing=has_locks and is_locked(ours / "writer.lock"),
+        in_use=has_locks and disk.is_locked(ours / "lock"),
+        writing=has_locks and disk.is_locked(ours / "writer.lock"),
         used=datetime.fromtimestamp(used, timezone.utc),
     )
 

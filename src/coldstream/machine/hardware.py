@@ -71,19 +71,20 @@ def process_began() -> float:
 
 def available_bytes() -> int:
     """Memory that this process can allocate without swapping or reaching a limit."""
-    available = _MEMORY_BYTES
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
+    available = _amounts(_read(Path("/proc/meminfo"))).get("MemAvailable", _MEMORY_BYTES)
     limits = (left_in_group(), address_space_left())
     return min([available, *(limit for limit in limits if limit is not None)])
+
+
+def _amounts(meminfo: str) -> dict[str, int]:
+    rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", meminfo, re.MULTILINE)
+    return {name: int(amount) * 1024 for name, amount in rows}
 
 
 def node_memory() -> tuple[int, int] | None:
     """Total and available bytes of the NUMA node of this process's first CPU, within control group limits, or None."""
     text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
-    rows = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+) kB", text or _read(Path("/proc/meminfo")), re.MULTILINE)
-    amounts = {name: int(amount) * 1024 for name, amount in rows}
+    amounts = _amounts(text or _read(Path("/proc/meminfo")))
     if "MemTotal" not in amounts:
         return None
     parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
@@ -102,20 +103,15 @@ def _has_first_cpu(node: Path) -> bool:
 
 def left_in_group() -> int | None:
     """Bytes that control group limits leave, including reclaimable page cache; None without limits."""
-    return min((left for folder in control_groups("memory") if (left := _left_in(folder)) is not None), default=None)
-
-
-def _left_in(folder: Path) -> int | None:
-    limits = [read_limit(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
-    most = min((limit for limit in limits if limit is not None), default=None)
-    used = read_limit(folder / "memory.current") or read_limit(folder / "memory.usage_in_bytes")
-    if most is None or used is None:
-        return None
-    cache = 0
-    for line in _read(folder / "memory.stat").splitlines():
-        if line.startswith(("inactive_file ", "total_inactive_file ")):
-            cache = int(line.split()[1])
-    return max(0, most - used + cache)
+    left = []
+    for folder in control_groups("memory"):
+        limits = [read_limit(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        used = read_limit(folder / "memory.current") or read_limit(folder / "memory.usage_in_bytes")
+        if most is not None and used is not None:
+            counts = re.findall(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            left.append(max(0, most - used + int(counts[-1] if counts else 0)))
+    return min(left, default=None)
 
 
 @functools.cache
@@ -180,7 +176,7 @@ def instruction_sets() -> str:
 def link_bytes_per_second() -> float | None:
     """The speed of the fastest physical network card that is up; None if unknown."""
     speeds = []
-    for card in sorted(Path("/sys/class/net").glob("*")) if Path("/sys/class/net").is_dir() else []:
+    for card in Path("/sys/class/net").glob("*"):
         # Bridges, tunnels and loopback have no device.
         if (card / "device").exists() and _read(card / "operstate").strip() == "up":
             megabits = _read(card / "speed").strip()
@@ -198,7 +194,6 @@ def _read(path: Path) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is that of loopback."""
-    try:
+    with suppress(ValueError):
         return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return False

@@ -14,20 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from coldstream.errors import ConflictError, IntegrityError, NotFoundError
+from coldstream.mirror import stored_files
 from coldstream.mirror.digest import read_header
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import ROOT
-from coldstream.mirror.stored_files import (
-    COPY,
-    StoredFile,
-    StoredFileRead,
-    StoredModel,
-    content_problems,
-    layout_of,
-    missing_objects,
-    open_model,
-    read_range,
-)
 from coldstream.model.header import Header, check_duplicate_tensors
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.selection import check_numbers, index_name, is_weights, weights
@@ -86,9 +76,9 @@ def verify(
         And the errors of the store.
     """
     began = time.monotonic()
-    model = open_model(store, name)
+    model = stored_files.open_model(store, name)
     name, files = model.name, model.files
-    problems = [Problem(path, what) for path, what in missing_objects(store, model)]
+    problems = [Problem(path, what) for path, what in stored_files.missing_objects(store, model)]
     if isinstance(model.record, Journal):
         problems.append(Problem("coldstream.json", f"the upload is incomplete; run: {upload_command(model.record)}"))
     if model.record is None:
@@ -111,7 +101,7 @@ def verify(
         state="foreign" if model.record is None else "incomplete" if isinstance(model.record, Journal) else "ready",
         ok=not problems,
         deep=deep,
-        layout=layout_of(model.record),
+        layout=stored_files.layout_of(model.record),
         segments=sum(f"/{ROOT}" in stored.key for file in files for stored in file.objects),
         files=len(files),
         bytes=sum(file.size for file in files),
@@ -121,12 +111,14 @@ def verify(
     )
 
 
-class _FileCheck(StoredFileRead):
+class _FileCheck(stored_files.StoredFileRead):
     """Reads one file and compares its hashes."""
 
-    def __init__(self, store: Store, name: str, file: StoredFile, progress: Progress, *, is_copy: bool = False) -> None:
+    def __init__(
+        self, store: Store, name: str, file: stored_files.StoredFile, progress: Progress, *, is_copy: bool = False
+    ) -> None:
         super().__init__(store, name, file, progress, label=f"{file.path} (in one piece)" if is_copy else file.path)
-        self.prefix = COPY if is_copy else ""
+        self.prefix = stored_files.COPY if is_copy else ""
         self.problems: list[str] = []
         self.sha256: str | None = None
         self._lock = threading.Lock()
@@ -150,11 +142,11 @@ class _FileCheck(StoredFileRead):
         digests = self.digest.finish()
         if not self.problems:
             self.sha256 = digests.sha256
-            self.problems += content_problems(self.file, digests)
+            self.problems += stored_files.content_problems(self.file, digests)
         self._progress.end(self._label, "bad" if self.problems else "ok")
 
 
-def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
+def _structure_problems(store: Store, model: stored_files.StoredModel) -> list[Problem]:
     problems = []
     headers: dict[str, Header] = {}
     files = [file for file in model.files if is_weights(file.path)]
@@ -162,7 +154,7 @@ def _structure_problems(store: Store, model: StoredModel) -> list[Problem]:
         problems.append(Problem(model.name, "has no safetensors files"))
     for file in files:
         try:
-            read_start = partial(read_range, store, model.name, file.objects, 0)
+            read_start = partial(stored_files.read_range, store, model.name, file.objects, 0)
             headers[file.path] = read_header(read_start, path=file.path, size=file.size)
         except (IntegrityError, ConflictError, NotFoundError) as exc:  # noqa: PERF203  # one bad file does not hide the others
             problems.append(Problem(file.path, exc.message.removeprefix(f"{file.path}: ")))

@@ -78,7 +78,7 @@ def test_a_copy_being_written_counts_as_whole(tmp_path: Path) -> None:
 def test_room_is_asked_for_again_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "ROOM_BYTES", 10)
     free = 1_000_000
-    monkeypatch.setattr(room_module, "size_and_free", lambda root: (1 << 30, free))
+    monkeypatch.setattr(room_module.disk, "size_and_free", lambda root: (1 << 30, free))
     model = Model({"w": [60_000] * 10})
     cache = Cache(tmp_path / "cache", bytes_max=HUGE)
     with model.open(cache) as copy:
@@ -93,10 +93,10 @@ def test_room_is_asked_for_again_while_writing(tmp_path: Path, monkeypatch: pyte
 
 def test_by_default_half_of_the_disk_and_a_tenth_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path / "cache")
-    monkeypatch.setattr(room_module, "size_and_free", lambda root: (1000, 600))
+    monkeypatch.setattr(room_module.disk, "size_and_free", lambda root: (1000, 600))
     assert cache.limit_bytes(0) == 500
     assert cache.limit_bytes(100) == 500
-    monkeypatch.setattr(room_module, "size_and_free", lambda root: (1000, 50))
+    monkeypatch.setattr(room_module.disk, "size_and_free", lambda root: (1000, 50))
     assert cache.limit_bytes(200) == 150
     assert cache.limit_bytes(0) == 0
     with (
@@ -111,7 +111,7 @@ def test_by_default_half_of_the_disk_and_a_tenth_free(tmp_path: Path, monkeypatc
 
 def test_of_a_large_disk_no_more_than_10_gb_are_left_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path / "cache")
-    monkeypatch.setattr(room_module, "size_and_free", lambda root: (2 * 10**12, 15 * 10**9))
+    monkeypatch.setattr(room_module.disk, "size_and_free", lambda root: (2 * 10**12, 15 * 10**9))
     assert cache.limit_bytes(0) == 5 * 10**9
 
 
