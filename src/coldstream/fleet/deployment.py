@@ -5,6 +5,7 @@ A deployment names secrets and has no place for their values, so that none can r
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import shlex
@@ -26,7 +27,8 @@ from coldstream.tune.recommended import Advice, LoaderSettings, advise, smallest
 from coldstream.units import GIB, format_bytes
 
 # DNS labels have 63 characters; targets append some of their own.
-_SLUG_MAX = 40
+_LABEL_MAX = 40
+_DIGEST_DIGITS = 6
 # The image, the environment and the system, besides the local copy of the model.
 _DISK_GIB = 60
 # Start-up besides the weights: imports, compilation without a bundle, CUDA graphs.
@@ -92,10 +94,16 @@ class Deployment:
         return self.advice.model.name
 
     @property
+    def label(self) -> str:
+        """The model's name without its organisation, as a DNS label; models may share it."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.model.rpartition("/")[2].lower())[:_LABEL_MAX].strip("-")
+        return plain if plain[:1].isalpha() else f"m-{plain}"[:_LABEL_MAX].rstrip("-")
+
+    @property
     def slug(self) -> str:
-        """The model's name as a DNS label."""
-        plain = re.sub(r"[^a-z0-9]+", "-", self.model.rpartition("/")[2].lower())[:_SLUG_MAX].strip("-")
-        return plain if plain[:1].isalpha() else f"m-{plain}".rstrip("-")
+        """The name of the deployed resources, of this model only: the label of `a/Model` is also that of `b/Model`."""
+        digest = hashlib.sha256(self.model.encode()).hexdigest()[:_DIGEST_DIGITS]
+        return f"{self.label[: _LABEL_MAX - _DIGEST_DIGITS - 1].rstrip('-')}-{digest}"
 
     @property
     def size(self) -> str:

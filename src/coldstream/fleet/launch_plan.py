@@ -10,7 +10,7 @@ from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.credentials import Terms
 from coldstream.fleet.deploy_options import DeployOptions, Replicas
 from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path, render
-from coldstream.fleet.sky import NAME, NAME_MAX, Offer, Sky, launch_refusal, parse_offers
+from coldstream.fleet.sky import NAME, Offer, Sky, launch_refusal, parse_offers
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model
 from coldstream.tune.recommended import advise
@@ -111,7 +111,7 @@ def make_plan(
         hint = "set R2_CDN_DOMAIN to a domain that nodes can reach, or unset it"
         raise UsageError(f"{domain.url} is this machine: no node reaches the CDN there", hint=hint)
     deployment = deploy(model, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
-    name = deployment.slug[:NAME_MAX].rstrip("-") if name is None else name
+    name = deployment.label if name is None else name
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name[:60]!r} is not a valid name for a launch",

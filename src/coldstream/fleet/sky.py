@@ -31,8 +31,7 @@ _ASK_SECONDS = 180.0
 _END_SECONDS = 15.0
 _OUTPUT_BYTES_MAX = 32 << 20
 # SkyPilot's own limit for clusters; clouds append a hash to the name.
-NAME_MAX = 40
-NAME = re.compile(rf"[a-z]([a-z0-9-]{{0,{NAME_MAX - 2}}}[a-z0-9])?")
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _COLUMNS = ["INFRA", "INSTANCE", "vCPUs", "Mem(GB)", "GPUS", "COST ($)"]
 _EMPTY_LIST = re.compile(r"No live services|No in-progress managed jobs")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -68,17 +69,27 @@ def test_what_fits_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "slug"),
+    ("name", "label"),
     [
         ("org/Llama-3.1-8B", "llama-3-1-8b"),
         ("org/7B_chat", "m-7b-chat"),
         ("org/___", "m"),
         ("x" * 80, "x" * 40),
+        ("8" * 60, "m-" + "8" * 38),
         ("org/a" + "-" * 60 + "b", "a-b"),
     ],
 )
-def test_a_name_as_a_label(name: str, slug: str) -> None:
-    assert deployment("sky", name=name).slug == slug
+def test_a_name_as_a_label(name: str, label: str) -> None:
+    made = deployment("sky", name=name)
+    assert made.label == label
+    assert re.fullmatch(rf"{label[:33].rstrip('-')}-[0-9a-f]{{6}}", made.slug)
+    assert len(made.slug) <= 40
+
+
+def test_resources_of_two_models_have_two_names() -> None:
+    """Another organisation's model, another case, and names that are cut to the same label."""
+    names = ("a/Model", "b/Model", "a/model", "a/Model_", "a/" + "x" * 80, "a/" + "x" * 81, "8" * 60, "8" * 61)
+    assert len({deployment("k8s", name=name).slug for name in names}) == len(names)
 
 
 def test_what_follows_from_the_target() -> None:
