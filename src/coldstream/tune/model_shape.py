@@ -28,24 +28,17 @@ _PACKED = {"I32", "U8", "F4"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model's size and shape. What config.json does not say is None.
-
-    Attributes:
-        parameters: None if they are packed.
-        dtype: That of most of its bytes, as in safetensors headers.
-        kv_bytes: KV cache per token, over all layers and heads.
-        context: The maximum context length in tokens.
-    """
+    """A model's size and shape. What config.json does not say is None."""
 
     name: str
     bytes: int
-    parameters: int | None
-    dtype: str
+    parameters: int | None  # none if they are packed
+    dtype: str  # that of most of its bytes, as in safetensors headers
     layers: int | None = None
     heads: int | None = None
     kv_heads: int | None = None
-    kv_bytes: int | None = None
-    context: int | None = None
+    kv_bytes: int | None = None  # KV cache per token, over all layers and heads
+    context: int | None = None  # the maximum context length in tokens
 
     @property
     def size(self) -> float:

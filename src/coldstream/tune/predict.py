@@ -47,16 +47,11 @@ class NetworkPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted load, until all weights are on the GPUs.
-
-    Attributes:
-        limit: The bottleneck: "connections", "link", "cloud", "cpu" or "pcie".
-        rates: The throughput of each known stage, in bytes of the model per second.
-    """
+    """A predicted load, until all weights are on the GPUs."""
 
     seconds: float
-    limit: str
-    rates: tuple[tuple[str, float], ...]
+    limit: str  # the bottleneck: "connections", "link", "cloud", "cpu" or "pcie"
+    rates: tuple[tuple[str, float], ...]  # the throughput of each known stage, in bytes of the model per second
 
     @property
     def limited_by(self) -> str:

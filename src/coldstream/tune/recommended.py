@@ -57,24 +57,16 @@ _ROWS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How a model is split over GPUs.
-
-    Attributes:
-        weights_bytes: The weights on each GPU.
-        room_bytes: The memory left on each GPU for the KV cache; negative if even the weights do not fit.
-        tokens: How many tokens the KV cache holds; None if the shape of the model's attention is unknown.
-        context: The value for `--max-model-len`; None for vLLM's default.
-        fault: Why the model does not fit, or None.
-    """
+    """How a model is split over GPUs."""
 
     gpus: Gpus
     tensor_parallel: int
     utilization: float
-    weights_bytes: int
-    room_bytes: int
-    tokens: int | None
-    context: int | None
-    fault: str | None
+    weights_bytes: int  # the weights on each GPU
+    room_bytes: int  # the memory left on each GPU for the KV cache; negative if even the weights do not fit
+    tokens: int | None  # how many tokens the KV cache holds; None if the shape of the model's attention is unknown
+    context: int | None  # the value for `--max-model-len`; None for vLLM's default
+    fault: str | None  # why the model does not fit, or None
 
     def flags(self) -> tuple[str, ...]:
         """The flags for `vllm serve`."""
@@ -206,19 +198,15 @@ def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsRow:
-    """One combination of a common GPU and model, in the usual machine with these GPUs.
-
-    Attributes:
-        promised: The load times that are often claimed, from and to, in seconds; None without a claim.
-        remark: Whether that is realistic and what it needs; empty without a claim.
-    """
+    """One combination of a common GPU and model, in the usual machine with these GPUs."""
 
     gpus: str
     model: str
     way: NetworkPath
     advice: Advice
+    # The load times that are often claimed, from and to, in seconds; None without a claim.
     promised: tuple[int, int] | None
-    remark: str
+    remark: str  # whether that is realistic and what it needs; empty without a claim
 
 
 def settings_table(cloud: str = "aws") -> list[SettingsRow]:

@@ -45,24 +45,16 @@ _NOT_FOR_LOADS = ("HF_", "CLOUDFLARE_", "COLDSTREAM_BUNDLE_", "COLDSTREAM_CACHE_
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """A way of loading a model, on any machine.
-
-    Attributes:
-        places: The kinds of `BenchTarget` that it can read.
-        detail: How it is configured, if it does not only follow `--connections`.
-        connections: The number that it always uses.
-        serve_loader: The equivalent `--loader` of `coldstream serve`.
-        on_disk: Whether it keeps the whole model on disk.
-    """
+    """A way of loading a model, on any machine."""
 
     name: str
     label: str
     packages: tuple[str, ...]
-    places: tuple[str, ...]
-    detail: str = ""
-    connections: int | None = None
-    serve_loader: str | None = None
-    on_disk: bool = False
+    places: tuple[str, ...]  # the kinds of `BenchTarget` that it can read
+    detail: str = ""  # how it is configured, if it does not only follow `--connections`
+    connections: int | None = None  # the number that it always uses
+    serve_loader: str | None = None  # the equivalent `--loader` of `coldstream serve`
+    on_disk: bool = False  # whether it keeps the whole model on disk
     optional: bool = False
 
     @property
@@ -112,26 +104,20 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """A loader, ready to run.
-
-    Attributes:
-        environ: Its whole environment, which may hold credentials.
-        first_environ: That of the untimed first run, which hashes the tensors and fills the cache.
-        connections: Its maximum number of connections to the bucket; None if it does not read the bucket.
-        emptied: Folders that are emptied before every run.
-        dropped: Folders whose files are dropped from the page cache before every run.
-    """
+    """A loader, ready to run."""
 
     name: str
     label: str
     command: tuple[str, ...]
-    environ: Mapping[str, str] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)  # its whole environment, which may hold credentials
+    # That of the untimed first run, which hashes the tensors and fills the cache.
     first_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Its maximum number of connections to the bucket; None if it does not read the bucket.
     connections: int | None = None
     detail: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-    emptied: tuple[Path, ...] = ()
-    dropped: tuple[Path, ...] = ()
+    emptied: tuple[Path, ...] = ()  # folders that are emptied before every run
+    dropped: tuple[Path, ...] = ()  # folders whose files are dropped from the page cache before every run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

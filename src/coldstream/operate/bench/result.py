@@ -35,23 +35,15 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 @dataclass(slots=True, kw_only=True)
 class BenchRow:
-    """A contestant and its runs.
-
-    Attributes:
-        runs: The timed runs that succeeded.
-        failure: Why the last failed run failed.
-        digest: Of the tensors, or of a completion, in the first run.
-        same: Whether the digest equals the others'; None where they cannot be compared.
-        floors: Stage to bytes per second.
-    """
+    """A contestant and its runs."""
 
     contestant: Contestant
     bytes: int
-    runs: Sequence[Run] = ()
-    failure: str | None = None
-    digest: str | None = None
-    same: bool | None = None
-    floors: Mapping[str, float] = field(default_factory=dict)
+    runs: Sequence[Run] = ()  # the timed runs that succeeded
+    failure: str | None = None  # why the last failed run failed
+    digest: str | None = None  # of the tensors, or of a completion, in the first run
+    same: bool | None = None  # whether the digest equals the others'; None where they cannot be compared
+    floors: Mapping[str, float] = field(default_factory=dict)  # stage to bytes per second
 
     @property
     def name(self) -> str:

@@ -32,22 +32,15 @@ _SECRET_NAMES = ("SECRET", "TOKEN", "PASSWORD", "ACCESS_KEY", "API_KEY", "BUNDLE
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of a command.
+    """One run of a command."""
 
-    Attributes:
-        seconds: Of the load itself, if the program timed it; otherwise from spawn to exit, as `whole_seconds`.
-        cpu_seconds: Of all processes after the imports; the program's own figure, if it has one.
-        memory_bytes: The sampled peak; see programs/measure.py.
-        result: The JSON object that the program printed.
-        measured: What programs/measure.py printed, without the output.
-    """
-
-    seconds: float
-    cpu_seconds: float
+    seconds: float  # of the load itself, if the program timed it; otherwise from spawn to exit, as `whole_seconds`
+    cpu_seconds: float  # of all processes after the imports; the program's own figure, if it has one
     whole_seconds: float
     whole_cpu_seconds: float
-    memory_bytes: int
-    result: dict[str, Any] = field(default_factory=dict, repr=False)
+    memory_bytes: int  # the sampled peak; see programs/measure.py
+    result: dict[str, Any] = field(default_factory=dict, repr=False)  # the JSON object that the program printed
+    # What programs/measure.py printed, without the output.
     measured: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def document(self) -> dict[str, Any]:

@@ -21,27 +21,19 @@ _RETRY_SECONDS = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTarget:
-    """The model to load.
-
-    Attributes:
-        label: The URI for people; without secrets.
-        kind: "s3", "folder", or "http" for servers that only coldstream can read from.
-        store: "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".
-        key: The model's folder in the store.
-        folder: Its path on this machine if `kind` is "folder", else "".
-        verified: Whether a manifest has the hash of every chunk.
-    """
+    """The model to load."""
 
     uri: Uri
-    label: str
+    label: str  # the URI for people; without secrets
     name: str
-    kind: str
+    kind: str  # "s3", "folder", or "http" for servers that only coldstream can read from
+    # "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".
     store: str = ""
-    key: str = ""
-    folder: str = ""
+    key: str = ""  # the model's folder in the store
+    folder: str = ""  # its path on this machine if `kind` is "folder", else ""
     shards: tuple[Shard, ...] = field(repr=False)
     model: Model
-    verified: bool = False
+    verified: bool = False  # whether a manifest has the hash of every chunk
 
     @property
     def files(self) -> list[tuple[str, int]]:

@@ -27,21 +27,15 @@ PHASE_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric.
+    """One metric."""
 
-    Attributes:
-        name: As it is queried; of a histogram without `_bucket`, `_sum` and `_count`.
-        labels: Name to the values that it may have besides "other"; None: any, cut to `MODEL_CHARACTERS_MAX`.
-        buckets: Of a histogram, in its unit.
-        live: Whether it means something only while the process runs, so that it is not written to files.
-    """
-
-    name: str
+    name: str  # as it is queried; of a histogram without `_bucket`, `_sum` and `_count`
     kind: Literal["counter", "gauge", "histogram"]
     help: str
+    # Name to the values that it may have besides "other"; None: any, cut to `MODEL_CHARACTERS_MAX`.
     labels: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
-    buckets: Sequence[float] = SECONDS
-    live: bool = False
+    buckets: Sequence[float] = SECONDS  # of a histogram, in its unit
+    live: bool = False  # whether it means something only while the process runs, so that it is not written to files
 
 
 _MODEL = {"model": None}

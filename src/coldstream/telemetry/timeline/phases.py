@@ -31,20 +31,13 @@ _IMPORTS = "imports"
 
 @dataclass(frozen=True, slots=True)
 class PhaseKind:
-    """A phase that a start may have.
+    """A phase that a start may have."""
 
-    Attributes:
-        mark: The mark at its end; it begins at the mark of the phase before.
-        group: What it counts as in the verdict.
-        note: What happens in it.
-        always: Whether every start has it, so that its mark can be missing.
-    """
-
-    mark: str
+    mark: str  # the mark at its end; it begins at the mark of the phase before
     name: str
-    group: str
-    note: str
-    always: bool = True
+    group: str  # what it counts as in the verdict
+    note: str  # what happens in it
+    always: bool = True  # whether every start has it, so that its mark can be missing
 
     def phase(self, start: float, stop: float, note: str) -> Phase:
         """Such a phase of one start."""

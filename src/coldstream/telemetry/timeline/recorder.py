@@ -31,20 +31,13 @@ _NOISE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFacts:
-    """What a line of an engine's log says about its start.
+    """What a line of an engine's log says about its start."""
 
-    Attributes:
-        mark: The mark that it sets, one of `PhaseKind.mark`.
-        is_last: Whether the last such line counts, rather than the first.
-        compile_seconds: How long the compilation took whose end the line reports.
-        compile_event: "loaded": a graph came from the compile caches; "compiled": it did not.
-        figures: Numbers in it, by name; in seconds unless the name says otherwise.
-    """
-
-    mark: str | None = None
-    is_last: bool = False
-    compile_seconds: float | None = None
-    compile_event: str | None = None
+    mark: str | None = None  # the mark that it sets, one of `PhaseKind.mark`
+    is_last: bool = False  # whether the last such line counts, rather than the first
+    compile_seconds: float | None = None  # how long the compilation took whose end the line reports
+    compile_event: str | None = None  # "loaded": a graph came from the compile caches; "compiled": it did not
+    # Numbers in it, by name; in seconds unless the name says otherwise.
     figures: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -36,19 +36,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """The stream of the weights: the fields of a `LoadReport`, and two more.
-
-    Attributes:
-        hidden_share: The share during which vLLM was busy with something else; None when unknown.
-        waited_seconds: How long vLLM read weights that were still arriving; None when unknown.
-    """
+    """The stream of the weights: the fields of a `LoadReport`, and two more."""
 
     bytes: Count
     received_bytes: Count
     cache_bytes: Count
     seconds: Seconds
-    hidden_share: Share | None
-    waited_seconds: Seconds | None
+    hidden_share: Share | None  # the share during which vLLM was busy with something else; None when unknown
+    waited_seconds: Seconds | None  # how long vLLM read weights that were still arriving; None when unknown
     limit: Text
     limited_by: Text
     verified: bool = False
@@ -56,22 +51,14 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How a start failed or was cancelled.
+    """How a start failed or was cancelled."""
 
-    Attributes:
-        outcome: "failed", or "cancelled" when we passed a signal on.
-        seconds: Since the command began.
-        exit_code: Of vLLM, as a shell reports it.
-        signal: The name of the signal that ended it, such as "SIGKILL".
-        reason: The error that vLLM printed.
-    """
-
-    outcome: Text
-    seconds: Seconds
+    outcome: Text  # "failed", or "cancelled" when we passed a signal on
+    seconds: Seconds  # since the command began
     phase: Text
-    exit_code: Annotated[int, Meta(ge=0, le=1 << 16)]
-    signal: Text | None = None
-    reason: Text | None = None
+    exit_code: Annotated[int, Meta(ge=0, le=1 << 16)]  # of vLLM, as a shell reports it
+    signal: Text | None = None  # the name of the signal that ended it, such as "SIGKILL"
+    reason: Text | None = None  # the error that vLLM printed
 
     @property
     def how(self) -> str:
@@ -79,45 +66,28 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
-    """One start.
+    """One start."""
 
-    Attributes:
-        run: Its name: time and model; sorts by time.
-        model: Its name in the API.
-        began: When the command began, UTC.
-        vllm: Its version; None when unknown.
-        loader: How vLLM got the weights.
-        ready_seconds: From the command to the first answer of `/health`; None when none came.
-        first_token_seconds: From the command; None when no token was requested, or none came.
-        phases: Without gaps from 0 to the end.
-        verdict: What limited the weights and what took most of the time, or why it ended, in a line each.
-        stream: None with another loader.
-        bundle: What happened to the caches; None when they were left alone.
-        compile_caches: "loaded": every graph came from the caches; "compiled": some did not; "none": eager mode;
-            "unknown": the log does not say, as with the CPU build.
-        figures: Numbers from vLLM's log and metrics, by name.
-        ended: How it failed or was cancelled; None when it answered.
-        format: 1; 2 when it did not answer, so that readers that know only 1 reject it.
-    """
-
-    run: Annotated[str, Meta(pattern=rf"^{RUN}\Z")]
-    model: Text
-    began: datetime
+    run: Annotated[str, Meta(pattern=rf"^{RUN}\Z")]  # its name: time and model; sorts by time
+    model: Text  # its name in the API
+    began: datetime  # when the command began, UTC
     coldstream: Text
-    vllm: Text | None
-    loader: Text
+    vllm: Text | None  # its version; None when unknown
+    loader: Text  # how vLLM got the weights
     machine: Machine
-    ready_seconds: Seconds | None
-    first_token_seconds: Seconds | None
-    phases: Annotated[tuple[Phase, ...], Meta(max_length=100)]
+    ready_seconds: Seconds | None  # from the command to the first answer of `/health`; None when none came
+    first_token_seconds: Seconds | None  # from the command; None when no token was requested, or none came
+    phases: Annotated[tuple[Phase, ...], Meta(max_length=100)]  # without gaps from 0 to the end
     spans: Annotated[tuple[Span, ...], Meta(max_length=100)] = ()
-    verdict: Annotated[tuple[Text, ...], Meta(max_length=10)] = ()
-    stream: Stream | None = None
-    bundle: Annotated[dict[Text, Value], Meta(max_length=50)] | None = None
+    verdict: Annotated[tuple[Text, ...], Meta(max_length=10)] = ()  # what limited it, or why it ended, in a line each
+    stream: Stream | None = None  # None with another loader
+    bundle: Annotated[dict[Text, Value], Meta(max_length=50)] | None = None  # what happened to the caches
+    # "loaded": every graph came from the caches; "compiled": some did not; "none": eager mode; "unknown": the log does
+    # not say, as with the CPU build.
     compile_caches: Text = "unknown"
-    figures: Annotated[dict[Text, Figure], Meta(max_length=100)] = {}
-    ended: Ended | None = None
-    format: int = 1
+    figures: Annotated[dict[Text, Figure], Meta(max_length=100)] = {}  # numbers from vLLM's log and metrics, by name
+    ended: Ended | None = None  # how it failed or was cancelled; None when it answered
+    format: int = 1  # 2 when it did not answer, so that readers that know only 1 reject it
 
     def __post_init__(self) -> None:
         stop = 0.0
