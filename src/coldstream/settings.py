@@ -146,10 +146,7 @@ class Settings:
         return "us-east-1" if self.endpoint() else None
 
     def keys(self) -> tuple[str, str, str | None] | None:
-        """(access key id, secret, session token), or None to use the AWS credential chain.
-
-        Raises ConfigError if only half of a pair is set.
-        """
+        """(access key id, secret, session token), or None for the AWS credential chain; ConfigError for half a pair."""
         for identity, secret, token in (
             ("R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"),
             ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -258,8 +255,7 @@ def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mappi
 def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """The endpoint, region and certificates of an AWS profile, by their environment variables, and their origin.
 
-    Credentials are left to boto3, which reads the same files, also supports processes, SSO and roles, and reports files
-    that cannot be read.
+    Credentials are left to boto3, which reads the same files and reports those that cannot be read.
     """
     name = name or environ.get("AWS_DEFAULT_PROFILE") or "default"
     path = _below_home(environ.get("AWS_CONFIG_FILE") or "~/.aws/config", environ)

@@ -54,13 +54,10 @@ class Cache:
     def open(self, *, uri: str, name: str, version: str, files: Sequence[CachedFile]) -> LocalCopy:
         """Creates a copy, or reopens an existing one. Another plan under the same version starts over.
 
-        Takes milliseconds; the writer makes room. `uri` is as the user named the model, without secrets; `version`
-        identifies the content: a manifest's digest, a commit.
-
-        Raises:
-            DiskError: Also if another process uses this version with another plan.
-            UsageError: The name or the version is not a valid folder name.
-            IntegrityError: A path leaves the folder, or the chunks do not cover a file.
+        `uri` is as the user named the model, without secrets; `version` identifies the content: a manifest's digest, a
+        commit. Raises DiskError also if another process uses this version with another plan, UsageError for a name or
+        version that is not a valid folder name, and IntegrityError if a path leaves the folder or the chunks do not
+        cover a file.
         """
         plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
         if fault := files_fault(plan.files):
@@ -184,8 +181,7 @@ class Cache:
 class LocalCopy:
     """Protects a copy from eviction until `close`. For one thread of the process that opened it.
 
-    Reading follows the journal while another process writes it; a chunk stays, unless a reader finds it wrong. Indexes
-    refer to `files`.
+    Reading follows the journal while another process writes it; a chunk stays, unless a reader finds it wrong.
     """
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
@@ -228,10 +224,9 @@ class LocalCopy:
             return self._contents.digests(index)
 
     def path(self, index: int) -> Path:
-        """The present path of a file.
+        """The present path of a file, which a writer moves when it is complete, and back when a chunk is forgotten.
 
-        A writer moves it when it is complete, and back when a chunk is forgotten: if it is gone when it is opened,
-        call this again. An open descriptor stays valid.
+        If it is gone when it is opened, call this again. An open descriptor stays valid.
         """
         with disk.disk_errors(self.folder):
             return self._contents.path(index)

@@ -36,11 +36,9 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedFile:
-    """A file of a model, and its chunks.
+    """A file of a model; `stops` are one past the last byte of each chunk, and empty for an empty file.
 
-    Attributes:
-        stops: One past the last byte of each chunk, growing up to `size`; empty for an empty file.
-        digests: The chunks' XXH3-128 digests (16 bytes each, joined), or None where no manifest names them.
+    `digests` are the chunks' XXH3-128 digests (16 bytes each, joined), or None where no manifest names them.
     """
 
     path: str
@@ -148,10 +146,8 @@ def _whole(value: object) -> int:
 class CopyContents:
     """A view of a copy that follows its journal while another process writes it. For one thread.
 
-    Attributes:
-        claimed: For each file of the plan, one byte per chunk: 1 if the journal claims it.
-        missing: For each file, how many chunks are not claimed.
-        journal_bytes: How much of the journal was read: complete records only, and nothing of an invalid journal.
+    For each file of the plan, `claimed` has one byte per chunk, 1 if the journal claims it, and `missing` counts the
+    others. `journal_bytes` were read of the journal: complete records only, and nothing of an invalid one.
     """
 
     claimed: list[bytearray]

@@ -68,11 +68,8 @@ class CopyWriter:
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
         """Begins to write the copy in `folder`, which `Cache.open` created, and makes room for its missing chunks.
 
-        Independent of the process that opened the copy; protects it from eviction by itself. Returns None when another
-        process writes it or when it is complete, except to `repair` it: to forget a wrong chunk and write it again.
-
-        Raises:
-            DiskError: It does not fit, it is gone, or the disk fails.
+        Protects it from eviction by itself. Returns None when another process writes it or when it is complete, except
+        to `repair` it: to forget a wrong chunk and write it again. Raises DiskError if it does not fit or is gone.
         """
         root = root_of(folder)
         disk.checked_root(root, create=False)
@@ -146,10 +143,7 @@ class CopyWriter:
                 self._set_aside(file)
 
     def close(self) -> None:
-        """Syncs what is in the journal and releases the copy. Idempotent.
-
-        Raises DiskError if the disk could not write everything; the rest is revoked.
-        """
+        """Syncs and releases the copy; raises DiskError if the disk could not write everything. Idempotent."""
         if self.closed:
             return
         with self._failing(self.folder):

@@ -35,13 +35,10 @@ _OR = "or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCopy:
-    """A copy in the cache, as it is listed.
+    """A copy in the cache, as it is listed; `uri` is empty if its plan cannot be read.
 
-    Attributes:
-        uri: Where it was last loaded from; empty if its plan cannot be read.
-        bytes: On the disk now; `bytes_total` of its files when they are complete.
-        in_use: Whether a process holds it, so that it is not evicted; `writing`: whether one fills it.
-        used: When it was last opened.
+    `bytes` are on the disk now, `bytes_total` when the copy is complete. A copy `in_use` is not evicted; `writing` is
+    whether a process fills it. It was last opened at `used`.
     """
 
     name: str
@@ -113,8 +110,7 @@ def disk_of(root: Path, bytes_max: int | None) -> Disk:
 def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> list[CachedCopy]:
     """Which of the other copies, least recently used first, to evict so that `own` can be completed. Pure.
 
-    Raises:
-        DiskError: It would not fit even then; nothing is evicted.
+    Raises DiskError if it would not fit even then.
     """
     what = f"{own.name} has {format_bytes(own.bytes_total)}"
     if own.bytes_total > limits.limit_bytes:
@@ -156,8 +152,7 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> 
 def make_room(folder: Path, bytes_max: int | None) -> None:
     """Evicts other copies so that the one in `folder` can be completed.
 
-    Raises:
-        DiskError: It does not fit, and nothing was evicted; or the disk fails.
+    Raises DiskError if it does not fit, and then evicts nothing.
     """
     root = root_of(folder)
     with disk.disk_errors(root):

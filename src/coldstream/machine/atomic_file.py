@@ -1,7 +1,6 @@
 """Files that appear complete or not at all, even with several writers.
 
-A file is written under a random name, which is created without following links, and renamed into place when it is
-complete. Readers see the old file or the new one, and two writers never share bytes.
+A file is written under a random name, created without following links, and renamed into place when it is complete.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ TEMPORARY_PREFIX = ".coldstream-new-"
 
 
 class StagedFile:
-    """A new file that will replace `path`. As a context manager, it is discarded unless it was installed.
-
-    Its `descriptor` is open for reading and writing, until it is installed or discarded.
-    """
+    """A new file that will replace `path`. As a context manager, it is discarded unless it was installed."""
 
     def __init__(self, path: Path, *, staging: Path | None = None, mode: int = 0o600) -> None:
         """Creates it, empty, in `staging`: a directory on the same file system, by default that of `path`.

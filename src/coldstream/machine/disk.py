@@ -196,10 +196,9 @@ def root_locked(root: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Locks a directory, so that only one process at a time fills it; the lock ends with the process.
+    """Locks a directory, so that only one process at a time fills it; `on_wait` is called repeatedly until then.
 
-    Calls `on_wait` repeatedly while another process holds the lock; an exception from it ends the wait. Yields whether
-    it is locked: False if the file system has no locks on directories, such as NFS.
+    Yields whether it is locked: False if the file system has no locks on directories, such as NFS.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

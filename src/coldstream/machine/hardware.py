@@ -1,7 +1,4 @@
-"""This machine's cores, memory, network speed and GPUs, within the limits of its container.
-
-Most of it is read from /proc, /sys and control groups on Linux; elsewhere from Python.
-"""
+"""This machine's cores, memory, network speed and GPUs, within the limits of its container."""
 
 from __future__ import annotations
 

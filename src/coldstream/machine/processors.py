@@ -9,10 +9,7 @@ LOOK_SECONDS = 0.1
 
 
 class Processors:
-    """Measures the idle share of all processors between two calls.
-
-    `full` is whether all were busy during the last interval; always False on systems without /proc/stat.
-    """
+    """Measures whether all processors were busy (`full`) between two calls; never without /proc/stat."""
 
     def __init__(self, now: float, *, path: str = "/proc/stat") -> None:
         self.full = False

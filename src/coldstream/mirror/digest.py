@@ -63,11 +63,9 @@ class StreamDigest:
     ) -> None:
         """Starts the hashes of a file of this size.
 
-        Args:
-            stops: The chunk stops if they are known. None cuts weights by their tensors, other files evenly.
-            git: Whether to compute the git blob id too.
-            object_bytes_max: Also hash the segments of a safetensors file, of at most this many bytes each.
-            on_segment: Called with each segment's stop and SHA-256, after its last byte.
+        `stops` are the chunk stops if they are known; None cuts weights by their tensors, other files evenly. `git`
+        also computes the git blob id. With `object_bytes_max`, a safetensors file's segments of at most this many bytes
+        are hashed, and `on_segment` is called with each one's stop and SHA-256, after its last byte.
         """
         self._path, self._size = path, size
         self._sha256 = hashlib.sha256()
@@ -186,8 +184,7 @@ class OrderedDigest:
 def read_header(read_start: Callable[[memoryview], object], *, path: str, size: int) -> Header:
     """Reads and checks the header of a safetensors file; `read_start` fills a buffer with the file's first bytes.
 
-    Raises:
-        HeaderError: It is truncated, not a header, or describes another file.
+    Raises HeaderError if it is truncated, not a header, or describes another file.
     """
     head = bytearray(min(MIB, size))
     read_start(memoryview(head))

@@ -31,10 +31,8 @@ from coldstream.units import MIB, format_bytes
 class DownloadReport:
     """What a download did. `files` and `bytes` are without the hidden ones.
 
-    Attributes:
-        kept_files: How many of the files were in the folder already, with the right content.
-        skipped: The model's hidden files, which are never written: a `.env` would be read as settings.
-        verified: Whether the content was checked against a manifest.
+    Those are `skipped` and never written: a `.env` would be read as settings. `kept_files` were in the folder already,
+    with the right content. `verified` is whether the content was checked against a manifest.
     """
 
     name: str
@@ -66,7 +64,6 @@ def download(
         NotFoundError: There is no such model, or its upload is incomplete.
         IntegrityError: A file's bytes are wrong; that file is not written.
         DiskError: The disk is full or fails; complete files are kept.
-        And the errors of the store.
     """
     began = time.monotonic()
     progress = progress or Progress()

@@ -27,7 +27,6 @@ class ModelInfo:
             "foreign": stored by another tool, without a manifest.
         repo: The repository on the Hub that it was copied from, or None; `revision` is the commit.
         modified: When it became ready, or was last written to.
-        layout: How the weights are stored: see `layout_of`.
         detail: The reason for the state and what to do about it; empty when ready.
     """
 

@@ -100,8 +100,7 @@ class Pump:
     def run(self, works: Sequence[FileWork], *, tick: Callable[[], None] = lambda: None) -> None:
         """Moves all files, which start in this order. Calls `tick` from this thread regularly.
 
-        Raises:
-            The first error of any file, or KeyboardInterrupt. By then the threads have stopped or are abandoned.
+        Raises the first error of any file, or KeyboardInterrupt. By then the threads have stopped or are abandoned.
         """
         for thread in self._threads:
             thread.start()

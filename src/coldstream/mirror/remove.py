@@ -38,9 +38,7 @@ class Removal:
 def plan_removal(store: Store, name: str) -> Removal:
     """Decides what to delete; deletes nothing.
 
-    Raises:
-        NotFoundError: There is no such model.
-        UsageError: It is part of another model.
+    Raises NotFoundError if there is no such model, and UsageError if it is part of another one.
     """
     full, (name, revision) = name, split_revision(name)
     checked_name(name)

@@ -59,8 +59,8 @@ def segment_keys(files: Iterable[FileEntry], *, root: str = "") -> set[str]:
 def root_of(name: str, record: Manifest | Journal) -> str:
     """Returns the prefix that a record's keys with a leading "/" are relative to: empty, or with a "/" at its end.
 
-    It is not empty if the model was uploaded to a store whose root is below this one: to `s3://bucket/team`, whose
-    model `org/model` is `team/org/model` in `s3://bucket`. The record holds the name that the model had there.
+    It is not empty if the model was uploaded to a store whose root is below this one, such as `s3://bucket/team`: the
+    record holds the name that the model had there.
     """
     root = name.removesuffix(record.name)
     return root if root.endswith("/") and root != name else ""

@@ -233,9 +233,9 @@ class SegmentUpload(_SegmentedUpload):
 
 
 class SegmentCopy(_SegmentedUpload):
-    """Lets the store copy a file's segments from the object that holds it in one piece.
+    """Lets the store copy a file's segments from the object in one piece; reads nothing, so its parts are empty.
 
-    Nothing is read here: its parts are empty, one for each segment. The entry remains None if the store cannot copy.
+    The entry remains None if the store cannot copy.
     """
 
     def __init__(self, writer: SegmentWriter, file: ObjectInfo, plain: StoredObject, digests: Digests) -> None:

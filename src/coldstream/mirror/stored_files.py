@@ -26,10 +26,7 @@ COPY = "in one piece "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One file of a stored model, and the objects that hold its bytes, in order.
-
-    `plain` is the object that holds a segmented file in one piece too. A model without a manifest has no `entry`.
-    """
+    """One file of a stored model, and the objects that hold its bytes, in order; in one piece too if it has `plain`."""
 
     path: str
     size: int

@@ -52,11 +52,12 @@ def upload(
 ) -> UploadReport:
     """Carries out the plan. The store's and the source's `Retry` must share one `cancel` event.
 
+    What was stored is kept for the next run after any error.
+
     Raises:
         UsageError: A segment does not fit into `memory_bytes`.
         IntegrityError: A file is not what the source promised; its upload is aborted, and the model is not ready.
         ConflictError: Another upload of the model took over, or objects were changed during the upload.
-        And the errors of the source and the store. What was stored is kept for the next run.
     """
     began = time.monotonic()
     progress = progress or Progress()

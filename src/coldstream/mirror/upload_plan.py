@@ -35,18 +35,15 @@ class UploadPlan:
     """What an upload will do. Mappings have the files' paths as keys.
 
     Attributes:
-        label: The source, for messages; `source` is for the manifest.
         object_bytes_max: The most bytes of a segment; None to store every file in one piece.
         plain: Whether segmented files are stored in one piece too.
-        skipped: Why a file of the source is not uploaded.
-        kept_back: Why a file that is uploaded is not given to vLLM.
+        skipped: Why a file of the source is not uploaded; `kept_back`: why one that is uploaded is not given to vLLM.
         whole: Entries of files that the store holds in one piece, with the source's content.
         segmented: Entries of files whose segments of this size the store holds, with the source's content.
         stale: Keys, relative to the model, of objects that only an earlier revision uses.
         pending: Unfinished multipart uploads below the model, to be resumed or aborted.
         state: What the store holds now: "absent", "foreign", "uploading" or "ready".
-        etag: The current version of the manifest object, or None.
-        record: The current manifest or journal, or None; `entries` are its files.
+        record: The current manifest or journal, or None; `entries` are its files, and `etag` is that of its object.
     """
 
     name: str
@@ -157,7 +154,6 @@ class UploadReport:
         digest: The manifest's digest, which identifies this version; None if the model was up to date.
         kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
         parts: Parts and single objects sent.
-        copied_segments: Segments that the store copied from the file in one piece.
         kept_segments: Segments that the store already had, from this model or another, among files that changed.
         conditional: Whether the store honours conditional writes; None if nothing was written.
     """
@@ -200,7 +196,6 @@ def plan_upload(
         UsageError: The name is not valid or lies in or around another model, no weights are left to upload, or
             `object_bytes_max` is out of bounds.
         IntegrityError: The source is inconsistent, or a file's name is refused.
-        And the errors of the source and the store.
     """
     checked_name(name)
     if object_bytes_max is None and not plain:

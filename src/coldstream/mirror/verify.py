@@ -38,12 +38,8 @@ class Problem:
 class VerifyReport:
     """The result of a verification; problems are sorted by path.
 
-    Attributes:
-        state: "ready", "incomplete" or "foreign".
-        deep: Whether every byte was read.
-        layout: See `layout_of`.
-        segments: How many segments the weights are stored in.
-        sha256: The SHA-256 of each file that was read, by path; empty unless `deep`.
+    `state` is "ready", "incomplete" or "foreign". `deep` is whether every byte was read: then `sha256` has the hash of
+    each file. `layout` is as in `layout_of`.
     """
 
     name: str
@@ -70,10 +66,8 @@ def verify(
 ) -> VerifyReport:
     """Checks a model. Writes nothing. Problems of the model are reported, not raised.
 
-    Raises:
-        NotFoundError: There is no such model.
-        ManifestError: Its manifest cannot be trusted.
-        And the errors of the store.
+    Raises NotFoundError if there is no such model, ManifestError if its manifest cannot be trusted, and the errors of
+    the store.
     """
     began = time.monotonic()
     model = stored_files.open_model(store, name)
