@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import subprocess
 import sys
@@ -491,9 +490,8 @@ def test_only_what_continues_says_so_when_cancelled(tmp_path: Path, monkeypatch:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for verb in ("verify", "download"):
-        module = importlib.import_module(f"coldstream.cli.{verb}_command")
-        monkeypatch.setattr(module, "stored_bytes", lambda *_, **__: 1)
-        monkeypatch.setattr(module, verb, interrupted)
+    monkeypatch.setattr("coldstream.cli.stored_models.stored_bytes", lambda *_, **__: 1)
+    monkeypatch.setattr("coldstream.cli.stored_models.verify", interrupted)
+    monkeypatch.setattr("coldstream.cli.stored_models.download", interrupted)
     assert command.run("verify", REPO, code=130)[1].strip() == "error: cancelled"
     assert "complete files are kept; run the same command again" in command.run("download", REPO, "out", code=130)[1]

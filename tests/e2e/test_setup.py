@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.cli import wizard
+from coldstream.cli import setup_command
 from coldstream.settings import load_settings
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -149,7 +149,7 @@ def test_on_aws_no_endpoint_and_no_keys_are_needed(monkeypatch: pytest.MonkeyPat
         "R2_SECRET_KEY": "old",
         "R2_SESSION_TOKEN": "old",
     }
-    settings = wizard.ask(load_settings(environ=old), wizard.NAMES)
+    settings = setup_command.ask(load_settings(environ=old), setup_command.NAMES)
     assert settings.endpoint() is None
     assert settings.keys() is None
     assert dict(settings.values) == {"R2_BUCKET": "my-models"}

@@ -15,9 +15,9 @@ from contextlib import suppress
 
 import click
 
-from coldstream.cli.groups import Group
 from coldstream.cli.output import OutputGoneError, echo, echo_json, guard_streams
 from coldstream.cli.session import State, error_document, show_traceback
+from coldstream.cli.verbs import Group
 from coldstream.errors import CancelledError, ColdstreamError, DiskError, UsageError
 from coldstream.package import __version__
 
@@ -52,6 +52,8 @@ SECTIONS = {
         "demo": "Show everything at work on this machine: no account, no GPU.",
     },
 }
+# These share a module; every other command has its own.
+_STORED_MODELS = ("list", "verify", "download", "remove")
 VERBS = tuple(verb for verbs in SECTIONS.values() for verb in verbs)
 
 # Options that users of other tools try; here each is a variable, since a command line is visible to other users.
@@ -74,7 +76,9 @@ class _Verbs(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"coldstream.cli.{cmd_name}_command").command
+        module = "stored_models" if cmd_name in _STORED_MODELS else f"{cmd_name}_command"
+        imported = importlib.import_module(f"coldstream.cli.{module}")
+        command = getattr(imported, f"{cmd_name}_command" if cmd_name in _STORED_MODELS else "command")
         assert isinstance(command, click.Command)
         return command
 

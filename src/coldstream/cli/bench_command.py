@@ -12,11 +12,10 @@ from typing import Any
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import bar_text, live_lines
 from coldstream.cli.output import coloured, table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import SIZE, chart_options, count
+from coldstream.cli.verbs import SIZE, Verb, chart_options, count
 from coldstream.errors import PartialError, UsageError
 from coldstream.operate.bench.bench_chart import chart_title, html, panels
 from coldstream.operate.bench.comparing import BenchStep, compare

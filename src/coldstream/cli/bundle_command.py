@@ -9,10 +9,9 @@ from typing import Any
 import click
 import msgspec
 
-from coldstream.cli.groups import Group
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import dry_run_option, yes_option
+from coldstream.cli.verbs import Group, dry_run_option, yes_option
 from coldstream.engines.vllm.cache_folders import VllmCaches
 from coldstream.engines.vllm.vllm_engine import caches_base
 from coldstream.errors import NotFoundError, UsageError

@@ -11,10 +11,9 @@ import click
 
 from coldstream.cache.cache import Cache, cache_of
 from coldstream.cache.space import CachedCopy
-from coldstream.cli.groups import Group
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import AGE, SIZE, dry_run_option, yes_option
+from coldstream.cli.verbs import AGE, SIZE, Group, dry_run_option, yes_option
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.units import format_age, format_bytes, plural
 

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES, Group
 from coldstream.cli.live import progress_for
-from coldstream.cli.output import coloured, table_text
+from coldstream.cli.output import attributes, coloured, table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import count, dry_run_option, options, yes_option
+from coldstream.cli.verbs import EXIT_CODES, Group, count, dry_run_option, options, yes_option
 from coldstream.errors import ColdstreamError, ConfigError, UsageError
 from coldstream.mirror.listing import list_models
 from coldstream.operate.cdn.edge import Edge
 from coldstream.operate.cdn.edge_cache import CacheFinding
 from coldstream.operate.cdn.edge_cache import check as checked
 from coldstream.operate.cdn.edge_cache import warm as warmed
-from coldstream.operate.cdn.model_objects import USEFUL_SHARE, CdnObject, is_stored, kept_share, limit_of, objects_of
+from coldstream.operate.cdn.model_objects import (
+    PLANS,
+    USEFUL_SHARE,
+    CdnObject,
+    is_stored,
+    kept_share,
+    limit_of,
+    objects_of,
+)
 from coldstream.operate.cdn.zone import (
     PHASE,
     RuleState,
-    Zone,
     changes_for,
     find_zone,
     is_proxied,
@@ -38,21 +44,17 @@ from coldstream.places.cdn_domain import CdnDomain, cdn_of
 from coldstream.places.cloudflare import Api, open_api
 from coldstream.units import format_bytes, format_rate, format_seconds, plural
 
-_PLANS = ("free", "pro", "business", "enterprise")
-_STATES = {
+_COLOURS = {
     "kept": "green",
-    "coming": "yellow",
-    "not kept": "yellow",
-    "too large": "red",
-    "kept 404": "red",
-    "wrong": "red",
+    **dict.fromkeys(("coming", "not kept"), "yellow"),
+    **dict.fromkeys(("too large", "kept 404", "wrong"), "red"),
 }
-
+_GOOD = ("kept", "coming")
 # Characters of a value in a rule; our longest expression has about 150.
 _SHOWN_MAX = 300
 _zone_option = click.option("--zone", "zone_name", metavar="ZONE", help="The domain's zone.  [default: by its name]")
 _plan_option = click.option(
-    "--plan", type=click.Choice(_PLANS), help="The zone's plan.  [default: from the API, else the smallest limit]"
+    "--plan", type=click.Choice([*PLANS]), help="The zone's plan.  [default: from the API, else the smallest limit]"
 )
 
 
@@ -97,13 +99,12 @@ def rule(
     Existing rules are kept. For a rule that differs, shows each field; --replace replaces it if coldstream created it.
     """
     state.flags["R2_CDN_DOMAIN"] = domain
-    settings = state.settings()
-    host = urlsplit(_cdn(state).url).hostname or ""
+    host, api = _host(_cdn(state)), _api(state)
     rules = rules_for(host)
-    api = open_api(settings, retry=state.new_retry(settings))
-    zone = _zone(api, host, zone_name) if api else None
+    zone = find_zone(api, host, named=zone_name) if api else None
     kind = plan or (zone.plan if zone else None)
-    _useful(state, kind, force=force)
+    if not force:
+        _check_usefulness(state, kind)
     if api is None or zone is None:
         state.say("CLOUDFLARE_API_TOKEN is not set: nothing is added. In the dashboard: Caching, Cache Rules, Create;")
         state.say("'Edit expression', 'Eligible for cache', 'Ignore cache-control header and use this TTL' as below")
@@ -111,7 +112,6 @@ def rule(
         return
     standings = look(api, zone, rules)
     changes = changes_for(zone, standings, replace=replace)
-    added = [standing for standing in standings.rules if standing.state == "absent"]
     differing = [standing for standing in standings.rules if standing.state == "differs"]
     if dry_run:
         calls = [["GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint"]]
@@ -124,23 +124,16 @@ def rule(
     if is_proxied(api, zone, host) is False:
         state.warn(f"{host} is not proxied by Cloudflare: nothing is kept. R2, the bucket, Settings, Custom Domains")
     make(api, changes)
-    replaced = [standing for standing in differing if replace and standing.is_ours]
-    left = [standing for standing in differing if standing not in replaced]
-    lines = [f"added     {standing.rule['description']}" for standing in added]
-    lines += [f"replaced  {standing.rule['description']}" for standing in replaced]
+    left = [standing for standing in differing if not (replace and standing.is_ours)]
+    added = [standing.rule["description"] for standing in standings.rules if standing.state == "absent"]
+    replaced = [standing.rule["description"] for standing in differing if standing not in left]
+    lines = [f"added     {description}" for description in added]
+    lines += [f"replaced  {description}" for description in replaced]
     lines += [line for standing in left for line in _difference_lines(standing)]
-    if not lines:
-        lines.append(f"there already, for {host}")
-    lines.append("next:     coldstream cdn check MODEL")
-    document = {
-        "rules": rules,
-        "added": [standing.rule["description"] for standing in added],
-        "replaced": [standing.rule["description"] for standing in replaced],
-        "differs": [_difference_document(standing) for standing in left],
-        "zone": zone.name,
-        "plan": kind,
-    }
-    state.show(document, "\n".join(lines))
+    lines = [*(lines or [f"there already, for {host}"]), "next:     coldstream cdn check MODEL"]
+    differs = [_difference_document(standing) for standing in left]
+    document = {"rules": rules, "added": added, "replaced": replaced, "differs": differs}
+    state.show(document | {"zone": zone.name, "plan": kind}, "\n".join(lines))
     if left:
         raise SystemExit(1)
 
@@ -166,26 +159,12 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
     Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
-    cdn = _cdn(state)
-    limit = _limit(state, cdn, plan)
-    objects = _objects(state, name, everything=everything)
-    findings = checked(
-        Edge(cdn, count=connections),
-        objects,
-        limit_bytes=limit,
-        connections=connections,
-        in_bucket=_in_bucket(state),
-    )
-    good = sum(finding.state in {"kept", "coming"} for finding in findings)
-    document = {
-        "model": name,
-        "url": cdn.url,
-        "limit_bytes": limit,
-        "ok": good == len(findings),
-        "objects": [_document(finding) for finding in findings],
-    }
-    state.show(document, _check_text(findings, limit))
-    if good < len(findings):
+    cdn, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
+    findings = checked(Edge(cdn, count=connections), objects, **how)
+    limit, is_good = how["limit_bytes"], all(finding.state in _GOOD for finding in findings)
+    document = {"model": name, "url": cdn.url, "limit_bytes": limit, "ok": is_good}
+    state.show(document | {"objects": [_document(finding) for finding in findings]}, _check_text(findings, limit))
+    if not is_good:
         raise SystemExit(1)
 
 
@@ -200,56 +179,38 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     Cloudflare caches objects near the client that reads them, so run this command where the GPUs are. The data is
     verified against the hashes of the upload.
     """
-    cdn = _cdn(state)
-    limit = _limit(state, cdn, plan)
-    objects = _objects(state, name, everything=everything)
-    small = sum(item.size for item in objects if item.size <= limit)
+    cdn, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
+    limit = format_bytes(how["limit_bytes"])
+    small = sum(item.size for item in objects if item.size <= how["limit_bytes"])
     if not small:
         raise UsageError(
-            f"no object of {name} is within the {format_bytes(limit)} that are kept",
+            f"no object of {name} is within the {limit} that are kept",
             hint="coldstream upload … --object-bytes-max 480MiB stores it in smaller ones",
         )
+    retry = state.new_retry(state.settings())
     with progress_for(state, total_bytes=small, verb="warm") as progress:
-        result = warmed(
-            Edge(cdn, count=connections),
-            objects,
-            limit_bytes=limit,
-            connections=connections,
-            in_bucket=_in_bucket(state),
-            progress=progress,
-            retry=state.new_retry(state.settings()),
-        )
-    bad = [finding for finding in result.findings if finding.state not in {"kept", "coming"}]
+        result = warmed(Edge(cdn, count=connections), objects, progress=progress, retry=retry, **how)
+    bad = [finding for finding in result.findings if finding.state not in _GOOD]
+    total, share = len(result.findings), result.hit_bytes / small
     document = {
         "model": name,
         "url": cdn.url,
-        "bytes": result.bytes,
-        "seconds": result.seconds,
-        "objects": len(result.findings),
-        "first_hits": result.first_hits,
-        "hits": result.hits,
-        "hit_bytes": result.hit_bytes,
-        "retries": result.retries,
+        **attributes(result, "bytes", "seconds", "first_hits", "hits", "hit_bytes", "retries"),
+        "objects": total,
         "left_out": [{"key": item.key, "bytes": item.size} for item in result.left_out],
         "faults": [_document(finding) for finding in bad],
     }
-    share = result.hit_bytes / small
-    lines = [
-        f"{finding.object.label}: {finding.state} ({finding.second or 'no cf-cache-status'}), {finding.fix}"
-        for finding in bad
-    ]
-    if coming := [finding for finding in result.findings if finding.state == "coming"]:
-        lines.append(f"not kept yet, or only a part: {', '.join(finding.object.label for finding in coming)}")
+    lines = [f"{each.object.label}: {each.state} ({each.second or 'no cf-cache-status'}), {each.fix}" for each in bad]
+    if coming := [finding.object.label for finding in result.findings if finding.state == "coming"]:
+        lines.append(f"not kept yet, or only a part: {', '.join(coming)}")
     if result.left_out:
         size = format_bytes(sum(item.size for item in result.left_out))
-        lines.append(f"left out: {plural(len(result.left_out), 'object')}, {size}, larger than {format_bytes(limit)}")
-    lines.append(
-        f"read {format_bytes(result.bytes)} in {format_seconds(result.seconds)} "
-        f"({format_rate(result.bytes, result.seconds)}), {result.first_hits} of {len(result.findings)} kept before, "
-        f"{result.retries} retried"
-    )
+        lines.append(f"left out: {plural(len(result.left_out), 'object')}, {size}, larger than {limit}")
+    read = f"{format_bytes(result.bytes)} in {format_seconds(result.seconds)}"
+    rate = format_rate(result.bytes, result.seconds)
+    lines.append(f"read {read} ({rate}), {result.first_hits} of {total} kept before, {result.retries} retried")
     word = coloured("warm", "green") if not bad and share == 1 else coloured("not all warm", "yellow")
-    lines.append(f"{word}   {result.hits} of {len(result.findings)} HIT, {share:.0%} of the bytes")
+    lines.append(f"{word}   {result.hits} of {total} HIT, {share:.0%} of the bytes")
     state.show(document, "\n".join(lines))
     if bad:
         raise SystemExit(1)
@@ -269,53 +230,41 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
     The bucket is not changed. CLOUDFLARE_API_TOKEN needs 'Zone: Read' and 'Cache Purge'. Segments never change, so they
     do not have to be purged.
     """
-    settings = state.settings()
     cdn = _cdn(state)
-    urls = [cdn.link(item.key) for item in _objects(state, name, everything=True)]
-    if dry_run:
-        state.show({"model": name, "urls": urls, "purged": False}, "\n".join(urls))
-        return
-    api = open_api(settings, retry=state.new_retry(settings))
-    if api is None:
-        raise ConfigError(
-            f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(settings.looked_in)}",
-            hint="make a token with 'Zone: Read' and 'Cache Purge' at dash.cloudflare.com/profile/api-tokens",
-        )
-    zone = _zone(api, urlsplit(cdn.url).hostname or "", zone_name)
-    if not yes:
-        confirm("purge", f"{plural(len(urls), 'URL')} of {name}")
-    purged(api, zone, urls)
-    state.show({"model": name, "urls": urls, "purged": True}, f"purged   {plural(len(urls), 'URL')} of {name}")
+    urls = [cdn.link(item.key) for item in objects_of(state.open_store(8), name)]
+    what = f"{plural(len(urls), 'URL')} of {name}"
+    if not dry_run:
+        api = _api(state)
+        if api is None:
+            raise ConfigError(
+                f"CLOUDFLARE_API_TOKEN is not set in {' or '.join(state.settings().looked_in)}",
+                hint="make a token with 'Zone: Read' and 'Cache Purge' at dash.cloudflare.com/profile/api-tokens",
+            )
+        zone = find_zone(api, _host(cdn), named=zone_name)
+        if not yes:
+            confirm("purge", what)
+        purged(api, zone, urls)
+    document = {"model": name, "urls": urls, "purged": not dry_run}
+    state.show(document, "\n".join(urls) if dry_run else f"purged   {what}")
 
 
 def _difference_lines(standing: RuleState) -> list[str]:
     """A rule that differs, a line for each field, and the fix."""
-    if standing.state != "differs":
-        return []
-    fix = (
-        "coldstream cdn rule --replace (it changes no other rule)"
-        if standing.is_ours
-        else "it was not made by coldstream: in the dashboard, Caching, Cache Rules"
-    )
-    fields = [
-        f"  {each.field}: {_shown(each.actual)}, expected {_shown(each.expected)}" for each in standing.differences
-    ]
-    return [f"differs   {standing.rule['description']}", *fields, f"  fix: {fix}"]
-
-
-def _shown(value: Any) -> str:
-    # Encoded, so that control characters in a rule do not reach the terminal.
-    return "nothing" if value is None else json.dumps(value)[:_SHOWN_MAX]
+    fix = "it was not made by coldstream: in the dashboard, Caching, Cache Rules"
+    fix = "coldstream cdn rule --replace (it changes no other rule)" if standing.is_ours else fix
+    lines = [f"differs   {standing.rule['description']}"]
+    for each in standing.differences:
+        # Encoded, so that control characters in a rule do not reach the terminal.
+        actual, expected = (
+            "nothing" if value is None else json.dumps(value)[:_SHOWN_MAX] for value in (each.actual, each.expected)
+        )
+        lines.append(f"  {each.field}: {actual}, expected {expected}")
+    return [*lines, f"  fix: {fix}"]
 
 
 def _difference_document(standing: RuleState) -> dict[str, Any]:
-    return {
-        "description": standing.rule["description"],
-        "ours": standing.is_ours,
-        "differences": [
-            {"field": each.field, "found": each.actual, "wanted": each.expected} for each in standing.differences
-        ],
-    }
+    fields = [{"field": each.field, "found": each.actual, "wanted": each.expected} for each in standing.differences]
+    return {"description": standing.rule["description"], "ours": standing.is_ours, "differences": fields}
 
 
 def _cdn(state: State) -> CdnDomain:
@@ -324,53 +273,50 @@ def _cdn(state: State) -> CdnDomain:
     return cdn
 
 
-def _zone(api: Api, host: str, named: str | None) -> Zone:
-    return find_zone(api, host, named=named)
+def _host(cdn: CdnDomain) -> str:
+    return urlsplit(cdn.url).hostname or ""
 
 
-def _objects(state: State, name: str, *, everything: bool) -> Sequence[CdnObject]:
-    """Those of a model that a load reads through the domain, or all."""
-    objects = objects_of(state.open_store(8), name)
-    read = [item for item in objects if item.is_read]
-    # A model without a manifest is only read from the bucket.
-    return objects if everything or not read else read
-
-
-def _in_bucket(state: State) -> Callable[[CdnObject], bool]:
-    """Whether the bucket has an object, asked with its keys."""
-    return partial(is_stored, state.open_store(8))
-
-
-def _limit(state: State, cdn: CdnDomain, plan: str | None) -> int:
-    """Bytes of the largest object that is kept: of the plan that was named, or that the API tells."""
+def _api(state: State) -> Api | None:
     settings = state.settings()
-    if plan is None and (api := open_api(settings, retry=state.new_retry(settings))) is not None:
+    return open_api(settings, retry=state.new_retry(settings))
+
+
+def _opened(
+    state: State, name: str, plan: str | None, *, everything: bool, connections: int
+) -> tuple[CdnDomain, Sequence[CdnObject], dict[str, Any]]:
+    """The CDN, the objects to read, and the arguments that `check` and `warm` share.
+
+    The largest object that is kept depends on the plan, which the API returns unless it is named.
+    """
+    cdn, store = _cdn(state), state.open_store(8)
+    if plan is None and (api := _api(state)) is not None:
         try:
-            plan = _zone(api, urlsplit(cdn.url).hostname or "", None).plan
+            plan = find_zone(api, _host(cdn)).plan
         except ColdstreamError as exc:
             state.say(f"the zone's plan is not known, so the smallest limit counts: {exc.message}")
-    return limit_of(plan if plan in _PLANS else None)
+    objects = objects_of(store, name)
+    # Those that a load reads through the domain. A model without a manifest is only read from the bucket.
+    read = [item for item in objects if item.is_read]
+    how = {"limit_bytes": _limit(plan), "connections": connections, "in_bucket": partial(is_stored, store)}
+    return cdn, objects if everything or not read else read, how
 
 
-def _useful(state: State, plan: str | None, *, force: bool) -> None:
-    """Refuses a rule by which nothing would be kept.
+def _limit(plan: str | None) -> int:
+    return limit_of(plan if plan in PLANS else None)
 
-    Raises:
-        UsageError: Hardly any of the bucket's weights is small enough.
-    """
-    if force:
-        return
-    limit = limit_of(plan if plan in _PLANS else None)
+
+def _check_usefulness(state: State, plan: str | None) -> None:
+    """Raises UsageError if the plan would keep hardly any of the bucket's weights."""
     try:
         store = state.open_store(8)
-        objects = [
-            item for model in list_models(store) if model.state == "ready" for item in objects_of(store, model.name)
-        ]
+        ready = [model.name for model in list_models(store) if model.state == "ready"]
+        objects = [item for name in ready for item in objects_of(store, name) if item.is_read]
     except ColdstreamError as exc:
         state.say(f"the bucket was not looked at: {exc.message}")
         return
-    read = [item for item in objects if item.is_read]
-    share = kept_share(read, limit)
+    limit = _limit(plan)
+    share = kept_share(objects, limit)
     if share is not None and share < USEFUL_SHARE:
         kind = f"on the plan {plan}" if plan else "on any plan but Enterprise"
         raise UsageError(
@@ -381,32 +327,16 @@ def _useful(state: State, plan: str | None, *, force: bool) -> None:
 
 def _check_text(findings: Sequence[CacheFinding], limit: int) -> str:
     rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "FIX")]
-    rows += [
-        (
-            finding.object.label,
-            format_bytes(finding.object.size),
-            finding.state,
-            finding.first or "-",
-            finding.second or "-",
-            finding.fix,
-        )
-        for finding in findings
-    ]
+    for each in findings:
+        size, first, second = format_bytes(each.object.size), each.first or "-", each.second or "-"
+        rows.append((each.object.label, size, each.state, first, second, each.fix))
     kept = sum(finding.object.size for finding in findings if finding.state == "kept")
     total = sum(finding.object.size for finding in findings)
     share = f"{kept / total:.0%}" if total else "nothing"
     last = f"{share} of {format_bytes(total)} is kept; the limit is {format_bytes(limit)} for an object"
-    return f"{table_text(rows, colours=_STATES, coloured_column=2)}\n{last}"
+    return f"{table_text(rows, colours=_COLOURS, coloured_column=2)}\n{last}"
 
 
 def _document(finding: CacheFinding) -> dict[str, Any]:
-    item = finding.object
-    return {
-        "key": item.key,
-        "label": item.label,
-        "bytes": item.size,
-        "state": finding.state,
-        "first": finding.first,
-        "second": finding.second,
-        "mend": finding.fix,
-    }
+    document = {**attributes(finding.object, "key", "label"), "bytes": finding.object.size}
+    return document | attributes(finding, "state", "first", "second") | {"mend": finding.fix}

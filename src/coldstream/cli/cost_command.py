@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from coldstream.cli.groups import FILE, Verb
-from coldstream.cli.output import table_text
+from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import SIZE, chart_options
+from coldstream.cli.verbs import FILE, SIZE, F, Verb, chart_options
 from coldstream.errors import UsageError
 from coldstream.operate.charts import png
 from coldstream.operate.cost.bill import Bill, bills, usage_of
-from coldstream.operate.cost.break_even import BreakEven, break_evens, cost_table, curve, dollars_text, html, panels
+from coldstream.operate.cost.break_even import break_evens, cost_table, curve, dollars_text, html, panels
 from coldstream.operate.cost.prices import Prices, overridden, prices
-from coldstream.operate.cost.usage import Actual, read_actual
+from coldstream.operate.cost.usage import read_actual
 from coldstream.operate.cost.workload import CostPlan, alike, make_plan, read_contents
 from coldstream.telemetry.metrics.textfile import cost_file
-from coldstream.tune.gpus import Gpus, find_gpu, parse_gpus
+from coldstream.tune.gpus import find_gpu, parse_gpus
 from coldstream.units import format_bytes, format_seconds, plural
+
+
+def _number(name: str, field: str, default: float | None = None, **attributes: Any) -> Callable[[F], F]:
+    """An option for a parameter of `make_plan`."""
+    return click.option(name, field, type=float, default=default, **{"metavar": "N", **attributes})
 
 
 @click.command(cls=Verb)
@@ -37,41 +41,25 @@ from coldstream.units import format_bytes, format_seconds, plural
     help="Number of models of --size, instead of those in the bucket.  [default: 1]",
 )
 @click.option("--size", type=SIZE, help="Size of each model, such as 16GB, instead of those in the bucket.")
-@click.option(
-    "--launches-per-day",
-    metavar="N",
-    type=float,
-    default=10,
-    help="Launches per day, of all models together.",
-)
+@_number("--launches-per-day", "launches_per_day", 10, help="Launches per day, of all models together.")
 @click.option("--nodes", metavar="N", type=int, default=1, help="Machines per launch.")
-@click.option("--days", metavar="N", type=float, default=30, help="Days per month with launches.")
-@click.option(
-    "--cache-hits",
-    metavar="N",
-    type=float,
-    default=0,
-    help="Share of starts with the model on the local disk, 0 to 1.",
-)
-@click.option(
-    "--updates-per-month",
-    metavar="N",
-    type=float,
-    default=1,
-    help="Uploads of each model per month.",
-)
+@_number("--days", "days", 30, help="Days per month with launches.")
+@_number("--cache-hits", "cached_share", 0, help="Share of starts with the model on the local disk, 0 to 1.")
+@_number("--updates-per-month", "updates_per_month", 1, help="Uploads of each model per month.")
 @click.option("--gpus", metavar="GPU[:N]", help="GPUs per machine, such as L4 or A100-80GB:4, which wait for weights.")
-@click.option("--gpu-dollars-per-hour", metavar="USD", type=float, help="Price of one GPU.  [default: from --prices]")
-@click.option(
+@_number(
+    "--gpu-dollars-per-hour", "gpu_dollars_per_hour", metavar="USD", help="Price of one GPU.  [default: from --prices]"
+)
+@_number(
     "--load-seconds",
+    "load_seconds_override",
     metavar="SECONDS",
-    type=float,
     help="Time to load from the bucket.  [default: predicted as by tune]",
 )
-@click.option(
+@_number(
     "--hub-seconds",
+    "hub_seconds_override",
     metavar="SECONDS",
-    type=float,
     help="Time to start from the Hub.  [default: 200 MB/s, then the disk]",
 )
 @click.option("--prices", "prices_file", type=FILE, help="JSON file of prices that replace the built-in ones.")
@@ -81,6 +69,9 @@ from coldstream.units import format_bytes, format_seconds, plural
 @chart_options
 def command(
     state: State,
+    names: tuple[str, ...],
+    count: int | None,
+    size: int | None,
     prices_file: Path | None,
     actual: bool,
     budget: float | None,
@@ -105,108 +96,90 @@ def command(
         raise UsageError(f"{budget:g} is not a valid budget", hint="US dollars a month, such as --budget 25")
     prices_used = overridden(prices_file) if prices_file else prices()
     if actual:
-        if png_file or html_file or workload["names"] or workload["size"] is not None:
+        if png_file or html_file or names or size is not None:
             raise UsageError(
                 "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
             )
-        month = _actual(state, prices_used, budget)
+        month, document, text = _actual(state, prices_used)
     else:
-        month = _planned(state, prices_used, budget, png_file, html_file, workload)
+        check_chart_files(png_file, html_file)
+        plan = _plan(state, prices_used, names, count, size, workload)
+        charged, evens = bills(plan, prices_used), break_evens(plan, prices_used)
+        title, notes, month = _title(plan), _notes(plan, charged, prices_used), charged[0].dollars
+        if png_file or html_file:
+            points, launches = curve(plan, prices_used), plan.launches_per_day
+            state.write_charts(
+                html_file,
+                png_file,
+                html=lambda: html(points, launches, title, charged, evens, notes),
+                png=lambda: png(panels(points, launches), title),
+            )
+        heading, rows = cost_table(charged, evens)
+        table = table_text([heading, *rows], numbers=range(1, len(heading) - 1))
+        text = "\n".join([title, table, "", *notes])
+        document = {
+            "plan": asdict(plan)
+            | attributes(plan, "loads", "load_bytes", "dollars_of_a_second")
+            | attributes(usage_of(plan), "class_a", "class_b"),
+            "bills": [_bill_document(bill) for bill in charged],
+            "break_evens": [asdict(even) for even in evens],
+        }
+    is_exceeded = budget is not None and month > budget
+    terms = None if budget is None else {"dollars": budget, "month": month, "exceeded": is_exceeded}
+    state.show({**document, "prices_dated": prices_used.dated, "budget": terms}, text)
     if metrics_file is not None and (warning := cost_file(metrics_file, month, budget)):
         state.say(f"warning: {warning}")
-    _hold(state, budget, month)
+    if is_exceeded:
+        state.explain(f"the month in R2 will cost ${month:,.2f}, and the budget is ${budget:,.2f}", None)
+        raise SystemExit(1)
 
 
-def _planned(
-    state: State,
-    prices: Prices,
-    budget: float | None,
-    png_file: Path | None,
-    html_file: Path | None,
-    workload: dict[str, Any],
-) -> float:
-    """Shows the plan; the month in R2, in dollars."""
-    check_chart_files(png_file, html_file)
-    plan = _plan(state, prices, workload)
-    charged, evens = bills(plan, prices), break_evens(plan, prices)
-    title = _title(plan)
-    if png_file or html_file:
-        points, launches, notes = curve(plan, prices), plan.launches_per_day, _notes(plan, charged, prices)
-        state.write_charts(
-            html_file,
-            png_file,
-            html=lambda: html(points, launches, title, charged, evens, notes),
-            png=lambda: png(panels(points, launches), title),
-        )
-    month = charged[0].dollars
-    document = {
-        "prices_dated": prices.dated,
-        "plan": _plan_document(plan),
-        "bills": [_bill_document(bill) for bill in charged],
-        "break_evens": [asdict(even) for even in evens],
-        "budget": _budget_document(budget, month),
-    }
-    state.show(document, _text(plan, prices, charged, evens, title))
-    return month
-
-
-def _plan(state: State, prices: Prices, workload: dict[str, Any]) -> CostPlan:
-    names, count, size = workload["names"], workload["count"], workload["size"]
+def _plan(
+    state: State, prices: Prices, names: Sequence[str], count: int | None, size: int | None, workload: dict[str, Any]
+) -> CostPlan:
     if size is None and count is not None:
         raise UsageError("--models says how many, and not how large", hint="for example --models 10 --size 16GB")
     if size is not None and names:
         raise UsageError("--size and --model say two things", hint="leave out one of them")
     for name in prices.gpus.dollars_per_hour:
         find_gpu(name)
-    gpus: Gpus | None = parse_gpus(workload["gpus"]) if workload["gpus"] else None
-
-    def made(contents: Sequence[Any], **more: Any) -> CostPlan:
-        return make_plan(
-            contents,
-            prices,
-            launches_per_day=workload["launches_per_day"],
-            nodes=workload["nodes"],
-            days=workload["days"],
-            cached_share=workload["cache_hits"],
-            updates_per_month=workload["updates_per_month"],
-            gpus=gpus,
-            gpu_dollars_per_hour=workload["gpu_dollars_per_hour"],
-            load_seconds_override=workload["load_seconds"],
-            hub_seconds_override=workload["hub_seconds"],
-            **more,
-        )
-
+    workload["gpus"] = parse_gpus(workload["gpus"]) if workload["gpus"] else None
     if size is not None:
-        return made([alike(1 if count is None else count, size)])
-    # What makes no sense is said before the bucket is looked at.
-    made([alike(1, 1)])
+        return make_plan([alike(1 if count is None else count, size)], prices, **workload)
+    # Invalid numbers are an error before the bucket is read.
+    make_plan([alike(1, 1)], prices, **workload)
     contents, stored, objects = read_contents(state.open_store(8), names)
-    return made(contents, stored_bytes=stored, objects=objects)
+    return make_plan(contents, prices, stored_bytes=stored, objects=objects, **workload)
 
 
-def _actual(state: State, prices: Prices, budget: float | None) -> float:
-    """Shows what was counted; what the month will come to, in dollars."""
+def _actual(state: State, prices: Prices) -> tuple[float, dict[str, Any], str]:
+    """What the month will cost, in dollars, and the measured usage as JSON and as text."""
     settings = state.settings()
     usage = read_actual(settings, prices, retry=state.new_retry(settings))
-    month = usage.projected.dollars
-    document = asdict(usage) | {
-        "began": usage.began.isoformat(),
-        "now": usage.now.isoformat(),
-        "ends": usage.ends.isoformat(),
-        "so_far": _bill_document(usage.so_far),
-        "projected": _bill_document(usage.projected),
-        "prices_dated": prices.dated,
-        "budget": _budget_document(budget, month),
-    }
-    state.show(document, _actual_text(usage))
-    return month
-
-
-def _hold(state: State, budget: float | None, month: float) -> None:
-    """Ends with 1 when the budget will not do. The result was shown already, so nothing is added to it."""
-    if budget is not None and month > budget:
-        state.explain(f"the month in R2 will cost ${month:,.2f}, and the budget is ${budget:,.2f}", None)
-        raise SystemExit(1)
+    so_far, projected = usage.so_far, usage.projected
+    times = {name: moment.isoformat() for name, moment in attributes(usage, "began", "now", "ends").items()}
+    document = {**asdict(usage), **times, "so_far": _bill_document(so_far), "projected": _bill_document(projected)}
+    rows = [["", "SO FAR", "", "THE MONTH", ""]]
+    for label, amounts, charges in (
+        (
+            "storage, mean of the days' most",
+            (format_bytes(usage.average_bytes), format_bytes(usage.projected_bytes)),
+            (so_far.storage, projected.storage),
+        ),
+        ("class A", (f"{usage.class_a:,}", f"{usage.projected_class_a:,}"), (so_far.class_a, projected.class_a)),
+        ("class B", (f"{usage.class_b:,}", f"{usage.projected_class_b:,}"), (so_far.class_b, projected.class_b)),
+        ("sum", ("", ""), (so_far, projected)),
+    ):
+        first, second = (dollars_text(charge.dollars) for charge in charges)
+        rows.append([label, amounts[0], first, amounts[1], second])
+    operations = ", ".join(f"{name} {number:,}" for name, number in usage.operations.items())
+    head = (
+        f"{usage.bucket} at Cloudflare R2, {usage.began:%Y-%m-%d} to {usage.now:%Y-%m-%d %H:%M} UTC   "
+        f"now {format_bytes(usage.stored_bytes)} in {plural(usage.objects, 'object')}"
+    )
+    counted = f"counted: {operations or 'nothing'}"
+    shared = "the free tier is the account's: other buckets in it use it too"
+    return projected.dollars, document, "\n".join([head, table_text(rows, numbers=range(1, 5)), "", counted, shared])
 
 
 def _title(plan: CostPlan) -> str:
@@ -216,18 +189,6 @@ def _title(plan: CostPlan) -> str:
     nodes = "" if plan.nodes == 1 else f" of {plan.nodes} nodes"
     days = f" on {plan.days:g} days" if plan.days != 30 else ""
     return f"{what}, {format_bytes(plan.stored_bytes)}, {plan.launches_per_day:g} launches per day{nodes}{days}"
-
-
-def _text(plan: CostPlan, prices: Prices, bills: Sequence[Bill], evens: Sequence[BreakEven], title: str) -> str:
-    heading, rows = cost_table(bills, evens)
-    table = table_text(_right([heading, *rows], texts=(0, len(heading) - 1)))
-    return "\n".join([title, table, "", *_notes(plan, bills, prices)])
-
-
-def _right(rows: list[list[str]], texts: tuple[int, ...] = (0,)) -> list[list[str]]:
-    """Numbers end below each other; the columns in `texts` are none."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [[cell if index in texts else cell.rjust(widths[index]) for index, cell in enumerate(row)] for row in rows]
 
 
 def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
@@ -257,63 +218,5 @@ def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     return lines
 
 
-def _actual_text(usage: Actual) -> str:
-    so_far, whole = usage.so_far, usage.projected
-    rows = [
-        ["", "SO FAR", "", "THE MONTH", ""],
-        [
-            "storage, mean of the days' most",
-            format_bytes(usage.average_bytes),
-            dollars_text(so_far.storage.dollars),
-            format_bytes(usage.projected_bytes),
-            dollars_text(whole.storage.dollars),
-        ],
-        [
-            "class A",
-            f"{usage.class_a:,}",
-            dollars_text(so_far.class_a.dollars),
-            f"{usage.projected_class_a:,}",
-            dollars_text(whole.class_a.dollars),
-        ],
-        [
-            "class B",
-            f"{usage.class_b:,}",
-            dollars_text(so_far.class_b.dollars),
-            f"{usage.projected_class_b:,}",
-            dollars_text(whole.class_b.dollars),
-        ],
-        ["sum", "", dollars_text(so_far.dollars), "", dollars_text(whole.dollars)],
-    ]
-    operations = ", ".join(f"{name} {count:,}" for name, count in usage.operations.items())
-    head = (
-        f"{usage.bucket} at Cloudflare R2, {usage.began:%Y-%m-%d} to {usage.now:%Y-%m-%d %H:%M} UTC   "
-        f"now {format_bytes(usage.stored_bytes)} in {plural(usage.objects, 'object')}"
-    )
-    return "\n".join(
-        [
-            head,
-            table_text(_right(rows)),
-            "",
-            f"counted: {operations or 'nothing'}",
-            "the free tier is the account's: other buckets in it use it too",
-        ]
-    )
-
-
-def _plan_document(plan: CostPlan) -> dict[str, Any]:
-    usage = usage_of(plan)
-    return asdict(plan) | {
-        "loads": plan.loads,
-        "load_bytes": plan.load_bytes,
-        "class_a": usage.class_a,
-        "class_b": usage.class_b,
-        "dollars_of_a_second": plan.dollars_of_a_second,
-    }
-
-
 def _bill_document(bill: Bill) -> dict[str, Any]:
-    return asdict(bill) | {"provider_dollars": bill.provider_dollars, "dollars": bill.dollars}
-
-
-def _budget_document(budget: float | None, month: float) -> dict[str, Any] | None:
-    return None if budget is None else {"dollars": budget, "month": month, "exceeded": month > budget}
+    return asdict(bill) | attributes(bill, "provider_dollars", "dollars")

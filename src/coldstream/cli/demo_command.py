@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import StartStatus, live_lines, phase_lines, progress_for
 from coldstream.cli.session import State
+from coldstream.cli.verbs import Verb
 from coldstream.engines.vllm.endpoint import free_port
 from coldstream.engines.vllm.program import find_program
 from coldstream.engines.vllm.vllm_engine import VllmEngine

@@ -6,11 +6,10 @@ from collections import Counter
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import Activity, live_lines
 from coldstream.cli.output import checks_text, echo_check
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import vllm_option
+from coldstream.cli.verbs import Verb, vllm_option
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.doctor.checklist import examine, select
 

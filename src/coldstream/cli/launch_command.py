@@ -15,11 +15,10 @@ import click
 import msgspec
 import yaml
 
-from coldstream.cli.groups import DefaultGroup
 from coldstream.cli.live import Activity, live_lines
-from coldstream.cli.output import coloured, table_text
+from coldstream.cli.output import attributes, coloured, table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.shared_options import deployment_options, dry_run_option, yes_option
+from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, yes_option
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
 from coldstream.fleet.deploy_options import read_options
@@ -395,8 +394,7 @@ def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool
     key_file = str(launches.key_file(name))
     document = document | {
         "launch": msgspec.to_builtins(launched.launch),
-        "url": launched.url,
-        "seconds": launched.seconds,
+        **attributes(launched, "url", "seconds"),
         "phases": [asdict(phase) for phase in launched.phases],
         "key_file": None if own_key else key_file,
     }
@@ -420,20 +418,15 @@ def _show(state: State, launched: Launched, launches: Launches, *, own_key: bool
 def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
     keys, deployment = plan.keys, plan.deployment
     return {
-        "name": plan.name,
-        "kind": plan.kind,
-        "model": deployment.model,
+        **attributes(plan, "name", "kind", "policy", "dollars_per_hour", "stand_in_dollars_per_hour"),
+        **attributes(deployment, "model", "spot"),
         "gpus": str(deployment.options.gpus),
-        "spot": deployment.spot,
         "replicas": [deployment.options.replicas.fewest, deployment.options.replicas.most],
         "offer": asdict(plan.offer) if plan.offer else None,
         "stand_in": asdict(plan.stand_in) if plan.stand_in else None,
-        "dollars_per_hour": plan.dollars_per_hour,
-        "stand_in_dollars_per_hour": plan.stand_in_dollars_per_hour,
         "load_seconds": deployment.loader.prediction.seconds,
         "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
-        "policy": plan.policy,
         "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes},
         "warnings": _warnings(plan),
     }

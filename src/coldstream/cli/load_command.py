@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import TransferBar, live_lines
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import load_options, metrics_options
+from coldstream.cli.verbs import Verb, load_options, metrics_options
 from coldstream.engine.load_statistics import LoadReport
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
@@ -40,6 +39,16 @@ def command(state: State, uri: str, device: str, in_order: bool, **load: Any) ->
     """
     settings = state.settings()
     bar = TransferBar("load")
+    due = 0.0
+
+    def on_wait() -> None:
+        nonlocal due
+        due = due or time.monotonic() + 1.0
+        if time.monotonic() > due:
+            # Printed once.
+            due = math.inf
+            state.say("loaded; writing the rest of the local cache")
+
     with state.measured(settings, uri) as measured, live_lines(state, bar.text):
         options = Options(
             device=device,
@@ -54,22 +63,10 @@ def command(state: State, uri: str, device: str, in_order: bool, **load: Any) ->
             measured.meter.follow(lambda: [loading])
             for _ in loading:
                 pass
-            loading.wait_for_cache(_on_wait(state))
+            loading.wait_for_cache(on_wait)
             report = loading.report
     assert report is not None
     state.show(asdict(report), _text(report))
-
-
-def _on_wait(state: State) -> Callable[[], None]:
-    """Prints once, after a second, what the command is waiting for."""
-    due = [time.monotonic() + 1.0]
-
-    def on_wait() -> None:
-        if due and time.monotonic() > due[0]:
-            due.clear()
-            state.say("loaded; writing the rest of the local cache")
-
-    return on_wait
 
 
 def _text(report: LoadReport) -> str:

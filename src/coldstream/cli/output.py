@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -51,18 +51,27 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return click.style(text, fg=colour) if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
+def attributes(record: object, *names: str) -> dict[str, Any]:
+    """The part of a JSON document that has the names of a record's attributes."""
+    return {name: getattr(record, name) for name in names}
+
+
 def table_text(
-    rows: Sequence[Sequence[str]], *, colours: Mapping[str, str] | None = None, coloured_column: int = 0
+    rows: Sequence[Sequence[str]],
+    *,
+    colours: Mapping[str, str] | None = None,
+    coloured_column: int = 0,
+    numbers: Collection[int] = (),
 ) -> str:
     """One line for each row, the heading first, in aligned columns.
 
-    `colours` has the colour of a cell in `coloured_column`, by its text.
+    `colours` has the colour of a cell in `coloured_column`, by its text. The columns in `numbers` end at the right.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [f"{cell:{'>' if i in numbers else '<'}{widths[i]}}" for i, cell in enumerate(row)]
         if colour := (colours or {}).get(row[coloured_column]):
             cells[coloured_column] = coloured(cells[coloured_column], colour)
         lines.append("  ".join(cells).rstrip())

@@ -9,11 +9,18 @@ from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES, Verb
 from coldstream.cli.live import StartStatus, live_lines
-from coldstream.cli.output import coloured
+from coldstream.cli.output import attributes, coloured
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import load_options, metrics_options, vllm_option
+from coldstream.cli.verbs import (
+    EXIT_CODES,
+    LOAD_OPTIONS,
+    Verb,
+    load_options,
+    metrics_options,
+    negative_flag,
+    vllm_option,
+)
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.loading.options import Options
 from coldstream.machine.hardware import process_began
@@ -26,15 +33,8 @@ from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
 # Fields of the timeline that the JSON shows under the same names.
 _OF_TIMELINE = (
-    "run",
-    "first_token_seconds",
-    "named_share",
-    "unnamed_seconds",
-    "verdict",
-    "spans",
-    "compile_caches",
-    "bundle",
-    "figures",
+    *("run", "phases", "first_token_seconds", "named_share", "unnamed_seconds", "verdict", "spans"),
+    *("compile_caches", "bundle", "figures"),
 )
 
 
@@ -55,8 +55,8 @@ _OF_TIMELINE = (
     default="auto",
     help="Warm-start bundle: restore and publish it (auto), only one of both, or neither.",
 )
-@click.option("--no-spot-notice", is_flag=True, help="Do not poll the cloud for spot interruptions.")
-@click.option("--no-first-token", is_flag=True, help="Skip the request that measures the time to first token.")
+@negative_flag("--no-spot-notice", "Do not poll the cloud for spot interruptions.")
+@negative_flag("--no-first-token", "Skip the request that measures the time to first token.")
 @click.option(
     "--pass-env",
     metavar="NAME",
@@ -68,19 +68,7 @@ _OF_TIMELINE = (
 @click.option("--print-command", is_flag=True, help="Print the vLLM command and exit.")
 @click.option("--print-env", is_flag=True, help="Print the environment variables set for vLLM and exit.")
 def command(
-    state: State,
-    uri: str,
-    vllm_arguments: tuple[str, ...],
-    loader: str,
-    fallback: str | None,
-    bundle: str,
-    no_spot_notice: bool,
-    no_first_token: bool,
-    pass_env: tuple[str, ...],
-    program: str | None,
-    print_command: bool,
-    print_env: bool,
-    **load: Any,
+    state: State, uri: str, vllm_arguments: tuple[str, ...], print_command: bool, print_env: bool, **values: Any
 ) -> None:
     """Serve a model with vLLM, streaming its weights while vLLM starts.
 
@@ -93,19 +81,11 @@ def command(
     Flags after `--` go to `vllm serve` unchanged. MODEL is org/model in the bucket, or any URI that `coldstream load`
     takes. A second start on the same machine reads the local cache and does not need the bucket.
     """
-    settings, status = state.settings(), StartStatus("download" if loader == "default" else "stream")
-    request = ServeRequest(
-        uri=Uri(uri),
-        arguments=vllm_arguments,
-        loader=loader,
-        options=Options(metrics=False, settings=settings, on_progress=status.on_progress, **load),
-        fallback=fallback,
-        program=program,
-        pass_env=pass_env,
-        bundle=bundle,
-        first_token=not no_first_token,
-        spot_notice=not no_spot_notice,
-    )
+    settings = state.settings()
+    status = StartStatus("download" if values["loader"] == "default" else "stream")
+    load = {name: values.pop(name) for name in LOAD_OPTIONS}
+    options = Options(metrics=False, settings=settings, on_progress=status.on_progress, **load)
+    request = ServeRequest(uri=Uri(uri), arguments=vllm_arguments, options=options, **values)
     if print_command or print_env:
         with prepared_start(request, settings, VllmEngine(request), say=state.say, dry=True) as prepared:
             lines = prepared.command.shown_environment() if print_env else []
@@ -143,12 +123,9 @@ def command(
 
 
 def _document(started: Started) -> dict[str, object]:
-    timeline = started.timeline
-    document = timeline.document()
+    document = started.timeline.document()
     return {
-        "url": started.url,
-        "seconds": started.seconds,
-        "phases": document["phases"],
+        **attributes(started, "url", "seconds"),
         "stream": asdict(started.report) if started.report else None,
         "streams": [asdict(report) for report in started.reports],
         "stream_stop_seconds": started.stream_stop,

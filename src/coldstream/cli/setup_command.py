@@ -1,28 +1,51 @@
-"""`coldstream setup`."""
+"""`coldstream setup`: its checks, the questions of --write-env, and the file that the answers are written to."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from coldstream.cli import wizard
-from coldstream.cli.groups import Verb
 from coldstream.cli.output import checks_text, echo, echo_check
-from coldstream.cli.session import State
-from coldstream.errors import ColdstreamError, ConfigError, UsageError
+from coldstream.cli.session import State, writing
+from coldstream.cli.verbs import Verb
+from coldstream.errors import ColdstreamError, ConfigError, DiskError, UsageError
+from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.child_environment import SECRETS
 from coldstream.operate import probe
 from coldstream.operate.probe import Check
 from coldstream.places.opening import open_store
-from coldstream.settings import Settings, mask
+from coldstream.settings import ENDPOINTS, Settings, is_placeholder, mask
 
 _SECRET_EXPORTS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
+ANSWER = "your answer"
+# The variables that are written, and the ones that they replace.
+_TWINS: Mapping[str, tuple[str, ...]] = {
+    "COLDSTREAM_STORE": ("COLDSTREAM_STORE",),
+    "R2_ENDPOINT": ENDPOINTS,
+    "R2_BUCKET": ("R2_BUCKET",),
+    "R2_ACCESS_KEY": ("R2_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+    "R2_SECRET_KEY": ("R2_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
+    "R2_SESSION_TOKEN": ("R2_SESSION_TOKEN", "AWS_SESSION_TOKEN"),
+    "R2_CDN_DOMAIN": ("R2_CDN_DOMAIN",),
+    "HF_TOKEN": ("HF_TOKEN",),
+    "COLDSTREAM_BUNDLE_KEY": ("COLDSTREAM_BUNDLE_KEY",),
+}
+# Values that a shell, dotenv, docker, podman and kubectl all read the same way without quotes.
+_PLAIN = re.compile(r"[A-Za-z0-9%+,./:=@_-]+")
+_AWS = "aws"
+_KEY, _SECRET, _TOKEN = "R2_ACCESS_KEY", "R2_SECRET_KEY", "R2_SESSION_TOKEN"
+# Answering one invalidates the others.
+_DEPENDENT = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
 
 
 @click.command(cls=Verb)
@@ -60,7 +83,7 @@ def command(
         raise UsageError("--exports-only cannot be combined with options that write .env", hint="leave one of them out")
     path = state.env_file or Path(".env")
     if writes:
-        wizard.check_place(path)
+        check_place(path)
     settings = _drafted(state, ask_all=write_env, bundle_key=bundle_key) if writes else state.settings()
     if exports_only:
         echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
@@ -71,14 +94,14 @@ def command(
         if not (failed and write_env and _is_interactive(settings)):
             break
         click.confirm("nothing is written yet; answer again?", default=True, abort=True, err=True)
-        settings = wizard.ask(settings, wizard.NAMES)
+        settings = ask(settings, NAMES)
     lines = [] if failed else _export_lines(probe.exports(settings), show_secrets=show_secrets)
     masked = "" if show_secrets else " (keys masked; see --show-secrets)"
     exports = [f"\n# for the AWS CLI and vLLM{masked}:", *lines] if lines else []
     document = {"checks": [check.document() for check in checks], "exports": lines}
     state.show(document, "\n".join([checks_text(Counter(check.state for check in checks)), *exports]))
     if writes:
-        for note in [f"{path} was not written: a check failed"] if failed else wizard.write(settings, path, os.environ):
+        for note in [f"{path} was not written: a check failed"] if failed else write(settings, path, os.environ):
             state.say(note)
     if lines:
         state.say("\nnext:  coldstream upload Qwen/Qwen3-8B")
@@ -89,10 +112,10 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
     """The settings to check and write, including the user's answers."""
     settings = state.settings(draft=True)
     if bundle_key and not settings.get("COLDSTREAM_BUNDLE_KEY"):
-        settings = wizard.with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
-    missing = wizard.unanswered(settings)
+        settings = with_value(settings, "COLDSTREAM_BUNDLE_KEY", secrets.token_hex(32))
+    missing = unanswered(settings)
     if _is_interactive(settings):
-        return wizard.ask(settings, wizard.NAMES if ask_all else missing)
+        return ask(settings, NAMES if ask_all else missing)
     if "R2_BUCKET" in missing:
         raise ConfigError(
             f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
@@ -134,3 +157,140 @@ def _export_lines(values: dict[str, str], *, show_secrets: bool) -> list[str]:
         f"export {name}={shlex.quote(value if show_secrets or name not in _SECRET_EXPORTS else mask(value))}"
         for name, value in values.items()
     ]
+
+
+def _checked_endpoint(text: str) -> str:
+    """The endpoint's URL for a URL or a Cloudflare account ID; `aws` stays."""
+    if text.lower() == _AWS:
+        return _AWS
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        return f"https://{text}.r2.cloudflarestorage.com"
+    return _settings_of("R2_ENDPOINT", text).endpoint() or text
+
+
+def _checked_bucket(text: str) -> str:
+    """A bucket's name, also from `s3://name/`."""
+    name = text.removeprefix("s3://").rstrip("/")
+    return _settings_of("R2_BUCKET", name).store_uri().removeprefix("s3://")
+
+
+def _checked_key(text: str) -> str:
+    """Either half of a key pair."""
+    if not re.fullmatch(r"[!-~]+", text) or {*text} & {*"'\"`"}:
+        raise ConfigError("a key cannot contain spaces, quotes or control characters", hint="copy only the key")
+    return text
+
+
+def _settings_of(name: str, value: str) -> Settings:
+    return Settings(values={name: value}, origins={name: ANSWER}, looked_in=())
+
+
+# By variable: the text, and what returns the value to store for an answer, or raises ConfigError for an invalid one.
+QUESTIONS: Mapping[str, tuple[str, Callable[[str], str]]] = {
+    "R2_ENDPOINT": (
+        "endpoint (https://<account>.r2.cloudflarestorage.com, or just the account ID, or aws)",
+        _checked_endpoint,
+    ),
+    "R2_BUCKET": ("bucket", _checked_bucket),
+    _KEY: ("access key id", _checked_key),
+    _SECRET: ("secret access key (not shown)", _checked_key),
+}
+NAMES = tuple(QUESTIONS)
+
+
+def unanswered(settings: Settings) -> list[str]:
+    """The required variables without a value: none with COLDSTREAM_STORE, no keys with AWS_PROFILE."""
+    if settings.get("COLDSTREAM_STORE"):
+        return []
+    names = NAMES[:2] if settings.get("AWS_PROFILE") else NAMES
+    return [name for name in names if not settings.get(*_TWINS[name])]
+
+
+def ask(settings: Settings, names: Collection[str]) -> Settings:
+    """Asks for these variables on the terminal, each until the answer is valid; the old value is the default.
+
+    On AWS, keys are optional: a profile or a role can provide them.
+    """
+    for name in QUESTIONS:
+        old = settings.get(*_TWINS[name])
+        if name not in names or (name == _SECRET and not settings.get(*_TWINS[_KEY])):
+            continue
+        value = _answer(name, old, optional=name in {_KEY, _SECRET} and settings.get(*ENDPOINTS) is None)
+        settings = with_value(settings, name, value)
+        if value != (old or _AWS):
+            for stale in _DEPENDENT.get(name, ()):
+                settings = with_value(settings, stale, "")
+    return settings
+
+
+def _answer(name: str, old: str | None, *, optional: bool) -> str:
+    (question, check), is_secret = QUESTIONS[name], name in SECRETS
+    try:
+        old = check(old) if old else None
+    except ConfigError:
+        old = None
+    # The text shows the default: click would show a secret, or nothing.
+    shown = f" [{mask(old) if is_secret else old}]" if old else " (empty: the AWS profile or role)" if optional else ""
+    default = old or ("" if optional else None)
+    while True:
+        prompt = f"{question}{shown}"
+        text = click.prompt(prompt, default=default, show_default=False, hide_input=is_secret, err=True).strip()
+        try:
+            if is_placeholder(text):
+                raise ConfigError("that is a placeholder", hint="copy the value from the dashboard that created it")
+            return check(text) if text or not optional else ""
+        except ConfigError as exc:
+            echo(f"  {exc.message}" + (f"; {exc.hint}" if exc.hint else ""), err=True)
+
+
+def with_value(settings: Settings, name: str, value: str) -> Settings:
+    """The settings with a new value, which replaces all twins of the variable; an empty value removes them."""
+    values = {known: old for known, old in settings.values.items() if known not in _TWINS[name]}
+    if value not in {"", _AWS}:
+        values[name] = value
+    return replace(settings, values=values, origins={**settings.origins, name: ANSWER})
+
+
+def check_place(path: Path) -> None:
+    """Raises DiskError, before the questions, if the answers cannot be written to `path`."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        fault = "its directory does not exist"
+    elif path.is_dir():
+        fault = "it is a directory"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        fault = "its directory is not writable by this user"
+    else:
+        return
+    raise DiskError(f"cannot write {path}: {fault}", hint="name another file: --env-file FILE", target=str(path))
+
+
+def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
+    """Merges the settings of the bucket into a file, which is replaced atomically with mode 0600.
+
+    Returns messages for the user.
+    """
+    values = {name: settings.get(*twins) for name, twins in _TWINS.items()}
+    ours = {name: value for name, value in values.items() if value}
+    for name, value in ours.items():
+        if any(character in value for character in "'\n\r"):
+            raise ConfigError(f"{name} contains a quote or a line break and cannot be written to {path}")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the settings file {path} is not UTF-8", hint="save it as UTF-8 text") from exc
+    # An empty answer removes a variable from the file.
+    dropped = {*ours, *(name for name in _TWINS if settings.origins.get(name) == ANSWER)}
+    kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
+    quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
+    new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
+    with writing(path):
+        write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
+    notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
+    if quoted:
+        others = "docker and podman (--env-file) and kubectl (--from-env-file)"
+        notes.append(f"warning: {', '.join(quoted)} is in quotes, which {others} read as part of the value")
+    overridden = [name for name, value in ours.items() if environ.get(name, value).strip() not in {"", value}]
+    if overridden:
+        notes.append(f"warning: {', '.join(overridden)} in the environment override this file; unset them")
+    return notes

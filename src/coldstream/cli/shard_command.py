@@ -6,10 +6,9 @@ from dataclasses import asdict
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import progress_for
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import count, transfer_options, vllm_option
+from coldstream.cli.verbs import Verb, count, transfer_options, vllm_option
 from coldstream.engines.vllm.sharding import sharded_folder
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options

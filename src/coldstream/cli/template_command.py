@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from coldstream.cli.groups import EXIT_CODES, FILE, DefaultGroup
-from coldstream.cli.output import coloured
-from coldstream.cli.session import State
-from coldstream.cli.shared_options import deployment_options
+from coldstream.cli.output import attributes, coloured
+from coldstream.cli.session import State, writing
+from coldstream.cli.verbs import EXIT_CODES, FILE, DefaultGroup, deployment_options
 from coldstream.errors import DiskError, NotFoundError, UsageError
 from coldstream.fleet.deploy_options import read_options
-from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path
+from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
 from coldstream.fleet.deployment import render as rendered
-from coldstream.fleet.template_check import BYTES_MAX, TemplateFinding
+from coldstream.fleet.template_check import BYTES_MAX
 from coldstream.fleet.template_check import check as check_text
 from coldstream.machine.atomic_file import write_output
 from coldstream.model.names import checked_name
@@ -64,8 +63,17 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     text = rendered(deployment)
     if output is not None:
         _write(output, text, force=force)
-    message = f"wrote {output}" if output else text.rstrip("\n")
-    state.show(_document(deployment, text, output), message)
+    document = {
+        **attributes(deployment, "model", "secrets"),
+        "flags": deployment.advice.fit.flags(),
+        "target": options.target,
+        "gpus": str(deployment.options.gpus),
+        "connections": deployment.loader.connections,
+        "cdn": domain.url if domain else None,
+        "file": str(output) if output else None,
+        "text": text,
+    }
+    state.show(document, f"wrote {output}" if output else text.rstrip("\n"))
 
 
 @command.command(epilog=f"{EXIT_CODES} 1 also: there are findings.")
@@ -90,44 +98,24 @@ def check(state: State, file: Path) -> None:
     except OSError as exc:
         raise DiskError(f"cannot read {file}: {exc.strerror or exc}", target=str(file)) from exc
     findings = check_text(text, file.name)
-    rows = [{"rule": item.rule, "line": item.line, "text": item.text, "hint": item.hint} for item in findings]
-    state.show({"file": str(file), "findings": rows}, _findings_text(file, findings))
+    lines = []
+    for item in findings:
+        lines.append(f"{file}:{item.line}: {coloured(item.rule, 'yellow')}: {printable(item.text)}")
+        lines.append(f"    {item.hint}")
+    lines.append(plural(len(findings), "finding") if findings else f"{file}: no findings")
+    rows = [attributes(item, "rule", "line", "text", "hint") for item in findings]
+    state.show({"file": str(file), "findings": rows}, "\n".join(lines))
     if findings:
         raise SystemExit(1)
 
 
-def _findings_text(file: Path, findings: list[TemplateFinding]) -> str:
-    lines = []
-    for item in findings:
-        lines += [
-            f"{file}:{item.line}: {coloured(item.rule, 'yellow')}: {printable(item.text)}",
-            f"    {item.hint}",
-        ]
-    return "\n".join([*lines, plural(len(findings), "finding") if findings else f"{file}: no findings"])
-
-
-def _document(deployment: Deployment, text: str, output: Path | None) -> dict[str, Any]:
-    return {
-        "model": deployment.model,
-        "target": deployment.options.target,
-        "gpus": str(deployment.options.gpus),
-        "flags": list(deployment.advice.fit.flags()),
-        "connections": deployment.loader.connections,
-        "cdn": deployment.domain.url if deployment.domain else None,
-        "secrets": list(deployment.secrets),
-        "file": str(output) if output else None,
-        "text": text,
-    }
-
-
 def _write(path: Path, text: str, *, force: bool) -> None:
-    try:
-        if force:
-            write_output(path, text.encode())
-        else:
-            with open(path, "x", encoding="utf-8") as opened:
-                opened.write(text)
-    except FileExistsError as exc:
-        raise UsageError(f"{path} exists", hint="replace it with --force, or name another file") from exc
-    except OSError as exc:
-        raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
+    with writing(path):
+        try:
+            if force:
+                write_output(path, text.encode())
+            else:
+                with open(path, "x", encoding="utf-8") as opened:
+                    opened.write(text)
+        except FileExistsError as exc:
+            raise UsageError(f"{path} exists", hint="replace it with --force, or name another file") from exc

@@ -10,27 +10,19 @@ from typing import Any
 
 import click
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import chart_options
+from coldstream.cli.verbs import Verb, chart_options
 from coldstream.errors import UsageError
 from coldstream.operate.charts import png
 from coldstream.operate.timeline_page import RUNS_MAX, html, panels
 from coldstream.telemetry.timeline.start_record import Timeline
-from coldstream.telemetry.timeline.timeline_store import Timelines, timelines_of
+from coldstream.telemetry.timeline.timeline_store import timelines_of
 from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
 _LISTED = (
-    "run",
-    "model",
-    "began",
-    "loader",
-    "outcome",
-    "ended",
-    "ready_seconds",
-    "first_token_seconds",
-    "named_share",
+    *("run", "model", "began", "loader", "outcome", "ended"),
+    *("ready_seconds", "first_token_seconds", "named_share", "compile_caches"),
 )
 
 
@@ -55,7 +47,10 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     if listed:
         if runs or html_file or png_file:
             raise UsageError("--list takes neither a run nor a chart file", hint="run: coldstream timeline --list")
-        _list(state, kept)
+        timelines = list(kept.all())
+        documents = [_listed(timeline) for timeline in timelines]
+        empty = f"no start is recorded in {kept.folder}; coldstream serve records them"
+        state.show({"folder": str(kept.folder), "runs": documents}, _table(timelines) if timelines else empty)
         return
     timelines = [kept.find(run) for run in runs or (None,)]
     if html_file or png_file:
@@ -75,25 +70,18 @@ def _check_charted(timelines: Sequence[Timeline]) -> None:
         raise UsageError(f"{len(timelines)} starts are too many for a chart", hint=f"name at most {RUNS_MAX}")
 
 
-def _list(state: State, kept: Timelines) -> None:
-    timelines = list(kept.all())
-    documents = [{name: timeline.document()[name] for name in _LISTED} | _bundle(timeline) for timeline in timelines]
-    state.show({"folder": str(kept.folder), "runs": documents}, _table(timelines, kept))
+def _listed(timeline: Timeline) -> dict[str, Any]:
+    document = timeline.document()
+    return {name: document[name] for name in _LISTED} | {"bundle": (timeline.bundle or {}).get("state")}
 
 
-def _bundle(timeline: Timeline) -> dict[str, Any]:
-    return {"bundle": (timeline.bundle or {}).get("state"), "compile_caches": timeline.compile_caches}
-
-
-def _table(timelines: Sequence[Timeline], kept: Timelines) -> str:
-    if not timelines:
-        return f"no start is recorded in {kept.folder}; coldstream serve records them"
+def _table(timelines: Sequence[Timeline]) -> str:
     rows = [("RUN", "MODEL", "LOADER", "READY", "FIRST TOKEN", "BUNDLE")]
     for timeline in timelines:
         ended, token = timeline.ended, timeline.first_token_seconds
         ready = f"{ended.outcome} in {ended.phase}" if ended else f"{timeline.ready_seconds:.1f} s"
         first_token = f"{token:.1f} s" if token is not None and ended is None else "-"
-        bundle = str(_bundle(timeline)["bundle"] or "-")
+        bundle = str((timeline.bundle or {}).get("state") or "-")
         rows.append((timeline.run, timeline.model, timeline.loader, ready, first_token, bundle))
     return table_text(rows)
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from coldstream.cli.groups import Verb
-from coldstream.cli.output import table_text
+from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, check_chart_files
-from coldstream.cli.shared_options import SPEED, chart_options, count
+from coldstream.cli.verbs import SPEED, Verb, chart_options, count
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
@@ -24,7 +23,7 @@ from coldstream.tune.connection_curve import PASSES, Curve, Sample, measure_curv
 from coldstream.tune.gpus import detect_gpus, parse_gpus
 from coldstream.tune.model_shape import read_model
 from coldstream.tune.predict import NetworkPath, parse_cloud, path_to_bucket
-from coldstream.tune.recommended import Advice, LoaderSettings, SettingsRow, advise, settings_table, smallest
+from coldstream.tune.recommended import Advice, SettingsRow, advise, settings_table, smallest
 from coldstream.units import GIB, format_bytes, format_rate, format_seconds, plural
 
 
@@ -33,8 +32,13 @@ from coldstream.units import GIB, format_bytes, format_rate, format_seconds, plu
 @click.option("--gpus", metavar="GPU[:N]", help="GPUs, such as L4 or A100-80GB:4.  [default: those of this machine]")
 @click.option("--cloud", metavar="CLOUD", help="Cloud of the machine, such as aws, for its bandwidth limits.")
 @click.option("--cores", type=count(1, 4096), help="Cores of the machine.  [default: those of this machine]")
-@click.option("--link", type=SPEED, help="Network speed, such as 10Gbit.  [default: that of this machine's card]")
-@click.option("--max-model-len", type=count(1, 1 << 40), help="Context length that must fit, in tokens.")
+@click.option(
+    "--link",
+    "link_bytes_per_second",
+    type=SPEED,
+    help="Network speed, such as 10Gbit.  [default: that of this machine's card]",
+)
+@click.option("--max-model-len", "context", type=count(1, 1 << 40), help="Context length that must fit, in tokens.")
 @click.option(
     "--gpu-memory-utilization",
     "utilization",
@@ -50,14 +54,13 @@ def command(
     uri: str | None,
     gpus: str | None,
     cloud: str | None,
-    cores: int | None,
-    link: float | None,
-    max_model_len: int | None,
+    context: int | None,
     utilization: float | None,
     measure: bool,
     html_file: Path | None,
     png_file: Path | None,
     as_matrix: bool,
+    **network: Any,
 ) -> None:
     """Recommend settings for a model on a GPU; predict the load time.
 
@@ -74,7 +77,12 @@ def command(
     if as_matrix:
         if uri or measure:
             raise UsageError("--matrix takes neither a model nor --measure", hint="run: coldstream tune --matrix")
-        _matrix(state, cloud)
+        rows = settings_table(cloud or "aws")
+        documents = [
+            {**_document(row.advice, row.way), **attributes(row, "model", "remark"), "promised_seconds": row.promised}
+            for row in rows
+        ]
+        state.show({"rows": documents}, _matrix_text(rows))
         return
     if uri is None:
         raise UsageError("MODEL is missing", hint="run: coldstream tune org/model, or: coldstream tune --matrix")
@@ -85,7 +93,7 @@ def command(
     stable_curve = None if curve is None or curve.is_noisy else curve
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else detect_gpus(hardware.gpus())
-    way = NetworkPath(link_bytes_per_second=link, cores=cores, cloud=cloud)
+    way = NetworkPath(cloud=cloud, **network)
     if gpus is None or stable_curve:
         way = path_to_bucket(way, stable_curve or saved_curve(settings))
     if chosen is None:
@@ -93,17 +101,10 @@ def command(
             raise UsageError("this machine has no known GPU", hint="name one, such as --gpus A100-80GB:2")
         state.show({"model": asdict(model), "curve": _curve_document(curve)}, _curve_text(curve))
         return
-    advice = advise(
-        model,
-        chosen,
-        way,
-        connections=stable_curve.connections if stable_curve else None,
-        utilization=utilization,
-        context=max_model_len,
-    )
+    connections = stable_curve.connections if stable_curve else None
+    advice = advise(model, chosen, way, connections=connections, utilization=utilization, context=context)
     document = _document(advice, way) | ({"curve": _curve_document(curve)} if curve else {})
-    text = _text(advice, str(Uri(uri))) + ("\n" + _curve_text(curve) if curve else "")
-    state.show(document, text)
+    state.show(document, _text(advice, str(Uri(uri))) + ("\n" + _curve_text(curve) if curve else ""))
 
 
 def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
@@ -132,20 +133,12 @@ def _document(advice: Advice, way: NetworkPath) -> dict[str, Any]:
         "gpus": str(fit.gpus),
         "way": asdict(way),
         "fits": fit.fault is None,
-        "fault": fit.fault,
-        "tensor_parallel": fit.tensor_parallel,
-        "weights_bytes": fit.weights_bytes,
-        "room_bytes": fit.room_bytes,
-        "tokens": fit.tokens,
+        **attributes(fit, "fault", "tensor_parallel", "weights_bytes", "room_bytes", "tokens"),
         "flags": list(fit.flags()),
         "loaders": [
             {
-                "loader": tuned.loader,
-                "connections": tuned.connections,
-                "memory_bytes": tuned.memory_bytes,
-                "seconds": tuned.prediction.seconds,
-                "limit": tuned.prediction.limit,
-                "limited_by": tuned.prediction.limited_by,
+                **attributes(tuned, "loader", "connections", "memory_bytes"),
+                **attributes(tuned.prediction, "seconds", "limit", "limited_by"),
                 "rates": dict(tuned.prediction.rates),
             }
             for tuned in advice.loaders
@@ -170,20 +163,18 @@ def _text(advice: Advice, uri: str) -> str:
     lines.append(f"  tensor parallel   {fit.tensor_parallel}   {room}")
     if idle:
         lines.append(f"  idle              {plural(idle, 'GPU')}: {model.heads} heads cannot be split over {count}")
-    lines += [_loader_text(tuned) for tuned in advice.loaders]
+    for tuned in advice.loaders:
+        label = {"coldstream": "coldstream", "runai": "Run:ai"}[tuned.loader]
+        limits = f"{tuned.connections} connections, {format_bytes(tuned.memory_bytes)}"
+        seconds = format_seconds(tuned.prediction.seconds)
+        lines.append(f"  {label:<17} {seconds:>8}   {limits}   {tuned.prediction.limited_by}")
     connections = advice.loaders[0].connections
     lines.append(f"next:  coldstream serve {shlex.quote(uri)} --connections {connections} -- {' '.join(fit.flags())}")
     return "\n".join(lines)
 
 
-def _loader_text(tuned: LoaderSettings) -> str:
-    name = {"coldstream": "coldstream", "runai": "Run:ai"}[tuned.loader]
-    limits = f"{tuned.connections} connections, {format_bytes(tuned.memory_bytes)}"
-    return f"  {name:<17} {format_seconds(tuned.prediction.seconds):>8}   {limits}   {tuned.prediction.limited_by}"
-
-
 def _curve_document(curve: Curve) -> dict[str, Any]:
-    return asdict(curve) | {"connections": curve.connections, "spread": curve.spread, "noisy": curve.is_noisy}
+    return asdict(curve) | attributes(curve, "connections", "spread") | {"noisy": curve.is_noisy}
 
 
 def _curve_text(curve: Curve) -> str:
@@ -192,34 +183,17 @@ def _curve_text(curve: Curve) -> str:
     if curve.is_noisy:
         return f"{measured}, but the runs differ by {curve.spread:.0%}: too much to recommend a number of connections"
     spread = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
-    return (
-        f"{measured}: {plural(curve.connections, 'connection')} suffice{'s' if curve.connections == 1 else ''}{spread}"
-    )
-
-
-def _matrix(state: State, cloud: str | None) -> None:
-    rows = settings_table(cloud or "aws")
-    documents = [
-        _document(row.advice, row.way) | {"model": row.model, "promised_seconds": row.promised, "remark": row.remark}
-        for row in rows
-    ]
-    state.show({"rows": documents}, _matrix_text(rows))
+    verb = "suffices" if curve.connections == 1 else "suffice"
+    return f"{measured}: {plural(curve.connections, 'connection')} {verb}{spread}"
 
 
 def _matrix_text(rows: list[SettingsRow]) -> str:
     cells = [("GPUS", "MODEL", "RUN:AI", "BUFFER", "RUN:AI LOAD", "COLDSTREAM", "REMARK")]
     for row in rows:
         ours, theirs = row.advice.loaders
-        fits = row.advice.fit.fault is None
-        cells.append(
-            (
-                row.gpus,
-                row.model,
-                f"{theirs.connections} threads",
-                f"{theirs.memory_bytes // GIB} GiB",
-                f"{theirs.prediction.seconds:.1f} s" if fits else "-",
-                f"{ours.prediction.seconds:.1f} s" if fits else "-",
-                row.remark,
-            )
+        threads, buffer = f"{theirs.connections} threads", f"{theirs.memory_bytes // GIB} GiB"
+        theirs_load, ours_load = (
+            f"{tuned.prediction.seconds:.1f} s" if row.advice.fit.fault is None else "-" for tuned in (theirs, ours)
         )
+        cells.append((row.gpus, row.model, threads, buffer, theirs_load, ours_load, row.remark))
     return table_text(cells)

@@ -11,11 +11,10 @@ from typing import Any
 import click
 import msgspec
 
-from coldstream.cli.groups import Verb
 from coldstream.cli.live import progress_for
-from coldstream.cli.output import coloured, echo
+from coldstream.cli.output import attributes, coloured, echo
 from coldstream.cli.session import State
-from coldstream.cli.shared_options import SIZE, negated, transfer_options
+from coldstream.cli.verbs import SIZE, Verb, negative_flag, transfer_options
 from coldstream.errors import CancelledError, ColdstreamError, PartialError, UsageError
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, plan_upload
@@ -47,13 +46,7 @@ from coldstream.units import format_bytes, format_dollars, format_rate, format_s
     help="Store weights as immutable segments of at most this size, 1MiB to 5GiB; 480MiB suits Cloudflare's CDN.  "
     "[default: one object per file]",
 )
-@click.option(
-    "--no-plain",
-    "plain",
-    is_flag=True,
-    callback=negated,
-    help="Store only segments, without the plain files that vLLM's loaders read.",
-)
+@negative_flag("--no-plain", "Store only segments, without the plain files that vLLM's loaders read.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would be uploaded and its cost; write nothing.")
 @transfer_options
 def command(
@@ -61,13 +54,10 @@ def command(
     sources: tuple[str, ...],
     name: str | None,
     revision: str | None,
-    part_bytes: int,
-    object_bytes_max: int | None,
-    plain: bool,
     dry_run: bool,
     connections: int,
     memory_bytes: int,
-    **patterns: tuple[str, ...],
+    **choices: Any,
 ) -> int:
     """Copy models from the Hub or from local folders into the bucket.
 
@@ -83,7 +73,8 @@ def command(
     that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
     with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
     """
-    if not plain and object_bytes_max is None:
+    part_bytes = choices["part_bytes"]
+    if not choices["plain"] and choices["object_bytes_max"] is None:
         raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
     if not PART_BYTES_MIN <= part_bytes <= PART_BYTES_MAX:
         raise UsageError(f"--part-size is {part_bytes} bytes; S3 allows 5 MiB to 5 GiB", hint="use the default, 64MiB")
@@ -94,23 +85,15 @@ def command(
     def upload_one(source: str) -> tuple[dict[str, Any], str]:
         store = state.open_store(connections)
         opened, default_name = _open_source(source, revision, state.settings(), store.retry, connections)
-        plan = plan_upload(
-            store,
-            opened,
-            name or default_name,
-            part_bytes=part_bytes,
-            object_bytes_max=object_bytes_max,
-            plain=plain,
-            **patterns,
-        )
+        plan = plan_upload(store, opened, name or default_name, **choices)
         _announce(state, plan, f"{store.uri}/{plan.name}")
         if dry_run:
-            return _dry_document(plan), _dry_text(plan)
+            return _dry_run(plan)
         state.resume = "uploaded parts are kept"
         with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
             report = upload(store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
-        source_document = msgspec.to_builtins(plan.source)
-        document = {**asdict(report), "state": "ready", "up_to_date": plan.up_to_date, "source": source_document}
+        document = {**asdict(report), "state": "ready", "up_to_date": plan.up_to_date}
+        document["source"] = msgspec.to_builtins(plan.source)
         return document, _text(plan, report)
 
     if len(sources) == 1:
@@ -186,62 +169,55 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
             state.say(f"  {verb} {shown} ({format_bytes(sum(sizes[path] for path in paths))}, {why})")
 
 
-def _dry_document(plan: UploadPlan) -> dict[str, Any]:
-    return {
-        "name": plan.name,
+def _dry_run(plan: UploadPlan) -> tuple[dict[str, Any], str]:
+    """What an upload would do, as JSON and as text."""
+    month = prices.storage_per_month(plan.stored_bytes)
+    once = prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count)
+    files = [{"path": file.key, "bytes": file.size, "kept": file.key in plan.complete} for file in plan.files]
+    skipped = [{"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()]
+    document = {
+        **attributes(plan, "name", "state", "up_to_date", "stored_bytes", "parts"),
         "source": msgspec.to_builtins(plan.source),
-        "state": plan.state,
-        "up_to_date": plan.up_to_date,
         "bytes": plan.size,
         "send_bytes": plan.to_read_bytes,
-        "stored_bytes": plan.stored_bytes,
-        "parts": plan.parts,
         "segments": plan.segment_count,
-        "files": [{"path": file.key, "bytes": file.size, "kept": file.key in plan.complete} for file in plan.files],
+        "files": files,
         "kept_back": [{"path": path, "why": why} for path, why in plan.kept_back.items()],
-        "skipped": [
-            {"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()
-        ],
-        "r2_dollars_per_month": prices.storage_per_month(plan.stored_bytes),
-        "r2_dollars_once": prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count),
+        "skipped": skipped,
+        "r2_dollars_per_month": month,
+        "r2_dollars_once": once,
     }
-
-
-def _dry_text(plan: UploadPlan) -> str:
-    lines = [
-        f"  {file.key:<52} {format_bytes(file.size):>9}  {'kept' if file.key in plan.complete else ''}".rstrip()
-        for file in plan.files
-    ]
-    lines.append(
-        f"would send {format_bytes(plan.to_read_bytes)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}   "
-        f"R2: storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month, "
-        f"requests {format_dollars(prices.upload_requests(plan.parts, len(plan.to_send) + plan.segment_count))} once"
-    )
+    lines = []
+    for file in plan.files:
+        kept = "kept" if file.key in plan.complete else ""
+        lines.append(f"  {file.key:<52} {format_bytes(file.size):>9}  {kept}".rstrip())
+    sent = f"{format_bytes(plan.to_read_bytes)} of {format_bytes(plan.size)} in {plural(plan.parts, 'part')}"
+    cost = f"R2: storage {format_dollars(month)}/month, requests {format_dollars(once)} once"
+    lines.append(f"would send {sent}   {cost}")
     if plan.object_bytes_max is not None:
         limit, without_plain = format_bytes(plan.object_bytes_max), format_dollars(prices.storage_per_month(plan.size))
-        lines.append(
-            f"weights in about {plural(plan.segment_count, 'segment')} of at most {limit}; existing ones are kept"
-        )
-        if plan.plain:
-            twice = format_bytes(plan.stored_bytes - plan.size)
-            lines.append(f"{twice} of that are the plain files; with --no-plain: {without_plain}/month")
-        else:
-            lines.append("no plain files: vLLM's own loaders cannot load it, only coldstream")
-    return "\n".join(lines)
+        segments = plural(plan.segment_count, "segment")
+        lines.append(f"weights in about {segments} of at most {limit}; existing ones are kept")
+        twice = f"{format_bytes(plan.stored_bytes - plan.size)} of that are the plain files"
+        absent = "no plain files: vLLM's own loaders cannot load it, only coldstream"
+        lines.append(f"{twice}; with --no-plain: {without_plain}/month" if plan.plain else absent)
+    return document, "\n".join(lines)
 
 
 def _text(plan: UploadPlan, report: UploadReport) -> str:
+    ready = coloured("ready", "green")
     if plan.up_to_date:
-        return (
-            f"{coloured('ready', 'green')}   {plan.name} is up to date: {format_bytes(report.bytes)}, nothing uploaded"
-        )
-    kept = f"   kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else ""
+        return f"{ready}   {plan.name} is up to date: {format_bytes(report.bytes)}, nothing uploaded"
     counts = (("sent", report.sent_segments), ("copied", report.copied_segments), ("kept", report.kept_segments))
     segments = ", ".join(f"{count:,} {what}" for what, count in counts if count)
-    layout = f"segments: {segments}   " if segments else ""
-    retries = f"{report.retries} {'retry' if report.retries == 1 else 'retries'}   " if report.retries else ""
-    return (
-        f"{coloured('ready', 'green')}   {format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} "
-        f"({format_rate(report.sent_bytes, report.seconds)}){kept}   {plural(report.parts, 'part')}   "
-        f"{layout}{retries}R2 storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month"
-    )
+    rate = format_rate(report.sent_bytes, report.seconds)
+    parts = [
+        ready,
+        f"{format_bytes(report.sent_bytes)} in {format_seconds(report.seconds)} ({rate})",
+        f"kept {format_bytes(report.kept_bytes)}" if report.kept_bytes else "",
+        plural(report.parts, "part"),
+        f"segments: {segments}" if segments else "",
+        f"{report.retries} {'retry' if report.retries == 1 else 'retries'}" if report.retries else "",
+        f"R2 storage {format_dollars(prices.storage_per_month(plan.stored_bytes))}/month",
+    ]
+    return "   ".join(filter(None, parts))
