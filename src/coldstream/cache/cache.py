@@ -255,7 +255,7 @@ def configured(directory: str | None, limit: str | None) -> Cache:
     """The cache in `directory`, COLDSTREAM_CACHE_DIR; raises ConfigError if COLDSTREAM_CACHE_LIMIT is not a size.
 
     By default, it is `coldstream` in XDG_CACHE_HOME or ~/.cache, or a private folder among the temporary files if the
-    user has no home.
+    user has no home that can be written to.
     """
     try:
         bytes_max = parse_bytes(limit) if limit is not None else None
@@ -264,7 +264,10 @@ def configured(directory: str | None, limit: str | None) -> Cache:
     if directory is not None:
         return Cache(expanded(directory), bytes_max=bytes_max)
     # By the XDG specification, a relative path is ignored.
-    around = filter(os.path.isabs, (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")))
-    # Containers that run as an arbitrary user may have neither HOME nor an entry in passwd.
-    root = next((Path(folder) / "coldstream" for folder in around), None) or disk.temporary_folder()
-    return Cache(root, bytes_max=bytes_max)
+    around = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(around):
+        # Containers that run as an arbitrary user may have neither HOME nor an entry in passwd, or the home `/`.
+        around = os.path.expanduser("~/.cache")
+        if not os.path.isabs(around) or not disk.can_be_created(Path(around, "coldstream")):
+            return Cache(disk.temporary_folder(), bytes_max=bytes_max)
+    return Cache(Path(around, "coldstream"), bytes_max=bytes_max)

@@ -59,13 +59,24 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def private_root(root: Path) -> Path:
-    """`root`, or a directory of this user in it if other users can write to it, as in volumes of Kubernetes."""
+    """`root`, or a directory of this user in it if others can write to it or own it.
+
+    The kubelet creates a volume as root's, with mode 0777, or 2777 and 2775 with an fsGroup, and a container may run as
+    any user: refusing such a volume would leave the pod without a cache. Its other users could delete or move the
+    directory, but they cannot read it or forge another one, because the owner and the mode are checked at each use.
+    """
     try:
         status = os.stat(root)
     except OSError:
         return root
     shared = stat.S_ISDIR(status.st_mode) and _privacy_fault(status) is not None
     return root / f"coldstream-{os.geteuid()}" if shared else root
+
+
+def can_be_created(folder: Path) -> bool:
+    """Whether a directory exists, or this user may create it."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    return existing == folder or os.access(existing, os.W_OK | os.X_OK)
 
 
 def temporary_folder() -> Path:
