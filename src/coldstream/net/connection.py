@@ -1,9 +1,8 @@
 """An HTTP/1.1 connection that receives ranges of objects straight into their final memory.
 
-A body goes from the socket into the destination with one call per piece, and is not copied; only the head of a reply
-passes through a buffer of the connection. Every reply is checked before its body is trusted: status, range, total size,
-length, encoding, ETag. The bytes that a failed `get` has received are correct, and another connection can fetch the
-rest of the range.
+A body goes from the socket into the destination with one call per piece, and is not copied. Every reply is checked
+before its body is trusted: status, range, total size, length, encoding, ETag. The bytes that a failed `get` has
+received are correct, and another connection can fetch the rest of the range.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
@@ -30,16 +29,13 @@ from coldstream.net.http_message import (
     Proxy,
     Target,
     check_range,
-    check_small,
     conditions,
     default_port,
     is_unexpected,
     parse_head,
-    reported_size,
+    refusal,
     request_bytes,
-    too_long,
 )
-from coldstream.net.reply import describe_reply
 from coldstream.net.retry import is_retryable_status, retry_after
 from coldstream.net.tls import (
     ByteStream,
@@ -64,21 +60,16 @@ _ERROR_BODY_BYTES_MAX: Final = 64 << 10
 _LINE_BYTES_MAX: Final = 1 << 10
 _INFORMATIONAL_MAX: Final = 8
 
-_ERROR_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """The timeouts of a connection.
+    """The timeouts of a connection."""
 
-    Attributes:
-        connect_seconds: For name resolution, TCP, a proxy's tunnel and the TLS handshake together.
-        idle_seconds: After this long without a byte, the connection counts as broken.
-        poll_seconds: How often a waiting `get` checks for a cancel, and reports progress.
-    """
-
+    # Name resolution, TCP, a proxy's tunnel and the TLS handshake together.
     connect_seconds: float = 10.0
+    # After this long without a byte, the connection counts as broken.
     idle_seconds: float = 20.0
+    # How often a waiting `get` checks for a cancel, and reports progress.
     poll_seconds: float = 0.25
 
 
@@ -87,11 +78,10 @@ class RangeReply:
     """The reply to a range request, without its body.
 
     Attributes:
-        etag: Without quotes; a weak one keeps its `W/`, because it cannot be used as a condition. None if not sent.
-        size: The size of the whole object, or None if not sent.
-        status: 206 or 200.
+        etag: Without quotes; a weak one keeps its `W/`, because it cannot be used as a condition.
+        size: The size of the whole object, if sent.
         first_byte_seconds: From the request (on an open connection) to the first byte of the reply.
-        cache_status: Cloudflare's cf-cache-status ("HIT", …), or None.
+        cache_status: Cloudflare's cf-cache-status ("HIT", …).
     """
 
     etag: str | None
@@ -99,23 +89,6 @@ class RangeReply:
     status: int
     first_byte_seconds: float
     cache_status: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ranged:
-    """A small object, or a range of one.
-
-    Attributes:
-        body: The bytes from the requested start; fewer than requested if the object ends before.
-        size: The size of the whole object.
-        etag: As in `RangeReply`.
-        url: The URL after redirects. A secret.
-    """
-
-    body: bytes = field(repr=False)
-    size: int
-    etag: str | None
-    url: str = field(repr=False)
 
 
 class Connection:
@@ -168,7 +141,7 @@ class Connection:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """The scheme, host and port that it connects to."""
+        """Scheme, host and port."""
         return self._target.place
 
     def get(
@@ -191,9 +164,8 @@ class Connection:
         Args:
             target: The object, on this connection's host.
             view: Contiguous and writable, `stop - start` bytes. Not touched after this has returned or raised.
-            etag: The required version, or None. A strong one is also sent as a condition.
-            size: The required size of the whole object, or None.
-            headers: Additional headers.
+            etag: The required version. A strong one is also sent as a condition.
+            size: The required size of the whole object.
             cached: A cache replies, which may not support conditions, and may weaken or drop the ETag: no condition
                 is sent, and only a strong ETag is compared.
             on_progress: Called in this thread with the number of bytes received, at the end, and about every
@@ -210,74 +182,28 @@ class Connection:
         self._got = 0
         try:
             head, first_byte_seconds = self._request(target, conditions(start, stop, None if cached else etag), headers)
-            if head.status not in {200, 206}:
-                raise self._refusal(head, target, size)
-            if is_unexpected(head, size):
-                raise self._unexpected(head, target)
+            if head.status not in {200, 206} or is_unexpected(head, size):
+                raise refusal(head, target, self._discard(head), size)
             if cached and head.etag is not None and head.etag.startswith("W/"):
                 etag = None
             total = check_range(head, start, stop, size, etag)
             if head.chunked:
                 self._fill_chunked(view, on_progress)
+                if self._got != len(view):
+                    raise FetchError("range", f"the chunks end after {self._got} of {len(view)} bytes")
             else:
                 self._fill(view, len(view), on_progress)
             self._finish(head)
         except FetchError as exc:
-            self._failed(exc)
+            # No byte of a reply that contradicts itself is trusted.
+            exc.received = 0 if exc.kind in {"range", "protocol"} else self._got
+            if not self._idle:
+                self._drop()
             raise
         except BaseException:
             self._drop()
             raise
         return RangeReply(head.etag, total, head.status, first_byte_seconds, head.headers.get("cf-cache-status"))
-
-    def read(
-        self,
-        target: Target,
-        start: int,
-        stop: int | None,
-        *,
-        bytes_max: int,
-        etag: str | None = None,
-        headers: Headers = (),
-    ) -> Ranged | str:
-        """Receives a small object, or a range that may extend past its end; or the Location of a redirect.
-
-        Args:
-            target: The object, on this connection's host.
-            stop: One past the last byte, or None for the whole object.
-            bytes_max: A longer reply is refused.
-            etag: The required version, or None.
-            headers: Additional headers.
-
-        Raises:
-            FetchError: Received bytes are discarded.
-        """
-        self._got = 0
-        try:
-            head, _ = self._request(target, conditions(start, stop, etag), headers)
-            if head.status in {301, 302, 303, 307, 308} and "location" in head.headers:
-                self._discard(head)
-                return head.headers["location"]
-            if head.status == 416 and start == 0 and reported_size(head) == 0:
-                self._discard(head)
-                return Ranged(b"", 0, head.etag, target.url)
-            if head.status not in {200, 206}:
-                raise self._refusal(head, target, None)
-            # An object may itself be a web page, so its first bytes prove nothing; a version or a later range does.
-            if (start or etag is not None) and is_unexpected(head):
-                raise self._unexpected(head, target)
-            limit = bytes_max if stop is None else stop - start
-            expected, total = check_small(head, start, stop, limit, etag)
-            body = self._small_body(head, expected, limit)
-            self._finish(head)
-            return Ranged(body, start + len(body) if total is None else total, head.etag, target.url)
-        except FetchError as exc:
-            self._got = 0
-            self._failed(exc)
-            raise
-        except BaseException:
-            self._drop()
-            raise
 
     def cancel(self) -> None:
         """Ends the running `get`, in any of its steps, and all later ones with "cancelled". Callable from any thread.
@@ -368,14 +294,13 @@ class Connection:
                 if count > len(view) - self._got:
                     raise FetchError("range", f"the chunks are longer than the expected {len(view)} bytes")
                 self._fill(view, self._got + count, on_progress)
-                self._chunk_end()
+                if line := self._line():
+                    raise FetchError("protocol", f"a chunk is followed by {line[:20]!r}")
         except FetchError as exc:
             if self._got < len(view) or exc.kind not in {"broken", "cancelled"}:
                 raise
             # All bytes are received; only the last, empty chunk is missing.
             self._drop()
-        if self._got != len(view):
-            raise FetchError("range", f"the chunks end after {self._got} of {len(view)} bytes")
 
     def _chunk_bytes(self) -> int:
         """Reads the next chunk's size; after a 0, also the trailers."""
@@ -391,10 +316,6 @@ class Connection:
                     raise FetchError("protocol", f"the trailers are longer than {HEAD_BYTES_MAX} bytes")
         return count
 
-    def _chunk_end(self) -> None:
-        if line := self._line():
-            raise FetchError("protocol", f"a chunk is followed by {line[:20]!r}")
-
     def _line(self) -> bytes:
         while (end := self._left.find(b"\r\n")) < 0:
             if len(self._left) > _LINE_BYTES_MAX:
@@ -403,44 +324,6 @@ class Connection:
             self._left += self._scratch[:count]
         line, self._left = self._left[:end], self._left[end + 2 :]
         return line
-
-    def _small_body(self, head: Head, expected: int | None, limit: int) -> bytes:
-        if head.chunked:
-            body = self._chunks(limit)
-        elif expected is not None:
-            body = bytearray(expected)
-            self._fill(memoryview(body), expected, None)
-        else:
-            body = self._until_close(limit)
-        if expected is not None and len(body) != expected:
-            raise FetchError("range", f"the reply has {len(body)} bytes, but announced {expected}")
-        return bytes(body)
-
-    def _chunks(self, limit: int) -> bytearray:
-        body = bytearray()
-        while count := self._chunk_bytes():
-            if len(body) + count > limit:
-                raise too_long(limit)
-            part = bytearray(count)
-            self._got = 0
-            self._fill(memoryview(part), count, None)
-            self._chunk_end()
-            body += part
-        return body
-
-    def _until_close(self, limit: int) -> bytearray:
-        body = bytearray(self._left)
-        self._left = b""
-        while len(body) <= limit:
-            try:
-                count = self._receive(self._scratch, some=True)
-            except ClosedError as exc:
-                # Without TLS, a broken connection looks like an end.
-                if exc.orderly:
-                    return body
-                raise
-            body += self._scratch[:count]
-        raise too_long(limit)
 
     def _receive(self, view: memoryview, *, some: bool) -> int:
         """Receives at least one byte into the view; with `some`, returns as soon as there is one."""
@@ -456,7 +339,7 @@ class Connection:
                 return count
             self._check_cancelled()
             if count == 0:
-                raise ClosedError("the connection was closed before the reply was complete", orderly=True)
+                raise ClosedError("broken", "the connection was closed before the reply was complete")
             if time.monotonic() >= self._deadline:
                 raise FetchError("broken", f"no data for {self._timeouts.idle_seconds:g} s")
 
@@ -465,7 +348,7 @@ class Connection:
             return FetchError("cancelled", "cancelled")
         if isinstance(exc, (TimeoutError, BlockingIOError)):
             return FetchError("broken", f"send timed out after {self._timeouts.idle_seconds:g} s")
-        return ClosedError(f"the connection broke: {exc.strerror or exc}", orderly=False)
+        return ClosedError("broken", f"the connection broke: {exc.strerror or exc}")
 
     # After the reply.
 
@@ -476,26 +359,19 @@ class Connection:
         else:
             self._drop()
 
-    def _failed(self, exc: FetchError) -> None:
-        # No byte of a reply that contradicts itself is trusted.
-        exc.received = 0 if exc.kind in {"range", "protocol"} else self._got
-        if not self._idle:
-            self._drop()
-
     def _discard(self, head: Head) -> bytes:
         """Reads and returns the body of an error or redirect if it is small; otherwise closes the connection."""
         length = head.length
         if not head.chunked and (length is None or length > _ERROR_BODY_BYTES_MAX):
             self._drop()
             return b""
-        body = bytearray(length or 0)
+        body = memoryview(bytearray(_ERROR_BODY_BYTES_MAX if length is None else length))
         self._got = 0
         try:
             if length is None:
-                body = self._chunks(_ERROR_BODY_BYTES_MAX)
-                self._got = len(body)
+                self._fill_chunked(body, None)
             else:
-                self._fill(memoryview(body), length, None)
+                self._fill(body, length, None)
             self._finish(head)
         except FetchError as exc:
             if exc.kind == "cancelled":
@@ -504,37 +380,6 @@ class Connection:
         finally:
             got, self._got = self._got, 0
         return bytes(body[:got])
-
-    def _refusal(self, head: Head, target: Target, size: int | None) -> FetchError:
-        """Translates a reply without the requested bytes."""
-        body = self._discard(head)
-        match = _ERROR_CODE.search(body)
-        code = match[1].decode() if match else ""
-        text = f"{target.shown}: {head.status} {code}".rstrip()
-        status = head.status
-        if is_retryable_status(status):
-            return FetchError("busy", text, status=status, retry_after_seconds=retry_after(head.headers))
-        if status == 416:
-            total = reported_size(head)
-            if size is not None and total not in {None, size}:
-                return FetchError("changed", f"{text}: it has {total} bytes now, not {size}", status=status)
-            return FetchError("range", f"{text}: there is no such range", status=status)
-        if status < 400:
-            return self._unexpected(head, target, body)
-        kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
-        return FetchError(kinds.get(status, "refused"), text, status=status, code=code)
-
-    def _unexpected(self, head: Head, target: Target, body: bytes | None = None) -> FetchError:
-        """Translates a reply that is not from an object; `body` if it has been read already."""
-        shown = describe_reply(
-            head.status,
-            head.headers.get("content-type"),
-            self._discard(head) if body is None else body,
-            location=head.headers.get("location", ""),
-        )
-        return FetchError(
-            "unexpected", f"{target.shown} answers {shown} in place of the file's bytes", status=head.status
-        )
 
     def _drop(self) -> None:
         with self._lock:
@@ -638,7 +483,7 @@ class Connection:
         raise FetchError("broken", f"cannot connect to {shown}: {why}")
 
     def _tunnel(self, proxy: Proxy) -> None:
-        stream, authority = self._stream, f"{self._target.authority}"
+        stream, authority = self._stream, self._target.authority
         assert stream is not None
         if self._target.port == default_port("https"):
             authority += f":{self._target.port}"

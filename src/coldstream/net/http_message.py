@@ -1,10 +1,6 @@
 """The grammar of HTTP/1.1: targets, proxies, requests and the heads of replies. Pure.
 
-FetchError               what went wrong, in the ten kinds that the scheduler tells apart
-Target  Proxy            where to connect
-Head                     status and headers of an answer, read strictly: what could be read in two ways is refused
-check_range check_small  whether an answer is what was asked for
-is_unexpected            whether another than the server answered: a captive portal, a proxy
+Heads are read strictly: a reply that could be read in two ways is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +15,8 @@ from typing import Final, Literal
 from urllib.parse import unquote, urljoin, urlsplit
 
 from coldstream.errors import ConfigError
-from coldstream.net.reply import is_page
+from coldstream.net.reply import describe_reply, is_page
+from coldstream.net.retry import is_retryable_status, retry_after
 from coldstream.package import __version__
 
 Kind = Literal[
@@ -34,6 +31,7 @@ ETAG: Final = r"[\x20\x21\x23-\x7e]{1,1024}"
 _UNSAFE: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
 _STATUS_LINE: Final = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _HEADER_LINE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00\r\n]*)")
+_ERROR_CODE: Final = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)")
 # A duplicate of one of these headers with another value is ambiguous: such a reply is refused.
 _SINGLE: Final = frozenset(
@@ -42,7 +40,7 @@ _SINGLE: Final = frozenset(
 
 
 class FetchError(Exception):
-    """A request failed. Internal to the engine, which turns it into one of `coldstream.errors`.
+    """A request failed. Internal: the engine and the places turn it into one of `coldstream.errors`.
 
     Attributes:
         kind: What it means:
@@ -51,17 +49,16 @@ class FetchError(Exception):
             "busy": a status that `is_retryable_status` knows: try again later, and with less.
             "refused": 401, 403 and other permanent ones: the link has expired or does not allow this.
             "gone": 404 or 410.
-            "changed": 412, another ETag or another total size than wanted.
-            "range": not the bytes that were asked for: the range ignored or another one, a wrong length, an encoding.
+            "changed": 412, or another ETag or total size than required.
+            "range": other bytes than requested: the range ignored or another one, a wrong length, an encoding.
             "unexpected": no bytes of any object: a web page, an empty body, a redirect. Something on the way answered,
                 or the server is out of order: try again.
-            "protocol": no valid HTTP.
+            "protocol": not valid HTTP.
             "cancelled": by `Connection.cancel`.
-        message: For people; without the query of the URL.
+        message: Without the query of the URL.
         status: The HTTP status, if there was a reply.
         code: The error code of S3 in the reply ("ExpiredToken"), or "".
-        retry_after_seconds: How long the server asked to wait, or None.
-        received: So many bytes of the wanted range are in place at the start of the buffer, and may be kept.
+        received: So many bytes of the range are in place at the start of the buffer, and may be kept.
     """
 
     __slots__ = ("code", "kind", "message", "received", "retry_after_seconds", "status")
@@ -91,22 +88,14 @@ class FetchError(Exception):
 class ClosedError(FetchError):
     """The peer closed the connection, in order or by a reset. Before the first byte of a reply: sent too late."""
 
-    __slots__ = ("orderly",)
-
-    def __init__(self, message: str, *, orderly: bool) -> None:
-        super().__init__("broken", message)
-        self.orderly = orderly
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Target:
     """Where an object is. Its query may be a signature, so neither `repr` nor `shown` has it.
 
-    Attributes:
-        scheme: "http" or "https".
-        host: In lower case; an IPv6 address without brackets.
-        port: Always set.
-        path: Path and query as they go into the request, already percent-encoded.
+    The host is in lower case, an IPv6 address without brackets; the path has the query, both percent-encoded.
     """
 
     scheme: str
@@ -121,7 +110,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """Host and, unless it is the scheme's own, port: as in the Host header."""
+        """As in the Host header: without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == default_port(self.scheme) else f"{host}:{self.port}"
 
@@ -140,19 +129,15 @@ class Target:
 
 
 def default_port(scheme: str) -> int:
-    """The port of a URL that names none."""
+    """The port of a URL without one."""
     return 443 if scheme == "https" else 80
 
 
 def parse_target(url: str, *, base: str = "") -> Target:
     """Reads a URL strictly: http or https, no user, nothing that has to be encoded first. A fragment is dropped.
 
-    Args:
-        url: As it was given, or as a redirect gives it.
-        base: What it may be relative to.
-
     Raises:
-        FetchError: "protocol": it is none; the message has no query.
+        FetchError: "protocol"; the message has no query.
     """
     # This comes first: `urlsplit` drops some control characters in silence.
     if _UNSAFE.search(url):
@@ -183,13 +168,7 @@ def _is_host(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy.
-
-    Attributes:
-        host: Name or address.
-        port: Its port.
-        authorization: The value of Proxy-Authorization, or None. A secret.
-    """
+    """An HTTP proxy; `authorization` is the value of Proxy-Authorization, a secret."""
 
     host: str
     port: int
@@ -199,12 +178,17 @@ class Proxy:
 def proxy_for(target: Target, environ: Mapping[str, str] | None = None) -> Proxy | None:
     """The proxy that the environment names for this target, by the rules of `urllib.request`, and ALL_PROXY.
 
+    The one rule for all requests. `urllib.request` itself would cost each fetching process 20 ms of imports.
+
     Raises:
         ConfigError: It is of a kind that is not supported, or malformed.
     """
     environ = os.environ if environ is None else environ
-    if _bypasses(target, _variable("no", environ)):
-        return None
+    hosts = (target.host, f"{target.host}:{target.port}")
+    for entry in _variable("no", environ).split(","):
+        name = entry.strip().lstrip(".").lower()
+        if name and any(host == name or host.endswith("." + name) or name == "*" for host in hosts):
+            return None
     for name in (target.scheme, "all"):
         if url := _variable(name, environ):
             return _parse_proxy(url, f"{name.upper()}_PROXY")
@@ -220,17 +204,6 @@ def _variable(name: str, environ: Mapping[str, str]) -> str:
         # Under CGI, HTTP_PROXY is what a request's Proxy header says (CVE-2016-1000110).
         return ""
     return next((value for key, value in environ.items() if key.lower() == lower and value), "")
-
-
-def _bypasses(target: Target, no_proxy: str) -> bool:
-    if no_proxy == "*":
-        return True
-    hosts = (target.host, f"{target.host}:{target.port}")
-    for entry in no_proxy.split(","):
-        name = entry.strip().lstrip(".").lower()
-        if name and any(host == name or host.endswith("." + name) for host in hosts):
-            return True
-    return False
 
 
 def _parse_proxy(url: str, variable: str) -> Proxy:
@@ -272,13 +245,7 @@ _PLAIN_CODINGS = {"", "identity", "aws-chunked"}
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of an answer.
-
-    Attributes:
-        status: 100 to 999.
-        headers: By name in lower case; repeated ones are joined by ", ".
-        keeps_alive: Whether the connection may be used again after the body.
-    """
+    """The head of a reply. Header names are in lower case; repeated headers are joined by ", "."""
 
     status: int
     headers: Mapping[str, str]
@@ -286,24 +253,24 @@ class Head:
 
     @property
     def length(self) -> int | None:
-        """The Content-Length, or None."""
+        """The Content-Length."""
         text = self.headers.get("content-length")
         return None if text is None else int(text)
 
     @property
     def chunked(self) -> bool:
-        """Whether the body comes in chunks."""
+        """Whether the body is sent in chunks."""
         return "transfer-encoding" in self.headers
 
     @property
     def etag(self) -> str | None:
-        """The ETag without quotes, or None; one that cannot be sent as a condition is none."""
+        """The ETag without quotes, if it can be sent as a condition."""
         text = plain_etag(self.headers.get("etag", ""))
         return text if re.fullmatch(ETAG, text) else None
 
 
 def parse_head(data: bytes) -> Head:
-    """Reads a status line and headers, up to and without the empty line. Pure.
+    """Reads a status line and headers, up to and without the empty line.
 
     Raises:
         FetchError: "protocol": it is not valid HTTP/1.1, or could be read in two ways.
@@ -324,14 +291,23 @@ def parse_head(data: bytes) -> Head:
             headers[name] += ", " + value
         elif headers[name] != value:
             raise FetchError("protocol", f"two different {name} headers")
+    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    keeps_alive = "close" not in connection and (match[1] == "1" or "keep-alive" in connection)
+    return checked_head(int(match[2]), headers, keeps_alive=keeps_alive)
+
+
+def checked_head(status: int, headers: Mapping[str, str], *, keeps_alive: bool = True) -> Head:
+    """A head whose length is certain.
+
+    Raises:
+        FetchError: "protocol".
+    """
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
     if length is not None and not (length.isascii() and length.isdigit() and len(length) <= 19):
         raise FetchError("protocol", f"the Content-Length is {length[:40]!r}")
     if coding is not None and (coding.lower() != "chunked" or length is not None):
         raise FetchError("protocol", f"the Transfer-Encoding is {coding[:40]!r}, beside Content-Length {length}")
-    connection = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    keeps_alive = "close" not in connection and (match[1] == "1" or "keep-alive" in connection)
-    return Head(int(match[2]), headers, keeps_alive)
+    return Head(status, headers, keeps_alive)
 
 
 def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
@@ -348,19 +324,16 @@ def parse_content_range(text: str) -> tuple[int, int, int | None] | None:
     return start, stop, total
 
 
-def conditions(start: int, stop: int | None, etag: str | None) -> list[tuple[str, str]]:
-    """The headers that ask for `[start, stop)` (None: to the end) of one version."""
-    lines = []
-    if stop is not None:
-        lines.append(("Range", f"bytes={start}-{stop - 1}"))
-    elif start:
-        lines.append(("Range", f"bytes={start}-"))
+def conditions(start: int, stop: int, etag: str | None) -> list[tuple[str, str]]:
+    """The headers that request `[start, stop)` of one version."""
+    lines = [("Range", f"bytes={start}-{stop - 1}")]
     if etag is not None and not etag.startswith("W/"):
         lines.append(("If-Match", f'"{plain_etag(etag)}"'))
     return lines
 
 
-def _check_version(head: Head, etag: str | None) -> None:
+def check_version(head: Head, etag: str | None) -> None:
+    """Checks that a reply is of the required version, and not compressed."""
     current = head.etag
     if etag is not None and current is not None and not same_etag(etag, current):
         raise FetchError(
@@ -375,8 +348,27 @@ def _check_version(head: Head, etag: str | None) -> None:
         )
 
 
+def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
+    """Checks that a successful reply is exactly the requested range; returns the object's size, if it is sent.
+
+    Raises:
+        FetchError: "changed": another version or size. "range": other bytes.
+    """
+    check_version(head, etag)
+    announced = _announced(head)
+    # Without a Content-Range the length is that of whatever was sent, and does not tell the object's size.
+    if announced is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
+        raise FetchError("range", "the range was ignored", status=head.status)
+    total = announced[2] if announced else head.length
+    if size is not None and total not in {None, size}:
+        raise FetchError("changed", f"the object has {total} bytes now, not {size}", status=head.status)
+    if announced and announced[:2] != (start, stop):
+        raise FetchError("range", f"[{announced[0]}, {announced[1]}) came for [{start}, {stop})", status=head.status)
+    return total
+
+
 def _announced(head: Head) -> tuple[int, int, int | None] | None:
-    """The range that the answer says it holds; None when it says nothing, and holds the whole object."""
+    """The Content-Range; None when the reply has none and holds the whole object."""
     text = head.headers.get("content-range")
     if text is None:
         if head.status == 206:
@@ -391,12 +383,7 @@ def _announced(head: Head) -> tuple[int, int, int | None] | None:
 
 
 def is_unexpected(head: Head, size: int | None = None) -> bool:
-    """Whether an answer of success to a request for a range is of no object at all: a web page, or nothing.
-
-    Args:
-        head: Of the answer.
-        size: Of the whole object, or None.
-    """
+    """Whether a successful reply to a range request is not from an object of that size: a web page, or empty."""
     if "content-range" in head.headers or (size and head.length == size):
         return False
     if is_page(head.headers.get("content-type")) or head.length == 0:
@@ -404,51 +391,32 @@ def is_unexpected(head: Head, size: int | None = None) -> bool:
     return size is not None and head.length is not None and head.etag is None
 
 
-def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
-    """Whether the answer is exactly the wanted range; the object's size."""
-    _check_version(head, etag)
-    announced = _announced(head)
-    # Without a Content-Range the length is that of whatever came, and says nothing of the object's size.
-    if announced is None and ((start, stop) != (0, head.length) or size not in {None, stop}):
-        raise FetchError("range", "the range was ignored", status=head.status)
-    total = announced[2] if announced else head.length
-    if size is not None and total not in {None, size}:
-        raise FetchError("changed", f"the object has {total} bytes now, not {size}", status=head.status)
-    if announced and announced[:2] != (start, stop):
-        raise FetchError("range", f"[{announced[0]}, {announced[1]}) came for [{start}, {stop})", status=head.status)
-    return total
-
-
-def check_small(
-    head: Head, start: int, stop: int | None, limit: int, etag: str | None
-) -> tuple[int | None, int | None]:
-    """How many bytes to expect, and the object's size; None where the end will tell."""
-    _check_version(head, etag)
-    announced = _announced(head)
-    if announced:
-        first, last, total = announced
-        end = total if stop is None else stop if total is None else min(stop, total)
-        if first != start or last != end:
-            raise FetchError("range", f"[{first}, {last}) came for [{start}, {stop})", status=head.status)
-        expected: int | None = last - first
-    else:
-        expected = total = head.length
-        if start or (stop is not None and total is not None and total > stop):
-            raise FetchError("range", "the range was ignored", status=head.status)
-    if expected is not None and expected > limit:
-        raise too_long(limit)
-    return expected, total
-
-
-def too_long(limit: int) -> FetchError:
-    """What is raised when more comes than was allowed."""
-    return FetchError("range", f"the answer is longer than the {limit} bytes that are allowed")
-
-
 def reported_size(head: Head) -> int | None:
-    """The object's size that a 416 tells."""
+    """The object's size by the Content-Range, which a 416 has too."""
     content_range = parse_content_range(head.headers.get("content-range", ""))
     return content_range[2] if content_range else None
+
+
+def refusal(head: Head, target: Target, body: bytes, size: int | None = None) -> FetchError:
+    """The error for a reply without the requested bytes; `body` is its beginning, `size` the object's."""
+    match = _ERROR_CODE.search(body)
+    code = match[1].decode() if match else ""
+    status = head.status
+    text = f"{target.shown}: {status} {code}".rstrip()
+    if is_retryable_status(status):
+        return FetchError("busy", text, status=status, retry_after_seconds=retry_after(head.headers))
+    if status == 416:
+        total = reported_size(head)
+        if size is not None and total not in {None, size}:
+            return FetchError("changed", f"{text}: it has {total} bytes now, not {size}", status=status)
+        return FetchError("range", f"{text}: there is no such range", status=status)
+    if status < 400:
+        shown = describe_reply(
+            status, head.headers.get("content-type"), body, location=head.headers.get("location", "")
+        )
+        return FetchError("unexpected", f"{target.shown} answers {shown} in place of the file's bytes", status=status)
+    kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
+    return FetchError(kinds.get(status, "refused"), text, status=status, code=code)
 
 
 def request_bytes(target: Target, headers: Headers, *, proxy: Proxy | None) -> bytes:

@@ -1,81 +1,67 @@
-"""Small reads: a pool of idle connections, and `read`, which follows redirects."""
+"""HTTP by urllib3, with the proxies and certificates that the engine uses: small reads, the Hub, Cloudflare, the CDN.
+
+Nothing is retried here. The engine's workers have their own client (`connection`), which receives into the destination.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException, IncompleteRead
+from typing import TYPE_CHECKING, Any, Final
 
-from coldstream.net.connection import Connection, Ranged, Timeouts
-from coldstream.net.http_message import FetchError, Headers, Target, parse_target, proxy_for
-from coldstream.net.tls import TlsSettings, tls_settings
+import urllib3
+
+from coldstream.net.http_message import (
+    FetchError,
+    Head,
+    Headers,
+    Proxy,
+    Target,
+    check_range,
+    check_version,
+    checked_head,
+    conditions,
+    is_unexpected,
+    parse_target,
+    proxy_for,
+    refusal,
+    reported_size,
+)
+from coldstream.net.tls import ssl_context, tls_fault
+from coldstream.package import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+CONNECT_SECONDS: Final = 10.0
+# Between two reads, not for the whole reply.
+READ_SECONDS: Final = 60.0
 REDIRECTS_MAX: Final = 5
+_ERROR_BODY_BYTES_MAX: Final = 64 << 10
 
 
-class ConnectionPool:
-    """Keeps idle connections, so that one handshake serves many small reads. Thread-safe.
+class HttpPool:
+    """Connections by urllib3. Thread-safe.
 
     Args:
-        tls: The trusted certificates; None for those of the environment.
-        ca_bundle: In place of the environment's AWS_CA_BUNDLE, or None.
-        environ: Where proxies are configured; `os.environ` if None.
-        idle_max: Idle connections kept per host; more are closed after use.
+        count: How many idle connections to one host are kept.
+        ca_bundle: Replaces the environment's AWS_CA_BUNDLE.
     """
 
-    def __init__(
-        self,
-        *,
-        tls: TlsSettings | None = None,
-        ca_bundle: str | None = None,
-        timeouts: Timeouts | None = None,
-        environ: Mapping[str, str] | None = None,
-        idle_max: int = 16,
-    ) -> None:
-        self._tls = tls
-        self._ca_bundle = ca_bundle
-        self._timeouts = timeouts
-        self._environ = environ
-        self._idle_max = idle_max
+    def __init__(self, count: int = 16, *, ca_bundle: str | None = None, read_seconds: float = READ_SECONDS) -> None:
+        self._count, self._ca_bundle = count, ca_bundle
+        self._timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=read_seconds)
+        self._managers: dict[tuple[str, Proxy | None], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
-        self._closed = False
-
-    def take(self, target: Target) -> Connection:
-        """Returns an idle or new connection to the target's host. It belongs to the caller until `give`.
-
-        Raises:
-            ConfigError: The environment's proxy is not supported, or its certificates do not exist.
-        """
-        with self._lock:
-            if idle := self._idle.get(target.place):
-                # The last one used: servers close those that are idle for long.
-                return idle.pop()
-        tls = self._tls
-        if self._ca_bundle and target.scheme == "https":
-            tls = tls_settings(ca_bundle=self._ca_bundle)
-        return Connection(target, proxy=proxy_for(target, self._environ), tls=tls, timeouts=self._timeouts)
-
-    def give(self, connection: Connection) -> None:
-        """Takes a connection back, and closes it if it cannot be reused."""
-        with self._lock:
-            idle = self._idle.setdefault(connection.place, [])
-            if connection.is_open and not self._closed and len(idle) < self._idle_max:
-                idle.append(connection)
-                return
-        connection.close()
 
     def close(self) -> None:
-        """Closes the idle connections, and from now on those that are given back. Idempotent."""
+        """Closes the idle connections."""
         with self._lock:
-            self._closed = True
-            idle = [connection for connections in self._idle.values() for connection in connections]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+            for manager in self._managers.values():
+                manager.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -83,54 +69,185 @@ class ConnectionPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def request(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """Sends a request, and returns the reply with its body still to be read. No redirect is followed.
+
+        The connection is reused if the body is read to its end; the caller closes the response in any case.
+
+        Raises:
+            FetchError: "protocol": the URL is malformed.
+            ConfigError: The proxy or the certificates cannot be used.
+            urllib3.exceptions.HTTPError: The request failed; see `failure`.
+        """
+        # Nothing is decompressed, so the bytes that are read are the file's.
+        fixed = {"Accept-Encoding": "identity", "User-Agent": f"coldstream/{__version__}"}
+        return self._manager(parse_target(url)).request(
+            method,
+            url,
+            body=body,
+            headers=fixed | dict(headers or {}),
+            preload_content=False,
+            redirect=False,
+            retries=False,
+        )
+
+    def _manager(self, target: Target) -> urllib3.PoolManager:
+        key = target.scheme, proxy_for(target)
+        with self._lock:
+            if key not in self._managers:
+                scheme, proxy = key
+                options: dict[str, Any] = {
+                    "maxsize": self._count,
+                    "timeout": self._timeout,
+                    "ssl_context": ssl_context(ca_bundle=self._ca_bundle) if scheme == "https" else None,
+                }
+                if proxy is None:
+                    self._managers[key] = urllib3.PoolManager(**options)
+                else:
+                    host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
+                    secret = {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+                    self._managers[key] = urllib3.ProxyManager(
+                        f"http://{host}:{proxy.port}", proxy_headers=secret, **options
+                    )
+            return self._managers[key]
+
+    @contextmanager
+    def open_range(
+        self, url: str, start: int, stop: int, *, headers: Headers = (), etag: str | None = None
+    ) -> Iterator[RangeBody]:
+        """Requests `[start, stop)` of an object, which may end before, and checks the head of the reply.
+
+        Follows up to five redirects, but never from https to http. `headers` are only sent to the first host.
+
+        Raises:
+            FetchError: Also for failures within the context.
+            ConfigError: A proxy or the trusted certificates cannot be used.
+        """
+        target = first = parse_target(url)
+        for _ in range(REDIRECTS_MAX + 1):
+            response = None
+            try:
+                response = self.request("GET", target.url, headers=dict((*conditions(start, stop, etag), *headers)))
+                head = checked_head(
+                    response.status, {name.lower(): response.headers[name] for name in response.headers}
+                )
+                location = response.get_redirect_location()
+                if not location:
+                    yield _checked(response, head, target, start, stop, etag)
+                    return
+                response.read(_ERROR_BODY_BYTES_MAX)
+            except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
+                # ValueError: a chunk size that is not a number.
+                raise failure(exc, target.host) from exc
+            finally:
+                if response is not None:
+                    response.close()
+            following = parse_target(location, base=target.url)
+            if target.scheme == "https" and following.scheme == "http":
+                raise FetchError("refused", f"{target.shown} redirects to plain http on {following.authority}")
+            if following.place != target.place:
+                # Never again: a redirect back to the first host is not the caller's request.
+                headers = ()
+            target = following
+        raise FetchError("range", f"{first.shown}: more than {REDIRECTS_MAX} redirects")
+
+
+@dataclass(frozen=True, slots=True)
+class RangeBody:
+    """A checked reply to a range request, whose body is still to be read.
+
+    Attributes:
+        stop: One past the last byte; None where only the end of the body tells.
+        size: The size of the whole object, or None.
+        etag: As in `RangeReply`.
+        url: The URL after redirects. A secret.
+    """
+
+    response: urllib3.BaseHTTPResponse
+    stop: int | None
+    size: int | None
+    etag: str | None
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranged:
+    """A small object, or a range of one; as in `RangeBody`."""
+
+    body: bytes = field(repr=False)
+    size: int
+    etag: str | None
+    url: str = field(repr=False)
+
+
+def _checked(
+    response: urllib3.BaseHTTPResponse, head: Head, target: Target, start: int, stop: int, etag: str | None
+) -> RangeBody:
+    if head.status == 416 and start == 0 and reported_size(head) == 0:
+        return RangeBody(response, 0, 0, head.etag, target.url)
+    # An object may itself be a web page, so its type proves nothing; a version or a later range does.
+    if head.status not in {200, 206} or ((start or etag is not None) and is_unexpected(head)):
+        raise refusal(head, target, response.read(_ERROR_BODY_BYTES_MAX))
+    total = reported_size(head) if "content-range" in head.headers else head.length
+    if total is None and "content-range" not in head.headers and not start and head.status == 200:
+        check_version(head, etag)
+        return RangeBody(response, None, None, head.etag, target.url)
+    end = stop if total is None else min(stop, total)
+    return RangeBody(response, end, check_range(head, start, end, None, etag), head.etag, target.url)
+
 
 def read(
-    url: str,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    bytes_max: int,
-    headers: Headers = (),
-    etag: str | None = None,
-    timeouts: Timeouts | None = None,
-    pool: ConnectionPool | None = None,
+    url: str, *, start: int = 0, stop: int, headers: Headers = (), etag: str | None = None, pool: HttpPool | None = None
 ) -> Ranged:
-    """Reads a small object, or a range of one, into memory.
-
-    Follows up to five redirects, but never from https to http. `headers` are only sent to the first host.
-
-    Args:
-        start: The first byte.
-        stop: One past the last byte; the object may end before it. None for the whole object.
-        bytes_max: A longer reply is refused, not truncated.
-        etag: The required version, or None.
-        timeouts: Only used without a pool.
-        pool: Provides the connections; None for a new one.
+    """Reads a range of an object, which may end before `stop`, into memory; see `HttpPool.open_range`.
 
     Raises:
-        FetchError: As for `Connection.get`; nothing is retried here.
-        ConfigError: A proxy or the trusted certificates cannot be used.
+        FetchError: A reply that is longer is refused, not truncated.
     """
-    if start < 0 or (stop is not None and not start < stop <= start + bytes_max):
-        raise ValueError(f"[{start}, {stop}) is not a range of at most {bytes_max} bytes")
+    if not 0 <= start < stop:
+        raise ValueError(f"[{start}, {stop}) is not a range")
     if pool is None:
-        with ConnectionPool(timeouts=timeouts) as own:
-            return read(url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=own)
-    target = first = parse_target(url)
-    for _ in range(REDIRECTS_MAX + 1):
-        sent = headers if target.place == first.place else ()
-        connection = pool.take(target)
-        try:
-            reply = connection.read(target, start, stop, bytes_max=bytes_max, etag=etag, headers=sent)
-        finally:
-            pool.give(connection)
-        if isinstance(reply, Ranged):
-            return reply
-        following = parse_target(reply, base=target.url)
-        if target.scheme == "https" and following.scheme == "http":
-            raise FetchError("refused", f"{target.shown} redirects to plain http on {following.authority}")
-        if following.place != target.place:
-            # Never again: a redirect back to the first host is not the caller's request.
-            headers = ()
-        target = following
-    raise FetchError("range", f"{first.shown}: more than {REDIRECTS_MAX} redirects")
+        with HttpPool() as own:
+            return read(url, start=start, stop=stop, headers=headers, etag=etag, pool=own)
+    limit = stop - start
+    with pool.open_range(url, start, stop, headers=headers, etag=etag) as reply:
+        expected = limit + 1 if reply.stop is None else reply.stop - start
+        body = _read_all(reply.response, expected)
+        if reply.stop is None:
+            if len(body) > limit:
+                raise FetchError("range", f"the answer is longer than the {limit} bytes that are allowed")
+        elif len(body) < expected:
+            raise FetchError("broken", "the connection was closed before the reply was complete")
+        elif expected and reply.response.read(1):
+            raise FetchError("range", f"the answer is longer than the {expected} bytes that it announced")
+    return Ranged(body, start + len(body) if reply.size is None else reply.size, reply.etag, reply.url)
+
+
+def _read_all(response: urllib3.BaseHTTPResponse, count: int) -> bytes:
+    """Up to `count` bytes: one read may return fewer, chunk by chunk."""
+    pieces = []
+    while count and (piece := response.read(count)):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+def failure(exc: Exception, host: str) -> FetchError:
+    """Translates an error of urllib3, without the URL, which it puts into its messages."""
+    if fault := tls_fault(exc):
+        return FetchError("tls", f"the TLS certificate of {host} is not trusted: {fault}")
+    cause: BaseException = exc
+    while inner := next((argument for argument in cause.args if isinstance(argument, BaseException)), cause.__cause__):
+        cause = inner
+    text = getattr(cause, "strerror", None) or (str(cause) if isinstance(cause, OSError) else type(cause).__name__)
+    if isinstance(exc, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError)):
+        return FetchError("broken", f"cannot connect to {host}: {text}")
+    if isinstance(exc, urllib3.exceptions.TimeoutError):
+        return FetchError("broken", f"{host} did not answer in time")
+    if isinstance(cause, IncompleteRead):
+        return FetchError("broken", "the connection was closed before the reply was complete")
+    if isinstance(exc, ValueError) or (isinstance(cause, HTTPException) and not isinstance(cause, OSError)):
+        return FetchError("protocol", f"{host} does not send a valid HTTP response ({type(cause).__name__})")
+    return FetchError("broken", f"the connection broke: {text}")

@@ -1,4 +1,4 @@
-"""What answered in place of the server that was asked, in a few words: a captive portal, a proxy, a web site. Pure."""
+"""A few words about a reply that is not from the expected server: a captive portal, a proxy, a web site. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,9 @@ def is_page(content_type: str | None, body: bytes = b"") -> bool:
 
 
 def describe_reply(status: int, content_type: str | None = None, body: bytes = b"", *, location: str = "") -> str:
-    """Such as `200 text/html "Sign in to Wi-Fi"`; no query of a URL, which may be a secret.
+    """Such as `200 text/html "Sign in to Wi-Fi"`, without the query of a URL, which may be a secret.
 
-    Args:
-        status: Of HTTP.
-        content_type: The header, or None.
-        body: How it begins.
-        location: Where a redirect leads to; only its host is shown.
+    `body` is its beginning; of a redirect's `location` only the host is shown.
     """
     if location:
         host = re.match(r"[a-z]+://(?:[^/@?#]*@)?([^/?#]+)", location, re.IGNORECASE)
@@ -38,7 +34,7 @@ def describe_reply(status: int, content_type: str | None = None, body: bytes = b
 
 
 def first_words(body: bytes) -> str:
-    """How a text begins, on one line and without its tags; of a page its title. Empty for nothing."""
+    """The start of a text on one line, without its tags; of a page the title."""
     import html
 
     text = body[:4096].decode("utf-8", "replace").lstrip("\ufeff")

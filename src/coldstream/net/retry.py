@@ -31,10 +31,9 @@ def is_retryable_status(status: int) -> bool:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The wait in seconds that an answer asks for: Retry-After in either form, or the Hub's RateLimit header.
+    """The wait in seconds that an answer requests: Retry-After in either form, or the Hub's RateLimit header.
 
-    Args:
-        headers: By name in lower case, or a mapping that ignores case.
+    Header names are in lower case, or the mapping ignores case.
     """
     text = headers.get("retry-after", "").strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
@@ -54,12 +53,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """How long to wait between attempts. Pure but for the jitter.
+    """How long to wait between attempts: the mean doubles from `first_seconds` to `longest_seconds`.
 
-    Attributes:
-        first_seconds: Mean wait after the first failure; it doubles with each further one.
-        longest_seconds: No computed wait is longer; one that the server asks for may be.
-        give_up_seconds: An operation that has made no progress for this long fails.
+    The server may request a longer wait. An operation without progress for `give_up_seconds` fails.
     """
 
     first_seconds: float = 0.5
@@ -69,7 +65,7 @@ class Backoff:
     def wait_seconds(self, failures: int, error: ColdstreamError) -> float:
         """The wait after the `failures`-th failure in a row (1 is the first)."""
         if error.retry_after_seconds is not None:
-            # A little later than asked, and not all at once: everyone else was told the same second.
+            # A little later, and not all at once: every client was told the same second.
             return error.retry_after_seconds + random.uniform(0.05, 0.5)
         mean: float = min(self.first_seconds * 2 ** (failures - 1), self.longest_seconds)
         return random.uniform(0.5, 1.5) * mean
@@ -79,11 +75,7 @@ class Backoff:
 class Retry:
     """Runs operations under a `Backoff`, counts the repeats, and stops when `cancel` is set. Thread-safe.
 
-    Attributes:
-        backoff: The policy.
-        cancel: Set to end all waiting at once.
-        on_retry: Called before each wait with the error and the wait in seconds, from the thread that waits.
-        count: How many times anything was tried again.
+    `on_retry` is called before each wait with the error and the wait in seconds, from the thread that waits.
     """
 
     backoff: Backoff = field(default_factory=Backoff)
@@ -94,15 +86,13 @@ class Retry:
     _shield: threading.local = field(default_factory=threading.local, repr=False)
 
     def run(self, operation: Callable[[], T], *, progress: Callable[[], int] | None = None) -> T:
-        """Calls `operation` until it returns, fails for good, or has made no progress for too long.
+        """Calls `operation` until it returns, fails permanently, or has made no progress for too long.
 
-        Args:
-            operation: Called again from the start after each retryable error; it may remember how far it came.
-            progress: A number that grows while the operation moves; each growth starts the clock anew.
+        `progress` returns a number that grows while the operation moves; each growth restarts the clock.
 
         Raises:
             CancelledError: `cancel` was set.
-            ColdstreamError: The last error: a permanent one, or a retryable one after `give_up_seconds`.
+            ColdstreamError: A permanent error, or the last retryable one after `give_up_seconds`.
         """
         failures = 0
         moved = progress() if progress else 0
@@ -134,7 +124,7 @@ class Retry:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Within it this thread's operations ignore `cancel` and are tried once: for last words after a failure."""
+        """This thread's operations ignore `cancel` and are tried once: for the clean-up after a failure."""
         self._shield.on = True
         try:
             yield

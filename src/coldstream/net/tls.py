@@ -1,9 +1,8 @@
 """TLS for the engine: a verified context, and the reading of a connection straight into the destination.
 
-Two libraries can do it. `cryptography` carries an OpenSSL of its own, which is usually newer than the system's and has
-the quicker AES-GCM code, and its bindings read into any buffer: no copy and 16 KiB a call. Python's `ssl` is always
-there. Both verify the chain and the host name, both ask for TLS 1.2 at least, and both trust the same certificates.
-Measured with AES-256-GCM over loopback: docs/benchmarks.md.
+`cryptography` brings its own OpenSSL, usually newer than the system's and with quicker AES-GCM code, and its bindings
+read into any buffer without a copy; measured in docs/benchmarks.md. Python's `ssl` is always there. Both verify the
+chain and the host name, require TLS 1.2, and trust the same certificates.
 
 A `ByteStream` is a connected socket, plain or TLS. It blocks, with a receive timeout of the poll interval, so that a
 waiting thread costs nothing and still checks for a cancel regularly.
@@ -26,11 +25,10 @@ from coldstream.errors import ConfigError
 if TYPE_CHECKING:
     import ssl
 
-
 Backend = Literal["auto", "cryptography", "ssl"]
 
-# Who names the trusted certificates, in the order in which they are looked at; together they replace the system's.
-CA_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+# They name the trusted certificates; together they replace the system's. boto3 can use only the first file.
+CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 # Where distributions keep theirs, when Python's own build looks elsewhere (the list of Go's crypto/x509).
 _SYSTEM_FILES = (
@@ -42,8 +40,8 @@ _SYSTEM_FILES = (
 )
 _SYSTEM_FOLDERS = ("/etc/ssl/certs",)
 
-# What a handshake fails with when the two sides can never agree; anything else may be a passing trouble.
-HOPELESS = (
+# OpenSSL's reasons for a handshake that can never succeed; any other failure may pass.
+_PERMANENT_REASONS = (
     "wrong version number",
     "unsupported protocol",
     "alert protocol version",
@@ -63,10 +61,8 @@ class CertificateError(Exception):
 class TlsSettings:
     """The trusted certificates and the library to use. Hashable: contexts are cached by it.
 
-    Attributes:
-        ca_files: PEM files of trusted certificates; if `ca_dirs` is empty too, the system's or certifi's.
-        ca_dirs: Folders of trusted certificates under their hashed names.
-        backend: "auto" uses `cryptography` if it is installed with the expected bindings, else `ssl`.
+    Without `ca_files` (PEM) and `ca_dirs` (certificates under their hashed names), the system's or certifi's are
+    trusted. "auto" uses `cryptography` if it is installed with the expected bindings, else `ssl`.
     """
 
     ca_files: tuple[str, ...] = ()
@@ -77,15 +73,10 @@ class TlsSettings:
 def tls_settings(
     environ: Mapping[str, str] | None = None, *, ca_bundle: str | None = None, backend: Backend = "auto"
 ) -> TlsSettings:
-    """The settings from the environment.
-
-    Args:
-        environ: `os.environ` when None.
-        ca_bundle: In place of its AWS_CA_BUNDLE, or None.
-        backend: As in `TlsSettings`.
+    """The settings from the environment; `ca_bundle` replaces its AWS_CA_BUNDLE.
 
     Raises:
-        ConfigError: A variable names a file or folder that is not there.
+        ConfigError: A variable names a file or folder that does not exist.
     """
     environ = os.environ if environ is None else environ
     files: list[str] = []
@@ -100,12 +91,12 @@ def tls_settings(
             elif os.path.isfile(path) and name != "SSL_CERT_DIR":
                 files.append(path)
             else:
-                raise ConfigError(f"{name} is {path!r}, where no certificates are")
+                raise ConfigError(f"{name}: there are no certificates at {path!r}", hint="name a PEM file that exists")
     return TlsSettings(ca_files=tuple(files), ca_dirs=tuple(folders), backend=backend)
 
 
 def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Files and folders to load: those that were named, else the system's, else certifi's.
+    """Files and folders to load: those of the settings, else the system's, else certifi's.
 
     Raises:
         ConfigError: There are none anywhere.
@@ -127,8 +118,7 @@ def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, .
         import certifi
     except ImportError:
         raise ConfigError(
-            "this machine has no trusted certificates",
-            hint="install ca-certificates, or name a file in SSL_CERT_FILE",
+            "this machine has no trusted certificates", hint="install ca-certificates, or name a file in SSL_CERT_FILE"
         ) from None
     return (certifi.where(),), ()
 
@@ -140,23 +130,17 @@ class ByteStream(Protocol):
     label: str
 
     def send(self, data: bytes) -> None:
-        """Sends all of it.
-
-        Raises:
-            OSError: The connection is broken, or the send timed out.
-        """
+        """Sends all of it, or raises OSError."""
 
     def receive(self, view: memoryview) -> int:
         """Fills the view as far as possible within about the poll interval.
 
         Returns the number of bytes, 0 when the server has closed the connection in order, -1 when nothing arrived.
-
-        Raises:
-            OSError: The connection is broken. Bytes that arrived before have been returned by an earlier call.
+        Raises OSError when the connection is broken and all earlier bytes have been returned.
         """
 
     def receive_some(self, view: memoryview) -> int:
-        """Like `receive`, but returns as soon as there is anything."""
+        """Like `receive`, but returns as soon as there is a byte."""
 
     def is_quiet(self) -> bool:
         """Whether the connection is open and no data is pending, between two replies. Never waits."""
@@ -202,30 +186,22 @@ class PlainStream:
             return -1
 
     def is_quiet(self) -> bool:
-        return _nothing_to_read(self.sock)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def close(self) -> None:
         self.sock.close()
 
 
-def _nothing_to_read(sock: socket.socket) -> bool:
-    try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 class CryptographyStream:
     """TLS by the OpenSSL inside `cryptography`, read without a copy.
 
-    Args:
-        sock: The connected, blocking socket.
-        context: From `_CryptographyContext`.
-        host: The name or address that the certificate must be for.
-        poll_seconds: The socket's receive timeout.
+    The socket is connected and blocks, with a receive timeout of `poll_seconds`; the certificate must be for `host`.
     """
 
     def __init__(self, sock: socket.socket, context: _CryptographyContext, host: str, poll_seconds: float) -> None:
@@ -237,7 +213,7 @@ class CryptographyStream:
         self._ssl = context.new(sock, host)
 
     def handshake(self) -> bool:
-        """One step of the handshake; whether it is done.
+        """One step of the handshake; returns whether it is done.
 
         Raises:
             CertificateError: The certificate is not valid for the host, or there is no TLS in common.
@@ -256,8 +232,8 @@ class CryptographyStream:
         if verified != self._lib.X509_V_OK:
             why = self._ffi.string(self._lib.X509_verify_cert_error_string(verified)).decode()
             raise CertificateError(why)
-        if any(word in str(error) for word in HOPELESS):
-            raise CertificateError(str(error))
+        if isinstance(error, _TlsError) and _is_permanent(error.reason):
+            raise CertificateError(error.reason)
         raise error
 
     def send(self, data: bytes) -> None:
@@ -301,7 +277,7 @@ class CryptographyStream:
         return count if count > 0 else self._ended(count, 0)
 
     def _ended(self, result: int, done: int) -> int:
-        """What a receive returns that was stopped by `result` after `done` bytes."""
+        """The value of a receive that `result` ended after `done` bytes."""
         error = self._error(result)
         if isinstance(error, BlockingIOError):
             return done or -1
@@ -313,7 +289,7 @@ class CryptographyStream:
         return done
 
     def _error(self, result: int) -> OSError | EOFError:
-        """The exception that stands for a result <= 0: BlockingIOError to go on, EOFError for an end in order."""
+        """The exception for a result <= 0: BlockingIOError to go on, EOFError for an end in order."""
         lib, errno = self._lib, self._ffi.errno
         code = lib.SSL_get_error(self._ssl, result)
         if code == lib.SSL_ERROR_WANT_READ:
@@ -327,13 +303,21 @@ class CryptographyStream:
         reason = lib.ERR_reason_error_string(lib.ERR_peek_error())
         lib.ERR_clear_error()
         text = self._ffi.string(reason).decode("ascii", "replace") if reason != self._ffi.NULL else "closed"
-        return ConnectionError(text)
+        return _TlsError(text)
 
     def is_quiet(self) -> bool:
         return _has_no_tls_data(self)
 
     def close(self) -> None:
         self.sock.close()
+
+
+class _TlsError(ConnectionError):
+    """A failure that OpenSSL names a reason for."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class SslStream:
@@ -351,22 +335,14 @@ class SslStream:
         self._failure: OSError | None = None
 
     def handshake(self) -> bool:
-        """One step of the handshake; whether it is done.
-
-        Raises:
-            CertificateError: The certificate is not valid for the host, or there is no TLS in common.
-            OSError: The connection is broken.
-        """
+        """As `CryptographyStream.handshake`."""
         try:
             self._tls.do_handshake()
         except (self._ssl.SSLWantReadError, self._ssl.SSLWantWriteError):
             return False
-        except self._ssl.SSLCertVerificationError as exc:
-            raise CertificateError(exc.verify_message) from exc
         except self._ssl.SSLError as exc:
-            reason = (exc.reason or "").replace("_", " ").lower()
-            if any(word in reason for word in HOPELESS):
-                raise CertificateError(reason) from exc
+            if fault := tls_fault(exc):
+                raise CertificateError(fault) from exc
             raise
         return True
 
@@ -413,11 +389,32 @@ class SslStream:
         self.sock.close()
 
 
-def _has_no_tls_data(stream: ByteStream) -> bool:
-    """Whether a stream under TLS has no bytes for us and is not closed; does not wait.
+def _is_permanent(reason: str) -> bool:
+    return any(words in reason for words in _PERMANENT_REASONS)
 
-    What lies in the socket may be a session ticket and no news at all: only TLS can tell.
+
+def tls_fault(exc: BaseException) -> str | None:
+    """Why TLS with a server can never succeed, by the `ssl.SSLError` that is behind an error of an HTTP client.
+
+    None: TLS did not fail, or the failure may pass.
     """
+    import ssl
+
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message
+        if isinstance(cause, ssl.SSLError):
+            reason = (cause.reason or "").replace("_", " ").lower()
+            return reason if _is_permanent(reason) else None
+        inner = (argument for argument in cause.args if isinstance(argument, BaseException))
+        # urllib3 keeps the cause of its own errors in an argument.
+        cause = next(inner, None) or cause.__cause__ or cause.__context__
+    return None
+
+
+def _has_no_tls_data(stream: ByteStream) -> bool:
+    """As `is_quiet`. The data in the socket may be only a session ticket: that only TLS can tell."""
     os.set_blocking(stream.sock.fileno(), False)
     try:
         return stream.receive_some(memoryview(bytearray(1))) == -1
@@ -434,7 +431,7 @@ class _CryptographyContext:
         ImportError: It is not installed, or its bindings are not as expected.
     """
 
-    # All that is called; a later version that drops one of them is not used.
+    # All functions and constants that are used; a later version without one of them is not.
     _NAMES = (
         "ERR_clear_error ERR_peek_error ERR_reason_error_string OpenSSL_version OPENSSL_VERSION SSL_CTX_free "
         "SSL_CTX_load_verify_locations SSL_CTX_new SSL_CTX_set_min_proto_version SSL_CTX_set_verify SSL_do_handshake "
@@ -474,7 +471,10 @@ class _CryptographyContext:
         lib.X509_VERIFY_PARAM_set_hostflags(
             parameters, lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
         )
-        address = _address(host)
+        try:
+            address = ipaddress.ip_address(host).packed
+        except ValueError:
+            address = b""
         if address:
             done = lib.X509_VERIFY_PARAM_set1_ip(parameters, address, len(address))
         else:
@@ -488,13 +488,6 @@ class _CryptographyContext:
         return tls
 
 
-def _address(host: str) -> bytes | None:
-    try:
-        return ipaddress.ip_address(host).packed
-    except ValueError:
-        return None
-
-
 _contexts: dict[TlsSettings, ssl.SSLContext | _CryptographyContext] = {}
 _contexts_lock = threading.Lock()
 
@@ -503,7 +496,7 @@ def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
     """The context for these settings, made once per process. Thread-safe; may be called before a fork.
 
     Raises:
-        ConfigError: The certificates cannot be read, or the backend that was asked for is not there.
+        ConfigError: The certificates cannot be read, or the backend is not available.
     """
     with _contexts_lock:
         if settings not in _contexts:
@@ -512,11 +505,7 @@ def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
 
 
 def ssl_context(*, ca_bundle: str | None = None) -> ssl.SSLContext:
-    """A context for other HTTP clients, with the certificates that the engine trusts.
-
-    Raises:
-        ConfigError: The certificates cannot be read, or there are none.
-    """
+    """A context for other HTTP clients, with the certificates that the engine trusts. Raises ConfigError."""
     context = context_for(tls_settings(ca_bundle=ca_bundle, backend="ssl"))
     assert not isinstance(context, _CryptographyContext)
     return context
@@ -549,7 +538,7 @@ def tls_stream(
 ) -> SslStream | CryptographyStream:
     """A stream over a connected socket that blocks with timeouts; its `handshake` is still to be done.
 
-    The socket given must not be used any more: the stream's `sock` is its successor.
+    The stream's `sock` replaces `sock`, which must not be used any more.
     """
     context = context_for(settings)
     if isinstance(context, _CryptographyContext):

@@ -13,7 +13,6 @@ cloud's metadata service is polled every few seconds, in one short request each:
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
@@ -24,7 +23,6 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from coldstream.node.bundle.warm_start import WarmStart
 from coldstream.node.inference_engine import EngineEndpoint, Say
@@ -128,16 +126,16 @@ class SpotWatcher:
         return None
 
     def _request(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes] | None:
-        parts = urlsplit(self._service)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ANSWER_SECONDS)
+        # Imported here: the first question is some seconds away. Direct, as no proxy reaches a link-local address.
+        import urllib3
+
         try:
-            connection.request(method, path, headers=dict(headers))
-            answer = connection.getresponse()
-            return answer.status, answer.read(_ANSWER_BYTES_MAX)
-        except (OSError, http.client.HTTPException):
+            with urllib3.PoolManager(timeout=_ANSWER_SECONDS).request(
+                method, self._service + path, headers=headers, retries=False, redirect=False, preload_content=False
+            ) as answer:
+                return answer.status, answer.read(_ANSWER_BYTES_MAX)
+        except urllib3.exceptions.HTTPError:
             return None
-        finally:
-            connection.close()
 
 
 def _document(data: bytes) -> dict[str, Any]:

@@ -7,20 +7,22 @@ throughput of one stream are those of this machine; on R2, one stream says littl
 from __future__ import annotations
 
 import email.utils
-import http.client
 import os
 import ssl
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import urllib3
+
 from coldstream.errors import ColdstreamError, UnavailableError
 from coldstream.net.http_message import parse_target, proxy_for
-from coldstream.net.tls import ssl_context
+from coldstream.net.pool import HttpPool, failure
+from coldstream.net.tls import tls_fault
 from coldstream.places.place import Store, honours_conditions
 from coldstream.settings import ENDPOINTS, Settings, mask
 from coldstream.units import MIB, format_rate, format_seconds
@@ -154,39 +156,25 @@ def probe_endpoint(url: str, *, ca_bundle: str | None = None) -> EndpointProbe:
     """
     target = parse_target(url)
     proxy = proxy_for(target)
-    host, port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
-    through = f"{host}:{port}" if proxy else None
-    headers = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
-    connection: http.client.HTTPConnection
-    if target.scheme == "https":
-        context = ssl_context(ca_bundle=ca_bundle)
-        connection = http.client.HTTPSConnection(host, port, timeout=_ENDPOINT_SECONDS, context=context)
-        if proxy:
-            connection.set_tunnel(target.host, target.port, headers=headers)
-        # The credentials are for the proxy only.
-        path, headers = "/", {}
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=_ENDPOINT_SECONDS)
-        path = f"http://{target.authority}/" if proxy else "/"
+    through = f"{proxy.host}:{proxy.port}" if proxy else None
     protocol, expires = None, None
     began = time.monotonic()
-    with closing(connection):
+    with HttpPool(1, ca_bundle=ca_bundle, read_seconds=_ENDPOINT_SECONDS) as pool:
         try:
-            connection.connect()
-            if isinstance(sock := connection.sock, ssl.SSLSocket):
-                protocol = sock.version()
-                ends = (sock.getpeercert() or {}).get("notAfter")
-                expires = ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
-            connection.request("GET", path, headers={"Host": target.authority, **headers})
-            date = connection.getresponse().headers.get("Date")
-        except ssl.SSLError as exc:
-            fault = getattr(exc, "verify_message", "") or exc.reason or str(exc)
-            return EndpointProbe(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
-        except (OSError, http.client.HTTPException) as exc:
-            what = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            with pool.request("GET", f"{target.scheme}://{target.authority}/") as response:
+                date = response.headers.get("Date")
+                if isinstance(sock := getattr(response.connection, "sock", None), ssl.SSLSocket):
+                    protocol = sock.version()
+                    ends = (sock.getpeercert() or {}).get("notAfter")
+                    expires = ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
+        except urllib3.exceptions.HTTPError as exc:
+            if fault := tls_fault(exc):
+                return EndpointProbe(seconds=time.monotonic() - began, tls_fault=fault, proxy=through)
             by = f" through the proxy {through}" if through else ""
             raise UnavailableError(
-                f"cannot reach {url}{by}: {what}", hint="check R2_ENDPOINT and the network", retryable=False
+                f"cannot reach {url}{by}: {failure(exc, target.authority).message}",
+                hint="check R2_ENDPOINT and the network",
+                retryable=False,
             ) from exc
     seconds = time.monotonic() - began
     return EndpointProbe(seconds=seconds, date=date, protocol=protocol, expires=expires, proxy=through)

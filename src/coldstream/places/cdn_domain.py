@@ -1,4 +1,4 @@
-"""The CDN in front of the bucket: which it is, what it asks for, and where an object lies behind it.
+"""The CDN in front of the bucket.
 
 Only weights come through it, chunk by chunk, each checked against its hash; the manifest and the small files come from
 the bucket itself. Its secrets come only from the environment and are sent only to its own host.
@@ -18,8 +18,8 @@ from coldstream.settings import Settings
 VIAS = ("auto", "cdn", "s3")
 _HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
-# What the engine says itself, or what would change the meaning of an answer.
-_OURS = {
+# The engine sends them itself, or they would change the meaning of an answer.
+_RESERVED_HEADERS = {
     *("accept-encoding", "connection", "content-length", "host", "if-match", "if-none-match", "if-range", "range"),
     *("transfer-encoding", "user-agent"),
 }
@@ -28,22 +28,17 @@ _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdnDomain:
-    """A custom domain in front of a bucket.
-
-    Attributes:
-        url: Scheme, host and port, without a slash at the end; the bucket's root lies there.
-        headers: What it asks for. Secrets.
-    """
+    """A custom domain in front of a bucket, whose root is `url` (without a trailing slash); `headers` are secrets."""
 
     url: str
     headers: Headers = field(default=(), repr=False)
 
     def link(self, key: str) -> str:
-        """Where it has the object of this key, which is relative to the bucket."""
+        """The URL of the object of this key, which is relative to the bucket."""
         return f"{self.url}/{quote(key)}"
 
     def before(self, shard: Shard, keys: list[str]) -> Shard:
-        """The shard, with the places of its objects behind the CDN as well."""
+        """The shard, with the URLs of its objects behind the CDN as well."""
         segments = tuple(
             replace(segment, cdn=self.link(key)) for segment, key in zip(shard.segments, keys, strict=True)
         )
@@ -51,14 +46,9 @@ class CdnDomain:
 
 
 def cdn_of(settings: Settings, via: str = "auto") -> CdnDomain | None:
-    """The CDN that loads of the configured bucket go through, or None.
+    """The CDN for loads from the configured bucket (`R2_CDN_DOMAIN`), or None.
 
-    Args:
-        settings: `R2_CDN_DOMAIN`, and the secrets that it asks for.
-        via: "auto": as soon as there is one; "cdn": there has to be; "s3": none.
-
-    Raises:
-        ConfigError: It is asked for and none is configured, or wrongly. The message holds no secret.
+    `via` is "auto" (if one is configured), "cdn" (one has to be) or "s3" (none). ConfigError has no secret.
     """
     domain = settings.get("R2_CDN_DOMAIN")
     if via == "s3" or (via == "auto" and domain is None):
@@ -78,7 +68,7 @@ def cdn_of(settings: Settings, via: str = "auto") -> CdnDomain | None:
 
 
 def _checked_domain(text: str) -> tuple[str, str]:
-    """(scheme and authority, host)."""
+    """Scheme and authority, and the host."""
     _, mark, rest = text.partition("://")
     try:
         split = urlsplit(text if mark else f"https://{text}")
@@ -103,7 +93,7 @@ def _secret_header(settings: Settings) -> Headers:
     if text is None:
         return ()
     match = _HEADER.fullmatch(text)
-    if not match or match[1].lower() in _OURS:
+    if not match or match[1].lower() in _RESERVED_HEADERS:
         raise ConfigError(
             f"COLDSTREAM_CDN_HEADER (in {settings.origins['COLDSTREAM_CDN_HEADER']}) is not a valid header",
             hint="write it as: X-Name: value",
@@ -125,7 +115,4 @@ def _access_token(settings: Settings) -> Headers:
     for name in names:
         if not _TOKEN.fullmatch(settings.values[name]):
             raise ConfigError(f"{name} (in {settings.origins[name]}) is not a token: it has characters besides ASCII")
-    return (
-        ("CF-Access-Client-Id", settings.values[names[0]]),
-        ("CF-Access-Client-Secret", settings.values[names[1]]),
-    )
+    return (("CF-Access-Client-Id", settings.values[names[0]]), ("CF-Access-Client-Secret", settings.values[names[1]]))

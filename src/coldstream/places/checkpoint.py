@@ -1,7 +1,4 @@
-"""A checkpoint: a model's shards, with their headers read and all checked that can be.
-
-Each header takes one speculative read, all of them in parallel.
-"""
+"""A checkpoint: a model's shards, with their headers read, in parallel and mostly by one request each, and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 # Holds the header of nearly every shard: a thousand tensors take about 100 KiB.
 SPECULATIVE_BYTES = 256 * KIB
-# Other tools may cut larger chunks; beyond this it does not pay to fetch one for its hash.
+# Other tools may cut larger chunks; beyond this size it does not pay to fetch one for its hash.
 _FIRST_CHUNK_BYTES_MAX = 64 * MIB
 
 
@@ -35,13 +32,10 @@ class Shard:
     """One file of weights: where it is, how it is cut, and what is in it.
 
     Attributes:
-        path: Relative to the model.
-        size: In bytes.
         segments: The objects that hold it, in order; one for most files. Either all or none are on this machine.
-        header: Parsed and checked.
         head: The file's first `header.data_start` bytes.
         stops: One past the last byte of each chunk of the whole file.
-        digests: XXH3-128 of each chunk, 16 bytes each, big-endian, joined; None where no manifest names them.
+        digests: XXH3-128 of each chunk, 16 bytes each, big-endian, joined; None where no manifest has them.
     """
 
     path: str
@@ -64,15 +58,14 @@ class Checkpoint:
 
     Attributes:
         uri: Canonical, without a secret.
-        name: For people and for folders: it passes `paths.checked_name`.
-        version: In lower-case hexadecimal, what tells this content from any other under this URI.
-        verified: Whether a manifest names the hash of every chunk.
-        pinned: Whether `version` changes with the content. False when there is no manifest and the server names no
-            ETag: then a copy made earlier may be out of date although its version is the same.
+        name: For people and for folders: it passes `checked_name`.
+        version: In lower-case hexadecimal; distinguishes this content from any other under this URI.
+        verified: Whether a manifest has the hash of every chunk.
+        pinned: Whether `version` changes with the content. False when there is no manifest and the server sends no
+            ETag: then an earlier copy may be out of date although its version is the same.
         shards: In the order of their paths; at least one.
-        left_out: Weights beside them, and an index, that do not count: path to why.
-        cdn: What its objects can be had through as well, as far as a manifest verifies them: its URL, and the headers
-            that it asks for; the latter are secrets.
+        left_out: Weights beside them, and an index, that are not loaded: path to reason.
+        cdn: The URL and the headers (secrets) of the CDN that also has its objects, as far as a manifest verifies them.
     """
 
     uri: str
@@ -86,35 +79,23 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all shards."""
+        """Of all shards."""
         return sum(shard.size for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardObject:
-    """An object that holds a shard, or a segment of it.
-
-    Attributes:
-        key: At its place.
-        size: As listed or recorded, or None; known when there are several.
-        etag: The version that the manifest names, or None.
-    """
+    """An object that holds a shard, or a segment of it; `size` is known when there are several."""
 
     key: str
     size: int | None
+    # The version that the manifest requires.
     etag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLocation:
-    """A shard whose header is not read yet.
-
-    Attributes:
-        path: Relative to the model.
-        where: For messages; no secret.
-        entry: Its entry in the manifest, or None.
-        objects: What holds it, in order.
-    """
+    """A shard whose header is not read yet; `where` names it in messages, `entry` is its entry in the manifest."""
 
     path: str
     where: str
@@ -135,18 +116,14 @@ def read_checkpoint(
     """Reads all headers.
 
     Args:
-        place: What holds them.
         locations: The shards, sorted by path.
-        uri: As in `Checkpoint`.
-        name: As in `Checkpoint`.
-        version: Of the manifest or the commit; None: derived from what the shards are.
-        left_out: As in `Checkpoint`.
-        salt: What else tells one content from another where nothing better does; may be a secret.
+        version: Of the manifest or the commit; None: derived from the shards.
+        salt: Distinguishes contents that nothing else does; may be a secret.
 
     Raises:
         NotFoundError: There are no shards.
         IntegrityError: A header or a chunk is not what it should be, or two shards hold a tensor of one name.
-        ConflictError: A file is not the one that was listed.
+        ConflictError: A file is of another version than the listed one.
     """
     if not locations:
         raise NotFoundError(
@@ -159,17 +136,16 @@ def read_checkpoint(
     check_duplicate_tensors({shard.path: shard.header for shard in shards}, where=uri)
     pinned = version is not None or all(stamp for _, stamp in read)
     if version is None:
-        # The place counts: two fine-tunes of one model have the same paths, sizes and headers.
+        # With the URI: two fine-tunes of one model have the same paths, sizes and headers.
         lines = [uri] + [f"{shard.path}\0{shard.size}\0{stamp}" for shard, stamp in read]
         if not pinned:
             lines += [salt] + [hashlib.sha256(shard.head).hexdigest() for shard in shards]
         version = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    verified = all(shard.digests is not None for shard in shards)
     return Checkpoint(
         uri=uri,
         name=name,
         version=version,
-        verified=verified,
+        verified=all(shard.digests is not None for shard in shards),
         pinned=pinned,
         shards=shards,
         left_out=left_out or {},
@@ -208,25 +184,20 @@ def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str]:
 
 
 class _ShardStart:
-    """The first bytes of a shard, out of the object or the objects that hold them.
-
-    Attributes:
-        body: What has been read.
-        pieces: The first answer of each object that was read.
-    """
+    """The first bytes of a shard, out of the object or the objects that hold them."""
 
     def __init__(self, place: Place, location: ShardLocation) -> None:
         self.body = b""
+        # The first answer of each object that was read.
         self.pieces: list[Piece] = []
         self._place, self._where, self._objects = place, location.where, location.objects
 
     @property
     def size(self) -> int:
-        """Of the shard, in bytes."""
         return self.pieces[0].size if len(self._objects) == 1 else sum(stored.size or 0 for stored in self._objects)
 
     def read(self, stop: int) -> None:
-        """Reads on, up to `stop` or to where an object is shorter than it should be."""
+        """Reads on, up to `stop` or the end of an object that is shorter than it should be."""
         start = 0
         for number, stored in enumerate(self._objects):
             end = stop if len(self._objects) == 1 else start + (stored.size or 0)
@@ -235,7 +206,6 @@ class _ShardStart:
             start = end
 
     def segments(self) -> tuple[Segment, ...]:
-        """Where the whole shard is."""
         segments = []
         stop = 0
         for number, stored in enumerate(self._objects):

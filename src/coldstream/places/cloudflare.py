@@ -1,15 +1,14 @@
 """Cloudflare's own API: REST and GraphQL, as far as R2 and its CDN need them.
 
-Objects never come this way: they go through the S3 API, in `store`. Cloudflare counts 1,200 requests in five minutes
-for each token and then answers 429 (docs fundamentals/api/reference/limits).
+Cloudflare allows a token 1,200 requests in five minutes, then answers 429 (docs fundamentals/api/reference/limits).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,12 +24,9 @@ from coldstream.errors import (
 from coldstream.machine.hardware import is_loopback
 from coldstream.net.reply import describe_reply
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
-from coldstream.package import __version__
+from coldstream.net.tls import tls_fault
 from coldstream.settings import Settings
 from coldstream.units import MIB, format_bytes
-
-if TYPE_CHECKING:
-    import urllib3
 
 BASE_URL = "https://api.cloudflare.com/client/v4"
 RESPONSE_BYTES_MAX = 16 * MIB
@@ -51,36 +47,38 @@ _PERMISSIONS = (
 )
 
 
-class _Fault(msgspec.Struct, frozen=True):
-    """One of an answer's errors."""
-
-    code: int = 0
-    message: str = ""
-
-
-class _ApiAnswer(msgspec.Struct, frozen=True):
-    """What every answer of the REST API is in."""
-
-    success: bool
-    errors: tuple[_Fault, ...] | None = None
-    result: Any = None
-
-
 class _GraphExtensions(msgspec.Struct, frozen=True):
     code: str | None = None
 
 
-class _GraphFault(msgspec.Struct, frozen=True):
+class _Fault(msgspec.Struct, frozen=True):
+    code: int = 0
     message: str = ""
     extensions: _GraphExtensions | None = None
 
 
-class _GraphAnswer(msgspec.Struct, frozen=True):
-    """What every answer of the GraphQL API is in."""
+class _Envelope(msgspec.Struct, frozen=True):
+    errors: tuple[_Fault, ...] | None = None
+
+
+class _ApiAnswer(_Envelope, frozen=True, kw_only=True):
+    """The envelope of the REST API's replies."""
+
+    success: bool
+    result: Any = None
+
+
+class _GraphAnswer(_Envelope, frozen=True):
+    """The envelope of the GraphQL API's replies."""
 
     data: dict[str, Any] | None = None
-    errors: tuple[_GraphFault, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.data is None and not self.errors:
+            raise ValueError("neither data nor errors")
+
+
+A = TypeVar("A", bound=_Envelope)
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
 _ENVELOPE = msgspec.json.Decoder(_ApiAnswer)
@@ -89,13 +87,7 @@ _GRAPH_ANSWER = msgspec.json.Decoder(_GraphAnswer)
 
 @dataclass(frozen=True, slots=True)
 class R2Account:
-    """Whose R2 an endpoint is.
-
-    Attributes:
-        host: Of the S3 API.
-        account: 32 hexadecimal digits.
-        jurisdiction: "eu", "us" or "fedramp"; None for buckets that are in none.
-    """
+    """The account of an endpoint; `jurisdiction` is "eu", "us", "fedramp" or None."""
 
     host: str
     account: str
@@ -103,11 +95,7 @@ class R2Account:
 
 
 def r2_account(endpoint: str) -> R2Account:
-    """What the endpoint of the S3 API says of the account.
-
-    Raises:
-        ConfigError: It is not R2's.
-    """
+    """The account in the host name of an endpoint; raises ConfigError when it is not R2's."""
     host = urlsplit(endpoint).hostname or ""
     match = _R2_HOST.fullmatch(host)
     if not match:
@@ -122,12 +110,8 @@ class Api:
     """Cloudflare's API with one token. Thread-safe. The token leaves it only in the requests' headers."""
 
     def __init__(self, token: str, base_url: str = BASE_URL, *, retry: Retry | None = None) -> None:
-        """Touches no network.
-
-        Raises:
-            ConfigError: The token or the URL cannot be one.
-        """
-        from coldstream.net import trust as https
+        """Touches no network; raises ConfigError for a malformed token or URL."""
+        from coldstream.net.pool import HttpPool
 
         # A header with a line break in it would fail later, with the token in the message.
         if not re.fullmatch(r"[!-~]+", token):
@@ -136,23 +120,18 @@ class Api:
         self.retry = retry or Retry()
         self._token = token
         self._reached = False
-        self._pools = https.connections(_CONNECTIONS)
+        self._pool = HttpPool(_CONNECTIONS)
 
     def __repr__(self) -> str:
         return f"Api({self.base_url})"
 
     def call(self, method: str, path: str, body: object = None, *, repeatable: bool = True) -> Any:
-        """One call of the REST API.
+        """One call of the REST API; returns the `result` of the reply, not validated further.
 
         Args:
-            method: GET, POST, PUT, PATCH or DELETE.
-            path: Below the base URL, with a leading slash; the caller has quoted it.
-            body: Sent as JSON; None for none.
-            repeatable: False where doing it twice would do harm (a rule appended twice): then it is tried again only
-                where it cannot have been done.
-
-        Returns:
-            The answer's `result`: what JSON makes of it, not validated further.
+            path: Below the base URL, with a leading slash; quoted.
+            repeatable: False where a second execution would do harm (a rule appended twice): then it is retried only
+                if the first cannot have happened.
 
         Raises:
             CredentialsError: The token is refused, or lacks the permission.
@@ -163,51 +142,25 @@ class Api:
         where = f"{method} {path.partition('?')[0]}"
 
         def attempt() -> Any:
-            status, headers, data = self._send(method, path, body, where, repeatable=repeatable)
-            try:
-                envelope = _ENVELOPE.decode(data)
-            except (msgspec.MsgspecError, UnicodeError, RecursionError):
-                envelope = None
+            status, headers, envelope = self._send(method, path, body, _ENVELOPE, where, repeatable=repeatable)
             if status < 300 and envelope is not None and envelope.success:
                 return envelope.result
-            faults = (envelope.errors or ()) if envelope is not None else ()
-            if envelope is None and _is_foreign(status):
-                raise self._no_answer(where, status, headers, data)
-            raise self._refused(status, headers, faults, where, repeatable=repeatable)
+            raise self._refused(status, headers, envelope, where, repeatable=repeatable)
 
         return self.retry.run(attempt)
 
     def graphql(self, query: str, variables: Mapping[str, object]) -> dict[str, Any]:
-        """Asks the GraphQL API, which only reads.
-
-        Returns:
-            The answer's `data`.
-
-        Raises:
-            CredentialsError: The token is refused, or may not read these figures.
-            UnavailableError: As in `call`.
-            ColdstreamError: The query is refused, with Cloudflare's words. Permanent.
-        """
+        """Queries the GraphQL API, which only reads, and returns the `data` of the reply; raises as `call`."""
         where = "POST /graphql"
         body = {"query": query, "variables": variables}
 
         def attempt() -> dict[str, Any]:
-            status, headers, data = self._send("POST", "/graphql", body, where, repeatable=True)
-            try:
-                answer = _GRAPH_ANSWER.decode(data)
-            except (msgspec.MsgspecError, UnicodeError, RecursionError):
-                answer = None
-            faults = (answer.errors or ()) if answer is not None else ()
-            if answer is None and _is_foreign(status):
-                raise self._no_answer(where, status, headers, data)
-            if status >= 300:
-                reasons = tuple(_Fault(message=fault.message) for fault in faults)
-                raise self._refused(status, headers, reasons, where, repeatable=True)
-            if answer is None or (answer.data is None and not faults):
-                raise self._no_answer(where, status, headers, data)
-            if faults:
-                reason = self._shown(faults[0].message)
-                if any(fault.extensions and fault.extensions.code == "authz" for fault in faults):
+            status, headers, answer = self._send("POST", "/graphql", body, _GRAPH_ANSWER, where, repeatable=True)
+            if status >= 300 or answer is None:
+                raise self._refused(status, headers, answer, where, repeatable=True)
+            if answer.errors:
+                reason = self._shown(answer.errors[0].message)
+                if any(fault.extensions and fault.extensions.code == "authz" for fault in answer.errors):
                     raise self._forbidden(where, reason, "/graphql")
                 raise ColdstreamError(f"Cloudflare refuses the query: {reason}", operation=where)
             return answer.data or {}
@@ -215,44 +168,53 @@ class Api:
         return self.retry.run(attempt)
 
     def _send(
-        self, method: str, path: str, body: object, where: str, *, repeatable: bool
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        """One request: status, headers and body of the answer."""
+        self, method: str, path: str, body: object, decoder: msgspec.json.Decoder[A], where: str, *, repeatable: bool
+    ) -> tuple[int, Mapping[str, str], A | None]:
+        """Status, headers and the decoded reply. No redirect is followed: the token is for this host.
+
+        A reply is None if it is an error's and not of Cloudflare's form.
+        """
         import urllib3
 
-        url = self.base_url + path
-        headers = {
-            "Authorization": f"Bearer {self._token}",
-            "Accept": "application/json",
-            # Nothing is unpacked, so what is read is what was counted.
-            "Accept-Encoding": "identity",
-            "User-Agent": f"coldstream/{__version__}",
-        }
+        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         sent = None
         if body is not None:
             sent, headers["Content-Type"] = msgspec.json.encode(body), "application/json"
         try:
-            response = self._pools(url).request(
-                # A redirect is not followed: the token is for this host.
-                method,
-                url,
-                body=sent,
-                headers=headers,
-                preload_content=False,
-                redirect=False,
-                retries=False,
-            )
-            self._reached = True
-            return response.status, response.headers, _whole(response, where, self.retry.check)
+            with self._pool.request(method, self.base_url + path, body=sent, headers=headers) as response:
+                self._reached = True
+                data = bytearray()
+                while piece := response.read(_PIECE_BYTES):
+                    self.retry.check()
+                    data += piece
+                    if len(data) > RESPONSE_BYTES_MAX:
+                        raise IntegrityError(
+                            f"Cloudflare's answer to {where} is larger than {format_bytes(RESPONSE_BYTES_MAX)}",
+                            operation=where,
+                        )
+                status = response.status
         except (urllib3.exceptions.HTTPError, OSError) as exc:
             if isinstance(exc, ColdstreamError):
                 raise
             raise self._broken(where, exc, repeatable=repeatable) from exc
+        try:
+            return status, response.headers, decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+            if status >= 500 or status in {401, 403} or is_retryable_status(status):
+                return status, response.headers, None
+            shown = describe_reply(
+                status, response.headers.get("Content-Type"), bytes(data), location=response.headers.get("Location", "")
+            )
+            raise IntegrityError(
+                f"{self.base_url} does not answer {where} as Cloudflare's API does: {shown}",
+                hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",
+                operation=where,
+            ) from exc
 
     def _refused(
-        self, status: int, headers: Mapping[str, str], faults: tuple[_Fault, ...], where: str, *, repeatable: bool
+        self, status: int, headers: Mapping[str, str], answer: _Envelope | None, where: str, *, repeatable: bool
     ) -> ColdstreamError:
-        first = faults[0] if faults else _Fault()
+        first = answer.errors[0] if answer and answer.errors else _Fault()
         reason = self._shown(first.message)
         code = f"code {first.code}" if first.code else str(status)
         if status == 429:
@@ -289,7 +251,7 @@ class Api:
         import urllib3
 
         host = urlsplit(self.base_url).hostname or ""
-        if isinstance(exc, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(exc):
+        if tls_fault(exc):
             return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
         if not self._reached:
             # Before anything ever answered, the address or the network is the likelier fault: say so at once.
@@ -306,56 +268,19 @@ class Api:
             retryable=repeatable or unsent,
         )
 
-    def _no_answer(self, where: str, status: int, headers: Mapping[str, str], data: bytes) -> IntegrityError:
-        shown = describe_reply(status, headers.get("Content-Type"), data, location=headers.get("Location", ""))
-        return IntegrityError(
-            f"{self.base_url} does not answer {where} as Cloudflare's API does: {shown}",
-            hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",
-            operation=where,
-        )
-
     def _shown(self, reason: str) -> str:
-        """Cloudflare's words, as they may be printed."""
+        """Cloudflare's words, without the token and control characters."""
         reason = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", reason.replace(self._token, "…")).strip()
         return reason[:_REASON_CHARACTERS_MAX]
 
 
 def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
-    """Cloudflare's API with the configured token; None when there is none. Touches no network.
-
-    Raises:
-        ConfigError: The token or the URL cannot be one.
-    """
+    """Cloudflare's API with the configured token, or None; see `Api`."""
     token = settings.get("CLOUDFLARE_API_TOKEN")
     if token is None:
         return None
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
     return Api(token, settings.get("CLOUDFLARE_BASE_URL") or BASE_URL, retry=retry)
-
-
-def _is_foreign(status: int) -> bool:
-    """Whether an answer of this status that is not Cloudflare's JSON comes from another server."""
-    return status < 500 and status not in {401, 403} and not is_retryable_status(status)
-
-
-def _whole(response: urllib3.BaseHTTPResponse, where: str, check: Callable[[], None]) -> bytes:
-    """An answer's body, up to the limit. The connection is reused if all was read, and closed otherwise."""
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        while piece := response.read(_PIECE_BYTES, decode_content=False):
-            check()
-            size += len(piece)
-            if size > RESPONSE_BYTES_MAX:
-                raise IntegrityError(
-                    f"Cloudflare's answer to {where} is larger than {format_bytes(RESPONSE_BYTES_MAX)}", operation=where
-                )
-            pieces.append(piece)
-    except BaseException:
-        response.close()
-        raise
-    response.release_conn()
-    return b"".join(pieces)
 
 
 def _checked_base_url(text: str) -> str:

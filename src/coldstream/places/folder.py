@@ -1,8 +1,7 @@
 """Files in a local folder: a disk, an NFS mount, a download, the Hugging Face cache.
 
 Keys are paths below the root, and links are followed. Writes go to a temporary file in `.coldstream-uploads` and are
-renamed into place, so a reader sees the old object or the new one. Conditions hold between processes on one machine
-through a file lock.
+renamed into place. A file lock makes conditions hold between the processes of one machine.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from io import FileIO
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -36,7 +36,19 @@ from coldstream.errors import (
 )
 from coldstream.machine.limits import limit_error
 from coldstream.net.retry import Retry
-from coldstream.places.place import Body, Link, Location, ObjectInfo, PendingUpload, Piece, UploadPart, fill, replaced
+from coldstream.places.place import (
+    Body,
+    Link,
+    Location,
+    ObjectInfo,
+    OnBytes,
+    PendingUpload,
+    Piece,
+    UploadPart,
+    check_small,
+    fill,
+    replaced,
+)
 from coldstream.places.tree import open_regular, walk
 from coldstream.settings import Settings
 from coldstream.units import MIB
@@ -45,7 +57,7 @@ if TYPE_CHECKING:
     from coldstream.model.manifest import Provenance
 
 _STAGING = ".coldstream-uploads"
-# Up to here an ETag is the content's hash; above it, the file's time and size, since reading it would take too long.
+# Up to this size the ETag is the content's hash; above it, the file's time and size.
 _HASHED_BYTES_MAX = 16 * MIB
 
 
@@ -71,19 +83,12 @@ class Folder:
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         info = self._matching(key, if_match)
-        if bytes_max is not None and info.size > bytes_max:
-            raise IntegrityError(f"{self._at(key)} has {info.size} bytes; at most {bytes_max} are read")
+        check_small(self._at(key), info.size, bytes_max)
         with self._translated(key), open_regular(self._path(key)) as file:
             return file.readall(), info
 
     def read_into(
-        self,
-        key: str,
-        start: int,
-        buffer: memoryview,
-        *,
-        if_match: str | None = None,
-        on_read: Callable[[int], None] | None = None,
+        self, key: str, start: int, buffer: memoryview, *, if_match: str | None = None, on_read: OnBytes | None = None
     ) -> None:
         info = self._matching(key, if_match)
         if buffer and start + len(buffer) > info.size:
@@ -96,21 +101,19 @@ class Folder:
                 yield file
 
         fill(buffer, open_range, retry=self.retry, where=self._at(key), on_read=on_read)
+        # It may have been written to while it was being read.
+        self._matching(key, if_match)
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
         path = self._path(key)
         with self._translated(key), open_regular(path) as file:
-            descriptor = file.fileno()
-            pieces = []
-            position = start
-            while position < stop and (piece := os.pread(descriptor, min(stop - position, MIB), position)):
-                pieces.append(piece)
-                position += len(piece)
-            stat = os.fstat(descriptor)
-        if position < min(stop, stat.st_size):
+            stat = os.fstat(file.fileno())
+            file.seek(start)
+            body = file.read(stop - start)
+        if len(body) < min(stop, stat.st_size) - start:
             raise replaced(where)
         stamp, location = f"{stat.st_mtime_ns:x}", self.locate(key)
-        return Piece(body=b"".join(pieces), size=stat.st_size, etag=None, stamp=stamp, location=location)
+        return Piece(body=body, size=stat.st_size, etag=None, stamp=stamp, location=location)
 
     def locate(self, key: str) -> Location:
         return Location(local=str(self._path(key)))
@@ -155,14 +158,17 @@ class Folder:
         metadata: Mapping[str, str] | None = None,
         if_match: str | None = None,
         if_absent: bool = False,
-        on_sent: Callable[[int], None] | None = None,
+        on_sent: OnBytes | None = None,
     ) -> str:
         with self._translated(key):
             temporary = self._staged(f"put-{uuid.uuid4().hex}")
             try:
                 _write(temporary, body)
                 with self._locked():
-                    self._check(key, if_match, if_absent=if_absent)
+                    if if_absent and self._path(key).exists():
+                        raise ConflictError(f"{self._at(key)} exists already")
+                    if if_match is not None:
+                        self._matching(key, if_match)
                     self._install(temporary, key)
                     etag = self._describe(key).etag
             finally:
@@ -176,9 +182,9 @@ class Folder:
             with self._translated(key):
                 path = self._path(key)
                 path.unlink(missing_ok=True)
-                for parent in path.parents:
-                    if parent == self.root or not _remove_if_empty(parent):
-                        break
+                with suppress(OSError):  # not empty
+                    for parent in takewhile(lambda parent: parent != self.root, path.parents):
+                        parent.rmdir()
 
     def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
         upload_id = uuid.uuid4().hex
@@ -189,9 +195,7 @@ class Folder:
             _write(folder / "key", key.encode())
         return upload_id
 
-    def put_part(
-        self, key: str, upload_id: str, number: int, body: Body, *, on_sent: Callable[[int], None] | None = None
-    ) -> str:
+    def put_part(self, key: str, upload_id: str, number: int, body: Body, *, on_sent: OnBytes | None = None) -> str:
         folder = self._upload(key, upload_id)
         etag = self.part_etag(body)
         with self._translated(key):
@@ -300,16 +304,6 @@ class Folder:
             )
         return info
 
-    def _check(self, key: str, if_match: str | None, *, if_absent: bool) -> None:
-        path = self._path(key)
-        if if_absent and path.exists():
-            raise ConflictError(f"{self._at(key)} exists already")
-        if if_match is not None:
-            try:
-                self._matching(key, if_match)
-            except NotFoundError as exc:
-                raise ConflictError(f"{self._at(key)} is gone") from exc
-
     def _describe(self, key: str) -> ObjectInfo:
         path = self._path(key)
         stat = path.stat()
@@ -359,8 +353,8 @@ class Folder:
 class FolderSnapshot(Folder):
     """A folder whose files are a model, or several, to read them.
 
-    Hidden folders (version control, records) are left out. Files that cannot be read are listed with their fault, so
-    that an upload that needs them can refuse them. A file's ETag is its time and size: no file is read to list it.
+    Hidden folders (version control, records) are left out. Files that cannot be read are listed with their fault. A
+    file's ETag is its time and size, so that no file is read to list it.
     """
 
     @property
@@ -385,23 +379,6 @@ class FolderSnapshot(Folder):
     def branches_with_weights(self) -> Sequence[str]:
         return ()
 
-    def read_into(
-        self,
-        key: str,
-        start: int,
-        buffer: memoryview,
-        *,
-        if_match: str | None = None,
-        on_read: Callable[[int], None] | None = None,
-    ) -> None:
-        self._check_version(key, if_match)
-        super().read_into(key, start, buffer, on_read=on_read)
-        self._check_version(key, if_match)
-
-    def _check_version(self, key: str, etag: str | None) -> None:
-        if etag is not None and self.head(key).etag != etag:
-            raise ConflictError(f"{self.root / key} changed while it was being read", hint="run the same command again")
-
     def _describe(self, key: str) -> ObjectInfo:
         stat = self._path(key).stat()
         return ObjectInfo(key=key, size=stat.st_size, etag=_version(stat.st_mtime_ns, stat.st_size))
@@ -416,14 +393,6 @@ def _write(path: Path, body: Body) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _remove_if_empty(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except OSError:
-        return False
-    return True
 
 
 def open_store(uri: str, _settings: Settings, *, retry: Retry | None, **_options: int) -> Folder:

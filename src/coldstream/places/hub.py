@@ -1,11 +1,11 @@
 """Hugging Face as a source: a pinned commit, its files with their hashes, and their bytes by ranges.
 
-The API is spoken by huggingface_hub, whose errors become ours here and nowhere else. Bytes are fetched with urllib3
-from the storage host that the Hub redirects to: one look-up per file instead of one per range, no temporary file, and
-no token on any host but the Hub's own.
+huggingface_hub speaks the API; its errors are translated here and nowhere else. Bytes come from the storage host that
+the Hub redirects to: one look-up per file instead of one per range, no temporary file, and the token goes only to the
+Hub's own host.
 
-Some files above 50 GB are not served over plain HTTP; the storage answers 400. They come through hf-xet (a dependency
-of huggingface_hub), by ranges and into memory like the others.
+The storage answers 400 for some files above 50 GB. They come through hf-xet (a dependency of huggingface_hub), by
+ranges and into memory like the others.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import importlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import huggingface_hub
 import urllib3
@@ -44,11 +44,12 @@ from coldstream.errors import (
 from coldstream.model.manifest import Provenance
 from coldstream.model.names import path_fault
 from coldstream.model.selection import is_weights
-from coldstream.net import trust as https
+from coldstream.net.http_message import FetchError, parse_target
+from coldstream.net.pool import CONNECT_SECONDS, READ_SECONDS
 from coldstream.net.reply import describe_reply, is_page
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
-from coldstream.package import __version__
-from coldstream.places.place import Link, Location, ObjectInfo, Piece, RangeReader, fill
+from coldstream.net.tls import tls_fault
+from coldstream.places.place import Link, Location, ObjectInfo, OnBytes, Piece, RangeReader, check_small, fill
 from coldstream.places.small_reads import LinkReader
 from coldstream.settings import Settings, mask
 from coldstream.units import format_bytes
@@ -56,7 +57,6 @@ from coldstream.units import format_bytes
 # Signed links expire and are renewed; a link that is refused when it is new will not get better.
 _FRESH_LINK_REFUSALS_MAX = 3
 _HUB = "https://huggingface.co"
-_REDIRECTS_MAX = 5
 # What the storage answers for a file that only hf-xet gives (huggingface/xet-core#592).
 _TOO_LARGE_STATUSES = {400, 413}
 # Each is one request.
@@ -78,7 +78,7 @@ class HubSnapshot:
         retry: Retry | None = None,
         connections: int = 10,
     ) -> None:
-        """Pins the commit: asks the Hub what `revision` (a branch, tag or commit; "main") is now.
+        """Pins the commit: asks the Hub what `revision` (a branch, tag or commit) is now.
 
         Raises:
             UsageError: `repo` is not a repository's name.
@@ -91,16 +91,18 @@ class HubSnapshot:
         self._endpoint = (settings.get("HF_ENDPOINT") or _HUB).rstrip("/")
         self._token, self._token_origin = hub_token(settings)
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
-        self._reached = False
         self._links: dict[str, str] = {}
         self._xet_data: dict[str, Any] = {}  # path to huggingface_hub's XetFileData
         self._by_xet: set[str] = set()
         self._sizes: Mapping[str, int] | None = None
         self._links_lock = threading.Lock()
         self._xet = _Xet(self._headers)
-        self._pools = https.connections(connections)
-        self._reader = LinkReader(self.retry, forbidden="check HF_TOKEN, and that its owner may read the model")
-        info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=https.READ_SECONDS))
+        self._reader = LinkReader(
+            self.retry,
+            forbidden=f"check HF_TOKEN ({self._token_state()}), and that its owner may read the model",
+            connections=connections,
+        )
+        info = self._ask(lambda: self._api.model_info(repo, revision=self.revision, timeout=READ_SECONDS))
         if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise IntegrityError(f"{self._endpoint} gives {repo} no commit", hint="check HF_ENDPOINT")
         self.commit = info.sha
@@ -143,22 +145,15 @@ class HubSnapshot:
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         size = self._size(key)
-        if bytes_max is not None and size > bytes_max:
-            raise IntegrityError(f"{self.repo}/{key} has {size} bytes; at most {bytes_max} are read")
+        check_small(f"{self.repo}/{key}", size, bytes_max)
         buffer = bytearray(size)
         self.read_into(key, 0, memoryview(buffer))
         return bytes(buffer), ObjectInfo(key=key, size=size)
 
     def read_into(
-        self,
-        key: str,
-        start: int,
-        buffer: memoryview,
-        *,
-        if_match: str | None = None,
-        on_read: Callable[[int], None] | None = None,
+        self, key: str, start: int, buffer: memoryview, *, if_match: str | None = None, on_read: OnBytes | None = None
     ) -> None:
-        refusals = 0
+        where, stop, refusals = f"{self.repo}/{key}", start + len(buffer), 0
 
         def count(received: int) -> None:
             nonlocal refusals
@@ -167,34 +162,31 @@ class HubSnapshot:
                 on_read(received)
 
         @contextmanager
-        def by_http(first: int, stop: int) -> Iterator[RangeReader | None]:
-            """The range's response; None when this file comes only through hf-xet."""
-            nonlocal refusals
-            link = self._link(key)
-            with self._opened(key, link, first, stop) as response:
-                exhausted = refusals == _FRESH_LINK_REFUSALS_MAX
-                if self._wants_xet(key, response.status, links_exhausted=exhausted):
-                    self._by_xet.add(key)
-                    yield None
-                    return
-                if response.status in {401, 403} and not exhausted:
-                    refusals += 1
-                    self._forget(key, link)
-                    raise UnavailableError(f"{self.repo}/{key}: the signed link has expired", retry_after_seconds=0.0)
-                self._check(key, response, first, stop)
-                yield response
-
-        @contextmanager
         def open_range(done: int) -> Iterator[RangeReader]:
-            first, stop = start + done, start + len(buffer)
-            if key not in self._by_xet:
-                with by_http(first, stop) as response:
-                    if response is not None:
-                        yield response
-                        return
-            yield _Pieces(self._xet_pieces(key, first, stop))
+            nonlocal refusals
+            first, response = start + done, None
+            with ExitStack() as stack:
+                if key not in self._by_xet:
+                    link, headers = self.location(key)
+                    stack.enter_context(self._reader.translated(link, where))
+                    try:
+                        opened = self._reader.pool.open_range(link, first, stop, headers=headers)
+                        response = stack.enter_context(opened).response
+                    except FetchError as exc:
+                        exhausted = refusals == _FRESH_LINK_REFUSALS_MAX
+                        if self._wants_xet(key, exc.status or 0, links_exhausted=exhausted):
+                            self._by_xet.add(key)
+                        elif exc.status not in {401, 403} or exhausted:
+                            raise
+                        else:
+                            refusals += 1
+                            self._forget(key, link)
+                            raise UnavailableError(
+                                f"{where}: the signed link has expired", retry_after_seconds=0.0
+                            ) from exc
+                yield _Pieces(self._xet_pieces(key, first, stop)) if response is None else response
 
-        fill(buffer, open_range, retry=self.retry, where=f"{self.repo}/{key}", on_read=count)
+        fill(buffer, open_range, retry=self.retry, where=where, on_read=count)
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
         try:
@@ -213,17 +205,15 @@ class HubSnapshot:
         return self._reader
 
     def location(self, key: str, *, renew: bool = False) -> Link:
-        """Where a file's bytes are, for readers of their own, and the headers to send there.
+        """The link to a file's bytes, and the headers to send there.
 
-        Args:
-            key: Of a file.
-            renew: Ask the Hub again, because the last link was refused: signed links expire.
+        `renew` requests a new one from the Hub, because the last link was refused: signed links expire.
         """
         if renew:
             with self._links_lock:
                 self._links.pop(key, None)
         link = self._link(key)
-        return link, tuple((name, value) for name, value in self._headers(link).items() if name == "Authorization")
+        return link, tuple(self._headers(link).items())
 
     def _size(self, key: str) -> int:
         if self._sizes is None:
@@ -234,11 +224,7 @@ class HubSnapshot:
         return size
 
     def _wants_xet(self, key: str, status: int, *, links_exhausted: bool) -> bool:
-        """Whether a refused file shall come through hf-xet.
-
-        Raises:
-            UnavailableError: It would have to, and that is switched off or not installed.
-        """
+        """Whether to get a refused file through hf-xet; raises UnavailableError if that is the only way and is off."""
         too_large = status in _TOO_LARGE_STATUSES
         if not (too_large or (status in {401, 403} and links_exhausted)) or key not in self._xet_data:
             return False
@@ -253,7 +239,7 @@ class HubSnapshot:
         return False
 
     def _xet_pieces(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The range's bytes in order, in pieces of whatever size; never more or fewer than asked for."""
+        """The range's bytes in order, exactly, in pieces of any size."""
         where = f"{self.repo}/{key}"
         left = stop - start
         try:
@@ -265,7 +251,7 @@ class HubSnapshot:
         except (OSError, RuntimeError, ValueError) as exc:
             if isinstance(exc, ColdstreamError):
                 raise
-            # What it says may hold a signed link: its type says enough.
+            # Its message may hold a signed link: its type has to do.
             raise UnavailableError(
                 f"{where}: hf-xet failed ({type(exc).__name__})",
                 hint="run it again; HF_XET_LOG_LEVEL=debug makes hf-xet say more in its logs",
@@ -273,64 +259,8 @@ class HubSnapshot:
         if left:
             raise UnavailableError(f"{where}: hf-xet gave {stop - start - left} bytes of {stop - start}")
 
-    @contextmanager
-    def _opened(self, key: str, link: str, start: int, stop: int) -> Iterator[urllib3.BaseHTTPResponse]:
-        """A ranged GET, redirects followed. The connection is reused if all was read, and closed otherwise."""
-        where = f"{self.repo}/{key}"
-        try:
-            for _ in range(_REDIRECTS_MAX):
-                response = self._pools(link).request(
-                    "GET",
-                    link,
-                    headers=self._headers(link) | {"Range": f"bytes={start}-{stop - 1}"},
-                    preload_content=False,
-                    redirect=False,
-                    retries=False,
-                )
-                self._reached = True
-                target = response.get_redirect_location()
-                if not target:
-                    break
-                response.close()
-                link = self._checked_link(target, base=link)
-            else:
-                raise UnavailableError(f"{where}: more than {_REDIRECTS_MAX} redirects", retryable=False)
-            try:
-                yield response
-            finally:
-                if response.length_remaining:
-                    response.close()
-                response.release_conn()
-        except (urllib3.exceptions.HTTPError, OSError) as exc:
-            if isinstance(exc, ColdstreamError):
-                raise
-            raise self._broken(where, urlsplit(link).hostname or "", exc) from exc
-
-    def _check(self, key: str, response: urllib3.BaseHTTPResponse, start: int, stop: int) -> None:
-        """Refuses an answer that is not exactly the range asked for."""
-        where = f"{self.repo}/{key}"
-        if response.status >= 400:
-            raise self._refused(response.status, response.headers, where)
-        match = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("Content-Range", ""))
-        whole = response.status == 200 and start == 0 and response.headers.get("Content-Length") == str(stop)
-        if whole or (match and int(match[1]) == start and int(match[2]) == stop - 1):
-            return
-        host = urlsplit(response.url or "").hostname or "the server"
-        kind, is_empty = response.headers.get("Content-Type"), response.headers.get("Content-Length") == "0"
-        if not match and (response.status not in {200, 206} or is_page(kind) or is_empty):
-            shown = describe_reply(response.status, kind, response.read(_PAGE_BYTES))
-            raise UnavailableError(
-                f"{where}: {host} answers {shown} in place of the file's bytes",
-                hint="a captive portal or a proxy answers there; check HF_ENDPOINT and HTTPS_PROXY",
-            )
-        raise UnavailableError(
-            f"{where}: {host} ignores ranges",
-            hint="a mirror or proxy in between strips the Range header; check HF_ENDPOINT and HTTPS_PROXY",
-            retryable=False,
-        )
-
     def _link(self, key: str) -> str:
-        """Where the bytes are; asked of the Hub once per file, and again when the answer has expired."""
+        """Where the bytes are; requested once per file, and again when the link has expired."""
         with self._links_lock:
             if link := self._links.get(key):
                 return link
@@ -340,7 +270,7 @@ class HubSnapshot:
             metadata = get_hf_file_metadata(
                 url,
                 token=self._token or False,
-                timeout=https.READ_SECONDS,
+                timeout=READ_SECONDS,
                 library_name="coldstream",
                 endpoint=self._endpoint,
             )
@@ -351,38 +281,32 @@ class HubSnapshot:
         metadata = self._ask(located)
         if metadata.size is not None and metadata.size != self._size(key):
             raise IntegrityError(f"{self.repo}/{key}: {metadata.size} bytes, the listing says {self._size(key)}")
-        link = self._checked_link(metadata.location)
+        try:
+            target = parse_target(metadata.location)
+        except FetchError as exc:
+            raise IntegrityError(f"{self.repo}: the Hub redirects to an invalid URL") from exc
+        if target.scheme not in {"https", urlsplit(self._endpoint).scheme}:
+            raise IntegrityError(f"{self.repo}: the Hub redirects to {target.scheme}://{target.host}, which is refused")
         with self._links_lock:
             if metadata.xet_file_data:
                 self._xet_data[key] = metadata.xet_file_data
-            return self._links.setdefault(key, link)
+            return self._links.setdefault(key, target.url)
 
     def _forget(self, key: str, link: str) -> None:
         with self._links_lock:
             if self._links.get(key) == link:
                 del self._links[key]
 
-    def _checked_link(self, link: str, *, base: str = "") -> str:
-        try:
-            link = urljoin(base, link)
-            scheme, host = urlsplit(link).scheme, urlsplit(link).hostname
-        except ValueError:
-            raise IntegrityError(f"{self.repo}: the Hub redirects to an invalid URL") from None
-        if not host or scheme not in {"https", urlsplit(self._endpoint).scheme}:
-            raise IntegrityError(f"{self.repo}: the Hub redirects to {scheme}://{host}, which is refused")
-        return link
-
     def _headers(self, link: str) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity", "User-Agent": f"coldstream/{__version__}"}
-        if self._token and urlsplit(link)[:2] == urlsplit(self._endpoint)[:2]:
-            headers["Authorization"] = f"Bearer {self._token}"
-        return headers
+        """The token, for the Hub's own host only."""
+        at_hub = self._token and urlsplit(link)[:2] == urlsplit(self._endpoint)[:2]
+        return {"Authorization": f"Bearer {self._token}"} if at_hub else {}
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         def attempt() -> Any:
             with self._translated():
                 answer = question()
-            self._reached = True
+            self._reader.reached = True
             return answer
 
         return self.retry.run(attempt)
@@ -433,70 +357,64 @@ class HubSnapshot:
         # The Hub's own errors are JSON or plain text; XML is an S3 server's.
         if (is_page(kind) or "xml" in kind.lower()) and 400 <= status < 500 and status not in {401, 403, 429}:
             return self._stranger()
-        return self._refused(status, headers, self.repo)
-
-    def _unanswered(self, exc: Exception) -> ColdstreamError | None:
-        """The error for an exception of another library; None for one that the server did not cause."""
-        # An answer that is not JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a redirect loop.
-        if isinstance(exc, (ValueError, KeyError, TypeError, AttributeError)) or "Redirects" in type(exc).__name__:
-            return self._stranger()
-        # Its HTTP client is httpx in 1.x and httpx2 in 2.x: told apart by their names, not by an import.
-        if type(exc).__module__.split(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2"}:
-            return self._broken(self.repo, urlsplit(self._endpoint).hostname or "", exc)
-        return None
-
-    def _stranger(self) -> UnavailableError:
-        """What answers at the endpoint in place of a Hub: asked once more, since huggingface_hub does not say."""
-        url = f"{self._endpoint}/api/models/{quote(self.repo)}"
-        try:
-            response = self._pools(url).request(
-                "GET", url, headers=self._headers(url), preload_content=False, redirect=False, retries=False
-            )
-            body, kind = response.read(_PAGE_BYTES), response.headers.get("Content-Type")
-            response.close()
-            shown = describe_reply(response.status, kind, body, location=response.headers.get("Location", ""))
-        except urllib3.exceptions.HTTPError:
-            shown = "an answer that cannot be read"
-        return UnavailableError(
-            f"{urlsplit(self._endpoint).netloc.rpartition('@')[2]} does not answer as a Hub: {shown}",
-            hint="check HF_ENDPOINT and HTTPS_PROXY; a captive portal, a proxy or a web site may answer there",
-            retryable=self._reached,
-        )
-
-    def _refused(self, status: int, headers: Mapping[str, str], where: str) -> ColdstreamError:
         if status in {401, 403}:
             return CredentialsError(
-                f"{where}: the Hub refuses the token" if self._token else f"{where}: the Hub wants a token",
+                f"{self.repo}: the Hub {'refuses the token' if self._token else 'requires a token'}",
                 hint=f"set HF_TOKEN to a valid one ({self._token_state()})",
             )
         if status == 404:
-            return NotFoundError(f"{where} is not on the Hub any more")
+            return NotFoundError(f"{self.repo} is not on the Hub any more")
         if status == 429:
             return UnavailableError(
-                f"{where}: the Hub limits the rate of requests (429)",
+                f"{self.repo}: the Hub limits the rate of requests (429)",
                 hint="wait some minutes; a token (HF_TOKEN) has higher limits",
                 retry_after_seconds=retry_after(headers),
             )
         return UnavailableError(
-            f"{where}: the Hub answered {status}",
+            f"{self.repo}: the Hub answered {status}",
             hint="see status.huggingface.co" if self._endpoint == _HUB else "check HF_ENDPOINT",
             retryable=is_retryable_status(status),
         )
 
-    def _broken(self, where: str, host: str, exc: Exception) -> UnavailableError:
-        # Before anything ever answered, the address or the network is the likelier fault: say so at once.
-        if isinstance(exc, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(exc):
+    def _unanswered(self, exc: Exception) -> ColdstreamError | None:
+        """The error for an exception of another library; None for one that the server did not cause."""
+        # Its HTTP client is httpx in 1.x and httpx2 in 2.x.
+        httpx: Any = importlib.import_module(type(huggingface_hub.get_session()).__module__.partition(".")[0])
+        # An answer that is not JSON, or not the Hub's, fails somewhere in huggingface_hub; so does a redirect loop.
+        if isinstance(exc, (ValueError, KeyError, TypeError, AttributeError, httpx.TooManyRedirects)):
+            return self._stranger()
+        if not isinstance(exc, (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)):
+            return None
+        host = urlsplit(self._endpoint).hostname
+        if tls_fault(exc):
             return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
-        if not self._reached:
+        # Before anything ever answered, the address or the network is the likelier fault: say so at once.
+        if not self._reader.reached:
             return UnavailableError(f"cannot reach {host}", hint="check the network and HF_ENDPOINT", retryable=False)
-        return UnavailableError(f"{where}: the connection to {host} broke ({type(exc).__name__})")
+        return UnavailableError(f"{self.repo}: the connection to {host} broke ({type(exc).__name__})")
+
+    def _stranger(self) -> UnavailableError:
+        """The error for another server at the endpoint; it is queried again, as huggingface_hub hides its reply."""
+        url = f"{self._endpoint}/api/models/{quote(self.repo)}"
+        shown = "an answer that cannot be read"
+        with (
+            suppress(urllib3.exceptions.HTTPError),
+            closing(self._reader.pool.request("GET", url, headers=self._headers(url))) as response,
+        ):
+            body, kind = response.read(_PAGE_BYTES), response.headers.get("Content-Type")
+            shown = describe_reply(response.status, kind, body, location=response.headers.get("Location", ""))
+        return UnavailableError(
+            f"{urlsplit(self._endpoint).netloc.rpartition('@')[2]} does not answer as a Hub: {shown}",
+            hint="check HF_ENDPOINT and HTTPS_PROXY; a captive portal, a proxy or a web site may answer there",
+            retryable=self._reader.reached,
+        )
 
     def _token_state(self) -> str:
         return f"now: {self._token_origin}, ends in {mask(self._token)}" if self._token else "now: not set"
 
 
 def hub_token(settings: Settings) -> tuple[str | None, str]:
-    """The token that the Hub is asked with, or None; and where it came from."""
+    """The token for the Hub, or None; and where it came from."""
     token = settings.get("HF_TOKEN") or huggingface_hub.get_token()
     return token, settings.origin("HF_TOKEN") or "the token of `hf auth login`"
 
@@ -504,8 +422,7 @@ def hub_token(settings: Settings) -> tuple[str | None, str]:
 class _Xet:
     """Streams ranges of files through hf_xet, into memory. Thread-safe.
 
-    It fetches in parallel by itself, in threads of its own. Its buffers, of gigabytes by default, are bounded here; its
-    cache on the disk is off by default.
+    hf_xet has threads of its own, and buffers of gigabytes unless they are bounded.
     """
 
     # A piece may have 64 MiB, so this bounds memory.
@@ -515,19 +432,15 @@ class _Xet:
         "reconstruction.download_buffer_perfile_size": 32_000_000,
         "reconstruction.download_buffer_limit": 64_000_000,
         "reconstruction.min_prefetch_buffer": 16_000_000,
-        # What it gives up on is tried again by our own policy.
-        "client.connect_timeout": f"{https.CONNECT_SECONDS}s",
-        "client.read_timeout": f"{https.READ_SECONDS}s",
+        # Our own policy retries what it gives up on.
+        "client.connect_timeout": f"{CONNECT_SECONDS:.0f}s",
+        "client.read_timeout": f"{READ_SECONDS:.0f}s",
         "client.retry_max_attempts": 2,
-        "client.retry_max_duration": f"{https.READ_SECONDS}s",
+        "client.retry_max_duration": f"{READ_SECONDS:.0f}s",
     }
 
     def __init__(self, headers: Callable[[str], dict[str, str]]) -> None:
-        """Touches nothing.
-
-        Args:
-            headers: From a URL to what is sent there; the token goes only to the Hub.
-        """
+        """Touches nothing; `headers` gives the headers for a URL."""
         self._headers = headers
         self._session: Any = None
         self._groups: dict[str, Any] = {}
@@ -546,7 +459,7 @@ class _Xet:
             yield from self._group(data.refresh_route).download_stream(info, start=start, end=stop)
 
     def _group(self, route: str) -> Any:
-        """The connections for what the Hub hands out tokens for at `route`; hf_xet renews these tokens itself."""
+        """The connections for files whose tokens the Hub issues at `route`; hf_xet renews these tokens itself."""
         with self._lock:
             if route not in self._groups:
                 if self._session is None:

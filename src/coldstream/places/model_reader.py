@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from coldstream.errors import ConfigError, NotFoundError
-from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path
+from coldstream.errors import ConfigError, NotFoundError, UsageError
+from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path, folder_name, path_fault
 from coldstream.model.selection import choose_shards, small_files
+from coldstream.model.uri import Uri
+from coldstream.net.retry import Retry
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, ShardObject, read_checkpoint
 from coldstream.places.model_records import (
@@ -19,18 +24,20 @@ from coldstream.places.model_records import (
     whole_content,
 )
 from coldstream.places.place import Link, ObjectInfo, Place
+from coldstream.settings import Settings
 
+if TYPE_CHECKING:
+    from coldstream.places.hub import HubSnapshot
+
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 Contents = tuple[ModelRecord | None, Mapping[str, ObjectInfo]]
 
 
 class ModelReader:
     """A model in a bucket or a folder; subclasses read it from the Hub and from web servers. Thread-safe.
 
-    Raises, everywhere: NotFoundError, CredentialsError, UnavailableError (what may pass was tried again already),
-    CancelledError; where stated, more.
-
-    Attributes:
-        label: For people; no secret.
+    All methods raise NotFoundError, CredentialsError, UnavailableError and CancelledError; others where stated.
+    `label` is for people, without a secret.
     """
 
     _place: Place
@@ -45,15 +52,12 @@ class ModelReader:
         revision: str | None = None,
         cdn: CdnDomain | None = None,
     ) -> None:
-        """Prepares; touches nothing.
+        """Touches nothing.
 
         Args:
-            place: What it is in; None where `_look` opens it.
+            place: None where `_look` opens it.
             folder: Relative to the place's root; "" when the place holds only the model.
-            label: The model's URI; no secret.
-            name: For people and for folders.
-            revision: What it must be; see `check_revision`.
-            cdn: The CDN in front of the bucket, or None.
+            revision: The required one; see `check_revision`.
         """
         if place is not None:
             self._place = place
@@ -70,7 +74,7 @@ class ModelReader:
 
         Raises:
             NotFoundError: There is no model, it has no safetensors, or its upload is not complete.
-            IntegrityError: The manifest, the index or a header cannot be trusted.
+            IntegrityError: The manifest, the index or a header is damaged.
             ConflictError: A file was replaced while it was being read.
         """
         self._contents = record, listing = self._look()
@@ -81,22 +85,18 @@ class ModelReader:
             return self._through_cdn(self._read_headers(locations, record, left_out))
 
     def renew(self, path: str, segment: int = 0) -> Link:
-        """A fresh link to a segment of a shard of the last `checkpoint`: the old one was refused, links expire."""
+        """A fresh link to a segment of a shard of the last `checkpoint`: links expire."""
         return self._place.renew(self._keys[path][segment], where=self._where(path))
 
     def names(self) -> Sequence[str]:
-        """The files that are needed beside the weights, sorted: config.json, the tokenizer's and so on."""
+        """The files beside the weights that an engine needs, sorted: config.json, the tokenizer's and so on."""
         record, listing = self._look_once()
         if record:
             return small_files({path: entry.size for path, entry in record.entries.items()}, stored=True)
         return small_files({path: info.size for path, info in listing.items() if not info.fault}, stored=False)
 
     def read(self, path: str, bytes_max: int) -> bytes:
-        """The content of one of them.
-
-        Raises:
-            IntegrityError: It is larger than `bytes_max`, or is not what the manifest says.
-        """
+        """The content of one of `names`; IntegrityError if it is larger or not as the manifest says."""
         record, _ = self._look_once()
         checked_path(path, where=self.label)
         if record is None:
@@ -116,7 +116,7 @@ class ModelReader:
         return self._contents
 
     def _look(self) -> Contents:
-        """The manifest, or else the model's files by their paths."""
+        """The manifest, or the model's files by their paths."""
         if nearest := nearest_record(self._folder, self._read_record):
             outer, record = nearest
             inner = self._folder.removeprefix(outer).removeprefix("/")
@@ -128,19 +128,15 @@ class ModelReader:
 
     def _list(self) -> Mapping[str, ObjectInfo]:
         prefix = self._key("")
-        listing = {
-            self._checked(info, prefix): info
-            for info in self._place.list(prefix)
+        listing = {}
+        for info in self._place.list(prefix):
             # Consoles make "folders" as empty objects whose keys end in "/".
-            if not info.key.endswith("/")
-        }
+            if not info.key.endswith("/"):
+                path = info.key.removeprefix(prefix)
+                listing[path if info.fault else checked_path(path, where=self.label)] = info
         if not listing:
             raise missing_model(self._place, self._folder)
         return listing
-
-    def _checked(self, info: ObjectInfo, prefix: str) -> str:
-        path = info.key.removeprefix(prefix)
-        return path if info.fault else checked_path(path, where=self.label)
 
     def _read_record(self, folder: str) -> ModelRecord | None:
         key = f"{folder}/{MANIFEST_NAME}" if folder else MANIFEST_NAME
@@ -151,7 +147,7 @@ class ModelReader:
         return read_record(data, where=f"{self._place.uri}/{key}", revision=self._revision)
 
     def _choose(self, contents: Contents) -> tuple[tuple[str, ...], Mapping[str, str]]:
-        """The paths of the shards, and which weights are left out and why."""
+        """The paths of the shards, and the weights that are left out, with the reason."""
         record, listing = contents
         is_checked = bool(record and record.is_whole)
         choice = choose_shards(record.entries if record else listing, self.read, is_checked=is_checked)
@@ -219,3 +215,59 @@ class ModelReader:
 
     def _where(self, path: str) -> str:
         return f"{self.label}/{path}"
+
+
+class HubModelReader(ModelReader):
+    """A repository on the Hub, or a folder in one. Each `checkpoint` pins the commit anew."""
+
+    _place: HubSnapshot
+
+    def __init__(self, rest: str, settings: Settings, *, retry: Retry, connections: int) -> None:
+        """Prepares to read `rest`, which is `org/model[/folder][@revision]`; touches no network. Raises UsageError."""
+        name, _, revision = rest.partition("@")
+        owner, _, inner = name.partition("/")
+        model, _, folder = inner.partition("/")
+        self._repo = f"{owner}/{model}" if model else owner
+        if not _REPO.fullmatch(self._repo) or path_fault(name) or (revision and path_fault(revision)):
+            raise UsageError(
+                f"{str(Uri(f'hf://{rest}'))!r} is not a repository on the Hub",
+                hint="write hf://org/model, hf://org/model@revision or hf://org/model/folder@revision",
+            )
+        super().__init__(None, folder, label=f"hf://{rest}", name=folder_name(name.split("/"), "model"))
+        self._pinned_revision = revision or None
+        self._settings, self._retry, self._connections = settings, retry, connections
+
+    def _look(self) -> Contents:
+        # Imported here: huggingface_hub takes half a second.
+        from coldstream.places.hub import HubSnapshot
+
+        self._place = HubSnapshot(
+            self._repo,
+            revision=self._pinned_revision,
+            settings=self._settings,
+            retry=self._retry,
+            connections=self._connections,
+        )
+        prefix = self._key("")
+        listing = {
+            checked_path(info.key, where=self.label).removeprefix(prefix): info for info in self._place.list(prefix)
+        }
+        if self._folder and not listing:
+            raise NotFoundError(f"there are no files in {self.label}", target=self.label)
+        return None, listing
+
+    def _refuse_without_weights(self, listing: Mapping[str, ObjectInfo]) -> None:
+        if branches := self._place.branches_with_weights():
+            raise NotFoundError(
+                f"{self.label} has no safetensors weights, but its branches {', '.join(branches)} have some",
+                hint=f"name one of them: {shlex.quote(f'hf://{self._repo}@{branches[0]}')}",
+                target=self.label,
+            )
+
+    def _read_headers(
+        self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
+    ) -> Checkpoint:
+        commit = self._place.commit
+        return read_checkpoint(
+            self._place, locations, uri=self.label, name=self._name, version=commit, left_out=left_out
+        )

@@ -1,4 +1,4 @@
-"""Models at a place: their manifests, which ones a listing holds, and what a misspelt name may mean."""
+"""Models at a place: their manifests, the models of a listing, and suggestions for a misspelt name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from coldstream.errors import ColdstreamError, CredentialsError, IntegrityError,
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.names import MANIFEST_NAME
 from coldstream.model.selection import is_weights
-from coldstream.places.place import ObjectInfo, Place
+from coldstream.places.place import ObjectInfo, Place, check_small
 
 if TYPE_CHECKING:
     from coldstream.model.manifest import FileEntry, StoredObject
 
 R = TypeVar("R")
 
-# `serialize` writes the first two at the start and the last at the end; no accident spoils all of them.
+# `serialize` writes the first ones at the start and the last at the end; no accident damages all of them.
 _MARKS = (b'"format":1,', b'"state":"ready"', b'"state":"uploading"', b'"digest":"sha256:')
 _START = b'{"format":'
 _MARK_WITHIN_BYTES = 256
@@ -31,12 +31,9 @@ _NEAR_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A complete manifest.
+    """A complete manifest; `version` is its digest, 64 hexadecimal digits.
 
-    Attributes:
-        version: 64 hexadecimal digits: its digest.
-        entries: By path.
-        is_whole: Whether these are all files of a model, as its upload looked at them.
+    `is_whole`: whether the entries are all files of a model, as its upload checked them.
     """
 
     version: str
@@ -44,7 +41,7 @@ class ModelRecord:
     is_whole: bool = True
 
     def below(self, folder: str, *, model: str) -> ModelRecord | None:
-        """The record of a folder inside the model, or None if none of the model's files is in it."""
+        """The record of a folder inside the model, unless it is empty."""
         from coldstream.model.manifest import entries_below
 
         entries = {entry.path: entry for entry in entries_below(self.entries.values(), folder, model=model)}
@@ -54,17 +51,15 @@ class ModelRecord:
 
 
 def looks_like_record(data: bytes) -> bool:
-    """Whether this is a manifest or was one before it was cut or altered; not, say, a page that says "not found"."""
+    """Whether this is a manifest, or one that was cut or altered; and not, say, a page that says "not found"."""
     ends = data[:_MARK_WITHIN_BYTES] + data[-_MARK_WITHIN_BYTES:]
     return _START.startswith(data[: len(_START)]) or any(mark in ends for mark in _MARKS)
 
 
 def read_record(data: bytes, *, where: str, revision: str | None = None) -> ModelRecord:
-    """Parses what stands in a model's `MANIFEST_NAME`.
+    """Parses a manifest, or raises ManifestError.
 
-    Raises:
-        ManifestError: It cannot be trusted.
-        NotFoundError: It is the journal of an upload: the model is not complete. Or the model is another revision.
+    NotFoundError: it is the journal of an unfinished upload, or the model is of another revision.
     """
     # Imported here: models without a manifest need neither the schema nor what checks it.
     from coldstream.model.manifest import Journal, check_revision, digest_of, parse, upload_command
@@ -83,11 +78,7 @@ def read_record(data: bytes, *, where: str, revision: str | None = None) -> Mode
 
 
 def no_record(where: str, revision: str | None) -> None:
-    """A model without a manifest.
-
-    Raises:
-        NotFoundError: A revision was asked for, and nothing tells which one it is.
-    """
+    """Raises NotFoundError for a revision of a model without a manifest, which does not tell its revision."""
     if revision is not None:
         from coldstream.model.manifest import check_revision
 
@@ -95,24 +86,16 @@ def no_record(where: str, revision: str | None) -> None:
 
 
 def nearest_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:
-    """The record of a model, or of the model that a folder is a part of, such as one component of a pipeline.
+    """The record of a model, or of the model that a folder is a part of (one component of a pipeline); with its folder.
 
-    Args:
-        folder: Relative to the store.
-        read: Reads the record of a folder, None if it has none.
-
-    Returns:
-        The folder that has it, and the record.
-
-    Raises:
-        What `read` raises. Folders around this one that may not be read count as having none.
+    `read` reads the record of a folder, None if it has none. Folders around this one that are not readable have none.
     """
     record = read(folder)
     return (folder, record) if record is not None else outer_record(folder, read)
 
 
 def outer_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:
-    """The record of the model around a folder that has none; see `nearest_record`."""
+    """The record of the model around a folder without one; see `nearest_record`."""
 
     def read_outer(outer: str) -> R | None:
         try:
@@ -127,22 +110,13 @@ def outer_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] 
 
 
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
-    """A whole small file out of the objects that hold it, compared with the manifest.
-
-    Raises:
-        IntegrityError: It is larger, or another one.
-    """
-    if entry.size > bytes_max:
-        raise IntegrityError(f"{where} has {entry.size} bytes; at most {bytes_max} are read")
+    """A small file out of its objects; IntegrityError if it is larger or not as the manifest says."""
+    check_small(where, entry.size, bytes_max)
     return checked_content(b"".join(read(stored) for stored in entry.objects), entry, where=where)
 
 
 def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> bytes:
-    """A whole small file, compared with the manifest when there is one.
-
-    Raises:
-        IntegrityError: It is another one.
-    """
+    """A small file, compared with the manifest if there is one; IntegrityError if it differs."""
     if entry is not None and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
         raise IntegrityError(
             f"{where} is not what the manifest says: its size or SHA-256 differs",
@@ -170,12 +144,9 @@ def group_by_model(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]
 
 
 def missing_model(place: Place, name: str, listing: Iterable[str] = ()) -> NotFoundError:
-    """The error for a model that is not in the store; its hint has the nearest names that are.
+    """The error for a model that is not in the store; its hint has the nearest names, if the place can be listed.
 
-    Args:
-        place: Where it is not; one that cannot be listed is described without them.
-        name: The model's, relative to the store.
-        listing: The paths of what lies below that name, which is not a model.
+    `listing` has the paths below that name, which is not a model.
     """
     message = f"there is no model {name} in {place.uri}"
     if below := sorted({path.split("/")[0] for path in listing}):
@@ -191,10 +162,7 @@ def missing_model(place: Place, name: str, listing: Iterable[str] = ()) -> NotFo
 
 
 def nearest_names(name: str, names: Iterable[str]) -> list[str]:
-    """Those names that are most like this one, the nearest first. Pure.
-
-    Case does not matter, and a name without its organisation is like one with it.
-    """
+    """The most similar names, the nearest first; case does not matter, and the organisation may be missing."""
     lowered = name.lower()
     whole = {known.lower(): known for known in names}
     last = {known.rpartition("/")[2].lower(): known for known in names}

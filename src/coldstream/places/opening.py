@@ -1,6 +1,6 @@
 """From a URI and settings to a place, and to a model there. Touches no network.
 
-A new kind of place is a module with an `open_store`, and a line in `_STORES`.
+A new kind of store is a module with an `open_store`, and a line in `_STORES`.
 """
 
 from __future__ import annotations
@@ -28,27 +28,17 @@ _FORMS = (
     "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[/folder][@revision] or file:///folder"
 )
 # Scheme to module. Imported when used: boto3 takes 300 ms.
-_STORES = {
-    "s3": "coldstream.places.s3_store",
-    "file": "coldstream.places.folder",
-}
+_STORES = {"s3": "coldstream.places.s3_store", "file": "coldstream.places.folder"}
 
 
 def open_store(
     settings: Settings, uri: str | None = None, *, retry: Retry | None = None, connections: int = 10
 ) -> Store:
-    """The store that a URI names.
-
-    Raises:
-        ConfigError: No store is configured, or its URI or endpoint is malformed.
-    """
+    """The store that a URI names; ConfigError: none is configured, or its URI or endpoint is malformed."""
     uri = settings.store_uri() if uri is None else uri
     module = _STORES.get(urlsplit(uri).scheme)
     if module is None:
-        raise ConfigError(
-            f"{uri!r} is not a store",
-            hint="write s3://bucket, s3://bucket/prefix or file:///folder",
-        )
+        raise ConfigError(f"{uri!r} is not a store", hint="write s3://bucket, s3://bucket/prefix or file:///folder")
     opened: Store = import_module(module).open_store(uri, settings, retry=retry, connections=connections)
     return opened
 
@@ -58,15 +48,10 @@ def open_model_reader(
 ) -> ModelReader:
     """Opens the model that a URI names.
 
-    Args:
-        uri: `org/model[@revision]` in the configured store; `s3://bucket/folder` with the configured endpoint and keys;
-            `file:///folder` or a path that starts with "/", "." or "~"; `https://host/folder`;
-            `hf://org/model[/folder][@revision]`. A folder inside a model, such as a component of a pipeline, is
-            named like a model.
-        settings: Where the store is and how to get in.
-        retry: The policy of all requests; a fresh one by the settings when None.
-        connections: How many requests will run at once.
-        via: Whether weights of the configured bucket come through the CDN in front of it; see `cdn_of`.
+    The URI is `org/model[@revision]` in the configured store; `s3://bucket/folder` with the configured endpoint and
+    keys; `file:///folder` or a path that starts with "/", "." or "~"; `https://host/folder`; or
+    `hf://org/model[/folder][@revision]`. A folder inside a model, such as a component of a pipeline, is named like a
+    model. `via`: whether weights of the configured bucket come through its CDN; see `cdn_of`.
 
     Raises:
         UsageError: It is not the URI of a model.
@@ -92,7 +77,7 @@ def open_model_reader(
 
         return WebModelReader(uri, retry=retry)
     if scheme == "hf":
-        from coldstream.places.hub_reader import HubModelReader
+        from coldstream.places.model_reader import HubModelReader
 
         return HubModelReader(rest.strip("/"), settings, retry=retry, connections=connections)
     if scheme == "file" or is_path(uri):
@@ -110,7 +95,7 @@ def open_model_reader(
 
 
 def scheme_of(uri: Uri, settings: Settings) -> str:
-    """What a model is read by, such as "s3", "https", "hf" and "file"."""
+    """The kind of a model's place: "s3", "https", "hf" or "file"."""
     scheme, mark, _ = uri.full.partition("://")
     if mark:
         return scheme.lower()
@@ -119,7 +104,7 @@ def scheme_of(uri: Uri, settings: Settings) -> str:
 
 
 def uses_tls(uri: Uri, settings: Settings) -> bool:
-    """Whether a model's bytes will come over TLS, as far as its URI and the settings tell; a guess, for preparation."""
+    """Whether a model's bytes will probably come over TLS; for preparation."""
     scheme = scheme_of(uri, settings)
     with suppress(ConfigError):
         if (cdn := cdn_of(settings)) is not None and cdn.url.startswith("https:") and scheme == "s3":
@@ -134,7 +119,6 @@ def uses_tls(uri: Uri, settings: Settings) -> bool:
 
 
 def _is_in_bucket(uri: str, settings: Settings) -> bool:
-    """Whether a model lies in the configured bucket."""
     configured = _configured(settings) or ""
     if not configured.startswith("s3://"):
         return False

@@ -1,13 +1,12 @@
 """Where files are: one contract for what can be listed, described, read by ranges and linked to, and its writable part.
 
 A `Place` is read: a bucket, a folder, a commit on the Hub, a web server. A `Snapshot` is a place whose files are one
-model, as an upload reads it. A `Store` can be written to as well. `tests/conformance` holds each of them to this.
+model, as an upload reads it. A `Store` can be written to as well. `tests/conformance` tests each implementation.
 
 Keys are relative to the place's root, with `/` between segments. Byte ranges are `[start, stop)`. ETags are opaque,
-without quotes; two equal ETags of one key mean equal bytes. Methods are thread-safe. Each retries what may succeed
-later (429, 5xx, cut connections) by itself, within the place's `Retry`; what it raises has been given up on.
-
-Raises, everywhere: CredentialsError, BucketNotFoundError, UnavailableError, CancelledError; where stated, more.
+without quotes; two equal ETags of one key mean equal bytes. Methods are thread-safe, and retry 429, 5xx and cut
+connections themselves, within the place's `Retry`. All raise CredentialsError, BucketNotFoundError, UnavailableError
+and CancelledError; others where stated.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
 
-from coldstream.errors import ConflictError, UnavailableError
+from coldstream.errors import ConflictError, IntegrityError, UnavailableError
 from coldstream.model.job import Headers
 from coldstream.net.retry import Retry
 from coldstream.units import MIB
@@ -27,40 +26,35 @@ if TYPE_CHECKING:
     from coldstream.model.manifest import Provenance
 
 Body = bytes | bytearray | memoryview
-# A URL to GET, and the headers to send along. Both may be secrets.
+# Called with byte counts as they are read or sent.
+OnBytes = Callable[[int], None]
+# A URL, and the headers to send along. Both may be secrets.
 Link = tuple[str, Headers]
-# Of an object whose place does not say when it was written.
+# For an object whose time is unknown.
 LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
-    """A place's description of an object.
-
-    Attributes:
-        key: Relative to the place's root; it stays inside it unless `fault` says otherwise.
-        size: In bytes.
-        etag: Opaque, without quotes. From `list` it may be missing ("") on some servers.
-        modified: When it was last written, with a time zone.
-        metadata: User metadata, keys in lower case; only from `head`, and empty at places that keep none.
-        sha256: In hexadecimal, where the place knows it.
-        git_blob_id: The Git object id of the content, where the place knows it.
-        fault: Why it cannot be read or stored ("it is a broken link"); None when it can.
-    """
+    """A place's description of an object."""
 
     key: str
     size: int
+    # Some servers leave it out of listings.
     etag: str = ""
     modified: datetime = LONG_AGO
+    # Keys in lower case; only from `head`.
     metadata: Mapping[str, str] = field(default_factory=dict)
+    # In hexadecimal, where the place knows them.
     sha256: str | None = None
     git_blob_id: str | None = None
+    # Why it cannot be read or stored ("it is a broken link").
     fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the engine reads an object by itself: a link, or a file on this machine. Exactly one of them is set."""
+    """Where the engine reads an object itself: by a URL, or from a `local` file."""
 
     url: str | None = field(default=None, repr=False)
     headers: Headers = field(default=(), repr=False)
@@ -69,14 +63,12 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A range of an object, and where the rest is.
+    """A range of an object, and where the whole object is.
 
     Attributes:
-        body: From the requested start on; shorter than requested where the object ends.
+        body: Shorter than requested where the object ends.
         size: Of the whole object.
-        etag: Of the response; None for a local file or where the server sends none.
-        stamp: What tells this content from an older one of the same size: the ETag, or a file's time; "" for nothing.
-        location: Where the whole object is.
+        stamp: Distinguishes contents of the same size: the ETag, or a file's time; "" if neither is known.
     """
 
     body: bytes = field(repr=False)
@@ -104,11 +96,10 @@ class PendingUpload:
 
 
 class Place(Protocol):
-    """A place that files are read from. It holds the credentials, and shows none.
+    """A place that files are read from.
 
     Attributes:
         uri: Its root, such as `s3://bucket[/prefix]` or `file:///folder`, without a trailing slash or a secret.
-        retry: The policy that its calls run under.
         pins_by_etag: Whether its responses carry the ETags that a manifest records. A copy of a store has others.
     """
 
@@ -125,57 +116,34 @@ class Place(Protocol):
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         """A small object's bytes and description, from one request.
 
-        Raises:
-            NotFoundError: There is none.
-            ConflictError: Its ETag is not `if_match`.
-            IntegrityError: It is larger than `bytes_max`.
+        Raises NotFoundError, ConflictError (not `if_match`) and IntegrityError (larger than `bytes_max`).
         """
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
-        """Reads a range over the link, or from the file, that the engine will read the rest by.
+        """Reads a range in the way in which the engine will read the rest; the object may end before `stop`.
 
-        Args:
-            key: The object.
-            start: First byte.
-            stop: One past the last byte; the object may end before.
-            etag: The version that it must be of, or None.
-            where: What it is part of, for messages.
+        `etag` is the required version; `where` names the object in messages.
         """
 
     def locate(self, key: str) -> Location:
-        """Where the engine reads an object, without a request where that can be avoided."""
+        """Where the engine reads an object, if possible without a request."""
 
     def renew(self, key: str, *, where: str) -> Link:
-        """A fresh link to an object whose old one was refused: links expire.
-
-        Raises:
-            UsageError: It is a file on this machine.
-        """
+        """A fresh link to an object whose old one has expired; UsageError for a local file."""
 
     def session(self) -> AbstractContextManager[object]:
-        """Within it, connections of `read_piece` are kept open."""
+        """Keeps the connections of `read_piece` open."""
 
 
 class Readable(Protocol):
     """A place whose objects can be read by large ranges."""
 
     def read_into(
-        self,
-        key: str,
-        start: int,
-        buffer: memoryview,
-        *,
-        if_match: str | None = None,
-        on_read: Callable[[int], None] | None = None,
+        self, key: str, start: int, buffer: memoryview, *, if_match: str | None = None, on_read: OnBytes | None = None
     ) -> None:
         """Fills `buffer` with `[start, start + len(buffer))`. Continues where a cut connection left off.
 
-        Args:
-            key: The object.
-            start: First byte.
-            buffer: Writable, contiguous bytes; undefined after an error.
-            if_match: The ETag that it must have; places that pin their version by themselves ignore it.
-            on_read: Called with byte counts as they are read.
+        Places that pin their version ignore `if_match`. `on_read` is called with byte counts as they are read.
 
         Raises:
             NotFoundError: There is no such object.
@@ -187,9 +155,7 @@ class Readable(Protocol):
 class Snapshot(Place, Readable, Protocol):
     """A place that holds one model, pinned: what is listed is what will be read, or an error.
 
-    Attributes:
-        label: For people: "org/model @ 0e9e39f".
-        provenance: For the manifest.
+    `label` is for people ("org/model @ 0e9e39f"), `provenance` for the manifest.
     """
 
     @property
@@ -198,7 +164,7 @@ class Snapshot(Place, Readable, Protocol):
     def provenance(self) -> Provenance: ...
 
     def branches_with_weights(self) -> Sequence[str]:
-        """Other revisions that have safetensors where this one has none; empty when that cannot be known."""
+        """Other revisions that have safetensors, as far as that is known; for a hint."""
 
 
 class Store(Place, Readable, Protocol):
@@ -212,11 +178,7 @@ class Store(Place, Readable, Protocol):
     def write_interval_seconds(self) -> float: ...
 
     def head(self, key: str) -> ObjectInfo:
-        """Describes one object.
-
-        Raises:
-            NotFoundError: There is none.
-        """
+        """Describes one object, or raises NotFoundError."""
 
     def put(
         self,
@@ -226,7 +188,7 @@ class Store(Place, Readable, Protocol):
         metadata: Mapping[str, str] | None = None,
         if_match: str | None = None,
         if_absent: bool = False,
-        on_sent: Callable[[int], None] | None = None,
+        on_sent: OnBytes | None = None,
     ) -> str:
         """Stores an object in one request, atomically, and returns its ETag.
 
@@ -241,42 +203,23 @@ class Store(Place, Readable, Protocol):
     def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
         """Begins a multipart upload and returns its id. Costs storage until completed or aborted."""
 
-    def put_part(
-        self, key: str, upload_id: str, number: int, body: Body, *, on_sent: Callable[[int], None] | None = None
-    ) -> str:
+    def put_part(self, key: str, upload_id: str, number: int, body: Body, *, on_sent: OnBytes | None = None) -> str:
         """Stores part `number` (from 1), replacing an earlier one of that number, and returns its ETag.
 
-        A server that cannot replace a part (rclone) refuses with a permanent error.
-
-        Args:
-            key: As given to `create_upload`.
-            upload_id: As returned by it.
-            number: From 1.
-            body: Not changed and not kept; the caller's again when this returns.
-            on_sent: Called with byte counts as they leave; a repeated attempt gives a negative count first.
+        `on_sent` is called with byte counts as they leave; a repeated attempt starts with a negative count.
 
         Raises:
             UploadNotFoundError: The upload is gone.
+            UnsupportedError: The server cannot replace a part (rclone).
         """
 
     def copy_part(
         self, key: str, upload_id: str, number: int, source: str, start: int, stop: int, *, if_match: str
     ) -> str | None:
-        """Stores `[start, stop)` of the object `source` as part `number`, without the bytes coming here.
+        """Stores `[start, stop)` of the object `source` as part `number`, on the server's side, and returns its ETag.
 
-        Args:
-            key: As given to `create_upload`.
-            upload_id: As returned by it.
-            number: From 1.
-            source: Another object of this store, larger than 5 MiB (S3 copies no range of a smaller one).
-            start: First byte.
-            stop: One past the last byte.
-            if_match: The ETag that the source must have. A server may ignore it (moto does): look with `head` before
-                completing.
-
-        Returns:
-            The part's ETag, as `put_part` gives it for those bytes; None when the server cannot copy (rclone), which
-            leaves an upload that is good for nothing.
+        None: the server cannot copy (rclone), and the upload can only be aborted. S3 does not copy from objects below
+        5 MiB. A server may ignore `if_match` (moto does): compare with `head` before completing.
 
         Raises:
             NotFoundError: There is no such source.
@@ -285,25 +228,21 @@ class Store(Place, Readable, Protocol):
         """
 
     def part_etag(self, body: Body) -> str:
-        """The ETag that `put_part` gives for this content: what tells whether a stored part holds it."""
+        """The ETag that `put_part` gives for this content, to compare a stored part with it."""
 
     def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
-        """The stored parts, by number.
-
-        Raises:
-            UploadNotFoundError: The upload is gone.
-        """
+        """The stored parts, by number, or UploadNotFoundError."""
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
-        """Makes the object out of its parts, atomically. Repeating it after it worked is an UploadNotFoundError.
+        """Makes the object out of its parts, atomically.
 
         Raises:
             UploadNotFoundError: The upload is gone, perhaps because an earlier attempt worked: look with `head`.
-            ConflictError: A part is missing or is not the one named.
+            ConflictError: A part is missing or has another ETag.
         """
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Drops an upload and its parts; one that is gone already is fine."""
+        """Drops an upload and its parts; idempotent."""
 
     def uploads(self, prefix: str) -> Iterator[PendingUpload]:
         """The unfinished uploads of keys that start with `prefix`."""
@@ -321,16 +260,11 @@ def fill(
     *,
     retry: Retry,
     where: str,
-    on_read: Callable[[int], None] | None = None,
+    on_read: OnBytes | None = None,
 ) -> None:
     """Fills `buffer` out of as many responses as it takes: the loop of every `read_into`.
 
-    Args:
-        buffer: Where to.
-        open_range: Opens what is left, behind that many bytes; called again after each retryable error.
-        retry: The policy.
-        where: What is read, for messages.
-        on_read: As in `Readable.read_into`.
+    `open_range` opens the rest behind that many bytes, and is called again after each retryable error.
     """
     done = 0
 
@@ -352,8 +286,14 @@ def fill(
         retry.run(attempt, progress=lambda: done)
 
 
+def check_small(where: str, size: int, bytes_max: int | None) -> None:
+    """Raises IntegrityError for an object that is too large to be read whole."""
+    if bytes_max is not None and size > bytes_max:
+        raise IntegrityError(f"{where} has {size} bytes; at most {bytes_max} are read")
+
+
 def replaced(where: str) -> ConflictError:
-    """The error for an object that is not the one that was seen or listed a moment ago."""
+    """The error for an object of another version than the one that was listed."""
     return ConflictError(
         f"{where} was replaced while it was being read, or since its upload",
         hint="the model was written to; run the same command again, or look with: coldstream verify",
@@ -363,23 +303,14 @@ def replaced(where: str) -> ConflictError:
 
 
 def honours_conditions(store: Store, key: str, body: Body) -> bool:
-    """Tries whether a store refuses conditional writes whose condition is false, of both kinds.
+    """Whether a store refuses conditional writes whose condition is false, of both kinds; rclone ignores them.
 
-    Some servers ignore one of them or both; rclone does.
-
-    Args:
-        store: Which.
-        key: An existing object.
-        body: Its present content, so that a store which ignores conditions changes nothing.
+    `body` is the present content of the object `key`, so that a store which ignores conditions changes nothing.
     """
-    return _is_refused(lambda: store.put(key, body, if_absent=True)) and _is_refused(
-        lambda: store.put(key, body, if_match="0" * 32)
-    )
-
-
-def _is_refused(write: Callable[[], str]) -> bool:
-    try:
-        write()
-    except ConflictError:
-        return True
-    return False
+    for if_absent, if_match in ((True, None), (False, "0" * 32)):
+        try:
+            store.put(key, body, if_absent=if_absent, if_match=if_match)
+        except ConflictError:
+            continue
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""Many presigned links out of one: what boto3 signs in two milliseconds is one hash chain for each further key. Pure.
+"""Many presigned links out of one: boto3 takes two milliseconds for each, and one hash chain is enough. Pure.
 
-A link is taken apart, signed again for its own key, and used for others only if that gives the same signature: whatever
-boto3 does otherwise (another algorithm, another encoding, headers that are signed) makes no links here.
+A link is taken apart and signed again for its own key. It is the template of others only if that gives the same
+signature, so that another algorithm, encoding or set of signed headers is left to boto3.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """What the links of one moment have in common.
+    """The common part of the links of one moment.
 
     Attributes:
         base: Scheme, host and the path in front of the key.
         head: Of the canonical request: method, and path in front of the key.
-        tail: What follows the path in it.
+        tail: Of the canonical request, behind the path.
         query: Of the link, without the signature.
         scope: Date and scope, as they are signed.
         key: The signing key. A secret.
@@ -42,7 +42,7 @@ class Template:
 
 
 def template_of(link: str, key: str, secret_key: str) -> Template | None:
-    """The template of a presigned link; None when it is not one that can be made here."""
+    """The template of a presigned link, if it can be reproduced."""
     split = urlsplit(link)
     query, mark, signature = split.query.partition("&X-Amz-Signature=")
     fields = dict(parse_qsl(query))

@@ -1,7 +1,7 @@
-"""Whether an answer is an S3 server's, looked at before botocore reads it.
+"""Whether an answer is from an S3 server, checked before botocore reads it.
 
-botocore takes a web page for an answer: a listing without objects, an error 500, or a redirect that it follows without
-end. What every answer of its kind holds tells it apart: the root of its XML, or an ETag.
+botocore takes a web page for an empty listing, an error 500, or a redirect that it follows without end. A real answer
+has the root of its XML, or an ETag.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:\w+:)?(\w+)")
 _TELLING = ("List", "CreateMultipartUpload", "CompleteMultipartUpload", "DeleteObjects")
 _STORES = {"PutObject", "UploadPart"}
 _READS = {"GetObject", "HeadObject"}
-# What proxies answer for a server that is busy or refuses: the status is believed in any case.
+# Proxies send them for a server that is busy or refuses: the status is trusted in any case.
 _RELAYED_STATUS = {401, 403, 408, 429}
 _SIGNS = {"x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "x-amzn-requestid"}
 _PAGE_BYTES = 4096
@@ -27,21 +27,17 @@ STRANGER = "ColdstreamStranger"
 
 
 class StrangerError(Exception):
-    """Another server answered; the message is the answer in a few words. Translated like botocore's own."""
+    """Another server answered; the message describes the answer. Translated like botocore's own errors."""
 
 
 def recognize_answers(client: Any) -> None:
-    """Makes a client raise `StrangerError` for answers that do not come from an S3 server."""
+    """Makes a client raise `StrangerError` for answers that are not from an S3 server."""
     # Handlers of a wildcard come first: botocore's own turns a page with status 200 into an error 500.
     client.meta.events.register("before-parse.*.*", _check_answer)
 
 
 def check_object(answer: Mapping[str, Any], key: str) -> None:
-    """Tells a page with an ETag of its own from an object or the range of one.
-
-    Raises:
-        StrangerError: It is none. Often a proxy's word for a passing trouble.
-    """
+    """Raises StrangerError for a web page with an ETag of its own: often a proxy's, for a passing fault."""
     kind = answer.get("ContentType")
     if answer.get("ContentRange") or not is_page(kind) or key.endswith(_PAGE_ENDS):
         return
@@ -80,7 +76,7 @@ def _check_answer(
 
 
 def _is_sound(operation: str, status: int, headers: Mapping[str, str], body: bytes | None) -> bool:
-    """Whether an answer has what each of its kind has; `body` is None where it is still to be received."""
+    """Whether an answer has the marks of its kind; `body` is None where it is still to be received."""
     speaks = _is_telling(operation, body or b"")
     if status >= 400:
         return speaks or not is_page(headers.get("content-type") if body else None, body or b"")

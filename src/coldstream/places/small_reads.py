@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from coldstream.errors import CancelledError, ColdstreamError, CredentialsError, NotFoundError, UnavailableError
-from coldstream.net.connection import Ranged
+from coldstream.errors import CredentialsError, NotFoundError, UnavailableError
 from coldstream.net.http_message import FetchError, parse_target
-from coldstream.net.pool import ConnectionPool, read
 from coldstream.net.retry import Retry
 from coldstream.places.place import Link, Location, Piece, replaced
 
+if TYPE_CHECKING:
+    from coldstream.net.pool import HttpPool, Ranged
+
 # What a link is tried with: enough for any answer to be a real one.
 _PROBE_BYTES = 8
+_IDLE_SECONDS = 20.0
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredRequest", "InvalidToken", "TokenRefreshRequired"}
 
 
@@ -21,47 +26,45 @@ class LinkReader:
     """Reads from the servers of one place. Thread-safe. As a context manager it keeps connections open.
 
     Args:
-        retry: The policy of all reads.
-        forbidden: What to do when the server refuses, a hint for people.
-        ca_bundle: File of the certificates to trust, in place of the environment's AWS_CA_BUNDLE.
+        forbidden: What to do when the server refuses: a hint.
+        ca_bundle: Replaces the environment's AWS_CA_BUNDLE.
 
     Attributes:
         reached: Whether the servers are known to answer: before that, a wrong address is likelier than a passing fault.
     """
 
-    def __init__(self, retry: Retry, *, forbidden: str, ca_bundle: str | None = None) -> None:
+    def __init__(self, retry: Retry, *, forbidden: str, ca_bundle: str | None = None, connections: int = 16) -> None:
         self.retry = retry
-        self._ca_bundle = ca_bundle
         self._forbidden = forbidden
         self.reached = False
+        self._options = (connections, ca_bundle)
         self._lock = threading.Lock()
         self._entered = 0
-        self._pool: ConnectionPool | None = None
+        self._pool: HttpPool | None = None
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._entered:
-                self._pool = ConnectionPool(ca_bundle=self._ca_bundle)
             self._entered += 1
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._entered -= 1
-            pool, self._pool = (self._pool, None) if not self._entered else (None, self._pool)
-        if pool:
-            pool.close()
+            if self._pool and not self._entered:
+                self._pool.close()
 
-    def get(
-        self,
-        link: Link,
-        *,
-        where: str,
-        start: int = 0,
-        stop: int | None = None,
-        bytes_max: int,
-        etag: str | None = None,
-    ) -> Ranged:
-        """Reads a range, or all there is, of what a link gives.
+    @property
+    def pool(self) -> HttpPool:
+        """The connections. urllib3 is imported here: an opened place may never be read."""
+        from coldstream.net.pool import HttpPool
+
+        with self._lock:
+            if self._pool is None:
+                count, ca_bundle = self._options
+                self._pool = HttpPool(count, ca_bundle=ca_bundle, read_seconds=_IDLE_SECONDS)
+            return self._pool
+
+    def get(self, link: Link, *, where: str, start: int = 0, stop: int, etag: str | None = None) -> Ranged:
+        """Reads a range, which may reach past the end.
 
         Raises:
             NotFoundError: 404.
@@ -69,96 +72,79 @@ class LinkReader:
             ConflictError: It is of another version.
             UnavailableError: It does not answer, or not as it should.
         """
+        from coldstream.net.pool import read
+
         url, headers = link
 
         def attempt() -> Ranged:
-            try:
-                response = read(
-                    url, start=start, stop=stop, bytes_max=bytes_max, headers=headers, etag=etag, pool=self._pool
-                )
-            except FetchError as exc:
-                self.reached = self.reached or (exc.status is not None and exc.kind != "unexpected")
-                raise self._ours(exc, where, urlsplit(url).hostname or "the server") from exc
-            self.reached = True
-            return response
+            with self, self.translated(url, where):
+                return read(url, start=start, stop=stop, headers=headers, etag=etag, pool=self.pool)
 
         return self.retry.run(attempt)
 
     def follow(self, link: Link, *, where: str) -> Link:
         """The link that a link leads to in the end: the engine follows no redirects."""
-        return _final_link(link, self.get(link, where=where, stop=_PROBE_BYTES, bytes_max=_PROBE_BYTES))
+        return _final_link(link, self.get(link, where=where, stop=_PROBE_BYTES))
 
     def read_piece(self, link: Link, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
         """Reads `[start, stop)` of what a link gives; see `Place.read_piece`."""
-        read = self.get(link, where=where, start=start, stop=stop, bytes_max=stop - start, etag=etag)
+        read = self.get(link, where=where, start=start, stop=stop, etag=etag)
         location = Location(*_final_link(link, read))
         return Piece(body=read.body, size=read.size, etag=read.etag, stamp=read.etag or "", location=location)
 
-    def _ours(self, exc: FetchError, where: str, host: str) -> ColdstreamError:
-        message = exc.message if where in exc.message else f"{where}: {exc.message}"
-        if exc.kind == "cancelled":
-            return CancelledError("cancelled")
-        if exc.kind == "gone":
-            return NotFoundError(f"{where} does not exist", operation="GET", target=where)
+    @contextmanager
+    def translated(self, url: str, where: str) -> Iterator[None]:
+        """Turns each FetchError into an error that says what to do."""
+        try:
+            yield
+            self.reached = True
+        except FetchError as exc:
+            self.reached = self.reached or (exc.status is not None and exc.kind != "unexpected")
+            raise self._error(exc, where, urlsplit(url).hostname or "the server") from exc
+
+    def _error(self, exc: FetchError, where: str, host: str) -> Exception:
         # AWS replies with 400 and ExpiredToken when temporary credentials have expired.
         expired = exc.code in _EXPIRED_CODES
-        answer = f"{exc.status} {exc.code if expired else ''}".rstrip() if exc.status else exc.message
+        if exc.kind == "gone":
+            return NotFoundError(f"{where} does not exist", operation="GET", target=where)
+        if exc.kind == "changed":
+            return replaced(where)
         if exc.kind == "refused" and (exc.status in {None, 401, 403} or expired):
+            answer = f"{exc.status} {exc.code if expired else ''}".rstrip() if exc.status else exc.message
             return CredentialsError(
                 f"{where}: {host} refuses ({answer})",
                 hint="the link or its credentials have expired; create new ones" if expired else self._forbidden,
                 operation="GET",
                 target=where,
             )
+        message = exc.message if where in exc.message else f"{where}: {exc.message}"
+        hint: str | None = None
+        retryable = exc.kind in {"busy", "broken"}
         if exc.kind == "refused":
-            return UnavailableError(
-                f"{where}: {host} answers {exc.status}",
-                hint="the server does not give this file by ranges; copy the model into a bucket: coldstream upload",
-                operation="GET",
-                target=where,
-                retryable=False,
-            )
-        if exc.kind == "changed":
-            return replaced(where)
-        if exc.kind == "unexpected":
-            return UnavailableError(
-                message,
-                hint="a captive portal, a proxy or another server answers there; check the address and HTTPS_PROXY",
-                operation="GET",
-                target=where,
-                retryable=self.reached,
-            )
-        if exc.kind == "busy":
-            return UnavailableError(
-                f"{where}: {host} answered {exc.status}",
-                hint="the server is overloaded or down; try again later",
-                operation="GET",
-                target=where,
-                retry_after_seconds=exc.retry_after_seconds,
-            )
-        if exc.kind == "tls":
-            return UnavailableError(
-                f"{host}: TLS failed: {exc.message}",
-                hint="check the URL's host and this machine's certificates (SSL_CERT_FILE names others)",
-                retryable=False,
-            )
-        if exc.kind == "broken" and not self.reached:
+            message = f"{where}: {host} answers {exc.status}"
+            hint = "the server does not give this file by ranges; copy the model into a bucket: coldstream upload"
+        elif exc.kind == "unexpected":
+            hint = "a captive portal, a proxy or another server answers there; check the address and HTTPS_PROXY"
+            retryable = self.reached
+        elif exc.kind == "busy":
+            message = f"{where}: {host} answered {exc.status}"
+            hint = "the server is overloaded or down; try again later"
+        elif exc.kind == "tls":
+            message = f"{host}: TLS failed: {exc.message}"
+            hint = "check the URL's host and this machine's certificates (SSL_CERT_FILE names others)"
+        elif exc.kind == "broken" and not self.reached:
             # Before anything ever answered, the address is the likelier fault: say so now, not in three minutes.
-            return UnavailableError(
-                f"cannot reach {host}: {exc.message}",
-                hint="check the address, the network and HTTPS_PROXY",
-                operation="GET",
-                target=where,
-                retryable=False,
-            )
-        if exc.kind == "broken":
-            return UnavailableError(message, operation="GET", target=where)
+            message, retryable = f"cannot reach {host}: {exc.message}", False
+            hint = "check the address, the network and HTTPS_PROXY"
+        elif exc.kind != "broken":
+            hint = "a proxy or a CDN in between may change answers or ignore ranges; try the store's own endpoint"
         return UnavailableError(
             message,
-            hint="a proxy or a CDN in between may change answers or ignore ranges; try the store's own endpoint",
+            hint=hint,
             operation="GET",
             target=where,
-            retryable=False,
+            retryable=retryable,
+            retry_after_seconds=exc.retry_after_seconds,
         )
 
 

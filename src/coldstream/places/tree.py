@@ -1,4 +1,4 @@
-"""What lies below a folder, links followed; and which folder of the Hugging Face cache holds a model's files."""
+"""The files below a folder, links followed; and the folder of the Hugging Face cache that holds a model."""
 
 from __future__ import annotations
 
@@ -15,24 +15,14 @@ from coldstream.errors import UsageError
 from coldstream.model.names import path_fault
 
 _CACHED = "models--"
-_KINDS = {
-    S_IFDIR: "a folder",
-    S_IFIFO: "a named pipe",
-    S_IFSOCK: "a socket",
-    S_IFCHR: "a device",
-    S_IFBLK: "a device",
-}
+_KINDS = {S_IFDIR: "a folder", S_IFIFO: "a named pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
 
 
 @dataclass(frozen=True, slots=True)
 class WalkedFile:
-    """What lies below a folder.
+    """A file below a folder, or another entry with a `fault`: the reason why it cannot be used.
 
-    Attributes:
-        path: Relative, with `/`; bytes that are not UTF-8 are escaped, and then it has a fault.
-        size: In bytes; 0 when it has a fault.
-        mtime_ns: When it was last written to.
-        fault: Why it cannot be used, or None.
+    `path` is relative, with `/`; bytes that are not UTF-8 are escaped.
     """
 
     path: str
@@ -42,14 +32,9 @@ class WalkedFile:
 
 
 def walk(folder: Path, *, hidden: bool = False) -> Iterator[WalkedFile]:
-    """All that lies below a folder, links followed.
+    """All files below a folder, links followed; `hidden`: hidden folders (version control, records) too.
 
-    Args:
-        folder: Where.
-        hidden: Whether hidden folders (version control, records) are walked too.
-
-    Raises:
-        OSError: The folder itself cannot be read.
+    Raises OSError if the folder itself cannot be read.
     """
     stat = folder.stat()
     return _walk(os.listdir(folder), folder, "", {(stat.st_dev, stat.st_ino)}, hidden=hidden)
@@ -81,11 +66,7 @@ def _name_fault(shown: str, name: str) -> str | None:
 
 
 def open_regular(path: Path) -> FileIO:
-    """Opens a file to read it, unbuffered; never waits for a pipe's other end.
-
-    Raises:
-        OSError: As the system says, or because it is not a regular file.
-    """
+    """Opens a regular file to read it, unbuffered; never waits for a pipe's other end. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if kind := _KINDS.get(S_IFMT(os.fstat(descriptor).st_mode)):
         os.close(descriptor)
@@ -94,12 +75,9 @@ def open_regular(path: Path) -> FileIO:
 
 
 def snapshot_of(folder: Path) -> Path:
-    """Where a model's files are: a folder itself, or the snapshot that `models--org--name` of the Hub's cache means.
+    """The folder of a model's files: `folder`, or the snapshot in a `models--org--name` folder of the Hub's cache.
 
-    Such a folder holds each file once as a blob, and links to it in a folder for each revision.
-
-    Raises:
-        UsageError: It has several snapshots and none is `main`, or it is the cache with all its models.
+    Raises UsageError for several snapshots without `main`, and for the whole cache.
     """
     if (folder / "config.json").exists():
         return folder
@@ -119,7 +97,7 @@ def snapshot_of(folder: Path) -> Path:
 
 
 def folder_model(folder: Path) -> str:
-    """What a model in a folder is called: `org/name` in the Hugging Face cache, else the folder's name."""
+    """The name of a model in a folder: `org/name` in the Hugging Face cache, else the folder's."""
     around = folder.parent.parent if folder.parent.name == "snapshots" else folder
     cached = around.name.startswith(_CACHED)
     return around.name.removeprefix(_CACHED).replace("--", "/") if cached else folder.name

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from urllib.parse import quote, unquote, urlsplit
 
-from coldstream.errors import CredentialsError, IntegrityError, NotFoundError, UsageError
+from coldstream.errors import CredentialsError, NotFoundError, UsageError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path, folder_name
 from coldstream.model.selection import INDEX_BYTES_MAX, INDEX_NAME, indexed, weights
+from coldstream.net.reply import is_page
 from coldstream.net.retry import Retry
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, read_checkpoint
 from coldstream.places.model_reader import Contents, ModelReader
 from coldstream.places.model_records import ModelRecord, looks_like_record, read_record
-from coldstream.places.place import Link, Location, ObjectInfo, Piece
+from coldstream.places.place import Link, Location, ObjectInfo, Piece, check_small
 from coldstream.places.small_reads import LinkReader
 
 SINGLE_NAME = "model.safetensors"
@@ -55,36 +55,27 @@ _PROBE_BYTES = 64
 
 
 class WebPlace:
-    """What lies below a URL. Implements `Place`. The URL's query goes with every request and is never shown."""
+    """The files below a URL. Implements `Place`. The URL's query is sent with every request and never shown."""
 
     pins_by_etag = False
 
     def __init__(self, url: str, *, retry: Retry) -> None:
-        """Prepares; touches no network.
-
-        Raises:
-            UsageError: It is not the URL of a folder.
-        """
+        """Touches no network; raises UsageError."""
         scheme, host, path, query = _split(url)
         self.uri = f"{scheme}://{host}{path}"
         self.query = f"?{query}" if query else ""
         self.retry = retry
         self._reader = LinkReader(retry, forbidden="the URL may need a token, or its token has expired")
-        self._redirects = False  # whether the server sends its readers elsewhere
+        self._redirects = False
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The files with well-known names."""
-
         def probe(name: str) -> ObjectInfo | None:
             try:
-                head = self._reader.get(
-                    self._link(name), where=self._where(name), stop=_PROBE_BYTES, bytes_max=_PROBE_BYTES
-                )
+                head = self._reader.get(self._link(name), where=self._where(name), stop=_PROBE_BYTES)
             except (NotFoundError, CredentialsError):
                 return None
             # Some servers answer every name with a page.
-            is_page = re.match(rb"\s*<(!doctype|html)", head.body, re.IGNORECASE)
-            return None if is_page else ObjectInfo(key=name, size=head.size)
+            return None if is_page(None, head.body) else ObjectInfo(key=name, size=head.size)
 
         with self.session():
             present = in_parallel(probe, [name for name in sorted(WELL_KNOWN_NAMES) if name.startswith(prefix)])
@@ -92,9 +83,8 @@ class WebPlace:
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         limit = MANIFEST_BYTES_MAX if bytes_max is None else bytes_max
-        whole = self._reader.get(self._link(key), where=self._where(key), stop=limit, bytes_max=limit, etag=if_match)
-        if whole.size > limit:
-            raise IntegrityError(f"{self._where(key)} has {whole.size} bytes; at most {limit} are read")
+        whole = self._reader.get(self._link(key), where=self._where(key), stop=limit, etag=if_match)
+        check_small(self._where(key), whole.size, limit)
         return whole.body, ObjectInfo(key=key, size=whole.size, etag=whole.etag or "")
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
@@ -104,7 +94,7 @@ class WebPlace:
         return piece
 
     def locate(self, key: str) -> Location:
-        # Where the first objects are at their own place, the hundreds after them need no request to find them.
+        # Where the first objects were not redirected, the hundreds after them need no request to find them.
         link = self.renew(key, where=self._where(key)) if self._redirects else self._link(key)
         return Location(*link)
 
@@ -127,13 +117,11 @@ class WebModelReader(ModelReader):
     _place: WebPlace
 
     def __init__(self, url: str, *, retry: Retry) -> None:
-        """Prepares; touches no network.
-
-        Raises:
-            UsageError: It is not the URL of a folder.
-        """
+        """Touches no network; raises UsageError."""
         place = WebPlace(url, retry=retry)
-        super().__init__(place, "", label=place.uri, name=_name(place.uri))
+        split = urlsplit(place.uri)
+        segments = [unquote(segment) for segment in split.path.split("/")][-2:]
+        super().__init__(place, "", label=place.uri, name=folder_name(segments, split.hostname or "model"))
 
     def checkpoint(self) -> Checkpoint:
         with self._place.session():
@@ -145,7 +133,6 @@ class WebModelReader(ModelReader):
         return [info.key for info in self._place.list("")]
 
     def _look(self) -> Contents:
-        """The manifest, or the shards that the index names, or else the only name that a single shard may have."""
         data = self._optional(MANIFEST_NAME, MANIFEST_BYTES_MAX)
         if data is not None and looks_like_record(data):
             return read_record(data, where=self._where(MANIFEST_NAME)), {}
@@ -185,7 +172,7 @@ class WebModelReader(ModelReader):
             ) from exc
 
     def _optional(self, path: str, bytes_max: int) -> bytes | None:
-        """A file's content, or None where there is none, or where a server hides whether there is."""
+        """A file's content, unless it does not exist or the server hides whether it does."""
         try:
             return self._place.get(path, bytes_max=bytes_max)[0]
         except (NotFoundError, CredentialsError):
@@ -193,7 +180,7 @@ class WebModelReader(ModelReader):
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
-    """Scheme, host with port, path without a slash at the end, and query, all percent-encoded."""
+    """Scheme, host with port, path without a trailing slash, and query, all percent-encoded."""
     try:
         split = urlsplit(url)
         is_valid = bool(split.hostname) and (split.port is None or split.port > 0)
@@ -201,13 +188,7 @@ def _split(url: str) -> tuple[str, str, str, str]:
         split, is_valid = urlsplit(""), False
     if not is_valid or split.scheme not in {"http", "https"}:
         raise UsageError("not a valid URL of a model", hint="for example https://models.example.com/org/model")
-    # What is encoded already stays; what is not, is.
+    # Encodes only the characters that are not encoded yet.
     path = quote(split.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
     query = quote(split.query, safe="/%:@!$&'()*+,;=~-._?[]")
     return split.scheme, split.netloc.lower(), path, query
-
-
-def _name(base: str) -> str:
-    """A name like `org/model` out of a URL: the last segments of its path, or its host."""
-    split = urlsplit(base)
-    return folder_name([unquote(segment) for segment in split.path.split("/")][-2:], split.hostname or "model")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from coldstream.net.pool import ConnectionPool
-from tests.faults.http.connections import BACKENDS, DATA, PATH, QUICK, Setup, trust
+from coldstream.net.pool import HttpPool
+from tests.faults.http.connections import BACKENDS, DATA, PATH, Setup, trust
 from tests.servers.ranged import RangedServer
 
 
@@ -75,6 +75,6 @@ def mute() -> Iterator[tuple[str, int, threading.Event]]:
 
 
 @pytest.fixture(params=["own", "pool"])
-def pool(request: pytest.FixtureRequest) -> Iterator[ConnectionPool | None]:
-    with ConnectionPool(timeouts=QUICK) as pool:
+def pool(request: pytest.FixtureRequest) -> Iterator[HttpPool | None]:
+    with HttpPool() as pool:
         yield pool if request.param == "pool" else None

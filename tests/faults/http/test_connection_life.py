@@ -140,6 +140,10 @@ def test_an_unknown_name_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(http.socket, "getaddrinfo", unknown)
+    target = parse_target("http://nowhere.example/")
     with pytest.raises(FetchError, match=r"cannot resolve nowhere\.example") as caught:
-        read("http://nowhere.example/", bytes_max=10)
+        Connection(target).get(target, 0, 1, memoryview(bytearray(1)), etag=None, size=None)
+    assert caught.value.kind == "broken"
+    with pytest.raises(FetchError, match=r"cannot connect to nowhere\.example: Name or service not known") as caught:
+        read(target.url, stop=10)
     assert caught.value.kind == "broken"

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from coldstream.net.connection import Connection
 from coldstream.net.http_message import FetchError, parse_target
-from coldstream.net.pool import ConnectionPool, read
+from coldstream.net.pool import HttpPool, read
 from tests.faults.http.connections import DATA, PATH, QUICK, Setup
 from tests.servers.impostor import PORTAL
-from tests.servers.ranged import RangedServer
+from tests.servers.ranged import RangedServer, certificates
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_page_in_place_of_a_range_is_named_and_is_not_another_version(setup: S
     assert (error.kind, error.status) == ("unexpected", 200)
     assert 'answers 200 text/html "Sign in to Hotel Wi-Fi"' in error.message
     setup.server.add("page", value=PORTAL)
-    with ConnectionPool(tls=setup.settings) as pool, pytest.raises(FetchError, match="Hotel Wi-Fi"):
-        read(setup.server.link(PATH), start=5, stop=9, bytes_max=9, pool=pool)
+    with HttpPool(ca_bundle=str(certificates().ca_file)) as pool, pytest.raises(FetchError, match="Hotel Wi-Fi"):
+        read(setup.server.link(PATH), start=5, stop=9, pool=pool)
 
 
 def test_a_redirect_in_place_of_a_range_shows_only_the_host(setup: Setup) -> None:

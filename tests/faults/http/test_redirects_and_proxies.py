@@ -8,16 +8,16 @@ import pytest
 
 from coldstream.net.connection import Connection
 from coldstream.net.http_message import FetchError, Proxy, parse_target, proxy_for
-from coldstream.net.pool import ConnectionPool, read
+from coldstream.net.pool import HttpPool, read
 from tests.faults.http.connections import DATA, PATH, QUICK, TLS_BACKENDS, trust
 from tests.servers.ranged import HttpProxy, RangedServer, certificates
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_read_follows_redirects(server: RangedServer, pool: ConnectionPool | None, status: int) -> None:
+def test_read_follows_redirects(server: RangedServer, pool: HttpPool | None, status: int) -> None:
     server.add("redirect", "/first", status=status, location="second?a=b")
     server.add("redirect", "/second", status=status, location=server.link("/small"))
-    found = read(server.url + "/first", bytes_max=10, headers=[("Authorization", "x")], pool=pool)
+    found = read(server.url + "/first", stop=10, headers=[("Authorization", "x")], pool=pool)
     assert (found.body, found.url) == (b"0123456789", server.link("/small"))
     assert [seen.headers.get("authorization") for seen in server.requests] == ["x"] * 3
 
@@ -26,23 +26,23 @@ def test_credentials_do_not_follow_to_another_host(server: RangedServer) -> None
     with RangedServer({"/x": b"x"}) as other:
         server.add("redirect", "/first", location=other.link("/back"))
         other.add("redirect", "/back", location=server.link("/small"))
-        assert read(server.url + "/first", bytes_max=10, headers=[("Authorization", "x")]).body == b"0123456789"
+        assert read(server.url + "/first", stop=10, headers=[("Authorization", "x")]).body == b"0123456789"
         assert "authorization" not in other.requests[0].headers
         assert "authorization" not in server.requests[-1].headers
 
 
 def test_redirects_end(server: RangedServer) -> None:
     server.add("redirect", location="/small", times=5)
-    assert read(server.link("/small"), bytes_max=10).body == b"0123456789"
+    assert read(server.link("/small"), stop=10).body == b"0123456789"
     server.add("redirect", location="/small", times=6)
     with pytest.raises(FetchError, match="more than 5 redirects"):
-        read(server.link("/small"), bytes_max=10)
+        read(server.link("/small"), stop=10)
     server.add("redirect", location="ftp://elsewhere/")
     with pytest.raises(FetchError, match="not an http or https URL"):
-        read(server.link("/small"), bytes_max=10)
+        read(server.link("/small"), stop=10)
     server.add("redirect", location="http://[::1/")
     with pytest.raises(FetchError, match="no valid host"):
-        read(server.link("/small"), bytes_max=10)
+        read(server.link("/small"), stop=10)
 
 
 def test_https_never_redirects_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +50,9 @@ def test_https_never_redirects_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
     with RangedServer({PATH: DATA}) as plain, RangedServer({PATH: DATA}, tls=True) as secure:
         secure.add("redirect", location=plain.link(PATH))
         with pytest.raises(FetchError, match="redirects to plain http"):
-            read(secure.link(PATH), stop=10, bytes_max=10)
+            read(secure.link(PATH), stop=10)
         plain.add("redirect", location=secure.link(PATH))
-        assert read(plain.link(PATH), stop=10, bytes_max=10).body == DATA[:10]
+        assert read(plain.link(PATH), stop=10).body == DATA[:10]
 
 
 @pytest.mark.parametrize("credentials", [None, "user:p%40ss"])
@@ -62,7 +62,7 @@ def test_plain_http_through_a_proxy(
     with HttpProxy(credentials=credentials and "user:p@ss") as proxy:
         at = f"{credentials}@" if credentials else ""
         monkeypatch.setenv("http_proxy", f"http://{at}{proxy.host}:{proxy.port}")
-        assert read(server.link("/small"), bytes_max=10).body == b"0123456789"
+        assert read(server.link("/small"), stop=10).body == b"0123456789"
         assert proxy.lines == [f"GET {server.url}/small HTTP/1.1"]
         assert "proxy-authorization" not in server.requests[0].headers
 

@@ -9,11 +9,15 @@ import pytest
 from coldstream.errors import ConfigError
 from coldstream.net import tls
 from coldstream.net.connection import Connection
-from coldstream.net.http_message import FetchError, parse_target
+from coldstream.net.http_message import FetchError, Target, parse_target
 from coldstream.net.pool import read
 from coldstream.net.tls import TlsSettings
 from tests.faults.http.connections import BACKENDS, DATA, PATH, QUICK, TLS_BACKENDS, Setup, trust
 from tests.servers.ranged import RangedServer, certificates
+
+
+def get_range(connection: Connection, target: Target) -> None:
+    connection.get(target, 0, 100, memoryview(bytearray(100)), etag=None, size=None)
 
 
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "plain"])
@@ -65,11 +69,13 @@ def test_plain_http_behind_https_is_permanent_and_https_behind_http_is_not_valid
     with RangedServer({PATH: DATA}) as plain, RangedServer({PATH: DATA}, tls=True) as secure:
         target = parse_target(f"https://127.0.0.1:{plain.port}/")
         with pytest.raises(FetchError) as caught:
-            Connection(target, tls=trust(backend), timeouts=QUICK).read(target, 0, None, bytes_max=100)
+            Connection(target, tls=trust(backend), timeouts=QUICK).get(
+                target, 0, 100, memoryview(bytearray(100)), etag=None, size=None
+            )
         assert caught.value.kind == "tls"
         target = parse_target(f"http://127.0.0.1:{secure.port}/")
         with pytest.raises(FetchError) as caught:
-            Connection(target, timeouts=QUICK).read(target, 0, None, bytes_max=100)
+            get_range(Connection(target, timeouts=QUICK), target)
         assert caught.value.kind in {"broken", "protocol"}
 
 
@@ -86,28 +92,32 @@ def test_tls_1_1_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> No
             server._context.maximum_version = ssl.TLSVersion.TLSv1_1
         target = parse_target(server.link(PATH))
         with pytest.raises(FetchError) as caught:
-            Connection(target, tls=trust(backend), timeouts=QUICK).read(target, 0, None, bytes_max=100)
+            Connection(target, tls=trust(backend), timeouts=QUICK).get(
+                target, 0, 100, memoryview(bytearray(100)), etag=None, size=None
+            )
         assert caught.value.kind in {"tls", "broken"}
 
 
 def test_a_certificate_from_the_environment_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server:
         with pytest.raises(FetchError) as caught:
-            read(server.link(PATH), stop=10, bytes_max=10, timeouts=QUICK)
+            read(server.link(PATH), stop=10)
         assert caught.value.kind == "tls"
         for name in ["SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"]:
             with monkeypatch.context() as patch:
                 patch.setenv(name, str(certificates().ca_file))
-                assert read(server.link(PATH), stop=10, bytes_max=10, timeouts=QUICK).body == DATA[:10]
+                assert read(server.link(PATH), stop=10).body == DATA[:10]
 
 
 @pytest.mark.parametrize("backend", TLS_BACKENDS)
 def test_a_cut_is_not_an_end_where_tls_can_tell(backend: str) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server:
         target = parse_target(server.link(PATH))
-        server.add("garbage", value="HTTP/1.1 200 OK\r\n\r\nuntil the end")
+        server.add("garbage", value="HTTP/1.1 206 OK\r\nContent-Range: bytes 0-99/3000000\r\n\r\nuntil the end")
         with pytest.raises(FetchError) as caught:
-            Connection(target, tls=trust(backend), timeouts=QUICK).read(target, 0, None, bytes_max=100)
+            Connection(target, tls=trust(backend), timeouts=QUICK).get(
+                target, 0, 100, memoryview(bytearray(100)), etag=None, size=None
+            )
         assert caught.value.kind == "broken"
 
 

@@ -19,7 +19,7 @@ def test_certificates_are_found_in_the_environment(tmp_path: Path) -> None:
     folder.mkdir()
     environ = {"SSL_CERT_FILE": str(file), "AWS_CA_BUNDLE": str(other), "SSL_CERT_DIR": f"{folder}::{folder}"}
     settings = tls.tls_settings(environ, backend="ssl")
-    assert settings.ca_files == (str(file), str(other))
+    assert settings.ca_files == (str(other), str(file))
     assert settings.ca_dirs == (str(folder), str(folder))
     assert settings.backend == "ssl"
     assert tls.trusted_places(settings) == (settings.ca_files, settings.ca_dirs)

@@ -6,17 +6,15 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import urllib3
 
 from coldstream.net.http_message import plain_etag
+from coldstream.net.pool import READ_SECONDS, HttpPool, failure
 from coldstream.net.retry import is_retryable_status, retry_after
-from coldstream.net.trust import connections
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.units import MIB
-
-_CONNECT_SECONDS = 15.0
-_READ_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +51,10 @@ class EdgeAnswer:
 class Edge:
     """The CDN as its clients see it. Thread-safe; redirects are not followed, because `cdn` holds secret headers."""
 
-    def __init__(self, cdn: CdnDomain, *, count: int = 1, read_seconds: float = _READ_SECONDS) -> None:
+    def __init__(self, cdn: CdnDomain, *, count: int = 1, read_seconds: float = READ_SECONDS) -> None:
         """Touches no network; keeps up to `count` connections."""
         self.cdn = cdn
-        self._pools = connections(count)
-        self._timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
+        self._pool = HttpPool(count, read_seconds=read_seconds)
 
     def byte(self, key: str, at: int | None) -> EdgeAnswer:
         """Reads one byte of an object, or an empty object if `at` is None."""
@@ -71,17 +68,9 @@ class Edge:
         url = self.cdn.link(key)
         digest, received, is_whole, is_read = hashlib.sha256(), 0, False, False
         try:
-            answer = self._pools(url).request(
-                "GET",
-                url,
-                headers={**headers, "Accept-Encoding": "identity", **dict(self.cdn.headers)},
-                timeout=self._timeout,
-                retries=False,
-                redirect=False,
-                preload_content=False,
-            )
+            answer = self._pool.request("GET", url, headers=headers | dict(self.cdn.headers))
         except urllib3.exceptions.HTTPError as exc:
-            return EdgeAnswer(status=0, fault=_reason(exc))
+            return EdgeAnswer(status=0, fault=failure(exc, urlsplit(url).netloc).message)
         try:
             if on_bytes is not None and answer.status == 200:
                 for piece in answer.stream(MIB, decode_content=False):
@@ -93,7 +82,7 @@ class Edge:
                 answer.read(1, decode_content=False)
                 is_read = True
         except urllib3.exceptions.HTTPError as exc:
-            return EdgeAnswer(status=0, received=received, fault=_reason(exc))
+            return EdgeAnswer(status=0, received=received, fault=failure(exc, urlsplit(url).netloc).message)
         finally:
             # Reading the rest of a body costs more than a new connection.
             answer.release_conn() if is_read else answer.close()
@@ -115,10 +104,3 @@ def _parsed(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None)
         sha256=sha256,
         retry_after_seconds=retry_after(headers),
     )
-
-
-def _reason(exc: Exception) -> str:
-    """The cause without the URL, which urllib3 puts into its messages."""
-    text = re.sub(r"^.*Caused by \w+\((.*)\)\)?$", r"\1", str(exc))
-    text = re.sub(r"<[^>]*>:? ?", "", text)
-    return f"{type(exc).__name__}: {text[:160]}"

@@ -1,0 +1,128 @@
+"""The boto3 client of a bucket, and the request bodies that it sends."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+from botocore.handlers import add_expect_header
+
+from coldstream.errors import ConfigError
+from coldstream.net.retry import Retry
+from coldstream.net.tls import tls_settings
+from coldstream.places.place import Body
+from coldstream.places.s3_answers import recognize_answers
+from coldstream.settings import Settings
+
+CONNECT_SECONDS = 15
+# Between two reads, not for the whole answer. Completing a large upload can stay silent for long.
+READ_SECONDS = 60
+# One system call sends this much within its time limit: little enough for eight connections on a slow uplink.
+_SEND_BYTES = 256 * 1024
+
+
+def open_client(settings: Settings, connections: int) -> Any:
+    """A boto3 client, which all threads may share; raises ConfigError."""
+    # The certificates that all other connections trust, as far as boto3 can: it takes one file.
+    files = tls_settings(ca_bundle=settings.get("AWS_CA_BUNDLE")).ca_files
+    keys = settings.keys()
+    chosen = (
+        {"aws_access_key_id": keys[0], "aws_secret_access_key": keys[1], "aws_session_token": keys[2]} if keys else {}
+    )
+    try:
+        session = boto3.session.Session(
+            profile_name=settings.get("AWS_PROFILE") if not keys else None, region_name=settings.region, **chosen
+        )
+        client = session.client(
+            "s3",
+            endpoint_url=settings.endpoint(),
+            verify=files[0] if files else None,
+            config=Config(
+                signature_version="s3v4",
+                # R2 answers aws-chunked bodies with trailers badly; boto3 1.36 made them the default.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path"} if settings.endpoint() else {},
+                max_pool_connections=connections + 2,
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                tcp_keepalive=True,
+            ),
+        )
+    except (botocore.exceptions.BotoCoreError, ValueError) as exc:
+        raise ConfigError(
+            f"the S3 client refuses the settings: {first_line(exc)}", hint="run: coldstream setup --write-env"
+        ) from exc
+    # R2 never answers "Expect: 100-continue"; waiting for it costs a second per PUT.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("before-send.s3", _begin_sending)
+    recognize_answers(client)
+    return client
+
+
+def _begin_sending(request: Any, **_rest: Any) -> None:
+    if isinstance(request.body, RequestBody):
+        request.body.begin()
+
+
+class RequestBody(io.RawIOBase):
+    """A request body that is read in bounded pieces, so that time limits, progress and Ctrl-C work inside a part."""
+
+    def __init__(self, body: Body, retry: Retry, on_sent: Callable[[int], None] | None) -> None:
+        super().__init__()
+        self._view = memoryview(body)
+        self._retry, self._on_sent = retry, on_sent
+        self._position = 0
+        # botocore reads the body once to sign it and once to send it; only the second is progress.
+        self._sending = False
+        self._sent = 0
+
+    def rewound(self) -> RequestBody:
+        """Prepares for another attempt."""
+        self._position, self._sending = 0, False
+        return self
+
+    def begin(self) -> None:
+        """The bytes that are read from now on are sent. Subtracts those of an earlier attempt from the progress."""
+        if self._on_sent and self._sent:
+            self._on_sent(-self._sent)
+        self._sending, self._sent = True, 0
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        self._retry.check()
+        # urllib3 asks for 16 KiB at a time; larger pieces save system calls, and it sends whatever it gets.
+        stop = len(self._view) if size < 0 else self._position + max(size, _SEND_BYTES)
+        piece = self._view[self._position : stop]
+        self._position += len(piece)
+        if self._sending and self._on_sent and len(piece):
+            self._sent += len(piece)
+            self._on_sent(len(piece))
+        return piece if len(piece) else b""  # type: ignore[return-value]  # a view: sent and hashed without a copy
+
+
+def first_line(exc: Exception) -> str:
+    """The first line of a foreign message, without the query of a URL, which may hold a signature."""
+    return re.sub(r"\?\S*", "", str(exc).splitlines()[0] if str(exc) else type(exc).__name__)[:200]
