@@ -57,18 +57,18 @@ class _Fault(msgspec.Struct, frozen=True):
     extensions: _GraphExtensions | None = None
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class _CloudflareReply(msgspec.Struct, frozen=True):
     errors: tuple[_Fault, ...] | None = None
 
 
-class _ApiAnswer(_Envelope, frozen=True, kw_only=True):
+class _ApiAnswer(_CloudflareReply, frozen=True, kw_only=True):
     """The envelope of the REST API's replies."""
 
     success: bool
     result: Any = None
 
 
-class _GraphAnswer(_Envelope, frozen=True):
+class _GraphAnswer(_CloudflareReply, frozen=True):
     """The envelope of the GraphQL API's replies."""
 
     data: dict[str, Any] | None = None
@@ -78,7 +78,7 @@ class _GraphAnswer(_Envelope, frozen=True):
             raise ValueError("neither data nor errors")
 
 
-A = TypeVar("A", bound=_Envelope)
+A = TypeVar("A", bound=_CloudflareReply)
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
 _ENVELOPE = msgspec.json.Decoder(_ApiAnswer)
@@ -212,7 +212,7 @@ class Api:
             ) from exc
 
     def _refused(
-        self, status: int, headers: Mapping[str, str], answer: _Envelope | None, where: str, *, repeatable: bool
+        self, status: int, headers: Mapping[str, str], answer: _CloudflareReply | None, where: str, *, repeatable: bool
     ) -> ColdstreamError:
         first = answer.errors[0] if answer and answer.errors else _Fault()
         reason = self._shown(first.message)
