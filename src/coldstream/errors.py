@@ -33,7 +33,7 @@ class ColdstreamError(Exception):
 
     Attributes:
         hint: What the user can do about it, or None.
-        operation: The operation that failed ("GetObject", "read header"), or None; `target` is the URI of its object.
+        target: The URI of its object, or None.
         retryable: Whether the same call may succeed later.
         retry_after_seconds: How long the server asked to wait, or None.
     """
@@ -46,7 +46,6 @@ class ColdstreamError(Exception):
         message: str,
         *,
         hint: str | None = None,
-        operation: str | None = None,
         target: str | None = None,
         retryable: bool | None = None,
         retry_after_seconds: float | None = None,
@@ -54,7 +53,6 @@ class ColdstreamError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.operation = operation
         self.target = target
         self.retryable = self._retryable if retryable is None else retryable
         self.retry_after_seconds = retry_after_seconds

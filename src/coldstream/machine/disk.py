@@ -35,7 +35,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def cache_error(path: Path, message: str, *, hint: str | None = None, retryable: bool = False) -> DiskError:
     """An error of the cache at `path`."""
-    return DiskError(message, hint=hint, operation="cache", target=str(path), retryable=retryable)
+    return DiskError(message, hint=hint, target=str(path), retryable=retryable)
 
 
 @contextmanager

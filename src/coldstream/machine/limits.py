@@ -36,7 +36,7 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
     if named is None:
         return None
     limit, hint = named
-    return ColdstreamError(f"cannot {operation}: {limit} is reached", hint=hint, operation=operation)
+    return ColdstreamError(f"cannot {operation}: {limit} is reached", hint=hint)
 
 
 @contextmanager

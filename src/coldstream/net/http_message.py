@@ -105,7 +105,7 @@ class Target:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """What a connection is for: scheme, host and port."""
+        """Scheme, host and port: what a connection is for."""
         return self.scheme, self.host, self.port
 
     @property
@@ -116,12 +116,12 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """The URL without its query."""
+        """Without the query."""
         return f"{self.scheme}://{self.authority}{self.path.partition('?')[0]}"
 
     @property
     def url(self) -> str:
-        """The whole URL. A secret."""
+        """A secret."""
         return f"{self.scheme}://{self.authority}{self.path}"
 
     def __repr__(self) -> str:
@@ -196,7 +196,7 @@ def proxy_for(target: Target, environ: Mapping[str, str] | None = None) -> Proxy
 
 
 def _variable(name: str, environ: Mapping[str, str]) -> str:
-    """`<name>_proxy` in lower case, which may also be empty to say "none", or in any other case."""
+    """`<name>_proxy` in lower case, where an empty value means "none", or in any other case."""
     lower = f"{name}_proxy"
     if lower in environ:
         return environ[lower]
@@ -228,7 +228,7 @@ def _parse_proxy(url: str, variable: str) -> Proxy:
 
 
 def same_etag(one: str, other: str) -> bool:
-    """Whether two ETags, quoted or not, weak or not, name the same version."""
+    """Whether two ETags, quoted or not, weak or not, are of the same version."""
     return plain_etag(one).removeprefix("W/") == plain_etag(other).removeprefix("W/")
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from coldstream.errors import ConfigError
 
@@ -123,7 +123,7 @@ def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, .
     return (certifi.where(),), ()
 
 
-class ByteStream(Protocol):
+class ByteStream:
     """A connected socket, for a single thread; another thread can shut the socket down to wake it."""
 
     sock: socket.socket
@@ -131,6 +131,7 @@ class ByteStream(Protocol):
 
     def send(self, data: bytes) -> None:
         """Sends all of it, or raises OSError."""
+        raise NotImplementedError
 
     def receive(self, view: memoryview) -> int:
         """Fills the view as far as possible within about the poll interval.
@@ -138,15 +139,24 @@ class ByteStream(Protocol):
         Returns the number of bytes, 0 when the server has closed the connection in order, -1 when nothing arrived.
         Raises OSError when the connection is broken and all earlier bytes have been returned.
         """
+        raise NotImplementedError
 
     def receive_some(self, view: memoryview) -> int:
         """Like `receive`, but returns as soon as there is a byte."""
+        raise NotImplementedError
 
     def is_quiet(self) -> bool:
-        """Whether the connection is open and no data is pending, between two replies. Never waits."""
+        """Whether the connection is open and no data is pending, between two replies. Never waits.
 
-    def close(self) -> None:
-        """Closes the socket; idempotent."""
+        Under TLS the data in the socket may be only a session ticket: that only TLS can tell.
+        """
+        os.set_blocking(self.sock.fileno(), False)
+        try:
+            return self.receive_some(memoryview(bytearray(1))) == -1
+        except OSError:
+            return False
+        finally:
+            os.set_blocking(self.sock.fileno(), True)
 
 
 def set_timeouts(sock: socket.socket, *, poll_seconds: float, send_seconds: float) -> None:
@@ -161,7 +171,7 @@ def set_timeouts(sock: socket.socket, *, poll_seconds: float, send_seconds: floa
         sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 
-class PlainStream:
+class PlainStream(ByteStream):
     """TCP without TLS."""
 
     label = "plain"
@@ -185,32 +195,14 @@ class PlainStream:
         except BlockingIOError:
             return -1
 
-    def is_quiet(self) -> bool:
-        try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
 
-    def close(self) -> None:
-        self.sock.close()
+class TlsStream(ByteStream):
+    """A stream whose handshake is still to be done."""
 
-
-class CryptographyStream:
-    """TLS by the OpenSSL inside `cryptography`, read without a copy.
-
-    The socket is connected and blocks, with a receive timeout of `poll_seconds`; the certificate must be for `host`.
-    """
-
-    def __init__(self, sock: socket.socket, context: _CryptographyContext, host: str, poll_seconds: float) -> None:
-        self.sock = sock
-        self.label = f"cryptography ({context.version})"
-        self._lib, self._ffi, self._context = context.lib, context.ffi, context
-        self._poll_seconds = poll_seconds
+    def __init__(self, sock: socket.socket, poll_seconds: float) -> None:
+        self.sock, self._poll_seconds = sock, poll_seconds
+        # The error that ended a receive after some bytes.
         self._failure: OSError | None = None
-        self._ssl = context.new(sock, host)
 
     def handshake(self) -> bool:
         """One step of the handshake; returns whether it is done.
@@ -219,6 +211,22 @@ class CryptographyStream:
             CertificateError: The certificate is not valid for the host, or there is no TLS in common.
             OSError: The connection is broken.
         """
+        raise NotImplementedError
+
+
+class CryptographyStream(TlsStream):
+    """TLS by the OpenSSL inside `cryptography`, read without a copy.
+
+    The socket is connected and blocks, with a receive timeout of `poll_seconds`; the certificate must be for `host`.
+    """
+
+    def __init__(self, sock: socket.socket, context: _CryptographyContext, host: str, poll_seconds: float) -> None:
+        super().__init__(sock, poll_seconds)
+        self.label = f"cryptography ({context.version})"
+        self._lib, self._ffi, self._context = context.lib, context.ffi, context
+        self._ssl = context.new(sock, host)
+
+    def handshake(self) -> bool:
         self._lib.ERR_clear_error()
         result = self._lib.SSL_do_handshake(self._ssl)
         if result == 1:
@@ -305,12 +313,6 @@ class CryptographyStream:
         text = self._ffi.string(reason).decode("ascii", "replace") if reason != self._ffi.NULL else "closed"
         return _TlsError(text)
 
-    def is_quiet(self) -> bool:
-        return _has_no_tls_data(self)
-
-    def close(self) -> None:
-        self.sock.close()
-
 
 class _TlsError(ConnectionError):
     """A failure that OpenSSL names a reason for."""
@@ -320,7 +322,7 @@ class _TlsError(ConnectionError):
         self.reason = reason
 
 
-class SslStream:
+class SslStream(TlsStream):
     """TLS by Python's `ssl`, which is imported only where it is used: that takes long."""
 
     label = "ssl"
@@ -328,14 +330,10 @@ class SslStream:
     def __init__(self, sock: ssl.SSLSocket, poll_seconds: float) -> None:
         import ssl
 
-        self._ssl = ssl
-        self.sock: socket.socket = sock
-        self._tls = sock
-        self._poll_seconds = poll_seconds
-        self._failure: OSError | None = None
+        super().__init__(sock, poll_seconds)
+        self._ssl, self._tls = ssl, sock
 
     def handshake(self) -> bool:
-        """As `CryptographyStream.handshake`."""
         try:
             self._tls.do_handshake()
         except (self._ssl.SSLWantReadError, self._ssl.SSLWantWriteError):
@@ -382,12 +380,6 @@ class SslStream:
         except self._ssl.SSLWantReadError:
             return -1
 
-    def is_quiet(self) -> bool:
-        return not self._failure and _has_no_tls_data(self)
-
-    def close(self) -> None:
-        self.sock.close()
-
 
 def _is_permanent(reason: str) -> bool:
     return any(words in reason for words in _PERMANENT_REASONS)
@@ -411,17 +403,6 @@ def tls_fault(exc: BaseException) -> str | None:
         # urllib3 keeps the cause of its own errors in an argument.
         cause = next(inner, None) or cause.__cause__ or cause.__context__
     return None
-
-
-def _has_no_tls_data(stream: ByteStream) -> bool:
-    """As `is_quiet`. The data in the socket may be only a session ticket: that only TLS can tell."""
-    os.set_blocking(stream.sock.fileno(), False)
-    try:
-        return stream.receive_some(memoryview(bytearray(1))) == -1
-    except OSError:
-        return False
-    finally:
-        os.set_blocking(stream.sock.fileno(), True)
 
 
 class _CryptographyContext:
@@ -533,9 +514,7 @@ def _new_context(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext
     return context
 
 
-def tls_stream(
-    sock: socket.socket, host: str, settings: TlsSettings, poll_seconds: float
-) -> SslStream | CryptographyStream:
+def tls_stream(sock: socket.socket, host: str, settings: TlsSettings, poll_seconds: float) -> TlsStream:
     """A stream over a connected socket that blocks with timeouts; its `handshake` is still to be done.
 
     The stream's `sock` replaces `sock`, which must not be used any more.

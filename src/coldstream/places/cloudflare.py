@@ -22,6 +22,7 @@ from coldstream.errors import (
     UnavailableError,
 )
 from coldstream.machine.hardware import is_loopback
+from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.reply import describe_reply
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.net.tls import tls_fault
@@ -162,7 +163,7 @@ class Api:
                 reason = self._shown(answer.errors[0].message)
                 if any(fault.extensions and fault.extensions.code == "authz" for fault in answer.errors):
                     raise self._forbidden(where, reason, "/graphql")
-                raise ColdstreamError(f"Cloudflare refuses the query: {reason}", operation=where)
+                raise ColdstreamError(f"Cloudflare refuses the query: {reason}")
             return answer.data or {}
 
         return self.retry.run(attempt)
@@ -190,7 +191,6 @@ class Api:
                     if len(data) > RESPONSE_BYTES_MAX:
                         raise IntegrityError(
                             f"Cloudflare's answer to {where} is larger than {format_bytes(RESPONSE_BYTES_MAX)}",
-                            operation=where,
                         )
                 status = response.status
         except (urllib3.exceptions.HTTPError, OSError) as exc:
@@ -208,7 +208,6 @@ class Api:
             raise IntegrityError(
                 f"{self.base_url} does not answer {where} as Cloudflare's API does: {shown}",
                 hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",
-                operation=where,
             ) from exc
 
     def _refused(
@@ -221,22 +220,20 @@ class Api:
             return UnavailableError(
                 f"Cloudflare limits the rate of requests (429): {where}",
                 hint="wait some minutes; Cloudflare allows a token 1,200 requests in five minutes",
-                operation=where,
                 retry_after_seconds=retry_after(headers),
             )
         if status >= 500 or is_retryable_status(status):
             return UnavailableError(
                 f"Cloudflare answered {status}: {where}",
                 hint="see cloudflarestatus.com",
-                operation=where,
                 retryable=repeatable and is_retryable_status(status),
                 retry_after_seconds=retry_after(headers),
             )
         if status in {401, 403} or (status == 400 and first.code in _TOKEN_CODES):
             return self._forbidden(where, reason or str(status), where.partition(" ")[2])
         if status == 404:
-            return NotFoundError(f"Cloudflare knows nothing at {where}: {reason or '404'} ({code})", operation=where)
-        return ColdstreamError(f"Cloudflare refuses {where}: {reason or 'no reason given'} ({code})", operation=where)
+            return NotFoundError(f"Cloudflare knows nothing at {where}: {reason or '404'} ({code})")
+        return ColdstreamError(f"Cloudflare refuses {where}: {reason or 'no reason given'} ({code})")
 
     def _forbidden(self, where: str, reason: str, path: str) -> CredentialsError:
         needed = next((name for pattern, name in _PERMISSIONS if re.match(pattern, path)), None)
@@ -244,7 +241,6 @@ class Api:
         return CredentialsError(
             f"Cloudflare refuses the token in CLOUDFLARE_API_TOKEN for {where}: {reason}",
             hint=f"it is wrong, has expired, or {lacks}: see dash.cloudflare.com/profile/api-tokens",
-            operation=where,
         )
 
     def _broken(self, where: str, exc: Exception, *, repeatable: bool) -> UnavailableError:
@@ -258,13 +254,11 @@ class Api:
             return UnavailableError(
                 f"cannot reach {host}",
                 hint="check the network, HTTPS_PROXY and CLOUDFLARE_BASE_URL",
-                operation=where,
                 retryable=False,
             )
         unsent = isinstance(exc, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
         return UnavailableError(
             f"{where}: the connection to {host} broke ({type(exc).__name__})",
-            operation=where,
             retryable=repeatable or unsent,
         )
 
@@ -285,17 +279,16 @@ def open_api(settings: Settings, retry: Retry | None = None) -> Api | None:
 
 def _checked_base_url(text: str) -> str:
     try:
-        split = urlsplit(text)
-        sound = bool(split.hostname) and (split.port is None or split.port > 0)
-    except ValueError:
-        split, sound = urlsplit(""), False
-    if not sound or split.username or split.password or split.query or split.fragment:
+        target = parse_target(text)
+    except FetchError:
+        target = None
+    if target is None or "?" in text or "#" in text:
         raise ConfigError(
             "CLOUDFLARE_BASE_URL is not a valid URL of an API", hint=f"leave it out, or write it like {BASE_URL}"
         )
-    if split.scheme != "https" and not (split.scheme == "http" and is_loopback(split.hostname or "")):
+    if target.scheme != "https" and not is_loopback(target.host):
         raise ConfigError(
-            f"CLOUDFLARE_BASE_URL is {split.scheme}://{split.hostname}, where the token would travel in the open",
+            f"CLOUDFLARE_BASE_URL is {target.scheme}://{target.host}, where the token would travel in the open",
             hint=f"write it like {BASE_URL}",
         )
-    return f"{split.scheme}://{split.netloc}{split.path.rstrip('/')}"
+    return target.url.rstrip("/")

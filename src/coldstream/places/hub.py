@@ -78,13 +78,12 @@ class HubSnapshot:
         retry: Retry | None = None,
         connections: int = 10,
     ) -> None:
-        """Pins the commit: asks the Hub what `revision` (a branch, tag or commit) is now.
+        """Pins the present commit of `revision` (a branch, tag or commit).
 
         Raises:
             UsageError: `repo` is not a repository's name.
             NotFoundError: No such repository or revision, or it is private and the token may not see it.
             CredentialsError: It is gated, or the token is invalid.
-            UnavailableError: The Hub does not answer.
         """
         self.repo, self.revision = repo, revision or "main"
         self.retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
@@ -129,17 +128,14 @@ class HubSnapshot:
         return iter([info for info in infos if info.key.startswith(prefix)])
 
     def branches_with_weights(self) -> Sequence[str]:
-        def branches() -> list[str]:
-            return [branch.name for branch in self._api.list_repo_refs(self.repo).branches]
-
         def has_weights(branch: str) -> bool:
-            tree = self._api.list_repo_tree(self.repo, revision=branch)
-            return any(is_weights(entry.path) for entry in tree)
+            return any(is_weights(entry.path) for entry in self._api.list_repo_tree(self.repo, revision=branch))
 
         # It is only a hint to an error.
         try:
-            others = [branch for branch in self._ask(branches) if branch != self.revision]
-            return [branch for branch in others[:_BRANCHES_MAX] if self._ask(partial(has_weights, branch))]
+            branches = [branch.name for branch in self._ask(lambda: self._api.list_repo_refs(self.repo)).branches]
+            others = [branch for branch in branches if branch != self.revision][:_BRANCHES_MAX]
+            return [branch for branch in others if self._ask(partial(has_weights, branch))]
         except ColdstreamError:
             return ()
 
@@ -226,17 +222,15 @@ class HubSnapshot:
     def _wants_xet(self, key: str, status: int, *, links_exhausted: bool) -> bool:
         """Whether to get a refused file through hf-xet; raises UnavailableError if that is the only way and is off."""
         too_large = status in _TOO_LARGE_STATUSES
-        if not (too_large or (status in {401, 403} and links_exhausted)) or key not in self._xet_data:
+        if key not in self._xet_data or not (too_large or (status in {401, 403} and links_exhausted)):
             return False
-        if self._xet.usable:
-            return True
-        if too_large:
+        if too_large and not self._xet.usable:
             raise UnavailableError(
                 f"{self.repo}/{key} ({format_bytes(self._size(key))}): the Hub serves it only through hf-xet",
                 hint="run: pip install hf_xet, and leave HF_HUB_DISABLE_XET unset",
                 retryable=False,
             )
-        return False
+        return self._xet.usable
 
     def _xet_pieces(self, key: str, start: int, stop: int) -> Iterator[bytes]:
         """The range's bytes in order, exactly, in pieces of any size."""

@@ -19,7 +19,6 @@ from coldstream.places.model_records import (
     ModelRecord,
     missing_model,
     nearest_record,
-    no_record,
     read_record,
     whole_content,
 )
@@ -123,7 +122,10 @@ class ModelReader:
             if below := record.below(inner, model=outer) if inner else record:
                 return below, {}
         listing = self._list()
-        no_record(self.label, self._revision)
+        if self._revision is not None:
+            from coldstream.model.manifest import check_revision
+
+            check_revision(None, self._revision, where=self.label)
         return None, listing
 
     def _list(self) -> Mapping[str, ObjectInfo]:

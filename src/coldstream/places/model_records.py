@@ -77,14 +77,6 @@ def read_record(data: bytes, *, where: str, revision: str | None = None) -> Mode
     return ModelRecord(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
 
 
-def no_record(where: str, revision: str | None) -> None:
-    """Raises NotFoundError for a revision of a model without a manifest, which does not tell its revision."""
-    if revision is not None:
-        from coldstream.model.manifest import check_revision
-
-        check_revision(None, revision, where=where)
-
-
 def nearest_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:
     """The record of a model, or of the model that a folder is a part of (one component of a pipeline); with its folder.
 

@@ -168,14 +168,11 @@ class Snapshot(Place, Readable, Protocol):
 
 
 class Store(Place, Readable, Protocol):
-    """A place that can be written to.
-
-    Attributes:
-        write_interval_seconds: The shortest time between two writes of one key (R2: one a second, then 429).
-    """
+    """A place that can be written to."""
 
     @property
-    def write_interval_seconds(self) -> float: ...
+    def write_interval_seconds(self) -> float:
+        """The shortest time between two writes of one key (R2: one a second, then 429)."""
 
     def head(self, key: str) -> ObjectInfo:
         """Describes one object, or raises NotFoundError."""
@@ -192,9 +189,8 @@ class Store(Place, Readable, Protocol):
     ) -> str:
         """Stores an object in one request, atomically, and returns its ETag.
 
-        Raises:
-            ConflictError: `if_match` names another version than the present one, or `if_absent` and there is one.
-                A server may ignore conditions (rclone does); `honours_conditions` tells.
+        ConflictError: the present version is not `if_match`, or there is one despite `if_absent`. A server may ignore
+        conditions (rclone does): see `honours_conditions`.
         """
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -297,7 +293,6 @@ def replaced(where: str) -> ConflictError:
     return ConflictError(
         f"{where} was replaced while it was being read, or since its upload",
         hint="the model was written to; run the same command again, or look with: coldstream verify",
-        operation="GET",
         target=where,
     )
 

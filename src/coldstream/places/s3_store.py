@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timezone
 from typing import Any
@@ -48,7 +48,7 @@ from coldstream.places.place import (
     check_small,
     fill,
 )
-from coldstream.places.presigning import Template, template_of
+from coldstream.places.presigning import link_maker
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object
 from coldstream.places.s3_client import RequestBody, first_line, open_client
 from coldstream.places.small_reads import LinkReader
@@ -101,8 +101,8 @@ class S3Store:
         self.write_interval_seconds = 1.1 if settings.is_r2 else 0.0
         self._prefix = f"{prefix}/" if prefix else ""
         self._reached = False
-        # The last link that boto3 made: its seconds, the credentials, when, and the template of others.
-        self._links: tuple[int, Any, float, Template] | None = None
+        # The last link that boto3 made: its seconds, the credentials, when, and what makes others of it.
+        self._links: tuple[int, Any, float, Callable[[str], str]] | None = None
         self._endpoint_setting = settings.endpoint_setting
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
@@ -273,11 +273,11 @@ class S3Store:
             made, now = self._links, time.monotonic()
             # A model in segments has hundreds of objects, and boto3 takes two milliseconds for a link.
             if made is not None and made[:2] == (seconds, frozen) and now - made[2] < _LINK_AGE_SHARE * seconds:
-                return made[3].link(path)
+                return made[3](path)
             params = {"Bucket": self.bucket, "Key": path}
             link = str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
-            template = template_of(link, path, frozen.secret_key) if frozen is not None else None
-            self._links = (seconds, frozen, now, template) if template is not None else None
+            make = link_maker(link, path, frozen.secret_key) if frozen is not None else None
+            self._links = (seconds, frozen, now, make) if make is not None else None
             return link
 
     def bucket_exists(self) -> bool:
@@ -347,7 +347,6 @@ class S3Store:
             raise ConflictError(
                 f"{self._at(key)} was replaced: its ETag is {etag}, expected {if_match}",
                 hint="the model was written to; run: coldstream verify",
-                operation="GetObject",
                 target=self._at(key),
             )
 
@@ -436,7 +435,7 @@ class S3Store:
         if code == "RequestTimeTooSkewed":
             text = f"{at}: this machine's clock is wrong: the server refuses requests signed more than 15 minutes off"
             hint = "set the clock, for example: timedatectl set-ntp true"
-        return (kind or ColdstreamError)(text, hint=hint, operation=operation, target=at)
+        return (kind or ColdstreamError)(text, hint=hint, target=at)
 
     @contextmanager
     def _translated(self, operation: str, key: str | None) -> Iterator[None]:
@@ -459,7 +458,6 @@ class S3Store:
             return UnavailableError(
                 f"{at}: {endpoint} does not answer as an S3 server: {operation} gets {what}",
                 hint=f"check {self._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
-                operation=operation,
                 target=at,
                 retryable=self._reached,
             )
@@ -495,12 +493,11 @@ class S3Store:
             return UnavailableError(
                 f"cannot reach {endpoint}" + (f": {first_line(exc)}" if by_proxy else ""),
                 hint=f"check {'HTTPS_PROXY, HTTP_PROXY' if by_proxy else self._endpoint_setting} and the network",
-                operation=operation,
                 target=at,
                 retryable=self._reached,
             )
         if isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, OSError)):
-            return UnavailableError(f"{at}: the connection broke: {first_line(exc)}", operation=operation, target=at)
+            return UnavailableError(f"{at}: the connection broke: {first_line(exc)}", target=at)
         if isinstance(exc, botocore.exceptions.BotoCoreError):
             return ConfigError(f"{at}: {first_line(exc)}", hint="check the endpoint, the region and the profile")
         return exc

@@ -106,7 +106,7 @@ class LinkReader:
         # AWS replies with 400 and ExpiredToken when temporary credentials have expired.
         expired = exc.code in _EXPIRED_CODES
         if exc.kind == "gone":
-            return NotFoundError(f"{where} does not exist", operation="GET", target=where)
+            return NotFoundError(f"{where} does not exist", target=where)
         if exc.kind == "changed":
             return replaced(where)
         if exc.kind == "refused" and (exc.status in {None, 401, 403} or expired):
@@ -114,7 +114,6 @@ class LinkReader:
             return CredentialsError(
                 f"{where}: {host} refuses ({answer})",
                 hint="the link or its credentials have expired; create new ones" if expired else self._forbidden,
-                operation="GET",
                 target=where,
             )
         message = exc.message if where in exc.message else f"{where}: {exc.message}"
@@ -141,7 +140,6 @@ class LinkReader:
         return UnavailableError(
             message,
             hint=hint,
-            operation="GET",
             target=where,
             retryable=retryable,
             retry_after_seconds=exc.retry_after_seconds,

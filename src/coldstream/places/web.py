@@ -10,6 +10,7 @@ from coldstream.errors import CredentialsError, NotFoundError, UsageError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path, folder_name
 from coldstream.model.selection import INDEX_BYTES_MAX, INDEX_NAME, indexed, weights
+from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.reply import is_page
 from coldstream.net.retry import Retry
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, read_checkpoint
@@ -21,36 +22,14 @@ from coldstream.places.small_reads import LinkReader
 SINGLE_NAME = "model.safetensors"
 # What vLLM and transformers look for beside the weights, as far as it has fixed names.
 WELL_KNOWN_NAMES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tiktoken.model",
-    "tekken.json",
-    "params.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "hf_quant_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
-    INDEX_NAME,
-)
+    "config.json", "generation_config.json", "params.json", INDEX_NAME,
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "tekken.json",
+    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json",
+    "quantize_config.json", "quant_config.json", "hf_quant_config.json",
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json",
+)  # fmt: skip
 _PROBE_BYTES = 64
 
 
@@ -61,9 +40,16 @@ class WebPlace:
 
     def __init__(self, url: str, *, retry: Retry) -> None:
         """Touches no network; raises UsageError."""
-        scheme, host, path, query = _split(url)
-        self.uri = f"{scheme}://{host}{path}"
-        self.query = f"?{query}" if query else ""
+        try:
+            # Encodes only the characters that are not encoded yet.
+            target = parse_target(quote(url, safe="/%:@!$&'()*+,;=~-._?[]#"))
+        except FetchError:
+            raise UsageError(
+                "not a valid URL of a model", hint="for example https://models.example.com/org/model"
+            ) from None
+        path, mark, query = target.path.partition("?")
+        self.uri = f"{target.scheme}://{target.authority}{path.rstrip('/')}"
+        self.query = mark + query
         self.retry = retry
         self._reader = LinkReader(retry, forbidden="the URL may need a token, or its token has expired")
         self._redirects = False
@@ -177,18 +163,3 @@ class WebModelReader(ModelReader):
             return self._place.get(path, bytes_max=bytes_max)[0]
         except (NotFoundError, CredentialsError):
             return None
-
-
-def _split(url: str) -> tuple[str, str, str, str]:
-    """Scheme, host with port, path without a trailing slash, and query, all percent-encoded."""
-    try:
-        split = urlsplit(url)
-        is_valid = bool(split.hostname) and (split.port is None or split.port > 0)
-    except ValueError:
-        split, is_valid = urlsplit(""), False
-    if not is_valid or split.scheme not in {"http", "https"}:
-        raise UsageError("not a valid URL of a model", hint="for example https://models.example.com/org/model")
-    # Encodes only the characters that are not encoded yet.
-    path = quote(split.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
-    query = quote(split.query, safe="/%:@!$&'()*+,;=~-._?[]")
-    return split.scheme, split.netloc.lower(), path, query

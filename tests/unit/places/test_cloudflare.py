@@ -207,7 +207,7 @@ def test_opened_by_settings(server: FakeApi) -> None:
         ("", BASE_URL, "CLOUDFLARE_API_TOKEN"),
         ("é", BASE_URL, "CLOUDFLARE_API_TOKEN"),
         ("t", "http://api.cloudflare.com/client/v4", "in the open"),
-        ("t", "ftp://127.0.0.1/", "in the open"),
+        ("t", "ftp://127.0.0.1/", "not a valid URL"),
         ("t", "https://user:secret@example.org", "not a valid URL"),
         ("t", "example.org", "not a valid URL"),
         ("t", "https://example.org:notaport", "not a valid URL"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.places.presigning import template_of
+from coldstream.places.presigning import link_maker
 from coldstream.places.s3_store import S3Store
 from coldstream.settings import load_settings
 
@@ -33,9 +33,9 @@ def test_they_are_boto3_s(place: dict[str, str]) -> None:
         links = [str(_by_boto(store, key)) for key in KEYS]
         if len({link.partition("X-Amz-Date=")[2][:16] for link in links}) == 1:
             break
-    template = template_of(links[0], KEYS[0], SECRET)
+    template = link_maker(links[0], KEYS[0], SECRET)
     assert template is not None
-    assert [template.link(key) for key in KEYS] == links
+    assert [template(key) for key in KEYS] == links
     assert SECRET not in repr(template)
 
 
@@ -46,11 +46,11 @@ def _by_boto(store: S3Store, key: str) -> Any:
 
 def test_what_is_signed_otherwise_makes_none() -> None:
     link = _by_boto(store_of({}), "a")
-    assert template_of(link, "a", "another key") is None
-    assert template_of(link, "b", SECRET) is None
-    assert template_of(link.replace("X-Amz-SignedHeaders=host", "X-Amz-SignedHeaders=host%3Bx"), "a", SECRET) is None
-    assert template_of(link.partition("&X-Amz-Signature")[0], "a", SECRET) is None
-    assert template_of("https://example.com/a", "a", SECRET) is None
+    assert link_maker(link, "a", "another key") is None
+    assert link_maker(link, "b", SECRET) is None
+    assert link_maker(link.replace("X-Amz-SignedHeaders=host", "X-Amz-SignedHeaders=host%3Bx"), "a", SECRET) is None
+    assert link_maker(link.partition("&X-Amz-Signature")[0], "a", SECRET) is None
+    assert link_maker("https://example.com/a", "a", SECRET) is None
 
 
 def test_hundreds_of_links_are_one_of_boto3_and_end_when_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(
             f"cannot use the metrics' file {path}: {exc.strerror or exc}",
             hint="set --metrics-file to a path in a writable directory",
-            operation="metrics",
             target=str(path),
         ) from exc
 
