@@ -202,7 +202,17 @@ class _ShardStart:
         for number, stored in enumerate(self._objects):
             end = stop if len(self._objects) == 1 else start + (stored.size or 0)
             if start <= len(self.body) < min(end, stop):
-                self._read_object(number, len(self.body) - start, min(end, stop) - start)
+                first = self.pieces[number] if number < len(self.pieces) else None
+                etag = stored.etag or (first.etag if first else None)
+                piece = self._place.read_piece(
+                    stored.key, len(self.body) - start, min(end, stop) - start, etag=etag, where=self._where
+                )
+                if first is None:
+                    self.pieces.append(piece)
+                before = first or piece
+                if stored.size not in {None, piece.size} or (piece.size, piece.stamp) != (before.size, before.stamp):
+                    raise replaced(self._where)
+                self.body += piece.body
             start = end
 
     def segments(self) -> tuple[Segment, ...]:
@@ -217,19 +227,6 @@ class _ShardStart:
                 Segment(stop=stop, etag=etag, url=location.url, headers=location.headers, local=location.local)
             )
         return tuple(segments)
-
-    def _read_object(self, number: int, start: int, stop: int) -> None:
-        stored = self._objects[number]
-        first = self.pieces[number] if number < len(self.pieces) else None
-        etag = stored.etag or (first.etag if first else None)
-        piece = self._place.read_piece(stored.key, start, stop, etag=etag, where=self._where)
-        if stored.size is not None and piece.size != stored.size:
-            raise replaced(self._where)
-        if first is None:
-            self.pieces.append(piece)
-        elif (piece.size, piece.stamp) != (first.size, first.stamp):
-            raise replaced(self._where)
-        self.body += piece.body
 
 
 def _check(body: bytes, stops: Sequence[int], digests: bytes, where: str) -> None:

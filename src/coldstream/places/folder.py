@@ -19,13 +19,11 @@ from io import FileIO
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 import xxhash
 
 from coldstream.errors import (
     ColdstreamError,
-    ConfigError,
     ConflictError,
     CredentialsError,
     DiskError,
@@ -50,7 +48,6 @@ from coldstream.places.place import (
     replaced,
 )
 from coldstream.places.tree import open_regular, walk
-from coldstream.settings import Settings
 from coldstream.units import MIB
 
 if TYPE_CHECKING:
@@ -393,11 +390,3 @@ def _write(path: Path, body: Body) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
-
-
-def open_store(uri: str, _settings: Settings, *, retry: Retry | None, **_options: int) -> Folder:
-    """The folder that a `file:` URI names; see `opening.open_store`."""
-    split = urlsplit(uri)
-    if split.netloc not in ("", "localhost") or not split.path.startswith("/"):
-        raise ConfigError(f"{uri} is not a local folder", hint="write file:///absolute/path, with three slashes")
-    return Folder(Path(unquote(split.path)), retry=retry)

@@ -1,13 +1,12 @@
 """From a URI and settings to a place, and to a model there. Touches no network.
 
-A new kind of store is a module with an `open_store`, and a line in `_STORES`.
+The modules of the places are imported when they are used: boto3 takes 300 ms.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 _FORMS = (
     "org/model, s3://bucket/org/model, https://host/org/model, hf://org/model[/folder][@revision] or file:///folder"
 )
-# Scheme to module. Imported when used: boto3 takes 300 ms.
-_STORES = {"s3": "coldstream.places.s3_store", "file": "coldstream.places.folder"}
 
 
 def open_store(
@@ -36,11 +33,17 @@ def open_store(
 ) -> Store:
     """The store that a URI names; ConfigError: none is configured, or its URI or endpoint is malformed."""
     uri = settings.store_uri() if uri is None else uri
-    module = _STORES.get(urlsplit(uri).scheme)
-    if module is None:
-        raise ConfigError(f"{uri!r} is not a store", hint="write s3://bucket, s3://bucket/prefix or file:///folder")
-    opened: Store = import_module(module).open_store(uri, settings, retry=retry, connections=connections)
-    return opened
+    split = urlsplit(uri)
+    prefix = split.path.strip("/")
+    if split.scheme == "file":
+        from coldstream.places.folder import Folder
+
+        return Folder(_local(uri), retry=retry)
+    if split.scheme == "s3" and split.netloc and not (prefix and path_fault(prefix)):
+        from coldstream.places.s3_store import S3Store
+
+        return S3Store(split.netloc, prefix=prefix, settings=settings, retry=retry, connections=connections)
+    raise ConfigError(f"{uri!r} is not a store", hint="write s3://bucket, s3://bucket/prefix or file:///folder")
 
 
 def open_model_reader(
@@ -82,7 +85,7 @@ def open_model_reader(
         return HubModelReader(rest.strip("/"), settings, retry=retry, connections=connections)
     if scheme == "file" or is_path(uri):
         return _in_folder(_local(uri) if mark else Path(os.path.abspath(expanded(uri))), settings, retry)
-    if scheme in _STORES:
+    if scheme == "s3":
         return _in_store(f"{scheme}://{rest.rstrip('/')}", settings, retry, connections, via)
     if mark or not uri:
         raise UsageError(f"models cannot be loaded from {scheme or repr(uri)}", hint=f"write {_FORMS}")
@@ -99,8 +102,7 @@ def scheme_of(uri: Uri, settings: Settings) -> str:
     scheme, mark, _ = uri.full.partition("://")
     if mark:
         return scheme.lower()
-    configured = None if is_path(uri.full) else _configured(settings)
-    return "s3" if configured and configured.startswith("s3:") else "file"
+    return "s3" if not is_path(uri.full) and _configured(settings).startswith("s3:") else "file"
 
 
 def uses_tls(uri: Uri, settings: Settings) -> bool:
@@ -119,13 +121,13 @@ def uses_tls(uri: Uri, settings: Settings) -> bool:
 
 
 def _is_in_bucket(uri: str, settings: Settings) -> bool:
-    configured = _configured(settings) or ""
-    if not configured.startswith("s3://"):
-        return False
+    configured = _configured(settings)
     scheme, mark, rest = uri.partition("://")
     if not mark:
-        return not is_path(uri)
-    return scheme.lower() == "s3" and rest.partition("/")[0] == configured.removeprefix("s3://").partition("/")[0]
+        return configured.startswith("s3://") and not is_path(uri)
+    return (
+        f"{scheme.lower()}://{rest.partition('/')[0]}" == "/".join(configured.split("/")[:3]) and scheme.lower() == "s3"
+    )
 
 
 def _in_store(
@@ -156,7 +158,7 @@ def _in_folder(folder: Path, settings: Settings, retry: Retry, revision: str | N
     from coldstream.places.model_reader import ModelReader
 
     configured = _configured(settings)
-    if configured and configured.startswith("file:"):
+    if configured.startswith("file:"):
         root = _local(configured)
         if root in folder.parents:
             inside = folder.relative_to(root)
@@ -174,12 +176,13 @@ def _in_folder(folder: Path, settings: Settings, retry: Retry, revision: str | N
 def _local(uri: str) -> Path:
     split = urlsplit(uri)
     if split.netloc not in {"", "localhost"} or not split.path.startswith("/"):
-        raise UsageError(f"{uri} is not a local folder", hint="write file:///absolute/path, with three slashes")
+        raise ConfigError(f"{uri} is not a local folder", hint="write file:///absolute/path, with three slashes")
     return Path(os.path.abspath(unquote(split.path)))
 
 
-def _configured(settings: Settings) -> str | None:
+def _configured(settings: Settings) -> str:
+    """The configured store, or ""."""
     try:
         return settings.store_uri()
     except ConfigError:
-        return None
+        return ""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timezone
 from typing import Any
-from urllib.parse import urlsplit
 
 import botocore.exceptions
 from botocore import xform_name
@@ -31,7 +30,6 @@ from coldstream.errors import (
     UnsupportedError,
     UploadNotFoundError,
 )
-from coldstream.model.names import path_fault
 from coldstream.net.http_message import ETAG
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.places.place import (
@@ -538,12 +536,3 @@ def _credential_hint(code: str, *, temporary: bool) -> str:
     if code == "InvalidAccessKeyId":
         return "the access key is unknown there; check R2_ACCESS_KEY and R2_ENDPOINT"
     return "a wrong key, or one without this permission or bucket; a new R2 token can take a minute to work"
-
-
-def open_store(uri: str, settings: Settings, *, retry: Retry | None, connections: int) -> S3Store:
-    """The bucket, or the prefix in one, that an `s3:` URI names; see `opening.open_store`."""
-    split = urlsplit(uri)
-    prefix = split.path.strip("/")
-    if not split.netloc or (prefix and path_fault(prefix)):
-        raise ConfigError(f"{uri!r} is not a store", hint="write s3://bucket, s3://bucket/prefix or file:///folder")
-    return S3Store(split.netloc, prefix=prefix, settings=settings, retry=retry, connections=connections)
