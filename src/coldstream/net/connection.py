@@ -75,28 +75,22 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class RangeReply:
-    """The reply to a range request, without its body.
+    """The reply to a range request, without its body; `size` is that of the whole object."""
 
-    Attributes:
-        etag: Without quotes; a weak one keeps its `W/`, because it cannot be used as a condition.
-        size: The size of the whole object, if sent.
-        first_byte_seconds: From the request (on an open connection) to the first byte of the reply.
-        cache_status: Cloudflare's cf-cache-status ("HIT", …).
-    """
-
+    # Without quotes; a weak one keeps its `W/`, because it cannot be used as a condition.
     etag: str | None
     size: int | None
     status: int
+    # From the request (on an open connection) to the first byte of the reply.
     first_byte_seconds: float
+    # Cloudflare's cf-cache-status ("HIT", …).
     cache_status: str | None = None
 
 
 class Connection:
     """A connection to one host, opened when it is first used. For a single thread, except `cancel`.
 
-    Args:
-        target: Names the host; later targets may only differ in their path.
-        tls: The trusted certificates; None for those of the environment.
+    Later targets may only differ in their path. Without `tls`, the environment names the trusted certificates.
     """
 
     def __init__(
@@ -136,7 +130,6 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is connected and not cancelled."""
         return self._stream is not None and not self._cancelled
 
     @property
@@ -162,8 +155,7 @@ class Connection:
         If a kept-alive connection turns out to be closed, the request is sent again on a new one.
 
         Args:
-            target: The object, on this connection's host.
-            view: Contiguous and writable, `stop - start` bytes. Not touched after this has returned or raised.
+            view: Contiguous and writable. Not touched after this has returned or raised.
             etag: The required version. A strong one is also sent as a condition.
             size: The required size of the whole object.
             cached: A cache replies, which may not support conditions, and may weaken or drop the ETag: no condition
@@ -247,7 +239,7 @@ class Connection:
                 self._drop()
 
     def _head(self, since: float) -> tuple[Head, float]:
-        """Receives the head of the final reply; returns it with the seconds to the first byte."""
+        """The head of the final reply, and the seconds to the first byte."""
         first_byte_seconds = None
         data = b""
         spent = 0

@@ -42,23 +42,20 @@ _SINGLE: Final = frozenset(
 class FetchError(Exception):
     """A request failed. Internal: the engine and the places turn it into one of `coldstream.errors`.
 
-    Attributes:
-        kind: What it means:
-            "broken": refused, reset, cut, timed out, a bad TLS record: try again.
-            "tls": the certificate is not valid, or there is no TLS in common: permanent.
-            "busy": a status that `is_retryable_status` knows: try again later, and with less.
-            "refused": 401, 403 and other permanent ones: the link has expired or does not allow this.
-            "gone": 404 or 410.
-            "changed": 412, or another ETag or total size than required.
-            "range": other bytes than requested: the range ignored or another one, a wrong length, an encoding.
-            "unexpected": no bytes of any object: a web page, an empty body, a redirect. Something on the way answered,
-                or the server is out of order: try again.
-            "protocol": not valid HTTP.
-            "cancelled": by `Connection.cancel`.
-        message: Without the query of the URL.
-        status: The HTTP status, if there was a reply.
-        code: The error code of S3 in the reply ("ExpiredToken"), or "".
-        received: So many bytes of the range are in place at the start of the buffer, and may be kept.
+    `message` is without the query of the URL, `code` is S3's in the reply ("ExpiredToken"), and so many `received`
+    bytes of the range are in place at the start of the buffer. `kind`:
+
+        "broken": refused, reset, cut, timed out, a bad TLS record: try again.
+        "tls": the certificate is not valid, or there is no TLS in common: permanent.
+        "busy": a status that `is_retryable_status` knows: try again later, and with less.
+        "refused": 401, 403 and other permanent ones: the link has expired or does not allow this.
+        "gone": 404 or 410.
+        "changed": 412, or another ETag or total size than required.
+        "range": other bytes than requested: the range ignored or another one, a wrong length, an encoding.
+        "unexpected": no bytes of any object: a web page, an empty body, a redirect. Something on the way answered,
+            or the server is out of order: try again.
+        "protocol": not valid HTTP.
+        "cancelled": by `Connection.cancel`.
     """
 
     __slots__ = ("code", "kind", "message", "received", "retry_after_seconds", "status")
@@ -270,11 +267,7 @@ class Head:
 
 
 def parse_head(data: bytes) -> Head:
-    """Reads a status line and headers, up to and without the empty line.
-
-    Raises:
-        FetchError: "protocol": it is not valid HTTP/1.1, or could be read in two ways.
-    """
+    """Reads a status line and headers, without the empty line. Raises FetchError ("protocol")."""
     lines = data.decode("latin-1").split("\r\n")
     match = _STATUS_LINE.fullmatch(lines[0])
     if not match:
@@ -297,11 +290,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def checked_head(status: int, headers: Mapping[str, str], *, keeps_alive: bool = True) -> Head:
-    """A head whose length is certain.
-
-    Raises:
-        FetchError: "protocol".
-    """
+    """A head whose body has a certain length. Raises FetchError ("protocol")."""
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
     if length is not None and not (length.isascii() and length.isdigit() and len(length) <= 19):
         raise FetchError("protocol", f"the Content-Length is {length[:40]!r}")
@@ -349,11 +338,7 @@ def check_version(head: Head, etag: str | None) -> None:
 
 
 def check_range(head: Head, start: int, stop: int, size: int | None, etag: str | None) -> int | None:
-    """Checks that a successful reply is exactly the requested range; returns the object's size, if it is sent.
-
-    Raises:
-        FetchError: "changed": another version or size. "range": other bytes.
-    """
+    """Checks that a successful reply is exactly the requested range; returns the object's size, if it is sent."""
     check_version(head, etag)
     announced = _announced(head)
     # Without a Content-Range the length is that of whatever was sent, and does not tell the object's size.
@@ -420,11 +405,7 @@ def refusal(head: Head, target: Target, body: bytes, size: int | None = None) ->
 
 
 def request_bytes(target: Target, headers: Headers, *, proxy: Proxy | None) -> bytes:
-    """A GET as it is sent to the server, or, with `proxy`, to that.
-
-    Raises:
-        ValueError: A header cannot be sent as it is; the message does not show its value.
-    """
+    """A GET as it is sent to the server or the proxy. ValueError for an invalid header does not show its value."""
     path = f"http://{target.authority}{target.path}" if proxy else target.path
     lines = []
     if proxy and proxy.authorization:

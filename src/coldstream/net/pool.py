@@ -44,12 +44,7 @@ _ERROR_BODY_BYTES_MAX: Final = 64 << 10
 
 
 class HttpPool:
-    """Connections by urllib3. Thread-safe.
-
-    Args:
-        count: How many idle connections to one host are kept.
-        ca_bundle: Replaces the environment's AWS_CA_BUNDLE.
-    """
+    """Keeps up to `count` idle connections to each host. Thread-safe. `ca_bundle` replaces AWS_CA_BUNDLE."""
 
     def __init__(self, count: int = 16, *, ca_bundle: str | None = None, read_seconds: float = READ_SECONDS) -> None:
         self._count, self._ca_bundle = count, ca_bundle
@@ -74,12 +69,8 @@ class HttpPool:
     ) -> urllib3.BaseHTTPResponse:
         """Sends a request, and returns the reply with its body still to be read. No redirect is followed.
 
-        The connection is reused if the body is read to its end; the caller closes the response in any case.
-
-        Raises:
-            FetchError: "protocol": the URL is malformed.
-            ConfigError: The proxy or the certificates cannot be used.
-            urllib3.exceptions.HTTPError: The request failed; see `failure`.
+        The caller closes the response; the connection is reused if the body was read to its end. Raises ConfigError,
+        FetchError for a malformed URL, and urllib3's errors, which `failure` translates.
         """
         # Nothing is decompressed, so the bytes that are read are the file's.
         fixed = {"Accept-Encoding": "identity", "User-Agent": f"coldstream/{__version__}"}
@@ -119,11 +110,8 @@ class HttpPool:
     ) -> Iterator[RangeBody]:
         """Requests `[start, stop)` of an object, which may end before, and checks the head of the reply.
 
-        Follows up to five redirects, but never from https to http. `headers` are only sent to the first host.
-
-        Raises:
-            FetchError: Also for failures within the context.
-            ConfigError: A proxy or the trusted certificates cannot be used.
+        Follows up to five redirects, but never from https to http. `headers` are only sent to the first host. Raises
+        ConfigError, and FetchError also for failures within the context.
         """
         target = first = parse_target(url)
         for _ in range(REDIRECTS_MAX + 1):
@@ -156,17 +144,12 @@ class HttpPool:
 
 @dataclass(frozen=True, slots=True)
 class RangeBody:
-    """A checked reply to a range request, whose body is still to be read.
-
-    Attributes:
-        stop: One past the last byte; None where only the end of the body tells.
-        size: The size of the whole object, or None.
-        etag: As in `RangeReply`.
-        url: The URL after redirects. A secret.
-    """
+    """A checked reply to a range request, whose body is still to be read; `url` is a secret."""
 
     response: urllib3.BaseHTTPResponse
+    # One past the last byte; None where only the end of the body tells.
     stop: int | None
+    # Of the whole object.
     size: int | None
     etag: str | None
     url: str = field(repr=False)
@@ -201,11 +184,7 @@ def _checked(
 def read(
     url: str, *, start: int = 0, stop: int, headers: Headers = (), etag: str | None = None, pool: HttpPool | None = None
 ) -> Ranged:
-    """Reads a range of an object, which may end before `stop`, into memory; see `HttpPool.open_range`.
-
-    Raises:
-        FetchError: A reply that is longer is refused, not truncated.
-    """
+    """Reads a range of an object, which may end before `stop`, into memory; see `HttpPool.open_range`."""
     if not 0 <= start < stop:
         raise ValueError(f"[{start}, {stop}) is not a range")
     if pool is None:
@@ -243,7 +222,7 @@ def failure(exc: Exception, host: str) -> FetchError:
         cause = inner
     text = getattr(cause, "strerror", None) or (str(cause) if isinstance(cause, OSError) else type(cause).__name__)
     if isinstance(exc, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError)):
-        return FetchError("broken", f"cannot connect to {host}: {text}")
+        return FetchError("broken", text)
     if isinstance(exc, urllib3.exceptions.TimeoutError):
         return FetchError("broken", f"{host} did not answer in time")
     if isinstance(cause, IncompleteRead):

@@ -88,11 +88,8 @@ class Retry:
     def run(self, operation: Callable[[], T], *, progress: Callable[[], int] | None = None) -> T:
         """Calls `operation` until it returns, fails permanently, or has made no progress for too long.
 
-        `progress` returns a number that grows while the operation moves; each growth restarts the clock.
-
-        Raises:
-            CancelledError: `cancel` was set.
-            ColdstreamError: A permanent error, or the last retryable one after `give_up_seconds`.
+        `progress` returns a number that grows while the operation moves; each growth restarts the clock. Raises the
+        last error, or CancelledError.
         """
         failures = 0
         moved = progress() if progress else 0

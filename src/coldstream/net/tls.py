@@ -73,11 +73,7 @@ class TlsSettings:
 def tls_settings(
     environ: Mapping[str, str] | None = None, *, ca_bundle: str | None = None, backend: Backend = "auto"
 ) -> TlsSettings:
-    """The settings from the environment; `ca_bundle` replaces its AWS_CA_BUNDLE.
-
-    Raises:
-        ConfigError: A variable names a file or folder that does not exist.
-    """
+    """The settings from the environment; `ca_bundle` replaces AWS_CA_BUNDLE. ConfigError: a file does not exist."""
     environ = os.environ if environ is None else environ
     files: list[str] = []
     folders: list[str] = []
@@ -96,11 +92,7 @@ def tls_settings(
 
 
 def trusted_places(settings: TlsSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Files and folders to load: those of the settings, else the system's, else certifi's.
-
-    Raises:
-        ConfigError: There are none anywhere.
-    """
+    """Files and folders to load: those of the settings, else the system's, else certifi's, else ConfigError."""
     if settings.ca_files or settings.ca_dirs:
         return settings.ca_files, settings.ca_dirs
     import glob
@@ -205,12 +197,7 @@ class TlsStream(ByteStream):
         self._failure: OSError | None = None
 
     def handshake(self) -> bool:
-        """One step of the handshake; returns whether it is done.
-
-        Raises:
-            CertificateError: The certificate is not valid for the host, or there is no TLS in common.
-            OSError: The connection is broken.
-        """
+        """One step of the handshake; returns whether it is done. Raises CertificateError and OSError."""
         raise NotImplementedError
 
 
@@ -406,11 +393,7 @@ def tls_fault(exc: BaseException) -> str | None:
 
 
 class _CryptographyContext:
-    """An SSL_CTX of the OpenSSL inside `cryptography`.
-
-    Raises:
-        ImportError: It is not installed, or its bindings are not as expected.
-    """
+    """An SSL_CTX of the OpenSSL inside `cryptography`. ImportError: its bindings are missing or not as expected."""
 
     # All functions and constants that are used; a later version without one of them is not.
     _NAMES = (
@@ -476,8 +459,7 @@ _contexts_lock = threading.Lock()
 def context_for(settings: TlsSettings) -> ssl.SSLContext | _CryptographyContext:
     """The context for these settings, made once per process. Thread-safe; may be called before a fork.
 
-    Raises:
-        ConfigError: The certificates cannot be read, or the backend is not available.
+    ConfigError: the certificates cannot be read, or the backend is not available.
     """
     with _contexts_lock:
         if settings not in _contexts:

@@ -113,12 +113,10 @@ def read_checkpoint(
     left_out: Mapping[str, str] | None = None,
     salt: str = "",
 ) -> Checkpoint:
-    """Reads all headers.
+    """Reads all headers of the `locations`, which are sorted by path.
 
-    Args:
-        locations: The shards, sorted by path.
-        version: Of the manifest or the commit; None: derived from the shards.
-        salt: Distinguishes contents that nothing else does; may be a secret.
+    `version` is that of the manifest or the commit; None: it is derived from the shards, and from `salt` (which may be
+    a secret) where nothing else distinguishes contents.
 
     Raises:
         NotFoundError: There are no shards.

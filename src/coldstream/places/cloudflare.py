@@ -129,10 +129,8 @@ class Api:
     def call(self, method: str, path: str, body: object = None, *, repeatable: bool = True) -> Any:
         """One call of the REST API; returns the `result` of the reply, not validated further.
 
-        Args:
-            path: Below the base URL, with a leading slash; quoted.
-            repeatable: False where a second execution would do harm (a rule appended twice): then it is retried only
-                if the first cannot have happened.
+        `path` is below the base URL, quoted, with a leading slash. If not `repeatable`, because a second execution
+        would do harm (a rule appended twice), it is retried only where the first cannot have happened.
 
         Raises:
             CredentialsError: The token is refused, or lacks the permission.

@@ -201,10 +201,7 @@ class HubSnapshot:
         return self._reader
 
     def location(self, key: str, *, renew: bool = False) -> Link:
-        """The link to a file's bytes, and the headers to send there.
-
-        `renew` requests a new one from the Hub, because the last link was refused: signed links expire.
-        """
+        """The link to a file's bytes, and the headers to send there; `renew` replaces one that has expired."""
         if renew:
             with self._links_lock:
                 self._links.pop(key, None)

@@ -143,12 +143,8 @@ class Readable(Protocol):
     ) -> None:
         """Fills `buffer` with `[start, start + len(buffer))`. Continues where a cut connection left off.
 
-        Places that pin their version ignore `if_match`. `on_read` is called with byte counts as they are read.
-
-        Raises:
-            NotFoundError: There is no such object.
-            ConflictError: Its ETag is not `if_match`.
-            IntegrityError: The object ends before the range does, or the server sent another range.
+        Raises NotFoundError, ConflictError (not `if_match`, which places that pin their version ignore), and
+        IntegrityError: the object ends before the range does, or the server sent another range.
         """
 
 
@@ -202,11 +198,8 @@ class Store(Place, Readable, Protocol):
     def put_part(self, key: str, upload_id: str, number: int, body: Body, *, on_sent: OnBytes | None = None) -> str:
         """Stores part `number` (from 1), replacing an earlier one of that number, and returns its ETag.
 
-        `on_sent` is called with byte counts as they leave; a repeated attempt starts with a negative count.
-
-        Raises:
-            UploadNotFoundError: The upload is gone.
-            UnsupportedError: The server cannot replace a part (rclone).
+        A repeated attempt calls `on_sent` with a negative count first. Raises UploadNotFoundError, and
+        UnsupportedError when the server cannot replace a part (rclone).
         """
 
     def copy_part(
@@ -215,12 +208,8 @@ class Store(Place, Readable, Protocol):
         """Stores `[start, stop)` of the object `source` as part `number`, on the server's side, and returns its ETag.
 
         None: the server cannot copy (rclone), and the upload can only be aborted. S3 does not copy from objects below
-        5 MiB. A server may ignore `if_match` (moto does): compare with `head` before completing.
-
-        Raises:
-            NotFoundError: There is no such source.
-            ConflictError: Its ETag is not `if_match`.
-            UploadNotFoundError: The upload is gone.
+        5 MiB. A server may ignore `if_match` (moto does): compare with `head` before completing. Raises NotFoundError,
+        ConflictError and UploadNotFoundError.
         """
 
     def part_etag(self, body: Body) -> str:
@@ -232,9 +221,8 @@ class Store(Place, Readable, Protocol):
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[UploadPart]) -> None:
         """Makes the object out of its parts, atomically.
 
-        Raises:
-            UploadNotFoundError: The upload is gone, perhaps because an earlier attempt worked: look with `head`.
-            ConflictError: A part is missing or has another ETag.
+        UploadNotFoundError may mean that an earlier attempt worked: look with `head`. ConflictError: a part is missing
+        or has another ETag.
         """
 
     def abort_upload(self, key: str, upload_id: str) -> None:

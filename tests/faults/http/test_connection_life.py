@@ -144,6 +144,6 @@ def test_an_unknown_name_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FetchError, match=r"cannot resolve nowhere\.example") as caught:
         Connection(target).get(target, 0, 1, memoryview(bytearray(1)), etag=None, size=None)
     assert caught.value.kind == "broken"
-    with pytest.raises(FetchError, match=r"cannot connect to nowhere\.example: Name or service not known") as caught:
+    with pytest.raises(FetchError, match="Name or service not known") as caught:
         read(target.url, stop=10)
     assert caught.value.kind == "broken"
