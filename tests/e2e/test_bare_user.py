@@ -221,3 +221,5 @@ def test_vllm_gets_a_home_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(serve_preparation, "temporary_root", lambda: tmp_path)
     assert serve_preparation.user_environment({}) == {"HOME": str(tmp_path / "home"), "USER": f"uid{UID}"}
     assert (tmp_path / "home").is_dir()
+    monkeypatch.setattr(os.path, "expanduser", lambda _path: "/nonexistent")
+    assert serve_preparation.user_environment({})["HOME"] == str(tmp_path / "home")
