@@ -174,16 +174,14 @@ def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[
 
 
 class ContestantFactory:
-    """Makes the contestants of a plan. `scratch` is a folder for copies, on the disk that is measured."""
+    """Makes the contestants of a plan.
+
+    `scratch` is a folder for copies, on the disk that is measured; `cache` is the local cache of warm loads.
+    """
 
     def __init__(self, plan: BenchPlan, interpreters: Interpreters, scratch: Path) -> None:
         self._plan, self._target, self._settings = plan, plan.target, plan.settings
-        self._interpreters, self._scratch = interpreters, scratch
-
-    @property
-    def cache(self) -> Path:
-        """The local cache of warm loads."""
-        return self._scratch / "cache"
+        self._interpreters, self._scratch, self.cache = interpreters, scratch, scratch / "cache"
 
     def interpreter(self, *packages: str) -> str | None:
         """The first interpreter that has all these packages."""
@@ -193,13 +191,11 @@ class ContestantFactory:
         """The contestant for a load, or why there is none."""
         if reason := self._refusal(loader):
             return _skip(loader, "load", reason)
-        packages = loader.packages
+        packages = [*loader.packages, *(["torch"] if self._plan.device != "cpu" else [])]
         if self._target.kind == "s3" and loader.name.startswith("runai"):
-            packages += ("runai-model-streamer-s3",)
-        if self._plan.device != "cpu":
-            packages += ("torch",)
+            packages.append("runai-model-streamer-s3")
         if loader.name in OURS:
-            packages += ("coldstream",)
+            packages.append("coldstream")
         python = self.interpreter(*packages)
         if python is None:
             missing = next((name for name in packages if self.interpreter(name) is None), ", ".join(packages))

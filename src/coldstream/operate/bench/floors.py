@@ -135,16 +135,10 @@ def measure_disk(folder: Path, names: Sequence[str]) -> tuple[float | None, bool
 
 
 def _run_raw(request: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, "-m", "coldstream.operate.bench.programs.raw"]
+    more: dict[str, Any] = {"env": child_environment(), "timeout": request["seconds"] + _EXTRA_SECONDS}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "coldstream.operate.bench.programs.raw"],
-            env=child_environment(),
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=request["seconds"] + _EXTRA_SECONDS,
-            check=True,
-        )
+        done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, check=True, **more)
         reads: dict[str, float] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError) as exc:
         # Without its cause, which holds the links.

@@ -25,8 +25,6 @@ def drop(folders: Iterable[Path]) -> str:
         with suppress(OSError):
             _DROP.write_text("1\n")
             return EVERYTHING
-    if not hasattr(os, "posix_fadvise"):
-        return NOTHING
     state = NOTHING
     for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
         with suppress(OSError), path.open("rb") as file:

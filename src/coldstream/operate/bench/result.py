@@ -100,16 +100,12 @@ class BenchRow:
 
     def document(self, best: float | None) -> dict[str, Any]:
         """For JSON; `best` is the lowest median of all rows."""
-        spreads, names = self.spreads, ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
+        figures = ("seconds", "cpu_seconds", "cpu_seconds_per_gib", "memory_bytes")
         return {
-            "name": self.name,
-            "label": self.label,
-            "state": self.state,
+            **{name: getattr(self, name) for name in ("name", "label", "state", "failure", "same")},
             "detail": self.contestant.detail,
             "versions": dict(self.contestant.versions),
-            "failure": self.failure,
-            "same": self.same,
-            **{name: spreads[name]._asdict() if spreads else None for name in names},
+            **{name: self.spreads[name]._asdict() if self.runs else None for name in figures},
             "bytes_per_second": self.rate,
             "times_best": self.seconds.median / best if self.seconds and best else None,
             "floors": dict(self.floors),
@@ -146,7 +142,7 @@ class BenchResult:
         plan = self.plan
         lines = [
             f"an untimed run of each, then {plan.runs} rounds of all in shuffled order (seed {plan.seed})",
-            *pagecache.description(self.dropped, requested=plan.drop_caches).split("; "),
+            *self._page_cache.split("; "),
         ]
         if self.loads:
             lines.append("seconds and CPU are of the loads only, without Python's start and imports")
@@ -156,6 +152,10 @@ class BenchResult:
             lines.append("coldstream verifies every chunk against the upload's hashes, within its seconds and CPU;")
             lines.append("Run:ai, boto3, s3fs and obstore verify nothing")
         return lines
+
+    @property
+    def _page_cache(self) -> str:
+        return pagecache.description(self.dropped, requested=self.plan.drop_caches)
 
     @property
     def verdict(self) -> list[str]:
@@ -169,6 +169,7 @@ class BenchResult:
             "uri": target.label,
             "bytes": target.model.bytes,
             "files": len(target.shards),
+            "verified": target.verified,
             "device": plan.device,
             "rounds": plan.runs,
             "seed": plan.seed,
@@ -176,16 +177,8 @@ class BenchResult:
             "starts": [row.document(best(self.starts)) for row in self.starts],
             "skipped": [asdict(one) for one in self.skipped],
             "floors": asdict(self.floors),
-            "page_cache": {
-                "dropped": self.dropped,
-                "said": pagecache.description(self.dropped, requested=plan.drop_caches),
-            },
-            "verified": target.verified,
-            "terms": self.terms,
-            "verdict": self.verdict,
-            "machine": self.machine,
-            "versions": dict(self.versions),
-            "began": self.began,
+            "page_cache": {"dropped": self.dropped, "said": self._page_cache},
+            **{name: getattr(self, name) for name in ("terms", "verdict", "machine", "versions", "began")},
         }
 
 
@@ -229,25 +222,18 @@ def seconds_text(seconds: float) -> str:
 
 def verdict(rows: Sequence[BenchRow], kind: str) -> list[str]:
     """Sentences that compare coldstream, cold and warm, with the fastest other loader and, for loads, the floor."""
-    sound = {row.name: row for row in rows if row.state == OK}
-    rival = min((row for row in sound.values() if row.name not in OURS), key=_median, default=None)
+    medians = {row.name: max(row.seconds.median, 1e-9) for row in rows if row.state == OK and row.seconds}
+    sound = {row.name: row for row in rows if row.name in medians}
+    rival = min((name for name in medians if name not in OURS), key=lambda name: medians[name], default=None)
     lines = []
-    for row in (sound[name] for name in OURS if name in sound):
-        line = f"{row.label}: {seconds_text(_median(row))}"
+    for name in (name for name in OURS if name in sound):
+        line = f"{sound[name].label}: {seconds_text(medians[name])}"
         if rival is not None:
-            line += f", {rival.label}: {seconds_text(_median(rival))}, {_ratio_text(_median(rival) / _median(row))}"
-        if kind == "load" and row.nearest is not None:
-            line += f"; it reached {row.floor_text}"
+            ratio = medians[rival] / medians[name]
+            compared = f"{ratio:.1f} x as fast" if ratio > 1 else f"{1 / ratio:.1f} x as slow"
+            compared = "equally fast" if 0.97 < ratio < 1.03 else compared
+            line += f", {sound[rival].label}: {seconds_text(medians[rival])}, {compared}"
+        if kind == "load" and sound[name].nearest is not None:
+            line += f"; it reached {sound[name].floor_text}"
         lines.append(line)
     return lines
-
-
-def _ratio_text(ratio: float) -> str:
-    if 0.97 < ratio < 1.03:
-        return "equally fast"
-    return f"{ratio:.1f} x as fast" if ratio > 1 else f"{1 / ratio:.1f} x as slow"
-
-
-def _median(row: BenchRow) -> float:
-    assert row.seconds is not None
-    return max(row.seconds.median, 1e-9)

@@ -219,14 +219,13 @@ def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | No
 
 
 def _bottleneck(phases: Sequence[Phase]) -> str:
-    groups: dict[str, list[Phase]] = {}
-    for phase in phases:
-        groups.setdefault(phase.group, []).append(phase)
     total = sum(phase.seconds for phase in phases)
     if not total:
         return "none"
-    longest = max(groups, key=lambda group: sum(phase.seconds for phase in groups[group]))
-    parts = groups[longest]
+    groups: dict[str, list[Phase]] = {}
+    for phase in phases:
+        groups.setdefault(phase.group, []).append(phase)
+    longest, parts = max(groups.items(), key=lambda group: sum(phase.seconds for phase in group[1]))
     share = f"{100 * sum(phase.seconds for phase in parts) / total:.0f} % of start-up"
     if longest == UNNAMED:
         return f"unknown ({share}); VLLM_LOGGING_LEVEL=INFO makes vLLM report its phases"

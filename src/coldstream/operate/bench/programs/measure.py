@@ -50,27 +50,32 @@ def main() -> None:
 
 def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> dict[str, object]:
     """Runs a command and returns what it used."""
-    memory = _MemorySampler(pss=pss, interval=interval)
-    timed_out = threading.Event()
+    peak, timed_out, ended = 0, threading.Event(), threading.Event()
+
+    def sample_memory() -> None:
+        nonlocal peak
+        while not ended.wait(interval):
+            peak = max(peak, _memory_bytes(descendants(), pss=pss))
 
     def kill_all() -> None:
         timed_out.set()
         end_descendants()
 
-    timer = threading.Timer(timeout, kill_all)
+    timer, sampler = threading.Timer(timeout, kill_all), threading.Thread(target=sample_memory, daemon=True)
     # Files, because a full pipe would block the command, and a child could keep a pipe open after its exit.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
         timer.start()
-        memory.start()
+        sampler.start()
         _, status, _ = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         orphans = _reap()
         settled = time.perf_counter() - began
         timer.cancel()
-        memory.stop()
+        ended.set()
+        sampler.join()
         texts = []
         for file in (output, errors):
             file.seek(0)
@@ -84,7 +89,7 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
         "orphans": orphans,
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
-        "memory_bytes": memory.peak,
+        "memory_bytes": peak,
         "stdout": texts[0],
         "stderr": texts[1][-4000:],
     }
@@ -137,28 +142,11 @@ def _exit_on_signal(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 
-class _MemorySampler(threading.Thread):
-    """Samples the tree's memory and keeps the peak."""
-
-    def __init__(self, *, pss: bool, interval: float) -> None:
-        super().__init__(daemon=True)
-        self._pss, self._interval = pss, interval
-        self._done = threading.Event()
-        self.peak = 0
-
-    def run(self) -> None:
-        while not self._done.wait(self._interval):
-            pids = descendants()
-            if self._pss:
-                current = sum(_memory_fields(pid, "smaps_rollup", "Pss:")[0] for pid in pids)
-            else:
-                sets = [_memory_fields(pid, "status", "RssAnon:", "RssShmem:") for pid in pids]
-                current = sum(private for private, _ in sets) + max((shared for _, shared in sets), default=0)
-            self.peak = max(self.peak, current)
-
-    def stop(self) -> None:
-        self._done.set()
-        self.join()
+def _memory_bytes(pids: list[int], *, pss: bool) -> int:
+    if pss:
+        return sum(_memory_fields(pid, "smaps_rollup", "Pss:")[0] for pid in pids)
+    sets = [_memory_fields(pid, "status", "RssAnon:", "RssShmem:") for pid in pids]
+    return sum(private for private, _ in sets) + max((shared for _, shared in sets), default=0)
 
 
 def _memory_fields(pid: int, file_name: str, *keys: str) -> list[int]:

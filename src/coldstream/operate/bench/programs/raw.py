@@ -39,17 +39,9 @@ def main() -> None:
     print(json.dumps(read_links(**request) if "links" in request else read_files(**request)))
 
 
-class _Counter:
-    """Bytes of all threads. Each adds to its own element, so that none waits for another."""
-
-    def __init__(self, threads: int) -> None:
-        self.each = [0] * threads
-        self.stopped = threading.Event()
-
-
 def read_links(*, links: list[dict[str, Any]], connections: int, seconds: float) -> dict[str, float]:
     """Reads ranges of all files over this many connections."""
-    counter = _Counter(connections)
+    counts, stopped = [0] * connections, threading.Event()
     ranges = [
         (link, start, min(start + _RANGE_BYTES, link["size"]))
         for link in links
@@ -63,7 +55,7 @@ def read_links(*, links: list[dict[str, Any]], connections: int, seconds: float)
         # The connections begin at evenly spaced places.
         place = number * max(1, len(ranges) // connections) % len(ranges)
         for link, start, stop in itertools.cycle(ranges[place:] + ranges[:place]):
-            if counter.stopped.is_set() or failures >= _FAILURES_MAX:
+            if stopped.is_set() or failures >= _FAILURES_MAX:
                 return
             url = urlsplit(link["url"])
             try:
@@ -75,14 +67,14 @@ def read_links(*, links: list[dict[str, Any]], connections: int, seconds: float)
                 response = connection.getresponse()
                 if response.status not in {200, 206}:
                     raise http.client.HTTPException(f"HTTP {response.status}")
-                while not counter.stopped.is_set() and (count := response.readinto(view)):
-                    counter.each[number] += count
+                while not stopped.is_set() and (count := response.readinto(view)):
+                    counts[number] += count
                 failures = 0
             except (OSError, http.client.HTTPException):
                 failures += 1
                 connection = None
 
-    return _measure(work, counter, seconds)
+    return _measure(work, counts, stopped, seconds)
 
 
 def _connect(url: SplitResult) -> http.client.HTTPConnection:
@@ -97,7 +89,7 @@ def _connect(url: SplitResult) -> http.client.HTTPConnection:
 
 def read_files(*, files: list[str], threads: int, seconds: float) -> dict[str, float]:
     """Reads files from the start, bypassing the page cache where the file system allows it."""
-    counter = _Counter(threads)
+    counts, stopped = [0] * threads, threading.Event()
     direct = threading.Event()
     lock = threading.Lock()
     blocks = ((path, start) for path in files for start in range(0, os.path.getsize(path), _DISK_READ_BYTES))
@@ -105,14 +97,14 @@ def read_files(*, files: list[str], threads: int, seconds: float) -> dict[str, f
     def work(number: int) -> None:
         # O_DIRECT needs page-aligned memory.
         buffer = mmap.mmap(-1, _DISK_READ_BYTES)
-        while not counter.stopped.is_set():
+        while not stopped.is_set():
             with lock:
                 block = next(blocks, None)
             if block is None:
                 return
-            counter.each[number] += _read_block(*block, buffer, direct)
+            counts[number] += _read_block(*block, buffer, direct)
 
-    return _measure(work, counter, seconds) | {"direct": direct.is_set()}
+    return _measure(work, counts, stopped, seconds) | {"direct": direct.is_set()}
 
 
 def _read_block(path: str, start: int, buffer: mmap.mmap, direct: threading.Event) -> int:
@@ -132,8 +124,11 @@ def _read_block(path: str, start: int, buffer: mmap.mmap, direct: threading.Even
     return 0
 
 
-def _measure(work: Callable[[int], None], counter: _Counter, seconds: float) -> dict[str, float]:
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(counter.each))]
+def _measure(
+    work: Callable[[int], None], counts: list[int], stopped: threading.Event, seconds: float
+) -> dict[str, float]:
+    # Each thread adds to its own element of the counts, so that none waits for another.
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(counts))]
     # Reads that finish before the ramp does are counted from the start.
     since, before, used = began, _, _ = time.monotonic(), 0, 0.0
     for thread in threads:
@@ -143,11 +138,10 @@ def _measure(work: Callable[[int], None], counter: _Counter, seconds: float) -> 
         time.sleep(0.002)
         if ramping and time.monotonic() > began + _RAMP_SHARE * seconds:
             ramping = False
-            since, before, used = time.monotonic(), sum(counter.each), time.process_time()
-    stop, count, spent = time.monotonic(), sum(counter.each), time.process_time()
-    counter.stopped.set()
-    moved = max(count - before, 1)
-    return {"bytes_per_second": moved / max(stop - since, 1e-9), "cpu_seconds_per_byte": (spent - used) / moved}
+            since, before, used = time.monotonic(), sum(counts), time.process_time()
+    moved, took, spent = sum(counts) - before or 1, time.monotonic() - since, time.process_time() - used
+    stopped.set()
+    return {"bytes_per_second": moved / max(took, 1e-9), "cpu_seconds_per_byte": spent / moved}
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def _copier(options: Options) -> Callable[[Any], None]:
 
 
 def tensor_hash(tensor: Any) -> str:
-    """SHA-256 of a torch tensor."""
+    """SHA-256 of a torch tensor or a memoryview."""
+    if isinstance(tensor, memoryview):
+        return hashlib.sha256(tensor).hexdigest()
     import torch
 
     # Viewing a scalar as bytes needs a dimension; .cpu() is for tensors on a device.
@@ -110,15 +112,11 @@ def take_tensors(
 def _file_hashes(content: Any) -> dict[str, str]:
     """SHA-256 of each tensor in a safetensors file."""
     view = memoryview(content)
-    start = 8 + int.from_bytes(view[:8], "little")
-    header = json.loads(bytes(view[8:start]))
+    data = view[8 + int.from_bytes(view[:8], "little") :]
+    header = json.loads(bytes(view[8 : len(view) - len(data)]))
     header.pop("__metadata__", None)
-    places = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {
-        name: hashlib.sha256(view[start + first : start + stop]).hexdigest()
-        for name, (first, stop) in places.items()
-        if stop > first
-    }
+    places = ((name, slice(*entry["data_offsets"])) for name, entry in header.items())
+    return {name: hashlib.sha256(data[place]).hexdigest() for name, place in places if data[place]}
 
 
 def runai(options: Options) -> Iterator[Result]:
@@ -300,14 +298,8 @@ def coldstream(options: Options) -> Iterator[Result]:
         import torch  # noqa: F401  # so that its import is not charged to the load
 
     yield PREPARED
-    size = 0
-    hashes: dict[str, str] = {}
     with library.stream(options["uri"], **keywords) as loading:
-        for name, tensor in loading:
-            count = tensor.data.nbytes if buffers else tensor.nbytes
-            size += count
-            if options["verify"] and count:
-                hashes[name] = hashlib.sha256(tensor.data).hexdigest() if buffers else tensor_hash(tensor)
+        result = take_tensors(options, ((name, tensor.data if buffers else tensor) for name, tensor in loading))
         if mode == "fill":
             loading.wait_for_cache()
         report = loading.report
@@ -317,7 +309,7 @@ def coldstream(options: Options) -> Iterator[Result]:
     if mode == "warm" and report.received_bytes:
         sys.exit(f"{report.received_bytes} bytes were not in the local cache")
     names = ("memory_bytes", "received_bytes", "cache_bytes", "connections", "limit", "limited_by")
-    yield {"bytes": size, "tensors": hashes, "report": {name: getattr(report, name) for name in names}}
+    yield result | {"report": {name: getattr(report, name) for name in names}}
 
 
 READERS: dict[str, Callable[[Options], Iterator[Result]]] = {

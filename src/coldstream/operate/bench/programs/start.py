@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import IO, Any
 
 import urllib3
 
@@ -34,10 +34,11 @@ def main() -> None:
         began = time.perf_counter()
         process = subprocess.Popen(options["command"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         assert process.stdin is not None
+        assert process.stdout is not None
         try:
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
                 pipe.write(json.dumps(options["arguments"]).encode())
-            document = _read_document(process)
+            document = _read_document(process.stdout)
             seconds = time.perf_counter() - began
             cpu_seconds = _tree_cpu_seconds()
             digest = _completion_digest(document["url"]) if document and options.get("verify") else None
@@ -56,16 +57,14 @@ def main() -> None:
     print(json.dumps({"load_seconds": seconds, "cpu_seconds": cpu_seconds, "start": start, "digest": digest}))
 
 
-def _read_document(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The document that `coldstream serve --json` prints after the first token; empty if it exited before."""
-    assert process.stdout is not None
+def _read_document(output: IO[bytes]) -> Any:
+    """The document that `coldstream serve --json` prints after the first token; None if it exited before."""
     text = b""
-    for line in process.stdout:
+    for line in output:
         text += line
         if line == b"}\n":
-            document: dict[str, Any] = json.loads(text)
-            return document
-    return {}
+            return json.loads(text)
+    return None
 
 
 def _completion_digest(url: str) -> str | None:
@@ -80,12 +79,8 @@ def _completion_digest(url: str) -> str | None:
 
 
 def _request(url: str, body: dict[str, Any] | None = None) -> Any:
-    data, headers = json.dumps(body or {}), {"Content-Type": "application/json"}
-    method = "GET" if body is None else "POST"
-    response = urllib3.PoolManager().request(
-        method, url, body=data, headers=headers, timeout=_REQUEST_SECONDS, retries=False
-    )
-    return json.loads(response.data)
+    pool = urllib3.PoolManager(headers={"Content-Type": "application/json"}, timeout=_REQUEST_SECONDS, retries=False)
+    return json.loads(pool.request("GET" if body is None else "POST", url, body=json.dumps(body or {})).data)
 
 
 def _tree_cpu_seconds() -> float:
