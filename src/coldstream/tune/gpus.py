@@ -1,7 +1,6 @@
 """Known GPUs: their memory, and how fast data is copied to them.
 
-Memory and compute capability are those of gpuhunt's table; a test compares them. Data reaches a GPU through PCI
-Express: large copies from pinned memory reach about 80 % of its nominal bandwidth.
+Memory and compute capability are those of gpuhunt's table; a test compares them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from coldstream.machine.hardware import InstalledGpu
 from coldstream.units import GIB
 
 _COUNT_MAX = 64
-# Bytes per second to one GPU over 16 lanes, by PCI Express generation; 8 lanes carry half of it.
+# Bytes per second to one GPU over 16 lanes, by PCI Express generation: about 80 % of the nominal bandwidth.
 _PCIE = {3: 12e9, 4: 25e9, 5: 50e9}
 
 

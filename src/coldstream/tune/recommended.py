@@ -1,8 +1,6 @@
 """Recommends how to split a model over GPUs, and settings for coldstream's loader and for Run:ai's. Pure.
 
-Run:ai's follow the common rules for it: 16 to 32 threads and 2 to 5 GiB of buffer for models up to 13 billion
-parameters, 32 to 48 threads and 5 to 8 GiB up to 40 billion, 48 to 64 threads and 10 to 15 GiB beyond. coldstream needs
-only a maximum: it adapts the number of connections while it loads.
+Run:ai's follow the common rules for it. coldstream needs only a maximum: it adapts the number of connections.
 """
 
 from __future__ import annotations
@@ -188,8 +186,7 @@ def _enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: fl
 def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
     """Run:ai's `concurrency`, and its `memory_limit` in bytes.
 
-    It is the lower end of each range for small GPUs, whose machines have slow networks, and for a large model on a
-    single GPU.
+    The lower end of each range is for small GPUs, whose machines have slow networks, and for large models on one GPU.
     """
     parameters_max, threads, gib = next(rule for rule in _RUNAI if parameters <= rule[0])
     high = gpus.count > 1 if parameters_max == _ANY else gpus.gpu.memory_gib >= _LARGE_GIB

@@ -1,4 +1,1 @@
-"""`coldstream bench`: compares ways of loading a model on this machine.
-
-`comparing` runs a `BenchPlan` of `contestant`s against a `target` by `runner`; `result` is pure.
-"""
+"""`coldstream bench`: compares ways of loading a model on this machine."""

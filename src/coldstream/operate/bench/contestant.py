@@ -1,7 +1,7 @@
 """The loaders that can be compared, and how each is run for a model on this machine.
 
-Each run has an environment of its own, without variables that could configure a loader from outside. Credentials reach
-only the processes that read the bucket, through their environment.
+Each run has an environment of its own, so that nothing configures a loader from outside, and with credentials only
+if it reads the bucket.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Floors: the time that each stage of a load takes at least on this machine, measured before the loaders run.
 
-Plain reads stand for the bucket and the link: ranges over many connections in several processes, with one reused buffer
-for each connection, nothing verified and nothing kept.
+Plain reads stand for the bucket and the link: many connections, one reused buffer for each, nothing verified or kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Runs commands in fresh processes, in interleaved rounds, and measures their whole process trees.
+"""Runs commands in fresh processes, in interleaved rounds.
 
-`programs/measure.py` runs between this process and the command: it adopts orphans, adds up CPU time as the kernel
-accounts it, samples memory, and kills the tree at the time limit.
+`programs/measure.py` runs between this process and the command, to measure its whole process tree.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
@@ -85,7 +86,11 @@ def find_target(uri: str, settings: Settings) -> BenchTarget:
         store = "" if is_path(uri) or "://" in uri else settings.store_uri()
     elif checkpoint.uri.startswith("s3://"):
         kind = "s3"
-        store, key = _split_uri(checkpoint.uri, settings)
+        with suppress(ConfigError):
+            store = settings.store_uri()
+        if not (store.startswith("s3:") and checkpoint.uri.startswith(store + "/")):
+            store = "s3://" + checkpoint.uri.removeprefix("s3://").partition("/")[0]
+        key = checkpoint.uri.removeprefix(store).strip("/")
     model = describe(checkpoint.name, [shard.header for shard in shards], {})
     if not model.bytes:
         raise UnavailableError(f"{checkpoint.uri} has no tensors to load", retryable=False)
@@ -102,14 +107,3 @@ def find_target(uri: str, settings: Settings) -> BenchTarget:
         model=model,
         verified=checkpoint.verified,
     )
-
-
-def _split_uri(uri: str, settings: Settings) -> tuple[str, str]:
-    """The store and the folder of a model in a bucket."""
-    try:
-        configured = settings.store_uri()
-    except ConfigError:
-        configured = ""
-    bucket = "s3://" + uri.removeprefix("s3://").partition("/")[0]
-    store = configured if configured.startswith("s3:") and uri.startswith(configured + "/") else bucket
-    return store, uri.removeprefix(store).strip("/")

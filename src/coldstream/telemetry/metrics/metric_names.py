@@ -1,7 +1,6 @@
 """Every metric: its kind, its labels and the few values that they take. Pure.
 
-Each label has a fixed set of values, and what is not in it counts as "other". Only `model` is free: a process has one
-model, and a file keeps those of the last fifty.
+What is not in a label's set counts as "other". Only `model` is free: a file keeps those of the last fifty.
 """
 
 from __future__ import annotations

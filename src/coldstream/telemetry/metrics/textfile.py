@@ -1,7 +1,6 @@
 """The file that node exporter's textfile collector reads: what loads on this machine have counted, and their cost.
 
-A load is shorter than the time between two scrapes, so its counts are added to what the file holds, under a lock, and
-the file is replaced as a whole. It only holds metrics of coldstream.
+A load is shorter than the time between two scrapes, so its counts are added to the file's, under a lock.
 """
 
 from __future__ import annotations

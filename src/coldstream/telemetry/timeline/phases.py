@@ -1,8 +1,7 @@
 """Where start-up time went: turns marks into phases. Pure.
 
-Phases follow each other without gaps or overlaps, from the command to the first token. When the mark between two phases
-is missing, they are one phase with both names; a longer stretch without marks is unnamed. What runs beside the phases,
-such as the stream, is a span.
+Phases follow each other without gaps. When the mark between two phases is missing, they are one phase with both names;
+a longer stretch without marks is unnamed. What runs beside the phases, such as the stream, is a span.
 """
 
 from __future__ import annotations

@@ -74,17 +74,14 @@ def side_by_side(columns_of: Mapping[str, Timeline], *, bars: bool, columns: int
     cell = max(wide + 10, *(len(title) for title in columns_of)) + 2
     lines = [f"  {'':<{left}}" + "".join(f"{title:<{cell}}" for title in columns_of)]
     for name in names:
-        cells = (_cell([row for row in _rows(timeline) if row[0] == name], total, wide) for timeline in timelines)
-        lines.append(f"  {name:<{left}}" + "".join(f"{text:<{cell}}" for text in cells))
+        line = f"  {name:<{left}}"
+        for timeline in timelines:
+            spans = [span for row_name, span, _ in _rows(timeline) if row_name == name]
+            drawn = bar(spans[0].start, spans[-1].stop, total, columns=wide) if spans and wide else " " * wide
+            seconds = f"{sum(span.seconds for span in spans):6.1f} s" if spans else f"{'-':>6}"
+            line += f"{drawn} {seconds}".ljust(cell)
+        lines.append(line)
     return [line.rstrip() for line in lines]
-
-
-def _cell(rows: Sequence[tuple[str, Phase | Span, str]], total: float, wide: int) -> str:
-    if not rows:
-        return f"{'':<{wide}} {'-':>6}"
-    start, stop = rows[0][1].start, rows[-1][1].stop
-    drawn = bar(start, stop, total, columns=wide) if wide else ""
-    return f"{drawn} {sum(row.seconds for _, row, _ in rows):6.1f} s"
 
 
 def bar(start: float, stop: float, total: float, *, columns: int) -> str:
@@ -127,7 +124,7 @@ def _rows(timeline: Timeline) -> Sequence[tuple[str, Phase | Span, str]]:
         note = (span.name == "stream" and stream_text(timeline)) or span.note
         rows.append((f"· {span.name}", span, note))
     # Spans come below the phase that they run beside.
-    return sorted(rows, key=lambda row: (row[1].start, isinstance(row[1], Span), row[1].stop))
+    return sorted(rows, key=lambda row: (row[1].start, not isinstance(row[1], Phase), row[1].stop))
 
 
 def _cut(text: str, columns: int) -> str:

@@ -2,11 +2,10 @@
 
     python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] [--parent PID] -- COMMAND...
 
-This process adopts orphans (PR_SET_CHILD_SUBREAPER) and waits for all of them, so CPU time counts even where a streamer
-outlives the program that started it. The wall time ends when the command itself exits. Memory is sampled: the private
-resident pages of all processes, plus the largest shared resident set of any one (an arena that several processes map
-counts once); --pss adds up the kernel's proportional sets instead, which is exact and slower. Prints one line of JSON
-that includes the command's output. SIGTERM, SIGINT and the parent's death kill the whole tree first.
+Adopts orphans and waits for them, so that their CPU time counts; the wall time ends when the command itself exits.
+Memory is sampled: the private resident pages of all processes, plus the largest shared resident set of any one (an
+arena that several processes map counts once); --pss adds up the kernel's proportional sets instead, which is exact and
+slower. Prints one line of JSON with the command's output. SIGTERM, SIGINT and the parent's death kill the whole tree.
 """
 
 from __future__ import annotations

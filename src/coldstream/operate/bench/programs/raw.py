@@ -1,10 +1,8 @@
 """Measures plain reads: no checks, no tensors, one reused buffer for each thread.
 
-    python -m coldstream.operate.bench.programs.raw < request
-
-A request is {"links": [{"url", "headers", "size"}], "connections", "seconds"} or {"files": [path], "threads",
-"seconds"}. It comes on standard input because links may be signed. Prints {"bytes_per_second", "cpu_seconds_per_byte"},
-measured after a ramp, and for files `direct`: whether the reads bypassed the page cache.
+Reads {"links": [{"url", "headers", "size"}], "connections", "seconds"} or {"files": [path], "threads", "seconds"} from
+standard input, because links may be signed. Prints {"bytes_per_second", "cpu_seconds_per_byte"}, measured after a ramp,
+and for files `direct`: whether the reads bypassed the page cache.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Runs one start of vLLM up to its first token, then ends the server.
 
 Reads {"command", "arguments", "verify"} as JSON from BENCH_OPTIONS: the program that runs `coldstream serve … --json`,
-and its arguments, which are passed on as JSON on standard input because they may hold a token. Prints one line of JSON:
-the seconds to the first token, the CPU time of the whole tree up to then and the phases; with `verify` also a digest of
-a completion.
+and its arguments, passed on by standard input because they may hold a token. Prints the seconds to the first token, the
+CPU time of the whole tree up to then, the phases, and with `verify` a digest of a completion.
 """
 
 from __future__ import annotations
