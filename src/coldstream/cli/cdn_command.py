@@ -16,8 +16,7 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import EXIT_CODES, Group, count, dry_run_option, options, yes_option
 from coldstream.errors import ColdstreamError, ConfigError, UsageError
 from coldstream.mirror.listing import list_models
-from coldstream.operate.cdn.edge import Edge
-from coldstream.operate.cdn.edge_cache import CacheFinding
+from coldstream.operate.cdn.edge_cache import CacheFinding, Edge
 from coldstream.operate.cdn.edge_cache import check as checked
 from coldstream.operate.cdn.edge_cache import warm as warmed
 from coldstream.operate.cdn.model_objects import (
@@ -159,10 +158,10 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
 
     Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
-    cdn, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
-    findings = checked(Edge(cdn, count=connections), objects, **how)
+    edge, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
+    findings = checked(edge, objects, **how)
     limit, is_good = how["limit_bytes"], all(finding.state in _GOOD for finding in findings)
-    document = {"model": name, "url": cdn.url, "limit_bytes": limit, "ok": is_good}
+    document = {"model": name, "url": edge.cdn.url, "limit_bytes": limit, "ok": is_good}
     state.show(document | {"objects": [_document(finding) for finding in findings]}, _check_text(findings, limit))
     if not is_good:
         raise SystemExit(1)
@@ -179,7 +178,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     Cloudflare caches objects near the client that reads them, so run this command where the GPUs are. The data is
     verified against the hashes of the upload.
     """
-    cdn, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
+    edge, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
     limit = format_bytes(how["limit_bytes"])
     small = sum(item.size for item in objects if item.size <= how["limit_bytes"])
     if not small:
@@ -189,12 +188,12 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         )
     retry = state.new_retry(state.settings())
     with progress_for(state, total_bytes=small, verb="warm") as progress:
-        result = warmed(Edge(cdn, count=connections), objects, progress=progress, retry=retry, **how)
+        result = warmed(edge, objects, progress=progress, retry=retry, **how)
     bad = [finding for finding in result.findings if finding.state not in _GOOD]
     total, share = len(result.findings), result.hit_bytes / small
     document = {
         "model": name,
-        "url": cdn.url,
+        "url": edge.cdn.url,
         **attributes(result, "bytes", "seconds", "first_hits", "hits", "hit_bytes", "retries"),
         "objects": total,
         "left_out": [{"key": item.key, "bytes": item.size} for item in result.left_out],
@@ -284,7 +283,7 @@ def _api(state: State) -> Api | None:
 
 def _opened(
     state: State, name: str, plan: str | None, *, everything: bool, connections: int
-) -> tuple[CdnDomain, Sequence[CdnObject], dict[str, Any]]:
+) -> tuple[Edge, Sequence[CdnObject], dict[str, Any]]:
     """The CDN, the objects to read, and the arguments that `check` and `warm` share.
 
     The largest object that is kept depends on the plan, which the API returns unless it is named.
@@ -298,8 +297,8 @@ def _opened(
     objects = objects_of(store, name)
     # Those that a load reads through the domain. A model without a manifest is only read from the bucket.
     read = [item for item in objects if item.is_read]
-    how = {"limit_bytes": _limit(plan), "connections": connections, "in_bucket": partial(is_stored, store)}
-    return cdn, objects if everything or not read else read, how
+    how = {"limit_bytes": _limit(plan), "in_bucket": partial(is_stored, store)}
+    return Edge(cdn, count=connections), objects if everything or not read else read, how
 
 
 def _limit(plan: str | None) -> int:

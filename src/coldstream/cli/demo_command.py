@@ -30,7 +30,6 @@ from coldstream.model.uri import Uri
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.operate import demo_bucket
-from coldstream.operate.throttle import throttled
 from coldstream.places.folder import FolderSnapshot
 from coldstream.places.place import Snapshot
 from coldstream.telemetry.timeline.start_record import Timeline
@@ -144,7 +143,7 @@ def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: s
         "The streamed one goes first: what it leaves in memory helps the other. About two minutes.",
     ):
         state.say(line)
-    with throttled(endpoint, rate) as link:
+    with demo_bucket.throttled(endpoint, rate) as link:
         state.flags["R2_ENDPOINT"] = link
         for title, loader in ((_STREAMED, "coldstream"), (_DOWNLOADED, "default")):
             state.say(f"\nvLLM, weights {title}")

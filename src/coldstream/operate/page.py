@@ -38,7 +38,6 @@ class PageSection:
 
     Attributes:
         chart: An SVG element.
-        text: Paragraphs.
         facts: A last paragraph in small print.
         is_sub: Whether it belongs to the section above it.
     """

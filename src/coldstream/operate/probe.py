@@ -38,11 +38,10 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: Its name in `--only`, `--skip` and the JSON.
         state: "ok", "warn" or "fail"; in `coldstream doctor` also "skipped".
         detail: The measured value, the fault, or why the check was skipped; for people.
         exit_code: The exit code of the error behind a failure; 0 if nothing failed.
-        blocked_by: The failed or missing dependency of a skipped check; "" otherwise.
+        blocked_by: The failed or missing dependency of a skipped check.
     """
 
     name: str
@@ -134,9 +133,8 @@ class EndpointProbe:
         seconds: Until the response, including the connection.
         date: The header `Date`.
         protocol: "TLSv1.3"; None without TLS.
-        expires: When the certificate expires, in Unix time; None without TLS.
+        expires: When the certificate expires, in Unix time.
         tls_fault: Why TLS failed, such as an untrusted certificate.
-        proxy: Host and port of the proxy that was used.
     """
 
     seconds: float
@@ -148,12 +146,7 @@ class EndpointProbe:
 
 
 def probe_endpoint(url: str, *, ca_bundle: str | None = None) -> EndpointProbe:
-    """Requests `/` of a valid URL without credentials; any status counts as an answer.
-
-    Raises:
-        UnavailableError: The endpoint does not answer.
-        ConfigError: The environment's proxy is not valid, or a file of certificates does not exist.
-    """
+    """Requests `/` of a valid URL without credentials; any status counts. UnavailableError without a response."""
     target = parse_target(url)
     proxy = proxy_for(target)
     through = f"{proxy.host}:{proxy.port}" if proxy else None
@@ -279,11 +272,7 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def exports(settings: Settings) -> dict[str, str]:
-    """The environment that the AWS CLI, vLLM and Run:ai's streamer need for this bucket. Holds secrets.
-
-    Run:ai's own variables set path-style addressing, and a request timeout longer than its default of one second,
-    which R2's first byte can exceed.
-    """
+    """The environment that the AWS CLI, vLLM and Run:ai's streamer need for this bucket. Holds secrets."""
     keys, endpoint = settings.keys(), settings.endpoint()
     variables: dict[str, str | None] = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -300,6 +289,7 @@ def exports(settings: Settings) -> dict[str, str]:
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
             "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+            # R2's first byte can take longer than the default of one second.
             "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS": "30000",
         }
     return {name: value for name, value in variables.items() if value}

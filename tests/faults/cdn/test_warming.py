@@ -8,8 +8,7 @@ import pytest
 
 from coldstream.errors import CancelledError
 from coldstream.net.retry import Backoff, Retry
-from coldstream.operate.cdn.edge import Edge
-from coldstream.operate.cdn.edge_cache import Warmed, warm
+from coldstream.operate.cdn.edge_cache import Edge, Warmed, warm
 from coldstream.operate.cdn.model_objects import objects_of
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.places.place import Store
@@ -29,7 +28,6 @@ def warmed(place: Place, backoff: Backoff = QUICK, *, connections: int = 4) -> W
         Edge(cdn, count=connections),
         [item for item in objects_of(store, NAME) if item.is_read],
         limit_bytes=512_000_000,
-        connections=connections,
         in_bucket=lambda item: True,
         progress=Progress(),
         retry=Retry(backoff),
@@ -107,7 +105,6 @@ def test_warming_is_interrupted_while_it_waits(place: Place) -> None:
             Edge(cdn, count=2),
             objects_of(store, NAME),
             limit_bytes=512_000_000,
-            connections=2,
             in_bucket=lambda item: True,
             progress=Progress(),
             retry=retry,

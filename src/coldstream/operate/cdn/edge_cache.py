@@ -7,18 +7,26 @@ reading does, near the client that reads, so `warm` has to run where the GPUs ar
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import urllib3
 
 from coldstream.errors import CancelledError, UnavailableError
-from coldstream.net.retry import Retry
-from coldstream.operate.cdn.edge import Edge, EdgeAnswer
+from coldstream.net.http_message import plain_etag
+from coldstream.net.pool import READ_SECONDS, HttpPool, failure
+from coldstream.net.retry import Retry, is_retryable_status, retry_after
 from coldstream.operate.cdn.model_objects import CdnObject
+from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
+from coldstream.units import MIB
 
 KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
 # Reads fill the cache; the second read may have reached another server than the first.
@@ -26,6 +34,91 @@ _COMING = {"MISS", "EXPIRED"}
 # Attempts of one request if nothing ever came from the domain (its name or the network is the likelier fault), or if
 # another request has exhausted the retry policy.
 _TRIES_WITHOUT_HOPE = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeAnswer:
+    """The answer to one read.
+
+    Attributes:
+        status: The HTTP status; 0 without an answer, for the reason in `fault`.
+        cache: `cf-cache-status` in upper case, or "".
+        size: Of the whole object, like `sha256`, which needs a read of all of it.
+        etag: Without quotes; None for a weak one.
+        received: Bytes of the body.
+    """
+
+    status: int
+    cache: str = ""
+    size: int | None = None
+    etag: str | None = None
+    is_page: bool = False
+    received: int = 0
+    sha256: str | None = None
+    fault: str = ""
+    retry_after_seconds: float | None = None
+
+    @property
+    def failed_on_the_way(self) -> bool:
+        """Whether the same read may succeed later."""
+        return self.status == 0 or is_retryable_status(self.status)
+
+
+class Edge:
+    """The CDN as its clients see it. Thread-safe; redirects are not followed, because `cdn` holds secret headers."""
+
+    def __init__(self, cdn: CdnDomain, *, count: int = 1, read_seconds: float = READ_SECONDS) -> None:
+        self.cdn, self.connections = cdn, count
+        self._pool = HttpPool(count, read_seconds=read_seconds)
+
+    def byte(self, key: str, at: int | None) -> EdgeAnswer:
+        """Reads one byte of an object, or an empty object if `at` is None."""
+        return self._read(key, {} if at is None else {"Range": f"bytes={at}-{at}"}, None)
+
+    def whole(self, key: str, on_bytes: Callable[[int], None] = lambda _: None) -> EdgeAnswer:
+        """Reads all of an object; calls `on_bytes` with the size of each piece, which may raise to end the read."""
+        return self._read(key, {}, on_bytes)
+
+    def _read(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> EdgeAnswer:
+        url = self.cdn.link(key)
+        digest, received, is_whole, is_read = hashlib.sha256(), 0, False, False
+        try:
+            answer = self._pool.request("GET", url, headers=headers | dict(self.cdn.headers))
+        except urllib3.exceptions.HTTPError as exc:
+            return EdgeAnswer(status=0, fault=failure(exc, urlsplit(url).netloc).message)
+        try:
+            if on_bytes is not None and answer.status == 200:
+                for piece in answer.stream(MIB, decode_content=False):
+                    digest.update(piece)
+                    received += len(piece)
+                    on_bytes(len(piece))
+                is_whole = is_read = True
+            elif answer.status == 206 and answer.headers.get("Content-Length") == "1":
+                answer.read(1, decode_content=False)
+                is_read = True
+        except urllib3.exceptions.HTTPError as exc:
+            return EdgeAnswer(status=0, received=received, fault=failure(exc, urlsplit(url).netloc).message)
+        finally:
+            # Reading the rest of a body costs more than a new connection.
+            answer.release_conn() if is_read else answer.close()
+        return _parsed(answer, received, digest.hexdigest() if is_whole else None)
+
+
+def _parsed(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None) -> EdgeAnswer:
+    headers = answer.headers
+    cache = headers.get("cf-cache-status", "").strip().upper()
+    etag, length = headers.get("etag", ""), headers.get("content-length", "")
+    total = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("content-range", "").strip())
+    return EdgeAnswer(
+        status=answer.status,
+        cache=cache if re.fullmatch(r"[A-Z]{1,20}", cache) else "",
+        size=int(total[1]) if total else int(length) if answer.status == 200 and length.isdecimal() else None,
+        etag=plain_etag(etag) if etag and not etag.startswith("W/") else None,
+        is_page="html" in headers.get("content-type", "").lower(),
+        received=received,
+        sha256=sha256,
+        retry_after_seconds=retry_after(headers),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +130,6 @@ class CacheFinding:
             than the bucket's), "refused", "unreachable".
         first: `cf-cache-status` of the first look; "" without one.
         second: Of the second look: of the first byte that is not cached, or of the last that is.
-        fix: What to do; "" if nothing.
     """
 
     object: CdnObject
@@ -53,9 +145,8 @@ class Warmed:
 
     Attributes:
         findings: Of the objects that are not too large, by the second look.
-        bytes: Read in the first pass, in `seconds`, retries of the requests included.
+        bytes: Read in the first pass.
         first_hits: Objects that were cached before.
-        retries: Repeated requests.
         left_out: Objects that are too large to be cached.
     """
 
@@ -77,27 +168,14 @@ class Warmed:
 
 
 def check(
-    edge: Edge,
-    objects: Sequence[CdnObject],
-    *,
-    limit_bytes: int,
-    connections: int,
-    in_bucket: Callable[[CdnObject], bool],
+    edge: Edge, objects: Sequence[CdnObject], *, limit_bytes: int, in_bucket: Callable[[CdnObject], bool]
 ) -> list[CacheFinding]:
-    """Looks twice at each object, at four bytes in all.
-
-    Args:
-        edge: The domain.
-        objects: Of a model.
-        limit_bytes: The size of the largest object that can be cached.
-        connections: Parallel reads.
-        in_bucket: Whether the bucket has an object; called if the domain answers 404.
-    """
+    """Looks twice at each object, at four bytes in all; asks the bucket if the domain answers 404."""
 
     def look(item: CdnObject) -> CacheFinding:
         return _second_look(item, edge.byte(item.key, places(item)[0]), edge.byte, limit_bytes, in_bucket)
 
-    with ThreadPoolExecutor(connections) as pool:
+    with ThreadPoolExecutor(edge.connections) as pool:
         return list(pool.map(look, objects))
 
 
@@ -106,17 +184,14 @@ def warm(
     objects: Sequence[CdnObject],
     *,
     limit_bytes: int,
-    connections: int,
     in_bucket: Callable[[CdnObject], bool],
     progress: Progress,
     retry: Retry,
 ) -> Warmed:
-    """Reads and verifies all of each object, then looks at three of its bytes; other arguments as for `check`.
+    """Reads and verifies all of each object, then looks at three of its bytes.
 
-    Requests that fail with a reset, a 5xx or a 429 are retried. An interrupt cancels `retry`.
-
-    Raises:
-        CancelledError: It was interrupted; the objects that were read stay cached.
+    Requests that fail with a reset, a 5xx or a 429 are retried. An interrupt cancels `retry`, with CancelledError; the
+    objects that were read stay cached.
     """
     small = [item for item in objects if item.size <= limit_bytes]
     retried = _RetriedRequests(retry)
@@ -144,7 +219,7 @@ def warm(
     def byte(key: str, at: int | None) -> EdgeAnswer:
         return retried.send(lambda: edge.byte(key, at))
 
-    with ThreadPoolExecutor(connections) as pool:
+    with ThreadPoolExecutor(edge.connections) as pool:
         try:
             results = list(pool.map(fill, small))
         except BaseException:
@@ -214,10 +289,8 @@ def _second_look(
 
 
 def places(item: CdnObject) -> list[int | None]:
-    """The offsets that tell whether all of an object is cached: its first byte, its last and one between.
-
-    That one is random, because earlier looks have left the bytes that they read in the cache.
-    """
+    """The offsets that tell whether all of an object is cached: its first byte, its last and one between."""
+    # A random one, because earlier looks have left the bytes that they read in the cache.
     last = item.size - 1
     return [*dict.fromkeys((0, last, random.randint(0, last)))] if item.size else [None]
 

@@ -27,9 +27,7 @@ class CdnObject:
 
     Attributes:
         key: Relative to the bucket: it follows the domain in a URL.
-        label: For people.
-        etag: As the bucket returns it, without quotes; None if it is not known.
-        sha256: In hexadecimal; None if it is not known.
+        etag: Without quotes; None if it is not known.
         is_weights: Whether it holds weights, or a part of them.
         is_read: Whether a load by coldstream reads it through the domain.
     """
@@ -45,11 +43,7 @@ class CdnObject:
 
 
 def limit_of(plan: str | None) -> int:
-    """The size of the largest object that a plan caches; the smallest limit if the plan is not known.
-
-    Raises:
-        UsageError: There is no such plan.
-    """
+    """The size of the largest object that a plan caches; the smallest limit of all plans for None."""
     if plan is None:
         return min(PLANS.values())
     if plan not in PLANS:
@@ -64,12 +58,7 @@ def kept_share(objects: Iterable[CdnObject], limit_bytes: int) -> float | None:
 
 
 def objects_of(store: Store, name: str) -> list[CdnObject]:
-    """The objects of a model, without its manifest, which is always read from the bucket.
-
-    Raises:
-        NotFoundError: There is no such model.
-        ManifestError: Its manifest cannot be trusted.
-    """
+    """The objects of a model, without its manifest, which is always read from the bucket."""
     model, prefix = open_model(store, name), key_prefix(store)
     objects: dict[str, CdnObject] = {}
     for file in model.files:

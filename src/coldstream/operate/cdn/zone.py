@@ -33,13 +33,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
-    """A zone.
-
-    Attributes:
-        id: 32 hexadecimal digits.
-        name: Its apex: "example.com".
-        plan: "free", "pro", "business", "enterprise" or another name; None if the API does not tell.
-    """
+    """A zone: its id of 32 hexadecimal digits, its apex such as "example.com", and its plan, if the API tells it."""
 
     id: str
     name: str
@@ -94,11 +88,7 @@ class Change:
 
 
 def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
-    """The rule for a domain's segments, or for its other objects, as the Rulesets API takes it.
-
-    Raises:
-        UsageError: It is not a domain.
-    """
+    """The rule for a domain's segments, or for its other objects, as the Rulesets API takes it."""
     if not _HOST.fullmatch(host):
         raise UsageError(f"{host[:80]!r} is not a domain of a zone", hint="for example models.example.com")
     kind = "segments" if segments else "files"
@@ -172,10 +162,8 @@ def _without_spaces(value: Any) -> Any:
 
 
 def rewritten(standing: RuleState) -> dict[str, Any]:
-    """The complete replacement of a rule of ours, because Cloudflare drops what a change leaves out.
-
-    Keeps the owner's additions that do not contradict it.
-    """
+    """The complete replacement of a rule of ours, with its owner's additions that do not contradict it."""
+    # Cloudflare drops fields that a change leaves out.
     rule, actual = standing.rule, standing.actual or {}
     kept = {name: value for name, value in actual.items() if name not in _READ_ONLY}
     parameters = actual.get("action_parameters")
@@ -189,12 +177,7 @@ def rewritten(standing: RuleState) -> dict[str, Any]:
 
 
 def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
-    """The zone of this name, or else that of the longest ending of the domain that is a zone.
-
-    Raises:
-        NotFoundError: The token sees no such zone.
-        What `Api.call` raises.
-    """
+    """The zone of this name, or else that of the longest ending of the domain that is a zone."""
     labels = host.split(".")
     names = [named] if named else [".".join(labels[at:]) for at in range(len(labels) - 1)]
     for name in names:
@@ -220,7 +203,7 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
 
 
 def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
-    """The state of these rules in a zone; raises what `Api.call` raises."""
+    """The state of these rules in a zone."""
     try:
         answer = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
     except NotFoundError:
@@ -233,10 +216,8 @@ def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
 
 
 def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Change]:
-    """The calls that add absent rules and, with `replace`, rewrite those of ours that differ, in place. Pure.
-
-    Never a write of the whole ruleset, which would delete the rules of others.
-    """
+    """The calls that add absent rules and, with `replace`, rewrite those of ours that differ, in place. Pure."""
+    # Never a write of the whole ruleset, which would delete the rules of others.
     absent = [standing.rule for standing in standings.rules if standing.state == "absent"]
     if standings.ruleset is None:
         body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": absent}
@@ -251,14 +232,14 @@ def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Chan
 
 
 def make(api: Api, changes: Sequence[Change]) -> None:
-    """Makes the calls, with a token that may edit cache rules; raises what `Api.call` raises."""
+    """Makes the calls, with a token that may edit cache rules."""
     for change in changes:
         # A rule that is appended twice would be there twice; one that is written twice is not.
         api.call(change.method, change.path, change.body, repeatable=change.method == "PATCH")
 
 
 def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
-    """Removes these URLs from the cache, everywhere; raises what `Api.call` raises."""
+    """Removes these URLs from the cache, everywhere."""
     for at in range(0, len(urls), _PURGED_AT_ONCE):
         api.call("POST", f"/zones/{zone.id}/purge_cache", {"files": [*urls[at : at + _PURGED_AT_ONCE]]})
 

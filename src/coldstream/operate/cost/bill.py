@@ -12,13 +12,7 @@ from coldstream.operate.cost.workload import MONTH_DAYS, CostPlan
 
 @dataclass(frozen=True, slots=True)
 class PricedPlace:
-    """Where models may be stored.
-
-    Attributes:
-        key: Its name in JSON.
-        provider: The field in `Providers`.
-        has_egress: Whether the GPUs are outside the provider's region.
-    """
+    """Where models may be stored; it has egress if the GPUs are outside the provider's region."""
 
     key: str
     provider: str
@@ -41,13 +35,9 @@ PLACES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The usage of a month.
+    """The usage of a month: average storage, writes and listings (class A), reads (class B).
 
-    Attributes:
-        stored_bytes: Average over the month.
-        class_a: Writes and listings.
-        class_b: Reads.
-        updates: How often the stored data was replaced; matters where objects are billed for a minimum of days.
+    `updates` is how often the stored data was replaced, which matters where objects are billed for a minimum of days.
     """
 
     stored_bytes: Fraction
@@ -59,12 +49,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One line of a bill.
-
-    Attributes:
-        used: GB-months, GB or requests.
-        billed: The same without the free amount, rounded as the provider does; requests in millions.
-    """
+    """One line of a bill: GB-months, GB or requests, and what is billed of them, for requests in millions."""
 
     used: float
     billed: float

@@ -37,14 +37,7 @@ _DASHED = {"s3-other-cloud", "gcs-other-cloud"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """When R2 costs less than another place.
-
-    Attributes:
-        against: The key of the other place.
-        label: The other place, for people.
-        when: "always", "never", or "from" or "until" a number of launches.
-        launches_per_day: That number, with "from" and "until".
-    """
+    """When R2 costs less than another place: "always", "never", or "from" or "until" a number of launches."""
 
     against: str
     label: str
@@ -143,11 +136,7 @@ def html(
     evens: Sequence[BreakEven],
     notes: Sequence[str],
 ) -> str:
-    """Renders the page: the chart with the planned launches marked, the table, and the notes below it.
-
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+    """Renders the page: the chart, the table, and the notes below it; UsageError if matplotlib is not installed."""
     heading, rows = cost_table(bills, evens)
     lines = [TableRow(name, cells, less, _COLOURS[bill.key])
              for bill, (name, *cells, less) in zip(bills, rows, strict=True)]  # fmt: skip

@@ -41,7 +41,6 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One provider's prices; free amounts are per month.
 
     Attributes:
-        gb_bytes: The size of the provider's GB.
         rounded_up: Whether each kind of usage is rounded up to a whole GB-month, million requests or GB.
         storage_days_min: Objects are billed for at least this many days.
         class_a_per_million: Writes, parts, creating and completing uploads, listings.
@@ -106,12 +105,7 @@ def prices() -> Prices:
 
 
 def overridden(path: Path) -> Prices:
-    """The built-in prices, with those that the user's file contains replaced.
-
-    Raises:
-        NotFoundError: The file does not exist.
-        UsageError: It cannot be read, is not JSON, or has an unknown key, a wrong type or a negative number in it.
-    """
+    """The built-in prices, with those that the user's file contains replaced; UsageError if the file is not valid."""
     try:
         with open(path, "rb") as opened:
             data = opened.read(_BYTES_MAX)

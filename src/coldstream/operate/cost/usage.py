@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -63,33 +64,14 @@ query Usage($accountTag: string!, $bucketName: string, $windowStart: Time, $mont
 """
 
 
-class _Sum(msgspec.Struct, frozen=True):
-    requests: int
-
-
-class _Action(msgspec.Struct, frozen=True, rename="camel"):
-    action_type: str
-    response_status_code: int | str = 0
-
-
 class _Operations(msgspec.Struct, frozen=True):
-    sum: _Sum
-    dimensions: _Action
-
-
-class _Max(msgspec.Struct, frozen=True, rename="camel"):
-    object_count: int = 0
-    payload_size: int = 0
-    metadata_size: int = 0
-
-
-class _Moment(msgspec.Struct, frozen=True):
-    datetime: datetime
+    sum: dict[Literal["requests"], int]
+    dimensions: dict[Literal["actionType", "responseStatusCode"], str | int]
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    max: _Max
-    dimensions: _Moment
+    max: dict[Literal["objectCount", "payloadSize", "metadataSize"], int]
+    dimensions: dict[Literal["datetime"], datetime]
 
 
 class _Account(msgspec.Struct, frozen=True):
@@ -102,20 +84,14 @@ class _Viewer(msgspec.Struct, frozen=True):
     accounts: list[_Account]
 
 
-class _Answer(msgspec.Struct, frozen=True):
-    viewer: _Viewer
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
     """A bucket's month, which lasts from `began` to `ends` and was measured until `now`.
 
     Attributes:
-        bucket: Its name in Cloudflare's analytics.
         stored_bytes: The latest sample, like `objects`.
-        average_bytes: The mean of each day's peak, so far.
+        average_bytes: The mean of each day's peak, so far; `projected_bytes` is that of the whole month.
         operations: Billable requests so far, by operation.
-        projected_bytes: The mean of each day's peak over the whole month, if the stored data stays.
         projected_class_a: Requests of the whole month, at the rate of the last 31 days.
     """
 
@@ -144,10 +120,8 @@ def read_actual(
     Raises:
         ConfigError: There is no token, or the endpoint is not R2's.
         UsageError: The store is a folder.
-        CredentialsError: The token is refused, or may not read these figures.
         NotFoundError: The token does not see the account.
         IntegrityError: The response is not valid.
-        UnavailableError: The API does not answer.
     """
     split = urlsplit(settings.store_uri())
     if split.scheme != "s3":
@@ -167,22 +141,22 @@ def read_actual(
     variables = {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in times.items()}
     reply = api.graphql(_QUERY, {"accountTag": account.account, "bucketName": bucket, **variables})
     try:
-        accounts = msgspec.convert(reply, _Answer).viewer.accounts
-    except msgspec.ValidationError as exc:
+        accounts = msgspec.convert(reply["viewer"], _Viewer).accounts
+        if accounts:
+            return _forecast(accounts[0], prices, bucket=bucket, began=began, now=now)
+    except (msgspec.ValidationError, KeyError) as exc:
         raise IntegrityError(f"Cloudflare's analytics sent an unexpected response: {exc}") from exc
-    if not accounts:
-        raise NotFoundError(
-            f"Cloudflare shows this token no account {account.account}",
-            hint="the token must be of the account in R2_ENDPOINT",
-        )
-    return _forecast(accounts[0], prices, bucket=bucket, began=began, now=now)
+    raise NotFoundError(
+        f"Cloudflare shows this token no account {account.account}",
+        hint="the token must be of the account in R2_ENDPOINT",
+    )
 
 
 def _forecast(account: _Account, prices: Prices, *, bucket: str, began: datetime, now: datetime) -> Actual:
     days = calendar.monthrange(now.year, now.month)[1]
     ends = began + days * _DAY
     samples = sorted(
-        (row.dimensions.datetime, row.max.payload_size + row.max.metadata_size, row.max.object_count)
+        (row.dimensions["datetime"], row.max["payloadSize"] + row.max["metadataSize"], row.max["objectCount"])
         for row in account.storage
     )
     stored, objects = samples[-1][1:] if samples else (0, 0)
@@ -239,8 +213,8 @@ def _daily_peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: 
 def _billed(rows: Sequence[_Operations]) -> Counter[str]:
     billed: Counter[str] = Counter()
     for row in rows:
-        if str(row.dimensions.response_status_code) not in _UNBILLED_STATUS:
-            billed[row.dimensions.action_type] += row.sum.requests
+        if str(row.dimensions["responseStatusCode"]) not in _UNBILLED_STATUS:
+            billed[str(row.dimensions["actionType"])] += row.sum["requests"]
     return billed
 
 

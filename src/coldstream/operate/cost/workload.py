@@ -41,7 +41,6 @@ class Content:
     """A model, or `count` equal ones.
 
     Attributes:
-        stored_bytes: The size of all its objects.
         loaded_bytes: The size of the files that a start reads.
         chunks: Of all shards, including the chunk of each header.
         small_files: The files that a start reads besides the weights.
@@ -58,10 +57,8 @@ class Content:
     count: int = 1
 
     def reads(self, fetched_share: Fraction = Fraction(1)) -> Fraction:
-        """GETs (class B) of an average start of vLLM on one machine, if this share of starts has no local copy.
-
-        The manifest and the headers are read twice, for vLLM's model folder and for the load, even with a local copy.
-        """
+        """GETs (class B) of an average start of vLLM on one machine, if this share of starts has no local copy."""
+        # The manifest and the headers are read twice, for vLLM's model folder and for the load, even with a local copy.
         return 2 + 2 * self.shards + fetched_share * (self.chunks - self.shards + self.small_files)
 
 
@@ -70,9 +67,7 @@ class StartCost:
     """How long a start waits for its weights, and the GPUs that wait with it.
 
     Attributes:
-        seconds: With coldstream.
         hub_seconds: With a download from the Hub, read from the disk afterwards.
-        gpus: The machine's number of GPUs.
         dollars_per_hour: The price of one GPU; None leaves their time out.
     """
 
@@ -88,12 +83,10 @@ class CostPlan:
     """A month.
 
     Attributes:
-        contents: The models; launches are spread evenly over them.
         stored_bytes: The size of everything in the bucket, including objects of no model.
         objects: The number of objects in the bucket; None for assumed models.
-        launches_per_day: Of all models together.
+        launches_per_day: Of all models together, over which they are spread evenly.
         nodes: Machines per launch.
-        days: Days with launches.
         cached_share: The share of starts with the model on the local disk.
         updates_per_month: Uploads of each model.
     """
@@ -131,11 +124,7 @@ class CostPlan:
 
 
 def alike(count: int, size: int) -> Content:
-    """Assumes so many models of this size.
-
-    Raises:
-        UsageError: The number or the size is out of range.
-    """
+    """Assumes so many models of this size; UsageError if one of the numbers is out of range."""
     if count < 1 or count > 10**6:
         raise UsageError(f"{count} is not a valid number of models", hint="for example --models 10 --size 16GB")
     if size < 1 or size > 10**15:
@@ -239,11 +228,7 @@ def make_plan(
     load_seconds_override: float | None = None,
     hub_seconds_override: float | None = None,
 ) -> CostPlan:
-    """Completes a plan: sizes from `contents`, prices of GPUs from `prices`, durations as `coldstream tune` predicts.
-
-    Raises:
-        UsageError: A number is out of range.
-    """
+    """Completes a plan with sizes of `contents`, prices of GPUs, and durations as `coldstream tune` predicts them."""
     for name, value, most in (("launches a day", launches_per_day, 1e7), ("nodes", nodes, 1e6), ("days", days, 31.0)):
         if not 0 < value <= most:
             raise UsageError(f"{value:g} {name} is not valid", hint=f"a number above 0, up to {most:,.0f}")

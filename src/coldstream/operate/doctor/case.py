@@ -36,7 +36,6 @@ class Case:
         vllm: The path of `vllm` from the command line.
         environ: The environment that vLLM would be started with.
         tell: Called with the progress of a long check.
-        checks: The results so far, by name.
         writes: Whether the keys may write; None until the check of the permissions ran.
     """
 
@@ -49,11 +48,6 @@ class Case:
         environ: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Reads and connects to nothing yet.
-
-        Raises:
-            UsageError: The name is not valid.
-        """
         self.configured = self.settings = settings
         with suppress(ConfigError):  # the check of the configuration reports it
             seconds = str(min(settings.retry_seconds, _PATIENCE_SECONDS))
@@ -123,11 +117,7 @@ class Case:
 
     @cached_property
     def program(self) -> Program | None:
-        """The vLLM that `coldstream serve` would run, or None.
-
-        Raises:
-            NotFoundError: The path from the command line does not exist.
-        """
+        """The vLLM that `coldstream serve` would run, or None; NotFoundError if that of the command line is missing."""
         try:
             return find_program(self.vllm)
         except NotFoundError:

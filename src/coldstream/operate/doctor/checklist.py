@@ -6,20 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.operate.doctor import model_checks, node_checks, software_checks, store_checks
+from coldstream.operate.doctor import model_checks, node_checks, store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, failed, skipped
 
 
 @dataclass(frozen=True, slots=True)
 class DoctorCheck:
-    """A check that can be chosen.
-
-    Attributes:
-        name: Stable: the name in `--only`, `--skip` and the JSON.
-        needs: The checks that must not fail for this one to make sense.
-        slow: Whether it takes seconds, and reads many bytes.
-    """
+    """A check, by its stable name in `--only`, `--skip` and the JSON, and the checks that must not fail before it."""
 
     name: str
     run: Callable[[Case], Check]
@@ -46,12 +40,12 @@ CHECKLIST = (
     DoctorCheck("bundle key", model_checks.bundle_key),
     DoctorCheck("bundles", model_checks.bundles, ("bundle key", "model")),
     DoctorCheck("cdn", store_checks.cdn),
-    DoctorCheck("tls library", software_checks.tls_library, ("configuration",)),
-    DoctorCheck("hf-xet", software_checks.hf_xet),
-    DoctorCheck("vllm", software_checks.vllm),
-    DoctorCheck("plugin", software_checks.plugin, ("vllm",)),
-    DoctorCheck("runai", software_checks.runai, ("vllm",)),
-    DoctorCheck("skypilot", software_checks.skypilot, ("configuration",)),
+    DoctorCheck("tls library", node_checks.tls_library, ("configuration",)),
+    DoctorCheck("hf-xet", node_checks.hf_xet),
+    DoctorCheck("vllm", node_checks.vllm),
+    DoctorCheck("plugin", node_checks.plugin, ("vllm",)),
+    DoctorCheck("runai", node_checks.runai, ("vllm",)),
+    DoctorCheck("skypilot", node_checks.skypilot, ("configuration",)),
     DoctorCheck("cache folder", node_checks.cache_folder, ("configuration",)),
     DoctorCheck("disk", node_checks.disk, ("configuration", "cache folder")),
     DoctorCheck("memory", node_checks.memory),
@@ -64,11 +58,7 @@ CHECKLIST = (
 
 
 def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> tuple[DoctorCheck, ...]:
-    """Chooses the checks to run, by name; `quick` leaves out the slow ones.
-
-    Raises:
-        UsageError: There is no check of a name, or none is left.
-    """
+    """Chooses the checks to run, by name; `quick` leaves out the slow ones. UsageError if none is left."""
     included, excluded = {_full_name(name) for name in only}, {_full_name(name) for name in skip}
     chosen = tuple(
         item

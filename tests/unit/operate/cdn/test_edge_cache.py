@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from coldstream.net.retry import Retry
-from coldstream.operate.cdn.edge import Edge, EdgeAnswer
-from coldstream.operate.cdn.edge_cache import check, look_again, places, warm
+from coldstream.operate.cdn.edge_cache import Edge, EdgeAnswer, check, look_again, places, warm
 from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
@@ -73,7 +72,7 @@ def nobody_asks(item: CdnObject) -> bool:
 
 
 def checked(script: Script) -> tuple[str, str, str, str]:
-    (found,) = check(Scripted(script), [ITEM], limit_bytes=1000, connections=1, in_bucket=nobody_asks)
+    (found,) = check(Scripted(script), [ITEM], limit_bytes=1000, in_bucket=nobody_asks)
     return found.state, found.first, found.second, found.fix
 
 
@@ -124,7 +123,6 @@ def test_only_what_is_kept_whole_counts_as_a_hit(keeps: bool) -> None:
         Scripted(script),
         [ITEM],
         limit_bytes=1000,
-        connections=1,
         in_bucket=nobody_asks,
         progress=Progress(),
         retry=Retry(),

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coldstream.operate.cdn.edge import EdgeAnswer
-from coldstream.operate.cdn.edge_cache import judge
+from coldstream.operate.cdn.edge_cache import EdgeAnswer, judge
 from coldstream.operate.cdn.model_objects import CdnObject
 
 ITEM = CdnObject(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from coldstream.operate.throttle import throttled
+from coldstream.operate.demo_bucket import throttled
 
 ANSWER = bytes(range(256)) * 512
 
