@@ -161,7 +161,7 @@ def passed_environment(
 
 
 def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """A home and a name for a user without a writable one: containers often run as any user, and libraries need both."""
+    """A home and a name for a user who lacks them: containers often run as any user, and libraries need both."""
     extra = {}
     home = os.path.expanduser("~")
     if not os.path.isabs(home) or not os.access(home, os.W_OK):
