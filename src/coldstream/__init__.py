@@ -50,10 +50,9 @@ if TYPE_CHECKING:
         UploadNotFoundError,
         UsageError,
     )
-    from coldstream.loading.load_into import LoadIntoReport, load_into
     from coldstream.loading.options import Options
     from coldstream.loading.sharing import Attached, Share, attach, share
-    from coldstream.loading.streaming import Load, load, stream
+    from coldstream.loading.streaming import Load, LoadIntoReport, load, load_into, stream
     from coldstream.loading.tensors import TypedBuffer
     from coldstream.node.model_folder import prepare
 
@@ -88,21 +87,14 @@ __all__ = [
     "share",
     "stream",
 ]
-# Where each name is defined; errors are not listed.
+# Where the names are defined; all others are errors.
 _MODULES = {
-    "Attached": "loading.sharing",
-    "Load": "loading.streaming",
-    "LoadIntoReport": "loading.load_into",
-    "LoadReport": "engine.load_statistics",
-    "Options": "loading.options",
-    "Share": "loading.sharing",
-    "TypedBuffer": "loading.tensors",
-    "attach": "loading.sharing",
-    "load": "loading.streaming",
-    "load_into": "loading.load_into",
-    "prepare": "node.model_folder",
-    "share": "loading.sharing",
-    "stream": "loading.streaming",
+    "engine.load_statistics": ("LoadReport",),
+    "loading.options": ("Options",),
+    "loading.sharing": ("Attached", "Share", "attach", "share"),
+    "loading.streaming": ("Load", "LoadIntoReport", "load", "load_into", "stream"),
+    "loading.tensors": ("TypedBuffer",),
+    "node.model_folder": ("prepare",),
 }
 
 
@@ -112,6 +104,7 @@ def __getattr__(name: str) -> object:
 
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"coldstream.{_MODULES.get(name, 'errors')}"), name)
+    module = next((module for module, names in _MODULES.items() if name in names), "errors")
+    value = getattr(importlib.import_module(f"coldstream.{module}"), name)
     globals()[name] = value
     return value

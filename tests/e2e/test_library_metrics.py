@@ -16,7 +16,7 @@ import torch
 
 import coldstream
 from coldstream.errors import NotFoundError
-from coldstream.loading import load_metrics
+from coldstream.loading import ownership
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
 from coldstream.loading.streaming import Load
@@ -56,7 +56,7 @@ def settings(tmp_path: Path, file: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_metrics, "_logged", set())
+    monkeypatch.setattr(ownership, "_logged", set())
 
 
 def drained(tensors: Iterator[tuple[str, Any]]) -> None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
-from coldstream.engine.arena import Arena
+from coldstream.engine.arena import Arena, arena_bytes
 from coldstream.engine.extents import STUCK_SECONDS
-from coldstream.engine.load_layout import arena_bytes
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import PILE_MAX, TICK_SECONDS, WINDOW_BYTES, Scheduler
 

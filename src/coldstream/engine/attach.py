@@ -74,29 +74,18 @@ class Consumer:
     """One process's view of a load. Not thread-safe, but memory may be dropped in any thread.
 
     After a fork the child must not use it, and attaches by itself.
-
-    Attributes:
-        arena: All of the memory, mapped; sparse, and far larger than what is used of it.
-        total: How many extents there are.
-        seen: How many `take` has returned.
-        failure: The streamer's message when the load failed, or None.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        """Attaches; blocks until the streamer has its plan.
-
-        Raises:
-            StreamerGoneError: The streamer has ended, or every consumer is attached.
-            ColdstreamError: A limit of this process is too low.
-        """
+        """Attaches; blocks until the streamer has its plan. StreamerGoneError: it ended, or all are attached."""
         try:
             consumers = self._map(sock)
         except BaseException:
             sock.close()
             raise
-        self.total = len(self.catalog.extents)
-        self.seen = 0
-        self.failure: dict[str, Any] | None = None
+        self.total = len(self.catalog.extents)  # how many extents there are
+        self.seen = 0  # how many `take` has returned
+        self.failure: dict[str, Any] | None = None  # the streamer's message when the load failed, or None
         self._socket: socket.socket | None = sock
         self._pid = os.getpid()
         self._waiting = False
@@ -122,6 +111,7 @@ class Consumer:
         _, _, consumers, arena_bytes, catalog_bytes = messages.HELLO_LAYOUT.unpack(message)
         try:
             with limits_named(f"map {format_bytes(arena_bytes)} for the load"):
+                # All of the memory; sparse, and far larger than what is used of it.
                 self.arena = mmap.mmap(descriptors[0], arena_bytes)
                 with mmap.mmap(descriptors[1], catalog_bytes, prot=mmap.PROT_READ) as packed:
                     self.catalog = Catalog.unpack(packed)
@@ -170,12 +160,9 @@ class Consumer:
             self._send(messages.WAIT + messages.NUMBER.pack(self.seen))
 
     def extents(self, *, before_wait: Callable[[], bool] | None = None) -> Iterator[Extent]:
-        """All extents, each once, as they become ready; blocks.
+        """All extents, each once, as they become ready; blocks. StreamerGoneError: the load failed, see `failure`.
 
         `before_wait` is called when none is ready; it returns whether it released memory, so that one may be now.
-
-        Raises:
-            StreamerGoneError: The load failed (see `failure`), or the streamer was killed.
         """
         while self.seen < self.total:
             if (extent := self.take()) is not None:
@@ -259,28 +246,13 @@ class Consumer:
 
 
 class Owner:
-    """The process that started a load. Not thread-safe.
-
-    Attributes:
-        statistics: The streamer's last ones, or None; final when it `has_finished` fetching everything.
-        copy_failure: Once the local copy is finished or failed: why it failed, or "". None before.
-        failure: The streamer's message when the load failed, or None.
-        renewals: Segments, counted over all files, whose link was refused and that wait for `link`.
-        listening: Whether consumers in other processes can connect.
-        gone: Whether the streamer has ended.
-    """
+    """The process that started a load. Not thread-safe."""
 
     def __init__(self, *, workers: int, connections: int, tls: bool = False, ca_bundle: str | None = None) -> None:
         """Starts the streamer, which gets ready while its plan is made.
 
-        Args:
-            workers: Fetching processes.
-            connections: Maximum parallel connections.
-            tls: Whether to read the trusted certificates early, once for all workers.
-            ca_bundle: Instead of the environment's AWS_CA_BUNDLE, or None.
-
-        Raises:
-            ColdstreamError: A limit of this process is too low.
+        With `tls` it reads the trusted certificates early, once for all workers. `ca_bundle` replaces the environment's
+        AWS_CA_BUNDLE.
         """
         _detached[:] = [process for process in _detached if process.poll() is None]
         package = str(Path(__file__).resolve().parents[2])
@@ -301,13 +273,16 @@ class Owner:
                     stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
                 )
         self.pid = self._process.pid
+        # The streamer's last ones, or None; final when it `has_finished` fetching everything.
         self.statistics: LoadStatistics | None = None
         self.has_finished = False
+        # Once the local copy is finished or failed: why it failed, or "". None before.
         self.copy_failure: str | None = None
-        self.failure: dict[str, Any] | None = None
+        self.failure: dict[str, Any] | None = None  # the streamer's message when the load failed, or None
+        # Segments, counted over all files, whose link was refused and that wait for `link`.
         self.renewals: list[int] = []
-        self.listening = False
-        self.gone = False
+        self.listening = False  # whether consumers in other processes can connect
+        self.gone = False  # whether the streamer has ended
         self._frames = messages.Frames(mine)
         self._pid = os.getpid()
 

@@ -12,18 +12,7 @@ LINK_FULL = 0.85
 SHORT_SECONDS = 0.25
 BUSY_SHARE = 0.05
 
-LIMITS = (
-    "latency",
-    "consumer",
-    "pcie",
-    "throttling",
-    "network card",
-    "tls",
-    "cpu",
-    "connections",
-    "bucket",
-    "disk",
-)
+LIMITS = ("latency", "consumer", "pcie", "throttling", "network card", "tls", "cpu", "connections", "bucket", "disk")
 
 
 def find_bottleneck(

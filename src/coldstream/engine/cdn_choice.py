@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-# Consecutive failures: a server that has died, a rule that blocks.
-FAILURES_MAX = 8
+FAILURES_MAX = 8  # consecutive failures: a server that has died, a rule that blocks
 # The share of failures among this many last answers: a point of presence that damages every other range.
 WINDOW = 32
 FAILED_SHARE = 0.5
@@ -19,19 +18,7 @@ SLOW_SECONDS = 3.0
 BYTES_PER_SECOND_MIN = 1e6
 
 # Values of `cf-cache-status`, by their number on the wire; 0 is an answer that did not come through the CDN.
-STATUSES = (
-    "",
-    "none",
-    "HIT",
-    "MISS",
-    "EXPIRED",
-    "STALE",
-    "BYPASS",
-    "REVALIDATED",
-    "UPDATING",
-    "DYNAMIC",
-    "other",
-)
+STATUSES = ("", "none", "HIT", "MISS", "EXPIRED", "STALE", "BYPASS", "REVALIDATED", "UPDATING", "DYNAMIC", "other")
 _NUMBERS = {name: number for number, name in enumerate(STATUSES)}
 
 
@@ -41,18 +28,12 @@ def status_number(text: str | None) -> int:
 
 
 class CdnHealth:
-    """Tracks how reliable the CDN is.
-
-    Attributes:
-        open: Whether chunks may go through it.
-        gave_up: Why it was given up, or "".
-        failures: By kind: as in `Failure`, and "slow".
-    """
+    """Tracks how reliable the CDN is."""
 
     def __init__(self) -> None:
-        self.open = True
-        self.gave_up = ""
-        self.failures: Counter[str] = Counter()
+        self.open = True  # whether chunks may go through it
+        self.gave_up = ""  # why it was given up, or ""
+        self.failures: Counter[str] = Counter()  # by kind: as in `Failure`, and "slow"
         self._back: set[int] = set()  # chunks that only the bucket may deliver
         self._in_a_row = 0
         self._last: deque[bool] = deque(maxlen=WINDOW)

@@ -26,38 +26,25 @@ class _Consumer:
 
 
 class Extents:
-    """All extents of a load.
-
-    Attributes:
-        ready: Extents in the order in which they became ready.
-        ahead_bytes: Bytes of those that not every consumer has seen.
-        consumer_wait_seconds: How long all consumers together waited for an extent.
-    """
+    """All extents of a load."""
 
     def __init__(
         self, sizes: Sequence[int], chunks: Sequence[int], *, arena: Arena, consumers: int, in_order: bool, now: float
     ) -> None:
         """`sizes` and `chunks` are the bytes and the number of chunks of each extent."""
-        self.ready: list[int] = []
-        self.ahead_bytes = 0
-        self.consumer_wait_seconds = 0.0
+        self.ready: list[int] = []  # extents in the order in which they became ready
+        self.ahead_bytes = 0  # bytes of those that not every consumer has seen
+        self.consumer_wait_seconds = 0.0  # how long all consumers together waited for an extent
         self._sizes, self._arena, self._in_order = sizes, arena, in_order
         self._missing = list(chunks)  # chunks that are not done yet
-        self._offset: dict[int, int] = {}  # of extents that have memory
-        self._order: dict[int, int] = {}  # of extents that have been ready
+        self.offsets: dict[int, int] = {}  # of extents that have memory
+        self.orders: dict[int, int] = {}  # places in `ready`
         self._next = 0  # with `in_order`, the one that becomes ready next
         self._holders: dict[int, set[int]] = {}  # consumers that have not dropped it
         self._unstored: dict[int, int] = {}  # chunks that the tee still has to read
         self._ahead: set[int] = set()
         self._seen_by_all = 0  # how many of `ready` every consumer has seen
         self._consumers = [_Consumer(moved=now) for _ in range(consumers)]
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def in_memory(self) -> int:
-        return len(self._offset)
 
     @property
     def all_attached(self) -> bool:
@@ -67,12 +54,6 @@ class Extents:
     def all_gone(self) -> bool:
         """Whether no consumer will read any more."""
         return all(consumer.gone for consumer in self._consumers)
-
-    def offset(self, extent: int) -> int:
-        return self._offset[extent]
-
-    def was_ready(self, extent: int) -> bool:
-        return extent in self._order
 
     def held(self, extent: int) -> bool:
         return bool(self._holders.get(extent))
@@ -84,7 +65,7 @@ class Extents:
         start = self._arena.allocate(self._sizes[extent])
         if start is None:
             return False
-        self._offset[extent] = start
+        self.offsets[extent] = start
         return True
 
     def again(self, extent: int, chunks: int) -> None:
@@ -105,7 +86,7 @@ class Extents:
         self._missing[extent] -= 1
         if stored:
             self._unstored[extent] = self._unstored.get(extent, 0) + 1
-        if extent in self._order:
+        if extent in self.orders:
             self._free_if_unheld(extent)
             return []
         complete: list[Ready] = []
@@ -144,7 +125,7 @@ class Extents:
         state = self._consumers[consumer]
         state.attached, state.moved = True, now
         # It holds all of these: an extent is freed only after every consumer has dropped it.
-        return [Ready(extent, self._offset[extent], order) for order, extent in enumerate(self.ready)]
+        return [Ready(extent, self.offsets[extent], order) for order, extent in enumerate(self.ready)]
 
     def wait(self, consumer: int, seen: int, now: float) -> None:
         """A consumer has seen `seen` ready extents and waits for the next."""
@@ -158,7 +139,7 @@ class Extents:
         """A consumer has dropped every tensor of an extent."""
         state = self._consumers[consumer]
         # It sees them in order.
-        state.seen, state.moved = max(state.seen, self._order[extent] + 1), now
+        state.seen, state.moved = max(state.seen, self.orders[extent] + 1), now
         self._update_ahead()
         self._drop(consumer, extent)
 
@@ -170,13 +151,13 @@ class Extents:
             self._drop(consumer, extent)
 
     def _become_ready(self, extent: int) -> Ready:
-        order = self._order[extent] = len(self.ready)
+        order = self.orders[extent] = len(self.ready)
         self.ready.append(extent)
         self._holders[extent] = {n for n, consumer in enumerate(self._consumers) if not consumer.gone}
         if self._holders[extent]:
             self._ahead.add(extent)
             self.ahead_bytes += self._sizes[extent]
-        return Ready(extent, self._offset[extent], order)
+        return Ready(extent, self.offsets[extent], order)
 
     def _update_ahead(self) -> None:
         """Extents that every consumer has seen do not count as ahead any more, held or not."""
@@ -195,9 +176,9 @@ class Extents:
             self._free_if_unheld(extent)
 
     def _free_if_unheld(self, extent: int) -> None:
-        if extent not in self._order or self._missing[extent]:
+        if extent not in self.orders or self._missing[extent]:
             return
-        if self._holders.get(extent) or self._unstored.get(extent) or extent not in self._offset:
+        if self._holders.get(extent) or self._unstored.get(extent) or extent not in self.offsets:
             return
         self._holders.pop(extent, None)
-        self._arena.free(self._offset.pop(extent))
+        self._arena.free(self.offsets.pop(extent))

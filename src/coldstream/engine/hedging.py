@@ -15,16 +15,12 @@ from dataclasses import dataclass
 SLOW_SHARE = 0.25
 SLOW_SECONDS_MIN = 0.15
 STALL_SECONDS_MIN = 1.0
-# While nothing is known of the bucket, it may always be this silent.
-STALL_SECONDS_UNKNOWN = 5.0
-# The limit of patience with silent connections, as a factor.
-_STALL_PATIENCE_MAX = 4.0
+STALL_SECONDS_UNKNOWN = 5.0  # while nothing is known of the bucket, it may always be this silent
+_STALL_PATIENCE_MAX = 4.0  # the limit of patience with silent connections, as a factor
 # A connection that has not stopped is told again: it may have been connecting, and have missed the first message.
 STOP_AGAIN_SECONDS = 1.0
-# Why a connection is stopped: it delivers too little, or nothing at all.
-CAUSES = ("slow", "silent")
-# The share of connections that may be stopped at a time: if most are slow, the bucket is.
-TAKEOVER_SHARE = 0.25
+CAUSES = ("slow", "silent")  # why a connection is stopped: it delivers too little, or nothing at all
+TAKEOVER_SHARE = 0.25  # the share of connections that may be stopped at a time: if most are slow, the bucket is
 # How many finished requests define what is usual, and for how long after the last one.
 _RATES_MIN = 4
 _RECENT_SECONDS = 2.0
@@ -64,22 +60,15 @@ class Speeds:
 
     def to_stop(
         self,
-        flights: Sequence[tuple[int, Flight]],
-        target: int,
+        flights: Sequence[tuple[int, Flight]],  # remote ones, by connection
+        target: int,  # how many connections there should be
         now: float,
         *,
-        least: tuple[float, float] | None = None,
+        least: tuple[float, float] | None = None,  # (bytes per second, after so many seconds) for each connection
     ) -> Iterator[tuple[int, str | None]]:
         """Connections to stop, because another would fetch the rest of their chunk sooner.
 
-        Args:
-            flights: Remote ones, by connection.
-            target: How many connections there should be.
-            now: The time.
-            least: (bytes per second, seconds): a connection that is slower after this time is stopped in any case.
-
-        Yields:
-            The connection, and one of `CAUSES`; None if it was told before.
+        Each with one of `CAUSES`; None if it was told before.
         """
         allowed = max(2, int(TAKEOVER_SHARE * target)) - sum(flight.stopped is not None for _, flight in flights)
         usual = self._usual([flight for _, flight in flights], now)

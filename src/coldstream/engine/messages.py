@@ -26,8 +26,7 @@ NUMBER = struct.Struct("<I")
 NUMBERS = struct.Struct("<II")
 SIZE = struct.Struct("<Q")
 
-# Streamer to the tee.
-_STORE = struct.Struct("<IIQQ16s")
+_STORE = struct.Struct("<IIQQ16s")  # streamer to the tee
 
 # Consumer to streamer.
 WAIT = b"W"  # u32: ready extents seen so far

@@ -14,10 +14,8 @@ from math import inf
 # A step is judged after at least this time, and this many bytes per connection: new ones first have to connect.
 STEP_SECONDS = 0.15
 STEP_BYTES = 4 << 20
-# A small step makes a small difference, which takes longer to see.
-SMALL_STEP_SECONDS = 0.5
-# A slower bucket is judged after this time.
-STEP_SECONDS_MAX = 2.0
+SMALL_STEP_SECONDS = 0.5  # a small step makes a small difference, which takes longer to see
+STEP_SECONDS_MAX = 2.0  # a slower bucket is judged after this time
 # The growth in throughput for which a doubling is kept, and the share of its own growth for which a small step is.
 DOUBLING_GAIN = 1.2
 STEP_GAIN_SHARE = 0.5
@@ -28,26 +26,18 @@ STEADY_SECONDS_MAX = 16.0
 BUSY_SHARE = 0.25
 BUSY_WINDOW = 48
 BUSY_MIN = 8
-# How long to stay below the number that overloaded the bucket.
-HELD_SECONDS = 5.0
-# So few connections do not overload a bucket.
-TARGET_MIN = 4
+HELD_SECONDS = 5.0  # how long to stay below the number that overloaded the bucket
+TARGET_MIN = 4  # so few connections do not overload a bucket
 
 
 class Pace:
-    """Decides the number of connections.
-
-    Attributes:
-        target: How many should be fetching, at most `limit`.
-        saturated: Whether more connections were tried and did not help.
-        throttled: How often the bucket was overloaded.
-    """
+    """Decides the number of connections."""
 
     def __init__(self, *, first: int, limit: int) -> None:
         self.limit = limit
-        self.target = max(1, min(first, limit))
-        self.saturated = False
-        self.throttled = 0
+        self.target = max(1, min(first, limit))  # how many should be fetching, at most `limit`
+        self.saturated = False  # whether more connections were tried and did not help
+        self.throttled = 0  # how often the bucket was overloaded
         self._doubling_to = limit  # above this, small steps
         self._before: tuple[int, float] | None = None  # the number before the present step, and its bytes per second
         self._steady_seconds = STEADY_SECONDS

@@ -14,8 +14,7 @@ from coldstream.engine import messages
 from coldstream.errors import where_raised
 from coldstream.machine.limits import limit_error
 
-# How far to look for open files where /proc does not list them.
-_DESCRIPTORS_MAX = 8192
+_DESCRIPTORS_MAX = 8192  # how far to look for open files where /proc does not list them
 
 
 class EventLoop:

@@ -22,11 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Renew, Stop, StoreChunk
-from coldstream.engine.arena import Arena
+from coldstream.engine.arena import Arena, quick_first
 from coldstream.engine.cdn_choice import BYTES_PER_SECOND_MIN, SLOW_SECONDS, CdnHealth
 from coldstream.engine.extents import Extents
 from coldstream.engine.hedging import Flight, Speeds
-from coldstream.engine.load_layout import quick_first
 from coldstream.engine.load_statistics import LoadStatistics
 from coldstream.engine.pace import Pace
 
@@ -35,8 +34,7 @@ CHUNK_BYTES = 8 << 20
 # memory to be reused while it is warm.
 WINDOW_BYTES = 16 * CHUNK_BYTES
 TICK_SECONDS = 0.05
-# With nothing in flight, ticks only notice a stuck consumer, or a load that has to be given up.
-IDLE_TICK_SECONDS = 0.5
+IDLE_TICK_SECONDS = 0.5  # with nothing in flight, ticks only notice a stuck consumer, or a load that has to be given up
 # How many chunks of one kind, local or remote, may have memory and wait while extents are placed for the other kind.
 PILE_MAX = 16
 REFUSED_MAX = 3
@@ -72,46 +70,28 @@ class RetryState:
 
 
 class Scheduler:
-    """One load.
-
-    Attributes:
-        failed: The action that ended the load, or None.
-        dropped: Chunks that were not written to the local copy because memory was needed; see `store_dropped`.
-    """
+    """One load."""
 
     def __init__(
         self,
-        chunks: Sequence[Chunk],
-        extents: Sequence[int],
+        chunks: Sequence[Chunk],  # all, in the order of the files
+        extents: Sequence[int],  # the size of each extent in bytes; its chunks are consecutive, at least one
         *,
         arena: Arena,
         pace: Pace,
         consumers: int = 1,
-        local_max: int = 4,
-        in_order: bool = False,
-        store: Sequence[bool] = (),
-        give_up_seconds: float = 180.0,
+        local_max: int = 4,  # parallel reads of local files
+        in_order: bool = False,  # whether extents become ready in order
+        store: Sequence[bool] = (),  # per chunk, whether to write it to the local copy; empty for none
+        give_up_seconds: float = 180.0,  # the load fails when nothing has moved for this long
         rng: random.Random | None = None,
         now: float,
     ) -> None:
-        """Begins; the first actions come from `tick`.
-
-        Args:
-            chunks: All, in the order of the files.
-            extents: The size of each extent in bytes; its chunks are consecutive, and it has at least one.
-            arena: Where extents go.
-            pace: How many connections there should be.
-            consumers: How many read every extent.
-            local_max: Maximum parallel reads of local files.
-            in_order: Whether extents become ready in order.
-            store: Per chunk, whether to write it to the local copy; empty for none.
-            give_up_seconds: The load fails when nothing has moved for this long.
-            rng: For jitter.
-            now: The time.
-        """
+        """Begins; the first actions come from `tick`."""
         self.statistics = LoadStatistics()
         self.pace, self.arena = pace, arena
-        self.failed: Fail | None = None
+        self.failed: Fail | None = None  # the action that ended the load, or None
+        # Chunks that were not written to the local copy because memory was needed; see `store_dropped`.
         self.dropped: list[int] = []
         self._chunks, self._sizes = chunks, extents
         self._give_up, self._local_max = give_up_seconds, local_max
@@ -126,14 +106,8 @@ class Scheduler:
         self._members: list[list[int]] = [[] for _ in extents]  # of each extent, the chunks to fetch
         for number, chunk in enumerate(chunks):
             self._members[chunk.extent].append(number)
-        self._extents = Extents(
-            extents,
-            [len(members) for members in self._members],
-            arena=arena,
-            consumers=consumers,
-            in_order=in_order,
-            now=now,
-        )
+        counts = [len(members) for members in self._members]
+        self._extents = Extents(extents, counts, arena=arena, consumers=consumers, in_order=in_order, now=now)
         # Extents without memory, and how many remote and local chunks they have.
         self._pending = deque(
             range(len(extents)) if in_order else quick_first(extents, pace.target, small_bytes=CHUNK_BYTES)
@@ -162,7 +136,7 @@ class Scheduler:
     def __repr__(self) -> str:
         return (
             f"Scheduler({len(self._chunks) - self._left} of {len(self._chunks)} chunks, {len(self._flights)} flying, "
-            f"{len(self._extents.ready)} of {len(self._sizes)} extents ready, {self._extents.in_memory} in memory, "
+            f"{len(self._extents.ready)} of {len(self._sizes)} extents ready, {len(self._extents.offsets)} in memory, "
             f"{self.pace})"
         )
 
@@ -238,7 +212,7 @@ class Scheduler:
         self._moved = now
         self._retry_states.pop(number, None)
         self._refused.pop(chunk.segment, None)
-        if self._extents.was_ready(chunk.extent):
+        if chunk.extent in self._extents.orders:
             self._again -= 1
         else:
             self._left -= 1
@@ -264,11 +238,10 @@ class Scheduler:
         if failure.kind != "cancelled" and not flight.cdn:
             self._last_message = failure.message or self._last_message
             self.statistics.retries += 1
-            causes = self.statistics.retry_causes
-            causes[failure.kind] = causes.get(failure.kind, 0) + 1
+            self.statistics.retry_causes[failure.kind] = self.statistics.retry_causes.get(failure.kind, 0) + 1
         if self.failed:
             return []
-        if self._extents.was_ready(chunk.extent) and not self._to_store:
+        if chunk.extent in self._extents.orders and not self._to_store:
             self._again -= 1  # it was for the local copy, which has ended
             self._extents.discard(chunk.extent)
             return []
@@ -418,16 +391,15 @@ class Scheduler:
         state = self._retry_states.get(number)
         takeovers = state.takeovers if state else 0
         cdn = chunk.cdn and not is_local and self.cdn.takes(number)
-        self._flights[connection] = Flight(
-            number, is_local, skip, chunk.size - skip, now, takeovers, moved=now, cdn=cdn
-        )
+        size = chunk.size - skip
+        self._flights[connection] = Flight(number, is_local, skip, size, now, takeovers, moved=now, cdn=cdn)
         self._flying[is_local] += 1
         self.statistics.requests += not is_local
         if cdn:
             self._cdn_flying += 1
             self.statistics.cdn_requests += 1
         self.statistics.connections_peak = max(self.statistics.connections_peak, self._flying[0])
-        return Fetch(connection, number, self._extents.offset(chunk.extent) + chunk.position, skip, is_local, cdn)
+        return Fetch(connection, number, self._extents.offsets[chunk.extent] + chunk.position, skip, is_local, cdn)
 
     def _land(self, connection: int, now: float) -> Flight:
         self._account(now)
@@ -478,7 +450,7 @@ class Scheduler:
         if self._can_move():
             return False
         if self.finished:
-            return not self._extents.in_memory  # the local copy can wait until consumers release memory
+            return not self._extents.offsets  # the local copy can wait until consumers release memory
         if self._storing is not None and not self._extents.held(self._chunks[self._storing].extent):
             return False
         return self._extents.wait_for_memory(now)
@@ -570,8 +542,7 @@ class Scheduler:
         for _, cause in to_stop:
             if cause is not None:
                 self.statistics.hedges += 1
-                causes = self.statistics.hedge_causes
-                causes[cause] = causes.get(cause, 0) + 1
+                self.statistics.hedge_causes[cause] = self.statistics.hedge_causes.get(cause, 0) + 1
         return [Stop(connection) for connection, _ in to_stop]
 
     def _store_next(self) -> list[Action]:
@@ -579,7 +550,7 @@ class Scheduler:
             return []
         number = self._storing = self._stores.popleft()
         chunk = self._chunks[number]
-        return [StoreChunk(number, self._extents.offset(chunk.extent) + chunk.position)]
+        return [StoreChunk(number, self._extents.offsets[chunk.extent] + chunk.position)]
 
     def _drop_store(self) -> bool:
         """Stops writing the oldest extent that only the local copy holds; returns whether that freed memory."""
@@ -588,7 +559,7 @@ class Scheduler:
         busy = -1 if self._storing is None else self._chunks[self._storing].extent
         for number in self._stores:
             extent = self._chunks[number].extent
-            if extent == busy or self._extents.held(extent) or not self._extents.was_ready(extent):
+            if extent == busy or self._extents.held(extent) or extent not in self._extents.orders:
                 continue
             mine = [n for n in self._stores if self._chunks[n].extent == extent]
             self._stores = deque(n for n in self._stores if self._chunks[n].extent != extent)

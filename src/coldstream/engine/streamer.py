@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +20,9 @@ from typing import Any
 
 from coldstream.engine import messages
 from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
-from coldstream.engine.arena import Arena
+from coldstream.engine.arena import Arena, arena_bytes, connections_within, lay_out
 from coldstream.engine.cdn_choice import STATUSES
 from coldstream.engine.consumers import Consumers
-from coldstream.engine.load_layout import arena_bytes, connections_within, lay_out
 from coldstream.engine.pace import Pace
 from coldstream.engine.processes import EventLoop, failure_of
 from coldstream.engine.scheduler import Scheduler
@@ -39,8 +37,7 @@ CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
 RESPAWNS_MAX = 8
 PROGRESS_SECONDS = 0.1
-# The least time between two looks at the connections.
-LOOK_SECONDS = 0.045
+LOOK_SECONDS = 0.045  # the least time between two looks at the connections
 
 
 class Streamer:
@@ -48,14 +45,14 @@ class Streamer:
 
     def __init__(self, owner: messages.Frames, *, owner_pid: int, workers: int, connections: int) -> None:
         self._owner, self._owner_pid = owner, owner_pid
-        self._connections = connections
-        self._loop = EventLoop()
-        self._arena = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
+        self.connections = connections
+        self.loop = EventLoop()
+        self.arena = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
         self._options: JobOptions | None = None
         self._load: _RunningLoad | None = None
         self._early_sockets: list[socket.socket] = []  # of consumers that came before the plan
         self.detached = self.over = False
-        self._workers = WorkerPool(self._loop, self, arena=self._arena, workers=workers, connections=connections)
+        self.workers = WorkerPool(self.loop, self, arena=self.arena, workers=workers, connections=connections)
 
     def run(self) -> None:
         """Serves until the load is over or the owner is gone; reports what fails unexpectedly."""
@@ -65,23 +62,23 @@ class Streamer:
             self.gave_up(failure_of(exc))
 
     def _serve(self) -> None:
-        self._loop.watch(self._owner, self._hear_owner)
+        self.loop.watch(self._owner, self._hear_owner)
         try:
             pidfd = os.pidfd_open(self._owner_pid)
-            self._loop.watch(pidfd, self._end)
+            self.loop.watch(pidfd, lambda: setattr(self, "over", True))
         except OSError:
             pidfd = -1  # the kernel is too old: the closed socket tells, and getppid below
         while not self.over:
             now = time.monotonic()
             due = self._load.scheduler.deadline(now) if self._load else None
-            self._loop.poll(max(0.0, due - now) if due is not None else 1.0, lambda: self.over)
+            self.loop.poll(max(0.0, due - now) if due is not None else 1.0, lambda: self.over)
             if self._load is not None and not self.over:
                 self._load.tick()
             if pidfd < 0 and os.getppid() != self._owner_pid:
                 self.over = True
 
     def stop(self) -> None:
-        self._workers.kill()
+        self.workers.kill()
         if self._load is not None:
             self._load.tee.close()
         if self._options and self._options.listen:
@@ -116,25 +113,13 @@ class Streamer:
             elif letter == messages.QUIT:
                 self.over = True
         if not alive:
-            self._loop.unwatch(self._owner)
+            self.loop.unwatch(self._owner)
             if not self.detached:
                 self.over = True
 
-    def _end(self) -> None:
-        self.over = True
-
     def _begin(self, files: Sequence[FileJob], catalog: int) -> None:
         assert self._options is not None
-        load = self._load = _RunningLoad(
-            self,
-            self._loop,
-            self._workers,
-            self._options,
-            files,
-            arena=self._arena,
-            catalog=catalog,
-            connections=self._connections,
-        )
+        load = self._load = _RunningLoad(self, self._options, files, catalog)
         if self._options.listen:
             load.consumers.listen(self._options.listen)
             self.tell_owner(messages.LISTENING)
@@ -150,8 +135,8 @@ class Streamer:
         self._load.fetched(connection, result)
 
     def lost(self, connections: Sequence[int]) -> None:
-        if self._workers.deaths > RESPAWNS_MAX:
-            failure = Fail("unavailable", None, f"fetching processes died {self._workers.deaths} times")
+        if self.workers.deaths > RESPAWNS_MAX:
+            failure = Fail("unavailable", None, f"fetching processes died {self.workers.deaths} times")
             if self._load is None:
                 self.gave_up({"kind": failure.kind, "message": failure.message})
             else:
@@ -175,26 +160,16 @@ class Streamer:
 class _RunningLoad:
     """Carries out what the scheduler decides, and reports how the load goes."""
 
-    def __init__(
-        self,
-        streamer: Streamer,
-        loop: EventLoop,
-        workers: WorkerPool,
-        options: JobOptions,
-        files: Sequence[FileJob],
-        *,
-        arena: int,
-        catalog: int,
-        connections: int,
-    ) -> None:
-        self._streamer, self._workers, self._options, self._files = streamer, workers, options, files
+    def __init__(self, streamer: Streamer, options: JobOptions, files: Sequence[FileJob], catalog: int) -> None:
+        self._streamer, self._workers, self._options, self._files = streamer, streamer.workers, options, files
         store = options.cache is not None
         self._chunks, extents, to_store = lay_out(files, store=store)
         mapped_bytes = arena_bytes(extents, store=store, limit_bytes=options.arena_bytes_max)
+        arena, connections = streamer.arena, streamer.connections
         os.ftruncate(arena, mapped_bytes)
-        workers.begin([source for file in files for source in sources(file)], mapped_bytes)
+        self._workers.begin([source for file in files for source in sources(file)], mapped_bytes)
         self.tee = Tee(
-            loop,
+            streamer.loop,
             options,
             arena=(arena, mapped_bytes),
             catalog=catalog,
@@ -210,14 +185,14 @@ class _RunningLoad:
             arena=Arena(options.memory_limit, mapped_bytes=mapped_bytes),
             pace=Pace(first=CONNECTIONS_FIRST, limit=connections),
             consumers=options.consumers,
-            local_max=min(connections, READS_PER_WORKER * len(workers)),
+            local_max=min(connections, READS_PER_WORKER * len(self._workers)),
             in_order=options.in_order,
             store=to_store if store else (),
             give_up_seconds=options.give_up_seconds,
             now=now,
         )
         self.consumers = Consumers(
-            loop,
+            streamer.loop,
             self.scheduler,
             options,
             self.do,
@@ -230,14 +205,14 @@ class _RunningLoad:
         self._processors = Processors(now)
         self._progress_due = 0.0
         self._reported = self._copy_reported = False
-        self.scheduler.statistics.workers = len(workers)
+        self.scheduler.statistics.workers = len(self._workers)
         self.scheduler.statistics.connections_limit = connections
 
     def renew(self, payload: bytes) -> None:
         """The owner has a new link for a segment, or cannot have one."""
         (segment,) = messages.NUMBER.unpack_from(payload)
         link = json.loads(payload[messages.NUMBER.size :] or b"null")
-        source = self._workers.source(segment)
+        source = self._workers.sources[segment]
         if link is None:
             self.do([Fail("credentials", None, f"{source.path}: the link was refused")])
             return
@@ -290,7 +265,7 @@ class _RunningLoad:
         return messages.FetchRequest(
             chunk=action.chunk,
             segment=chunk.segment,
-            version=self._workers.version(chunk.segment),
+            version=self._workers.versions[chunk.segment],
             start=start,
             stop=stop,
             wire_start=wire_start,
@@ -386,7 +361,3 @@ def main(arguments: Sequence[str]) -> None:
         streamer.run()
     finally:
         streamer.stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

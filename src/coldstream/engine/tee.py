@@ -51,12 +51,7 @@ class Tee:
     def start(self, *, repair: bool) -> None:
         """Starts the process; to `repair`, the copy is complete, and a chunk of it is wrong."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-        def run() -> None:
-            arena, size = self._arena
-            write_copy(theirs, arena, size, self._catalog, self._options, repair=repair)
-
-        fork(run, keep={self._arena[0], self._catalog, theirs.fileno()})
+        fork(lambda: self._write(theirs, repair=repair), keep={self._arena[0], self._catalog, theirs.fileno()})
         theirs.close()
         self._socket = mine
         self._loop.watch(mine, self._hear)
@@ -86,42 +81,40 @@ class Tee:
         self._socket, self.is_open = None, False
         self._on_failed()
 
+    def _write(self, sock: socket.socket, *, repair: bool) -> None:
+        """The process: writes until the streamer closes the socket, or the disk fails, which it reports.
 
-def write_copy(
-    sock: socket.socket, arena: int, arena_bytes: int, catalog: int, options: JobOptions, *, repair: bool
-) -> None:
-    """The process: writes until the streamer closes the socket, or the disk fails, which it reports.
+        The catalog has the files' headers, which are never in the arena.
+        """
+        # Not at the top: a streamer without a local copy starts faster.
+        from coldstream.cache.copy_writer import CopyWriter
 
-    The catalog has the files' headers, which are never in the arena.
-    """
-    # Not at the top: a streamer without a local copy starts faster.
-    from coldstream.cache.copy_writer import CopyWriter
-
-    assert options.cache is not None
-    memory = memoryview(mmap.mmap(arena, arena_bytes))
-    os.nice(5)  # the load comes first
-    writer = None
-    try:
-        writer = CopyWriter.open(Path(options.cache), bytes_max=options.cache_bytes_max, repair=repair)
-        if writer is None:
-            sock.send(messages.FAIL + b"another process is writing it")
-            return
-        with mmap.mmap(catalog, 0, prot=mmap.PROT_READ) as packed:
-            _write_headers(writer, Catalog.unpack(packed))
-        while data := sock.recv(messages.MESSAGE_BYTES_MAX):
-            file, chunk, offset, size, digest = messages.StoreRequest.unpack(data)
-            if not size:
-                writer.forget(file, chunk)
-                continue
-            writer.write(file, chunk, memory[offset : offset + size], digest)
-            sock.send(messages.STORED)
-    except ColdstreamError as exc:
-        sock.send(messages.FAIL + exc.message.encode()[:2000])
-    except OSError:
-        return  # the streamer is gone
-    finally:
-        if writer is not None:
-            writer.close()
+        options, (arena, arena_bytes) = self._options, self._arena
+        assert options.cache is not None
+        memory = memoryview(mmap.mmap(arena, arena_bytes))
+        os.nice(5)  # the load comes first
+        writer = None
+        try:
+            writer = CopyWriter.open(Path(options.cache), bytes_max=options.cache_bytes_max, repair=repair)
+            if writer is None:
+                sock.send(messages.FAIL + b"another process is writing it")
+                return
+            with mmap.mmap(self._catalog, 0, prot=mmap.PROT_READ) as packed:
+                _write_headers(writer, Catalog.unpack(packed))
+            while data := sock.recv(messages.MESSAGE_BYTES_MAX):
+                file, chunk, offset, size, digest = messages.StoreRequest.unpack(data)
+                if not size:
+                    writer.forget(file, chunk)
+                    continue
+                writer.write(file, chunk, memory[offset : offset + size], digest)
+                sock.send(messages.STORED)
+        except ColdstreamError as exc:
+            sock.send(messages.FAIL + exc.message.encode()[:2000])
+        except OSError:
+            return  # the streamer is gone
+        finally:
+            if writer is not None:
+                writer.close()
 
 
 def _write_headers(writer: CopyWriter, catalog: Catalog) -> None:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 
@@ -31,16 +31,10 @@ _LINK_SECONDS = 10.0
 _STACK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _KnownSegment:
-    """A segment and its parsed links."""
-
+class _KnownSegment(NamedTuple):
     source: SegmentSource
     version: int
-    target: Target | None
-    proxy: Proxy | None
-    cdn: Target | None
-    cdn_proxy: Proxy | None
+    routes: dict[bool, tuple[Target, Proxy | None]]  # the parsed links, the CDN's at True
 
 
 class Worker:
@@ -88,10 +82,11 @@ class Worker:
     def _learn(self, data: bytes) -> None:
         number, version = messages.NUMBERS.unpack_from(data)
         source = unpack_source(data[messages.NUMBERS.size :])
-        target, cdn = (parse_target(url) if url else None for url in (source.segment.url, source.segment.cdn))
-        proxy, cdn_proxy = (proxy_for(place) if place else None for place in (target, cdn))
+        links = {False: source.segment.url, True: source.segment.cdn}
+        targets = {cdn: parse_target(url) for cdn, url in links.items() if url}
+        routes = {cdn: (target, proxy_for(target)) for cdn, target in targets.items()}
         with self._learnt:
-            self._segments[number] = _KnownSegment(source, version, target, proxy, cdn, cdn_proxy)
+            self._segments[number] = _KnownSegment(source, version, routes)
             self._learnt.notify_all()
 
     def _segment(self, number: int, version: int) -> _KnownSegment:
@@ -157,8 +152,7 @@ class Worker:
         )
 
     def _get(self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int) -> RangeReply:
-        target, proxy = (known.cdn, known.cdn_proxy) if fetch.cdn else (known.target, known.proxy)
-        assert target is not None
+        target, proxy = known.routes[fetch.cdn]
         link = self._links.get(connection)
         if link is None or link.place != target.place:
             link = self._exchange(connection, target, proxy)

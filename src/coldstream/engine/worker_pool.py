@@ -19,19 +19,12 @@ from coldstream.model.job import SegmentSource, pack
 
 
 class WorkerEvents(Protocol):
-    """What the pool reports."""
+    """What the pool reports: the result of a fetch; that a process died, that another one replaces it, or cannot."""
 
-    def fetched(self, connection: int, result: messages.FetchResult) -> None:
-        """A fetch has ended."""
-
-    def lost(self, connections: Sequence[int]) -> None:
-        """The process that had these connections died."""
-
-    def regained(self, connections: Sequence[int]) -> None:
-        """Another process has them now."""
-
-    def gave_up(self, failure: dict[str, Any]) -> None:
-        """A process cannot go on."""
+    def fetched(self, connection: int, result: messages.FetchResult) -> None: ...
+    def lost(self, connections: Sequence[int]) -> None: ...
+    def regained(self, connections: Sequence[int]) -> None: ...
+    def gave_up(self, failure: dict[str, Any]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -57,11 +50,9 @@ class WorkerPool:
         self.deaths = 0
         self._lost_cpu_seconds = 0.0
         self._mapped_bytes = 0
-        self._sources: list[SegmentSource] = []
-        self._versions: list[int] = []  # of their links
-        self._workers: list[_WorkerProcess] = []
-        for number in range(workers):
-            self._workers.append(self._spawn(number, workers))
+        self.sources: list[SegmentSource] = []  # with their present links
+        self.versions: list[int] = []  # how often each link was renewed
+        self._workers = [self._spawn(number, workers) for number in range(workers)]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -72,22 +63,16 @@ class WorkerPool:
 
     def begin(self, sources: Sequence[SegmentSource], mapped_bytes: int) -> None:
         """Tells every worker of the arena, and of all segments of all files."""
-        self._sources, self._versions, self._mapped_bytes = [*sources], [0] * len(sources), mapped_bytes
+        self.sources, self.versions, self._mapped_bytes = [*sources], [0] * len(sources), mapped_bytes
         for worker in self._workers:
             self._introduce(worker)
 
-    def source(self, segment: int) -> SegmentSource:
-        return self._sources[segment]
-
     def renew(self, segment: int, source: SegmentSource) -> None:
         """Tells every worker of a segment's new link."""
-        self._sources[segment] = source
-        self._versions[segment] += 1
+        self.sources[segment] = source
+        self.versions[segment] += 1
         for worker in self._workers:
             self._inform(worker, segment)
-
-    def version(self, segment: int) -> int:
-        return self._versions[segment]
 
     def fetch(self, connection: int, request: messages.FetchRequest) -> None:
         worker = self._workers[connection % len(self._workers)]
@@ -139,12 +124,12 @@ class WorkerPool:
 
     def _introduce(self, worker: _WorkerProcess) -> None:
         _tell(worker.control, messages.MAP + messages.SIZE.pack(self._mapped_bytes))
-        for segment in range(len(self._sources)):
+        for segment in range(len(self.sources)):
             self._inform(worker, segment)
 
     def _inform(self, worker: _WorkerProcess, segment: int) -> None:
-        head = messages.SOURCE + messages.NUMBERS.pack(segment, self._versions[segment])
-        _tell(worker.control, head + pack(self._sources[segment]))
+        head = messages.SOURCE + messages.NUMBERS.pack(segment, self.versions[segment])
+        _tell(worker.control, head + pack(self.sources[segment]))
 
     def _hear_control(self, worker: _WorkerProcess) -> None:
         """Replaces a worker that died; one that sends a message says why it cannot go on."""

@@ -24,36 +24,27 @@ from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
 
-# How long to wait for a bucket that does not answer when the local copy is complete.
-OFFLINE_SECONDS = 5.0
-# Memory for chunks in flight when all tensors are kept.
-_SLACK_BYTES = 256 * MIB
+OFFLINE_SECONDS = 5.0  # how long to wait for a bucket that does not answer when the local copy is complete
+_SLACK_BYTES = 256 * MIB  # memory for chunks in flight when all tensors are kept
 # For a device all of it is pinned, so it is as large as is useful, and not as large as possible.
 _DEVICE_ARENA_BYTES = GIB
 
 
 @dataclass(slots=True, kw_only=True)
 class PreparedLoad:
-    """A load that can begin. Holds the local copy until `close`.
-
-    Attributes:
-        origin: Where links are renewed; None if the local copy is used because the origin did not answer.
-        cached: `LoadReport.cached` if nothing is written to the local copy.
-        bytes_max: The limit of the cache, or None.
-        cdn_unused: Why the CDN is not used, or "".
-        bytes: Of all tensors.
-        segments: (path, number in its file) of every segment, as the engine numbers them.
-    """
+    """A load that can begin. Holds the local copy until `close`."""
 
     checkpoint: Checkpoint
+    # Where links are renewed; None if the local copy is used because the origin did not answer.
     origin: ModelReader | None
     local_copy: LocalCopy | None
-    cached: str
-    bytes_max: int | None
-    cdn_unused: str = ""
+    cached: str  # `LoadReport.cached` if nothing is written to the local copy
+    bytes_max: int | None  # the limit of the cache, or None
+    cdn_unused: str = ""  # why the CDN is not used, or ""
     jobs: list[FileJob] = field(default_factory=list, init=False)
     catalog: Catalog = field(init=False)
-    bytes: int = field(init=False)
+    bytes: int = field(init=False)  # of all tensors
+    # (path, number in its file) of every segment, as the engine numbers them.
     segments: list[tuple[str, int]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -84,11 +75,7 @@ class PreparedLoad:
     def job_options(
         self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
     ) -> JobOptions:
-        """The options for the engine.
-
-        Raises:
-            ColdstreamError: A limit of this process leaves too little memory.
-        """
+        """The options for the engine; refuses to load when a limit of this process leaves too little memory."""
         largest = max((stop - start for _, start, stop in self.catalog.extents), default=0)
         if options.memory is not None:
             memory_limit = options.memory
@@ -134,10 +121,10 @@ class PreparedLoad:
         return FileJob(
             path=shard.path,
             segments=segments,
-            copy=str(copy.path(number)) if copy else None,
-            have=copy.have(number) if copy else b"",
+            copy=str(copy.path(number)) if copy is not None else None,
+            have=copy.have(number) if copy is not None else b"",
             stops=shard.stops,
-            digests=shard.digests or (copy.digests(number) if copy else b""),
+            digests=shard.digests or (copy.digests(number) if copy is not None else b""),
             extents=runs,
             cdn_headers=cdn_headers,
         )
@@ -146,10 +133,7 @@ class PreparedLoad:
 def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad:
     """Resolves a URI, reads the headers, and opens the local copy.
 
-    Raises:
-        UsageError: The files are the parts of several ranks.
-        ColdstreamError: As `open_model_reader` and `ModelReader.checkpoint`. A place that does not answer is not an
-            error if there is a complete local copy of the model's last version.
+    A place that does not answer is not an error if there is a complete local copy of the model's last version.
     """
     cache = latest = None
     if options.cache and not _is_local(uri):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
@@ -11,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from coldstream.errors import UsageError
-from coldstream.loading.tensors import require_torch
-from coldstream.machine.hardware import cores
+from coldstream.machine.extras import install_hint
 from coldstream.places.cdn_domain import VIAS
 from coldstream.settings import Settings
 from coldstream.units import GIB
@@ -21,12 +21,22 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CONNECTIONS_MAX = 64
 WORKERS_MAX = 8
-# Pinned memory is touched at once, and no other process can use it.
-PINNED_BYTES_MAX = 2 * GIB
+PINNED_BYTES_MAX = 2 * GIB  # pinned memory is touched at once, and no other process can use it
 
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes of all tensors
 # Parameters that were renamed after the command's flags.
 _RENAMED = {"concurrency": "connections", "memory_limit": "memory"}
+
+
+def has_torch() -> bool:
+    """Whether torch can be imported; does not import it."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def require_torch(what: str) -> None:
+    """Raises UsageError if torch, which `what` needs, is not installed."""
+    if not has_torch():
+        raise UsageError(f"{what} needs torch, which is not installed", hint=install_hint("torch"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +101,6 @@ class Options:
             require_torch(f"the device {self.device}")
         elif self.framework == "pt" or self.pin:
             require_torch("framework='pt'" if self.framework == "pt" else "pinned memory")
-
-    @property
-    def processes(self) -> int:
-        """How many fetching processes to start."""
-        return self.workers or max(1, min(WORKERS_MAX, cores()))
 
 
 class LoadOptions(TypedDict, total=False):

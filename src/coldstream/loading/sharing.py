@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from copy import copy
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -23,18 +23,14 @@ from typing import TYPE_CHECKING
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.engine.rendezvous import SocketFolder
-from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError, UsageError
-from coldstream.loading.load_metrics import counted
+from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
 from coldstream.loading.load_plan import prepare_load
 from coldstream.loading.load_report import make_report
 from coldstream.loading.options import LoadOptions, Options, takes_options
-from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.tensor_reader import TensorReader
-from coldstream.loading.tensors import LoadedTensor
+from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
+from coldstream.loading.tensors import LoadedTensor, TensorStream, tensor_reader
 from coldstream.model.header import parse_header
 from coldstream.model.uri import Uri
-from coldstream.places.checkpoint import Checkpoint
-from coldstream.places.model_reader import ModelReader
 from coldstream.settings import ambient_settings
 
 if TYPE_CHECKING:
@@ -52,13 +48,7 @@ class Share:
     def __init__(self, uri: str | Uri, *, consumers: int, options: Options | None = None) -> None:
         """Resolves the model and begins to fetch it; readers may attach at any time.
 
-        Args:
-            uri: As for `Load`.
-            consumers: How many processes will attach. All of them must: memory waits for all.
-            options: How to load it. Readers choose `device` and `framework` themselves.
-
-        Raises:
-            ColdstreamError: As for `Load` before its first tensor.
+        All `consumers` must attach: memory waits for all. Each chooses `device` and `framework` itself.
         """
         self._uri, self._consumers, self._options = Uri.of(uri), consumers, options or Options()
         began = time.monotonic()
@@ -75,6 +65,7 @@ class Share:
         try:
             self._prepared = prepare_load(self._uri, self._options, settings)
             self.bytes = self._prepared.bytes
+            self.checkpoint, self.origin = self._prepared.checkpoint, self._prepared.origin
             self._planned = (began, time.monotonic())
             job_options = self._prepared.job_options(self._options, settings, consumers=consumers, listen=self.address)
             self._owner.load(self._prepared.jobs, self._prepared.catalog, job_options)
@@ -102,16 +93,7 @@ class Share:
 
     @property
     def version(self) -> str:
-        return self._prepared.checkpoint.version
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self._prepared.checkpoint
-
-    @property
-    def origin(self) -> ModelReader | None:
-        """None when the local cache replaces an origin that did not answer."""
-        return self._prepared.origin
+        return self.checkpoint.version
 
     @property
     def is_gone(self) -> bool:
@@ -123,11 +105,7 @@ class Share:
         return not self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> LoadReport | None:
-        """The report, once everything is fetched; None after `seconds`.
-
-        Raises:
-            ColdstreamError: The load failed.
-        """
+        """The report, or the load's error, once everything is fetched; None after `seconds`."""
         if not self._finished.wait(seconds):
             return None
         if self._error is not None:
@@ -214,18 +192,14 @@ class Share:
         self._end_metrics()
 
 
-class Attached:
+class Attached(TensorStream):
     """A shared load as one process reads it: an iterator of (name, tensor), and a context manager."""
 
-    def __init__(self, address: str, options: Options | None = None) -> None:
-        """Attaches.
+    _again_hint = "attach again if the load has another consumer"
 
-        Raises:
-            NotFoundError: No load is shared there.
-            ColdstreamError: All expected readers have attached already, or the load failed.
-        """
-        self._address, self._options = address, options or Options()
-        self._ended = False
+    def __init__(self, address: str, options: Options | None = None) -> None:
+        """Attaches; refuses when all expected readers have attached already, or the load failed."""
+        self._target, self._options = address, options or Options()
         try:
             self._consumer = Consumer.connect(address)
         except StreamerGoneError as exc:
@@ -238,27 +212,10 @@ class Attached:
         catalog = self._consumer.catalog
         headers = [parse_header(file.head, file_bytes=file.size, path=file.path) for file in catalog.files]
         self.total_bytes = sum(stop - start for _, start, stop in catalog.extents)
-        self._reader = TensorReader(
+        self._reader = tensor_reader(
             self._consumer, headers, self._options, pinned_bytes=min(len(self._consumer.arena), self.total_bytes)
         )
         self._tensors = self._run()
-
-    def __iter__(self) -> Iterator[tuple[str, LoadedTensor]]:
-        if self._ended:
-            raise UsageError(
-                f"{self._address}: this load has ended; its tensors can be iterated over only once",
-                hint="attach again if the load has another consumer",
-            )
-        return self
-
-    def __next__(self) -> tuple[str, LoadedTensor]:
-        return next(self._tensors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detaches. Tensors stay valid."""
@@ -266,7 +223,7 @@ class Attached:
         self._reader.finish()
         self._consumer.close()
 
-    def _run(self) -> Iterator[tuple[str, LoadedTensor]]:
+    def _run(self) -> Generator[tuple[str, LoadedTensor], None, None]:
         yield from self._reader.empty()
         try:
             for extent in self._consumer.extents(before_wait=lambda: self._reader.settle(wait=True)):
@@ -276,7 +233,7 @@ class Attached:
                 del pairs
                 self._reader.settle()
         except StreamerGoneError as exc:
-            raise error_of(self._consumer.failure, self._address) from exc
+            raise error_of(self._consumer.failure, self._target) from exc
         finally:
             self.close()
 

@@ -1,7 +1,8 @@
-"""One process loads: tensors as they arrive, or all of them.
+"""One process loads: tensors as they arrive, all of them, or into a torch module in place.
 
     for name, tensor in coldstream.stream("Qwen/Qwen3-8B"): ...
     tensors = coldstream.load("s3://bucket/org/model")
+    coldstream.load_into(module, "https://cdn.example.com/model")
 
 A tensor of `stream` is a view of memory that the engine reuses when nothing refers to it any more. See docs/python.md.
 """
@@ -13,24 +14,23 @@ import select
 import time
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.loading.load_metrics import counted
 from coldstream.loading.load_plan import PreparedLoad, prepare_load
 from coldstream.loading.load_report import make_report
-from coldstream.loading.options import LoadOptions, Options, takes_options
-from coldstream.loading.ownership import attend, cached_now, error_of, start_owner
-from coldstream.loading.tensor_reader import TensorReader
-from coldstream.loading.tensors import LoadedTensor
+from coldstream.loading.options import LoadOptions, Options, require_torch, takes_options
+from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
+from coldstream.loading.tensors import LoadedTensor, TensorReader, TensorStream, tensor_reader
 from coldstream.model.uri import Uri
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    import torch
+    from typing_extensions import Unpack
 
 _POLL_SECONDS = 0.1
 
@@ -68,16 +68,76 @@ def load(
         return dict(loading)
 
 
-class Load:
+@takes_options("framework", "keep_all")
+def load_into(
+    module: torch.nn.Module,
+    uri: str | Uri,
+    *,
+    strict: bool = True,
+    prefix: str = "",
+    pin: bool = False,
+    **options: Unpack[LoadOptions],
+) -> LoadIntoReport:
+    """Copies a model's tensors into a module's parameters and buffers, in place, converting dtypes.
+
+    The parameters that are not listed here are those of `Load` and `Options`.
+
+    Args:
+        module: On any device but "meta".
+        strict: Whether missing or unexpected names are an error, raised after everything that fits was copied.
+        prefix: Removed from the checkpoint's names ("model."); names without it are unexpected.
+        device: Where the tensors are loaded before they are copied to the module's own device.
+
+    Raises:
+        UsageError: A shape differs, the module is on "meta", or names differ and `strict` is set.
+        ColdstreamError: As for `Load`; the module is then partly filled.
+    """
+    require_torch("load_into")
+    import torch
+
+    # With tied weights several names are one tensor, and one of them is enough.
+    targets: dict[str, torch.Tensor] = dict(module.state_dict(keep_vars=True))
+    if any(target.is_meta for target in targets.values()):
+        raise UsageError("the module is on the meta device", hint="allocate it first: module.to_empty(device=...)")
+    copied: set[str] = set()
+    unexpected: list[str] = []
+    with Load(uri, Options(framework="pt", pin=pin, **options)) as loading, torch.no_grad():
+        for name, tensor in loading:
+            inner = name.removeprefix(prefix)
+            target = targets.get(inner) if name.startswith(prefix) else None
+            if target is None:
+                unexpected.append(name)
+            elif target.shape != tensor.shape:
+                raise UsageError(
+                    f"{name} has the shape {tuple(tensor.shape)}, in the module it is {tuple(target.shape)}"
+                )
+            else:
+                target.copy_(tensor)
+                copied.add(inner)
+        report = loading.report
+    assert report is not None
+    filled = {targets[name].data_ptr() for name in copied if targets[name].numel()}
+    missing = [name for name, target in targets.items() if name not in copied and target.data_ptr() not in filled]
+    if strict and (missing or unexpected):
+        differences = [
+            f"{what} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for what, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise UsageError(
+            f"{uri} and the module differ: {', '.join(differences)}", hint="use strict=False to accept that"
+        )
+    return LoadIntoReport(missing=tuple(missing), unexpected=tuple(sorted(unexpected)), report=report)
+
+
+class Load(TensorStream):
     """One load: an iterator of (name, tensor), and a context manager.
 
     Leaving early, by `close` or the end of the `with` block, ends all of its processes within a second. Tensors stay
     valid in any case.
-
-    Attributes:
-        report: Its result, after the last tensor; None before.
-        bytes: Of all tensors; known with the first one.
     """
+
+    _again_hint = "start another one with coldstream.stream, or keep all tensors with coldstream.load"
 
     def __init__(self, uri: str | Uri, options: Options | None = None) -> None:
         """Prepares; nothing is read before the first tensor is requested.
@@ -87,33 +147,16 @@ class Load:
                 `hf://org/model[/folder][@revision]`, `file:///folder` or a path.
             options: How to load it.
         """
-        self.report: LoadReport | None = None
-        self.bytes = 0
-        self._uri, self._options = Uri.of(uri), options or Options()
+        self.report: LoadReport | None = None  # its result, after the last tensor; None before
+        self.bytes = 0  # of all tensors; known with the first one
+        self._target, self._options = Uri.of(uri), options or Options()
         self._owner: Owner | None = None
         self._prepared: PreparedLoad | None = None
         self._consumer: Consumer | None = None
         self._reader: TensorReader | None = None
-        self._closed = self._ended = self._writing = False
+        self._closed = self._writing = False
         self._error: ColdstreamError | None = None
         self._tensors = self._run()
-
-    def __iter__(self) -> Iterator[tuple[str, LoadedTensor]]:
-        if self._ended:
-            raise UsageError(
-                f"{self._uri}: this load has ended; its tensors can be iterated over only once",
-                hint="start another one with coldstream.stream, or keep all tensors with coldstream.load",
-            )
-        return self
-
-    def __next__(self) -> tuple[str, LoadedTensor]:
-        return next(self._tensors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # `for … in stream(uri)` keeps no reference to close; no one can catch an error here.
@@ -122,7 +165,7 @@ class Load:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else repr(self._consumer) if self._consumer else "not begun"
-        return f"Load({self._uri}, {state})"
+        return f"Load({self._target}, {state})"
 
     @property
     def version(self) -> str:
@@ -179,14 +222,14 @@ class Load:
     def _run(self) -> Generator[tuple[str, LoadedTensor], None, None]:
         began = time.monotonic()
         settings = self._options.settings or ambient_settings()
-        owner = self._owner = start_owner(self._uri, self._options, settings)
-        end_metrics = counted(self, self._uri, self._options, settings)
+        owner = self._owner = start_owner(self._target, self._options, settings)
+        end_metrics = counted(self, self._target, self._options, settings)
         try:
             yield from self._stream(owner, settings, began)
         except StreamerGoneError as exc:
             failure = owner.last_words()
             owner.stop()
-            self._error = error_of(failure, str(self._uri))
+            self._error = error_of(failure, str(self._target))
             raise copy(self._error) from exc
         except ColdstreamError as exc:
             owner.stop()
@@ -202,12 +245,13 @@ class Load:
 
     def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, LoadedTensor]]:
         options = self._options
-        prepared = self._prepared = prepare_load(self._uri, options, settings)
+        prepared = self._prepared = prepare_load(self._target, options, settings)
         self.bytes = prepared.bytes
         job_options = prepared.job_options(options, settings)
         owner.load(prepared.jobs, prepared.catalog, job_options)
         consumer = self._consumer = owner.consumer()
-        reader = self._reader = TensorReader(consumer, prepared.headers, options, pinned_bytes=job_options.memory_limit)
+        pinned_bytes = job_options.memory_limit
+        reader = self._reader = tensor_reader(consumer, prepared.headers, options, pinned_bytes=pinned_bytes)
         yield from reader.empty()
         first_seconds: float | None = None
         while consumer.seen < consumer.total:
@@ -256,3 +300,12 @@ class Load:
                 attend(owner, prepared, self._options.on_progress)
             if consumer.failure or owner.failure:
                 raise StreamerGoneError("it failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadIntoReport:
+    """The result of `load_into`."""
+
+    missing: tuple[str, ...]  # parameters and buffers that the checkpoint does not have
+    unexpected: tuple[str, ...]  # tensors that the module does not have
+    report: LoadReport

@@ -1,23 +1,32 @@
-"""Tensors over memory: which extent has which, and how each becomes a torch tensor or a typed buffer.
+"""Tensors over ready extents: on the CPU as views of them, on a device as copies.
 
-A tensor is a view of its extent: as long as it, or any view of it, lives, the extent's memory is not reused.
+A tensor on the CPU is a torch tensor or a typed buffer over its extent: as long as it, or any view of it, lives, the
+extent's memory is not reused.
+
+A device gets its copies on a separate stream, from memory that is pinned once. An event tells when the copy of an
+extent is done and its memory can be reused; only the stream that uses the tensors waits for it. Uses torch's public
+interface only. On a device without streams, copies are synchronous.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+import ctypes
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-from coldstream.engine.attach import Extent
+from coldstream.engine.attach import Consumer, Extent
 from coldstream.errors import UsageError
-from coldstream.machine.extras import install_hint
+from coldstream.loading.options import PINNED_BYTES_MAX, Options, has_torch
 from coldstream.model.header import Header, Tensor
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
 
+_ALIGNMENT = 16  # kernels read vectors of 16 bytes; a tensor with another alignment in its extent gets its own memory
 # Safetensors' names to torch's. F4 holds two elements in one of torch's; F6 has no torch dtype.
 TORCH_DTYPES = {
     "F64": "float64",
@@ -86,17 +95,6 @@ class Layout:
             yield tensor.name, maker(tensor, memory, tensor.start - start)
 
 
-def has_torch() -> bool:
-    """Whether torch can be imported; does not import it."""
-    return importlib.util.find_spec("torch") is not None
-
-
-def require_torch(what: str) -> None:
-    """Raises UsageError if torch, which `what` needs, is not installed."""
-    if not has_torch():
-        raise UsageError(f"{what} needs torch, which is not installed", hint=install_hint("torch"))
-
-
 def buffer_maker() -> Maker:
     """Makes typed buffers."""
 
@@ -134,3 +132,206 @@ def torch_maker() -> Maker:
         return frombuffer(memory, dtype=dtype, count=size // itemsize, offset=offset).view(shape)
 
     return make
+
+
+class Event(Protocol):
+    """Is reached when all work before it is done."""
+
+    def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
+
+
+class Lane:
+    """Where copies run: here they are synchronous, on any device."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Starts a copy."""
+        target.copy_(source)
+
+    def mark(self) -> Event | None:
+        """Makes the current stream wait for the copies so far; returns when they are done, None if they are."""
+        return None
+
+    def pin(self, address: int, size: int) -> bool:
+        """Pins `[address, address + size)`; returns whether that worked."""
+        return False
+
+    def unpin(self, address: int) -> None:
+        pass
+
+
+class CudaLane(Lane):
+    """Copies on a side stream of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._torch, self._device = torch, device
+        self._stream: Any = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call,unused-ignore]
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        torch = self._torch
+        # The target was allocated on the current stream: earlier uses of its memory come first.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+
+    def mark(self) -> Event | None:
+        event: torch.cuda.Event = self._torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
+        event.record(self._stream)
+        self._torch.cuda.current_stream(self._device).wait_event(event)
+        return event
+
+    def pin(self, address: int, size: int) -> bool:
+        cudart: Any = self._torch.cuda.cudart
+        return int(cudart().cudaHostRegister(address, size, 0)) == 0
+
+    def unpin(self, address: int) -> None:
+        cudart: Any = self._torch.cuda.cudart
+        cudart().cudaHostUnregister(address)
+
+
+class TensorReader:
+    """Makes the tensors of one consumer on the CPU. Not thread-safe."""
+
+    def __init__(self, layout: Layout, maker: Maker) -> None:
+        self._layout, self._maker = layout, maker
+        self._unpin: Callable[[], None] | None = None
+
+    def pin(self, lane: Lane, memory: Any, size: int) -> None:
+        """Pins, and touches, the first `size` bytes of the mapped arena; copies from beyond are slower."""
+        address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
+        if lane.pin(address, size):
+            self._unpin = partial(lane.unpin, address)
+
+    def empty(self) -> Iterator[tuple[str, LoadedTensor]]:
+        """The tensors without elements, which are in no extent."""
+        for tensor in self._layout.empty:
+            yield tensor.name, self._maker(tensor, bytearray(), 0)
+
+    def make(self, extent: Extent) -> Iterator[tuple[str, LoadedTensor]]:
+        """An extent's tensors, as (name, tensor)."""
+        return self._layout.make(extent, self._maker)
+
+    def settle(self, *, wait: bool = False) -> bool:
+        """Releases the memory of finished copies, after the oldest one if `wait`; returns whether there were any."""
+        return False
+
+    def finish(self) -> None:
+        """Waits for every copy, and unpins. Idempotent."""
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
+
+
+class TensorStream:
+    """Iterates over (name, tensor), once; a context manager."""
+
+    _target: Any  # what is loaded, for messages
+    _tensors: Generator[tuple[str, LoadedTensor], None, None]
+    _ended = False
+    _again_hint: str
+
+    def __iter__(self) -> Self:
+        if self._ended:
+            message = f"{self._target}: this load has ended; its tensors can be iterated over only once"
+            raise UsageError(message, hint=self._again_hint)
+        return self
+
+    def __next__(self) -> tuple[str, LoadedTensor]:
+        return next(self._tensors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class DeviceReader(TensorReader):
+    """Makes them on a device."""
+
+    def __init__(self, device: torch.device, layout: Layout, lane: Lane) -> None:
+        super().__init__(layout, torch_maker())
+        self._device, self._lane = device, lane
+        self._copying: deque[tuple[Event, Any]] = deque()
+
+    def empty(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, tensor.to(self._device)) for name, tensor in super().empty())
+
+    def make(self, extent: Extent) -> Iterator[tuple[str, torch.Tensor]]:
+        """As on the CPU; valid at once for the current stream."""
+        import torch
+
+        start = extent.start
+        tensors = self._layout.tensors(extent.number)
+        pairs: list[tuple[str, torch.Tensor]] = []
+        if len(tensors) > 1 and all((tensor.start - start) % _ALIGNMENT == 0 for tensor in tensors):
+            # One copy for all of them: thousands of small tensors would each cost a call.
+            source = torch.frombuffer(extent.memory, dtype=torch.uint8)
+            whole = torch.empty(source.shape, dtype=torch.uint8, device=self._device)
+            self._lane.copy(whole, source)
+            for tensor in tensors:
+                like = self._maker(tensor, extent.memory, tensor.start - start)
+                piece = whole[tensor.start - start : tensor.stop - start]
+                pairs.append((tensor.name, piece.view(like.dtype).view(like.shape)))
+        else:
+            for tensor in tensors:
+                source = self._maker(tensor, extent.memory, tensor.start - start)
+                target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
+                self._lane.copy(target, source)
+                pairs.append((tensor.name, target))
+        if (event := self._lane.mark()) is not None:
+            self._copying.append((event, extent.memory))
+        yield from pairs
+
+    def settle(self, *, wait: bool = False) -> bool:
+        before = len(self._copying)
+        if wait and self._copying:
+            self._copying[0][0].synchronize()
+        while self._copying and self._copying[0][0].query():
+            self._copying.popleft()
+        return len(self._copying) < before
+
+    def finish(self) -> None:
+        while self._copying:
+            self.settle(wait=True)
+        super().finish()
+
+
+def tensor_reader(
+    consumer: Consumer, headers: Sequence[Header], options: Options, *, pinned_bytes: int = 0
+) -> TensorReader:
+    """Reads a consumer's tensors as the options say; for a device, pins the first `pinned_bytes` of the arena."""
+    layout, pinned_bytes = Layout(headers, consumer.catalog.extents), min(pinned_bytes, len(consumer.arena))
+    if options.device != "cpu":
+        device = checked_device(options.device)
+        lane = CudaLane(device) if device.type == "cuda" else Lane()
+        reader: TensorReader = DeviceReader(device, layout, lane)
+        reader.pin(lane, consumer.arena, pinned_bytes)
+        return reader
+    is_torch = options.pin or options.framework == "pt" or (options.framework is None and has_torch())
+    reader = TensorReader(layout, torch_maker() if is_torch else buffer_maker())
+    if options.pin:
+        import torch
+
+        if torch.cuda.is_available():
+            reader.pin(CudaLane(checked_device("cuda")), consumer.arena, min(pinned_bytes, PINNED_BYTES_MAX))
+    return reader
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name; a UsageError if torch does not know the name, or it does not exist."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as exc:
+        raise UsageError(f"the device {name!r} is not available: {str(exc).splitlines()[0][:160]}") from exc
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import xxhash
 
 from coldstream.errors import IntegrityError
-from coldstream.model.chunks import even_stops, segment_chunk_bytes, segment_stops, tensor_stops
+from coldstream.model.chunks import CHUNK_BYTES, even_stops, segment_stops, tensor_stops
 from coldstream.model.header import LENGTH_BYTES, Header, header_stop, parse_header
 from coldstream.model.manifest import Chunks
 from coldstream.model.selection import is_weights
@@ -142,7 +142,7 @@ def cut(header: Header, object_bytes_max: int | None) -> tuple[tuple[int, ...], 
     """Returns the chunk stops and segment stops of a safetensors file; no segments without `object_bytes_max`."""
     if object_bytes_max is None:
         return tuple(tensor_stops(header)), []
-    stops = tensor_stops(header, chunk_bytes=segment_chunk_bytes(object_bytes_max))
+    stops = tensor_stops(header, chunk_bytes=min(CHUNK_BYTES, object_bytes_max))
     return tuple(stops), segment_stops(header, stops, object_bytes_max)
 
 

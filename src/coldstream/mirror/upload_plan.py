@@ -17,8 +17,7 @@ from coldstream.mirror.manifest_records import model_listing, read_record, recor
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
-from coldstream.model.header import check_duplicate_tensors
-from coldstream.model.lfs import HINT, POINTER_BYTES, is_pointer, pointer_message
+from coldstream.model.header import POINTER_BYTES, POINTER_HINT, check_duplicate_tensors, is_pointer, pointer_message
 from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
 from coldstream.model.selection import Selection, is_weights, kept_back, select
@@ -284,7 +283,7 @@ def _refuse_unusable(source: Snapshot, file: ObjectInfo) -> None:
             hint=f"exclude it: --exclude {shlex.quote(shown)}",
         )
     if file.size in POINTER_BYTES and is_pointer(source.get(file.key, bytes_max=file.size)[0], file.size):
-        raise IntegrityError(pointer_message(f"{source.label}: {file.key}"), hint=HINT)
+        raise IntegrityError(pointer_message(f"{source.label}: {file.key}"), hint=POINTER_HINT)
 
 
 def _refuse_nesting(store: Store, name: str) -> None:

@@ -17,8 +17,7 @@ from coldstream.errors import UsageError
 from coldstream.model.header import Header
 from coldstream.units import GIB, MIB, TIB, format_bytes
 
-# 8 MiB is the smallest read that reached full speed on S3 (AWS and several loaders use it too).
-CHUNK_BYTES = 8 * MIB
+CHUNK_BYTES = 8 * MIB  # 8 MiB is the smallest read that reached full speed on S3 (AWS and several loaders use it too)
 
 PART_BYTES = 64 * MIB
 # R2 and S3: at most 10,000 parts, each 5 MiB to 5 GiB (R2: 5 MiB less), all but the last equal on R2; objects up to
@@ -83,11 +82,6 @@ def tensor_stops(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> list[int]
     return stops
 
 
-def segment_chunk_bytes(object_bytes_max: int) -> int:
-    """How large a chunk may be in a file that is stored in segments of at most so many bytes."""
-    return min(CHUNK_BYTES, object_bytes_max)
-
-
 def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -> list[int]:
     """The stops of a safetensors file's segments, each on the edge of a chunk.
 
@@ -99,7 +93,7 @@ def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -
     was added, removed or resized, the edges are the same as before. The price is that segments are, on average, half
     as long as they might be.
 
-    `stops` are those of the chunks, as `tensor_stops` gives them for `segment_chunk_bytes`.
+    `stops` are those of the chunks, which are at most as large as a segment.
     """
     names = {tensor.start: tensor.name for tensor in header.tensors if tensor.stop > tensor.start}
     cut: list[int] = []

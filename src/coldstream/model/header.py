@@ -18,7 +18,6 @@ from operator import attrgetter
 from typing import Any
 
 from coldstream.errors import HeaderError, IntegrityError
-from coldstream.model.lfs import HINT, is_pointer, pointer_message
 from coldstream.net.reply import first_words
 
 # The reference implementation refuses longer ones (safetensors, MAX_HEADER_SIZE).
@@ -30,9 +29,13 @@ _RANK_PART = re.compile(r"(?:.*/)?model-rank-(\d+)-part-\d+\.safetensors")
 # Commas, quotes and opening brackets. The file with the most tensors known has a tenth; JSON of 100 MB of nothing else
 # would take gigabytes of memory.
 _MARKS_MAX = 8_000_000
+# A pointer of Git LFS, in place of a large file in a clone that was made without LFS, has 127 bytes and a few; with an
+# extension, some 80 more.
+POINTER_BYTES = range(110, 256)
+POINTER_HINT = "fetch the files that the pointers name: git lfs pull; or download the model with: hf download"
+_POINTER_START = b"version https://git-lfs.github.com/spec/v1\n"
 _METADATA_KEY = "__metadata__"
-# An entry has five strings: its name, three keys and the dtype.
-_ENTRY_QUOTES = 10
+_ENTRY_QUOTES = 10  # an entry has five strings: its name, three keys and the dtype
 # Bits per element. Source: safetensors 0.8, `Dtype::bitsize`.
 _DTYPES_BY_BITS = {
     4: "F4",
@@ -66,12 +69,22 @@ class Header:
     metadata: Mapping[str, str]  # the `__metadata__` map, empty when absent
 
 
+def is_pointer(head: bytes | bytearray | memoryview, size: int) -> bool:
+    """Whether a file of `size` bytes is a pointer of Git LFS, from at least its first 8 bytes."""
+    return size in POINTER_BYTES and bytes(head[: len(_POINTER_START)]) == _POINTER_START[: len(head)]
+
+
+def pointer_message(path: str) -> str:
+    """What an error says of such a file."""
+    return f"{path} is a Git LFS pointer, not the file that it names"
+
+
 def header_stop(first_bytes: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> int:
     """Where the header ends and the data starts, from at least the first 8 bytes of the file."""
     if file_bytes < LENGTH_BYTES or len(first_bytes) < LENGTH_BYTES:
         raise HeaderError(f"{path} is not a safetensors file: it has {file_bytes} bytes, a header needs at least 8")
     if is_pointer(first_bytes, file_bytes):
-        raise HeaderError(pointer_message(path), hint=HINT)
+        raise HeaderError(pointer_message(path), hint=POINTER_HINT)
     length = int.from_bytes(first_bytes[:LENGTH_BYTES], "little")
     if length > HEADER_BYTES_MAX:
         if words := _text(bytes(first_bytes[:_TEXT_BYTES])):
@@ -95,11 +108,7 @@ def _text(data: bytes) -> str:
 
 
 def parse_header(head: bytes | bytearray | memoryview, *, file_bytes: int, path: str) -> Header:
-    """Reads and checks a header from the file's first bytes, at least `header_stop` of them; more are ignored.
-
-    Raises:
-        HeaderError: It is not valid. Permanent.
-    """
+    """Reads and checks a header from the file's first bytes, at least `header_stop` of them; more are ignored."""
     data_start = header_stop(head, file_bytes=file_bytes, path=path)
     raw = bytes(head[LENGTH_BYTES:data_start])
     if has_too_many_values(raw):
@@ -128,10 +137,7 @@ def rank_of(path: str) -> str | None:
 
 
 def check_duplicate_tensors(headers: Mapping[str, Header], *, where: str) -> None:
-    """Refuses a model of which two files hold the same tensor: which of them would count is left to chance.
-
-    Ranks of a tensor-parallel model each hold their own part of a tensor under the same name.
-    """
+    """Refuses a model of which two files of one rank hold the same tensor: one of them would count, by chance."""
     names = {path: [tensor.name for tensor in header.tensors] for path, header in headers.items()}
     if len(set().union(*names.values())) == sum(map(len, names.values())):
         return

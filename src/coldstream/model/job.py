@@ -22,51 +22,36 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One object that holds a file, or a run of its chunks. Exactly one of `url` and `local` is set.
+    """One object that holds a file, or a run of its chunks. Exactly one of `url` and `local` is set."""
 
-    Attributes:
-        stop: One past its last byte in the file; it starts where the one before it stops.
-        etag: The version that every answer must be of, without quotes; a weak one keeps its `W/`. None when there is
-            none to hold on to.
-        url: Where to GET it. A secret: it may be signed.
-        headers: To send along. Secrets.
-        local: The absolute path of the object, when it is a file on this machine.
-        cdn: Where a CDN has the same object, or None.
-    """
-
-    stop: int
+    stop: int  # one past its last byte in the file; it starts where the one before it stops
+    # The version that every answer must be of, without quotes; a weak one keeps its `W/`. None when there is none to
+    # hold on to.
     etag: str | None = None
-    url: str | None = field(default=None, repr=False)
-    headers: Headers = field(default=(), repr=False)
-    local: str | None = None
-    cdn: str | None = field(default=None, repr=False)
+    url: str | None = field(default=None, repr=False)  # where to GET it. A secret: it may be signed
+    headers: Headers = field(default=(), repr=False)  # to send along. Secrets
+    local: str | None = None  # the absolute path of the object, when it is a file on this machine
+    cdn: str | None = field(default=None, repr=False)  # where a CDN has the same object, or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileJob:
-    """One file to load.
+    """One file to load."""
 
-    Attributes:
-        path: Relative to its model, for messages.
-        segments: Where its bytes are, in order; their edges are edges of chunks.
-        copy: A file on this machine that is a copy of it, or one under way; `have` is 1 for each chunk that it holds.
-        stops: One past the last byte of each chunk in the file, and so in memory.
-        wire_stops: The same in the objects that hold the file, laid end to end; empty where chunks are stored as they
-            are loaded. A chunk that is stored in another form, such as compressed, has another length there.
-        digests: XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
-        extents: Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
-        cdn_headers: Headers for the CDN only. Secrets.
-    """
-
-    path: str
-    segments: tuple[Segment, ...]
+    path: str  # relative to its model, for messages
+    segments: tuple[Segment, ...]  # where its bytes are, in order; their edges are edges of chunks
+    # A file on this machine that is a copy of it, or one under way; `have` is 1 for each chunk that it holds.
     copy: str | None = None
     have: bytes = field(default=b"", repr=False)
-    stops: tuple[int, ...] = field(repr=False)
+    stops: tuple[int, ...] = field(repr=False)  # one past the last byte of each chunk in the file, and so in memory
+    # The same in the objects that hold the file, laid end to end; empty where chunks are stored as they are loaded. A
+    # chunk that is stored in another form, such as compressed, has another length there.
     wire_stops: tuple[int, ...] = field(default=(), repr=False)
+    # XXH3-128 of each chunk, 16 bytes each, big-endian; zeros where unknown, empty when all are.
     digests: bytes = field(default=b"", repr=False)
+    # Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
     extents: tuple[tuple[int, int], ...] = field(repr=False)
-    cdn_headers: Headers = field(default=(), repr=False)
+    cdn_headers: Headers = field(default=(), repr=False)  # headers for the CDN only. Secrets
 
     def span(self, index: int) -> tuple[int, int]:
         """The chunk's bytes in the file, and so in memory, as `[start, stop)`."""

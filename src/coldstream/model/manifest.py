@@ -186,11 +186,7 @@ def serialize(record: Manifest | Journal) -> bytes:
 
 
 def parse(data: bytes, *, where: str) -> Manifest | Journal:
-    """Reads what `serialize` wrote, here or elsewhere.
-
-    Raises:
-        ManifestError: Not JSON, altered, of a newer format, or inconsistent. Permanent.
-    """
+    """Reads what `serialize` wrote, here or elsewhere; a ManifestError is permanent."""
     if len(data) > MANIFEST_BYTES_MAX:
         raise ManifestError(f"{where} has {len(data)} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")
     try:
@@ -250,9 +246,6 @@ def check_revision(source: Provenance | None, revision: str | None, *, where: st
 
     `source` is None when no manifest tells; `revision` is a branch or tag as it was uploaded by, or a commit or its
     first 7 digits.
-
-    Raises:
-        NotFoundError: It is another one, or it has none.
     """
     if revision is None:
         return

@@ -87,15 +87,10 @@ def path_fault(path: str) -> str | None:
 
 
 def checked_path(path: str, *, where: str) -> str:
-    """`path` itself, when it stays inside its folder; `where` says who named it ("org/model on the Hub").
-
-    Raises:
-        IntegrityError: It would leave the folder, or no store or file system could hold it.
-    """
+    """`path`, unless it would leave its folder; `where` says who named it ("org/model on the Hub")."""
     if fault := path_fault(path):
         raise IntegrityError(
-            f"{where} names a file {path[:80]!r} that is refused: {fault}",
-            hint="report it to the model's author",
+            f"{where} names a file {path[:80]!r} that is refused: {fault}", hint="report it to the model's author"
         )
     return path
 
@@ -111,11 +106,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def checked_name(name: str) -> str:
-    """A model's name in the bucket, `org/model` or any depth of such segments.
-
-    Raises:
-        UsageError: It could not be a prefix of keys, or would be hidden or climb.
-    """
+    """A model's name in the bucket, `org/model` or any depth of such segments, if it can be a prefix of keys."""
     segments = name.split("/")
     if not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments) or path_fault(name):
         bare, revision = split_revision(name)

@@ -20,8 +20,7 @@ from coldstream.model.names import MANIFEST_NAME, is_hidden
 from coldstream.units import format_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
-# The index is megabytes for models of many experts; what it maps is in the headers as well.
-INDEX_BYTES_MAX = 64 << 20
+INDEX_BYTES_MAX = 64 << 20  # the index is megabytes for models of many experts; what it maps is in the headers as well
 
 # Whole folders of other formats, at any depth of which nothing is needed to serve the safetensors.
 _FOREIGN_FOLDERS = {
@@ -33,24 +32,20 @@ _FOREIGN_FOLDERS = {
     "metal": "weights for Apple Metal",
     "tensorrt": "TensorRT engines",
 }
-_FOREIGN_WEIGHTS = {
-    ".bin": "pickled weights",
-    ".pt": "pickled weights",
-    ".pth": "pickled weights",
-    ".ckpt": "pickled weights",
-    ".pkl": "pickled data",
-    ".gguf": "GGUF weights",
-    ".ggml": "GGML weights",
-    ".onnx": "ONNX weights",
-    ".onnx_data": "ONNX weights",
-    ".h5": "TensorFlow weights",
-    ".tflite": "TensorFlow weights",
-    ".msgpack": "Flax weights",
-    ".ot": "Rust weights",
-    ".mlmodel": "Core ML weights",
-    ".nemo": "NeMo weights",
-    ".engine": "TensorRT engines",
+_WEIGHTS_BY_FORMAT = {
+    "pickled weights": ".bin .pt .pth .ckpt",
+    "pickled data": ".pkl",
+    "GGUF weights": ".gguf",
+    "GGML weights": ".ggml",
+    "ONNX weights": ".onnx .onnx_data",
+    "TensorFlow weights": ".h5 .tflite",
+    "Flax weights": ".msgpack",
+    "Rust weights": ".ot",
+    "Core ML weights": ".mlmodel",
+    "NeMo weights": ".nemo",
+    "TensorRT engines": ".engine",
 }
+_FOREIGN_WEIGHTS = {suffix: why for why, suffixes in _WEIGHTS_BY_FORMAT.items() for suffix in suffixes.split()}
 # Each object is one more serial request on Run:ai's path; none of these is read by vLLM or transformers.
 _NOT_SERVED = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4", ".webm", ".mov", ".avif"), "media"),
@@ -90,26 +85,16 @@ def index_name(paths: Iterable[str]) -> str | None:
 
 
 def select(
-    paths: Iterable[str],
+    paths: Iterable[str],  # every file of the repository, relative, with `/`
     *,
-    read: Callable[[str], bytes] | None = None,
-    include: Sequence[str] = (),
-    also: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    read: Callable[[str], bytes] | None = None,  # gives the content of the index (see `index_name`), if one is needed
+    include: Sequence[str] = (),  # take exactly the files that match, whatever they are; as in `hf download`
+    also: Sequence[str] = (),  # take the files that match, beside the usual ones
+    exclude: Sequence[str] = (),  # leave out the files that match; wins over everything
 ) -> Selection:
-    """Chooses the files to store.
+    """Chooses the files to store; an IntegrityError says that shards are missing, a UsageError that nothing is left.
 
-    Args:
-        paths: Every file of the repository, relative, with `/`.
-        read: Gives the content of the index (see `index_name`), if one is needed.
-        include: Take exactly the files that match one of these shell patterns, whatever they are; as in `hf download`.
-            Hidden files, here and below, are matched only by a pattern that has their dot.
-        also: Take the files that match, beside the usual ones.
-        exclude: Leave out the files that match; wins over everything.
-
-    Raises:
-        UsageError: Nothing is left, or there are no safetensors among what is left and none were asked around.
-        IntegrityError: The index is malformed or names a shard that is not there, or one is missing by its number.
+    The patterns are a shell's; hidden files are matched only by a pattern that has their dot.
     """
     every = sorted(set(paths))
     # An upload of a downloaded copy: our own manifest describes another place.
@@ -148,9 +133,6 @@ def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, .
     """The shards that a load reads: every top-level safetensors but those in `left_out`, sorted.
 
     `index` is the content of the file that `index_name` names, when it counts and there is one.
-
-    Raises:
-        IntegrityError: The index is malformed or names a shard that is not there.
     """
     every = set(paths)
     unread = left_out(every, index=index)
@@ -197,13 +179,8 @@ class ShardChoice:
 def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> ShardChoice:
     """The shards among the files of a model, of which `paths` are at least the top-level ones.
 
-    Args:
-        read: Reads a small file, of at most so many bytes. Called only for the index, if there is one.
-        is_checked: The index was compared with the files when they were uploaded; it is not read where it could leave
-            nothing out.
-
-    Raises:
-        IntegrityError: The index is malformed or names a shard that is not there, or one is missing by its number.
+    `read` reads a small file, of at most so many bytes; called only for the index. With `is_checked` the index was
+    compared with the files when they were uploaded, and is not read where it could leave nothing out.
     """
     paths = list(paths)
     name = index_name(paths)

@@ -25,7 +25,7 @@ from coldstream.errors import DiskError, IntegrityError, UnavailableError
 from coldstream.loading.load_plan import OFFLINE_SECONDS, uri_key
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_private, temporary_root
 from coldstream.machine.parallel import in_parallel
-from coldstream.model.lfs import HINT, is_pointer, pointer_message
+from coldstream.model.header import POINTER_HINT, is_pointer, pointer_message
 from coldstream.model.names import path_fault
 from coldstream.model.selection import PART_OF_MODEL_BYTES_MAX, is_tensor_data
 from coldstream.model.uri import Uri
@@ -195,7 +195,7 @@ def _make(path: Path, note: Note, origin: ModelReader, checkpoint: Checkpoint) -
 def _content(origin: ModelReader, name: str) -> bytes:
     data = origin.read(name, FILE_BYTES_MAX)
     if is_pointer(data, len(data)):
-        raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=HINT)
+        raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=POINTER_HINT)
     return data
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coldstream.engine.actions import Chunk
-from coldstream.engine.load_layout import connections_within, descriptors_for, lay_out, quick_first
+from coldstream.engine.arena import connections_within, descriptors_for, lay_out, quick_first
 from coldstream.model.job import FileJob, Segment
 
 DIGEST = bytes(range(16))

@@ -7,9 +7,8 @@ import random
 import pytest
 
 from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, StoreChunk
-from coldstream.engine.arena import Arena
+from coldstream.engine.arena import Arena, arena_bytes
 from coldstream.engine.hedging import Flight, Speeds
-from coldstream.engine.load_layout import arena_bytes
 from coldstream.engine.pace import Pace
 from coldstream.engine.scheduler import (
     BACKOFF_SECONDS_MAX,

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from coldstream.errors import UsageError
-from coldstream.loading.device import DeviceMaker, Lane, checked_device
-from coldstream.loading.tensors import Layout
+from coldstream.loading.tensors import DeviceReader, Lane, Layout, checked_device
 from tests.checkpoints import checkpoint_bytes, layered, raw_bytes
 from tests.unit.loading.test_tensors import extent_of, planned
 
@@ -56,7 +55,7 @@ class LazyLane:
 def test_tensors_arrive_whole(pad: int, lane_class: type[Lane | LazyLane]) -> None:
     content = checkpoint_bytes(layered(layers=3, rows=64, columns=128), pad=pad)
     header, runs = planned(content)
-    maker = DeviceMaker(torch.device("cpu"), Layout([header], runs), lane_class())
+    maker = DeviceReader(torch.device("cpu"), Layout([header], runs), lane_class())
     found = {}
     for number, (_, start, stop) in enumerate(runs):
         found |= dict(maker.make(extent_of(number, start, content[start:stop])))
@@ -73,7 +72,7 @@ def test_an_extent_is_kept_until_its_copy_is_done() -> None:
     content = checkpoint_bytes({"a": ("F32", (256,)), "b": ("F32", (256,))})
     header, runs = planned(content)
     lane = LazyLane()
-    maker = DeviceMaker(torch.device("cpu"), Layout([header], runs), lane)
+    maker = DeviceReader(torch.device("cpu"), Layout([header], runs), lane)
     (_, start, stop) = runs[0]
     extent = extent_of(0, start, content[start:stop])
     gone: list[int] = []
@@ -90,9 +89,9 @@ def test_an_extent_is_kept_until_its_copy_is_done() -> None:
 
 def test_what_is_pinned_is_unpinned() -> None:
     lane = LazyLane()
-    maker = DeviceMaker(torch.device("cpu"), Layout([], []), lane)
+    maker = DeviceReader(torch.device("cpu"), Layout([], []), lane)
     memory = bytearray(1 << 20)
-    maker.pin(memory, 4096)
+    maker.pin(lane, memory, 4096)
     assert list(lane.pinned.values()) == [4096]
     maker.finish()
     maker.finish()

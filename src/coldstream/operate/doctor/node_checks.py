@@ -11,7 +11,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engine.load_layout import connections_within, descriptors_for
+from coldstream.engine.arena import connections_within, descriptors_for
 from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.memory_budget import memory_shortage
 from coldstream.engines.vllm.program import version_warning
