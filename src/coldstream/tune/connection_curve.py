@@ -129,19 +129,14 @@ def measure_curve(
         first.append(run(connections))
         if len(first) > 2 and first[-1] < _GAIN * first[-3]:
             break
-    least, most = passes
-    for number in range(1, most):
-        if number >= least and max(map(_spread, rates.values())) <= _AGREED:
+    for number in range(1, passes[1]):
+        if number >= passes[0] and max(map(_spread, rates.values())) <= _AGREED:
             break
         # In turn, so that changes of the network affect all steps alike.
         for connections in rates:
             run(connections)
-    return fit_curve(
-        [
-            Sample(connections, statistics.median(runs), _spread(runs) if len(runs) > 2 else None)
-            for connections, runs in rates.items()
-        ]
-    )
+    spreads = {connections: _spread(runs) if len(runs) > 2 else None for connections, runs in rates.items()}
+    return fit_curve([Sample(each, statistics.median(runs), spreads[each]) for each, runs in rates.items()])
 
 
 def _spread(runs: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
-from coldstream.operate.bench import floors, pagecache
+from coldstream.operate.bench import floors
 from coldstream.operate.bench.contestant import (
     OURS,
     BenchPlan,
@@ -109,7 +109,7 @@ class _Comparison:
         self._plan, self._on_step, self._total, self._cwd = plan, on_step, total, cwd
         self._done = 0
         self.floors = floors.Floors()
-        self.dropped = pagecache.NOTHING
+        self.dropped = floors.NOTHING
 
     def step(self, label: str, **more: Any) -> None:
         self._done += 1
@@ -124,8 +124,11 @@ class _Comparison:
             if first := self._attempt(row, row.contestant.first_environ, of=of, number=0):
                 row.digest = first.result.get("digest")
                 alive.append(name)
-        if of == "load":
-            self._measure_disk(cache)
+        folder = Path(plan.target.folder) if plan.target.kind == "folder" else cache
+        if of == "load" and folder.is_dir():
+            names = {path.rpartition("/")[2] for path, _ in plan.target.files}
+            rate, direct = floors.measure_disk(folder, names)
+            self.floors = replace(self.floors, disk=rate, disk_direct=direct)
         self._total -= (len(rows) - len(alive)) * plan.runs
         results = interleave(
             alive,
@@ -141,7 +144,7 @@ class _Comparison:
             row.runs = [run for run in results.get(name, ()) if run is not None]
             row.same = None if truth is None or row.digest is None else row.digest == truth
             if of == "load":
-                from_disk = self.dropped != pagecache.NOTHING and bool(row.contestant.dropped)
+                from_disk = self.dropped != floors.NOTHING and bool(row.contestant.dropped)
                 row.floors = self.floors.of(row.contestant, from_disk=from_disk)
         return list(rows.values())
 
@@ -150,8 +153,8 @@ class _Comparison:
         for folder in contestant.emptied:
             shutil.rmtree(folder, ignore_errors=True)
         if number and plan.drop_caches:
-            dropped = pagecache.drop(contestant.dropped)
-            self.dropped = dropped if dropped != pagecache.NOTHING else self.dropped
+            dropped = floors.drop_page_cache(contestant.dropped)
+            self.dropped = dropped if dropped != floors.NOTHING else self.dropped
         try:
             done = run(contestant.command, environ, cwd=self._cwd, timeout_seconds=plan.timeout_seconds)
             if of == "load" and (size := done.result.get("bytes", 0)) < row.bytes:
@@ -162,14 +165,6 @@ class _Comparison:
             return None
         self.step(contestant.label, round=number, run=done, of=of)
         return done
-
-    def _measure_disk(self, cache: Path) -> None:
-        target = self._plan.target
-        folder = Path(target.folder) if target.kind == "folder" else cache
-        if folder.is_dir():
-            names = {path.rpartition("/")[2] for path, _ in target.files}
-            rate, direct = floors.measure_disk(folder, sorted(names))
-            self.floors = replace(self.floors, disk=rate, disk_direct=direct)
 
 
 def _find_vllm(plan: BenchPlan) -> Program | None:

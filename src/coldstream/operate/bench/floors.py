@@ -1,4 +1,4 @@
-"""Floors: the time that each stage of a load takes at least on this machine, measured before the loaders run.
+"""Floors: the time that each stage of a load takes at least on this machine, and how the page cache is kept out.
 
 Plain reads stand for the bucket and the link: many connections, one reused buffer for each, nothing verified or kept.
 """
@@ -6,10 +6,12 @@ Plain reads stand for the bucket and the link: many connections, one reused buff
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,15 @@ STAGES = {
     "receiving": "the cores' receive rate",
     "disk": "the disk's throughput",
     "pcie": "the PCI Express bandwidth",
+}
+
+
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+EVERYTHING, FILES, NOTHING = "everything", "files", "nothing"
+_PAGE_CACHE = {
+    EVERYTHING: "the machine's page cache was dropped before every run",
+    FILES: "the local copy was dropped from the page cache before every run; dropping all of it needs root",
+    NOTHING: "the page cache could not be dropped here: warm loads read from memory",
 }
 
 
@@ -124,7 +135,7 @@ def measure(target: BenchTarget, *, connections: int) -> Floors:
     )
 
 
-def measure_disk(folder: Path, names: Sequence[str]) -> tuple[float | None, bool]:
+def measure_disk(folder: Path, names: Collection[str]) -> tuple[float | None, bool]:
     """Reads the files of these names below a folder: bytes per second, and whether they bypassed the page cache."""
     files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name in names]
     if not files:
@@ -154,3 +165,28 @@ def measure_pcie(python: str, device: str) -> float:
         hint = "without a GPU, use --device cpu"
         raise UsageError(f"device {device} cannot be used: {exc.message}", hint=hint) from None
     return float(done.result["bytes_per_second"])
+
+
+def drop_page_cache(folders: Iterable[Path]) -> str:
+    """Drops the whole page cache, which only root may do, or else the files of these folders; returns which."""
+    if os.access(_DROP_CACHES, os.W_OK):
+        # Dirty pages cannot be dropped.
+        os.sync()
+        # In containers it is read-only even for root.
+        with suppress(OSError):
+            _DROP_CACHES.write_text("1\n")
+            return EVERYTHING
+    state = NOTHING
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        with suppress(OSError), path.open("rb") as file:
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            state = FILES
+    return state
+
+
+def page_cache_text(dropped: str, *, requested: bool) -> str:
+    """What was dropped, as a sentence."""
+    if dropped == NOTHING and not requested:
+        return "the page cache was left alone: warm loads read from memory"
+    return _PAGE_CACHE[dropped]

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from coldstream.operate.bench import pagecache
 from coldstream.operate.bench.contestant import OURS, BenchPlan, Contestant, Skipped
-from coldstream.operate.bench.floors import STAGES, Floors
+from coldstream.operate.bench.floors import STAGES, Floors, page_cache_text
 from coldstream.operate.bench.runner import Run
 from coldstream.units import GIB, format_bytes, format_rate
 
@@ -116,7 +115,7 @@ class BenchRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """A whole comparison; `dropped` is what `pagecache.drop` returned, `began` ISO 8601 in UTC."""
+    """A whole comparison; `dropped` is what `drop_page_cache` returned, `began` ISO 8601 in UTC."""
 
     plan: BenchPlan
     loads: Sequence[BenchRow]
@@ -155,7 +154,7 @@ class BenchResult:
 
     @property
     def _page_cache(self) -> str:
-        return pagecache.description(self.dropped, requested=self.plan.drop_caches)
+        return page_cache_text(self.dropped, requested=self.plan.drop_caches)
 
     @property
     def verdict(self) -> list[str]:

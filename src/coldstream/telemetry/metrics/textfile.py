@@ -163,7 +163,7 @@ class TextFile:
     def check(self) -> None:
         """Raises UsageError, before a load begins, if the file holds metrics of other programs."""
         # A damaged file is replaced, with a warning, when it is written.
-        with suppress(IntegrityError):
+        with _disk_errors(self.path), suppress(IntegrityError):
             self._read()
 
     def add(self, families: Families) -> str | None:
@@ -185,10 +185,9 @@ class TextFile:
         return warning
 
     def _read(self) -> Families:
-        with _disk_errors(self.path):
-            data = read_bounded(self.path, _METRICS_BYTES_MAX)
-            if data is None and self.path.exists():
-                raise IntegrityError(f"the metrics' file {self.path} is too large to be one of coldstream's")
+        data = read_bounded(self.path, _METRICS_BYTES_MAX)
+        if data is None and self.path.exists():
+            raise IntegrityError(f"the metrics' file {self.path} is too large to be one of coldstream's")
         return parse(data, where=str(self.path)) if data else {}
 
     @contextmanager

@@ -39,14 +39,14 @@ class Timelines:
             make_folders(self.folder)
             names = itertools.chain([timeline.run], (f"{timeline.run}-{number}" for number in itertools.count(2)))
             timeline = msgspec.structs.replace(timeline, run=next(filter(self._reserve, names)))
-            self._write(timeline)
+            self.update(timeline)
             self._prune(ended=timeline.ended is not None)
         return timeline
 
     def update(self, timeline: Timeline) -> None:
         """Stores a timeline that `keep` returned again. Raises DiskError."""
         with disk_errors(self.folder):
-            self._write(timeline)
+            write_atomically(self.path(timeline.run), timeline.serialize(), staging=self.folder)
 
     def path(self, run: str) -> Path:
         return self.folder / f"{run}.json"
@@ -93,9 +93,6 @@ class Timelines:
         except FileExistsError:
             return False
         return True
-
-    def _write(self, timeline: Timeline) -> None:
-        write_atomically(self.path(timeline.run), timeline.serialize(), staging=self.folder)
 
     def _prune(self, *, ended: bool) -> None:
         surplus = self.runs()[KEPT:]
