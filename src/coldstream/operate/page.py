@@ -9,19 +9,13 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row of a `PageTable`.
-
-    Attributes:
-        note: The text on the right.
-        colour: Of the key before the name, as in the charts.
-        kind: "sum" is set off by a line; "group" is the heading of the rows below it.
-    """
+    """A row of a `PageTable`."""
 
     name: str
     cells: Sequence[str] = ()
-    note: str = ""
-    colour: str = ""
-    kind: Literal["", "sum", "group"] = ""
+    note: str = ""  # the text on the right
+    colour: str = ""  # of the key before the name, as in the charts
+    kind: Literal["", "sum", "group"] = ""  # "sum" is set off by a line; "group" is the heading of the rows below it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +28,14 @@ class PageTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageSection:
-    """A part of a page, in the order in which it is shown.
-
-    Attributes:
-        chart: An SVG element.
-        facts: A last paragraph in small print.
-        is_sub: Whether it belongs to the section above it.
-    """
+    """A part of a page, in the order in which it is shown."""
 
     title: str = ""
-    chart: str = ""
+    chart: str = ""  # an SVG element
     text: Sequence[str] = ()
-    facts: str = ""
+    facts: str = ""  # a last paragraph in small print
     table: PageTable | None = None
-    is_sub: bool = False
+    is_sub: bool = False  # whether it belongs to the section above it
 
 
 def render_page(title: str, subtitle: str, sections: Sequence[PageSection], *, footer: str = "") -> str:

@@ -35,21 +35,14 @@ _ENDPOINT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        state: "ok", "warn" or "fail"; in `coldstream doctor` also "skipped".
-        detail: The measured value, the fault, or why the check was skipped; for people.
-        exit_code: The exit code of the error behind a failure; 0 if nothing failed.
-        blocked_by: The failed or missing dependency of a skipped check.
-    """
+    """The result of one check."""
 
     name: str
-    state: str
-    detail: str
+    state: str  # "ok", "warn" or "fail"; in `coldstream doctor` also "skipped"
+    detail: str  # the measured value, the fault, or why the check was skipped; for people
     hint: str | None = None
-    exit_code: int = 0
-    blocked_by: str = ""
+    exit_code: int = 0  # the exit code of the error behind a failure; 0 if nothing failed
+    blocked_by: str = ""  # the failed or missing dependency of a skipped check
 
     def document(self) -> dict[str, Any]:
         """The check as `--json` prints it; a contract."""
@@ -127,21 +120,13 @@ def _described_keys(settings: Settings) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointProbe:
-    """The response of an endpoint.
+    """The response of an endpoint."""
 
-    Attributes:
-        seconds: Until the response, including the connection.
-        date: The header `Date`.
-        protocol: "TLSv1.3"; None without TLS.
-        expires: When the certificate expires, in Unix time.
-        tls_fault: Why TLS failed, such as an untrusted certificate.
-    """
-
-    seconds: float
-    date: str | None = None
-    protocol: str | None = None
-    expires: float | None = None
-    tls_fault: str | None = None
+    seconds: float  # until the response, including the connection
+    date: str | None = None  # the header `Date`
+    protocol: str | None = None  # "TLSv1.3"; None without TLS
+    expires: float | None = None  # when the certificate expires, in Unix time
+    tls_fault: str | None = None  # why TLS failed, such as an untrusted certificate
     proxy: str | None = None
 
 

@@ -166,7 +166,9 @@ def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
         for phase in timeline.phases:
             _draw_phase(axes, phase, row, total)
         _draw_spans(axes, timeline, row, total)
-        axes.text(0, row - 0.29, f"{label}   {_title(timeline)}".strip(), va="bottom", ha="left", fontsize=10)
+        model = timeline.model if len(timeline.model) <= 60 else f"{timeline.model[:59]}…"
+        title = f"{label}   {model}   {timeline.began:%Y-%m-%d %H:%M:%S} UTC".strip()
+        axes.text(0, row - 0.29, title, va="bottom", ha="left", fontsize=10)
         # The command refuses to chart starts that did not become ready.
         ready = timeline.ready_seconds
         assert ready is not None
@@ -232,11 +234,6 @@ def _draw_phases(axes: Axes, timelines: Sequence[Timeline]) -> None:
     axes.set_xlim(0, 1.1 * most)
     axes.set_xlabel("seconds in each phase")
     style_axes(axes, "x")
-
-
-def _title(timeline: Timeline) -> str:
-    model = timeline.model if len(timeline.model) <= 60 else f"{timeline.model[:59]}…"
-    return f"{model}   {timeline.began:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _hatch(name: str) -> str | None:

@@ -38,22 +38,14 @@ _TRIES_WITHOUT_HOPE = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeAnswer:
-    """The answer to one read.
+    """The answer to one read."""
 
-    Attributes:
-        status: The HTTP status; 0 without an answer, for the reason in `fault`.
-        cache: `cf-cache-status` in upper case, or "".
-        size: Of the whole object, like `sha256`, which needs a read of all of it.
-        etag: Without quotes; None for a weak one.
-        received: Bytes of the body.
-    """
-
-    status: int
-    cache: str = ""
-    size: int | None = None
-    etag: str | None = None
+    status: int  # the HTTP status; 0 without an answer, for the reason in `fault`
+    cache: str = ""  # `cf-cache-status` in upper case, or ""
+    size: int | None = None  # of the whole object, like `sha256`, which needs a read of all of it
+    etag: str | None = None  # without quotes; None for a weak one
     is_page: bool = False
-    received: int = 0
+    received: int = 0  # bytes of the body
     sha256: str | None = None
     fault: str = ""
     retry_after_seconds: float | None = None
@@ -123,39 +115,27 @@ def _parsed(answer: urllib3.BaseHTTPResponse, received: int, sha256: str | None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFinding:
-    """How the CDN serves an object.
-
-    Attributes:
-        state: "kept", "coming" (cached soon), "too large", "not kept", "kept 404" (a cached 404), "wrong" (other bytes
-            than the bucket's), "refused", "unreachable".
-        first: `cf-cache-status` of the first look; "" without one.
-        second: Of the second look: of the first byte that is not cached, or of the last that is.
-    """
+    """How the CDN serves an object."""
 
     object: CdnObject
+    # "kept", "coming" (cached soon), "too large", "not kept", "kept 404" (a cached 404), "wrong" (other bytes
+    # than the bucket's), "refused", "unreachable".
     state: str
-    first: str
-    second: str
+    first: str  # `cf-cache-status` of the first look; "" without one
+    second: str  # of the second look: of the first byte that is not cached, or of the last that is
     fix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmed:
-    """The result of filling the cache.
+    """The result of filling the cache."""
 
-    Attributes:
-        findings: Of the objects that are not too large, by the second look.
-        bytes: Read in the first pass.
-        first_hits: Objects that were cached before.
-        left_out: Objects that are too large to be cached.
-    """
-
-    findings: tuple[CacheFinding, ...]
-    bytes: int
+    findings: tuple[CacheFinding, ...]  # of the objects that are not too large, by the second look
+    bytes: int  # read in the first pass
     seconds: float
-    first_hits: int
+    first_hits: int  # objects that were cached before
     retries: int
-    left_out: tuple[CdnObject, ...]
+    left_out: tuple[CdnObject, ...]  # objects that are too large to be cached
 
     @property
     def hits(self) -> int:
@@ -314,10 +294,8 @@ def judge(
     in_bucket: bool | None = None,
 ) -> CacheFinding:
     """Combines two looks at an object; `in_bucket` is None if the bucket was not asked. Pure."""
-    state, fix = (
-        _missing(item, second, in_bucket=in_bucket)
-        or fault_of(item, second)
-        or _cache_state(item, first, second, limit_bytes, partly=partly)
+    state, fix = fault_of(item, second, in_bucket=in_bucket) or _cache_state(
+        item, first, second, limit_bytes, partly=partly
     )
     return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, fix=fix)
 
@@ -337,21 +315,16 @@ def _cache_state(
     return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
 
 
-def _missing(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None) -> tuple[str, str] | None:
-    """The meaning of a 404, compared with the bucket; None for other answers."""
-    if answer.status != 404 or in_bucket is None:
-        return None
-    if not in_bucket:
-        return "wrong", f"404, and the bucket has none either: coldstream verify {item.model}"
-    if answer.cache in KEPT:
-        fix = f"coldstream cdn purge {item.model}, or wait 3 minutes"
-        return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {fix}"
-    return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
-
-
-def fault_of(item: CdnObject, answer: EdgeAnswer) -> tuple[str, str] | None:
+def fault_of(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None = None) -> tuple[str, str] | None:
     """The fault of an answer, regardless of the cache: (state, fix); None if there is none. Pure."""
     purge = f"coldstream cdn purge {item.model}"
+    if answer.status == 404 and in_bucket is not None:
+        if not in_bucket:
+            return "wrong", f"404, and the bucket has none either: coldstream verify {item.model}"
+        if answer.cache in KEPT:
+            fix = f"{purge}, or wait 3 minutes"
+            return "kept 404", f"a 404 from before the upload is kept, and the bucket has the object: {fix}"
+        return "wrong", "404, and the bucket has the object: is it this bucket's domain?"
     if answer.status == 0:
         return "unreachable", answer.fault
     if answer.status in {401, 403}:

@@ -23,23 +23,16 @@ USEFUL_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CdnObject:
-    """One object of a model.
-
-    Attributes:
-        key: Relative to the bucket: it follows the domain in a URL.
-        etag: Without quotes; None if it is not known.
-        is_weights: Whether it holds weights, or a part of them.
-        is_read: Whether a load by coldstream reads it through the domain.
-    """
+    """One object of a model."""
 
     model: str
-    key: str
+    key: str  # relative to the bucket: it follows the domain in a URL
     label: str
     size: int
-    etag: str | None
+    etag: str | None  # without quotes; None if it is not known
     sha256: str | None
-    is_weights: bool
-    is_read: bool
+    is_weights: bool  # whether it holds weights, or a part of them
+    is_read: bool  # whether a load by coldstream reads it through the domain
 
 
 def limit_of(plan: str | None) -> int:

@@ -38,31 +38,22 @@ Tiers = tuple[Tier, ...]
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One provider's prices; free amounts are per month.
-
-    Attributes:
-        rounded_up: Whether each kind of usage is rounded up to a whole GB-month, million requests or GB.
-        storage_days_min: Objects are billed for at least this many days.
-        class_a_per_million: Writes, parts, creating and completing uploads, listings.
-        class_b_per_million: Reads.
-        retrieval_per_gb: Applies to reads from anywhere.
-        egress_per_gb: Applies to reads from outside the provider's region.
-    """
+    """One provider's prices; free amounts are per month."""
 
     label: Text
     source: Text
     note: Text
     gb_bytes: Annotated[int, Meta(ge=1)]
-    rounded_up: bool = False
+    rounded_up: bool = False  # whether each kind of usage is rounded up to a whole GB-month, million requests or GB
     storage_per_gb_month: Dollars | Tiers
     storage_free_gb: Amount = 0
-    storage_days_min: Amount = 0
-    class_a_per_million: Dollars
+    storage_days_min: Amount = 0  # objects are billed for at least this many days
+    class_a_per_million: Dollars  # writes, parts, creating and completing uploads, listings
     class_a_free: Amount = 0
-    class_b_per_million: Dollars
+    class_b_per_million: Dollars  # reads
     class_b_free: Amount = 0
-    retrieval_per_gb: Dollars = 0
-    egress_per_gb: Dollars | Tiers
+    retrieval_per_gb: Dollars = 0  # applies to reads from anywhere
+    egress_per_gb: Dollars | Tiers  # applies to reads from outside the provider's region
     egress_free_gb: Amount = 0
 
     def __post_init__(self) -> None:

@@ -86,28 +86,21 @@ class _Viewer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
-    """A bucket's month, which lasts from `began` to `ends` and was measured until `now`.
-
-    Attributes:
-        stored_bytes: The latest sample, like `objects`.
-        average_bytes: The mean of each day's peak, so far; `projected_bytes` is that of the whole month.
-        operations: Billable requests so far, by operation.
-        projected_class_a: Requests of the whole month, at the rate of the last 31 days.
-    """
+    """A bucket's month, which lasts from `began` to `ends` and was measured until `now`."""
 
     bucket: str
     began: datetime
     now: datetime
     ends: datetime
-    stored_bytes: int
+    stored_bytes: int  # the latest sample, like `objects`
     objects: int
-    average_bytes: float
-    operations: Mapping[str, int]
+    average_bytes: float  # the mean of each day's peak, so far; `projected_bytes` is that of the whole month
+    operations: Mapping[str, int]  # billable requests so far, by operation
     class_a: int
     class_b: int
     so_far: Bill
     projected_bytes: float
-    projected_class_a: int
+    projected_class_a: int  # requests of the whole month, at the rate of the last 31 days
     projected_class_b: int
     projected: Bill
 

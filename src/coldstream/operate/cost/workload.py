@@ -38,22 +38,15 @@ _LOADABLE = {"ready", "foreign"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """A model, or `count` equal ones.
-
-    Attributes:
-        loaded_bytes: The size of the files that a start reads.
-        chunks: Of all shards, including the chunk of each header.
-        small_files: The files that a start reads besides the weights.
-        writes: Class A requests to upload it.
-    """
+    """A model, or `count` equal ones."""
 
     name: str
     stored_bytes: int
-    loaded_bytes: int
-    chunks: int
+    loaded_bytes: int  # the size of the files that a start reads
+    chunks: int  # of all shards, including the chunk of each header
     shards: int
-    small_files: int
-    writes: int
+    small_files: int  # the files that a start reads besides the weights
+    writes: int  # class A requests to upload it
     count: int = 1
 
     def reads(self, fetched_share: Fraction = Fraction(1)) -> Fraction:
@@ -64,41 +57,27 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartCost:
-    """How long a start waits for its weights, and the GPUs that wait with it.
-
-    Attributes:
-        hub_seconds: With a download from the Hub, read from the disk afterwards.
-        dollars_per_hour: The price of one GPU; None leaves their time out.
-    """
+    """How long a start waits for its weights, and the GPUs that wait with it."""
 
     seconds: float
-    hub_seconds: float
+    hub_seconds: float  # with a download from the Hub, read from the disk afterwards
     gpus: int = 1
     gpu: str | None = None
-    dollars_per_hour: float | None = None
+    dollars_per_hour: float | None = None  # the price of one GPU; None leaves their time out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostPlan:
-    """A month.
-
-    Attributes:
-        stored_bytes: The size of everything in the bucket, including objects of no model.
-        objects: The number of objects in the bucket; None for assumed models.
-        launches_per_day: Of all models together, over which they are spread evenly.
-        nodes: Machines per launch.
-        cached_share: The share of starts with the model on the local disk.
-        updates_per_month: Uploads of each model.
-    """
+    """A month."""
 
     contents: tuple[Content, ...]
-    stored_bytes: int
-    objects: int | None
-    launches_per_day: float
-    nodes: int
+    stored_bytes: int  # the size of everything in the bucket, including objects of no model
+    objects: int | None  # the number of objects in the bucket; None for assumed models
+    launches_per_day: float  # of all models together, over which they are spread evenly
+    nodes: int  # machines per launch
     days: float
-    cached_share: float
-    updates_per_month: float
+    cached_share: float  # the share of starts with the model on the local disk
+    updates_per_month: float  # uploads of each model
     start: StartCost
 
     @property
@@ -160,7 +139,12 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
         NotFoundError: A named model is missing or incomplete, or the bucket has no model that can be loaded.
     """
     if names:
-        models = [_complete(open_model(store, name)) for name in dict.fromkeys(names)]
+        models = [open_model(store, name) for name in dict.fromkeys(names)]
+        for model in models:
+            if isinstance(model.record, Journal):
+                raise NotFoundError(f"{model.name} is not complete: its upload is running or was interrupted")
+            if not _shards(model):
+                raise NotFoundError(f"{model.name} has no safetensors weights, so nothing loads it")
         sizes = [info.size for model in models for info in model.listing.values()]
         return tuple(map(_content, models)), sum(sizes), len(sizes) + len(models)
     contents = tuple(_loadable(store))
@@ -179,14 +163,6 @@ def _loadable(store: Store) -> Iterator[Content]:
         with suppress(UsageError, IntegrityError, NotFoundError):
             if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
                 yield _content(model)
-
-
-def _complete(model: StoredModel) -> StoredModel:
-    if isinstance(model.record, Journal):
-        raise NotFoundError(f"{model.name} is not complete: its upload is running or was interrupted")
-    if not _shards(model):
-        raise NotFoundError(f"{model.name} has no safetensors weights, so nothing loads it")
-    return model
 
 
 def _shards(model: StoredModel) -> set[str]:
