@@ -41,22 +41,16 @@ _FRESH_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The throughput with a number of connections, after the ramp: the median of several runs.
-
-    `spread` is the distance between the runs beside the median, relative to it; None if unknown.
-    """
+    """The throughput with a number of connections, after the ramp: the median of several runs."""
 
     connections: int
     bytes_per_second: float
-    spread: float | None = None
+    spread: float | None = None  # between the runs beside the median, relative to it; None if unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A bucket's throughput by connections: `min(connections * each, most)`, in bytes per second.
-
-    The samples are by rising number of connections.
-    """
+    """A bucket's throughput by connections: `min(connections * each, most)`, in bytes per second."""
 
     samples: tuple[Sample, ...]
     each: float
@@ -84,11 +78,7 @@ class Curve:
 
 
 def fit_curve(samples: Sequence[Sample]) -> Curve:
-    """Fits a curve to samples. Pure.
-
-    A single connection's throughput is the median over the samples at which doubling still helped; the maximum is the
-    best sample.
-    """
+    """Fits a curve; one connection has the median over the samples at which doubling still helped. Pure."""
     rising = [samples[0]]
     for before, after in pairwise(samples):
         if after.bytes_per_second < _GAIN * before.bytes_per_second:

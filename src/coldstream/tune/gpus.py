@@ -1,7 +1,4 @@
-"""Known GPUs: their memory, and how fast data is copied to them.
-
-Memory and compute capability are those of gpuhunt's table; a test compares them.
-"""
+"""Known GPUs: their memory and capability, as in gpuhunt's table, and how fast data is copied to them."""
 
 from __future__ import annotations
 

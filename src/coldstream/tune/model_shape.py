@@ -1,7 +1,6 @@
 """The properties of a model that decide how it is served: its size, and the shape of its attention.
 
-Size and dtypes come from the shards' headers, so they are exact. The rest comes from config.json, which often lacks
-values or uses other names; a missing value is left out, not guessed.
+Sizes are exact, from the headers. config.json often lacks values; a missing value is left out, not guessed.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ class Model:
 
 
 def read_model(uri: str, settings: Settings) -> Model:
-    """Describes a model by its shards' headers and its config.json, which may be missing.
-
-    Raises what `open_model_reader` and `ModelReader.checkpoint` raise.
-    """
+    """Describes a model by its shards' headers and its config.json, which may be missing."""
     origin = open_model_reader(uri, settings)
     checkpoint = origin.checkpoint()
     config: object = None

@@ -33,16 +33,13 @@ _AWS_SMALL_BYTES_PER_SECOND = 5e9 / 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPath:
-    """The network path from the bucket to a machine with so many cores. None means unknown.
-
-    `setup_seconds` is the time before the first and after the last byte.
-    """
+    """The network path from the bucket to a machine with so many cores. None means unknown."""
 
     link_bytes_per_second: float | None = None
     connection_bytes_per_second: float = CONNECTION_BYTES_PER_SECOND
     cores: int | None = None
     cloud: str | None = None
-    setup_seconds: float = SETUP_SECONDS
+    setup_seconds: float = SETUP_SECONDS  # before the first and after the last byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +74,10 @@ def predict(
     crossings: int = 1,
     copies_bytes_per_second: float | None = None,
 ) -> Prediction:
-    """Predicts the load of a model of `size` bytes, by "coldstream" or "runai".
+    """Predicts the load of a model of `size` bytes, by "coldstream" or "runai", with the connections of all ranks.
 
-    Args:
-        connections: The maximum number of connections, of all ranks together.
-        crossings: How often each byte crosses the network: once per rank if every rank reads the whole model.
-        copies_bytes_per_second: The copy to all GPUs together; None without GPUs.
+    `crossings` is how often each byte crosses the network: once per rank if every rank reads the whole model. The copy
+    to all GPUs together is None without GPUs.
     """
     rates = {"connections": connections * way.connection_bytes_per_second / crossings}
     if way.link_bytes_per_second is not None:
@@ -110,10 +105,7 @@ def parse_cloud(text: str) -> str:
 
 
 def path_to_bucket(way: NetworkPath, curve: Curve | None) -> NetworkPath:
-    """The network path from the bucket to this machine; `way` is what the user specified.
-
-    A measurement includes every limit of the network.
-    """
+    """The network path from the bucket to this machine: as measured, or else as the user specified it."""
     if curve is not None:
         return replace(way, connection_bytes_per_second=curve.each, link_bytes_per_second=curve.most, cloud=None)
     link = way.link_bytes_per_second or hardware.link_bytes_per_second()

@@ -1,7 +1,4 @@
-"""Recommends how to split a model over GPUs, and settings for coldstream's loader and for Run:ai's. Pure.
-
-Run:ai's follow the common rules for it. coldstream needs only a maximum: it adapts the number of connections.
-"""
+"""Recommends how to split a model over GPUs, and settings for coldstream's loader and for Run:ai's. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ _CONNECTIONS = (8, 256)
 # Twice the data in flight on 256 connections with chunks of 8 MiB.
 _MEMORY_BYTES = 5 * GIB
 _ANY = float("inf")
-# Maximum number of parameters; the ranges of threads and of GiB of buffer.
+# The common rules for Run:ai: maximum number of parameters; the ranges of threads and of GiB of buffer.
 _RUNAI = ((13.5e9, (16, 32), (2, 5)), (45e9, (32, 48), (5, 8)), (_ANY, (48, 64), (10, 15)))
 _LARGE_GIB = 40
 # Models in bfloat16 with the shapes of Llama 2 and 3.
@@ -146,10 +143,7 @@ def advise(
     utilization: float | None = None,
     context: int | None = None,
 ) -> Advice:
-    """Recommends settings for a model; see `fit` for `utilization` and `context`.
-
-    `connections` is the measured number that is enough; None estimates it.
-    """
+    """Recommends settings for a model; see `fit`. `connections` are measured to be enough; None estimates them."""
     split = fit(model, gpus, utilization=utilization or _UTILIZATION_STREAMED, context=context)
     ranks, copies = split.tensor_parallel, gpus.gpu.copy_bytes_per_second
     ours = connections or _enough_connections(model.bytes, way, copies * ranks)
@@ -184,10 +178,7 @@ def _enough_connections(size: int, way: NetworkPath, copies_bytes_per_second: fl
 
 
 def runai_rule(parameters: float, gpus: Gpus) -> tuple[int, int]:
-    """Run:ai's `concurrency`, and its `memory_limit` in bytes.
-
-    The lower end of each range is for small GPUs, whose machines have slow networks, and for large models on one GPU.
-    """
+    """Run:ai's `concurrency`, and its `memory_limit` in bytes; less for small GPUs, and a large model on one GPU."""
     parameters_max, threads, gib = next(rule for rule in _RUNAI if parameters <= rule[0])
     high = gpus.count > 1 if parameters_max == _ANY else gpus.gpu.memory_gib >= _LARGE_GIB
     return threads[high], gib[high] * GIB

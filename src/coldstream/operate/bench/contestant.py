@@ -174,10 +174,7 @@ def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[
 
 
 class ContestantFactory:
-    """Makes the contestants of a plan.
-
-    `scratch` is a folder for copies, on the disk that is measured; `cache` is the local cache of warm loads.
-    """
+    """Makes the contestants of a plan, with copies in `scratch`, on the disk that is measured."""
 
     def __init__(self, plan: BenchPlan, interpreters: Interpreters, scratch: Path) -> None:
         self._plan, self._target, self._settings = plan, plan.target, plan.settings

@@ -1,7 +1,4 @@
-"""Floors: the time that each stage of a load takes at least on this machine, and how the page cache is kept out.
-
-Plain reads stand for the bucket and the link: many connections, one reused buffer for each, nothing verified or kept.
-"""
+"""Floors, the least time of each stage of a load by plain reads before the loaders run; and the page cache."""
 
 from __future__ import annotations
 
@@ -54,21 +51,17 @@ _PAGE_CACHE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floors:
-    """Measured rates in bytes per second, as `lines` describes them; None: not applicable, or it could not be measured.
-
-    `core` is what one core receives, with https decryption included; `disk_direct` tells that the reads of the disk
-    bypassed the page cache.
-    """
+    """Measured rates in bytes per second, as `lines` describes them; None if not applicable or not measurable."""
 
     link: float | None = None
     bucket: float | None = None
     bucket_connections: int = 0
     connection: float | None = None
-    core: float | None = None
+    core: float | None = None  # what one core receives, with https decryption included
     cores: int = 1
     tls: bool = False
     disk: float | None = None
-    disk_direct: bool = False
+    disk_direct: bool = False  # whether the reads of the disk bypassed the page cache
     pcie: float | None = None
 
     def of(self, contestant: Contestant, *, from_disk: bool) -> dict[str, float]:

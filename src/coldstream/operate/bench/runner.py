@@ -1,7 +1,4 @@
-"""Runs commands in fresh processes, in interleaved rounds.
-
-`programs/measure.py` runs between this process and the command, to measure its whole process tree.
-"""
+"""Runs commands in fresh processes, in interleaved rounds; `programs/measure.py` measures their process trees."""
 
 from __future__ import annotations
 
@@ -64,12 +61,8 @@ def run(
 ) -> Run:
     """Runs a command once, which prints one JSON object, as its last line or as all of its output.
 
-    Args:
-        environ: Its whole environment; its secrets are in no message of `RunFailed`.
-        prefix: A command that starts it, for example in a network namespace.
-        pss: Measure memory exactly, at some cost of CPU.
-        interval_seconds: Between samples of memory.
-        timeout_seconds: Until it is killed.
+    `environ` is its whole environment, whose secrets are in no message of `RunFailed`. `prefix` is a command that
+    starts it, for example in a network namespace. `pss` measures memory exactly, at some cost of CPU.
     """
     program = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(os.getpid())]
     program += ["--interval", str(interval_seconds), "--timeout", str(timeout_seconds), *(["--pss"] if pss else [])]

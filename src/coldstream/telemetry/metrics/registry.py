@@ -104,10 +104,7 @@ class _Followed:
 
 
 class Metrics(MetricCounts, Meter):
-    """The metrics of one process, which has one model.
-
-    Loads are read at each scrape, so a scrape shows the counts of that moment.
-    """
+    """The metrics of one process, which has one model. Loads are read at each scrape."""
 
     def __init__(self, model: str, *, uri: str) -> None:
         """Begins at zero; `uri` has a scheme."""

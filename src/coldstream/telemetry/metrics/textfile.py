@@ -169,9 +169,7 @@ class TextFile:
     def add(self, families: Families) -> str | None:
         """Adds what a process has counted since it last did; returns a warning if a damaged file was replaced.
 
-        Raises:
-            UsageError: The file holds metrics of other programs.
-            DiskError: It cannot be written.
+        Raises UsageError if the file holds metrics of other programs.
         """
         warning = None
         with _disk_errors(self.path), self._alone():

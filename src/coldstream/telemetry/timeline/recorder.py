@@ -53,10 +53,7 @@ class Exit:
 
 
 class Recorder:
-    """Collects the marks, lines and spans of a start. Thread-safe. All times are by `time.monotonic`.
-
-    `read_line` reads a line of the engine's log.
-    """
+    """Collects the marks, log lines and spans of a start, at times by `time.monotonic`. Thread-safe."""
 
     def __init__(self, began: float, read_line: Callable[[str], LogFacts]) -> None:
         self._began, self._read_line = began, read_line

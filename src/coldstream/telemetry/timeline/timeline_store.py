@@ -67,10 +67,7 @@ class Timelines:
                 yield read(self.path(run))
 
     def find(self, which: str | None) -> Timeline:
-        """A timeline by its name, the beginning of its name, or the path of a file; the newest one for None.
-
-        Raises NotFoundError, UsageError if several names begin so, or what `read` raises.
-        """
+        """A timeline by its name, the beginning of its name, or the path of a file; the newest one for None."""
         if which is None:
             newest = next(self.all(), None)
             if newest is None:

@@ -33,10 +33,7 @@ def rows_text(timeline: Timeline, *, bars: bool, columns: int = COLUMNS_MAX) -> 
 
 
 def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | None = None) -> list[str]:
-    """The lines below the rows: the duration, the share with known phases, and the verdict.
-
-    `url` is where it answers. With columns of None the lines have any length.
-    """
+    """The lines below the rows: the duration, the share with known phases, and the verdict; wrapped to `columns`."""
     facts = [ended_text(timeline) or f"ready in {timeline.ready_seconds:.1f} s"]
     if timeline.first_token_seconds is not None:
         facts.append(f"first token after {timeline.first_token_seconds:.1f} s")

@@ -1,4 +1,1 @@
-"""Programs that `coldstream bench` runs in processes of their own.
-
-Credentials reach them through the environment or standard input, never through the command line.
-"""
+"""Programs that `coldstream bench` runs in processes of their own, with no credentials on the command line."""

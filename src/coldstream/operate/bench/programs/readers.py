@@ -285,10 +285,7 @@ def pcie(options: Options) -> Iterator[Result]:
 
 
 def coldstream(options: Options) -> Iterator[Result]:
-    """The library itself: loads every tensor and drops it.
-
-    Mode `fill` also waits for the local cache; `warm` fails unless every byte came from it.
-    """
+    """The library: drops every tensor; `fill` also waits for the local cache, `warm` needs every byte to be in it."""
     import coldstream as library
 
     keywords = {"framework": "buffer", "cache": False, "metrics": False, **options.get("stream", {})}
