@@ -120,8 +120,26 @@ class Settings:
 
     def endpoint(self) -> str | None:
         """The S3 API's URL, or None for AWS itself; raises ConfigError if it is not the URL of a server."""
-        value = self.get(*ENDPOINTS)
-        return None if value is None else _checked_endpoint(self.endpoint_setting, value)
+        text, name = self.get(*ENDPOINTS), self.endpoint_setting
+        if text is None:
+            return None
+        try:
+            split = urlsplit(text)
+            port_fits = split.port is None or split.port > 0
+        except ValueError:
+            split, port_fits = urlsplit(""), False
+        if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
+            raise ConfigError(
+                f"{name}: {without_secrets(text)!r} is not a server's URL",
+                hint="for example https://<account>.r2.cloudflarestorage.com",
+            )
+        if split.username or split.password:
+            raise ConfigError(f"{name} contains credentials", hint="set R2_ACCESS_KEY and R2_SECRET_KEY instead")
+        if split.path.strip("/") or split.query or split.fragment:
+            raise ConfigError(
+                f"{name} has the path {split.path!r}", hint="remove the path; set R2_BUCKET to the bucket"
+            )
+        return f"{split.scheme}://{split.netloc}"
 
     @property
     def endpoint_setting(self) -> str:
@@ -210,7 +228,7 @@ def load_settings(
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
     for origin, layer in reversed(layers):
-        for name, value in layer.items():
+        for name, text in layer.items():
             if name.startswith(_PREFIX) and name not in VARIABLES:
                 # The common prefix would make all of them similar.
                 settings = {known.removeprefix(_PREFIX): known for known in VARIABLES if known.startswith(_PREFIX)}
@@ -220,7 +238,13 @@ def load_settings(
                     hint=f"did you mean {settings[near[0]]}?" if near else "see docs/environment.md",
                 )
             if name in VARIABLES:
-                values[name], origins[name] = _unquoted(name, value.strip(), origin), origin
+                value = text.strip()
+                if origin == "environment" and re.fullmatch(r"(['\"]).*\1", value, re.DOTALL):
+                    raise ConfigError(
+                        f"{name} (in {origin}): the quotes are part of the value",
+                        hint="remove them where it is set: docker, podman and kubectl keep the quotes of env files",
+                    )
+                values[name], origins[name] = value, origin
     _add_profile(values, origins, environ)
     for name, value in list(values.items()):
         if not is_placeholder(value):
@@ -318,16 +342,6 @@ def is_service_link(name: str, value: str) -> bool:
     return match is not None and (match[1] != "PORT" or "://" in value)
 
 
-def _unquoted(name: str, value: str, origin: str) -> str:
-    """The value; raises ConfigError if it comes from the environment and has quotes around it."""
-    if origin == "environment" and len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        raise ConfigError(
-            f"{name} (in {origin}): the quotes are part of the value",
-            hint="remove them where it is set: docker, podman and kubectl keep the quotes of env files",
-        )
-    return value
-
-
 def is_placeholder(value: str) -> bool:
     """Whether a value was copied from instructions, such as `<account-id>` or `your_r2_access_key`."""
     return re.search(r"<[a-z -]+>|^your[_-]", value) is not None
@@ -380,21 +394,3 @@ def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) ->
         if match := re.fullmatch(r"\$([A-Za-z_]\w*)", value):
             values[name] = environ.get(match[1]) or values.get(match[1], "")
     return {name: value for name, value in values.items() if value}, malformed
-
-
-def _checked_endpoint(name: str, text: str) -> str:
-    try:
-        split = urlsplit(text)
-        port_fits = split.port is None or split.port > 0
-    except ValueError:
-        split, port_fits = urlsplit(""), False
-    if split.scheme not in {"http", "https"} or not split.hostname or not port_fits:
-        raise ConfigError(
-            f"{name}: {without_secrets(text)!r} is not a server's URL",
-            hint="for example https://<account>.r2.cloudflarestorage.com",
-        )
-    if split.username or split.password:
-        raise ConfigError(f"{name} contains credentials", hint="set R2_ACCESS_KEY and R2_SECRET_KEY instead")
-    if split.path.strip("/") or split.query or split.fragment:
-        raise ConfigError(f"{name} has the path {split.path!r}", hint="remove the path; set R2_BUCKET to the bucket")
-    return f"{split.scheme}://{split.netloc}"

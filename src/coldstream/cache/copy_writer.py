@@ -154,7 +154,11 @@ class CopyWriter:
     def _begin(self) -> None:
         """Makes journal and files agree, however the last writer ended."""
         ours = self.folder / OURS
-        _remove_leftovers(ours)
+        # Of killed writers of small files; a running one takes milliseconds.
+        before = time.time() - _LEFTOVER_SECONDS
+        for leftover in ours.glob(f"{TEMPORARY_PREFIX}*"):
+            if leftover.lstat().st_mtime < before:
+                leftover.unlink()
         self._journal = disk.open_private(ours / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._contents.refresh()
         # An incomplete record at the end would shift those that follow; an invalid journal starts over.
@@ -263,12 +267,3 @@ class CopyWriter:
 def _sync_data(descriptor: int) -> None:
     # Unlike fsync, it does not write times; macOS has only fsync.
     getattr(os, "fdatasync", os.fsync)(descriptor)
-
-
-def _remove_leftovers(ours: Path) -> None:
-    """Deletes temporary files of killed writers of small files; a running one takes milliseconds."""
-    before = time.time() - _LEFTOVER_SECONDS
-    with os.scandir(ours) as entries:
-        for entry in entries:
-            if entry.name.startswith(TEMPORARY_PREFIX) and entry.stat(follow_symlinks=False).st_mtime < before:
-                os.unlink(entry.path)

@@ -30,7 +30,15 @@ _POLL_SECONDS = 0.1
 TRASH_PREFIX = ".trash-"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # users check its contents
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SET = "set COLDSTREAM_CACHE_DIR to a directory"
+_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some space, or {_SET} on a larger disk"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), f"{_SET} that is writable by this user"),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        f"this file system has no file locks; {_SET} on a local disk",
+    ),
+}
 
 
 def cache_error(path: Path, message: str, *, hint: str | None = None, retryable: bool = False) -> DiskError:
@@ -46,15 +54,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except ColdstreamError:
         raise
     except OSError as exc:
-        limit, hint = limit_error(exc, "write"), None
-        if limit is not None:
-            hint = limit.hint
-        elif exc.errno in _FULL:
-            hint = "free some space, or set COLDSTREAM_CACHE_DIR to a directory on a larger disk"
-        elif exc.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-            hint = "set COLDSTREAM_CACHE_DIR to a directory that is writable by this user"
-        elif exc.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-            hint = "this file system has no file locks; set COLDSTREAM_CACHE_DIR to a directory on a local disk"
+        limit = limit_error(exc, "write")
+        hint = limit.hint if limit else _HINTS.get(exc.errno or 0)
         raise cache_error(path, f"cannot use the cache at {path}: {limit or exc.strerror or exc}", hint=hint) from exc
 
 
@@ -103,7 +104,7 @@ def checked_root(root: Path, *, create: bool) -> bool:
             link, status = os.lstat(root), os.stat(root)
         except FileNotFoundError:
             return False
-        hint = "set COLDSTREAM_CACHE_DIR to a directory of this user"
+        hint = f"{_SET} of this user"
         fault = None if stat.S_ISDIR(status.st_mode) else "is not a directory"
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in {0, os.geteuid()}:
             # Another user could redirect this user's files with it.
@@ -126,15 +127,10 @@ def _privacy_fault(status: os.stat_result) -> str | None:
 
 def make_folders(folder: Path) -> None:
     """Creates a directory and missing parents with mode 0700, regardless of the umask."""
-    try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        make_folders(folder.parent)
+    for missing in reversed([path for path in (folder, *folder.parents) if not os.path.lexists(path)]):
         with suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-    os.chmod(folder, 0o700)
+            os.mkdir(missing, 0o700)
+            os.chmod(missing, 0o700)
 
 
 def open_private(path: Path, flags: int) -> int:

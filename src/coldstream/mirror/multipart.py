@@ -20,7 +20,11 @@ from coldstream.progress import Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadContext:
-    """What the works of one upload share; `digests` are those of the files that were stored in one piece, by path."""
+    """What the works of one upload share.
+
+    `whole` and `segmented` are as in the plan, and grow as files are stored. `digests` are those of the files that were
+    sent in one piece, by path.
+    """
 
     store: Store
     source: Snapshot
@@ -28,6 +32,10 @@ class UploadContext:
     journal: JournalWriter
     report: UploadReport
     progress: Progress
+    connections: int
+    memory_bytes: int
+    whole: dict[str, FileEntry]
+    segmented: dict[str, FileEntry]
     digests: dict[str, Digests] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

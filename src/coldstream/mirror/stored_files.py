@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +93,8 @@ def open_model(store: Store, name: str) -> StoredModel:
     listing.pop(MANIFEST_NAME, None)
     if record is None and listing:
         record = component_record(store, name)
-    if record is None and not looks_like_model(listing):
+    # Weights or a configuration at its top make it a model.
+    if record is None and not any(re.fullmatch(r"[^/]*\.safetensors|config\.json", path) for path in listing):
         raise missing_model(store, name, listing)
     check_revision(record.source if record else None, revision, where=f"{store.uri}/{name}")
     pool = pool_listing(store, root=root_of(name, record)) if record and segment_keys(record.files) else {}
@@ -121,11 +123,6 @@ def layout_of(record: Manifest | Journal | None) -> str:
     limit = max(entry.object_bytes_max or 0 for entry in segmented)
     beside = " + plain" if all(entry.plain for entry in segmented) else ""
     return f"segments {limit / MIB:.4g} MiB{beside}"
-
-
-def looks_like_model(paths: Mapping[str, object] | Sequence[str]) -> bool:
-    """Whether files with these paths, relative to a folder, are a model: weights or a configuration at its top."""
-    return any("/" not in path and (path.endswith(".safetensors") or path == "config.json") for path in paths)
 
 
 def object_key(name: str, stored: StoredObject) -> str:

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import msgspec
 
@@ -33,7 +32,7 @@ from coldstream.mirror.segments import SegmentCopy, SegmentUpload, SegmentWriter
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry, Journal
-from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
+from coldstream.places.place import ObjectInfo, Snapshot, Store
 from coldstream.progress import Progress
 from coldstream.units import format_bytes, plural
 
@@ -69,7 +68,8 @@ def upload(
         )
     report = UploadReport(name=plan.name, files=len(plan.files), bytes=plan.size, sent_files=len(plan.to_send))
     if plan.up_to_date:
-        _abort_all(store, plan.pending)
+        for pending in plan.pending:
+            store.abort_upload(pending.key, pending.upload_id)
     else:
         journal = Journal(
             name=plan.name,
@@ -83,8 +83,20 @@ def upload(
             files=tuple(plan.complete.get(entry.path, entry) for entry in plan.entries),
         )
         writer = JournalWriter(store, journal, etag=plan.etag)
-        context = UploadContext(store=store, source=source, plan=plan, journal=writer, report=report, progress=progress)
-        _Transfer(context, connections, memory_bytes).run()
+        _run(
+            UploadContext(
+                store=store,
+                source=source,
+                plan=plan,
+                journal=writer,
+                report=report,
+                progress=progress,
+                connections=connections,
+                memory_bytes=memory_bytes,
+                whole=dict(plan.whole),
+                segmented=dict(plan.segmented),
+            )
+        )
         report.conditional = writer.conditional
     report.kept_bytes = max(0, plan.size - report.sent_bytes)
     report.seconds = time.monotonic() - began
@@ -92,80 +104,75 @@ def upload(
     return report
 
 
-class _Transfer:
-    """A running upload. `_whole` and `_segmented` are as in the plan, and grow as files are stored."""
+def _run(context: UploadContext) -> None:
+    """Uploads everything, makes the model ready, and deletes what is not used any more."""
+    store, plan, journal, progress = context.store, context.plan, context.journal, context.progress
+    journal.open()
+    if not journal.conditional:
+        progress.say("this store ignores conditional writes: do not upload one model from two places at once")
+    for path in plan.complete:
+        progress.begin(path, 0)
+        progress.end(path, "kept")
+    writer = SegmentWriter(context)
 
-    def __init__(self, context: UploadContext, connections: int, memory_bytes: int) -> None:
-        self._context = context
-        self._store, self._plan, self._journal = context.store, context.plan, context.journal
-        self._connections, self._memory_bytes = connections, memory_bytes
-        self._whole, self._segmented = dict(self._plan.whole), dict(self._plan.segmented)
-
-    def run(self) -> None:
-        """Uploads everything, makes the model ready, and deletes what is not used any more."""
-        store, plan, progress, report = self._store, self._plan, self._context.progress, self._context.report
-        self._journal.open()
-        if not self._journal.conditional:
-            progress.say("this store ignores conditional writes: do not upload one model from two places at once")
-        for path in plan.complete:
-            progress.begin(path, 0)
-            progress.end(path, "kept")
-        self._store_all(plan.to_send_whole, self._start_whole, self._whole)
-        writer = SegmentWriter(self._context)
-        self._store_all(plan.to_cut, partial(self._start_segments, writer), self._segmented)
-        entries = [plan.entry(file.key, self._whole, self._segmented) for file in plan.files]
-        complete = [entry for entry in entries if entry]
-        assert len(complete) == len(entries)
-        # What an earlier revision or a killed upload left. The model is not ready at this point.
-        store.delete([f"{plan.name}/{key}" for key in plan.stale])
-        _abort_all(store, store.uploads(f"{plan.name}/"))
-        checked = _check_objects(store, plan.name, complete)
-        report.digest = self._journal.commit(checked)
-        if segment_keys(plan.entries) or segment_keys(checked):
-            report.swept_segments = _sweep(store, progress)
-
-    def _start_whole(self, file: ObjectInfo, _pump: Pump, attempt: int) -> UploadWork:
-        return FileUpload(self._context, file, resume=attempt == 0)
-
-    def _start_segments(self, writer: SegmentWriter, file: ObjectInfo, pump: Pump, _attempt: int) -> UploadWork:
-        """Segments are copied by the store where it has the file in one piece, sent otherwise."""
-        plain = self._whole[file.key].objects[0] if file.key in self._whole else None
-        digests = self._context.digests.get(file.key)
+    def start_segments(file: ObjectInfo, pump: Pump, _attempt: int) -> UploadWork:
+        # The store copies segments if it has the file in one piece.
+        plain = context.whole[file.key].objects[0] if file.key in context.whole else None
+        digests = context.digests.get(file.key)
         if plain and digests and writer.copies and plain.size > PART_BYTES_MIN:
             return SegmentCopy(writer, file, plain, digests)
         return SegmentUpload(writer, file, plain, pump.submit)
 
-    def _store_all(
-        self,
-        files: Sequence[ObjectInfo],
-        start: Callable[[ObjectInfo, Pump, int], UploadWork],
-        done: dict[str, FileEntry],
-    ) -> None:
-        """Moves files until all are stored, and adds their entries to `done`."""
-        for attempt in range(_ATTEMPTS_MAX):
-            pump = Pump(cancel=self._store.retry.cancel, connections=self._connections, memory_bytes=self._memory_bytes)
-            works = [start(file, pump, attempt) for file in files if file.key not in done]
-            try:
-                pump.run(works, tick=self._journal.flush_if_due)
-            except BaseException:
-                # What is stored is recorded for the next run. Best effort: the failure itself is reported.
-                with self._store.retry.shielded():
-                    for work in works:
-                        work.abort_if_bad()
-                    with suppress(ColdstreamError):
-                        self._journal.flush()
-                raise
-            done.update({work.file.key: work.entry for work in works if work.entry})
-            # If another upload took over, it may be resuming what would be aborted below.
-            self._journal.check()
-            if all(work.entry for work in works):
-                return
-            for work in works:
-                work.abort_if_bad()
-        raise ConflictError(
-            f"another program aborts the unfinished uploads below {self._store.uri}/{self._plan.name}",
-            hint="run the same command again; it keeps what is stored",
-        )
+    def start_whole(file: ObjectInfo, _pump: Pump, attempt: int) -> UploadWork:
+        return FileUpload(context, file, resume=attempt == 0)
+
+    _store_all(context, plan.to_send_whole, start_whole, context.whole)
+    _store_all(context, plan.to_cut, start_segments, context.segmented)
+    entries = [plan.entry(file.key, context.whole, context.segmented) for file in plan.files]
+    complete = [entry for entry in entries if entry]
+    assert len(complete) == len(entries)
+    # What an earlier revision or a killed upload left. The model is not ready at this point.
+    store.delete([f"{plan.name}/{key}" for key in plan.stale])
+    for pending in store.uploads(f"{plan.name}/"):
+        store.abort_upload(pending.key, pending.upload_id)
+    checked = _check_objects(store, plan.name, complete)
+    context.report.digest = journal.commit(checked)
+    if segment_keys(plan.entries) or segment_keys(checked):
+        context.report.swept_segments = _sweep(store, progress)
+
+
+def _store_all(
+    context: UploadContext,
+    files: Sequence[ObjectInfo],
+    start: Callable[[ObjectInfo, Pump, int], UploadWork],
+    done: dict[str, FileEntry],
+) -> None:
+    """Moves files until all are stored, and adds their entries to `done`."""
+    store, journal = context.store, context.journal
+    for attempt in range(_ATTEMPTS_MAX):
+        pump = Pump(cancel=store.retry.cancel, connections=context.connections, memory_bytes=context.memory_bytes)
+        works = [start(file, pump, attempt) for file in files if file.key not in done]
+        try:
+            pump.run(works, tick=journal.flush_if_due)
+        except BaseException:
+            # What is stored is recorded for the next run. Best effort: the failure itself is reported.
+            with store.retry.shielded():
+                for work in works:
+                    work.abort_if_bad()
+                with suppress(ColdstreamError):
+                    journal.flush()
+            raise
+        done.update({work.file.key: work.entry for work in works if work.entry})
+        # If another upload took over, it may be resuming what would be aborted below.
+        journal.check()
+        if all(work.entry for work in works):
+            return
+        for work in works:
+            work.abort_if_bad()
+    raise ConflictError(
+        f"another program aborts the unfinished uploads below {store.uri}/{context.plan.name}",
+        hint="run the same command again; it keeps what is stored",
+    )
 
 
 def _sweep(store: Store, progress: Progress) -> int:
@@ -178,11 +185,6 @@ def _sweep(store: Store, progress: Progress) -> int:
     if swept.keys and swept.withheld:
         progress.say(f"{plural(len(swept.keys), 'unused segment')} can be deleted later: {swept.withheld}")
     return 0 if swept.withheld else len(swept.keys)
-
-
-def _abort_all(store: Store, uploads: Iterable[PendingUpload]) -> None:
-    for upload in uploads:
-        store.abort_upload(upload.key, upload.upload_id)
 
 
 def _check_objects(store: Store, name: str, entries: Sequence[FileEntry]) -> list[FileEntry]:
