@@ -88,12 +88,11 @@ def root_of(folder: Path) -> Path:
 
 def entries_locked(root: Path) -> list[CachedCopy]:
     """All copies, least recently used first. The caller holds the root's lock."""
+    # A link in the place of a folder is not followed.
     folders = [
-        Path(version.path)
-        for model in _scan(root / "models")
-        if model.is_dir(follow_symlinks=False)
-        for version in _scan(Path(model.path))
-        if version.is_dir(follow_symlinks=False)
+        folder
+        for folder in root.glob("models/*/*")
+        if folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink()
     ]
     return sorted((_describe(folder) for folder in folders), key=lambda entry: (entry.used, entry.folder))
 
@@ -181,11 +180,11 @@ def sweep(root: Path) -> None:
     """Deletes the trash of this process and of killed ones, and notes of the latest copies that are gone."""
     with disk.root_locked(root):
         # While the lock is held by others, such a name may be a copy that is being created.
-        trash = [Path(entry.path) for entry in _scan(root) if entry.name.startswith(disk.TRASH_PREFIX)]
-        for entry in _scan(root / "latest"):
-            target = _latest_target(root, Path(entry.path))
+        trash = list(root.glob(f"{disk.TRASH_PREFIX}*"))
+        for note in root.glob("latest/*"):
+            target = _latest_target(root, note)
             if target is None or not target[0].is_dir():
-                Path(entry.path).unlink(missing_ok=True)
+                note.unlink(missing_ok=True)
     if trash:
         import shutil  # slow to import
 
@@ -248,14 +247,6 @@ def _describe(folder: Path) -> CachedCopy:
         writing=has_locks and disk.is_locked(ours / "writer.lock"),
         used=datetime.fromtimestamp(used, timezone.utc),
     )
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
 
 
 def _sha256(text: str) -> str:

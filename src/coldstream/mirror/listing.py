@@ -51,7 +51,6 @@ def list_models(store: Store) -> list[ModelInfo]:
 def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[str, ObjectInfo]) -> ModelInfo:
     listing = {info.key.removeprefix(f"{name}/"): info for info in objects}
     listing.pop(MANIFEST_NAME, None)
-    modified = max(info.modified for info in objects)
 
     def as_model(state: str, detail: str, record: Manifest | Journal | None = None) -> ModelInfo:
         if record is None:
@@ -67,7 +66,7 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
             files=files,
             repo=record.source.repo if record else None,
             revision=record.source.commit if record else None,
-            modified=record.created if record else modified,
+            modified=record.created if record else max(info.modified for info in objects),
             layout=layout_of(record),
             detail=detail,
         )

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from coldstream.errors import IntegrityError, NotFoundError, UnsupportedError, UploadNotFoundError
 from coldstream.mirror.digest import Digests, OrderedDigest, StreamDigest
@@ -63,14 +64,8 @@ class UploadWork(FileWork):
         self._store, self._source, self._progress = context.store, context.source, context.progress
 
     def fetch(self, start: int, view: memoryview) -> None:
-        key = self.file.key
-        self._source.read_into(
-            key,
-            start,
-            view,
-            if_match=self.file.etag or None,
-            on_read=lambda count: self._progress.fetched(key, count),
-        )
+        on_read = partial(self._progress.fetched, self.file.key)
+        self._source.read_into(self.file.key, start, view, if_match=self.file.etag or None, on_read=on_read)
 
     def abort_if_bad(self) -> None:
         """Aborts multipart uploads whose parts no later run could use."""
@@ -214,7 +209,8 @@ class FileUpload(UploadWork):
     def _complete(self) -> bool:
         """Makes the parts an object; False when the multipart upload is gone and the object is not from this upload."""
         try:
-            self._store.complete_upload(self._key, self._upload_id, ordered(self._stored_parts))
+            stored_parts = [part for _, part in sorted(self._stored_parts.items())]
+            self._store.complete_upload(self._key, self._upload_id, stored_parts)
         except UploadNotFoundError:
             # The request may have succeeded before its reply was lost and it was repeated.
             try:
@@ -229,8 +225,3 @@ class FileUpload(UploadWork):
         self._context.digests[self.file.key] = digests
         self.entry = self._record(digests, (stored,))
         self._progress.end(self.file.key, "sha256 ok" if self.file.sha256 else "ok")
-
-
-def ordered(stored_parts: dict[int, UploadPart]) -> list[UploadPart]:
-    """Returns the parts by number."""
-    return [stored_parts[number] for number in sorted(stored_parts)]

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError, UploadNotFoundError
 from coldstream.mirror.digest import Digests, OrderedDigest, cut, read_header
-from coldstream.mirror.multipart import UploadContext, UploadWork, ordered
+from coldstream.mirror.multipart import UploadContext, UploadWork
 from coldstream.mirror.pump import Countdown
 from coldstream.mirror.segment_pool import segment_key
 from coldstream.model.chunks import PART_BYTES, PART_BYTES_MIN, parts
@@ -110,13 +110,9 @@ class _SegmentedUpload(UploadWork):
         self._writer, self._plain = writer, plain
 
     def _end(self, digests: Digests, segments: Sequence[StoredObject]) -> None:
-        plan = self._context.plan
-        self.entry = self._record(
-            digests,
-            tuple(segments),
-            object_bytes_max=plan.object_bytes_max,
-            plain=self._plain if plan.plain else None,
-        )
+        limit = self._context.plan.object_bytes_max
+        plain = self._plain if self._context.plan.plain else None
+        self.entry = self._record(digests, tuple(segments), object_bytes_max=limit, plain=plain)
         self._progress.end(self.file.key, plural(len(segments), "segment"))
 
 
@@ -226,9 +222,9 @@ class SegmentUpload(_SegmentedUpload):
 
     def _complete(self, segment: _Segment) -> None:
         if len(segment.stored_parts) == len(segment.parts):
-            segment.stored = self._writer.complete(
-                segment.sha256, segment.stop - segment.start, segment.upload_id, ordered(segment.stored_parts)
-            )
+            stored_parts = [part for _, part in sorted(segment.stored_parts.items())]
+            size = segment.stop - segment.start
+            segment.stored = self._writer.complete(segment.sha256, size, segment.upload_id, stored_parts)
             self._context.count(sent_segments=1)
 
 

@@ -203,7 +203,7 @@ def _check_objects(store: Store, name: str, entries: Sequence[FileEntry]) -> lis
             else stored
             for stored in entry.objects
         )
-        if not all(is_there(listing, stored) for stored in (*objects, *filter(None, [entry.plain]))):
+        if not all(is_there(listing, stored) for stored in (*objects, entry.plain) if stored):
             raise ConflictError(
                 f"{store.uri}/{name}/{entry.path} was changed while the upload ran",
                 hint=f"run the same command again; is something else writing to {name}?",

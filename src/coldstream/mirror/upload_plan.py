@@ -220,15 +220,12 @@ def plan_upload(
     # Listed before the record is read: if that says "ready", no running upload owns these any more.
     pending = tuple(store.uploads(f"{name}/"))
     listing = model_listing(store, name)
-    stored_record = read_record(store, name)
-    record = stored_record[0] if stored_record else None
+    record, etag = read_record(store, name) or (None, None)
     entries = record.files if record else ()
     objects = {**listing, **pool_listing(store)} if segment_keys(entries) else listing
     whole, segmented = _stored_forms(store, source, name, files, entries, objects, object_bytes_max)
     # The keys of the model's recorded objects that no file of the new upload uses.
-    stored_keys = {
-        stored.key for entry in entries for stored in (*entry.objects, *([entry.plain] if entry.plain else ()))
-    }
+    stored_keys = {stored.key for entry in entries for stored in (*entry.objects, entry.plain) if stored}
     used = {file.key for file in files if plain or not is_segmented(file.key, object_bytes_max)}
     return UploadPlan(
         name=name,
@@ -246,7 +243,7 @@ def plan_upload(
         stale=tuple(sorted(key for key in stored_keys if key in listing and key not in used)),
         pending=pending,
         state=record.state if record else "foreign" if listing else "absent",
-        etag=stored_record[1] if stored_record else None,
+        etag=etag,
         record=record,
     )
 
@@ -296,13 +293,10 @@ def _refuse_nesting(store: Store, name: str) -> None:
         except NotFoundError:
             continue
         raise UsageError(f"{name} would be inside the model {outer}", hint="choose another name with --as")
-    own = record_key(name)
-    inner = next((i.key for i in store.list(f"{name}/") if i.key.endswith(f"/{MANIFEST_NAME}") and i.key != own), None)
-    if inner:
-        raise UsageError(
-            f"{name} would contain the model {inner.removesuffix(f'/{MANIFEST_NAME}')}",
-            hint="choose another name with --as",
-        )
+    for key in (info.key for info in store.list(f"{name}/")):
+        inner = key.removesuffix(f"/{MANIFEST_NAME}")
+        if inner not in {key, name}:
+            raise UsageError(f"{name} would contain the model {inner}", hint="choose another name with --as")
 
 
 def is_segmented(path: str, object_bytes_max: int | None) -> bool:
