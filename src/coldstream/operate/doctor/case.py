@@ -30,13 +30,7 @@ CONNECTIONS = 8
 class Case:
     """One run of the doctor. Expensive results are computed once, on first use.
 
-    Attributes:
-        configured: The settings as they are.
-        settings: The same, with shorter retries.
-        vllm: The path of `vllm` from the command line.
-        environ: The environment that vLLM would be started with.
-        tell: Called with the progress of a long check.
-        writes: Whether the keys may write; None until the check of the permissions ran.
+    `configured` are the settings as they are; `settings` has shorter retries.
     """
 
     def __init__(
@@ -53,11 +47,11 @@ class Case:
             seconds = str(min(settings.retry_seconds, _PATIENCE_SECONDS))
             self.settings = replace(settings, values={**settings.values, "COLDSTREAM_RETRY_SECONDS": seconds})
         self.name = checked_name(name) if name is not None else None
-        self.vllm = vllm
-        self.environ = dict(os.environ if environ is None else environ)
-        self.tell = tell
+        self.vllm = vllm  # the path from the command line
+        self.environ = dict(os.environ if environ is None else environ)  # that vLLM would be started with
+        self.tell = tell  # called with the progress of a long check
         self.checks: dict[str, Check] = {}
-        self.writes: bool | None = None
+        self.writes: bool | None = None  # whether the keys may write; None until the permissions are checked
 
     def __repr__(self) -> str:
         states = {name: check.state for name, check in self.checks.items()}
