@@ -150,6 +150,7 @@ class HubSnapshot:
         self, key: str, start: int, buffer: memoryview, *, if_match: str | None = None, on_read: OnBytes | None = None
     ) -> None:
         where, stop, refusals = f"{self.repo}/{key}", start + len(buffer), 0
+        refused: str | None = None
 
         def count(received: int) -> None:
             nonlocal refusals
@@ -159,11 +160,11 @@ class HubSnapshot:
 
         @contextmanager
         def open_range(done: int) -> Iterator[RangeReader]:
-            nonlocal refusals
+            nonlocal refusals, refused
             first, response = start + done, None
             with ExitStack() as stack:
                 if key not in self._by_xet:
-                    link, headers = self.location(key)
+                    link, headers = self.location(key, refused=refused)
                     stack.enter_context(self._reader.translated(link, where))
                     try:
                         opened = self._reader.pool.open_range(link, first, stop, headers=headers)
@@ -175,8 +176,7 @@ class HubSnapshot:
                         elif exc.status not in {401, 403} or exhausted:
                             raise
                         else:
-                            refusals += 1
-                            self._forget(key, link)
+                            refusals, refused = refusals + 1, link
                             raise UnavailableError(
                                 f"{where}: the signed link has expired", retry_after_seconds=0.0
                             ) from exc
@@ -185,28 +185,23 @@ class HubSnapshot:
         fill(buffer, open_range, retry=self.retry, where=where, on_read=count)
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
+        link = self.location(key)
         try:
-            return self._reader.read_piece(self.location(key), start, stop, etag=etag, where=where)
+            return self._reader.read_piece(link, start, stop, etag=etag, where=where)
         except CredentialsError:
-            # The link may have expired since the Hub gave it.
-            return self._reader.read_piece(self.location(key, renew=True), start, stop, etag=etag, where=where)
+            # The link may have expired.
+            fresh = self.location(key, refused=link[0])
+            return self._reader.read_piece(fresh, start, stop, etag=etag, where=where)
 
     def locate(self, key: str) -> Location:
         return Location(*self.location(key))
 
     def renew(self, key: str, *, where: str) -> Link:
-        return self._reader.follow(self.location(key, renew=True), where=where)
+        link = self._fresh_link(key)
+        return self._reader.follow((link, tuple(self._headers(link).items())), where=where)
 
     def session(self) -> AbstractContextManager[object]:
         return self._reader
-
-    def location(self, key: str, *, renew: bool = False) -> Link:
-        """The link to a file's bytes, and the headers to send there; `renew` replaces one that has expired."""
-        if renew:
-            with self._links_lock:
-                self._links.pop(key, None)
-        link = self._link(key)
-        return link, tuple(self._headers(link).items())
 
     def _size(self, key: str) -> int:
         if self._sizes is None:
@@ -250,11 +245,18 @@ class HubSnapshot:
         if left:
             raise UnavailableError(f"{where}: hf-xet gave {stop - start - left} bytes of {stop - start}")
 
-    def _link(self, key: str) -> str:
-        """Where the bytes are; requested once per file, and again when the link has expired."""
+    def location(self, key: str, *, refused: str | None = None) -> Link:
+        """The link to a file's bytes, and the headers to send there; not the `refused` one, which has expired.
+
+        It is requested from the Hub once per file, and again when it has expired.
+        """
         with self._links_lock:
-            if link := self._links.get(key):
-                return link
+            link = self._links.get(key)
+        if link is None or link == refused:
+            link = self._fresh_link(key)
+        return link, tuple(self._headers(link).items())
+
+    def _fresh_link(self, key: str) -> str:
         url = hf_hub_url(self.repo, key, revision=self.commit, endpoint=self._endpoint)
 
         def located() -> Any:
@@ -281,12 +283,8 @@ class HubSnapshot:
         with self._links_lock:
             if metadata.xet_file_data:
                 self._xet_data[key] = metadata.xet_file_data
-            return self._links.setdefault(key, target.url)
-
-    def _forget(self, key: str, link: str) -> None:
-        with self._links_lock:
-            if self._links.get(key) == link:
-                del self._links[key]
+            self._links[key] = target.url
+        return target.url
 
     def _headers(self, link: str) -> dict[str, str]:
         """The token, for the Hub's own host only."""

@@ -64,6 +64,7 @@ class ModelReader:
         self.label = label
         self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
         self._contents: Contents | None = None
+        self._salt = ""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label})"
@@ -185,10 +186,14 @@ class ModelReader:
     def _read_headers(
         self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
     ) -> Checkpoint:
-        version = record.version if record else None
+        version = record.version if record else self._listing_version()
         return read_checkpoint(
-            self._place, locations, uri=self.label, name=self._name, version=version, left_out=left_out
+            self._place, locations, uri=self.label, name=self._name, version=version, left_out=left_out, salt=self._salt
         )
+
+    def _listing_version(self) -> str | None:
+        """The version of a model without a manifest, if its place has one."""
+        return None
 
     def _through_cdn(self, checkpoint: Checkpoint) -> Checkpoint:
         if self._cdn is None:
@@ -266,10 +271,5 @@ class HubModelReader(ModelReader):
                 target=self.label,
             )
 
-    def _read_headers(
-        self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
-    ) -> Checkpoint:
-        commit = self._place.commit
-        return read_checkpoint(
-            self._place, locations, uri=self.label, name=self._name, version=commit, left_out=left_out
-        )
+    def _listing_version(self) -> str:
+        return self._place.commit

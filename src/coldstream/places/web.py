@@ -13,7 +13,7 @@ from coldstream.model.selection import INDEX_BYTES_MAX, INDEX_NAME, indexed, wei
 from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.reply import is_page
 from coldstream.net.retry import Retry
-from coldstream.places.checkpoint import Checkpoint, ShardLocation, read_checkpoint
+from coldstream.places.checkpoint import Checkpoint, ShardLocation
 from coldstream.places.model_reader import Contents, ModelReader
 from coldstream.places.model_records import ModelRecord, looks_like_record, read_record
 from coldstream.places.place import Link, Location, ObjectInfo, Piece, check_small
@@ -108,6 +108,7 @@ class WebModelReader(ModelReader):
         split = urlsplit(place.uri)
         segments = [unquote(segment) for segment in split.path.split("/")][-2:]
         super().__init__(place, "", label=place.uri, name=folder_name(segments, split.hostname or "model"))
+        self._salt = place.query
 
     def checkpoint(self) -> Checkpoint:
         with self._place.session():
@@ -136,20 +137,10 @@ class WebModelReader(ModelReader):
     def _read_headers(
         self, locations: Sequence[ShardLocation], record: ModelRecord | None, left_out: Mapping[str, str]
     ) -> Checkpoint:
-        if record:
-            return super()._read_headers(locations, record, left_out)
         try:
-            return read_checkpoint(
-                self._place,
-                locations,
-                uri=self.label,
-                name=self._name,
-                version=None,
-                left_out=left_out,
-                salt=self._place.query,
-            )
+            return super()._read_headers(locations, record, left_out)
         except NotFoundError as exc:
-            if [shard.path for shard in locations] != [SINGLE_NAME]:
+            if record or [shard.path for shard in locations] != [SINGLE_NAME]:
                 raise
             raise NotFoundError(
                 f"there is no model at {self.label}: none of {MANIFEST_NAME}, {INDEX_NAME} and {SINGLE_NAME} exists",
