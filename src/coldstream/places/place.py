@@ -63,17 +63,13 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A range of an object, and where the whole object is.
+    """A range of an object, and where the whole object is, of which `size` is the size."""
 
-    Attributes:
-        body: Shorter than requested where the object ends.
-        size: Of the whole object.
-        stamp: Distinguishes contents of the same size: the ETag, or a file's time; "" if neither is known.
-    """
-
+    # Shorter than requested where the object ends.
     body: bytes = field(repr=False)
     size: int
     etag: str | None
+    # Distinguishes contents of the same size: the ETag, or a file's time; "" if neither is known.
     stamp: str
     location: Location
 
@@ -96,17 +92,16 @@ class PendingUpload:
 
 
 class Place(Protocol):
-    """A place that files are read from.
-
-    Attributes:
-        uri: Its root, such as `s3://bucket[/prefix]` or `file:///folder`, without a trailing slash or a secret.
-        pins_by_etag: Whether its responses carry the ETags that a manifest records. A copy of a store has others.
-    """
+    """A place that files are read from."""
 
     @property
-    def pins_by_etag(self) -> bool: ...
+    def pins_by_etag(self) -> bool:
+        """Whether its responses carry the ETags that a manifest records. A copy of a store has others."""
+
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """Its root, such as `s3://bucket[/prefix]` or `file:///folder`, without a trailing slash or a secret."""
+
     @property
     def retry(self) -> Retry: ...
 
@@ -114,16 +109,10 @@ class Place(Protocol):
         """All objects whose keys start with `prefix`, in the order of their keys."""
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
-        """A small object's bytes and description, from one request.
-
-        Raises NotFoundError, ConflictError (not `if_match`) and IntegrityError (larger than `bytes_max`).
-        """
+        """A small object, from one request. ConflictError: not `if_match`; IntegrityError: larger than `bytes_max`."""
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
-        """Reads a range in the way in which the engine will read the rest; the object may end before `stop`.
-
-        `etag` is the required version; `where` names the object in messages.
-        """
+        """Reads a range of the version `etag` as the engine will read the rest; the object may end before `stop`."""
 
     def locate(self, key: str) -> Location:
         """Where the engine reads an object, if possible without a request."""

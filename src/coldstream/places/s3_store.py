@@ -46,9 +46,8 @@ from coldstream.places.place import (
     check_small,
     fill,
 )
-from coldstream.places.presigning import link_maker
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object
-from coldstream.places.s3_client import RequestBody, first_line, open_client
+from coldstream.places.s3_client import RequestBody, first_line, link_maker, open_client
 from coldstream.places.small_reads import LinkReader
 from coldstream.settings import Settings
 

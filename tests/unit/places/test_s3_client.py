@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.places.presigning import link_maker
+from coldstream.places.s3_client import link_maker
 from coldstream.places.s3_store import S3Store
 from coldstream.settings import load_settings
 
