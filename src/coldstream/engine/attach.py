@@ -59,7 +59,7 @@ class Extent:
     file: int  # its file's number
     start: int  # its first byte in the file
     stop: int  # one past its last
-    memory: ctypes.Array[ctypes.c_ubyte]  # the bytes, writable. Valid as long as anything refers to it
+    memory: ctypes.Array[ctypes.c_ubyte]  # the bytes, writable; valid as long as anything refers to it
 
 
 class StreamerGoneError(Exception):
@@ -388,6 +388,11 @@ class Owner:
 def _socketpair() -> tuple[socket.socket, socket.socket]:
     """Two ends with other numbers than the standard streams, which this process may have closed."""
     one, other = socket.socketpair()
-    with one, other:
-        mine, theirs = (fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3) for sock in (one, other))
-    return socket.socket(fileno=mine), socket.socket(fileno=theirs)
+    return _moved(one), _moved(other)
+
+
+def _moved(sock: socket.socket) -> socket.socket:
+    if sock.fileno() > 2:
+        return sock
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))

@@ -17,8 +17,6 @@ from coldstream.engine.processes import EventLoop
 from coldstream.engine.scheduler import Scheduler
 from coldstream.model.job import JobOptions
 
-Do = Callable[[Sequence[Action]], None]
-
 
 @dataclass(slots=True)
 class _AttachedConsumer:
@@ -35,7 +33,7 @@ class Consumers:
         loop: EventLoop,
         scheduler: Scheduler,
         options: JobOptions,
-        do: Do,
+        do: Callable[[Sequence[Action]], None],
         *,
         arena: tuple[int, int],
         catalog: tuple[int, int],

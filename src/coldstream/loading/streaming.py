@@ -142,10 +142,8 @@ class Load(TensorStream):
     def __init__(self, uri: str | Uri, options: Options | None = None) -> None:
         """Prepares; nothing is read before the first tensor is requested.
 
-        Args:
-            uri: `org/model` in the configured store, `s3://bucket/prefix`, `https://host/prefix`,
-                `hf://org/model[/folder][@revision]`, `file:///folder` or a path.
-            options: How to load it.
+        `uri` is `org/model` in the configured store, `s3://bucket/prefix`, `https://host/prefix`,
+        `hf://org/model[/folder][@revision]`, `file:///folder` or a path.
         """
         self.report: LoadReport | None = None  # its result, after the last tensor; None before
         self.bytes = 0  # of all tensors; known with the first one

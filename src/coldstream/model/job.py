@@ -28,8 +28,8 @@ class Segment:
     # The version that every answer must be of, without quotes; a weak one keeps its `W/`. None when there is none to
     # hold on to.
     etag: str | None = None
-    url: str | None = field(default=None, repr=False)  # where to GET it. A secret: it may be signed
-    headers: Headers = field(default=(), repr=False)  # to send along. Secrets
+    url: str | None = field(default=None, repr=False)  # where to GET it; a secret, as it may be signed
+    headers: Headers = field(default=(), repr=False)  # to send along; secrets
     local: str | None = None  # the absolute path of the object, when it is a file on this machine
     cdn: str | None = field(default=None, repr=False)  # where a CDN has the same object, or None
 
@@ -51,7 +51,7 @@ class FileJob:
     digests: bytes = field(default=b"", repr=False)
     # Runs `[first, stop)` of chunks that must lie in one piece of memory, in order.
     extents: tuple[tuple[int, int], ...] = field(repr=False)
-    cdn_headers: Headers = field(default=(), repr=False)  # headers for the CDN only. Secrets
+    cdn_headers: Headers = field(default=(), repr=False)  # for the CDN only; secrets
 
     def span(self, index: int) -> tuple[int, int]:
         """The chunk's bytes in the file, and so in memory, as `[start, stop)`."""

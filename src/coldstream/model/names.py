@@ -59,11 +59,7 @@ def is_hidden(path: str) -> bool:
 
 
 def path_fault(path: str) -> str | None:
-    """Why `path` may not be used inside a model's folder, or None when it may.
-
-    A usable path is relative, has `/` between its segments, never climbs, holds no control character, drive or
-    backslash (a separator on some systems), and fits both an object key and a file system.
-    """
+    """Why `path` may not be used inside a model's folder, as a part of a key and of a file's path; None when it may."""
     if not path:
         return "it is empty"
     if _CONTROL.search(path):
