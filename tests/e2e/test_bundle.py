@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from coldstream.engines.vllm.cache_folders import VllmCaches
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.net.retry import Retry
 from coldstream.node.bundle import bundle_store, warm_start
-from coldstream.node.bundle.bundle_key import Key
-from coldstream.node.bundle.bundle_pointer import decode, encode
+from coldstream.node.bundle.bundle_pointer import Key, decode, encode
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart, WarmState

@@ -3,7 +3,7 @@
     python -m tests.vllm.interface WHEEL-OR-FOLDER ...     writes tests/golden/vllm/VERSION.json for each
 
 So a version that cannot run here (vLLM's GPU builds, say) is compared with one that does. A record maps each name to
-its parameters or bases, and each line of vLLM's log that `engines.vllm.log_marks` waits for to where it stands.
+its parameters or bases, and each line of vLLM's log that `engines.vllm.vllm_log` waits for to where it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from coldstream.engines.vllm import log_marks as marks
+from coldstream.engines.vllm import vllm_log as marks
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "tests/golden/vllm"

@@ -12,14 +12,12 @@ import msgspec
 from coldstream.cli.output import table_text
 from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import Group, dry_run_option, yes_option
-from coldstream.engines.vllm.cache_folders import VllmCaches
-from coldstream.engines.vllm.vllm_engine import caches_base
+from coldstream.engines.vllm.vllm_caches import VllmCaches, caches_base
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.model.names import checked_name
 from coldstream.node.bundle.bundle_pointer import checked_secret
 from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore, entries
 from coldstream.node.bundle.local_bundles import local_bundles_of
-from coldstream.node.bundle.warm_start import publish as publish_kept
 from coldstream.printable import printable
 from coldstream.settings import Settings
 from coldstream.units import format_age, format_bytes, format_seconds, plural
@@ -108,7 +106,7 @@ def publish(state: State, name: str, dry_run: bool) -> None:
         key = caches.key.digest
         size = None
         if not dry_run:
-            size = publish_kept(shelf, caches, secret, replaces=shelf.etag(key)).archive.size
+            size = shelf.publish(caches, secret, replaces=shelf.etag(key)).archive.size
         rows.append({"key": key, "folder": str(caches.root), "bytes": size})
         what = str(caches.root) if size is None else format_bytes(size)
         lines.append(f"{'would publish' if dry_run else 'published'}   {key[:_DIGITS]}   {what}")

@@ -65,10 +65,8 @@ class Command:
 class Child:
     """A running engine. Its processes are a session of their own: the terminal's Ctrl-C reaches it through us, once.
 
-    Attributes:
-        is_up: Whether it serves; set from outside. From then on, a signal lets it finish its requests.
-        signalled: Number of signals passed on.
-        cut_off_by: The signal that ended it before it was up, or None.
+    Set `is_up` once it serves: from then on, a signal lets it finish its requests. `signalled` is the number of signals
+    passed on, `cut_off_by` the one that ended it before it was up, or None.
     """
 
     def __init__(self, command: Command, *, on_line: Callable[[str], None], stdout: BinaryIO, stderr: BinaryIO) -> None:
@@ -174,11 +172,8 @@ class Child:
 
 
 @contextmanager
-def forwarded_signals() -> Iterator[Callable[[Child], None]]:
-    """Passes the signals of this process on during the block, to the child with which the yielded function is called.
-
-    The child also gets the signals that came before that.
-    """
+def running(start: Callable[[], Child]) -> Iterator[Child]:
+    """Starts a child and finishes it after the block; passes this process's signals on to it, early ones included."""
     child: Child | None = None
     early: list[int] = []
 
@@ -188,15 +183,15 @@ def forwarded_signals() -> Iterator[Callable[[Child], None]]:
         else:
             child.send(number)
 
-    def attach(started: Child) -> None:
-        nonlocal child
-        child = started
-        for number in early:
-            child.send(number)
-
     before: Mapping[int, object] = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield attach
+        child = start()
+        try:
+            for number in early:
+                child.send(number)
+            yield child
+        finally:
+            child.finish()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

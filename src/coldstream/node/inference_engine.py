@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,7 @@ class ServeRequest:
 
     Attributes:
         arguments: For the engine.
-        loader: How the engine gets the weights; "coldstream" streams them.
-        options: Of the loads, for the loader "coldstream".
+        loader: How the engine gets the weights; "coldstream" streams them, with `options`.
         fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
         program: The engine's program; None for the one beside this Python, or on the PATH.
         bundle: "auto" to restore and publish a warm-start bundle, "read" or "write" for one of both, or "off".
@@ -61,55 +61,62 @@ class ServeRequest:
         return model_name(self.uri)
 
 
-class EngineEndpoint(Protocol):
-    """The engine's API, at the host and port or the Unix socket that the engine binds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEndpoint(ABC):
+    """The engine's API, which it binds at `bind_host` (empty for every interface) and `port`, or at a Unix socket.
 
-    @property
-    def bind_host(self) -> str:
-        """Empty for every interface."""
+    This machine reaches it at `host`, with the API key `key`.
+    """
 
-    @property
-    def port(self) -> int: ...
-
-    @property
-    def socket_path(self) -> str | None:
-        """A Unix socket instead of host and port, or None."""
+    host: str = "127.0.0.1"
+    bind_host: str = ""
+    port: int = 8000
+    socket_path: str | None = None
+    tls: bool = False
+    key: str | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
         """For people."""
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     @property
+    @abstractmethod
     def exposure(self) -> str | None:
         """A warning when other machines can reach the API without a key, or None."""
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether the health check succeeds."""
 
+    @abstractmethod
     def first_token(self, name: str) -> float | None:
         """Requests one token from the model called `name`; returns when it came, by `time.monotonic`.
 
         None when none came: some models complete no text, and other failures show in the user's own requests.
         """
 
+    @abstractmethod
     def first_token_figures(self) -> Mapping[str, float]:
         """What the engine measured of its first token: name to number."""
 
+    @abstractmethod
     def requests(self) -> int:
         """How many requests the engine is working on; 0 when it does not answer."""
 
 
 class FailureLog(Protocol):
-    """Looks for the reason of a failure in the engine's output, line by line."""
+    """Looks for the reason of a failure, in one line, and a hint, in the lines of the engine's output."""
 
     hint: str | None
 
-    def line(self, text: str) -> None:
-        """Reads a line."""
-
     @property
-    def text(self) -> str | None:
-        """The reason in one line; None when none was printed."""
+    def text(self) -> str | None: ...
+
+    def line(self, text: str) -> None: ...
 
 
 class CacheLayout(Protocol):
@@ -185,6 +192,5 @@ class InferenceEngine(Protocol):
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """What its caches depend on, beyond model, device, processor and paths; each part in words, without secrets.
 
-        Raises:
-            ConfigError: The engine's packages are unknown.
+        Raises ConfigError if the engine's packages are unknown.
         """

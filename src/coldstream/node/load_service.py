@@ -1,13 +1,12 @@
 """Loads for processes without credentials, which request them over a Unix socket from the process that has them.
 
-All ranks of a node request the same load and attach to the same address, so that the bytes cross the network once.
-The first load begins before any request, while the engine is imported; a rank that reloads its weights requests the
-next one.
+All ranks of a node request the same load and attach to the same address, so the bytes cross the network once. The first
+load begins before any request, while the engine is imported; a rank that reloads its weights requests the next one.
 
 A request is one line of JSON, `{"uri": …, "load": "<which>", "consumers": <number of readers>}`, and so is the
 response: `{"address": …}` or `{"error": {…}}`. Only this user can connect.
 
-The engine's processes connect once more, to report on request which modules they have read (`module_reads`).
+The engine's processes connect once more, to report on request which modules they have imported (`module_reads`).
 """
 
 from __future__ import annotations
@@ -61,6 +60,8 @@ class LoadService:
     Attributes:
         address: For `VARIABLE`.
         folder: A private folder for sockets, removed with the service, however it ends.
+        loads: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
+        of_start: The loads of the start, in order: one for each engine of this node.
         failures: The errors of loads that could not begin, in order.
         before_drop: Called before loads whose readers are gone leave `loads`, so that they can be counted.
     """
@@ -72,8 +73,8 @@ class LoadService:
         self._version: str | None = None
         self._lock = threading.Lock()
         self._open: dict[str, _OpenLoad] = {}
-        self._every: list[Share] = []
-        self._of_start: list[Share] = []
+        self.loads: tuple[Share, ...] = ()
+        self.of_start: tuple[Share, ...] = ()
         self.failures: list[ColdstreamError] = []
         self._reporters: list[socket.socket] = []
         self._closed = False
@@ -97,44 +98,24 @@ class LoadService:
     @property
     def first(self) -> Share | None:
         """The load that begins without a request; None until `begin`."""
-        return next(iter(self._of_start), None)
-
-    @property
-    def of_start(self) -> tuple[Share, ...]:
-        """The loads of the start, in order: one for each engine of this node."""
-        return tuple(self._of_start)
-
-    @property
-    def loads(self) -> tuple[Share, ...]:
-        """The loads whose readers are not gone, and in any case the first and the newest; empty once closed."""
-        return tuple(self._every)
+        return next(iter(self.of_start), None)
 
     def begin(self, *, consumers: int) -> Share:
-        """Begins the first load. `consumers` is the expected number of ranks; the ranks know the actual one.
-
-        Raises:
-            What `Share` raises.
-        """
+        """Begins the first load. `consumers` is the expected number of ranks; the ranks know the actual one."""
         with self._lock:
             return self._begin(FIRST, consumers).share
 
     def share(self, which: str, *, consumers: int) -> str:
-        """The address of a load.
+        """The address of a load, which all `consumers` ranks that pass the same value of `which` read.
 
-        Args:
-            which: Ranks that pass the same value read the same load.
-            consumers: How many ranks do.
-
-        Raises:
-            ConflictError: The model in the bucket is not the one that the engine was started with.
-            What `Share` raises.
+        Raises ConflictError if the bucket has another version of the model than when the engine was started.
         """
         with self._lock:
             load = self._open.get(which)
             if load is not None and not load.requests and (load.consumers != consumers or load.share.is_gone):
                 # It began before their number was known, or its streamer was killed before the first reader came.
                 load.share.close()
-                self._of_start = [share for share in self._of_start if share is not load.share]
+                self.of_start = tuple(share for share in self.of_start if share is not load.share)
                 load = None
             if load is None or load.requests >= load.consumers or load.consumers != consumers:
                 # A second engine on this node counts its loads like the first, and reads a load of its own.
@@ -145,19 +126,24 @@ class LoadService:
     def modules(self, *, seconds: float = 2.0) -> list[str]:
         """The files of the Python modules that the engine's processes have imported, in the order of their import.
 
-        The processes are in the order in which they connected: the API server, the engine, its workers. Those that do
-        not answer within `seconds` are dropped.
+        The API server comes first, then the engine, then its workers. Drops those that take longer than `seconds`.
         """
         until = time.monotonic() + seconds
         with self._lock:
-            reporters = [sock for sock in self._reporters if _sent(sock, b"\n")]
-            self._reporters = []
+            reporters, self._reporters = self._reporters, []
+        for sock in reporters:
+            # One that has exited is noticed below.
+            with suppress(OSError):
+                sock.sendall(b"\n")
         files: dict[str, None] = {}
         for sock in reporters:
-            modules = _report(sock, until)
-            files.update(dict.fromkeys(modules or ()))
+            modules: object = None
+            with suppress(OSError, ValueError):
+                modules = json.loads(_read_line(sock, bytes_max=_MODULES_BYTES_MAX, until=until))
+            if isinstance(modules, list):
+                files.update((module, None) for module in modules if isinstance(module, str))
             with self._lock:
-                if modules is None or self._closed:
+                if not isinstance(modules, list) or self._closed:
                     sock.close()
                 else:
                     self._reporters.append(sock)
@@ -165,15 +151,14 @@ class LoadService:
 
     def _drop(self) -> None:
         """Closes loads that all of their readers have read: each reload leaves one. The first stays for its report."""
-        kept = self.first
         # Closed ones too, such as one that began before the number of its readers was known.
-        gone = [share for share in self._every if share is not kept and share.wait_until_gone(0)]
+        gone = [share for share in self.loads if share is not self.first and share.wait_until_gone(0)]
         if not gone:
             return
         self.before_drop()
         for share in gone:
             share.close()
-        self._every = [share for share in self._every if share not in gone]
+        self.loads = tuple(share for share in self.loads if share not in gone)
         # If a load ended before all readers requested it, the rest must not begin another: it would wait for them all.
         for which, load in list(self._open.items()):
             if load.share in gone and load.requests >= load.consumers:
@@ -181,8 +166,8 @@ class LoadService:
 
     def _begin(self, which: str, consumers: int) -> _OpenLoad:
         load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
-        if which == FIRST and len(self._of_start) < _ENGINES_MAX:
-            self._of_start.append(load.share)
+        if which == FIRST and len(self.of_start) < _ENGINES_MAX:
+            self.of_start = (*self.of_start, load.share)
         return load
 
     def _new_share(self, consumers: int) -> Share:
@@ -197,7 +182,7 @@ class LoadService:
             share.close()
             raise ConflictError(f"{self._uri} was replaced since the engine was started", hint="restart it")
         self._version = share.version
-        self._every.append(share)
+        self.loads = (*self.loads, share)
         return share
 
     def close(self) -> None:
@@ -207,11 +192,11 @@ class LoadService:
         self._listening.close()
         with self._lock:
             self._closed = True
-            for share in self._every:
+            for share in self.loads:
                 share.close()
             for sock in self._reporters:
                 sock.close()
-            self._every.clear()
+            self.loads = ()
             self._open.clear()
             self._reporters.clear()
         self._folder.close()
@@ -243,11 +228,11 @@ class LoadService:
         try:
             request = json.loads(line)
             uri, which, consumers = request["uri"], request["load"], request["consumers"]
+            if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
+                raise ValueError(which, consumers)
         except (ValueError, KeyError, TypeError):
             return {"error": {"message": "invalid request"}}
-        if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
-            return {"error": {"message": "invalid request"}}
-        # The client has it from the model's folder, which leaves the secret part out.
+        # The client has the URI from the model's folder, which leaves the secret part out.
         if uri != str(self._uri):
             return {"error": {"message": f"{Uri(str(uri)[:200])} is not the model that is streamed here, {self._uri}"}}
         try:
@@ -257,11 +242,7 @@ class LoadService:
 
 
 def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
-    """Requests a load from the service at `address`; returns the address to attach to. See `LoadService.share`.
-
-    Raises:
-        ColdstreamError: The service has ended, or the load cannot begin.
-    """
+    """Requests a load from the service at `address`; returns the address to attach to. See `LoadService.share`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect(address)
@@ -278,37 +259,13 @@ def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
     raise ColdstreamError(error.get("message", "the streaming process ended"), hint=error.get("hint"))
 
 
-def _read_line(sock: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
-        piece = sock.recv(4096)
+def _read_line(sock: socket.socket, *, bytes_max: int = _LINE_BYTES_MAX, until: float | None = None) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < bytes_max:
+        if until is not None:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+        piece = sock.recv(1 << 16)
         if not piece:
             break
         line += piece
-    return line
-
-
-def _sent(sock: socket.socket, data: bytes) -> bool:
-    try:
-        sock.sendall(data)
-    except OSError:
-        # Its process has exited.
-        sock.close()
-        return False
-    return True
-
-
-def _report(sock: socket.socket, until: float) -> list[str] | None:
-    """A process's report; None when it is late or invalid."""
-    report = bytearray()
-    try:
-        while not report.endswith(b"\n"):
-            sock.settimeout(max(0.001, until - time.monotonic()))
-            piece = sock.recv(1 << 16)
-            if not piece or len(report) > _MODULES_BYTES_MAX:
-                return None
-            report += piece
-        modules = json.loads(report)
-    except (OSError, ValueError):
-        return None
-    return [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else None
+    return bytes(line)

@@ -2,8 +2,8 @@
 
 Engines read small files from a local folder, look into the headers of the shards (is there an `lm_head`? which
 dtypes?), and get the tensors from our load format. So the folder has every small file, a stub of each shard (only its
-header, which every other loader rejects), and a note that says where the weights are. Each version of a model has a
-folder, which is completed under another name first; a start without the network uses the last one.
+header, which every other loader rejects), and a note with the URI of the weights. Each version of a model has a folder,
+which is completed under another name first. A start without the network uses the last one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from coldstream.cache.cache import cache_of
 from coldstream.errors import DiskError, IntegrityError, UnavailableError
@@ -35,12 +35,13 @@ from coldstream.places.model_reader import ModelReader
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings, ambient_settings
 
+if TYPE_CHECKING:
+    from coldstream.loading.sharing import Share
+
 # Read by our load format, which loads the weights.
 NOTE_NAME = ".coldstream.json"
 # A model that can be served has one of them; the second one is of Mistral's own format.
 CONFIGURATIONS = ("config.json", "params.json")
-# Tokenizers with their vocabularies have tens of megabytes, and weights of parts more.
-FILE_BYTES_MAX = PART_OF_MODEL_BYTES_MAX
 _NOTE_BYTES_MAX = 64 << 10
 # Folders of versions that no start has used for so long are removed.
 _OLD_SECONDS = 30 * 86400.0
@@ -48,13 +49,7 @@ _OLD_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Where the weights of a folder are.
-
-    Attributes:
-        uri: The user's; without its secret part when it was read from a folder.
-        version: Of the model.
-        name: Of the model, for people.
-    """
+    """Where the weights of a folder are. `uri` has no secret part when it was read from a folder."""
 
     uri: Uri
     version: str
@@ -63,14 +58,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A complete folder.
-
-    Attributes:
-        path: The folder.
-        note: Its note.
-        offline: Whether the origin did not answer, and this is the folder of the last start.
-        left_out: Weights that are not loaded: see `Checkpoint`.
-    """
+    """A complete folder; if `offline`, of an earlier start, because the origin did not answer."""
 
     path: Path
     note: Note
@@ -79,59 +67,34 @@ class ModelFolder:
 
 
 def prepare(uri: str, *, settings: Settings | None = None) -> str:
-    """Makes the folder of a model, for `LLM(model=coldstream.prepare("org/model"), load_format="coldstream")`.
+    """Creates the folder of a model, and returns its path.
 
-    Args:
-        uri: See `Load`.
-        settings: Instead of the environment and `.env`.
-
-    Returns:
-        The folder's path.
-
-    Raises:
-        What `model_folder` raises.
+    For `LLM(model=coldstream.prepare("org/model"), load_format="coldstream")`. `settings` replaces the environment and
+    `.env`. Raises what `model_folder` raises.
     """
     return str(model_folder(uri, settings or ambient_settings()).path)
 
 
-class Resolved(Protocol):
-    """A model that was resolved: a `Share` is one."""
+def model_folder(uri: str | Uri, settings: Settings, *, resolved: Share | None = None) -> ModelFolder:
+    """Creates the folder of the model's current version, or of the version that a load has resolved, unless it exists.
 
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-
-    @property
-    def origin(self) -> ModelReader | None:
-        """None when the origin did not answer."""
-
-
-def model_folder(uri: str | Uri, settings: Settings, *, resolved: Resolved | None = None) -> ModelFolder:
-    """Creates the folder of the model's current version, unless it exists.
-
-    Args:
-        uri: See `Load`.
-        settings: Where the bucket is, and the cache that contains the folder.
-        resolved: The model, if it was resolved already: the folder is then of that version.
-
-    Raises:
-        UsageError: The URI does not name a model.
-        NotFoundError, CredentialsError, UnavailableError: From the origin. An origin that does not answer is not an
-            error if an earlier start left a folder.
-        IntegrityError: A file differs from the manifest, or its name leaves the folder.
-        DiskError: The folder can be written neither in the cache nor among the system's temporary files.
+    Without a writable cache, the folder is among the system's temporary files. An origin that does not answer is not an
+    error if an earlier start left a folder. Raises IntegrityError if a file differs from the manifest.
     """
     uri = Uri.of(uri)
     try:
         return _folder_below(cache_of(settings).root, uri, settings, resolved)
     except DiskError:
-        # Like a load, a start goes on without a cache: the folder has only a few megabytes.
         return _folder_below(temporary_root(), uri, settings, resolved)
 
 
-def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Resolved | None) -> ModelFolder:
+def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Share | None) -> ModelFolder:
     checked_root(root, create=True)
-    home = root / "folders" / _flat(uri_key(uri, settings))
-    last = _last(home)
+    key = uri_key(uri, settings)
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2] or key).strip("-.")[-120:]
+    home = root / "folders" / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    # The folder of the last start.
+    last = next(((path, note) for path in _by_age(home) if (note := read_note(path))), None)
     try:
         if resolved is not None:
             checkpoint, origin = resolved.checkpoint, resolved.origin
@@ -171,45 +134,40 @@ def read_note(folder: str | os.PathLike[str]) -> Note | None:
 
 def _make(path: Path, note: Note, origin: ModelReader, checkpoint: Checkpoint) -> None:
     with disk_errors(path):
-        staging = path.parent / f".new-{os.urandom(8).hex()}"
+        token = os.urandom(8).hex()
+        staging, trash = path.parent / f".new-{token}", path.parent / f".old-{token}"
         make_folders(staging)
     try:
         names = [name for name in origin.names() if name != NOTE_NAME]
         # Weights of parts may have gigabytes each, so only one is in memory at a time.
         heavy = [name for name in names if is_tensor_data(name)]
-        in_parallel(lambda name: _write(staging, name, _content(origin, name)), [n for n in names if n not in heavy])
+
+        def copy(name: str) -> None:
+            data = origin.read(name, PART_OF_MODEL_BYTES_MAX)
+            if is_pointer(data, len(data)):
+                raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=POINTER_HINT)
+            _write(staging, name, data)
+
+        in_parallel(copy, [name for name in names if name not in heavy])
         for name in heavy:
-            _write(staging, name, _content(origin, name))
+            copy(name)
         for shard in checkpoint.shards:
             if shard.path not in names:
                 _write(staging, shard.path, shard.head)
-        _write(
-            staging, NOTE_NAME, json.dumps({"uri": str(note.uri), "version": note.version, "name": note.name}).encode()
-        )
+        document = {"uri": str(note.uri), "version": note.version, "name": note.name}
+        _write(staging, NOTE_NAME, json.dumps(document).encode())
         with disk_errors(path):
-            _put(staging, path)
+            with suppress(FileNotFoundError):
+                os.rename(path, trash)
+            try:
+                os.rename(staging, path)
+            except OSError:
+                # Another process may have done so first, with the same content.
+                if read_note(path) is None:
+                    raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _content(origin: ModelReader, name: str) -> bytes:
-    data = origin.read(name, FILE_BYTES_MAX)
-    if is_pointer(data, len(data)):
-        raise IntegrityError(pointer_message(f"{origin.label}/{name}"), hint=POINTER_HINT)
-    return data
-
-
-def _put(staging: Path, path: Path) -> None:
-    """Renames it into place; another process may have done so first, with the same content."""
-    trash = staging.with_name(staging.name.replace(".new-", ".old-"))
-    with suppress(FileNotFoundError):
-        os.rename(path, trash)
-    try:
-        os.rename(staging, path)
-    except OSError:
-        if read_note(path) is None:
-            raise
-    shutil.rmtree(trash, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
@@ -222,22 +180,10 @@ def _write(folder: Path, name: str, data: bytes) -> None:
             file.write(data)
 
 
-def _last(home: Path) -> tuple[Path, Note] | None:
-    """The most recently used folder, with its note."""
-    for path in _by_age(home):
-        if note := read_note(path):
-            return path, note
-    return None
-
-
 def _by_age(home: Path) -> Sequence[Path]:
     """Finished folders, the most recently used first."""
-    try:
-        names = os.listdir(home)
-    except OSError:
-        return ()
     folders = []
-    for path in (home / name for name in names if name[0] != "."):
+    for path in home.glob("[!.]*"):
         # Another start may remove it at any time.
         with suppress(OSError):
             folders.append((path.stat().st_mtime, path))
@@ -250,14 +196,3 @@ def _remove_old(home: Path, *, kept: Path) -> None:
         with suppress(OSError):
             if path != kept and path.stat().st_mtime < limit:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _flat(key: str) -> str:
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key.partition("://")[2] or key).strip("-.")[-120:]
-    return f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def check_complete(folder: ModelFolder) -> None:
-    """Raises DiskError when the small files of an earlier start's folder were removed."""
-    if not any((folder.path / name).is_file() for name in CONFIGURATIONS):
-        raise DiskError(f"{folder.path} has no config.json", hint="start once while the bucket is reachable")

@@ -20,11 +20,10 @@ from typing import BinaryIO
 
 from coldstream.engine.load_statistics import LoadReport
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.loading.sharing import Share
 from coldstream.machine import hardware
 from coldstream.machine.process_session import session
 from coldstream.node.bundle.warm_start import WarmState
-from coldstream.node.child import Child, forwarded_signals
+from coldstream.node.child import Child, running
 from coldstream.node.inference_engine import EngineEndpoint, FailureLog, InferenceEngine, Say, ServeRequest
 from coldstream.node.listener import check_free, is_listening
 from coldstream.node.load_service import LoadService
@@ -43,14 +42,14 @@ from coldstream.units import format_bytes, format_seconds, plural
 _HEALTH_SECONDS = 0.2
 # It may be writing or sending, and a thread that still runs when Python exits can crash it.
 _WATCHER_SECONDS = 30.0
+_STEP_NOTES = {"manifest": "the model's files and chunks", "connect": "until the first chunk"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """An engine that answers.
+    """An engine that answers, `seconds` after the start of the command.
 
     Attributes:
-        seconds: From the start of the command to the first answer.
         path: Where the timeline is stored; None when it could not be.
         reports: Of the loads of the start, the earliest first: each engine of a data-parallel group has its own.
         stream_stop: When the first load was complete, in seconds since the command began; None without one.
@@ -99,9 +98,6 @@ def serve(
     Returns:
         The engine's exit code; 128 plus the signal's number when a signal ended it before it answered; 1 when a server
         exited with 0 without being told to.
-
-    Raises:
-        What `prepared_start` raises.
     """
     now = time.monotonic()
     began = now if began is None else began
@@ -131,21 +127,17 @@ def serve(
             failure_log=failure_log,
             timelines=timelines_of(settings),
             began=began,
-            began_at=datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - began),
             meter=meter,
             say=say,
             on_started=on_started,
         )
-        with forwarded_signals() as forward_to:
-            output = stdout or sys.stdout.buffer, stderr or sys.stderr.buffer
-            child = Child(prepared.command, on_line=on_line, stdout=output[0], stderr=output[1])
-            try:
-                forward_to(child)
+        output = {"stdout": stdout or sys.stdout.buffer, "stderr": stderr or sys.stderr.buffer}
+        try:
+            with running(partial(Child, prepared.command, on_line=on_line, **output)) as child:
                 failure = start.attend(child)
-            finally:
-                child.finish()
-                # Once the loads are closed, they cannot be counted.
-                meter.look()
+        finally:
+            # Once the loads are closed, they cannot be counted.
+            meter.look()
     if failure_log.hint is not None:
         say(f"hint:  {failure_log.hint}")
     if failure is not None:
@@ -206,12 +198,11 @@ class _Start:
     failure_log: FailureLog
     timelines: Timelines
     began: float
-    began_at: datetime
     meter: Meter
     say: Say
     on_started: Callable[[Started], None]
     is_reported: threading.Event = field(default_factory=threading.Event)
-    # The engine has exited.
+    # Set once the engine has exited.
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def attend(self, child: Child) -> ColdstreamError | None:
@@ -350,7 +341,7 @@ class _Start:
         warm = self.prepared.warm
         return self.recorder.finish(
             model=self.request.served_name,
-            began_at=self.began_at,
+            began_at=datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.began),
             loader=self.request.loader,
             vllm=self.engine.version,
             machine=Machine(device=device, cores=hardware.cores(), gpus=len(gpus)),
@@ -360,7 +351,7 @@ class _Start:
         )
 
     def _stored(self, timeline: Timeline) -> tuple[Timeline, str | None]:
-        """Stores a timeline. Returns it under its final name, and its path, which is None when it cannot be written."""
+        """Stores a timeline. Returns it under its final name, and its path, or None if it cannot be written."""
         try:
             timeline = self.timelines.keep(timeline)
         except ColdstreamError as exc:
@@ -374,19 +365,14 @@ class _Start:
         reports: list[LoadReport] = []
         with suppress(ColdstreamError):
             for number, share in enumerate(loads, 1):
-                report = share.wait(0)
-                self._add_spans(number, share, report)
+                report, steps = share.wait(0), share.steps()
+                if number == 1:
+                    for name, (begin, end) in steps.items():
+                        self.recorder.span(name, begin, end, note=_STEP_NOTES.get(name, ""))
+                elif report is not None:
+                    size = f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
+                    self.recorder.span(f"stream {number}", *steps["stream"], note=f"engine {number}: {size}")
                 if report is None:
                     break
                 reports.append(report)
         return tuple(reports), loads[0].steps()["stream"][1] - self.began if reports else None
-
-    def _add_spans(self, number: int, share: Share, report: LoadReport | None) -> None:
-        steps = share.steps()
-        notes = {"manifest": "the model's files and chunks", "connect": "until the first chunk"}
-        if number == 1:
-            for name, (begin, end) in steps.items():
-                self.recorder.span(name, begin, end, note=notes.get(name, ""))
-        elif report is not None:
-            source = f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
-            self.recorder.span(f"stream {number}", *steps["stream"], note=f"engine {number}: {source}")

@@ -24,15 +24,14 @@ from coldstream.machine.disk import make_folders, temporary_root
 from coldstream.model.names import checked_name
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
-from coldstream.node.bundle.bundle_key import Key
-from coldstream.node.bundle.bundle_pointer import checked_secret
+from coldstream.node.bundle.bundle_pointer import Key, checked_secret
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import LoadService
-from coldstream.node.model_folder import ModelFolder, check_complete, model_folder
+from coldstream.node.model_folder import CONFIGURATIONS, ModelFolder, model_folder
 from coldstream.node.readahead.prefetch import start_read_ahead
 from coldstream.places.opening import open_model_reader, open_store
 from coldstream.settings import VARIABLES, Settings
@@ -69,10 +68,8 @@ def prepared_start(
     """Prepares a start. The stream ends with the block.
 
     With `dry`, only the command is prepared: nothing is streamed or restored. `on_service` is called with the load
-    service before its first load, and with a second one after a fallback.
-
-    Raises:
-        What `model_folder`, `Share` and the engine raise.
+    service before its first load, and with a second one after a fallback. Raises what `model_folder`, `Share` and the
+    engine raise.
     """
     for warning in engine.warnings(os.environ):
         say(f"warning: {warning}")
@@ -101,7 +98,7 @@ def prepared_start(
             stack.callback(warm.close)
             if not dry:
                 warm.restore()
-                stack.callback(start_read_ahead(warm.reads).stop)
+                stack.callback(start_read_ahead(warm.reads).set)
             command = command.with_environment(warm.environment(environ))
         yield PreparedStart(command=command, service=service, warm=warm, downloaded=downloaded)
 
@@ -136,7 +133,8 @@ def _stream(
         say(f"warning: {exc.message}; streaming from Hugging Face instead")
         service, folder = begin(Uri(f"hf://{request.uri}"))
     if folder.offline:
-        check_complete(folder)
+        if not any((folder.path / name).is_file() for name in CONFIGURATIONS):
+            raise DiskError(f"{folder.path} has no config.json", hint="start once while the bucket is reachable")
         say("warning: the bucket does not answer; starting from the local cache")
     for path, why in folder.left_out.items():
         say(f"not loaded: {path} ({why})")
@@ -146,10 +144,7 @@ def _stream(
 def passed_environment(
     names: Sequence[str], settings: Settings, environ: Mapping[str, str], say: Say
 ) -> dict[str, str]:
-    """The variables for `--pass-env`, except those that the engine inherits anyway.
-
-    Warns about a variable that is not set, whose name may be misspelt.
-    """
+    """The variables for `--pass-env`, except those that the engine inherits anyway. Warns if one is not set."""
     passed = {}
     for name in names:
         if value := settings.get(name) or environ.get(name):
@@ -215,11 +210,7 @@ def _warm_start(
 
 
 def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
-    """The model's bundles: in the configured store, or else in the bucket that the model is in.
-
-    Raises:
-        UsageError: No store is configured, or the model's name cannot be part of a key.
-    """
+    """The model's bundles: in the configured store, or else in the bucket that the model is in."""
     try:
         settings.store_uri()
     except ConfigError:

@@ -13,7 +13,7 @@ import pytest
 
 from coldstream.cli.live import Activity, LiveLines, StartStatus, live_lines, progress_for
 from coldstream.cli.session import State
-from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_log import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.units import MIB
 from tests.terminal import screen

@@ -14,7 +14,7 @@ import pytest
 
 from coldstream.machine.process_session import session
 from coldstream.node import child as module
-from coldstream.node.child import Child, Command, forwarded_signals
+from coldstream.node.child import Child, Command, running
 
 
 def start(code: str, folder: Path, lines: list[str], **more: object) -> Child:
@@ -49,14 +49,16 @@ class TestChild:
             child = start(code, tmp_path, _Setting(ready, "ready"))
             child.is_up = True
             assert ready.wait(30)
-            with forwarded_signals() as forward_to:
-                os.kill(os.getpid(), signal.SIGTERM)
-                forward_to(child)  # what came before it ran is not lost
+
+            def started(child: Child = child) -> Child:
+                os.kill(os.getpid(), signal.SIGTERM)  # what comes before it runs is not lost
+                return child
+
+            with running(started):
                 if stubborn:
                     assert child.wait(0.3) is None
                     os.kill(os.getpid(), signal.SIGTERM)
                 assert child.wait(30) == expected
-            child.finish()
 
     def test_a_start_that_swallows_the_signal_is_killed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_STARTING_SECONDS", 0.2)

@@ -7,16 +7,14 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from coldstream.engines.vllm.failure_reason import FailureReason
-from coldstream.engines.vllm.log_marks import read_line
 from coldstream.engines.vllm.vllm_engine import VllmEngine
+from coldstream.engines.vllm.vllm_log import FailureReason, read_line
 from coldstream.errors import ColdstreamError
 from coldstream.loading.options import Options
 from coldstream.model.uri import Uri
@@ -61,7 +59,6 @@ def start_of(recorder: Recorder, *arguments: str, program: Path, prepared: objec
         failure_log=FailureReason(),
         timelines=Timelines(Path("/nowhere")),
         began=0.0,
-        began_at=datetime.now(timezone.utc),
         meter=Meter(),
         say=lambda _: None,
         on_started=lambda _: None,

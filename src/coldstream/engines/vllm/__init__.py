@@ -1,7 +1,7 @@
-"""Everything that depends on vLLM: `serve`'s view of it, and the plugin that runs inside of it.
+"""Everything that depends on vLLM: `vllm_engine` implements `coldstream.node.inference_engine` for `serve`.
 
-`vllm_engine` is the implementation of `coldstream.node.inference_engine`; `register`, below, is the entry point of the
-group `vllm.general_plugins`, which vLLM calls in each of its processes; `loader` is the load format `coldstream`.
+vLLM calls `register`, the entry point of the group `vllm.general_plugins`, in each of its processes. `loader` is the
+load format `coldstream`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _MODULE = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
-    """Registers the load format. Idempotent, and imports only what vLLM has imported.
+    """Registers the load format. Idempotent.
 
-    The API server and the engine never import vLLM's loaders, which would take each of them more than a second. The
-    format is added if and when the loaders are imported.
+    The API server and the engine never import vLLM's loaders, which would take each of them more than a second, so the
+    format is added when, and only if, the loaders are imported.
     """
     if _MODULE in sys.modules:
         _add(sys.modules[_MODULE])
@@ -55,14 +55,20 @@ class _LoaderImportHook(MetaPathFinder):
 
 
 def _add(module: Any) -> None:
-    # A function, because our class would have to be imported first, by processes that may never use it.
     formats = module._LOAD_FORMAT_TO_MODEL_LOADER
     if LOAD_FORMAT not in formats:
         theirs = module.DefaultModelLoader
         explaining = _explaining(theirs)
         formats |= {name: explaining for name, loader in formats.items() if loader is theirs}
         formats[LOAD_FORMAT] = _make_loader
-    _request_amx()
+    # vLLM's attention (0.32) uses AMX's registers without requesting them from the kernel. Only oneDNN does, at its
+    # first use: if the first prompt is too short for that, the worker dies of SIGILL.
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import torch
+
+        torch.cpu._init_amx()  # does nothing where there is none
 
 
 def _explaining(loader: type[Any]) -> type[Any]:
@@ -86,21 +92,8 @@ def _explaining(loader: type[Any]) -> type[Any]:
     return type(loader.__name__, (loader,), {"__module__": loader.__module__, "load_weights": load_weights})
 
 
-def _request_amx() -> None:
-    """Requests AMX's registers from the kernel for this process, if vLLM runs on a CPU that has them.
-
-    vLLM's attention (0.32) uses them without a request. Only oneDNN makes one, at its first use: if the first prompt is
-    too short for that, the worker dies of SIGILL.
-    """
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        import torch
-
-        torch.cpu._init_amx()  # does nothing where there is none
-
-
 def _make_loader(load_config: Any) -> Any:
+    # Processes that never use the class do not import it.
     from coldstream.engines.vllm.loader import ColdstreamLoader
 
     return ColdstreamLoader(load_config)

@@ -1,6 +1,6 @@
 """vLLM's API: its address by the flags, and the few requests that `serve` makes.
 
-It is our own child on our own machine, so its certificate is not checked; its key is sent to it only, in a header.
+vLLM is our own child on this machine, so its certificate is not checked. Its key is sent only to it, in a header.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-from coldstream.engines.vllm import log_marks
+from coldstream.engines.vllm import vllm_log
 from coldstream.engines.vllm.flags import Flags
 from coldstream.machine.hardware import is_loopback
+from coldstream.node.inference_engine import EngineEndpoint
 
 _HEALTH_SECONDS = 2.0
 # The first token of a cold engine may still compile something.
@@ -28,31 +28,8 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VllmEndpoint:
-    """See `coldstream.node.inference_engine.EngineEndpoint`.
-
-    Attributes:
-        host: As this machine reaches it.
-        bind_host: As vLLM binds it; empty for every interface.
-        socket_path: A Unix socket instead of host and port, or None.
-        tls: Whether it speaks https.
-        key: The API key, or None.
-    """
-
-    host: str = "127.0.0.1"
-    bind_host: str = ""
-    port: int = 8000
-    socket_path: str | None = None
-    tls: bool = False
-    key: str | None = field(default=None, repr=False)
-
-    @property
-    def url(self) -> str:
-        if self.socket_path is not None:
-            return f"unix:{self.socket_path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+class VllmEndpoint(EngineEndpoint):
+    """vLLM's API."""
 
     @property
     def exposure(self) -> str | None:
@@ -77,10 +54,11 @@ class VllmEndpoint:
             return None
 
     def first_token_figures(self) -> dict[str, float]:
-        return log_marks.metrics(self.metrics())
+        return vllm_log.metrics(self.metrics())
 
     def requests(self) -> int:
-        return requests(self.metrics())
+        counts = _REQUESTS.findall(self.metrics())
+        return round(sum(float(count) for count in counts))
 
     def metrics(self) -> str:
         """The text of `/metrics`; empty when it does not answer."""
@@ -90,7 +68,7 @@ class VllmEndpoint:
     def _fetch(
         self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
     ) -> bytes | None:
-        """The body of the response; None when its status is not 200, or it does not come in time."""
+        """The body of a response with status 200; None for another status, or when it takes too long."""
         connection = self._connection(seconds)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         if self.key is not None and body is not None:
@@ -100,8 +78,7 @@ class VllmEndpoint:
             answer = connection.getresponse()
             return answer.read(bytes_max) if answer.status == 200 else None
         except (OSError, ValueError, http.client.HTTPException):
-            # ValueError: a key that a header cannot hold.
-            return None
+            return None  # ValueError: a key that a header cannot hold
         finally:
             connection.close()
 
@@ -131,11 +108,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         return port
-
-
-def requests(metrics: str) -> int:
-    """How many requests vLLM is working on, by the text of its metrics. Pure."""
-    return round(sum(float(count) for count in _REQUESTS.findall(metrics)))
 
 
 def endpoint_of(flags: Flags, environ: Mapping[str, str]) -> VllmEndpoint:

@@ -1,12 +1,11 @@
-"""Runs vLLM with a patient garbage collector while it imports: `python -m coldstream.engines.vllm.entry serve …`.
+"""Runs vLLM with less frequent garbage collection during imports: `python -m coldstream.engines.vllm.entry serve …`.
 
-Importing vLLM makes objects that stay, and Python's collector looks at new ones after every 700, and at all of them
-every so often: 1,500 collections for one import of vLLM 0.32. Here it looks after every `OBJECTS`, until the first full
-collection, which vLLM itself does when its start is over, before it freezes what is there
-(`vllm.utils.gc_utils.freeze_gc_heap`). Then all is as it was.
+Importing vLLM creates objects that stay, and Python collects after every 700 new ones: 1,500 collections for one import
+of vLLM 0.32. Here it collects after every `OBJECTS`, until the first full collection, which vLLM itself requests at the
+end of its start (`vllm.utils.gc_utils.freeze_gc_heap`). Then the thresholds are restored.
 
-Processes that vLLM spawns import this module first, because it is the main one (the documentation of multiprocessing,
-"safe importing of main module"), and those that it forks inherit. Nothing of vLLM is changed.
+Processes that vLLM spawns import this module first, because it is the main one (documentation of multiprocessing, "safe
+importing of main module"), and those that it forks inherit the thresholds.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ OBJECTS = 50_000
 
 
 def be_patient() -> None:
-    """Lets the collector wait until the first full collection has come."""
+    """Raises the threshold until the first full collection."""
     before = gc.get_threshold()
     if not before[0]:
         return  # it is off

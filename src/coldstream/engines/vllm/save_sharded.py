@@ -2,8 +2,11 @@
 
     python -m coldstream.engines.vllm.save_sharded OUT -- FOLDER --tensor-parallel-size 4 [any engine flag of vLLM]
 
-What is written are the parameters of each rank, fused and split as vLLM has them: they fit the same version of vLLM,
-the same kind of device, the same quantisation and the same number of ranks.
+The load format writes, in each rank, the parameters that the rank holds, fused and split as vLLM has them, as Run:ai's
+sharded loader reads them: they fit the same version of vLLM, the same kind of device, the same quantisation and the
+same number of ranks. It writes between loading and vLLM's own preparation of the weights for its kernels. vLLM's
+`save_sharded_state` comes after that: on a CPU with AVX-512 the linear layers are then in a format of oneDNN, and no
+longer in the model; and what it has written is prepared a second time where it is loaded.
 """
 
 from __future__ import annotations
@@ -13,15 +16,40 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from coldstream.engines.vllm import shard_writer
+from coldstream.errors import ColdstreamError
 
-# Beside the shards: what they were made by.
-RECORD_NAME = "coldstream-shards.json"
+if TYPE_CHECKING:
+    import torch
+
+# The folder, for the ranks.
+VARIABLE = "COLDSTREAM_SHARDS_DIR"
+_PATTERN = "model-rank-{rank}-part-{part}.safetensors"
+# As vLLM's own example: parts that load side by side.
+_PART_BYTES_MAX = 5 << 30
+# Beside the shards: how they were made.
+_RECORD_NAME = "coldstream-shards.json"
+
+
+def check_shardable(model: torch.nn.Module) -> None:
+    """Raises ColdstreamError, before the load, if vLLM quantises a model while it loads."""
+    if any(getattr(getattr(module, "quant_method", None), "uses_meta_device", False) for module in model.modules()):
+        raise ColdstreamError(
+            "vLLM quantises this model while it loads, and its ranks hold nothing that a loader could read back: shard "
+            "it without --quantization, or a checkpoint that is quantised already"
+        )
+
+
+def write_shard(model: torch.nn.Module, folder: str) -> None:
+    """Writes this rank's parts: the model's state as it is before vLLM prepares it."""
+    from vllm.model_executor.model_loader import ShardedStateLoader
+
+    ShardedStateLoader.save_model(model, folder, _PATTERN, _PART_BYTES_MAX)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Does it."""
+    """Loads the model, and checks that each rank has written its part."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -31,12 +59,11 @@ def main(arguments: Sequence[str]) -> None:
     out, _, folder, *flags = arguments
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     engine_args = EngineArgs.from_cli_args(parser.parse_args(["--model", folder, *flags]))
-    # The load format writes them, in each rank.
-    os.environ[shard_writer.VARIABLE] = out
+    os.environ[VARIABLE] = out
     engine = LLM(**{field.name: getattr(engine_args, field.name) for field in dataclasses.fields(engine_args)})
     config = engine.llm_engine.vllm_config
     for rank in range(config.parallel_config.tensor_parallel_size):
-        if not os.path.exists(first := os.path.join(out, shard_writer.PATTERN.format(rank=rank, part=0))):
+        if not os.path.exists(first := os.path.join(out, _PATTERN.format(rank=rank, part=0))):
             sys.exit(f"rank {rank} did not write {first}")
     record = {
         "vllm": vllm.__version__,
@@ -45,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "quantization": config.model_config.quantization,
     }
-    with open(os.path.join(out, RECORD_NAME), "w", encoding="utf-8") as file:
+    with open(os.path.join(out, _RECORD_NAME), "w", encoding="utf-8") as file:
         json.dump(record, file, indent=2)
 
 

@@ -1,7 +1,7 @@
 """`coldstream shard`: writes a checkpoint with a part for each rank, for Run:ai's sharded loader.
 
-vLLM loads the model, with its weights streamed from the bucket, and writes what each rank holds into a folder, which is
-then uploaded like any other model. While that takes place, the folder needs disk space for the whole model.
+vLLM loads the model, with its weights streamed from the bucket, and writes what each rank holds into a folder, which
+needs disk space for the whole model and is then uploaded like any other model.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm.command import KEPT_CREDENTIALS
-from coldstream.engines.vllm.failure_reason import FailureReason
 from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.vllm_engine import KEPT_CREDENTIALS
+from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ColdstreamError, DiskError
 from coldstream.loading.options import Options
 from coldstream.machine.disk import checked_root, size_and_free
-from coldstream.node.child import Child, Command, forwarded_signals
+from coldstream.node.child import Child, Command, running
 from coldstream.node.load_service import VARIABLE, LoadService
 from coldstream.node.model_folder import NOTE_NAME, model_folder
 from coldstream.printable import printable
@@ -44,20 +45,10 @@ def sharded_folder(
     program: str | None,
     say: Callable[[str], None],
 ) -> Iterator[Path]:
-    """A folder with the sharded checkpoint of a model and its small files, removed after the block.
+    """A folder with the checkpoint of a model for `ranks`-way tensor parallelism, removed after the block.
 
-    Args:
-        uri: See `Load`.
-        ranks: Its tensor parallelism.
-        arguments: More flags for vLLM's engine.
-        settings: Where the bucket is, and the cache, whose disk is used.
-        options: Of the load.
-        program: The `vllm` whose Python is used; see `find_program`.
-        say: Called with each line of vLLM's output.
-
-    Raises:
-        DiskError: The model does not fit on the disk.
-        ColdstreamError: vLLM failed.
+    `arguments` are more flags for vLLM's engine; `say` is called with each line of its output. Raises DiskError if the
+    model does not fit on the disk.
     """
     vllm = find_program(program).path
     cache = cache_of(settings)
@@ -75,27 +66,25 @@ def sharded_folder(
                 hint="set COLDSTREAM_CACHE_DIR to a folder on a larger disk",
             )
         out = Path(temporary)
-        _save(vllm, str(source.path), out, ranks, arguments, service.address, say)
-        _copy_small(source.path, out)
+        flags = ("--load-format", "coldstream", "--tensor-parallel-size", str(ranks), "--enforce-eager", *arguments)
+        module = ("-m", "coldstream.engines.vllm.save_sharded", str(out), "--", str(source.path))
+        command = Command(
+            arguments=(os.path.join(os.path.dirname(vllm), "python"), *module, *flags),
+            environment={VARIABLE: service.address},
+            keep=KEPT_CREDENTIALS,
+        )
+        _run(command, say)
+        # All files but the stubs of the weights and their index, which describes other files.
+        for path in sorted(source.path.rglob("*")):
+            relative = path.relative_to(source.path)
+            weights = len(relative.parts) == 1 and path.name.endswith((".safetensors", ".safetensors.index.json"))
+            if path.is_file() and not weights and path.name != NOTE_NAME:
+                (out / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, out / relative)
         yield out
 
 
-def _save(
-    vllm: str,
-    folder: str,
-    out: Path,
-    ranks: int,
-    arguments: Sequence[str],
-    service: str,
-    say: Callable[[str], None],
-) -> None:
-    python = os.path.join(os.path.dirname(vllm), "python")
-    engine = ("--load-format", "coldstream", "--tensor-parallel-size", str(ranks), "--enforce-eager")
-    command = Command(
-        arguments=(python, "-m", "coldstream.engines.vllm.save_sharded", str(out), "--", folder, *engine, *arguments),
-        environment={VARIABLE: service},
-        keep=KEPT_CREDENTIALS,
-    )
+def _run(command: Command, say: Callable[[str], None]) -> None:
     last_lines: list[str] = []
     reason = FailureReason()
 
@@ -105,13 +94,11 @@ def _save(
         reason.line(line)
         say(line)
 
-    with open(os.devnull, "wb") as nowhere, forwarded_signals() as forward_to:
-        child = Child(command, on_line=on_line, stdout=nowhere, stderr=nowhere)
-        try:
-            forward_to(child)
-            code = child.wait()
-        finally:
-            child.finish()
+    with (
+        open(os.devnull, "wb") as nowhere,
+        running(partial(Child, command, on_line=on_line, stdout=nowhere, stderr=nowhere)) as child,
+    ):
+        code = child.wait()
     if child.signalled:
         raise KeyboardInterrupt
     if code:
@@ -120,14 +107,3 @@ def _save(
             raise ColdstreamError(f"{what}: {reason.text}", hint="--debug shows its whole output")
         print(printable("\n".join(last_lines), keep="\n\t"), file=sys.stderr)  # noqa: T201  # the child's own last words
         raise ColdstreamError(what, hint="see its last lines above")
-
-
-def _copy_small(source: Path, out: Path) -> None:
-    """Copies all files except the stubs of the weights and their index, which describes other files."""
-    for path in sorted(source.rglob("*")):
-        relative = path.relative_to(source)
-        weights = len(relative.parts) == 1 and path.name.endswith((".safetensors", ".safetensors.index.json"))
-        if path.is_file() and not weights and path.name != NOTE_NAME:
-            target = out / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)

@@ -1,4 +1,7 @@
-"""vLLM as an inference engine for `coldstream.node`: see `InferenceEngine` for the contract."""
+"""vLLM as an inference engine for `coldstream.node`: see `InferenceEngine` for the contract.
+
+The user's own flags always win: ours are added only where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +9,42 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm import command, log_marks
-from coldstream.engines.vllm.cache_folders import VllmCaches
-from coldstream.engines.vllm.cache_key import key_parts
+from coldstream.engines.vllm import vllm_caches, vllm_log
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
-from coldstream.engines.vllm.failure_reason import FailureReason
-from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.loader_config import parse_loader_config
-from coldstream.engines.vllm.memory_budget import memory_shortage
-from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
+from coldstream.engines.vllm.program import find_program, memory_shortage
+from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import OnProgress, Options
 from coldstream.machine import hardware
-from coldstream.machine.disk import checked_root, private_root
-from coldstream.model.names import checked_name, expanded, split_revision
+from coldstream.machine.disk import checked_root
+from coldstream.model.names import checked_name, split_revision
 from coldstream.model.uri import Uri
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import CacheLayout, Say, ServeRequest
+from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
 from coldstream.places.tree import snapshot_of
 from coldstream.progress import Progress
 from coldstream.settings import Settings
-from coldstream.telemetry.timeline.recorder import LogFacts
 from coldstream.tune.connection_curve import saved_curve
 
+# Every vLLM needs the key that it demands of its clients. In a container at AWS, Run:ai's streamer may get the bucket's
+# keys by the other one.
+KEPT_CREDENTIALS = ("VLLM_API_KEY",)
+_KEPT_BY_RUNAI = (*KEPT_CREDENTIALS, "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+# By default vLLM aborts its requests at once. Kubernetes kills 30 s after SIGTERM, and vLLM needs some seconds to exit.
+_DRAIN_SECONDS = 15
+# Run:ai's default of a second is too short for a bucket behind the internet.
+_RUNAI_TIMEOUT_MS = 30_000
+_RUNAI_CONCURRENCY = 16
 # With these flags vLLM exits by itself, or serves without an API.
 _WITHOUT_API = frozenset({"-h", "--help", "-v", "--version", "--headless"})
 _SHARDED = re.compile(r".*-tp(\d+)")
@@ -48,14 +55,12 @@ class VllmEngine:
     """The vLLM that runs one request."""
 
     name = "vLLM"
+    read_line = staticmethod(vllm_log.read_line)
+    failure_log = FailureReason
+    caches_base = staticmethod(vllm_caches.caches_base)
 
     def __init__(self, request: ServeRequest) -> None:
-        """Finds the program and parses the flags.
-
-        Raises:
-            NotFoundError: vLLM is not installed.
-            UsageError: vLLM's configuration file cannot be read.
-        """
+        """Finds the program and parses the flags. Raises what `find_program` and `Flags` raise."""
         self._request = request
         self._flags = Flags(request.arguments)
         self._program = find_program(request.program)
@@ -66,7 +71,7 @@ class VllmEngine:
         self.is_headless = "--headless" in self._flags
         self.has_api = not _WITHOUT_API & self._flags.values.keys()
         self.api_name = self._flags.value("--served-model-name") or request.served_name
-        self.caches: CacheLayout = VllmCaches(gpu=self.uses_gpus, version=self.version or "")
+        self.caches: CacheLayout = vllm_caches.VllmCaches(gpu=self.uses_gpus, version=self.version or "")
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         return self._program.warnings(environ)
@@ -78,12 +83,6 @@ class VllmEngine:
     def endpoint(self, environ: Mapping[str, str]) -> VllmEndpoint:
         return endpoint_of(self._flags, environ)
 
-    def read_line(self, line: str) -> LogFacts:
-        return log_marks.read_line(line)
-
-    def failure_log(self) -> FailureReason:
-        return FailureReason()
-
     def load_options(self, settings: Settings) -> Options:
         """`--model-loader-extra-config` for vLLM's own load format has the same effect as our flags."""
         options, text = self._request.options, self._flags.value("--model-loader-extra-config")
@@ -94,53 +93,85 @@ class VllmEngine:
             # `coldstream tune --measure` measured it.
             return replace(options, connections=curve.connections)
         try:
-            document = json.loads(text)
-            config = parse_loader_config(document)
+            config = checked_loader_config(json.loads(text))
         except ValueError as exc:
             raise UsageError(f"--model-loader-extra-config: {exc}") from exc
-        if config.uri is not None and str(Uri(config.uri)) != str(self._request.uri):
-            uris = f"the uri {Uri(config.uri)}, but the model to serve is {self._request.uri}"
+        uri = Uri(config.get("uri", self._request.uri.full))
+        if str(uri) != str(self._request.uri):
+            uris = f"the uri {uri}, but the model to serve is {self._request.uri}"
             raise UsageError(f"--model-loader-extra-config has {uris}")
-        return replace(options, **config.options(document))
+        return replace(options, **load_options(config))
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         self._check_servable(folder)
-        launcher, name = self._program.launcher, self._request.served_name
-        made = command.streamed(launcher, str(folder), name, self._flags, service=service)
-        if "VLLM_RPC_BASE_PATH" in os.environ:
-            return made
-        # Otherwise vLLM's own sockets are in /tmp, and stay there when it is killed.
-        return made.with_environment({"VLLM_RPC_BASE_PATH": socket_folder})
+        environment = {VARIABLE: service}
+        if "VLLM_RPC_BASE_PATH" not in os.environ:
+            # Otherwise vLLM's own sockets are in /tmp, and stay there when it is killed.
+            environment["VLLM_RPC_BASE_PATH"] = socket_folder
+        ours = {"--load-format": "coldstream"}
+        return self._command(str(folder), ours, launcher=self._program.launcher, environment=environment)
 
     def own_command(self, settings: Settings, say: Say) -> Command:
-        request, path, name = self._request, self._program.path, self._request.served_name
+        request = self._request
         if request.loader == "default":
             folder = self._downloaded(settings, say)
             self._check_servable(Path(folder))
-            return command.plain(path, folder, name, self._flags)
-        chosen, default = request.options.connections, Options().connections
-        limits: dict[str, Any] = {
-            "concurrency": None if chosen == default else chosen,
-            "memory_limit": request.options.memory,
-        }
-        uri = self._run_ai_uri(settings)
-        ranks = None
+            return self._command(folder, {})
+        # Run:ai's streamer on the same bucket.
+        uri, ranks = self._run_ai_uri(settings), None
         if request.loader == "runai-sharded":
             match = _SHARDED.fullmatch(uri)
             ranks = int(match[1]) if match else self._flags.number("--tensor-parallel-size")
             uri = uri if match else f"{uri}-tp{ranks}"
-        return command.runai(path, uri, name, self._flags, settings, ranks=ranks, **limits)
+        is_default = request.options.connections == Options().connections
+        limits = {"concurrency": _RUNAI_CONCURRENCY if is_default else request.options.connections}
+        if request.options.memory is not None:
+            limits["memory_limit"] = request.options.memory
+        environment = _bucket_environment(settings) if uri.startswith("s3://") else {}
+        if ranks is None:
+            ours = {"--load-format": "runai_streamer", "--model-loader-extra-config": json.dumps(limits)}
+        else:
+            # Each rank reads its own file of a checkpoint that `coldstream shard` made.
+            parallel = self._flags.value("--tensor-parallel-size")
+            if parallel not in {None, str(ranks)}:
+                raise UsageError(
+                    f"{request.served_name} was sharded for {ranks} ranks, but --tensor-parallel-size is {parallel}",
+                    hint=f"run: coldstream shard MODEL --tp {parallel}",
+                )
+            ours = {"--load-format": "runai_streamer_sharded", "--tensor-parallel-size": str(ranks)}
+            # This format accepts no numbers in --model-loader-extra-config.
+            environment = {f"RUNAI_STREAMER_{key.upper()}": str(value) for key, value in limits.items()} | environment
+        return self._command(uri, ours, environment=environment, keep=_KEPT_BY_RUNAI)
 
-    def caches_base(self, settings: Settings, environ: Mapping[str, str]) -> Path:
-        return caches_base(settings, environ)
+    def _command(
+        self,
+        model: str,
+        ours: Mapping[str, str],
+        *,
+        launcher: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        keep: tuple[str, ...] = KEPT_CREDENTIALS,
+    ) -> Command:
+        flags = self._flags
+        needed, chosen = ours.get("--load-format"), flags.value("--load-format")
+        if needed and chosen not in {None, needed}:
+            raise UsageError(
+                f"this loader needs --load-format {needed}, but --load-format {chosen} was given to vLLM",
+                hint="choose with --loader: coldstream, runai, runai-sharded or default",
+            )
+        name = self._request.served_name
+        every = {**ours, "--served-model-name": name, "--shutdown-timeout": str(_DRAIN_SECONDS)}
+        added = [part for flag, value in every.items() if flag not in flags for part in (flag, value)]
+        arguments = (*(launcher or [self._program.path]), "serve", model, *added, *flags.arguments)
+        return Command(arguments=arguments, environment=environment or {}, keep=keep)
 
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         if not self._program.packages:
             raise ConfigError(f"the packages that {self._program.path} uses are unknown")
-        return key_parts(self._program, self._flags, environ)
+        return vllm_caches.key_parts(self._program, self._flags, environ)
 
     def _check_servable(self, folder: Path) -> None:
-        """Finds now what vLLM would find after half a minute: a model without a configuration, such as an adapter."""
+        """Rejects what would fail vLLM after half a minute: a model without a configuration, such as an adapter."""
         if "--hf-config-path" in self._flags or any((folder / file).is_file() for file in CONFIGURATIONS):
             return
         name = self._request.served_name
@@ -171,7 +202,6 @@ class VllmEngine:
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
     def _downloaded(self, settings: Settings, say: Say) -> str:
-        """A folder with the weights, for vLLM's own loader."""
         from coldstream.mirror.download import download
         from coldstream.mirror.stored_files import stored_bytes
         from coldstream.places.opening import open_store
@@ -209,9 +239,27 @@ class _DownloadProgress(Progress):
         self._write(text)
 
 
-def caches_base(settings: Settings, environ: Mapping[str, str]) -> Path:
-    """The folder with the caches of all starts on this node: below vLLM's own cache root when the user chose one."""
-    chosen = environ.get("VLLM_CACHE_ROOT")
-    if chosen:
-        return private_root(expanded(chosen).absolute()) / "coldstream/bundles"
-    return cache_of(settings).root / "bundles"
+def _bucket_environment(settings: Settings) -> dict[str, str]:
+    """What Run:ai's streamer needs to reach the bucket, R2 included."""
+    environment = {}
+    # At AWS itself, keys may come from the instance.
+    if endpoint := settings.endpoint():
+        environment = {
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": endpoint,
+            "RUNAI_STREAMER_S3_ENDPOINT": endpoint,
+            "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+            "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS": str(_RUNAI_TIMEOUT_MS),
+        }
+    if region := settings.region:
+        environment["AWS_REGION"] = region
+    if bundle := settings.get("AWS_CA_BUNDLE"):
+        environment["AWS_CA_BUNDLE"] = bundle
+    if keys := settings.keys():
+        access_key, secret_key, session_token = keys
+        environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+        if session_token:
+            environment["AWS_SESSION_TOKEN"] = session_token
+    elif settings.is_r2:
+        raise ConfigError("no keys for the bucket are configured", hint="run: coldstream setup --write-env")
+    return environment

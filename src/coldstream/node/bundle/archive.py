@@ -82,9 +82,7 @@ def sha256_of(file: BinaryIO) -> tuple[str, int]:
 def unpack(file: BinaryIO, into: Path, *, files: int, size: int) -> None:
     """Unpacks an archive of exactly `files` files with `size` bytes in all into an empty folder of this user.
 
-    Raises:
-        IntegrityError: It holds anything else. Some of it may have been unpacked then.
-        OSError: The disk fails.
+    Raises IntegrityError if it holds anything else; some of it may have been unpacked then.
     """
     files_left, size_left = files, size
     try:

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import BinaryIO
 
 from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, NotFoundError
-from coldstream.node.bundle.archive import sha256_of
-from coldstream.node.bundle.bundle_key import Key
+from coldstream.machine.disk import disk_errors
+from coldstream.machine.parallel import in_parallel
+from coldstream.node.bundle.archive import pack, sha256_of
 from coldstream.node.bundle.bundle_pointer import (
     POINTER_BYTES_MAX,
+    Key,
     Pointer,
+    StoredReads,
     decode,
     decode_unverified,
     encode,
     is_signed,
 )
+from coldstream.node.bundle.local_bundles import LocalBundle
+from coldstream.package import __version__
 from coldstream.places.place import ObjectInfo, Store, UploadPart
 from coldstream.units import MIB
 
@@ -46,23 +52,11 @@ _KEPT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredPointer:
-    """A verified pointer in the store, with the etag of its object."""
-
-    pointer: Pointer
-    etag: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleEntry:
-    """A bundle, for people.
+    """A bundle of the model `name` for people, which fits a start with `key`.
 
-    Attributes:
-        name: The model's.
-        key: Of the start that it fits.
-        state: "signed" with this key; "unverified" without a key to check it; "foreign": signed with another key;
-            "unreadable".
-        pointer: None when unreadable. Not to be trusted unless "signed".
+    `state` is "signed" with this secret, "unverified" without a secret, "foreign" (signed with another one) or
+    "unreadable". `pointer` is None when unreadable, and not to be trusted unless "signed".
     """
 
     name: str
@@ -80,12 +74,8 @@ class BundleStore:
     def __repr__(self) -> str:
         return f"BundleStore({self.store.uri}/{ROOT}/{self.name})"
 
-    def find(self, key: str, secret: bytes) -> StoredPointer | None:
-        """The bundle of a key.
-
-        Raises:
-            IntegrityError: It cannot be trusted: not signed with this key, or put there in place of another.
-        """
+    def find(self, key: str, secret: bytes) -> tuple[Pointer, str] | None:
+        """The pointer of a key, with its etag. Raises IntegrityError if it cannot be trusted."""
         try:
             data, info = self.store.get(self._key(key + _POINTER), bytes_max=POINTER_BYTES_MAX)
         except NotFoundError:
@@ -93,7 +83,7 @@ class BundleStore:
         pointer = decode(data, secret)
         if pointer.key != key:
             raise IntegrityError(f"it is the bundle of another start, {pointer.key[:12]}")
-        return StoredPointer(pointer=pointer, etag=info.etag)
+        return pointer, info.etag
 
     def nearest(self, key: Key, secret: bytes) -> tuple[int, Pointer] | None:
         """The bundle whose key differs from this one in the fewest parts, and the number of bundles compared.
@@ -108,8 +98,7 @@ class BundleStore:
                 return decode(self.store.get(info.key, bytes_max=POINTER_BYTES_MAX)[0], secret)
             return None
 
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            pointers = [pointer for pointer in pool.map(read, newest) if pointer is not None]
+        pointers = [pointer for pointer in in_parallel(read, newest, threads=_CONNECTIONS) if pointer is not None]
         best = min(pointers, key=lambda pointer: len(key.differences(pointer.parts)), default=None)
         return None if best is None else (len(pointers), best)
 
@@ -121,12 +110,7 @@ class BundleStore:
             return None
 
     def fetch(self, pointer: Pointer, out: BinaryIO) -> None:
-        """Fetches and verifies an archive into an empty file, which is left at its start.
-
-        Raises:
-            NotFoundError: It is gone.
-            IntegrityError: It is not the one that the pointer names.
-        """
+        """Fetches an archive into an empty file, which is left at its start. Raises IntegrityError if it differs."""
         size, descriptor = pointer.archive.size, out.fileno()
         os.ftruncate(descriptor, size)
         key = self._contents(pointer)[0]
@@ -136,9 +120,7 @@ class BundleStore:
             self.store.read_into(key, start, memoryview(buffer))
             os.pwrite(descriptor, buffer, start)
 
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            for _ in pool.map(fetch_range, range(0, size, _RANGE_BYTES)):
-                pass
+        in_parallel(fetch_range, range(0, size, _RANGE_BYTES), threads=_CONNECTIONS)
         out.seek(0)
         if sha256_of(out) != (pointer.archive.sha256, size):
             raise IntegrityError("the archive is not the one that was signed")
@@ -154,21 +136,46 @@ class BundleStore:
         return data
 
     def publish(
-        self, pointer: Pointer, archive: BinaryIO, reads: bytes | None, secret: bytes, *, replaces: str | None
-    ) -> None:
-        """Stores a bundle. `replaces` is the etag of the pointer that was there, or None when there was none.
+        self,
+        local: LocalBundle,
+        secret: bytes,
+        *,
+        paths: Sequence[str] | None = None,
+        reads: bytes | None = None,
+        ready_seconds: float = 0.0,
+        replaces: str | None,
+    ) -> Pointer:
+        """Packs caches of this machine and stores them as a bundle.
 
-        Raises:
-            ConflictError: Another node published at the same time; nothing of this bundle is left.
-            CredentialsError: These keys may not write.
+        Args:
+            paths: Which of their files; None for all that belong in a bundle.
+            reads: The record of what a start with them read, or None.
+            ready_seconds: Duration of a start that had to build them; 0 when unknown.
+            replaces: The etag of the current pointer, or None. If another node has written one since, ConflictError is
+                raised, and nothing of this bundle is left.
         """
-        ours = self._contents(pointer)
-        self._put_archive(ours[0], archive, pointer.archive.size)
+        # The engine answers by now, and has priority.
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with disk_errors(local.base), tempfile.TemporaryFile(dir=local.base) as file:
+            files = local.tree() if paths is None else paths
+            pointer = Pointer(
+                format=1,
+                key=local.key.digest,
+                parts=dict(local.key.parts),
+                archive=pack(str(local.root), files, file, check=self.store.retry.check),
+                reads=StoredReads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
+                created=datetime.now(timezone.utc),
+                tool=f"coldstream {__version__}",
+                ready_seconds=ready_seconds,
+            )
+            ours = self._contents(pointer)
+            self._put_archive(ours[0], file, pointer.archive.size)
         if reads:
             self.store.put(ours[1], reads)
-        key = self._key(pointer.key + _POINTER)
         try:
-            self.store.put(key, encode(pointer, secret), if_match=replaces, if_absent=replaces is None)
+            key, data = self._key(pointer.key + _POINTER), encode(pointer, secret)
+            self.store.put(key, data, if_match=replaces, if_absent=replaces is None)
         except ConflictError:
             # Theirs may name the same content.
             with suppress(ColdstreamError):
@@ -176,6 +183,7 @@ class BundleStore:
             raise
         with suppress(ColdstreamError):
             self._sweep(_KEPT)
+        return pointer
 
     def entries(self, secret: bytes | None) -> list[BundleEntry]:
         """All bundles of the model, by key."""

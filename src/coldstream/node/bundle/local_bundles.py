@@ -14,7 +14,7 @@ from pathlib import Path
 
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_locked, read_bounded, try_lock, unlock
-from coldstream.node.bundle.bundle_key import Key
+from coldstream.node.bundle.bundle_pointer import Key
 from coldstream.node.inference_engine import CacheLayout
 
 # Of the digest, in paths: the paths inside caches are long enough.

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import Any
 
 from coldstream.errors import CancelledError, ColdstreamError, ConflictError, IntegrityError
 from coldstream.machine.disk import disk_errors
-from coldstream.node.bundle.archive import pack, unpack
-from coldstream.node.bundle.bundle_pointer import Pointer, StoredReads
-from coldstream.node.bundle.bundle_store import BundleStore, StoredPointer
+from coldstream.node.bundle.archive import unpack
+from coldstream.node.bundle.bundle_pointer import Pointer
+from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle, Tree
-from coldstream.package import __version__
 
 # A restore may take as long as the start that it saves took, and at least this long.
 _RESTORE_SECONDS_MIN = 20.0
@@ -35,15 +31,11 @@ class WarmState:
     Attributes:
         state: "restored" from the store; "local": they were on this machine; "none": no bundle fits, or it did not
             arrive; "refused": the one in the store is not trusted; "off".
-        key: The key's digest; None when off.
-        detail: Why, for people, or "".
-        bytes: Size of the fetched archive.
-        seconds: Duration of the restore.
-        built: Number of files that the engine built all the same; None until it answers.
-        compiled: How many of them come from a compiler.
-        published: "published"; "kept": nothing new; "no: " and the reason; None until it is known.
-        published_bytes: Size of the published archive.
-        unpublished: The reason in `published`, or "".
+        detail: The reason for `state`, for people, or "".
+        bytes: Size of the fetched archive. `seconds`: duration of the restore.
+        built: Number of files that the engine built all the same, of which `compiled` come from a compiler; None until
+            it answers.
+        published: "published"; "kept": nothing new; "no: " and the reason, `unpublished`; None until it is known.
     """
 
     state: str
@@ -61,9 +53,7 @@ class WarmState:
 class WarmStart:
     """The caches of one start: `restore`, then `environment` for the engine, then `publish`; `close` in any case.
 
-    Attributes:
-        state: What happened to them.
-        reads: The record for read-ahead that came with the bundle, or None.
+    `state` is what happened to them, `reads` the record for read-ahead that came with the bundle, or None.
     """
 
     def __init__(self, local: LocalBundle, store: BundleStore, *, secret: bytes, mode: str) -> None:
@@ -72,7 +62,7 @@ class WarmStart:
         self.reads: bytes | None = None
         self._local, self._store, self._secret = local, store, secret
         self._mode, self._can_read, self._can_publish = mode, mode in {"auto", "read"}, mode in {"auto", "write"}
-        self._stored: StoredPointer | None = None
+        self._stored: tuple[Pointer, str] | None = None
         self._before: Tree = {}
         self._ready_seconds: float | None = None
         self._publishing = threading.Lock()
@@ -106,7 +96,7 @@ class WarmStart:
         self._stored = self._store.find(self._local.key.digest, self._secret) if self._can_read else None
         if self._stored is None:
             return
-        pointer = self._stored.pointer
+        pointer = self._stored[0]
         with suppress(ColdstreamError):
             self.reads = self._store.fetch_reads(pointer)
         # Caches left by a start that never answered may be anything, and are replaced; caches in use stay.
@@ -137,7 +127,7 @@ class WarmStart:
     def explain_miss(self) -> str | None:
         """How the nearest bundle was built, when none fits this start; None when that is unknown.
 
-        It lists the bucket, so it is for when the engine runs. Keys that cannot list the bucket learn nothing.
+        Lists the bucket, so call it while the engine starts. Keys that may not list the bucket get None.
         """
         if self.state.state != "none" or self.state.detail or not self._can_read:
             return None
@@ -157,8 +147,7 @@ class WarmStart:
     def publish(self, *, ready_seconds: float, reads: Callable[[], bytes | None], over: threading.Event) -> None:
         """Publishes the caches if the start, which took `ready_seconds`, built anything new.
 
-        `reads` records what the start read; it is called only when something is published. `over` is set when the
-        engine exits.
+        Calls `reads` for the record of what the start read, if anything is published. `over`: the engine has exited.
         """
         with self._publishing:
             self._ready_seconds = ready_seconds
@@ -199,21 +188,14 @@ class WarmStart:
 
     def _publish(self, now: Tree, reads: bytes | None, ready_seconds: float) -> None:
         self.reads, digest = reads, self._local.key.digest
-        replaces = self._stored.etag if self._stored else self._store.etag(digest)
-        pointer = publish(
-            self._store,
-            self._local,
-            self._secret,
-            paths=list(now),
-            reads=reads,
-            ready_seconds=ready_seconds,
-            replaces=replaces,
+        replaces = self._stored[1] if self._stored else self._store.etag(digest)
+        pointer = self._store.publish(
+            self._local, self._secret, paths=list(now), reads=reads, ready_seconds=ready_seconds, replaces=replaces
         )
-        self._note(published_bytes=pointer.archive.size)
         self._before = now
         if etag := self._store.etag(digest):
-            self._stored = StoredPointer(pointer=pointer, etag=etag)
-        self._note(published="published", unpublished="")
+            self._stored = pointer, etag
+        self._note(published="published", published_bytes=pointer.archive.size, unpublished="")
 
     def _settled(self, over: threading.Event) -> Tree:
         """The files, once no more are added."""
@@ -236,46 +218,3 @@ class WarmStart:
 
     def _note(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
-
-
-def publish(
-    store: BundleStore,
-    local: LocalBundle,
-    secret: bytes,
-    *,
-    paths: Sequence[str] | None = None,
-    reads: bytes | None = None,
-    ready_seconds: float = 0.0,
-    replaces: str | None,
-) -> Pointer:
-    """Packs caches of this machine and stores them as a bundle.
-
-    Args:
-        paths: Which of their files; None for all that belong in a bundle.
-        reads: The record of what a start with them read, or None.
-        ready_seconds: Duration of a start that had to build them; 0 when unknown.
-        replaces: The etag of the current pointer; None when there is none.
-
-    Raises:
-        ConflictError: Another node published first.
-        DiskError: There is no room for the archive.
-        What the store's calls raise.
-    """
-    # The engine answers by now, and has priority.
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    with disk_errors(local.base), tempfile.TemporaryFile(dir=local.base) as file:
-        files = local.tree() if paths is None else paths
-        archive = pack(str(local.root), files, file, check=store.store.retry.check)
-        pointer = Pointer(
-            format=1,
-            key=local.key.digest,
-            parts=dict(local.key.parts),
-            archive=archive,
-            reads=StoredReads(sha256=hashlib.sha256(reads).hexdigest(), size=len(reads)) if reads else None,
-            created=datetime.now(timezone.utc),
-            tool=f"coldstream {__version__}",
-            ready_seconds=ready_seconds,
-        )
-        store.publish(pointer, file, reads, secret, replaces=replaces)
-    return pointer

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from coldstream.errors import IntegrityError
 from coldstream.machine import hardware
+from coldstream.machine.parallel import in_parallel
 from coldstream.node.readahead.read_record import File, ReadRecord, decode
 
 # Each thread waits for one entry, inode or block at a time; on a disk 10 ms away, 32 took half as long as 8.
@@ -56,40 +56,19 @@ def prefetch(reads: ReadRecord, *, memory_bytes: int | None = None, stop: thread
         if file.read_bytes <= memory_bytes:
             memory_bytes -= file.read_bytes
             chosen.append(file)
-    queue = _PrefetchQueue(iter(chosen), stop or threading.Event())
-    helpers = [threading.Thread(target=queue.run, name="coldstream-ahead", daemon=True) for _ in range(_THREADS - 1)]
-    for helper in helpers:
-        helper.start()
-    queue.run()
-    for helper in helpers:
-        helper.join()
-    left_out = len(reads.files) - queue.files - queue.changed
-    return Prefetched(files=queue.files, bytes=queue.bytes, changed=queue.changed, left_out=left_out)
 
+    def attempt(file: File) -> bool | None:
+        if stop is not None and stop.is_set():
+            return None
+        with suppress(OSError, ValueError):
+            return _prefetch_file(file)
+        return False
 
-class _PrefetchQueue:
-    """Threads take one file after another from it."""
-
-    def __init__(self, files: Iterator[File], stop: threading.Event) -> None:
-        self._files, self._stop = files, stop
-        self._lock = threading.Lock()
-        self.files = self.bytes = self.changed = 0
-
-    def run(self) -> None:
-        while not self._stop.is_set():
-            with self._lock:
-                file = next(self._files, None)
-            if file is None:
-                return
-            is_same = False
-            with suppress(OSError, ValueError):
-                is_same = _prefetch_file(file)
-            with self._lock:
-                if is_same:
-                    self.files += 1
-                    self.bytes += file.read_bytes
-                else:
-                    self.changed += 1
+    outcomes = in_parallel(attempt, chosen, threads=_THREADS)
+    same = [file for file, is_same in zip(chosen, outcomes, strict=True) if is_same]
+    changed = outcomes.count(False)
+    left_out = len(reads.files) - len(same) - changed
+    return Prefetched(files=len(same), bytes=sum(file.read_bytes for file in same), changed=changed, left_out=left_out)
 
 
 def _prefetch_file(file: File) -> bool:
@@ -113,29 +92,15 @@ def _prefetch_file(file: File) -> bool:
     return True
 
 
-class ReadAhead:
-    """Prefetches the files of a record in a thread of its own. `result` is None until it is done."""
+def start_read_ahead(data: bytes | None) -> threading.Event:
+    """Prefetches the files of an encoded record from a thread, until the returned event is set.
 
-    def __init__(self, reads: ReadRecord) -> None:
-        self._reads, self._stop = reads, threading.Event()
-        self.result: Prefetched | None = None
-        threading.Thread(target=self._run, name="coldstream-ahead", daemon=True).start()
-
-    def __repr__(self) -> str:
-        return f"ReadAhead({len(self._reads.files)} files, {self.result or 'not done'})"
-
-    def stop(self) -> None:
-        """Ends it early, without waiting for reads that the kernel has queued. Idempotent."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        self.result = prefetch(self._reads, stop=self._stop)
-
-
-def start_read_ahead(data: bytes | None) -> ReadAhead:
-    """Prefetches the files of an encoded record; none when it is missing or invalid."""
-    reads = ReadRecord(prefixes=(), files=())
-    if data is not None:
-        with suppress(IntegrityError):
-            reads = decode(data)
-    return ReadAhead(reads)
+    Does nothing without a record, or with an invalid one.
+    """
+    stop = threading.Event()
+    with suppress(IntegrityError):
+        if data is not None:
+            threading.Thread(
+                target=prefetch, args=(decode(data),), kwargs={"stop": stop}, name="coldstream-ahead", daemon=True
+            ).start()
+    return stop

@@ -2,12 +2,9 @@
 
 Libraries: of every file that a process has mapped, the pages that it has touched. The kernel also maps those around a
 touched page, when it has them (16 pages, or its whole folio since Linux 6.18), so a range is somewhat longer than what
-was needed. Modules: their files are closed after reading and only the processes know them; they report them, and the
-files are recorded whole. Two more kinds are known to be read: what `importlib.metadata` looks into, of every package,
-and the sources of all models of transformers, whose names it collects.
-
-Only files below folders that hold programs are recorded: Python's, its environments', the system's libraries; not the
-model, caches or temporary files.
+was needed. Modules: the processes report them, and their files are recorded whole. Two more kinds are known to be read:
+what `importlib.metadata` looks into, of every package, and the sources of all models of transformers, whose names it
+collects. Only files below folders that hold programs are recorded: not the model, caches or temporary files.
 
 `/proc/PID/maps` names the files that a process has mapped; `/proc/PID/pagemap` has eight bytes for each page, of which
 the highest bit says whether the page is there (kernel docs, admin-guide/mm/pagemap). A page of a private mapping that
@@ -71,10 +68,9 @@ class Mapping:
 
 
 def record(pids: Sequence[int], modules: Iterable[str]) -> ReadRecord:
-    """What some processes of this user have read so far; empty, without an error, if nothing can be read.
+    """What some processes of this user have read so far, except those that have exited.
 
-    `modules` are the files of their Python modules, in the order of their import, as `module_reads` reports them. Skips
-    processes that have exited.
+    `modules` are the files of their Python modules, in the order of their import, as `module_reads` reports them.
     """
     imported = _with_others(_existing(modules))
     mapped: dict[str, list[Range] | None] = {}
@@ -156,36 +152,20 @@ def _with_others(imported: Sequence[str]) -> list[str]:
 
 
 def _look(pid: int, mapped: dict[str, list[Range] | None]) -> None:
-    """Adds what a process has mapped; None instead of ranges where it cannot be told which of it was read."""
+    """Adds what a process has mapped; None instead of ranges if it is unknown which of it was read."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
+    regions: list[Mapping] = []
     try:
-        regions = list(mappings(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")))
-    except OSError:
-        return
-    try:
-        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        regions += mappings(Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape"))
+        with open(f"/proc/{pid}/pagemap", "rb") as pagemap:
+            for mapping in regions:
+                ranges = mapped.setdefault(mapping.path, [])
+                if ranges is not None:
+                    pagemap.seek(mapping.start // page_bytes * _ENTRY_BYTES)
+                    entries = pagemap.read((mapping.stop - mapping.start) // page_bytes * _ENTRY_BYTES)
+                    ranges.extend(present(entries, offset=mapping.offset, page_bytes=page_bytes))
     except OSError:
         mapped.update(dict.fromkeys(mapping.path for mapping in regions))
-        return
-    try:
-        for mapping in regions:
-            ranges = mapped.setdefault(mapping.path, [])
-            if ranges is None:
-                continue
-            first, count = mapping.start // page_bytes, (mapping.stop - mapping.start) // page_bytes
-            entries = _read_at(pagemap, first * _ENTRY_BYTES, count * _ENTRY_BYTES)
-            ranges.extend(present(entries, offset=mapping.offset, page_bytes=page_bytes))
-    finally:
-        os.close(pagemap)
-
-
-def _read_at(descriptor: int, offset: int, size: int) -> bytes:
-    pieces = []
-    with suppress(OSError):
-        while size > 0 and (piece := os.pread(descriptor, min(size, 1 << 20), offset)):
-            pieces.append(piece)
-            offset, size = offset + len(piece), size - len(piece)
-    return b"".join(pieces)
 
 
 def _size(path: str) -> int | None:

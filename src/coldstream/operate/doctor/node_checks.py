@@ -13,8 +13,7 @@ from pathlib import Path
 from coldstream.cache.cache import cache_of
 from coldstream.engine.arena import connections_within, descriptors_for
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.memory_budget import memory_shortage
-from coldstream.engines.vllm.program import version_warning
+from coldstream.engines.vllm.program import memory_shortage, version_warning
 from coldstream.errors import NotFoundError
 from coldstream.fleet.sky import INSTALL, TESTED, find_sky
 from coldstream.loading.options import CONNECTIONS_MAX

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from coldstream.engines.vllm import endpoint as module
-from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of, requests
+from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags
 
 TOKEN = json.dumps({"choices": [{"text": " flows"}]}).encode()
@@ -26,11 +26,13 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         status: Of every answer.
         body: Of an answer to POST.
+        metrics: Of an answer to a GET of them.
         seen: Each request: method, path, headers, body.
         let_go: Set when a hanging request may end; None when none hangs.
     """
 
     daemon_threads = True
+    metrics = b"a_metric 1\n"
 
     def __init__(self, status: int, body: bytes, *, hangs: bool) -> None:
         self.status, self.body = status, body
@@ -43,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self._answer(b"ok" if self.path == "/health" else b"a_metric 1\n")
+        self._answer(b"ok" if self.path == "/health" else self.server.metrics)
 
     def do_POST(self) -> None:
         self._answer(self.server.body)
@@ -218,6 +220,7 @@ def test_the_requests_that_vllm_is_working_on() -> None:
     metrics = (
         """vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_waiting{engine="0"} 1.0\nvllm:other 7.0\n"""
     )
-    assert requests(metrics) == 3
-    assert requests("") == 0
-    assert requests("vllm:num_requests_running 1e+01") == 10
+    for body, count in ((metrics, 3), ("", 0), ("vllm:num_requests_running 1e+01", 10)):
+        with serving() as server:
+            server.metrics = body.encode()
+            assert at(server).requests() == count

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.flags import Flags
+from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
 from coldstream.errors import UsageError
+from coldstream.loading.options import Options
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,30 @@ def test_the_configuration_file_is_read_once(tmp_path: Path) -> None:
     assert flags.value("--port") == "9001"
     assert "--port" in flags
     assert "--host" not in flags
+
+
+def test_the_options_arrive() -> None:
+    config = {"uri": "s3://b/m", "concurrency": 32, "memory_limit": 5 << 30, "verify": False}
+    assert checked_loader_config(config) == config
+    options = Options(**load_options(config))
+    assert (options.connections, options.memory, options.verify, options.cache) == (32, 5 << 30, False, True)
+    assert Options(**load_options(checked_loader_config({}))) == Options()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"urI": "x"}, "unknown key 'urI'; known: uri, concurrency"),
+        ({"uri": 1}, "uri must be"),
+        ({"uri": ""}, "uri must be"),
+        ({"concurrency": 0}, "concurrency must be a whole number from 1 on, not 0"),
+        ({"concurrency": True}, "concurrency must be"),
+        ({"memory_limit": "5GB"}, "memory_limit must be"),
+        ({"verify": "yes"}, "verify must be true or false"),
+        ([], "must be a JSON object"),
+    ],
+)
+def test_what_is_wrong_is_named(given: object, said: str) -> None:
+    with pytest.raises(ValueError, match="coldstream") as caught:
+        checked_loader_config(given)
+    assert said in str(caught.value)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.cache_key import key_parts, relevant_flags
 from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program
-from coldstream.node.bundle.bundle_key import Key
+from coldstream.engines.vllm.vllm_caches import key_parts
+from coldstream.node.bundle.bundle_pointer import Key
 
 
 def key(**changes: Any) -> Key:
@@ -125,9 +125,6 @@ def test_flags_are_read_as_vllm_reads_them() -> None:
         "-1",
         "--enforce-eager",
     )
-    assert relevant_flags(Flags(given)) == {
-        "--tensor-parallel-size": "2",
-        "--dtype": "bfloat16",
-        "--cudagraph-capture-sizes": "1 2 4",
-        "--enforce-eager": "",
-    }
+    parts = key_parts(Program(path="/bin/vllm", version=None, compiled=True), Flags(given), {})
+    assert parts["tensor-parallel"] == "2"
+    assert parts["arguments"] == "--cudagraph-capture-sizes=1 2 4 --dtype=bfloat16 --enforce-eager"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.cache_folders import VllmCaches
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.errors import DiskError
-from coldstream.node.bundle.bundle_key import Key
+from coldstream.node.bundle.bundle_pointer import Key
 from coldstream.node.bundle.local_bundles import LocalBundle, local_bundles_of
 
 KEY = Key(parts={"model": "m", "vllm": "0.32.0"})

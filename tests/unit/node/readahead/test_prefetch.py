@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.node.readahead import prefetch as asking_module
-from coldstream.node.readahead.prefetch import Prefetched, ReadAhead, prefetch
+from coldstream.node.readahead.prefetch import Prefetched, prefetch, start_read_ahead
 from coldstream.node.readahead.read_record import File, ReadRecord
 
 _PAGE = mmap.PAGESIZE
@@ -97,15 +97,28 @@ def test_without_posix_fadvise_nothing_is_asked_for(tmp_path: Path, monkeypatch:
     assert prefetch(_reads(File(path=f"{tmp_path}/a", size=1))) == Prefetched(files=0, bytes=0, changed=0, left_out=1)
 
 
-def test_it_runs_beside(tmp_path: Path) -> None:
+def test_it_runs_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    ahead = ReadAhead(_reads(File(path=f"{tmp_path}/a", size=1)))
-    assert "not done" in repr(ahead)
-    ahead.stop()
-    ahead = ReadAhead(_reads(File(path=f"{tmp_path}/a", size=1)))
+    reads = _reads(File(path=f"{tmp_path}/a", size=1))
+    may_begin, results = threading.Event(), []
+
+    def waiting(reads: ReadRecord, *, stop: threading.Event) -> None:
+        may_begin.wait(20)
+        results.append(prefetch(reads, stop=stop))
+
+    monkeypatch.setattr(asking_module, "prefetch", waiting)
+    start_read_ahead(reads.encode())
+    start_read_ahead(reads.encode()).set()
+    assert results == []
+    may_begin.set()
     until = time.monotonic() + 20
-    while ahead.result is None:
+    while len(results) < 2:
         assert time.monotonic() < until
         time.sleep(0.001)
-    assert ahead.result.files == 1
-    ahead.stop()
+    assert sorted(result.files for result in results) == [0, 1]
+
+
+def test_without_a_record_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Thread", lambda **_: pytest.fail("a thread was started"))
+    for data in (None, b"rubbish"):
+        assert not start_read_ahead(data).is_set()

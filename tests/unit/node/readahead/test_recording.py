@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import mmap
 import os
 import subprocess
@@ -131,14 +132,14 @@ def test_pages_that_a_process_touched_are_recorded(
         assert session(process.pid) == [process.pid]
         monkeypatch.setattr(recording, "_GAP_BYTES", 1)
         if not pagemap:
-            opened = os.open
+            opened = open
 
-            def refusing(path: str, *rest: int) -> int:
-                if path.endswith("/pagemap"):
+            def refusing(path: str, *rest: str) -> object:
+                if str(path).endswith("/pagemap"):
                     raise PermissionError(path)
                 return opened(path, *rest)
 
-            monkeypatch.setattr(os, "open", refusing)
+            monkeypatch.setattr(builtins, "open", refusing)
         reads = record([process.pid, 1 << 30], [str(environment / "one/plain.py")])
         monkeypatch.undo()
         process.communicate()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_log import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.start_record import Machine, Timeline
 from tests.unit.telemetry.timeline.logs import COMPILED_ON_CPU

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_log import read_line
 from coldstream.errors import IntegrityError
 from coldstream.telemetry.timeline.phases import PHASE_KINDS, phases_of
 from coldstream.telemetry.timeline.recorder import Exit, Recorder

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_log import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from tests.unit.telemetry.timeline import logs
 from tests.unit.telemetry.timeline.starts import finished, recorded

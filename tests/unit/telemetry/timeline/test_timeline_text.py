@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coldstream.engines.vllm.log_marks import read_line
+from coldstream.engines.vllm.vllm_log import read_line
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.timeline_text import COLUMNS_MAX, bar, rows_text, side_by_side, summary_text
 from tests.unit.telemetry.timeline import logs

@@ -3,8 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coldstream.engines.vllm.cache_folders import VllmCaches
-from coldstream.node.bundle.bundle_key import Key
+from coldstream.engines.vllm.vllm_caches import VllmCaches
+from coldstream.node.bundle.bundle_pointer import Key
 from coldstream.node.bundle.local_bundles import LocalBundle
 
 
