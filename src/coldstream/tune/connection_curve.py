@@ -143,11 +143,10 @@ def _rate(uri: str, options: Options, seconds: float, bytes_max: int | None) -> 
     options = replace(options, on_progress=lambda done, _total: seen.append((time.monotonic(), done)))
     entered = time.monotonic()
     with Load(uri, options) as loading:
-        began: float | None = None
+        began = 0.0
         for _ in loading:
-            if began is None:
-                # Start of the processes and the manifest's read are not the bucket's throughput.
-                began = time.monotonic()
+            # Start of the processes and the manifest's read are not the bucket's throughput.
+            began = began or time.monotonic()
             if time.monotonic() - began > seconds or (bytes_max is not None and seen and seen[-1][1] > bytes_max):
                 break
     rate = steady(seen)

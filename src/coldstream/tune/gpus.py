@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from coldstream.errors import UsageError
 from coldstream.machine.hardware import InstalledGpu
-from coldstream.units import GIB
 
 _COUNT_MAX = 64
 # Bytes per second to one GPU over 16 lanes, by PCI Express generation: about 80 % of the nominal bandwidth.
@@ -26,10 +25,6 @@ class GpuModel:
     capability: tuple[int, int]
     pcie: int
     lanes: int = 16
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.memory_gib * GIB
 
     @property
     def copy_bytes_per_second(self) -> float:

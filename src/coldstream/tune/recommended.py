@@ -78,7 +78,7 @@ def fit(model: Model, gpus: Gpus, *, utilization: float, context: int | None = N
     # vLLM accepts only tensor-parallel sizes that divide the number of attention heads.
     parallel = max(count for count in range(1, gpus.count + 1) if model.heads is None or model.heads % count == 0)
     weights = -(-model.bytes // parallel)
-    usable = int(gpus.gpu.memory_bytes * utilization) - _RESERVE_BYTES
+    usable = int(gpus.gpu.memory_gib * GIB * utilization) - _RESERVE_BYTES
     room = usable - weights
     tokens = None
     if model.kv_bytes is not None:

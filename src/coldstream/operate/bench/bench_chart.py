@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from coldstream.operate.bench.contestant import NAMES
 from coldstream.operate.bench.result import (
     LOAD_COLUMNS,
     OK,
@@ -23,16 +24,9 @@ from coldstream.units import format_bytes, plural
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {
-    "coldstream": "#2f6db3",
-    "coldstream-warm": "#7aa8db",
-    "runai": "#e0a458",
-    "runai-tuned": "#c9752d",
-    "vllm-default": "#7d8794",
-    "boto3": "#a9b1bb",
-    "s3fs": "#c0b3d3",
-    "obstore": "#a7c4a0",
-}
+# In the order of `NAMES`; related loaders have related colours.
+_PALETTE = ("#2f6db3", "#7aa8db", "#e0a458", "#c9752d", "#7d8794", "#a9b1bb", "#c0b3d3", "#a7c4a0")
+_COLOURS = dict(zip(NAMES, _PALETTE, strict=True))
 _FLOOR = "#b8446a"
 
 

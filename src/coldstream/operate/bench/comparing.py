@@ -86,9 +86,7 @@ def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResul
     rows = [*load_rows, *start_rows]
     if not any(row.runs for row in rows):
         raise RunFailed("every loader failed: " + "; ".join(f"{row.label}: {row.failure}" for row in rows))
-    versions = {"coldstream": __version__, "Python": platform.python_version()}
-    for row in rows:
-        versions |= row.contestant.versions
+    versions = {name: version for row in rows for name, version in row.contestant.versions.items()}
     return BenchResult(
         plan=plan,
         loads=load_rows,
@@ -97,7 +95,7 @@ def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResul
         floors=comparison.floors,
         dropped=comparison.dropped,
         machine=describe_machine(),
-        versions=versions,
+        versions={"coldstream": __version__, "Python": platform.python_version(), **versions},
         began=began.isoformat(timespec="seconds"),
     )
 
@@ -168,7 +166,7 @@ class _Comparison:
 
 
 def _find_vllm(plan: BenchPlan) -> Program | None:
-    """VLLM of a named environment, else the one that `coldstream serve` would find, if it is installed."""
+    """The vLLM of a named environment, else the one that `coldstream serve` would find, if it is installed."""
     beside = [str(Path(path).absolute().with_name("vllm")) for path in plan.interpreters]
     for path in (*filter(os.path.isfile, beside), None):
         with suppress(NotFoundError):

@@ -69,10 +69,9 @@ class Timelines:
     def find(self, which: str | None) -> Timeline:
         """A timeline by its name, the beginning of its name, or the path of a file; the newest one for None."""
         if which is None:
-            newest = next(self.all(), None)
-            if newest is None:
-                raise NotFoundError(f"no start is recorded in {self.folder}", hint="each coldstream serve records one")
-            return newest
+            for newest in self.all():
+                return newest
+            raise NotFoundError(f"no start is recorded in {self.folder}", hint="each coldstream serve records one")
         if is_path(which) or "/" in which or which.endswith(".json"):
             return read(expanded(which))
         runs = self.runs()
