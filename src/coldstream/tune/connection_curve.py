@@ -176,6 +176,7 @@ def save_curve(curve: Curve, settings: Settings) -> Path:
     with disk_errors(path):
         make_folders(path.parent)
         record = {"format": 2, "store": settings.store_uri(), "measured": time.time(), "curve": asdict(curve)}
+        record["connections"] = curve.connections
         write_atomically(path, json.dumps(record).encode(), staging=path.parent)
     return path
 
