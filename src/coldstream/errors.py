@@ -93,11 +93,9 @@ class NotFoundError(ColdstreamError, FileNotFoundError):
 
 
 class BucketNotFoundError(ColdstreamError, FileNotFoundError):
-    """The bucket does not exist, or these credentials may not see it. Permanent.
+    """The bucket does not exist, or these credentials may not see it. Permanent."""
 
-    Not a NotFoundError: that one means a readable bucket without the object, and often has a remedy.
-    """
-
+    # Not a NotFoundError: that one means a readable bucket without the object, and often has a remedy.
     exit_code = 10
 
 

@@ -111,15 +111,22 @@ def control_groups(controller: str) -> Iterator[Path]:
         for _, controllers, place in (line.split(":", 2) for line in _lines("cgroup"))
         for name in controllers.split(",")
     }
-    mounts = list(_mounts(controller))
+    mounts = []
+    for line in _lines("mountinfo"):
+        place, _, rest = line.partition(" - ")
+        kind, options = rest.split()[0], rest.split()[-1].split(",")
+        # Octal escapes stand for spaces.
+        root, folder = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in place.split()[3:5])
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options):
+            mounts.append(("" if kind == "cgroup2" else controller, PurePosixPath(root), Path(folder)))
     if not mounts:
         # Without /proc, assume the top, where the process is in a container.
         yield from (_MOUNT, _MOUNT / controller)
-    for root, folder, hierarchy in mounts:
-        place = PurePosixPath(places.get(hierarchy, "/"))
+    for hierarchy, mounted, top in sorted(mounts, key=lambda mount: mount[0]):
+        own = PurePosixPath(places.get(hierarchy, "/"))
         # A process that was moved into a container may be outside of its mount; then only the top is visible.
-        inner = place.relative_to(root) if place.is_relative_to(root) and ".." not in place.parts else PurePosixPath()
-        yield from (folder / level for level in (inner, *inner.parents))
+        inner = own.relative_to(mounted) if own.is_relative_to(mounted) and ".." not in own.parts else PurePosixPath()
+        yield from (top / level for level in (inner, *inner.parents))
 
 
 def read_limit(path: Path) -> int | None:
@@ -130,18 +137,6 @@ def read_limit(path: Path) -> int | None:
         return None
     # In version 1, "no limit" is the largest number of whole pages.
     return int(text) if text.isdigit() and int(text) < 1 << 60 else None
-
-
-def _mounts(controller: str) -> Iterator[tuple[PurePosixPath, Path, str]]:
-    """(mounted part of the tree, mount point, controller or "" for version 2) of each, version 2 first."""
-    mounts = []
-    for line in _lines("mountinfo"):
-        place, _, rest = line.partition(" - ")
-        kind, options = rest.split()[0], rest.split()[-1].split(",")
-        root, folder = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in place.split()[3:5])
-        if kind == "cgroup2" or (kind == "cgroup" and controller in options):
-            mounts.append((PurePosixPath(root), Path(folder), "" if kind == "cgroup2" else controller))
-    yield from sorted(mounts, key=lambda mount: mount[2])
 
 
 def _lines(name: str) -> list[str]:
