@@ -80,14 +80,13 @@ class Deployment:
     Attributes:
         advice: The recommendation for the machine, as far as the machine is known.
         domain: The CDN that weights are read through; None reads from the bucket only.
-        version: The version of coldstream to install.
     """
 
     options: DeployOptions
     advice: Advice
     bucket: Bucket
     domain: Domain | None
-    version: str
+    version: str = __version__
 
     @property
     def model(self) -> str:
@@ -219,7 +218,6 @@ def deploy(
     *,
     domain: Domain | None = None,
     network: NetworkPath,
-    version: str = __version__,
 ) -> Deployment:
     """Raises UsageError if the model does not fit, or the options contradict each other or the target."""
     options.check()
@@ -230,7 +228,7 @@ def deploy(
         gpus = smallest(model, fit.gpus, utilization=fit.utilization)
         hint = f"what fits: --gpus {gpus}" if gpus else "choose GPUs with more memory, or a quantised model"
         raise UsageError(f"{model.name} does not fit: {fit.fault}", hint=hint)
-    return Deployment(options=options, advice=advice, bucket=bucket, domain=domain, version=version)
+    return Deployment(options=options, advice=advice, bucket=bucket, domain=domain)
 
 
 def _rounded(number: float, step: int) -> int:
@@ -253,7 +251,7 @@ def render(deployment: Deployment) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  # this is YAML: see the filters
     )
-    environment.filters |= {"quoted": _quoted, "shell": shlex.quote, "words": _words, "compose": _compose}
+    environment.filters |= {"quoted": _quoted, "shell": shlex.quote, "words": _words}
     template = environment.get_template(f"{deployment.options.target}.yaml.j2")
     return template.render(d=deployment, options=deployment.options)
 
@@ -264,11 +262,6 @@ def _quoted(text: str | int) -> str:
         f"\\{char}" if char in '"\\' else char if " " <= char <= "~" else f"\\U{ord(char):08x}" for char in str(text)
     )
     return f'"{"".join(characters)}"'
-
-
-def _compose(text: str) -> str:
-    """Text in which Compose substitutes no variables."""
-    return text.replace("$", "$$")
 
 
 def _words(arguments: tuple[str, ...], indent: int) -> str:

@@ -114,12 +114,9 @@ class Steps:
         """
         submitted = self.began.get("submitted", ended)
         served = min(start.ready_seconds, ready - submitted) if start is not None else 0.0
-        names = (
-            ["controller"]
-            if kind == "service"
-            else [name for name in ("ask", "provision", "files") if name in self.began]
-        )
-        marks = [*((name, 0.0 if name == "controller" else self.began[name]) for name in names), ("setup", submitted)]
+        # The controller's steps for a replica are not visible from here.
+        began = {"controller": 0.0} if kind == "service" else self.began
+        marks = [*((name, at) for name, at in began.items() if name != "submitted"), ("setup", submitted)]
         stops = [at for _, at in marks[1:]] + [ready - served]
         phases = [
             LaunchPhase(name=name, seconds=max(0.0, stop - at), note=STEP_TEXTS[name])
@@ -129,7 +126,6 @@ class Steps:
             note = "setup and start, on the node"
             return [*phases[:-1], LaunchPhase(name="start", seconds=phases[-1].seconds, note=note)]
         if kind == "service":
-            # The controller's steps for a replica are not visible from here.
             phases[1] = LaunchPhase(name="replica", seconds=phases[1].seconds, note="machine, files and setup")
         spans = sorted((*start.phases, *start.spans), key=lambda span: (span.start, span.stop))
         inside = [LaunchPhase(name=span.name, seconds=span.seconds, note=span.note, of_start=True) for span in spans]

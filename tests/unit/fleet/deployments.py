@@ -38,7 +38,7 @@ def deployment(
         more.setdefault("command", "python ask.py --out results/")
     options = DeployOptions(target=target, gpus=parse_gpus(gpus), replicas=parse_replicas(replicas), **more)
     network = NetworkPath(cloud=options.cloud)
-    return deploy(replace(model, name=name), options, bucket, domain=domain, network=network, version="0.1.0")
+    return replace(deploy(replace(model, name=name), options, bucket, domain=domain, network=network), version="0.1.0")
 
 
 # Name of the golden file to what it is made of.
