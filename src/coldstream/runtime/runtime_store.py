@@ -1,0 +1,174 @@
+"""Publishes, lists, verifies and removes runtimes in the store.
+
+    .coldstream/runtimes/<digest>/image          chunks of it are read by nodes
+    .coldstream/runtimes/<digest>/unpacker
+    .coldstream/runtimes/<digest>/manifest.json  written last, deleted first
+
+An interrupted publication leaves an image without a manifest, which `remove` finds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
+from coldstream.places.place import Store, UploadPart
+from coldstream.runtime.runtime_manifest import MANIFEST_BYTES_MAX, RuntimeManifest, decode_manifest, encode_manifest
+
+ROOT = ".coldstream/runtimes"
+CONNECTIONS = 16
+_DIGEST_DIGITS_MIN = 4
+_PART_BYTES = 16 << 20
+# A larger image has larger parts: S3 has at most 10,000.
+_PARTS_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A runtime in a store.
+
+    Attributes:
+        digest: The SHA-256 of its manifest.
+        state: "ready"; "incomplete" without a manifest; "damaged" where the manifest is not what was published, or an
+            object is missing or of another size.
+        manifest: None unless it is ready.
+        bytes: In the store.
+        published: When.
+    """
+
+    digest: str
+    state: str
+    manifest: RuntimeManifest | None
+    bytes: int
+    published: datetime
+
+
+def publish(
+    store: Store, manifest: RuntimeManifest, image: Path, unpacker: bytes, *, on_sent: Callable[[int], None]
+) -> bool:
+    """Stores a runtime; returns whether it was not there yet.
+
+    Args:
+        store: Where.
+        manifest: What it is.
+        image: Its file.
+        unpacker: Its tar.
+        on_sent: Called with byte counts of the image as they leave.
+    """
+    folder = f"{ROOT}/{manifest.digest}"
+    if _sizes(store, manifest.digest).get(f"{folder}/manifest.json") is not None:
+        return False
+    _put_image(store, f"{folder}/image", image, on_sent)
+    store.put(f"{folder}/unpacker", unpacker)
+    store.put(f"{folder}/manifest.json", encode_manifest(manifest))
+    return True
+
+
+def runtimes(store: Store) -> list[Runtime]:
+    """All runtimes of a store, the newest first."""
+    folders: dict[str, dict[str, int]] = {}
+    times: dict[str, datetime] = {}
+    for info in store.list(f"{ROOT}/"):
+        digest, _, _ = info.key.removeprefix(f"{ROOT}/").partition("/")
+        folders.setdefault(digest, {})[info.key] = info.size
+        times[digest] = max(times.get(digest, info.modified), info.modified)
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        entries = pool.map(lambda item: _runtime(store, *item, times[item[0]]), folders.items())
+    return sorted(entries, key=lambda runtime: runtime.published, reverse=True)
+
+
+def choose(entries: list[Runtime], name: str) -> Runtime:
+    """The runtime whose digest begins with `name`, with or without `sha256:`.
+
+    Raises:
+        NotFoundError: There is none.
+        UsageError: There are several, or the name is too short.
+    """
+    digits = name.removeprefix("sha256:")
+    if len(digits) < _DIGEST_DIGITS_MIN:
+        raise UsageError(f"{name!r} is too short for a digest", hint="run: coldstream runtime list")
+    chosen = [entry for entry in entries if entry.digest.startswith(digits)]
+    if not chosen:
+        raise NotFoundError(f"no runtime {name} in the bucket", hint="run: coldstream runtime list")
+    if len(chosen) > 1:
+        raise UsageError(f"{len(chosen)} runtimes begin with {name}", hint="use more of its digits")
+    return chosen[0]
+
+
+def verify(store: Store, runtime: Runtime, *, on_read: Callable[[int], None]) -> None:
+    """Reads all of a runtime and compares the hashes.
+
+    Raises:
+        IntegrityError: Bytes differ from what was published.
+    """
+    manifest = runtime.manifest
+    if manifest is None:
+        raise IntegrityError(f"the runtime {runtime.digest[:12]} is {runtime.state}", hint="publish it again")
+    image, folder = manifest.image, f"{ROOT}/{runtime.digest}"
+
+    def check(index: int) -> int | None:
+        start = index * image.chunk_bytes
+        buffer = bytearray(min(image.chunk_bytes, image.size - start))
+        store.read_into(f"{folder}/image", start, memoryview(buffer), on_read=on_read)
+        return None if hashlib.sha256(buffer).hexdigest() == image.chunks[index] else index
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        damaged = [index for index in pool.map(check, range(len(image.chunks))) if index is not None]
+    unpacker, _ = store.get(f"{folder}/unpacker", bytes_max=manifest.unpacker.size)
+    if damaged or hashlib.sha256(unpacker).hexdigest() != manifest.unpacker.sha256:
+        what = f"{len(damaged)} of {len(image.chunks)} chunks of its image" if damaged else "its unpacker"
+        raise IntegrityError(
+            f"the runtime {runtime.digest[:12]} is damaged: {what} differ from what was published",
+            hint=f"run: coldstream runtime remove {runtime.digest[:12]}, and publish it again",
+        )
+
+
+def remove(store: Store, runtime: Runtime) -> None:
+    """Deletes a runtime, the manifest first, and unfinished uploads of it."""
+    folder = f"{ROOT}/{runtime.digest}/"
+    store.delete([f"{folder}manifest.json"])
+    for upload in store.uploads(folder):
+        store.abort_upload(upload.key, upload.upload_id)
+    store.delete([info.key for info in store.list(folder)])
+
+
+def _runtime(store: Store, digest: str, sizes: dict[str, int], published: datetime) -> Runtime:
+    state, manifest, folder = "incomplete", None, f"{ROOT}/{digest}"
+    if f"{folder}/manifest.json" in sizes:
+        state = "damaged"
+        with suppress(IntegrityError, NotFoundError):
+            data, _ = store.get(f"{folder}/manifest.json", bytes_max=MANIFEST_BYTES_MAX)
+            manifest = decode_manifest(data, digest)
+            needed = {f"{folder}/image": manifest.image.size, f"{folder}/unpacker": manifest.unpacker.size}
+            state = "ready" if needed.items() <= sizes.items() else "damaged"
+    return Runtime(digest=digest, state=state, manifest=manifest, bytes=sum(sizes.values()), published=published)
+
+
+def _sizes(store: Store, digest: str) -> dict[str, int]:
+    return {info.key: info.size for info in store.list(f"{ROOT}/{digest}/")}
+
+
+def _put_image(store: Store, key: str, path: Path, on_sent: Callable[[int], None]) -> None:
+    upload = store.create_upload(key)
+    try:
+        with path.open("rb") as file, ThreadPoolExecutor(CONNECTIONS) as pool:
+            size = os.fstat(file.fileno()).st_size
+            part_bytes = max(_PART_BYTES, -(-size // _PARTS_MAX))
+
+            def put(number: int) -> UploadPart:
+                body = os.pread(file.fileno(), part_bytes, (number - 1) * part_bytes)
+                return UploadPart(number, len(body), store.put_part(key, upload, number, body, on_sent=on_sent))
+
+            parts = list(pool.map(put, range(1, -(-size // part_bytes) + 1)))
+        store.complete_upload(key, upload, parts)
+    except BaseException:
+        with store.retry.shielded(), suppress(ColdstreamError):
+            store.abort_upload(key, upload)
+        raise
