@@ -38,6 +38,7 @@ SECTIONS = {
         "tune": "Recommend settings for a model on a GPU; predict the load time.",
         "bundle": "List, publish and remove warm-start bundles (compile caches).",
         "shard": "Create and upload a checkpoint with one shard per rank.",
+        "runtime": "Publish Python, vLLM and coldstream to the bucket, for bare nodes.",
         "timeline": "Show where start-up time went, for one start or several.",
     },
     "Deploy": {

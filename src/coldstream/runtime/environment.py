@@ -144,12 +144,19 @@ def relocate(environment: Environment, out: Path) -> None:
     compile_all = ("-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", copied)
     subprocess.run([environment.python, *compile_all], capture_output=True, check=False, env=_clean_environ())
     _add_system_libraries(out)
+    # Times that depend on when this ran would change the image.
+    for parent, _, names in os.walk(out):
+        os.utime(parent, (0, 0))
+        for name in names:
+            path = Path(parent, name)
+            if (path.suffix == ".pyc" and path.stat().st_nlink == 1) or path.parent == out / "bin":
+                os.utime(path, (0, 0), follow_symlinks=False)
 
 
 def platform_of(environment: Environment, out: Path) -> Platform:
     """What a relocated environment contains, and what it needs of a node."""
     torch = out / environment.site / "torch/version.py"
-    match = re.search(r"^cuda.*= '([\d.]+)'", torch.read_text(), re.M) if torch.is_file() else None
+    match = re.search(r"^cuda.*= '([\d.]+)'", torch.read_text(), re.MULTILINE) if torch.is_file() else None
     return Platform(
         machine=environment.facts["machine"],
         glibc=_glibc(out),
@@ -174,7 +181,7 @@ def libraries_of(files: Iterable[Path], searched: Path | None = None) -> dict[st
     libraries = {}
     for start in range(0, len(names), 500):
         done = subprocess.run(["ldd", *names[start : start + 500]], capture_output=True, check=False, env=environ)
-        for name, path in re.findall(rb"^\t(\S+) => (/\S+) \(", done.stdout, re.M):
+        for name, path in re.findall(rb"^\t(\S+) => (/\S+) \(", done.stdout, re.MULTILINE):
             if not _OF_THE_NODE.fullmatch(os.fsdecode(name)):
                 libraries[os.fsdecode(name)] = Path(os.fsdecode(path))
     return libraries
@@ -195,8 +202,10 @@ def _replace_link_to_sources(environment: Environment, site: Path) -> None:
     """Copies coldstream itself where it is installed as a link to its sources."""
     if "coldstream" not in _links_to_sources([site]):
         return
-    command = [environment.python, "-c", "import coldstream; print(coldstream.__path__[0])"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_clean_environ())
+    source = "import coldstream; print(coldstream.__path__[0])"
+    done = subprocess.run(
+        [environment.python, "-c", source], capture_output=True, text=True, check=True, env=_clean_environ()
+    )
     for path in [*site.glob("__editable__*coldstream*"), *site.glob("_coldstream.pth")]:
         path.unlink()
     _copy_tree(Path(done.stdout.strip()), site / "coldstream", skipped=("__pycache__",))
@@ -210,11 +219,15 @@ def _copy_scripts(scripts: Path, out: Path) -> None:
         if _SKIPPED_SCRIPTS.match(path.name) or not path.is_file() or (out / path.name).exists():
             continue
         with path.open("rb") as file:
-            first = file.readline(4096)
-            rest = file.read() if re.match(rb"#!.*python", first) or first == b"#!/bin/sh\n" else b""
-        if rest.startswith(b"'''exec'"):
+            first, rest = file.readline(4096), b""
+            if first.startswith(b"#!"):
+                rest = file.read()
+        # pip and uv begin scripts of environments with long paths like `_SCRIPT_START`.
+        is_shell_start = first == b"#!/bin/sh\n" and rest.startswith(b"'''exec'")
+        is_python = is_shell_start or re.match(rb"#!.*python", first) is not None
+        if is_shell_start:
             rest = rest.partition(b"' '''\n")[2]
-        if re.match(rb"#!.*python", first) or b"'''exec'" in _SCRIPT_START and rest and first == b"#!/bin/sh\n":
+        if is_python:
             _write_program(out / path.name, rest)
         else:
             _link(path, out / path.name)

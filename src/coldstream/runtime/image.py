@@ -37,7 +37,9 @@ def pack(folder: Path, path: Path) -> Image:
     files, unpacked = _count(folder)
     with ThreadPoolExecutor() as pool, path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        chunks = pool.map(lambda start: _sha256(os.pread(file.fileno(), CHUNK_BYTES, start)), range(0, size, CHUNK_BYTES))
+        chunks = pool.map(
+            lambda start: _sha256(os.pread(file.fileno(), CHUNK_BYTES, start)), range(0, size, CHUNK_BYTES)
+        )
         return Image(size=size, unpacked=unpacked, files=files, chunk_bytes=CHUNK_BYTES, chunks=list(chunks))
 
 

@@ -80,7 +80,7 @@ def runtimes(store: Store) -> list[Runtime]:
         folders.setdefault(digest, {})[info.key] = info.size
         times[digest] = max(times.get(digest, info.modified), info.modified)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        entries = pool.map(lambda item: _runtime(store, *item, times[item[0]]), folders.items())
+        entries = pool.map(lambda digest: _runtime(store, digest, folders[digest], times[digest]), folders)
     return sorted(entries, key=lambda runtime: runtime.published, reverse=True)
 
 
