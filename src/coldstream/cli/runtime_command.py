@@ -13,11 +13,10 @@ from typing import Any
 import click
 import msgspec
 
-from coldstream.cli.groups import FILE, Group
 from coldstream.cli.live import progress_for
 from coldstream.cli.output import echo, table_text
 from coldstream.cli.session import State, confirm, writing
-from coldstream.cli.shared_options import dry_run_option, yes_option
+from coldstream.cli.verbs import FILE, Group, dry_run_option, yes_option
 from coldstream.engines.vllm.program import find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine.atomic_file import write_output

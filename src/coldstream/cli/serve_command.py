@@ -28,6 +28,8 @@ from coldstream.model.uri import Uri
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.node.serve_preparation import prepared_start
+from coldstream.telemetry.timeline.bootstrap_record import bootstrap_record
+from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.start_record import format_ready_line
 from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
@@ -106,6 +108,13 @@ def command(
             # A spot machine may be preempted before the end.
             measured.write()
 
+        bootstrap = bootstrap_record()
+
+        def on_recorder(recorder: Recorder) -> None:
+            if bootstrap is not None:
+                bootstrap.apply(recorder)
+            status.follow(recorder)
+
         code = serve(
             request,
             settings,
@@ -116,8 +125,8 @@ def command(
             stderr=live.above(sys.stderr),
             explain=state.explain,
             meter=measured.meter,
-            began=process_began(),
-            on_recorder=status.follow,
+            began=process_began() if bootstrap is None else bootstrap.monotonic_began,
+            on_recorder=on_recorder,
         )
     raise SystemExit(code)
 

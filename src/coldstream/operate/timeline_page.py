@@ -20,6 +20,7 @@ RUNS_MAX = 12
 
 # The three imports are one family, as is what the engine does when it has its weights.
 _COLOURS = {
+    "runtime": "#a3917c",
     "command": "#b4bac4",
     "download": "#3fb8a8",
     "resolve": "#8a94a3",
@@ -44,6 +45,9 @@ _COLOURS = {
     "connect": "#9fd3cc",
     "stream": "#2a9d8f",
     "bundle": "#b08d57",
+    "runtime fetch": "#7a6a5a",
+    "runtime mount": "#a3917c",
+    "runtime unpack": "#a3917c",
 }
 _WAITED = "#d1495b"
 # Distance between the bars of two runs; bars are half a unit high.

@@ -44,6 +44,8 @@ class PhaseKind:
 
 
 PHASE_KINDS = (
+    PhaseKind("fetched", "runtime fetch", "runtime", "download the runtime to a bare node", always=False),
+    PhaseKind("provided", "runtime", "runtime", "mount or unpack it", always=False),
     PhaseKind("commanded", "command", "command", "start Python, import coldstream", always=False),
     PhaseKind("downloaded", "download", "download", "download the weights before vLLM starts", always=False),
     PhaseKind("spawned", "resolve", "resolve", "find the model, start the stream"),
@@ -63,7 +65,7 @@ PHASE_KINDS = (
     PhaseKind("ready", "API ready", "API", "until the health check answers"),
     PhaseKind("first token", "first token", "first token", "requested once vLLM answers", always=False),
 )
-SPANS = ("manifest", "connect", "stream", "bundle")
+SPANS = ("manifest", "connect", "stream", "bundle", "runtime fetch", "runtime mount", "runtime unpack")
 # If none of these marks came, all of the engine's work is between weights and warm-up.
 _INSIDE = ("loaded", "compiling", "compiled", "profiled", "sized", "captured")
 _ENGINE_INIT = PhaseKind("initialised", "engine init", "warm-up", "measure memory, allocate caches, first runs")
