@@ -62,16 +62,16 @@ def publish(state: State, source: Path | None, dry_run: bool) -> None:
     The environment needs vLLM and coldstream; it stays as it is. Needs squashfs-tools and twice the environment's size
     in TMPDIR. An environment that is in the bucket already is not sent again.
     """
-    found = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
+    installed = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
     with tempfile.TemporaryDirectory(prefix="coldstream-runtime-") as folder:
         out, path = Path(folder, "root"), Path(folder, "image")
         out.mkdir()
-        state.say(f"packing {found.python.parent.parent}")
-        environment.relocate(found, out)
+        state.say(f"packing {installed.python.parent.parent}")
+        environment.relocate(installed, out)
         unpacker = image.unpacker()
         manifest = RuntimeManifest(
             format=1,
-            platform=environment.platform_of(found, out),
+            platform=environment.platform_of(installed, out),
             image=image.pack(out, path),
             unpacker=Unpacker(size=len(unpacker), sha256=hashlib.sha256(unpacker).hexdigest()),
         )

@@ -5,7 +5,7 @@
 
 DIGEST is the SHA-256 of the runtime's manifest in the bucket; `coldstream runtime publish` prints it. The manifest has
 the SHA-256 of the unpacker and of every chunk of the image. So nothing runs here that the author of the command did not
-choose, whoever else can write to the bucket. The image is downloaded, mounted (by root) or unpacked, and executed in
+choose, even if others can write to the bucket. The image is downloaded, mounted (by root) or unpacked, and executed in
 this process's place. It stays for the next start.
 """
 
@@ -58,7 +58,7 @@ def numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-class Bucket:
+class BucketClient:
     """Signed, verified GETs from the store that coldstream's own settings name. One connection for each thread."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Bucket:
             time.sleep(min(5, 0.2 + (time.monotonic() - begin) / 4))
 
 
-def download(bucket: Bucket, name: str, image: dict[str, Any], path: str) -> str:
+def download(bucket: BucketClient, name: str, image: dict[str, Any], path: str) -> str:
     """Brings an image over many connections; what an interrupted start has brought is kept. Returns what limited it."""
     is_resumed, size, seconds = os.path.exists(path), image["chunk_bytes"], {"link": 0.0, "disk": 0.0}
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -185,9 +185,9 @@ def download(bucket: Bucket, name: str, image: dict[str, Any], path: str) -> str
 def check_platform(needs: dict[str, str]) -> None:
     driver = first(r" (\d+\.[\d.]+) ", content("/proc/driver/nvidia/version"), "none")
     libc = os.confstr("CS_GNU_LIBC_VERSION") or "none"
-    for what, here in (("machine", os.uname().machine), ("glibc", libc), ("driver", driver)):
-        if here != needs[what] if what == "machine" else numbers(here) < numbers(needs[what] or ""):
-            raise StartError(2, f"the runtime needs {what} {needs[what]}, and this machine has {here}")
+    for what, present in (("machine", os.uname().machine), ("glibc", libc), ("driver", driver)):
+        if present != needs[what] if what == "machine" else numbers(present) < numbers(needs[what] or ""):
+            raise StartError(2, f"the runtime needs {what} {needs[what]}, and this machine has {present}")
 
 
 def places() -> Iterator[tuple[str, str | None]]:
@@ -226,7 +226,7 @@ def choose(digest: str, image: dict[str, Any], *, is_mounted: bool) -> str:
     raise StartError(1, f"the runtime needs {need >> 20} MiB: {'; '.join(faults)} (COLDSTREAM_RUNTIME_DIR chooses)")
 
 
-def unpack(bucket: Bucket, digest: str, sha256: str, folder: str) -> None:
+def unpack(bucket: BucketClient, digest: str, sha256: str, folder: str) -> None:
     """With the unpacker that was published with the image, which needs nothing of this system."""
     tool, tree, image = (os.path.join(folder, name) for name in ("unpacker", "tree", "image"))
     with tarfile.open(fileobj=io.BytesIO(bucket.fetch(f"{digest}/unpacker", sha256))) as archive:
@@ -244,7 +244,7 @@ def provide(digest: str, folders: list[str], phases: list[list[Any]]) -> str:
         mounted, tree = os.path.join(folder, digest, "mount"), os.path.join(folder, digest, "tree")
         if os.path.ismount(mounted) or os.path.isdir(tree):
             return tree if os.path.isdir(tree) else mounted
-    bucket, began = Bucket(), time.time()
+    bucket, began = BucketClient(), time.time()
     manifest = json.loads(bucket.fetch(f"{digest}/manifest.json", digest))
     check_platform(manifest["platform"])
     capabilities = int(first(r"CapEff:\s*(\w+)", content("/proc/self/status"), "0"), 16)

@@ -74,7 +74,7 @@ def inspect(root: Path) -> Environment:
         root: The environment's folder, or any interpreter in it.
 
     Raises:
-        NotFoundError: It is no Python environment, or has no vLLM or no coldstream.
+        NotFoundError: It is not a Python environment, or has no vLLM or no coldstream.
         UsageError: Another package than coldstream is installed as a link to its sources.
     """
     python = root if root.is_file() else root / "bin/python3"
@@ -260,12 +260,12 @@ def _binaries(folder: Path) -> Iterator[Path]:
 
 def _glibc(out: Path) -> str:
     """The oldest version of the C library with every symbol that the files name; not above this machine's."""
-    here = int((os.confstr("CS_GNU_LIBC_VERSION") or "glibc 2.17").rpartition(".")[2])
+    own = int((os.confstr("CS_GNU_LIBC_VERSION") or "glibc 2.17").rpartition(".")[2])
     newest = 17
     for path in _binaries(out):
         for match in re.finditer(rb"\0GLIBC_2\.(\d+)\0", path.read_bytes()):
             newest = max(newest, int(match[1]))
-    return f"2.{min(newest, here)}"
+    return f"2.{min(newest, own)}"
 
 
 def _copy_tree(source: Path, target: Path, *, skipped: tuple[str, ...] = ()) -> None:
