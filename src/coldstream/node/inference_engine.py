@@ -27,15 +27,11 @@ class ServeRequest:
     """What to serve, and how.
 
     Attributes:
-        arguments: For the engine.
         loader: How the engine gets the weights; "coldstream" streams them, with `options`.
         fallback: "hf" to stream from the Hub when the bucket fails at the start, or None.
         program: The engine's program; None for the one beside this Python, or on the PATH.
         bundle: "auto" to restore and publish a warm-start bundle, "read" or "write" for one of both, or "off".
-        environment: More variables for the engine.
         pass_env: Names of credentials to pass to the engine, which gets none by default.
-        first_token: Whether to request one token, to time the first one.
-        spot_notice: Whether to poll the cloud for a spot interruption.
     """
 
     uri: Uri
@@ -139,14 +135,10 @@ class InferenceEngine(Protocol):
     """An engine for one request.
 
     Attributes:
-        name: For messages.
-        version: None when unknown.
-        uses_gpus: Whether it runs on this machine's GPUs.
         streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
         ranks: How many of its processes will read the weights on this node.
         has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
         is_headless: Whether it serves without an API of its own.
-        api_name: The model's name in the API.
     """
 
     name: str

@@ -58,11 +58,9 @@ class LoadService:
     """Serves loads of one model to this user's processes, from threads of this process. Context manager.
 
     Attributes:
-        address: For `VARIABLE`.
         folder: A private folder for sockets, removed with the service, however it ends.
         loads: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
         of_start: The loads of the start, in order: one for each engine of this node.
-        failures: The errors of loads that could not begin, in order.
         before_drop: Called before loads whose readers are gone leave `loads`, so that they can be counted.
     """
 

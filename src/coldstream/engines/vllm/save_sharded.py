@@ -3,10 +3,9 @@
     python -m coldstream.engines.vllm.save_sharded OUT -- FOLDER --tensor-parallel-size 4 [any engine flag of vLLM]
 
 The load format writes, in each rank, the parameters that the rank holds, fused and split as vLLM has them, as Run:ai's
-sharded loader reads them: they fit the same version of vLLM, the same kind of device, the same quantisation and the
-same number of ranks. It writes between loading and vLLM's own preparation of the weights for its kernels. vLLM's
-`save_sharded_state` comes after that: on a CPU with AVX-512 the linear layers are then in a format of oneDNN, and no
-longer in the model; and what it has written is prepared a second time where it is loaded.
+sharded loader reads them: they fit the same version of vLLM, kind of device, quantisation and number of ranks. It
+writes before vLLM prepares the weights for its kernels. vLLM's `save_sharded_state` writes afterwards: on a CPU with
+AVX-512 the linear layers are then in a format of oneDNN, and the weights are prepared again where they are loaded.
 """
 
 from __future__ import annotations
