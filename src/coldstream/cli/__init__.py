@@ -79,7 +79,7 @@ class _Verbs(Group):
             return None
         module = "stored_models" if cmd_name in _STORED_MODELS else f"{cmd_name}_command"
         imported = importlib.import_module(f"coldstream.cli.{module}")
-        command = getattr(imported, f"{cmd_name}_command" if cmd_name in _STORED_MODELS else "command")
+        command = getattr(imported, "command", None) or getattr(imported, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
 

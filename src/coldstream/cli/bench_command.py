@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from coldstream.cli.live import bar_text, live_lines
 from coldstream.cli.output import coloured, table_text
-from coldstream.cli.session import State, check_chart_files
+from coldstream.cli.session import State
 from coldstream.cli.verbs import SIZE, Verb, chart_options, count
 from coldstream.errors import PartialError, UsageError
 from coldstream.operate.bench.bench_chart import chart_title, html, panels
@@ -76,8 +75,6 @@ def command(
     everything: bool,
     device: str,
     starts: bool,
-    html_file: Path | None,
-    png_file: Path | None,
     **plan: Any,
 ) -> None:
     """Compare coldstream with other loaders on this machine.
@@ -100,15 +97,13 @@ def command(
         raise UsageError("bench only runs on Linux: it reads /proc")
     named = [*OPTIONAL] if everything else [name.strip() for name in (more or "").split(",") if name.strip()]
     loaders = select_loaders(only, skip, named)
-    check_chart_files(html_file, png_file)
+    state.check_charts()
     settings = state.settings()
     target, flags = find_target(uri, settings), vllm_arguments if starts else None
     options = BenchPlan(target=target, settings=settings, loaders=loaders, device=device, vllm_flags=flags, **plan)
     with _progress(state) as on_step:
         result = compare(options, on_step)
-    state.write_charts(
-        html_file, png_file, html=lambda: html(result), png=lambda: png(panels(result), chart_title(result))
-    )
+    state.write_charts(html=lambda: html(result), png=lambda: png(panels(result), chart_title(result)))
     state.show(result.document(), text_of(result))
     if not result.is_sound:
         raise SystemExit(PartialError.exit_code)

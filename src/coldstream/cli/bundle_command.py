@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from coldstream.cli.output import table_text
+from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import Group, dry_run_option, yes_option
 from coldstream.engines.vllm.vllm_caches import VllmCaches, caches_base
@@ -103,13 +103,11 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     shelf = _shelf(state, name)
     rows, lines = [], []
     for caches in kept:
-        key = caches.key.digest
-        size = None
-        if not dry_run:
-            size = shelf.publish(caches, secret, replaces=shelf.etag(key)).archive.size
-        rows.append({"key": key, "folder": str(caches.root), "bytes": size})
-        what = str(caches.root) if size is None else format_bytes(size)
-        lines.append(f"{'would publish' if dry_run else 'published'}   {key[:_DIGITS]}   {what}")
+        key, folder = caches.key.digest, str(caches.root)
+        pointer = None if dry_run else shelf.publish(caches, secret, replaces=shelf.etag(key))
+        rows.append({"key": key, "folder": folder, "bytes": pointer.archive.size if pointer else None})
+        verb, what = ("published", format_bytes(pointer.archive.size)) if pointer else ("would publish", folder)
+        lines.append(f"{verb}   {key[:_DIGITS]}   {what}")
     state.show({"published": rows, "dry_run": dry_run}, "\n".join(lines))
 
 
@@ -157,36 +155,31 @@ def _chosen(bundles: list[BundleEntry], name: str, key: str | None) -> list[Bund
 
 def _document(entry: BundleEntry) -> dict[str, Any]:
     pointer = None if entry.pointer is None else msgspec.to_builtins(entry.pointer)
-    return {"name": entry.name, "key": entry.key, "state": entry.state, "bundle": pointer}
+    return {**attributes(entry, "name", "key", "state"), "bundle": pointer}
 
 
 def _table(bundles: list[BundleEntry]) -> str:
     rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
     for entry in bundles:
-        columns = ("-", "-", entry.state, "-", "-", "-")
+        size, files, age, parts = "-", "-", "-", dict[str, str]()
         if (pointer := entry.pointer) is not None:
-            columns = (
-                format_bytes(pointer.archive.size),
-                str(pointer.archive.files),
-                entry.state,
-                format_age(pointer.created),
-                pointer.parts.get("vllm", "-"),
-                pointer.parts.get("device", "-"),
-            )
-        rows.append((entry.name, entry.key[:_DIGITS], *columns))
+            size, files, parts = format_bytes(pointer.archive.size), str(pointer.archive.files), pointer.parts
+            age = format_age(pointer.created)
+        device = parts.get("device", "-")
+        rows.append((entry.name, entry.key[:_DIGITS], size, files, entry.state, age, parts.get("vllm", "-"), device))
     return table_text(rows, colours=_COLOURS, coloured_column=4)
 
 
 def _details(entry: BundleEntry) -> str:
-    lines = [f"{entry.key}   {entry.state}"]
+    rows: dict[str, str] = {}
     if (pointer := entry.pointer) is not None:
         archive = pointer.archive
         size = f"{format_bytes(archive.size)}, unpacked {format_bytes(archive.bytes)}"
-        lines.append(f"  {'caches':<18} {plural(archive.files, 'file')}   {size}")
-        lines.append(f"  {'published':<18} {pointer.created:%Y-%m-%d %H:%M} UTC by {printable(pointer.tool)}")
+        rows["caches"] = f"{plural(archive.files, 'file')}   {size}"
+        rows["published"] = f"{pointer.created:%Y-%m-%d %H:%M} UTC by {printable(pointer.tool)}"
         if pointer.ready_seconds:
-            lines.append(f"  {'without it':<18} ready in {format_seconds(pointer.ready_seconds)}")
+            rows["without it"] = f"ready in {format_seconds(pointer.ready_seconds)}"
         if pointer.reads is not None:
-            lines.append(f"  {'read-ahead':<18} {format_bytes(pointer.reads.size)} of names and ranges")
-        lines += [f"  {printable(name):<18} {printable(value) or '-'}" for name, value in pointer.parts.items()]
-    return "\n".join(lines)
+            rows["read-ahead"] = f"{format_bytes(pointer.reads.size)} of names and ranges"
+        rows |= {printable(name): printable(value) or "-" for name, value in pointer.parts.items()}
+    return "\n".join([f"{entry.key}   {entry.state}", *(f"  {name:<18} {text}" for name, text in rows.items())])

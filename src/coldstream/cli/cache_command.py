@@ -11,7 +11,7 @@ import click
 
 from coldstream.cache.cache import Cache, cache_of
 from coldstream.cache.space import CachedCopy
-from coldstream.cli.output import table_text
+from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import AGE, SIZE, Group, dry_run_option, yes_option
 from coldstream.errors import NotFoundError, UsageError
@@ -44,16 +44,12 @@ def list_(state: State) -> None:
     States: complete; partial (a load was interrupted; the next one continues it); writing (a load is filling it).
     "in use" means that a process holds it.
     """
-    cache = _cache(state)
+    cache = cache_of(state.settings())
     entries = cache.entries()[::-1]
     used = sum(entry.bytes for entry in entries)
     limit = cache.limit_bytes(used)
-    document = {
-        "folder": str(cache.root),
-        "limit_bytes": limit,
-        "bytes": used,
-        "copies": [_as_json(entry) for entry in entries],
-    }
+    copies = [_as_json(entry) for entry in entries]
+    document = {"folder": str(cache.root), "limit_bytes": limit, "bytes": used, "copies": copies}
     state.show(document, _table(cache, entries, used, limit))
 
 
@@ -66,15 +62,7 @@ def list_(state: State) -> None:
 )
 @yes_option
 @dry_run_option
-def prune(
-    state: State,
-    names: tuple[str, ...],
-    everything: bool,
-    keep_bytes: int | None,
-    older_seconds: float | None,
-    yes: bool,
-    dry_run: bool,
-) -> int:
+def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry_run: bool, **limits: Any) -> int:
     """Remove copies, least recently used first.
 
     \b
@@ -86,11 +74,12 @@ def prune(
     Also deletes leftovers of interrupted removals. Copies in use are kept; the exit code is 3 if that applies to a
     model you named. --all asks for confirmation.
     """
+    chosen = {name: limit for name, limit in limits.items() if limit is not None}
     if everything and names:
         raise UsageError("--all cannot be combined with names", hint="see: coldstream cache prune --help")
-    if not (everything or names) and keep_bytes is None and older_seconds is None:
+    if not (everything or names or chosen):
         raise UsageError("no copies are selected", hint="name a model, or add --keep, --older-than or --all")
-    cache = _cache(state)
+    cache = cache_of(state.settings())
     before = cache.entries()
     if missing := [name for name in names if all(entry.name != name for entry in before)]:
         raise NotFoundError(f"{missing[0]} is not in the cache {cache.root}", hint="run: coldstream cache list")
@@ -98,13 +87,12 @@ def prune(
         free = [entry for entry in before if not entry.in_use]
         size = format_bytes(sum(entry.bytes for entry in free))
         confirm("delete", f"{plural(len(free), 'model')}, {size}, in {cache.root}")
-    removed = cache.prune(keep_bytes=keep_bytes or 0, names=names, older_seconds=older_seconds, dry_run=dry_run)
+    removed = cache.prune(names=names, dry_run=dry_run, **chosen)
     held = [entry for entry in before if entry.in_use and (not names or entry.name in names)]
     freed = sum(entry.bytes for entry in removed)
     document = {
-        "removed": [_as_json(entry) for entry in removed],
+        **{name: [_as_json(entry) for entry in group] for name, group in (("removed", removed), ("in_use", held))},
         "bytes": freed,
-        "in_use": [_as_json(entry) for entry in held],
         "dry_run": dry_run,
     }
     verb = "would remove" if dry_run else "removed"
@@ -124,7 +112,7 @@ def path(state: State, name: str | None) -> None:
     vllm serve $(coldstream cache path Qwen/Qwen3-8B)
     du -sh $(coldstream cache path)
     """
-    cache = _cache(state)
+    cache = cache_of(state.settings())
     if name is None:
         state.show({"path": str(cache.root)}, str(cache.root))
         return
@@ -134,11 +122,7 @@ def path(state: State, name: str | None) -> None:
         what = "is not complete in" if copies else "is not in"
         raise NotFoundError(f"{name} {what} the cache {cache.root}", hint=f"run: coldstream load {shlex.quote(name)}")
     entry = whole[-1]
-    state.show({"path": str(entry.folder), "name": entry.name, "version": entry.version}, str(entry.folder))
-
-
-def _cache(state: State) -> Cache:
-    return cache_of(state.settings())
+    state.show({"path": str(entry.folder), **attributes(entry, "name", "version")}, str(entry.folder))
 
 
 def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -> str:
@@ -152,12 +136,10 @@ def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -
 
 
 def _state(entry: CachedCopy) -> str:
-    if entry.complete:
-        return "complete, in use" if entry.in_use else "complete"
     share = f" {min(100 * entry.bytes // max(entry.bytes_total, 1), 99)} %"
-    if entry.writing:
+    if entry.writing and not entry.complete:
         return f"writing{share}"
-    return f"partial{share}, in use" if entry.in_use else f"partial{share}"
+    return ("complete" if entry.complete else f"partial{share}") + (", in use" if entry.in_use else "")
 
 
 def _short(version: str) -> str:

@@ -28,16 +28,7 @@ from coldstream.operate.cdn.model_objects import (
     limit_of,
     objects_of,
 )
-from coldstream.operate.cdn.zone import (
-    PHASE,
-    RuleState,
-    changes_for,
-    find_zone,
-    is_proxied,
-    look,
-    make,
-    rules_for,
-)
+from coldstream.operate.cdn.zone import PHASE, RuleState, changes_for, find_zone, is_proxied, look, make, rules_for
 from coldstream.operate.cdn.zone import purge as purged
 from coldstream.places.cdn_domain import CdnDomain, cdn_of
 from coldstream.places.cloudflare import Api, open_api
@@ -79,13 +70,7 @@ def command() -> None:
 @click.option("--force", is_flag=True, help="Add the rule even if hardly any object is small enough to be cached.")
 @dry_run_option
 def rule(
-    state: State,
-    domain: str | None,
-    zone_name: str | None,
-    plan: str | None,
-    replace: bool,
-    force: bool,
-    dry_run: bool,
+    state: State, domain: str | None, zone_name: str | None, plan: str | None, replace: bool, force: bool, dry_run: bool
 ) -> None:
     """Print the cache rule for the bucket's domain, or add it.
 

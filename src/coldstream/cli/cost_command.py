@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from coldstream.cli.output import attributes, table_text
-from coldstream.cli.session import State, check_chart_files
+from coldstream.cli.session import State
 from coldstream.cli.verbs import FILE, SIZE, F, Verb, chart_options
 from coldstream.errors import UsageError
 from coldstream.operate.charts import png
@@ -76,8 +76,6 @@ def command(
     actual: bool,
     budget: float | None,
     metrics_file: Path | None,
-    png_file: Path | None,
-    html_file: Path | None,
     **workload: Any,
 ) -> None:
     """Estimate the monthly cost, compared with S3, GCS and the Hub.
@@ -96,21 +94,19 @@ def command(
         raise UsageError(f"{budget:g} is not a valid budget", hint="US dollars a month, such as --budget 25")
     prices_used = overridden(prices_file) if prices_file else prices()
     if actual:
-        if png_file or html_file or names or size is not None:
+        if state.charts or names or size is not None:
             raise UsageError(
                 "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
             )
         month, document, text = _actual(state, prices_used)
     else:
-        check_chart_files(png_file, html_file)
+        state.check_charts()
         plan = _plan(state, prices_used, names, count, size, workload)
         charged, evens = bills(plan, prices_used), break_evens(plan, prices_used)
         title, notes, month = _title(plan), _notes(plan, charged, prices_used), charged[0].dollars
-        if png_file or html_file:
+        if state.charts:
             points, launches = curve(plan, prices_used), plan.launches_per_day
             state.write_charts(
-                html_file,
-                png_file,
                 html=lambda: html(points, launches, title, charged, evens, notes),
                 png=lambda: png(panels(points, launches), title),
             )

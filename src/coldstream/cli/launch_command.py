@@ -90,7 +90,7 @@ def up(
     model: str,
     name: str | None,
     ttl: str | None,
-    how: str,
+    how: How,
     program: str | None,
     no_wait: bool,
     dry_run: bool,
@@ -112,7 +112,7 @@ def up(
     settings = state.settings()
     shape = read_model(checked_name(model), settings)
     shared = _has_segments(state, shape.name)
-    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared)  # type: ignore[arg-type]
+    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared)
     launches = launches_of(settings)
     sky = find_sky(settings, named=program)
     # SkyPilot's dry run checks only that the secrets are set.
@@ -260,10 +260,8 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     key_plan = plan_keys(settings, record.model, seconds, how, in_segments=shared)
     secrets = _secret_names(launches, name)
     if missing := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
-        raise UsageError(
-            f"{missing[0]} is not set, and the nodes of {name} need it for the CDN",
-            hint=f"set {' and '.join(missing)}",
-        )
+        message = f"{missing[0]} is not set, and the nodes of {name} need it for the CDN"
+        raise UsageError(message, hint=f"set {' and '.join(missing)}")
     sky = find_sky(settings, named=program)
     if not yes:
         confirm("restart" if record.kind == "node" else "update", name)
@@ -284,8 +282,8 @@ def _has_segments(state: State, name: str) -> bool:
 
 def _sky_for_nodes(sky: Sky, names: tuple[str, ...], settings: Settings, keys: Credentials, api_key: str) -> Sky:
     """`sky` with the values of the nodes' secrets; a secret without a value must be set too, to the empty text."""
-    known = {**keys.environment, "VLLM_API_KEY": api_key}
-    return sky.with_secrets(settings, {name: known.get(name, settings.get(name) or "") for name in names})
+    values = {name: settings.get(name) or "" for name in names} | keys.environment | {"VLLM_API_KEY": api_key}
+    return sky.with_secrets(settings, {name: values[name] for name in names})
 
 
 def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
@@ -328,9 +326,8 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
     deployment, keys, prediction = plan.deployment, plan.keys, plan.deployment.loader.prediction
     kind = "spot" if deployment.spot else "on demand"
     kind = "spot, one of them on demand" if deployment.on_demand_replicas else kind
-    price = _price_text(
-        plan.dollars_per_hour, kind + ("" if plan.kind == "node" else ", plus the controller's machine")
-    )
+    kind += "" if plan.kind == "node" else ", plus the controller's machine"
+    price = _price_text(plan.dollars_per_hour, kind)
     stand_in = _price_text(plan.stand_in_dollars_per_hour, "on demand, while no spot machine is ready")
     origin = "temporary" if keys.how == "signed" else "temporary (issued by Cloudflare)"
     terms = f"{origin}, read-only for {deployment.model}, expire {_time_text(keys.expires_at)}"
@@ -427,7 +424,7 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "load_seconds": deployment.loader.prediction.seconds,
         "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
-        "keys": {"how": keys.how, "expires": keys.expires_at, "prefixes": keys.prefixes},
+        "keys": {**attributes(keys, "how", "prefixes"), "expires": keys.expires_at},
         "warnings": _warnings(plan),
     }
 

@@ -121,10 +121,7 @@ def _can_draw(state: State) -> bool:
 
 @contextmanager
 def live_lines(state: State, text: Callable[[], str], *, with_json: bool = True) -> Iterator[LiveLines]:
-    """Draws lines within the block, or until they are closed, if stderr is a terminal.
-
-    With `with_json` also under --json, where the result is printed after the block.
-    """
+    """Draws lines within the block, or until they are closed, if stderr is a terminal."""
     if not _can_draw(state) or (state.json and not with_json):
         yield LiveLines(None, text)
         return
@@ -148,11 +145,9 @@ class Activity:
         self._what, self._detail, self._since = what, "", time.monotonic()
 
     def tell(self, detail: str) -> None:
-        """Shows how far that is."""
         self._detail = f"   {detail}"
 
     def text(self) -> str:
-        """The line."""
         seconds = time.monotonic() - self._since
         is_shown = self._what and seconds >= _PATIENCE_SECONDS
         return f"…     {self._what}{self._detail}   {seconds:.0f} s" if is_shown else ""
@@ -224,7 +219,6 @@ class TransferProgress(Progress):
         echo(text, err=True)
 
     def text(self) -> str:
-        """The bars, a line each."""
         with self._lock:
             bars = [self._total, *(bar for bar in self._bars.values() if bar.total >= _BAR_BYTES_MIN)]
             return "\n".join(bar.text(self._width, bar=self._bar) for bar in bars)
@@ -232,12 +226,7 @@ class TransferProgress(Progress):
 
 @contextmanager
 def progress_for(state: State, *, total_bytes: int, verb: str, files: bool = True) -> Iterator[Progress]:
-    """The progress of a transfer on stderr, as far as the options and the terminal allow.
-
-    Args:
-        verb: The label of the total, such as "upload".
-        files: Whether to print a line for each finished file.
-    """
+    """The progress of an "upload", or another verb, on stderr; with `files` also a line for each finished file."""
     if state.quiet:
         yield Progress()
         return
@@ -259,14 +248,13 @@ class StartStatus:
     """The progress of a start of vLLM as one line. Thread-safe."""
 
     def __init__(self, verb: str) -> None:
-        """Args: "stream" or "download", for the weights."""
+        """Takes "stream" or "download", for the weights."""
         self._recorder: Recorder | None = None
         self._verb = verb
         self._bytes = (0, 0)
         self._began = self._moved = 0.0
 
     def follow(self, recorder: Recorder) -> None:
-        """Reads the phases from `recorder`."""
         self._recorder = recorder
 
     def on_progress(self, done: int, total: int) -> None:
@@ -288,7 +276,6 @@ class StartStatus:
         return phase.name, phase.note, phase.stop
 
     def text(self) -> str:
-        """The line, without a line break."""
         name, note, seconds = self.phase()
         if not name:
             return ""

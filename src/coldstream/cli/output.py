@@ -110,15 +110,12 @@ class _GuardedFile(io.FileIO):
             except OSError as exc:
                 self._failed = True
                 if self.fileno() == 1:
-                    raise _output_error(exc) from exc
+                    # Neither has an errno: click exits without a message on EPIPE.
+                    if exc.errno == errno.EPIPE:
+                        raise OutputGoneError("the reader of standard output has gone") from exc
+                    message = f"cannot write to standard output: {exc.strerror}"
+                    raise DiskError(message, hint="check free space: df -h") from exc
         return memoryview(data).nbytes
-
-
-def _output_error(exc: OSError) -> OSError:
-    # Neither has an errno: click exits without a message on EPIPE.
-    if exc.errno == errno.EPIPE:
-        return OutputGoneError("the reader of standard output has gone")
-    return DiskError(f"cannot write to standard output: {exc.strerror}", hint="check free space: df -h")
 
 
 def guard_streams() -> None:

@@ -27,21 +27,19 @@ _WAIT_SECONDS_MIN = 2
 
 @dataclass(slots=True)
 class State:
-    """The common options of one run.
-
-    Attributes:
-        flags: Settings from command-line options, by the names of their variables.
-        resume: What a rerun after Ctrl-C continues from, for the hint; None if it starts over.
-        warned: Whether the warning of the settings was printed.
-    """
+    """The common options of one run."""
 
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    # Settings from command-line options, by the names of their variables.
     flags: dict[str, str | None] = field(default_factory=dict)
     env_file: Path | None = None
+    # What a rerun after Ctrl-C continues from, for the hint; None if it starts over.
     resume: str | None = None
     warned: bool = False
+    # The files of --html and --png.
+    charts: dict[str, Path] = field(default_factory=dict)
 
     def settings(self, *, draft: bool = False) -> Settings:
         """The resolved settings; see `load_settings`."""
@@ -107,15 +105,21 @@ class State:
         else:
             echo(text)
 
-    def write_charts(
-        self, html_file: Path | None, png_file: Path | None, *, html: Callable[[], str], png: Callable[[], bytes]
-    ) -> None:
-        """Writes the requested charts of `chart_options`, once all of them are drawn, each completely or not at all."""
+    def check_charts(self) -> None:
+        """Checks before a long measurement that its charts can be drawn and written: for matplotlib and directories."""
+        from coldstream.operate.charts import check
+
+        for path in self.charts.values():
+            check()
+            if not path.absolute().parent.is_dir():
+                raise DiskError(f"cannot write {path}: its directory does not exist", target=str(path))
+
+    def write_charts(self, *, html: Callable[[], str], png: Callable[[], bytes]) -> None:
+        """Writes the requested charts, once all of them are drawn, each completely or not at all."""
         from coldstream.machine.atomic_file import write_output
 
-        files = [(html_file, html().encode())] if html_file else []
-        files += [(png_file, png())] if png_file else []
-        for path, data in files:
+        draw = {"html_file": lambda: html().encode(), "png_file": png}
+        for path, data in [(path, draw[kind]()) for kind, path in self.charts.items()]:
             with writing(path):
                 write_output(path, data)
             self.say(f"wrote {path}")
@@ -142,27 +146,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def confirm(action: str, what: str) -> None:
-    """Asks on the terminal whether to "delete", or another verb, some object.
-
-    Raises:
-        UsageError: There is no terminal to ask on.
-        click.Abort: The answer is no.
-    """
+    """Asks on the terminal whether to do an action ("delete") to an object; without a terminal raises UsageError."""
     if not sys.stdin.isatty():
         raise UsageError(f"refusing to {action} {what} without confirmation", hint="add --yes")
     click.confirm(terminal_safe(f"{action} {what}?"), abort=True, err=True)
-
-
-def check_chart_files(*files: Path | None) -> None:
-    """Checks before a long measurement that its charts can be drawn and written.
-
-    Raises:
-        ColdstreamError: matplotlib is not installed.
-        DiskError: The directory of a file does not exist.
-    """
-    from coldstream.operate.charts import check
-
-    for path in filter(None, files):
-        check()
-        if not path.absolute().parent.is_dir():
-            raise DiskError(f"cannot write {path}: its directory does not exist", target=str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
         state.say(f"{domain.url} is this machine: no other machine reaches the CDN there")
     text = rendered(deployment)
     if output is not None:
-        _write(output, text, force=force)
+        with writing(output):
+            if os.path.lexists(output) and not force:
+                raise UsageError(f"{output} exists", hint="replace it with --force, or name another file")
+            write_output(output, text.encode())
     document = {
         **attributes(deployment, "model", "secrets"),
         "flags": deployment.advice.fit.flags(),
@@ -107,15 +111,3 @@ def check(state: State, file: Path) -> None:
     state.show({"file": str(file), "findings": rows}, "\n".join(lines))
     if findings:
         raise SystemExit(1)
-
-
-def _write(path: Path, text: str, *, force: bool) -> None:
-    with writing(path):
-        try:
-            if force:
-                write_output(path, text.encode())
-            else:
-                with open(path, "x", encoding="utf-8") as opened:
-                    opened.write(text)
-        except FileExistsError as exc:
-            raise UsageError(f"{path} exists", hint="replace it with --force, or name another file") from exc

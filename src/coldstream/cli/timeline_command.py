@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,7 +29,7 @@ _LISTED = (
 @click.argument("runs", metavar="[RUN]...", nargs=-1)
 @click.option("--list", "listed", is_flag=True, help="List the recorded starts, newest first.")
 @chart_options
-def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path | None, png_file: Path | None) -> None:
+def command(state: State, runs: tuple[str, ...], listed: bool) -> None:
     """Show where start-up time went, for one start or several.
 
     \b
@@ -45,7 +44,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
     """
     kept = timelines_of(state.settings())
     if listed:
-        if runs or html_file or png_file:
+        if runs or state.charts:
             raise UsageError("--list takes neither a run nor a chart file", hint="run: coldstream timeline --list")
         timelines = list(kept.all())
         documents = [_listed(timeline) for timeline in timelines]
@@ -53,10 +52,10 @@ def command(state: State, runs: tuple[str, ...], listed: bool, html_file: Path |
         state.show({"folder": str(kept.folder), "runs": documents}, _table(timelines) if timelines else empty)
         return
     timelines = [kept.find(run) for run in runs or (None,)]
-    if html_file or png_file:
+    if state.charts:
         _check_charted(timelines)
-        state.write_charts(html_file, png_file, html=lambda: html(timelines), png=lambda: png(panels(timelines)))
-    if state.json or not (html_file or png_file):
+        state.write_charts(html=lambda: html(timelines), png=lambda: png(panels(timelines)))
+    if state.json or not state.charts:
         state.show({"timelines": [timeline.document() for timeline in timelines]}, _text(timelines))
 
 

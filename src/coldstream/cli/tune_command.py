@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from coldstream.cli.output import attributes, table_text
-from coldstream.cli.session import State, check_chart_files
+from coldstream.cli.session import State
 from coldstream.cli.verbs import SPEED, Verb, chart_options, count
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options
@@ -57,8 +56,6 @@ def command(
     context: int | None,
     utilization: float | None,
     measure: bool,
-    html_file: Path | None,
-    png_file: Path | None,
     as_matrix: bool,
     **network: Any,
 ) -> None:
@@ -86,29 +83,29 @@ def command(
         return
     if uri is None:
         raise UsageError("MODEL is missing", hint="run: coldstream tune org/model, or: coldstream tune --matrix")
-    if (html_file or png_file) and not measure:
+    if state.charts and not measure:
         raise UsageError("--html and --png draw the result of --measure", hint="add --measure")
     settings = state.settings()
-    curve = _measured(state, uri, settings, html_file, png_file) if measure else None
+    curve = _measured(state, uri, settings) if measure else None
     stable_curve = None if curve is None or curve.is_noisy else curve
     model = read_model(uri, settings)
     chosen = parse_gpus(gpus) if gpus else detect_gpus(hardware.gpus())
     way = NetworkPath(cloud=cloud, **network)
     if gpus is None or stable_curve:
         way = path_to_bucket(way, stable_curve or saved_curve(settings))
+    document, text = _curve_part(curve) if curve else ({}, "")
     if chosen is None:
         if curve is None:
             raise UsageError("this machine has no known GPU", hint="name one, such as --gpus A100-80GB:2")
-        state.show({"model": asdict(model), "curve": _curve_document(curve)}, _curve_text(curve))
+        state.show({"model": asdict(model), **document}, text)
         return
     connections = stable_curve.connections if stable_curve else None
     advice = advise(model, chosen, way, connections=connections, utilization=utilization, context=context)
-    document = _document(advice, way) | ({"curve": _curve_document(curve)} if curve else {})
-    state.show(document, _text(advice, str(Uri(uri))) + ("\n" + _curve_text(curve) if curve else ""))
+    state.show(_document(advice, way) | document, "\n".join(filter(None, [_text(advice, str(Uri(uri))), text])))
 
 
-def _measured(state: State, uri: str, settings: Settings, html_file: Path | None, png_file: Path | None) -> Curve:
-    check_chart_files(html_file, png_file)
+def _measured(state: State, uri: str, settings: Settings) -> Curve:
+    state.check_charts()
 
     def on_sample(sample: Sample) -> None:
         state.say(f"  {plural(sample.connections, 'connection'):<16} {format_rate(sample.bytes_per_second, 1)}")
@@ -122,7 +119,7 @@ def _measured(state: State, uri: str, settings: Settings, html_file: Path | None
     elif "://" not in uri:
         state.say(f"saved to {save_curve(curve, settings)}")
     title = str(Uri(uri))
-    state.write_charts(html_file, png_file, html=lambda: html(curve, title), png=lambda: png(panels(curve), title))
+    state.write_charts(html=lambda: html(curve, title), png=lambda: png(panels(curve), title))
     return curve
 
 
@@ -173,18 +170,16 @@ def _text(advice: Advice, uri: str) -> str:
     return "\n".join(lines)
 
 
-def _curve_document(curve: Curve) -> dict[str, Any]:
-    return asdict(curve) | attributes(curve, "connections", "spread") | {"noisy": curve.is_noisy}
-
-
-def _curve_text(curve: Curve) -> str:
-    each, most = format_rate(curve.each, 1), format_rate(curve.most, 1)
-    measured = f"one connection reaches {each}, all of them {most}"
+def _curve_part(curve: Curve) -> tuple[dict[str, Any], str]:
+    document = asdict(curve) | attributes(curve, "connections", "spread") | {"noisy": curve.is_noisy}
+    text = f"one connection reaches {format_rate(curve.each, 1)}, all of them {format_rate(curve.most, 1)}"
     if curve.is_noisy:
-        return f"{measured}, but the runs differ by {curve.spread:.0%}: too much to recommend a number of connections"
-    spread = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
-    verb = "suffices" if curve.connections == 1 else "suffice"
-    return f"{measured}: {plural(curve.connections, 'connection')} {verb}{spread}"
+        text += f", but the runs differ by {curve.spread:.0%}: too much to recommend a number of connections"
+    else:
+        verb = "suffices" if curve.connections == 1 else "suffice"
+        spread = f" (the runs agree within {curve.spread:.0%})" if curve.spread is not None else ""
+        text += f": {plural(curve.connections, 'connection')} {verb}{spread}"
+    return {"curve": document}, text
 
 
 def _matrix_text(rows: list[SettingsRow]) -> str:

@@ -158,9 +158,14 @@ def _set(ctx: click.Context, param: click.Parameter, value: object) -> None:
     ctx.ensure_object(State).flags[f"COLDSTREAM_{param.name.upper()}"] = None if value is None else str(value)
 
 
-def setting(name: str, **attributes: Any) -> Callable[[F], F]:
+def _set_chart(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is not None and param.name is not None:
+        ctx.ensure_object(State).charts[param.name] = value
+
+
+def setting(*names: str, callback: Callable[..., None] = _set, **attributes: Any) -> Callable[[F], F]:
     """An option that sets the variable COLDSTREAM_NAME and is not passed to the function."""
-    return click.option(name, callback=_set, expose_value=False, **attributes)
+    return click.option(*names, callback=callback, expose_value=False, **attributes)
 
 
 transfer_options = options(
@@ -202,8 +207,10 @@ metrics_options = options(
     setting("--metrics-file", type=FILE, help="Write the metrics to this .prom file at the end, for node_exporter."),
 )
 chart_options = options(
-    click.option("--html", "html_file", type=FILE, help="Write the charts to a self-contained HTML page."),
-    click.option("--png", "png_file", type=FILE, help="Write the charts to a PNG image."),
+    setting(
+        "--html", "html_file", type=FILE, callback=_set_chart, help="Write the charts to a self-contained HTML page."
+    ),
+    setting("--png", "png_file", type=FILE, callback=_set_chart, help="Write the charts to a PNG image."),
 )
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Show what would be done without doing it.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
