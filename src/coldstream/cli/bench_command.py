@@ -31,8 +31,6 @@ from coldstream.operate.bench.target import find_target
 from coldstream.operate.charts import png
 from coldstream.units import format_bytes, format_seconds, plural
 
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-
 
 @click.command(cls=Verb)
 @click.argument("uri", metavar="MODEL")
@@ -91,7 +89,7 @@ def command(
     """
     if vllm_arguments and not starts:
         raise UsageError("arguments after `--` are for vLLM", hint="add --vllm")
-    if not _DEVICE.fullmatch(device):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UsageError(f"{device!r} is not a device", hint="use cpu, cuda or cuda:1")
     if sys.platform != "linux":
         raise UsageError("bench only runs on Linux: it reads /proc")

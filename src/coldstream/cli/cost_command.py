@@ -95,9 +95,8 @@ def command(
     prices_used = overridden(prices_file) if prices_file else prices()
     if actual:
         if state.charts or names or size is not None:
-            raise UsageError(
-                "--actual is what was counted: it goes with no model, size or chart", hint="see: coldstream cost --help"
-            )
+            message = "--actual is what was counted: it goes with no model, size or chart"
+            raise UsageError(message, hint="see: coldstream cost --help")
         month, document, text = _actual(state, prices_used)
     else:
         state.check_charts()

@@ -144,6 +144,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
     folder.mkdir()
     state.flags["COLDSTREAM_CACHE_DIR"] = str(folder / "cache")
     settings, status = state.settings(), StartStatus("stream" if loader == "coldstream" else "download")
+    caches = {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     request = ServeRequest(
         uri=Uri(summary.name),
         arguments=(*demo_bucket.SERVE_FLAGS, "--port", str(free_port())),
@@ -151,11 +152,7 @@ def _start(state: State, folder: Path, summary: _Summary, vllm: str, loader: str
         options=Options(settings=settings, metrics=False, on_progress=status.on_progress),
         program=vllm,
         bundle="off",
-        environment={
-            **demo_bucket.SERVE_ENVIRONMENT,
-            "VLLM_CACHE_ROOT": str(folder / "vllm"),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        },
+        environment=demo_bucket.SERVE_ENVIRONMENT | caches,
     )
     outcomes: list[Timeline | ColdstreamError] = []
     log = folder / "vllm.log"

@@ -13,10 +13,8 @@ from coldstream.cli.verbs import Verb, vllm_option
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.doctor.checklist import examine, select
 
-_EXIT_CODES = "Exit codes: 0 no check failed, 1 a check failed, 2 usage, 130 cancelled."
 
-
-@click.command(cls=Verb, epilog=_EXIT_CODES)
+@click.command(cls=Verb, epilog="Exit codes: 0 no check failed, 1 a check failed, 2 usage, 130 cancelled.")
 @click.argument("name", metavar="[MODEL]", required=False)
 @click.option("--only", metavar="CHECK", multiple=True, help="Run only this check. Repeatable.")
 @click.option("--skip", metavar="CHECK", multiple=True, help="Skip this check. Repeatable.")

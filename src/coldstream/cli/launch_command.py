@@ -18,7 +18,7 @@ import yaml
 from coldstream.cli.live import Activity, live_lines
 from coldstream.cli.output import attributes, coloured, table_text
 from coldstream.cli.session import State, confirm
-from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, yes_option
+from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, negative_flag, yes_option
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
 from coldstream.fleet.deploy_options import read_options
@@ -82,7 +82,7 @@ def command() -> None:
     help="Give the nodes keys that are signed here or issued by Cloudflare's API, or your own keys.",
 )
 @_sky_option
-@click.option("--no-wait", is_flag=True, help="Return once SkyPilot has started it, before the model answers.")
+@negative_flag("--no-wait", "Return once SkyPilot has started it, before the model answers.")
 @dry_run_option
 @yes_option
 def up(
@@ -92,7 +92,7 @@ def up(
     ttl: str | None,
     how: How,
     program: str | None,
-    no_wait: bool,
+    wait: bool,
     dry_run: bool,
     yes: bool,
     **values: Any,
@@ -137,7 +137,7 @@ def up(
     api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
     sky = _sky_for_nodes(sky, plan.deployment.secrets, settings, keys, api_key)
     with _progress(state) as progress:
-        launched = launch(replace(plan, keys=keys.terms), sky, launches, progress, api_key=api_key, wait=not no_wait)
+        launched = launch(replace(plan, keys=keys.terms), sky, launches, progress, api_key=api_key, wait=wait)
     _show(state, launched, launches, own_key=settings.get("VLLM_API_KEY") is not None, document=_plan_document(plan))
 
 
@@ -187,10 +187,10 @@ def status(state: State, name: str | None, program: str | None) -> None:
 
 @command.command()
 @click.argument("name", metavar="NAME")
-@click.option("--no-follow", is_flag=True, help="Print the log so far and exit.")
+@negative_flag("--no-follow", "Print the log so far and exit.")
 @click.option("--replica", type=click.IntRange(1), default=1, help="Replica of a service.")
 @_sky_option
-def logs(state: State, name: str, no_follow: bool, replica: int, program: str | None) -> None:
+def logs(state: State, name: str, follow: bool, replica: int, program: str | None) -> None:
     """Show the log of a launch.
 
     \b
@@ -200,7 +200,7 @@ def logs(state: State, name: str, no_follow: bool, replica: int, program: str | 
     settings = state.settings()
     record = launches_of(settings).find(name)
     sky = find_sky(settings, named=program)
-    raise SystemExit(sky.pass_through(*logs_arguments(record, follow=not no_follow, replica=replica)))
+    raise SystemExit(sky.pass_through(*logs_arguments(record, follow=follow, replica=replica)))
 
 
 @command.command()

@@ -121,7 +121,7 @@ def _can_draw(state: State) -> bool:
 
 @contextmanager
 def live_lines(state: State, text: Callable[[], str], *, with_json: bool = True) -> Iterator[LiveLines]:
-    """Draws lines within the block, or until they are closed, if stderr is a terminal."""
+    """Draws lines within the block, or until they are closed, if stderr is a terminal; `with_json`: also with --json."""
     if not _can_draw(state) or (state.json and not with_json):
         yield LiveLines(None, text)
         return
@@ -176,9 +176,8 @@ class TransferBar:
         left = format_seconds(seconds * (self.total - self.done) / self.done) if self.done > 0 else "-"
         size = f"{format_bytes(self.done)}/{format_bytes(self.total)}"
         drawn = f" {bar_text(self.done / self.total if self.total else 0.0)}" if bar else ""
-        return (
-            f"  {_shortened(self.label, width):<{width}}{drawn} {size:>17} {format_rate(self.done, seconds):>9} {left}"
-        )
+        label, rate = _shortened(self.label, width), format_rate(self.done, seconds)
+        return f"  {label:<{width}}{drawn} {size:>17} {rate:>9} {left}"
 
 
 class TransferProgress(Progress):

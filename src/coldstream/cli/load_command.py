@@ -93,10 +93,8 @@ def _text(report: LoadReport) -> str:
     if report.cdn is not None and (report.cdn.requests or report.received_bytes):
         lines.append(report.cdn.summary)
     if report.grown_bytes:
-        lines.append(
-            f"the memory limit was exceeded by {format_bytes(report.grown_bytes)}: tensors were larger, or kept by the "
-            "caller"
-        )
+        why = "tensors were larger, or kept by the caller"
+        lines.append(f"the memory limit was exceeded by {format_bytes(report.grown_bytes)}: {why}")
     if report.cached == "partly":
         lines.append("the local cache holds a part of it; the next load continues")
     elif report.cached not in {"off", "complete", "written"}:

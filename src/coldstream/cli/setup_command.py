@@ -17,7 +17,7 @@ import click
 
 from coldstream.cli.output import checks_text, echo, echo_check
 from coldstream.cli.session import State, writing
-from coldstream.cli.verbs import Verb
+from coldstream.cli.verbs import Verb, negative_flag
 from coldstream.errors import ColdstreamError, ConfigError, DiskError, UsageError
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.child_environment import SECRETS
@@ -52,7 +52,7 @@ _DEPENDENT = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
 @click.option(
     "--location", metavar="HINT", help="Location of a new bucket: wnam, enam, weur, eeur, apac, oc, or a region."
 )
-@click.option("--no-create", is_flag=True, help="Do not create a missing bucket.")
+@negative_flag("--no-create", "Do not create a missing bucket.")
 @click.option("--write-env", is_flag=True, help="Ask for the settings, check them and write them to .env.")
 @click.option("--bundle-key", is_flag=True, help="Add a key that signs warm-start bundles to .env if it has none.")
 @click.option("--show-secrets", is_flag=True, help="Print the export lines with unmasked keys.")
@@ -60,7 +60,7 @@ _DEPENDENT = {"R2_ENDPOINT": (_KEY, _SECRET, _TOKEN), _KEY: (_SECRET, _TOKEN)}
 def command(
     state: State,
     location: str | None,
-    no_create: bool,
+    create: bool,
     write_env: bool,
     bundle_key: bool,
     show_secrets: bool,
@@ -89,7 +89,7 @@ def command(
         echo("\n".join(_export_lines(probe.exports(settings), show_secrets=show_secrets)))
         return 0
     while True:
-        checks = _checks(state, settings, create=not no_create, location=location)
+        checks = _checks(state, settings, create=create, location=location)
         failed = [check for check in checks if check.state == "fail"]
         if not (failed and write_env and _is_interactive(settings)):
             break
@@ -117,10 +117,8 @@ def _drafted(state: State, *, ask_all: bool, bundle_key: bool) -> Settings:
     if _is_interactive(settings):
         return ask(settings, NAMES if ask_all else missing)
     if "R2_BUCKET" in missing:
-        raise ConfigError(
-            f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}",
-            hint="set them, or run this command in a terminal",
-        )
+        message = f"{', '.join(missing)} not set in {' or '.join(settings.looked_in)}"
+        raise ConfigError(message, hint="set them, or run this command in a terminal")
     return settings
 
 
@@ -207,14 +205,12 @@ def unanswered(settings: Settings) -> list[str]:
 
 
 def ask(settings: Settings, names: Collection[str]) -> Settings:
-    """Asks for these variables on the terminal, each until the answer is valid; the old value is the default.
-
-    On AWS, keys are optional: a profile or a role can provide them.
-    """
+    """Asks for these variables on the terminal, each until the answer is valid; the old value is the default."""
     for name in QUESTIONS:
         old = settings.get(*_TWINS[name])
         if name not in names or (name == _SECRET and not settings.get(*_TWINS[_KEY])):
             continue
+        # On AWS, a profile or a role can provide the keys.
         value = _answer(name, old, optional=name in {_KEY, _SECRET} and settings.get(*ENDPOINTS) is None)
         settings = with_value(settings, name, value)
         if value != (old or _AWS):
@@ -266,10 +262,7 @@ def check_place(path: Path) -> None:
 
 
 def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[str]:
-    """Merges the settings of the bucket into a file, which is replaced atomically with mode 0600.
-
-    Returns messages for the user.
-    """
+    """Merges the settings into a file, which is replaced atomically with mode 0600; returns messages for the user."""
     values = {name: settings.get(*twins) for name, twins in _TWINS.items()}
     ours = {name: value for name, value in values.items() if value}
     for name, value in ours.items():

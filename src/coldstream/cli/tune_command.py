@@ -113,9 +113,8 @@ def _measured(state: State, uri: str, settings: Settings) -> Curve:
     state.say(f"measuring {PASSES[0]} to {PASSES[1]} times, until the runs agree: one to four minutes")
     curve = measure_curve(uri, Options(settings=settings, framework="buffer"), passes=PASSES, on_sample=on_sample)
     if curve.is_noisy:
-        state.warn(
-            f"the runs differ by {curve.spread:.0%}, too much to use or save; measure again when the node is idle"
-        )
+        advice = "too much to use or save; measure again when the node is idle"
+        state.warn(f"the runs differ by {curve.spread:.0%}, {advice}")
     elif "://" not in uri:
         state.say(f"saved to {save_curve(curve, settings)}")
     title = str(Uri(uri))

@@ -73,10 +73,9 @@ def command(
     that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
     with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
     """
-    part_bytes = choices["part_bytes"]
     if not choices["plain"] and choices["object_bytes_max"] is None:
         raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
-    if not PART_BYTES_MIN <= part_bytes <= PART_BYTES_MAX:
+    if not PART_BYTES_MIN <= (part_bytes := choices["part_bytes"]) <= PART_BYTES_MAX:
         raise UsageError(f"--part-size is {part_bytes} bytes; S3 allows 5 MiB to 5 GiB", hint="use the default, 64MiB")
     if len(sources) > 1 and (name or revision):
         flag, hint = ("--as", "upload them one by one") if name else ("--revision", "write org/model@revision")
@@ -92,9 +91,8 @@ def command(
         state.resume = "uploaded parts are kept"
         with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
             report = upload(store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
-        document = {**asdict(report), "state": "ready", "up_to_date": plan.up_to_date}
-        document["source"] = msgspec.to_builtins(plan.source)
-        return document, _text(plan, report)
+        document = {**asdict(report), "state": "ready", "source": msgspec.to_builtins(plan.source)}
+        return document | attributes(plan, "up_to_date"), _text(plan, report)
 
     if len(sources) == 1:
         state.show(*upload_one(sources[0]))
