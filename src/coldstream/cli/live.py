@@ -121,7 +121,7 @@ def _can_draw(state: State) -> bool:
 
 @contextmanager
 def live_lines(state: State, text: Callable[[], str], *, with_json: bool = True) -> Iterator[LiveLines]:
-    """Draws lines within the block, or until they are closed, if stderr is a terminal; `with_json`: also with --json."""
+    """Draws lines within the block, or until they are closed, on a terminal; `with_json` also with --json."""
     if not _can_draw(state) or (state.json and not with_json):
         yield LiveLines(None, text)
         return
