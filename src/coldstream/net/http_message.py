@@ -133,8 +133,7 @@ def default_port(scheme: str) -> int:
 def parse_target(url: str, *, base: str = "") -> Target:
     """Reads a URL strictly: http or https, no user, nothing that has to be encoded first. A fragment is dropped.
 
-    Raises:
-        FetchError: "protocol"; the message has no query.
+    Raises FetchError ("protocol"), whose message does not have the query.
     """
     # This comes first: `urlsplit` drops some control characters in silence.
     if _UNSAFE.search(url):

@@ -132,11 +132,8 @@ class Api:
         `path` is below the base URL, quoted, with a leading slash. If not `repeatable`, because a second execution
         would do harm (a rule appended twice), it is retried only where the first cannot have happened.
 
-        Raises:
-            CredentialsError: The token is refused, or lacks the permission.
-            NotFoundError: 404.
-            UnavailableError: No connection, 429 or 5xx, for longer than the policy allows.
-            ColdstreamError: Refused otherwise, with Cloudflare's words and code. Permanent.
+        Raises CredentialsError (the token is refused, or lacks the permission), NotFoundError, UnavailableError, and
+        ColdstreamError with Cloudflare's words and code.
         """
         where = f"{method} {path.partition('?')[0]}"
 

@@ -51,13 +51,7 @@ class ModelReader:
         revision: str | None = None,
         cdn: CdnDomain | None = None,
     ) -> None:
-        """Touches nothing.
-
-        Args:
-            place: None where `_look` opens it.
-            folder: Relative to the place's root; "" when the place holds only the model.
-            revision: The required one; see `check_revision`.
-        """
+        """Touches nothing. `folder` is relative to the root of the place, which is None where `_look` opens it."""
         if place is not None:
             self._place = place
         self._folder, self._name, self._revision, self._cdn = folder, name, revision, cdn

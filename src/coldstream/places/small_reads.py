@@ -25,12 +25,8 @@ _EXPIRED_CODES = {"ExpiredToken", "ExpiredRequest", "InvalidToken", "TokenRefres
 class LinkReader:
     """Reads from the servers of one place. Thread-safe. As a context manager it keeps connections open.
 
-    Args:
-        forbidden: What to do when the server refuses: a hint.
-        ca_bundle: Replaces the environment's AWS_CA_BUNDLE.
-
-    Attributes:
-        reached: Whether the servers are known to answer: before that, a wrong address is likelier than a passing fault.
+    `forbidden` is the hint for when the server refuses; `ca_bundle` replaces AWS_CA_BUNDLE. `reached` is whether the
+    servers are known to answer: before that, a wrong address is likelier than a passing fault.
     """
 
     def __init__(self, retry: Retry, *, forbidden: str, ca_bundle: str | None = None, connections: int = 16) -> None:
@@ -66,11 +62,7 @@ class LinkReader:
     def get(self, link: Link, *, where: str, start: int = 0, stop: int, etag: str | None = None) -> Ranged:
         """Reads a range, which may reach past the end.
 
-        Raises:
-            NotFoundError: 404.
-            CredentialsError: Refused.
-            ConflictError: It is of another version.
-            UnavailableError: It does not answer, or not as it should.
+        Raises NotFoundError, CredentialsError, ConflictError (another version) and UnavailableError.
         """
         from coldstream.net.pool import read
 
