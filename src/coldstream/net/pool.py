@@ -106,9 +106,9 @@ class HttpPool:
 
     @contextmanager
     def open_range(
-        self, url: str, start: int, stop: int, *, headers: Headers = (), etag: str | None = None
+        self, url: str, start: int, stop: int, *, headers: Headers = (), etag: str | None = None, exact: bool = False
     ) -> Iterator[RangeBody]:
-        """Requests `[start, stop)` of an object, which may end before, and checks the head of the reply.
+        """Requests `[start, stop)` of an object, which may end before unless `exact`, and checks the head of the reply.
 
         Follows up to five redirects, but never from https to http. `headers` are only sent to the first host. Raises
         ConfigError, and FetchError also for failures within the context.
@@ -123,7 +123,7 @@ class HttpPool:
                 )
                 location = response.get_redirect_location()
                 if not location:
-                    yield _checked(response, head, target, start, stop, etag)
+                    yield _checked(response, head, target, start, stop, etag, exact=exact)
                     return
                 response.read(_ERROR_BODY_BYTES_MAX)
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as exc:
@@ -166,18 +166,26 @@ class Ranged:
 
 
 def _checked(
-    response: urllib3.BaseHTTPResponse, head: Head, target: Target, start: int, stop: int, etag: str | None
+    response: urllib3.BaseHTTPResponse,
+    head: Head,
+    target: Target,
+    start: int,
+    stop: int,
+    etag: str | None,
+    *,
+    exact: bool,
 ) -> RangeBody:
     if head.status == 416 and start == 0 and reported_size(head) == 0:
         return RangeBody(response, 0, 0, head.etag, target.url)
-    # An object may itself be a web page, so its type proves nothing; a version or a later range does.
-    if head.status not in {200, 206} or ((start or etag is not None) and is_unexpected(head)):
+    # An object may itself be a web page, so its type proves nothing; its size, a version or a later range does.
+    known = start or etag is not None or (exact and head.length != stop)
+    if head.status not in {200, 206} or (known and is_unexpected(head)):
         raise refusal(head, target, response.read(_ERROR_BODY_BYTES_MAX))
     total = reported_size(head) if "content-range" in head.headers else head.length
     if total is None and "content-range" not in head.headers and not start and head.status == 200:
         check_version(head, etag)
         return RangeBody(response, None, None, head.etag, target.url)
-    end = stop if total is None else min(stop, total)
+    end = stop if total is None or exact else min(stop, total)
     return RangeBody(response, end, check_range(head, start, end, None, etag), head.etag, target.url)
 
 

@@ -167,7 +167,7 @@ class HubSnapshot:
                     link, headers = self.location(key, refused=refused)
                     stack.enter_context(self._reader.translated(link, where))
                     try:
-                        opened = self._reader.pool.open_range(link, first, stop, headers=headers)
+                        opened = self._reader.pool.open_range(link, first, stop, headers=headers, exact=True)
                         response = stack.enter_context(opened).response
                     except FetchError as exc:
                         exhausted = refusals == _FRESH_LINK_REFUSALS_MAX
