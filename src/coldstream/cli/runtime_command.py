@@ -31,7 +31,7 @@ _COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red"}
 
 @click.group(cls=Group)
 def command() -> None:
-    """Publish an environment with vLLM to the bucket, for nodes that have none.
+    """Publish Python, vLLM and coldstream to the bucket, for bare nodes.
 
     \b
     coldstream runtime publish
