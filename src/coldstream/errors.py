@@ -33,6 +33,7 @@ class ColdstreamError(Exception):
 
     Attributes:
         hint: What the user can do about it, or None.
+        operation: Of a store, the call that failed, such as "GetObject"; None for other errors.
         target: The URI of its object, or None.
         retryable: Whether the same call may succeed later.
         retry_after_seconds: How long the server asked to wait, or None.
@@ -53,6 +54,7 @@ class ColdstreamError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.operation: str | None = None
         self.target = target
         self.retryable = self._retryable if retryable is None else retryable
         self.retry_after_seconds = retry_after_seconds
@@ -156,3 +158,10 @@ def where_raised(exc: BaseException) -> str:
         last = last.tb_next
     place = f" at {os.path.basename(last.tb_frame.f_code.co_filename)}:{last.tb_lineno}" if last is not None else ""
     return f"{type(exc).__name__}{place}"
+
+
+def during(operation: str, error: Exception) -> Exception:
+    """The error, with its operation if it is one of ours."""
+    if isinstance(error, ColdstreamError):
+        error.operation = operation
+    return error

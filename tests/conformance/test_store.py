@@ -82,6 +82,7 @@ def test_a_missing_object_is_not_found(store: Store) -> None:
         with pytest.raises(NotFoundError) as caught:
             attempt()
         assert type(caught.value) is NotFoundError
+        assert (caught.value.operation is None) == isinstance(store, Folder)
 
 
 def test_a_large_object_is_not_read_whole(store: Store) -> None:

@@ -29,6 +29,7 @@ from coldstream.errors import (
     UnavailableError,
     UnsupportedError,
     UploadNotFoundError,
+    during,
 )
 from coldstream.net.http_message import ETAG
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
@@ -443,7 +444,7 @@ class S3Store:
             raise
         except Exception as exc:
             # Not kept in a variable: the cycle with its own frame would keep the response's socket open.
-            raise self._translate(exc, operation, key) from exc
+            raise during(operation, self._translate(exc, operation, key)) from exc
 
     def _translate(self, exc: Exception, operation: str, key: str | None) -> Exception:
         at, endpoint = self._at(key), self._client.meta.endpoint_url

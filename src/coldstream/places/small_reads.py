@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from coldstream.errors import CredentialsError, NotFoundError, UnavailableError
+from coldstream.errors import CredentialsError, NotFoundError, UnavailableError, during
 from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.retry import Retry
 from coldstream.places.place import Link, Location, Piece, replaced
@@ -92,7 +92,7 @@ class LinkReader:
             self.reached = True
         except FetchError as exc:
             self.reached = self.reached or (exc.status is not None and exc.kind != "unexpected")
-            raise self._error(exc, where, urlsplit(url).hostname or "the server") from exc
+            raise during("GET", self._error(exc, where, urlsplit(url).hostname or "the server")) from exc
 
     def _error(self, exc: FetchError, where: str, host: str) -> Exception:
         # AWS replies with 400 and ExpiredToken when temporary credentials have expired.
