@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import tempfile
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import msgspec
 from coldstream.cli.live import progress_for
 from coldstream.cli.output import echo, table_text
 from coldstream.cli.session import State, confirm, writing
+from coldstream.cli.stored_runtimes import publish_runtime
 from coldstream.cli.verbs import FILE, Group, dry_run_option, yes_option
 from coldstream.engines.vllm.program import find_program
-from coldstream.errors import NotFoundError
+from coldstream.errors import NotFoundError, UsageError
 from coldstream.machine.atomic_file import write_output
-from coldstream.runtime import environment, image, runtime_store
-from coldstream.runtime.runtime_manifest import RuntimeManifest, Unpacker
+from coldstream.runtime import environment, packages, runtime_store
+from coldstream.runtime.image import packed
+from coldstream.runtime.runtime_manifest import RuntimeManifest
 from coldstream.runtime.runtime_store import CONNECTIONS, Runtime
 from coldstream.units import format_age, format_bytes, plural
 
@@ -51,40 +52,34 @@ def command() -> None:
     metavar="VENV",
     help="The environment to publish.  [default: that of the vllm that `coldstream serve` starts]",
 )
+@click.option("--without-vllm", is_flag=True, help="Publish only coldstream, for images that have vLLM.")
 @dry_run_option
-def publish(state: State, source: Path | None, dry_run: bool) -> None:
+def publish(state: State, source: Path | None, without_vllm: bool, dry_run: bool) -> None:
     """Publish this machine's environment with vLLM.
 
     \b
     coldstream runtime publish
     coldstream runtime publish --from ~/vllm --dry-run
+    coldstream runtime publish --without-vllm
 
     The environment needs vLLM and coldstream; it stays as it is. Needs squashfs-tools and twice the environment's size
     in TMPDIR. An environment that is in the bucket already is not sent again.
     """
-    installed = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
-    with tempfile.TemporaryDirectory(prefix="coldstream-runtime-") as folder:
-        out, path = Path(folder, "root"), Path(folder, "image")
-        out.mkdir()
+    if source is not None and without_vllm:
+        raise UsageError("--from and --without-vllm contradict each other", hint="keep one of them")
+    if without_vllm:
+        fill = packages.gather
+    else:
+        installed = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
         state.say(f"packing {installed.python.parent.parent}")
-        environment.relocate(installed, out)
-        unpacker = image.unpacker()
-        manifest = RuntimeManifest(
-            format=1,
-            platform=environment.platform_of(installed, out),
-            image=image.pack(out, path),
-            unpacker=Unpacker(size=len(unpacker), sha256=hashlib.sha256(unpacker).hexdigest()),
-        )
+        fill = partial(environment.relocate, installed)
+    with packed(fill) as runtime:
+        manifest = runtime.manifest
         document = {"digest": manifest.digest, "published": False, **_described(manifest)}
         if dry_run:
             state.show(document, f"would publish\n{_summary(manifest)}")
             return
-        store = state.open_store(CONNECTIONS)
-        with progress_for(state, total_bytes=manifest.image.size, verb="publish", files=False) as progress:
-            progress.begin("image", manifest.image.size, stages=1)
-            is_new = runtime_store.publish(
-                store, manifest, path, unpacker, on_sent=lambda count: progress.fetched("image", count)
-            )
+        is_new = publish_runtime(state, runtime)
     text = f"{'published' if is_new else 'already published'}   sha256:{manifest.digest}\n{_summary(manifest)}"
     state.show(document | {"published": is_new}, text)
 

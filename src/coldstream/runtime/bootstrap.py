@@ -174,10 +174,8 @@ def download(bucket: BucketClient, name: str, image: dict[str, Any], path: str) 
             running.update({pool.submit(bring, index): index for index in left})
         if left and time.monotonic() - shown > (1 if sys.stderr.isatty() else 5):
             shown = time.monotonic()
-            print(
-                f"runtime: {100 - 100 * len(left) // len(image['chunks'])} % of {image['size'] / 1e6:.0f} MB",
-                file=sys.stderr,
-            )
+            percent = 100 - 100 * len(left) // len(image["chunks"])
+            print(f"runtime: {percent} % of {image['size'] / 1e6:.0f} MB", file=sys.stderr)
     share = (time.process_time() - cpu) / (time.monotonic() - begin) / len(os.sched_getaffinity(0))
     return "processor" if share > 0.8 else max(seconds, key=lambda what: seconds[what])
 
@@ -273,7 +271,8 @@ def start(root: str, arguments: list[str], facts: dict[str, Any]) -> None:
     environ.setdefault("USER", "coldstream")  # a user id without a name has none
     if not os.access(os.path.expanduser("~"), os.W_OK):
         environ["HOME"] = os.path.dirname(root)
-    os.execve(f"{root}/bin/python3", [f"{root}/bin/python3", "-s", f"{root}/bin/coldstream", *arguments], environ)
+    python = f"{root}/bin/python3" if os.path.exists(f"{root}/bin/python3") else sys.executable
+    os.execve(python, [python, "-s", f"{root}/bin/coldstream", *arguments], environ)
 
 
 def main(arguments: list[str]) -> None:

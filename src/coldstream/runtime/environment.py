@@ -112,8 +112,8 @@ def version_of(environment: Environment, package: str) -> str | None:
     return None
 
 
-def relocate(environment: Environment, out: Path) -> None:
-    """Makes a folder out of an environment, with hard links where the file system allows.
+def relocate(environment: Environment, out: Path) -> Platform:
+    """Makes a folder out of an environment, with hard links where the file system allows; returns what is in it.
 
     Args:
         environment: Which; stays as it is.
@@ -121,18 +121,18 @@ def relocate(environment: Environment, out: Path) -> None:
     """
     facts, copied = environment.facts, out / "lib" / f"python{environment.facts['minor']}"
     (out / "bin").mkdir()
-    _copy_tree(Path(facts["stdlib"]), copied, skipped=_SKIPPED_OF_PYTHON)
+    copy_tree(Path(facts["stdlib"]), copied, skipped=_SKIPPED_OF_PYTHON)
     if Path(facts["include"]).is_dir():
-        _copy_tree(Path(facts["include"]), out / "include" / Path(facts["include"]).name)
+        copy_tree(Path(facts["include"]), out / "include" / Path(facts["include"]).name)
     executable = Path(facts["executable"]).resolve()
-    _link(executable, out / "bin" / f"python{facts['minor']}")
+    link(executable, out / "bin" / f"python{facts['minor']}")
     for name in ("python3", "python"):
         (out / "bin" / name).symlink_to(f"python{facts['minor']}")
     if facts["shared"]:
-        _link(Path(facts["library"], facts["shared"]), out / "lib" / facts["shared"])
+        link(Path(facts["library"], facts["shared"]), out / "lib" / facts["shared"])
     # The first folder of `sys.path` wins.
     for folder in reversed(environment.packages):
-        _copy_tree(folder, out / environment.site)
+        copy_tree(folder, out / environment.site)
     # Where Debian's Python looks.
     (out / "lib/python3").mkdir(exist_ok=True)
     (out / "lib/python3/dist-packages").symlink_to(f"../python{facts['minor']}/site-packages")
@@ -140,17 +140,9 @@ def relocate(environment: Environment, out: Path) -> None:
     _copy_scripts(Path(facts["scripts"]), out / "bin")
     (out / "bin/coldstream").unlink(missing_ok=True)
     _write_program(out / "bin/coldstream", b"from coldstream.cli import main\n\nmain()\n")
-    # Bytecode that is used whatever the files' times are; what fails is for other versions of Python.
-    compile_all = ("-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", copied)
-    subprocess.run([environment.python, *compile_all], capture_output=True, check=False, env=_clean_environ())
+    compile_all(environment.python, copied)
     _add_system_libraries(out)
-    # Times that depend on when this ran would change the image.
-    for parent, _, names in os.walk(out):
-        os.utime(parent, (0, 0))
-        for name in names:
-            path = Path(parent, name)
-            if (path.suffix == ".pyc" and path.stat().st_nlink == 1) or path.parent == out / "bin":
-                os.utime(path, (0, 0), follow_symlinks=False)
+    return platform_of(environment, out)
 
 
 def platform_of(environment: Environment, out: Path) -> Platform:
@@ -159,7 +151,7 @@ def platform_of(environment: Environment, out: Path) -> Platform:
     match = re.search(r"^cuda.*= '([\d.]+)'", torch.read_text(), re.MULTILINE) if torch.is_file() else None
     return Platform(
         machine=environment.facts["machine"],
-        glibc=_glibc(out),
+        glibc=oldest_glibc(out),
         python=environment.facts["version"],
         vllm=version_of(environment, "vllm") or "",
         torch=version_of(environment, "torch") or "",
@@ -167,6 +159,12 @@ def platform_of(environment: Environment, out: Path) -> Platform:
         cuda=match[1] if match else None,
         driver=_DRIVERS.get(match[1].partition(".")[0]) if match else None,
     )
+
+
+def compile_all(python: Path, folder: Path) -> None:
+    """Adds bytecode that is used whatever the files' times are; what fails is for other versions of Python."""
+    words = ("-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", folder)
+    subprocess.run([python, *words], capture_output=True, check=False, env=_clean_environ())
 
 
 def libraries_of(files: Iterable[Path], searched: Path | None = None) -> dict[str, Path]:
@@ -208,7 +206,7 @@ def _replace_link_to_sources(environment: Environment, site: Path) -> None:
     )
     for path in [*site.glob("__editable__*coldstream*"), *site.glob("_coldstream.pth")]:
         path.unlink()
-    _copy_tree(Path(done.stdout.strip()), site / "coldstream", skipped=("__pycache__",))
+    copy_tree(Path(done.stdout.strip()), site / "coldstream", skipped=("__pycache__",))
     for path in site.glob("coldstream-*.dist-info/direct_url.json"):
         path.unlink()
 
@@ -230,7 +228,7 @@ def _copy_scripts(scripts: Path, out: Path) -> None:
         if is_python:
             _write_program(out / path.name, rest)
         else:
-            _link(path, out / path.name)
+            link(path, out / path.name)
 
 
 def _write_program(path: Path, source: bytes) -> None:
@@ -258,7 +256,7 @@ def _binaries(folder: Path) -> Iterator[Path]:
                         yield path
 
 
-def _glibc(out: Path) -> str:
+def oldest_glibc(out: Path) -> str:
     """The oldest version of the C library with every symbol that the files name; not above this machine's."""
     own = int((os.confstr("CS_GNU_LIBC_VERSION") or "glibc 2.17").rpartition(".")[2])
     newest = 17
@@ -268,12 +266,12 @@ def _glibc(out: Path) -> str:
     return f"2.{min(newest, own)}"
 
 
-def _copy_tree(source: Path, target: Path, *, skipped: tuple[str, ...] = ()) -> None:
+def copy_tree(source: Path, target: Path, *, skipped: tuple[str, ...] = ()) -> None:
     """Copies a folder over another; symbolic links stay links if they lead to the folder itself."""
-    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(*skipped), dirs_exist_ok=True)
+    shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns(*skipped), dirs_exist_ok=True)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
     """A second name of a file, or a copy on another file system; replaces what is there."""
     source, target = os.path.realpath(source), Path(target)
     target.unlink(missing_ok=True)

@@ -12,15 +12,49 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, DiskError, NotFoundError
-from coldstream.runtime.runtime_manifest import CHUNK_BYTES, Image
+from coldstream.runtime.runtime_manifest import CHUNK_BYTES, FORMAT, Image, Platform, RuntimeManifest, Unpacker
 
 _PACK = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K", "-all-root", "-no-xattrs", "-noappend")
-_QUIET = ("-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0")
+# Times that depend on when files were installed would change the image.
+_QUIET = ("-quiet", "-no-progress", "-reproducible", "-mkfs-time", "0", "-all-time", "0")
 _FILE_SYSTEM_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRuntime:
+    """A runtime on this machine, to be published: its image is a file, its unpacker a tar."""
+
+    manifest: RuntimeManifest
+    image: Path
+    unpacker: bytes = field(repr=False)
+
+
+@contextmanager
+def packed(fill: Callable[[Path], Platform]) -> Iterator[PackedRuntime]:
+    """A runtime of what `fill` puts into an empty folder; it exists within the block.
+
+    Raises:
+        NotFoundError: squashfs-tools is not installed.
+        DiskError: The disk is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="coldstream-runtime-") as folder:
+        out, path, tar = Path(folder, "root"), Path(folder, "image"), unpacker()
+        out.mkdir()
+        manifest = RuntimeManifest(
+            format=FORMAT,
+            platform=fill(out),
+            image=pack(out, path),
+            unpacker=Unpacker(size=len(tar), sha256=_sha256(tar)),
+        )
+        yield PackedRuntime(manifest=manifest, image=path, unpacker=tar)
 
 
 def pack(folder: Path, path: Path) -> Image:

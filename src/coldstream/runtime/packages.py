@@ -1,0 +1,89 @@
+"""Puts coldstream and the packages that it needs into one folder, for nodes and images that have vLLM already.
+
+Each package has a folder of its own in `packages`: a node takes those that its Python lacks (`packages_start`).
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import coldstream
+from coldstream.errors import UsageError
+from coldstream.package import __version__
+from coldstream.runtime import environment
+from coldstream.runtime.runtime_manifest import Platform
+
+# The extra that nodes have (pyproject.toml).
+_EXTRAS = frozenset({"tls"})
+
+
+def gather(out: Path) -> Platform:
+    """Fills an empty folder with the packages of the Python that runs this; returns what they are and need of a node.
+
+    Raises:
+        UsageError: Packages of this system do not run on Linux.
+    """
+    if sys.platform != "linux":
+        raise UsageError(
+            f"packages of {platform.system()} do not run on Linux nodes", hint="run it on Linux, or use --package"
+        )
+    packages = out / "packages"
+    for name, distribution in closure("coldstream", _EXTRAS).items():
+        _copy(distribution, packages / name)
+    # coldstream itself may be installed as a link to its sources.
+    environment.copy_tree(Path(coldstream.__path__[0]), packages / "coldstream/coldstream", skipped=("__pycache__",))
+    (out / "bin").mkdir()
+    (out / "bin/coldstream").write_bytes(
+        resources.files("coldstream.runtime").joinpath("packages_start.py").read_bytes()
+    )
+    environment.compile_all(Path(sys.executable), packages)
+    return Platform(
+        machine=platform.machine(),
+        glibc=environment.oldest_glibc(packages),
+        python=platform.python_version(),
+        vllm="",
+        torch="",
+        coldstream=__version__,
+    )
+
+
+def closure(name: str, extras: frozenset[str]) -> dict[str, metadata.Distribution]:
+    """The distributions that one needs, by normalised name; those that are not installed are for other systems."""
+    needed: dict[str, metadata.Distribution] = {}
+    waiting, seen = [(name, extras)], set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            needed[name] = distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        for requirement in distribution.requires or ():
+            match = re.match(r"\s*([\w.-]+)\s*(?:\[([^]]*)])?[^;]*(.*)", requirement)
+            assert match is not None
+            extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", match[3])
+            if extra is None or extra[1] in extras:
+                waiting.append((_normalised(match[1]), frozenset(re.findall(r"[\w.-]+", match[2] or ""))))
+    return needed
+
+
+def _copy(distribution: metadata.Distribution, out: Path) -> None:
+    """Copies what a distribution has beside its metadata; not its programs."""
+    out.mkdir(parents=True)
+    for name in sorted({file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}):
+        source = Path(str(distribution.locate_file(name)))
+        # A link to sources is a line in a .pth file.
+        if source.is_dir():
+            environment.copy_tree(source, out / name, skipped=("__pycache__", "direct_url.json"))
+        elif source.is_file() and source.suffix != ".pth":
+            environment.link(source, out / name)
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
