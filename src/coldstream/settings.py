@@ -92,7 +92,6 @@ class Settings:
         return f"Settings({', '.join(f'{name} from {origin}' for name, origin in sorted(self.origins.items()))})"
 
     def get(self, *names: str) -> str | None:
-        """The first of these variables that is set."""
         return next((self.values[name] for name in names if name in self.values), None)
 
     def origin(self, *names: str) -> str | None:
@@ -268,7 +267,6 @@ def load_settings(
 
 
 def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
-    """Adds values of the AWS profile that no other source sets."""
     profile, origin = _read_profile(values.get("AWS_PROFILE"), environ)
     if not values.keys().isdisjoint(ENDPOINTS):
         # The region of a profile belongs to its endpoint.

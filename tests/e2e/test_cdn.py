@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.cdn.model_objects import PLANS
+from coldstream.operate.cdn.edge_cache import PLANS
 from coldstream.operate.cdn.zone import rule_for
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket

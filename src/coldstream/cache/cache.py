@@ -203,7 +203,6 @@ class LocalCopy:
 
     @property
     def complete(self) -> bool:
-        """Whether every file of the plan is complete, at its own path."""
         with disk.disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.complete

@@ -69,7 +69,6 @@ class CopyPlan:
         return sum(file.size for file in self.files)
 
     def serialize(self) -> bytes:
-        """The bytes of `plan.json`."""
         hashes = [None if file.digests is None else file.digests.hex() for file in self.files]
         files = [
             {"path": file.path, "size": file.size, "stops": file.stops, "xxh3_128": xxh3_128}
@@ -193,7 +192,6 @@ class CopyContents:
                 self.set(file, chunk, digest)
 
     def set(self, file: int, chunk: int, digest: bytes) -> None:
-        """Applies the record of one chunk."""
         there = int(digest != NOT_THERE)
         self.missing[file] += self.claimed[file][chunk] - there
         self.claimed[file][chunk] = there
@@ -233,7 +231,6 @@ class CopyContents:
 
     @property
     def complete(self) -> bool:
-        """Whether every file is at its own path and the journal claims all of it."""
         return not any(self.missing) and all(self.is_plain(index) for index in range(len(self.files)))
 
     def _reset(self) -> None:
@@ -250,7 +247,6 @@ def read_plan(folder: Path) -> CopyPlan | None:
 
 
 def _size(path: Path) -> int | None:
-    """A regular file's size, or None."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

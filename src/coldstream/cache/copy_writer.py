@@ -184,7 +184,6 @@ class CopyWriter:
             self._contents.partial_path(file).unlink(missing_ok=True)
 
     def _set_aside(self, file: int) -> None:
-        """Moves an incomplete file from its own path to `partial/`."""
         if self._contents.is_plain(file):
             partial = self._contents.partial_path(file)
             disk.make_folders(partial.parent)

@@ -16,18 +16,19 @@ from coldstream.cli.output import coloured, table_text
 from coldstream.cli.session import State
 from coldstream.cli.verbs import SIZE, Verb, chart_options, count
 from coldstream.errors import PartialError, UsageError
-from coldstream.operate.bench.bench_chart import chart_title, html, panels
 from coldstream.operate.bench.comparing import BenchStep, compare
-from coldstream.operate.bench.contestant import OPTIONAL, OURS, BenchPlan, select_loaders
+from coldstream.operate.bench.contestant import OPTIONAL, OURS, BenchPlan, find_target, select_loaders
 from coldstream.operate.bench.result import (
     LOAD_COLUMNS,
     START_COLUMNS,
     BenchResult,
     BenchRow,
+    chart_title,
+    html,
+    panels,
     seconds_text,
     table_cells,
 )
-from coldstream.operate.bench.target import find_target
 from coldstream.operate.charts import png
 from coldstream.units import format_bytes, format_seconds, plural
 

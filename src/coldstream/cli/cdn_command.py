@@ -16,18 +16,19 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import EXIT_CODES, Group, count, dry_run_option, options, yes_option
 from coldstream.errors import ColdstreamError, ConfigError, UsageError
 from coldstream.mirror.listing import list_models
-from coldstream.operate.cdn.edge_cache import CacheFinding, Edge
-from coldstream.operate.cdn.edge_cache import check as checked
-from coldstream.operate.cdn.edge_cache import warm as warmed
-from coldstream.operate.cdn.model_objects import (
+from coldstream.operate.cdn.edge_cache import (
     PLANS,
     USEFUL_SHARE,
+    CacheFinding,
     CdnObject,
+    Edge,
     is_stored,
     kept_share,
     limit_of,
     objects_of,
 )
+from coldstream.operate.cdn.edge_cache import check as checked
+from coldstream.operate.cdn.edge_cache import warm as warmed
 from coldstream.operate.cdn.zone import PHASE, RuleState, changes_for, find_zone, is_proxied, look, make, rules_for
 from coldstream.operate.cdn.zone import purge as purged
 from coldstream.places.cdn_domain import CdnDomain, cdn_of

@@ -117,7 +117,6 @@ def checked_root(root: Path, *, create: bool) -> bool:
 
 
 def _privacy_fault(status: os.stat_result) -> str | None:
-    """Why a directory is not private to this user, or None."""
     if status.st_uid != os.geteuid():
         return f"belongs to user {status.st_uid}, not to user {os.geteuid()}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -129,7 +129,6 @@ def gpu_memory() -> tuple[tuple[int, int], ...]:
 
 
 def _query_nvidia(fields: str) -> str:
-    """The output of `nvidia-smi`, one line per GPU; empty without it."""
     if program := shutil.which("nvidia-smi"):
         query = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
         with suppress(OSError, subprocess.SubprocessError):

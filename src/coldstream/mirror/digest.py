@@ -33,7 +33,6 @@ class Digests:
     segments: tuple[tuple[int, str], ...] = ()
 
     def check(self, file: ObjectInfo, *, label: str) -> None:
-        """Raises IntegrityError if the hashes differ from those that the source promised."""
         for kind, promised, actual in (
             ("SHA-256", file.sha256, self.sha256),
             ("git blob id", file.git_blob_id, self.git_blob_id),

@@ -111,8 +111,6 @@ def download(
 
 
 class _FileDownload(StoredFileRead):
-    """Writes one file to the disk."""
-
     def __init__(self, store: Store, name: str, folder: Path, file: StoredFile, progress: Progress) -> None:
         super().__init__(store, name, file, progress, label=file.path)
         self._path = folder / file.path
@@ -150,7 +148,6 @@ class _FileDownload(StoredFileRead):
 
 
 def _is_there(folder: Path, file: StoredFile) -> bool:
-    """Whether the folder holds this file with the manifest's SHA-256."""
     path = folder / file.path
     if file.entry is None or not path.is_file() or path.stat().st_size != file.size:
         return False

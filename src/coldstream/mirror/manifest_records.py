@@ -88,12 +88,10 @@ class JournalWriter:
                 self._write()
 
     def flush_if_due(self, seconds: float = 3.0) -> None:
-        """Writes the journal if it changed and the last write is `seconds` ago."""
         if time.monotonic() - self._written_at >= seconds:
             self.flush()
 
     def check(self) -> None:
-        """Raises ConflictError if another upload has taken the model over."""
         with self._writing, self._takeover_errors():
             if self._etag != self._store.head(self._key).etag:
                 raise ConflictError("the manifest was replaced")

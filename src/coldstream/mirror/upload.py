@@ -24,11 +24,17 @@ from contextlib import suppress
 import msgspec
 
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
+from coldstream.mirror.file_upload import (
+    FileUpload,
+    SegmentCopy,
+    SegmentUpload,
+    SegmentWriter,
+    UploadContext,
+    UploadWork,
+)
 from coldstream.mirror.manifest_records import TOOL, JournalWriter, model_listing, now
-from coldstream.mirror.multipart import FileUpload, UploadContext, UploadWork
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
-from coldstream.mirror.segments import SegmentCopy, SegmentUpload, SegmentWriter
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
 from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry, Journal
@@ -105,7 +111,6 @@ def upload(
 
 
 def _run(context: UploadContext) -> None:
-    """Uploads everything, makes the model ready, and deletes what is not used any more."""
     store, plan, journal, progress = context.store, context.plan, context.journal, context.progress
     journal.open()
     if not journal.conditional:
@@ -147,7 +152,6 @@ def _store_all(
     start: Callable[[ObjectInfo, Pump, int], UploadWork],
     done: dict[str, FileEntry],
 ) -> None:
-    """Moves files until all are stored, and adds their entries to `done`."""
     store, journal = context.store, context.journal
     for attempt in range(_ATTEMPTS_MAX):
         pump = Pump(cancel=store.retry.cancel, connections=context.connections, memory_bytes=context.memory_bytes)

@@ -69,7 +69,6 @@ class UploadPlan:
 
     @cached_property
     def complete(self) -> dict[str, FileEntry]:
-        """Entries of files that the store already holds as this plan wants them."""
         entries = {file.key: self.entry(file.key, self.whole, self.segmented) for file in self.files}
         return {path: entry for path, entry in entries.items() if entry}
 
@@ -95,7 +94,6 @@ class UploadPlan:
         )
 
     def limit(self, path: str) -> int | None:
-        """The most bytes of a segment of this file; None when it is stored in one piece only."""
         return self.object_bytes_max if is_segmented(path, self.object_bytes_max) else None
 
     @property
@@ -113,14 +111,12 @@ class UploadPlan:
 
     @property
     def to_send_whole(self) -> tuple[ObjectInfo, ...]:
-        """The files to send in one piece."""
         return tuple(
             file for file in self.to_send if not self.limit(file.key) or (self.plain and file.key not in self.whole)
         )
 
     @property
     def to_cut(self) -> tuple[ObjectInfo, ...]:
-        """The files of which segments may be missing."""
         return tuple(file for file in self.to_send if self.limit(file.key) and file.key not in self.segmented)
 
     @property
@@ -141,7 +137,6 @@ class UploadPlan:
 
     @property
     def segment_count(self) -> int:
-        """Approximately how many segments to look for, and to store where they are missing."""
         return sum(2 + 2 * file.size // (self.object_bytes_max or 1) for file in self.to_cut)
 
 
@@ -271,7 +266,6 @@ def _selected(
 
 
 def _refuse_unusable(source: Snapshot, file: ObjectInfo) -> None:
-    """Refuses a file that cannot be stored, or is a Git LFS pointer."""
     if file.fault:
         # A pattern that the user can paste: characters that a terminal cannot show become wildcards.
         shown = "".join(character if character.isprintable() else "?" for character in glob.escape(file.key))
@@ -359,7 +353,6 @@ def is_there(listing: Mapping[str, ObjectInfo], stored: StoredObject) -> bool:
 
 
 def _has_same_content(source: Snapshot, file: ObjectInfo, entry: FileEntry) -> bool:
-    """Whether the stored file has the source's hash."""
     if file.size != entry.size:
         return False
     if file.sha256 is not None:

@@ -106,8 +106,6 @@ def verify(
 
 
 class _FileCheck(stored_files.StoredFileRead):
-    """Reads one file and compares its hashes."""
-
     def __init__(
         self, store: Store, name: str, file: stored_files.StoredFile, progress: Progress, *, is_copy: bool = False
     ) -> None:

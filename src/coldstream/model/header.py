@@ -186,7 +186,6 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _check_keys(text: bytes) -> None:
-    """Refuses JSON with a duplicate key in any of its objects."""
 
     def check(pairs: list[tuple[str, Any]]) -> None:
         if len({key for key, _ in pairs}) != len(pairs):

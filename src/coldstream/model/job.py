@@ -71,7 +71,6 @@ class FileJob:
         return b"" if digest == _UNKNOWN else digest
 
     def segment(self, index: int) -> int:
-        """The number of the segment that the chunk lies in."""
         return bisect_right(self.segments, self.stops[index] - 1, key=lambda segment: segment.stop)
 
     def is_local(self, index: int) -> bool:

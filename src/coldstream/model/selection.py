@@ -295,7 +295,6 @@ def _top(paths: Iterable[str]) -> list[str]:
 
 
 def _companions(top: Sequence[str]) -> dict[str, str]:
-    """What lies beside the weights and is none of them."""
     reasons: dict[str, str] = {}
     for pattern, why in ((_TRAINING_STATE, "the state of a training"), (_ADAPTER, "an adapter beside the model")):
         others = [path for path in top if pattern.match(path)]

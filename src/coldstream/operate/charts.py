@@ -1,4 +1,4 @@
-"""Draws panels with matplotlib: together as PNG, or each as SVG."""
+"""Draws panels with matplotlib, together as PNG or each as SVG, and renders pages of HTML with them."""
 
 from __future__ import annotations
 
@@ -110,3 +110,43 @@ def _figures() -> Iterator[Callable[[float], Any]]:
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
         yield new_figure
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row of a section's table."""
+
+    name: str
+    cells: Sequence[str] = ()
+    note: str = ""  # the text on the right
+    colour: str = ""  # of the key before the name, as in the charts
+    kind: Literal["", "sum", "group"] = ""  # "sum" is set off by a line; "group" is the heading of the rows below it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageSection:
+    """A part of a page, in the order in which it is shown."""
+
+    title: str = ""
+    chart: str = ""  # an SVG element
+    text: Sequence[str] = ()
+    facts: str = ""  # a last paragraph in small print
+    heading: Sequence[str] = ()  # the columns of the name, of each figure and of the note of its table
+    rows: Sequence[TableRow] = ()
+    is_sub: bool = False  # whether it belongs to the section above it
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[PageSection], *, footer: str = "") -> str:
+    """Renders the page; everything but the charts is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("coldstream.operate"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, subtitle=subtitle, sections=sections, footer=footer)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import Panel, style_axes, svgs
-from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
+from coldstream.operate.charts import PageSection, Panel, TableRow, render_page, style_axes, svgs
 from coldstream.tune.connection_curve import STEPS, Curve
 from coldstream.units import format_rate, plural
 
@@ -31,8 +30,8 @@ def html(curve: Curve, name: str) -> str:
         f"{plural(curve.connections, 'connection')} are enough: one gives {format_rate(curve.each, 1)}, "
         f"all together {format_rate(curve.most, 1)}."
     )
-    table = PageTable(("", "Measured", "Fitted", ""), rows)
-    sections = [*(PageSection(chart=chart, text=[verdict]) for chart in svgs(panels(curve))), PageSection(table=table)]
+    (chart,) = svgs(panels(curve))
+    sections = [PageSection(chart=chart, text=[verdict], heading=("", "Measured", "Fitted", ""), rows=rows)]
     return render_page("Throughput of the bucket", name, sections)
 
 

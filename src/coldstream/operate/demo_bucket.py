@@ -89,7 +89,6 @@ def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[DemoServer]:
 
 
 def _address(process: subprocess.Popen[bytes], log: int) -> str:
-    """Waits until the server has written its address to its log."""
     deadline = time.monotonic() + _START_SECONDS
     is_running = True
     while is_running and time.monotonic() < deadline:

@@ -99,7 +99,6 @@ def check_configuration(settings: Settings) -> list[Check]:
 def _configured(
     settings: Settings, name: str, variables: tuple[str, ...], read: Callable[[], str | None], fallback: str = ""
 ) -> Check:
-    """Checks a setting, which is required unless there is a fallback."""
     try:
         value = read()
     except ColdstreamError as exc:

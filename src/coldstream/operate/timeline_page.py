@@ -6,8 +6,7 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import INK, Panel, label_rows, style_axes, svgs
-from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
+from coldstream.operate.charts import INK, PageSection, Panel, TableRow, label_rows, render_page, style_axes, svgs
 from coldstream.telemetry.timeline.phases import UNNAMED, Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names, stream_text, summary_text
@@ -37,7 +36,7 @@ _COLOURS = {
     "KV cache": "#a58cc4",
     "graph capture": "#6f4fa3",
     "warm-up": "#c2aee0",
-    "engine init": "#c2aee0",
+    "engine init": "#d3c6f5",
     "API ready": "#58a575",
     "first token": "#2f6f4a",
     UNNAMED: "#e4e4e4",
@@ -46,8 +45,8 @@ _COLOURS = {
     "stream": "#2a9d8f",
     "bundle": "#b08d57",
     "runtime fetch": "#7a6a5a",
-    "runtime mount": "#a3917c",
-    "runtime unpack": "#a3917c",
+    "runtime mount": "#94826e",
+    "runtime unpack": "#bdaa93",
 }
 _WAITED = "#d1495b"
 # Distance between the bars of two runs; bars are half a unit high.
@@ -87,7 +86,7 @@ def html(timelines: Sequence[Timeline]) -> str:
         PageSection(title="Bottlenecks"),
         *(_run(timeline, label) for timeline, label in zip(timelines, labels, strict=True)),
         PageSection(title="Each phase", chart=phases),
-        PageSection(title="Figures", table=PageTable(heading, list(_rows(timelines)))),
+        PageSection(title="Figures", heading=heading, rows=list(_rows(timelines))),
     ]
     return render_page(
         f"How {', '.join(dict.fromkeys(timeline.model for timeline in timelines))} started",

@@ -8,8 +8,7 @@ import pytest
 
 from coldstream.errors import CancelledError
 from coldstream.net.retry import Backoff, Retry
-from coldstream.operate.cdn.edge_cache import Edge, Warmed, warm
-from coldstream.operate.cdn.model_objects import objects_of
+from coldstream.operate.cdn.edge_cache import Edge, Warmed, objects_of, warm
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.places.place import Store
 from coldstream.progress import Progress

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from coldstream.errors import ConflictError, CredentialsError, IntegrityError, UsageError
-from coldstream.mirror import segment_pool, segments
+from coldstream.mirror import file_upload, segment_pool
 from coldstream.mirror.download import download
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.manifest_records import read_record
@@ -366,7 +366,7 @@ def test_a_segment_must_fit_into_memory(tmp_path: Path) -> None:
 
 
 def test_large_segments_go_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "PART_BYTES", 150_000)
+    monkeypatch.setattr(file_upload, "PART_BYTES", 150_000)
     counting = Counting(opened(tmp_path / "store"))
     report = send(counting, write_model(tmp_path / "model", model()), memory=LIMIT)
     # The journal, the manifest, and two that try whether the store honours conditions.

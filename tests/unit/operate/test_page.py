@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
+from coldstream.operate.charts import PageSection, TableRow, render_page
 
 
 def test_everything_but_the_chart_is_escaped() -> None:
-    table = PageTable(
-        ("<name>", "<figure>", "<note>"), [TableRow("<row>", ["<cell>"], "<why>"), TableRow("<group>", kind="group")]
+    section = PageSection(
+        title="<section>",
+        chart="<svg></svg>",
+        text=["<text>"],
+        facts="<facts>",
+        heading=("<name>", "<figure>", "<note>"),
+        rows=[TableRow("<row>", ["<cell>"], "<why>"), TableRow("<group>", kind="group")],
     )
-    section = PageSection(title="<section>", chart="<svg></svg>", text=["<text>"], facts="<facts>", table=table)
     page = render_page("<title>", "<subtitle>", [section], footer="<footer>")
     assert "<svg></svg>" in page
     for word in ("name", "figure", "note", "row", "cell", "why", "group", "section", "text", "facts", "subtitle"):

@@ -101,8 +101,6 @@ def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResul
 
 
 class _Comparison:
-    """Runs contestants and reports each step."""
-
     def __init__(self, plan: BenchPlan, on_step: Callable[[BenchStep], None], *, total: int, cwd: Path) -> None:
         self._plan, self._on_step, self._total, self._cwd = plan, on_step, total, cwd
         self._done = 0
@@ -180,7 +178,6 @@ def _find_vllm(plan: BenchPlan) -> Program | None:
 
 
 def _with_address(flags: Sequence[str]) -> list[str]:
-    """Flags of vLLM with a loopback address and a free port, unless they have their own."""
     parsed = Flags([*flags])
     if "--uds" in parsed:
         return [*flags]

@@ -1,4 +1,4 @@
-"""The loaders that can be compared, and how each is run for a model on this machine.
+"""The loaders that can be compared, the model that they load, and how each is run for it on this machine.
 
 Each run has an environment of its own, so that nothing configures a loader from outside, and with credentials only
 if it reads the bucket.
@@ -10,22 +10,119 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from coldstream.engines.vllm.program import Program
-from coldstream.errors import UsageError
+from coldstream.errors import ConfigError, UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
+from coldstream.model.names import is_path
+from coldstream.model.uri import Uri
+from coldstream.net.retry import Backoff, Retry
 from coldstream.operate.bench.runner import PROGRAMS, RunFailed, run
-from coldstream.operate.bench.target import BenchTarget
 from coldstream.operate.probe import exports
 from coldstream.package import __version__
+from coldstream.places.checkpoint import Shard
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 from coldstream.tune.gpus import Gpus, detect_gpus, find_gpu
+from coldstream.tune.model_shape import Model, describe
 from coldstream.tune.recommended import runai_rule
 from coldstream.units import MIB, format_bytes
+
+# Comparing loaders needs a bucket that responds.
+_RETRY_SECONDS = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTarget:
+    """The model to load."""
+
+    uri: Uri
+    label: str  # the URI for people; without secrets
+    name: str
+    kind: str  # "s3", "folder", or "http" for servers that only coldstream can read from
+    # "s3://bucket[/prefix]" if `kind` is "s3", or the URI of the folder of models that contains it; else "".
+    store: str = ""
+    key: str = ""  # the model's folder in the store
+    folder: str = ""  # its path on this machine if `kind` is "folder", else ""
+    shards: tuple[Shard, ...] = field(repr=False)
+    model: Model
+    verified: bool = False  # whether a manifest has the hash of every chunk
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        return [(shard.path, shard.size) for shard in self.shards]
+
+    @property
+    def bucket(self) -> str:
+        return self.store.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        inner = self.store.removeprefix("s3://").partition("/")[2]
+        return f"{inner}/{self.key}" if inner else self.key
+
+    @property
+    def is_tls(self) -> bool:
+        return any(url.startswith("https:") for url in self._urls)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, so that no network card is involved."""
+        return {urlsplit(url).hostname for url in self._urls} <= {"127.0.0.1", "::1", "localhost"}
+
+    @property
+    def has_plain_names(self) -> bool:
+        """Whether the bucket stores the files under their own names, as every other loader expects."""
+        return all(
+            unquote(urlsplit(shard.segments[0].url or "").path).endswith(f"/{self.prefix}/{shard.path}")
+            for shard in self.shards
+        )
+
+    @property
+    def _urls(self) -> list[str]:
+        return [segment.url or "" for shard in self.shards for segment in shard.segments]
+
+
+def find_target(uri: str, settings: Settings) -> BenchTarget:
+    """Looks a model up; raises what `open_model_reader` and `ModelReader.checkpoint` raise."""
+    patience = min(settings.retry_seconds, _RETRY_SECONDS)
+    checkpoint = open_model_reader(uri, settings, retry=Retry(Backoff(give_up_seconds=patience))).checkpoint()
+    shards = checkpoint.shards
+    kind, store, key, folder = "http", "", "", ""
+    if all(shard.is_local for shard in shards):
+        kind = "folder"
+        folder = (shards[0].segments[0].local or "").removesuffix("/" + shards[0].path)
+        store = "" if is_path(uri) or "://" in uri else settings.store_uri()
+    elif checkpoint.uri.startswith("s3://"):
+        kind = "s3"
+        with suppress(ConfigError):
+            store = settings.store_uri()
+        if not (store.startswith("s3:") and checkpoint.uri.startswith(store + "/")):
+            store = "s3://" + checkpoint.uri.removeprefix("s3://").partition("/")[0]
+        key = checkpoint.uri.removeprefix(store).strip("/")
+    model = describe(checkpoint.name, [shard.header for shard in shards], {})
+    if not model.bytes:
+        raise UnavailableError(f"{checkpoint.uri} has no tensors to load", retryable=False)
+    return BenchTarget(
+        # Child processes run in another directory.
+        uri=Uri(os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri),
+        label=checkpoint.uri,
+        name=checkpoint.name,
+        kind=kind,
+        store=store,
+        key=key,
+        folder=folder,
+        shards=shards,
+        model=model,
+        verified=checkpoint.verified,
+    )
+
 
 READERS = PROGRAMS / "readers.py"
 START = PROGRAMS / "start.py"
@@ -181,7 +278,6 @@ class ContestantFactory:
         self._interpreters, self._scratch, self.cache = interpreters, scratch, scratch / "cache"
 
     def interpreter(self, *packages: str) -> str | None:
-        """The first interpreter that has all these packages."""
         return next((path for path, versions in self._interpreters.items() if {*packages} <= versions.keys()), None)
 
     def make_load(self, loader: Loader) -> Contestant | Skipped:
@@ -248,7 +344,6 @@ class ContestantFactory:
         )
 
     def _refusal(self, loader: Loader) -> str | None:
-        """Why a loader cannot read this model."""
         target = self._target
         if target.kind not in loader.places:
             if loader.name == "coldstream-warm":
@@ -266,7 +361,6 @@ class ContestantFactory:
         return threads, min(memory, max(256 * MIB, hardware.available_bytes() // 2))
 
     def _bucket_environment(self) -> dict[str, str]:
-        """The variables with which coldstream's own commands find the bucket or the Hub."""
         if self._target.kind != "s3":
             names = ["HF_ENDPOINT", *(["HF_TOKEN"] if self._target.uri.full.startswith("hf://") else [])]
             values = {name: value for name in names if (value := self._settings.get(name))}
@@ -276,7 +370,6 @@ class ContestantFactory:
         return self._aws_environment() | needed
 
     def _aws_environment(self) -> dict[str, str]:
-        """The variables of AWS's own credential chain, if the bucket is read with it."""
         if self._settings.keys() is not None:
             return {}
         return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
@@ -350,7 +443,6 @@ class ContestantFactory:
         connections: int | None,
         **more: Any,
     ) -> Contestant:
-        """A contestant that runs one of `programs/readers.py`."""
         target, plan = self._target, self._plan
         place: dict[str, Any] = {"folder": target.folder} if target.kind == "folder" else {}
         if target.kind == "s3":

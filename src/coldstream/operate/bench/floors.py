@@ -17,9 +17,8 @@ from coldstream.errors import UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
 from coldstream.net.http_message import parse_target, proxy_for
-from coldstream.operate.bench.contestant import READERS, Contestant
+from coldstream.operate.bench.contestant import READERS, BenchTarget, Contestant
 from coldstream.operate.bench.runner import RunFailed, run
-from coldstream.operate.bench.target import BenchTarget
 from coldstream.units import format_rate
 
 _SECONDS = 2.0
@@ -78,7 +77,6 @@ class Floors:
         return {stage: rate for stage, rate in rates.items() if rate}
 
     def lines(self) -> list[tuple[str, str]]:
-        """Each measured floor, for people."""
         work = "receives and decrypts (TLS)" if self.tls else "receives"
         how = "bypassing the page cache" if self.disk_direct else "from memory: its file system has no direct reads"
         lines = [

@@ -40,7 +40,6 @@ class Run:
     measured: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def document(self) -> dict[str, Any]:
-        """For JSON."""
         figures = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
         return figures | {name: self.result.get(name) for name in ("import_seconds", "start")}
 

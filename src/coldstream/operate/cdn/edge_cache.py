@@ -1,4 +1,4 @@
-"""Checks what the CDN has cached of a model, and fills its cache.
+"""A model's objects behind the domain: which of them a plan of Cloudflare's can cache, which are cached, and warming.
 
 A cache may hold only the ranges of an object that were read. So the first look reads the first byte of an object, and
 the second reads it again with others that may never have been requested. Cloudflare has no call that fills its cache:
@@ -12,21 +12,105 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import urllib3
 
-from coldstream.errors import CancelledError, UnavailableError
+from coldstream.errors import CancelledError, NotFoundError, UnavailableError, UsageError
+from coldstream.mirror.segment_pool import ROOT
+from coldstream.mirror.stored_files import StoredFile, object_key, open_model
+from coldstream.model.selection import is_weights
 from coldstream.net.http_message import plain_etag
 from coldstream.net.pool import READ_SECONDS, HttpPool, failure
 from coldstream.net.retry import Retry, is_retryable_status, retry_after
-from coldstream.operate.cdn.model_objects import CdnObject
 from coldstream.places.cdn_domain import CdnDomain
+from coldstream.places.place import Store
 from coldstream.progress import Progress
 from coldstream.units import MIB
+
+_SEGMENT = re.compile(rf"(?:^|/){re.escape(ROOT)}[0-9a-f]{{2}}/(?P<sha256>[0-9a-f]{{64}})$")
+_MB = 10**6
+# The largest object that a plan caches (docs cache/concepts/default-cache-behavior); Enterprise can raise its limit.
+PLANS = {"free": 512 * _MB, "pro": 512 * _MB, "business": 512 * _MB, "enterprise": 5000 * _MB}
+# If less of a bucket's weights can be cached, a cache rule does not speed up a load.
+USEFUL_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CdnObject:
+    """One object of a model."""
+
+    model: str
+    key: str  # relative to the bucket: it follows the domain in a URL
+    label: str
+    size: int
+    etag: str | None  # without quotes; None if it is not known
+    sha256: str | None
+    is_weights: bool  # whether it holds weights, or a part of them
+    is_read: bool  # whether a load by coldstream reads it through the domain
+
+
+def limit_of(plan: str | None) -> int:
+    """The size of the largest object that a plan caches; the smallest limit of all plans for None."""
+    if plan is None:
+        return min(PLANS.values())
+    if plan not in PLANS:
+        raise UsageError(f"{plan[:40]!r} is not a known plan of Cloudflare", hint=f"known: {', '.join(PLANS)}")
+    return PLANS[plan]
+
+
+def kept_share(objects: Iterable[CdnObject], limit_bytes: int) -> float | None:
+    """The share of the weights' bytes that can be cached; None without weights."""
+    sizes = [item.size for item in objects if item.is_weights]
+    return sum(size for size in sizes if size <= limit_bytes) / sum(sizes) if any(sizes) else None
+
+
+def objects_of(store: Store, name: str) -> list[CdnObject]:
+    """The objects of a model, without its manifest, which is always read from the bucket."""
+    model, prefix = open_model(store, name), key_prefix(store)
+    objects: dict[str, CdnObject] = {}
+    for file in model.files:
+        for item in _of_file(file, model.name, prefix):
+            objects.setdefault(item.key, item)
+    return list(objects.values())
+
+
+def is_stored(store: Store, item: CdnObject) -> bool:
+    """Whether the bucket has an object now, whatever the CDN answers."""
+    try:
+        store.head(item.key.removeprefix(key_prefix(store)))
+    except NotFoundError:
+        return False
+    return True
+
+
+def key_prefix(store: Store) -> str:
+    """The beginning of the store's keys in its bucket: a store may be a prefix, but the domain is the whole bucket."""
+    prefix = urlsplit(store.uri).path.strip("/")
+    return f"{prefix}/" if prefix else ""
+
+
+def _of_file(file: StoredFile, name: str, prefix: str) -> Iterator[CdnObject]:
+    weights = is_weights(file.path)
+    for number, stored in enumerate([*file.objects, *([file.plain] if file.plain else [])], start=1):
+        key = f"{prefix}{object_key(name, stored)}"
+        segment = _SEGMENT.search(key)
+        is_plain = stored is file.plain
+        is_whole = len(file.objects) == 1 or is_plain
+        yield CdnObject(
+            model=name,
+            key=key,
+            label=f"{file.path} {number}/{len(file.objects)}" if stored.key.startswith("/") else file.path,
+            size=stored.size,
+            etag=stored.etag if stored.etag != "-" else None,
+            sha256=segment["sha256"] if segment else file.entry.sha256 if file.entry and is_whole else None,
+            is_weights=weights,
+            is_read=weights and not is_plain and file.entry is not None,
+        )
+
 
 KEPT = {"HIT", "REVALIDATED", "UPDATING", "STALE"}
 # Reads fill the cache; the second read may have reached another server than the first.
@@ -52,7 +136,6 @@ class EdgeAnswer:
 
     @property
     def failed_on_the_way(self) -> bool:
-        """Whether the same read may succeed later."""
         return self.status == 0 or is_retryable_status(self.status)
 
 
@@ -230,7 +313,6 @@ class _RetriedRequests:
         self._exhausted = threading.Event()
 
     def send(self, request: Callable[[], EdgeAnswer]) -> EdgeAnswer:
-        """Returns the answer, or that of the last attempt if all have failed."""
         answers: list[EdgeAnswer] = []
 
         def attempt() -> EdgeAnswer:

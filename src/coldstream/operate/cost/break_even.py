@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import FAINT, Panel, style_axes, svgs
+from coldstream.operate.charts import FAINT, PageSection, Panel, TableRow, render_page, style_axes, svgs
 from coldstream.operate.cost.bill import HUB, PLACES, R2, Bill, PricedPlace, bill
 from coldstream.operate.cost.prices import Prices
 from coldstream.operate.cost.workload import CostPlan
-from coldstream.operate.page import PageSection, PageTable, TableRow, render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,11 +139,8 @@ def html(
     heading, rows = cost_table(bills, evens)
     lines = [TableRow(name, cells, less, _COLOURS[bill.key])
              for bill, (name, *cells, less) in zip(bills, rows, strict=True)]  # fmt: skip
-    sections = [
-        *(PageSection(chart=chart) for chart in svgs(panels(points, launches_per_day))),
-        PageSection(table=PageTable(heading, lines)),
-        PageSection(text=notes),
-    ]
+    (chart,) = svgs(panels(points, launches_per_day))
+    sections = [PageSection(chart=chart, heading=heading, rows=lines), PageSection(text=notes)]
     return render_page("Monthly cost", title, sections)
 
 

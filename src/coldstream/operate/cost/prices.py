@@ -135,7 +135,6 @@ def upload_requests(parts: int, files: int) -> float:
 
 
 def _merged(ours: Any, theirs: Any) -> Any:
-    """Merges objects by key; replaces anything else."""
     if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
         return theirs
     return {**ours, **{key: _merged(ours.get(key), value) for key, value in theirs.items()}}

@@ -86,12 +86,10 @@ class CostPlan:
 
     @property
     def loads(self) -> float:
-        """Starts of a machine in the month."""
         return self.launches_per_day * self.nodes * self.days
 
     @property
     def load_bytes(self) -> float:
-        """Mean size of a load without a local copy."""
         return _mean_bytes(self.contents)
 
     @property

@@ -66,7 +66,6 @@ class Case:
         return None
 
     def knows_model(self) -> bool:
-        """Whether the model exists and can be read."""
         return self.name is not None and self.obstacle("configuration", "endpoint", "tls", "bucket", "model") is None
 
     @property
@@ -85,7 +84,6 @@ class Case:
 
     @property
     def is_local(self) -> bool:
-        """Whether the endpoint is on this machine."""
         return is_loopback(urlsplit(self.endpoint).hostname or "")
 
     @cached_property
@@ -94,18 +92,15 @@ class Case:
 
     @cached_property
     def round_trip(self) -> dict[str, Check]:
-        """The results for a probe object, by name."""
         return {check.name: check for check in check_round_trip(self.store, measure=False)}
 
     @cached_property
     def stored(self) -> StoredModel:
-        """The model in the store."""
         assert self.name is not None
         return open_model(self.store, self.name)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The model's shards, with their headers."""
         assert self.name is not None
         return open_model_reader(self.name, self.settings).checkpoint()
 
@@ -121,5 +116,4 @@ class Case:
 
     @property
     def usable_program(self) -> Program | None:
-        """The vLLM, or None if there is none or its check failed."""
         return self.program if self.obstacle("vllm") is None else None

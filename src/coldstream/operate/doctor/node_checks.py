@@ -202,7 +202,6 @@ def _existing(path: Path) -> Path:
 
 
 def _file_system(path: Path) -> str | None:
-    """The kind of file system that contains a folder; None if the system does not list its mounts."""
     try:
         lines = _MOUNTS.read_text(errors="replace").splitlines()
     except OSError:

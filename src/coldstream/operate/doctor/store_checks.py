@@ -16,8 +16,7 @@ from coldstream.errors import CredentialsError, NotFoundError
 from coldstream.machine.child_environment import SECRETS
 from coldstream.model.names import MANIFEST_NAME
 from coldstream.model.selection import is_weights
-from coldstream.operate.cdn.edge_cache import KEPT, Edge, EdgeAnswer
-from coldstream.operate.cdn.model_objects import key_prefix, limit_of
+from coldstream.operate.cdn.edge_cache import KEPT, Edge, EdgeAnswer, key_prefix, limit_of
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import (
     PROBE_FOLDER,

@@ -6,7 +6,7 @@ import xml.dom.minidom
 
 import pytest
 
-from coldstream.operate.bench.bench_chart import chart_title, html, panels
+from coldstream.operate.bench.result import chart_title, html, panels
 from coldstream.operate.charts import png, svgs
 from tests.unit.operate.bench.results import a_result, a_row
 

@@ -17,13 +17,13 @@ from coldstream.operate.bench.contestant import (
     LOADERS,
     NAMES,
     BenchPlan,
+    BenchTarget,
     Contestant,
     ContestantFactory,
     Loader,
     Skipped,
     select_loaders,
 )
-from coldstream.operate.bench.target import BenchTarget
 from coldstream.places.checkpoint import Shard
 from coldstream.settings import load_settings
 from coldstream.tune.model_shape import Model

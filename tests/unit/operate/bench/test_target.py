@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import NotFoundError
-from coldstream.operate.bench.target import find_target
+from coldstream.operate.bench.contestant import find_target
 from coldstream.settings import load_settings
 from tests.checkpoints import sharded_checkpoint
 from tests.servers.ranged import RangedServer

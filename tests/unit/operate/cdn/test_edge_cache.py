@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from coldstream.net.retry import Retry
-from coldstream.operate.cdn.edge_cache import Edge, EdgeAnswer, check, look_again, places, warm
-from coldstream.operate.cdn.model_objects import CdnObject
+from coldstream.operate.cdn.edge_cache import CdnObject, Edge, EdgeAnswer, check, look_again, places, warm
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.progress import Progress
 

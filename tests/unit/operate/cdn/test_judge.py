@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coldstream.operate.cdn.edge_cache import EdgeAnswer, judge
-from coldstream.operate.cdn.model_objects import CdnObject
+from coldstream.operate.cdn.edge_cache import CdnObject, EdgeAnswer, judge
 
 ITEM = CdnObject(
     model="org/m",

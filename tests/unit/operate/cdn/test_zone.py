@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coldstream.errors import UsageError
-from coldstream.operate.cdn.model_objects import PLANS, CdnObject, kept_share, limit_of
+from coldstream.operate.cdn.edge_cache import PLANS, CdnObject, kept_share, limit_of
 from coldstream.operate.cdn.zone import rewritten, rule_for, rule_state, rules_for
 
 

@@ -70,7 +70,6 @@ def _wake_device(options: Options) -> Callable[[], None]:
 
 
 def _copier(options: Options) -> Callable[[Any], None]:
-    """A function that copies a buffer to the device; does nothing for the CPU."""
     device = options.get("device", "cpu")
     if device == "cpu":
         return lambda _: None
@@ -110,7 +109,6 @@ def take_tensors(
 
 
 def _file_hashes(content: Any) -> dict[str, str]:
-    """SHA-256 of each tensor in a safetensors file."""
     view = memoryview(content)
     data = view[8 + int.from_bytes(view[:8], "little") :]
     header = json.loads(bytes(view[8 : len(view) - len(data)]))
@@ -233,7 +231,6 @@ def s3fs(options: Options) -> Iterator[Result]:
 
 
 def _read_files(options: Options, read: Callable[[str, int], Any]) -> Result:
-    """Reads one file after the other, each as a buffer or a list of buffers."""
     total = 0
     hashes: dict[str, str] = {}
     for name, size in options["files"]:

@@ -67,7 +67,6 @@ def _read_document(output: IO[bytes]) -> Any:
 
 
 def _completion_digest(url: str) -> str | None:
-    """A digest of a few tokens; None for a model that completes no text."""
     try:
         model = _request(f"{url}/v1/models")["data"][0]["id"]
         body = {"model": model, "prompt": "The river", "max_tokens": 8, "temperature": 0}
