@@ -120,7 +120,7 @@ def test_one_run_needs_no_letters() -> None:
 
 
 def test_every_phase_has_a_colour_of_its_own() -> None:
-    names = [kind.name for kind in PHASE_KINDS] + [UNNAMED, *SPANS]
+    names = {UNNAMED, *SPANS, *(kind.name for kind in PHASE_KINDS)}
     assert len({colour_of(name) for name in names}) == len(names)
     assert colour_of("weights + set-up") == colour_of("weights")
     assert colour_of("anything else") == colour_of("something else")
