@@ -229,7 +229,8 @@ def unpack(bucket: BucketClient, digest: str, sha256: str, folder: str) -> None:
     tool, tree, image = (os.path.join(folder, name) for name in ("unpacker", "tree", "image"))
     with tarfile.open(fileobj=io.BytesIO(bucket.fetch(f"{digest}/unpacker", sha256))) as archive:
         archive.extractall(tool)
-    program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", "-q", "-n", "-f", "-no-xattrs")
+    flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "16", "-fr", "16")  # by default, its queues take 512 MiB
+    program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", *flags)
     if subprocess.call([*program, "-d", f"{tree}.part", image], stdout=subprocess.DEVNULL):
         raise StartError(1, f"the runtime cannot be unpacked to {tree}")
     os.rename(f"{tree}.part", tree)
