@@ -3,14 +3,14 @@
 
     python3 bootstrap.py sha256:DIGEST serve org/model [flags] [-- vLLM's flags]
 
-DIGEST is the SHA-256 of the runtime's manifest in the bucket; `coldstream runtime publish` prints it. The manifest has
-the SHA-256 of the unpacker and of every chunk of the image. So nothing runs here that the author of the command did not
-choose, even if others can write to the bucket. The image is downloaded, mounted (by root) or unpacked, and executed in
-this process's place. It stays for the next start.
+DIGEST is the SHA-256 of the runtime's manifest in the bucket, which has that of the unpacker and of every chunk of the
+image: nothing runs here that the author of the command did not choose, even if others can write to the bucket. The
+image is downloaded, mounted (by root) or unpacked, and executed in this process's place. It stays for the next start.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
@@ -18,6 +18,7 @@ import hmac
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import ssl
@@ -54,10 +55,6 @@ def first(pattern: str, text: str, default: str = "") -> str:
     return match[1] if match else default
 
 
-def numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
-
-
 class BucketClient:
     """Signed, verified GETs from the store that coldstream's own settings name. One connection for each thread."""
 
@@ -74,31 +71,38 @@ class BucketClient:
         self.key, self.secret, self.token = r2 if r2[0] else aws
         if not self.key or not self.secret:
             raise StartError(12, "no keys for the bucket: set R2_ACCESS_KEY and R2_SECRET_KEY")
-        self.host = self.url.hostname or ""
+        self.host, self.netloc = self.url.hostname or "", self.url.netloc.rpartition("@")[2]
         proxy = "" if request.proxy_bypass(self.host) else request.getproxies().get(self.url.scheme, "")
         self.proxy = parse.urlsplit(proxy if "//" in proxy else f"http://{proxy}") if proxy else None
-        ca = setting("AWS_CA_BUNDLE") or None
-        self.tls = ssl.create_default_context(cafile=ca) if self.url.scheme == "https" else None
-        self.local = threading.local()
+        user = parse.unquote(self.proxy.netloc.rpartition("@")[0] if self.proxy else "").encode()
+        self.proxy_keys = {"proxy-authorization": f"Basic {base64.b64encode(user).decode()}"} if user else {}
+        is_https, ca, self.local = self.url.scheme == "https", setting("AWS_CA_BUNDLE") or None, threading.local()
+        self.prefix = f"http://{self.netloc}" if self.proxy and not is_https else ""
+        if not self.host or self.url.scheme not in ("http", "https"):
+            raise StartError(2, "the endpoint is not a URL: R2_ENDPOINT=https://ACCOUNT.r2.cloudflarestorage.com")
+        try:
+            self.port = self.url.port or (443 if is_https else 80)
+            self.patience = float(setting("COLDSTREAM_RETRY_SECONDS") or 180)
+            self.tls = ssl.create_default_context(cafile=ca) if is_https else None
+        except (ValueError, OSError) as exc:
+            raise StartError(2, f"the endpoint, AWS_CA_BUNDLE or COLDSTREAM_RETRY_SECONDS is wrong: {exc}") from None
 
     def connection(self) -> client.HTTPConnection:
-        made: client.HTTPConnection | None = getattr(self.local, "connection", None)
-        if made is None:
-            port = self.url.port or (443 if self.tls else 80)
-            server = (self.proxy.hostname or "", self.proxy.port or 80) if self.proxy else (self.host, port)
+        if not hasattr(self.local, "connection"):
+            server = (self.proxy.hostname or "", self.proxy.port or 80) if self.proxy else (self.host, self.port)
             made = client.HTTPConnection(*server, timeout=20)
             if self.tls:
                 made = client.HTTPSConnection(*server, timeout=20, context=self.tls)
             if self.proxy and self.tls:
-                made.set_tunnel(self.host, port)
+                made.set_tunnel(self.host, self.port, self.proxy_keys)
             self.local.connection = made
-        return made
+        return self.local.connection  # type: ignore[no-any-return]
 
     def get(self, name: str, span: tuple[int, int] | None) -> bytes:
         path = parse.quote(f"/{self.root}/{name}")
         # Signed by AWS's signature, version 4.
         now, empty = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), hashlib.sha256().hexdigest()
-        headers = {"host": self.url.netloc, "x-amz-content-sha256": empty, "x-amz-date": now}
+        headers = {"host": self.netloc, "x-amz-content-sha256": empty, "x-amz-date": now}
         headers.update({"x-amz-security-token": self.token} if self.token else {})
         names, lines = ";".join(sorted(headers)), "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
         canonical = f"GET\n{path}\n\n{lines}\n{names}\n{empty}"
@@ -109,11 +113,13 @@ class BucketClient:
         credential = f"Credential={self.key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
         headers["authorization"] = f"AWS4-HMAC-SHA256 {credential}"
         headers.update({"range": f"bytes={span[0]}-{span[1] - 1}"} if span else {})
-        target = f"{self.url.scheme}://{self.url.netloc}{path}" if self.proxy and not self.tls else path
-        self.connection().request("GET", target, headers=headers)
-        response = self.connection().getresponse()
-        body = response.read(64 << 20)
-        if response.status in (200, 206):
+        headers.update(self.proxy_keys if self.prefix else {})
+        self.connection().request("GET", f"{self.prefix}{path}", headers=headers)
+        response, size_max = self.connection().getresponse(), span[1] - span[0] if span else 64 << 20
+        body = response.read(size_max)
+        if len(body) < size_max and response.length:
+            raise OSError("the connection was cut")
+        if response.status in (200, 206, 416):  # 416: the object is smaller than what was published
             return body
         code = first(r"<Code>(\w+)</Code>", body[:4096].decode("utf-8", "replace"))
         if response.status in (429, 500, 502, 503, 504) or code == "RequestTimeout":
@@ -125,21 +131,19 @@ class BucketClient:
 
     def fetch(self, name: str, sha256: str, span: tuple[int, int] | None = None) -> bytes:
         """Verified bytes. Tries again for COLDSTREAM_RETRY_SECONDS."""
-        begin, patience = time.monotonic(), float(setting("COLDSTREAM_RETRY_SECONDS") or 180)
+        begin, patience = time.monotonic(), self.patience
         while True:
             try:
                 data = self.get(name, span)
                 if hashlib.sha256(data).hexdigest() == sha256:
                     return data
                 error = StartError(13, f"s3://{self.root}/{name} is not what was published: its SHA-256 differs")
-                patience = 5  # it may have been damaged on the way
+                patience = min(patience, 5)  # it may have been damaged on the way
             except ssl.SSLCertVerificationError as exc:
-                help_ = "install ca-certificates, or set SSL_CERT_FILE, and check the clock"
-                raise StartError(1, f"{self.url.netloc}: {exc.verify_message}; {help_}") from None
+                raise StartError(1, f"{self.netloc}: {exc.verify_message} (SSL_CERT_FILE, or the clock?)") from None
             except (OSError, client.HTTPException) as exc:
-                error = StartError(1, f"{self.url.netloc} cannot be read: {str(exc) or type(exc).__name__}")
-            self.connection().close()
-            self.local.connection = None
+                error = StartError(1, f"{self.netloc} cannot be read: {str(exc) or type(exc).__name__}")
+            self.connection().close()  # the next request opens it again
             if time.monotonic() - begin > patience:
                 raise error
             time.sleep(min(5, 0.2 + (time.monotonic() - begin) / 4))
@@ -168,32 +172,34 @@ def download(bucket: BucketClient, name: str, image: dict[str, Any], path: str) 
     while left:
         done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
         for future in done:
-            future.result()
-            left.discard(running.pop(future))
+            if (index := running.pop(future)) in left:
+                future.result()
+                left.discard(index)
         if not done and len(running) == len(left) < CONNECTIONS:  # the last ones are slow: they may be overtaken, once
             running.update({pool.submit(bring, index): index for index in left})
         if left and time.monotonic() - shown > (1 if sys.stderr.isatty() else 5):
             shown = time.monotonic()
-            percent = 100 - 100 * len(left) // len(image["chunks"])
-            print(f"runtime: {percent} % of {image['size'] / 1e6:.0f} MB", file=sys.stderr)
+            print(f"runtime: {1 - len(left) / len(image['chunks']):.0%} of {image['size'] >> 20} MiB", file=sys.stderr)
     share = (time.process_time() - cpu) / (time.monotonic() - begin) / len(os.sched_getaffinity(0))
     return "processor" if share > 0.8 else max(seconds, key=lambda what: seconds[what])
 
 
 def check_platform(needs: dict[str, str]) -> None:
     driver = first(r" (\d+\.[\d.]+) ", content("/proc/driver/nvidia/version"), "none")
-    libc = os.confstr("CS_GNU_LIBC_VERSION") or "none"
+    libc = platform.libc_ver()[1] or "none"
     for what, present in (("machine", os.uname().machine), ("glibc", libc), ("driver", driver)):
-        if present != needs[what] if what == "machine" else numbers(present) < numbers(needs[what] or ""):
+        has, least = ([int(part) for part in re.findall(r"\d+", text)] for text in (present, needs[what] or ""))
+        if present != needs[what] if what == "machine" else has < least:
             raise StartError(2, f"the runtime needs {what} {needs[what]}, and this machine has {present}")
 
 
 def places() -> Iterator[tuple[str, str | None]]:
     """Where a runtime may lie, the fastest first: a folder of our own in each, or why there is none."""
     cache, chosen = setting("COLDSTREAM_CACHE_DIR"), setting("COLDSTREAM_RUNTIME_DIR")
-    bases = ["/dev/shm", cache or os.path.expanduser("~/.cache/coldstream"), "/var/tmp", "/tmp"]
-    for base in [chosen] if chosen else bases:
-        folder = os.path.join(base, f"coldstream-runtimes-{os.geteuid()}")
+    cache = os.path.expanduser(cache or os.path.join(setting("XDG_CACHE_HOME") or "~/.cache", "coldstream"))
+    cache = re.sub("^~", "/tmp", cache)  # a user id without a name has no home
+    for base in [chosen] if chosen else ["/dev/shm", cache, "/var/tmp", "/tmp"]:
+        folder = os.path.abspath(os.path.join(base, f"coldstream-runtimes-{os.geteuid()}"))
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
             info = os.lstat(folder)
@@ -210,70 +216,54 @@ def choose(digest: str, image: dict[str, Any], *, is_mounted: bool) -> str:
     memory = int(first(r"MemAvailable:\s*(\d+)", content("/proc/meminfo"), "0")) << 10
     limit, used = content("/sys/fs/cgroup/memory.max").strip(), content("/sys/fs/cgroup/memory.current")
     memory = min(memory, int(limit) - int(used)) if limit.isdigit() else memory
-    for folder, fault in places():
-        if not fault:
-            info, part = os.statvfs(folder), os.path.join(folder, digest, "image.part")
-            room = info.f_bavail * info.f_frsize + (os.stat(part).st_blocks * 512 if os.path.exists(part) else 0)
+    for folder, refused in places():
+        fault = refused
+        if not refused:
+            info, path = os.statvfs(folder), os.path.join(folder, digest, "image")
+            room = info.f_bavail * info.f_frsize + (os.stat(path).st_blocks * 512 if os.path.exists(path) else 0)
             if folder.startswith("/dev/shm/"):
                 room = min(room, memory // 3)  # the model needs memory, too
             if room >= need and (is_mounted or not info.f_flag & os.ST_NOEXEC):
                 return os.path.join(folder, digest)
-            faults.append(f"{folder} {'has %d MiB' % (room >> 20) if room < need else 'is mounted noexec'}")
-        else:
-            faults.append(f"{folder} {fault}")
+            fault = "has %d MiB" % (room >> 20) if room < need else "is mounted noexec"
+        faults.append(f"{folder} {fault}")
     raise StartError(1, f"the runtime needs {need >> 20} MiB: {'; '.join(faults)} (COLDSTREAM_RUNTIME_DIR chooses)")
 
 
-def unpack(bucket: BucketClient, digest: str, sha256: str, folder: str) -> None:
-    """With the unpacker that was published with the image, which needs nothing of this system."""
-    tool, tree, image = (os.path.join(folder, name) for name in ("unpacker", "tree", "image"))
-    with tarfile.open(fileobj=io.BytesIO(bucket.fetch(f"{digest}/unpacker", sha256))) as archive:
-        archive.extractall(tool)
-    flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "16", "-fr", "16")  # by default, its queues take 512 MiB
-    program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", *flags)
-    if subprocess.call([*program, "-d", f"{tree}.part", image], stdout=subprocess.DEVNULL):
-        raise StartError(1, f"the runtime cannot be unpacked to {tree}")
-    os.rename(f"{tree}.part", tree)
-    os.unlink(image)
-
-
-def provide(digest: str, folders: list[str], phases: list[list[Any]]) -> str:
+def provide(digest: str, folders: list[str], locks: list[int], phases: list[list[Any]]) -> str:
     """The root of the runtime, brought here unless an earlier start did."""
     for folder in folders:
         mounted, tree = os.path.join(folder, digest, "mount"), os.path.join(folder, digest, "tree")
         if os.path.ismount(mounted) or os.path.isdir(tree):
             return tree if os.path.isdir(tree) else mounted
-    bucket, began = BucketClient(), time.time()
+        shutil.rmtree(f"{tree}.part", ignore_errors=True)
+    bucket = BucketClient()
     manifest = json.loads(bucket.fetch(f"{digest}/manifest.json", digest))
     check_platform(manifest["platform"])
     capabilities = int(first(r"CapEff:\s*(\w+)", content("/proc/self/status"), "0"), 16)
     can_mount = capabilities >> 21 & 1 and os.path.exists("/dev/loop-control") and shutil.which("mount")
     is_mounted = bool(can_mount) and setting("COLDSTREAM_RUNTIME_MODE") != "unpack"
-    folder = choose(digest, manifest["image"], is_mounted=is_mounted)
-    image, point = os.path.join(folder, "image"), os.path.join(folder, "mount")
+    began, folder = time.time(), choose(digest, manifest["image"], is_mounted=is_mounted)
+    image, point, tree, tool = (os.path.join(folder, name) for name in ("image", "mount", "tree", "unpacker"))
     os.makedirs(point, 0o700, exist_ok=True)
-    if not os.path.exists(image):
-        limit = download(bucket, f"{digest}/image", manifest["image"], f"{image}.part")
-        os.rename(f"{image}.part", image)
-        phases.append(["fetch", began, time.time(), limit])
-    began, is_mounted = time.time(), is_mounted and not subprocess.call(["mount", "-o", "loop,ro,nosuid", image, point])
+    limit, fetched = download(bucket, f"{digest}/image", manifest["image"], image), time.time()
+    phases.append(["fetch", began, fetched, limit])
+    if is_mounted and subprocess.call(["mount", "-o", "loop,ro,nosuid", image, point], pass_fds=locks):
+        os.environ["COLDSTREAM_RUNTIME_MODE"] = "unpack"  # perhaps in another place, which has room for the files
+        return provide(digest, folders, locks, phases)
     if not is_mounted:
-        unpack(bucket, digest, manifest["unpacker"]["sha256"], folder)
-    phases.append(["mount" if is_mounted else "unpack", began, time.time(), "processor"])
-    return point if is_mounted else os.path.join(folder, "tree")
-
-
-def start(root: str, arguments: list[str], facts: dict[str, Any]) -> None:
-    """Becomes coldstream."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environ["COLDSTREAM_BOOTSTRAP"] = json.dumps(facts)
-    environ["LD_LIBRARY_PATH"] = f"{root}/lib:{root}/lib/system:{setting('LD_LIBRARY_PATH')}".rstrip(":")
-    environ["PATH"] = f"{root}/bin:{os.environ.get('PATH', os.defpath)}"
-    environ.setdefault("USER", "coldstream")  # a user id without a name has none
-    if not os.access(os.path.expanduser("~"), os.W_OK):
-        environ["HOME"] = os.path.dirname(root)
-    python = f"{root}/bin/python3" if os.path.exists(f"{root}/bin/python3") else sys.executable
-    os.execve(python, [python, "-s", f"{root}/bin/coldstream", *arguments], environ)
+        unpacker = bucket.fetch(f"{digest}/unpacker", manifest["unpacker"]["sha256"])
+        with tarfile.open(fileobj=io.BytesIO(unpacker)) as archive:
+            archive.extraction_filter = lambda member, _: member  # of what was published
+            archive.extractall(tool)
+        flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "16", "-fr", "16")  # by default, its queues take 512 MiB
+        program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", *flags)
+        if subprocess.call([*program, "-d", f"{tree}.part", image], stdout=subprocess.DEVNULL, pass_fds=locks):
+            raise StartError(1, f"the runtime cannot be unpacked to {tree}")
+        os.rename(f"{tree}.part", tree)
+        os.unlink(image)
+    phases.append(["mount" if is_mounted else "unpack", fetched, time.time(), "processor"])
+    return point if is_mounted else tree
 
 
 def main(arguments: list[str]) -> None:
@@ -282,11 +272,21 @@ def main(arguments: list[str]) -> None:
     if not digest:
         raise StartError(2, "usage: bootstrap.py sha256:DIGEST serve MODEL …")
     folders = [folder for folder, fault in places() if fault is None]
-    # One start at a time brings a runtime to this machine; the others wait, and find it.
-    with open(os.path.join(folders[0], "lock") if folders else os.devnull, "w") as lock:
+    # One start at a time brings a runtime to this machine; the others wait, and find it. Its programs hold the locks,
+    # too, so that if it is killed, the next start waits for their end.
+    locks = [os.open(folder, os.O_RDONLY) for folder in folders]
+    for lock in locks:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        root = provide(digest, folders, phases)
-    start(root, arguments[1:], {"began": began, "phases": phases})
+    root = provide(digest, folders, locks, phases)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    environ["COLDSTREAM_BOOTSTRAP"] = json.dumps({"began": began, "phases": phases})
+    environ["LD_LIBRARY_PATH"] = f"{root}/lib:{root}/lib/system:{setting('LD_LIBRARY_PATH')}".rstrip(":")
+    environ["PATH"] = f"{root}/bin:{os.environ.get('PATH', os.defpath)}"
+    environ.setdefault("USER", "coldstream")  # a user id without a name has none
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        environ["HOME"] = os.path.dirname(root)
+    python = f"{root}/bin/python3" if os.path.exists(f"{root}/bin/python3") else sys.executable
+    os.execve(python, [python, "-s", f"{root}/bin/coldstream", *arguments[1:]], environ)
 
 
 if __name__ == "__main__":
