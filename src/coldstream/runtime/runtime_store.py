@@ -53,7 +53,7 @@ class Runtime:
 def publish(
     store: Store, manifest: RuntimeManifest, image: Path, unpacker: bytes, *, on_sent: Callable[[int], None]
 ) -> bool:
-    """Stores a runtime; returns whether it was not there yet.
+    """Stores a runtime, unless it is there as a whole; returns whether it was not.
 
     Args:
         store: Where.
@@ -62,12 +62,13 @@ def publish(
         unpacker: Its tar.
         on_sent: Called with byte counts of the image as they leave.
     """
-    folder = f"{ROOT}/{manifest.digest}"
-    if _sizes(store, manifest.digest).get(f"{folder}/manifest.json") is not None:
+    folder, encoded = f"{ROOT}/{manifest.digest}", encode_manifest(manifest)
+    sizes = {info.key: info.size for info in store.list(f"{folder}/")}
+    if sizes == _sizes(manifest) | {f"{folder}/manifest.json": len(encoded)}:
         return False
     _put_image(store, f"{folder}/image", image, on_sent)
     store.put(f"{folder}/unpacker", unpacker)
-    store.put(f"{folder}/manifest.json", encode_manifest(manifest))
+    store.put(f"{folder}/manifest.json", encoded)
     return True
 
 
@@ -146,13 +147,14 @@ def _runtime(store: Store, digest: str, sizes: dict[str, int], published: dateti
         with suppress(IntegrityError, NotFoundError):
             data, _ = store.get(f"{folder}/manifest.json", bytes_max=MANIFEST_BYTES_MAX)
             manifest = decode_manifest(data, digest)
-            needed = {f"{folder}/image": manifest.image.size, f"{folder}/unpacker": manifest.unpacker.size}
-            state = "ready" if needed.items() <= sizes.items() else "damaged"
+            state = "ready" if _sizes(manifest).items() <= sizes.items() else "damaged"
     return Runtime(digest=digest, state=state, manifest=manifest, bytes=sum(sizes.values()), published=published)
 
 
-def _sizes(store: Store, digest: str) -> dict[str, int]:
-    return {info.key: info.size for info in store.list(f"{ROOT}/{digest}/")}
+def _sizes(manifest: RuntimeManifest) -> dict[str, int]:
+    """The objects that belong to it, by key."""
+    folder = f"{ROOT}/{manifest.digest}"
+    return {f"{folder}/image": manifest.image.size, f"{folder}/unpacker": manifest.unpacker.size}
 
 
 def _put_image(store: Store, key: str, path: Path, on_sent: Callable[[int], None]) -> None:
