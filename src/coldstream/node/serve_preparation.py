@@ -20,7 +20,7 @@ from coldstream.errors import (
 )
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import CREDENTIALS
-from coldstream.machine.disk import make_folders, temporary_root
+from coldstream.machine.disk import SHARED_MEMORY, make_folders, temporary_folder, temporary_root
 from coldstream.model.names import checked_name
 from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
@@ -156,14 +156,16 @@ def passed_environment(
 
 
 def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """A home and a name for a user who lacks them: containers often run as any user, and libraries need both."""
+    """What libraries need, and containers that run as any user on a read-only root lack: a home, a name, and TMPDIR."""
     extra = {}
     home = os.path.expanduser("~")
-    if not os.path.isabs(home) or not os.access(home, os.W_OK):
-        with suppress(DiskError):
+    with suppress(DiskError):
+        if not os.path.isabs(home) or not os.access(home, os.W_OK):
             folder = temporary_root() / "home"
             make_folders(folder)
             extra["HOME"] = str(folder)
+        if temporary_folder() == SHARED_MEMORY:
+            extra["TMPDIR"] = str(temporary_root())
     # `getpass.getuser` reads these, and Torch names its caches after the user.
     if not any(environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
         try:
