@@ -31,12 +31,8 @@ from typing import ClassVar
 class ColdstreamError(Exception):
     """Base of all errors raised on purpose.
 
-    Attributes:
-        hint: What the user can do about it, or None.
-        operation: Of a store, the call that failed, such as "GetObject"; None for other errors.
-        target: The URI of its object, or None.
-        retryable: Whether the same call may succeed later.
-        retry_after_seconds: How long the server asked to wait, or None.
+    `operation` is the call of a store that failed, such as "GetObject", and `target` the URI of its object. `retryable`
+    says whether the same call may succeed later, `retry_after_seconds` how long the server asked to wait.
     """
 
     exit_code: ClassVar[int] = 1

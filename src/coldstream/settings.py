@@ -77,16 +77,12 @@ _MODEL_MARKS = ("config.json", "model_index.json", "adapter_config.json", MANIFE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The resolved settings. The repr contains no secrets.
-
-    `origins` has the source of each variable's value: "flag", "environment" or the file's path. `looked_in` are the
-    sources, for messages, and `warning` is for the user.
-    """
+    """The resolved settings. The repr contains no secrets."""
 
     values: Mapping[str, str]
-    origins: Mapping[str, str]
-    looked_in: tuple[str, ...]
-    warning: str | None = None
+    origins: Mapping[str, str]  # the source of each variable's value: "flag", "environment" or the file's path
+    looked_in: tuple[str, ...]  # the sources, for messages
+    warning: str | None = None  # for the user
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name} from {origin}' for name, origin in sorted(self.origins.items()))})"
@@ -200,23 +196,17 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     draft: bool = False,
 ) -> Settings:
-    """Resolves the settings.
+    """Resolves the settings; raises ConfigError for a missing file, an unknown COLDSTREAM_ variable or a placeholder.
 
-    Args:
-        flags: Variable to value from the command line; None if the flag was not used.
-        env_file: The file to read. None for `.env` in the working directory, if it exists and no model is beside it: a
-            file that came with a model could send tokens to another server.
-        environ: Replaces `os.environ`.
-        draft: For `setup`, which asks for the settings: `env_file` may be absent, and placeholders are ignored.
-
-    Raises:
-        ConfigError: The file is missing or malformed, a COLDSTREAM_ variable is unknown, or a value is a placeholder.
+    `flags` are by variable, None if a flag was not used. Without `env_file`, `.env` in the working directory is read,
+    unless a model is beside it: a file that came with a model could send tokens to another server. A `draft` is for
+    `setup`, which asks for the settings: `env_file` may be absent, and placeholders are ignored.
     """
     environ = os.environ if environ is None else environ
     path = env_file or Path(".env")
     # A file of the folder that shows that it is the folder of a model.
     model = None
-    if env_file is None and _is_file(path):
+    if env_file is None and os.path.isfile(path):
         marks = (mark for pattern in _MODEL_MARKS for mark in path.absolute().parent.glob(pattern))
         model = next((mark.name for mark in marks if mark.is_file()), None)
     file_values, malformed = (
@@ -278,10 +268,8 @@ def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mappi
 
 
 def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The endpoint, region and certificates of an AWS profile, by their environment variables, and their origin.
-
-    Credentials are left to boto3, which reads the same files and reports those that cannot be read.
-    """
+    """The endpoint, region and certificates of an AWS profile, by their environment variables, and their origin."""
+    # Credentials are left to boto3, which reads the same files and reports those that cannot be read.
     name = name or environ.get("AWS_DEFAULT_PROFILE") or "default"
     path = _below_home(environ.get("AWS_CONFIG_FILE") or "~/.aws/config", environ)
     config = _read_aws_file(path)
@@ -290,25 +278,18 @@ def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[st
     # The credentials file has profiles without a prefix.
     named = {**credentials, **credentials.get("profiles", {})}
     profile = {**_table(config.get("profiles", {}), name), **_table(named, name)}
+    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") or profile.get("ignore_configured_endpoint_urls")
+    s3 = _table(_table(config.get("services", {}), profile.get("services")), "s3")
+    endpoint = s3.get("endpoint_url") or profile.get("endpoint_url")
     settings = {
-        "AWS_ENDPOINT_URL_S3": _profile_endpoint(profile, config, environ),
+        "AWS_ENDPOINT_URL_S3": None if str(ignored).lower() == "true" else endpoint,
         "AWS_REGION": profile.get("region"),
         "AWS_CA_BUNDLE": profile.get("ca_bundle"),
     }
-    values = {
-        variable: value.strip() for variable, value in settings.items() if isinstance(value, str) and value.strip()
-    }
+    values = {name: text.strip() for name, text in settings.items() if isinstance(text, str) and text.strip()}
     if "AWS_CA_BUNDLE" in values:
         values["AWS_CA_BUNDLE"] = _below_home(values["AWS_CA_BUNDLE"], environ)
     return values, f"{_PROFILE}{name} in {path}"
-
-
-def _profile_endpoint(profile: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]) -> object:
-    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") or profile.get("ignore_configured_endpoint_urls")
-    if str(ignored).lower() == "true":
-        return None
-    s3 = _table(_table(config.get("services", {}), profile.get("services")), "s3")
-    return s3.get("endpoint_url") or profile.get("endpoint_url")
 
 
 def _below_home(path: str, environ: Mapping[str, str]) -> str:
@@ -361,16 +342,9 @@ def mask(secret: str) -> str:
     return "…" + secret[-4:] if len(secret) >= 16 else "…"
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False  # the working directory may not be readable
-
-
 def _read_env_file(path: Path, environ: Mapping[str, str], *, required: bool) -> tuple[dict[str, str], str | None]:
     """The variables of a settings file, and a warning about lines that are not `NAME=value`."""
-    if not _is_file(path):
+    if not os.path.isfile(path):
         if required:
             fault = "is not a regular file" if os.path.lexists(path) else "does not exist"
             raise ConfigError(f"the settings file {path} {fault}", hint="check --env-file")

@@ -36,12 +36,9 @@ if TYPE_CHECKING:
 class Cache:
     """A node's copies of models in one folder, shared by all processes of one user. Safe across processes.
 
-    Every method raises DiskError if the folder is not private to this user, or the disk is full or fails.
-
-    Attributes:
-        root: The folder, created when first needed; a private one inside a folder that is shared with other users.
-        bytes_max: The limit of all copies together; the least recently used are evicted. None: half of the file
-            system's size, with a tenth of it or 10 GB left free.
+    Every method raises DiskError if the folder is not private to this user, or the disk is full or fails. `root` is
+    created when first needed; in a folder that is shared with other users, it is a private one inside. The least
+    recently used copies are evicted when all take more than `bytes_max`; None is as in `space.disk_of`.
     """
 
     def __init__(self, root: Path, *, bytes_max: int | None = None) -> None:
@@ -55,9 +52,7 @@ class Cache:
         """Creates a copy, or reopens an existing one. Another plan under the same version starts over.
 
         `uri` is as the user named the model, without secrets; `version` identifies the content: a manifest's digest, a
-        commit. Raises DiskError also if another process uses this version with another plan, UsageError for a name or
-        version that is not a valid folder name, and IntegrityError if a path leaves the folder or the chunks do not
-        cover a file.
+        commit. Raises DiskError also if another process uses this version with another plan.
         """
         plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
         if fault := files_fault(plan.files):
@@ -179,10 +174,7 @@ class Cache:
 
 
 class LocalCopy:
-    """Protects a copy from eviction until `close`. For one thread of the process that opened it.
-
-    Reading follows the journal while another process writes it; a chunk stays, unless a reader finds it wrong.
-    """
+    """Protects a copy from eviction until `close`, and follows its journal. For one thread of its process."""
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
         """Use `Cache.open`. Takes ownership of `lock`."""
@@ -214,19 +206,13 @@ class LocalCopy:
             return self._contents.there(index)
 
     def digests(self, index: int) -> bytes:
-        """16 bytes per chunk of a file: the plan's or, without a manifest, those written, or zeros.
-
-        Readers have to check each chunk: nothing else notices a flipped bit, or bytes lost in a power failure.
-        """
+        """16 bytes per chunk of a file: the plan's or, without a manifest, those written, or zeros."""
         with disk.disk_errors(self.folder):
             self._contents.refresh()
             return self._contents.digests(index)
 
     def path(self, index: int) -> Path:
-        """The present path of a file, which a writer moves when it is complete, and back when a chunk is forgotten.
-
-        If it is gone when it is opened, call this again. An open descriptor stays valid.
-        """
+        """The present path of a file. A writer may move it: if it is gone when it is opened, call this again."""
         with disk.disk_errors(self.folder):
             return self._contents.path(index)
 
@@ -253,8 +239,7 @@ def cache_of(settings: Settings) -> Cache:
 def configured(directory: str | None, limit: str | None) -> Cache:
     """The cache in `directory`, COLDSTREAM_CACHE_DIR; raises ConfigError if COLDSTREAM_CACHE_LIMIT is not a size.
 
-    By default, it is `coldstream` in XDG_CACHE_HOME or ~/.cache, or a private folder among the temporary files if the
-    user has no home that can be written to.
+    Without `directory` it is in XDG_CACHE_HOME or ~/.cache, or among the temporary files if neither can be written to.
     """
     try:
         bytes_max = parse_bytes(limit) if limit is not None else None

@@ -36,15 +36,12 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedFile:
-    """A file of a model; `stops` are one past the last byte of each chunk, and empty for an empty file.
-
-    `digests` are the chunks' XXH3-128 digests (16 bytes each, joined), or None where no manifest names them.
-    """
+    """A file of a model."""
 
     path: str
     size: int
-    stops: tuple[int, ...]
-    digests: bytes | None
+    stops: tuple[int, ...]  # one past the last byte of each chunk; empty for an empty file
+    digests: bytes | None  # XXH3-128 of the chunks, 16 bytes each, joined; None where no manifest names them
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         """A chunk's bytes in the file, `[start, stop)`."""
@@ -143,15 +140,11 @@ def _whole(value: object) -> int:
 
 
 class CopyContents:
-    """A view of a copy that follows its journal while another process writes it. For one thread.
+    """A view of a copy that follows its journal while another process writes it. For one thread."""
 
-    For each file of the plan, `claimed` has one byte per chunk, 1 if the journal claims it, and `missing` counts the
-    others. `journal_bytes` were read of the journal: complete records only, and nothing of an invalid one.
-    """
-
-    claimed: list[bytearray]
-    missing: list[int]
-    journal_bytes: int
+    claimed: list[bytearray]  # for each file of the plan, one byte per chunk: 1 if the journal claims it
+    missing: list[int]  # for each file, how many chunks it does not claim
+    journal_bytes: int  # that were read of the journal: complete records only, and nothing of an invalid one
 
     def __init__(self, folder: Path, files: Sequence[CachedFile]) -> None:
         self.folder = folder

@@ -35,10 +35,7 @@ _LEFTOVER_SECONDS = 3600.0
 
 
 class CopyWriter:
-    """The only writer of a copy. For one thread; every method may block on the disk.
-
-    A DiskError closes it: its claims are right, and what was written stays for the next writer.
-    """
+    """The only writer of a copy. For one thread. A DiskError closes it; what was written stays for the next writer."""
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: ExitStack) -> None:
         """Use `CopyWriter.open`. Takes ownership of the locks."""
@@ -66,10 +63,10 @@ class CopyWriter:
 
     @classmethod
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
-        """Begins to write the copy in `folder`, which `Cache.open` created, and makes room for its missing chunks.
+        """Begins to write the copy in `folder`, and makes room for its missing chunks; raises DiskError if it is gone.
 
-        Protects it from eviction by itself. Returns None when another process writes it or when it is complete, except
-        to `repair` it: to forget a wrong chunk and write it again. Raises DiskError if it does not fit or is gone.
+        Returns None when another process writes it or when it is complete, except to `repair` it: to forget a wrong
+        chunk and write it again.
         """
         root = root_of(folder)
         disk.checked_root(root, create=False)
@@ -104,10 +101,7 @@ class CopyWriter:
         return bool(self._contents.claimed[file][chunk])
 
     def write(self, file: int, chunk: int, view: memoryview, digest: bytes) -> None:
-        """Writes one chunk, unless it is there already.
-
-        `view` has its bytes, verified by the caller, and `digest` their XXH3-128. Raises DiskError.
-        """
+        """Writes one chunk, whose bytes the caller has verified, unless it is there already; raises DiskError."""
         self._check(file, chunk)
         planned = self._plan.files[file]
         start, stop = planned.bounds(chunk)

@@ -35,22 +35,18 @@ _OR = "or point COLDSTREAM_CACHE_DIR to a larger disk; the load goes on without 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedCopy:
-    """A copy in the cache, as it is listed; `uri` is empty if its plan cannot be read.
-
-    `bytes` are on the disk now, `bytes_total` when the copy is complete. A copy `in_use` is not evicted; `writing` is
-    whether a process fills it. It was last opened at `used`.
-    """
+    """A copy in the cache, as it is listed."""
 
     name: str
     version: str
-    uri: str
+    uri: str  # empty if its plan cannot be read
     folder: Path
-    bytes: int
-    bytes_total: int
+    bytes: int  # on the disk now
+    bytes_total: int  # when the copy is complete
     complete: bool
-    in_use: bool
-    writing: bool
-    used: datetime
+    in_use: bool  # so it is not evicted
+    writing: bool  # whether a process fills it
+    used: datetime  # when it was last opened
 
     @property
     def bytes_reserved(self) -> int:
@@ -107,10 +103,7 @@ def disk_of(root: Path, bytes_max: int | None) -> Disk:
 
 
 def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> list[CachedCopy]:
-    """Which of the other copies, least recently used first, to evict so that `own` can be completed. Pure.
-
-    Raises DiskError if it would not fit even then.
-    """
+    """Which of the others to evict so that `own` can be completed; DiskError if it would not fit even then. Pure."""
     what = f"{own.name} has {format_bytes(own.bytes_total)}"
     if own.bytes_total > limits.limit_bytes:
         raise disk.cache_error(
@@ -149,10 +142,7 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> 
 
 
 def make_room(folder: Path, bytes_max: int | None) -> None:
-    """Evicts other copies so that the one in `folder` can be completed.
-
-    Raises DiskError if it does not fit, and then evicts nothing.
-    """
+    """Evicts other copies so that the one in `folder` can be completed; if it does not fit, evicts none: DiskError."""
     root = root_of(folder)
     with disk.disk_errors(root):
         sweep(root)

@@ -22,10 +22,7 @@ class StagedFile:
     """A new file that will replace `path`. As a context manager, it is discarded unless it was installed."""
 
     def __init__(self, path: Path, *, staging: Path | None = None, mode: int = 0o600) -> None:
-        """Creates it, empty, in `staging`: a directory on the same file system, by default that of `path`.
-
-        The umask is subtracted from `mode`.
-        """
+        """Creates it, empty, in `staging`, a directory on the same file system; the umask is subtracted from `mode`."""
         self.path = path
         self._temporary = (staging or path.parent) / f"{TEMPORARY_PREFIX}{os.urandom(8).hex()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

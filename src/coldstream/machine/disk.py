@@ -60,12 +60,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def private_root(root: Path) -> Path:
-    """`root`, or a directory of this user in it if others can write to it or own it.
-
-    The kubelet creates a volume as root's, with mode 0777, or 2777 and 2775 with an fsGroup, and a container may run as
-    any user: refusing such a volume would leave the pod without a cache. Its other users could delete or move the
-    directory, but they cannot read it or forge another one, because the owner and the mode are checked at each use.
-    """
+    """`root`, or a directory of this user in it if others can write to it or own it."""
+    # The kubelet creates a volume as root's, with mode 0777, or 2777 and 2775 with an fsGroup, and a container may run
+    # as any user: refusing such a volume would leave the pod without a cache. Its other users could delete or move the
+    # directory, but not read or forge it, because the owner and the mode are checked at each use.
     try:
         status = os.stat(root)
     except OSError:
@@ -202,10 +200,7 @@ def root_locked(root: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
-    """Locks a directory, so that only one process at a time fills it; `on_wait` is called repeatedly until then.
-
-    Yields whether it is locked: False if the file system has no locks on directories, such as NFS.
-    """
+    """Locks a directory; calls `on_wait` until then. Yields False if the file system has no such locks, as NFS."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         while True:
@@ -225,8 +220,8 @@ def locked_folder(folder: Path, *, on_wait: Callable[[], None]) -> Iterator[bool
 
 def open_locked(path: Path, *, exclusive: bool) -> int | None:
     """A locked descriptor, for `unlock`; None if another process holds a conflicting lock."""
-    descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
     with ExitStack() as failing:
+        descriptor = open_private(path, os.O_RDWR | os.O_CREAT)
         failing.callback(os.close, descriptor)
         if not try_lock(descriptor, exclusive=exclusive):
             return None

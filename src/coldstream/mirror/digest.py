@@ -45,10 +45,7 @@ class Digests:
 
 
 class StreamDigest:
-    """Hashes a file from front to back. Not thread-safe.
-
-    The chunks of a safetensors file follow its tensors, so its header is parsed and checked on the way.
-    """
+    """Hashes a file from front to back, and parses the header of a safetensors file on the way. Not thread-safe."""
 
     def __init__(
         self,
@@ -60,11 +57,10 @@ class StreamDigest:
         object_bytes_max: int | None = None,
         on_segment: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Starts the hashes of a file of this size.
+        """Without `stops`, weights are cut by their tensors, other files evenly. `git` also computes the git blob id.
 
-        `stops` are the chunk stops if they are known; None cuts weights by their tensors, other files evenly. `git`
-        also computes the git blob id. With `object_bytes_max`, a safetensors file's segments of at most this many bytes
-        are hashed, and `on_segment` is called with each one's stop and SHA-256, after its last byte.
+        With `object_bytes_max`, a safetensors file's segments of at most this many bytes are hashed, and `on_segment`
+        is called with each one's stop and SHA-256, after its last byte.
         """
         self._path, self._size = path, size
         self._sha256 = hashlib.sha256()
@@ -158,8 +154,7 @@ class OrderedDigest:
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
         """Takes part `index` (from 0, each exactly once). May hash other waiting parts before it returns.
 
-        `view` must not change until `hashed` is called, by any thread. Raises IntegrityError if the file is invalid by
-        itself; no further part is hashed.
+        `view` must not change until `hashed` is called, by any thread.
         """
         with self._lock:
             self._waiting[index] = (view, hashed)
@@ -181,10 +176,7 @@ class OrderedDigest:
 
 
 def read_header(read_start: Callable[[memoryview], object], *, path: str, size: int) -> Header:
-    """Reads and checks the header of a safetensors file; `read_start` fills a buffer with the file's first bytes.
-
-    Raises HeaderError if it is truncated, not a header, or describes another file.
-    """
+    """Reads and checks the header of a safetensors file; `read_start` fills a buffer with the file's first bytes."""
     head = bytearray(min(MIB, size))
     read_start(memoryview(head))
     stop = header_stop(head[:LENGTH_BYTES], file_bytes=size, path=path)

@@ -29,20 +29,16 @@ from coldstream.units import MIB, format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadReport:
-    """What a download did. `files` and `bytes` are without the hidden ones.
-
-    Those are `skipped` and never written: a `.env` would be read as settings. `kept_files` were in the folder already,
-    with the right content. `verified` is whether the content was checked against a manifest.
-    """
+    """What a download did."""
 
     name: str
     folder: str
-    files: int
+    files: int  # like `bytes`, without the hidden ones
     bytes: int
-    kept_files: int
-    skipped: tuple[str, ...]
+    kept_files: int  # in the folder already, with the right content
+    skipped: tuple[str, ...]  # hidden files, which are never written: a `.env` would be read as settings
     received_bytes: int
-    verified: bool
+    verified: bool  # whether the content was checked against a manifest
     seconds: float
     retries: int
 
@@ -59,11 +55,6 @@ def download(
     """Writes the model's files below `folder`, which is created if necessary. Files with the right content are kept.
 
     Waits while another process downloads into the same folder, if the file system has locks.
-
-    Raises:
-        NotFoundError: There is no such model, or its upload is incomplete.
-        IntegrityError: A file's bytes are wrong; that file is not written.
-        DiskError: The disk is full or fails; complete files are kept.
     """
     began = time.monotonic()
     progress = progress or Progress()

@@ -40,11 +40,7 @@ from coldstream.units import plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadContext:
-    """What the works of one upload share.
-
-    `whole` and `segmented` are as in the plan, and grow as files are stored. `digests` are those of the files that were
-    sent in one piece, by path.
-    """
+    """What the works of one upload share."""
 
     store: Store
     source: Snapshot
@@ -54,9 +50,9 @@ class UploadContext:
     progress: Progress
     connections: int
     memory_bytes: int
-    whole: dict[str, FileEntry]
+    whole: dict[str, FileEntry]  # as in the plan, and grows as files are stored; so does `segmented`
     segmented: dict[str, FileEntry]
-    digests: dict[str, Digests] = field(default_factory=dict)
+    digests: dict[str, Digests] = field(default_factory=dict)  # of the files that were sent in one piece, by path
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, **counts: int) -> None:
@@ -66,17 +62,15 @@ class UploadContext:
 
 
 class UploadWork(FileWork):
-    """Uploads one file. `entry` is its manifest entry once it is stored.
-
-    It is still None at the end if an unfinished multipart upload was lost: another run of the same upload, unaware
-    that this one took over, completed or aborted it. Then the file starts over.
-    """
+    """Uploads one file. `entry` is its manifest entry once it is stored."""
 
     parts: tuple[tuple[int, int], ...] = ()
     digest: OrderedDigest | None = None
 
     def __init__(self, context: UploadContext, file: ObjectInfo) -> None:
         self.file = file
+        # Still None at the end if another run, unaware that this one took over, completed or aborted the unfinished
+        # multipart upload. Then the file starts over.
         self.entry: FileEntry | None = None
         self._context = context
         self._store, self._source, self._progress = context.store, context.source, context.progress
@@ -286,10 +280,7 @@ class SegmentWriter:
         return StoredObject(key=key, size=size, etag=info.etag, part_bytes=PART_BYTES)
 
     def _copy(self, sha256: str, start: int, stop: int, plain: StoredObject) -> StoredObject | None:
-        """Lets the store copy `[start, stop)` of an object; None when it cannot, or the multipart upload is gone.
-
-        Raises ConflictError if the object is not the one that was hashed.
-        """
+        """Lets the store copy `[start, stop)` of an object; None when it cannot, or the multipart upload is gone."""
         key = segment_key(sha256)[1:]
         upload_id = self.store.create_upload(key)
         whole = f"{self.context.plan.name}/{plain.key}"
@@ -334,18 +325,13 @@ class _SegmentedUpload(UploadWork):
 
 @dataclass(slots=True)
 class _Segment:
-    """`[start, stop)` of a file, while it is uploaded as a segment.
-
-    Attributes:
-        ready: Reaches zero when the hash is known and all parts are in memory.
-        left: Reaches zero when all parts are sent.
-        parts: The bytes of each part by its number, and the function to call when they are no longer needed.
-    """
+    """`[start, stop)` of a file, while it is uploaded as a segment."""
 
     start: int
     stop: int
-    ready: Countdown = field(init=False)
-    left: Countdown = field(init=False)
+    ready: Countdown = field(init=False)  # reaches zero when the hash is known and all parts are in memory
+    left: Countdown = field(init=False)  # reaches zero when all parts are sent
+    # The bytes of each part by its number, and the function to call when they are no longer needed.
     parts: dict[int, tuple[memoryview, Callable[[], None]]] = field(default_factory=dict)
     sha256: str = ""
     stored: StoredObject | None = None
@@ -444,16 +430,13 @@ class SegmentUpload(_SegmentedUpload):
 
 
 class SegmentCopy(_SegmentedUpload):
-    """Lets the store copy a file's segments from the object in one piece; reads nothing, so its parts are empty.
-
-    The entry remains None if the store cannot copy.
-    """
+    """Lets the store copy a file's segments from the object in one piece. `entry` remains None if it cannot copy."""
 
     def __init__(self, writer: SegmentWriter, file: ObjectInfo, plain: StoredObject, digests: Digests) -> None:
         super().__init__(writer, file, plain)
         self._digests = digests
         self._ranges = list(pairwise((0, *(stop for stop, _ in digests.segments))))
-        self.parts = tuple((start, start) for start, _ in self._ranges)
+        self.parts = tuple((start, start) for start, _ in self._ranges)  # empty: nothing is read
         self._stored: dict[int, StoredObject] = {}
 
     def prepare(self) -> None:

@@ -19,26 +19,20 @@ from coldstream.places.place import ObjectInfo, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """One model in a store. For an incomplete one, `bytes` and `files` are the final numbers.
-
-    Attributes:
-        state: "ready"; "incomplete": an upload is running or was interrupted; "damaged": objects of the manifest are
-            missing or were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program;
-            "foreign": stored by another tool, without a manifest.
-        repo: The repository on the Hub that it was copied from, or None; `revision` is the commit.
-        modified: When it became ready, or was last written to.
-        detail: The reason for the state and what to do about it; empty when ready.
-    """
+    """One model in a store. For an incomplete one, `bytes` and `files` are the final numbers."""
 
     name: str
+    # "ready"; "incomplete": an upload is running or was interrupted; "damaged": objects of the manifest are missing or
+    # were replaced; "unreadable": the manifest cannot be trusted, or is newer than this program; "foreign": stored by
+    # another tool, without a manifest.
     state: str
     bytes: int
     files: int
-    repo: str | None
-    revision: str | None
-    modified: datetime
+    repo: str | None  # the repository on the Hub that it was copied from
+    revision: str | None  # its commit
+    modified: datetime  # when it became ready, or was last written to
     layout: str
-    detail: str
+    detail: str  # the reason for the state and what to do about it; empty when ready
 
 
 def list_models(store: Store) -> list[ModelInfo]:

@@ -49,13 +49,12 @@ def model_listing(store: Store, name: str) -> dict[str, ObjectInfo]:
 class JournalWriter:
     """Writes the journal of one upload. Thread-safe; writes are grouped, and spaced as the store requires.
 
-    Every write raises ConflictError once another upload has taken the model over. `conditional` is whether the store
-    honours conditional writes; valid after `open`.
+    Every write raises ConflictError once another upload has taken the model over.
     """
 
     def __init__(self, store: Store, journal: Journal, *, etag: str | None) -> None:
         """Prepares the journal, with the files that are stored already; `etag` is that of the current record."""
-        self.conditional = True
+        self.conditional = True  # whether the store honours conditional writes; known after `open`
         self._store, self._key = store, record_key(journal.name)
         self._journal = journal
         self._entries = {entry.path: entry for entry in journal.files}

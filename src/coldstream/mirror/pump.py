@@ -98,10 +98,7 @@ class Pump:
         ]
 
     def run(self, works: Sequence[FileWork], *, tick: Callable[[], None] = lambda: None) -> None:
-        """Moves all files, which start in this order. Calls `tick` from this thread regularly.
-
-        Raises the first error of any file, or KeyboardInterrupt. By then the threads have stopped or are abandoned.
-        """
+        """Moves all files, in this order, and calls `tick` from this thread regularly; raises the first error."""
         for thread in self._threads:
             thread.start()
         files = Countdown(len(works) + 1, self._ended.set)

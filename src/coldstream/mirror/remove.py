@@ -19,27 +19,20 @@ from coldstream.places.place import PendingUpload, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What a removal deletes: the model's objects, the manifest first, and unfinished multipart uploads below it.
-
-    `segments` counts the model's own and any others that no model uses, `shared_segments` those of its segments that
-    other models use. `withheld` is why no segment may be deleted now: a later upload or removal deletes them.
-    """
+    """What a removal deletes."""
 
     name: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # the model's objects, the manifest first
     bytes: int
-    uploads: tuple[PendingUpload, ...]
-    segments: int
+    uploads: tuple[PendingUpload, ...]  # unfinished multipart uploads below it
+    segments: int  # the model's own, and any others that no model uses
     segment_bytes: int
-    shared_segments: int
-    withheld: str | None
+    shared_segments: int  # those of its segments that other models use
+    withheld: str | None  # why no segment may be deleted now: a later upload or removal deletes them
 
 
 def plan_removal(store: Store, name: str) -> Removal:
-    """Decides what to delete; deletes nothing.
-
-    Raises NotFoundError if there is no such model, and UsageError if it is part of another one.
-    """
+    """Decides what to delete; deletes nothing. Raises UsageError if the model is part of another one."""
     full, (name, revision) = name, split_revision(name)
     checked_name(name)
     own_segments: set[str] = set()

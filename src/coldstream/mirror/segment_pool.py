@@ -32,16 +32,13 @@ GRACE = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What a sweep deletes: `keys` that no record refers to, and unfinished `uploads` of segments.
+    """What a sweep deletes."""
 
-    `used` are the keys that records refer to; `withheld` is why nothing may be deleted now, or None.
-    """
-
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # that no record refers to
     bytes: int = 0
-    uploads: tuple[PendingUpload, ...] = ()
-    used: frozenset[str] = frozenset()
-    withheld: str | None = None
+    uploads: tuple[PendingUpload, ...] = ()  # unfinished ones, of segments
+    used: frozenset[str] = frozenset()  # the keys that records refer to
+    withheld: str | None = None  # why nothing may be deleted now
 
 
 def segment_key(sha256: str) -> str:
@@ -57,11 +54,9 @@ def segment_keys(files: Iterable[FileEntry], *, root: str = "") -> set[str]:
 
 
 def root_of(name: str, record: Manifest | Journal) -> str:
-    """Returns the prefix that a record's keys with a leading "/" are relative to: empty, or with a "/" at its end.
-
-    It is not empty if the model was uploaded to a store whose root is below this one, such as `s3://bucket/team`: the
-    record holds the name that the model had there.
-    """
+    """Returns the prefix that a record's keys with a leading "/" are relative to: empty, or with a "/" at its end."""
+    # If the model was uploaded to a store whose root is below this one, such as `s3://bucket/team`, the record holds
+    # the name that the model had there.
     root = name.removesuffix(record.name)
     return root if root.endswith("/") and root != name else ""
 

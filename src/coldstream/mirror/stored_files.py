@@ -38,16 +38,12 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
-    """What the store holds under a model's name; `record` is None if another tool stored it.
-
-    `listing` has the model's objects by their keys relative to the model, without the manifest, and `pool` the segments
-    of all models by their keys with a leading "/".
-    """
+    """What the store holds under a model's name."""
 
     name: str
-    record: Manifest | Journal | None
-    listing: Mapping[str, ObjectInfo]
-    pool: Mapping[str, ObjectInfo]
+    record: Manifest | Journal | None  # None if another tool stored it
+    listing: Mapping[str, ObjectInfo]  # its objects but the manifest, by their keys relative to the model
+    pool: Mapping[str, ObjectInfo]  # the segments of all models by their keys with a leading "/"
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -81,10 +77,7 @@ class StoredModel:
 
 
 def open_model(store: Store, name: str) -> StoredModel:
-    """Reads what is stored under `name`, which may include a revision.
-
-    Raises NotFoundError, also for another revision, and ManifestError if the manifest cannot be trusted.
-    """
+    """Reads what is stored under `name`; raises NotFoundError, also for another revision than one in the name."""
     name, revision = split_revision(name)
     checked_name(name)
     record, _ = read_record(store, name) or (None, "")

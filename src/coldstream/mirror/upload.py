@@ -55,15 +55,7 @@ def upload(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> UploadReport:
-    """Carries out the plan. The store's and the source's `Retry` must share one `cancel` event.
-
-    What was stored is kept for the next run after any error.
-
-    Raises:
-        UsageError: A segment does not fit into `memory_bytes`.
-        IntegrityError: A file is not what the source promised; its upload is aborted, and the model is not ready.
-        ConflictError: Another upload of the model took over, or objects were changed during the upload.
-    """
+    """Carries out the plan; keeps what was stored after an error. Both places must share one `Retry.cancel`."""
     began = time.monotonic()
     progress = progress or Progress()
     if plan.to_cut and plan.object_bytes_max is not None and plan.object_bytes_max > memory_bytes:
@@ -128,10 +120,12 @@ def _run(context: UploadContext) -> None:
             return SegmentCopy(writer, file, plain, digests)
         return SegmentUpload(writer, file, plain, pump.submit)
 
-    def start_whole(file: ObjectInfo, _pump: Pump, attempt: int) -> UploadWork:
-        return FileUpload(context, file, resume=attempt == 0)
-
-    _store_all(context, plan.to_send_whole, start_whole, context.whole)
+    _store_all(
+        context,
+        plan.to_send_whole,
+        lambda file, _, attempt: FileUpload(context, file, resume=not attempt),
+        context.whole,
+    )
     _store_all(context, plan.to_cut, start_segments, context.segmented)
     entries = [plan.entry(file.key, context.whole, context.segmented) for file in plan.files]
     complete = [entry for entry in entries if entry]
@@ -192,15 +186,13 @@ def _sweep(store: Store, progress: Progress) -> int:
 
 
 def _check_objects(store: Store, name: str, entries: Sequence[FileEntry]) -> list[FileEntry]:
-    """Compares the entries of the manifest with what the store holds, just before the model becomes ready.
-
-    A segment's key pins its bytes. Its current ETag is taken, because another upload may have stored it again.
-    """
+    """Compares the entries of the manifest with what the store holds, just before the model becomes ready."""
     listing = model_listing(store, name)
     if segment_keys(entries):
         listing |= pool_listing(store)
     checked = []
     for entry in entries:
+        # A segment's key pins its bytes; another upload may have stored it again, with another ETag.
         objects = tuple(
             msgspec.structs.replace(stored, etag=listing[stored.key].etag or stored.etag)
             if stored.key.startswith("/") and stored.key in listing

@@ -31,37 +31,25 @@ _READ_BYTES = 16 * MIB
 
 @dataclass(frozen=True, kw_only=True)
 class UploadPlan:
-    """What an upload will do. Mappings have the files' paths as keys.
-
-    Attributes:
-        object_bytes_max: The most bytes of a segment; None to store every file in one piece.
-        plain: Whether segmented files are stored in one piece too.
-        skipped: Why a file of the source is not uploaded; `kept_back`: why one that is uploaded is not given to vLLM.
-        whole: Entries of files that the store holds in one piece, with the source's content.
-        segmented: Entries of files whose segments of this size the store holds, with the source's content.
-        stale: Keys, relative to the model, of objects that only an earlier revision uses.
-        pending: Unfinished multipart uploads below the model, to be resumed or aborted.
-        state: What the store holds now: "absent", "foreign", "uploading" or "ready".
-        record: The current manifest or journal, or None; `entries` are its files, and `etag` is that of its object.
-    """
+    """What an upload will do. Mappings have the files' paths as keys."""
 
     name: str
     label: str
     source: manifest.Provenance
     files: tuple[ObjectInfo, ...]
     part_bytes: Mapping[str, int]
-    object_bytes_max: int | None
-    plain: bool
-    skipped: Mapping[str, str]
+    object_bytes_max: int | None  # the most bytes of a segment; None to store every file in one piece
+    plain: bool  # whether segmented files are stored in one piece too
+    skipped: Mapping[str, str]  # why a file of the source is not uploaded
     skipped_bytes: Mapping[str, int]
-    kept_back: Mapping[str, str]
-    whole: Mapping[str, FileEntry]
-    segmented: Mapping[str, FileEntry]
-    stale: tuple[str, ...]
-    pending: tuple[PendingUpload, ...]
-    state: str
-    etag: str | None
-    record: Manifest | Journal | None
+    kept_back: Mapping[str, str]  # why a file that is uploaded is not given to vLLM
+    whole: Mapping[str, FileEntry]  # files that the store holds in one piece, with the source's content
+    segmented: Mapping[str, FileEntry]  # files whose segments of this size it holds, with the source's content
+    stale: tuple[str, ...]  # keys, relative to the model, of objects that only an earlier revision uses
+    pending: tuple[PendingUpload, ...]  # unfinished multipart uploads below the model, to be resumed or aborted
+    state: str  # what the store holds now: "absent", "foreign", "uploading" or "ready"
+    etag: str | None  # that of the record's object
+    record: Manifest | Journal | None  # the current one
 
     @property
     def entries(self) -> tuple[FileEntry, ...]:
@@ -142,31 +130,23 @@ class UploadPlan:
 
 @dataclass(slots=True, kw_only=True)
 class UploadReport:
-    """What an upload did.
-
-    Attributes:
-        digest: The manifest's digest, which identifies this version; None if the model was up to date.
-        kept_bytes: Bytes of the model that were not sent because the store had them, including parts of files.
-        parts: Parts and single objects sent.
-        kept_segments: Segments that the store already had, from this model or another, among files that changed.
-        conditional: Whether the store honours conditional writes; None if nothing was written.
-    """
+    """What an upload did."""
 
     name: str
-    digest: str | None = None
+    digest: str | None = None  # the manifest's, which identifies this version; None if the model was up to date
     files: int
     bytes: int
     sent_files: int
     sent_bytes: int = 0
-    kept_bytes: int = 0
-    parts: int = 0
+    kept_bytes: int = 0  # bytes of the model that the store had already, including parts of files
+    parts: int = 0  # parts and single objects sent
     sent_segments: int = 0
     copied_segments: int = 0
-    kept_segments: int = 0
+    kept_segments: int = 0  # those that the store already had, from this model or another, among files that changed
     swept_segments: int = 0
     seconds: float = 0.0
     retries: int = 0
-    conditional: bool | None = None
+    conditional: bool | None = None  # whether the store honours conditional writes; None if nothing was written
 
 
 def plan_upload(
@@ -185,11 +165,6 @@ def plan_upload(
 
     For `include`, `also` and `exclude`, see `select`. `part_bytes` is for files in one piece. `object_bytes_max` stores
     weights in segments of at most this many bytes and, if `plain`, in one piece too.
-
-    Raises:
-        UsageError: The name is not valid or lies in or around another model, no weights are left to upload, or
-            `object_bytes_max` is out of bounds.
-        IntegrityError: The source is inconsistent, or a file's name is refused.
     """
     checked_name(name)
     if object_bytes_max is None and not plain:

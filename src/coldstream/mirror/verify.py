@@ -36,21 +36,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """The result of a verification; problems are sorted by path.
-
-    `state` is "ready", "incomplete" or "foreign". `deep` is whether every byte was read: then `sha256` has the hash of
-    each file. `layout` is as in `layout_of`.
-    """
+    """The result of a verification."""
 
     name: str
-    state: str
+    state: str  # "ready", "incomplete" or "foreign"
     ok: bool
-    deep: bool
-    layout: str
+    deep: bool  # whether every byte was read; then `sha256` has the hash of each file
+    layout: str  # as in `layout_of`
     segments: int
     files: int
     bytes: int
-    problems: tuple[Problem, ...]
+    problems: tuple[Problem, ...]  # sorted by path
     sha256: dict[str, str]
     seconds: float
 
@@ -64,11 +60,7 @@ def verify(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> VerifyReport:
-    """Checks a model. Writes nothing. Problems of the model are reported, not raised.
-
-    Raises NotFoundError if there is no such model, ManifestError if its manifest cannot be trusted, and the errors of
-    the store.
-    """
+    """Checks a model. Problems are reported, not raised, unless there is no such model or its manifest is not valid."""
     began = time.monotonic()
     model = stored_files.open_model(store, name)
     name, files = model.name, model.files

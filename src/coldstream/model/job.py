@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,34 +175,31 @@ def unpack_options(data: bytes) -> JobOptions:
 
 def unpack_source(data: bytes) -> SegmentSource:
     """Reverses `pack` of a source."""
-    entry = json.loads(data)
-    return SegmentSource(
-        **entry | {"segment": _segment(entry["segment"]), "cdn_headers": _tuples(entry["cdn_headers"])}
-    )
+    return SegmentSource(**_fields(json.loads(data)))
 
 
 def unpack_files(data: bytes) -> tuple[FileJob, ...]:
     """Reverses `pack` of files."""
-    return tuple(
-        FileJob(
-            **entry
-            | {
-                "segments": tuple(map(_segment, entry["segments"])),
-                "have": bytes.fromhex(entry["have"]),
-                "digests": bytes.fromhex(entry["digests"]),
-                "stops": tuple(entry["stops"]),
-                "wire_stops": tuple(entry["wire_stops"]),
-                "extents": _tuples(entry["extents"]),
-                "cdn_headers": _tuples(entry["cdn_headers"]),
-            }
-        )
-        for entry in json.loads(data)
-    )
+    return tuple(FileJob(**_fields(entry)) for entry in json.loads(data))
 
 
-def _segment(entry: dict[str, Any]) -> Segment:
-    return Segment(**entry | {"headers": _tuples(entry["headers"])})
+def _fields(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: _READERS[name](value) if name in _READERS else value for name, value in entry.items()}
 
 
 def _tuples(lists: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
     return tuple(map(tuple, lists))
+
+
+def _segment(entry: dict[str, Any]) -> Segment:
+    return Segment(**_fields(entry))
+
+
+# Of the fields that JSON has no type for.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("have", "digests"), bytes.fromhex),
+    **dict.fromkeys(("stops", "wire_stops"), tuple),
+    **dict.fromkeys(("extents", "headers", "cdn_headers"), _tuples),
+    "segment": _segment,
+    "segments": lambda entries: tuple(map(_segment, entries)),
+}

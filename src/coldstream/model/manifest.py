@@ -56,13 +56,10 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Chunks(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file is cut for streaming, with a hash for each piece.
+    """How a file is cut for streaming, with a hash for each piece."""
 
-    `stops` is one past the last byte of each chunk; `xxh3_128` are their digests, 32 hexadecimal digits each, joined.
-    """
-
-    stops: tuple[Size, ...]
-    xxh3_128: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]
+    stops: tuple[Size, ...]  # one past the last byte of each chunk
+    xxh3_128: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]  # their digests, 32 hexadecimal digits each, joined
 
     def __post_init__(self) -> None:
         if any(stop <= start for start, stop in pairwise((0, *self.stops))):
@@ -100,11 +97,9 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"{self.path}: its chunks do not cover its {self.size} bytes")
         if self.plain and self.plain.size != self.size:
             raise ValueError(f"{self.path}: its copy in one piece has {self.plain.size} of its {self.size} bytes")
-        if len(self.objects) > 1:
-            self._check_edges()
-
-    def _check_edges(self) -> None:
-        """A chunk is fetched by one request, so it lies in one object."""
+        if len(self.objects) < 2:
+            return
+        # A chunk is fetched by one request, so it lies in one object.
         stops = set(self.chunks.stops)
         for stored, stop in zip(self.objects, accumulate(stored.size for stored in self.objects), strict=True):
             if not stored.size:
@@ -242,11 +237,7 @@ def digest_of(data: bytes) -> str:
 
 
 def check_revision(source: Provenance | None, revision: str | None, *, where: str) -> None:
-    """Makes sure that a stored model is the revision that its name was given with.
-
-    `source` is None when no manifest tells; `revision` is a branch or tag as it was uploaded by, or a commit or its
-    first 7 digits.
-    """
+    """Refuses a stored model of another revision: a branch or tag as it was uploaded by, a commit or 7 digits of it."""
     if revision is None:
         return
     commit = (source.commit or "") if source else ""

@@ -112,9 +112,11 @@ def select(
     chosen = tuple(path for path in every if path not in reasons)
     if not chosen and (include or also or exclude):
         raise UsageError("no file is left to upload", hint="look at --include and --exclude, or add --dry-run")
-    if not (include or also) and not any(path.endswith(_SAFETENSORS) for path in chosen):
+    if not (include or also) and not any(map(is_weights, chosen)):
+        formats = {_default_reason(path, set()) or "" for path in every} & {*_FOREIGN_WEIGHTS.values()}
+        only = f", only {' and '.join(sorted(formats))}" if formats else ""
         raise UsageError(
-            "there are no safetensors weights in it" + _instead(every),
+            f"there are no safetensors weights in it{only}",
             hint="convert it to safetensors first, or name the files to upload with --include",
         )
     shards = weights(chosen, index=index)
@@ -130,21 +132,14 @@ def is_weights(path: str) -> bool:
 
 
 def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, ...]:
-    """The shards that a load reads: every top-level safetensors but those in `left_out`, sorted.
-
-    `index` is the content of the file that `index_name` names, when it counts and there is one.
-    """
+    """The shards that a load reads, sorted; `index` is the content of the file that `index_name` names, if any."""
     every = set(paths)
     unread = left_out(every, index=index)
     return tuple(path for path in _top(every) if path not in unread)
 
 
 def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, str]:
-    """The top-level safetensors that a load does not read, and an index that does not count: path to why.
-
-    An index decides by itself, as in vLLM's default loader. That does not look into one where there is a single file of
-    weights on the Hub, so there an index of other files is left over.
-    """
+    """The top-level safetensors that a load does not read, and an index that does not count: path to why."""
     every = set(paths)
     top = _top(every)
     name = index_name(every)
@@ -152,6 +147,8 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
     own = [path for path in top if path not in reasons]
     if index is None or name is None:
         return reasons | _repeated(own)
+    # An index decides by itself, as in vLLM's default loader. That ignores it beside a single file of weights on the
+    # Hub, so there an index of other files is left over.
     listed = indexed(index, name=name)
     missing = sorted(listed - set(top))
     if missing and len(own) == 1 and own[0] not in listed:
@@ -333,11 +330,6 @@ def _numbered(shards: Sequence[str]) -> dict[tuple[str, str], set[int]]:
         if match:
             groups.setdefault((match[1], match[3]), set()).add(int(match[2]))
     return groups
-
-
-def _instead(every: Sequence[str]) -> str:
-    formats = sorted({why for path in every if (why := _default_reason(path, set()))} & set(_FOREIGN_WEIGHTS.values()))
-    return f", only {' and '.join(formats)}" if formats else ""
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -104,10 +104,7 @@ def _address(process: subprocess.Popen[bytes], log: int) -> str:
 
 @contextmanager
 def throttled(endpoint: str, bytes_per_second: float) -> Iterator[str]:
-    """Forwards connections to `http://host:port` and yields the URL to connect to; breaks them off at the end.
-
-    The rate applies to the data that the server sends.
-    """
+    """Forwards connections to `http://host:port` at this rate of received data, and yields the URL to connect to."""
     split = urlsplit(endpoint)
     assert split.hostname is not None
     link = _Link((split.hostname, split.port or 80), bytes_per_second)
@@ -149,17 +146,14 @@ class _Link:
         with suppress(OSError):
             while piece := await source.read(_PIECE_BYTES):
                 if paced:
-                    await asyncio.sleep(self._delay(len(piece)))
+                    # Until the piece has crossed the link, including the wait for its turn.
+                    now = asyncio.get_running_loop().time()
+                    self._free_at = max(self._free_at, now) + len(piece) / self._rate
+                    await asyncio.sleep(self._free_at - now)
                 target.write(piece)
                 await target.drain()
         # The other direction ends with this one.
         target.close()
-
-    def _delay(self, count: int) -> float:
-        """How long until a piece has crossed the link, including the wait for its turn."""
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(self._free_at, now) + count / self._rate
-        return self._free_at - now
 
 
 def real_model() -> Path | None:

@@ -136,7 +136,9 @@ def _rows(timelines: Sequence[Timeline]) -> Iterator[TableRow]:
     if figures:
         yield TableRow("Reported by vLLM", kind="group")
     for name in figures:
-        yield TableRow(name.replace("_", " "), [_figure(timeline.figures.get(name)) for timeline in timelines])
+        values = [timeline.figures.get(name) for timeline in timelines]
+        cells = ["-" if v is None else f"{v:,.0f}" if v >= 1000 and v == int(v) else f"{v:.2f}" for v in values]
+        yield TableRow(name.replace("_", " "), cells)
 
 
 def _row(name: str, timelines: Sequence[Timeline], parts: Sequence[Sequence[Phase | Span]]) -> TableRow:
@@ -152,12 +154,6 @@ def _row(name: str, timelines: Sequence[Timeline], parts: Sequence[Sequence[Phas
     runs = sum(cell != "-" for cell in cells)
     note = "; ".join(text if len(who) == runs else f"{', '.join(who)}: {text}" for text, who in runs_of.items())
     return TableRow(name, cells, note, colour_of(name))
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 1000 and value == int(value) else f"{value:.2f}"
 
 
 def _draw_bars(axes: Axes, timelines: Sequence[Timeline]) -> None:
@@ -201,7 +197,8 @@ def _draw_phase(axes: Axes, phase: Phase, row: float, total: float) -> None:
     )  # fmt: skip
     for text in (f"{phase.name} {phase.seconds:.1f}", phase.name, f"{phase.seconds:.1f}"):
         if len(text) * _LETTER_SHARE < 0.95 * phase.seconds / (1.14 * total):
-            ink = "white" if _is_dark(colour_of(phase.name)) else INK
+            red, green, blue = bytes.fromhex(colour_of(phase.name)[1:])
+            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 150 else INK
             middle = phase.start + phase.seconds / 2
             axes.text(middle, row, text, va="center", ha="center", fontsize=8.5, color=ink)
             return
@@ -241,8 +238,3 @@ def _draw_phases(axes: Axes, timelines: Sequence[Timeline]) -> None:
 
 def _hatch(name: str) -> str | None:
     return "////" if name == UNNAMED else None
-
-
-def _is_dark(colour: str) -> bool:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 150

@@ -22,24 +22,14 @@ from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.operate.bench import floors
-from coldstream.operate.bench.contestant import (
-    OURS,
-    BenchPlan,
-    Contestant,
-    ContestantFactory,
-    Loader,
-    Skipped,
-    probe_interpreters,
-)
+from coldstream.operate.bench.contestant import OURS, BenchPlan, Contestant, ContestantFactory, probe_interpreters
 from coldstream.operate.bench.result import BenchResult, BenchRow
 from coldstream.operate.bench.runner import Run, RunFailed, interleave, run
 from coldstream.package import __version__
 from coldstream.settings import Settings
-from coldstream.units import GIB, format_bytes, plural
+from coldstream.units import GIB, plural
 
 _FOLDER = "coldstream-bench-"
-# Disk space that a copy needs, relative to the weights.
-_SPACE_FACTOR = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +53,11 @@ def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResul
     interpreters = probe_interpreters([sys.executable, *plan.interpreters, *vllm_interpreters])
     with _scratch_folder(plan.settings) as scratch:
         factory = ContestantFactory(plan, interpreters, scratch)
-        loads, skipped = _make_all(plan, factory.make_load, scratch)
+        loads, skipped = factory.make_all(factory.make_load)
         starts: list[Contestant] = []
         if plan.vllm_flags is not None and program is not None:
             flags, vllm = _with_address(plan.vllm_flags), program
-            starts, more = _make_all(plan, lambda loader: factory.make_start(loader, vllm, flags), scratch, of="start")
+            starts, more = factory.make_all(lambda loader: factory.make_start(loader, vllm, flags), of="start")
             skipped += more
         if not loads and not starts:
             reasons = "; ".join(f"{one.name}: {one.reason}" for one in skipped if one.of == "load")
@@ -183,27 +173,6 @@ def _with_address(flags: Sequence[str]) -> list[str]:
         return [*flags]
     host = [] if "--host" in parsed else ["--host", "127.0.0.1"]
     return [*flags, *host, *([] if "--port" in parsed else ["--port", str(free_port())])]
-
-
-def _make_all(
-    plan: BenchPlan, make: Callable[[Loader], Contestant | Skipped], scratch: Path, *, of: str = "load"
-) -> tuple[list[Contestant], list[Skipped]]:
-    """Makes contestants; skips those whose copy of the model would not fit on the disk."""
-    free = float(shutil.disk_usage(scratch).free)
-    needed = _SPACE_FACTOR * plan.target.model.bytes
-    contestants, skipped = [], []
-    for loader in plan.loaders:
-        entry = make(loader)
-        copies = loader.on_disk and plan.target.kind != "folder"
-        if isinstance(entry, Contestant) and copies and free < needed:
-            reason = f"it needs {format_bytes(needed)} in {scratch.parent}, where {format_bytes(free)} are free"
-            entry = Skipped(name=loader.name, label=loader.label, of=of, reason=reason)
-        if isinstance(entry, Skipped):
-            skipped.append(entry)
-            continue
-        contestants.append(entry)
-        free -= needed if copies else 0
-    return contestants, skipped
 
 
 def _measure_floors(plan: BenchPlan, factory: ContestantFactory) -> floors.Floors:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,8 @@ CHUNK_BYTES = 8 * MIB
 # The default of `coldstream download`.
 _DOWNLOAD_CONNECTIONS = 8
 _PROBE_SECONDS = 60.0
+# Disk space that a copy needs, relative to the weights.
+_SPACE_FACTOR = 1.1
 # Variables that could configure a loader from outside.
 _FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_API_KEY", "PYTHON", "BENCH_")
 # The cache holds one model, for minutes: it may use the whole disk.
@@ -256,10 +259,7 @@ def probe_interpreters(paths: Iterable[str]) -> Interpreters:
 
 
 def clean_environment(*, python_path: bool, keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without variables that configure loaders, except those that start with `keep`.
-
-    With `python_path` it keeps PYTHONPATH, for programs that import coldstream.
-    """
+    """This environment without variables that configure loaders, but those that start with `keep`, and PYTHONPATH."""
     environ = {
         name: value
         for name, value in child_environment().items()
@@ -342,6 +342,27 @@ class ContestantFactory:
             emptied=() if warm else (cache,),
             dropped=(cache,) if warm else self._folders(),
         )
+
+    def make_all(
+        self, make: Callable[[Loader], Contestant | Skipped], *, of: str = "load"
+    ) -> tuple[list[Contestant], list[Skipped]]:
+        """Makes the plan's contestants; skips those whose copy of the model would not fit on the disk."""
+        free = float(shutil.disk_usage(self._scratch).free)
+        needed = _SPACE_FACTOR * self._target.model.bytes
+        contestants, skipped = [], []
+        for loader in self._plan.loaders:
+            entry = make(loader)
+            copies = loader.on_disk and self._target.kind != "folder"
+            if isinstance(entry, Contestant) and copies and free < needed:
+                folder = self._scratch.parent
+                reason = f"it needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free"
+                entry = _skip(loader, of, reason)
+            if isinstance(entry, Skipped):
+                skipped.append(entry)
+                continue
+            contestants.append(entry)
+            free -= needed if copies else 0
+        return contestants, skipped
 
     def _refusal(self, loader: Loader) -> str | None:
         target = self._target

@@ -37,8 +37,6 @@ STAGES = {
     "disk": "the disk's throughput",
     "pcie": "the PCI Express bandwidth",
 }
-
-
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 EVERYTHING, FILES, NOTHING = "everything", "files", "nothing"
 _PAGE_CACHE = {

@@ -94,10 +94,9 @@ def interleave(
     *,
     on_dropped: Callable[[str, int], None] = lambda _name, _round: None,
 ) -> dict[str, list[Sample | None]]:
-    """Runs every name once a round, shuffled; returns the runs of each, with None for a failure.
+    """Runs every name once a round, shuffled: `attempt` gets the name and the round, and returns None for a failure.
 
-    `attempt` gets the name and the round, from 1, and returns None when the run failed. `on_dropped` is called in its
-    place for a name that has failed `FAILURES_MAX` times.
+    `on_dropped` is called in its place for a name that has failed `FAILURES_MAX` times.
     """
     results: dict[str, list[Sample | None]] = {name: [] for name in names}
     for number, order in enumerate(shuffled_rounds(list(results), runs, seed), 1):
@@ -110,10 +109,7 @@ def interleave(
 
 
 def shuffled_rounds(names: Sequence[str], runs: int, seed: int) -> list[list[str]]:
-    """Every name once a round, in a new order each round; no name runs twice in a row if there are others.
-
-    Interleaving spreads whatever happens to the machine or the network over all of them.
-    """
+    """Every name once a round, in a new order each round; no name runs twice in a row if there are others."""
     source = random.Random(seed)
     orders: list[list[str]] = []
     for _ in range(runs):

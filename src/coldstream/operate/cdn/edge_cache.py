@@ -253,8 +253,7 @@ def warm(
 ) -> Warmed:
     """Reads and verifies all of each object, then looks at three of its bytes.
 
-    Requests that fail with a reset, a 5xx or a 429 are retried. An interrupt cancels `retry`, with CancelledError; the
-    objects that were read stay cached.
+    An interrupt cancels `retry`; the objects that were read stay cached.
     """
     small = [item for item in objects if item.size <= limit_bytes]
     retried = _RetriedRequests(retry)
@@ -301,12 +300,10 @@ def warm(
 
 
 class _RetriedRequests:
-    """Requests through the domain, retried while they fail on the way. Thread-safe.
+    """Requests through the domain, retried while they fail on the way. Thread-safe."""
 
-    The policy's patience is for the domain, not for each of its objects: once one request has exhausted it, the others
-    are retried a few times only.
-    """
-
+    # The policy's patience is for the domain, not for each of its objects: once one request has exhausted it, the
+    # others are retried a few times only.
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
         self._answered = threading.Event()
@@ -376,25 +373,19 @@ def judge(
     in_bucket: bool | None = None,
 ) -> CacheFinding:
     """Combines two looks at an object; `in_bucket` is None if the bucket was not asked. Pure."""
-    state, fix = fault_of(item, second, in_bucket=in_bucket) or _cache_state(
-        item, first, second, limit_bytes, partly=partly
-    )
+    state, fix = "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
+    if fault := fault_of(item, second, in_bucket=in_bucket):
+        state, fix = fault
+    elif item.size > limit_bytes:
+        state, fix = "too large", "coldstream upload … --object-bytes-max 480MiB, or a plan that caches larger objects"
+    elif second.cache in KEPT:
+        state, fix = "kept", ""
+    elif second.cache in _COMING or first.cache in _COMING:
+        command = f"coldstream cdn warm {item.model}"
+        state, fix = "coming", f"only a part is kept: {command}" if partly else command
+    elif second.cache == "BYPASS":
+        fix = "bypassed by a rule, a cookie, or Cache-Control of the object"
     return CacheFinding(object=item, state=state, first=first.cache, second=second.cache, fix=fix)
-
-
-def _cache_state(
-    item: CdnObject, first: EdgeAnswer, second: EdgeAnswer, limit_bytes: int, *, partly: bool
-) -> tuple[str, str]:
-    if item.size > limit_bytes:
-        return "too large", "coldstream upload … --object-bytes-max 480MiB, or a plan that caches larger objects"
-    if second.cache in KEPT:
-        return "kept", ""
-    if second.cache in _COMING or first.cache in _COMING:
-        fix = f"coldstream cdn warm {item.model}"
-        return "coming", f"only a part is kept: {fix}" if partly else fix
-    if second.cache == "BYPASS":
-        return "not kept", "bypassed by a rule, a cookie, or Cache-Control of the object"
-    return "not kept", "coldstream cdn rule" if second.cache else "is the domain proxied by Cloudflare?"
 
 
 def fault_of(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None = None) -> tuple[str, str] | None:

@@ -35,15 +35,13 @@ PLACES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The usage of a month: average storage, writes and listings (class A), reads (class B).
-
-    `updates` is how often the stored data was replaced, which matters where objects are billed for a minimum of days.
-    """
+    """The usage of a month: average storage, writes and listings (class A), reads (class B)."""
 
     stored_bytes: Fraction
     class_a: int
     class_b: int
     read_bytes: Fraction = Fraction(0)
+    # How often the stored data was replaced, which matters where objects are billed for a minimum of days.
     updates: Fraction = Fraction(0)
 
 

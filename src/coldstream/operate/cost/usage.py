@@ -80,10 +80,6 @@ class _Account(msgspec.Struct, frozen=True):
     month: list[_Operations]
 
 
-class _Viewer(msgspec.Struct, frozen=True):
-    accounts: list[_Account]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actual:
     """A bucket's month, which lasts from `began` to `ends` and was measured until `now`."""
@@ -108,14 +104,7 @@ class Actual:
 def read_actual(
     settings: Settings, prices: Prices, *, now: datetime | None = None, retry: Retry | None = None
 ) -> Actual:
-    """Reads the bucket's usage from Cloudflare's API.
-
-    Raises:
-        ConfigError: There is no token, or the endpoint is not R2's.
-        UsageError: The store is a folder.
-        NotFoundError: The token does not see the account.
-        IntegrityError: The response is not valid.
-    """
+    """Reads the bucket's usage from Cloudflare's API, with a token that sees the account."""
     split = urlsplit(settings.store_uri())
     if split.scheme != "s3":
         raise UsageError(f"{settings.store_uri()} is not a bucket, so there is no usage to read")
@@ -134,10 +123,10 @@ def read_actual(
     variables = {name: moment.strftime("%Y-%m-%dT%H:%M:%SZ") for name, moment in times.items()}
     reply = api.graphql(_QUERY, {"accountTag": account.account, "bucketName": bucket, **variables})
     try:
-        accounts = msgspec.convert(reply["viewer"], _Viewer).accounts
+        accounts = msgspec.convert(reply["viewer"]["accounts"], list[_Account])
         if accounts:
             return _forecast(accounts[0], prices, bucket=bucket, began=began, now=now)
-    except (msgspec.ValidationError, KeyError) as exc:
+    except (msgspec.ValidationError, KeyError, TypeError) as exc:
         raise IntegrityError(f"Cloudflare's analytics sent an unexpected response: {exc}") from exc
     raise NotFoundError(
         f"Cloudflare shows this token no account {account.account}",

@@ -131,11 +131,7 @@ def writes_of_upload(sizes: Iterable[int]) -> int:
 
 
 def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Content, ...], int, int]:
-    """Reads the models, the stored bytes and the number of objects: of these models, or of the whole bucket.
-
-    Raises:
-        NotFoundError: A named model is missing or incomplete, or the bucket has no model that can be loaded.
-    """
+    """Reads the models, the stored bytes and the number of objects: of these models, or of the whole bucket."""
     if names:
         models = [open_model(store, name) for name in dict.fromkeys(names)]
         for model in models:

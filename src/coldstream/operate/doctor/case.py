@@ -28,10 +28,7 @@ CONNECTIONS = 8
 
 
 class Case:
-    """One run of the doctor. Expensive results are computed once, on first use.
-
-    `configured` are the settings as they are; `settings` has shorter retries.
-    """
+    """One run of the doctor. Expensive results are computed once, on first use."""
 
     def __init__(
         self,
@@ -42,7 +39,7 @@ class Case:
         environ: Mapping[str, str] | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.configured = self.settings = settings
+        self.configured = self.settings = settings  # `settings` has shorter retries
         with suppress(ConfigError):  # the check of the configuration reports it
             seconds = str(min(settings.retry_seconds, _PATIENCE_SECONDS))
             self.settings = replace(settings, values={**settings.values, "COLDSTREAM_RETRY_SECONDS": seconds})

@@ -16,19 +16,10 @@ from coldstream.errors import CredentialsError, NotFoundError
 from coldstream.machine.child_environment import SECRETS
 from coldstream.model.names import MANIFEST_NAME
 from coldstream.model.selection import is_weights
+from coldstream.operate import probe
 from coldstream.operate.cdn.edge_cache import KEPT, Edge, EdgeAnswer, key_prefix, limit_of
 from coldstream.operate.doctor.case import Case
-from coldstream.operate.probe import (
-    PROBE_FOLDER,
-    Check,
-    check_bucket,
-    check_configuration,
-    fail,
-    judged_clock,
-    ok,
-    skipped,
-    warn,
-)
+from coldstream.operate.probe import PROBE_FOLDER, Check, fail, judged_clock, ok, skipped, warn
 from coldstream.places.cdn_domain import CdnDomain, cdn_of
 from coldstream.units import format_seconds, plural
 
@@ -46,7 +37,7 @@ _CDN_READS = 3
 def configuration(case: Case) -> Check:
     """Whether a store, its endpoint and keys are set and make sense."""
     settings = case.configured
-    for check in check_configuration(settings):
+    for check in probe.check_configuration(settings):
         if check.state == "fail":
             return fail(check.detail, check.hint)
     _ = settings.retry_seconds, cache_of(settings)  # either may be malformed
@@ -78,9 +69,9 @@ def endpoint(case: Case) -> Check:
     """Whether the S3 API answers at all."""
     if case.uses_folder:
         return ok(_NOT_USED)
-    probe = case.endpoint_probe
-    by = f" through the proxy {probe.proxy}" if probe.proxy else ""
-    return ok(f"{case.endpoint} answers in {format_seconds(probe.seconds)}{by}")
+    answer = case.endpoint_probe
+    by = f" through the proxy {answer.proxy}" if answer.proxy else ""
+    return ok(f"{case.endpoint} answers in {format_seconds(answer.seconds)}{by}")
 
 
 def tls(case: Case) -> Check:
@@ -94,16 +85,16 @@ def tls(case: Case) -> Check:
             "not used: the traffic can be read and changed in transit",
             "set R2_ENDPOINT to an https:// URL if the server supports TLS",
         )
-    probe = case.endpoint_probe
-    if probe.tls_fault:
+    answer = case.endpoint_probe
+    if answer.tls_fault:
         return fail(
-            f"{case.endpoint}: {probe.tls_fault}",
+            f"{case.endpoint}: {answer.tls_fault}",
             "check the host name, this machine's clock and its CA certificates (AWS_CA_BUNDLE sets others)",
         )
-    if probe.expires is None:
-        return ok(f"{probe.protocol}, the certificate is valid")
-    days = int((probe.expires - time.time()) // 86400)
-    detail = f"{probe.protocol}, the certificate is valid for another {plural(days, 'day')}"
+    if answer.expires is None:
+        return ok(f"{answer.protocol}, the certificate is valid")
+    days = int((answer.expires - time.time()) // 86400)
+    detail = f"{answer.protocol}, the certificate is valid for another {plural(days, 'day')}"
     return warn(detail, "renew the certificate of the server") if days < _DAYS_LEFT_MIN else ok(detail)
 
 
@@ -116,7 +107,7 @@ def clock(case: Case) -> Check:
 
 def bucket(case: Case) -> Check:
     """Whether the bucket exists and these keys give access."""
-    check = check_bucket(case.store, create=False, location=None)
+    check = probe.check_bucket(case.store, create=False, location=None)
     if check.exit_code == CredentialsError.exit_code and case.name is not None:
         # Keys for one model may not ask about the bucket itself.
         next(iter(case.store.list(f"{case.name}/")), None)
