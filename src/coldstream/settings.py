@@ -1,7 +1,6 @@
-"""The settings of the bucket and its credentials, resolved once.
+"""The settings of the bucket and its credentials, resolved once: docs/environment.md describes every variable.
 
-In order of precedence: flags, the environment, the `.env` file in the working directory, the AWS profile, defaults. An
-empty value counts as absent. docs/environment.md describes every variable.
+In order of precedence: flags, the environment, `.env` in the working directory, the AWS profile. Empty means absent.
 """
 
 from __future__ import annotations
@@ -134,9 +133,8 @@ class Settings:
         if split.username or split.password:
             raise ConfigError(f"{name} contains credentials", hint="set R2_ACCESS_KEY and R2_SECRET_KEY instead")
         if split.path.strip("/") or split.query or split.fragment:
-            raise ConfigError(
-                f"{name} has the path {split.path!r}", hint="remove the path; set R2_BUCKET to the bucket"
-            )
+            hint = "remove the path; set R2_BUCKET to the bucket"
+            raise ConfigError(f"{name} has the path {split.path!r}", hint=hint)
         return f"{split.scheme}://{split.netloc}"
 
     @property
@@ -148,7 +146,6 @@ class Settings:
 
     @property
     def is_r2(self) -> bool:
-        """Whether the endpoint is Cloudflare R2, with its region, limits and prices."""
         host = urlsplit(self.get(*ENDPOINTS) or "").hostname or ""
         return host.endswith(".r2.cloudflarestorage.com")
 

@@ -1,7 +1,6 @@
 """Parses and formats quantities: bytes, rates, durations, money, ages.
 
-Output uses decimal units (GB = 10^9 bytes), as cloud bills and network speeds do; MiB and GiB (2^20, 2^30) are only for
-memory and part sizes.
+Output has decimal units (GB = 10^9 bytes), as cloud bills do; MiB and GiB are only for memory and part sizes.
 """
 
 from __future__ import annotations

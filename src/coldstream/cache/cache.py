@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldstream.cache import space
-from coldstream.cache.copy_records import (
-    OURS,
-    CachedFile,
-    CopyContents,
-    CopyPlan,
-    checked_version,
-    files_fault,
-    read_plan,
-)
+from coldstream.cache.copy_records import OURS, CachedFile, CopyContents, CopyPlan, checked_plan, read_plan
 from coldstream.cache.copy_writer import CopyWriter
-from coldstream.errors import ConfigError, IntegrityError, UsageError
+from coldstream.errors import ConfigError, UsageError
 from coldstream.machine import disk
 from coldstream.machine.atomic_file import write_atomically
-from coldstream.model.names import checked_name, expanded
+from coldstream.model.names import expanded
 from coldstream.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -54,9 +46,7 @@ class Cache:
         `uri` is as the user named the model, without secrets; `version` identifies the content: a manifest's digest, a
         commit. Raises DiskError also if another process uses this version with another plan.
         """
-        plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=tuple(files))
-        if fault := files_fault(plan.files):
-            raise IntegrityError(f"{name} cannot be kept on disk: {fault}")
+        plan = checked_plan(uri=uri, name=name, version=version, files=tuple(files))
         folder = space.model_folder(self.root, name, version)
         disk.checked_root(self.root, create=True)
         with disk.disk_errors(folder), ExitStack() as closing:
@@ -221,7 +211,6 @@ class LocalCopy:
             os.utime(self.folder / OURS / "used")
 
     def writer(self, *, repair: bool = False) -> CopyWriter | None:
-        """Writes it from this process: see `CopyWriter.open`."""
         return CopyWriter.open(self.folder, bytes_max=self._bytes_max, repair=repair)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from coldstream.errors import UsageError
+from coldstream.errors import IntegrityError, UsageError
 from coldstream.machine.disk import read_bounded
 from coldstream.model.names import checked_name, path_fault
 
@@ -75,6 +75,14 @@ class CopyPlan:
         return json.dumps(record, separators=(",", ":")).encode()
 
 
+def checked_plan(*, uri: str, name: str, version: str, files: tuple[CachedFile, ...]) -> CopyPlan:
+    """A plan, if its names are those of folders, no path leaves them, and the chunks cover the files."""
+    plan = CopyPlan(uri=uri, name=checked_name(name), version=checked_version(version), files=files)
+    if fault := _files_fault(files):
+        raise IntegrityError(f"{name} cannot be kept on disk: {fault}")
+    return plan
+
+
 def parse_plan(data: bytes) -> CopyPlan | None:
     """Reverses `serialize`; None for anything else, which counts as no copy."""
     try:
@@ -90,16 +98,12 @@ def parse_plan(data: bytes) -> CopyPlan | None:
             )
             for file in raw["files"]
         )
-        plan = CopyPlan(
-            uri=str(raw["uri"]), name=checked_name(raw["name"]), version=checked_version(raw["version"]), files=files
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError):
+        return checked_plan(uri=str(raw["uri"]), name=raw["name"], version=raw["version"], files=files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError, IntegrityError):
         return None
-    return None if files_fault(files) else plan
 
 
-def files_fault(files: Sequence[CachedFile]) -> str | None:
-    """Why these files cannot be in one folder, or their chunks do not cover them; None if all is well."""
+def _files_fault(files: Sequence[CachedFile]) -> str | None:
     paths = {file.path for file in files}
     if len(paths) < len(files):
         return "a path is listed twice"
@@ -197,7 +201,6 @@ class CopyContents:
         return self.folder / OURS / "partial" / self.files[index].path
 
     def is_plain(self, index: int) -> bool:
-        """Whether the file is at its own path, with its own size."""
         return _size(self.plain_path(index)) == self.files[index].size
 
     def path(self, index: int) -> Path:

@@ -1,7 +1,6 @@
 """Fills a copy behind a load: verified chunks in any order, from a separate process.
 
-A chunk's journal record is written after its bytes. A file is under `partial/` until its last chunk is written; then it
-is synced and renamed to its own path.
+A chunk's record is written after its bytes. A file is under `partial/` until its last chunk is written and synced.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class CopyWriter:
     """The only writer of a copy. For one thread. A DiskError closes it; what was written stays for the next writer."""
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: ExitStack) -> None:
-        """Use `CopyWriter.open`. Takes ownership of the locks."""
         self.folder = folder
         self.closed = False
         self._plan = plan

@@ -1,7 +1,6 @@
 """Lists the copies in the cache, decides which have to go to make room, and removes them.
 
-A removed copy is renamed to trash while the root's lock is held, and deleted afterwards: no process sees half a copy,
-and the next process deletes what a killed one left.
+A removed copy is renamed to trash while the root's lock is held, and deleted afterwards, if need be by another process.
 """
 
 from __future__ import annotations
@@ -123,16 +122,13 @@ def victims_for(own: CachedCopy, others: Sequence[CachedCopy], limits: Disk) -> 
             victims.append(entry)
             needed -= entry.bytes
     if needed > 0:
+        lacking, remedy = f"the disk has {format_bytes(limits.free_bytes)} free", "free some space"
         if over_disk < over_limit:
             lacking = f"copies in use take most of the {format_bytes(limits.limit_bytes)} that the cache may hold"
             remedy = "raise COLDSTREAM_CACHE_LIMIT"
         elif limits.kept_bytes:
-            lacking = (
-                f"the disk has {format_bytes(limits.free_bytes)} free, {format_bytes(limits.kept_bytes)} for others"
-            )
+            lacking += f", {format_bytes(limits.kept_bytes)} for others"
             remedy = "set COLDSTREAM_CACHE_LIMIT, which leaves nothing to others"
-        else:
-            lacking, remedy = f"the disk has {format_bytes(limits.free_bytes)} free", "free some space"
         raise disk.cache_error(
             own.folder,
             f"{what}, {format_bytes(unwritten)} of it still to be written, and {lacking}",

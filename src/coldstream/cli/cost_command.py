@@ -14,8 +14,17 @@ from coldstream.cli.session import State
 from coldstream.cli.verbs import FILE, SIZE, F, Verb, chart_options
 from coldstream.errors import UsageError
 from coldstream.operate.charts import png
-from coldstream.operate.cost.bill import Bill, bills, usage_of
-from coldstream.operate.cost.break_even import break_evens, cost_table, curve, dollars_text, html, panels
+from coldstream.operate.cost.bill import (
+    Bill,
+    bills,
+    break_evens,
+    cost_table,
+    curve,
+    dollars_text,
+    html,
+    panels,
+    usage_of,
+)
 from coldstream.operate.cost.prices import Prices, overridden, prices
 from coldstream.operate.cost.usage import read_actual
 from coldstream.operate.cost.workload import CostPlan, alike, make_plan, read_contents

@@ -53,10 +53,7 @@ class StagedFile:
 def write_atomically(
     path: Path, data: bytes, *, staging: Path | None = None, mode: int = 0o600, durable: bool = False
 ) -> None:
-    """Writes a file with exactly this mode into an existing directory; after an OSError the old one is unchanged.
-
-    A `durable` file is synced, so that it is not empty after a power failure. `staging`: see `StagedFile`.
-    """
+    """Writes a file with exactly this mode, or leaves the old one; if `durable`, also in case of a power failure."""
     with StagedFile(path, staging=staging) as staged:
         os.fchmod(staged.descriptor, mode)
         write_all(staged.descriptor, data)

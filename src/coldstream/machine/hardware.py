@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from coldstream.machine.child_environment import child_environment
-from coldstream.machine.limits import address_space_left, control_groups, read_limit
+from coldstream.machine.limits import address_space_left, control_groups, read_limit, read_text
 from coldstream.package import IMPORTED_AT
 
 # If it is unknown.
@@ -46,9 +46,9 @@ def cores() -> int:
     """Cores that this process may use, by its affinity and the CPU limits of its control groups, rounded up."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in control_groups("cpu"):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        quota, _, period = read_text(folder / "cpu.max").partition(" ")
         if not period:
-            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us")
+            quota, period = read_text(folder / "cpu.cfs_quota_us").strip(), read_text(folder / "cpu.cfs_period_us")
         if quota.isdigit() and period.strip().isdigit():
             count = min(count, max(1, -(-int(quota) // int(period))))
     return count
@@ -56,7 +56,7 @@ def cores() -> int:
 
 def process_began() -> float:
     """When this process started, by `time.monotonic`; if unknown, when coldstream was imported."""
-    fields = _read(Path("/proc/self/stat")).rpartition(")")[2].split()
+    fields = read_text(Path("/proc/self/stat")).rpartition(")")[2].split()
     # Field 22 in proc(5): clock ticks since boot; the first field here is the third.
     if len(fields) > 19 and fields[19].isdigit() and hasattr(time, "CLOCK_BOOTTIME"):
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -68,7 +68,7 @@ def process_began() -> float:
 
 def available_bytes() -> int:
     """Memory that this process can allocate without swapping or reaching a limit."""
-    available = _amounts(_read(Path("/proc/meminfo"))).get("MemAvailable", _MEMORY_BYTES)
+    available = _amounts(read_text(Path("/proc/meminfo"))).get("MemAvailable", _MEMORY_BYTES)
     limits = (left_in_group(), address_space_left())
     return min([available, *(limit for limit in limits if limit is not None)])
 
@@ -80,8 +80,8 @@ def _amounts(meminfo: str) -> dict[str, int]:
 
 def node_memory() -> tuple[int, int] | None:
     """Total and available bytes of the NUMA node of this process's first CPU, within control group limits, or None."""
-    text = next((_read(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
-    amounts = _amounts(text or _read(Path("/proc/meminfo")))
+    text = next((read_text(node / "meminfo") for node in sorted(_NODES.glob("node*")) if _has_first_cpu(node)), "")
+    amounts = _amounts(text or read_text(Path("/proc/meminfo")))
     if "MemTotal" not in amounts:
         return None
     parts = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
@@ -94,7 +94,7 @@ def node_memory() -> tuple[int, int] | None:
 
 def _has_first_cpu(node: Path) -> bool:
     first = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    spans = [part.partition("-") for part in _read(node / "cpulist").strip().split(",") if part]
+    spans = [part.partition("-") for part in read_text(node / "cpulist").strip().split(",") if part]
     return any(int(start) <= first <= int(stop or start) for start, _, stop in spans)
 
 
@@ -106,7 +106,7 @@ def left_in_group() -> int | None:
         most = min((limit for limit in limits if limit is not None), default=None)
         used = read_limit(folder / "memory.current") or read_limit(folder / "memory.usage_in_bytes")
         if most is not None and used is not None:
-            counts = re.findall(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            counts = re.findall(r"^(?:total_)?inactive_file (\d+)", read_text(folder / "memory.stat"), re.MULTILINE)
             left.append(max(0, most - used + int(counts[-1] if counts else 0)))
     return min(left, default=None)
 
@@ -116,7 +116,7 @@ def gpus() -> tuple[InstalledGpu, ...]:
     """The GPUs of this machine, including those that this process may not use; empty without a driver."""
     if nvidia_gpus := parse_nvidia(_query_nvidia("name,compute_cap,driver_version")):
         return nvidia_gpus
-    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), _read(Path("/sys/module/amdgpu/version")).strip())
+    return _rocm(Path("/sys/class/kfd/kfd/topology/nodes"), read_text(Path("/sys/module/amdgpu/version")).strip())
 
 
 def gpu_memory() -> tuple[tuple[int, int], ...]:
@@ -148,23 +148,25 @@ def _rocm(nodes: Path, driver: str) -> tuple[InstalledGpu, ...]:
     installed = []
     for node in sorted(nodes.glob("*")):
         # 90402 is gfx942; processors have 0.
-        match = re.search(r"^gfx_target_version (\d+)$", _read(node / "properties"), re.MULTILINE)
+        match = re.search(r"^gfx_target_version (\d+)$", read_text(node / "properties"), re.MULTILINE)
         if match and int(match[1]):
             major, minor, step = int(match[1]) // 10000, int(match[1]) // 100 % 100, int(match[1]) % 100
             name = f"gfx{major}{minor:x}{step:x}"
-            installed.append(InstalledGpu(name=_read(node / "name").strip() or name, capability=name, driver=driver))
+            installed.append(
+                InstalledGpu(name=read_text(node / "name").strip() or name, capability=name, driver=driver)
+            )
     return tuple(installed)
 
 
 def processor() -> str:
     """The processor's name, for people."""
-    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def instruction_sets() -> str:
     """The architecture and a digest of its extensions, which code compiled for this machine depends on."""
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
     names = sorted(name for name in (match[1].split() if match else ()) if _INSTRUCTIONS.fullmatch(name))
     return f"{platform.machine()} {hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]}"
 
@@ -174,18 +176,11 @@ def link_bytes_per_second() -> float | None:
     speeds = []
     for card in Path("/sys/class/net").glob("*"):
         # Bridges, tunnels and loopback have no device.
-        if (card / "device").exists() and _read(card / "operstate").strip() == "up":
-            megabits = _read(card / "speed").strip()
+        if (card / "device").exists() and read_text(card / "operstate").strip() == "up":
+            megabits = read_text(card / "speed").strip()
             if megabits.isdigit() and int(megabits) > 0:
                 speeds.append(int(megabits) * 1e6 / 8)
     return max(speeds, default=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -108,11 +108,11 @@ def control_groups(controller: str) -> Iterator[Path]:
     # This process's place in each hierarchy: by the name of its controller for version 1, "" for version 2.
     places = {
         name: place
-        for _, controllers, place in (line.split(":", 2) for line in _lines("cgroup"))
+        for _, controllers, place in (line.split(":", 2) for line in read_text(_PROC / "cgroup").splitlines())
         for name in controllers.split(",")
     }
     mounts = []
-    for line in _lines("mountinfo"):
+    for line in read_text(_PROC / "mountinfo").splitlines():
         place, _, rest = line.partition(" - ")
         kind, options = rest.split()[0], rest.split()[-1].split(",")
         # Octal escapes stand for spaces.
@@ -129,18 +129,16 @@ def control_groups(controller: str) -> Iterator[Path]:
         yield from (top / level for level in (inner, *inner.parents))
 
 
+def read_text(path: Path) -> str:
+    """The content of a file of the system; empty if it cannot be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def read_limit(path: Path) -> int | None:
     """The number in a control group's file; None without a file or a limit."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
+    text = read_text(path).strip()
     # In version 1, "no limit" is the largest number of whole pages.
     return int(text) if text.isdigit() and int(text) < 1 << 60 else None
-
-
-def _lines(name: str) -> list[str]:
-    try:
-        return (_PROC / name).read_text(errors="replace").splitlines()
-    except OSError:
-        return []

@@ -18,7 +18,6 @@ class Processors:
         self._before = self._times()
 
     def look(self, now: float) -> None:
-        """Measures again, if the last measurement is long enough ago."""
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now

@@ -1,8 +1,7 @@
 """Hashes a file whose parts arrive in any order.
 
-SHA-256 and the chunk hashes have to run through the file from its first byte to its last, but parts are fetched in
-parallel. A part that arrives early waits in memory. The thread that brings the next part hashes it, and all the waiting
-parts that follow it.
+SHA-256 and the chunk hashes run through the file from its first byte to its last, but parts are fetched in parallel.
+The thread that brings the next part hashes it, and all the waiting parts that follow it.
 """
 
 from __future__ import annotations
@@ -152,10 +151,7 @@ class OrderedDigest:
         self._busy = False
 
     def offer(self, index: int, view: memoryview, hashed: Callable[[], None]) -> None:
-        """Takes part `index` (from 0, each exactly once). May hash other waiting parts before it returns.
-
-        `view` must not change until `hashed` is called, by any thread.
-        """
+        """Takes part `index` (from 0, each once); `view` must not change until `hashed` is called, by any thread."""
         with self._lock:
             self._waiting[index] = (view, hashed)
             if self._busy:

@@ -52,10 +52,7 @@ def download(
     connections: int = CONNECTIONS,
     memory_bytes: int = MEMORY_BYTES,
 ) -> DownloadReport:
-    """Writes the model's files below `folder`, which is created if necessary. Files with the right content are kept.
-
-    Waits while another process downloads into the same folder, if the file system has locks.
-    """
+    """Writes the model's files below `folder`; keeps those with the right content. Waits for other downloads there."""
     began = time.monotonic()
     progress = progress or Progress()
     model = open_model(store, name)

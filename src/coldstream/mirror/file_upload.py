@@ -1,11 +1,9 @@
 """Stores one file: as one object, part by part, or as segments in the pool that all models share.
 
-An interrupted upload of an object resumes with the parts that are stored. A segment's key is its SHA-256, so its bytes
-must be hashed before it is sent. `SegmentUpload` holds the parts of a segment in memory until the last one is hashed,
-looks whether the store has the segment, and sends it only if not. `SegmentCopy` needs no bytes: the file has just been
-stored in one piece and hashed, and the store copies ranges of it. All segments are multipart uploads with the same part
-size, so that on S3 and R2 two writers of one segment produce the same ETag, and neither disturbs a reader of the
-other's.
+An interrupted upload of an object resumes with the parts that are stored. A segment's key is its SHA-256, so
+`SegmentUpload` holds its parts in memory until the last one is hashed, and sends it only if the store does not have it.
+`SegmentCopy` lets the store copy ranges of a file that has just been stored in one piece. All segments are multipart
+uploads with the same part size, so that on S3 and R2 two writers of one segment produce the same ETag.
 """
 
 from __future__ import annotations
@@ -246,6 +244,14 @@ class SegmentWriter:
         # The ETags that an earlier upload of this model saw. A segment with another ETag has been replaced since, and
         # is stored again.
         self._known = {stored.key: stored.etag for entry in context.plan.entries for stored in entry.objects}
+
+    def start(self, file: ObjectInfo, submit: Callable[[Callable[[], None]], None]) -> UploadWork:
+        """The work that stores a file's segments: copies them in the store if it has the file in one piece."""
+        plain = self.context.whole[file.key].objects[0] if file.key in self.context.whole else None
+        digests = self.context.digests.get(file.key)
+        if plain and digests and self.copies and plain.size > PART_BYTES_MIN:
+            return SegmentCopy(self, file, plain, digests)
+        return SegmentUpload(self, file, plain, submit)
 
     def find_or_copy(self, sha256: str, start: int, stop: int, plain: StoredObject | None) -> StoredObject | None:
         """Returns the segment if the store has it or can copy it from `plain`; otherwise it has to be sent."""

@@ -1,8 +1,7 @@
 """Reads a model's manifest, and writes its journal and manifest during an upload.
 
-Every write is conditional on the version that was read or written last. An upload whose condition fails has lost the
-model to another upload, and stops. On a store that ignores conditions the version is compared before each write, which
-leaves a short race between two uploads; `coldstream setup` reports which kind of store it is.
+Every write is conditional on the version that was read or written last: an upload whose condition fails has lost the
+model to another one, and stops. On a store that ignores conditions, the version is compared before each write instead.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ def model_listing(store: Store, name: str) -> dict[str, ObjectInfo]:
 
 
 class JournalWriter:
-    """Writes the journal of one upload. Thread-safe; writes are grouped, and spaced as the store requires.
-
-    Every write raises ConflictError once another upload has taken the model over.
-    """
+    """Writes the journal of one upload, until another one takes the model over: then ConflictError. Thread-safe."""
 
     def __init__(self, store: Store, journal: Journal, *, etag: str | None) -> None:
         """Prepares the journal, with the files that are stored already; `etag` is that of the current record."""

@@ -1,8 +1,7 @@
 """Moves files part by part through a bounded amount of memory, many parts in parallel.
 
-Each part is fetched into a buffer, hashed in file order and passed on; then the buffer is free again. Buffers are given
-out in the order of the parts, so the next part to be hashed always has one: no deadlock. The threads are daemons, so
-that the process does not wait for a transfer that hangs after Ctrl-C.
+Each part is fetched into a buffer, hashed in file order and passed on. Buffers are given out in the order of the parts,
+so the next part to be hashed always has one: no deadlock. The threads are daemons: a hanging one does not delay Ctrl-C.
 """
 
 from __future__ import annotations

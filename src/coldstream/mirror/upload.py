@@ -24,19 +24,11 @@ from contextlib import suppress
 import msgspec
 
 from coldstream.errors import ColdstreamError, ConflictError, UsageError
-from coldstream.mirror.file_upload import (
-    FileUpload,
-    SegmentCopy,
-    SegmentUpload,
-    SegmentWriter,
-    UploadContext,
-    UploadWork,
-)
+from coldstream.mirror.file_upload import FileUpload, SegmentWriter, UploadContext, UploadWork
 from coldstream.mirror.manifest_records import TOOL, JournalWriter, model_listing, now
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
-from coldstream.model.chunks import PART_BYTES_MIN
 from coldstream.model.manifest import FileEntry, Journal
 from coldstream.places.place import ObjectInfo, Snapshot, Store
 from coldstream.progress import Progress
@@ -110,23 +102,14 @@ def _run(context: UploadContext) -> None:
     for path in plan.complete:
         progress.begin(path, 0)
         progress.end(path, "kept")
-    writer = SegmentWriter(context)
-
-    def start_segments(file: ObjectInfo, pump: Pump, _attempt: int) -> UploadWork:
-        # The store copies segments if it has the file in one piece.
-        plain = context.whole[file.key].objects[0] if file.key in context.whole else None
-        digests = context.digests.get(file.key)
-        if plain and digests and writer.copies and plain.size > PART_BYTES_MIN:
-            return SegmentCopy(writer, file, plain, digests)
-        return SegmentUpload(writer, file, plain, pump.submit)
-
     _store_all(
         context,
         plan.to_send_whole,
         lambda file, _, attempt: FileUpload(context, file, resume=not attempt),
         context.whole,
     )
-    _store_all(context, plan.to_cut, start_segments, context.segmented)
+    writer = SegmentWriter(context)
+    _store_all(context, plan.to_cut, lambda file, pump, _: writer.start(file, pump.submit), context.segmented)
     entries = [plan.entry(file.key, context.whole, context.segmented) for file in plan.files]
     complete = [entry for entry in entries if entry]
     assert len(complete) == len(entries)

@@ -94,7 +94,6 @@ class UploadPlan:
 
     @property
     def to_send(self) -> tuple[ObjectInfo, ...]:
-        """The files that are not stored as this plan wants them."""
         return tuple(file for file in self.files if file.key not in self.complete)
 
     @property

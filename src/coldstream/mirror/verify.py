@@ -1,8 +1,7 @@
 """Verifies a model: does the store hold what was uploaded?
 
-By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes the
-chunk hashes and each file's SHA-256. Of a model without a manifest the structure is checked: its weights must be whole
-safetensors files, none of them may be missing, and no two may hold the same tensor.
+By default one listing is compared with the manifest: presence, sizes, ETags. `deep` reads every byte and recomputes all
+hashes. Of a model without a manifest the structure is checked: whole safetensors files, all of them, no tensor twice.
 """
 
 from __future__ import annotations

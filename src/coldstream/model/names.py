@@ -1,7 +1,6 @@
-"""Names of models and of files inside them: what is allowed to become a key or a path.
+"""Names of models and of files inside them: what is allowed to become a key or a path. Pure.
 
-Names come from the Hub, from buckets and from manifests, which others may have written, so they are
-checked here before they are joined to anything. Pure.
+They come from the Hub, from buckets and from manifests, which others may have written.
 """
 
 from __future__ import annotations

@@ -92,10 +92,7 @@ def select(
     also: Sequence[str] = (),  # take the files that match, beside the usual ones
     exclude: Sequence[str] = (),  # leave out the files that match; wins over everything
 ) -> Selection:
-    """Chooses the files to store; an IntegrityError says that shards are missing, a UsageError that nothing is left.
-
-    The patterns are a shell's; hidden files are matched only by a pattern that has their dot.
-    """
+    """Chooses the files to store; an IntegrityError says that shards are missing, a UsageError that nothing is left."""
     every = sorted(set(paths))
     # An upload of a downloaded copy: our own manifest describes another place.
     reasons = {path: "coldstream's manifest" for path in every if path == MANIFEST_NAME}

@@ -174,9 +174,8 @@ def ask(url: str, name: str) -> str:
             first, second, third = (entry["embedding"] for entry in answer["data"])
             alike, other = _cosine(first, second), _cosine(first, third)
             return f"{_SENTENCES[0]!r} and {_SENTENCES[1]!r} are {alike:.2f} alike, and {_SENTENCES[2]!r} {other:.2f}"
-        answer = _post(
-            f"{url}/v1/completions", {"model": name, "prompt": "The river", "max_tokens": 16, "temperature": 0}
-        )
+        body = {"model": name, "prompt": "The river", "max_tokens": 16, "temperature": 0}
+        answer = _post(f"{url}/v1/completions", body)
         if answer is None:
             raise ColdstreamError("vLLM neither completes nor embeds with this model")
         return repr("The river" + answer["choices"][0]["text"])

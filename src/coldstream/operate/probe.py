@@ -1,7 +1,6 @@
 """Checks an endpoint and a bucket with real requests, for `coldstream setup` and `coldstream doctor`.
 
-A probe object of a random name is put, conditionally put again, read by range, listed and deleted. Latency and the
-throughput of one stream are those of this machine; on R2, one stream says little about many.
+Latency and the throughput of one stream are those of this machine; on R2, one stream says little about many.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -31,6 +30,7 @@ PROBE_FOLDER = ".coldstream-probe"
 _SPEED_BYTES = 8 * MIB
 _LATENCY_ROUNDS = 5
 _ENDPOINT_SECONDS = 10.0
+_UNCONDITIONAL = ("not supported by this store", "do not upload the same model from two machines at once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,8 @@ def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:
         else:
             detail = f"put {format_seconds(put)}   ranged get {format_seconds(get)}   list ok"
             checks.append(ok(detail, name="round trip"))
-        checks += [_check_conditions(store, key, body), _check_multipart(store, key)]
+        check = ok("honoured") if honours_conditions(store, key, body) else warn(*_UNCONDITIONAL)
+        checks += [replace(check, name="conditional put"), _check_multipart(store, key)]
         if measure:
             checks += _measure(store, key)
         store.delete([key])
@@ -220,13 +221,6 @@ def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:
         with suppress(ColdstreamError):
             store.delete([key])
     return checks
-
-
-def _check_conditions(store: Store, key: str, body: bytes) -> Check:
-    if honours_conditions(store, key, body):
-        return ok("honoured", name="conditional put")
-    hint = "do not upload the same model from two machines at once"
-    return warn("not supported by this store", hint, name="conditional put")
 
 
 def _check_multipart(store: Store, key: str) -> Check:

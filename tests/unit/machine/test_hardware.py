@@ -33,7 +33,7 @@ def test_a_process_began_before_its_first_line() -> None:
 
 @pytest.mark.parametrize("stat", ["", "nonsense", "7 (a) b) S " + "0 " * 49, "7 (python) S 1 " + "9" * 400])
 def test_of_a_process_that_was_a_shell_before_or_nobody_knows(stat: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_read", lambda path: stat)
+    monkeypatch.setattr(hardware, "read_text", lambda path: stat)
     assert hardware.process_began() == IMPORTED_AT
 
 

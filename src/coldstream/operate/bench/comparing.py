@@ -102,7 +102,6 @@ class _Comparison:
         self._on_step(BenchStep(label=label, done=self._done, total=self._total, **more))
 
     def play(self, contestants: Sequence[Contestant], of: str, cache: Path) -> list[BenchRow]:
-        """Runs the untimed first run of each, which fills `cache` for warm loads, then the rounds."""
         plan = self._plan
         rows = {one.name: BenchRow(contestant=one, bytes=plan.target.model.bytes) for one in contestants}
         alive = []

@@ -1,7 +1,6 @@
 """The loaders that can be compared, the model that they load, and how each is run for it on this machine.
 
-Each run has an environment of its own, so that nothing configures a loader from outside, and with credentials only
-if it reads the bucket.
+Nothing configures a loader from outside, and credentials are only in the environment of one that reads the bucket.
 """
 
 from __future__ import annotations
@@ -281,7 +280,6 @@ class ContestantFactory:
         return next((path for path, versions in self._interpreters.items() if {*packages} <= versions.keys()), None)
 
     def make_load(self, loader: Loader) -> Contestant | Skipped:
-        """The contestant for a load, or why there is none."""
         if reason := self._refusal(loader):
             return _skip(loader, "load", reason)
         packages = [*loader.packages, *(["torch"] if self._plan.device != "cpu" else [])]
@@ -298,7 +296,6 @@ class ContestantFactory:
         return self._download(loader, python) if loader.name == "vllm-default" else self._foreign(loader, python)
 
     def make_start(self, loader: Loader, program: Program, flags: Sequence[str]) -> Contestant | Skipped:
-        """The contestant for a whole start of vLLM with these flags, or why there is none."""
         if reason := self._refusal(loader):
             return _skip(loader, "start", reason)
         if loader.serve_loader is None:
@@ -376,7 +373,6 @@ class ContestantFactory:
         return None
 
     def _tuned(self) -> tuple[int, int]:
-        """Run:ai's threads and buffer size by the rule of `coldstream tune`, within the available memory."""
         gpus = (detect_gpus(hardware.gpus()) if self._plan.device != "cpu" else None) or Gpus(find_gpu("L4"), 1)
         threads, memory = runai_rule(self._target.model.size, gpus)
         return threads, min(memory, max(256 * MIB, hardware.available_bytes() // 2))

@@ -251,10 +251,7 @@ def warm(
     progress: Progress,
     retry: Retry,
 ) -> Warmed:
-    """Reads and verifies all of each object, then looks at three of its bytes.
-
-    An interrupt cancels `retry`; the objects that were read stay cached.
-    """
+    """Reads and verifies all of each object, then looks at three of its bytes. An interrupt cancels `retry`."""
     small = [item for item in objects if item.size <= limit_bytes]
     retried = _RetriedRequests(retry)
     began = time.monotonic()

@@ -66,7 +66,6 @@ class RuleState:
 
     @property
     def is_ours(self) -> bool:
-        """Whether coldstream created the zone's rule, and may replace it."""
         return self.actual is not None and self.actual.get("ref") == self.rule["ref"]
 
 
@@ -123,10 +122,11 @@ def rules_for(host: str) -> list[dict[str, Any]]:
 
 def rule_state(rule: dict[str, Any], existing: Sequence[Any]) -> RuleState:
     """Compares a rule with the zone's: with that of its `ref`, or, if it was created manually, of its expression."""
+    effect = {name: rule[name] for name in ("expression", "action")}
     rivals = [
         (other, _differences(other, rule))
         for other in existing
-        if isinstance(other, dict) and (other.get("ref") == rule["ref"] or _has_same_effect(other, rule))
+        if isinstance(other, dict) and (other.get("ref") == rule["ref"] or not _differing(other, effect))
     ]
     # One that is as expected is enough; of others, ours can be replaced.
     rivals.sort(key=lambda rival: (bool(rival[1]), rival[0].get("ref") != rule["ref"]))
@@ -151,10 +151,6 @@ def _differing(actual: Any, expected: dict[str, Any], inside: str = "") -> list[
         elif _without_spaces(values.get(name)) != _without_spaces(value):
             differing.append(Difference(field=f"{inside}{name}", actual=values.get(name), expected=value))
     return differing
-
-
-def _has_same_effect(other: dict[str, Any], rule: dict[str, Any]) -> bool:
-    return all(_without_spaces(other.get(name)) == _without_spaces(rule[name]) for name in ("expression", "action"))
 
 
 def _without_spaces(value: Any) -> Any:

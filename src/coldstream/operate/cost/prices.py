@@ -1,7 +1,6 @@
-"""The providers' prices: `prices.json`, with a date and a source for each, and the user's own file on top.
+"""The providers' prices in US dollars: `prices.json`, with a date and a source for each, and the user's file on top.
 
-All prices are in US dollars. Class A and B are Cloudflare's and Google's names for writes (with listings) and reads;
-S3 has the same two prices.
+Class A and B are Cloudflare's and Google's names for writes (with listings) and reads; S3 has the same two prices.
 """
 
 from __future__ import annotations

@@ -66,9 +66,7 @@ def model(case: Case) -> Check:
 
 def chunk_hashes(case: Case) -> Check:
     """Whether the store still returns the uploaded bytes: some chunks against the manifest's hashes."""
-    chunks = [
-        (file, *chunk) for file in case.stored.files if file.entry is not None for chunk in file.entry.chunks.ranges()
-    ]
+    chunks = [(file, *chunk) for file in case.stored.files if file.entry for chunk in file.entry.chunks.ranges()]
     if not chunks:
         return skipped("there is no manifest to compare with")
     deadline = time.monotonic() + _SAMPLE_SECONDS

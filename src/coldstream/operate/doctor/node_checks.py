@@ -20,6 +20,7 @@ from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root, size_and_free
 from coldstream.machine.extras import install_hint, own_requirement, pip_install
+from coldstream.machine.limits import read_text
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, ok, warn
 from coldstream.package import __version__
@@ -111,21 +112,16 @@ def _shortage(case: Case) -> tuple[str, str] | None:
 
 def _memory_needed(case: Case) -> tuple[int, str]:
     if hardware.gpus():
-        return _device_arena(case), "the buffer of a load to the GPU"
+        return _arena_bytes(case, _DEVICE_ARENA_BYTES), "the buffer of a load to the GPU"
     if case.usable_program is not None and case.knows_model():
         return case.checkpoint.bytes + _ARENA_BYTES, "vLLM on the CPU, which holds the model,"
-    return max(_ARENA_BYTES, 2 * _largest_tensor(case)), "the buffer of a load"
+    return _arena_bytes(case, _ARENA_BYTES), "the buffer of a load"
 
 
-def _device_arena(case: Case) -> int:
-    return max(_DEVICE_ARENA_BYTES, 2 * _largest_tensor(case))
-
-
-def _largest_tensor(case: Case) -> int:
-    if not case.knows_model():
-        return 0
-    shards = case.checkpoint.shards
-    return max((tensor.stop - tensor.start for shard in shards for tensor in shard.header.tensors), default=0)
+def _arena_bytes(case: Case, least: int) -> int:
+    """Two of the model's largest tensors, but at least so much."""
+    shards = case.checkpoint.shards if case.knows_model() else ()
+    return max([least, *(2 * (tensor.stop - tensor.start) for shard in shards for tensor in shard.header.tensors)])
 
 
 def locked_memory(case: Case) -> Check:
@@ -134,7 +130,7 @@ def locked_memory(case: Case) -> Check:
     limit = "no limit" if soft == resource.RLIM_INFINITY else format_bytes(soft)
     if not hardware.gpus():
         return ok(f"{limit}; it only matters with a GPU")
-    needed = _device_arena(case)
+    needed = _arena_bytes(case, _DEVICE_ARENA_BYTES)
     if soft != resource.RLIM_INFINITY and soft < needed:
         return warn(
             f"{limit} may be locked, the buffer has {format_bytes(needed)}: some drivers refuse to pin it",
@@ -202,12 +198,8 @@ def _existing(path: Path) -> Path:
 
 
 def _file_system(path: Path) -> str | None:
-    try:
-        lines = _MOUNTS.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
     kinds = {}
-    for line in lines:
+    for line in read_text(_MOUNTS).splitlines():
         # A later mount hides an earlier one.
         _, point, kind, *_ = line.split(" ")
         kinds[re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)] = kind

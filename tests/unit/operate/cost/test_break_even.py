@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.cost.break_even import BreakEven, break_evens, curve
+from coldstream.operate.cost.bill import BreakEven, break_evens, curve
 from coldstream.operate.cost.prices import overridden, prices
 from coldstream.tune.gpus import parse_gpus
 from tests.unit.operate.cost.plans import GB, by_key, plan
@@ -71,8 +71,7 @@ def test_the_curve_holds_the_plan_itself() -> None:
 def test_charts_of_anything(launches: float) -> None:
     pytest.importorskip("matplotlib")
     from coldstream.operate.charts import png
-    from coldstream.operate.cost.bill import bills
-    from coldstream.operate.cost.break_even import html, panels
+    from coldstream.operate.cost.bill import bills, html, panels
 
     made = replace(plan(GB), launches_per_day=launches)
     points = curve(made, prices())

@@ -111,17 +111,14 @@ def descendants() -> list[int]:
 
 
 def end_descendants(*, reap: bool = False) -> None:
-    """Kills everything below this process, including processes that start while it does.
-
-    With `reap` it waits for them too, where nothing else does: zombies stay in the tree until they are waited for.
-    """
+    """Kills everything below this process, including processes that start while it does."""
     deadline = time.monotonic() + 10
     while (pids := descendants()) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-        if reap:
+        if reap:  # where nothing else does: zombies stay in the tree until they are waited for
             _reap(os.WNOHANG)
 
 

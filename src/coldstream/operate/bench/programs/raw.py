@@ -1,8 +1,8 @@
 """Measures plain reads: no checks, no tensors, one reused buffer for each thread.
 
 Reads {"links": [{"url", "headers", "size"}], "connections", "seconds"} or {"files": [path], "threads", "seconds"} from
-standard input, because links may be signed. Prints {"bytes_per_second", "cpu_seconds_per_byte"}, measured after a ramp,
-and for files `direct`: whether the reads bypassed the page cache.
+standard input, because links may be signed. Prints the rates, measured after a ramp, and for files whether the reads
+bypassed the page cache.
 """
 
 from __future__ import annotations
