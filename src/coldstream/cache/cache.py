@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 class Cache:
     """A node's copies of models in one folder, shared by all processes of one user. Safe across processes.
 
-    Every method raises DiskError if the folder is not private to this user, or the disk is full or fails. `root` is
-    created when first needed; in a folder that is shared with other users, it is a private one inside. The least
+    Every method raises DiskError if the folder is not private to this user, or the disk is full or fails. The least
     recently used copies are evicted when all take more than `bytes_max`; None is as in `space.disk_of`.
     """
 

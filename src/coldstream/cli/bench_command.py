@@ -18,17 +18,7 @@ from coldstream.cli.verbs import SIZE, Verb, chart_options, count
 from coldstream.errors import PartialError, UsageError
 from coldstream.operate.bench.comparing import BenchStep, compare
 from coldstream.operate.bench.contestant import OPTIONAL, OURS, BenchPlan, find_target, select_loaders
-from coldstream.operate.bench.result import (
-    LOAD_COLUMNS,
-    START_COLUMNS,
-    BenchResult,
-    BenchRow,
-    chart_title,
-    html,
-    panels,
-    seconds_text,
-    table_cells,
-)
+from coldstream.operate.bench.result import COLUMNS, BenchResult, BenchRow, html, panels, seconds_text, table_cells
 from coldstream.operate.charts import png
 from coldstream.units import format_bytes, format_seconds, plural
 
@@ -102,7 +92,7 @@ def command(
     options = BenchPlan(target=target, settings=settings, loaders=loaders, device=device, vllm_flags=flags, **plan)
     with _progress(state) as on_step:
         result = compare(options, on_step)
-    state.write_charts(html=lambda: html(result), png=lambda: png(panels(result), chart_title(result)))
+    state.write_charts(html=lambda: html(result), png=lambda: png(panels(result), result.title))
     state.show(result.document(), text_of(result))
     if not result.is_sound:
         raise SystemExit(PartialError.exit_code)
@@ -145,8 +135,8 @@ def text_of(result: BenchResult) -> str:
     size = f"{format_bytes(target.model.bytes)} in {plural(len(target.shards), 'file')}"
     lines = [f"{target.name}   {size}   to {plan.device}   {plural(plan.runs, 'run')} each"]
     for title, rows, columns in (
-        ([], result.loads, LOAD_COLUMNS),
-        (["whole starts of vLLM, to the first token"], result.starts, START_COLUMNS),
+        ([], result.loads, COLUMNS["load"]),
+        (["whole starts of vLLM, to the first token"], result.starts, COLUMNS["start"]),
     ):
         if rows:
             lines += ["", *title, table_text([columns, *table_cells(rows, columns)]), *_problems(rows)]

@@ -16,19 +16,7 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import EXIT_CODES, Group, count, dry_run_option, options, yes_option
 from coldstream.errors import ColdstreamError, ConfigError, UsageError
 from coldstream.mirror.listing import list_models
-from coldstream.operate.cdn.edge_cache import (
-    PLANS,
-    USEFUL_SHARE,
-    CacheFinding,
-    CdnObject,
-    Edge,
-    is_stored,
-    kept_share,
-    limit_of,
-    objects_of,
-)
-from coldstream.operate.cdn.edge_cache import check as checked
-from coldstream.operate.cdn.edge_cache import warm as warmed
+from coldstream.operate.cdn import edge_cache
 from coldstream.operate.cdn.zone import PHASE, RuleState, changes_for, find_zone, is_proxied, look, make, rules_for
 from coldstream.operate.cdn.zone import purge as purged
 from coldstream.places.cdn_domain import CdnDomain, cdn_of
@@ -45,7 +33,9 @@ _GOOD = ("kept", "coming")
 _SHOWN_MAX = 300
 _zone_option = click.option("--zone", "zone_name", metavar="ZONE", help="The domain's zone.  [default: by its name]")
 _plan_option = click.option(
-    "--plan", type=click.Choice([*PLANS]), help="The zone's plan.  [default: from the API, else the smallest limit]"
+    "--plan",
+    type=click.Choice([*edge_cache.PLANS]),
+    help="The zone's plan.  [default: from the API, else the smallest limit]",
 )
 
 
@@ -145,7 +135,7 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
     Requests each object twice through the domain. Shows its size, both cache statuses and a fix.
     """
     edge, objects, how = _opened(state, name, plan, everything=everything, connections=connections)
-    findings = checked(edge, objects, **how)
+    findings = edge_cache.check(edge, objects, **how)
     limit, is_good = how["limit_bytes"], all(finding.state in _GOOD for finding in findings)
     document = {"model": name, "url": edge.cdn.url, "limit_bytes": limit, "ok": is_good}
     state.show(document | {"objects": [_document(finding) for finding in findings]}, _check_text(findings, limit))
@@ -174,7 +164,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
         )
     retry = state.new_retry(state.settings())
     with progress_for(state, total_bytes=small, verb="warm") as progress:
-        result = warmed(edge, objects, progress=progress, retry=retry, **how)
+        result = edge_cache.warm(edge, objects, progress=progress, retry=retry, **how)
     bad = [finding for finding in result.findings if finding.state not in _GOOD]
     total, share = len(result.findings), result.hit_bytes / small
     document = {
@@ -216,7 +206,7 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
     do not have to be purged.
     """
     cdn = _cdn(state)
-    urls = [cdn.link(item.key) for item in objects_of(state.open_store(8), name)]
+    urls = [cdn.link(item.key) for item in edge_cache.objects_of(state.open_store(8), name)]
     what = f"{plural(len(urls), 'URL')} of {name}"
     if not dry_run:
         api = _api(state)
@@ -269,7 +259,7 @@ def _api(state: State) -> Api | None:
 
 def _opened(
     state: State, name: str, plan: str | None, *, everything: bool, connections: int
-) -> tuple[Edge, Sequence[CdnObject], dict[str, Any]]:
+) -> tuple[edge_cache.Edge, Sequence[edge_cache.CdnObject], dict[str, Any]]:
     """The CDN, the objects to read, and the arguments that `check` and `warm` share.
 
     The largest object that is kept depends on the plan, which the API returns unless it is named.
@@ -280,15 +270,15 @@ def _opened(
             plan = find_zone(api, _host(cdn)).plan
         except ColdstreamError as exc:
             state.say(f"the zone's plan is not known, so the smallest limit counts: {exc.message}")
-    objects = objects_of(store, name)
+    objects = edge_cache.objects_of(store, name)
     # Those that a load reads through the domain. A model without a manifest is only read from the bucket.
     read = [item for item in objects if item.is_read]
-    how = {"limit_bytes": _limit(plan), "in_bucket": partial(is_stored, store)}
-    return Edge(cdn, count=connections), objects if everything or not read else read, how
+    how = {"limit_bytes": _limit(plan), "in_bucket": partial(edge_cache.is_stored, store)}
+    return edge_cache.Edge(cdn, count=connections), objects if everything or not read else read, how
 
 
 def _limit(plan: str | None) -> int:
-    return limit_of(plan if plan in PLANS else None)
+    return edge_cache.limit_of(plan if plan in edge_cache.PLANS else None)
 
 
 def _check_usefulness(state: State, plan: str | None) -> None:
@@ -296,13 +286,13 @@ def _check_usefulness(state: State, plan: str | None) -> None:
     try:
         store = state.open_store(8)
         ready = [model.name for model in list_models(store) if model.state == "ready"]
-        objects = [item for name in ready for item in objects_of(store, name) if item.is_read]
+        objects = [item for name in ready for item in edge_cache.objects_of(store, name) if item.is_read]
     except ColdstreamError as exc:
         state.say(f"the bucket was not looked at: {exc.message}")
         return
     limit = _limit(plan)
-    share = kept_share(objects, limit)
-    if share is not None and share < USEFUL_SHARE:
+    share = edge_cache.kept_share(objects, limit)
+    if share is not None and share < edge_cache.USEFUL_SHARE:
         kind = f"on the plan {plan}" if plan else "on any plan but Enterprise"
         raise UsageError(
             f"{kind} objects up to {format_bytes(limit)} are kept, and {share:.0%} of the bucket's weights are in such",
@@ -310,7 +300,7 @@ def _check_usefulness(state: State, plan: str | None) -> None:
         )
 
 
-def _check_text(findings: Sequence[CacheFinding], limit: int) -> str:
+def _check_text(findings: Sequence[edge_cache.CacheFinding], limit: int) -> str:
     rows = [("OBJECT", "SIZE", "STATE", "FIRST", "SECOND", "FIX")]
     for each in findings:
         size, first, second = format_bytes(each.object.size), each.first or "-", each.second or "-"
@@ -322,6 +312,6 @@ def _check_text(findings: Sequence[CacheFinding], limit: int) -> str:
     return f"{table_text(rows, colours=_COLOURS, coloured_column=2)}\n{last}"
 
 
-def _document(finding: CacheFinding) -> dict[str, Any]:
+def _document(finding: edge_cache.CacheFinding) -> dict[str, Any]:
     document = {**attributes(finding.object, "key", "label"), "bytes": finding.object.size}
     return document | attributes(finding, "state", "first", "second") | {"mend": finding.fix}

@@ -14,17 +14,7 @@ from coldstream.cli.session import State
 from coldstream.cli.verbs import FILE, SIZE, F, Verb, chart_options
 from coldstream.errors import UsageError
 from coldstream.operate.charts import png
-from coldstream.operate.cost.bill import (
-    Bill,
-    bills,
-    break_evens,
-    cost_table,
-    curve,
-    dollars_text,
-    html,
-    panels,
-    usage_of,
-)
+from coldstream.operate.cost.bill import Bill, bills, break_evens, cost_table, curve, html, in_dollars, panels, usage_of
 from coldstream.operate.cost.prices import Prices, overridden, prices
 from coldstream.operate.cost.usage import read_actual
 from coldstream.operate.cost.workload import CostPlan, alike, make_plan, read_contents
@@ -174,7 +164,7 @@ def _actual(state: State, prices: Prices) -> tuple[float, dict[str, Any], str]:
         ("class B", (f"{usage.class_b:,}", f"{usage.projected_class_b:,}"), (so_far.class_b, projected.class_b)),
         ("sum", ("", ""), (so_far, projected)),
     ):
-        first, second = (dollars_text(charge.dollars) for charge in charges)
+        first, second = (in_dollars(charge.dollars) for charge in charges)
         rows.append([label, amounts[0], first, amounts[1], second])
     operations = ", ".join(f"{name} {number:,}" for name, number in usage.operations.items())
     head = (
@@ -216,7 +206,7 @@ def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
     else:
         lines.append(
             f"a start waits {format_seconds(start.seconds)} for its weights, from the Hub "
-            f"{format_seconds(start.hub_seconds)}; a second less of every start saves {dollars_text(second)} a month"
+            f"{format_seconds(start.hub_seconds)}; a second less of every start saves {in_dollars(second)} a month"
         )
     lines.append(f"list prices of {prices.dated}")
     return lines

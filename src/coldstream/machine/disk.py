@@ -1,11 +1,8 @@
 """The disk of the cache: locks, permissions, errors.
 
 Directories have mode 0700 and files 0600: models may be gated, and another writer could replace the bytes of a load
-without a manifest. In a directory that other users can write to, such as a Kubernetes volume, each user has an own one.
-
-Locks use flock(2), which ends with its process. Locks inside a model's directory are taken and tested only under the
-root's lock, so that a test never looks like a lock to another process, and a directory does not move before it is
-locked.
+without a manifest. Locks use flock(2), which ends with its process. Locks inside a model's directory are taken and
+tested only under the root's lock, so that no test looks like a lock, and no directory moves before it is locked.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@ A segment is an object of immutable content, `.coldstream/segments/<first two di
 refer to it by that key; there are no reference counts. An upload or removal that replaced or removed a model sweeps
 afterwards: it deletes the segments that no manifest and no journal refers to, whatever became of their writers.
 
-The order of reads protects a concurrent upload from a sweep. A sweep lists the segments, then reads the records, then
-deletes; and it deletes nothing while the journal of another model was written within the last day. An upload opens its
-journal before it stores or relies on its first segment, and checks all of them again before it commits. So an upload
-that relies on a segment which the sweep listed has opened its journal before, and then the sweep deletes nothing, or it
-commits after, and then it finds the segment missing and stores it again or stops.
-What remains is an upload that starts, checks and commits within the seconds between the reads and the deletes of a
-sweep. `list` and `verify` report such a model as damaged, and another upload repairs it (docs/manifest.md).
+A sweep lists the segments, then reads the records, then deletes, but nothing while the journal of another model was
+written within the last day. An upload opens its journal before it stores or relies on its first segment, and checks all
+of them again before it commits: it stops the sweep, or it finds the segment missing and stores it again or stops. What
+remains is an upload that starts, checks and commits within the seconds between the reads and the deletes of a sweep.
+`list` and `verify` report such a model as damaged, and another upload repairs it (docs/manifest.md).
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """Uploads a model from its source into the store: through memory only, verified, resumable.
 
-`plan_upload` decides and writes nothing; `upload` carries out the plan. An upload that was killed at any point can be
-run again:
+`plan_upload` decides and writes nothing; `upload` carries out the plan, and can be run again wherever it was killed:
 
 - The journal records each file and its hashes after its object is complete. A file whose object has the recorded ETag
   is kept without reading a byte of it.
-- A large file is a multipart upload, which the store keeps. Its stored parts are only counted if their ETags show that
-  they hold the source's bytes: the bytes are read from the source again, which the hash of the whole file needs anyway,
-  and only missing or different parts are sent.
+- Of a large file, the store keeps the multipart upload. A stored part counts only if its ETag is that of the source's
+  bytes, which are read again for the hash of the whole file anyway.
 - A file becomes an object only after its hash equals what the source promised; the manifest comes last.
 
-Weights may be stored in segments (see `segments` and `segment_pool`), with or without the file in one piece beside
-them. Files in one piece are sent first; then the store copies the segments out of them, or they are sent.
+Files in one piece are sent first; the store copies segments out of them, or they are sent: see `segment_pool`.
 """
 
 from __future__ import annotations

@@ -85,15 +85,12 @@ def tensor_stops(header: Header, *, chunk_bytes: int = CHUNK_BYTES) -> list[int]
 def segment_stops(header: Header, stops: Sequence[int], object_bytes_max: int) -> list[int]:
     """The stops of a safetensors file's segments, each on the edge of a chunk.
 
-    The header is a segment by itself: it changes whenever any shape does. A tensor that is larger than a segment may
-    be is cut evenly and shares no segment. Between those, each edge that two chunks and two tensors have in common
-    gets a rank, the SHA-256 of the name of the tensor that starts there, and is a segment's edge exactly if the
-    nearest edges of higher rank on either side of it (or the ends of the run) are further apart than a segment may be
-    long. So the cut depends neither on where in the file a tensor lies nor on what is far from it: after a tensor that
-    was added, removed or resized, the edges are the same as before. The price is that segments are, on average, half
-    as long as they might be.
-
-    `stops` are those of the chunks, which are at most as large as a segment.
+    The header is a segment by itself: it changes whenever any shape does. A tensor that is larger than a segment may be
+    is cut evenly and shares no segment. Between those, each edge that two chunks and two tensors have in common gets a
+    rank, the SHA-256 of the name of the tensor that starts there, and is a segment's edge exactly if the nearest edges
+    of higher rank on either side of it (or the ends of the run) are further apart than a segment may be long. So after
+    a tensor that was added, removed or resized, the edges are the same as before. The price is that segments are, on
+    average, half as long as they might be. `stops` are those of the chunks, which are at most as large as a segment.
     """
     names = {tensor.start: tensor.name for tensor in header.tensors if tensor.stop > tensor.start}
     cut: list[int] = []

@@ -1,7 +1,7 @@
-"""What the engine loads, and under which limits.
+"""What the engine loads, and under which limits. Pure.
 
-A job is made by the process that holds the credentials (`coldstream.load`) and handed to the streamer over a private
-socket: it holds links that open the bucket, so it is never an argument, a file or a log line. Pure.
+A job goes from the process that holds the credentials to the streamer over a private socket: it holds links that open
+the bucket, so it is never an argument, a file or a log line.
 """
 
 from __future__ import annotations

@@ -157,6 +157,13 @@ class BenchResult:
         return page_cache_text(self.dropped, requested=self.plan.drop_caches)
 
     @property
+    def title(self) -> str:
+        """The title above the charts in one image."""
+        target = self.plan.target
+        name = target.name if len(target.name) <= 60 else f"{target.name[:59]}…"
+        return f"Loading {name}, {format_bytes(target.model.bytes)}: medians of {plural(self.plan.runs, 'run')}"
+
+    @property
     def verdict(self) -> list[str]:
         return [*verdict(self.loads, "load"), *verdict(self.starts, "start")]
 
@@ -185,8 +192,10 @@ def best(rows: Sequence[BenchRow]) -> float | None:
     return min((row.seconds.median for row in rows if row.state == OK and row.seconds), default=None)
 
 
-LOAD_COLUMNS = ("NAME", "MEDIAN", "MIN-MAX", "RATE", "CPU-S/GIB", "MEMORY", "VS BEST", "OF FLOOR")
-START_COLUMNS = ("NAME", "MEDIAN", "MIN-MAX", "CPU-S", "MEMORY", "VS BEST")
+COLUMNS = {
+    "load": ("NAME", "MEDIAN", "MIN-MAX", "RATE", "CPU-S/GIB", "MEMORY", "VS BEST", "OF FLOOR"),
+    "start": ("NAME", "MEDIAN", "MIN-MAX", "CPU-S", "MEMORY", "VS BEST"),
+}
 
 
 def table_cells(rows: Sequence[BenchRow], columns: Sequence[str]) -> list[list[str]]:
@@ -243,13 +252,6 @@ _COLOURS = dict(zip(NAMES, _PALETTE, strict=True))
 _FLOOR = "#b8446a"
 
 
-def chart_title(result: BenchResult) -> str:
-    """The title above the charts in one image."""
-    plan = result.plan
-    name = plan.target.name if len(plan.target.name) <= 60 else f"{plan.target.name[:59]}…"
-    return f"Loading {name}, {format_bytes(plan.target.model.bytes)}: medians of {plural(plan.runs, 'run')}"
-
-
 def panels(result: BenchResult) -> list[Panel]:
     """The times and costs of the loads, and the times of the starts, as far as there are any."""
     charts = []
@@ -274,8 +276,8 @@ def html(result: BenchResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     sections = [PageSection(text=result.verdict), *(PageSection(chart=chart) for chart in svgs(panels(result)))]
     for title, rows, columns in (
-        ("Loads", result.loads, LOAD_COLUMNS),
-        ("Whole starts of vLLM, to the first token", result.starts, START_COLUMNS),
+        ("Loads", result.loads, COLUMNS["load"]),
+        ("Whole starts of vLLM, to the first token", result.starts, COLUMNS["start"]),
     ):
         if rows:
             lines = [

@@ -258,11 +258,11 @@ def cost_table(bills: Sequence[Bill], evens: Sequence[BreakEven]) -> tuple[list[
     rows = []
     for month in bills:
         amounts = [charge.dollars for charge in month.charges] + ([month.gpu_dollars or 0.0] if has_gpus else [])
-        rows.append([month.label, *map(dollars_text, [*amounts, month.dollars]), less.get(month.key, "-")])
+        rows.append([month.label, *map(in_dollars, [*amounts, month.dollars]), less.get(month.key, "-")])
     return heading, rows
 
 
-def dollars_text(amount: float) -> str:
+def in_dollars(amount: float) -> str:
     """An amount in dollars and cents."""
     # A tenth of a cent must not look like nothing.
     return "<$0.01" if 0 < amount < 0.005 else f"${amount:,.2f}"

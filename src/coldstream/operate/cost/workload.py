@@ -1,8 +1,7 @@
 """The planned workload: the models, as stored in a bucket or assumed, and how often they are loaded.
 
-One chunk is one GET: a manifest cuts files into chunks of at most 8 MiB, on the edges of tensors, and the first chunk
-of a shard is its header. tests/e2e/test_cost.py compares the numbers of requests with those that a server counted;
-retries, renewed links and the warm-start bundle come on top.
+One chunk is one GET, and the first chunk of a shard is its header. tests/e2e/test_cost.py compares the numbers of
+requests with those that a server counted; retries, renewed links and the warm-start bundle come on top.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import xml.dom.minidom
 
 import pytest
 
-from coldstream.operate.bench.result import chart_title, html, panels
+from coldstream.operate.bench.result import html, panels
 from coldstream.operate.charts import png, svgs
 from tests.unit.operate.bench.results import a_result, a_row
 
@@ -14,7 +14,7 @@ from tests.unit.operate.bench.results import a_result, a_row
 def test_charts_are_well_formed_and_their_ids_unique() -> None:
     pytest.importorskip("matplotlib")
     result = a_result(starts=(a_row("coldstream", 20.0), a_row("vllm-default", 30.0)))
-    assert png(panels(result), chart_title(result)).startswith(b"\x89PNG")
+    assert png(panels(result), result.title).startswith(b"\x89PNG")
     drawn = svgs(panels(result))
     assert len(drawn) == 3
     ids: list[str] = []

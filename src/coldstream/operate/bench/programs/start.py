@@ -1,7 +1,7 @@
 """Runs one start of vLLM up to its first token, then ends the server.
 
 Reads {"command", "arguments", "verify"} as JSON from BENCH_OPTIONS: the program that runs `coldstream serve … --json`,
-and its arguments, passed on by standard input because they may hold a token. Prints the seconds to the first token, the
+and its arguments, passed on by standard input because they may hold a token. Prints the time to the first token, the
 CPU time of the whole tree up to then, the phases, and with `verify` a digest of a completion.
 """
 
