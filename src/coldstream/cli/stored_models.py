@@ -15,8 +15,7 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import Verb, dry_run_option, transfer_options, yes_option
 from coldstream.errors import NotFoundError
 from coldstream.mirror.download import download
-from coldstream.mirror.listing import ModelInfo, list_models
-from coldstream.mirror.remove import plan_removal, remove
+from coldstream.mirror.listing import ModelInfo, list_models, plan_removal, remove
 from coldstream.mirror.stored_files import stored_bytes
 from coldstream.mirror.verify import VerifyReport, verify
 from coldstream.node.bundle.bundle_store import BundleStore

@@ -138,9 +138,19 @@ class FileUpload(UploadWork):
 
     def prepare(self) -> None:
         self._progress.begin(self.file.key, self.file.size)
-        if len(self.parts) > 1:
-            self._find_earlier_parts()
-            self._upload_id = self._upload_id or self._store.create_upload(self._key, metadata=self._mark)
+        if len(self.parts) < 2:
+            return
+        # Continues the unfinished upload of this object with the most usable parts.
+        expected = {n: stop - start for n, (start, stop) in enumerate(self.parts, start=1)}
+        for upload_id in self._pending:
+            try:
+                stored = self._store.parts(self._key, upload_id)
+            except UploadNotFoundError:
+                continue
+            # All parts but the last must have one size, so an upload with another part size cannot be used.
+            if len(stored) > len(self._earlier_parts) and all(expected.get(p.number) == p.size for p in stored):
+                self._upload_id, self._earlier_parts = upload_id, {part.number: part for part in stored}
+        self._upload_id = self._upload_id or self._store.create_upload(self._key, metadata=self._mark)
 
     def store(self, index: int, start: int, view: memoryview, stored: Callable[[], None]) -> None:
         if not self._upload_id:
@@ -192,17 +202,6 @@ class FileUpload(UploadWork):
     def abort_if_bad(self) -> None:
         if self._bad and self._upload_id:
             self._store.abort_upload(self._key, self._upload_id)
-
-    def _find_earlier_parts(self) -> None:
-        expected = {n: stop - start for n, (start, stop) in enumerate(self.parts, start=1)}
-        for upload_id in self._pending:
-            try:
-                stored = self._store.parts(self._key, upload_id)
-            except UploadNotFoundError:
-                continue
-            # All parts but the last must have one size, so an upload with another part size cannot be used.
-            if len(stored) > len(self._earlier_parts) and all(expected.get(p.number) == p.size for p in stored):
-                self._upload_id, self._earlier_parts = upload_id, {part.number: part for part in stored}
 
     def _verified_digests(self) -> Digests:
         digests = self.digest.finish()

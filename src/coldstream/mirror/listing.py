@@ -1,20 +1,26 @@
-"""Lists the models in a store, and the state of each."""
+"""Lists the models in a store, with the state of each, and removes one.
+
+A removal begins with the manifest, so that no reader starts while the objects are deleted, and ends with the segments
+that no other model uses: see `segment_pool`.
+"""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from coldstream.errors import CredentialsError, ManifestError
-from coldstream.mirror.manifest_records import read_record
-from coldstream.mirror.segment_pool import ROOT
-from coldstream.mirror.stored_files import StoredModel, layout_of, missing_objects
+from coldstream.errors import CredentialsError, ManifestError, UsageError
+from coldstream.mirror.manifest_records import read_record, record_key
+from coldstream.mirror.segment_pool import ROOT, plan_sweep, root_of, segment_keys, sweep
+from coldstream.mirror.stored_files import StoredModel, component_record, layout_of, missing_objects, open_model
 from coldstream.model.manifest import Journal, Manifest, upload_command
-from coldstream.model.names import MANIFEST_NAME
+from coldstream.model.names import MANIFEST_NAME, checked_name, split_revision
 from coldstream.model.selection import is_weights
 from coldstream.places.model_records import group_by_model
-from coldstream.places.place import ObjectInfo, Store
+from coldstream.places.place import ObjectInfo, PendingUpload, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +88,57 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         return as_model("damaged", f"{path} {what}{more}; run: {upload_command(record)}", record)
     return as_model("ready", "", record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """What a removal deletes."""
+
+    name: str
+    keys: tuple[str, ...]  # the model's objects, the manifest first
+    bytes: int
+    uploads: tuple[PendingUpload, ...]  # unfinished multipart uploads below it
+    segments: int  # the model's own, and any others that no model uses
+    segment_bytes: int
+    shared_segments: int  # those of its segments that other models use
+    withheld: str | None  # why no segment may be deleted now: a later upload or removal deletes them
+
+
+def plan_removal(store: Store, name: str) -> Removal:
+    """Decides what to delete; deletes nothing. Raises UsageError if the model is part of another one."""
+    full, (name, revision) = name, split_revision(name)
+    checked_name(name)
+    own_segments: set[str] = set()
+    # A model with a broken manifest can be removed, but not if a revision was given: it cannot be compared.
+    with suppress(*(() if revision else (ManifestError,))):
+        record = open_model(store, full).record
+        own_segments = segment_keys(record.files, root=root_of(name, record)) if record else set()
+    swept = plan_sweep(store, without=name)
+    own = record_key(name)
+    objects = list(store.list(f"{name}/"))
+    keys = sorted((info.key for info in objects), key=lambda key: (key != own, key))
+    if own not in keys and (outer := component_record(store, name)):
+        raise UsageError(
+            f"{name} is part of the model {outer.name}, which would be damaged",
+            hint=f"remove the whole model: coldstream remove {shlex.quote(outer.name)}",
+        )
+    return Removal(
+        name=name,
+        keys=tuple(keys),
+        bytes=sum(info.size for info in objects),
+        uploads=tuple(store.uploads(f"{name}/")),
+        segments=0 if swept.withheld else len(swept.keys),
+        segment_bytes=0 if swept.withheld else swept.bytes,
+        shared_segments=len(own_segments & swept.used),
+        withheld=swept.withheld if swept.keys or own_segments else None,
+    )
+
+
+def remove(store: Store, removal: Removal) -> None:
+    """Carries out the removal. If it is interrupted, run it again; a later upload or removal deletes left segments."""
+    store.delete(removal.keys[:1])
+    store.delete(removal.keys[1:])
+    for pending in removal.uploads:
+        store.abort_upload(pending.key, pending.upload_id)
+    # Planned again: other models may have changed since the plan was shown.
+    sweep(store)

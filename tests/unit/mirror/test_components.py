@@ -8,7 +8,7 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.mirror.download import download
-from coldstream.mirror.remove import plan_removal
+from coldstream.mirror.listing import plan_removal
 from coldstream.mirror.stored_files import open_model
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload

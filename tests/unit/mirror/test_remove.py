@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from coldstream.errors import ManifestError, NotFoundError
+from coldstream.mirror.listing import plan_removal, remove
 from coldstream.mirror.manifest_records import record_key
-from coldstream.mirror.remove import plan_removal, remove
 from tests.unit.mirror.stored_models import FILES, NAME, folder_store, send
 
 

@@ -15,9 +15,8 @@ import pytest
 from coldstream.errors import ConflictError, CredentialsError, IntegrityError, UsageError
 from coldstream.mirror import file_upload, segment_pool
 from coldstream.mirror.download import download
-from coldstream.mirror.listing import list_models
+from coldstream.mirror.listing import list_models, plan_removal, remove
 from coldstream.mirror.manifest_records import read_record
-from coldstream.mirror.remove import plan_removal, remove
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import UploadReport, plan_upload
 from coldstream.mirror.verify import verify

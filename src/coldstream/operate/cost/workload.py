@@ -6,7 +6,7 @@ requests with those that a server counted; retries, renewed links and the warm-s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -140,22 +140,19 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
                 raise NotFoundError(f"{model.name} has no safetensors weights, so nothing loads it")
         sizes = [info.size for model in models for info in model.listing.values()]
         return tuple(map(_content, models)), sum(sizes), len(sizes) + len(models)
-    contents = tuple(_loadable(store))
+    contents = []
+    for info in list_models(store):
+        # The bucket may hold names and files that cannot be loaded, and a model may be removed while this runs.
+        with suppress(UsageError, IntegrityError, NotFoundError):
+            if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
+                contents.append(_content(model))
     if not contents:
         raise NotFoundError(
             f"there is no model to load in {store.uri}",
             hint="upload one, or estimate without a bucket: coldstream cost --models 10 --size 16GB",
         )
     sizes = [info.size for info in store.list("")]
-    return contents, sum(sizes), len(sizes)
-
-
-def _loadable(store: Store) -> Iterator[Content]:
-    for info in list_models(store):
-        # The bucket may hold names and files that cannot be loaded, and a model may be removed while this runs.
-        with suppress(UsageError, IntegrityError, NotFoundError):
-            if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
-                yield _content(model)
+    return tuple(contents), sum(sizes), len(sizes)
 
 
 def _shards(model: StoredModel) -> set[str]:
