@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 
 from coldstream.errors import ConfigError
 from coldstream.machine.child_environment import SECRETS
-from coldstream.model.names import MANIFEST_NAME, expanded
-from coldstream.model.uri import Uri, without_secrets
+from coldstream.model.names import MANIFEST_NAME, Uri, expanded, without_secrets
 
 # Every variable that coldstream reads; other COLDSTREAM_ variables are rejected as misspelt.
 VARIABLES: Mapping[str, str] = {

@@ -91,7 +91,7 @@ def test_a_measured_curve_is_drawn_and_used_by_serve(command: Command, monkeypat
     assert record["connections"] == curve["connections"]
 
     from coldstream.engines.vllm.vllm_engine import VllmEngine
-    from coldstream.model.uri import Uri
+    from coldstream.model.names import Uri
     from coldstream.node.inference_engine import ServeRequest
     from coldstream.settings import load_settings
 

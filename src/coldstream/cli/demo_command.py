@@ -28,7 +28,7 @@ from coldstream.mirror.listing import list_models
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.operate import demo_bucket

@@ -24,7 +24,7 @@ from coldstream.cli.verbs import (
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.loading.options import Options
 from coldstream.machine.hardware import process_began
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.node.serve_preparation import prepared_start

@@ -14,7 +14,7 @@ import click
 
 from coldstream.cli.output import coloured, echo, echo_json, terminal_safe
 from coldstream.errors import ColdstreamError, DiskError, UsageError
-from coldstream.model.uri import Uri, without_secrets
+from coldstream.model.names import Uri, without_secrets
 from coldstream.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from coldstream.cli.verbs import SPEED, Verb, chart_options, count
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.operate.charts import png
 from coldstream.operate.curve_chart import html, panels
 from coldstream.settings import Settings

@@ -20,8 +20,7 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, plan_upload
 from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
 from coldstream.model.manifest import layout_flags
-from coldstream.model.names import expanded
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, expanded
 from coldstream.net.retry import Retry
 from coldstream.operate.cost import prices
 from coldstream.places.folder import FolderSnapshot

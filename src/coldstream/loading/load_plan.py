@@ -15,8 +15,7 @@ from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
 from coldstream.model.header import Header, parse_header, rank_of
 from coldstream.model.job import Catalog, CatalogFile, FileJob, JobOptions, Segment
-from coldstream.model.names import is_path
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, is_path
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import Checkpoint, Shard
 from coldstream.places.model_reader import ModelReader

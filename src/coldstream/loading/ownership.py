@@ -19,8 +19,7 @@ from coldstream.errors import (
 from coldstream.loading.load_plan import PreparedLoad, uri_key
 from coldstream.loading.options import WORKERS_MAX, OnProgress, Options
 from coldstream.machine.hardware import cores
-from coldstream.model.names import model_name
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, model_name
 from coldstream.places.opening import scheme_of, uses_tls
 from coldstream.settings import Settings
 

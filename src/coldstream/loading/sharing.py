@@ -30,7 +30,7 @@ from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
 from coldstream.loading.tensors import LoadedTensor, TensorStream, tensor_reader
 from coldstream.model.header import parse_header
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.settings import ambient_settings
 
 if TYPE_CHECKING:

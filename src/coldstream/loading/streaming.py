@@ -25,7 +25,7 @@ from coldstream.loading.load_report import make_report
 from coldstream.loading.options import LoadOptions, Options, require_torch, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
 from coldstream.loading.tensors import LoadedTensor, TensorReader, TensorStream, tensor_reader
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coldstream.loading.options import Options
-from coldstream.model.names import is_path, model_name
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, is_path, model_name
 from coldstream.node.child import Command
 from coldstream.settings import Settings
 from coldstream.telemetry.timeline.recorder import LogFacts

@@ -27,7 +27,7 @@ from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node import module_reads
 
 if TYPE_CHECKING:

@@ -26,9 +26,8 @@ from coldstream.loading.load_plan import OFFLINE_SECONDS, uri_key
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_private, temporary_root
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.header import POINTER_HINT, is_pointer, pointer_message
-from coldstream.model.names import path_fault
+from coldstream.model.names import Uri, path_fault
 from coldstream.model.selection import PART_OF_MODEL_BYTES_MAX, is_tensor_data
-from coldstream.model.uri import Uri
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.places.model_reader import ModelReader

@@ -21,8 +21,7 @@ from coldstream.errors import (
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import CREDENTIALS
 from coldstream.machine.disk import SHARED_MEMORY, make_folders, temporary_folder, temporary_root
-from coldstream.model.names import checked_name
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, checked_name
 from coldstream.net.retry import Backoff, Retry
 from coldstream.node.bundle.bundle_pointer import Key, checked_secret
 from coldstream.node.bundle.bundle_store import BundleStore

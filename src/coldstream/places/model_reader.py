@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coldstream.errors import ConfigError, NotFoundError, UsageError
-from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, checked_path, folder_name, path_fault
+from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, Uri, checked_path, folder_name, path_fault
 from coldstream.model.selection import choose_shards, small_files
-from coldstream.model.uri import Uri
 from coldstream.net.retry import Retry
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, ShardObject, read_checkpoint

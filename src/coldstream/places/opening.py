@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from coldstream.errors import ConfigError, UsageError
-from coldstream.model.names import checked_name, expanded, folder_name, is_path, path_fault, split_revision
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, checked_name, expanded, folder_name, is_path, path_fault, split_revision
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.cdn_domain import cdn_of
 from coldstream.places.tree import folder_model, snapshot_of

@@ -11,8 +11,7 @@ import coldstream
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
-from coldstream.model.names import checked_name, model_name
-from coldstream.model.uri import Uri, without_secrets
+from coldstream.model.names import Uri, checked_name, model_name, without_secrets
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.load_service import LoadService
 from coldstream.places.opening import open_model_reader

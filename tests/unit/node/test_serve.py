@@ -17,7 +17,7 @@ from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.engines.vllm.vllm_log import FailureReason, read_line
 from coldstream.errors import ColdstreamError
 from coldstream.loading.options import Options
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node import listener
 from coldstream.node import serve as module
 from coldstream.node.child import Child

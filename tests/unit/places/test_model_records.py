@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.errors import NotFoundError
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.places.model_records import missing_model, nearest_names
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings

@@ -10,7 +10,7 @@ import pytest
 
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.mirror.upload_plan import UploadPlan, plan_upload
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.places.folder import Folder, FolderSnapshot
 from coldstream.places.opening import open_model_reader
 from coldstream.places.tree import folder_model, open_regular, snapshot_of, walk

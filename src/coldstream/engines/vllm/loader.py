@@ -33,7 +33,7 @@ from coldstream.errors import ColdstreamError, ConflictError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share, attach
 from coldstream.loading.streaming import Load
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node import load_service
 from coldstream.node.model_folder import Note, read_note
 from coldstream.printable import printable

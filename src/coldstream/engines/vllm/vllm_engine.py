@@ -24,8 +24,7 @@ from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import OnProgress, Options
 from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root
-from coldstream.model.names import checked_name, split_revision
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, checked_name, split_revision
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import CacheLayout, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE

@@ -20,8 +20,7 @@ from coldstream.engines.vllm.program import Program
 from coldstream.errors import ConfigError, UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
-from coldstream.model.names import is_path
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri, is_path
 from coldstream.net.retry import Backoff, Retry
 from coldstream.operate.bench.runner import PROGRAMS, RunFailed, run
 from coldstream.operate.probe import exports

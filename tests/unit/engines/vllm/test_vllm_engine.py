@@ -12,7 +12,7 @@ from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.child_environment import CREDENTIALS
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.load_service import VARIABLE

@@ -12,7 +12,7 @@ import pytest
 from coldstream.engines.vllm.program import find_program
 from coldstream.errors import UsageError
 from coldstream.model.job import Segment
-from coldstream.model.uri import Uri
+from coldstream.model.names import Uri
 from coldstream.operate.bench.contestant import (
     LOADERS,
     NAMES,
