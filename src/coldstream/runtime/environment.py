@@ -162,8 +162,11 @@ def platform_of(environment: Environment, out: Path) -> Platform:
 
 
 def compile_all(python: Path, folder: Path) -> None:
-    """Adds bytecode that is used whatever the files' times are; what fails is for other versions of Python."""
-    words = ("-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", folder)
+    """Adds bytecode that is used whatever the files' times are; what fails is for other versions of Python.
+
+    Bytecode names its source relative to the folder, so that it does not depend on where the folder is.
+    """
+    words = ("-m", "compileall", "-q", "-j", "0", "-s", folder, "--invalidation-mode", "unchecked-hash", folder)
     subprocess.run([python, *words], capture_output=True, check=False, env=_clean_environ())
 
 
@@ -261,7 +264,7 @@ def oldest_glibc(out: Path) -> str:
     own = int((os.confstr("CS_GNU_LIBC_VERSION") or "glibc 2.17").rpartition(".")[2])
     newest = 17
     for path in _binaries(out):
-        for match in re.finditer(rb"\0GLIBC_2\.(\d+)\0", path.read_bytes()):
+        for match in re.finditer(rb"\0GLIBC_2\.(\d+)(?=\0)", path.read_bytes()):
             newest = max(newest, int(match[1]))
     return f"2.{min(newest, own)}"
 
