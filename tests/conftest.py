@@ -13,6 +13,7 @@ import pytest
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.opening import open_store
 from coldstream.places.place import Store
+from coldstream.runtime import node_runtimes
 from coldstream.settings import load_settings
 from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
 
@@ -34,6 +35,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Without it, how full the machine's disk is decides whether models are cached.
     monkeypatch.setenv("COLDSTREAM_CACHE_LIMIT", "20GB")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Runtimes of this machine are no test's.
+    monkeypatch.setattr(node_runtimes, "PLACES", (tmp_path / "places",))
 
 
 @pytest.fixture(scope="session")

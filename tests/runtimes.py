@@ -192,11 +192,10 @@ class BareNode:
         return subprocess.Popen(
             [self.python, options.pop("program", str(BOOTSTRAP)), digest, *(arguments or ("serve", "org/m"))],
             env=self.environ,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **{"cwd": "/", **options},
+            **{"cwd": "/", "stdin": subprocess.DEVNULL, **options},
         )
 
     def start(self, digest: str, *arguments: str, **options: Any) -> Ended:

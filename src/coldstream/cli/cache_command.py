@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import AGE, SIZE, Group, dry_run_option, yes_option
 from coldstream.errors import NotFoundError, UsageError
+from coldstream.runtime.node_runtimes import NodeRuntime, evict, node_runtimes
 from coldstream.units import format_age, format_bytes, plural
 
 
@@ -29,7 +31,8 @@ def command() -> None:
 
     A load writes to the cache in the background, and later loads read from it. The cache is in ~/.cache/coldstream
     [env: COLDSTREAM_CACHE_DIR, XDG_CACHE_HOME]. Its size limit is COLDSTREAM_CACHE_LIMIT; by default half of the disk,
-    with a tenth of the disk or 10 GB left free. Models in use are never removed.
+    with a tenth of the disk or 10 GB left free. Models in use are never removed. On a bare node, the runtimes that were
+    brought to it are listed and pruned, too.
     """
 
 
@@ -50,7 +53,9 @@ def list_(state: State) -> None:
     limit = cache.limit_bytes(used)
     copies = [_as_json(entry) for entry in entries]
     document = {"folder": str(cache.root), "limit_bytes": limit, "bytes": used, "copies": copies}
-    state.show(document, _table(cache, entries, used, limit))
+    runtimes = node_runtimes(cache.root, state.settings().get("COLDSTREAM_RUNTIME_DIR"))
+    text = _table(cache, entries, used, limit) + ("\n\n" + _runtime_table(runtimes) if runtimes else "")
+    state.show(document | {"runtimes": [_as_json(runtime) for runtime in runtimes]}, text)
 
 
 @command.command()
@@ -73,6 +78,9 @@ def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry
 
     Also deletes leftovers of interrupted removals. Copies in use are kept; the exit code is 3 if that applies to a
     model you named. --all asks for confirmation.
+
+    A runtime on this node is named by its digest, sha256:…; --all and --older-than apply to runtimes, too. --keep does
+    not.
     """
     chosen = {name: limit for name, limit in limits.items() if limit is not None}
     if everything and names:
@@ -80,15 +88,29 @@ def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry
     if not (everything or names or chosen):
         raise UsageError("no copies are selected", hint="name a model, or add --keep, --older-than or --all")
     cache = cache_of(state.settings())
+    runtimes = node_runtimes(cache.root, state.settings().get("COLDSTREAM_RUNTIME_DIR"))
     before = cache.entries()
-    if missing := [name for name in names if all(entry.name != name for entry in before)]:
+    models = [name for name in names if not name.startswith("sha256:")]
+    known = {entry.name for entry in before} | {name for name in names for entry in runtimes if entry.is_named(name)}
+    if missing := [name for name in names if name not in known]:
         raise NotFoundError(f"{missing[0]} is not in the cache {cache.root}", hint="run: coldstream cache list")
     if everything and not (yes or dry_run):
         free = [entry for entry in before if not entry.in_use]
         size = format_bytes(sum(entry.bytes for entry in free))
-        confirm("delete", f"{plural(len(free), 'model')}, {size}, in {cache.root}")
-    removed = cache.prune(names=names, dry_run=dry_run, **chosen)
-    held = [entry for entry in before if entry.in_use and (not names or entry.name in names)]
+        also = f", and {plural(len(runtimes), 'runtime')}" if runtimes else ""
+        confirm("delete", f"{plural(len(free), 'model')}, {size}, in {cache.root}{also}")
+    removed: list[CachedCopy | NodeRuntime] = []
+    if models or not names:
+        removed += cache.prune(names=models, dry_run=dry_run, **chosen)
+    held: list[CachedCopy | NodeRuntime] = [
+        entry for entry in before if entry.in_use and (not names or entry.name in names)
+    ]
+    age = chosen.get("older_seconds", 0 if everything or names else None)
+    for runtime in runtimes:
+        is_old = age is not None and runtime.used.timestamp() <= time.time() - age
+        if is_old and (not names or any(runtime.is_named(name) for name in names)):
+            is_removed = not runtime.in_use if dry_run else evict(runtime)
+            (removed if is_removed else held).append(runtime)
     freed = sum(entry.bytes for entry in removed)
     document = {
         **{name: [_as_json(entry) for entry in group] for name, group in (("removed", removed), ("in_use", held))},
@@ -97,7 +119,9 @@ def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry
     }
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb}   {entry.name}   {_short(entry.version)}   {format_bytes(entry.bytes)}" for entry in removed]
-    state.show(document, "\n".join([*lines, f"{verb}   {plural(len(removed), 'model')}, {format_bytes(freed)}"]))
+    count = len([entry for entry in removed if isinstance(entry, NodeRuntime)])
+    what = plural(len(removed) - count, "model") + (f" and {plural(count, 'runtime')}" if count else "")
+    state.show(document, "\n".join([*lines, f"{verb}   {what}, {format_bytes(freed)}"]))
     for entry in held:
         state.say(f"kept   {entry.name}   {_short(entry.version)}   in use")
     return 3 if names and held else 0
@@ -135,6 +159,15 @@ def _table(cache: Cache, entries: Sequence[CachedCopy], used: int, limit: int) -
     return f"{table_text(rows)}\n{format_bytes(used)} of at most {format_bytes(limit)} in {cache.root}"
 
 
+def _runtime_table(runtimes: Sequence[NodeRuntime]) -> str:
+    rows = [("RUNTIME", "SIZE", "STATE", "LAST USED", "FOLDER")]
+    for entry in runtimes:
+        words = ("mounted" if entry.mounted else "unpacked") + (", in use" if entry.in_use else "")
+        folder = str(entry.folder.parent)
+        rows.append((entry.version[:19], format_bytes(entry.bytes), words, format_age(entry.used), folder))
+    return table_text(rows)
+
+
 def _state(entry: CachedCopy) -> str:
     share = f" {min(100 * entry.bytes // max(entry.bytes_total, 1), 99)} %"
     if entry.writing and not entry.complete:
@@ -146,5 +179,5 @@ def _short(version: str) -> str:
     return version.removeprefix("sha256:")[:12]
 
 
-def _as_json(entry: CachedCopy) -> dict[str, Any]:
+def _as_json(entry: CachedCopy | NodeRuntime) -> dict[str, Any]:
     return asdict(entry) | {"folder": str(entry.folder), "used": entry.used.isoformat()}

@@ -3,9 +3,8 @@
 
     python3 bootstrap.py sha256:DIGEST serve org/model [flags] [-- vLLM's flags]
 
-DIGEST is the SHA-256 of the runtime's manifest in the bucket, which has that of the unpacker and of every chunk of the
-image: nothing runs here that the author of the command did not choose, even if others can write to the bucket. The
-image is downloaded, mounted (by root) or unpacked, and executed in this process's place. It stays for the next start.
+DIGEST is the SHA-256 of the runtime's manifest, which has those of the unpacker and of the image's chunks: nothing runs
+that the author of the command did not choose. The image is mounted or unpacked, and executed in this process's place.
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ def check_platform(needs: dict[str, str]) -> None:
 
 
 def places() -> Iterator[tuple[str, str | None]]:
-    """Where a runtime may lie, the fastest first: a folder of our own in each, or why there is none."""
+    """Where a runtime may lie, the fastest first: a folder that no one else can write to, or why there is none."""
     cache, chosen = setting("COLDSTREAM_CACHE_DIR"), setting("COLDSTREAM_RUNTIME_DIR")
     cache = os.path.expanduser(cache or os.path.join(setting("XDG_CACHE_HOME") or "~/.cache", "coldstream"))
     cache = re.sub("^~", "/tmp", cache)  # a user id without a name has no home
@@ -203,7 +202,6 @@ def places() -> Iterator[tuple[str, str | None]]:
         try:
             os.makedirs(folder, 0o700, exist_ok=True)
             info = os.lstat(folder)
-            # Others may be able to write to the base, but not to what is executed.
             is_ours = info.st_uid == os.geteuid() and info.st_mode & 0o170022 == 0o40000
             yield folder, None if is_ours else "belongs to others"
         except OSError as exc:
@@ -221,8 +219,7 @@ def choose(digest: str, image: dict[str, Any], *, is_mounted: bool) -> str:
         if not refused:
             info, path = os.statvfs(folder), os.path.join(folder, digest, "image")
             room = info.f_bavail * info.f_frsize + (os.stat(path).st_blocks * 512 if os.path.exists(path) else 0)
-            if folder.startswith("/dev/shm/"):
-                room = min(room, memory // 3)  # the model needs memory, too
+            room = min(room, memory // 3) if folder.startswith("/dev/shm/") else room  # the model needs memory, too
             if room >= need and (is_mounted or not info.f_flag & os.ST_NOEXEC):
                 return os.path.join(folder, digest)
             fault = "has %d MiB" % (room >> 20) if room < need else "is mounted noexec"
@@ -278,6 +275,9 @@ def main(arguments: list[str]) -> None:
     for lock in locks:
         fcntl.flock(lock, fcntl.LOCK_EX)
     root = provide(digest, folders, locks, phases)
+    used = os.open(f"{os.path.dirname(root)}/used", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    fcntl.flock(used, fcntl.LOCK_SH)  # while coldstream runs, `coldstream cache prune` leaves the runtime
+    fcntl.fcntl(used, fcntl.F_SETFD, 0)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     environ["COLDSTREAM_BOOTSTRAP"] = json.dumps({"began": began, "phases": phases})
     environ["LD_LIBRARY_PATH"] = f"{root}/lib:{root}/lib/system:{setting('LD_LIBRARY_PATH')}".rstrip(":")
