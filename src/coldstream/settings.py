@@ -253,27 +253,16 @@ def load_settings(
 
 
 def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mapping[str, str]) -> None:
-    profile, origin = _read_profile(values.get("AWS_PROFILE"), environ)
-    if not values.keys().isdisjoint(ENDPOINTS):
-        # The region of a profile belongs to its endpoint.
-        profile = {name: value for name, value in profile.items() if name == "AWS_CA_BUNDLE"}
-    if not values.keys().isdisjoint(REGIONS):
-        profile.pop("AWS_REGION", None)
-    for name in profile.keys() - values.keys():
-        values[name], origins[name] = profile[name], origin
-
-
-def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The endpoint, region and certificates of an AWS profile, by their environment variables, and their origin."""
+    """Adds the endpoint, region and certificates of an AWS profile, by their variables, unless others set them."""
     # Credentials are left to boto3, which reads the same files and reports those that cannot be read.
-    name = name or environ.get("AWS_DEFAULT_PROFILE") or "default"
+    profile_name = values.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE") or "default"
     path = _below_home(environ.get("AWS_CONFIG_FILE") or "~/.aws/config", environ)
     config = _read_aws_file(path)
     credentials_path = environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
     credentials = _read_aws_file(_below_home(credentials_path, environ))
     # The credentials file has profiles without a prefix.
     named = {**credentials, **credentials.get("profiles", {})}
-    profile = {**_table(config.get("profiles", {}), name), **_table(named, name)}
+    profile = {**_table(config.get("profiles", {}), profile_name), **_table(named, profile_name)}
     ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") or profile.get("ignore_configured_endpoint_urls")
     s3 = _table(_table(config.get("services", {}), profile.get("services")), "s3")
     endpoint = s3.get("endpoint_url") or profile.get("endpoint_url")
@@ -282,10 +271,16 @@ def _read_profile(name: str | None, environ: Mapping[str, str]) -> tuple[dict[st
         "AWS_REGION": profile.get("region"),
         "AWS_CA_BUNDLE": profile.get("ca_bundle"),
     }
-    values = {name: text.strip() for name, text in settings.items() if isinstance(text, str) and text.strip()}
-    if "AWS_CA_BUNDLE" in values:
-        values["AWS_CA_BUNDLE"] = _below_home(values["AWS_CA_BUNDLE"], environ)
-    return values, f"{_PROFILE}{name} in {path}"
+    # The region of a profile belongs to its endpoint.
+    is_used = {
+        "AWS_ENDPOINT_URL_S3": values.keys().isdisjoint(ENDPOINTS),
+        "AWS_REGION": values.keys().isdisjoint((*ENDPOINTS, *REGIONS)),
+        "AWS_CA_BUNDLE": "AWS_CA_BUNDLE" not in values,
+    }
+    for name, text in settings.items():
+        if is_used[name] and isinstance(text, str) and text.strip():
+            values[name] = _below_home(text.strip(), environ) if name == "AWS_CA_BUNDLE" else text.strip()
+            origins[name] = f"{_PROFILE}{profile_name} in {path}"
 
 
 def _below_home(path: str, environ: Mapping[str, str]) -> str:

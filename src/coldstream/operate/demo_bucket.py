@@ -105,55 +105,47 @@ def _address(process: subprocess.Popen[bytes], log: int) -> str:
 @contextmanager
 def throttled(endpoint: str, bytes_per_second: float) -> Iterator[str]:
     """Forwards connections to `http://host:port` at this rate of received data, and yields the URL to connect to."""
-    split = urlsplit(endpoint)
-    assert split.hostname is not None
-    link = _Link((split.hostname, split.port or 80), bytes_per_second)
-    thread = threading.Thread(target=lambda: asyncio.run(link.run()), name="throttle", daemon=True)
-    thread.start()
-    port, stop = link.started.result()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop()
-        thread.join()
+    split, free_at = urlsplit(endpoint), 0.0
+    started: Future[tuple[int, Callable[[], object]]] = Future()
 
-
-class _Link:
-    def __init__(self, server: tuple[str, int], bytes_per_second: float) -> None:
-        self.started: Future[tuple[int, Callable[[], object]]] = Future()
-        self._server, self._rate = server, bytes_per_second
-        self._free_at = 0.0
-
-    async def run(self) -> None:
-        """Listens until it is stopped; asyncio then cancels the connections."""
-        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
-            self.started.set_result((port, lambda: loop.call_soon_threadsafe(stopped.set)))
-            await stopped.wait()
-            listening.close()
-
-    async def _serve(self, near: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
-        with ExitStack() as stack, suppress(OSError):
-            stack.callback(near_writer.transport.abort)
-            far, far_writer = await asyncio.open_connection(*self._server)
-            stack.callback(far_writer.transport.abort)
-            await asyncio.gather(self._forward(near, far_writer), self._forward(far, near_writer, paced=True))
-
-    async def _forward(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, paced: bool = False
-    ) -> None:
+    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, paced: bool = False) -> None:
+        nonlocal free_at
         with suppress(OSError):
             while piece := await source.read(_PIECE_BYTES):
                 if paced:
                     # Until the piece has crossed the link, including the wait for its turn.
                     now = asyncio.get_running_loop().time()
-                    self._free_at = max(self._free_at, now) + len(piece) / self._rate
-                    await asyncio.sleep(self._free_at - now)
+                    free_at = max(free_at, now) + len(piece) / bytes_per_second
+                    await asyncio.sleep(free_at - now)
                 target.write(piece)
                 await target.drain()
         # The other direction ends with this one.
         target.close()
+
+    async def serve(near: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
+        with ExitStack() as stack, suppress(OSError):
+            stack.callback(near_writer.transport.abort)
+            far, far_writer = await asyncio.open_connection(split.hostname, split.port or 80)
+            stack.callback(far_writer.transport.abort)
+            await asyncio.gather(forward(near, far_writer), forward(far, near_writer, paced=True))
+
+    async def run() -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            started.set_result((port, lambda: loop.call_soon_threadsafe(stopped.set)))
+            await stopped.wait()
+            listening.close()
+
+    # At its end asyncio cancels the connections.
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="throttle", daemon=True)
+    thread.start()
+    port, stop = started.result()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop()
+        thread.join()
 
 
 def real_model() -> Path | None:

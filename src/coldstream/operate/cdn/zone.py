@@ -219,12 +219,15 @@ def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Chan
         body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": absent}
         return [Change(method="POST", path=f"/zones/{zone.id}/rulesets", body=body)] if absent else []
     rules = f"/zones/{zone.id}/rulesets/{standings.ruleset}/rules"
-    changed = [
-        Change(method="PATCH", path=f"{rules}/{_id_of(standing)}", body=rewritten(standing))
-        for standing in standings.rules
-        if replace and standing.state == "differs" and standing.is_ours
-    ]
-    return changed + [Change(method="POST", path=rules, body=rule) for rule in absent]
+    changes = []
+    for standing in standings.rules:
+        if replace and standing.state == "differs" and standing.is_ours:
+            identity = (standing.actual or {}).get("id")
+            if not isinstance(identity, str) or not _ID.fullmatch(identity):
+                fault = "Cloudflare's API answers with a rule that has no id"
+                raise IntegrityError(fault, hint="check CLOUDFLARE_BASE_URL")
+            changes.append(Change(method="PATCH", path=f"{rules}/{identity}", body=rewritten(standing)))
+    return changes + [Change(method="POST", path=rules, body=rule) for rule in absent]
 
 
 def make(api: Api, changes: Sequence[Change]) -> None:
@@ -238,13 +241,6 @@ def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:
     """Removes these URLs from the cache, everywhere."""
     for at in range(0, len(urls), _PURGED_AT_ONCE):
         api.call("POST", f"/zones/{zone.id}/purge_cache", {"files": [*urls[at : at + _PURGED_AT_ONCE]]})
-
-
-def _id_of(standing: RuleState) -> str:
-    identity = (standing.actual or {}).get("id")
-    if not isinstance(identity, str) or not _ID.fullmatch(identity):
-        raise IntegrityError("Cloudflare's API answers with a rule that has no id", hint="check CLOUDFLARE_BASE_URL")
-    return identity
 
 
 def _rows(answer: Any, what: str) -> list[dict[str, Any]]:
