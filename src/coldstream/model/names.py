@@ -56,11 +56,7 @@ class Uri:
 
 
 def without_secrets(text: str) -> str:
-    """A foreign text (a usage error, a library's message) with each URI in it as it may be printed.
-
-    >>> without_secrets("GET https://user:pass@host/model?token=abc failed")
-    'GET https://host/model failed'
-    """
+    """A foreign text (a usage error, a library's message) with each URI in it as it may be printed."""
 
     def shown(match: re.Match[str]) -> str:
         scheme, mark, rest = match.groups()
@@ -110,11 +106,7 @@ def model_name(uri: str | Uri) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file or a folder around it, relative to a model, begins with a dot: settings and records, no model's.
-
-    >>> [is_hidden(path) for path in (".env", ".cache/x", "1_Pooling/config.json", "model..json")]
-    [True, True, False, False]
-    """
+    """Whether a file or a folder around it, relative to a model, begins with a dot: settings and records, no models."""
     return any(segment.startswith(".") for segment in path.split("/"))
 
 
@@ -152,11 +144,7 @@ def checked_path(path: str, *, where: str) -> str:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """A model's name and the revision of the Hub that follows it, or None.
-
-    >>> split_revision("org/model@v1.0")
-    ('org/model', 'v1.0')
-    """
+    """A model's name and the revision of the Hub that follows it, or None."""
     bare, mark, revision = name.partition("@")
     return (bare, revision) if mark and revision else (name, None)
 

@@ -140,7 +140,11 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
     every = set(paths)
     top = _top(every)
     name = index_name(every)
-    reasons = _companions(top)
+    reasons: dict[str, str] = {}
+    for pattern, why in ((_TRAINING_STATE, "the state of a training"), (_ADAPTER, "an adapter beside the model")):
+        others = [path for path in top if pattern.match(path)]
+        if len(others) + len(reasons) < len(top):
+            reasons |= dict.fromkeys(others, why)
     own = [path for path in top if path not in reasons]
     if index is None or name is None:
         return reasons | _repeated(own)
@@ -286,15 +290,6 @@ def _default_reason(path: str, folders_with_safetensors: set[str]) -> str | None
 
 def _top(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if is_weights(path) and "/" not in path and not is_hidden(path))
-
-
-def _companions(top: Sequence[str]) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    for pattern, why in ((_TRAINING_STATE, "the state of a training"), (_ADAPTER, "an adapter beside the model")):
-        others = [path for path in top if pattern.match(path)]
-        if len(others) + len(reasons) < len(top):
-            reasons |= dict.fromkeys(others, why)
-    return reasons
 
 
 def _repeated(top: Sequence[str]) -> dict[str, str]:

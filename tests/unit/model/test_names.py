@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.errors import IntegrityError, UsageError
-from coldstream.model.names import KEY_BYTES_MAX, SEGMENT_BYTES_MAX, checked_name, checked_path, model_name, path_fault
+from coldstream.model.names import (
+    KEY_BYTES_MAX,
+    SEGMENT_BYTES_MAX,
+    checked_name,
+    checked_path,
+    is_hidden,
+    model_name,
+    path_fault,
+    split_revision,
+)
 
 HOSTILE = st.text(st.sampled_from("ab./\\:~\0\n-_ü模"), max_size=30) | st.text(max_size=40)
 
@@ -105,3 +114,12 @@ def test_what_a_model_is_called(uri: str, name: str) -> None:
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\x7f", "\x85", "\x9b", "\u202e", "\u2066", "\u200f", "\u2028"])
 def test_what_would_steer_a_terminal_is_no_part_of_a_path(character: str) -> None:
     assert path_fault(f"a{character}b.json")
+
+
+def test_hidden_files_and_files_in_hidden_folders() -> None:
+    paths = (".env", ".cache/x", "1_Pooling/config.json", "model..json")
+    assert [is_hidden(path) for path in paths] == [True, True, False, False]
+
+
+def test_a_revision_follows_the_name() -> None:
+    assert split_revision("org/model@v1.0") == ("org/model", "v1.0")

@@ -61,6 +61,7 @@ def test_a_library_that_names_the_path_alone_is_cut_too() -> None:
     for text in ("http://127.0.0.1:9: refused", "(https://h:443, s3://models: gone).", "http://[::1]:9/m… s3://m/a/b."):
         assert without_secrets(text) == text
     assert without_secrets("is it there? yes") == "is it there? yes"
+    assert without_secrets("GET https://user:pass@host/model?token=abc failed") == "GET https://host/model failed"
 
 
 def test_what_holds_a_uri_does_not_print_it(tmp_path: Path) -> None:
