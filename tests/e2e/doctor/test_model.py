@@ -9,7 +9,7 @@ import pytest
 
 from coldstream.mirror.manifest_records import read_record, record_key
 from coldstream.model.manifest import Journal, Manifest, serialize
-from coldstream.operate.doctor import model_checks
+from coldstream.operate.doctor import store_checks
 from tests.e2e.doctor.doctor_place import FILES, NAME, Place
 from tests.servers.stores import Faults
 
@@ -119,7 +119,7 @@ def test_a_read_that_goes_wrong_in_the_sample(proxied: tuple[Place, Faults]) -> 
 
 
 def test_a_model_larger_than_the_sample(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coldstream.operate.doctor.model_checks._SAMPLE_BYTES", 1)
+    monkeypatch.setattr("coldstream.operate.doctor.store_checks._SAMPLE_BYTES", 1)
     found = place.command.json("doctor", NAME, "--only", "chunk-hashes")
     assert found["checks"][0]["found"].startswith("1 of ")
 
@@ -133,7 +133,7 @@ def test_shards_that_cannot_be_read_through_links(proxied: tuple[Place, Faults])
 
 
 def test_a_slow_bucket(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_checks, "_LOAD_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(store_checks, "_LOAD_SECONDS_MAX", 0.1)
     found = place.command.json("doctor", NAME, "--only", "speed")
     assert found["warned"] == 1
     assert "a cold start takes more than a minute" in found["checks"][0]["found"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.operate.doctor import model_checks, node_checks, store_checks
+from coldstream.operate.doctor import node_checks, store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, failed, skipped
 
@@ -36,9 +36,9 @@ CHECKLIST = (
     DoctorCheck("round trip", store_checks.round_trip, (*_NETWORK, "bucket", "permissions")),
     DoctorCheck("conditional put", store_checks.conditional_put, _WRITTEN),
     DoctorCheck("multipart", store_checks.multipart, _WRITTEN),
-    DoctorCheck("model", model_checks.model, (*_NETWORK, "bucket", "permissions")),
-    DoctorCheck("bundle key", model_checks.bundle_key),
-    DoctorCheck("bundles", model_checks.bundles, ("bundle key", "model")),
+    DoctorCheck("model", store_checks.model, (*_NETWORK, "bucket", "permissions")),
+    DoctorCheck("bundle key", store_checks.bundle_key),
+    DoctorCheck("bundles", store_checks.bundles, ("bundle key", "model")),
     DoctorCheck("cdn", store_checks.cdn),
     DoctorCheck("tls library", node_checks.tls_library, ("configuration",)),
     DoctorCheck("hf-xet", node_checks.hf_xet),
@@ -52,8 +52,8 @@ CHECKLIST = (
     DoctorCheck("locked memory", node_checks.locked_memory),
     DoctorCheck("open files", node_checks.open_files),
     DoctorCheck("gpu", node_checks.gpu),
-    DoctorCheck("chunk hashes", model_checks.chunk_hashes, ("model",), slow=True),
-    DoctorCheck("speed", model_checks.speed, ("model", "chunk hashes"), slow=True),
+    DoctorCheck("chunk hashes", store_checks.chunk_hashes, ("model",), slow=True),
+    DoctorCheck("speed", store_checks.speed, ("model", "chunk hashes"), slow=True),
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.operate.doctor.model_checks import judged
+from coldstream.operate.doctor.store_checks import judged
 from coldstream.tune.connection_curve import Curve, Sample, fit_curve
 
 
