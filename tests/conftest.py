@@ -11,9 +11,11 @@ import hypothesis
 import pytest
 
 from coldstream.net.retry import Backoff, Retry
+from coldstream.package import __version__
 from coldstream.places.opening import open_store
 from coldstream.places.place import Store
 from coldstream.runtime import node_runtimes
+from coldstream.runtime.runtime_manifest import Platform
 from coldstream.settings import load_settings
 from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rclone_server
 
@@ -37,6 +39,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     # Runtimes of this machine are no test's.
     monkeypatch.setattr(node_runtimes, "PLACES", (tmp_path / "places",))
+
+
+@pytest.fixture(autouse=True)
+def few_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`template` and `launch` publish one file for coldstream's packages, which take seconds to pack."""
+    monkeypatch.setattr("coldstream.cli.stored_runtimes.gather", fill_with_one_file)
+
+
+def fill_with_one_file(out: Path) -> Platform:
+    (out / "bin").mkdir()
+    (out / "bin/coldstream").write_text("# none\n")
+    return Platform(machine="x86_64", glibc="2.17", python="3.12.1", vllm="", torch="", coldstream=__version__)
 
 
 @pytest.fixture(scope="session")

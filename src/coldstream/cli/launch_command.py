@@ -18,6 +18,7 @@ import yaml
 from coldstream.cli.live import Activity, live_lines
 from coldstream.cli.output import attributes, coloured, table_text
 from coldstream.cli.session import State, confirm
+from coldstream.cli.stored_runtimes import check_keys, chosen_runtime, software_document
 from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, negative_flag, yes_option
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
@@ -110,16 +111,21 @@ def up(
     kind = _kind_of(values)
     options, seconds = read_options(values | {"target": TARGETS[kind]}), parse_ttl(ttl or _TTL[kind])
     settings = state.settings()
+    options.check()
     shape = read_model(checked_name(model), settings)
     shared = _has_segments(state, shape.name)
-    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared)
     launches = launches_of(settings)
     sky = find_sky(settings, named=program)
+    runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
+    digest = runtime.manifest.digest if runtime.manifest else None
+    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared, runtime=digest)
     # SkyPilot's dry run checks only that the secrets are set.
     dry_sky = sky.with_secrets(settings, dict.fromkeys((*_SECRETS, *_OPTIONAL_SECRETS), ""))
     with temporary_server(dry_sky) as keep_server:
         with live_lines(state, Activity("SkyPilot is looking for a machine").text):
-            plan = make_plan(shape, options, settings, dry_sky, name=name, keys=key_plan.terms())
+            plan = make_plan(
+                shape, options, settings, dry_sky, name=name, keys=key_plan.terms(), runtime=runtime.manifest
+            )
         for line in _plan_lines(plan):
             state.say(line)
         if dry_run:
@@ -131,7 +137,10 @@ def up(
         if not yes:
             confirm("launch", plan.name)
         keep_server()
+    runtime.publish(state)
     keys = key_plan.mint()
+    if digest is not None:
+        check_keys(state, keys.environment, digest)
     # An earlier launch of this name has ended; its API key must not be taken for this one's.
     launches.forget(plan.name)
     api_key = settings.get("VLLM_API_KEY") or launches.make_api_key(plan.name)
@@ -257,7 +266,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     how: How = "api" if record.keys == "issued" else "auto"
     shared = _has_segments(state, record.model)
     # Fails before the question if there can be no keys.
-    key_plan = plan_keys(settings, record.model, seconds, how, in_segments=shared)
+    key_plan = plan_keys(settings, record.model, seconds, how, in_segments=shared, runtime=record.runtime)
     secrets = _secret_names(launches, name)
     if missing := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
         message = f"{missing[0]} is not set, and the nodes of {name} need it for the CDN"
@@ -335,6 +344,7 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
         "machine" if deployment.options.replicas.most == 1 else "machines": _machine_text(plan.offer, price),
         "stand-in": _machine_text(plan.stand_in, stand_in) if plan.has_stand_ins else "",
         "weights": f"at least {format_seconds(prediction.seconds)}, {prediction.limited_by}",
+        "software": deployment.software,
         "cdn": f"nodes read through {deployment.domain.url}" if deployment.domain else "",
         "policy": plan.policy,
         "keys": "your own, unchanged" if keys.how == "own" else terms,
@@ -424,6 +434,7 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "load_seconds": deployment.loader.prediction.seconds,
         "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
+        "software": software_document(deployment),
         "keys": {**attributes(keys, "how", "prefixes"), "expires": keys.expires_at},
         "warnings": _warnings(plan),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from coldstream.cli.output import attributes, coloured
 from coldstream.cli.session import State, writing
+from coldstream.cli.stored_runtimes import chosen_runtime, software_document
 from coldstream.cli.verbs import EXIT_CODES, FILE, DefaultGroup, deployment_options
 from coldstream.errors import DiskError, NotFoundError, UsageError
 from coldstream.fleet.deploy_options import read_options
@@ -57,15 +59,18 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     bucket, domain = bucket_of(settings), domain_of(settings, options.loader)
     shape = read_model(checked_name(model), settings)
     deployment = deploy(shape, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
+    runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
+    deployment = replace(deployment, runtime=runtime.manifest)
     if bucket.is_local:
         state.say(f"{bucket.endpoint} is this machine: no other machine reaches the bucket there")
     if domain is not None and domain.is_local:
         state.say(f"{domain.url} is this machine: no other machine reaches the CDN there")
     text = rendered(deployment)
+    if output is not None and os.path.lexists(output) and not force:
+        raise UsageError(f"{output} exists", hint="replace it with --force, or name another file")
+    runtime.publish(state)
     if output is not None:
         with writing(output):
-            if os.path.lexists(output) and not force:
-                raise UsageError(f"{output} exists", hint="replace it with --force, or name another file")
             write_output(output, text.encode())
     document = {
         **attributes(deployment, "model", "secrets"),
@@ -74,6 +79,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
         "gpus": str(deployment.options.gpus),
         "connections": deployment.loader.connections,
         "cdn": domain.url if domain else None,
+        "software": software_document(deployment),
         "file": str(output) if output else None,
         "text": text,
     }

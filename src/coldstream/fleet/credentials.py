@@ -25,6 +25,7 @@ from coldstream.mirror.segment_pool import ROOT as SEGMENTS
 from coldstream.model.names import checked_name
 from coldstream.node.bundle.bundle_store import ROOT as BUNDLES
 from coldstream.places.cloudflare import Api, open_api, r2_account
+from coldstream.runtime.runtime_store import ROOT as RUNTIMES
 from coldstream.settings import Settings
 from coldstream.units import parse_duration
 
@@ -167,8 +168,10 @@ def _check_ttl(seconds: int, shown: str) -> None:
         )
 
 
-def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> tuple[str, ...]:
-    """The prefixes of the objects that a serving node reads: the model's files, and its warm-start bundles.
+def prefixes_of(
+    model: str, store_prefix: str, *, in_segments: bool = False, runtime: str | None = None
+) -> tuple[str, ...]:
+    """The prefixes of the objects that a serving node reads: the model's files, its warm-start bundles, its runtime.
 
     Each ends in a slash, so that access to `org/model` does not include `org/model-2`. Models share segments, and the
     keys can read all of them: a token with the key of each segment would be too long.
@@ -176,11 +179,18 @@ def prefixes_of(model: str, store_prefix: str, *, in_segments: bool = False) -> 
     name, root = checked_name(model), store_prefix.strip("/")
     inside = f"{root}/" if root else ""
     shared = (f"{inside}{SEGMENTS}",) if in_segments else ()
-    return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared)
+    image = (f"{inside}{RUNTIMES}/{runtime}/",) if runtime else ()
+    return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared, *image)
 
 
 def plan_keys(
-    settings: Settings, model: str, ttl_seconds: int, how: How = "auto", *, in_segments: bool = False
+    settings: Settings,
+    model: str,
+    ttl_seconds: int,
+    how: How = "auto",
+    *,
+    in_segments: bool = False,
+    runtime: str | None = None,
 ) -> KeyPlan:
     """Plans the keys of a node that serves a model from the configured bucket, without sending a request.
 
@@ -192,7 +202,7 @@ def plan_keys(
         ConfigError: A bucket, keys or a token is not configured.
     """
     store, endpoint = urlsplit(bucket_of(settings).uri), settings.endpoint() or ""
-    prefixes = prefixes_of(model, store.path, in_segments=in_segments)
+    prefixes = prefixes_of(model, store.path, in_segments=in_segments, runtime=runtime)
     if how in {"sign", "api"} and not settings.is_r2:
         raise UsageError(
             f"{urlsplit(endpoint).hostname or 'AWS S3'} does not support temporary credentials; Cloudflare R2 does",

@@ -18,11 +18,13 @@ from coldstream.tune.predict import parse_cloud
 TARGETS = ("sky", "sky-serve", "sky-job", "k8s", "kserve", "dstack", "compose")
 # The other targets run on machines that exist already, so that spot and on-demand do not differ.
 RENTING = ("sky", "sky-serve", "sky-job", "dstack")
-_CONTAINERS = ("k8s", "kserve", "compose")
+CONTAINERS = ("k8s", "kserve", "compose")
 _ONE_MACHINE = ("sky", "sky-job", "compose")
 _SCALING = ("sky-serve", "dstack")
 VLLM_VERSION = "0.32.0"
 IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
+# For runtimes with vLLM, which need only Python's standard library and CA certificates.
+PYTHON_IMAGE = "docker.io/library/python:3.12-slim-bookworm"
 _KSERVE_PORT = 8000
 _REPLICAS_MAX = 1000
 
@@ -116,16 +118,28 @@ class DeployOptions:
     loader: str = _flag(
         "--loader", "How vLLM reads the weights.", "coldstream", choices=("coldstream", "runai"), is_for_serve=True
     )
+    runtime: str | None = _flag(
+        "--runtime",
+        "Runtime from which nodes start vLLM.  [default: the newest in the bucket that fits]",
+        metavar="DIGEST|none",
+        pattern=r"none|(sha256:)?[0-9a-f]{4,64}",
+    )
     image: str | None = _flag(
         "--image",
-        "Container image with vLLM.  [default: vllm/vllm-openai of a tested version]",
+        "Container image with vLLM, or for --runtime.  [default: vllm/vllm-openai, if there is no runtime]",
         pattern=r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}",
     )
     no_image: bool = _flag(
         "--no-image",
         "Install vLLM on the machine instead of using an image.",
         default=False,
-        targets=tuple(target for target in TARGETS if target not in _CONTAINERS),
+        targets=tuple(target for target in TARGETS if target not in CONTAINERS),
+    )
+    package: str | None = _flag(
+        "--package",
+        "Install coldstream with pip from this wheel, URL or requirement instead of from the bucket.",
+        metavar="SPEC",
+        pattern=r"[!-,.-~][ -~]{0,299}",
     )
     port: int = _flag("--port", "Port of the model's API.", 8000, bounds=(1, 65535))
     max_model_len: int | None = _flag("--max-model-len", "Context length, in tokens, to support.", bounds=(1, None))
@@ -140,14 +154,14 @@ class DeployOptions:
         "Directory of the node for local copies, which outlive the container.",
         metavar="DIR",
         pattern=r"/[A-Za-z0-9._/-]{1,200}",
-        targets=_CONTAINERS,
+        targets=CONTAINERS,
         commands=("template",),
     )
 
     @property
-    def container_image(self) -> str | None:
-        """None installs vLLM on the machine."""
-        return None if self.no_image else self.image or IMAGE
+    def has_own_vllm(self) -> bool:
+        """Whether vLLM comes from an image or an index, as the user chose, unless a runtime was chosen too."""
+        return self.runtime == "none" or bool(self.image or self.no_image or self.package)
 
     def changed(self) -> Iterator[tuple[Flag, Any]]:
         """The flags that do not have their default, with their values."""
@@ -167,6 +181,8 @@ class DeployOptions:
             raise UsageError(f"{target!r} is not a target", hint=f"known: {', '.join(TARGETS)}")
         if self.image and self.no_image:
             raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
+        if self.package and self.runtime not in (None, "none"):
+            raise UsageError("--package and --runtime contradict each other", hint="keep one of them")
         for flag, value in self.changed():
             if target not in flag.targets:
                 raise UsageError(

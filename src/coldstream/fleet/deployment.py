@@ -11,15 +11,24 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from urllib.parse import urlsplit
 
 from coldstream.errors import UsageError
-from coldstream.fleet.deploy_options import FLAGS, RENTING, VLLM_VERSION, DeployOptions
+from coldstream.fleet.deploy_options import (
+    CONTAINERS,
+    FLAGS,
+    IMAGE,
+    PYTHON_IMAGE,
+    RENTING,
+    VLLM_VERSION,
+    DeployOptions,
+)
 from coldstream.machine.child_environment import CDN_SECRETS
 from coldstream.machine.hardware import is_loopback
 from coldstream.model.names import checked_name
-from coldstream.package import __version__
 from coldstream.places.cdn_domain import cdn_of
+from coldstream.runtime.runtime_manifest import RuntimeManifest
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath
@@ -80,13 +89,14 @@ class Deployment:
     Attributes:
         advice: The recommendation for the machine, as far as the machine is known.
         domain: The CDN that weights are read through; None reads from the bucket only.
+        runtime: The image in the bucket that nodes start from; None installs `options.package`.
     """
 
     options: DeployOptions
     advice: Advice
     bucket: Bucket
     domain: Domain | None
-    version: str = __version__
+    runtime: RuntimeManifest | None = None
 
     @property
     def model(self) -> str:
@@ -125,7 +135,7 @@ class Deployment:
     @property
     def start_seconds(self) -> int:
         """How long a first start may take, from a running machine to an answering API."""
-        install = 0 if self.options.container_image else _INSTALL_SECONDS
+        install = _INSTALL_SECONDS if self.has_vllm_in_runtime or self.installs_vllm else 0
         return _rounded(_START_SECONDS + install + 4 * self.loader.prediction.seconds, 60)
 
     @property
@@ -175,14 +185,38 @@ class Deployment:
         return (*self.needed_secrets, *self.other_secrets)
 
     @property
-    def requirement(self) -> str:
-        """What pip installs, with the TLS extra, which saves CPU time."""
-        return f"coldstream[tls]=={self.version}"
+    def has_vllm_in_runtime(self) -> bool:
+        return self.runtime is not None and self.runtime.platform.vllm != ""
+
+    @property
+    def image(self) -> str | None:
+        """The container image; None runs on the machine itself."""
+        if self.options.image:
+            return self.options.image
+        if self.has_vllm_in_runtime:
+            return PYTHON_IMAGE if self.options.target in CONTAINERS else None
+        return None if self.options.no_image else IMAGE
+
+    @property
+    def installs_vllm(self) -> bool:
+        """Whether vLLM is installed on the machine from the package index."""
+        return self.image is None and not self.has_vllm_in_runtime
 
     @property
     def vllm_requirement(self) -> str:
-        """What pip installs where there is no image."""
         return f"vllm{'[runai]' if self.options.loader == 'runai' else ''}=={VLLM_VERSION}"
+
+    @property
+    def software(self) -> str:
+        """What is installed on the node, and from where, in a line."""
+        vllm = f"vLLM {VLLM_VERSION} from the package index" if self.installs_vllm else f"vLLM from {self.image}"
+        if self.runtime is None:
+            return f"{vllm}; pip installs {self.options.package}"
+        facts = self.runtime.platform
+        origin = f"from the bucket (sha256:{self.runtime.digest[:12]}, {format_bytes(self.runtime.image.size)})"
+        if self.has_vllm_in_runtime:
+            return f"vLLM {facts.vllm} with coldstream {facts.coldstream} {origin}"
+        return f"{vllm}; coldstream {facts.coldstream} {origin}"
 
 
 def bucket_of(settings: Settings) -> Bucket:
@@ -253,7 +287,8 @@ def render(deployment: Deployment) -> str:
     )
     environment.filters |= {"quoted": _quoted, "shell": shlex.quote, "words": _words}
     template = environment.get_template(f"{deployment.options.target}.yaml.j2")
-    return template.render(d=deployment, options=deployment.options)
+    program = files("coldstream.runtime").joinpath("bootstrap.py").read_text().rstrip()
+    return template.render(d=deployment, options=deployment.options, program=program)
 
 
 def _quoted(text: str | int) -> str:

@@ -11,6 +11,7 @@ from coldstream.fleet.credentials import Terms
 from coldstream.fleet.deploy_options import DeployOptions, Replicas
 from coldstream.fleet.deployment import Deployment, bucket_of, deploy, domain_of, network_path, render
 from coldstream.fleet.sky import NAME, Offer, Sky, launch_refusal, parse_offers
+from coldstream.runtime.runtime_manifest import RuntimeManifest
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import Model
 from coldstream.tune.recommended import advise
@@ -92,7 +93,14 @@ def secret_flags(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def make_plan(
-    model: Model, options: DeployOptions, settings: Settings, sky: Sky, *, name: str | None, keys: Terms
+    model: Model,
+    options: DeployOptions,
+    settings: Settings,
+    sky: Sky,
+    *,
+    name: str | None,
+    keys: Terms,
+    runtime: RuntimeManifest | None,
 ) -> LaunchPlan:
     """Plans a launch with a dry run of SkyPilot's, and a second one for on-demand machines that may fill in.
 
@@ -110,7 +118,8 @@ def make_plan(
     if domain is not None and domain.is_local:
         hint = "set R2_CDN_DOMAIN to a domain that nodes can reach, or unset it"
         raise UsageError(f"{domain.url} is this machine: no node reaches the CDN there", hint=hint)
-    deployment = deploy(model, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
+    network = network_path(bucket, options.cloud)
+    deployment = replace(deploy(model, options, bucket, domain=domain, network=network), runtime=runtime)
     name = deployment.label if name is None else name
     if not NAME.fullmatch(name):
         raise UsageError(

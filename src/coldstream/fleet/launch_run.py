@@ -56,7 +56,7 @@ STEP_TEXTS = {
     "provision": "the cloud is starting the machine",
     "controller": "SkyServe's controller, then the replica's machine",
     "files": "SkyPilot is setting up the machine",
-    "setup": "image and installation of coldstream",
+    "setup": "image, runtime or installation, on the machine",
     "submitted": "SkyPilot has accepted it: setup on the machine, then vLLM",
     "replaced": "a machine was lost; SkyPilot is replacing it",
 }
@@ -176,6 +176,7 @@ def launch(
         keys=keys.how,
         ttl_seconds=round(keys.expires_at - time.time()) if keys.expires_at is not None else None,
         expires=keys.expires_at,
+        runtime=plan.deployment.runtime.digest if plan.deployment.runtime else None,
     )
     path = launches.keep_file(plan.name, render(plan.deployment))
     launches.keep(record)

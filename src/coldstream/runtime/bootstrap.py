@@ -267,7 +267,7 @@ def main(arguments: list[str]) -> None:
     began, phases = time.time(), []  # type: float, list[list[Any]]
     digest = first("^(?:sha256:)?([0-9a-f]{64})$", arguments[0] if len(arguments) > 1 else "")
     if not digest:
-        raise StartError(2, "usage: bootstrap.py sha256:DIGEST serve MODEL …")
+        raise StartError(2, "usage: bootstrap.py sha256:DIGEST serve MODEL ...")
     folders = [folder for folder, fault in places() if fault is None]
     # One start at a time brings a runtime to this machine; the others wait, and find it. Its programs hold the locks,
     # too, so that if it is killed, the next start waits for their end.

@@ -54,9 +54,11 @@ def test_what_a_dry_run_shows_comes_to_the_same(
     found = command.json(*LAUNCH, *more, *named, "--dry-run")
     program = tmp_path / "bin/coldstream"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m coldstream "$@"\n')
+    source = "from coldstream.cli import main, stored_runtimes as s; from tests.conftest import fill_with_one_file as f"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{source}; s.gather = f; main()' \"$@\"\n")
     program.chmod(0o755)
     environ = command.environ | {"PATH": f"{program.parent}:{command.environ['PATH']}"}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[3])
     for shown in found["commands"]:
         subprocess.run(shown, shell=True, env=environ, cwd=tmp_path, capture_output=True, check=True)
     name = found["name"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from coldstream.fleet.deploy_options import DeployOptions, parse_replicas
 from coldstream.fleet.deployment import Bucket, Deployment, Domain, deploy
+from coldstream.runtime.runtime_manifest import CHUNK_BYTES, Image, Platform, RuntimeManifest, Unpacker
 from coldstream.tune.gpus import parse_gpus
 from coldstream.tune.model_shape import Model
 from coldstream.tune.predict import NetworkPath
@@ -21,6 +22,26 @@ AWS = Bucket(uri="s3://models/team/a", region="eu-central-1")
 ACCESS = ("CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET")
 OPEN = Domain(url="https://models.example.com")
 CLOSED = Domain(url="https://models.example.com", secrets=("COLDSTREAM_CDN_HEADER", *ACCESS))
+
+
+def runtime_manifest(size: int, **platform: Any) -> RuntimeManifest:
+    facts = {"machine": "x86_64", "glibc": "2.34", "python": "3.12.7", "vllm": "", "torch": "", "coldstream": "0.1.0"}
+    return RuntimeManifest(
+        format=1,
+        platform=Platform(**facts | platform),
+        image=Image(
+            size=size,
+            unpacked=4 * size,
+            files=1000,
+            chunk_bytes=CHUNK_BYTES,
+            chunks=["0" * 64] * -(-size // CHUNK_BYTES),
+        ),
+        unpacker=Unpacker(size=1000, sha256="0" * 64),
+    )
+
+
+WITH_VLLM = runtime_manifest(4_000_000_000, vllm="0.32.0", torch="2.13.0", cuda="12.9", driver="525.60.13")
+PACKAGES = runtime_manifest(38_000_000)
 
 
 def deployment(
@@ -38,8 +59,12 @@ def deployment(
         more.setdefault("command", "python ask.py --out results/")
     options = DeployOptions(target=target, gpus=parse_gpus(gpus), replicas=parse_replicas(replicas), **more)
     network = NetworkPath(cloud=options.cloud)
-    return replace(deploy(replace(model, name=name), options, bucket, domain=domain, network=network), version="0.1.0")
+    made = deploy(replace(model, name=name), options, bucket, domain=domain, network=network)
+    runtime = None if options.package else PACKAGES if options.has_own_vllm and not options.runtime else WITH_VLLM
+    return replace(made, runtime=PACKAGES if options.runtime == "none" else runtime)
 
+
+DIGEST = WITH_VLLM.digest
 
 # Name of the golden file to what it is made of.
 GOLDEN: dict[str, Deployment] = {
@@ -48,20 +73,26 @@ GOLDEN: dict[str, Deployment] = {
                             name="org/Llama-3.1-70B"),
     "sky-serve": deployment("sky-serve", cloud="aws", replicas="1..3"),
     "sky-serve-fixed": deployment("sky-serve", gpus="H200:2", model=SEVENTY, replicas="2", fallback="hf",
-                                  name="org/Llama-3.1-70B"),
+                                  name="org/Llama-3.1-70B", image="registry.example.com/v:1", runtime=DIGEST),
+    "sky-package": deployment("sky", package="https://example.com/coldstream-0.1.0-py3-none-any.whl"),
+    "sky-package-plain": deployment("sky", package="coldstream[tls]==0.1.0", no_image=True),
     "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, no_image=True),
     "sky-job": deployment("sky-job", cloud="gcp/us-central1"),
-    "sky-serve-cdn": deployment("sky-serve", replicas="1..3", domain=CLOSED),
+    "sky-serve-cdn": deployment("sky-serve", replicas="1..3", domain=CLOSED, runtime="none"),
     "k8s": deployment("k8s", replicas="2"),
-    "k8s-cdn": deployment("k8s", domain=CLOSED),
+    "k8s-cdn": deployment("k8s", domain=CLOSED, runtime="none"),
+    "k8s-package": deployment("k8s", package="git+https://example.com/it's.git@v0.1.0"),
     "k8s-host-path": deployment("k8s", gpus="H200:2", model=SEVENTY, cache_path="/var/lib/models", fallback="hf",
                                 name="org/Llama-3.1-70B", port=9000),
     "kserve": deployment("kserve", replicas="2"),
     "compose": deployment("compose"),
-    "compose-cdn": deployment("compose", domain=Domain(url=OPEN.url, secrets=("COLDSTREAM_CDN_HEADER",))),
+    "compose-package": deployment("compose", package="coldstream$x", image="registry.example.com/v:1"),
+    "compose-cdn": deployment("compose", runtime="none",
+                              domain=Domain(url=OPEN.url, secrets=("COLDSTREAM_CDN_HEADER",))),
     "compose-runai": deployment("compose", loader="runai", bucket=AWS, cache_path="/srv/models", fallback="hf"),
     "dstack": deployment("dstack", cloud="aws/us-east-1", replicas="1..3"),
-    "dstack-cdn": deployment("dstack", domain=Domain(url=OPEN.url, secrets=ACCESS)),
+    "dstack-package": deployment("dstack", package="coldstream[tls]==0.1.0"),
+    "dstack-cdn": deployment("dstack", runtime="none", domain=Domain(url=OPEN.url, secrets=ACCESS)),
     "dstack-on-demand": deployment("dstack", gpus="A100-80GB:4", model=SEVENTY, spot=False, no_image=True,
                                    fallback="hf", name="org/Llama-3.1-70B"),
 }  # fmt: skip

@@ -150,6 +150,7 @@ def test_what_is_no_duration(text: str) -> None:
 
 def test_prefixes_end_in_slashes() -> None:
     assert prefixes_of("org/model", "") == PREFIXES
+    assert prefixes_of("org/model", "a", runtime="f" * 64)[-1] == f"a/.coldstream/runtimes/{'f' * 64}/"
     assert prefixes_of("org/model", "/a/b/") == ("a/b/org/model/", "a/b/.coldstream/bundles/org/model/")
     for name in ("", "../x", ".coldstream/bundles", "org//model", "/org/model", "org/model/"):
         with pytest.raises(UsageError):

@@ -8,10 +8,10 @@ import pytest
 
 from coldstream.engines.vllm.program import version_warning
 from coldstream.errors import ConfigError, UsageError
-from coldstream.fleet.deploy_options import IMAGE, TARGETS, VLLM_VERSION, Replicas, parse_replicas
+from coldstream.fleet.deploy_options import IMAGE, PYTHON_IMAGE, TARGETS, VLLM_VERSION, Replicas, parse_replicas
 from coldstream.fleet.deployment import Bucket, Domain, bucket_of, domain_of
 from coldstream.settings import load_settings
-from tests.unit.fleet.deployments import AWS, R2, SEVENTY, deployment
+from tests.unit.fleet.deployments import AWS, DIGEST, R2, SEVENTY, deployment
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,10 @@ def test_no_replicas(text: str) -> None:
         ("k8s", {"spot": True}, "--spot/--on-demand does not apply to"),
         ("compose", {"spot": False}, "--spot/--on-demand does not apply to"),
         ("k8s", {"no_image": True}, "--no-image does not apply to k8s"),
+        ("sky", {"package": "coldstream", "runtime": "abcdef"}, "--package and --runtime contradict each other"),
+        ("k8s", {"package": "coldstream\nx"}, "not valid for --package"),
+        ("k8s", {"package": "--index-url=http://x"}, "not valid for --package"),
+        ("k8s", {"runtime": "latest"}, "not valid for --runtime"),
         ("sky-job", {"command": None}, "needs a command"),
         ("sky", {"command": "x"}, "--command does not apply to sky"),
         ("sky-job", {"command": "x\x1b[2J"}, "cannot be displayed"),
@@ -95,12 +99,33 @@ def test_resources_of_two_models_have_two_names() -> None:
 def test_what_follows_from_the_target() -> None:
     assert {target for target in TARGETS if deployment(target).spot} == {"sky", "sky-serve", "sky-job", "dstack"}
     assert {target for target in TARGETS if "127.0.0.1" in deployment(target).vllm_arguments} == {"sky-job"}
-    # Installing takes time, and so do larger models.
-    with_image, without = deployment("sky"), deployment("sky", no_image=True)
+    # vLLM in the image needs no time, in a runtime or from an index it does; and so do larger models.
+    with_image, without = deployment("sky", runtime="none"), deployment("sky", no_image=True)
     assert without.start_seconds - with_image.start_seconds == 180
+    assert deployment("sky").start_seconds == without.start_seconds
+    assert deployment("sky", package="coldstream").start_seconds == with_image.start_seconds
     large = deployment("sky", model=SEVENTY, gpus="H200:2")
     assert large.start_seconds > with_image.start_seconds
     assert large.disk_gib > 2 * 131
+
+
+@pytest.mark.parametrize(
+    ("target", "wish", "image", "software"),
+    [
+        ("sky", {}, None, "vLLM 0.32.0 with coldstream 0.1.0 from the bucket (sha256:"),
+        ("k8s", {}, PYTHON_IMAGE, "vLLM 0.32.0 with coldstream 0.1.0 from the bucket (sha256:"),
+        ("dstack", {"image": "x/y", "runtime": DIGEST}, "x/y", "vLLM 0.32.0 with coldstream"),
+        ("compose", {"image": "x/y"}, "x/y", "vLLM from x/y; coldstream 0.1.0 from the bucket (sha256:"),
+        ("compose", {"runtime": "none"}, IMAGE, f"vLLM from {IMAGE}; coldstream 0.1.0 from the bucket"),
+        ("sky", {"no_image": True}, None, "vLLM 0.32.0 from the package index; coldstream 0.1.0 from the bucket"),
+        ("sky", {"no_image": True, "package": "x"}, None, "vLLM 0.32.0 from the package index; pip installs x"),
+        ("k8s", {"package": "x"}, IMAGE, f"vLLM from {IMAGE}; pip installs x"),
+    ],
+)
+def test_what_nodes_get_and_from_where(target: str, wish: dict[str, Any], image: str | None, software: str) -> None:
+    made = deployment(target, **wish)
+    assert made.image == image
+    assert made.software.startswith(software)
 
 
 def test_the_version_of_vllm_is_one_that_was_tried() -> None:

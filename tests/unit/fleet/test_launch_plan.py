@@ -20,7 +20,7 @@ from coldstream.fleet.launch_plan import (
 from coldstream.fleet.sky import NAME, Offer
 from coldstream.settings import load_settings
 from coldstream.tune.gpus import parse_gpus
-from tests.unit.fleet.deployments import CLOSED, R2, deployment
+from tests.unit.fleet.deployments import CLOSED, R2, WITH_VLLM, deployment
 from tests.unit.fleet.scripted import ScriptedSky
 from tests.unit.tune.models import EIGHT, SEVENTY
 
@@ -51,7 +51,7 @@ def planned(said: str | tuple[int, str] = TABLE, *, name: str | None = None, mod
     gpus, values = more.pop("gpus", "L4:1"), more.pop("values", {})
     options = DeployOptions(**{"target": "sky", "gpus": parse_gpus(gpus), **more})
     settings = load_settings(SETTINGS | values, environ={})
-    plan = make_plan(model, options, settings, sky, name=name, keys=OWN)
+    plan = make_plan(model, options, settings, sky, name=name, keys=OWN, runtime=WITH_VLLM)
     return plan, sky
 
 
@@ -133,6 +133,7 @@ def test_the_machine_decides_the_rest() -> None:
     assert (plan.name, plan.kind, plan.offer) == ("llama-3-1-8b", "node", OFFER)
     assert plan.deployment.loader.prediction.seconds > EIGHT.bytes / 625e6
     assert "AWS" in plan.deployment.loader.prediction.limited_by
+    assert plan.deployment.runtime == WITH_VLLM
     (asked,) = sky.commands
     assert " --secret R2_ACCESS_KEY" in asked
     assert " -c " not in asked
@@ -166,7 +167,7 @@ def test_the_stand_in_is_asked_for_as_one_that_stays() -> None:
     def plan(said: list[Any]) -> LaunchPlan:
         sky, settings = Reads(script={"launch --dryrun": said}), load_settings(SETTINGS, environ={})
         options = DeployOptions(target="sky-serve", gpus=parse_gpus("L4:1"), replicas=parse_replicas("2..4"))
-        return make_plan(MODEL, options, settings, sky, name=None, keys=OWN)
+        return make_plan(MODEL, options, settings, sky, name=None, keys=OWN, runtime=WITH_VLLM)
 
     dearer = TABLE.replace("[Spot]", "").replace("0.30", "0.80")
     assert plan([TABLE, dearer]).stand_in == replace(OFFER, dollars_per_hour=0.8)

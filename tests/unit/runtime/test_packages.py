@@ -113,6 +113,14 @@ def test_what_it_consists_of(gathered: tuple[Path, Platform]) -> None:
     assert list((root / "packages/coldstream/coldstream/__pycache__").glob("errors.*.pyc"))
 
 
+def test_the_same_packages_give_the_same_image(gathered: tuple[Path, Platform], tmp_path: Path) -> None:
+    packages.gather(tmp_path)
+    for path in sorted(tmp_path.rglob("*")):
+        other = gathered[0] / path.relative_to(tmp_path)
+        assert path.stat().st_mode == other.stat().st_mode, path
+        assert path.is_dir() or path.read_bytes() == other.read_bytes(), path
+
+
 def test_the_closure_follows_extras() -> None:
     assert "cryptography" not in packages.closure("coldstream", frozenset())
     assert "cffi" in packages.closure("coldstream", frozenset({"tls"}))
