@@ -29,10 +29,9 @@ from typing import ClassVar
 
 
 class ColdstreamError(Exception):
-    """Base of all errors raised on purpose.
+    """Base of all errors raised on purpose. `operation` is a store's call that failed, `target` the URI of its object.
 
-    `operation` is the call of a store that failed, such as "GetObject", and `target` the URI of its object. `retryable`
-    says whether the same call may succeed later, `retry_after_seconds` how long the server asked to wait.
+    `retryable` says whether the same call may succeed later, `retry_after_seconds` how long the server asked to wait.
     """
 
     exit_code: ClassVar[int] = 1

@@ -225,10 +225,7 @@ def cache_of(settings: Settings) -> Cache:
 
 
 def configured(directory: str | None, limit: str | None) -> Cache:
-    """The cache in `directory`, COLDSTREAM_CACHE_DIR; raises ConfigError if COLDSTREAM_CACHE_LIMIT is not a size.
-
-    Without `directory` it is in XDG_CACHE_HOME or ~/.cache, or among the temporary files if neither can be written to.
-    """
+    """The cache in `directory`, or else in XDG_CACHE_HOME, ~/.cache or the temporary files; raises ConfigError."""
     try:
         bytes_max = parse_bytes(limit) if limit is not None else None
     except UsageError as exc:

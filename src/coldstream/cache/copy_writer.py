@@ -63,8 +63,7 @@ class CopyWriter:
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:
         """Begins to write the copy in `folder`, and makes room for its missing chunks; raises DiskError if it is gone.
 
-        Returns None when another process writes it or when it is complete, except to `repair` it: to forget a wrong
-        chunk and write it again.
+        Returns None when another process writes it or it is complete, except to `repair` it: to write a chunk again.
         """
         root = root_of(folder)
         disk.checked_root(root, create=False)

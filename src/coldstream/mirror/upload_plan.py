@@ -160,10 +160,9 @@ def plan_upload(
     object_bytes_max: int | None = None,
     plain: bool = True,
 ) -> UploadPlan:
-    """Compares the source with the store and decides what to upload. Writes nothing.
+    """Compares the source with the store and decides what to upload; writes nothing. For the patterns, see `select`.
 
-    For `include`, `also` and `exclude`, see `select`. `part_bytes` is for files in one piece. `object_bytes_max` stores
-    weights in segments of at most this many bytes and, if `plain`, in one piece too.
+    `object_bytes_max` stores weights in segments of at most this many bytes and, if `plain`, in one piece too.
     """
     checked_name(name)
     if object_bytes_max is None and not plain:

@@ -1,10 +1,9 @@
 """How a file is cut: into parts to store it, into chunks to verify and stream it, into segments to keep it. Pure.
 
-Parts are what a multipart upload sends: equal, large, blind to the content. Chunks are what a load fetches and
-checks: about 8 MiB, cut on the edges of tensors, so that a tensor is made of whole chunks and small tensors share one.
-Segments are objects of their own, runs of chunks: where one ends is decided only by the tensors around that place, so
-that two revisions of a file have all segments in common but those in which they differ.
-All are half-open byte ranges that cover `[0, size)` in order.
+Parts are what a multipart upload sends: equal, large, blind to the content. Chunks are what a load fetches and checks:
+about 8 MiB, cut on the edges of tensors. Segments are objects of their own, runs of chunks: where one ends is decided
+only by the tensors around that place, so that two revisions of a file share all segments but those in which they
+differ. All are half-open byte ranges that cover `[0, size)` in order.
 """
 
 from __future__ import annotations

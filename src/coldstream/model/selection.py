@@ -1,8 +1,7 @@
 """Which files of a repository make the model: one set of weights, and everything that is needed beside it. Pure.
 
-Repositories often hold the same weights several times over (PyTorch pickles, the vendor's original layout, ONNX,
-GGUF). Run:ai's loader in vLLM takes every top-level `*.safetensors` without looking at the index, so what should not
-be loaded must not be stored.
+Repositories often hold the same weights several times over. Run:ai's loader in vLLM takes every top-level
+`*.safetensors` without looking at the index, so what should not be loaded must not be stored.
 """
 
 from __future__ import annotations
@@ -175,10 +174,9 @@ class ShardChoice:
 
 
 def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> ShardChoice:
-    """The shards among the files of a model, of which `paths` are at least the top-level ones.
+    """The shards among a model's files; `read` reads at most so many bytes of a small one, and only of the index.
 
-    `read` reads a small file, of at most so many bytes; called only for the index. With `is_checked` the index was
-    compared with the files when they were uploaded, and is not read where it could leave nothing out.
+    With `is_checked` the index was compared with the files when they were uploaded, and is not read needlessly.
     """
     paths = list(paths)
     name = index_name(paths)

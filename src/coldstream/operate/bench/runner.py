@@ -60,8 +60,8 @@ def run(
 ) -> Run:
     """Runs a command once, which prints one JSON object, as its last line or as all of its output.
 
-    `environ` is its whole environment, whose secrets are in no message of `RunFailed`. `prefix` is a command that
-    starts it, for example in a network namespace. `pss` measures memory exactly, at some cost of CPU.
+    `environ` is its whole environment; no message has its secrets. `prefix` is a command that starts it. `pss` measures
+    memory exactly, at some cost of CPU.
     """
     program = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(os.getpid())]
     program += ["--interval", str(interval_seconds), "--timeout", str(timeout_seconds), *(["--pss"] if pss else [])]
@@ -94,10 +94,7 @@ def interleave(
     *,
     on_dropped: Callable[[str, int], None] = lambda _name, _round: None,
 ) -> dict[str, list[Sample | None]]:
-    """Runs every name once a round, shuffled: `attempt` gets the name and the round, and returns None for a failure.
-
-    `on_dropped` is called in its place for a name that has failed `FAILURES_MAX` times.
-    """
+    """Runs every name once a round, shuffled; None for a failure. One that fails too often is dropped."""
     results: dict[str, list[Sample | None]] = {name: [] for name in names}
     for number, order in enumerate(shuffled_rounds(list(results), runs, seed), 1):
         for name in order:

@@ -1,9 +1,8 @@
 """The domain's zone at Cloudflare: its cache rules, of which only those of coldstream are changed, and purges.
 
-By default Cloudflare caches neither `.safetensors` nor `.json`; the rules make all of the domain eligible (docs
-cache/how-to/cache-rules). The bytes of a segment's key never change, so it is cached for a year. Files under their own
-names are replaced by uploads, and are cached for a day, except for the manifest. Errors are not cached: a 404 from
-before an upload would otherwise stay for minutes. A ranged miss fetches ranges rather than the whole object.
+By default Cloudflare caches neither `.safetensors` nor `.json` (docs cache/how-to/cache-rules). A segment's bytes never
+change, so it is cached for a year; files under their own names for a day, except for the manifest. Errors are not
+cached: a 404 from before an upload would stay for minutes. A ranged miss does not fetch the whole object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The usage that Cloudflare measured for a bucket, and a forecast of the month.
 
-The figures are those of the dashboard: two datasets of the GraphQL API, kept for 31 days (docs
-r2/platform/metrics-analytics). A bucket in a jurisdiction is called `eu_<bucket>` there.
+The figures are those of the dashboard, from its GraphQL API, kept for 31 days (docs r2/platform/metrics-analytics).
 """
 
 from __future__ import annotations
