@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from coldstream.places.place import Store
-from coldstream.runtime import bootstrap, image, runtime_store
+from coldstream.runtime import bootstrap, environment, image, runtime_store
 from coldstream.runtime.runtime_manifest import Image, Platform, RuntimeManifest, Unpacker
 
 SQUASHFS = pytest.mark.skipif(
@@ -220,6 +220,42 @@ class BareNode:
         for word in words:
             assert word in lines[0], lines[0]
         return lines[0]
+
+
+class Venv:
+    """A virtual environment with vLLM and coldstream, as their installers leave them."""
+
+    def __init__(self, root: Path, *, python: str = sys.executable) -> None:
+        self.root = root
+        subprocess.run([python, "-m", "venv", "--without-pip", root], check=True)
+        (self.site,) = root.glob("lib/python*/site-packages")
+        self.add("vllm", "0.32.0+cpu")
+        self.add("coldstream", "0.1.0")
+        # What stands in for `coldstream.cli` prints its arguments.
+        (self.site / "coldstream/cli.py").write_text("import sys\ndef main(): print('coldstream', sys.argv[1:])\n")
+
+    def add(self, name: str, version: str, *, editable: bool = False) -> Path:
+        """Installs a package; returns its metadata's folder."""
+        (self.site / name).mkdir()
+        (self.site / name / "__init__.py").write_text(f"name = {name!r}\n")
+        info = self.site / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        if editable:
+            (info / "direct_url.json").write_text('{"url": "file:///src", "dir_info": {"editable": true}}')
+        return info
+
+    def script(self, name: str, start: str) -> None:
+        """Installs a program with these first lines, in which PYTHON is the environment's interpreter."""
+        path = self.root / "bin" / name
+        source = "import os, sys, vllm\nprint(vllm.name, vllm.__file__, sys.argv[1:])\n"
+        path.write_text(start.replace("PYTHON", f"{self.root}/bin/python3") + source)
+        path.chmod(0o755)
+
+    def relocated(self, out: Path) -> Path:
+        out.mkdir(parents=True)
+        environment.relocate(environment.inspect(self.root), out)
+        return out
 
 
 def interpreters() -> Sequence[str]:

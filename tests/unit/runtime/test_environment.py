@@ -15,49 +15,11 @@ import pytest
 
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.runtime import environment, image
-from tests.runtimes import SQUASHFS
+from tests.runtimes import SQUASHFS, Venv
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 MINOR = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 WHERE = "import json, os, sys, zlib, {}; print(json.dumps([sys.prefix, sys.executable, os.__file__, {}.__file__]))"
-
-
-class Venv:
-    """A virtual environment with vLLM and coldstream, as their installers leave them."""
-
-    def __init__(self, root: Path, *, python: str = sys.executable) -> None:
-        self.root = root
-        subprocess.run([python, "-m", "venv", "--without-pip", root], check=True)
-        (self.site,) = root.glob("lib/python*/site-packages")
-        self.add("vllm", "0.32.0+cpu")
-        self.add("coldstream", "0.1.0")
-        # What stands in for `coldstream.cli` prints its arguments.
-        (self.site / "coldstream/cli.py").write_text("import sys\ndef main(): print('coldstream', sys.argv[1:])\n")
-        (self.site / "torch").mkdir()
-        (self.site / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
-
-    def add(self, name: str, version: str, *, editable: bool = False) -> Path:
-        """Installs a package; returns its metadata's folder."""
-        (self.site / name).mkdir()
-        (self.site / name / "__init__.py").write_text(f"name = {name!r}\n")
-        info = self.site / f"{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        if editable:
-            (info / "direct_url.json").write_text('{"url": "file:///src", "dir_info": {"editable": true}}')
-        return info
-
-    def script(self, name: str, start: str) -> None:
-        """Installs a program with these first lines, in which PYTHON is the environment's interpreter."""
-        path = self.root / "bin" / name
-        source = "import os, sys, vllm\nprint(vllm.name, vllm.__file__, sys.argv[1:])\n"
-        path.write_text(start.replace("PYTHON", f"{self.root}/bin/python3") + source)
-        path.chmod(0o755)
-
-    def relocated(self, out: Path) -> Path:
-        out.mkdir(parents=True)
-        environment.relocate(environment.inspect(self.root), out)
-        return out
 
 
 @pytest.fixture
@@ -180,8 +142,8 @@ def test_the_environment_stays_as_it_is(venv: Venv, tmp_path: Path) -> None:
 
 
 def test_its_platform(venv: Venv, tmp_path: Path) -> None:
-    venv.add("torch_", "0")
-    (venv.site / "torch_-0.dist-info").rename(venv.site / "torch-2.13.0+cu128.dist-info")
+    venv.add("torch", "2.13.0+cu128")
+    (venv.site / "torch/version.py").write_text("cuda: Optional[str] = '12.8'\n")
     (tmp_path / "out").mkdir()
     platform = environment.relocate(environment.inspect(venv.root), tmp_path / "out")
     assert (platform.vllm, platform.coldstream, platform.torch) == ("0.32.0+cpu", "0.1.0", "2.13.0+cu128")
