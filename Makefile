@@ -15,8 +15,8 @@ test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/t
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes ten to seventeen minutes.
-test-launch: $(VENV)/dev.done .venv-sky/tests.done
-	$(BIN)/python -m pytest tests/launch -m launch
+test-launch: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done
+	$(BIN)/python -m pytest tests/launch -m launch $(PYTEST_FLAGS)
 
 # Bare containers and pods with podman. Needs Linux, root, podman, debootstrap and squashfs-tools, and takes minutes.
 test-pods: $(VENV)/dev.done .venv-vllm/tests.done

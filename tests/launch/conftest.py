@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import expected_tensors, sharded_checkpoint
-from tests.e2e.test_tune import CONFIG
+from tests.checkpoints import expected_tensors
 from tests.launch.image import CHECKOUT, MissingError, image
 from tests.launch.leaks import Processes, watched_processes
-from tests.launch.stand_in import told
-from tests.launch.world import BUCKET, BUCKET_ENDPOINT, World, missing, world
+from tests.launch.stand_in import make_environment, told
+from tests.launch.world import BUCKET, BUCKET_ENDPOINT, VLLM, World, missing, world
 
 MODEL = "org/Tiny-Llama"
 # Distinctive, so that they are found wherever they come to lie; the bundle's key has the length that it must have.
@@ -29,6 +29,9 @@ SECRETS = {
 }
 
 
+COLDSTREAM = (sys.executable, "-m", "coldstream")
+
+
 @dataclass(frozen=True)
 class Stage:
     """Where the scenarios are played.
@@ -38,17 +41,20 @@ class Stage:
         environ: The bucket and the secrets, for the commands of a user.
         weights: What the stand-in says when it has read the model's weights, all of them and as they are.
         processes: Command lines with secrets that were seen.
+        vllm: The digest of the runtime with vLLM's build for processors.
+        stand_in: That of the one with its stand-in, which starts in a second, where two cores start many machines.
     """
 
     world: World
     environ: dict[str, str]
     weights: str
     processes: Processes
+    vllm: str
+    stand_in: str
 
     def coldstream(self, *arguments: str, **options: object) -> str:
         """Runs coldstream as a user would."""
-        argv = (sys.executable, "-m", "coldstream", *arguments)
-        return self.world.run(*argv, environ=self.environ, **options)  # type: ignore[arg-type]
+        return self.world.run(*COLDSTREAM, *arguments, environ=self.environ, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +65,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         home = image(CHECKOUT / ".venv-sky/node")
     except MissingError as exc:
         pytest.skip(f"a launch on this machine needs what is not here: {exc}")
+    stand_in = CHECKOUT / ".venv-sky/stand-in"
+    make_environment(stand_in, CHECKOUT)
     folder = tmp_path_factory.mktemp("launch")
-    files = {**sharded_checkpoint(shards=2), "config.json": json.dumps(CONFIG).encode()}
-    weights = told(expected_tensors(folder / "model", files))
-    for path, content in files.items():
-        (folder / "model" / path).write_bytes(content)
+    made = [VLLM / "bin/python", "-m", "tests.vllm.models", "llama", folder / "model"]
+    subprocess.run(made, cwd=CHECKOUT, check=True)
+    weights = told(expected_tensors(folder / "model", {p.name: p.read_bytes() for p in folder.glob("model/*")}))
     keys = (SECRETS["R2_ACCESS_KEY"], SECRETS["R2_SECRET_KEY"])
     environ = {
         **SECRETS,
@@ -72,8 +79,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "R2_BUCKET": BUCKET,
     }
     with watched_processes(SECRETS) as processes, world(folder, home=home, keys=keys) as running:
-        stage = Stage(running, environ, weights, processes)
-        stage.coldstream("upload", str(folder / "model"), "--as", MODEL)
+        running.run(*COLDSTREAM, "upload", folder / "model", "--as", MODEL, environ=environ)
+        # Beside the environments, so that their files can be linked.
+        near = {**environ, "TMPDIR": str(CHECKOUT / ".venv-sky")}
+        publish = (*COLDSTREAM, "runtime", "publish", "--json", "--from")
+        digests = [json.loads(running.run(*publish, root, environ=near))["digest"] for root in (VLLM, stand_in)]
+        stage = Stage(running, environ, weights, processes, *digests)
         running.sky("api", "start")
         assert "AWS" in running.sky("check", "aws")
         yield stage

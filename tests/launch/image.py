@@ -1,23 +1,20 @@
 """What a machine of the cloud starts with, made once: `python -m tests.launch.image FOLDER`, as root.
 
-A home folder with SkyPilot's runtime, and an environment with coldstream from this checkout and a stand-in for vLLM:
-what the files of `coldstream template --no-image` would install, so that their own lines find it there and install
-nothing. All is installed inside of a machine's disk, since virtual environments know where they lie.
+A home folder with SkyPilot's runtime, which SkyPilot would install from an index, and nothing else. It is installed
+inside of a machine's disk, since virtual environments know where they lie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from coldstream import __version__
-from tests.launch import node, stand_in
+from tests.launch import node
 from tests.launch.namespace import be_first, run, unshared
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -58,12 +55,6 @@ def _runs(*argv: str) -> bool:
     return not subprocess.run(argv, capture_output=True, check=False).returncode
 
 
-def _requirements() -> str:
-    """What coldstream itself needs, as text."""
-    text = (CHECKOUT / "pyproject.toml").read_text()
-    return re.findall(r"^dependencies = \[.*?^\]", text, re.MULTILINE | re.DOTALL)[0]
-
-
 def image(folder: Path) -> Path:
     """The home folder of new machines; made when it is not there, or was made of something else.
 
@@ -71,7 +62,7 @@ def image(folder: Path) -> Path:
         MissingError: It cannot be made here.
     """
     python = runtime_python()
-    about = [python, *_RUNTIME, str(CHECKOUT), __version__, _requirements()]
+    about = [python, *_RUNTIME, "bare"]
     wanted = hashlib.sha256("\n".join(about).encode()).hexdigest()
     done, home = folder / _DONE, folder / "home"
     if not done.is_file() or done.read_text() != wanted:
@@ -84,7 +75,6 @@ def image(folder: Path) -> Path:
             lines = made.stderr.strip().splitlines() or [f"exit {made.returncode}"]
             raise MissingError(f"SkyPilot's runtime cannot be installed: {lines[-1]}")
         done.write_text(wanted)
-    stand_in.install(home / "vllm", python=f"{node.HOME}/vllm/bin/python")
     return home
 
 
@@ -93,17 +83,15 @@ def _make() -> None:
     run("mount", "-t", "tmpfs", "tmpfs", disk)
     root = node.mount_disk(disk, CHECKOUT)
     run("mount", "--bind", home, root / node.HOME.lstrip("/"))
-    runtime, vllm = f"{node.HOME}/skypilot-runtime", f"{node.HOME}/vllm"
+    runtime = f"{node.HOME}/skypilot-runtime"
 
     def inside(*argv: str) -> None:
         subprocess.run(["chroot", root, *argv], check=True, env={**os.environ, "HOME": node.HOME})
 
-    for environment in (runtime, vllm):
-        inside(python, "-m", "venv", environment)
+    inside(python, "-m", "venv", runtime)
     pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir")
     inside(f"{runtime}/bin/python", *pip, *_RUNTIME)
-    inside(f"{vllm}/bin/python", *pip, "--editable", f"{CHECKOUT}[tls]")
-    # Where SkyPilot and the templates look for it.
+    # Where SkyPilot looks for it.
     (home / ".local/bin").mkdir(parents=True)
     shutil.copy(home / "skypilot-runtime/bin/uv", home / ".local/bin/uv")
 

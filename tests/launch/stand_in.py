@@ -1,4 +1,4 @@
-"""A stand-in for vLLM on the machines: the distribution `vllm`, whose command reads the weights and answers at once.
+"""A stand-in for vLLM in a runtime: the distribution `vllm`, whose command reads the weights and answers at once.
 
 It asks the streamer for the weights as vLLM's ranks do, reads every tensor, says what it has read, and serves the part
 of the API that is asked for: with the key, or not at all.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,13 +93,17 @@ def main():
 _SCRIPT = "from vllm.entrypoints.cli.main import main\n\nif __name__ == '__main__':\n    main()\n"
 
 
-def install(environment: Path, *, python: str) -> None:
-    """Puts it into a virtual environment.
+def make_environment(environment: Path, checkout: Path) -> None:
+    """Makes a virtual environment with coldstream from a checkout and the stand-in, unless it is there.
 
-    Args:
-        environment: The environment's folder.
-        python: Its interpreter, as the machine will know it.
+    Raises:
+        subprocess.CalledProcessError: It cannot be made here.
     """
+    python = environment / "bin/python"
+    if not (environment / "bin/coldstream").exists():
+        pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        for argv in ([sys.executable, "-m", "venv", environment], [python, *pip, "--editable", f"{checkout}[tls]"]):
+            subprocess.run(argv, check=True)
     site = next((environment / "lib").glob("python3.*/site-packages"))
     for package in ("vllm", "vllm/entrypoints", "vllm/entrypoints/cli"):
         (site / package / "__pycache__").mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,18 @@
-"""A machine, a service and a job, launched by SkyPilot on machines of this machine, and taken back by the cloud."""
+"""A machine, a service and a job, launched by SkyPilot on machines of this machine, and taken back by the cloud.
+
+The machines are bare, and get all from the bucket. The first scenario ends with tokens of vLLM's build for processors;
+the others, in which several machines start at once, have a runtime with a stand-in for vLLM: two cores would take
+minutes for each start of the real one.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +21,14 @@ import pytest
 from tests.launch import cloud
 from tests.launch.cloud import Instance
 from tests.launch.conftest import MODEL, SECRETS, Stage
+from tests.launch.image import CHECKOUT
 from tests.launch.leaks import Found, search
+from tests.launch.node import HOME
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(2400)]
 
 KEY = SECRETS["VLLM_API_KEY"]
-UP = ("launch", MODEL, "--gpus", "L4:1", "--cloud", "aws", "--no-image", "--yes", "--json")
+UP = ("launch", MODEL, "--gpus", "L4:1", "--cloud", "aws", "--yes", "--json")
 Times = dict[str, dict[str, float]]
 _PATIENCE_SECONDS = 900
 
@@ -50,6 +59,8 @@ LEFT_BY_THE_API_SERVER = {
 }
 
 
+# The machine's own name.
+SKYPILOT_ASKS_FOR = r"i-[0-9a-f]+"
 # It hands a job's program to the machine on the command line of ssh, which every user of both machines can see for
 # seconds. SKYPILOT_ENABLE_GRPC=1, which it has for its own tests, avoids that; but then launches fail on a machine that
 # is slow.
@@ -74,6 +85,16 @@ def no_secret_is_elsewhere(stage: Stage) -> Iterator[None]:
     assert not found, "\n".join(found)
 
 
+@pytest.fixture(autouse=True)
+def no_index_is_asked(stage: Stage) -> Iterator[None]:
+    """After each scenario: no machine has asked for the address of a package index, or of anything else unknown."""
+    yield
+    queries = [line.split() for line in (stage.world.folder / "logs/names.log").read_text().splitlines()]
+    machines = {address for machine in seen(stage) for address in (machine.address, machine.private)}
+    unknown = {name for sender, name in queries if sender in machines and not re.fullmatch(SKYPILOT_ASKS_FOR, name)}
+    assert not unknown
+
+
 def _unexpected(found: list[Found], before: str, known: dict[str, set[int]]) -> list[str]:
     def is_known(leak: Found) -> bool:
         return any(re.fullmatch(before + path, leak.path) and leak.mode in modes for path, modes in known.items())
@@ -84,17 +105,23 @@ def _unexpected(found: list[Found], before: str, known: dict[str, set[int]]) -> 
 def test_a_machine(stage: Stage, times: Times) -> None:
     """Coldstream launch org/model --gpus L4:1 --cloud aws; coldstream launch status, logs, down."""
     began = time.monotonic()
-    launched = json.loads(stage.coldstream(*UP))
+    launched = json.loads(stage.coldstream(*UP, "--runtime", stage.vllm))
     ready = time.monotonic() - began
     url, name = launched["url"], launched["launch"]["name"]
     assert [launched["kind"], launched["spot"]] == ["node", True]
     assert stage.world.get(f"{url}/v1/models")[0] == 401
     status, body = stage.world.get(f"{url}/v1/models", key=KEY)
     assert (status, [model["id"] for model in json.loads(body)["data"]]) == (200, [MODEL])
+    document = {"model": MODEL, "prompt": "the river and the stone", "max_tokens": 8, "ignore_eos": True}
+    status, body = stage.world.get(f"{url}/v1/completions", key=KEY, document=document)
+    assert (status, json.loads(body)["usage"]["completion_tokens"]) == (200, 8)
     (machine,) = running(stage)
     assert (machine.kind, machine.spot) == ("g6.xlarge", True)
-    has_streamed(stage, machine)
-    assert stage.weights in stage.coldstream("launch", "logs", name, "--no-follow")
+    is_bare(stage, machine)
+    assert "coldstream" in read_logs(stage, machine)
+    was_read_from_the_bucket(stage)
+    assert not {"R2_ACCESS_KEY", "R2_SECRET_KEY", "COLDSTREAM_BUNDLE_KEY"} & vllm_variables()
+    assert "Starting vLLM server" in stage.coldstream("launch", "logs", name, "--no-follow")
     state = json.loads(stage.coldstream("launch", "status", "--json"))["launches"]
     assert [(row["name"], row["state"], row["url"]) for row in state] == [(name, "UP", url)]
     phases = {phase["name"]: phase["seconds"] for phase in launched["phases"] if not phase["of_start"]}
@@ -107,7 +134,8 @@ def test_a_service_gets_over_a_preemption(stage: Stage, times: Times) -> None:
     """Coldstream launch org/model --gpus L4:1 --cloud aws --replicas 1..2, whose machine is taken back."""
     before = {machine.id for machine in seen(stage)}
     began = time.monotonic()
-    launched = json.loads(stage.coldstream(*UP, "--replicas", "1..2", "--name", "fleet"))
+    options = ("--replicas", "1..2", "--name", "fleet", "--runtime", stage.stand_in)
+    launched = json.loads(stage.coldstream(*UP, *options))
     ready = time.monotonic() - began
     url = launched["url"]
     assert [launched["kind"], launched["spot"]] == ["service", True]
@@ -144,7 +172,7 @@ def test_a_job_gets_over_a_preemption(stage: Stage, times: Times) -> None:
     work = stage.world.folder / "work"
     work.mkdir()
     (work / "ask.py").write_text(ASK)
-    wanted = ("--target", "sky-job", "--gpus", "L4:1", "--cloud", "aws", "--no-image")
+    wanted = ("--target", "sky-job", "--gpus", "L4:1", "--cloud", "aws", "--runtime", stage.stand_in)
     # It works until it is told to end.
     command = "python3 ask.py && until test -e /tmp/end; do sleep 1; done && python3 ask.py && echo JOB-DONE"
     stage.coldstream("template", MODEL, *wanted, "--command", command, "-o", "job.yaml")
@@ -206,9 +234,38 @@ def has_streamed(stage: Stage, *machines: Instance) -> None:
     """On one of them vLLM has read every byte of the weights, with no key of the bucket; they came from the bucket."""
     said = [read_logs(stage, machine) for machine in machines]
     assert any(stage.weights in text and "STAND-IN bucket keys []" in text for text in said), said
+    was_read_from_the_bucket(stage)
+
+
+def was_read_from_the_bucket(stage: Stage) -> None:
+    """Each shard of the model."""
     asked = (stage.world.folder / "logs/bucket.log").read_text()
     for shard in (1, 2):
         assert f"GET OBJECT Bucket: models Object: {MODEL}/model-{shard:05d}-of-00002.safetensors" in asked
+
+
+def is_bare(stage: Stage, machine: Instance) -> None:
+    """Beside what the runtime brought, the machine has no vLLM, no coldstream, and no checkout of it."""
+    look = (
+        "import importlib.util, os, shutil\n"
+        "print([n for n in ('vllm', 'torch', 'coldstream') if importlib.util.find_spec(n) or shutil.which(n)],"
+        f" os.path.exists({str(CHECKOUT / 'src')!r}))"
+    )
+    options = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+    output = stage.world.run("ssh", *options, f"ubuntu@{machine.address}", f"python3 -c {shlex.quote(look)}")
+    assert output == "[] False\n"
+
+
+def vllm_variables() -> set[str]:
+    """The names of the variables of vLLM's processes on machines."""
+    names: set[str] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            environ = (folder / "environ").read_bytes().split(b"\0")
+            if f"HOME={HOME}".encode() in environ and b"/bin/vllm\0" in (folder / "cmdline").read_bytes():
+                names |= {entry.partition(b"=")[0].decode() for entry in environ}
+    assert names, "no process of vLLM"
+    return names
 
 
 def job_status(stage: Stage) -> Any:

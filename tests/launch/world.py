@@ -24,12 +24,14 @@ from tests.launch import cloud
 from tests.launch.catalogue import write_catalogue
 from tests.launch.certificate import answer_check, write_certificate
 from tests.launch.image import CHECKOUT
+from tests.launch.names import answer_names
 from tests.launch.namespace import be_first, first_of, network_of, run, unshared
 
 # Of those that are for documentation (RFC 5737): nothing takes it for this very machine.
 BUCKET_ENDPOINT = "http://192.0.2.10:9000"
 BUCKET = "models"
 SKY = CHECKOUT / ".venv-sky/bin/sky"
+VLLM = CHECKOUT / ".venv-vllm"
 # The controllers of services and jobs run beside the API server, rather than on machines of their own.
 _SKY_CONFIG = """\
 serve:
@@ -104,12 +106,16 @@ class World:
         with network_of(self.pid):
             yield
 
-    def get(self, url: str, *, key: str | None = None) -> tuple[int, str]:
-        """Status and body; status 0 if there is no answer."""
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    def get(self, url: str, *, key: str | None = None, document: object = None) -> tuple[int, str]:
+        """Status and body; status 0 if there is no answer. A document is posted."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        data = None
+        if document is not None:
+            headers["Content-Type"], data = "application/json", json.dumps(document).encode()
+        request = urllib.request.Request(url, data, headers)
         with self.network():
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
+                with urllib.request.urlopen(request, timeout=60 if data else 5) as answer:
                     return answer.status, answer.read().decode()
             except urllib.error.HTTPError as exc:
                 with exc:
@@ -145,6 +151,8 @@ def world(folder: Path, *, home: Path, keys: tuple[str, str]) -> Iterator[World]
         "COLUMNS": "200",
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         "SKYPILOT_USER_ID": "c01d57e4",
+        # It builds a wheel of itself for machines; "0" means without an environment of its own, from an index.
+        "PIP_NO_BUILD_ISOLATION": "0",
         **cloud.ENVIRON,
         **trusted,
     }
@@ -195,6 +203,7 @@ def _live() -> None:
     # What machines see as the sender.
     run("ip", "address", "add", "198.51.100.1/32", "dev", "lo")
     answer_check(folder / "certificate.pem", folder / "certificate-key.pem")
+    answer_names(folder / "logs/names.log")
     cloud.start_api(folder / "logs/moto.log")
     _start_bucket(folder / "logs/bucket.log", folder / "bucket", keys)
     cloud.Machines(folder, home=home, checkout=CHECKOUT).start()
@@ -209,6 +218,8 @@ def _start_bucket(log: Path, root: Path, keys: list[str]) -> None:
         [
             *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", str(root)),
             *("--addr", BUCKET_ENDPOINT.removeprefix("http://"), "--vfs-cache-mode", "off", "-vv"),
+            # By default, it hashes a whole object for each request of a part.
+            *("--etag-hash", ""),
         ],
         env={**os.environ, "RCLONE_AUTH_KEY": f'"{keys[0]},{keys[1]}"', "RCLONE_CONFIG": os.devnull},
         stdin=subprocess.DEVNULL,
@@ -233,11 +244,13 @@ def missing() -> str:
         return "Linux"
     if os.geteuid() != 0:
         return "root"
-    programs = ("unshare", "nsenter", "ip", "ssh", "rsync", "mount", "chroot")
+    programs = ("unshare", "nsenter", "ip", "ssh", "rsync", "mount", "chroot", "mksquashfs")
     if lacking := [name for name in programs if not shutil.which(name)]:
         return f"programs: {', '.join(lacking)}"
     if not SKY.is_file():
         return "SkyPilot in .venv-sky (make .venv-sky/tests.done)"
+    if not (VLLM / "bin/vllm").is_file():
+        return "vLLM's build for processors in .venv-vllm (make .venv-vllm/tests.done)"
     probe = (
         "mount -t tmpfs tmpfs /mnt && mkdir /mnt/a /mnt/b /mnt/c"
         " && mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/a,workdir=/mnt/b /mnt/c"
