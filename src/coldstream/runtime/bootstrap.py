@@ -196,7 +196,7 @@ def places() -> Iterator[tuple[str, str | None]]:
     """Where a runtime may lie, the fastest first: a folder that no one else can write to, or why there is none."""
     cache, chosen = setting("COLDSTREAM_CACHE_DIR"), setting("COLDSTREAM_RUNTIME_DIR")
     cache = os.path.expanduser(cache or os.path.join(setting("XDG_CACHE_HOME") or "~/.cache", "coldstream"))
-    cache = re.sub("^~", "/tmp", cache)  # a user id without a name has no home
+    cache = re.sub("^~.*", "/tmp", cache)  # a user id without a name has no home
     for base in [chosen] if chosen else ["/dev/shm", cache, "/var/tmp", "/tmp"]:
         folder = os.path.abspath(os.path.join(base, f"coldstream-runtimes-{os.geteuid()}"))
         try:
@@ -268,13 +268,13 @@ def main(arguments: list[str]) -> None:
     digest = first("^(?:sha256:)?([0-9a-f]{64})$", arguments[0] if len(arguments) > 1 else "")
     if not digest:
         raise StartError(2, "usage: bootstrap.py sha256:DIGEST serve MODEL ...")
-    folders = [folder for folder, fault in places() if fault is None]
     # One start at a time brings a runtime to this machine; the others wait, and find it. Its programs hold the locks,
-    # too, so that if it is killed, the next start waits for their end.
-    locks = [os.open(folder, os.O_RDONLY) for folder in folders]
+    # too, so that if it is killed, the next start waits for their end. Two places may be one folder.
+    folders = dict(sorted((os.stat(folder)[1:3], folder) for folder, fault in places() if fault is None))
+    locks = [os.open(folder, os.O_RDONLY) for folder in folders.values()]
     for lock in locks:
         fcntl.flock(lock, fcntl.LOCK_EX)
-    root = provide(digest, folders, locks, phases)
+    root = provide(digest, [*folders.values()], locks, phases)
     used = os.open(f"{os.path.dirname(root)}/used", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     fcntl.flock(used, fcntl.LOCK_SH)  # while coldstream runs, `coldstream cache prune` leaves the runtime
     fcntl.fcntl(used, fcntl.F_SETFD, 0)

@@ -56,8 +56,9 @@ def node_runtimes(cache: Path, chosen: str | None) -> list[NodeRuntime]:
     """
     entries = []
     # A cache in a folder that others can write to is one level further down than the runtimes in that folder.
-    for base in [Path(chosen)] if chosen else [*PLACES, cache, cache.parent]:
-        parent = Path(base, f"coldstream-runtimes-{os.geteuid()}").absolute()
+    bases = [Path(chosen)] if chosen else [*PLACES, cache, cache.parent]
+    for base in dict.fromkeys(base.resolve() for base in bases):
+        parent = base / f"coldstream-runtimes-{os.geteuid()}"
         with suppress(OSError):
             status = parent.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():

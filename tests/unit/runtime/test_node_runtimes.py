@@ -79,6 +79,7 @@ def test_runtimes_are_listed(place: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     assert listed(tmp_path, str(elsewhere)) == []
     place.rename(tmp_path / place.name)
+    assert len(node_runtimes.node_runtimes(tmp_path, None)) == 2  # the cache's own folder
     assert len(listed(tmp_path)) == 2  # beside a cache in a folder that is shared
 
 
