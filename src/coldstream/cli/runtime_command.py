@@ -225,7 +225,9 @@ def _table(entries: list[Runtime]) -> str:
     rows = [("DIGEST", "SIZE", "VLLM", "TORCH", "PYTHON", "MACHINE", "STATE", "PUBLISHED")]
     for entry in entries:
         facts = entry.manifest.platform if entry.manifest else None
-        columns = (facts.vllm, facts.torch, facts.python, facts.machine) if facts else ("-", "-", "-", "-")
+        columns = (
+            (facts.vllm or "-", facts.torch or "-", facts.python, facts.machine) if facts else ("-", "-", "-", "-")
+        )
         age = format_age(entry.published)
         rows.append((entry.digest[:_DIGITS], format_bytes(entry.bytes), *columns, entry.state, age))
     return table_text(rows, colours=_COLOURS, coloured_column=6)

@@ -74,3 +74,10 @@ def test_own_keys(own: Command, sky: FakeSky) -> None:
     assert row["secrets"]["R2_SESSION_TOKEN"] == sha("")
     assert "your own keys, which do not expire" in own.run("launch", "renew", "m", "--yes", code=2)[1]
     assert own.json("launch", "status")["launches"][0]["expires"] is None
+
+
+def test_keys_that_do_not_open_the_runtime(command: Command, sky: FakeSky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """coldstream launch org/m --gpus L4:1 --yes, where the nodes' keys could not read what nodes start from"""
+    monkeypatch.setattr("coldstream.fleet.credentials.prefixes_of", lambda *_args, **_options: ("org/m/",))
+    assert "manifest.json" in command.run(*UP, code=12)[1]
+    assert not sky.calls("launch", "-y")

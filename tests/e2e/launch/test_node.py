@@ -59,7 +59,10 @@ def test_the_document_of_a_node(command: Command, launches: Launches) -> None:
     assert found["kind"] == "node"
     assert found["offer"]["instance"] == "g6.xlarge"
     assert found["dollars_per_hour"] == [0.3, 0.3]
-    assert found["keys"]["prefixes"] == ["org/m/", ".coldstream/bundles/org/m/"]
+    digest = found["software"]["runtime"]["digest"]
+    assert found["keys"]["prefixes"] == ["org/m/", ".coldstream/bundles/org/m/", f".coldstream/runtimes/{digest}/"]
+    assert found["launch"]["runtime"] == digest
+    assert f"sha256:{digest} \\\n    serve org/m " in launches.file("prod").read_text()
     assert found["launch"]["name"] == "prod"
     assert found["launch"]["expires"] == pytest.approx(time.time() + 7200, abs=60)
     names = {phase["name"] for phase in found["phases"] if not phase["of_start"]}
