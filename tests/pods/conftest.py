@@ -115,6 +115,10 @@ def compose(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory."""
-    with tempfile.TemporaryDirectory(prefix="coldstream-test-", dir="/dev/shm") as folder:
-        yield Path(folder)
+    """A volume in memory, as large as the kubelet makes that of the generated files."""
+    with tempfile.TemporaryDirectory(prefix="coldstream-test-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)

@@ -78,11 +78,11 @@ class Podman:
     @contextmanager
     def playing(self, path: Path) -> Iterator[Running]:
         """`podman kube play` of a file with one deployment, for as long as the block."""
-        self("kube", "play", str(path))
         try:
-            yield self._only_container("label=app.kubernetes.io/component")
+            self("kube", "play", str(path))
+            yield self._only_container("name=-vllm$")  # not the one that holds the pod
         finally:
-            self("kube", "down", str(path))
+            self("kube", "down", str(path), code=None)
 
     @contextmanager
     def composing(self, program: Path, path: Path, *, environ: Mapping[str, str]) -> Iterator[Running]:
