@@ -27,11 +27,12 @@ _THREADS = 64
 # The kernel's default, and what network disks come with.
 _READ_AHEAD_KIB = 128
 _READ_BYTES = 1 << 20
-_MODE_FOLDER, _MODE_FILE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o444
+_MODE_FOLDER, _MODE_FILE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
 # linux/fuse.h, version 7.31.
 _LOOKUP, _FORGET, _GETATTR, _OPEN, _READ, _STATFS, _RELEASE, _FLUSH, _INIT = 1, 2, 3, 14, 15, 17, 18, 25, 26
+_WRITE, _FSYNC = 16, 20
 _OPENDIR, _RELEASEDIR, _INTERRUPT, _DESTROY, _BATCH_FORGET = 27, 29, 36, 38, 42
-_ASYNC_READ, _ASYNC_DIO, _MAX_PAGES = 1 << 0, 1 << 15, 1 << 22
+_ASYNC_READ, _BIG_WRITES, _ASYNC_DIO, _MAX_PAGES = 1 << 0, 1 << 5, 1 << 15, 1 << 22
 _NAME = b"image"
 
 
@@ -45,9 +46,12 @@ def make_image(folder: Path, image: Path) -> None:
 
 
 @contextmanager
-def slow_disk(image: Path, *, latency_seconds: float, bytes_per_second: float) -> Iterator[Path]:
-    """Mounts an image; the folder is valid within the block."""
+def slow_disk(
+    image: Path, *, latency_seconds: float, bytes_per_second: float, writable: bool = False
+) -> Iterator[Path]:
+    """Mounts an image; the folder is valid within the block. Writes wait, too."""
     with tempfile.TemporaryDirectory(prefix="coldstream-disk-") as temporary:
+        Path(temporary).chmod(0o755)
         served, mounted = Path(temporary, "served"), Path(temporary, "mounted")
         served.mkdir()
         mounted.mkdir()
@@ -55,11 +59,19 @@ def slow_disk(image: Path, *, latency_seconds: float, bytes_per_second: float) -
         server = subprocess.Popen([sys.executable, __file__, *arguments])
         try:
             _wait_for(served / _NAME.decode())
-            command = ["losetup", "--read-only", "--direct-io=on", "--find", "--show", str(served / _NAME.decode())]
+            command = [
+                "losetup",
+                *([] if writable else ["--read-only"]),
+                "--direct-io=on",
+                "--find",
+                "--show",
+                str(served / _NAME.decode()),
+            ]
             device = subprocess.check_output(command, text=True).strip()
             Path("/sys/block", Path(device).name, "queue/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n")
             try:
-                subprocess.run(["mount", "-o", "ro,noload", "-t", "ext4", device, str(mounted)], check=True)
+                options = "rw" if writable else "ro,noload"
+                subprocess.run(["mount", "-o", options, "-t", "ext4", device, str(mounted)], check=True)
                 try:
                     yield mounted
                 finally:
@@ -91,7 +103,7 @@ class _Server:
     """Answers the kernel: one folder, one file in it."""
 
     def __init__(self, image: Path, latency_seconds: float, bytes_per_second: float) -> None:
-        self._image = os.open(image, os.O_RDONLY)
+        self._image = os.open(image, os.O_RDWR)
         self._size = os.fstat(self._image).st_size
         self._latency, self._rate = latency_seconds, bytes_per_second
         self._lock = threading.Lock()
@@ -125,9 +137,13 @@ class _Server:
             _, offset, size = struct.unpack_from("<QQI", body)
             self._wait(size)
             return os.pread(self._image, size, offset)
+        if code == _WRITE:
+            _, offset, size = struct.unpack_from("<QQI", body)
+            self._wait(size)
+            return struct.pack("<II", os.pwrite(self._image, body[40:], offset), 0)
         if code == _INIT:
-            flags = _ASYNC_READ | _ASYNC_DIO | _MAX_PAGES
-            return struct.pack("<IIIIHHIIHHII24x", 7, 31, 0, flags, _THREADS, _THREADS, 4096, 1, 256, 0, 0, 0)
+            flags = _ASYNC_READ | _BIG_WRITES | _ASYNC_DIO | _MAX_PAGES
+            return struct.pack("<IIIIHHIIHHII24x", 7, 31, 0, flags, _THREADS, _THREADS, _READ_BYTES, 1, 256, 0, 0, 0)
         if code == _LOOKUP:
             return struct.pack("<QQQQII", 2, 0, 3600, 3600, 0, 0) + self._attributes(2) if body == _NAME + b"\0" else 2
         if code == _GETATTR:
@@ -136,7 +152,7 @@ class _Server:
             return struct.pack("<QII", 1, 0, 0)
         if code == _STATFS:
             return struct.pack("<QQQQQIIII24x", self._size // 4096, 0, 0, 1, 0, 4096, 255, 4096, 0)
-        return b"" if code in {_RELEASE, _RELEASEDIR, _FLUSH, _DESTROY} else 38  # ENOSYS
+        return b"" if code in {_RELEASE, _RELEASEDIR, _FLUSH, _FSYNC, _DESTROY} else 38  # ENOSYS
 
     def _attributes(self, node: int) -> bytes:
         size, mode = (self._size, _MODE_FILE) if node == 2 else (0, _MODE_FOLDER)

@@ -100,7 +100,7 @@ def make_model(
             folder / beside[-1], [json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}).encode()]
         )
     if manifest:
-        _write_manifest(folder, path, [*(name for name, _ in files), *beside])
+        write_manifest(folder, path, [*(name for name, _ in files), *beside])
     return Model(root=root, path=path, files=tuple(files), tensors=len(tensors))
 
 
@@ -141,7 +141,7 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
         return file.tell()
 
 
-def _write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
+def write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
     """Hashes the files, which are in the page cache, and writes the manifest beside them."""
     # Imported here: benchmarks/gpu.py makes models where msgspec is not installed, and then without a manifest.
     from coldstream.mirror.digest import StreamDigest
