@@ -18,7 +18,7 @@ from coldstream.fleet.runtime_choice import choose_runtime
 from coldstream.places.opening import open_store
 from coldstream.runtime import runtime_store
 from coldstream.runtime.image import PackedRuntime, packed
-from coldstream.runtime.packages import gather
+from coldstream.runtime.packages import gather, origin
 from coldstream.runtime.runtime_manifest import MANIFEST_BYTES_MAX, RuntimeManifest, decode_manifest
 from coldstream.settings import load_settings
 from coldstream.units import format_bytes
@@ -56,9 +56,13 @@ def chosen_runtime(state: State, options: DeployOptions) -> Iterator[ChosenRunti
     if chosen is not None:
         yield ChosenRuntime(manifest=chosen)
         return
+    own = origin()
+    for entry in entries:
+        if entry.state == "ready" and entry.manifest is not None and entry.manifest.platform.origin == own:
+            yield ChosenRuntime(manifest=entry.manifest)
+            return
     with packed(gather) as runtime:
-        present = any(entry.digest == runtime.manifest.digest and entry.state == "ready" for entry in entries)
-        yield ChosenRuntime(manifest=runtime.manifest, unpublished=None if present else runtime)
+        yield ChosenRuntime(manifest=runtime.manifest, unpublished=runtime)
 
 
 def publish_runtime(state: State, runtime: PackedRuntime) -> bool:

@@ -28,7 +28,9 @@ def lacking_packages(root: str) -> list[str]:
     """The folders of packages that this Python does not have, coldstream's first: its version is always this one."""
     names = (distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions())
     present = {re.sub("[-_.]+", "-", name).lower() for name in names} - {"coldstream"}
-    return [os.path.join(root, name) for name in sorted(set(os.listdir(root)) - present, key="coldstream".__ne__)]
+    folders, version = set(os.listdir(root)), f"@{sys.version_info[0]}.{sys.version_info[1]}"
+    lacking = sorted((name for name in folders - present if "@" not in name), key="coldstream".__ne__)
+    return [os.path.join(root, name + version if name + version in folders else name) for name in lacking]
 
 
 def check_compiled(folders: list[str]) -> None:

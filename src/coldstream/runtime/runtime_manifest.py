@@ -34,6 +34,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
         vllm: Version.
         torch: Version; "" without it.
         coldstream: Version.
+        origin: Of packages without vLLM: the SHA-256 of coldstream's files and the versions of the others.
         cuda: The version that torch was built for; None for a processor or ROCm.
         driver: The oldest driver of NVIDIA that CUDA runs with; None where it needs none.
     """
@@ -44,6 +45,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     vllm: Version
     torch: Version
     coldstream: Version
+    origin: Sha256Hex | None = None
     cuda: Version | None = None
     driver: Version | None = None
 

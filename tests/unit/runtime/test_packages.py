@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def show():
     print("plugins", *[entry.value for entry in entry_points(group="vllm.general_plugins")])
 atexit.register(show)
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_an_index() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UV_OFFLINE", "1")
+        patch.setenv("PIP_NO_INDEX", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,54 @@ def test_another_python_is_one_line(gathered: tuple[Path, Platform], site: Path,
     assert f"error: xxhash in the runtime is for Python 3.9, and vLLM has {own}: publish" in done.stderr
 
 
+def test_a_package_for_the_version_of_the_image_is_used(
+    gathered: tuple[Path, Platform], site: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(gathered[0], root, symlinks=True)
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    shutil.copytree(root / "packages/xxhash", root / f"packages/xxhash@{version}")
+    (library,) = (root / "packages/xxhash/xxhash").glob("*.so")
+    library.rename(library.with_name("_xxhash.cpython-39-x86_64-linux-gnu.so"))
+    done = start(root, tmp_path, "--version")
+    assert done.returncode == 0, done.stderr
+
+
+INSTALLER = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/xxhash" "$2/xxhash-9.dist-info"
+touch "$2/xxhash/for-another-version.so"
+printf 'Metadata-Version: 2.1\nName: xxhash\nVersion: 9\n' > "$2/xxhash-9.dist-info/METADATA"
+printf 'xxhash/for-another-version.so,,\nxxhash-9.dist-info/METADATA,,\n' > "$2/xxhash-9.dist-info/RECORD"
+"""
+
+
+def test_compiled_packages_are_added_for_other_versions_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uv").write_text(INSTALLER)
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "out").mkdir()
+    packages.gather(tmp_path / "out")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    own = sys.version_info.minor
+    others = [minor for minor in (10, 11, 12, 13) if minor != own]
+    assert [f"--python-version 3.{minor} " in call for minor, call in zip(others, calls, strict=True)] == [True] * 3
+    # Never coldstream, whose name anybody can take in an index.
+    assert all("xxhash==" in call and "coldstream" not in call for call in calls)
+    for minor in others:
+        assert (tmp_path / f"out/packages/xxhash@3.{minor}/xxhash/for-another-version.so").is_file()
+    assert not (tmp_path / f"out/packages/xxhash@3.{own}").exists()
+
+
+def test_the_origin_tells_packages_apart(monkeypatch: pytest.MonkeyPatch, gathered: tuple[Path, Platform]) -> None:
+    assert packages.origin() == gathered[1].origin
+    monkeypatch.setattr(packages, "_EXTRAS", frozenset())
+    assert packages.origin() != gathered[1].origin
+
+
 def test_without_vllm_on_the_path_it_runs_with_python3(gathered: tuple[Path, Platform], tmp_path: Path) -> None:
     words = [sys.executable, str(gathered[0] / "bin/coldstream"), "--version"]
     path = f"{Path(sys.executable).parent}:{os.defpath}"
@@ -114,9 +171,11 @@ def test_what_it_consists_of(gathered: tuple[Path, Platform]) -> None:
 
 
 def test_the_same_packages_give_the_same_image(gathered: tuple[Path, Platform], tmp_path: Path) -> None:
-    packages.gather(tmp_path)
-    for path in sorted(tmp_path.rglob("*")):
-        other = gathered[0] / path.relative_to(tmp_path)
+    again = tmp_path / "again"
+    again.mkdir()
+    packages.gather(again)
+    for path in sorted(again.rglob("*")):
+        other = gathered[0] / path.relative_to(again)
         assert path.stat().st_mode == other.stat().st_mode, path
         assert path.is_dir() or path.read_bytes() == other.read_bytes(), path
 
