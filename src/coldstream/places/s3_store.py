@@ -187,8 +187,8 @@ class S3Store:
         return self.retry.run(attempt)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        marker = {"ContinuationToken": "NextContinuationToken"}
-        for page in self._pages("ListObjectsV2", None, marker, Prefix=self._prefix + prefix):
+        following = {"ContinuationToken": "NextContinuationToken"}
+        for page in self._pages("ListObjectsV2", None, following, Prefix=self._prefix + prefix):
             with self._translated("ListObjectsV2", None):
                 infos = [
                     _info(entry["Key"].removeprefix(self._prefix), entry, size=entry["Size"])
@@ -239,8 +239,8 @@ class S3Store:
 
     def parts(self, key: str, upload_id: str) -> Sequence[UploadPart]:
         stored: dict[int, UploadPart] = {}
-        marker = {"PartNumberMarker": "NextPartNumberMarker"}
-        for page in self._pages("ListParts", key, marker, UploadId=upload_id):
+        following = {"PartNumberMarker": "NextPartNumberMarker"}
+        for page in self._pages("ListParts", key, following, UploadId=upload_id):
             for part in page.get("Parts", ()):
                 stored[part["PartNumber"]] = UploadPart(part["PartNumber"], part["Size"], _etag(part))
         return [stored[number] for number in sorted(stored)]
@@ -254,9 +254,9 @@ class S3Store:
             self._call("AbortMultipartUpload", key, UploadId=upload_id)
 
     def uploads(self, prefix: str) -> Iterator[PendingUpload]:
-        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        following = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         with suppress(UploadNotFoundError):  # rclone's way to say that there are none
-            for page in self._pages("ListMultipartUploads", None, markers, Prefix=self._prefix + prefix):
+            for page in self._pages("ListMultipartUploads", None, following, Prefix=self._prefix + prefix):
                 for upload in page.get("Uploads", ()):
                     # Some servers ignore Prefix.
                     if upload["Key"].startswith(self._prefix + prefix):
