@@ -28,6 +28,9 @@ _ENVIRONMENT = (
     "LOGNAME=ubuntu",
     "SHELL=/bin/bash",
     "LANG=C.UTF-8",
+    # SkyPilot installs by uv what is installed already, for which uv would ask an index unless this is set.
+    "UV_OFFLINE=1",
+    "UV_PYTHON_DOWNLOADS=never",
     # For vLLM's build for processors: a cache of 1 GiB, and no compilation, which takes a minute on two cores.
     "VLLM_CPU_KVCACHE_SPACE=1",
     "VLLM_CPU_CI_ENV=1",
