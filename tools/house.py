@@ -19,9 +19,9 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 44_450,
-    "module": 740,
-    "function": 85,
+    "lines": 38_000,
+    "module": 600,
+    "function": 75,
     "classes": 0,
     "modules": 0,
     "circles": 0,
