@@ -59,8 +59,8 @@ LEFT_BY_THE_API_SERVER = {
 }
 
 
-# The machine's own name.
-SKYPILOT_ASKS_FOR = r"i-[0-9a-f]+"
+# The machine's own name; the cloud's API; where SkyPilot and Ray send statistics.
+SKYPILOT_ASKS_FOR = r"i-[0-9a-f]+|([\w-]+\.)*(amazonaws\.com|skypilot\.(co|ai)|ray\.io)"
 # It hands a job's program to the machine on the command line of ssh, which every user of both machines can see for
 # seconds. SKYPILOT_ENABLE_GRPC=1, which it has for its own tests, avoids that; but then launches fail on a machine that
 # is slow.
@@ -261,9 +261,10 @@ def vllm_variables() -> set[str]:
     names: set[str] = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            environ = (folder / "environ").read_bytes().split(b"\0")
-            if f"HOME={HOME}".encode() in environ and b"/bin/vllm\0" in (folder / "cmdline").read_bytes():
-                names |= {entry.partition(b"=")[0].decode() for entry in environ}
+            command, variables = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
+            entries = variables.split(b"\0")
+            if f"HOME={HOME}".encode() in entries and re.search(rb"/bin/vllm\0|VLLM::", command):
+                names |= {entry.partition(b"=")[0].decode() for entry in entries}
     assert names, "no process of vLLM"
     return names
 
