@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -249,5 +250,13 @@ def _uv() -> str:
     return subprocess.check_output(["uv", "run", "--no-project", "sh", "-c", "echo $UV"], text=True).strip()
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

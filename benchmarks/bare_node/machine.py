@@ -78,17 +78,19 @@ class Node:
             )
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends all of it."""
+        """Asks its program to end."""
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(30)
+
+    def kill(self) -> None:
+        """Ends whatever still runs on it."""
         until = time.monotonic() + 20
         while (pids := self._pids()) and time.monotonic() < until:
-            for pid in pids if process.poll() is not None else ():
+            for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-        process.wait()
 
     def _pids(self) -> list[int]:
         lists = [self.group / "cgroup.procs", *self.group.glob("*/cgroup.procs")]
@@ -117,9 +119,11 @@ def new_node(*, unprivileged: bool) -> Iterator[Node]:
     group.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="coldstream-node-", dir="/var/tmp"))
     folder.chmod(0o755)
+    node = Node(folder, group, unprivileged=unprivileged)
     try:
-        yield Node(folder, group, unprivileged=unprivileged)
+        yield node
     finally:
+        node.kill()
         subprocess.run(["rm", "-rf", folder], check=True)
         # podman makes groups of this name for other resources, too.
         for root in {group, *Path("/sys/fs/cgroup").glob(f"*/{group.name}")}:
