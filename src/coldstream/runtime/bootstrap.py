@@ -253,7 +253,7 @@ def provide(digest: str, folders: list[str], locks: list[int], phases: list[list
         with tarfile.open(fileobj=io.BytesIO(unpacker)) as archive:
             archive.extraction_filter = lambda member, _: member  # of what was published
             archive.extractall(tool)
-        flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "16", "-fr", "16")  # by default, its queues take 512 MiB
+        flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "8", "-fr", "8")  # by default, its queues take 512 MiB
         program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", *flags)
         if subprocess.call([*program, "-d", f"{tree}.part", image], stdout=subprocess.DEVNULL, pass_fds=locks):
             raise StartError(1, f"the runtime cannot be unpacked to {tree}")
