@@ -11,13 +11,15 @@ and CancelledError; others where stated.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from coldstream.errors import ConflictError, IntegrityError, UnavailableError
+from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, UnavailableError
+from coldstream.machine.parallel import in_parallel
 from coldstream.model.job import Headers
 from coldstream.net.retry import Retry
 from coldstream.units import MIB
@@ -263,6 +265,25 @@ def check_small(where: str, size: int, bytes_max: int | None) -> None:
     """Raises IntegrityError for an object that is too large to be read whole."""
     if bytes_max is not None and size > bytes_max:
         raise IntegrityError(f"{where} has {size} bytes; at most {bytes_max} are read")
+
+
+def put_file(
+    store: Store, key: str, file: BinaryIO, *, part_bytes: int, connections: int, on_sent: OnBytes | None = None
+) -> None:
+    """Stores a file by a multipart upload, which is aborted after any error; `on_sent` as in `Store.put_part`."""
+    upload, descriptor = store.create_upload(key), file.fileno()
+
+    def put(number: int) -> UploadPart:
+        body = os.pread(descriptor, part_bytes, (number - 1) * part_bytes)
+        return UploadPart(number, len(body), store.put_part(key, upload, number, body, on_sent=on_sent))
+
+    try:
+        numbers = range(1, -(-os.fstat(descriptor).st_size // part_bytes) + 1)
+        store.complete_upload(key, upload, in_parallel(put, numbers, threads=connections))
+    except BaseException:
+        with store.retry.shielded(), suppress(ColdstreamError):
+            store.abort_upload(key, upload)
+        raise
 
 
 def replaced(where: str) -> ConflictError:

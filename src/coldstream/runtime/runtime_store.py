@@ -10,7 +10,6 @@ An interrupted publication leaves an image without a manifest, which `remove` fi
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UsageError
-from coldstream.places.place import Store, UploadPart
+from coldstream.errors import IntegrityError, NotFoundError, UsageError
+from coldstream.places.place import Store, put_file
 from coldstream.runtime.runtime_manifest import MANIFEST_BYTES_MAX, RuntimeManifest, decode_manifest, encode_manifest
 
 ROOT = ".coldstream/runtimes"
@@ -66,7 +65,9 @@ def publish(
     sizes = {info.key: info.size for info in store.list(f"{folder}/")}
     if sizes == _sizes(manifest) | {f"{folder}/manifest.json": len(encoded)}:
         return False
-    _put_image(store, f"{folder}/image", image, on_sent)
+    part_bytes = max(_PART_BYTES, -(-manifest.image.size // _PARTS_MAX))
+    with image.open("rb") as file:
+        put_file(store, f"{folder}/image", file, part_bytes=part_bytes, connections=CONNECTIONS, on_sent=on_sent)
     store.put(f"{folder}/unpacker", unpacker)
     store.put(f"{folder}/manifest.json", encoded)
     return True
@@ -155,22 +156,3 @@ def _sizes(manifest: RuntimeManifest) -> dict[str, int]:
     """The objects that belong to it, by key."""
     folder = f"{ROOT}/{manifest.digest}"
     return {f"{folder}/image": manifest.image.size, f"{folder}/unpacker": manifest.unpacker.size}
-
-
-def _put_image(store: Store, key: str, path: Path, on_sent: Callable[[int], None]) -> None:
-    upload = store.create_upload(key)
-    try:
-        with path.open("rb") as file, ThreadPoolExecutor(CONNECTIONS) as pool:
-            size = os.fstat(file.fileno()).st_size
-            part_bytes = max(_PART_BYTES, -(-size // _PARTS_MAX))
-
-            def put(number: int) -> UploadPart:
-                body = os.pread(file.fileno(), part_bytes, (number - 1) * part_bytes)
-                return UploadPart(number, len(body), store.put_part(key, upload, number, body, on_sent=on_sent))
-
-            parts = list(pool.map(put, range(1, -(-size // part_bytes) + 1)))
-        store.complete_upload(key, upload, parts)
-    except BaseException:
-        with store.retry.shielded(), suppress(ColdstreamError):
-            store.abort_upload(key, upload)
-        raise

@@ -32,7 +32,7 @@ from coldstream.node.bundle.bundle_pointer import (
 )
 from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.package import __version__
-from coldstream.places.place import ObjectInfo, Store, UploadPart
+from coldstream.places.place import ObjectInfo, Store, put_file
 from coldstream.units import MIB
 
 ROOT = ".coldstream/bundles"
@@ -200,21 +200,10 @@ class BundleStore:
             self.store.delete([key for key in objects if key.endswith(_POINTER) == is_pointer])
 
     def _put_archive(self, key: str, file: BinaryIO, size: int) -> None:
-        descriptor = file.fileno()
         if size <= _SINGLE_BYTES_MAX:
-            self.store.put(key, os.pread(descriptor, size, 0))
-            return
-        upload = self.store.create_upload(key)
-        try:
-            parts = []
-            for number, start in enumerate(range(0, size, _PART_BYTES), 1):
-                part = os.pread(descriptor, _PART_BYTES, start)
-                parts.append(UploadPart(number, len(part), self.store.put_part(key, upload, number, part)))
-            self.store.complete_upload(key, upload, parts)
-        except BaseException:
-            with self.store.retry.shielded(), suppress(ColdstreamError):
-                self.store.abort_upload(key, upload)
-            raise
+            self.store.put(key, os.pread(file.fileno(), size, 0))
+        else:
+            put_file(self.store, key, file, part_bytes=_PART_BYTES, connections=1)
 
     def _sweep(self, kept: timedelta) -> None:
         """Removes what no pointer names and is older than `kept`."""
