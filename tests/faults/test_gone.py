@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -44,7 +45,9 @@ class Killer:
             self.count += 1
             if self.count == self.nth and self.processes and self.processes[-1].returncode is None:
                 os.kill(self.processes[-1].pid, signal.SIGKILL)
-                os.waitid(os.P_PID, self.processes[-1].pid, os.WEXITED | os.WNOWAIT)
+                # Where the owner's thread has waited for it already, it is gone too.
+                with contextlib.suppress(ChildProcessError):
+                    os.waitid(os.P_PID, self.processes[-1].pid, os.WEXITED | os.WNOWAIT)
             return function(*args, **options)
 
         return wrapped
