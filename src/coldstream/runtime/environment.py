@@ -20,8 +20,10 @@ from pathlib import Path
 from coldstream.errors import ColdstreamError, NotFoundError, UsageError
 from coldstream.runtime.runtime_manifest import Platform
 
+# Bytecode there is valid for the times of files, which an image does not keep. `compile_all` makes it anew.
+_SKIPPED = ("__pycache__",)
 # Not needed to serve, or written for another place.
-_SKIPPED_OF_PYTHON = ("site-packages", "dist-packages", "test", "idlelib", "turtledemo", "ensurepip", "*.a")
+_SKIPPED_OF_PYTHON = (*_SKIPPED, "site-packages", "dist-packages", "test", "idlelib", "turtledemo", "ensurepip", "*.a")
 _SKIPPED_SCRIPTS = re.compile(r"(activate|python|pip|coverage|wheel)")
 # Of the C library and the GPU's driver, which belong to the node.
 _OF_THE_NODE = re.compile(
@@ -132,7 +134,7 @@ def relocate(environment: Environment, out: Path) -> Platform:
         link(Path(facts["library"], facts["shared"]), out / "lib" / facts["shared"])
     # The first folder of `sys.path` wins.
     for folder in reversed(environment.packages):
-        copy_tree(folder, out / environment.site)
+        copy_tree(folder, out / environment.site, skipped=_SKIPPED)
     # Where Debian's Python looks.
     (out / "lib/python3").mkdir(exist_ok=True)
     (out / "lib/python3/dist-packages").symlink_to(f"../python{facts['minor']}/site-packages")
@@ -209,7 +211,7 @@ def _replace_link_to_sources(environment: Environment, site: Path) -> None:
     )
     for path in [*site.glob("__editable__*coldstream*"), *site.glob("_coldstream.pth")]:
         path.unlink()
-    copy_tree(Path(done.stdout.strip()), site / "coldstream", skipped=("__pycache__",))
+    copy_tree(Path(done.stdout.strip()), site / "coldstream", skipped=_SKIPPED)
     for path in site.glob("coldstream-*.dist-info/direct_url.json"):
         path.unlink()
 

@@ -40,6 +40,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (venv.root / "bin/tool").write_text("#!/bin/sh\necho a tool\n")
     (venv.root / "bin/tool").chmod(0o755)
+    # Installers leave bytecode that is valid for the times of the files there, which change on the way.
+    subprocess.run([venv.root / "bin/python3", "-m", "compileall", "-q", venv.site], check=True)
     venv.relocated(base / "out")
     venv.root.rename(base / "gone")
     (base / "out").rename(base / "another place")
@@ -100,10 +102,11 @@ def test_bytecode_is_used_whatever_the_times_of_files_are(moved: Path, tmp_path:
         copy, copy / "bin/python3", "-v", "-c", "import vllm, json.decoder, sys; print(sys.dont_write_bytecode)"
     )
     assert output == "False\n"
-    for name in ("vllm/__init__", "coldstream/cli"):
-        path = next(copy.glob(f"lib/{MINOR}/site-packages/{Path(name).parent}/__pycache__/{Path(name).name}.*.pyc"))
+    paths = list(copy.glob("lib/**/*.pyc"))
+    assert {path.name.partition(".")[0] for path in paths} > {"cli", "os", "decoder"}
+    for path in paths:
         # Unchecked: flag 1 without flag 2 (PEP 552).
-        assert path.read_bytes()[4:8] == b"\x01\0\0\0"
+        assert path.read_bytes()[4:8] == b"\x01\0\0\0", path
 
 
 def test_the_same_environment_gives_the_same_files(venv: Venv, tmp_path: Path) -> None:
