@@ -82,10 +82,6 @@ def find_program(named: str | None) -> Program:
             hint=f"run: {pip_install('vllm')}   (or pass the path of an installed one: --vllm PATH)",
         )
     path = os.path.abspath(program)
-    interpreter = None
-    with suppress(OSError), open(path, "rb") as file:
-        if match_line := re.fullmatch(rb"#!(/\S*python[0-9.]*)\s*", file.readline(1024)):
-            interpreter = os.fsdecode(match_line[1])
     # Debian's Python calls the folder dist-packages.
     library = Path(path).parent.parent / "lib"
     sites = sorted([*library.glob("python3*/site-packages"), *library.glob("python3*/dist-packages")])
@@ -102,8 +98,19 @@ def find_program(named: str | None) -> Program:
         packages=packages,
         site=str(site or ""),
         python=site.parent.name if site else "",
-        interpreter=interpreter,
+        interpreter=_interpreter(path),
     )
+
+
+def _interpreter(path: str) -> str | None:
+    """The Python that runs a script, also one that pip, uv or a runtime begins for `sh` because of its long path."""
+    with suppress(OSError), open(path, "rb") as file:
+        first, second = (os.fsdecode(file.readline(1024)) for _ in range(2))
+        line = second if second.startswith("'''exec' ") else first
+        # The second kind: exec "$(dirname "$(readlink -f "$0")")/python3" "$0" "$@"
+        if match := re.match(r"(?:#!|exec )(\$\(dirname .*\))?(/\S*python[0-9.]*)\s", re.sub("[\"']", "", line)):
+            return os.path.dirname(os.path.realpath(path)) + match[2] if match[1] else match[2]
+    return None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program, find_program, memory_shortage, version_warning
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
+from coldstream.runtime import environment
 from tests.servers.fake_vllm import fake_vllm
 
 CUDA = Program(path="/bin/vllm", version="0.32.0", compiled=True, packages={"vllm": "0.32.0", "torch": "2.13.0"})
@@ -39,6 +40,28 @@ def test_with_coldstream_beside_it_starts_by_its_launcher(tmp_path: Path) -> Non
     # Older Pythons know no -P, and would look for modules in the working directory first.
     os.rename(tmp_path / "env/lib/python3.11", tmp_path / "env/lib/python3.10")
     assert find_program(str(path)).launcher == (str(path),)
+
+
+@pytest.mark.parametrize(
+    ("start", "python"),
+    [
+        ("#!/opt/python3.11\n", "/opt/python3.11"),
+        ("#!/bin/sh\n'''exec' /long/python3 \"$0\" \"$@\"\n' '''\n", "/long/python3"),
+        ("#!/bin/sh\n'''exec' \"/long/python\" \"$0\" \"$@\"\n' '''\n", "/long/python"),
+        ('#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/\'python3\' "$0" "$@"\n', "BESIDE/python3"),
+        (environment._SCRIPT_START.decode(), "BESIDE/python3"),
+        ("#!/bin/sh\nexec /opt/python3 -m vllm\n", None),
+        ('#!/bin/sh\nexec "$(dirname "$0")"/python3 -m vllm\n', None),
+        ("#!/usr/bin/env python3\n", None),
+    ],
+)
+def test_the_python_that_runs_it(start: str, python: str | None, tmp_path: Path) -> None:
+    """pip and uv begin scripts for `sh` if an interpreter's path is too long, and a runtime all of its scripts."""
+    program = fake_vllm(tmp_path / "env")
+    program.write_text(f"{start}import vllm\n")
+    (tmp_path / "linked").symlink_to(program)
+    for path in (program, tmp_path / "linked"):
+        assert find_program(str(path)).interpreter == (python and python.replace("BESIDE", str(program.parent)))
 
 
 def test_debian_s_python_has_another_folder(tmp_path: Path) -> None:
