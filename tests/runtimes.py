@@ -230,7 +230,8 @@ class Venv:
         subprocess.run([python, "-m", "venv", "--without-pip", root], check=True)
         (self.site,) = root.glob("lib/python*/site-packages")
         self.add("vllm", "0.32.0+cpu")
-        self.add("coldstream", "0.1.0")
+        info = self.add("coldstream", "0.1.0")
+        (info / "entry_points.txt").write_text("[vllm.general_plugins]\ncoldstream = coldstream.cli:main\n")
         # What stands in for `coldstream.cli` prints its arguments.
         (self.site / "coldstream/cli.py").write_text("import sys\ndef main(): print('coldstream', sys.argv[1:])\n")
 

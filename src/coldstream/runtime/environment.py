@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, NotFoundError, UsageError
+from coldstream.machine.extras import own_requirement, pip_install
 from coldstream.runtime.runtime_manifest import Platform
 
 # Bytecode there is valid for the times of files, which an image does not keep. `compile_all` makes it anew.
@@ -43,6 +44,12 @@ print(json.dumps({
     "shared": sysconfig.get_config_var("INSTSONAME") if sysconfig.get_config_var("Py_ENABLE_SHARED") else None,
 }))
 """
+# Calls nothing: vLLM's processes do, when they start.
+_LOAD_PLUGIN = """
+from importlib.metadata import distribution
+if not [point.load() for point in distribution("coldstream").entry_points if point.group == "vllm.general_plugins"]:
+    raise SystemExit("it has no entry point for vLLM")
+"""
 _SCRIPT_START = b"""#!/bin/sh
 '''exec' "$(dirname "$(readlink -f "$0")")/python3" "$0" "$@"
 ' '''
@@ -51,13 +58,7 @@ _SCRIPT_START = b"""#!/bin/sh
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """An installed environment.
-
-    Attributes:
-        python: Its interpreter.
-        facts: What `_FACTS` prints.
-        packages: The folders of its packages, in the order of `sys.path`.
-    """
+    """An installed environment: its interpreter, what `_FACTS` prints, and the folders of packages in `sys.path`."""
 
     python: Path
     facts: dict[str, str]
@@ -70,14 +71,11 @@ class Environment:
 
 
 def inspect(root: Path) -> Environment:
-    """Reads what an environment consists of.
-
-    Args:
-        root: The environment's folder, or any interpreter in it.
+    """Reads what an environment consists of; `root` is its folder, or any interpreter in it.
 
     Raises:
         NotFoundError: It is not a Python environment, or has no vLLM or no coldstream.
-        UsageError: Another package than coldstream is installed as a link to its sources.
+        UsageError: vLLM cannot load coldstream, or another package is installed as a link to its sources.
     """
     python = root if root.is_file() else root / "bin/python3"
     if not python.is_file():
@@ -101,6 +99,14 @@ def inspect(root: Path) -> Environment:
             f"{', '.join(links)} in {root} is installed as a link to its sources (pip install -e)",
             hint="install it without -e",
         )
+    command = (python, "-B", "-c", _LOAD_PLUGIN)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_clean_environ(), cwd="/")
+    if done.returncode:
+        install = pip_install("--force-reinstall", "--no-deps", own_requirement(), python=str(python))
+        raise UsageError(
+            f"vLLM cannot load coldstream in {root}: {done.stderr.strip().rpartition(chr(10))[2]}",
+            hint=f"run: {install}",
+        )
     return environment
 
 
@@ -115,12 +121,7 @@ def version_of(environment: Environment, package: str) -> str | None:
 
 
 def relocate(environment: Environment, out: Path) -> Platform:
-    """Makes a folder out of an environment, with hard links where the file system allows; returns what is in it.
-
-    Args:
-        environment: Which; stays as it is.
-        out: An empty folder.
-    """
+    """Fills an empty folder with an environment, by hard links where the file system allows; returns what is in it."""
     facts, copied = environment.facts, out / "lib" / f"python{environment.facts['minor']}"
     (out / "bin").mkdir()
     copy_tree(Path(facts["stdlib"]), copied, skipped=_SKIPPED_OF_PYTHON)
@@ -173,11 +174,9 @@ def compile_all(python: Path, folder: Path) -> None:
 
 
 def libraries_of(files: Iterable[Path], searched: Path | None = None) -> dict[str, Path]:
-    """The shared libraries that programs and libraries load when they start, by name, without those of the node.
+    """The shared libraries that ELF files load when they start, by name, without those of the node.
 
-    Args:
-        files: ELF files; others are ignored.
-        searched: A folder whose libraries come before the system's.
+    The libraries in the folder `searched` come before the system's.
     """
     environ = _clean_environ() | ({"LD_LIBRARY_PATH": str(searched)} if searched else {})
     names = [str(file) for file in files]

@@ -58,12 +58,7 @@ def packed(fill: Callable[[Path], Platform]) -> Iterator[PackedRuntime]:
 
 
 def pack(folder: Path, path: Path) -> Image:
-    """Writes the image of a folder to `path`, and describes it.
-
-    Raises:
-        NotFoundError: squashfs-tools is not installed.
-        DiskError: The disk is full.
-    """
+    """Writes the image of a folder to `path`, and describes it. Raises what `packed` raises."""
     done = subprocess.run([_tool("mksquashfs"), folder, path, *_PACK, *_QUIET], capture_output=True, check=False)
     if done.returncode:
         message = done.stderr.decode("utf-8", "replace").strip()[-300:]
@@ -78,11 +73,7 @@ def pack(folder: Path, path: Path) -> Image:
 
 
 def unpacker() -> bytes:
-    """A tar of `unsquashfs`, the C library that it was built for, and its loader `ld.so`: it runs on any Linux.
-
-    Raises:
-        NotFoundError: squashfs-tools is not installed.
-    """
+    """A tar of `unsquashfs`, the C library that it was built for, and its loader `ld.so`: it runs on any Linux."""
     program = Path(_tool("unsquashfs"))
     done = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
     needed = [line.split("=>")[-1].split("(")[0].strip() for line in done.stdout.splitlines()]

@@ -23,15 +23,9 @@ _BLOCK = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRuntime:
-    """A runtime on this machine.
+    """A runtime on this machine; its version is its digest, with `sha256:`.
 
-    Attributes:
-        version: Its digest, with `sha256:`.
-        folder: Where it is.
-        bytes: That it takes there.
-        mounted: Whether its image is mounted.
-        in_use: Whether it runs, or is being brought.
-        used: When it was last started.
+    It is in use while it runs or is being brought. `used`: when it was last started.
     """
 
     version: str
@@ -48,12 +42,7 @@ class NodeRuntime:
 
 
 def node_runtimes(cache: Path, chosen: str | None) -> list[NodeRuntime]:
-    """This user's runtimes, the most recently used first.
-
-    Args:
-        cache: The folder of the local cache.
-        chosen: COLDSTREAM_RUNTIME_DIR, which is the only place if it is set.
-    """
+    """This user's runtimes, the most recently used first; `chosen` is COLDSTREAM_RUNTIME_DIR, then the only place."""
     entries = []
     # A cache in a folder that others can write to is one level further down than the runtimes in that folder.
     bases = [Path(chosen)] if chosen else [*PLACES, cache, cache.parent]

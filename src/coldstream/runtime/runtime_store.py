@@ -54,12 +54,7 @@ def publish(
 ) -> bool:
     """Stores a runtime, unless it is there as a whole; returns whether it was not.
 
-    Args:
-        store: Where.
-        manifest: What it is.
-        image: Its file.
-        unpacker: Its tar.
-        on_sent: Called with byte counts of the image as they leave.
+    `on_sent` is called with byte counts of the image as they leave.
     """
     folder, encoded = f"{ROOT}/{manifest.digest}", encode_manifest(manifest)
     sizes = {info.key: info.size for info in store.list(f"{folder}/")}

@@ -216,6 +216,20 @@ def test_what_is_not_an_environment(tmp_path: Path, venv: Venv) -> None:
         environment.inspect(venv.root)
 
 
+def test_a_stale_plugin_is_refused(venv: Venv) -> None:
+    """A link to sources keeps the entry point that they had when it was installed."""
+    points = venv.site / "coldstream-0.1.0.dist-info/entry_points.txt"
+    points.write_text("[vllm.general_plugins]\ncoldstream = coldstream.vllm:register\n")
+    with pytest.raises(
+        UsageError, match=r"vLLM cannot load coldstream in .*: .*No module named 'coldstream\.vllm'"
+    ) as info:
+        environment.inspect(venv.root)
+    assert f"run: {venv.root}/bin/python3 -m pip install --force-reinstall" in str(info.value.hint)
+    points.unlink()
+    with pytest.raises(UsageError, match="it has no entry point for vLLM"):
+        environment.inspect(venv.root)
+
+
 def test_the_interpreter_names_its_environment(venv: Venv) -> None:
     assert environment.inspect(venv.root / "bin/python3").facts == environment.inspect(venv.root).facts
 
