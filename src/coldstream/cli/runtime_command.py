@@ -17,12 +17,13 @@ from coldstream.cli.output import echo, table_text
 from coldstream.cli.session import State, confirm, writing
 from coldstream.cli.stored_runtimes import publish_runtime
 from coldstream.cli.verbs import FILE, Group, dry_run_option, yes_option
+from coldstream.engines.vllm.model_facts import add_model_facts
 from coldstream.engines.vllm.program import find_program
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.machine.atomic_file import write_output
 from coldstream.runtime import environment, packages, runtime_store
 from coldstream.runtime.image import packed
-from coldstream.runtime.runtime_manifest import RuntimeManifest
+from coldstream.runtime.runtime_manifest import Platform, RuntimeManifest
 from coldstream.runtime.runtime_store import CONNECTIONS, Runtime
 from coldstream.units import format_age, format_bytes, plural
 
@@ -72,7 +73,7 @@ def publish(state: State, source: Path | None, without_vllm: bool, dry_run: bool
     else:
         installed = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
         state.say(f"packing {installed.python.parent.parent}")
-        fill = partial(environment.relocate, installed)
+        fill = partial(_fill_with_vllm, state, installed)
     with packed(fill) as runtime:
         manifest = runtime.manifest
         document = {"digest": manifest.digest, "published": False, **_described(manifest)}
@@ -180,6 +181,14 @@ def bootstrap(state: State, output: Path | None) -> None:
         with writing(output):
             write_output(output, text.encode())
         state.say(f"wrote {output}")
+
+
+def _fill_with_vllm(state: State, installed: environment.Environment, out: Path) -> Platform:
+    facts = environment.relocate(installed, out)
+    state.say("inspecting vLLM's model classes")
+    if not add_model_facts(out):
+        state.say("warning: they were not inspected, so each first start of a model does it and takes longer")
+    return facts
 
 
 def _chosen(state: State, digest: str | None) -> Runtime:

@@ -11,9 +11,12 @@ importing of main module"), and those that it forks inherit the thresholds.
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from contextlib import suppress
 
 OBJECTS = 50_000
+MODEL_FACTS = "share/coldstream/modelinfos"
 
 
 def be_patient() -> None:
@@ -33,8 +36,19 @@ def be_patient() -> None:
     gc.callbacks.append(restore)
 
 
+def copy_model_facts() -> None:
+    """Copies what the runtime knows of models (`model_facts`) to vLLM's cache, which checks that the sources match."""
+    import shutil
+
+    root = os.environ.get("VLLM_CACHE_ROOT") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllm")
+    source, target = os.path.join(sys.prefix, MODEL_FACTS), os.path.expanduser(f"{root}/modelinfos")
+    with suppress(OSError):
+        shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+
+
 def main() -> None:
     """What vLLM's console script does."""
+    copy_model_facts()
     from vllm.entrypoints.cli.main import main as vllm
 
     sys.argv[0] = "vllm"

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coldstream.engines.vllm.entry import OBJECTS, be_patient
+import pytest
+
+from coldstream.engines.vllm.entry import MODEL_FACTS, OBJECTS, be_patient, copy_model_facts
 
 # What stands for vLLM: it spawns a process, as vLLM's CPU build does, and both say how patient they are.
 _VLLM = """
@@ -63,3 +65,30 @@ def test_it_runs_vllm_s_command_and_holds_in_spawned_processes(tmp_path: Path) -
         f"child {OBJECTS} {default} 0",
     ], ended.stderr
     assert ended.returncode == 3
+
+
+def test_what_the_runtime_knows_of_models_comes_to_vllm_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "runtime"))
+    home, source = tmp_path / "home", tmp_path / "runtime" / MODEL_FACTS
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("VLLM_CACHE_ROOT", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    copy_model_facts()
+    assert not home.exists()
+    source.mkdir(parents=True)
+    (source / "llama.json").write_text("{}")
+    (source / "llama.json").chmod(0o444)
+    for variable, folder in (("HOME", ".cache/vllm"), ("XDG_CACHE_HOME", "vllm"), ("VLLM_CACHE_ROOT", ".")):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+        target = tmp_path / variable / folder / "modelinfos"
+        target.mkdir(parents=True)
+        (target / "llama.json").write_text("of another version")
+        (target / "other.json").write_text("stays")
+        copy_model_facts()
+        assert {path.name: path.read_text() for path in target.iterdir()} == {"llama.json": "{}", "other.json": "stays"}
+        copy_model_facts()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file"))
+    copy_model_facts()
