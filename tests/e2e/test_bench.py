@@ -14,6 +14,7 @@ import pytest
 
 from coldstream.engines.vllm.endpoint import free_port
 from coldstream.operate.bench import contestant, floors
+from coldstream.operate.bench.programs.mount import mount_refusal
 from tests.checkpoints import sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
@@ -127,6 +128,23 @@ def test_loaders_that_fail_or_give_wrong_bytes_do_not_stop_the_others(
     assert "coldstream, cold: " in out
 
 
+def test_a_mounted_bucket_gives_the_same_bytes_and_leaves_no_mount(command: Command) -> None:
+    """Coldstream bench org/m --only coldstream --only rclone-mount --only rclone-mount-full."""
+    pytest.importorskip("safetensors.torch")
+    if refusal := mount_refusal():
+        pytest.skip(": ".join(refusal))
+    names = ("coldstream", "rclone-mount", "rclone-mount-full")
+    only = [part for name in names for part in ("--only", name)]
+    out, err = command.run("bench", "org/m", "--runs", "1", *KEEP_PAGE_CACHE, *only, "--json")
+    rows = {row["name"]: (row["state"], row["same"]) for row in json.loads(out)["loads"]}
+    assert rows == dict.fromkeys(names, ("ok", True))
+    assert "round 1          rclone mount full" in err
+    for secret in (command.environ["R2_SECRET_KEY"], command.environ["R2_ACCESS_KEY"]):
+        assert secret not in out + err
+    assert str(command.cwd) not in Path("/proc/mounts").read_text()
+    assert not list(command.cwd.glob("coldstream-bench-*"))
+
+
 @pytest.mark.slow
 def test_whole_starts(command: Command) -> None:
     """Coldstream bench org/m --vllm -- FLAGS, with a vLLM that only prints its log lines."""
@@ -200,9 +218,8 @@ def test_a_bucket_that_does_not_answer_is_one_line(command: Command) -> None:
 
 def test_ctrl_c_ends_all_of_it(command: Command) -> None:
     """Coldstream bench org/m, broken off during a run."""
-    process = command.start(
-        "bench", "org/m", "--runs", "100", *KEEP_PAGE_CACHE, "--only", "coldstream", "--only", "boto3"
-    )
+    only = ("--only", "coldstream", "--only", "boto3", "--only", "rclone-mount")
+    process = command.start("bench", "org/m", "--runs", "100", *KEEP_PAGE_CACHE, *only)
     assert process.stderr is not None
     with process:
         for line in process.stderr:
@@ -212,6 +229,7 @@ def test_ctrl_c_ends_all_of_it(command: Command) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert str(command.cwd) not in Path("/proc/mounts").read_text()
     assert not list(command.cwd.glob("coldstream-bench-*"))
     deadline = time.monotonic() + 10
     mine = command.environ["R2_BUCKET"].encode()

@@ -29,8 +29,8 @@ from coldstream.units import format_bytes, format_seconds, plural
 @click.option("--runs", type=count(1, 100), default=3, help="Timed runs of each loader.")
 @click.option("--only", metavar="NAME", multiple=True, help="Run only this loader. Repeatable.  [default: all]")
 @click.option("--skip", metavar="NAME", multiple=True, help="Skip this loader. Repeatable.")
-@click.option("--with", "more", metavar="NAME[,NAME]", help="Also run boto3, s3fs or obstore.")
-@click.option("--all", "everything", is_flag=True, help="Also run boto3, s3fs and obstore.")
+@click.option("--with", "more", metavar="NAME[,NAME]", help="Also run these optional loaders.")
+@click.option("--all", "everything", is_flag=True, help="Also run all optional loaders.")
 @click.option("--device", default="cpu", help="Device to load onto: cpu, cuda or cuda:1.")
 @click.option(
     "--connections",
@@ -74,9 +74,9 @@ def command(
     coldstream bench Qwen/Qwen3-8B --vllm -- --max-model-len 8192
     coldstream bench Qwen/Qwen3-8B --only coldstream --only runai-tuned --runs 5
 
-    Loaders: coldstream, coldstream-warm, runai, runai-tuned, vllm-default; optional: boto3, s3fs, obstore. An untimed
-    run of each first checks that all load the same bytes; timed runs are interleaved. Loaders that are not installed
-    are skipped. docs/bench.md describes what is measured, and how.
+    Loaders: coldstream, coldstream-warm, runai, runai-tuned, vllm-default; optional: boto3, s3fs, obstore,
+    rclone-mount, rclone-mount-full. An untimed run of each first checks that all load the same bytes; timed runs are
+    interleaved. Loaders that are not installed are skipped. docs/bench.md describes what is measured, and how.
     """
     if vllm_arguments and not starts:
         raise UsageError("arguments after `--` are for vLLM", hint="add --vllm")

@@ -23,18 +23,10 @@ _TITLE_INCHES = 0.5
 _DPI = 144
 # Model names are text, never mathematics or TeX; equal data give equal bytes.
 _SETTINGS: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "coldstream",
-    "text.parse_math": False,
-    "text.usetex": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "text.color": INK,
-}
+    "font.family": ["DejaVu Sans", "sans-serif"], "font.size": 9.5, "svg.fonttype": "none",
+    "svg.hashsalt": "coldstream", "text.parse_math": False, "text.usetex": False, "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT, "text.color": INK,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,12 +58,16 @@ class DemoServer:
     secret_key: str = field(repr=False)
 
 
+def find_rclone() -> str | None:
+    """The path of rclone, beside this interpreter or on PATH."""
+    beside = Path(sys.executable).with_name("rclone")
+    return str(beside) if beside.is_file() else shutil.which("rclone")
+
+
 @contextmanager
 def s3_server(root: Path, *, host: str = "127.0.0.1") -> Iterator[DemoServer]:
     """Runs `rclone serve s3` over the folder of the bucket, with new keys, until the block ends."""
-    beside = Path(sys.executable).with_name("rclone")
-    program = str(beside) if beside.is_file() else shutil.which("rclone")
-    if not program:
+    if not (program := find_rclone()):
         raise NotFoundError("the demo's S3 server, rclone, is not installed", hint=install_hint("demo"))
     (root / BUCKET).mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
@@ -161,13 +165,13 @@ def real_model() -> Path | None:
 def ask(url: str, name: str) -> str:
     """Sends vLLM a prompt, and returns a completion or the similarity of some sentences, for people."""
     try:
-        answer = _post(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
+        answer = post_json(f"{url}/v1/embeddings", {"model": name, "input": list(_SENTENCES)})
         if answer is not None:
             first, second, third = (entry["embedding"] for entry in answer["data"])
             alike, other = _cosine(first, second), _cosine(first, third)
             return f"{_SENTENCES[0]!r} and {_SENTENCES[1]!r} are {alike:.2f} alike, and {_SENTENCES[2]!r} {other:.2f}"
         body = {"model": name, "prompt": "The river", "max_tokens": 16, "temperature": 0}
-        answer = _post(f"{url}/v1/completions", body)
+        answer = post_json(f"{url}/v1/completions", body)
         if answer is None:
             raise ColdstreamError("vLLM neither completes nor embeds with this model")
         return repr("The river" + answer["choices"][0]["text"])
@@ -175,7 +179,7 @@ def ask(url: str, name: str) -> str:
         raise ColdstreamError(f"vLLM did not answer as expected: {type(exc).__name__}") from exc
 
 
-def _post(url: str, body: object) -> Any:
+def post_json(url: str, body: object) -> Any:
     """The JSON of the response; None if the model does not support this API."""
     headers = {"Content-Type": "application/json"}
     with urllib3.PoolManager() as http:

@@ -19,35 +19,14 @@ RUNS_MAX = 12
 
 # The three imports are one family, as is what the engine does when it has its weights.
 _COLOURS = {
-    "runtime": "#a3917c",
-    "command": "#b4bac4",
-    "download": "#3fb8a8",
-    "resolve": "#8a94a3",
-    "api import": "#2f6db3",
-    "config": "#49a3b8",
-    "engine spawn": "#5b93cf",
-    "worker spawn": "#8fb8e3",
-    "model init": "#d8b340",
-    "weights": "#e08a2c",
-    "post-load": "#f0b66a",
-    "set-up": "#d9c9a8",
-    "compile": "#b8446a",
-    "profile": "#d488a4",
-    "KV cache": "#a58cc4",
-    "graph capture": "#6f4fa3",
-    "warm-up": "#c2aee0",
-    "engine init": "#d3c6f5",
-    "API ready": "#58a575",
-    "first token": "#2f6f4a",
-    UNNAMED: "#e4e4e4",
-    "manifest": "#c9ced6",
-    "connect": "#9fd3cc",
-    "stream": "#2a9d8f",
-    "bundle": "#b08d57",
-    "runtime fetch": "#7a6a5a",
-    "runtime mount": "#94826e",
+    "runtime": "#a3917c", "command": "#b4bac4", "download": "#3fb8a8", "resolve": "#8a94a3", "api import": "#2f6db3",
+    "config": "#49a3b8", "engine spawn": "#5b93cf", "worker spawn": "#8fb8e3", "model init": "#d8b340",
+    "weights": "#e08a2c", "post-load": "#f0b66a", "set-up": "#d9c9a8", "compile": "#b8446a", "profile": "#d488a4",
+    "KV cache": "#a58cc4", "graph capture": "#6f4fa3", "warm-up": "#c2aee0", "engine init": "#d3c6f5",
+    "API ready": "#58a575", "first token": "#2f6f4a", UNNAMED: "#e4e4e4", "manifest": "#c9ced6", "connect": "#9fd3cc",
+    "stream": "#2a9d8f", "bundle": "#b08d57", "runtime fetch": "#7a6a5a", "runtime mount": "#94826e",
     "runtime unpack": "#bdaa93",
-}
+}  # fmt: skip
 _WAITED = "#d1495b"
 # Distance between the bars of two runs; bars are half a unit high.
 _PITCH = 1.3

@@ -23,6 +23,7 @@ from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.operate.bench import floors
 from coldstream.operate.bench.contestant import OURS, BenchPlan, Contestant, ContestantFactory, probe_interpreters
+from coldstream.operate.bench.programs.mount import unmount
 from coldstream.operate.bench.result import BenchResult, BenchRow
 from coldstream.operate.bench.runner import Run, RunFailed, interleave, run
 from coldstream.package import __version__
@@ -70,24 +71,17 @@ def compare(plan: BenchPlan, on_step: Callable[[BenchStep], None]) -> BenchResul
         comparison.floors = _measure_floors(plan, factory)
         comparison.step("floors", of="floor")
         load_rows = comparison.play(loads, "load", factory.cache)
-        for folder in ("cache", "downloaded"):
+        for folder in ("cache", "downloaded", "mount-cache"):
             shutil.rmtree(scratch / folder, ignore_errors=True)
         start_rows = comparison.play(starts, "start", scratch / "start-cache")
     rows = [*load_rows, *start_rows]
     if not any(row.runs for row in rows):
         raise RunFailed("every loader failed: " + "; ".join(f"{row.label}: {row.failure}" for row in rows))
     versions = {name: version for row in rows for name, version in row.contestant.versions.items()}
-    return BenchResult(
-        plan=plan,
-        loads=load_rows,
-        starts=start_rows,
-        skipped=skipped,
-        floors=comparison.floors,
-        dropped=comparison.dropped,
-        machine=describe_machine(),
-        versions={"coldstream": __version__, "Python": platform.python_version(), **versions},
-        began=began.isoformat(timespec="seconds"),
-    )
+    versions = {"coldstream": __version__, "Python": platform.python_version(), **versions}
+    return BenchResult(plan=plan, loads=load_rows, starts=start_rows, skipped=skipped, floors=comparison.floors,
+                       dropped=comparison.dropped, machine=describe_machine(), versions=versions,
+                       began=began.isoformat(timespec="seconds"))  # fmt: skip
 
 
 class _Comparison:
@@ -136,6 +130,7 @@ class _Comparison:
     def _attempt(self, row: BenchRow, environ: Mapping[str, str], *, of: str, number: int) -> Run | None:
         contestant, plan = row.contestant, self._plan
         for folder in contestant.emptied:
+            unmount(folder)
             shutil.rmtree(folder, ignore_errors=True)
         if number and plan.drop_caches:
             dropped = floors.drop_page_cache(contestant.dropped)
@@ -194,11 +189,16 @@ def _scratch_folder(settings: Settings) -> Iterator[Path]:
     for stale in parent.glob(f"{_FOLDER}*"):
         # Left by a run that was killed.
         if (match := re.fullmatch(rf"{_FOLDER}(\d+)-\w+", stale.name)) and not os.path.exists(f"/proc/{match[1]}"):
+            unmount(stale / "mount")
             shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(
         prefix=f"{_FOLDER}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
     ) as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:
+            # What a killed run has left: a folder with a dead mount cannot be removed.
+            unmount(Path(folder, "mount"))
 
 
 def describe_machine() -> str:

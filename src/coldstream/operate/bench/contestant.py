@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,9 +20,12 @@ from coldstream.engines.vllm.program import Program
 from coldstream.errors import ConfigError, UnavailableError, UsageError
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import child_environment
+from coldstream.machine.extras import install_hint
 from coldstream.model.names import Uri, is_path
 from coldstream.net.retry import Backoff, Retry
+from coldstream.operate.bench.programs.mount import mount_environment, mount_refusal
 from coldstream.operate.bench.runner import PROGRAMS, RunFailed, run
+from coldstream.operate.demo_bucket import find_rclone
 from coldstream.operate.probe import exports
 from coldstream.package import __version__
 from coldstream.places.checkpoint import Shard
@@ -108,23 +111,15 @@ def find_target(uri: str, settings: Settings) -> BenchTarget:
     model = describe(checkpoint.name, [shard.header for shard in shards], {})
     if not model.bytes:
         raise UnavailableError(f"{checkpoint.uri} has no tensors to load", retryable=False)
-    return BenchTarget(
-        # Child processes run in another directory.
-        uri=Uri(os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri),
-        label=checkpoint.uri,
-        name=checkpoint.name,
-        kind=kind,
-        store=store,
-        key=key,
-        folder=folder,
-        shards=shards,
-        model=model,
-        verified=checkpoint.verified,
-    )
+    # Child processes run in another directory.
+    place = Uri(os.path.abspath(os.path.expanduser(uri)) if is_path(uri) else uri)
+    return BenchTarget(uri=place, label=checkpoint.uri, name=checkpoint.name, kind=kind, store=store, key=key,
+                       folder=folder, shards=shards, model=model, verified=checkpoint.verified)  # fmt: skip
 
 
 READERS = PROGRAMS / "readers.py"
 START = PROGRAMS / "start.py"
+MOUNT = PROGRAMS / "mount.py"
 CHUNK_BYTES = 8 * MIB
 # The default of `coldstream download`.
 _DOWNLOAD_CONNECTIONS = 8
@@ -132,7 +127,7 @@ _PROBE_SECONDS = 60.0
 # Disk space that a copy needs, relative to the weights.
 _SPACE_FACTOR = 1.1
 # Variables that could configure a loader from outside.
-_FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "CLOUDFLARE_", "VLLM_API_KEY", "PYTHON", "BENCH_")
+_FOREIGN = ("AWS_", "R2_", "HF_", "COLDSTREAM_", "RUNAI_", "RCLONE_", "CLOUDFLARE_", "VLLM_API_KEY", "PYTHON", "BENCH_")
 # The cache holds one model, for minutes: it may use the whole disk.
 _CACHE_LIMIT = str(1 << 50)
 # Every user of the machine can read a command line, and the model's URL may hold a token.
@@ -163,6 +158,7 @@ class Loader:
 
 _CHUNKS = f"chunks of {format_bytes(CHUNK_BYTES)}"
 _RUNAI = ("runai-model-streamer", "torch")
+_MAPPED = ("safetensors", "torch")
 _LOCAL = ("s3", "folder")
 _TRANSFER = "its default transfer, one file after the other"
 LOADERS = (
@@ -170,11 +166,15 @@ LOADERS = (
     Loader("coldstream-warm", "coldstream, warm", (), ("s3", "http"), serve_loader="coldstream", on_disk=True),
     Loader("runai", "Run:ai, default", _RUNAI, _LOCAL, "8 threads", 8, serve_loader="runai"),
     Loader("runai-tuned", "Run:ai, tuned", _RUNAI, _LOCAL, serve_loader="runai"),
-    Loader("vllm-default", "vLLM, downloaded", ("safetensors", "torch"), _LOCAL, serve_loader="default", on_disk=True),
+    Loader("vllm-default", "vLLM, downloaded", _MAPPED, _LOCAL, serve_loader="default", on_disk=True),
     Loader("boto3", "boto3", ("boto3",), ("s3",), _TRANSFER, 10, optional=True),
     Loader("s3fs", "s3fs", ("s3fs",), ("s3",), f"one file after the other, {_CHUNKS}", optional=True),
     Loader("obstore", "obstore", ("obstore",), ("s3",), optional=True),
+    Loader("rclone-mount", "rclone mount", _MAPPED, ("s3",), "off", 1, optional=True),
+    Loader("rclone-mount-full", "rclone mount full", _MAPPED, ("s3",), "full", 1, on_disk=True, optional=True),
 )
+# Their `detail` is rclone's `--vfs-cache-mode`.
+MOUNTS = ("rclone-mount", "rclone-mount-full")
 # Path to the versions of its packages, in the order in which they are searched.
 Interpreters = Mapping[str, Mapping[str, str]]
 NAMES = tuple(loader.name for loader in LOADERS)
@@ -214,7 +214,7 @@ class Contestant:
     connections: int | None = None
     detail: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-    emptied: tuple[Path, ...] = ()  # folders that are emptied before every run
+    emptied: tuple[Path, ...] = ()  # folders that are unmounted and emptied before every run
     dropped: tuple[Path, ...] = ()  # folders whose files are dropped from the page cache before every run
 
 
@@ -292,6 +292,8 @@ class ContestantFactory:
             return _skip(loader, "load", f"{missing} is not installed", hint=f"run: {loader.install_command}")
         if loader.name in OURS:
             return self._coldstream(loader, python)
+        if loader.name in MOUNTS:
+            return self._mounted(loader, python)
         return self._download(loader, python) if loader.name == "vllm-default" else self._foreign(loader, python)
 
     def make_start(self, loader: Loader, program: Program, flags: Sequence[str]) -> Contestant | Skipped:
@@ -327,16 +329,13 @@ class ContestantFactory:
             "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT,
             "VLLM_ASSETS_CACHE": str(cache / "assets"),
         }
+        start = {"command": [sys.executable, "-c", _SERVE], "arguments": arguments}
+        folders = {"dropped": (cache,)} if warm else {"dropped": self._folders(), "emptied": (cache,)}
+        versions = {"vllm": program.version} if program.version else {}
+        used = None if warm or target.kind != "s3" else connections
+        command = [sys.executable, str(START)]
         return _contestant(
-            loader,
-            [sys.executable, str(START)],
-            environ,
-            {"command": [sys.executable, "-c", _SERVE], "arguments": arguments},
-            connections=None if warm or target.kind != "s3" else connections,
-            detail=detail,
-            versions={"vllm": program.version} if program.version else {},
-            emptied=() if warm else (cache,),
-            dropped=(cache,) if warm else self._folders(),
+            loader, command, environ, start, connections=used, detail=detail, versions=versions, **folders
         )
 
     def make_all(
@@ -385,6 +384,10 @@ class ContestantFactory:
         needed = {name: value for name, value in settings if not name.startswith(_NOT_FOR_LOADS)}
         return self._aws_environment() | needed
 
+    def _sdk_environment(self) -> dict[str, str]:
+        environ = clean_environment(python_path=False)
+        return environ if self._target.kind != "s3" else environ | self._aws_environment() | exports(self._settings)
+
     def _aws_environment(self) -> dict[str, str]:
         if self._settings.keys() is not None:
             return {}
@@ -392,19 +395,16 @@ class ContestantFactory:
 
     def _coldstream(self, loader: Loader, python: str) -> Contestant:
         plan, warm = self._plan, loader.name == "coldstream-warm"
-        stream: dict[str, Any] = {
-            "device": plan.device,
-            "framework": "buffer" if plan.device == "cpu" else "pt",
-            "cache": warm,
-            "connections": plan.connections,
-            **({} if plan.memory_limit is None else {"memory": plan.memory_limit}),
-        }
+        framework = "buffer" if plan.device == "cpu" else "pt"
+        stream = {"device": plan.device, "framework": framework, "cache": warm, "connections": plan.connections}
+        stream |= {} if plan.memory_limit is None else {"memory": plan.memory_limit}
         environ = clean_environment(python_path=python == sys.executable) | self._bucket_environment()
+        environ |= {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
         return self._reader(
             loader,
             python,
             "coldstream",
-            {**environ, "COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT},
+            environ,
             {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"},
             first={"mode": "fill" if warm else "drain"},
             connections=None if warm else plan.connections,
@@ -416,9 +416,7 @@ class ContestantFactory:
     def _foreign(self, loader: Loader, python: str) -> Contestant:
         connections = loader.connections or self._plan.connections
         detail = loader.detail or f"{connections} threads, {_CHUNKS}"
-        environ = clean_environment(python_path=False)
-        if self._target.kind == "s3":
-            environ |= self._aws_environment() | exports(self._settings)
+        environ = self._sdk_environment()
         if loader.serve_loader == "runai":
             environ["RUNAI_STREAMER_LOG_LEVEL"] = "ERROR"
         if loader.name == "runai-tuned":
@@ -437,16 +435,23 @@ class ContestantFactory:
         # The download runs in this interpreter, with its module path and the bucket's keys.
         path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
         command = ["env", path, sys.executable, "-m", "coldstream", "download", target.key, str(folder), "--quiet"]
-        return self._reader(
-            loader,
-            python,
-            "download",
-            environ | self._bucket_environment() | {"COLDSTREAM_STORE": target.store},
-            {"folder": str(folder), "download": command},
-            connections=_DOWNLOAD_CONNECTIONS,
-            detail=f"coldstream download, then {detail}",
-            emptied=(folder,),
-        )
+        environ |= self._bucket_environment() | {"COLDSTREAM_STORE": target.store}
+        options, detail = {"folder": str(folder), "download": command}, f"coldstream download, then {detail}"
+        return self._reader(loader, python, "download", environ, options, connections=_DOWNLOAD_CONNECTIONS,
+                            detail=detail, emptied=(folder,))  # fmt: skip
+
+    def _mounted(self, loader: Loader, python: str) -> Contestant | Skipped:
+        rclone, refusal = find_rclone(), mount_refusal()
+        if not rclone or refusal:
+            reason, hint = refusal or ("rclone is not installed", install_hint("demo"))
+            return _skip(loader, "load", reason, hint=hint)
+        mount, cache = self._scratch / "mount", self._scratch / "mount-cache"
+        environ = mount_environment(self._sdk_environment(), cache=cache, mode=loader.detail)
+        detail = f"--vfs-cache-mode {loader.detail}, then safetensors, memory-mapped"
+        one = self._reader(loader, python, "download", environ, {"folder": str(mount)}, connections=loader.connections,
+                           detail=detail, emptied=(mount, cache))  # fmt: skip
+        remote = f"bucket:{self._target.bucket}/{self._target.prefix}/"
+        return replace(one, command=(sys.executable, str(MOUNT), rclone, remote, str(mount), *one.command))
 
     def _reader(
         self,

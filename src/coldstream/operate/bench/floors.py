@@ -29,14 +29,10 @@ _DISK_THREADS = 4
 _EXTRA_SECONDS = 30.0
 _DEVICE_SECONDS = 120.0
 STAGES = {
-    "link": "the network link",
-    "bucket": "the bucket's throughput",
-    "connections": "its connections' throughput",
-    "tls": "the cores' decryption rate",
-    "receiving": "the cores' receive rate",
-    "disk": "the disk's throughput",
+    "link": "the network link", "bucket": "the bucket's throughput", "connections": "its connections' throughput",
+    "tls": "the cores' decryption rate", "receiving": "the cores' receive rate", "disk": "the disk's throughput",
     "pcie": "the PCI Express bandwidth",
-}
+}  # fmt: skip
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 EVERYTHING, FILES, NOTHING = "everything", "files", "nothing"
 _PAGE_CACHE = {
@@ -75,17 +71,13 @@ class Floors:
         return {stage: rate for stage, rate in rates.items() if rate}
 
     def lines(self) -> list[tuple[str, str]]:
-        work = "receives and decrypts (TLS)" if self.tls else "receives"
+        core, work = ("tls", "receives and decrypts (TLS)") if self.tls else ("receiving", "receives")
         how = "bypassing the page cache" if self.disk_direct else "from memory: its file system has no direct reads"
         lines = [
             ("link", self.link, "as the network card reports"),
             ("bucket", self.bucket, f"{self.bucket_connections} plain connections together"),
             ("connection", self.connection, "one plain connection; times each loader's number of connections"),
-            (
-                "tls" if self.tls else "receiving",
-                self.core and self.core * self.cores,
-                f"what one core {work}, times {self.cores}",
-            ),
+            (core, self.core and self.core * self.cores, f"what one core {work}, times {self.cores}"),
             ("disk", self.disk, f"the local copy, {how}"),
             ("pcie", self.pcie, "copies from pinned memory to the device"),
         ]
@@ -113,15 +105,10 @@ def measure(target: BenchTarget, *, connections: int) -> Floors:
         bucket = sum(reads["bytes_per_second"] for reads in pool.map(_run_raw, requests))
     if bucket < 1000:
         raise UnavailableError(f"{target.label} does not respond to plain reads", retryable=False)
-    return Floors(
-        link=None if target.is_loopback else hardware.link_bytes_per_second(),
-        bucket=max(bucket, one["bytes_per_second"]),
-        bucket_connections=connections,
-        connection=one["bytes_per_second"],
-        core=1 / one["cpu_seconds_per_byte"] if one["cpu_seconds_per_byte"] > 0 else None,
-        cores=cores,
-        tls=target.is_tls,
-    )
+    rate, spent = one["bytes_per_second"], one["cpu_seconds_per_byte"]
+    link = None if target.is_loopback else hardware.link_bytes_per_second()
+    return Floors(link=link, bucket=max(bucket, rate), bucket_connections=connections, connection=rate,
+                  core=1 / spent if spent > 0 else None, cores=cores, tls=target.is_tls)  # fmt: skip
 
 
 def measure_disk(folder: Path, names: Collection[str]) -> tuple[float | None, bool]:

@@ -149,7 +149,7 @@ class BenchResult:
             lines.append("the model has no manifest, so no loader verifies what it receives")
         elif any(row.name in OURS for row in self.rows):
             lines.append("coldstream verifies every chunk against the upload's hashes, within its seconds and CPU;")
-            lines.append("Run:ai, boto3, s3fs and obstore verify nothing")
+            lines.append("Run:ai, boto3, s3fs, obstore and mounts verify nothing")
         return lines
 
     @property
@@ -170,21 +170,15 @@ class BenchResult:
     def document(self) -> dict[str, Any]:
         plan, target = self.plan, self.plan.target
         return {
-            "model": target.name,
-            "uri": target.label,
-            "bytes": target.model.bytes,
-            "files": len(target.shards),
-            "verified": target.verified,
-            "device": plan.device,
-            "rounds": plan.runs,
-            "seed": plan.seed,
+            "model": target.name, "uri": target.label, "bytes": target.model.bytes, "files": len(target.shards),
+            "verified": target.verified, "device": plan.device, "rounds": plan.runs, "seed": plan.seed,
             "loads": [row.document(best(self.loads)) for row in self.loads],
             "starts": [row.document(best(self.starts)) for row in self.starts],
             "skipped": [asdict(one) for one in self.skipped],
             "floors": asdict(self.floors),
             "page_cache": {"dropped": self.dropped, "said": self._page_cache},
             **{name: getattr(self, name) for name in ("terms", "verdict", "machine", "versions", "began")},
-        }
+        }  # fmt: skip
 
 
 def best(rows: Sequence[BenchRow]) -> float | None:
@@ -208,16 +202,13 @@ def table_cells(rows: Sequence[BenchRow], columns: Sequence[str]) -> list[list[s
             continue
         seconds, cpu, cpu_per_gib, memory = row.spreads.values()
         cells = {
-            "NAME": row.label,
-            "MEDIAN": seconds_text(seconds.median),
+            "NAME": row.label, "MEDIAN": seconds_text(seconds.median),
             "MIN-MAX": f"{seconds_text(seconds.min)[:-2]}-{seconds_text(seconds.max)}",
-            "RATE": format_rate(row.bytes, seconds.median),
-            "CPU-S/GIB": f"{cpu_per_gib.median:.2f}",
-            "CPU-S": f"{cpu.median:.1f}",
-            "MEMORY": format_bytes(memory.median),
+            "RATE": format_rate(row.bytes, seconds.median), "MEMORY": format_bytes(memory.median),
+            "CPU-S/GIB": f"{cpu_per_gib.median:.2f}", "CPU-S": f"{cpu.median:.1f}",
             "VS BEST": f"{seconds.median / least:.1f} x" if least else "-",
             "OF FLOOR": f"{row.nearest[1]:.0%} {row.nearest[0]}" if row.nearest else "-",
-        }
+        }  # fmt: skip
         table.append([cells[name] for name in columns])
     return table
 
@@ -247,8 +238,8 @@ def verdict(rows: Sequence[BenchRow], kind: str) -> list[str]:
 
 
 # In the order of `NAMES`; related loaders have related colours.
-_PALETTE = ("#2f6db3", "#7aa8db", "#e0a458", "#c9752d", "#7d8794", "#a9b1bb", "#c0b3d3", "#a7c4a0")
-_COLOURS = dict(zip(NAMES, _PALETTE, strict=True))
+_PALETTE = "#2f6db3 #7aa8db #e0a458 #c9752d #7d8794 #a9b1bb #c0b3d3 #a7c4a0 #8fb3ae #5e8c87"
+_COLOURS = dict(zip(NAMES, _PALETTE.split(), strict=True))
 _FLOOR = "#b8446a"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coldstream.errors import NotFoundError
-from coldstream.operate.bench import comparing
+from coldstream.operate.bench import comparing, contestant
 from coldstream.operate.bench.comparing import BenchStep, compare
 from coldstream.operate.bench.contestant import BenchPlan
 from coldstream.operate.bench.floors import Floors
@@ -80,6 +80,24 @@ def test_a_loader_whose_first_run_fails_or_is_incomplete_is_not_timed(
     play(monkeypatch, lambda _: {"bytes": 1})
     with pytest.raises(RunFailed, match="every loader failed: coldstream, cold: it received"):
         compare(plan, steps.append)
+
+
+@pytest.mark.parametrize("fault", [RunFailed("it crashed"), KeyboardInterrupt()])
+def test_a_mount_is_ended_also_when_its_run_was_not_complete(
+    plan: BenchPlan, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    folders: list[Path] = []
+    monkeypatch.setattr(comparing, "run", fail)
+    monkeypatch.setattr(comparing, "unmount", folders.append)
+    monkeypatch.setattr(contestant, "find_rclone", lambda: "/usr/bin/rclone")
+    monkeypatch.setattr(contestant, "mount_refusal", lambda: None)
+    with pytest.raises(type(fault)):
+        compare(dataclasses.replace(plan, loaders=(loader("rclone-mount"),)), lambda _: None)
+    assert folders[-1].name == "mount"
+    assert not folders[-1].exists()
 
 
 def test_nothing_to_compare_says_why(plan: BenchPlan, monkeypatch: pytest.MonkeyPatch) -> None:

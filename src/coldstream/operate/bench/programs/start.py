@@ -21,9 +21,9 @@ from typing import IO, Any
 import urllib3
 
 from coldstream.operate.bench.programs.measure import descendants
+from coldstream.operate.demo_bucket import post_json
 
 _END_SECONDS = 60.0
-_REQUEST_SECONDS = 60.0
 
 
 def main() -> None:
@@ -67,18 +67,11 @@ def _read_document(output: IO[bytes]) -> Any:
 
 
 def _completion_digest(url: str) -> str | None:
-    try:
-        model = _request(f"{url}/v1/models")["data"][0]["id"]
-        body = {"model": model, "prompt": "The river", "max_tokens": 8, "temperature": 0}
-        text = _request(f"{url}/v1/completions", body)["choices"][0]["text"]
+    with contextlib.suppress(urllib3.exceptions.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        body = {"prompt": "The river", "max_tokens": 8, "temperature": 0}
+        text = post_json(f"{url}/v1/completions", body)["choices"][0]["text"]
         return hashlib.sha256(text.encode()).hexdigest()
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError, IndexError, TypeError):
-        return None
-
-
-def _request(url: str, body: dict[str, Any] | None = None) -> Any:
-    pool = urllib3.PoolManager(headers={"Content-Type": "application/json"}, timeout=_REQUEST_SECONDS, retries=False)
-    return json.loads(pool.request("GET" if body is None else "POST", url, body=json.dumps(body or {})).data)
+    return None
 
 
 def _tree_cpu_seconds() -> float:
