@@ -7,7 +7,7 @@
 The bucket is `rclone serve s3` in a network namespace, behind a token bucket. Every row reads all tensors of the same
 Llama-like model into host memory, in a fresh process. The objects lie on tmpfs, so that the server reads no disk.
 Time and CPU count from the call of the loader to the last tensor; starting Python and importing torch do not count.
-What a mount spends in its own process counts; mounting does not.
+What rclone spends in its own process counts; the 0.1 s until a mount is ready do not.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.operate.bench.contestant import CHUNK_BYTES  # noqa: E402
+from coldstream.operate.bench.contestant import CHUNK_BYTES, MOUNT  # noqa: E402
+from coldstream.operate.bench.programs.mount import mount_environment, unmount  # noqa: E402
 from coldstream.operate.bench.runner import run  # noqa: E402
-from coldstream.operate.demo_bucket import BUCKET, DemoServer, s3_server  # noqa: E402
+from coldstream.operate.demo_bucket import BUCKET, DemoServer, find_rclone, s3_server  # noqa: E402
 from streaming.bucket import capped_bucket, keys_of  # noqa: E402
 from streaming.contestants import reader_program  # noqa: E402
 from streaming.link import Link  # noqa: E402
@@ -39,9 +40,7 @@ from streaming.model import Model, llama_tensors, make_model  # noqa: E402
 
 _NAME = "bench/random"
 _GIB = 1 << 30
-_RCLONE = Path(sys.executable).with_name("rclone")
-_MOUNT_SECONDS = 20.0
-_TICKS = os.sysconf("SC_CLK_TCK")
+_SECONDS_MAX = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ class Setup:
         """Runs a reader once; `is_linked` puts it behind the link."""
         command = [str(python or self.python), str(reader_program(reader)), reader]
         prefix = self.link.enter if is_linked else ()
-        done = run(command, self.environ(**options), prefix=prefix, pss=False, timeout_seconds=600)
+        done = run(command, self.environ(**options), prefix=prefix, pss=False, timeout_seconds=_SECONDS_MAX)
         return Sample(seconds=done.seconds, cpu_seconds=done.cpu_seconds, memory_bytes=done.memory_bytes)
 
 
@@ -126,52 +125,27 @@ def local(setup: Setup) -> Sample:
     return setup.read("mapped", is_linked=False, folder=str(setup.model.folder), reuse=False)
 
 
-def mount(*flags: str) -> Callable[[Setup], Sample]:
-    """A bucket mounted by rclone, then safetensors from the mount."""
+def mount(mode: str, *, whole: bool = False) -> Callable[[Setup], Sample]:
+    """A bucket mounted by rclone, then safetensors from the mount; `whole` reads files at once instead of mapping."""
 
     def measure(setup: Setup) -> Sample:
-        with _mounted(setup, flags) as (folder, pid):
-            before = _cpu_seconds(pid)
-            sample = setup.read("mapped", is_linked=False, folder=str(folder / BUCKET / _NAME), reuse=False)
-            spent, memory = _cpu_seconds(pid) - before, _peak_bytes(pid)
-        return Sample(
-            seconds=sample.seconds,
-            cpu_seconds=sample.cpu_seconds + spent,
-            memory_bytes=sample.memory_bytes + memory,
-        )
+        folder, cache = setup.folder / "mount", setup.folder / "mount-cache"
+        reader = [str(setup.python), str(reader_program("mapped")), "mapped"]
+        command = [sys.executable, str(MOUNT), str(find_rclone()), f"bucket:{BUCKET}/{_NAME}", str(folder), *reader]
+        options = setup.environ(folder=str(folder), reuse=False, whole=whole)
+        try:
+            done = run(
+                command,
+                mount_environment(options, cache=cache, mode=mode),
+                prefix=setup.link.enter,
+                timeout_seconds=_SECONDS_MAX,
+            )
+        finally:
+            unmount(folder)
+            shutil.rmtree(cache, ignore_errors=True)
+        return Sample(seconds=done.seconds, cpu_seconds=done.cpu_seconds, memory_bytes=done.memory_bytes)
 
     return measure
-
-
-@contextmanager
-def _mounted(setup: Setup, flags: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    folder = setup.folder / f"mount-{time.time_ns()}"
-    folder.mkdir()
-    server = setup.server
-    keys = {
-        "RCLONE_CONFIG": os.devnull,
-        "RCLONE_CONFIG_BUCKET_TYPE": "s3",
-        "RCLONE_CONFIG_BUCKET_PROVIDER": "Other",
-        "RCLONE_CONFIG_BUCKET_ENDPOINT": server.endpoint,
-        "RCLONE_CONFIG_BUCKET_ACCESS_KEY_ID": server.access_key,
-        "RCLONE_CONFIG_BUCKET_SECRET_ACCESS_KEY": server.secret_key,
-    }
-    # Only the network namespace: a mount in the mount namespace of `ip netns exec` could not be seen from here.
-    enter = ["nsenter", f"--net=/run/netns/{setup.link.enter[-1]}"]
-    options = ["--read-only", "--cache-dir", str(setup.folder / f"{folder.name}-cache"), *flags]
-    command = [*enter, str(_RCLONE), "mount", "bucket:", str(folder), *options]
-    process = subprocess.Popen(command, env={**os.environ, **keys}, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + _MOUNT_SECONDS
-        while not os.path.ismount(folder):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("rclone cannot mount here (apt-get install fuse3; /dev/fuse)")
-            time.sleep(0.05)
-        yield folder, process.pid
-    finally:
-        subprocess.run(["fusermount3", "-u", str(folder)], check=False)
-        process.terminate()
-        process.wait(_MOUNT_SECONDS)
 
 
 def _drop(path: Path) -> None:
@@ -184,22 +158,13 @@ def _drop(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def _peak_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-
-
 _ROWS: Mapping[str, Callable[[Setup], Sample]] = {
     "coldstream, streamed": stream,
     "Run:ai's streamer, default": runai,
     "downloaded first, then read": download,
-    "mounted with rclone, default": mount(),
-    "mounted with rclone, cache on the disk": mount("--vfs-cache-mode", "full"),
+    "mounted with rclone, default": mount("off"),
+    "mounted with rclone, default, files read whole": mount("off", whole=True),
+    "mounted with rclone, cache on the disk": mount("full"),
     "on the disk already, as in an image": local,
 }
 
@@ -252,7 +217,9 @@ def _markdown(args: argparse.Namespace, samples: Mapping[str, Sequence[Sample]],
     def package(name: str) -> str:
         return version([str(args.python), "-c", f"import importlib.metadata as m; print(m.version({name!r}))"])
 
-    rclone = subprocess.run([str(_RCLONE), "version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    rclone = subprocess.run([str(find_rclone()), "version"], capture_output=True, text=True, check=True).stdout.split()[
+        1
+    ]
     fuse = version(["fusermount3", "--version"])
     command = f"python benchmarks/approaches.py --gib {args.gib} --gigabits {args.gigabits:g} --rounds {args.rounds}"
     machine = f"{os.cpu_count()} shared virtual cores, Linux {platform.release().split('-')[0]}"

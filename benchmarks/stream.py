@@ -11,8 +11,9 @@ Rows: coldstream; runai-model-streamer with its default and its best number of c
 Each is a process of its own, measured from spawn to exit with all that it starts, by the runner of `coldstream bench`.
 Rounds are interleaved and ratios are taken round by round. The server's CPU time counts for none of them.
 
-Scenarios (`--only`): http, tls, link (5 Gbit/s token bucket in a network namespace; needs root), connections (16 of
-30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm (cache), tiny (60,000 tensors), leave.
+Scenarios (`--only`): http, tls, processors (TLS with fewer instructions), link (5 Gbit/s token bucket in a network
+namespace; needs root), connections (16 of 30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm
+(cache), tiny (60,000 tensors), leave. Link and connections also have `rclone mount`, which needs FUSE.
 
 It needs about 12 GiB of memory for 4 GiB models, two idle cores, and Linux. The set-up's virtual environment needs
 torch, which runai-model-streamer and safetensors' loader import (any 2.x; 2.13.0 is what we measure with). Ctrl-C ends
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", action="store_true", help="make the other loaders' virtual environment, and stop")
     parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios, separated by commas")
-    parser.add_argument("--rows", default="", help="rows of http and tls whose names contain one of these")
+    parser.add_argument("--rows", default="", help="rows whose names contain one of these")
     parser.add_argument("--gib", type=float, default=4.0, help="size of the model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--search-rounds", type=int, default=2, help="rounds that search Run:ai's best")

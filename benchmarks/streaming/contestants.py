@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from coldstream.operate.bench.contestant import CHUNK_BYTES, READERS, Contestant, clean_environment
+from coldstream.operate.bench.contestant import CHUNK_BYTES, MOUNT, READERS, Contestant, clean_environment
+from coldstream.operate.bench.programs.mount import mount_environment
+from coldstream.operate.demo_bucket import find_rclone
 from streaming.model import Model
 
 RUNAI_CLIENTS = (1, 4, 8, 16, 32)
@@ -72,16 +74,27 @@ class Contestants:
         command = (str(self._floor), *options, host, port, *files)
         return Contestant(name="C floor", label="C floor", command=command, environ=environment(served))
 
-    def runai(self, served: Served, clients: int | None, *, verify: bool = False) -> Contestant:
-        """Run:ai Model Streamer with its default or a given number of clients."""
+    def runai(self, served: Served, clients: int | None, *, verify: bool = False, retry_seconds: int = 0) -> Contestant:
+        """Run:ai Model Streamer with its default or another number of clients; `retry_seconds` of 0 is its default."""
         name = "Run:ai, default" if clients is None else f"Run:ai, {clients} client{'s' if clients > 1 else ''}"
         environ = {} if clients is None else {"RUNAI_STREAMER_CONCURRENCY": str(clients)}
+        if retry_seconds:
+            name += ", retries"
+            environ["RUNAI_STREAMER_S3_TIMEOUT"] = str(retry_seconds)
         return self._reader("runai", served, name=name, environ=environ, verify=verify)
 
     def mapped(self, served: Served, *, reuse: bool) -> Contestant:
         """The mmap of safetensors and a copy of each tensor, from tmpfs."""
         name = "safetensors mmap + copy" + (" to reused memory" if reuse else "")
         return self._reader("mapped", served, name=name, folder=str(served.model.folder), reuse=reuse)
+
+    def mounted(self, served: Served, mode: str) -> Contestant:
+        """`rclone mount` with a `--vfs-cache-mode`, whose cache is on tmpfs too, and safetensors' mmap of its files."""
+        folder, cache = self._scratch / "mount", self._scratch / "mount-cache"
+        row = self._reader("mapped", served, name=f"rclone mount, {mode}", folder=str(folder), reuse=False)
+        mount = (sys.executable, str(MOUNT), str(find_rclone()), f"bucket:{served.model.path}/", str(folder))
+        environ = mount_environment(row.environ, cache=cache, mode=mode)
+        return replace(row, command=(*mount, *row.command), environ=environ, emptied=(folder, cache))
 
     def other(self, reader: str, served: Served, *, verify: bool = False) -> Contestant:
         """obstore, boto3, s3fs or huggingface."""
@@ -104,7 +117,6 @@ class Contestants:
             "bucket": bucket,
             "key": key,
             "files": served.model.files,
-            "authority": str(served.authority) if served.authority else None,
             "threads": 8,
             "chunk_bytes": CHUNK_BYTES,
             "scratch": str(self._scratch),
@@ -133,14 +145,13 @@ def environment(served: Served) -> dict[str, str]:
     }
     environ |= {
         "AWS_ENDPOINT_URL": served.url,
-        "AWS_REGION": "us-east-1",
+        **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1"),
         "AWS_ACCESS_KEY_ID": "benchmark-key",
         "AWS_SECRET_ACCESS_KEY": "benchmark-secret",
         "AWS_EC2_METADATA_DISABLED": "true",
         "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
         # Run:ai's default gives up on a part after a second.
         "RUNAI_STREAMER_S3_REQUEST_TIMEOUT_MS": "60000",
-        "RUNAI_STREAMER_S3_TIMEOUT": "60000",
         "RUNAI_STREAMER_LOG_LEVEL": "ERROR",
     }
     if served.authority:

@@ -2,8 +2,8 @@
 
     python readers.py huggingface | mapped | first | leave
 
-They take the options of `coldstream.operate.bench.programs.readers`, and scratch (a folder for downloads), reuse (for
-`mapped`) and repeats (for `first`). The interpreter may have no coldstream: its readers are imported by path.
+They take the options of `coldstream.operate.bench.programs.readers`, and scratch (a folder for downloads), reuse and
+whole (for `mapped`), repeats (for `first`). The interpreter may have no coldstream: its readers are imported by path.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def huggingface(options: Options) -> Iterator[Result]:
 
 
 def mapped(options: Options) -> Iterator[Result]:
-    """Warm start without coldstream: safetensors' mmap, and a copy of each tensor.
+    """Files of this machine or a mount without coldstream: safetensors' mmap, and a copy of each tensor.
 
-    With `reuse` the copies go to one faulted-in buffer, like a module's parameters; otherwise to new memory.
+    With `reuse` the copies go to one faulted-in buffer, like a module's parameters; otherwise to new memory. With
+    `whole` each file is read at once, as by vLLM's `--safetensors-load-strategy eager`, and its tensors are counted.
     """
     import torch
     from safetensors import safe_open
+    from safetensors.torch import load
 
     largest = max(size for _, size in options["files"])
     into = torch.zeros(largest, dtype=torch.uint8) if options["reuse"] else None
@@ -60,7 +62,11 @@ def mapped(options: Options) -> Iterator[Result]:
     yield PREPARED
     size = 0
     for name, _ in options["files"]:
-        with safe_open(os.path.join(options["folder"], name), framework="pt") as file:
+        path = Path(options["folder"], name)
+        if options.get("whole"):
+            size += sum(tensor.nbytes for tensor in load(path.read_bytes()).values())
+            continue
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  # safe_open has no __iter__
                 tensor = file.get_tensor(key)
                 if into is None:

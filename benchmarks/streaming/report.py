@@ -233,6 +233,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     titles = {
         "http": "HTTP",
         "tls": "TLS, certificates verified",
+        "processors": "TLS with the instructions of older processors (`OPENSSL_ia32cap`)",
         "link": "A link of 5 Gbit/s (token bucket between two network namespaces)",
         "connections": "16 connections of 30 MB/s (nginx `limit_rate`)",
         "faults": "Faults, from the benchmark's own sendfile server",

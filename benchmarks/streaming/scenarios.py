@@ -18,6 +18,7 @@ from tests.servers.nginx import nginx
 
 from coldstream.model.header import header_stop, parse_header
 from coldstream.operate.bench.contestant import Contestant
+from coldstream.operate.bench.programs.mount import unmount
 from coldstream.operate.bench.runner import RunFailed, interleave, run
 from streaming.contestants import RUNAI_CLIENTS, Contestants, Served
 from streaming.link import capped_link
@@ -27,6 +28,13 @@ OTHERS = ("obstore", "boto3", "s3fs", "huggingface")
 LINK_BITS_PER_SECOND = 5e9
 CONNECTION_BYTES_PER_SECOND = 30_000_000
 CAPPED_CONNECTIONS = 16
+# What OpenSSL is told to do without, by bits of CPUID's leaf 7 (EBX, then ECX): AVX-512, and with it VAES. The first
+# kind is the processor as it is.
+PROCESSORS = {
+    "all instructions": {},
+    "no AVX-512": {"OPENSSL_ia32cap": ":~0xd0230000"},
+    "no AVX-512, no VAES": {"OPENSSL_ia32cap": ":~0x600d0230000"},
+}
 FAULTS = {"slow": 0.01, "busy": 0.05, "reset": 0.03}
 MEMORY_LIMIT = 512 << 20
 TINY_TENSORS, TINY_BYTES = 60_000, 16 << 10
@@ -94,6 +102,10 @@ def run_row(
     except RunFailed as exc:
         say(f"  {label}: {exc}")
         return None
+    finally:
+        for folder in row.emptied:
+            unmount(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     result = done.result
     # The other loaders' imports, above all torch, are not charged to them. `coldstream load` reports none: all of it
     # counts.
@@ -120,9 +132,22 @@ def play_rounds(
 
 @contextmanager
 def served_by_nginx(model: Model, *, tls: bool, **options: Any) -> Iterator[Served]:
-    """A model behind nginx; over TLS every client gets AES-128-GCM."""
-    with nginx(model.root, tls=tls, aes_128=True, **options) as server:
+    """A model behind nginx, which can be mounted; over TLS every client gets AES-128-GCM."""
+    with nginx(model.root, tls=tls, aes_128=True, extra=listing(model), **options) as server:
         yield Served(server.tls_url or server.url, server.authority, model)
+
+
+def listing(model: Model) -> str:
+    """Directives of nginx for a static answer to ListObjectsV2, which a mount of the model's folder sends."""
+    bucket, _, folder = model.path.partition("/")
+    entries = "".join(
+        f"<Contents><Key>{folder}/{name}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
+        f"<ETag>&quot;0&quot;</ETag><Size>{size}</Size></Contents>"
+        for name, size in model.files
+    )
+    text = f"<ListBucketResult><Name>{bucket}</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+    (model.folder / "listing.xml").write_text(text)
+    return f"location = /{bucket} {{ default_type application/xml; try_files /{model.path}/listing.xml =404; }}"
 
 
 def throughput(bench: Bench, *, tls: bool) -> dict[str, Any]:
@@ -173,15 +198,30 @@ def served_with_sendfile(
             counts.update(json.loads(process.stdout.readline() or "{}"))
 
 
+def processors(bench: Bench) -> dict[str, Any]:
+    """TLS with the instructions of older processors: OpenSSL and AWS-LC do without those that a variable masks."""
+    model, make = bench.llama(), bench.contestants
+    with served_by_nginx(model, tls=True) as served:
+        rows = [make.coldstream(served), make.floor(served), make.runai(served, 1)]
+        rows = [
+            replace(row, name=f"{row.name}, {kind}", environ={**row.environ, **environ})
+            for kind, environ in PROCESSORS.items()
+            for row in rows
+        ]
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
+    return {"bytes": model.size, "rows": found}
+
+
 def link(bench: Bench) -> dict[str, Any]:
     """Coldstream and the C loop through a link of 5 Gbit/s."""
     model, make = bench.llama(), bench.contestants
     with ExitStack() as stack:
         capped = stack.enter_context(capped_link(LINK_BITS_PER_SECOND))
         with capped.server_side():
-            server = stack.enter_context(nginx(model.root, host=capped.host))
+            server = stack.enter_context(nginx(model.root, host=capped.host, extra=listing(model)))
         served = Served(server.url, None, model)
         rows = [make.coldstream(served), make.floor(served, threads=8), make.runai(served, None)]
+        rows += [make.mounted(served, "off"), make.mounted(served, "full")]
         found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds, prefix=capped.enter)
         allowed = capped.payload_bytes_per_second
     return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": allowed}
@@ -201,6 +241,8 @@ def connections(bench: Bench) -> dict[str, Any]:
             make.coldstream(served, "--connections", str(count)),
             make.floor(served, threads=count),
             make.runai(served, count),
+            # Without a cache, which reads the same bytes often, it would take minutes for each GiB.
+            make.mounted(served, "full"),
         ]
         found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
     return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": float(count * CONNECTION_BYTES_PER_SECOND)}
@@ -219,8 +261,10 @@ def faults(bench: Bench) -> dict[str, Any]:
             share = {kind: FAULTS[kind]} if kind in FAULTS else {}
             served, counts[kind] = stack.enter_context(served_with_sendfile(model, faults=share))
             rows.append(make.coldstream(served, name=f"coldstream, {kind}"))
-            if kind in {"clean", "slow"}:
-                others.append(replace(make.runai(served, None), name=f"Run:ai, default, {kind}"))
+            others.append(replace(make.runai(served, None), name=f"Run:ai, default, {kind}"))
+            if kind in {"busy", "reset"}:
+                row = make.runai(served, None, retry_seconds=60)
+                others.append(replace(row, name=f"{row.name}, {kind}"))
             # Ten times the share, since the small model has few ranges.
             harder = {name: 10 * value for name, value in share.items()}
             with served_with_sendfile(small, faults=harder) as (served_small, _):
@@ -329,6 +373,7 @@ def _most(model: Model) -> int:
 SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "http": lambda bench: throughput(bench, tls=False),
     "tls": lambda bench: throughput(bench, tls=True),
+    "processors": processors,
     "link": link,
     "connections": connections,
     "faults": faults,
