@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from coldstream import __version__
 from coldstream.engines.vllm.endpoint import free_port
+from tests.pods import package_index
 from tests.pods.conftest import CPU_FLAGS, IMAGE, MODEL, UID, Origin
 from tests.pods.containers import Podman
 
 # vLLM's processes share 160 MiB; a container of podman and docker has 64 MiB.
 MEMORY = ("--shm-size", "1g")
-# vLLM's image, as far as the Dockerfile uses it; Debian's Python refuses pip without the last variable.
+# vLLM's image, as far as the Dockerfile uses it: Python with pip, and a user who has set an index.
 BASE = """
 FROM {image}
-RUN set -- /wheels/pip-*.whl && python3 "$1/pip" install --quiet --no-index --break-system-packages "$1"
-ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels PIP_BREAK_SYSTEM_PACKAGES=1
+ADD {index}pip/{wheel} /
+RUN python3 /{wheel}/pip install --quiet pip
 """
-# Debian 12's Python.
-FOR_THE_IMAGE = ("--python-version", "3.11", "--only-binary", ":all:")
+PIP_CONF = """
+[global]
+index-url = {index}
+break-system-packages = true
+"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,7 +38,7 @@ def test_podman_run_as_root(podman: Podman, origin: Origin) -> None:
     port = free_port()
     options = (*MEMORY, "--env-file", str(origin.env_file), "--volume", f"{origin.start}:/start.py:ro")
     with podman.running(*options, IMAGE, *start(origin, port)) as container:
-        assert container.answer(port, MODEL)
+        origin.confirm(container.answer(port, MODEL))
 
 
 def test_podman_run_as_any_user_on_a_read_only_root(podman: Podman, origin: Origin, tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_podman_run_as_any_user_on_a_read_only_root(podman: Podman, origin: Orig
     volume, port = tmp_path / "volume", free_port()
     volume.mkdir()
     os.chown(volume, 0, UID)
-    volume.chmod(0o2777)
+    volume.chmod(0o2775)
     options = (
         *MEMORY,
         *("--user", f"{UID}:0", "--group-add", str(UID), "--cap-drop", "all", "--security-opt", "no-new-privileges"),
@@ -53,20 +56,23 @@ def test_podman_run_as_any_user_on_a_read_only_root(podman: Podman, origin: Orig
     )
     command = ("env", "-u", "HOME", *start(origin, port))
     with podman.running(*options, IMAGE, *command) as container:
-        assert container.answer(port, MODEL)
+        origin.confirm(container.answer(port, MODEL))
 
 
 def test_build_of_the_dockerfile(podman: Podman, tmp_path: Path) -> None:
-    """On a base image that has pip, a folder of wheels instead of a package index, and no vLLM."""
+    """With an index that has the packages of coldstream, and on a base image that has pip and no vLLM."""
     text = (ROOT / "Dockerfile").read_text()
     [base] = re.findall(r"^FROM (.+):\$\{VLLM\}$", text, re.MULTILINE)
     [version] = re.findall(r"^ARG VLLM=(.+)$", text, re.MULTILINE)
-    wheels = tmp_path / "wheels"
-    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--dest", str(wheels))
-    subprocess.run([*pip, "pip", "hatchling", f"{ROOT}[tls]", *FOR_THE_IMAGE], check=True)
-    (tmp_path / "Dockerfile").write_text(BASE.format(image=IMAGE))
-    mounted = ("--pull=never", "--network=none", "--volume", f"{wheels}:/wheels:ro")
-    podman("build", *mounted, "--tag", f"docker.io/{base}:{version}", str(tmp_path))
-    podman("build", *mounted, "--tag", "localhost/coldstream", str(ROOT))
-    run = ("run", "--rm", "--network=host", "localhost/coldstream", MODEL)
-    assert "error: vLLM is not installed" in podman(*run, code=10)
+    wheels, settings = tmp_path / "wheels", tmp_path / "pip.conf"
+    package_index.download(wheels, "pip", "hatchling", f"{ROOT}[tls]")
+    with package_index.serving(wheels) as index:
+        settings.write_text(PIP_CONF.format(index=index))
+        [pip] = (wheels / "pip").iterdir()
+        (tmp_path / "Dockerfile").write_text(BASE.format(image=IMAGE, index=index, wheel=pip.name))
+        options = ("--pull=never", "--network=host", "--volume", f"{settings}:/etc/pip.conf:ro")
+        podman("build", *options, "--tag", f"docker.io/{base}:{version}", str(tmp_path))
+        podman("build", *options, "--tag", "localhost/coldstream", str(ROOT), seconds=300)
+    run = ("run", "--rm", "--network=host")
+    assert podman(*run, "--entrypoint", "coldstream", "localhost/coldstream", "--version").split()[-1] == __version__
+    assert "error: vLLM is not installed" in podman(*run, "localhost/coldstream", MODEL, code=10)
