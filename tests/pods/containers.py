@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from tests.vllm.conftest import PYTHON, clean_environ
 RUNTIME = Path(__file__).with_name("oci_runtime.py")
 # What a slim image has: Python with its standard library, and certificates.
 PACKAGES = "python3,ca-certificates"
+# Containers without some of a root's rights, mounts, and device files in the base image.
+_CAPABILITIES = {"CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 _STORAGE = """
 [storage]
@@ -40,9 +44,12 @@ def missing() -> str:
     """What containers with vLLM need and is not here; "" when all is."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "Linux and root"
-    programs = ("podman", "runc", "debootstrap", "mksquashfs")
+    effective = int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
+    if lacking := [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]:
+        return f"rights: {', '.join(lacking)}"
+    programs = ("podman", "runc", "catatonit", "debootstrap", "mksquashfs")
     if lacking := [name for name in programs if not shutil.which(name, path=_PATH)]:
-        return f"programs: {', '.join(lacking)} (apt-get install podman runc debootstrap squashfs-tools)"
+        return f"programs: {', '.join(lacking)} (apt-get install podman runc catatonit debootstrap squashfs-tools)"
     if not PYTHON.exists():
         return "vLLM in .venv-vllm (make .venv-vllm/tests.done)"
     return ""
@@ -54,20 +61,42 @@ class Podman:
 
     environ: Mapping[str, str]
 
-    def __call__(self, *arguments: str, stdin: bytes | None = None, code: int | None = 0) -> str:
-        """Runs it to its end; its output, and that of errors."""
-        done = subprocess.run(
-            ["podman", *arguments],
-            env=self.environ,
-            input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=600,
-            check=False,
-        )
-        text = done.stdout.decode(errors="replace")
-        assert code is None or done.returncode == code, f"podman {arguments[0]}: exit {done.returncode}\n{text[-4000:]}"
-        return text
+    def __call__(self, *arguments: str, stdin: bytes | None = None, code: int | None = 0, seconds: float = 120) -> str:
+        """Runs it to its end; its output, and that of errors.
+
+        Args:
+            arguments: The command's.
+            stdin: What it reads.
+            code: The exit code that it must have, within the time; None for any, also none.
+            seconds: How long it may take.
+        """
+        command = ["podman", *arguments]
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(
+                command,
+                env=self.environ,
+                input=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                check=False,
+            )
+            text = done.stdout.decode(errors="replace")
+            assert code in {None, done.returncode}, f"{command[:3]}: exit {done.returncode}\n{text[-4000:]}"
+            return text
+        assert code is None, f"{command[:3]} has not ended within {seconds:.0f} s"
+        return ""
+
+    def refusal(self, archive: Path) -> str:
+        """Why it runs no containers on this machine, for whatever reason; "" if it runs one with a single program."""
+        with tarfile.open(archive, "w") as file:
+            file.add(str(shutil.which("catatonit", path=_PATH)), "catatonit")  # needs no libraries
+        try:
+            self("import", str(archive), "localhost/one-program")
+            self("run", "--rm", "--network", "host", "localhost/one-program", "/catatonit", "--version")
+        except AssertionError as exc:
+            return str(exc)
+        return ""
 
     def tag(self, image: str, name: str) -> None:
         """Gives an image a name as files have it, such as vllm/vllm-openai:v0.32.0."""
@@ -139,7 +168,7 @@ def podman(folder: Path) -> Iterator[Podman]:
         yield command
     finally:
         for arguments in (("pod", "rm"), ("rm",), ("volume", "rm"), ("rmi",)):
-            command(*arguments, "--all", "--force", code=None)
+            command(*arguments, "--all", "--force", code=None, seconds=60)
         # podman mounts its folder of layers over itself.
         subprocess.run(["umount", folder / "images/overlay"], stderr=subprocess.DEVNULL, check=False)
 
@@ -185,12 +214,15 @@ class Running:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             try:
                 connection.request("GET", "/health")
-                if connection.getresponse().read() is not None:
+                reply = connection.getresponse()
+                reply.read()
+                if reply.status == 200:
                     return _ask(connection, model, key)
             except OSError:
-                time.sleep(0.5)
+                pass
             finally:
                 connection.close()
+            time.sleep(0.5)
 
 
 def _ask(connection: http.client.HTTPConnection, model: str, key: str) -> str:
