@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_kube_play(podman: Podman, origin: Origin, tmp_path: Path, memory: Path,
     path.write_text(yaml.safe_dump_all(documents))
     try:
         with podman.playing(path) as container:
-            assert container.answer(port, MODEL, key=KEY)
+            origin.confirm(container.answer(port, MODEL, key=KEY))
     finally:
         podman("secret", "rm", name)
 
@@ -61,7 +62,8 @@ def fit_pod(pod: dict[str, Any], *, user: int, disk: Path, memory: Path) -> None
         parent = memory if volume.pop("emptyDir").get("medium") == "Memory" else disk
         path = parent / volume["name"]
         path.mkdir()
-        path.chmod(0o777)
+        os.chown(path, 0, user)  # fsGroup, which is the user's number here
+        path.chmod(0o2777 if user else 0o777)
         volume["hostPath"] = {"path": str(path), "type": "Directory"}
 
 
@@ -88,4 +90,4 @@ def test_compose(podman: Podman, compose: Path, origin: Origin, tmp_path: Path) 
     path.write_text(yaml.safe_dump(document))
     keys = {name: value for name, value in origin.environ.items() if name.startswith("R2_")}
     with podman.composing(compose, path, environ=keys | {"VLLM_API_KEY": KEY}) as container:
-        assert container.answer(port, MODEL, key=KEY)
+        origin.confirm(container.answer(port, MODEL, key=KEY))
