@@ -29,8 +29,10 @@ class Bucket:
     """What requests meet. Rates are of requests; each fault is drawn anew for each."""
 
     latency: float = 0.02
+    latency_sigma: float = 0.0  # above 0, first bytes come after a lognormal time with `latency` as the median
     connect: float = 0.03
     each_rate: float = 30e6  # bytes/s of one connection
+    each_rates: tuple[float, float] | None = None  # or drawn from this range for each connection, when it is opened
     total_rate: float = math.inf
     slow: float = 0.0
     slow_factor: float = 100.0
@@ -95,6 +97,7 @@ class _Transfer:
     end: str = "done"
     flowing: bool = False
     rate: float = 0.0
+    first_byte_seconds: float = 0.0
 
 
 class World:
@@ -180,6 +183,7 @@ class World:
         self.failed: Fail | None = None
         self.steps = 0
         self.targets = [self.pace.target]
+        self.samples: list[tuple[float, int, int]] = []  # at each tick: seconds, bytes received, requests under way
         self.finished_at: float | None = None
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -187,7 +191,7 @@ class World:
         self._flowing: list[_Transfer] = []
         self._flowed = self.now
         self._version = 0
-        self._warm: set[int] = set()
+        self._warm: dict[int, float] = {}  # open connections, and what each can deliver
         self._gone_connections: set[int] = set()
         self._ticked = -math.inf
         # What the world knows, to be compared with.
@@ -278,6 +282,7 @@ class World:
             if transfer is not None:
                 self._reported[connection] = int(transfer.received)
                 self.scheduler.received(connection, int(transfer.received), self.now)
+        self.samples.append((self.now - self.start, self.scheduler.statistics.received_bytes, len(self._transfers)))
         self._do(self.scheduler.tick(self.now))
         self.targets.append(self.pace.target)
 
@@ -334,9 +339,14 @@ class World:
     def _request(self, transfer: _Transfer, chunk: Chunk) -> None:
         rng, seconds = self.rng, self.now - self.start
         bucket = self.cdn if self.cdn is not None and transfer.fetch.cdn else self.bucket
-        delay = bucket.latency * rng.uniform(0.8, 1.5)
+        if bucket.latency_sigma:
+            delay = bucket.latency * math.exp(rng.gauss(0.0, bucket.latency_sigma))
+        else:
+            delay = bucket.latency * rng.uniform(0.8, 1.5)
+        transfer.first_byte_seconds = delay
         if transfer.fetch.connection not in self._warm:
-            self._warm.add(transfer.fetch.connection)
+            each = rng.uniform(*bucket.each_rates) if bucket.each_rates else 0.0
+            self._warm[transfer.fetch.connection] = each
             delay += bucket.connect
         version = self._link[chunk.segment]
         if seconds >= bucket.dead_after:
@@ -356,7 +366,8 @@ class World:
             transfer.end, transfer.until = "range", 0
         else:
             self._link_used[chunk.segment, version] = self._link_used.get((chunk.segment, version), 0) + 1
-            transfer.cap = bucket.each_rate * rng.uniform(0.9, 1.1)
+            each = self._warm[transfer.fetch.connection]
+            transfer.cap = each or bucket.each_rate * rng.uniform(0.9, 1.1)
             transfer.until = transfer.size
             if rng.random() < bucket.slow:
                 transfer.cap /= bucket.slow_factor
@@ -414,7 +425,7 @@ class World:
             if self._tee_alive and not fetch.is_local and self.wanted[number]:
                 self._to_store.setdefault(chunk.extent, set()).add(number)
             self._settle()
-            self._do(self.scheduler.done(fetch.connection, self.now, first_byte_seconds=self.bucket.latency))
+            self._do(self.scheduler.done(fetch.connection, self.now, first_byte_seconds=transfer.first_byte_seconds))
             return
         asked = None
         if kind in {"corrupt", "local", "mixed"}:
@@ -429,7 +440,7 @@ class World:
         elif kind == "busy":
             asked = self.bucket.retry_after
         if kind not in {"busy", "refused", "corrupt", "range"}:
-            self._warm.discard(fetch.connection)
+            self._warm.pop(fetch.connection, None)
         failure = Failure(kind, received, f"{kind} answer", asked)
         self._do(self.scheduler.failed_fetch(fetch.connection, failure, self.now))
 
@@ -469,7 +480,7 @@ class World:
         if self._gone_connections.intersection(mine):
             return
         for connection in mine:
-            self._warm.discard(connection)
+            self._warm.pop(connection, None)
             transfer = self._transfers.get(connection)
             if transfer is not None:
                 self._take(transfer)

@@ -16,6 +16,7 @@ SLOW_SHARE = 0.25
 SLOW_SECONDS_MIN = 0.15
 STALL_SECONDS_MIN = 1.0
 STALL_SECONDS_UNKNOWN = 5.0  # while nothing is known of the bucket, it may always be this silent
+SPARE_PATIENCE = 5  # with connections to spare, a request may be slow after so many times the usual first byte's time
 _STALL_PATIENCE_MAX = 4.0  # the limit of patience with silent connections, as a factor
 # A connection that has not stopped is told again: it may have been connecting, and have missed the first message.
 STOP_AGAIN_SECONDS = 1.0
@@ -65,6 +66,7 @@ class Speeds:
         now: float,
         *,
         least: tuple[float, float] | None = None,  # (bytes per second, after so many seconds) for each connection
+        spare: bool = False,  # whether connections are idle because nothing is left to fetch
     ) -> Iterator[tuple[int, str | None]]:
         """Connections to stop, because another would fetch the rest of their chunk sooner.
 
@@ -81,7 +83,7 @@ class Speeds:
                     flight.stopped = now
                     yield connection, None
             elif allowed > 0 and (
-                cause := _cause_to_stop(flight, usual, first_byte, now) or ("slow" if is_under else None)
+                cause := _cause_to_stop(flight, usual, first_byte, now, spare=spare) or ("slow" if is_under else None)
             ):
                 flight.stopped = now
                 allowed -= 1
@@ -102,14 +104,16 @@ class Speeds:
         return usual
 
 
-def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: float) -> str | None:
+def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: float, *, spare: bool) -> str | None:
     """One of `CAUSES` if the connection should be stopped."""
     patience = 2.0 ** min(flight.takeovers, 6)
     silent = (now - flight.moved) / min(patience, _STALL_PATIENCE_MAX)
     if usual is None:
         return "silent" if silent > STALL_SECONDS_UNKNOWN else None
     elapsed = now - flight.began
-    if elapsed < patience * (SLOW_SECONDS_MIN + 2 * (first_byte + flight.size / usual)):
+    # With connections to spare another try costs nothing, and the whole load waits for this one.
+    usual_seconds = SPARE_PATIENCE * first_byte if spare else 2 * (first_byte + flight.size / usual)
+    if elapsed < patience * (SLOW_SECONDS_MIN + usual_seconds):
         return None
     if silent > max(STALL_SECONDS_MIN, 4 * first_byte):
         return "silent"
@@ -120,7 +124,5 @@ def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: 
 
 
 def _median(values: Sequence[float] | deque[float]) -> float:
-    """The median; importing `statistics` would take longer than importing the whole engine."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    """The upper median; importing `statistics` would take longer than importing the whole engine."""
+    return sorted(values)[len(values) // 2]

@@ -58,20 +58,9 @@ _RESULT = struct.Struct("<BBIQddd16s")
 
 # Outcomes of a fetch by their number on the wire: "done", or a kind of failure.
 KINDS = (
-    "done",
-    "broken",
-    "tls",
-    "busy",
-    "refused",
-    "gone",
-    "changed",
-    "range",
-    "protocol",
-    "cancelled",
-    "corrupt",
-    "local",
+    "done", "broken", "tls", "busy", "refused", "gone", "changed", "range", "protocol", "cancelled", "corrupt", "local",
     "unexpected",
-)
+)  # fmt: skip
 
 
 class FetchRequest(NamedTuple):

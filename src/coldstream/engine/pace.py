@@ -14,8 +14,10 @@ from math import inf
 # A step is judged after at least this time, and this many bytes per connection: new ones first have to connect.
 STEP_SECONDS = 0.15
 STEP_BYTES = 4 << 20
-SMALL_STEP_SECONDS = 0.5  # a small step makes a small difference, which takes longer to see
+SMALL_STEP_SECONDS = 0.25  # a small step makes a small difference, which takes longer to see
 STEP_SECONDS_MAX = 2.0  # a slower bucket is judged after this time
+# A bucket that takes so long to answer gets many connections at once: until fewer are judged, a load is half over.
+FAR_SECONDS, FAR_CONNECTIONS, NEAR_CONNECTIONS = 0.025, 64, 8
 # The growth in throughput for which a doubling is kept, and the share of its own growth for which a small step is.
 DOUBLING_GAIN = 1.2
 STEP_GAIN_SHARE = 0.5
@@ -30,6 +32,11 @@ HELD_SECONDS = 5.0  # how long to stay below the number that overloaded the buck
 TARGET_MIN = 4  # so few connections do not overload a bucket
 
 
+def first_connections(answer_seconds: float) -> int:
+    """With how many connections to begin, when the place has taken so long to answer."""
+    return FAR_CONNECTIONS if answer_seconds >= FAR_SECONDS else NEAR_CONNECTIONS
+
+
 class Pace:
     """Decides the number of connections."""
 
@@ -38,12 +45,14 @@ class Pace:
         self.target = max(1, min(first, limit))  # how many should be fetching, at most `limit`
         self.saturated = False  # whether more connections were tried and did not help
         self.throttled = 0  # how often the bucket was overloaded
-        self._doubling_to = limit  # above this, small steps
+        self._doubling_to = limit if first < FAR_CONNECTIONS else 0  # above this, small steps
         self._before: tuple[int, float] | None = None  # the number before the present step, and its bytes per second
         self._steady_seconds = STEADY_SECONDS
         self._since: float | None = None  # when the present step began; None: at the next `observe`
         self._bytes = 0
         self._idle = False
+        self._step = 0
+        self._tries_fewer = 0 if self._doubling_to else 2
         self._answers: deque[bool] = deque(maxlen=BUSY_WINDOW)
         self._halved = self._held_until = -inf
         self._refused_at = limit
@@ -79,7 +88,7 @@ class Pace:
 
     def _step_seconds(self) -> float:
         if self._before is None:
-            return STEP_SECONDS if self._doubles else self._steady_seconds
+            return STEP_SECONDS if self._doubles or not self.saturated else self._steady_seconds
         return STEP_SECONDS if self.target >= 2 * self._before[0] else SMALL_STEP_SECONDS
 
     @property
@@ -91,16 +100,24 @@ class Pace:
             number, earlier = self._before
             gain = 1 + STEP_GAIN_SHARE * (self.target / number - 1)
             self._before = None
-            self.saturated = rate < earlier * min(gain, DOUBLING_GAIN)
-            if self.saturated:
+            is_fewer = self.target < number
+            self.saturated = (rate >= earlier * gain) if is_fewer else (rate < earlier * min(gain, DOUBLING_GAIN))
+            if is_fewer or self.saturated:
                 self.target = number
-                self._doubling_to = 0
+                self._doubling_to = self._step = 0
                 self._steady_seconds = min(2 * self._steady_seconds, STEADY_SECONDS_MAX)
                 return
             self._steady_seconds = STEADY_SECONDS
-        raised = 2 * self.target if self._doubles else self.target + max(1, self.target // 8)
-        raised = min(raised, self._doubling_to if self._doubles else self.limit)
-        if raised > self.target:
+        if self._doubles:
+            raised = min(2 * self.target, self._doubling_to)
+        else:
+            self._step = min(2 * self._step or max(1, self.target // 8), self.target)
+            raised = min(self.target + self._step, self.limit)
+        if raised == self.target and self._tries_fewer:
+            # At the limit from the start, fewer show whether more would help. The first step includes the first byte.
+            self._tries_fewer -= 1
+            raised -= 0 if self._tries_fewer else raised // 4
+        if raised != self.target:
             self._before = (self.target, rate)
             self.target = raised
 

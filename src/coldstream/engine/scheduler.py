@@ -37,9 +37,7 @@ TICK_SECONDS = 0.05
 IDLE_TICK_SECONDS = 0.5  # with nothing in flight, ticks only notice a stuck consumer, or a load that has to be given up
 # How many chunks of one kind, local or remote, may have memory and wait while extents are placed for the other kind.
 PILE_MAX = 16
-REFUSED_MAX = 3
-CORRUPT_MAX = 3
-MISRANGED_MAX = 3
+REFUSED_MAX = CORRUPT_MAX = MISRANGED_MAX = 3
 _SUSPECT = {"corrupt", "local", "range"}
 # Failures that a retry cannot fix, and the kind of the load's failure.
 _PERMANENT = {"changed": "conflict", "gone": "not-found", "tls": "unavailable"}
@@ -535,7 +533,8 @@ class Scheduler:
     def _stop_slow(self, now: float) -> list[Action]:
         target, flights = self.pace.target, self._flights.items()
         remote = [(connection, flight) for connection, flight in flights if not flight.is_local and not flight.cdn]
-        to_stop = [*self._speeds.to_stop(remote, target, now)]
+        spare = not (self._queues[0] or self._pending_kinds[0]) and self._flying[0] < target
+        to_stop = [*self._speeds.to_stop(remote, target, now, spare=spare)]
         if self._cdn_flying:
             through = [(connection, flight) for connection, flight in flights if flight.cdn]
             to_stop += self._cdn_speeds.to_stop(through, target, now, least=(BYTES_PER_SECOND_MIN, SLOW_SECONDS))

@@ -23,7 +23,7 @@ from coldstream.engine.actions import Action, Chunk, Fail, Failure, Fetch, Ready
 from coldstream.engine.arena import Arena, arena_bytes, connections_within, lay_out
 from coldstream.engine.cdn_choice import STATUSES
 from coldstream.engine.consumers import Consumers
-from coldstream.engine.pace import Pace
+from coldstream.engine.pace import Pace, first_connections
 from coldstream.engine.processes import EventLoop, failure_of
 from coldstream.engine.scheduler import Scheduler
 from coldstream.engine.tee import Tee
@@ -33,7 +33,6 @@ from coldstream.machine.processors import Processors
 from coldstream.model.job import FileJob, JobOptions, sources, unpack_files, unpack_options
 from coldstream.net.tls import context_for, tls_settings
 
-CONNECTIONS_FIRST = 8
 READS_PER_WORKER = 2
 RESPAWNS_MAX = 8
 PROGRESS_SECONDS = 0.1
@@ -183,7 +182,7 @@ class _RunningLoad:
             self._chunks,
             extents,
             arena=Arena(options.memory_limit, mapped_bytes=mapped_bytes),
-            pace=Pace(first=CONNECTIONS_FIRST, limit=connections),
+            pace=Pace(first=first_connections(options.answer_seconds), limit=connections),
             consumers=options.consumers,
             local_max=min(connections, READS_PER_WORKER * len(self._workers)),
             in_order=options.in_order,
@@ -280,7 +279,6 @@ class _RunningLoad:
         )
 
     def tick(self) -> None:
-        """Looks at what time changes: after every round of events, and when the scheduler's deadline is over."""
         now = time.monotonic()
         if failure := self.consumers.missing(now):
             self.do([failure])

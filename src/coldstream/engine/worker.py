@@ -125,9 +125,9 @@ class Worker:
                 first_byte = answer.first_byte_seconds
                 cache = status_number(answer.cache_status) if fetch.cdn else 0
         except FetchError as exc:
-            retry_after = exc.retry_after_seconds
+            wait = exc.retry_after_seconds
             return messages.FetchResult(
-                exc.kind, fetch.chunk, exc.received, retry_after_seconds=retry_after, message=exc.message
+                exc.kind, fetch.chunk, exc.received, retry_after_seconds=wait, message=exc.message
             )
         except ConfigError as exc:
             return messages.FetchResult("tls", fetch.chunk, message=exc.message)
@@ -141,14 +141,9 @@ class Worker:
                 f"{path}: bytes {fetch.start}-{fetch.stop - 1} differ from what was uploaded "
                 f"(XXH3 {digest.hex()[:8]}…, the manifest says {fetch.digest.hex()[:8]}…)"
             )
+        received = len(view) - fetch.skip
         return messages.FetchResult(
-            kind=kind,
-            chunk=fetch.chunk,
-            received=len(view) - fetch.skip,
-            first_byte_seconds=first_byte,
-            digest=digest,
-            cache=cache,
-            message=message,
+            kind, fetch.chunk, received, first_byte, digest=digest, cache=cache, message=message
         )
 
     def _get(self, known: _KnownSegment, fetch: messages.FetchRequest, view: memoryview, connection: int) -> RangeReply:
@@ -186,7 +181,6 @@ class Worker:
         return link
 
     def _read(self, source: SegmentSource, fetch: messages.FetchRequest, view: memoryview, connection: int) -> None:
-        """Reads the range from the local file."""
         # A local copy is of the whole file, a segment's local file only of the segment.
         path, start = (source.copy, 0) if source.copy is not None else (source.segment.local, source.start)
         assert path is not None

@@ -62,13 +62,11 @@ class WorkerPool:
         return sum(worker.cpu_seconds for worker in self._workers) + self._lost_cpu_seconds
 
     def begin(self, sources: Sequence[SegmentSource], mapped_bytes: int) -> None:
-        """Tells every worker of the arena, and of all segments of all files."""
         self.sources, self.versions, self._mapped_bytes = [*sources], [0] * len(sources), mapped_bytes
         for worker in self._workers:
             self._introduce(worker)
 
     def renew(self, segment: int, source: SegmentSource) -> None:
-        """Tells every worker of a segment's new link."""
         self.sources[segment] = source
         self.versions[segment] += 1
         for worker in self._workers:

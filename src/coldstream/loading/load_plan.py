@@ -103,6 +103,7 @@ class PreparedLoad:
             in_order=options.in_order,
             give_up_seconds=settings.retry_seconds,
             attach_seconds=options.attach_seconds,
+            answer_seconds=self.checkpoint.answer_seconds,
             # Even a complete copy may have a wrong chunk.
             cache=str(self.local_copy.folder) if self.local_copy is not None and not self.offline else None,
             cache_bytes_max=self.bytes_max,

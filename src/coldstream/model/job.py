@@ -119,6 +119,7 @@ class JobOptions:
     in_order: bool = False  # whether extents become ready in the order of the files, or as they arrive
     give_up_seconds: float = 180.0  # a load of which nothing has moved for so long fails
     attach_seconds: float = 600.0  # how long after the first consumer the last one may attach
+    answer_seconds: float = 0.0  # how long the place took to answer so far; 0 if that is not known
     cache: str | None = None  # the folder of the local copy to fill, or None
     cache_bytes_max: int | None = None  # how large that cache may be, or None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +67,7 @@ class Checkpoint:
         shards: In the order of their paths; at least one.
         left_out: Weights beside them, and an index, that are not loaded: path to reason.
         cdn: The URL and the headers (secrets) of the CDN that also has its objects, as far as a manifest verifies them.
+        answer_seconds: How long reading a header took, the median of all: how far away the place is.
     """
 
     uri: str
@@ -76,6 +78,7 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     cdn: Link | None = field(default=None, repr=False)
+    answer_seconds: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -130,12 +133,12 @@ def read_checkpoint(
             target=uri,
         )
     read = in_parallel(partial(_read_shard, place), locations)
-    shards = tuple(shard for shard, _ in read)
+    shards = tuple(shard for shard, _, _ in read)
     check_duplicate_tensors({shard.path: shard.header for shard in shards}, where=uri)
-    pinned = version is not None or all(stamp for _, stamp in read)
+    pinned = version is not None or all(stamp for _, stamp, _ in read)
     if version is None:
         # With the URI: two fine-tunes of one model have the same paths, sizes and headers.
-        lines = [uri] + [f"{shard.path}\0{shard.size}\0{stamp}" for shard, stamp in read]
+        lines = [uri] + [f"{shard.path}\0{shard.size}\0{stamp}" for shard, stamp, _ in read]
         if not pinned:
             lines += [salt] + [hashlib.sha256(shard.head).hexdigest() for shard in shards]
         version = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -147,16 +150,19 @@ def read_checkpoint(
         pinned=pinned,
         shards=shards,
         left_out=left_out or {},
+        answer_seconds=sorted(seconds for _, _, seconds in read)[len(read) // 2],
     )
 
 
-def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str]:
-    """The shard, and its `Piece.stamp`."""
+def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str, float]:
+    """The shard, its `Piece.stamp`, and how long its first bytes took."""
+    began = time.monotonic()
     chunks = location.entry.chunks if location.entry else None
     first_stop = chunks.stops[0] if chunks and chunks.stops else 0
     stop = first_stop if LENGTH_BYTES <= first_stop <= _FIRST_CHUNK_BYTES_MAX else SPECULATIVE_BYTES
     start = _ShardStart(place, location)
     start.read(stop)
+    seconds = time.monotonic() - began
     data_start = header_stop(start.body, file_bytes=start.size, path=location.where)
     if data_start > len(start.body):
         # Up to the end of the chunk in which the header ends, so that all of it can be checked.
@@ -178,7 +184,7 @@ def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str]:
         stops=chunks.stops if chunks else tuple(tensor_stops(header)),
         digests=digests,
     )
-    return shard, start.pieces[0].stamp
+    return shard, start.pieces[0].stamp, seconds
 
 
 class _ShardStart:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coldstream.engine.pace import HELD_SECONDS, TARGET_MIN, Pace
+from coldstream.engine.pace import HELD_SECONDS, TARGET_MIN, Pace, first_connections
 
 Rate = Callable[[int], float]
 
@@ -34,6 +34,20 @@ def storm(pace: Pace, count: int, now: float) -> None:
 def test_it_doubles_while_that_helps() -> None:
     targets = drive(Pace(first=16, limit=200), lambda n: 30e6 * n, seconds=3)
     assert list(dict.fromkeys(targets)) == [16, 32, 64, 128, 200]
+
+
+def test_a_far_bucket_gets_many_connections_at_once() -> None:
+    assert first_connections(0.0) == first_connections(0.02) == 8
+    assert first_connections(0.06) == 64
+
+
+def test_above_what_a_far_bucket_gets_it_feels_its_way() -> None:
+    """Twice as many at once could provoke a burst of 503s."""
+    targets = drive(Pace(first=64, limit=1024), lambda n: 46e6 * n, seconds=5)
+    assert list(dict.fromkeys(targets))[:5] == [64, 72, 88, 120, 184]
+    assert targets[-1] == 1024
+    targets = drive(Pace(first=64, limit=1024), lambda n: min(46e6 * n, 2.5e9), seconds=30)
+    assert max(targets) <= 72
 
 
 def test_it_stays_where_more_does_not_help() -> None:

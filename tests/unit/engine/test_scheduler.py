@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, StoreChunk
+from coldstream.engine.actions import Chunk, Fail, Failure, Fetch, Ready, Renew, Stop, StoreChunk
 from coldstream.engine.arena import Arena, arena_bytes
 from coldstream.engine.hedging import Flight, Speeds
 from coldstream.engine.pace import Pace
@@ -307,3 +307,23 @@ def test_only_so_many_are_stopped_at_a_time() -> None:
 
 def test_one_that_is_nearly_through_is_left_alone() -> None:
     assert list(speeds(8, 11.9).to_stop(flights(8 * MIB - 1000, MIB), 16, 12.0)) == [(1, "slow")]
+
+
+def test_with_connections_to_spare_a_slow_one_is_stopped_sooner() -> None:
+    late = flights(8 * MIB - 9, 0, began=11.7)
+    assert list(speeds(8, 11.9).to_stop(late, 16, 12.0)) == []
+    assert list(speeds(8, 11.9).to_stop(late, 16, 12.0, spare=True)) == [(1, "slow")]
+
+
+def test_at_the_end_of_a_load_the_last_request_is_not_waited_for_long() -> None:
+    found = Scheduler(
+        [Chunk(0, 0, n, n, 0, 8 * MIB) for n in range(8)],
+        [8 * MIB] * 8,
+        arena=Arena(1 << 40),
+        pace=Pace(first=8, limit=8),
+        now=0.0,
+    )
+    found.tick(0.0)
+    for connection in range(7):
+        found.done(connection, 0.5, first_byte_seconds=0.02)
+    assert [action for action in found.tick(0.6) if isinstance(action, Stop)] == [Stop(7)]

@@ -57,6 +57,12 @@ def test_a_header_takes_one_read(place: CountingFolder) -> None:
     assert len(place.ranges) == 1
 
 
+def test_it_tells_how_far_away_the_place_is(place: CountingFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.06])
+    monkeypatch.setattr("coldstream.places.checkpoint.time.monotonic", lambda: next(clock))
+    assert read(place, location(("one", None))).answer_seconds == 0.06
+
+
 def test_a_header_in_several_objects(place: CountingFolder) -> None:
     objects = (("part0", 5), ("part1", 55), ("part2", len(SHARD) - 60))
     (shard,) = read(place, location(*objects)).shards
