@@ -6,7 +6,6 @@ A start holds the lock of that folder, and a running coldstream that of the runt
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+
+from coldstream.machine.disk import try_lock
 
 PLACES = (Path("/dev/shm"), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  # the owner of what is there is checked
 _BLOCK = 512
@@ -104,8 +105,4 @@ def _lock(path: Path, locks: ExitStack) -> bool:
     except FileNotFoundError:
         return True
     locks.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return try_lock(descriptor, exclusive=True)
