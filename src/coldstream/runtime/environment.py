@@ -115,9 +115,14 @@ def version_of(environment: Environment, package: str) -> str | None:
     for folder in environment.packages:
         for info in folder.glob("*.dist-info"):
             name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
-            if re.sub(r"[-_.]+", "-", name).lower() == package:
+            if normalised(name) == package:
                 return version
     return None
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def relocate(environment: Environment, out: Path) -> Platform:

@@ -14,12 +14,12 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, DiskError, NotFoundError
+from coldstream.machine.parallel import in_parallel
 from coldstream.runtime.runtime_manifest import CHUNK_BYTES, FORMAT, Image, Platform, RuntimeManifest, Unpacker
 
 _PACK = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K", "-all-root", "-no-xattrs", "-noappend")
@@ -64,12 +64,12 @@ def pack(folder: Path, path: Path) -> Image:
         message = done.stderr.decode("utf-8", "replace").strip()[-300:]
         raise DiskError(f"cannot pack the runtime: {message}", hint="check free space: df -h", target=str(path))
     files, unpacked = _count(folder)
-    with ThreadPoolExecutor() as pool, path.open("rb") as file:
+    with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        chunks = pool.map(
+        chunks = in_parallel(
             lambda start: _sha256(os.pread(file.fileno(), CHUNK_BYTES, start)), range(0, size, CHUNK_BYTES)
         )
-        return Image(size=size, unpacked=unpacked, files=files, chunk_bytes=CHUNK_BYTES, chunks=list(chunks))
+    return Image(size=size, unpacked=unpacked, files=files, chunk_bytes=CHUNK_BYTES, chunks=chunks)
 
 
 def unpacker() -> bytes:

@@ -92,7 +92,7 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, metadata.Distributio
             assert match is not None
             extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", match[3])
             if extra is None or extra[1] in extras:
-                waiting.append((_normalised(match[1]), frozenset(re.findall(r"[\w.-]+", match[2] or ""))))
+                waiting.append((environment.normalised(match[1]), frozenset(re.findall(r"[\w.-]+", match[2] or ""))))
     return needed
 
 
@@ -111,7 +111,7 @@ def _add_other_versions(versions: dict[str, str], packages: Path) -> None:
             except (OSError, subprocess.TimeoutExpired):
                 return
             for distribution in metadata.distributions(path=[folder]) if not done.returncode else ():
-                _copy(distribution, packages / f"{_normalised(distribution.metadata['Name'])}@3.{minor}")
+                _copy(distribution, packages / f"{environment.normalised(distribution.metadata['Name'])}@3.{minor}")
 
 
 def _copy(distribution: metadata.Distribution, out: Path) -> None:
@@ -124,7 +124,3 @@ def _copy(distribution: metadata.Distribution, out: Path) -> None:
             environment.copy_tree(source, out / name, skipped=("__pycache__", "direct_url.json"))
         elif source.is_file() and source.suffix != ".pth":
             environment.link(source, out / name)
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from coldstream.errors import IntegrityError, NotFoundError, UsageError
+from coldstream.machine.parallel import in_parallel
 from coldstream.places.place import Store, put_file
 from coldstream.runtime.runtime_manifest import MANIFEST_BYTES_MAX, RuntimeManifest, decode_manifest, encode_manifest
 
@@ -76,8 +76,9 @@ def runtimes(store: Store) -> list[Runtime]:
         digest, _, _ = info.key.removeprefix(f"{ROOT}/").partition("/")
         folders.setdefault(digest, {})[info.key] = info.size
         times[digest] = max(times.get(digest, info.modified), info.modified)
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        entries = pool.map(lambda digest: _runtime(store, digest, folders[digest], times[digest]), folders)
+    entries = in_parallel(
+        lambda digest: _runtime(store, digest, folders[digest], times[digest]), list(folders), threads=CONNECTIONS
+    )
     return sorted(entries, key=lambda runtime: runtime.published, reverse=True)
 
 
@@ -116,8 +117,8 @@ def verify(store: Store, runtime: Runtime, *, on_read: Callable[[int], None]) ->
         store.read_into(f"{folder}/image", start, memoryview(buffer), on_read=on_read)
         return None if hashlib.sha256(buffer).hexdigest() == image.chunks[index] else index
 
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        damaged = [index for index in pool.map(check, range(len(image.chunks))) if index is not None]
+    checked = in_parallel(check, range(len(image.chunks)), threads=CONNECTIONS)
+    damaged = [index for index in checked if index is not None]
     unpacker, _ = store.get(f"{folder}/unpacker", bytes_max=manifest.unpacker.size)
     if damaged or hashlib.sha256(unpacker).hexdigest() != manifest.unpacker.sha256:
         what = f"{len(damaged)} of {len(image.chunks)} chunks of its image" if damaged else "its unpacker"
