@@ -36,6 +36,7 @@ SENTINEL = "SENTINEL"
 _PROGRAM = r"""#!/bin/sh
 root=$(dirname "$(dirname "$0")")
 echo "started $0"
+echo "umask $(umask)"
 for argument; do echo "argument $argument"; done
 cd "$root" && sha256sum --quiet -c sums && echo "files are whole"
 env

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -122,6 +124,13 @@ def test_the_next_start_needs_no_server(bucket: Bucket, runtime: ArtificialRunti
 @MOUNT
 def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> None:
     del bucket.node.environ["COLDSTREAM_RUNTIME_MODE"]
+    attached = []
+
+    def on_request(line: str) -> None:
+        if line.endswith("/image"):
+            attached.append(loop_devices(bucket.node.base))
+
+    bucket.faults.on_request = on_request
     try:
         first = bucket.node.start(runtime.digest)
         if first.root.name == "tree":
@@ -129,7 +138,12 @@ def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> No
         assert first.is_started
         phases = json.loads(first.environ["COLDSTREAM_BOOTSTRAP"])["phases"]
         assert [phase[0] for phase in phases] == ["fetch", "mount"]
-        assert os.statvfs(first.root).f_flag & os.ST_RDONLY
+        for flag in (os.ST_RDONLY, os.ST_NOSUID, os.ST_NODEV):
+            assert os.statvfs(first.root).f_flag & flag
+        # Attaching a device to a file with content would wait until the disk has it.
+        (device,) = loop_devices(bucket.node.base)
+        assert attached == [[device]] * len(runtime.manifest.image.chunks)
+        assert Path("/sys/block", device, "loop/autoclear").read_text() == "1\n"
         requests = len(bucket.faults.requests)
         assert bucket.node.start(runtime.digest).root == first.root
         assert len(bucket.faults.requests) == requests
@@ -167,16 +181,20 @@ def test_signatures_are_valid(rclone: S3Server, runtime: ArtificialRuntime, tmp_
     assert node.start(runtime.digest).is_started
 
 
-def test_killed_at_any_moment(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+@pytest.mark.parametrize("mode", ["unpack", pytest.param("mount", marks=MOUNT)])
+def test_killed_at_any_moment(bucket: Bucket, runtime: ArtificialRuntime, mode: str) -> None:
     """SIGKILL at 25 moments, with bytes of the disk changed in between: what is executed was verified as a whole."""
     node, chance = bucket.node, random.Random(7)
+    node.environ["COLDSTREAM_RUNTIME_MODE"] = mode
     bucket.faults.on_request = lambda line: time.sleep(0.02)
     begin = time.monotonic()
     assert node.start(runtime.digest).is_started
     seconds = time.monotonic() - begin
-    image = node.runtimes / runtime.digest / "image"
+    folder = node.runtimes / runtime.digest
+    image = folder / "image"
     for _ in range(25):
-        if (node.runtimes / runtime.digest / "tree").exists():
+        unmount(folder)
+        if (folder / "tree").exists() or (mode == "mount" and image.exists() and chance.random() < 0.3):
             shutil.rmtree(node.runtimes)
         with node.begin(runtime.digest) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -184,12 +202,16 @@ def test_killed_at_any_moment(bucket: Bucket, runtime: ArtificialRuntime) -> Non
             process.kill()
             out, _ = process.communicate(timeout=60)
         assert "EVIL" not in out
+        unmount(folder)
         if image.exists() and image.stat().st_size:
             damage(image, at=chance.randrange(image.stat().st_size))
     bucket.faults.on_request = None
     ended = node.start(runtime.digest)
     assert ended.is_started, ended
     assert node.start(runtime.digest).root == ended.root
+    unmount(folder)
+    # The kernel detaches them when their last user ends.
+    wait_for(lambda: not loop_devices(node.base))
 
 
 def test_an_unpacker_of_a_killed_start_is_waited_for(own_bucket: Bucket, runtime: ArtificialRuntime) -> None:
@@ -205,6 +227,50 @@ def test_an_unpacker_of_a_killed_start_is_waited_for(own_bucket: Bucket, runtime
         killed.kill()
         assert own_bucket.node.start(slow.digest).is_started
     assert log.read_text().split() == ["begin", "end", "begin", "end"]
+
+
+def test_a_start_that_waits_for_another_says_so(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+    bucket.node.runtimes.mkdir(mode=0o700)
+    lock = os.open(bucket.node.runtimes, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with bucket.node.begin(runtime.digest) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "runtime: waiting for another start on this machine\n"
+        assert not bucket.faults.requests
+        os.close(lock)
+        out, err = process.communicate(timeout=60)
+    assert "files are whole" in out
+    assert err == ""
+
+
+def test_a_crash_of_the_machine(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+    """Files that the disk did not have yet are empty afterwards: the tree of an earlier boot is not executed."""
+    root = bucket.node.start(runtime.digest).root
+    used, program = root.parent / "used", root / "bin/python3"
+    boot = used.read_text()
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text()
+    for earlier in ("9c1f6c1e-0b7e-4c6b-8a55-000000000000\n", "", None):
+        os.truncate(program, 0)
+        used.unlink() if earlier is None else used.write_text(earlier)
+        bucket.faults.requests.clear()
+        assert bucket.node.start(runtime.digest).is_started
+        assert len(bucket.faults.requests) == len(runtime.manifest.image.chunks) + 2
+        assert used.read_text() == boot
+    # On a volume that machines share, another one may run it.
+    used.write_text("9c1f6c1e-0b7e-4c6b-8a55-000000000000\n")
+    with used.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        bucket.faults.requests.clear()
+        assert bucket.node.start(runtime.digest).is_started
+    assert not bucket.faults.requests
+
+
+def test_what_limited_the_unpacker(own_bucket: Bucket, runtime: ArtificialRuntime) -> None:
+    program = '#!/bin/sh\nshift 3\nsleep 1\nunsquashfs "$@"\n'
+    waits = with_unpacker(runtime, {"ld.so": program}).publish(own_bucket.store)
+    own_bucket.node.environ["PATH"] = f"{os.defpath}:{Path(shutil.which('unsquashfs') or '').parent}"
+    phases = json.loads(own_bucket.node.start(waits.digest).environ["COLDSTREAM_BOOTSTRAP"])["phases"]
+    assert [(phase[0], phase[3]) for phase in phases[1:]] == [("unpack", "disk")]
 
 
 def test_two_starts_at_once_share_a_download(bucket: Bucket, runtime: ArtificialRuntime) -> None:
@@ -317,7 +383,7 @@ def test_folders_of_others(bucket: Bucket, runtime: ArtificialRuntime, evil: Art
     node.refused(runtime.digest, 1, f"{node.runtimes} belongs to others")
     node.runtimes.unlink()
     (node.base / "planted").rename(node.runtimes)
-    for mode in (0o777, 0o770, 0o720, 0o702):
+    for mode in (0o777, 0o770, 0o720, 0o702, 0o755, 0o701):
         node.runtimes.chmod(mode)
         node.refused(runtime.digest, 1, f"{node.runtimes} belongs to others")
     node.runtimes.chmod(0o700)
@@ -338,6 +404,13 @@ def test_folders_of_others(bucket: Bucket, runtime: ArtificialRuntime, evil: Art
         ("R2_ENDPOINT", "http://127.0.0.1:port", 2, "is wrong: "),
         ("COLDSTREAM_RETRY_SECONDS", "3m", 2, "COLDSTREAM_RETRY_SECONDS is wrong"),
         ("R2_SECRET_KEY", "", 12, "no keys for the bucket"),
+        ("R2_SECRET_KEY", "hidden\nkey", 12, "no keys for the bucket, or they have spaces"),
+        ("R2_ACCESS_KEY", "hidden key", 12, "no keys for the bucket, or they have spaces"),
+        ("R2_SESSION_TOKEN", "hidden\r\nX-Header: 1", 12, "no keys for the bucket, or they have spaces"),
+        ("AWS_REGION", "auto\nX-Header: 1", 2, "the endpoint is not a URL"),
+        ("R2_ENDPOINT", "ftp://127.0.0.1", 2, "the endpoint is not a URL"),
+        ("http_proxy", "http://127.0.0.1:port", 2, "is wrong: "),
+        ("COLDSTREAM_RUNTIME_DIR", "/proc/a\n\x1b[31m", 1, r"/proc/a\n\x1b[31m/coldstream-runtimes-"),
         ("R2_ENDPOINT", "http://127.0.0.1:9", 1, "127.0.0.1:9 cannot be read: "),
         ("R2_ENDPOINT", "http://user:hidden@127.0.0.1:9", 1, "127.0.0.1:9 cannot be read: "),
     ],
@@ -345,6 +418,42 @@ def test_folders_of_others(bucket: Bucket, runtime: ArtificialRuntime, evil: Art
 def test_settings(bucket: Bucket, runtime: ArtificialRuntime, setting: str, value: str, code: int, words: str) -> None:
     bucket.node.environ |= {setting: value, "COLDSTREAM_RETRY_SECONDS": value if "RETRY" in setting else "0"}
     assert "hidden" not in bucket.node.refused(runtime.digest, code, words)
+
+
+def test_folders_on_the_way_belong_to_the_user_alone(
+    bucket: Bucket, runtime: ArtificialRuntime, tmp_path: Path
+) -> None:
+    """Whatever the umask is, which coldstream then has again."""
+    bucket.node.environ["COLDSTREAM_RUNTIME_DIR"] = str(tmp_path / "a/b")
+    ended = bucket.node.start(runtime.digest, umask=0)
+    assert ended.is_started
+    assert "\numask 0000\n" in ended.out
+    for folder in ended.root.parents:
+        if folder == tmp_path:
+            break
+        assert folder.stat().st_mode & 0o77 == 0, folder
+
+
+@AS_ROOT
+def test_no_permission_to_write(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+    base = Path(tempfile.mkdtemp(prefix="coldstream-pod-"))
+    try:
+        base.chmod(0o755)
+        program = shutil.copy(BOOTSTRAP, base / "start.py")
+        bucket.node.environ["COLDSTREAM_RUNTIME_DIR"] = str(base)
+        words = f"MiB: {base}/coldstream-runtimes-{UID} Permission denied (COLDSTREAM_RUNTIME_DIR chooses)"
+        bucket.node.refused(runtime.digest, 1, words, user=UID, group=0, extra_groups=[], program=program)
+    finally:
+        shutil.rmtree(base)
+
+
+def test_a_disk_that_refuses_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+    """As with a quota."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+
+    bucket.node.refused(runtime.digest, 1, "File too large (see COLDSTREAM_RUNTIME_DIR)", preexec_fn=limit)
 
 
 def test_a_missing_file_of_certificates(bucket: Bucket, runtime: ArtificialRuntime) -> None:
@@ -553,6 +662,22 @@ def test_secrets_are_not_in_the_arguments(bucket: Bucket, runtime: ArtificialRun
         assert not any(secret.encode() in argument for argument in seen)
         assert not any(secret in line for line in lines)
     assert runtime.digest.encode() in seen
+
+
+def loop_devices(folder: Path) -> list[str]:
+    """The names of the loop devices whose files lie in a folder."""
+    names = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith(f"{folder}/"):
+                names.append(path.parts[3])
+    return names
+
+
+def unmount(folder: Path) -> None:
+    """Unmounts a runtime, if its image is mounted."""
+    if (folder / "mount").is_mount():
+        subprocess.run(["umount", folder / "mount"], check=True)
 
 
 def damage(path: Path, *, at: int) -> None:

@@ -38,7 +38,7 @@ def command() -> None:
     \b
     coldstream runtime publish
     coldstream runtime list
-    coldstream runtime bootstrap > start.py     # then on a bare node: python3 start.py sha256:… serve Qwen/Qwen3-8B
+    coldstream runtime bootstrap > start.py     # then on a bare node: python3 -I start.py sha256:… serve Qwen/Qwen3-8B
 
     A runtime is one read-only image: Python, vLLM, torch, CUDA libraries, coldstream. A node downloads it in seconds,
     checks it against the digest in its deployment file, and mounts it. `template` and `launch` use the newest one.
@@ -169,7 +169,7 @@ def bootstrap(state: State, output: Path | None) -> None:
     \b
     coldstream runtime bootstrap > start.py
     scp start.py node:
-    ssh node 'set -a; . ./.env; python3 start.py sha256:… serve Qwen/Qwen3-8B -- --port 8000'
+    ssh node 'set -a; . ./.env; python3 -I start.py sha256:… serve Qwen/Qwen3-8B -- --port 8000'
 
     It needs Python 3.8 and the bucket's settings in the environment. It runs nothing but the runtime with the digest
     in its first argument, and any command of coldstream after it.
