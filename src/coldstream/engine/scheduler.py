@@ -533,7 +533,7 @@ class Scheduler:
     def _stop_slow(self, now: float) -> list[Action]:
         target, flights = self.pace.target, self._flights.items()
         remote = [(connection, flight) for connection, flight in flights if not flight.is_local and not flight.cdn]
-        spare = not (self._queues[0] or self._pending_kinds[0]) and self._flying[0] < target
+        spare = not (self._queues[0] or self._pending_kinds[0]) and self._flying[0] <= target // 8
         to_stop = [*self._speeds.to_stop(remote, target, now, spare=spare)]
         if self._cdn_flying:
             through = [(connection, flight) for connection, flight in flights if flight.cdn]
