@@ -12,8 +12,9 @@ Each is a process of its own, measured from spawn to exit with all that it start
 Rounds are interleaved and ratios are taken round by round. The server's CPU time counts for none of them.
 
 Scenarios (`--only`): http, tls, processors (TLS with fewer instructions), link (5 Gbit/s token bucket in a network
-namespace; needs root), connections (16 of 30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm
-(cache), tiny (60,000 tensors), leave. Link and connections also have `rclone mount`, which needs FUSE.
+namespace; needs root), r2 (such links to a bucket with late first bytes and slow connections), connections (16 of
+30 MB/s), faults (1 % slow, 5 % 503, 3 % reset), first (tensor), memory, warm (cache), tiny (60,000 tensors), leave.
+Link and connections also have `rclone mount`, which needs FUSE.
 
 It needs about 12 GiB of memory for 4 GiB models, two idle cores, and Linux. The set-up's virtual environment needs
 torch, which runai-model-streamer and safetensors' loader import (any 2.x; 2.13.0 is what we measure with). Ctrl-C ends

@@ -11,9 +11,12 @@ import ctypes
 import os
 import re
 import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 _PREFIX = "coldbench-"
 # What a full-sized Ethernet frame carries of TCP's payload, with timestamps: 1448 of 1514 bytes that the bucket counts.
@@ -21,6 +24,9 @@ PAYLOAD_SHARE = 1448 / 1514
 # Of the range for benchmarks (RFC 2544), in namespaces that nothing else sees.
 _SERVER, _CLIENT = "198.18.0.1", "198.18.0.2"
 _CLONE_NEWNET = 0x40000000
+_METER_SECONDS = 0.01
+_WINDOW = 5  # samples of the meter that a rate is taken over
+_REQUEST_BYTES = 100  # above a connection's first packets
 
 
 class LinkUnavailable(Exception):  # noqa: N818  # reads as what happened
@@ -59,6 +65,46 @@ class Link:
                 yield
             finally:
                 libc.setns(home.fileno(), _CLONE_NEWNET)
+
+
+Sample = tuple[float, int, int]  # seconds, and bytes that the server's card has received and sent so far
+
+
+@contextmanager
+def metered(link: Link) -> Iterator[list[Sample]]:
+    """What goes over the link, every few milliseconds."""
+    samples: list[Sample] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        with link.server_side():
+            while not ended.wait(_METER_SECONDS):
+                text = Path("/proc/thread-self/net/dev").read_text().partition("eth0:")[2].split()
+                samples.append((time.monotonic(), int(text[0]), int(text[8])))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def rise_seconds(samples: Sequence[Sample]) -> float | None:
+    """From the first request until nine tenths of the rate in the middle; None for a load that is too short."""
+    begun = [sample for sample in samples if sample[1] > samples[0][1] + _REQUEST_BYTES]
+    if not begun or begun[-1][2] == begun[0][2]:
+        return None
+    sent = [sample for sample in begun if sample[2] < begun[-1][2]]
+    middle = sent[len(sent) * 2 // 5 : len(sent) * 4 // 5]
+    if len(middle) < 2 * _WINDOW:
+        return None
+    usual = (middle[-1][2] - middle[0][2]) / (middle[-1][0] - middle[0][0])
+    for first, last in zip(begun, begun[_WINDOW:], strict=False):
+        if last[2] - first[2] >= 0.9 * usual * (last[0] - first[0]):
+            return last[0] - begun[0][0]
+    return None
 
 
 @contextmanager

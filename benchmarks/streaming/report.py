@@ -172,6 +172,7 @@ def other_targets(found: Mapping[str, Mapping[str, Any]]) -> list[Target]:
             allowed = scenario["allowed_bytes_per_second"]
             shares = _shares(scenario, "coldstream", allowed)
             targets.append(Target(f"{label}: share of what it allows", "≥ 95 %", shares, 95, most=False, unit=" %"))
+    targets += far_targets(found.get("r2", {}).get("links", {}))
     if scenario := found.get("faults"):
         for kind, label in (
             ("slow", "1 % of ranges at 300 KB/s"),
@@ -206,6 +207,41 @@ def other_targets(found: Mapping[str, Mapping[str, Any]]) -> list[Target]:
         values = scenario["gone_seconds"]
         targets.append(Target("leaving early, until all is gone", "≤ 1 s", values, 1, most=True, unit=" s"))
     return targets
+
+
+def far_targets(links: Mapping[str, Mapping[str, Any]]) -> list[Target]:
+    """The targets of the links to a bucket as R2 is reported to be."""
+    targets: list[Target] = []
+    for (name, link), least in zip(links.items(), (94, 88, 88), strict=False):
+        shares = _shares(link, "coldstream", link["allowed_bytes_per_second"])
+        targets.append(
+            Target(f"R2-like, {name}: share of the link", f"≥ {least} %", shares, least, most=False, unit=" %")
+        )
+        rises = [run["rise_seconds"] for run in link["rows"].get("coldstream", ()) if run and run["rise_seconds"]]
+        label = f"R2-like, {name}: from the first request to 90 % of the rate"
+        targets.append(Target(label, "≤ 0.5 s", rises, 0.5, most=True, unit=" s"))
+        if sum(link["answers"].values()):
+            busy = 100 * link["answers"]["busy"] / sum(link["answers"].values())
+            targets.append(
+                Target(f"R2-like, {name}: 503s above 100 requests", "≤ 2 %", [busy], 2, most=True, unit=" %")
+            )
+    return targets
+
+
+def far_section(links: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The share of each link that each row used."""
+    names = list(dict.fromkeys(row for link in links.values() for row in link["rows"]))
+    lines = [f"| Share of the link | {' | '.join(links)} |", f"|---|{'---|' * len(links)}"]
+    for name in names:
+        cells = [spread_text(_shares(link, name, link["allowed_bytes_per_second"]), " %") for link in links.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", f"| CPU-s/GiB | {' | '.join(links)} |", f"|---|{'---|' * len(links)}"]
+    for name in names:
+        costs = [
+            [GIB * cpu(run) / link["bytes"] for run in link["rows"].get(name, ()) if run] for link in links.values()
+        ]
+        lines.append(f"| {name} | {' | '.join(map(spread_text, costs))} |")
+    return lines
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -244,6 +280,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         if scenario := found.get(name):
             lines += ["", f"### {title}", "", *table(scenario["rows"], scenario["bytes"])]
             lines += _remarks(name, scenario)
+    if scenario := found.get("r2"):
+        lines += ["", "### A bucket as R2 is reported to be", "", *far_section(scenario["links"])]
     return "\n".join(lines) + "\n"
 
 

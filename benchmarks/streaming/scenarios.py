@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from coldstream.operate.bench.contestant import Contestant
 from coldstream.operate.bench.programs.mount import unmount
 from coldstream.operate.bench.runner import RunFailed, interleave, run
 from streaming.contestants import RUNAI_CLIENTS, Contestants, Served
-from streaming.link import capped_link
+from streaming.link import Link, capped_link, metered, rise_seconds
 from streaming.model import GIB, Model, llama_tensors, make_model, small_tensors
 
 OTHERS = ("obstore", "boto3", "s3fs", "huggingface")
@@ -35,6 +35,11 @@ PROCESSORS = {
     "no AVX-512": {"OPENSSL_ia32cap": ":~0xd0230000"},
     "no AVX-512, no VAES": {"OPENSSL_ia32cap": ":~0x600d0230000"},
 }
+# As R2 is reported to be (median of small reads 50 to 100 ms, the slowest twentieth from 170 ms; 20 to 70 MB/s).
+FAR_RATES = (20e6, 70e6)
+FAR_SIGMA = 0.7
+FAR_LINKS = {"5 Gbit/s": (5e9, 0.06), "8 Gbit/s": (8e9, 0.06), "5 Gbit/s, first byte 150 ms": (5e9, 0.15)}
+FAR_IN_FLIGHT_MAX = 100
 FAULTS = {"slow": 0.01, "busy": 0.05, "reset": 0.03}
 MEMORY_LIMIT = 512 << 20
 TINY_TENSORS, TINY_BYTES = 60_000, 16 << 10
@@ -179,20 +184,28 @@ def best_clients(search: dict[str, list[Sample | None]], figure: str) -> int:
 
 @contextmanager
 def served_with_sendfile(
-    model: Model, *, faults: dict[str, float] | None = None, rate: float = 0.0
+    model: Model,
+    *,
+    faults: dict[str, float] | None = None,
+    rate: float = 0.0,
+    far: dict[str, Any] | None = None,
+    link: Link | None = None,
 ) -> Iterator[tuple[Served, dict[str, int]]]:
     """A model behind the sendfile server; its counts of answers are filled in when the context ends."""
     counts: dict[str, int] = {}
+    host = link.host if link else "127.0.0.1"
     command = [sys.executable, str(_SERVERS), "--root", str(model.root), "--faults", json.dumps(faults or {})]
-    process = subprocess.Popen(
-        [*command, "--rate", str(rate)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command += ["--rate", str(rate), "--host", host]
+    if far:
+        command += ["--far", json.dumps(far), "--workers", "1"]
+    with link.server_side() if link else nullcontext():
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     with process:
         port = int(process.stdout.readline())
         try:
-            yield Served(f"http://127.0.0.1:{port}", None, model), counts
+            yield Served(f"http://{host}:{port}", None, model), counts
         finally:
             process.stdin.close()
             counts.update(json.loads(process.stdout.readline() or "{}"))
@@ -225,6 +238,37 @@ def link(bench: Bench) -> dict[str, Any]:
         found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds, prefix=capped.enter)
         allowed = capped.payload_bytes_per_second
     return {"bytes": model.size, "rows": found, "allowed_bytes_per_second": allowed}
+
+
+def far(bench: Bench) -> dict[str, Any]:
+    """Links to a bucket as R2 is reported to be, and one that refuses more than 100 requests at a time."""
+    model, make = bench.llama(), bench.contestants
+    found: dict[str, Any] = {}
+    for name, (bits_per_second, first_byte_seconds) in FAR_LINKS.items():
+        options: dict[str, Any] = {"first_byte": [first_byte_seconds, FAR_SIGMA], "rates": FAR_RATES}
+        with ExitStack() as stack:
+            capped = stack.enter_context(capped_link(bits_per_second))
+            served, _ = stack.enter_context(served_with_sendfile(model, far=options, link=capped))
+            refusing = {**options, "in_flight_max": FAR_IN_FLIGHT_MAX}
+            served_refusing, counts = stack.enter_context(served_with_sendfile(model, far=refusing, link=capped))
+            rows = [
+                make.coldstream(served),
+                make.coldstream(served_refusing, "--connections", "256", name="coldstream, refused above 100"),
+                make.floor(served, threads=64),
+                make.runai(served, None),
+                make.runai(served, 16),
+            ]
+            selected = {row.name: row for row in rows if bench.wants(row.name)}
+
+            def attempt(name: str, number: int, rows: dict[str, Contestant] = selected, link: Link = capped) -> Any:
+                with metered(link) as samples:
+                    done = run_row(rows[name], size=_most(model), round_number=number, prefix=link.enter)
+                return done and {**done, "rise_seconds": rise_seconds(samples)}
+
+            timed = interleave(selected, bench.rounds, 0, attempt)
+            allowed = capped.payload_bytes_per_second
+        found[name] = {"bytes": model.size, "rows": timed, "allowed_bytes_per_second": allowed, "answers": counts}
+    return {"links": found}
 
 
 def connections(bench: Bench) -> dict[str, Any]:
@@ -375,6 +419,7 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "tls": lambda bench: throughput(bench, tls=True),
     "processors": processors,
     "link": link,
+    "r2": far,
     "connections": connections,
     "faults": faults,
     "first": first,
