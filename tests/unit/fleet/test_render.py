@@ -299,7 +299,8 @@ def run(script: str, folder: Path, *arguments: str, **more: str) -> list[str]:
     """Runs a script with a `coldstream` and a Python that print their arguments; Python's program goes into a file."""
     show = 'for word in "$@"; do echo "$word"; done\n'
     # Without -I, modules in the current folder would be executed.
-    keep = '[ "$1" = -I ] || exit 9; shift; if [ "$1" = - ]; then cat; else printf "%s" "$2"; shift; fi >"$FOLDER/program"; shift\n'
+    keep = '[ "$1" = -I ] || exit 9; shift\n'
+    keep += 'if [ "$1" = - ]; then cat; else printf "%s" "$2"; shift; fi >"$FOLDER/program"; shift\n'
     for name, text in (("coldstream", show), ("python3", keep + show), ("uv", "")):
         (folder / name).write_text(f"#!/bin/sh\n{text}")
         (folder / name).chmod(0o755)
