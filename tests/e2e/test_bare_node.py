@@ -122,13 +122,23 @@ def test_the_next_start_needs_no_server(bucket: Bucket, runtime: ArtificialRunti
 
 
 @MOUNT
-def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime, tmp_path: Path) -> None:
     del bucket.node.environ["COLDSTREAM_RUNTIME_MODE"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/mount").write_text(
+        f'#!/bin/sh\nhead -c 4 "$3" >{tmp_path}/read\nexec {shutil.which("mount")} "$@"\n'
+    )
+    (tmp_path / "bin/mount").chmod(0o755)
+    bucket.node.environ["PATH"] = f"{tmp_path}/bin:{os.defpath}"
     attached = []
 
     def on_request(line: str) -> None:
         if line.endswith("/image"):
             attached.append(loop_devices(bucket.node.base))
+            # As udev does: what it has read of an empty image must not be what others see.
+            for device in attached[-1]:
+                with open(f"/dev/{device}", "rb") as file:
+                    file.read(1 << 20)
 
     bucket.faults.on_request = on_request
     try:
@@ -144,6 +154,7 @@ def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> No
         (device,) = loop_devices(bucket.node.base)
         assert attached == [[device]] * len(runtime.manifest.image.chunks)
         assert Path("/sys/block", device, "loop/autoclear").read_text() == "1\n"
+        assert (tmp_path / "read").read_text() == "hsqs"
         requests = len(bucket.faults.requests)
         assert bucket.node.start(runtime.digest).root == first.root
         assert len(bucket.faults.requests) == requests
@@ -154,6 +165,23 @@ def test_root_mounts_the_image(bucket: Bucket, runtime: ArtificialRuntime) -> No
         assert len(bucket.faults.requests) == requests + 2
     finally:
         subprocess.run(["umount", bucket.node.runtimes / runtime.digest / "mount"], check=False, capture_output=True)
+
+
+@MOUNT
+def test_linux_without_loop_configure(bucket: Bucket, runtime: ArtificialRuntime, tmp_path: Path) -> None:
+    """Before 5.8: the program `mount` attaches the device."""
+    program = tmp_path / "start.py"
+    program.write_text(BOOTSTRAP.read_text().replace("0x4C0A", "0x4CFF"))
+    bucket.node.environ["COLDSTREAM_RUNTIME_MODE"] = "mount"
+    folder = bucket.node.runtimes / runtime.digest
+    try:
+        ended = bucket.node.start(runtime.digest, program=str(program))
+        assert ended.is_started, ended
+        assert ended.err == ""
+        assert ended.root == folder / "mount"
+    finally:
+        unmount(folder)
+    wait_for(lambda: not loop_devices(bucket.node.base))
 
 
 @MOUNT
@@ -273,12 +301,15 @@ def test_what_limited_the_unpacker(own_bucket: Bucket, runtime: ArtificialRuntim
     assert [(phase[0], phase[3]) for phase in phases[1:]] == [("unpack", "disk")]
 
 
-def test_two_starts_at_once_share_a_download(bucket: Bucket, runtime: ArtificialRuntime) -> None:
+@pytest.mark.parametrize("mode", ["unpack", pytest.param("mount", marks=MOUNT)])
+def test_two_starts_at_once_share_a_download(bucket: Bucket, runtime: ArtificialRuntime, mode: str) -> None:
+    bucket.node.environ["COLDSTREAM_RUNTIME_MODE"] = mode
     bucket.faults.on_request = lambda line: time.sleep(0.02)
     with bucket.node.begin(runtime.digest) as one, bucket.node.begin(runtime.digest) as other:
         outputs = [process.communicate(timeout=60) for process in (one, other)]
+    unmount(bucket.node.runtimes / runtime.digest)
     assert all("files are whole" in out for out, _ in outputs), outputs
-    assert len(bucket.faults.requests) == len(runtime.manifest.image.chunks) + 2
+    assert len(bucket.faults.requests) == len(runtime.manifest.image.chunks) + (1 if mode == "mount" else 2)
 
 
 @pytest.mark.parametrize("mode", ["unpack", pytest.param("mount", marks=MOUNT)])

@@ -252,7 +252,7 @@ def provide(digest: str, folders: list[str], locks: list[int], phases: list[list
         flags = ("-q", "-n", "-f", "-no-xattrs", "-da", "8", "-fr", "8")  # by default, its queues take 512 MiB
         program = (f"{tool}/ld.so", "--library-path", tool, f"{tool}/unsquashfs", *flags)
         if subprocess.call([*program, "-d", f"{tree}.part", path], stdout=subprocess.DEVNULL, pass_fds=locks):
-            raise StartError(1, f"the runtime cannot be unpacked to {tree}")
+            raise StartError(1, f"the runtime cannot be unpacked to {tree} (see COLDSTREAM_RUNTIME_DIR)")
         os.rename(f"{tree}.part", tree)
         os.unlink(path)
     limit = "disk" if sum(os.times()[2:4]) < (time.time() - fetched) / 2 else "processor"  # the programs waited, or not
