@@ -6,7 +6,6 @@ A machine that is terminated is gone at once, with all of its processes and its 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -29,9 +28,9 @@ ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-# SkyPilot attaches policies that AWS itself manages.
-MOTO = {"MOTO_IAM_LOAD_MANAGED_POLICIES": "true"}
-_STEP_SECONDS = 0.5
+# An account that SkyPilot has used before has its role: SkyPilot waits for half a minute after it has created one.
+ROLE = "skypilot-v1"
+_STEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Instance:
     private: str
 
 
-def _client(region: str) -> Any:
+def connect(region: str, service: str = "ec2") -> Any:
     return boto3.client(
-        "ec2",
+        service,
         region_name=region,
         endpoint_url=ENDPOINT,
         aws_access_key_id=ENVIRON["AWS_ACCESS_KEY_ID"],
@@ -58,14 +57,14 @@ def _client(region: str) -> Any:
 
 
 def start_api(log: Path) -> subprocess.Popen[bytes]:
-    """Starts moto's server, with a network in each region that has a way out, as SkyPilot asks for."""
-    environ = {**os.environ, **MOTO}
+    """Starts moto's server with the role of SkyPilot's machines, and in each region a network that has a way out."""
     argv = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", ENDPOINT.rpartition(":")[2]]
     with log.open("wb") as output:
-        process = subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     until = time.monotonic() + 60
     while True:
         try:
+            _create_role()
             for region in ZONES:
                 _open_network(region)
         except BotoCoreError:  # noqa: PERF203  # it is about to listen
@@ -76,8 +75,16 @@ def start_api(log: Path) -> subprocess.Popen[bytes]:
             return process
 
 
+def _create_role() -> None:
+    client = connect(next(iter(ZONES)), "iam")
+    client.create_instance_profile(InstanceProfileName=ROLE)
+    client.create_role(RoleName=ROLE, AssumeRolePolicyDocument="{}")
+    client.add_role_to_instance_profile(InstanceProfileName=ROLE, RoleName=ROLE)
+    client.close()
+
+
 def _open_network(region: str) -> None:
-    client = _client(region)
+    client = connect(region)
     network = client.describe_vpcs()["Vpcs"][0]["VpcId"]
     gateway = client.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
     client.attach_internet_gateway(InternetGatewayId=gateway, VpcId=network)
@@ -90,7 +97,7 @@ def instances() -> list[Instance]:
     """All that there ever were."""
     found = []
     for region in ZONES:
-        client = _client(region)
+        client = connect(region)
         for reservation in client.describe_instances()["Reservations"]:
             found += [_instance(region, told) for told in reservation["Instances"]]
         client.close()
@@ -117,7 +124,7 @@ def running() -> list[Instance]:
 def preempt(gone: list[Instance]) -> None:
     """Takes machines back without a notice."""
     for instance in gone:
-        client = _client(instance.region)
+        client = connect(instance.region)
         client.terminate_instances(InstanceIds=[instance.id])
         client.close()
 

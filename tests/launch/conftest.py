@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +84,18 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         # Beside the environments, so that their files can be linked.
         near = {**environ, "TMPDIR": str(CHECKOUT / ".venv-sky")}
         publish = (*COLDSTREAM, "runtime", "publish", "--json", "--from")
-        digests = [json.loads(running.run(*publish, root, environ=near))["digest"] for root in (VLLM, stand_in)]
-        stage = Stage(running, environ, weights, processes, *digests)
-        running.sky("api", "start")
-        assert "AWS" in running.sky("check", "aws")
-        yield stage
+        # SkyPilot, which waits a lot, starts beside it.
+        with ThreadPoolExecutor(1) as other:
+            started = other.submit(_start_skypilot, running)
+            digests = [json.loads(running.run(*publish, root, environ=near))["digest"] for root in (VLLM, stand_in)]
+            started.result()
+        yield Stage(running, environ, weights, processes, *digests)
         running.sky("api", "stop", code=None)
+
+
+def _start_skypilot(running: World) -> None:
+    running.sky("api", "start")
+    assert "AWS" in running.sky("check", "aws")
 
 
 @pytest.fixture(scope="session")

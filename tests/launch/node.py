@@ -31,6 +31,8 @@ _ENVIRONMENT = (
     # SkyPilot installs by uv what is installed already, for which uv would ask an index unless this is set.
     "UV_OFFLINE=1",
     "UV_PYTHON_DOWNLOADS=never",
+    # Ray runs jobs at a low priority, which matters here, where machines share two cores.
+    "RAY_worker_niceness=0",
     # For vLLM's build for processors: a cache of 1 GiB, and no compilation, which takes a minute on two cores.
     "VLLM_CPU_KVCACHE_SPACE=1",
     "VLLM_CPU_CI_ENV=1",

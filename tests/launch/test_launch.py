@@ -31,6 +31,8 @@ KEY = SECRETS["VLLM_API_KEY"]
 UP = ("launch", MODEL, "--gpus", "L4:1", "--cloud", "aws", "--yes", "--json")
 Times = dict[str, dict[str, float]]
 _PATIENCE_SECONDS = 900
+# Between two questions to SkyPilot, each of which keeps a core busy for seconds.
+_SKY_SECONDS = 5.0
 
 # Where SkyPilot itself leaves the values of secrets, with the modes that it gives them; nothing else may hold one.
 # They are why machines should have keys that end and read one model alone, and why nobody else should have an account
@@ -183,7 +185,7 @@ def test_a_job_gets_over_a_preemption(stage: Stage, times: Times) -> None:
     asked = f"JOB asked 200 {MODEL}"
     until(lambda: any(asked in read_logs(stage, machine) for machine in running(stage)), "the job runs")
     runs = time.monotonic() - began
-    until(lambda: job_status(stage) == "RUNNING", "SkyPilot knows that it runs")
+    until(lambda: job_status(stage) == "RUNNING", "SkyPilot knows that it runs", pause_seconds=_SKY_SECONDS)
     first = running(stage)
     has_streamed(stage, first[0])
     with stage.world.network():
@@ -195,7 +197,7 @@ def test_a_job_gets_over_a_preemption(stage: Stage, times: Times) -> None:
     # Not always in another region, whatever EAGER_NEXT_REGION says: SkyPilot 0.14.1 takes the cheapest again.
     assert second.spot
     (stage.world.disks / second.id / "tmp/end").touch()
-    until(lambda: job_status(stage) in {"SUCCEEDED", "FAILED"}, "it ends")
+    until(lambda: job_status(stage) in {"SUCCEEDED", "FAILED"}, "it ends", pause_seconds=_SKY_SECONDS)
     assert job_status(stage) == "SUCCEEDED"
     assert "JOB-DONE" in read_logs(stage, second)
     assert "JOB-DONE" not in read_logs(stage, first[0])
@@ -204,12 +206,12 @@ def test_a_job_gets_over_a_preemption(stage: Stage, times: Times) -> None:
     until(lambda: not running(stage), "its machine is gone")
 
 
-def until(is_so: Callable[[], bool], what: str) -> None:
+def until(is_so: Callable[[], bool], what: str, *, pause_seconds: float = 0.5) -> None:
     """Waits for something to become true: not for ever, and not for less than a busy machine takes."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < deadline, f"not in {_PATIENCE_SECONDS} s: {what}"
-        time.sleep(0.5)
+        time.sleep(pause_seconds)
 
 
 def seen(stage: Stage) -> list[Instance]:

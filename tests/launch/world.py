@@ -6,6 +6,7 @@ with it. Keys of the bucket come on standard input.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ class World:
     folder: Path
     pid: int
     environ: dict[str, str]
-    _count: int = field(default=0, repr=False)
+    _count: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
     @property
     def disks(self) -> Path:
@@ -78,8 +79,8 @@ class World:
             seconds: After which it has failed.
             code: That it must exit with; None for any.
         """
-        self._count += 1
-        outputs = [self.folder / "output" / f"{self._count:03d}.{kind}" for kind in ("out", "err")]
+        number = next(self._count)
+        outputs = [self.folder / "output" / f"{number:03d}.{kind}" for kind in ("out", "err")]
         inside = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--pid", "--"]
         inside += ["env", f"--chdir={self.folder}", *map(str, argv)]
         with outputs[0].open("wb") as out, outputs[1].open("wb") as err:
@@ -153,6 +154,8 @@ def world(folder: Path, *, home: Path, keys: tuple[str, str]) -> Iterator[World]
         "SKYPILOT_USER_ID": "c01d57e4",
         # It builds a wheel of itself for machines; "0" means without an environment of its own, from an index.
         "PIP_NO_BUILD_ISOLATION": "0",
+        # It starts as many controllers of jobs as fit the memory, each of which takes seconds to start: one is enough.
+        "SKYPILOT_POD_MEMORY_GB_LIMIT": "6",
         **cloud.ENVIRON,
         **trusted,
     }
