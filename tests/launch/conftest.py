@@ -62,16 +62,17 @@ class Stage:
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     if lack := missing():
         pytest.skip(f"a launch on this machine needs what is not here: {lack}")
+    stand_in, folder = CHECKOUT / ".venv-sky/stand-in", tmp_path_factory.mktemp("launch")
+    with ThreadPoolExecutor(1) as other:
+        home = other.submit(image, CHECKOUT / ".venv-sky/node")
+        make_environment(stand_in, CHECKOUT)
+        made = [VLLM / "bin/python", "-m", "tests.vllm.models", "llama", folder / "model"]
+        subprocess.run(made, cwd=CHECKOUT, check=True)
+    weights = told(expected_tensors(folder / "model", {p.name: p.read_bytes() for p in folder.glob("model/*")}))
     try:
-        home = image(CHECKOUT / ".venv-sky/node")
+        home.result()
     except MissingError as exc:
         pytest.skip(f"a launch on this machine needs what is not here: {exc}")
-    stand_in = CHECKOUT / ".venv-sky/stand-in"
-    make_environment(stand_in, CHECKOUT)
-    folder = tmp_path_factory.mktemp("launch")
-    made = [VLLM / "bin/python", "-m", "tests.vllm.models", "llama", folder / "model"]
-    subprocess.run(made, cwd=CHECKOUT, check=True)
-    weights = told(expected_tensors(folder / "model", {p.name: p.read_bytes() for p in folder.glob("model/*")}))
     keys = (SECRETS["R2_ACCESS_KEY"], SECRETS["R2_SECRET_KEY"])
     environ = {
         **SECRETS,
@@ -79,7 +80,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         "R2_ENDPOINT": BUCKET_ENDPOINT,
         "R2_BUCKET": BUCKET,
     }
-    with watched_processes(SECRETS) as processes, world(folder, home=home, keys=keys) as running:
+    with watched_processes(SECRETS) as processes, world(folder, home=home.result(), keys=keys) as running:
         running.run(*COLDSTREAM, "upload", folder / "model", "--as", MODEL, environ=environ)
         # Beside the environments, so that their files can be linked.
         near = {**environ, "TMPDIR": str(CHECKOUT / ".venv-sky")}
