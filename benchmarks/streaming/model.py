@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 GIB = 1 << 30
+LISTING = "listing.xml"
 _PIECE_BYTES = 16 << 20
 
 
@@ -99,9 +100,22 @@ def make_model(
         _write(
             folder / beside[-1], [json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}).encode()]
         )
+    if "/" in path:
+        write_listing(folder.parent)
     if manifest:
         write_manifest(folder, path, [*(name for name, _ in files), *beside])
     return Model(root=root, path=path, files=tuple(files), tensors=len(tensors))
+
+
+def write_listing(bucket: Path) -> None:
+    """Writes what a server answers to ListObjectsV2 for a bucket's folder, whatever the prefix."""
+    entries = "".join(
+        f"<Contents><Key>{path.relative_to(bucket).as_posix()}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
+        f"<ETag>&quot;{etag(path)}&quot;</ETag><Size>{path.stat().st_size}</Size></Contents>"
+        for path in sorted(bucket.glob("*/*.safetensors"))
+    )
+    text = f"<ListBucketResult><Name>{bucket.name}</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
+    (bucket / LISTING).write_text(text)
 
 
 def etag(path: Path) -> str:

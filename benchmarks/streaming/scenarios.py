@@ -22,12 +22,15 @@ from coldstream.operate.bench.programs.mount import unmount
 from coldstream.operate.bench.runner import RunFailed, interleave, run
 from streaming.contestants import RUNAI_CLIENTS, Contestants, Served
 from streaming.link import Link, capped_link, metered, rise_seconds
-from streaming.model import GIB, Model, llama_tensors, make_model, small_tensors
+from streaming.model import GIB, LISTING, Model, llama_tensors, make_model, small_tensors
 
+BUCKET = "bench"
 OTHERS = ("obstore", "boto3", "s3fs", "huggingface")
 LINK_BITS_PER_SECOND = 5e9
 CONNECTION_BYTES_PER_SECOND = 30_000_000
 CAPPED_CONNECTIONS = 16
+# The answer to ListObjectsV2, which a mount sends.
+NGINX_LISTING = f"location = /{BUCKET} {{ default_type application/xml; try_files /{BUCKET}/{LISTING} =404; }}"
 # What OpenSSL is told to do without, by bits of CPUID's leaf 7 (EBX, then ECX): AVX-512, and with it VAES. The first
 # kind is the processor as it is.
 PROCESSORS = {
@@ -76,7 +79,7 @@ class Bench:
 
     def make(self, name: str, gib: float) -> Model:
         """A Llama-like model in four shards."""
-        return make_model(self.root, f"bench/{name}", llama_tensors(int(gib * GIB)), shards=4)
+        return make_model(self.root, f"{BUCKET}/{name}", llama_tensors(int(gib * GIB)), shards=4)
 
     def wants(self, name: str) -> bool:
         """Whether a row was selected."""
@@ -138,21 +141,8 @@ def play_rounds(
 @contextmanager
 def served_by_nginx(model: Model, *, tls: bool, **options: Any) -> Iterator[Served]:
     """A model behind nginx, which can be mounted; over TLS every client gets AES-128-GCM."""
-    with nginx(model.root, tls=tls, aes_128=True, extra=listing(model), **options) as server:
+    with nginx(model.root, tls=tls, aes_128=True, extra=NGINX_LISTING, **options) as server:
         yield Served(server.tls_url or server.url, server.authority, model)
-
-
-def listing(model: Model) -> str:
-    """Directives of nginx for a static answer to ListObjectsV2, which a mount of the model's folder sends."""
-    bucket, _, folder = model.path.partition("/")
-    entries = "".join(
-        f"<Contents><Key>{folder}/{name}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
-        f"<ETag>&quot;0&quot;</ETag><Size>{size}</Size></Contents>"
-        for name, size in model.files
-    )
-    text = f"<ListBucketResult><Name>{bucket}</Name><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
-    (model.root / bucket / "listing.xml").write_text(text)
-    return f"location = /{bucket} {{ default_type application/xml; try_files /{bucket}/listing.xml =404; }}"
 
 
 def throughput(bench: Bench, *, tls: bool) -> dict[str, Any]:
@@ -231,7 +221,7 @@ def link(bench: Bench) -> dict[str, Any]:
     with ExitStack() as stack:
         capped = stack.enter_context(capped_link(LINK_BITS_PER_SECOND))
         with capped.server_side():
-            server = stack.enter_context(nginx(model.root, host=capped.host, extra=listing(model)))
+            server = stack.enter_context(nginx(model.root, host=capped.host, extra=NGINX_LISTING))
         served = Served(server.url, None, model)
         rows = [make.coldstream(served), make.floor(served, threads=8), make.runai(served, None)]
         rows += [make.mounted(served, "off"), make.mounted(served, "full")]
@@ -257,6 +247,8 @@ def far(bench: Bench) -> dict[str, Any]:
                 make.floor(served, threads=64),
                 make.runai(served, None),
                 make.runai(served, 16),
+                # Only once, on the first link: it reads with one connection, whatever the link.
+                *([] if found else [make.mounted(served, "full")]),
             ]
             selected = {row.name: row for row in rows if bench.wants(row.name)}
 
@@ -366,7 +358,7 @@ def tiny(bench: Bench) -> dict[str, Any]:
     gib = TINY_TENSORS * TINY_BYTES / GIB
     many = bench.model(
         "tiny",
-        lambda: make_model(bench.root, "bench/tiny", small_tensors(TINY_TENSORS, TINY_BYTES), shards=4),
+        lambda: make_model(bench.root, f"{BUCKET}/tiny", small_tensors(TINY_TENSORS, TINY_BYTES), shards=4),
     )
     few = bench.model("few", lambda: bench.make("few", gib))
     with served_by_nginx(many, tls=False) as served:

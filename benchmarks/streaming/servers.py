@@ -259,7 +259,9 @@ def folder_files(root: Path) -> dict[str, tuple[int, int, str]]:
         if path.is_file():
             found = path.stat()
             tag = f"{int(found.st_mtime):x}-{found.st_size:x}"
-            files["/" + path.relative_to(root).as_posix()] = (os.open(path, os.O_RDONLY), found.st_size, tag)
+            # A bucket's listing is served at the bucket, for mounts.
+            name = path.relative_to(root).as_posix().removesuffix("/listing.xml")
+            files["/" + name] = (os.open(path, os.O_RDONLY), found.st_size, tag)
     return files
 
 
