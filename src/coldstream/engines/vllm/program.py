@@ -82,9 +82,10 @@ def find_program(named: str | None) -> Program:
             hint=f"run: {pip_install('vllm')}   (or pass the path of an installed one: --vllm PATH)",
         )
     path = os.path.abspath(program)
-    # Debian's Python calls the folder dist-packages.
+    # Debian's Python calls the folder dist-packages, and a runtime has both: a link to the other one in `python3`.
     library = Path(path).parent.parent / "lib"
-    sites = sorted([*library.glob("python3*/site-packages"), *library.glob("python3*/dist-packages")])
+    folders = ("python3.*/site-packages", "python3*/dist-packages")
+    sites = [site for folder in folders for site in sorted(library.glob(folder))]
     site = next((folder for folder in sites if (folder / "vllm").is_dir()), None)
     packages = {}
     # By folder names only: reading each file costs a cold disk a seek.

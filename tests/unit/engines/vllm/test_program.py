@@ -12,6 +12,7 @@ from coldstream.engines.vllm.program import Program, find_program, memory_shorta
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.runtime import environment
+from tests.runtimes import Venv
 from tests.servers.fake_vllm import fake_vllm
 
 CUDA = Program(path="/bin/vllm", version="0.32.0", compiled=True, packages={"vllm": "0.32.0", "torch": "2.13.0"})
@@ -62,6 +63,15 @@ def test_the_python_that_runs_it(start: str, python: str | None, tmp_path: Path)
     (tmp_path / "linked").symlink_to(program)
     for path in (program, tmp_path / "linked"):
         assert find_program(str(path)).interpreter == (python and python.replace("BESIDE", str(program.parent)))
+
+
+def test_the_vllm_of_a_runtime_starts_by_its_launcher(tmp_path: Path) -> None:
+    venv = Venv(tmp_path / "venv")
+    venv.script("vllm", "#!PYTHON\n")
+    out = venv.relocated(tmp_path / "out")
+    program = find_program(str(out / "bin/vllm"))
+    assert program.launcher == (f"{out}/bin/python3", "-P", "-m", "coldstream.engines.vllm.entry")
+    assert program.site == str(out / f"lib/{program.python}/site-packages")
 
 
 def test_debian_s_python_has_another_folder(tmp_path: Path) -> None:
