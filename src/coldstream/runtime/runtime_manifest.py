@@ -25,15 +25,11 @@ Version = Annotated[str, Meta(pattern=r"^[\w.+!-]{0,64}\Z")]
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
-    """The software in a runtime, and what it needs of a node.
+    """The versions of the software in a runtime ("" of what it lacks), and what it needs of a node.
 
     Attributes:
         machine: The processor's kind, as `uname -m` prints it.
         glibc: The oldest C library that it runs with.
-        python: Version, as the versions below.
-        vllm: Version.
-        torch: Version; "" without it.
-        coldstream: Version.
         origin: Of packages without vLLM: the SHA-256 of coldstream's files and the versions of the others.
         cuda: The version that torch was built for; None for a processor or ROCm.
         driver: The oldest driver of NVIDIA that CUDA runs with; None where it needs none.
@@ -51,14 +47,9 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """The squashfs image.
+    """The squashfs image: its bytes, those of its files in whole blocks, how many files, and the hashes of its chunks.
 
-    Attributes:
-        size: In bytes.
-        unpacked: The bytes of its files, in whole blocks of a file system.
-        files: How many it has.
-        chunk_bytes: Of every chunk but the last.
-        chunks: The SHA-256 of each, in order.
+    The last chunk may be shorter than `chunk_bytes`.
     """
 
     size: Bytes

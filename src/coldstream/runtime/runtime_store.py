@@ -31,15 +31,10 @@ _PARTS_MAX = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """A runtime in a store.
+    """A runtime in a store, named by the SHA-256 of its manifest, which is None unless the runtime is ready.
 
-    Attributes:
-        digest: The SHA-256 of its manifest.
-        state: "ready"; "incomplete" without a manifest; "damaged" where the manifest is not what was published, or an
-            object is missing or of another size.
-        manifest: None unless it is ready.
-        bytes: In the store.
-        published: When.
+    `state` is "ready"; "incomplete" without a manifest; "damaged" where the manifest is not what was published, or an
+    object is missing or of another size.
     """
 
     digest: str
