@@ -19,7 +19,7 @@ test-launch: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done
 	$(BIN)/python -m pytest tests/launch -m launch $(PYTEST_FLAGS)
 
 # Bare containers and pods with podman. Needs Linux, root, podman, runc, catatonit, debootstrap and squashfs-tools, and takes
-# minutes. It skips on machines where podman runs no containers.
+# about eight minutes. It skips on machines where podman runs no containers.
 test-pods: $(VENV)/dev.done .venv-vllm/tests.done
 	$(BIN)/python -m pytest tests/pods -m pods $(PYTEST_FLAGS)
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def start(origin: Origin, port: int) -> tuple[str, ...]:
     """The line of docs/runtime.md."""
     serve = ("serve", MODEL, "--", *CPU_FLAGS, "--host", "127.0.0.1", "--port", str(port))
-    return ("python3", "/start.py", f"sha256:{origin.digest}", *serve)
+    return ("python3", "-I", "/start.py", f"sha256:{origin.digest}", *serve)
 
 
 def test_podman_run_as_root(podman: Podman, origin: Origin) -> None:
