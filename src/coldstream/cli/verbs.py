@@ -178,13 +178,13 @@ load_options = options(
     click.option(
         "--connections",
         type=count(1, 1024),
-        default=64,
-        help="Maximum parallel connections; the actual number adapts to the bucket.",
+        help="Maximum parallel connections; the actual number adapts to the bucket.  "
+        "[default: 32 per core, from 64 to 1,024, as the network card needs]",
     ),
     click.option(
         "--memory", type=SIZE, help="Memory limit for data in flight.  [default: half of the available memory]"
     ),
-    click.option("--workers", type=count(1, 64), help="Streaming processes.  [default: one per core, at most 8]"),
+    click.option("--workers", type=count(1, 64), help="Streaming processes.  [default: one per core, at most 64]"),
     click.option(
         "--via",
         type=click.Choice(["auto", "cdn", "s3"]),

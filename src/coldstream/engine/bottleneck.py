@@ -11,8 +11,26 @@ CPU_FULL = 0.8
 LINK_FULL = 0.85
 SHORT_SECONDS = 0.25
 BUSY_SHARE = 0.05
+# What would allow more connections, by `LoadStatistics.connections_bound`.
+_MORE = {
+    "": "more may help (--connections)",
+    "open files": "the limit on open files allows no more (ulimit -Hn)",
+    "other loads": "other loads on this machine have the others",
+}
 
-LIMITS = ("latency", "consumer", "pcie", "throttling", "network card", "tls", "cpu", "connections", "bucket", "disk")
+LIMITS = (
+    "latency",
+    "consumer",
+    "pcie",
+    "throttling",
+    "network card",
+    "tls",
+    "cpu",
+    "memory",
+    "connections",
+    "bucket",
+    "disk",
+)
 
 
 def find_bottleneck(
@@ -51,10 +69,13 @@ def find_bottleneck(
         return "cpu", "limited by the CPU: every core of this machine was busy"
     if not statistics.received_bytes:
         return "disk", f"limited by the local disk: it delivered {format_rate(rate, 1)}"
+    if statistics.memory_wait_seconds > MOSTLY * seconds:
+        allowed = plural(round(statistics.connections_mean), "connection")
+        return "memory", f"limited by the memory for data in flight: it was full with {allowed} (--memory)"
     connections = statistics.connections_mean
     each = format_rate(statistics.received_bytes / seconds / max(connections, 1.0), 1)
     if not statistics.saturated and connections > MOSTLY * statistics.connections_limit:
         allowed = plural(statistics.connections_limit, "connection")
-        return "connections", f"limited by {allowed}: each gave {each}; more may help (--connections)"
+        return "connections", f"limited by {allowed}: each gave {each}; {_MORE[statistics.connections_bound]}"
     helped = " and more connections did not help" if statistics.saturated else ""
     return "bucket", f"limited by the bucket: each connection gave {each}{helped}"

@@ -26,6 +26,7 @@ class LoadStatistics:
     connections_peak: int = 0  # maximum number of parallel connections
     connections_now: int = 0  # connections that are fetching
     connections_limit: int = 0  # how many were allowed
+    connections_bound: str = ""  # what allowed no more: "open files", "other loads", or "" for `--connections`
     saturated: bool = False  # whether more connections were tried and did not help
     memory_bytes: int = 0  # how far the arena was touched
     grown_bytes: int = 0  # by how much the arena had to exceed the memory limit

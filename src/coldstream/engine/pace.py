@@ -60,6 +60,12 @@ class Pace:
     def __repr__(self) -> str:
         return f"Pace({self.target} of {self.limit} connections{', saturated' if self.saturated else ''})"
 
+    def limit_to(self, limit: int) -> None:
+        """Changes the maximum, because other loads of this machine have come or gone."""
+        self.limit = limit
+        if self.target > limit:
+            self.target, self._before, self._since = max(1, limit), None, None
+
     def answered(self, *, busy: bool, began: float, now: float) -> None:
         """A request was answered with data, or with a request to slow down."""
         # Requests from before the last step down say nothing about the present number.
@@ -103,13 +109,13 @@ class Pace:
             is_fewer = self.target < number
             self.saturated = (rate >= earlier * gain) if is_fewer else (rate < earlier * min(gain, DOUBLING_GAIN))
             if is_fewer or self.saturated:
-                self.target = number
+                self.target = min(number, self.limit)
                 self._doubling_to = self._step = 0
                 self._steady_seconds = min(2 * self._steady_seconds, STEADY_SECONDS_MAX)
                 return
             self._steady_seconds = STEADY_SECONDS
         if self._doubles:
-            raised = min(2 * self.target, self._doubling_to)
+            raised = min(2 * self.target, self._doubling_to, self.limit)
         else:
             self._step = min(2 * self._step or max(1, self.target // 8), self.target)
             raised = min(self.target + self._step, self.limit)
@@ -124,10 +130,14 @@ class Pace:
     def _halve(self, now: float) -> None:
         if now >= self._held_until:
             self._refused_at = self.target
-        self.target = min(self.target, max(TARGET_MIN, self.target // 2))
+        # A step up that overloads the bucket is undone, because the number before it did not.
+        is_step_up = self._before is not None and self._before[0] < self.target
+        fewer = self._before[0] if self._before is not None and is_step_up else self.target // 2
+        self.target = min(self.target, max(TARGET_MIN, fewer))
         self.throttled += 1
         self._halved, self._held_until = now, now + HELD_SECONDS
         # Then quickly up again, but not to the number that overloaded the bucket.
         self._doubling_to = max(self.target, self._refused_at // 2)
         self._answers.clear()
         self._before = self._since = None
+        self._step = 0

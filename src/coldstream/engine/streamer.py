@@ -29,6 +29,7 @@ from coldstream.engine.scheduler import Scheduler
 from coldstream.engine.tee import Tee
 from coldstream.engine.worker_pool import WorkerPool
 from coldstream.errors import ConfigError
+from coldstream.machine.connections import ConnectionTable
 from coldstream.machine.processors import Processors
 from coldstream.model.job import FileJob, JobOptions, sources, unpack_files, unpack_options
 from coldstream.net.tls import context_for, tls_settings
@@ -36,15 +37,18 @@ from coldstream.net.tls import context_for, tls_settings
 READS_PER_WORKER = 2
 RESPAWNS_MAX = 8
 PROGRESS_SECONDS = 0.1
+SHARE_SECONDS = 0.25  # between two looks at what other loads of this machine have
 LOOK_SECONDS = 0.045  # the least time between two looks at the connections
 
 
 class Streamer:
     """Talks to the owner, and runs its load when the plan has come."""
 
-    def __init__(self, owner: messages.Frames, *, owner_pid: int, workers: int, connections: int) -> None:
+    def __init__(
+        self, owner: messages.Frames, *, owner_pid: int, workers: int, connections: int, connections_bound: str = ""
+    ) -> None:
         self._owner, self._owner_pid = owner, owner_pid
-        self.connections = connections
+        self.connections, self.connections_bound = connections, connections_bound
         self.loop = EventLoop()
         self.arena = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
         self._options: JobOptions | None = None
@@ -205,7 +209,9 @@ class _RunningLoad:
         self._progress_due = 0.0
         self._reported = self._copy_reported = False
         self.scheduler.statistics.workers = len(self._workers)
-        self.scheduler.statistics.connections_limit = connections
+        self._table = ConnectionTable(options.connection_table) if options.connection_table else None
+        self._share_due = 0.0
+        self._share_connections(now)
 
     def renew(self, payload: bytes) -> None:
         """The owner has a new link for a segment, or cannot have one."""
@@ -304,11 +310,22 @@ class _RunningLoad:
         passed, self._ticked_at = now - self._ticked_at, now
         for connection in self.scheduler.flying():
             self.scheduler.received(connection, self._workers.received[connection], now)
+        self._share_connections(now)
         self._processors.look(now)
         if self._processors.full:
             self.scheduler.statistics.full_seconds += passed
             self.scheduler.pace.idle()  # more connections cannot help, so this step says nothing
         self.do(self.scheduler.tick(now))
+
+    def _share_connections(self, now: float) -> None:
+        pace, statistics, most = self.scheduler.pace, self.scheduler.statistics, self._streamer.connections
+        if self._table is not None and now >= self._share_due:
+            self._share_due = now + SHARE_SECONDS
+            if self._options.shares_connections:
+                pace.limit_to(self._table.share(most))
+            self._table.hold(pace.target)
+        statistics.connections_limit = pace.limit
+        statistics.connections_bound = "other loads" if pace.limit < most else self._streamer.connections_bound
 
     def tell_progress(self) -> None:
         self.scheduler.statistics.connections_now = len(self.scheduler.flying())
@@ -316,6 +333,9 @@ class _RunningLoad:
 
     def _finish(self, now: float) -> None:
         scheduler, statistics = self.scheduler, self.scheduler.statistics
+        if self._table is not None:
+            self._table.close()
+            self._table = None
         used = resource.getrusage(resource.RUSAGE_SELF)
         statistics.seconds = now - self._began
         statistics.cpu_seconds = used.ru_utime + used.ru_stime + self._workers.cpu_seconds
@@ -339,8 +359,8 @@ def main(arguments: Sequence[str]) -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    if soft != resource.RLIM_INFINITY:
-        connections = connections_within(soft, connections)
+    allowed = connections if soft == resource.RLIM_INFINITY else connections_within(soft, connections)
+    bound = "open files" if allowed < connections else ""
     from coldstream.engine import worker as _preloaded  # noqa: F401  # once, before the forks
 
     if tls:
@@ -350,7 +370,7 @@ def main(arguments: Sequence[str]) -> None:
 
     owner = messages.Frames(socket.socket(fileno=descriptor))
     try:
-        streamer = Streamer(owner, owner_pid=owner_pid, workers=workers, connections=connections)
+        streamer = Streamer(owner, owner_pid=owner_pid, workers=workers, connections=allowed, connections_bound=bound)
     except Exception as exc:  # noqa: BLE001  # as in `Streamer.run`; its workers end with this process
         with contextlib.suppress(OSError):
             owner.send(messages.FAIL, json.dumps(failure_of(exc)).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from coldstream.cache.cache import Cache, LocalCopy, configured
 from coldstream.cache.copy_records import CachedFile
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
+from coldstream.machine.disk import temporary_folder
 from coldstream.machine.hardware import available_bytes
 from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
@@ -104,6 +106,9 @@ class PreparedLoad:
             give_up_seconds=settings.retry_seconds,
             attach_seconds=options.attach_seconds,
             answer_seconds=self.checkpoint.answer_seconds,
+            # A number that the user has set holds for this load as it is; the others count it.
+            connection_table=str(temporary_folder() / f"coldstream-connections-{os.geteuid()}"),
+            shares_connections=options.connections is None,
             # Even a complete copy may have a wrong chunk.
             cache=str(self.local_copy.folder) if self.local_copy is not None and not self.offline else None,
             cache_bytes_max=self.bytes_max,

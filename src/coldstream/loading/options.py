@@ -19,8 +19,6 @@ from coldstream.units import GIB
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-CONNECTIONS_MAX = 64
-WORKERS_MAX = 8
 PINNED_BYTES_MAX = 2 * GIB  # pinned memory is touched at once, and no other process can use it
 
 OnProgress = Callable[[int, int], None]  # bytes loaded, bytes of all tensors
@@ -46,7 +44,8 @@ class Options:
     Attributes:
         device: Where the tensors go, as torch names it: "cpu", "cuda", "cuda:1".
         framework: "pt" for torch tensors, "buffer" for `TypedBuffer`. None: torch if it is installed.
-        connections: Maximum parallel connections; the actual number adapts to the bucket.
+        connections: Maximum parallel connections; the actual number adapts to the bucket. None: as many as suit this
+            machine, from 64 to 1,024, shared with the other loads of this user.
         memory: Memory limit for data in flight, in bytes. None: half of the available memory; for a device, 1 GiB.
         verify: Whether every chunk is compared with its hash in the manifest.
         cache: Whether the local cache is read and filled, or the directory of another cache.
@@ -54,7 +53,7 @@ class Options:
         pin: With device "cpu": whether to pin up to `PINNED_BYTES_MAX` of the memory for CUDA, for callers that copy
             the tensors to a device themselves.
         keep_all: Whether the caller keeps all tensors; memory for the whole model is then reserved from the start.
-        workers: Fetching processes. None: one per core, at most 8.
+        workers: Fetching processes. None: one per core and per 8 connections, at most 64.
         via: Whether weights come through the CDN in front of the bucket: "auto" if `R2_CDN_DOMAIN` names one, "cdn",
             or "s3" for the bucket only.
         attach_seconds: How long after the first reader of a shared load the last one may attach.
@@ -69,7 +68,7 @@ class Options:
 
     device: str = "cpu"
     framework: str | None = None
-    connections: int = CONNECTIONS_MAX
+    connections: int | None = None
     memory: int | None = None
     verify: bool = True
     cache: bool | str | Path = True
@@ -107,7 +106,7 @@ class LoadOptions(TypedDict, total=False):
     """The keyword arguments of every kind of load; `Options` describes them."""
 
     device: str
-    connections: int
+    connections: int | None
     memory: int | None
     workers: int | None
     via: str

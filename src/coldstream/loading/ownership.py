@@ -17,8 +17,9 @@ from coldstream.errors import (
     UnavailableError,
 )
 from coldstream.loading.load_plan import PreparedLoad, uri_key
-from coldstream.loading.options import WORKERS_MAX, OnProgress, Options
-from coldstream.machine.hardware import cores
+from coldstream.loading.options import OnProgress, Options
+from coldstream.machine.connections import connections_for, workers_for
+from coldstream.machine.hardware import cores, link_bytes_per_second
 from coldstream.model.names import Uri, model_name
 from coldstream.places.opening import scheme_of, uses_tls
 from coldstream.settings import Settings
@@ -53,9 +54,10 @@ _FAILURES: dict[str, tuple[type[ColdstreamError], str, str]] = {
 
 def start_owner(uri: Uri, options: Options, settings: Settings) -> Owner:
     """Starts the streamer, which gets ready while the model is resolved."""
+    connections = options.connections or connections_for(cores(), link_bytes_per_second())
     return Owner(
-        workers=options.workers or max(1, min(WORKERS_MAX, cores())),
-        connections=options.connections,
+        workers=options.workers or workers_for(cores(), connections),
+        connections=connections,
         tls=uses_tls(uri, settings),
         ca_bundle=settings.get("AWS_CA_BUNDLE") if scheme_of(uri, settings) == "s3" else None,
     )

@@ -120,6 +120,8 @@ class JobOptions:
     give_up_seconds: float = 180.0  # a load of which nothing has moved for so long fails
     attach_seconds: float = 600.0  # how long after the first consumer the last one may attach
     answer_seconds: float = 0.0  # how long the place took to answer so far; 0 if that is not known
+    connection_table: str | None = None  # the file of a `machine.connections.ConnectionTable`, or None
+    shares_connections: bool = False  # whether to have fewer connections while other loads in it have some
     cache: str | None = None  # the folder of the local copy to fill, or None
     cache_bytes_max: int | None = None  # how large that cache may be, or None
 

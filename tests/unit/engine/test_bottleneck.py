@@ -39,6 +39,17 @@ AROUND = {"cores": 4, "is_tls": True}
         ({"cpu_seconds": 9.0, "workers": 1}, "tls", "0.9 of 4 cores"),
         ({"received_bytes": 0, "local_bytes": 10**10}, "disk", "1.00 GB/s"),
         ({"saturated": False, "flying_seconds": 600.0}, "connections", "64 connections"),
+        (
+            {"saturated": False, "flying_seconds": 600.0, "connections_bound": "other loads"},
+            "connections",
+            "other loads on this machine",
+        ),
+        (
+            {"saturated": False, "flying_seconds": 600.0, "connections_bound": "open files"},
+            "connections",
+            "ulimit -Hn",
+        ),
+        ({"memory_wait_seconds": 8.0}, "memory", "full with 20 connections (--memory)"),
         ({}, "bucket", "more connections did not help"),
         ({"saturated": False}, "bucket", "each connection gave 50.0 MB/s"),
         ({"link_bytes_per_second": 10e9}, "bucket", "bucket"),

@@ -91,6 +91,15 @@ def test_a_storm_halves_it_once_for_each_round_trip() -> None:
     assert pace.throttled >= 4
 
 
+def test_a_step_that_overloads_the_bucket_is_undone() -> None:
+    pace = Pace(first=64, limit=1024)
+    assert drive(pace, lambda n: 46e6 * n, seconds=0.85)[-1] == 120
+    storm(pace, 8, now=1.3)
+    assert pace.target == 88
+    storm(pace, 8, now=1.4)
+    assert pace.target == 44, "the bucket is overloaded by the number before it too"
+
+
 def test_after_a_storm_it_waits_and_comes_up_again() -> None:
     pace = Pace(first=64, limit=64)
     for step in range(5):
@@ -109,8 +118,19 @@ def test_few_connections_are_never_made_more_by_a_storm() -> None:
     assert pace.target == 1
 
 
+def test_a_lower_limit_holds_at_once_and_a_higher_one_is_reached_again() -> None:
+    pace = Pace(first=64, limit=512)
+    pace.limit_to(32)
+    assert pace.target == 32
+    assert max(drive(pace, lambda n: 30e6 * n, seconds=10)) == 32
+    pace.limit_to(512)
+    assert drive(pace, lambda n: 30e6 * n, seconds=60, now=10.0)[-1] == 512
+
+
 events = st.lists(
-    st.tuples(st.sampled_from(["ok", "busy", "old", "idle", "tick"]), st.floats(0, 3), st.integers(0, 1 << 32)),
+    st.tuples(
+        st.sampled_from(["ok", "busy", "old", "idle", "tick", "limit"]), st.floats(0, 3), st.integers(0, 1 << 32)
+    ),
     max_size=200,
 )
 
@@ -127,6 +147,10 @@ def test_the_target_stays_within_its_bounds(first: int, limit: int, happened: li
             assert pace.target <= max(2 * before, before + 1)
         elif kind == "idle":
             pace.idle()
+        elif kind == "limit":
+            limit = 1 + count % 256
+            pace.limit_to(limit)
+            before = min(before, limit)
         else:
             pace.answered(busy=kind != "ok", began=now - (10 if kind == "old" else 0), now=now)
             assert pace.target <= before

@@ -87,7 +87,7 @@ class VllmEngine:
         options, text = self._request.options, self._flags.value("--model-loader-extra-config")
         if not text:
             curve = saved_curve(settings) if self._request.is_name else None
-            if curve is None or options.connections != Options().connections:
+            if curve is None or options.connections is not None:
                 return options
             # `coldstream tune --measure` measured it.
             return replace(options, connections=curve.connections)
@@ -122,8 +122,7 @@ class VllmEngine:
             match = _SHARDED.fullmatch(uri)
             ranks = int(match[1]) if match else self._flags.number("--tensor-parallel-size")
             uri = uri if match else f"{uri}-tp{ranks}"
-        is_default = request.options.connections == Options().connections
-        limits = {"concurrency": _RUNAI_CONCURRENCY if is_default else request.options.connections}
+        limits = {"concurrency": request.options.connections or _RUNAI_CONCURRENCY}
         if request.options.memory is not None:
             limits["memory_limit"] = request.options.memory
         environment = _bucket_environment(settings) if uri.startswith("s3://") else {}

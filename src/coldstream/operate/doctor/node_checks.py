@@ -16,8 +16,8 @@ from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import memory_shortage, version_warning
 from coldstream.errors import NotFoundError
 from coldstream.fleet.sky import INSTALL, TESTED, find_sky
-from coldstream.loading.options import CONNECTIONS_MAX
 from coldstream.machine import hardware
+from coldstream.machine.connections import CONNECTIONS_MIN, connections_for
 from coldstream.machine.disk import checked_root, size_and_free
 from coldstream.machine.extras import install_hint, own_requirement, pip_install
 from coldstream.machine.limits import read_text
@@ -144,15 +144,16 @@ def open_files(_case: Case) -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return ok(f"soft limit {soft}, no hard limit")
-    enough = connections_within(hard, CONNECTIONS_MAX)
+    most = connections_for(hardware.cores(), hardware.link_bytes_per_second())
+    enough = connections_within(hard, most)
     detail = f"hard limit {hard:,}, soft limit {soft:,}"
-    if enough < CONNECTIONS_MAX:
-        needed = descriptors_for(CONNECTIONS_MAX)
+    if enough < CONNECTIONS_MIN:
+        needed = descriptors_for(CONNECTIONS_MIN)
         return fail(
-            f"{detail}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MAX} need {needed}",
+            f"{detail}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MIN} need {needed}",
             "run: ulimit -Hn 4096   (systemd: LimitNOFILE=4096; docker: --ulimit nofile=4096)",
         )
-    return ok(f"{detail}; enough for {CONNECTIONS_MAX} connections")
+    return ok(f"{detail}; enough for {enough} of {most} connections")
 
 
 def gpu(case: Case) -> Check:
