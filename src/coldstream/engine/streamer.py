@@ -323,7 +323,7 @@ class _RunningLoad:
             self._share_due = now + SHARE_SECONDS
             if self._options.shares_connections:
                 pace.limit_to(self._table.share(most))
-            self._table.hold(pace.target)
+            self._table.hold(len(self.scheduler.flying()))
         statistics.connections_limit = pace.limit
         statistics.connections_bound = "other loads" if pace.limit < most else self._streamer.connections_bound
 

@@ -53,7 +53,7 @@ class Options:
         pin: With device "cpu": whether to pin up to `PINNED_BYTES_MAX` of the memory for CUDA, for callers that copy
             the tensors to a device themselves.
         keep_all: Whether the caller keeps all tensors; memory for the whole model is then reserved from the start.
-        workers: Fetching processes. None: one per core and per 8 connections, at most 64.
+        workers: Fetching processes. None: one per core, at most 8; above 64 connections one per 8, up to 64.
         via: Whether weights come through the CDN in front of the bucket: "auto" if `R2_CDN_DOMAIN` names one, "cdn",
             or "s3" for the bucket only.
         attach_seconds: How long after the first reader of a shared load the last one may attach.

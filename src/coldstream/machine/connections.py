@@ -12,7 +12,7 @@ CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 1024
 # A core decrypts about 1.2 GB/s, which is 26 connections at the 46 MB/s that R2 gives a node with a GPU.
 CONNECTIONS_PER_CORE = 32
 SLOW_BYTES_PER_SECOND = 20e6  # of a slow connection: with as many as the card has of these, it is full
-WORKERS_MAX, CONNECTIONS_PER_WORKER = 64, 8
+WORKERS_USUAL, WORKERS_MAX, CONNECTIONS_PER_WORKER = 8, 64, 8
 
 # In the table each load has a span of bytes, and locks as many of them as it has connections.
 _LOADS_MAX, _SPAN_BYTES = 64, 1 << 20
@@ -28,8 +28,9 @@ def connections_for(cores: int, link_bytes_per_second: float | None) -> int:
 
 
 def workers_for(cores: int, connections: int) -> int:
-    """The number of fetching processes: one per core, but no more than have a few connections each."""
-    return max(1, min(cores, WORKERS_MAX, ceil(connections / CONNECTIONS_PER_WORKER)))
+    """The number of fetching processes: one per core, but above a few no more than have several connections each."""
+    most = max(WORKERS_USUAL, ceil(connections / CONNECTIONS_PER_WORKER))
+    return max(1, min(cores, most, WORKERS_MAX))
 
 
 class ConnectionTable:

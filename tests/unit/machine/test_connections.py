@@ -55,8 +55,8 @@ def test_the_number_follows_the_machine(cores: int, link: float | None, connecti
     assert connections_for(cores, link) == connections
 
 
-def test_workers_have_a_few_connections_each() -> None:
-    assert [workers_for(2, 64), workers_for(96, 64), workers_for(96, 1024), workers_for(8, 1)] == [2, 8, 64, 1]
+def test_more_than_a_few_workers_have_several_connections_each() -> None:
+    assert [workers_for(2, 64), workers_for(96, 16), workers_for(96, 256), workers_for(96, 1024)] == [2, 8, 32, 64]
 
 
 def test_a_load_alone_has_the_whole_budget(tmp_path: Path) -> None:
