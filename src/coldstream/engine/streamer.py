@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -94,6 +95,12 @@ class Streamer:
             self._owner.send(letter, payload)
         except OSError:
             self.over |= not self.detached
+
+    def owner_listens(self) -> bool:
+        """Whether most of the owner's socket is free."""
+        poll = select.poll()
+        poll.register(self._owner, select.POLLOUT)
+        return bool(poll.poll(0))
 
     def _hear_owner(self) -> None:
         alive = self._owner.receive()
@@ -329,7 +336,9 @@ class _RunningLoad:
 
     def tell_progress(self) -> None:
         self.scheduler.statistics.connections_now = len(self.scheduler.flying())
-        self._streamer.tell_owner(messages.PROGRESS, self.scheduler.statistics.pack())
+        # An owner that is busy with a tensor does not listen, and a full socket would stop the load.
+        if self._streamer.owner_listens():
+            self._streamer.tell_owner(messages.PROGRESS, self.scheduler.statistics.pack())
 
     def _finish(self, now: float) -> None:
         scheduler, statistics = self.scheduler, self.scheduler.statistics
