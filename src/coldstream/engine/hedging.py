@@ -17,6 +17,8 @@ SLOW_SECONDS_MIN = 0.15
 STALL_SECONDS_MIN = 1.0
 STALL_SECONDS_UNKNOWN = 5.0  # while nothing is known of the bucket, it may always be this silent
 SPARE_PATIENCE = 5  # with connections to spare, a request may be slow after so many times the usual first byte's time
+# A connection tells that its reply has begun, and then how far it is about every quarter of a second.
+PROGRESS_SECONDS, REPLY_BYTES = 0.3, 16 << 10
 _STALL_PATIENCE_MAX = 4.0  # the limit of patience with silent connections, as a factor
 # A connection that has not stopped is told again: it may have been connecting, and have missed the first message.
 STOP_AGAIN_SECONDS = 1.0
@@ -117,7 +119,11 @@ def _cause_to_stop(flight: Flight, usual: float | None, first_byte: float, now: 
         return None
     if silent > max(STALL_SECONDS_MIN, 4 * first_byte):
         return "silent"
-    rate = flight.received / elapsed
+    if now - flight.moved < PROGRESS_SECONDS:
+        if flight.received <= REPLY_BYTES:
+            return None
+        elapsed = flight.moved - flight.began
+    rate = flight.received / max(elapsed, 1e-6)
     rest = flight.size - flight.received
     is_slow = rate < SLOW_SHARE * usual and (rate <= 0 or rest / rate > 2 * (first_byte + rest / usual))
     return "slow" if is_slow else None

@@ -311,8 +311,17 @@ def test_one_that_is_nearly_through_is_left_alone() -> None:
 
 def test_with_connections_to_spare_a_slow_one_is_stopped_sooner() -> None:
     late = flights(8 * MIB - 9, 0, began=11.7)
+    late[1][1].moved = 11.7
     assert list(speeds(8, 11.9).to_stop(late, 16, 12.0)) == []
     assert list(speeds(8, 11.9).to_stop(late, 16, 12.0, spare=True)) == [(1, "slow")]
+
+
+def test_a_reply_that_has_just_begun_is_not_slow() -> None:
+    """Its connection tells only every quarter of a second how far it is."""
+    begun = flights(8 * MIB - 9, 16 << 10)
+    assert list(speeds(8, 11.9).to_stop(begun, 16, 12.0)) == []
+    assert list(speeds(8, 11.9).to_stop(begun, 16, 12.2)) == []
+    assert list(speeds(8, 12.3).to_stop(begun, 16, 12.4)) == [(1, "slow")]
 
 
 @pytest.mark.parametrize(("finished", "stopped"), [(7, 1), (4, 0)])
