@@ -90,6 +90,8 @@ class WorkerPool:
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGKILL)
+        for worker in self._workers:
+            with contextlib.suppress(OSError):
                 os.waitpid(worker.pid, 0)
 
     def _spawn(self, number: int, workers: int) -> _WorkerProcess:
