@@ -101,10 +101,17 @@ class Later:
             self.error = exc
 
     def join(self) -> FetchError:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
+        self._wait()
         assert self.error is not None
         return self.error
+
+    def succeed(self) -> None:
+        self._wait()
+        assert self.error is None
+
+    def _wait(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
 
 
 TLS_BACKENDS = [backend for backend in BACKENDS if backend != "plain"]
