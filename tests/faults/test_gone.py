@@ -18,15 +18,17 @@ from coldstream.engine import attach, messages
 from coldstream.errors import ColdstreamError
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
-from tests.models import write_model
+from tests.servers.ranged import RangedServer
 
 # What follows is progress, of which there is more or less.
 STEPS_MAX = 7
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_model(tmp_path_factory.mktemp("model"), sharded_checkpoint(shards=2, layers=2)))
+def uri() -> Iterator[str]:
+    files = {f"/m/{path}": content for path, content in sharded_checkpoint(shards=2, layers=2).items()}
+    with RangedServer(files) as server:
+        yield f"{server.url}/m"
 
 
 class Killer:
@@ -69,24 +71,24 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Killer]:
 
 
 def stream(uri: str) -> None:
-    for _ in coldstream.stream(uri, framework="buffer"):
+    for _ in coldstream.stream(uri, framework="buffer", cache=False):
         pass
 
 
 def share(uri: str) -> None:
-    with coldstream.share(uri, consumers=1) as shared:
+    with coldstream.share(uri, consumers=1, cache=False) as shared:
         for _ in coldstream.attach(shared.address, framework="buffer"):
             pass
         shared.wait()
 
 
 @pytest.mark.parametrize("load", [stream, share])
-def test_killed_at_any_step_it_is_one_error(load: Callable[[str], None], folder: str, killer: Killer) -> None:
+def test_killed_at_any_step_it_is_one_error(load: Callable[[str], None], uri: str, killer: Killer) -> None:
     steps = 0
     for nth in range(1, STEPS_MAX):
         killer.arm(nth)
         try:
-            load(folder)
+            load(uri)
         except ColdstreamError as exc:
             assert "the streaming process" in exc.message
             assert exc.hint
@@ -96,20 +98,20 @@ def test_killed_at_any_step_it_is_one_error(load: Callable[[str], None], folder:
     assert steps >= 4
 
 
-def test_the_command_says_so_on_both_streams(folder: str, killer: Killer, tmp_path: Path) -> None:
-    """coldstream load FOLDER --json, its streamer killed before it is told anything"""
+def test_the_command_says_so_on_both_streams(uri: str, killer: Killer, tmp_path: Path) -> None:
+    """coldstream load URL --json, its streamer killed before it is told anything"""
     killer.arm(1)
-    out, err = Command(None, "", cwd=tmp_path).run("load", folder, "--json", code=1)
+    out, err = Command(None, "", cwd=tmp_path).run("load", uri, "--no-cache", "--json", code=1)
     assert json.loads(out)["error"] == {
         "kind": "coldstream",
-        "message": f"{folder}: the streaming process was killed (SIGKILL)",
+        "message": f"{uri}: the streaming process was killed (SIGKILL)",
         "hint": "did the machine run out of memory? see: dmesg | grep -i 'out of memory'",
         "exit_code": 1,
     }
-    assert err.splitlines()[0] == f"error: {folder}: the streaming process was killed (SIGKILL)"
+    assert err.splitlines()[0] == f"error: {uri}: the streaming process was killed (SIGKILL)"
 
 
-def test_a_streamer_that_cannot_be_imported_is_a_clear_error(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamer_that_cannot_be_imported_is_a_clear_error(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "_START", attach._START.replace("coldstream.engine.streamer", "coldstream.no_such"))
     with pytest.raises(ColdstreamError, match="the streaming process did not start: ModuleNotFoundError"):
-        stream(folder)
+        stream(uri)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from coldstream.cache.cache import Cache, LocalCopy, configured
 from coldstream.cache.copy_records import CachedFile
+from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
+from coldstream.machine.connections import WORKERS_USUAL
 from coldstream.machine.disk import temporary_folder
-from coldstream.machine.hardware import available_bytes
+from coldstream.machine.hardware import available_bytes, cores
 from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
 from coldstream.model.header import Header, parse_header, rank_of
@@ -21,7 +24,7 @@ from coldstream.model.names import Uri, is_path
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import Checkpoint, Shard
 from coldstream.places.model_reader import ModelReader
-from coldstream.places.opening import open_model_reader
+from coldstream.places.opening import open_model_reader, scheme_of
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
 
@@ -114,6 +117,28 @@ class PreparedLoad:
             cache_bytes_max=self.bytes_max,
         )
 
+    def map_files(self, options: Options) -> MappedFiles | None:
+        """Maps the files, if all of them are complete on this machine and may be mapped; None if not."""
+        limit, file_bytes = mapping_limit(), sum(shard.size for shard in self.checkpoint.shards)
+        if any(job.whole_path is None for job in self.jobs) or (limit is not None and limit[0] < file_bytes):
+            return None
+        ahead_bytes = options.memory or (available_bytes() // 2 if options.device == "cpu" else _DEVICE_ARENA_BYTES)
+        threads = options.workers or min(WORKERS_USUAL, cores())
+        with suppress(OSError, RuntimeError):
+            return MappedFiles(
+                self.jobs, self.catalog.extents, verify=options.verify, threads=threads, ahead_bytes=ahead_bytes
+            )
+        return None
+
+    def leave_out(self, count: int) -> None:
+        """Removes the first `count` extents from the jobs and the catalog: they were read in place."""
+        for number, job in enumerate(self.jobs):
+            left_out = min(count, len(job.extents))
+            self.jobs[number] = replace(job, extents=job.extents[left_out:])
+            count -= left_out
+        rest = sum(len(job.extents) for job in self.jobs)
+        self.catalog = replace(self.catalog, extents=self.catalog.extents[len(self.catalog.extents) - rest :])
+
     def close(self) -> None:
         if self.local_copy is not None:
             self.local_copy.close()
@@ -135,10 +160,13 @@ class PreparedLoad:
         )
 
 
-def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad:
+def prepare_load(
+    uri: Uri, options: Options, settings: Settings, *, on_cold: Callable[[], object] = lambda: None
+) -> PreparedLoad:
     """Resolves a URI, reads the headers, and opens the local copy.
 
-    A place that does not answer is not an error if there is a complete local copy of the model's last version.
+    `on_cold` is called before that, unless everything is expected to be on this machine. A place that does not answer
+    is not an error if there is a complete local copy of the model's last version.
     """
     cache = latest = None
     if options.cache and not _is_local(uri):
@@ -146,6 +174,8 @@ def prepare_load(uri: Uri, options: Options, settings: Settings) -> PreparedLoad
         cache = configured(folder, settings.get("COLDSTREAM_CACHE_LIMIT"))
         with suppress(DiskError):  # opening the copy reports what is wrong
             latest = cache.latest(uri_key(uri, settings))
+    if latest is None and scheme_of(uri, settings) != "file":
+        on_cold()
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
     try:
         origin = open_model_reader(uri, settings, retry=retry, via=options.via)

@@ -84,9 +84,9 @@ def attend(owner: Owner, prepared: PreparedLoad, on_progress: OnProgress | None,
         on_progress(min(owner.statistics.loaded_bytes, prepared.bytes), prepared.bytes)
 
 
-def cached_now(owner: Owner, prepared: PreparedLoad) -> str:
-    """The state of the local copy, as `LoadReport.cached`."""
-    if prepared.local_copy is None or owner.copy_failure is None:
+def cached_now(owner: Owner | None, prepared: PreparedLoad) -> str:
+    """The state of the local copy, as `LoadReport.cached`; `owner` is None if no streamer was needed."""
+    if prepared.local_copy is None or owner is None or owner.copy_failure is None:
         return prepared.cached
     if owner.copy_failure:
         return owner.copy_failure

@@ -28,7 +28,7 @@ from coldstream.loading.load_plan import prepare_load
 from coldstream.loading.load_report import make_report
 from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
-from coldstream.loading.tensors import LoadedTensor, TensorStream, tensor_reader
+from coldstream.loading.tensors import Layout, LoadedTensor, TensorStream, tensor_reader
 from coldstream.model.header import parse_header
 from coldstream.model.names import Uri
 from coldstream.settings import ambient_settings
@@ -212,9 +212,8 @@ class Attached(TensorStream):
         catalog = self._consumer.catalog
         headers = [parse_header(file.head, file_bytes=file.size, path=file.path) for file in catalog.files]
         self.total_bytes = sum(stop - start for _, start, stop in catalog.extents)
-        self._reader = tensor_reader(
-            self._consumer, headers, self._options, pinned_bytes=min(len(self._consumer.arena), self.total_bytes)
-        )
+        layout, arena = Layout(headers, catalog.extents), self._consumer.arena
+        self._reader = tensor_reader(layout, self._options, arena=arena, pinned_bytes=self.total_bytes)
         self._tensors = self._run()
 
     def close(self) -> None:

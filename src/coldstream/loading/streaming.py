@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
+from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.load_plan import PreparedLoad, prepare_load
 from coldstream.loading.load_report import make_report
-from coldstream.loading.options import LoadOptions, Options, require_torch, takes_options
+from coldstream.loading.options import LoadOptions, OnProgress, Options, require_torch, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
-from coldstream.loading.tensors import LoadedTensor, TensorReader, TensorStream, tensor_reader
+from coldstream.loading.tensors import Layout, LoadedTensor, TensorReader, TensorStream, is_pinned, tensor_reader
 from coldstream.model.names import Uri
 from coldstream.settings import Settings, ambient_settings
 
@@ -150,8 +151,11 @@ class Load(TensorStream):
         self._target, self._options = Uri.of(uri), options or Options()
         self._owner: Owner | None = None
         self._prepared: PreparedLoad | None = None
+        self._files: MappedFiles | None = None
         self._consumer: Consumer | None = None
         self._reader: TensorReader | None = None
+        self._began = 0.0
+        self._first_seconds: float | None = None
         self._closed = self._writing = False
         self._error: ColdstreamError | None = None
         self._tensors = self._run()
@@ -173,7 +177,8 @@ class Load(TensorStream):
     @property
     def statistics(self) -> LoadStatistics | None:
         """Safe in any thread; None before the first byte."""
-        return self._owner.statistics if self._owner is not None else None
+        statistics = self._owner.statistics if self._owner is not None else None
+        return self._files.total(statistics) if self._files is not None else statistics
 
     @property
     def outcome(self) -> LoadReport | ColdstreamError | None:
@@ -191,6 +196,8 @@ class Load(TensorStream):
     def _release(self) -> None:
         if self._reader is not None:
             self._reader.finish()
+        if self._files is not None:
+            self._files.close()
         if self._consumer is not None:
             self._consumer.close()
         if self._owner is not None:
@@ -208,8 +215,9 @@ class Load(TensorStream):
         """
         owner, prepared = self._owner, self._prepared
         assert self.report is not None
-        assert owner is not None
         assert prepared is not None
+        if owner is None:
+            return self.report.cached
         while self._writing and owner.copy_failure is None and owner.failure is None and not owner.gone:
             attend(owner, prepared, None, seconds=_POLL_SECONDS)
             if on_wait:
@@ -218,86 +226,142 @@ class Load(TensorStream):
         return self.report.cached
 
     def _run(self) -> Generator[tuple[str, LoadedTensor], None, None]:
-        began = time.monotonic()
+        self._began = time.monotonic()
         settings = self._options.settings or ambient_settings()
-        owner = self._owner = start_owner(self._target, self._options, settings)
         end_metrics = counted(self, self._target, self._options, settings)
         try:
-            yield from self._stream(owner, settings, began)
+            yield from self._stream(settings)
         except StreamerGoneError as exc:
-            failure = owner.last_words()
-            owner.stop()
+            assert self._owner is not None
+            failure = self._owner.last_words()
+            self._stop()
             self._error = error_of(failure, str(self._target))
             raise copy(self._error) from exc
         except ColdstreamError as exc:
-            owner.stop()
+            self._stop()
             # A copy has no traceback, whose frames hold the memory of the load.
             self._error = copy(exc)
             raise
         except BaseException:
-            owner.stop()
+            self._stop()
             raise
         finally:
             self._ended = True
             end_metrics()
 
-    def _stream(self, owner: Owner, settings: Settings, began: float) -> Iterator[tuple[str, LoadedTensor]]:
+    def _start(self, settings: Settings) -> Owner:
+        self._owner = self._owner or start_owner(self._target, self._options, settings)
+        return self._owner
+
+    def _stop(self) -> None:
+        if self._owner is not None:
+            self._owner.stop()
+
+    def _stream(self, settings: Settings) -> Iterator[tuple[str, LoadedTensor]]:
         options = self._options
-        prepared = self._prepared = prepare_load(self._target, options, settings)
+        prepared = self._prepared = prepare_load(self._target, options, settings, on_cold=lambda: self._start(settings))
         self.bytes = prepared.bytes
-        job_options = prepared.job_options(options, settings)
-        owner.load(prepared.jobs, prepared.catalog, job_options)
-        consumer = self._consumer = owner.consumer()
-        pinned_bytes = job_options.memory_limit
-        reader = self._reader = tensor_reader(consumer, prepared.headers, options, pinned_bytes=pinned_bytes)
-        yield from reader.empty()
-        first_seconds: float | None = None
-        while consumer.seen < consumer.total:
-            extent = self._next(owner, prepared, consumer, reader)
-            if first_seconds is None:
-                first_seconds = time.monotonic() - began
+        files = self._files = None if is_pinned(options) else prepared.map_files(options)
+        if files is not None:
+            self._stop()
+            self._owner = None
+            reader = self._reader = tensor_reader(
+                Layout(prepared.headers, prepared.catalog.extents), options, arena=None
+            )
+            yield from reader.empty()
+            yield from self._make(reader, self._mapped(files))
+            prepared.leave_out(files.usable)
+        if files is None or not files.is_whole:
+            owner = self._start(settings)
+            job_options = prepared.job_options(options, settings)
+            owner.load(prepared.jobs, prepared.catalog, job_options)
+            consumer = self._consumer = owner.consumer()
+            reader = self._reader = tensor_reader(
+                Layout(prepared.headers, consumer.catalog.extents),
+                options,
+                arena=consumer.arena,
+                pinned_bytes=job_options.memory_limit,
+            )
+            if files is None:
+                yield from reader.empty()
+            yield from self._make(reader, self._streamed(owner, prepared, consumer, reader))
+        self._finish(prepared, time.monotonic() - self._began)
+
+    def _make(self, reader: TensorReader, extents: Iterator[Extent]) -> Iterator[tuple[str, LoadedTensor]]:
+        for extent in extents:
+            if self._first_seconds is None:
+                self._first_seconds = time.monotonic() - self._began
             pairs = reader.make(extent)
             # Only what the caller keeps may keep the extent.
             del extent
             yield from pairs
             del pairs
-        reader.finish()
-        seconds = time.monotonic() - began
-        while not owner.has_finished:
-            if owner.gone or owner.failure:
-                raise StreamerGoneError("it ended without a report")
-            attend(owner, prepared, None, seconds=1.0)
-        if options.on_progress:
-            options.on_progress(prepared.bytes, prepared.bytes)
-        assert owner.statistics is not None
-        self.report = make_report(
-            prepared,
-            options,
-            owner.statistics,
-            seconds=seconds,
-            first_tensor_seconds=seconds if first_seconds is None else first_seconds,
-            cached=cached_now(owner, prepared),
-        )
-        # Even a complete copy may have had a wrong chunk.
-        self._writing = prepared.local_copy is not None and (prepared.writes or self.report.corrupt > 0)
-        if not self._writing:
-            self._release()
-
-    def _next(self, owner: Owner, prepared: PreparedLoad, consumer: Consumer, reader: TensorReader) -> Extent:
-        """The next extent; answers the streamer's other messages while it waits."""
-        while True:
             reader.settle()
-            extent = consumer.take()
-            if extent is not None:
-                return extent
+        reader.finish()
+
+    def _mapped(self, files: MappedFiles) -> Iterator[Extent]:
+        """The extents of mapped files, up to the first one that is wrong."""
+        due = self._began + _POLL_SECONDS
+        for number in range(len(files.extents)):
+            while not files.wait(number, _POLL_SECONDS):
+                if number >= files.usable:
+                    return
+            if self._options.on_progress and time.monotonic() > due:
+                due += _POLL_SECONDS
+                self._options.on_progress(files.statistics.local_bytes, self.bytes)
+            yield files.extent(number)
+
+    def _streamed(
+        self, owner: Owner, prepared: PreparedLoad, consumer: Consumer, reader: TensorReader
+    ) -> Iterator[Extent]:
+        """The streamer's extents; answers its other messages while it waits."""
+        while consumer.seen < consumer.total:
+            if (extent := consumer.take()) is not None:
+                yield extent
+                del extent
+                continue
             if reader.settle(wait=True):
                 continue
             consumer.wait()
             sources: list[Consumer | Owner] = [consumer] if owner.gone else [consumer, owner]
             if owner in select.select(sources, [], [], _POLL_SECONDS)[0]:
-                attend(owner, prepared, self._options.on_progress)
+                attend(owner, prepared, self._on_progress())
             if consumer.failure or owner.failure:
                 raise StreamerGoneError("it failed")
+
+    def _on_progress(self) -> OnProgress | None:
+        """Counts what was read in place before the streamer was started."""
+        callback, files = self._options.on_progress, self._files
+        if callback is None or files is None:
+            return callback
+        before = files.statistics.local_bytes
+        return lambda count, total: callback(min(before + count, total), total)
+
+    def _finish(self, prepared: PreparedLoad, seconds: float) -> None:
+        """Makes the report."""
+        owner, options = self._owner, self._options
+        while owner is not None and not owner.has_finished:
+            if owner.gone or owner.failure:
+                raise StreamerGoneError("it ended without a report")
+            attend(owner, prepared, None, seconds=1.0)
+        if options.on_progress:
+            options.on_progress(prepared.bytes, prepared.bytes)
+        statistics = self.statistics
+        assert statistics is not None
+        self.report = make_report(
+            prepared,
+            options,
+            statistics,
+            seconds=seconds,
+            first_tensor_seconds=seconds if self._first_seconds is None else self._first_seconds,
+            cached=cached_now(owner, prepared),
+        )
+        # Even a complete copy may have had a wrong chunk.
+        self._writing = (
+            owner is not None and prepared.local_copy is not None and (prepared.writes or self.report.corrupt > 0)
+        )
+        if not self._writing:
+            self._release()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

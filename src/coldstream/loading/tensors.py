@@ -11,13 +11,14 @@ interface only. On a device without streams, copies are synchronous.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coldstream.engine.attach import Consumer, Extent
+from coldstream.engine.attach import Extent
 from coldstream.errors import UsageError
 from coldstream.loading.options import PINNED_BYTES_MAX, Options, has_torch
 from coldstream.model.header import Header, Tensor
@@ -70,20 +71,22 @@ class Layout:
     """Which extent has which tensors; `empty` are those without bytes, which are in no extent."""
 
     def __init__(self, headers: Sequence[Header], extents: Sequence[tuple[int, int, int]]) -> None:
-        """Assigns the tensors to extents: (file, first byte, one past the last), by file and in order."""
+        """Assigns the tensors to extents: (file, first byte, one past the last), by file and in order.
+
+        Leaves out tensors that lie in no extent.
+        """
         self.empty: list[Tensor] = []
         self._by_extent: list[list[Tensor]] = [[] for _ in extents]
         number = 0
         for file, header in enumerate(headers):
-            while number < len(extents) and extents[number][0] < file:
-                number += 1
             for tensor in header.tensors:
                 if tensor.start == tensor.stop:
                     self.empty.append(tensor)
                     continue
-                while extents[number][2] <= tensor.start:
+                while number < len(extents) and (extents[number][0], extents[number][2]) <= (file, tensor.start):
                     number += 1
-                self._by_extent[number].append(tensor)
+                if number < len(extents) and extents[number][:2] <= (file, tensor.start):
+                    self._by_extent[number].append(tensor)
 
     def tensors(self, extent: int) -> list[Tensor]:
         return self._by_extent[extent]
@@ -302,25 +305,35 @@ class DeviceReader(TensorReader):
         super().finish()
 
 
-def tensor_reader(
-    consumer: Consumer, headers: Sequence[Header], options: Options, *, pinned_bytes: int = 0
-) -> TensorReader:
-    """Reads a consumer's tensors as the options say; for a device, pins the first `pinned_bytes` of the arena."""
-    layout, pinned_bytes = Layout(headers, consumer.catalog.extents), min(pinned_bytes, len(consumer.arena))
+def tensor_reader(layout: Layout, options: Options, *, arena: mmap.mmap | None, pinned_bytes: int = 0) -> TensorReader:
+    """Makes tensors as the options say; for copies to a device, the first `pinned_bytes` of an arena are pinned.
+
+    `arena` is the memory of the extents, None if that is mapped files.
+    """
+    pinned_bytes = min(pinned_bytes, len(arena)) if arena is not None else 0
     if options.device != "cpu":
         device = checked_device(options.device)
         lane = CudaLane(device) if device.type == "cuda" else Lane()
         reader: TensorReader = DeviceReader(device, layout, lane)
-        reader.pin(lane, consumer.arena, pinned_bytes)
+        if arena is not None:
+            reader.pin(lane, arena, pinned_bytes)
         return reader
     is_torch = options.pin or options.framework == "pt" or (options.framework is None and has_torch())
     reader = TensorReader(layout, torch_maker() if is_torch else buffer_maker())
-    if options.pin:
-        import torch
-
-        if torch.cuda.is_available():
-            reader.pin(CudaLane(checked_device("cuda")), consumer.arena, min(pinned_bytes, PINNED_BYTES_MAX))
+    if arena is not None and is_pinned(options):
+        reader.pin(CudaLane(checked_device("cuda")), arena, min(pinned_bytes, PINNED_BYTES_MAX))
     return reader
+
+
+def is_pinned(options: Options) -> bool:
+    """Whether the memory of the extents is pinned, which mapped files cannot be."""
+    if options.device != "cpu":
+        return True
+    if not options.pin:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def checked_device(name: str) -> torch.device:

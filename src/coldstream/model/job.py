@@ -73,6 +73,15 @@ class FileJob:
     def segment(self, index: int) -> int:
         return bisect_right(self.segments, self.stops[index] - 1, key=lambda segment: segment.stop)
 
+    @property
+    def whole_path(self) -> str | None:
+        """The file on this machine that has all of its chunks where they are in memory, or None."""
+        if self.wire_stops:
+            return None
+        if self.copy is not None and all(self.have):
+            return self.copy
+        return self.segments[0].local if len(self.segments) == 1 else None
+
     def is_local(self, index: int) -> bool:
         if self.copy is not None and self.have[index] == 1:
             return True

@@ -22,7 +22,7 @@ class LazyEvent:
         self.lane.work(self.count)
 
 
-class LazyLane:
+class LazyLane(Lane):
     """Copies happen when somebody waits for them."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class LazyLane:
 
 @pytest.mark.parametrize("pad", [0, 3])
 @pytest.mark.parametrize("lane_class", [Lane, LazyLane])
-def test_tensors_arrive_whole(pad: int, lane_class: type[Lane | LazyLane]) -> None:
+def test_tensors_arrive_whole(pad: int, lane_class: type[Lane]) -> None:
     content = checkpoint_bytes(layered(layers=3, rows=64, columns=128), pad=pad)
     header, runs = planned(content)
     maker = DeviceReader(torch.device("cpu"), Layout([header], runs), lane_class())

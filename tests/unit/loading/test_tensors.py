@@ -40,6 +40,18 @@ def test_every_tensor_comes_out_once_with_its_bytes(pad: int) -> None:
         assert found == expected
 
 
+def test_tensors_of_extents_that_are_left_out_are_too() -> None:
+    content = checkpoint_bytes(layered(layers=3, rows=64, columns=128))
+    header, runs = planned(content)
+    both = [*runs, *((1, start, stop) for _, start, stop in runs)]
+    whole, count = Layout([header, header], both), len(runs)
+    for first in range(2 * count + 1):
+        rest = Layout([header, header], both[first:])
+        assert [rest.tensors(number) for number in range(2 * count - first)] == [
+            whole.tensors(number) for number in range(first, 2 * count)
+        ]
+
+
 def test_a_view_keeps_the_memory_and_the_last_one_lets_go() -> None:
     import weakref
 
