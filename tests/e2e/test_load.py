@@ -16,6 +16,7 @@ import torch
 import xxhash
 
 import coldstream
+from coldstream.cache.cache import Cache
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
@@ -28,6 +29,7 @@ from tests.models import sharded_model, write_model
 from tests.servers.nginx import nginx
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
+from tests.unit.engine.test_mapped_files import until
 
 NAME = "org/model"
 
@@ -201,6 +203,8 @@ def test_a_cache_with_wrong_bytes_is_found_out(
     with coldstream.stream(uri, **options(tmp_path)) as loading:
         assert collected(loading) == expected
         assert loading.wait_for_cache() == "written"
+    # The process that wrote the copy syncs it once more; until then no other one can repair it.
+    until(lambda: not Cache(tmp_path / "cache").entries()[0].writing)
     for path in (tmp_path / "cache").glob("models/*/*/*-00002-*.safetensors"):
         with open(path, "r+b") as file:
             file.seek(len(files[path.name]) // 2)
