@@ -70,6 +70,14 @@ class StreamerGoneError(Exception):
         self.failure = failure
 
 
+def ready(sources: Sequence[Any], seconds: float | None, event: int = select.POLLIN) -> list[Any]:
+    """Which sources can be read, or have ended, within `seconds`. Not by `select`, which refuses numbers over 1023."""
+    poll, numbers = select.poll(), {source.fileno(): source for source in sources}
+    for number in numbers:
+        poll.register(number, event)
+    return [numbers[number] for number, _ in poll.poll(None if seconds is None else seconds * 1000)]
+
+
 class Consumer:
     """One process's view of a load. Not thread-safe, but memory may be dropped in any thread.
 
@@ -175,7 +183,7 @@ class Consumer:
             if before_wait is not None and before_wait():
                 continue
             self.wait()
-            select.select([self], [], [], 5.0)
+            ready([self], 5.0)
 
     def close(self) -> None:
         """Detaches. Memory that is still in use stays valid, and the streamer is told when it no longer is."""
@@ -238,7 +246,7 @@ class Consumer:
         except BlockingIOError:
             # The streamer is far behind. This message is a few bytes, and the streamer never waits for a consumer.
             with contextlib.suppress(OSError, ValueError):
-                select.select([], [sock], [], 1.0)
+                ready([sock], 1.0, select.POLLOUT)
                 sock.send(message)
         except OSError:
             return False  # receiving reports it
@@ -320,7 +328,7 @@ class Owner:
 
     def hear(self, seconds: float | None = 0.0) -> None:
         """Takes in the streamer's messages; waits for them up to `seconds`, or without a limit."""
-        if not self.gone and select.select([self], [], [], seconds)[0]:
+        if not self.gone and ready([self], seconds):
             self.gone = not self._frames.receive()
         for letter, payload in self._frames.frames():
             if letter in {messages.PROGRESS, messages.END}:

@@ -10,14 +10,13 @@ A tensor of `stream` is a view of memory that the engine reuses when nothing ref
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Generator, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError
+from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError, ready
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, UsageError
@@ -324,7 +323,7 @@ class Load(TensorStream):
                 continue
             consumer.wait()
             sources: list[Consumer | Owner] = [consumer] if owner.gone else [consumer, owner]
-            if owner in select.select(sources, [], [], _POLL_SECONDS)[0]:
+            if owner in ready(sources, _POLL_SECONDS):
                 attend(owner, prepared, self._on_progress())
             if consumer.failure or owner.failure:
                 raise StreamerGoneError("it failed")
