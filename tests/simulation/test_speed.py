@@ -47,6 +47,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("link", LINKS)
+def test_equal_connections_are_not_taken_for_slow_ones(link: str) -> None:
+    bucket, connections, size = LINKS[link]
+    assert load(size, bucket, connections=connections).scheduler.statistics.hedges == 0
+
+
+@pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("faults", FAULTS)
 def test_faults_cost_less_than_a_third(link: str, faults: str) -> None:
     bucket, connections, size = LINKS[link]
