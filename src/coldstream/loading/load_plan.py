@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +12,7 @@ from coldstream.cache.copy_records import CachedFile
 from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
-from coldstream.machine.connections import WORKERS_USUAL
-from coldstream.machine.disk import temporary_folder
+from coldstream.machine.connections import WORKERS_USUAL, connection_table
 from coldstream.machine.hardware import available_bytes, cores
 from coldstream.machine.limits import mapping_limit
 from coldstream.model.chunks import extents as extents_of
@@ -110,7 +108,7 @@ class PreparedLoad:
             attach_seconds=options.attach_seconds,
             answer_seconds=self.checkpoint.answer_seconds,
             # A number that the user has set holds for this load as it is; the others count it.
-            connection_table=str(temporary_folder() / f"coldstream-connections-{os.geteuid()}"),
+            connection_table=str(connection_table()),
             shares_connections=options.connections is None,
             # Even a complete copy may have a wrong chunk.
             cache=str(self.local_copy.folder) if self.local_copy is not None and not self.offline else None,

@@ -6,6 +6,9 @@ import fcntl
 import os
 import struct
 from math import ceil
+from pathlib import Path
+
+from coldstream.machine.disk import SHARED_MEMORY, temporary_folder
 
 # At least and at most by default. Below, a bucket far away is too slow; above, no card needs more.
 CONNECTIONS_MIN, CONNECTIONS_MAX = 64, 1024
@@ -31,6 +34,15 @@ def workers_for(cores: int, connections: int) -> int:
     """The number of fetching processes: one per core, but above a few no more than have several connections each."""
     most = max(WORKERS_USUAL, ceil(connections / CONNECTIONS_PER_WORKER))
     return max(1, min(cores, most, WORKERS_MAX))
+
+
+def connection_table() -> Path:
+    """The file by which the loads of this user see each other; it is empty, and stays.
+
+    In shared memory, which is the same for all of them whatever TMPDIR is, and where locks work.
+    """
+    folder = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else temporary_folder()
+    return folder / f"coldstream-connections-{os.geteuid()}"
 
 
 class ConnectionTable:

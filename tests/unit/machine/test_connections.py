@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from coldstream.machine.connections import ConnectionTable, connections_for, workers_for
+from coldstream.machine import connections
+from coldstream.machine.connections import ConnectionTable, connection_table, connections_for, workers_for
 
 GBIT = 1e9 / 8
 HOLD = """
@@ -116,3 +118,13 @@ def test_without_a_file_a_load_does_not_see_the_others(tmp_path: Path) -> None:
         assert table.share(64) == 64
         table.close()
     assert not (tmp_path / "other").exists()
+
+
+def test_the_table_is_one_for_all_directories_of_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = connection_table()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert connection_table() == before
+    monkeypatch.setattr(connections, "SHARED_MEMORY", tmp_path / "none")
+    assert connection_table().parent == tmp_path
