@@ -14,7 +14,7 @@ demo: $(VENV)/demo.done .venv-vllm
 test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes about 14 minutes.
+# Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes 10 to 14 minutes.
 test-launch: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done
 	$(BIN)/python -m pytest tests/launch -m launch $(PYTEST_FLAGS)
 
