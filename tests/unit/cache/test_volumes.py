@@ -20,6 +20,8 @@ from tests.users import AS_ROOT, run_as
 # As OpenShift's, which are in no passwd; their group is root's, and a volume may have one of its own.
 UID, OTHER, FS_GROUP = 1000910000, 1000920000, 1000910001
 MODES = [0o777, 0o2777, 0o2775]
+# Without it, how full the machine's disk is decides whether models are cached.
+LIMIT = "20GB"
 
 pytestmark = AS_ROOT
 
@@ -43,15 +45,19 @@ def volume_in(place: Path, mode: int, *, uid: int = 0) -> Path:
     return folder
 
 
+def cache_in(volume: Path) -> Cache:
+    return configured(str(volume), LIMIT)
+
+
 def keeps_a_model(volume: Path) -> None:
     """Fills the cache, and finds the model again as the next container of the pod would."""
-    cache, model = Cache(volume), Model()
+    cache, model = cache_in(volume), Model()
     assert cache.root == volume / f"coldstream-{os.geteuid()}"
     model.fill(cache)
-    with model.open(Cache(volume)) as copy:
+    with model.open(cache_in(volume)) as copy:
         assert copy.complete
         assert model.check(copy) == len(model.chunks())
-    assert Cache(volume).latest(URI) is not None
+    assert cache_in(volume).latest(URI) is not None
     for path in (cache.root, *cache.root.rglob("*")):
         status = path.lstat()
         assert status.st_uid == os.geteuid()
@@ -72,7 +78,7 @@ def test_two_users_of_a_volume_do_not_see_each_other_s_models(place: Path) -> No
     run_as(UID, lambda: keeps_a_model(volume))
 
     def act() -> None:
-        assert list(Cache(volume).entries()) == []
+        assert list(cache_in(volume).entries()) == []
         keeps_a_model(volume)
         with pytest.raises(PermissionError):
             os.listdir(volume / f"coldstream-{UID}")
@@ -86,7 +92,7 @@ def test_another_user_s_folder_in_the_place_of_ours_is_refused(place: Path) -> N
 
     def act() -> None:
         with pytest.raises(DiskError, match=f"belongs to user {OTHER}, not to user {UID}"):
-            Model().fill(Cache(volume))
+            Model().fill(cache_in(volume))
 
     run_as(OTHER, (volume / f"coldstream-{UID}").mkdir)
     run_as(UID, act)
@@ -99,7 +105,7 @@ def test_a_volume_that_is_not_writable_is_named(place: Path, mode: int) -> None:
 
     def act() -> None:
         with pytest.raises(DiskError, match=rf"cannot use the cache at {volume}.*: Permission denied") as caught:
-            Model().fill(Cache(volume))
+            Model().fill(cache_in(volume))
         assert "COLDSTREAM_CACHE_DIR" in (caught.value.hint or "")
 
     run_as(UID, act)
@@ -115,7 +121,7 @@ def test_a_user_without_a_name_and_without_a_home(place: Path, home: str | None)
             os.environ.pop(name, None)
         if home is not None:
             os.environ["HOME"] = home
-        cache = configured(None, None)
+        cache = configured(None, LIMIT)
         assert cache.root == volume / f"coldstream-{UID}"
         Model().fill(cache)
 
@@ -131,12 +137,12 @@ def test_a_home_is_used_if_it_can_be(place: Path) -> None:
     def act() -> None:
         os.environ.pop("XDG_CACHE_HOME", None)
         os.environ["HOME"] = str(home)
-        assert configured(None, None).root == home / ".cache/coldstream"
+        assert configured(None, LIMIT).root == home / ".cache/coldstream"
         assert can_be_created(home)
         assert not can_be_created(sealed / ".cache/coldstream")
         assert can_be_created(sealed)
         # What the user chose is used, or refused.
         os.environ["XDG_CACHE_HOME"] = str(sealed)
-        assert configured(None, None).root == sealed / "coldstream"
+        assert configured(None, LIMIT).root == sealed / "coldstream"
 
     run_as(UID, act)
