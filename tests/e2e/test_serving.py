@@ -158,6 +158,43 @@ def test_ranks_share_a_load_and_reload(server: RangedServer, files: dict[str, by
         assert (first._consumers, second._consumers) == (2, 1)
 
 
+def test_a_service_has_several_models(server: RangedServer, files: dict[str, bytes], tmp_path: Path) -> None:
+    """Each has its own loads, version and options; an update of one does not concern the others."""
+    main, other = f"{server.url}/m", f"{server.url}/other"
+    small = sharded_checkpoint(shards=1, layers=1, seed=5)
+    for path, content in small.items():
+        server.put(f"/other/{path}", content)
+
+    def read(loads: LoadService, uri: str, which: str) -> dict[str, bytes]:
+        address = ask(loads.address, uri, which, consumers=1)
+        return {name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")}
+
+    with service(main, tmp_path) as loads:
+        loads.begin(consumers=1)
+        added = loads.add(other, options=Options(settings=settings(tmp_path), cache=False, workers=1))
+        assert loads.add(other, options=Options()) is added, "the first one stays"
+        assert read(loads, main, FIRST) == expected_tensors(tmp_path / "x", files)
+        assert read(loads, other, FIRST) == expected_tensors(tmp_path / "y", small)
+        assert loads.of_start == loads._models[main].of_start
+        assert len(loads.loads) == 2
+        for path, content in sharded_checkpoint(shards=1, layers=1, seed=6).items():
+            server.put(f"/other/{path}", content)
+        with pytest.raises(ColdstreamError, match=r"/other was replaced since the engine was started"):
+            read(loads, other, "2")
+        assert read(loads, main, "2") == expected_tensors(tmp_path / "x", files)
+        with pytest.raises(ColdstreamError, match="s3://b/third is not a model that is streamed here: http"):
+            ask(loads.address, "s3://b/third", FIRST, consumers=1)
+    assert loads.loads == ()
+
+
+def test_a_model_whose_folder_is_of_another_version_is_refused(server: RangedServer, tmp_path: Path) -> None:
+    uri = f"{server.url}/m"
+    with service(f"{server.url}/main", tmp_path) as loads:
+        loads.add(uri, options=Options(settings=settings(tmp_path), cache=False), version="0" * 64)
+        with pytest.raises(ColdstreamError, match="was replaced since the engine was started"):
+            ask(loads.address, uri, FIRST, consumers=1)
+
+
 def test_the_streamer_ends_when_the_last_rank_has_let_go(server: RangedServer, tmp_path: Path) -> None:
     uri = f"{server.url}/m"
     with service(uri, tmp_path) as loads:
@@ -189,7 +226,7 @@ def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServe
         assert first not in loads.loads
         assert loads.loads == (shares[0], shares[-1]), "the first for its report, the newest until the next one"
         assert loads.first is shares[0]
-        assert [*loads._open] == [FIRST, "6"]
+        assert [*loads._models[uri]._open] == [FIRST, "6"]
         assert shares[0].wait(0) is not None
         # A rank that comes with a number that was let go of reads one of its own, as before.
         assert sum(1 for _ in coldstream.attach(ask(loads.address, uri, "2", consumers=1), framework="buffer"))
@@ -206,7 +243,7 @@ def test_loads_that_have_been_read_are_let_go_of_and_counted(server: RangedServe
 def test_what_the_service_refuses(server: RangedServer, tmp_path: Path) -> None:
     uri = f"{server.url}/m"
     with service(uri, tmp_path) as loads:
-        with pytest.raises(ColdstreamError, match="is not the model that is streamed here"):
+        with pytest.raises(ColdstreamError, match="is not a model that is streamed here"):
             ask(loads.address, "s3://other/model", FIRST, consumers=1)
         with pytest.raises(ColdstreamError, match="invalid request"):
             ask(loads.address, uri, FIRST, consumers=0)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstream.engine import messages
 from coldstream.engine.rendezvous import SocketFolder
-from coldstream.errors import ColdstreamError, ConflictError
+from coldstream.errors import CancelledError, ColdstreamError, ConflictError, NotFoundError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
 from coldstream.model.names import Uri
@@ -43,6 +43,7 @@ _REPORTERS_MAX = 1024
 # On one node: each engine has a GPU of its own.
 _ENGINES_MAX = 64
 _MODULES_BYTES_MAX = 16 << 20
+_CLOSE_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -54,26 +55,112 @@ class _OpenLoad:
     requests: int = 0
 
 
+class ModelLoads:
+    """The loads of one model. Each model has a lock of its own, so that none waits until another one is resolved.
+
+    Attributes:
+        current: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
+        of_start: The loads of the start, in order: one for each engine of this node.
+        failures: Why other loads could not begin.
+    """
+
+    def __init__(self, uri: Uri, options: Options, *, version: str | None, before_drop: Callable[[], None]) -> None:
+        """`version` is of the folder that the engine reads; without one, the first load decides."""
+        self.uri = uri
+        self._options, self._version, self._before_drop = options, version, before_drop
+        self._lock = threading.Lock()
+        self._open: dict[str, _OpenLoad] = {}
+        self._is_closed = False
+        self.current: tuple[Share, ...] = ()
+        self.of_start: tuple[Share, ...] = ()
+        self.failures: list[ColdstreamError] = []
+
+    def begin(self, which: str, *, consumers: int) -> Share:
+        with self._lock:
+            return self._begin(which, consumers).share
+
+    def share(self, which: str, *, consumers: int) -> str:
+        """See `LoadService.share`."""
+        with self._lock:
+            load = self._open.get(which)
+            if load is not None and not load.requests and (load.consumers != consumers or load.share.is_gone):
+                # It began before their number was known, or its streamer was killed before the first reader came.
+                load.share.close()
+                self.of_start = tuple(share for share in self.of_start if share is not load.share)
+                load = None
+            if load is None or load.requests >= load.consumers or load.consumers != consumers:
+                # A second engine on this node counts its loads like the first, and reads a load of its own.
+                load = self._begin(which, consumers)
+            load.requests += 1
+            return load.share.address
+
+    def close(self) -> None:
+        self._is_closed = True
+        # A thread that is resolving the model holds the lock, and ends its load itself.
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                for share in self.current:
+                    share.close()
+                self.current = ()
+                self._open.clear()
+            finally:
+                self._lock.release()
+
+    def _drop(self) -> None:
+        """Closes loads that all of their readers have read: each reload leaves one. The first stays for its report."""
+        # Closed ones too, such as one that began before the number of its readers was known.
+        gone = [share for share in self.current if share not in self.of_start[:1] and share.wait_until_gone(0)]
+        if not gone:
+            return
+        self._before_drop()
+        for share in gone:
+            share.close()
+        self.current = tuple(share for share in self.current if share not in gone)
+        # If a load ended before all readers requested it, the rest must not begin another: it would wait for them all.
+        for which, load in list(self._open.items()):
+            if load.share in gone and load.requests >= load.consumers:
+                del self._open[which]
+
+    def _begin(self, which: str, consumers: int) -> _OpenLoad:
+        load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
+        if which == FIRST and len(self.of_start) < _ENGINES_MAX:
+            self.of_start = (*self.of_start, load.share)
+        return load
+
+    def _new_share(self, consumers: int) -> Share:
+        self._drop()
+        try:
+            share = Share(self.uri, consumers=consumers, options=self._options)
+        except ColdstreamError as exc:
+            # Without its traceback, whose frames keep objects alive.
+            self.failures.append(copy(exc))
+            raise
+        if self._is_closed:
+            share.close()
+            raise CancelledError(f"{self.uri}: the load was ended")
+        if self._version not in {None, share.version}:
+            share.close()
+            raise ConflictError(f"{self.uri} was replaced since the engine was started", hint="restart it")
+        self._version = share.version
+        self.current = (*self.current, share)
+        return share
+
+
 class LoadService:
-    """Serves loads of one model to this user's processes, from threads of this process. Context manager.
+    """Serves loads of one or more models to this user's processes, from threads of this process. Context manager.
 
     Attributes:
         folder: A private folder for sockets, removed with the service, however it ends.
-        loads: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
-        of_start: The loads of the start, in order: one for each engine of this node.
         before_drop: Called before loads whose readers are gone leave `loads`, so that they can be counted.
     """
 
     def __init__(self, uri: str | Uri, *, options: Options) -> None:
-        """Listens; sends no request to the bucket yet. `options` are of each load."""
-        self._uri, self._options = Uri.of(uri), options
+        """Listens; sends no request to the bucket yet. `options` are of each load of the model."""
         self.before_drop: Callable[[], None] = lambda: None
-        self._version: str | None = None
         self._lock = threading.Lock()
-        self._open: dict[str, _OpenLoad] = {}
-        self.loads: tuple[Share, ...] = ()
-        self.of_start: tuple[Share, ...] = ()
-        self.failures: list[ColdstreamError] = []
+        self._uri = str(Uri.of(uri))
+        self._models: dict[str, ModelLoads] = {}
+        self.add(uri, options=options)
         self._reporters: list[socket.socket] = []
         self._closed = False
         self._folder = SocketFolder()
@@ -91,35 +178,50 @@ class LoadService:
         self.close()
 
     def __repr__(self) -> str:
-        return f"LoadService({self._uri}, {len(self._open)} loads)"
+        return f"LoadService({', '.join(self._models)}, {len(self.loads)} loads)"
+
+    @property
+    def loads(self) -> tuple[Share, ...]:
+        """Of all models: see `ModelLoads.current`."""
+        return tuple(share for model in [*self._models.values()] for share in model.current)
+
+    @property
+    def failures(self) -> list[ColdstreamError]:
+        """Why loads could not begin."""
+        return [failure for model in [*self._models.values()] for failure in model.failures]
+
+    @property
+    def of_start(self) -> tuple[Share, ...]:
+        """The loads of the start, in order: one of the served model for each engine of this node."""
+        return self._models[self._uri].of_start
 
     @property
     def first(self) -> Share | None:
         """The load that begins without a request; None until `begin`."""
         return next(iter(self.of_start), None)
 
+    def add(self, uri: str | Uri, *, options: Options, version: str | None = None) -> ModelLoads:
+        """Serves one more model too. `version` is of the folder that the engine reads, if one was made already."""
+        uri = Uri.of(uri)
+        before_drop = lambda: self.before_drop()  # noqa: E731, PLW0108  # assigned after the first model
+        loads = ModelLoads(uri, options, version=version, before_drop=before_drop)
+        # Requests have the URI from the model's folder, which leaves the secret part out.
+        return self._models.setdefault(str(uri), loads)
+
     def begin(self, *, consumers: int) -> Share:
         """Begins the first load. `consumers` is the expected number of ranks; the ranks know the actual one."""
-        with self._lock:
-            return self._begin(FIRST, consumers).share
+        return self._models[self._uri].begin(FIRST, consumers=consumers)
 
-    def share(self, which: str, *, consumers: int) -> str:
+    def share(self, uri: str, which: str, *, consumers: int) -> str:
         """The address of a load, which all `consumers` ranks that pass the same value of `which` read.
 
-        Raises ConflictError if the bucket has another version of the model than when the engine was started.
+        Raises NotFoundError if the model is not served here, and ConflictError if the bucket has another version of it
+        than when the engine was started.
         """
-        with self._lock:
-            load = self._open.get(which)
-            if load is not None and not load.requests and (load.consumers != consumers or load.share.is_gone):
-                # It began before their number was known, or its streamer was killed before the first reader came.
-                load.share.close()
-                self.of_start = tuple(share for share in self.of_start if share is not load.share)
-                load = None
-            if load is None or load.requests >= load.consumers or load.consumers != consumers:
-                # A second engine on this node counts its loads like the first, and reads a load of its own.
-                load = self._begin(which, consumers)
-            load.requests += 1
-            return load.share.address
+        if (model := self._models.get(uri)) is None:
+            models = " and ".join(self._models)
+            raise NotFoundError(f"{Uri(uri[:200])} is not a model that is streamed here: {models}")
+        return model.share(which, consumers=consumers)
 
     def modules(self, *, seconds: float = 2.0) -> list[str]:
         """The files of the Python modules that the engine's processes have imported, in the order of their import.
@@ -147,42 +249,6 @@ class LoadService:
                     self._reporters.append(sock)
         return list(files)
 
-    def _drop(self) -> None:
-        """Closes loads that all of their readers have read: each reload leaves one. The first stays for its report."""
-        # Closed ones too, such as one that began before the number of its readers was known.
-        gone = [share for share in self.loads if share is not self.first and share.wait_until_gone(0)]
-        if not gone:
-            return
-        self.before_drop()
-        for share in gone:
-            share.close()
-        self.loads = tuple(share for share in self.loads if share not in gone)
-        # If a load ended before all readers requested it, the rest must not begin another: it would wait for them all.
-        for which, load in list(self._open.items()):
-            if load.share in gone and load.requests >= load.consumers:
-                del self._open[which]
-
-    def _begin(self, which: str, consumers: int) -> _OpenLoad:
-        load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
-        if which == FIRST and len(self.of_start) < _ENGINES_MAX:
-            self.of_start = (*self.of_start, load.share)
-        return load
-
-    def _new_share(self, consumers: int) -> Share:
-        self._drop()
-        try:
-            share = Share(self._uri, consumers=consumers, options=self._options)
-        except ColdstreamError as exc:
-            # Without its traceback, whose frames keep objects alive.
-            self.failures.append(copy(exc))
-            raise
-        if self._version not in {None, share.version}:
-            share.close()
-            raise ConflictError(f"{self._uri} was replaced since the engine was started", hint="restart it")
-        self._version = share.version
-        self.loads = (*self.loads, share)
-        return share
-
     def close(self) -> None:
         """Ends all loads, even those that are being read. Idempotent."""
         with suppress(OSError):
@@ -190,13 +256,11 @@ class LoadService:
         self._listening.close()
         with self._lock:
             self._closed = True
-            for share in self.loads:
-                share.close()
             for sock in self._reporters:
                 sock.close()
-            self.loads = ()
-            self._open.clear()
             self._reporters.clear()
+        for model in [*self._models.values()]:
+            model.close()
         self._folder.close()
 
     def _serve(self) -> None:
@@ -226,15 +290,14 @@ class LoadService:
         try:
             request = json.loads(line)
             uri, which, consumers = request["uri"], request["load"], request["consumers"]
-            if not isinstance(which, str) or type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
-                raise ValueError(which, consumers)
+            if not isinstance(uri, str) or not isinstance(which, str):
+                raise TypeError(uri, which)
+            if type(consumers) is not int or not 1 <= consumers <= _CONSUMERS_MAX:
+                raise ValueError(consumers)
         except (ValueError, KeyError, TypeError):
             return {"error": {"message": "invalid request"}}
-        # The client has the URI from the model's folder, which leaves the secret part out.
-        if uri != str(self._uri):
-            return {"error": {"message": f"{Uri(str(uri)[:200])} is not the model that is streamed here, {self._uri}"}}
         try:
-            return {"address": self.share(which, consumers=consumers)}
+            return {"address": self.share(uri, which, consumers=consumers)}
         except ColdstreamError as exc:
             return {"error": {"message": exc.message, "hint": exc.hint}}
 
