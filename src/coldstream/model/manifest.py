@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from coldstream.errors import ManifestError, NotFoundError
+from coldstream.model.adapter import Adapter
 from coldstream.model.chunks import OBJECT_BYTES_MAX
 from coldstream.model.names import MANIFEST_BYTES_MAX, path_fault
 from coldstream.net.http_message import ETAG
@@ -123,6 +124,8 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     state: Literal["uploading"] = "uploading"
     name: Text
+    kind: Text = "model"  # or "adapter"
+    adapter: Adapter | None = None  # of an adapter
     source: Provenance
     created: Time
     tool: Text
@@ -139,6 +142,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     state: Literal["ready"] = "ready"
     name: Text
+    kind: Text = "model"  # or "adapter"; a reader takes what it does not know for a model
+    adapter: Adapter | None = None  # of an adapter that `upload` recognised
     source: Provenance
     created: Time
     tool: Text
@@ -152,6 +157,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             if not entry.objects:
                 raise ValueError(f"{entry.path} has no object")
             seen.add(entry.path)
+        if self.adapter and self.kind != "adapter":
+            raise ValueError(f"it describes an adapter, but its kind is {self.kind[:80]!r}")
 
     @property
     def size(self) -> int:

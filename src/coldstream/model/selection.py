@@ -19,6 +19,7 @@ from coldstream.model.names import MANIFEST_NAME, is_hidden
 from coldstream.units import format_bytes
 
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 INDEX_BYTES_MAX = 64 << 20  # the index is megabytes for models of many experts; what it maps is in the headers as well
 
 # Whole folders of other formats, at any depth of which nothing is needed to serve the safetensors.
@@ -125,6 +126,13 @@ def select(
 def is_weights(path: str) -> bool:
     """Whether a chosen file is a shard of weights."""
     return path.endswith(_SAFETENSORS)
+
+
+def is_adapter(paths: Iterable[str]) -> bool:
+    """Whether these files are an adapter in PEFT's form, and not a model with an adapter beside it."""
+    every = set(paths)
+    beside = (_ADAPTER, _TRAINING_STATE)
+    return ADAPTER_CONFIG_NAME in every and all(any(one.match(path) for one in beside) for path in _top(every))
 
 
 def weights(paths: Iterable[str], *, index: bytes | None = None) -> tuple[str, ...]:

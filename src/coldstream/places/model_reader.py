@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, Uri, checked_path, folder_name, path_fault
-from coldstream.model.selection import choose_shards, small_files
+from coldstream.model.selection import ADAPTER_CONFIG_NAME, choose_shards, is_adapter, small_files
 from coldstream.net.retry import Retry
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, ShardObject, read_checkpoint
@@ -25,6 +25,7 @@ from coldstream.places.place import Link, ObjectInfo, Place
 from coldstream.settings import Settings
 
 if TYPE_CHECKING:
+    from coldstream.model.adapter import Adapter
     from coldstream.places.hub import HubSnapshot
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -102,6 +103,22 @@ class ModelReader:
             bytes_max=bytes_max,
             where=self._where(path),
         )
+
+    def adapter(self) -> Adapter | None:
+        """What is known of an adapter: from its manifest or, without a record there, from its files. None of a model.
+
+        Raises IntegrityError if its configuration is malformed, and UsageError if it names no base model.
+        """
+        record, listing = self._look_once()
+        if record and record.adapter:
+            return record.adapter
+        if not is_adapter(record.entries if record else listing):
+            return None
+        # Imported here: models need no schema of adapters.
+        from coldstream.model.adapter import CONFIG_BYTES_MAX, parse_config
+
+        data = self.read(ADAPTER_CONFIG_NAME, CONFIG_BYTES_MAX)
+        return parse_config(data, where=self._where(ADAPTER_CONFIG_NAME))
 
     def _look_once(self) -> Contents:
         if self._contents is None:

@@ -16,6 +16,7 @@ from coldstream.model.selection import is_weights
 from coldstream.places.place import ObjectInfo, Place, check_small
 
 if TYPE_CHECKING:
+    from coldstream.model.adapter import Adapter
     from coldstream.model.manifest import FileEntry, StoredObject
 
 R = TypeVar("R")
@@ -33,12 +34,14 @@ _NEAR_MAX = 3
 class ModelRecord:
     """A complete manifest; `version` is its digest, 64 hexadecimal digits.
 
-    `is_whole`: whether the entries are all files of a model, as its upload checked them.
+    `is_whole`: whether the entries are all files of a model, as its upload checked them. `adapter`: what the upload
+    recorded of an adapter; None of a model, and of an adapter that an earlier version uploaded.
     """
 
     version: str
     entries: Mapping[str, FileEntry]
     is_whole: bool = True
+    adapter: Adapter | None = None
 
     def below(self, folder: str, *, model: str) -> ModelRecord | None:
         """The record of a folder inside the model, unless it is empty."""
@@ -74,7 +77,8 @@ def read_record(data: bytes, *, where: str, revision: str | None = None) -> Mode
             target=where,
         )
     check_revision(record.source, revision, where=where.removesuffix(f"/{MANIFEST_NAME}"))
-    return ModelRecord(digest_of(data).removeprefix("sha256:"), {entry.path: entry for entry in record.files})
+    entries = {entry.path: entry for entry in record.files}
+    return ModelRecord(digest_of(data).removeprefix("sha256:"), entries, adapter=record.adapter)
 
 
 def nearest_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] | None:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from coldstream.errors import ManifestError
+from coldstream.model.adapter import Adapter
 from coldstream.model.manifest import (
     Chunks,
     FileEntry,
@@ -76,6 +77,42 @@ def test_a_manifest_s_words_are_quoted_in_the_command_that_mends_it() -> None:
 def test_unknown_fields_are_ignored() -> None:
     document = json.loads(serialize(manifest())) | {"later": 1}
     assert parse(resealed(document), where="x") == manifest()
+
+
+def test_an_adapter_is_recorded_and_earlier_manifests_are_models() -> None:
+    adapter = Adapter(base="org/base", rank=16, features=("use_dora",))
+    record = msgspec.structs.replace(manifest(), kind="adapter", adapter=adapter)
+    assert parse(serialize(record), where="x") == record
+    document = json.loads(serialize(record))
+    assert document["adapter"] == {"base": "org/base", "rank": 16, "features": ["use_dora"]}
+    earlier = {key: value for key, value in document.items() if key not in {"kind", "adapter"}}
+    assert parse(resealed(earlier), where="x") == manifest()
+    later = document | {"kind": "of a later version", "adapter": None}
+    assert parse(resealed(later), where="x").adapter is None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"base": "../base", "rank": 8}, "not a model's name"),
+        ({"base": "/base", "rank": 8}, "not a model's name"),
+        ({"base": "org/base", "rank": -1}, "rank"),
+        ({"base": "org/base", "rank": True}, "rank"),
+        ({"base": "org/base"}, "rank"),
+        ({"base": "org/base", "rank": 8, "features": "use_dora"}, "features"),
+        ([], "adapter"),
+    ],
+)
+def test_a_wrong_adapter_is_refused(adapter: object, message: str) -> None:
+    document = json.loads(serialize(manifest())) | {"kind": "adapter", "adapter": adapter}
+    with pytest.raises(ManifestError, match=message):
+        parse(resealed(document), where="x")
+
+
+def test_a_model_with_an_adapter_s_facts_is_refused() -> None:
+    document = json.loads(serialize(manifest())) | {"adapter": {"base": "org/base", "rank": 8}}
+    with pytest.raises(ManifestError, match="its kind is 'model'"):
+        parse(resealed(document), where="x")
 
 
 @pytest.mark.parametrize("position", range(0, 300, 7))

@@ -10,6 +10,7 @@ from coldstream.errors import IntegrityError, UsageError
 from coldstream.model.selection import (
     INDEX_NAME,
     index_name,
+    is_adapter,
     is_complete_set,
     kept_back,
     left_out,
@@ -297,3 +298,21 @@ def test_which_shards_nothing_says_belong_together() -> None:
 )
 def test_a_complete_set_needs_no_index(shards: list[str], complete: bool) -> None:
     assert is_complete_set(shards) == complete
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ("adapter_config.json adapter_model.safetensors tokenizer.json", True),
+        # Some trainers save the base's configuration, and their own state.
+        ("adapter_config.json adapter_model.safetensors config.json optimizer.safetensors", True),
+        ("adapter_config.json adapter_model.bin", True),
+        ("adapter_config.json", True),
+        ("adapter_config.json adapter_model.safetensors model.safetensors config.json", False),
+        ("adapter_model.safetensors", False),
+        ("config.json model.safetensors", False),
+        ("config.json model.safetensors vision-lora/adapter_config.json vision-lora/adapter_model.safetensors", False),
+    ],
+)
+def test_an_adapter_is_recognised_by_its_files(paths: str, *, expected: bool) -> None:
+    assert is_adapter(paths.split()) == expected

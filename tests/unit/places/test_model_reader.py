@@ -23,12 +23,14 @@ from coldstream.errors import (
 )
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
+from coldstream.model.adapter import Adapter
 from coldstream.net.pool import read
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.folder import FolderSnapshot
 from coldstream.places.model_reader import ModelReader
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
+from tests.adapters import adapter_files
 from tests.conftest import fresh_bucket, quick_store
 from tests.models import safetensors_bytes, sharded_model, write_model
 from tests.servers.hub import FakeHub
@@ -60,14 +62,38 @@ def rewrite(folder: Path, change: dict[str, Any]) -> None:
     document = json.loads(path.read_bytes())
     entry = next(entry for entry in document["files"] if entry["path"] == SHARDS[0])
     entry.update(change)
-    document.pop("digest")
-    body = json.dumps(document).encode()
+    seal(path, document)
+
+
+def seal(path: Path, document: dict[str, Any]) -> None:
+    """Writes a manifest with its digest."""
+    body = json.dumps({key: value for key, value in document.items() if key != "digest"}).encode()
     path.write_bytes(body[:-1] + f',"digest":"sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode())
 
 
 def entry_of(folder: Path) -> dict[str, Any]:
     document = json.loads((folder / "coldstream.json").read_bytes())
     return next(entry for entry in document["files"] if entry["path"] == SHARDS[0])
+
+
+def test_an_adapter_without_a_record_is_known_by_its_files(tmp_path: Path) -> None:
+    files = adapter_files("meta/llama", rank=16)
+    assert opened(str(write_model(tmp_path / "foreign", files))).adapter() == Adapter(base="meta/llama", rank=16)
+    store = quick_store({"COLDSTREAM_STORE": (tmp_path / "store").as_uri()})
+    source = FolderSnapshot(tmp_path / "foreign")
+    upload(store, source, plan_upload(store, source, "org/adapter"))
+    path = tmp_path / "store" / "org/adapter/coldstream.json"
+    document = json.loads(path.read_bytes())
+    seal(path, {key: value for key, value in document.items() if key not in {"kind", "adapter"}})
+    assert opened(str(path.parent)).adapter() == Adapter(base="meta/llama", rank=16)
+    # What is recorded counts: the user may have named another base.
+    recorded = {"kind": "adapter", "adapter": {"base": "prod/llama", "rank": 8}}
+    seal(path, document | recorded)
+    assert opened(str(path.parent)).adapter() == Adapter(base="prod/llama", rank=8)
+
+
+def test_a_model_is_not_an_adapter(recorded: Path) -> None:
+    assert opened(str(recorded)).adapter() is None
 
 
 def test_the_hugging_face_cache_is_a_folder_of_links(tmp_path: Path) -> None:
