@@ -230,6 +230,18 @@ def test_leaving_early_on_a_slow_server_ends_every_process(server: RangedServer)
     assert name
 
 
+def test_memory_is_given_back_before_the_load_ends(server: RangedServer, expected: dict[str, bytes]) -> None:
+    largest = max(map(len, expected.values()))
+    loading = load(server)
+    with loading:
+        for number, _tensor in enumerate(loading, 1):
+            if number == len(expected):
+                deadline = time.monotonic() + DEADLINE_SECONDS
+                while arena_bytes(loading) > largest + (1 << 20):
+                    assert time.monotonic() < deadline, f"{arena_bytes(loading)} bytes are still in memory"
+                    time.sleep(0.01)
+
+
 def test_a_killed_worker_is_replaced(server: RangedServer, expected: dict[str, bytes]) -> None:
     server.bytes_per_second = 20e6
     loading = load(server, workers=2, memory=32 << 20)
@@ -287,6 +299,12 @@ def test_expired_links_are_renewed(files: dict[str, bytes], expected: dict[str, 
 def streamer_of(loading: Load) -> int:
     assert loading._owner is not None
     return loading._owner.pid
+
+
+def arena_bytes(loading: Load) -> int:
+    """The memory that the arena takes."""
+    files = Path(f"/proc/{streamer_of(loading)}/fd").iterdir()
+    return next(file.stat().st_blocks * 512 for file in files if "coldstream-arena" in os.readlink(file))
 
 
 def engine_processes(loading: Load) -> list[int]:

@@ -285,6 +285,11 @@ class World:
         self.samples.append((self.now - self.start, self.scheduler.statistics.received_bytes, len(self._transfers)))
         self._do(self.scheduler.tick(self.now))
         self.targets.append(self.pace.target)
+        unneeded = None if self.scheduler.has_waiting else self.arena.take_unneeded(8 * MIB)
+        if unneeded is not None:
+            for extent, start in self._memory.items():
+                apart = unneeded[1] <= start or start + self.sizes[extent] <= unneeded[0]
+                assert apart, "memory in use is given back"
 
     # The network.
 

@@ -7,6 +7,7 @@ memory is touched, the last one first: it is still in the processor's cache and 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 
 from coldstream.engine.actions import Chunk
@@ -28,6 +29,7 @@ class Arena:
         self._starts: list[int] = []  # of the holes, sorted
         self._holes: dict[int, tuple[int, int]] = {}  # start to (stop, when it was freed)
         self._clock = 0
+        self._unneeded: deque[tuple[int, int]] | None = None  # see `take_unneeded`
 
     def __repr__(self) -> str:
         return (
@@ -42,6 +44,7 @@ class Arena:
 
     def allocate(self, size: int) -> int | None:
         """The start of a free range of `size` bytes, rounded up to whole pages, or None if the limit leaves no room."""
+        self._unneeded = None
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
         fits = [start for start in self._starts if self._holes[start][0] - start >= size]
         if fits:
@@ -74,6 +77,8 @@ class Arena:
     def free(self, start: int) -> None:
         """Frees the extent at `start`."""
         stop = self._used.pop(start)
+        if self._unneeded is not None:
+            self._unneeded.append((start, stop))
         self._clock += 1
         position = bisect_left(self._starts, start)
         if position < len(self._starts) and self._starts[position] == stop:
@@ -84,6 +89,21 @@ class Arena:
             start = self._starts[position - 1]
             self._drop_hole(start)
         self._add_hole(start, stop, self._clock)
+
+    def take_unneeded(self, size_max: int) -> tuple[int, int] | None:
+        """A free range of up to `size_max` bytes, whole pages, that was not returned before; None if there is none.
+
+        For when nothing more will be allocated: the caller gives its memory back to the system.
+        """
+        if self._unneeded is None:
+            self._unneeded = deque((start, stop) for start, (stop, _) in self._holes.items())
+        if not self._unneeded:
+            return None
+        start, stop = self._unneeded.popleft()
+        if stop - start > size_max:
+            self._unneeded.appendleft((start + size_max, stop))
+            stop = start + size_max
+        return start, stop
 
     def _add_hole(self, start: int, stop: int, freed: int) -> None:
         insort(self._starts, start)

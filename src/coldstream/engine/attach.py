@@ -46,6 +46,7 @@ except BaseException as exc:
 main(sys.argv[2:])
 """
 _LAST_WORDS_SECONDS = 1.0
+_STOP_SECONDS = 1.0
 _detached: list[subprocess.Popen[bytes]] = []
 # Consumers that were closed while their memory is in use: their sockets report when it no longer is.
 _holding: set[Consumer] = set()
@@ -380,11 +381,20 @@ class Owner:
         with contextlib.suppress(StreamerGoneError):
             self._tell(messages.QUIT)
         self._frames.socket.close()
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
+        if not self._ends_within(_STOP_SECONDS):
             self._process.kill()
-            self._process.wait()
+        self._process.wait()
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Waits until the streamer has ended. `Popen.wait` with a limit looks only every 50 ms."""
+        if self._process.poll() is not None:
+            return True
+        # OSError: the kernel is too old, or no descriptor is left.
+        with contextlib.suppress(OSError), open(os.pidfd_open(self.pid), "rb", buffering=0) as process:
+            return bool(ready([process], seconds))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
 
     def _tell(self, letter: bytes, payload: bytes = b"", descriptors: tuple[int, ...] = ()) -> None:
         try:

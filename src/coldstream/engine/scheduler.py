@@ -155,6 +155,11 @@ class Scheduler:
         flight = self._flights.get(connection)
         return (flight.chunk, flight.skip) if flight else None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a chunk waits for memory or for a connection."""
+        return bool(self._pending or any(self._queues))
+
     # Events of consumers.
 
     def attached(self, consumer: int, now: float) -> list[Action]:

@@ -77,6 +77,19 @@ def test_equal_extents_that_come_and_go_touch_no_more_than_are_used() -> None:
     assert arena.touched_bytes <= 20 * (8 << 20)
 
 
+def test_free_memory_is_given_back_once_and_in_parts() -> None:
+    arena = Arena(8 * PAGE_BYTES)
+    first, second, third = (arena.allocate(size * PAGE_BYTES) for size in (3, 1, 2))
+    assert first is not None
+    assert second is not None
+    arena.free(first)
+    assert arena.take_unneeded(2 * PAGE_BYTES) == (first, first + 2 * PAGE_BYTES)
+    arena.free(second)
+    assert arena.take_unneeded(2 * PAGE_BYTES) == (first + 2 * PAGE_BYTES, second)
+    assert arena.take_unneeded(2 * PAGE_BYTES) == (second, third)
+    assert arena.take_unneeded(2 * PAGE_BYTES) is None
+
+
 class Machine(RuleBasedStateMachine):
     """A list of pages, and who has each."""
 
@@ -117,6 +130,15 @@ class Machine(RuleBasedStateMachine):
         first = start // PAGE_BYTES
         count = self.sizes.pop(start)
         self.owners[first : first + count] = [None] * count
+
+    @rule(size=st.integers(1, 5))
+    def take_unneeded(self, size: int) -> None:
+        unneeded = self.arena.take_unneeded(size * PAGE_BYTES)
+        if unneeded is not None:
+            start, stop = unneeded
+            assert 0 < stop - start <= size * PAGE_BYTES
+            owners = self.owners[start // PAGE_BYTES : stop // PAGE_BYTES]
+            assert owners == [None] * len(owners), "memory in use is given back"
 
     @rule(size=st.integers(0, 3 * PAGE_BYTES))
     def grow(self, size: int) -> None:
