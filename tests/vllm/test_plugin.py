@@ -21,7 +21,7 @@ light = sorted({name.partition(".")[0] for name in set(sys.modules) - before} & 
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 waits = "vllm.model_executor.model_loader" not in sys.modules
-waiting = sum(type(finder).__module__ == "coldstream.engines.vllm" for finder in sys.meta_path)
+waiting = sum(type(finder).__module__ == "coldstream.node.import_hook" for finder in sys.meta_path)
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -48,7 +48,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 prepared = coldstream.prepare(sys.argv[1])
 with set_current_vllm_config(VllmConfig()):
     faults = [fault(prepared), fault(sys.argv[2]), fault(sys.argv[1])]
-left = sum(type(finder).__module__ == "coldstream.engines.vllm" for finder in sys.meta_path)
+left = sum(type(finder).__module__ == "coldstream.node.import_hook" for finder in sys.meta_path)
 coldstream.engines.vllm.register()
 allowed = ctypes.c_ulong()
 if platform.machine() == "x86_64":

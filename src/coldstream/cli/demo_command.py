@@ -16,7 +16,6 @@ from coldstream.cli.live import StartStatus, live_lines, phase_lines, progress_f
 from coldstream.cli.output import attributes
 from coldstream.cli.session import State
 from coldstream.cli.verbs import Verb
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.engines.vllm.program import find_program
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, NotFoundError
@@ -29,6 +28,7 @@ from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
 from coldstream.model.names import Uri
+from coldstream.node.http_endpoint import free_port
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.operate import demo_bucket

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import VllmEndpoint, free_port
+from coldstream.engines.vllm.endpoint import VllmEndpoint
 from coldstream.errors import ColdstreamError
+from coldstream.node.http_endpoint import free_port
 from coldstream.node.listener import check_free, is_listening
 
 

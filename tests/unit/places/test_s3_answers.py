@@ -12,8 +12,8 @@ import pytest
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.errors import IntegrityError, UnavailableError
+from coldstream.node.http_endpoint import free_port
 from coldstream.places.s3_store import S3Store
 from coldstream.settings import load_settings
 from tests.servers.impostor import Reply, impostor

@@ -6,20 +6,12 @@ load format `coldstream`.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib.abc import MetaPathFinder
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from coldstream.node.import_hook import after_import
 from coldstream.node.module_reads import report_modules
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from importlib.machinery import ModuleSpec
-
 LOAD_FORMAT = "coldstream"
-_MODULE = "vllm.model_executor.model_loader"
 
 
 def register() -> None:
@@ -28,30 +20,8 @@ def register() -> None:
     The API server and the engine never import vLLM's loaders, which would take each of them more than a second, so the
     format is added when, and only if, the loaders are imported.
     """
-    if _MODULE in sys.modules:
-        _add(sys.modules[_MODULE])
-    elif not any(isinstance(finder, _LoaderImportHook) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LoaderImportHook())
+    after_import("vllm.model_executor.model_loader", _add)
     report_modules()
-
-
-class _LoaderImportHook(MetaPathFinder):
-    """Adds the load format when vLLM's loaders are imported, once, without changing how they are found."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_add(module: ModuleType) -> None:
-                execute(module)
-                _add(module)
-
-            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
-        return spec
 
 
 def _add(module: Any) -> None:

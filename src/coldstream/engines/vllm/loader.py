@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import itertools
 import multiprocessing
 import os
-import socket
 import time
-import uuid
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +22,12 @@ from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
-from coldstream.engine.load_statistics import LoadReport
 from coldstream.engines.vllm import save_sharded
 from coldstream.engines.vllm.flags import checked_loader_config, load_options
-from coldstream.errors import ColdstreamError, ConflictError
-from coldstream.loading.options import Options
-from coldstream.loading.sharing import Share, attach
-from coldstream.loading.streaming import Load
+from coldstream.errors import ColdstreamError
 from coldstream.model.names import Uri
-from coldstream.node import load_service
 from coldstream.node.model_folder import Note, read_note
+from coldstream.node.rank_loading import rank_tensors
 from coldstream.printable import printable
 
 if TYPE_CHECKING:
@@ -44,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.plugins.coldstream")
 
-# The loads of this process; every rank counts alike, so that they request the same load.
-_loads = itertools.count(1)
 _loaded = False
 
 
@@ -126,7 +116,10 @@ class ColdstreamLoader(DefaultModelLoader):
     def _tensors(self, note: Note) -> Iterator[tuple[str, torch.Tensor]]:
         self.counter_before_loading_weights: float = self.counter_before_loading_weights or time.perf_counter()
         try:
-            yield from _streamed(note, load_options(self._config), is_main=self._is_main)
+            # Copies to the GPU are faster from pinned memory.
+            options = {"framework": "pt", "pin": bool(current_platform.is_cuda()), **load_options(self._config)}
+            gather = _all_gather if self._is_main else None
+            yield from rank_tensors(note, options, gather=gather, log=logger.info)
         except ColdstreamError as exc:
             logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
             # A reload that failed half-way must not go on serving. Only a process of vLLM's own may be ended for it.
@@ -136,71 +129,10 @@ class ColdstreamLoader(DefaultModelLoader):
             raise
 
 
-def _streamed(note: Note, options: dict[str, Any], *, is_main: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, from the process that streams them on this node."""
-    # All ranks count every load, so that those of the next one agree.
-    number = str(next(_loads))
-    address = os.environ.get(load_service.VARIABLE)
-    pin = bool(current_platform.is_cuda())  # copies to the GPU are faster from pinned memory
-    ranks = _neighbours() if is_main or address else None
-    if address:
-        which, consumers = (number, len(ranks) if ranks else 1) if is_main else (f"{number}-{uuid.uuid4().hex}", 1)
-        offer = load_service.ask(address, note.uri, which, consumers=consumers)
-        with attach(offer, framework="pt", pin=pin) as attached:
-            logger.info("coldstream: reading %s from the stream of this node", note.uri)
-            yield from attached
-        return
-    options = {"framework": "pt", "pin": pin, **options}
-    if ranks is None or len(ranks) == 1:
-        with Load(note.uri, Options(**options)) as loading:
-            for pair in loading:
-                _check_version(note, loading.version)
-                yield pair
-                # What is held here stays in memory.
-                del pair
-            assert loading.report is not None
-            _log_report(loading.report)
-        return
-    with ExitStack() as stack:
-        leader = ranks[0] == torch.distributed.get_rank()
-        shared: Share | None = None
-        error: ColdstreamError | None = None
-        if leader:
-            try:
-                shared = stack.enter_context(Share(note.uri, consumers=len(ranks), options=Options(**options)))
-                _check_version(note, shared.version)
-            except ColdstreamError as exc:
-                error = exc
-        outcome = (shared.address if shared and not error else "", error.message if error else "")
-        address, message = _all_gather(outcome)[ranks[0]]
-        if not address:
-            raise error or ColdstreamError(message)
-        with attach(address, framework="pt", pin=pin) as attached:
-            yield from attached
-        if shared is not None and (report := shared.wait(60.0)):
-            _log_report(report)
-        # The leader's streamer serves the others until they are done.
-        _all_gather("")
-
-
-def _check_version(note: Note, version: str) -> None:
-    if note.version not in {"", version}:
-        raise ConflictError(f"{note.uri} was replaced since its folder was made", hint="start again")
-
-
-def _neighbours() -> list[int] | None:
-    """The global ranks on this node, in order; None when there is one process."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return None
-    boot_id = ""
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read()
-    mine = (socket.gethostname(), boot_id)
-    return [rank for rank, place in enumerate(_all_gather(mine)) if place == mine]
-
-
 def _all_gather(value: Any) -> list[Any]:
     """The value of each rank, by rank. Collective."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [value]
     from vllm.distributed import get_world_group
 
     group = get_world_group()
@@ -222,13 +154,3 @@ def _has_data(path: str) -> bool:
     """Whether a file of weights is more than a stub, which consists of the header."""
     with open(path, "rb") as file:
         return os.path.getsize(path) > 8 + int.from_bytes(file.read(8), "little")
-
-
-def _log_report(report: LoadReport) -> None:
-    logger.info(
-        "coldstream: %.2f GB in %.2f s, %s; %s",
-        report.bytes / 1e9,
-        report.seconds,
-        "verified" if report.verified else "unverified",
-        report.limited_by,
-    )

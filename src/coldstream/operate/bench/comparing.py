@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
+from coldstream.node.http_endpoint import free_port
 from coldstream.operate.bench import floors
 from coldstream.operate.bench.contestant import OURS, BenchPlan, Contestant, ContestantFactory, probe_interpreters
 from coldstream.operate.bench.programs.mount import unmount

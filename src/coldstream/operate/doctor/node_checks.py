@@ -13,7 +13,7 @@ from pathlib import Path
 from coldstream.cache.cache import cache_of
 from coldstream.engine.arena import connections_within, descriptors_for
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.program import memory_shortage, version_warning
+from coldstream.engines.vllm.program import memory_shortage
 from coldstream.errors import NotFoundError
 from coldstream.fleet.sky import INSTALL, TESTED, find_sky
 from coldstream.machine import hardware
@@ -214,7 +214,7 @@ def vllm(case: Case) -> Check:
     if program is None:
         return ok("not installed: only needed to serve")
     detail = f"{program.version or 'unknown version'} at {program.path}"
-    if program.version and (warning := version_warning(program.version)):
+    if warning := program.version_warning():
         return warn(f"{detail}: {warning}", "docs/serve.md lists the versions; run: pip install 'vllm>=0.28,<0.34'")
     if not program.compiled:
         packages = Path(program.path).parent.parent

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm import endpoint as module
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags
+from coldstream.node import http_endpoint
 
 TOKEN = json.dumps({"choices": [{"text": " flows"}]}).encode()
 
@@ -122,7 +122,7 @@ def test_nonsense_is_no_token(body: bytes) -> None:
 
 
 def test_who_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TOKEN_SECONDS", 0.1)
+    monkeypatch.setattr(http_endpoint, "_TOKEN_SECONDS", 0.1)
     with serving(hangs=True) as server:
         assert at(server).first_token("m") is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.program import NEWEST, OLDEST
+from coldstream.engines.vllm.program import Program
 from tests.vllm.interface import RECORDS, ROOT, SINCE, Source, patterns, record, uses
 
 VERSIONS = sorted(path.stem for path in RECORDS.glob("*.json"))
@@ -19,7 +19,7 @@ def recorded(version: str) -> dict[str, Any]:
 
 
 def test_each_supported_version_has_a_record() -> None:
-    assert [f"0.{minor}.0" for minor in range(OLDEST[1], NEWEST[1] + 1)] == VERSIONS
+    assert [f"0.{minor}.0" for minor in range(Program.oldest[1], Program.newest[1] + 1)] == VERSIONS
 
 
 @pytest.mark.parametrize("version", VERSIONS)

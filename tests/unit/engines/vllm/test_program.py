@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.program import Program, find_program, memory_shortage, version_warning
+from coldstream.engines.vllm.program import Program, find_program, memory_shortage
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.runtime import environment
@@ -134,8 +134,11 @@ def test_the_cpu_build_asks_for_the_machine_s(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_versions() -> None:
-    assert version_warning("0.32.0+cpu") is None
-    assert version_warning("0.28.1") is None
-    assert version_warning("0.33.0") is None
+    def warning(version: str) -> str | None:
+        return Program(path="/bin/vllm", version=version, compiled=True).version_warning()
+
+    assert warning("0.32.0+cpu") is None
+    assert warning("0.28.1") is None
+    assert warning("0.33.0") is None
     for version in ("0.27.0", "1.0", "dev"):
-        assert "0.28 to 0.33" in (version_warning(version) or "")
+        assert "0.28 to 0.33" in (warning(version) or "")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.flags import Flags, with_config
+from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.child_environment import CREDENTIALS
 from coldstream.model.names import Uri
 from coldstream.node.child import Command
+from coldstream.node.engine_flags import with_config
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.settings import Settings, load_settings
@@ -78,7 +79,7 @@ def test_vllm_s_configuration_file_counts_and_the_command_line_wins(tmp_path: Pa
     path = tmp_path / "vllm.yaml"
     path.write_text(CONFIG)
     arguments = ["--max-model-len", "8", "--config", str(path), "-tp", "2"]
-    assert with_config(arguments) == [
+    assert with_config(arguments, "vLLM") == [
         *("--port", "9001", "--tensor_parallel_size", "4", "--served-model-name", "mine", "other"),
         *("--compilation-config", '{"level": 3}', "--enforce-eager", "--no-enable-prefix-caching"),
         *("--max-model-len", "8", "-tp", "2"),

@@ -1,0 +1,119 @@
+"""The API of an engine that speaks HTTP as OpenAI's does: the few requests that `serve` makes.
+
+The engine is our own child on this machine, so its certificate is not checked. Its key is sent only to it, in a header.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+import time
+from typing import ClassVar
+
+from coldstream.machine.hardware import is_loopback
+from coldstream.node.inference_engine import EngineEndpoint
+
+_HEALTH_SECONDS = 2.0
+# The first token of a cold engine may still compile something.
+_TOKEN_SECONDS = 30.0
+_ANSWER_BYTES_MAX = 1 << 20
+_METRICS_BYTES_MAX = 8 << 20
+_PROMPT = "The river"
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
+
+
+class HttpEndpoint(EngineEndpoint):
+    """The API of such an engine."""
+
+    engine: ClassVar[str]
+    # The paths of which one answers with 200 when the engine is ready.
+    health_paths: ClassVar[tuple[str, ...]] = ("/health",)
+    # A line of `/metrics` with a number of requests that the engine is working on.
+    requests_line: ClassVar[re.Pattern[str]]
+
+    @property
+    def exposure(self) -> str | None:
+        if self.key is not None or self.socket_path is not None or is_loopback(self.bind_host):
+            return None
+        where = "every network interface" if self.bind_host in _ANYWHERE else self.bind_host
+        return (
+            f"{self.engine} listens on {where}, port {self.port}, without an API key; "
+            "restrict it with `-- --host 127.0.0.1`, or set VLLM_API_KEY"
+        )
+
+    def answers(self) -> bool:
+        checks = (self._fetch("GET", path, seconds=_HEALTH_SECONDS, bytes_max=1024) for path in self.health_paths)
+        return any(answer is not None for answer in checks)
+
+    def first_token(self, name: str) -> float | None:
+        body = json.dumps({"model": name, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}).encode()
+        answer = self._fetch("POST", "/v1/completions", body, seconds=_TOKEN_SECONDS, bytes_max=_ANSWER_BYTES_MAX)
+        now = time.monotonic()
+        try:
+            return now if answer is not None and json.loads(answer)["choices"] else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def first_token_figures(self) -> dict[str, float]:
+        return {}
+
+    def requests(self) -> int:
+        counts = self.requests_line.findall(self.metrics())
+        return round(sum(float(count) for count in counts))
+
+    def metrics(self) -> str:
+        """The text of `/metrics`; empty when it does not answer."""
+        answer = self._fetch("GET", "/metrics", seconds=_HEALTH_SECONDS, bytes_max=_METRICS_BYTES_MAX)
+        return (answer or b"").decode("utf-8", "replace")
+
+    def _fetch(
+        self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
+    ) -> bytes | None:
+        """The body of a response with status 200; None for another status, or when it takes too long."""
+        connection = self._connection(seconds)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self.key is not None and body is not None:
+            headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.read(bytes_max) if answer.status == 200 else None
+        except (OSError, ValueError, http.client.HTTPException):
+            return None  # ValueError: a key that a header cannot hold
+        finally:
+            connection.close()
+
+    def _connection(self, seconds: float) -> http.client.HTTPConnection:
+        if self.socket_path is not None:
+            return _UnixConnection(self.socket_path, seconds)
+        if not self.tls:
+            return http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(self.host, self.port, timeout=seconds, context=context)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def reachable(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return _ANYWHERE.get(host, host)
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
