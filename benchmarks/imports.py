@@ -25,7 +25,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src")]
 
-from coldstream.engines.vllm.endpoint import free_port  # noqa: E402
+from coldstream.node.http_endpoint import free_port  # noqa: E402
 
 _PYTHON = _ROOT / ".venv-vllm/bin/python"
 _READY_SECONDS = 300

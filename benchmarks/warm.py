@@ -28,7 +28,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(_ROOT), str(_ROOT / "src"), str(_ROOT / "benchmarks")]
 
-from coldstream.engines.vllm.endpoint import free_port  # noqa: E402
+from coldstream.node.http_endpoint import free_port  # noqa: E402
 from coldstream.operate.demo_bucket import DemoServer, s3_server  # noqa: E402
 from streaming.bucket import keys_of  # noqa: E402
 

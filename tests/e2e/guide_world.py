@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from coldstream.operate.demo_bucket import find_model
 from tests.guide import Session, written
 from tests.servers.fake_sky import fake_sky

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from coldstream.operate.bench import contestant, floors
 from coldstream.operate.bench.programs.mount import mount_refusal
 from tests.checkpoints import sharded_checkpoint

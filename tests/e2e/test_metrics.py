@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from coldstream.telemetry.metrics.metric_names import METRICS
 from coldstream.telemetry.metrics.scrape_endpoint import ScrapeEndpoint
 from coldstream.telemetry.metrics.textfile import Families, cost_file, parse

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.machine.child_environment import CREDENTIALS
+from coldstream.node.http_endpoint import free_port
 from tests.checkpoints import expected_tensors, sharded_checkpoint
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command

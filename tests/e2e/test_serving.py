@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import coldstream
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.errors import ColdstreamError, IntegrityError, UnavailableError
 from coldstream.loading.options import Options
+from coldstream.node.http_endpoint import free_port
 from coldstream.node.load_service import FIRST, LoadService, ask
 from coldstream.node.model_folder import model_folder, read_note
 from coldstream.settings import Settings, load_settings

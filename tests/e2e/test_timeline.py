@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from coldstream.telemetry.timeline.start_record import parse_ready_line
 from coldstream.telemetry.timeline.timeline_store import Timelines
 from tests.checkpoints import sharded_checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from tests.checkpoints import sharded_checkpoint
 from tests.e2e.command import Command
 from tests.servers.fake_vllm import fake_vllm

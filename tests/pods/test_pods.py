@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from coldstream import __version__
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from tests.pods import package_index
 from tests.pods.conftest import CPU_FLAGS, IMAGE, MODEL, UID, Origin
 from tests.pods.containers import Podman

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from tests.pods.conftest import CPU, CPU_FLAGS, IMAGE, MODEL, UID, Origin
 from tests.pods.containers import Podman
 

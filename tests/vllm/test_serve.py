@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coldstream.engines.vllm.endpoint import free_port
+from coldstream.node.http_endpoint import free_port
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer

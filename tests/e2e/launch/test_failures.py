@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import free_port
 from coldstream.fleet.launches import Launches
+from coldstream.node.http_endpoint import free_port
 from tests.e2e.command import Command
 from tests.e2e.launch.arguments import LAUNCH, UP
 from tests.servers.fake_sky import FakeSky

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from coldstream.engines.vllm.program import version_warning
+from coldstream.engines.vllm.program import Program
 from coldstream.errors import ConfigError, UsageError
 from coldstream.fleet.deploy_options import IMAGE, PYTHON_IMAGE, TARGETS, VLLM_VERSION, Replicas, parse_replicas
 from coldstream.fleet.deployment import Bucket, Domain, bucket_of, domain_of
@@ -129,7 +129,7 @@ def test_what_nodes_get_and_from_where(target: str, wish: dict[str, Any], image:
 
 
 def test_the_version_of_vllm_is_one_that_was_tried() -> None:
-    assert version_warning(VLLM_VERSION) is None
+    assert Program(path="", version=VLLM_VERSION, compiled=True).version_warning() is None
     assert IMAGE.endswith(f":v{VLLM_VERSION}")
 
 
