@@ -13,7 +13,7 @@ import yaml
 from coldstream import errors
 from coldstream.cli import VERBS, cli
 from coldstream.engine.load_statistics import LoadReport
-from coldstream.model import manifest
+from coldstream.model import adapter, manifest
 from coldstream.operate.doctor.checklist import CHECKLIST
 from coldstream.settings import VARIABLES
 from coldstream.telemetry.metrics.metric_names import METRICS
@@ -99,6 +99,7 @@ def test_every_field_of_the_manifest_is_documented() -> None:
         manifest.StoredObject,
         manifest.Chunks,
         manifest.Provenance,
+        adapter.Adapter,
     ):
         for field in model.__struct_fields__:
             assert f"`{field}`" in text, field

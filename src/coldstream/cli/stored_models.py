@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,19 +16,20 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import Verb, dry_run_option, transfer_options, yes_option
 from coldstream.errors import NotFoundError
 from coldstream.mirror.download import download
-from coldstream.mirror.listing import ModelInfo, list_models, plan_removal, remove
+from coldstream.mirror.listing import ModelInfo, bases_of, list_models, plan_removal, remove
 from coldstream.mirror.stored_files import stored_bytes
 from coldstream.mirror.verify import VerifyReport, verify
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.places.folder import Folder
 from coldstream.units import format_age, format_bytes, format_rate, format_seconds, plural
 
+_SHOWN_MAX = 5
 _COLOURS = {"ready": "green", "incomplete": "yellow", "damaged": "red", "unreadable": "red"}
 
 
 @click.command("list", cls=Verb)
 def list_command(state: State) -> None:
-    """List the models in the bucket and their state.
+    """List the models in the bucket, their adapters and their state.
 
     \b
     coldstream list
@@ -48,12 +50,25 @@ def list_command(state: State) -> None:
 
 
 def _table(models: Sequence[ModelInfo]) -> str:
-    rows = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
-    for model in models:
-        detail = model.detail or format_age(model.modified)
-        size, revision = format_bytes(model.bytes), (model.revision or "-")[:7]
-        rows.append((model.name, size, str(model.files), revision, model.state, model.layout, detail))
+    """The table, with each adapter below its base."""
+    bases = bases_of(models)
+    rows: list[tuple[str, ...]] = [("MODEL", "SIZE", "FILES", "REVISION", "STATE", "LAYOUT", "UPLOADED")]
+    for model in (model for model in models if model.kind != "adapter"):
+        rows.append(_row(model))
+        rows += [_row(adapter, "  ") for adapter in models if bases.get(adapter.name) == model.name]
+    left = [model for model in models if model.kind == "adapter" and bases[model.name] is None]
+    for base in sorted({adapter.base or "" for adapter in left}):
+        rows.append((base, *"-----", "base not in the bucket") if base else ("unknown base", *"------"))
+        rows += [_row(adapter, "  ") for adapter in left if (adapter.base or "") == base]
     return table_text(rows, colours=_COLOURS, coloured_column=4)
+
+
+def _row(model: ModelInfo, indent: str = "") -> tuple[str, ...]:
+    detail = model.detail or format_age(model.modified)
+    size, revision = format_bytes(model.bytes), (model.revision or "-")[:7]
+    rank = f"   rank {model.rank}" if model.rank else ""
+    name = f"{indent}{model.name}{rank}"
+    return name, size, str(model.files), revision, model.state, model.layout, detail
 
 
 @click.command("verify", cls=Verb)
@@ -134,7 +149,7 @@ def remove_command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     coldstream remove Qwen/Qwen3-8B --yes
 
     The manifest is deleted first, then everything under the model's name. Segments that another model in the bucket
-    shares are kept.
+    shares are kept, and so are adapters of the model.
     """
     store = state.open_store(4)
     removal = plan_removal(store, name)
@@ -148,6 +163,11 @@ def remove_command(state: State, name: str, yes: bool, dry_run: bool) -> None:
         what += f", and {plural(bundles, 'warm-start bundle')}"
     if removal.shared_segments:
         state.say(f"keeping {plural(removal.shared_segments, 'segment')} of weights that other models share")
+    if removal.orphans:
+        warning = coloured("warning:", "yellow", sys.stderr)
+        adapters = plural(len(removal.orphans), "adapter")
+        shown = ", ".join(removal.orphans[:_SHOWN_MAX]) + (", …" if removal.orphans[_SHOWN_MAX:] else "")
+        state.say(f"{warning} {adapters} of it will stay, without a base: {shown}")
     if removal.withheld:
         state.say(f"keeping segments until a later upload or removal: {removal.withheld}")
     if not (dry_run or yes):
@@ -160,6 +180,7 @@ def remove_command(state: State, name: str, yes: bool, dry_run: bool) -> None:
         "uploads": len(removal.uploads),
         **attributes(removal, "name", "bytes", "segments", "segment_bytes", "shared_segments", "withheld"),
         "bundles": bundles,
+        "orphans": removal.orphans,
         "removed": not dry_run,
     }
     state.show(document, f"{'would remove' if dry_run else 'removed'}   {what}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,16 +17,17 @@ from coldstream.cli.live import progress_for
 from coldstream.cli.output import attributes, coloured, echo
 from coldstream.cli.session import State
 from coldstream.cli.verbs import SIZE, Verb, negative_flag, transfer_options
-from coldstream.errors import CancelledError, ColdstreamError, PartialError, UsageError
+from coldstream.errors import CancelledError, ColdstreamError, CredentialsError, PartialError, UsageError
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, plan_upload
+from coldstream.model.adapter import Adapter
 from coldstream.model.chunks import PART_BYTES_MAX, PART_BYTES_MIN
 from coldstream.model.manifest import layout_flags
 from coldstream.model.names import Uri, expanded
 from coldstream.net.retry import Retry
 from coldstream.operate.cost import prices
 from coldstream.places.folder import FolderSnapshot
-from coldstream.places.place import Snapshot
+from coldstream.places.place import Snapshot, Store
 from coldstream.places.tree import folder_model, snapshot_of
 from coldstream.settings import Settings
 from coldstream.units import format_bytes, format_dollars, format_rate, format_seconds, plural
@@ -33,6 +36,7 @@ from coldstream.units import format_bytes, format_dollars, format_rate, format_s
 @click.command(cls=Verb)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.option("--as", "name", metavar="NAME", help="Name in the bucket.  [default: org/model, or the folder's name]")
+@click.option("--base", metavar="NAME", help="Base model of an adapter.  [default: the one its configuration names]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit on the Hub.  [default: main]")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Upload only files that match. Repeatable.")
 @click.option("--also", multiple=True, metavar="PATTERN", help="Also upload files that match. Repeatable.")
@@ -65,12 +69,14 @@ def command(
     coldstream upload Qwen/Qwen3-8B@v1.0 --as prod/qwen
     coldstream upload Qwen/Qwen3-8B Qwen/Qwen3-0.6B
     coldstream upload ./my-finetune --as me/finetune
+    coldstream upload ./my-adapter --as me/adapter --base Qwen/Qwen3-8B
     coldstream upload Qwen/Qwen3-8B --dry-run
     coldstream upload Qwen/Qwen3-8B --object-bytes-max 480MiB --no-plain
 
     SRC is org/model[@revision] on the Hub, or a folder that begins with ./ or /. Uploads the safetensors and the files
-    that they need, without writing to the local disk. Run the command again to continue after an interruption. Exits
-    with 3 if only some of several models fail.  [env: HF_TOKEN, HF_ENDPOINT]
+    that they need, without writing to the local disk. A LoRA adapter in PEFT's format is recorded with its base model.
+    Run the command again to continue after an interruption. Exits with 3 if only some of several models fail.
+    [env: HF_TOKEN, HF_ENDPOINT]
     """
     if not choices["plain"] and choices["object_bytes_max"] is None:
         raise UsageError("--no-plain needs --object-bytes-max", hint="add --object-bytes-max 480MiB")
@@ -84,14 +90,14 @@ def command(
         store = state.open_store(connections)
         opened, default_name = _open_source(source, revision, state.settings(), store.retry, connections)
         plan = plan_upload(store, opened, name or default_name, **choices)
-        _announce(state, plan, f"{store.uri}/{plan.name}")
+        _announce(state, plan, store)
         if dry_run:
             return _dry_run(plan)
         state.resume = "uploaded parts are kept"
         with progress_for(state, total_bytes=plan.to_read_bytes, verb="upload") as progress:
             report = upload(store, opened, plan, progress=progress, connections=connections, memory_bytes=memory_bytes)
         document = {**asdict(report), "state": "ready", "source": msgspec.to_builtins(plan.source)}
-        return document | attributes(plan, "up_to_date"), _text(plan, report)
+        return document | _kind(plan) | attributes(plan, "up_to_date"), _text(plan, report)
 
     if len(sources) == 1:
         state.show(*upload_one(sources[0]))
@@ -150,10 +156,12 @@ def _open_source(
     return HubSnapshot(match[1], revision=revision, settings=settings, retry=retry, connections=connections), match[1]
 
 
-def _announce(state: State, plan: UploadPlan, target: str) -> None:
+def _announce(state: State, plan: UploadPlan, store: Store) -> None:
     others = len(plan.files) - plan.shards
     contents = f"{plural(plan.shards, 'shard')} + {plural(others, 'file')}" if plan.shards else plural(others, "file")
-    state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {target}")
+    state.say(f"{plan.label}   {contents}   {format_bytes(plan.size)}   → {store.uri}/{plan.name}")
+    if plan.adapter:
+        _announce_adapter(state, plan.adapter, store)
     if plan.object_bytes_max is None and any(entry.object_bytes_max for entry in plan.entries):
         state.say(f"  deleting its segments: without{layout_flags(plan.entries)} each file becomes one object")
     sizes = {**plan.skipped_bytes, **{file.key: file.size for file in plan.files}}
@@ -166,6 +174,26 @@ def _announce(state: State, plan: UploadPlan, target: str) -> None:
             state.say(f"  {verb} {shown} ({format_bytes(sum(sizes[path] for path in paths))}, {why})")
 
 
+def _announce_adapter(state: State, adapter: Adapter, store: Store) -> None:
+    state.say(f"  {adapter.label}")
+    warning = coloured("warning:", "yellow", sys.stderr)
+    if adapter.refusal:
+        state.say(f"  {warning} vLLM cannot serve it: {adapter.refusal}")
+    # Keys for one model may not see another one.
+    with suppress(CredentialsError):
+        if next(iter(store.list(f"{adapter.base}/")), None) is None:
+            state.say(f"  {warning} its base is not in the bucket; upload {adapter.base}, or name another with --base")
+
+
+def _kind(plan: UploadPlan) -> dict[str, Any]:
+    adapter = plan.adapter
+    return {
+        "kind": "adapter" if adapter else "model",
+        "base": adapter.base if adapter else None,
+        "rank": adapter.rank if adapter else None,
+    }
+
+
 def _dry_run(plan: UploadPlan) -> tuple[dict[str, Any], str]:
     """What an upload would do, as JSON and as text."""
     month = prices.storage_per_month(plan.stored_bytes)
@@ -174,6 +202,7 @@ def _dry_run(plan: UploadPlan) -> tuple[dict[str, Any], str]:
     skipped = [{"path": path, "bytes": plan.skipped_bytes[path], "why": why} for path, why in plan.skipped.items()]
     document = {
         **attributes(plan, "name", "state", "up_to_date", "stored_bytes", "parts"),
+        **_kind(plan),
         "source": msgspec.to_builtins(plan.source),
         "bytes": plan.size,
         "send_bytes": plan.to_read_bytes,

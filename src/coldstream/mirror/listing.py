@@ -1,4 +1,4 @@
-"""Lists the models in a store, with the state of each, and removes one.
+"""Lists the models and adapters in a store, with the state of each, and removes one.
 
 A removal begins with the manifest, so that no reader starts while the objects are deleted, and ends with the segments
 that no other model uses: see `segment_pool`.
@@ -7,20 +7,25 @@ that no other model uses: see `segment_pool`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from coldstream.errors import CredentialsError, ManifestError, UsageError
+from coldstream.errors import CredentialsError, IntegrityError, ManifestError, NotFoundError, UsageError
+from coldstream.machine.parallel import in_parallel
 from coldstream.mirror.manifest_records import read_record, record_key
 from coldstream.mirror.segment_pool import ROOT, plan_sweep, root_of, segment_keys, sweep
 from coldstream.mirror.stored_files import StoredModel, component_record, layout_of, missing_objects, open_model
 from coldstream.model.manifest import Journal, Manifest, upload_command
 from coldstream.model.names import MANIFEST_NAME, checked_name, split_revision
-from coldstream.model.selection import is_weights
+from coldstream.model.selection import is_adapter, is_weights
+from coldstream.places.model_reader import ModelReader
 from coldstream.places.model_records import group_by_model
 from coldstream.places.place import ObjectInfo, PendingUpload, Store
+
+# Of the reads of manifests.
+_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +44,28 @@ class ModelInfo:
     modified: datetime  # when it became ready, or was last written to
     layout: str
     detail: str  # the reason for the state and what to do about it; empty when ready
+    kind: str = "model"  # or "adapter"
+    base: str | None = None  # of an adapter; None if that is not known
+    rank: int | None = None  # of an adapter; 0 for another type than LoRA, None if it is not known
 
 
 def list_models(store: Store) -> list[ModelInfo]:
-    """Returns all models, sorted by name. Reads the whole listing, and each model's manifest."""
+    """Returns all models and adapters, sorted by name. Reads the whole listing, and each model's manifest."""
     listing = list(store.list(""))
     pool = {f"/{info.key}": info for info in listing if f"/{ROOT}" in f"/{info.key}"}
-    return [_describe(store, name, objects, pool) for name, objects in sorted(group_by_model(listing).items())]
+    groups = sorted(group_by_model(listing).items())
+    return in_parallel(lambda group: _describe(store, *group, pool), groups, threads=_CONNECTIONS)
+
+
+def bases_of(models: Iterable[ModelInfo]) -> dict[str, str | None]:
+    """The base of each adapter among these models: its name in the store, or None if it is not there.
+
+    An adapter names its base by the name in the bucket, or by the repository that the base was copied from.
+    """
+    models = list(models)
+    repos = {model.repo: model.name for model in reversed(models) if model.repo and model.kind == "model"}
+    names = repos | {model.name: model.name for model in models if model.kind == "model"}
+    return {model.name: names.get(model.base or "") for model in models if model.kind == "adapter"}
 
 
 def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[str, ObjectInfo]) -> ModelInfo:
@@ -59,8 +79,18 @@ def _describe(store: Store, name: str, objects: list[ObjectInfo], pool: Mapping[
             files, total = record.planned_files, record.planned_bytes
         else:
             files, total = len(record.files), record.size
+        kind, adapter = record.kind if record else "model", record.adapter if record else None
+        if adapter is None and state != "incomplete" and is_adapter(listing):
+            kind = "adapter"
+            try:
+                adapter = ModelReader(store, name, label=f"{store.uri}/{name}", name=name).adapter()
+            except (UsageError, IntegrityError, NotFoundError, CredentialsError) as exc:
+                detail = detail or exc.message
         return ModelInfo(
             name=name,
+            kind=kind,
+            base=adapter.base if adapter else None,
+            rank=adapter.rank if adapter else None,
             state=state,
             bytes=total,
             files=files,
@@ -102,6 +132,7 @@ class Removal:
     segment_bytes: int
     shared_segments: int  # those of its segments that other models use
     withheld: str | None  # why no segment may be deleted now: a later upload or removal deletes them
+    orphans: tuple[str, ...]  # the adapters that will have no base in the store
 
 
 def plan_removal(store: Store, name: str) -> Removal:
@@ -131,7 +162,17 @@ def plan_removal(store: Store, name: str) -> Removal:
         segment_bytes=0 if swept.withheld else swept.bytes,
         shared_segments=len(own_segments & swept.used),
         withheld=swept.withheld if swept.keys or own_segments else None,
+        orphans=_orphans(store, name),
     )
+
+
+def _orphans(store: Store, name: str) -> tuple[str, ...]:
+    try:
+        models = list_models(store)
+    except CredentialsError:
+        return ()  # keys for one model cannot see the others
+    rest = bases_of(model for model in models if model.name != name)
+    return tuple(adapter for adapter, base in bases_of(models).items() if base == name and rest[adapter] is None)
 
 
 def remove(store: Store, removal: Removal) -> None:

@@ -96,6 +96,8 @@ class JournalWriter:
         with self._writing:
             manifest = Manifest(
                 name=self._journal.name,
+                kind=self._journal.kind,
+                adapter=self._journal.adapter,
                 source=self._journal.source,
                 created=now(),
                 tool=TOOL,

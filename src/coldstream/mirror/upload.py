@@ -60,6 +60,8 @@ def upload(
     else:
         journal = Journal(
             name=plan.name,
+            kind="adapter" if plan.adapter else "model",
+            adapter=plan.adapter,
             source=plan.source,
             created=now(),
             tool=TOOL,

@@ -16,11 +16,19 @@ from coldstream.mirror.digest import read_header
 from coldstream.mirror.manifest_records import model_listing, read_record, record_key
 from coldstream.mirror.segment_pool import pool_listing, segment_keys
 from coldstream.model import manifest
+from coldstream.model.adapter import CONFIG_BYTES_MAX, Adapter, parse_config
 from coldstream.model.chunks import PART_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, part_bytes_for, part_count, parts
 from coldstream.model.header import POINTER_BYTES, POINTER_HINT, check_duplicate_tensors, is_pointer, pointer_message
 from coldstream.model.manifest import FileEntry, Journal, Manifest, StoredObject
 from coldstream.model.names import KEY_BYTES_MAX, MANIFEST_NAME, checked_name
-from coldstream.model.selection import Selection, is_weights, kept_back, select
+from coldstream.model.selection import (
+    ADAPTER_CONFIG_NAME,
+    Selection,
+    is_adapter,
+    is_weights,
+    kept_back,
+    select,
+)
 from coldstream.places.place import ObjectInfo, PendingUpload, Snapshot, Store
 from coldstream.units import MIB
 
@@ -36,6 +44,7 @@ class UploadPlan:
     name: str
     label: str
     source: manifest.Provenance
+    adapter: Adapter | None  # None of a model
     files: tuple[ObjectInfo, ...]
     part_bytes: Mapping[str, int]
     object_bytes_max: int | None  # the most bytes of a segment; None to store every file in one piece
@@ -66,6 +75,7 @@ class UploadPlan:
         return (
             isinstance(self.record, Manifest)
             and self.record.source == self.source
+            and self.record.adapter == self.adapter
             and len(self.complete) == len(self.files)
             and {*self.complete.values()} == {*self.entries}
         )
@@ -159,10 +169,12 @@ def plan_upload(
     part_bytes: int = PART_BYTES,
     object_bytes_max: int | None = None,
     plain: bool = True,
+    base: str | None = None,
 ) -> UploadPlan:
     """Compares the source with the store and decides what to upload; writes nothing. For the patterns, see `select`.
 
-    `object_bytes_max` stores weights in segments of at most this many bytes and, if `plain`, in one piece too.
+    `object_bytes_max` stores weights in segments of at most this many bytes and, if `plain`, in one piece too. `base`
+    is the base model of an adapter, if it is another than its configuration names.
     """
     checked_name(name)
     if object_bytes_max is None and not plain:
@@ -179,6 +191,7 @@ def plan_upload(
         _refuse_unusable(source, file)
         if len(f"{store.uri}/{name}/{file.key}".encode()) > KEY_BYTES_MAX:
             raise UsageError(f"{name}/{file.key[:80]}… makes a key longer than {KEY_BYTES_MAX} bytes")
+    adapter = _adapter(source, selection, base)
     headers = {
         path: read_header(partial(source.read_into, path, 0), path=path, size=source_files[path].size)
         for path in selection.unproven
@@ -199,6 +212,7 @@ def plan_upload(
         name=name,
         label=source.label,
         source=source.provenance,
+        adapter=adapter,
         files=files,
         part_bytes={file.key: part_bytes_for(file.size, preferred=part_bytes) for file in files},
         skipped=selection.skipped,
@@ -236,6 +250,15 @@ def _selected(
         return source.get(path, bytes_max=64 * MIB)[0]
 
     return select(source_files, read=read_index, include=include, also=also, exclude=exclude)
+
+
+def _adapter(source: Snapshot, selection: Selection, base: str | None) -> Adapter | None:
+    if is_adapter(selection.chosen):
+        config = source.get(ADAPTER_CONFIG_NAME, bytes_max=CONFIG_BYTES_MAX)[0]
+        return parse_config(config, where=f"{source.label}: {ADAPTER_CONFIG_NAME}", base=base)
+    if base is not None:
+        raise UsageError(f"{source.label} is not an adapter, so it has no base model", hint="remove --base")
+    return None
 
 
 def _refuse_unusable(source: Snapshot, file: ObjectInfo) -> None:

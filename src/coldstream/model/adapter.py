@@ -52,14 +52,21 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.base in {name, repo}
 
     @property
+    def label(self) -> str:
+        """What it is, for people."""
+        if self.peft_type != "LORA":
+            return f"{self.peft_type} adapter of {self.base}"
+        return f"LoRA adapter of {self.base}, rank {self.rank}"
+
+    @property
     def refusal(self) -> str | None:
         """Why vLLM cannot serve it; None when it can, as far as its configuration tells."""
         if self.peft_type != "LORA":
-            return f"vLLM serves adapters of the type LORA, and it is of the type {self.peft_type}"
+            return f"its type is {self.peft_type}, and vLLM serves only LORA"
         if self.rank > VLLM_RANKS[-1]:
-            return f"vLLM serves ranks up to {VLLM_RANKS[-1]}, and it has the rank {self.rank}"
+            return f"its rank is {self.rank}, and vLLM serves ranks up to {VLLM_RANKS[-1]}"
         if self.features:
-            return f"vLLM does not support its {', '.join(self.features)}"
+            return f"its configuration sets {' and '.join(self.features)}, which vLLM does not support"
         return None
 
 

@@ -267,6 +267,7 @@ def upload_command(record: Manifest | Journal) -> str:
     words = ["coldstream", "upload", source]
     words += ["--revision", revision] if revision is not None and revision != "main" else []
     words += ["--as", record.name] if record.name != record.source.repo else []
+    words += ["--base", record.adapter.base] if record.adapter else []
     return shlex.join(words) + layout_flags(record.files)
 
 

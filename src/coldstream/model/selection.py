@@ -112,6 +112,11 @@ def select(
     if not (include or also) and not any(map(is_weights, chosen)):
         formats = {_default_reason(path, set()) or "" for path in every} & {*_FOREIGN_WEIGHTS.values()}
         only = f", only {' and '.join(sorted(formats))}" if formats else ""
+        if is_adapter(every):
+            raise UsageError(
+                f"the adapter has no adapter_model.safetensors{only}",
+                hint="load it with PEFT and save it again: PeftModel.from_pretrained(…).save_pretrained(FOLDER)",
+            )
         raise UsageError(
             f"there are no safetensors weights in it{only}",
             hint="convert it to safetensors first, or name the files to upload with --include",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.model.names import MANIFEST_BYTES_MAX, MANIFEST_NAME, Uri, checked_path, folder_name, path_fault
-from coldstream.model.selection import ADAPTER_CONFIG_NAME, choose_shards, is_adapter, small_files
+from coldstream.model.selection import choose_shards, small_files
 from coldstream.net.retry import Retry
 from coldstream.places.cdn_domain import CdnDomain
 from coldstream.places.checkpoint import Checkpoint, ShardLocation, ShardObject, read_checkpoint
@@ -18,6 +18,7 @@ from coldstream.places.model_records import (
     ModelRecord,
     missing_model,
     nearest_record,
+    read_adapter,
     read_record,
     whole_content,
 )
@@ -105,20 +106,10 @@ class ModelReader:
         )
 
     def adapter(self) -> Adapter | None:
-        """What is known of an adapter: from its manifest or, without a record there, from its files. None of a model.
-
-        Raises IntegrityError if its configuration is malformed, and UsageError if it names no base model.
-        """
+        """What is known of it as an adapter; None of a model. Raises what `read_adapter` raises."""
         record, listing = self._look_once()
-        if record and record.adapter:
-            return record.adapter
-        if not is_adapter(record.entries if record else listing):
-            return None
-        # Imported here: models need no schema of adapters.
-        from coldstream.model.adapter import CONFIG_BYTES_MAX, parse_config
-
-        data = self.read(ADAPTER_CONFIG_NAME, CONFIG_BYTES_MAX)
-        return parse_config(data, where=self._where(ADAPTER_CONFIG_NAME))
+        recorded = record.adapter if record else None
+        return read_adapter(recorded, record.entries if record else listing, self.read, where=self.label)
 
     def _look_once(self) -> Contents:
         if self._contents is None:

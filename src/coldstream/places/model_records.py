@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coldstream.errors import ColdstreamError, CredentialsError, IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.names import MANIFEST_NAME
-from coldstream.model.selection import is_weights
+from coldstream.model.selection import ADAPTER_CONFIG_NAME, is_adapter, is_weights
 from coldstream.places.place import ObjectInfo, Place, check_small
 
 if TYPE_CHECKING:
@@ -120,6 +120,22 @@ def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> byte
             target=where,
         )
     return data
+
+
+def read_adapter(
+    recorded: Adapter | None, paths: Iterable[str], read: Callable[[str, int], bytes], *, where: str
+) -> Adapter | None:
+    """What is known of an adapter: from its manifest or, without a record there, from its files. None of a model.
+
+    `read` reads at most so many bytes of one of its `paths`. Raises IntegrityError if its configuration is malformed,
+    and UsageError if that names no base model.
+    """
+    if recorded is not None or not is_adapter(paths):
+        return recorded
+    # Imported here: models need no schema of adapters.
+    from coldstream.model.adapter import CONFIG_BYTES_MAX, parse_config
+
+    return parse_config(read(ADAPTER_CONFIG_NAME, CONFIG_BYTES_MAX), where=f"{where}/{ADAPTER_CONFIG_NAME}")
 
 
 def group_by_model(objects: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:

@@ -50,19 +50,21 @@ def test_the_rank_is_the_largest_of_all_modules() -> None:
 def test_what_vllm_does_not_support_is_named(settings: dict[str, Any], features: tuple[str, ...]) -> None:
     adapter = parsed(adapter_config(**settings))
     assert adapter.features == features
-    assert adapter.refusal == (f"vLLM does not support its {', '.join(features)}" if features else None)
+    assert adapter.refusal == (
+        f"its configuration sets {' and '.join(features)}, which vLLM does not support" if features else None
+    )
 
 
 def test_a_rank_that_vllm_does_not_support() -> None:
     assert parsed(adapter_config(rank=512)).refusal is None
-    assert parsed(adapter_config(rank=513)).refusal == "vLLM serves ranks up to 512, and it has the rank 513"
+    assert parsed(adapter_config(rank=513)).refusal == "its rank is 513, and vLLM serves ranks up to 512"
 
 
 def test_another_type_of_adapter_is_read_and_refused_for_serving() -> None:
     # AdaLoRA's rank_pattern holds lists, and IA3 has no rank.
     adapter = parsed(adapter_config(peft_type="ADALORA", rank_pattern={"q_proj": [True, False]}))
     assert (adapter.peft_type, adapter.rank) == ("ADALORA", 0)
-    assert adapter.refusal == "vLLM serves adapters of the type LORA, and it is of the type ADALORA"
+    assert adapter.refusal == "its type is ADALORA, and vLLM serves only LORA"
 
 
 @pytest.mark.parametrize("base", [None, "", 0])

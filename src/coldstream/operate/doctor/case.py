@@ -13,6 +13,7 @@ from coldstream.engines.vllm.program import Program, find_program
 from coldstream.errors import ConfigError, NotFoundError
 from coldstream.machine.hardware import is_loopback
 from coldstream.mirror.stored_files import StoredModel, open_model
+from coldstream.model.adapter import Adapter
 from coldstream.model.names import checked_name
 from coldstream.net.retry import Backoff, Retry
 from coldstream.operate.probe import Check, EndpointProbe, check_round_trip, probe_endpoint
@@ -100,6 +101,11 @@ class Case:
     def checkpoint(self) -> Checkpoint:
         assert self.name is not None
         return open_model_reader(self.name, self.settings).checkpoint()
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        assert self.name is not None
+        return open_model_reader(self.name, self.settings).adapter()
 
     @cached_property
     def program(self) -> Program | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.operate.doctor import node_checks, store_checks
+from coldstream.operate.doctor import adapter_check, node_checks, store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, failed, skipped
 
@@ -37,6 +37,7 @@ CHECKLIST = (
     DoctorCheck("conditional put", store_checks.conditional_put, _WRITTEN),
     DoctorCheck("multipart", store_checks.multipart, _WRITTEN),
     DoctorCheck("model", store_checks.model, (*_NETWORK, "bucket", "permissions")),
+    DoctorCheck("adapter", adapter_check.adapter, ("model",)),
     DoctorCheck("bundle key", store_checks.bundle_key),
     DoctorCheck("bundles", store_checks.bundles, ("bundle key", "model")),
     DoctorCheck("cdn", store_checks.cdn),

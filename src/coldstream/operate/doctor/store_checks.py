@@ -262,7 +262,7 @@ def model(case: Case) -> Check:
         return fail(f"{detail}: no safetensors", "upload a model with safetensors")
     # Reads and checks the headers, which the manifest does not vouch for.
     detail += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
-    if not any(file.path in CONFIGURATIONS for file in stored.files):
+    if case.adapter is None and not any(file.path in CONFIGURATIONS for file in stored.files):
         return warn(f"{detail}, but no config.json: vLLM cannot serve it", f"run: {command}")
     if report.state == "foreign":
         return warn(f"{detail}; no manifest: loads are not verified", f"for a manifest with hashes run: {command}")
