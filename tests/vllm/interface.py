@@ -32,9 +32,15 @@ vllm.distributed.parallel_state:GroupCoordinator cpu_group world_size
 vllm.engine.arg_utils:EngineArgs add_cli_args data_parallel_size enforce_eager from_cli_args
 vllm.engine.arg_utils:EngineArgs gpu_memory_utilization load_format max_model_len model_loader_extra_config
 vllm.engine.arg_utils:EngineArgs pipeline_parallel_size served_model_name tensor_parallel_size
+vllm.engine.arg_utils:EngineArgs enable_lora max_cpu_loras max_lora_rank max_loras
 vllm.entrypoints.llm:LLM llm_engine
+vllm.entrypoints.openai.models.serving: create_error_response
+vllm.entrypoints.openai.models.serving:OpenAIServingModels load_lora_adapter static_lora_modules
+vllm.entrypoints.serve.lora.protocol:LoadLoRAAdapterRequest lora_name lora_path
+vllm.envs: VLLM_ALLOW_RUNTIME_LORA_UPDATING
 vllm.envs: VLLM_API_KEY VLLM_CACHE_ROOT VLLM_CPU_KVCACHE_SPACE VLLM_ENABLE_STARTUP_PLAN VLLM_NO_USAGE_STATS
 vllm.envs: VLLM_PLUGINS VLLM_USE_AOT_COMPILE
+vllm.lora.resolver:LoRAResolver resolve_lora
 vllm.model_executor.model_loader.base_loader:BaseModelLoader load_model
 vllm.model_executor.model_loader: _LOAD_FORMAT_TO_MODEL_LOADER get_model_loader
 vllm.model_executor.model_loader:DefaultModelLoader __init__ _get_weights_iterator _init_ep_weight_filter
@@ -54,6 +60,7 @@ SINCE = {
     "created": "0.32.0",
     "figure model_init_seconds": "0.32.0",
 }
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _FORMAT = re.compile(r"%[-.\d]*[a-zA-Z]")
 
 Read = Callable[[str], str]
@@ -135,7 +142,7 @@ class Source:
         if path is None:
             return None
         for node in ast.walk(self.tree(path)):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name == name:
                 return module, node
             if isinstance(node, ast.ImportFrom) and {alias.asname or alias.name for alias in node.names} & {name, "*"}:
                 package = module if path.endswith("__init__.py") else module.rpartition(".")[0]
@@ -159,7 +166,7 @@ class Source:
         if not isinstance(owner, ast.ClassDef):
             return None
         for node in ast.walk(owner):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name == name:
                 return module, node
             if _assigns(node, name):
                 return module, node
@@ -175,7 +182,7 @@ def _assigns(node: ast.AST, name: str) -> bool:
 
 
 def _shown(node: ast.AST) -> str:
-    if isinstance(node, ast.FunctionDef):
+    if isinstance(node, _FUNCTIONS):
         plain = node.args
         for argument in (*plain.posonlyargs, *plain.args, *plain.kwonlyargs, plain.vararg, plain.kwarg):
             if argument is not None:

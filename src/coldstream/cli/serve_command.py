@@ -50,6 +50,13 @@ _OF_TIMELINE = (
     help="How vLLM loads the weights; default downloads them first.",
 )
 @click.option("--fallback", type=click.Choice(["hf"]), help="Stream from the Hub if the bucket fails at the start.")
+@click.option(
+    "--adapters",
+    metavar="NAMES",
+    callback=lambda _ctx, _param, names: tuple(dict.fromkeys(filter(None, (names or "").split(",")))),
+    help="LoRA adapters in the bucket, with commas between. all: every one of this model; on-demand: others too, when "
+    "requests name them.",
+)
 @load_options
 @click.option(
     "--bundle",
@@ -77,6 +84,7 @@ def command(
     \b
     coldstream serve Qwen/Qwen3-8B
     coldstream serve Qwen/Qwen3-32B -- --tensor-parallel-size 4
+    coldstream serve Qwen/Qwen3-8B --adapters org/adapter
     coldstream serve Qwen/Qwen3-8B --fallback hf
     coldstream serve Qwen/Qwen3-8B --loader runai --print-command
 

@@ -31,6 +31,8 @@ class ServeRequest:
         program: The engine's program; None for the one beside this Python, or on the PATH.
         bundle: "auto" to restore and publish a warm-start bundle, "read" or "write" for one of both, or "off".
         pass_env: Names of credentials to pass to the engine, which gets none by default.
+        adapters: Names of adapters in the bucket, "all" for those of the model, and "on-demand" to load others when a
+            request names them.
     """
 
     uri: Uri
@@ -42,6 +44,7 @@ class ServeRequest:
     bundle: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict)
     pass_env: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     first_token: bool = True
     spot_notice: bool = True
 
@@ -138,6 +141,9 @@ class InferenceEngine(Protocol):
         ranks: How many of its processes will read the weights on this node.
         has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
         is_headless: Whether it serves without an API of its own.
+        has_adapters: Whether its flags let it serve adapters.
+        adapter_paths: The adapters that its flags name: name in the API to path, which may be a name in the bucket.
+        accepts_adapter_paths: Whether the user lets the API load adapters from any path.
     """
 
     name: str
@@ -158,6 +164,24 @@ class InferenceEngine(Protocol):
 
     def endpoint(self, environ: Mapping[str, str]) -> EngineEndpoint:
         """Where the engine will answer."""
+
+    @property
+    def has_adapters(self) -> bool: ...
+
+    @property
+    def adapter_paths(self) -> Mapping[str, str]: ...
+
+    @property
+    def accepts_adapter_paths(self) -> bool: ...
+
+    def adapter_rank_max(self, rank: int) -> int:
+        """The largest rank of adapters that the engine will accept, if it should accept `rank`."""
+
+    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int, on_demand: bool) -> None:
+        """Lets later commands serve the adapters `paths` (name in the API to path), and others on demand.
+
+        The engine requests those that are not on this machine from the load service.
+        """
 
     def load_options(self, settings: Settings) -> Options:
         """The options of the loads, with those among the engine's own flags."""

@@ -33,10 +33,13 @@ from coldstream.node import module_reads
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from coldstream.node.adapter_service import AdapterService
+
 # In the environment of the engine's processes: the service's address.
 VARIABLE = module_reads.VARIABLE
 # The load that begins without a request.
 FIRST = "1"
+_NO_ADAPTERS = {"error": {"kind": "usage", "message": "no adapters are served", "hint": "start with --adapters"}}
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
 _REPORTERS_MAX = 1024
@@ -151,12 +154,14 @@ class LoadService:
 
     Attributes:
         folder: A private folder for sockets, removed with the service, however it ends.
+        adapters: Answers requests for adapters; None where none are served.
         before_drop: Called before loads whose readers are gone leave `loads`, so that they can be counted.
     """
 
     def __init__(self, uri: str | Uri, *, options: Options) -> None:
         """Listens; sends no request to the bucket yet. `options` are of each load of the model."""
         self.before_drop: Callable[[], None] = lambda: None
+        self.adapters: AdapterService | None = None
         self._lock = threading.Lock()
         self._uri = str(Uri.of(uri))
         self._models: dict[str, ModelLoads] = {}
@@ -289,6 +294,8 @@ class LoadService:
     def _answer_to(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
+            if "adapter" in request:
+                return self.adapters.answer(request) if self.adapters is not None else _NO_ADAPTERS
             uri, which, consumers = request["uri"], request["load"], request["consumers"]
             if not isinstance(uri, str) or not isinstance(which, str):
                 raise TypeError(uri, which)

@@ -32,6 +32,7 @@ from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import LoadService
 from coldstream.node.model_folder import CONFIGURATIONS, ModelFolder, model_folder
 from coldstream.node.readahead.prefetch import start_read_ahead
+from coldstream.node.serve_adapters import serve_adapters
 from coldstream.places.opening import open_model_reader, open_store
 from coldstream.settings import VARIABLES, Settings
 
@@ -77,8 +78,12 @@ def prepared_start(
         if engine.streams:
             service, folder = _stream(request, settings, engine, stack, say=say, dry=dry, on_service=on_service)
             version: str | None = folder.note.version
+            service.adapters = serve_adapters(request, settings, engine, say=say, dry=dry)
+            if service.adapters is not None:
+                stack.callback(service.adapters.close)
             command = engine.streaming_command(folder.path, service.address, service.folder)
         else:
+            serve_adapters(request, settings, engine, say=say)
             command = engine.own_command(settings, say)
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
             version = None

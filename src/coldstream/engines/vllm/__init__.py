@@ -1,7 +1,7 @@
 """Everything that depends on vLLM: `vllm_engine` implements `coldstream.node.inference_engine` for `serve`.
 
 vLLM calls `register`, the entry point of the group `vllm.general_plugins`, in each of its processes. `loader` is the
-load format `coldstream`.
+load format `coldstream`, and `lora_hooks` loads adapters.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ LOAD_FORMAT = "coldstream"
 
 
 def register() -> None:
-    """Registers the load format. Idempotent.
+    """Registers the load format, and adapters from the bucket. Idempotent.
 
-    The API server and the engine never import vLLM's loaders, which would take each of them more than a second, so the
-    format is added when, and only if, the loaders are imported.
+    The API server and the engine never import vLLM's loaders, which would take each of them more than a second, and
+    only the API server has a list of models. So each is extended when, and only if, it is imported.
     """
     after_import("vllm.model_executor.model_loader", _add)
+    after_import("vllm.entrypoints.openai.models.serving", _add_adapters)
     report_modules()
+
+
+def _add_adapters(module: Any) -> None:
+    from coldstream.engines.vllm.lora_hooks import add_hooks
+
+    add_hooks(module)
 
 
 def _add(module: Any) -> None:

@@ -59,7 +59,7 @@ _FRONT = frozenset(
     --enable-request-id-headers --enable-server-load-tracking --enable-ssl-refresh --enable-tokenizer-info-endpoint
     --exclude-tools-when-tool-choice-none --generation-config --h11-max-header-count --h11-max-incomplete-event-size
     --headless --hf-token --host --ignore-patterns --kv-events-config --load-format --log-config-file
-    --log-error-stack --max-log-len --middleware --model-loader-extra-config --otlp-traces-endpoint
+    --log-error-stack --lora-modules --max-log-len --middleware --model-loader-extra-config --otlp-traces-endpoint
     --override-generation-config --port --reasoning-parser --response-role --return-tokens-as-token-ids --root-path
     --seed --served-model-name --show-hidden-metrics-for-version --shutdown-timeout --ssl-ca-certs --ssl-cert-reqs
     --ssl-certfile --ssl-ciphers --ssl-keyfile --tool-call-parser --tool-parser-plugin --tool-server
@@ -73,7 +73,7 @@ _VARIABLES = re.compile(
 )
 _VARIABLES_FRONT = re.compile(
     r"(VLLM_(CACHE_ROOT|CONFIG_ROOT|ASSETS_CACHE.*|XLA_CACHE_PATH|LOG.*|NO_USAGE_STATS|DO_NOT_TRACK|USAGE_.*"
-    r"|PORT|HOST_IP|RPC_.*|API_.*|IMAGE_FETCH.*|VIDEO_.*|AUDIO_.*|MEDIA_.*|MAX_AUDIO.*|HTTP_TIMEOUT.*|DP_MASTER.*"
+    r"|ALLOW_RUNTIME_LORA_UPDATING|PORT|HOST_IP|RPC_.*|API_.*|IMAGE_FETCH.*|VIDEO_.*|AUDIO_.*|MEDIA_.*|MAX_AUDIO.*|HTTP_TIMEOUT.*|DP_MASTER.*"
     r"|DEBUG_LOG.*|SERVER_DEV_MODE|WORKER_MULTIPROC_METHOD|ENABLE_V1_MULTIPROCESSING|EXECUTE_MODEL_TIMEOUT.*|ENGINE_.*TIMEOUT.*"
     r"|RINGBUFFER_.*|CPU_KVCACHE_SPACE|SOURCE.*|IMAGE_VERSION|BUILD_.*)"
     r"|CUDA_(CACHE_.*|VISIBLE_DEVICES|HOME|PATH|VERSION)|NCCL_DEBUG.*|TORCH_(LOGS|TRACE)|TORCHINDUCTOR_CACHE_DIR"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm import vllm_caches, vllm_log
+from coldstream.engines.vllm import lora_flags, vllm_caches, vllm_log
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
 from coldstream.engines.vllm.program import find_program, memory_shortage
@@ -25,6 +25,7 @@ from coldstream.loading.options import OnProgress, Options
 from coldstream.machine import hardware
 from coldstream.machine.disk import checked_root
 from coldstream.model.names import Uri, checked_name, split_revision
+from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import CacheLayout, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
@@ -47,7 +48,8 @@ _RUNAI_CONCURRENCY = 16
 # With these flags vLLM exits by itself, or serves without an API.
 _WITHOUT_API = frozenset({"-h", "--help", "-v", "--version", "--headless"})
 _SHARDED = re.compile(r".*-tp(\d+)")
-_ADAPTER = "adapter_config.json"
+# Without it, vLLM has no API for loading adapters, and asks no resolver for those that it does not know.
+_RUNTIME_UPDATES = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
 class VllmEngine:
@@ -70,7 +72,29 @@ class VllmEngine:
         self.is_headless = "--headless" in self._flags
         self.has_api = not _WITHOUT_API & self._flags.values.keys()
         self.api_name = self._flags.value("--served-model-name") or request.served_name
+        self._environment: dict[str, str] = {}
         self.caches: CacheLayout = vllm_caches.VllmCaches(gpu=self.uses_gpus, version=self.version or "")
+
+    @property
+    def has_adapters(self) -> bool:
+        return bool({"--enable-lora", "--lora-modules"} & self._flags.values.keys())
+
+    @property
+    def adapter_paths(self) -> Mapping[str, str]:
+        return lora_flags.adapter_paths(self._flags)
+
+    @property
+    def accepts_adapter_paths(self) -> bool:
+        environ = {**os.environ, **self._request.environment}
+        return environ.get(_RUNTIME_UPDATES, "0").strip().lower() in {"1", "true"}
+
+    def adapter_rank_max(self, rank: int) -> int:
+        return lora_flags.rank_max(self._flags, rank)
+
+    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int, on_demand: bool) -> None:
+        self._flags = lora_flags.with_adapters(self._flags, paths, rank_max=rank_max, on_demand=on_demand)
+        if on_demand:
+            self._environment[_RUNTIME_UPDATES] = "1"
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         return self._program.warnings(environ)
@@ -161,7 +185,7 @@ class VllmEngine:
         every = {**ours, "--served-model-name": name, "--shutdown-timeout": str(_DRAIN_SECONDS)}
         added = [part for flag, value in every.items() if flag not in flags for part in (flag, value)]
         arguments = (*(launcher or [self._program.path]), "serve", model, *added, *flags.arguments)
-        return Command(arguments=arguments, environment=environment or {}, keep=keep)
+        return Command(arguments=arguments, environment={**self._environment, **(environment or {})}, keep=keep)
 
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         if not self._program.packages:
@@ -173,16 +197,17 @@ class VllmEngine:
         if "--hf-config-path" in self._flags or any((folder / file).is_file() for file in CONFIGURATIONS):
             return
         name = self._request.served_name
-        if not (folder / _ADAPTER).is_file():
+        if not (folder / ADAPTER_CONFIG_NAME).is_file():
             raise UsageError(f"{name} has no config.json: vLLM cannot serve it", hint="upload it with its config.json")
         base = ""
         with suppress(OSError, ValueError, AttributeError):
-            base = str(json.loads((folder / _ADAPTER).read_bytes()).get("base_model_name_or_path"))
+            base = str(json.loads((folder / ADAPTER_CONFIG_NAME).read_bytes()).get("base_model_name_or_path"))
         base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else "BASE_MODEL"
-        flags = "--enable-lora --lora-modules NAME=FOLDER"
+        # In a folder, vLLM reads it itself.
+        flags = f"--adapters {name}" if self._request.is_name else f"-- --enable-lora --lora-modules {name}=FOLDER"
         raise UsageError(
-            f"{name} is an adapter (it has {_ADAPTER} and no config.json): vLLM can serve it only with its base model",
-            hint=f"coldstream serve {base} -- {flags}   (with the adapter in a local folder)",
+            f"{name} is an adapter (it has {ADAPTER_CONFIG_NAME} and no config.json): it is served with its base model",
+            hint=f"coldstream serve {base} {flags}",
         )
 
     def _run_ai_uri(self, settings: Settings) -> str:

@@ -1,0 +1,156 @@
+"""Which adapters a start has: those named, all of its model, those in vLLM's own flags, and others on demand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coldstream.engines.vllm.vllm_engine import VllmEngine
+from coldstream.errors import NotFoundError, UsageError
+from coldstream.loading.options import Options
+from coldstream.model.names import Uri
+from coldstream.node.adapter_service import AdapterService
+from coldstream.node.inference_engine import ServeRequest
+from coldstream.node.serve_adapters import serve_adapters
+from coldstream.settings import Settings, load_settings
+from tests.adapters import BASE, adapter_files, base_files
+from tests.unit.mirror.stored_models import folder_store, send
+
+
+class Start:
+    """A start whose flags are known, and what it says."""
+
+    def __init__(self, tmp_path: Path, *arguments: str, loader: str = "coldstream", uri: str = BASE) -> None:
+        program = tmp_path / "bin/vllm"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+        self.said: list[str] = []
+        self.settings: Settings = load_settings(
+            {
+                "COLDSTREAM_STORE": folder_store(tmp_path).uri,
+                "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
+                "COLDSTREAM_RETRY_SECONDS": "1",
+            },
+            environ={},
+        )
+        self._given = {"arguments": arguments, "loader": loader, "program": str(program)}
+        self._uri = uri
+        self.model = tmp_path / "model"
+        self.model.mkdir(exist_ok=True)
+        (self.model / "config.json").write_text("{}")
+
+    def serve(self, *adapters: str) -> AdapterService | None:
+        request = ServeRequest(uri=Uri(self._uri), options=Options(), adapters=adapters, **self._given)  # type: ignore[arg-type]
+        self.engine = VllmEngine(request)
+        return serve_adapters(request, self.settings, self.engine, say=self.said.append)
+
+    def flag(self, name: str) -> list[str]:
+        """The values of a flag of the command that runs, and [] without it."""
+        self.command = self.engine.streaming_command(self.model, "/tmp/x/loads", "/tmp/x")
+        arguments = [*self.command.arguments, "--"]
+        if name not in arguments:
+            return []
+        rest = arguments[arguments.index(name) + 1 :]
+        return rest[: next(index for index, argument in enumerate(rest) if argument.startswith("--"))]
+
+    def modules(self) -> dict[str, str]:
+        return {module["name"]: module["path"] for module in map(json.loads, self.flag("--lora-modules"))}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    """A base with two adapters, one of another base, and one that vLLM does not support."""
+    store = folder_store(tmp_path)
+    send(store, tmp_path, base_files(), BASE)
+    send(store, tmp_path, adapter_files(rank=8), "org/a")
+    send(store, tmp_path, adapter_files(rank=20), "org/b")
+    send(store, tmp_path, adapter_files("org/other-base"), "org/other")
+    send(store, tmp_path, adapter_files(use_dora=True), "org/dora")
+    return tmp_path
+
+
+def test_without_adapters_nothing_changes(bucket: Path) -> None:
+    start = Start(bucket)
+    assert start.serve() is None
+    assert start.flag("--enable-lora") == start.flag("--max-loras") == []
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in start.command.environment
+
+
+def test_those_that_are_named_are_served_under_their_names(bucket: Path) -> None:
+    start = Start(bucket)
+    service = start.serve("org/a", "org/b")
+    assert service is not None
+    assert start.modules() == {"org/a": "org/a", "org/b": "org/b"}
+    assert start.flag("--max-lora-rank") == ["32"]
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in start.command.environment
+    folder = Path(service.folder("org/a", on_demand=False))
+    assert json.loads((folder / "adapter_config.json").read_bytes())["r"] == 8
+    with pytest.raises(NotFoundError, match="org/other is not served"):
+        service.folder("org/other", on_demand=True)
+
+
+def test_all_are_those_of_the_model(bucket: Path) -> None:
+    start = Start(bucket)
+    start.serve("all")
+    assert [*start.modules()] == ["org/a", "org/b"]
+    (warning,) = (line for line in start.said if line.startswith("warning"))
+    assert "adapter org/dora is left out: " in warning
+
+
+def test_on_demand_none_is_loaded_at_the_start(bucket: Path) -> None:
+    start = Start(bucket)
+    service = start.serve("on-demand")
+    assert service is not None
+    assert start.flag("--lora-modules") == []
+    assert start.flag("--max-lora-rank") == ["64"]
+    assert start.command.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert service.folder("org/b", on_demand=True)
+    with pytest.raises(UsageError, match="org/other is an adapter of org/other-base"):
+        service.folder("org/other", on_demand=True)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "arguments", "error", "message"),
+    [
+        (("org/absent",), (), NotFoundError, "there is no model org/absent"),
+        ((BASE,), (), NotFoundError, "org/base is not an adapter"),
+        (("org/other",), (), UsageError, "org/other is an adapter of org/other-base, not of org/base"),
+        (("org/dora",), (), UsageError, "org/dora cannot be served: "),
+        (("org/b",), ("--max-lora-rank", "16"), UsageError, "org/b has the rank 20, and .* up to 16"),
+        (("../a",), (), UsageError, "is not a model's name"),
+    ],
+)
+def test_what_cannot_be_served_ends_the_start(
+    adapters: tuple[str, ...], arguments: tuple[str, ...], error: type[Exception], message: str, bucket: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        Start(bucket, *arguments).serve(*adapters)
+
+
+def test_another_loader_has_no_service(bucket: Path) -> None:
+    with pytest.raises(UsageError, match="--adapters needs the loader coldstream"):
+        Start(bucket, loader="runai").serve("org/a")
+    assert Start(bucket, "--lora-modules", "a=org/a", loader="runai").serve() is None
+
+
+def test_vllm_s_own_flags_may_name_adapters_of_the_bucket(bucket: Path, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    module = json.dumps({"name": "y", "path": "org/b", "base_model_name": BASE})
+    flags = ("--lora-modules", f"x={folder_store(tmp_path).uri}/org/a", module, f"z={local}", "hub=org/on-the-hub")
+    start = Start(bucket, *flags)
+    assert start.serve() is not None
+    assert start.modules() == {"x": "org/a", "y": "org/b", "z": str(local), "hub": "org/on-the-hub"}
+    assert start.flag("--max-lora-rank") == ["32"]
+    assert json.loads(start.flag("--lora-modules")[1])["base_model_name"] == BASE
+    with pytest.raises(NotFoundError):
+        Start(bucket, "--lora-modules", f"x={folder_store(tmp_path).uri}/org/absent").serve()
+
+
+def test_a_folder_s_adapters_are_not_compared_with_its_name(bucket: Path) -> None:
+    start = Start(bucket, uri=str(bucket / "sources/org/base"))
+    start.serve("org/other")
+    assert start.modules() == {"org/other": "org/other"}
