@@ -18,6 +18,7 @@ import coldstream
 from coldstream.errors import CredentialsError, NotFoundError
 from coldstream.fleet.credentials import Credentials, plan_keys
 from coldstream.settings import load_settings
+from tests.adapters import adapter_files
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command
@@ -157,6 +158,25 @@ def test_the_store_only_reads(place: Place, how: str) -> None:
     assert f"{NAME}/config.json" in {info.key for info in store.list(f"{NAME}/")}
     with pytest.raises(NotFoundError):
         store.get(".coldstream/bundles/org/model/none.bundle")
+
+
+@pytest.mark.parametrize("how", ["sign", "api"])
+def test_the_named_adapters_can_be_read_and_no_others(place: Place, moto: S3Server, how: str) -> None:
+    """coldstream download me/sql, with keys for it; me/sql-2, which is an adapter of the same base"""
+    place.bucket = fresh_bucket(moto)
+    parent = quick_store(place.double.environ(place.bucket))
+    for name in ("me/sql", "me/sql-2", "me/chat"):
+        for path, content in adapter_files(NAME).items():
+            parent.put(f"{name}/{path}", content)
+    keys = place.mint(how, adapters=("me/sql", "me/chat"))
+    assert keys.terms.prefixes == (f"{NAME}/", f".coldstream/bundles/{NAME}/", "me/sql/", "me/chat/")
+    command = place.command(keys.environment)
+    for name in ("me/sql", "me/chat"):
+        command.run("download", name, name)
+        assert (place.tmp_path / name / "adapter_model.safetensors").read_bytes()
+    for name in ("me/sql-2", "me/none"):
+        assert "refused (403" in command.run("download", name, name, code=12)[1]
+    assert "refused (403" in command.run("list", code=12)[1]
 
 
 def test_a_model_without_a_manifest_can_be_read(place: Place, moto: S3Server, files: dict[str, bytes]) -> None:

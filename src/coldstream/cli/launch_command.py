@@ -21,6 +21,7 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.stored_runtimes import check_keys, chosen_runtime, software_document
 from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, negative_flag, yes_option
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
+from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
 from coldstream.fleet.deploy_options import read_options
 from coldstream.fleet.launch_plan import TARGETS, LaunchPlan, make_plan
@@ -43,7 +44,7 @@ from coldstream.mirror.segment_pool import segment_keys
 from coldstream.model.names import checked_name
 from coldstream.settings import Settings
 from coldstream.tune.model_shape import read_model
-from coldstream.units import format_seconds
+from coldstream.units import format_seconds, plural
 
 # A node reads its weights once; a service starts replicas as long as it exists.
 _TTL = {"node": "24h", "service": "7d", "job": "24h"}
@@ -113,12 +114,14 @@ def up(
     settings = state.settings()
     options.check()
     shape = read_model(checked_name(model), settings)
-    shared = _has_segments(state, shape.name)
+    options = with_adapters(options, shape.name, settings, state.open_store(8), say=state.say)
+    adapters = options.adapter_names
+    shared = _has_segments(state, shape.name, *adapters)
     launches = launches_of(settings)
     sky = find_sky(settings, named=program)
     runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
     digest = runtime.manifest.digest if runtime.manifest else None
-    key_plan = plan_keys(settings, shape.name, seconds, how, in_segments=shared, runtime=digest)
+    key_plan = plan_keys(settings, shape.name, seconds, how, adapters=adapters, in_segments=shared, runtime=digest)
     # SkyPilot's dry run checks only that the secrets are set.
     dry_sky = sky.with_secrets(settings, dict.fromkeys((*_SECRETS, *_OPTIONAL_SECRETS), ""))
     with temporary_server(dry_sky) as keep_server:
@@ -264,9 +267,17 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
         raise UsageError(f"the API key of {name} is not known here", hint="set VLLM_API_KEY to it")
     seconds = parse_ttl(ttl) if ttl else min(TTL_SECONDS_MAX, record.ttl_seconds or TTL_SECONDS_MAX)
     how: How = "api" if record.keys == "issued" else "auto"
-    shared = _has_segments(state, record.model)
+    shared = _has_segments(state, record.model, *record.adapters)
     # Fails before the question if there can be no keys.
-    key_plan = plan_keys(settings, record.model, seconds, how, in_segments=shared, runtime=record.runtime)
+    key_plan = plan_keys(
+        settings,
+        record.model,
+        seconds,
+        how,
+        adapters=record.adapters,
+        in_segments=shared,
+        runtime=record.runtime,
+    )
     secrets = _secret_names(launches, name)
     if missing := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
         message = f"{missing[0]} is not set, and the nodes of {name} need it for the CDN"
@@ -283,10 +294,11 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     _show(state, launched, launches, own_key=own_key is not None, document={})
 
 
-def _has_segments(state: State, name: str) -> bool:
-    """Whether the model's weights are stored in segments, which models share."""
-    record = read_record(state.open_store(1), name)
-    return record is not None and bool(segment_keys(record[0].files))
+def _has_segments(state: State, *names: str) -> bool:
+    """Whether weights of one of these models are stored in segments, which models share."""
+    store = state.open_store(1)
+    records = (read_record(store, name) for name in names)
+    return any(record is not None and segment_keys(record[0].files) for record in records)
 
 
 def _sky_for_nodes(sky: Sky, names: tuple[str, ...], settings: Settings, keys: Credentials, api_key: str) -> Sky:
@@ -339,11 +351,14 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
     price = _price_text(plan.dollars_per_hour, kind)
     stand_in = _price_text(plan.stand_in_dollars_per_hour, "on demand, while no spot machine is ready")
     origin = "temporary" if keys.how == "signed" else "temporary (issued by Cloudflare)"
-    terms = f"{origin}, read-only for {deployment.model}, expire {_time_text(keys.expires_at)}"
+    adapters = deployment.options.adapter_names
+    beside = f" and {plural(len(adapters), 'adapter')}" if adapters else ""
+    terms = f"{origin}, read-only for {deployment.model}{beside}, expire {_time_text(keys.expires_at)}"
     rows = {
         "machine" if deployment.options.replicas.most == 1 else "machines": _machine_text(plan.offer, price),
         "stand-in": _machine_text(plan.stand_in, stand_in) if plan.has_stand_ins else "",
         "weights": f"at least {format_seconds(prediction.seconds)}, {prediction.limited_by}",
+        "adapters": ", ".join(adapters),
         "software": deployment.software,
         "cdn": f"nodes read through {deployment.domain.url}" if deployment.domain else "",
         "policy": plan.policy,
@@ -434,6 +449,7 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "load_seconds": deployment.loader.prediction.seconds,
         "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
+        "adapters": deployment.options.adapter_names,
         "software": software_document(deployment),
         "keys": {**attributes(keys, "how", "prefixes"), "expires": keys.expires_at},
         "warnings": _warnings(plan),

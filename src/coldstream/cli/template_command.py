@@ -14,6 +14,7 @@ from coldstream.cli.session import State, writing
 from coldstream.cli.stored_runtimes import chosen_runtime, software_document
 from coldstream.cli.verbs import EXIT_CODES, FILE, DefaultGroup, deployment_options
 from coldstream.errors import DiskError, NotFoundError, UsageError
+from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.deploy_options import read_options
 from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
 from coldstream.fleet.deployment import render as rendered
@@ -58,9 +59,13 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     options, settings = read_options(values), state.settings()
     bucket, domain = bucket_of(settings), domain_of(settings, options.loader)
     shape = read_model(checked_name(model), settings)
+    options.check()
+    options = with_adapters(options, shape.name, settings, state.open_store(8), say=state.say)
     deployment = deploy(shape, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
     runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
     deployment = replace(deployment, runtime=runtime.manifest)
+    if options.adapters:
+        state.say(f"adapters: {options.adapters.replace(',', ', ')}")
     if bucket.is_local:
         state.say(f"{bucket.endpoint} is this machine: no other machine reaches the bucket there")
     if domain is not None and domain.is_local:
@@ -79,6 +84,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
         "gpus": str(deployment.options.gpus),
         "connections": deployment.loader.connections,
         "cdn": domain.url if domain else None,
+        "adapters": options.adapter_names,
         "software": software_document(deployment),
         "file": str(output) if output else None,
         "text": text,

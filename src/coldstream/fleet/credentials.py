@@ -14,7 +14,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
@@ -34,6 +34,9 @@ TTL_SECONDS_MAX = 7 * 86400
 # Shorter ones would expire before a node reads its first byte.
 TTL_SECONDS_MIN = 60
 _SCOPE = "object-read-only"
+# The session token, which every request has in a header, is 16/9 as long as what it states. Servers limit headers;
+# common limits begin at 8 KiB.
+_PREFIXES_CHARACTERS_MAX = 3500
 
 How = Literal["auto", "sign", "api", "own"]
 
@@ -169,9 +172,14 @@ def _check_ttl(seconds: int, shown: str) -> None:
 
 
 def prefixes_of(
-    model: str, store_prefix: str, *, in_segments: bool = False, runtime: str | None = None
+    model: str,
+    store_prefix: str,
+    *,
+    adapters: Sequence[str] = (),
+    in_segments: bool = False,
+    runtime: str | None = None,
 ) -> tuple[str, ...]:
-    """The prefixes of the objects that a serving node reads: the model's files, its warm-start bundles, its runtime.
+    """The prefixes of what a serving node reads: the model's files, its warm-start bundles, its adapters, its runtime.
 
     Each ends in a slash, so that access to `org/model` does not include `org/model-2`. Models share segments, and the
     keys can read all of them: a token with the key of each segment would be too long.
@@ -180,7 +188,8 @@ def prefixes_of(
     inside = f"{root}/" if root else ""
     shared = (f"{inside}{SEGMENTS}",) if in_segments else ()
     image = (f"{inside}{RUNTIMES}/{runtime}/",) if runtime else ()
-    return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *shared, *image)
+    own = (f"{inside}{checked_name(adapter)}/" for adapter in adapters)
+    return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *own, *shared, *image)
 
 
 def plan_keys(
@@ -189,6 +198,7 @@ def plan_keys(
     ttl_seconds: int,
     how: How = "auto",
     *,
+    adapters: Sequence[str] = (),
     in_segments: bool = False,
     runtime: str | None = None,
 ) -> KeyPlan:
@@ -202,7 +212,7 @@ def plan_keys(
         ConfigError: A bucket, keys or a token is not configured.
     """
     store, endpoint = urlsplit(bucket_of(settings).uri), settings.endpoint() or ""
-    prefixes = prefixes_of(model, store.path, in_segments=in_segments, runtime=runtime)
+    prefixes = prefixes_of(model, store.path, adapters=adapters, in_segments=in_segments, runtime=runtime)
     if how in {"sign", "api"} and not settings.is_r2:
         raise UsageError(
             f"{urlsplit(endpoint).hostname or 'AWS S3'} does not support temporary credentials; Cloudflare R2 does",
@@ -233,6 +243,11 @@ def plan_keys(
         raise ConfigError(
             "no R2 token to sign with: the configured keys are temporary themselves (R2_SESSION_TOKEN is set)",
             hint="configure the long-lived R2_ACCESS_KEY and R2_SECRET_KEY, or CLOUDFLARE_API_TOKEN",
+        )
+    if sum(map(len, prefixes)) > _PREFIXES_CHARACTERS_MAX:
+        raise UsageError(
+            f"{len(adapters)} adapters are too many for temporary keys, which name each of them",
+            hint="name fewer with --adapters, or use --credentials own",
         )
     # Checks that the host names its account.
     r2_account(endpoint)

@@ -118,6 +118,13 @@ class DeployOptions:
     loader: str = _flag(
         "--loader", "How vLLM reads the weights.", "coldstream", choices=("coldstream", "runai"), is_for_serve=True
     )
+    adapters: str | None = _flag(
+        "--adapters",
+        "LoRA adapters in the bucket, with commas between, or all: those of this model.",
+        metavar="NAME,...|all",
+        pattern=r"[A-Za-z0-9._/-]+(,[A-Za-z0-9._/-]+)*",
+        is_for_serve=True,
+    )
     runtime: str | None = _flag(
         "--runtime",
         "Runtime from which nodes start vLLM.  [default: the newest in the bucket that fits]",
@@ -163,6 +170,10 @@ class DeployOptions:
         """Whether vLLM comes from an image or an index, as the user chose, unless a runtime was chosen too."""
         return self.runtime == "none" or bool(self.image or self.no_image or self.package)
 
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(self.adapters.split(",")) if self.adapters else ()
+
     def changed(self) -> Iterator[tuple[Flag, Any]]:
         """The flags that do not have their default, with their values."""
         for item in fields(self):
@@ -179,10 +190,14 @@ class DeployOptions:
         target = self.target
         if target not in TARGETS:
             raise UsageError(f"{target!r} is not a target", hint=f"known: {', '.join(TARGETS)}")
-        if self.image and self.no_image:
-            raise UsageError("--image and --no-image contradict each other", hint="keep one of them")
-        if self.package and self.runtime not in (None, "none"):
-            raise UsageError("--package and --runtime contradict each other", hint="keep one of them")
+        contradictions = {
+            "--image and --no-image": self.image and self.no_image,
+            "--package and --runtime": self.package and self.runtime not in (None, "none"),
+            f"--adapters and --loader {self.loader}": self.adapters and self.loader != "coldstream",
+        }
+        for flags, applies in contradictions.items():
+            if applies:
+                raise UsageError(f"{flags} contradict each other", hint="keep one of them")
         for flag, value in self.changed():
             if target not in flag.targets:
                 raise UsageError(

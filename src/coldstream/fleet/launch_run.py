@@ -177,6 +177,7 @@ def launch(
         ttl_seconds=round(keys.expires_at - time.time()) if keys.expires_at is not None else None,
         expires=keys.expires_at,
         runtime=plan.deployment.runtime.digest if plan.deployment.runtime else None,
+        adapters=plan.deployment.options.adapter_names,
     )
     path = launches.keep_file(plan.name, render(plan.deployment))
     launches.keep(record)

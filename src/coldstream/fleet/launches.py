@@ -55,7 +55,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A launch under SkyPilot's name for it, with times in Unix seconds.
 
     A job has no port; its number may be unknown. Keys are named as in `Terms.how`; those that do not expire have no
-    lifetime. `runtime` is the digest of the runtime that its nodes start from.
+    lifetime. `runtime` is the digest of the runtime that its nodes start from, `adapters` what they serve besides.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     expires: float | None = None
     job: int | None = None
     runtime: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 # Created once: msgspec 0.22 can crash when two threads create the first decoder of a type at the same time.

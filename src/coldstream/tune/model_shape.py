@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, UsageError
 from coldstream.model.header import Header
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
@@ -46,9 +46,17 @@ class Model:
 
 
 def read_model(uri: str, settings: Settings) -> Model:
-    """Describes a model by its shards' headers and its config.json, which may be missing."""
+    """Describes a model by its shards' headers and its config.json, which may be missing.
+
+    Raises UsageError for an adapter, which is served with its base.
+    """
     origin = open_model_reader(uri, settings)
     checkpoint = origin.checkpoint()
+    if adapter := origin.adapter():
+        raise UsageError(
+            f"{checkpoint.name} is an adapter of {adapter.base}, not a model",
+            hint=f"name {adapter.base} instead; launch, template and serve take --adapters {checkpoint.name}",
+        )
     config: object = None
     with suppress(ColdstreamError, ValueError, RecursionError):
         config = json.loads(origin.read("config.json", _CONFIG_BYTES_MAX))

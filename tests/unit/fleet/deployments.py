@@ -77,6 +77,7 @@ GOLDEN: dict[str, Deployment] = {
     "sky-package": deployment("sky", package="https://example.com/coldstream-0.1.0-py3-none-any.whl"),
     "sky-package-plain": deployment("sky", package="coldstream[tls]==0.1.0", no_image=True),
     "sky-serve-on-demand": deployment("sky-serve", replicas="1..2", spot=False, no_image=True),
+    "sky-serve-adapters": deployment("sky-serve", replicas="1..3", adapters="org/sql,me/a-chat-adapter-of-llama"),
     "sky-job": deployment("sky-job", cloud="gcp/us-central1"),
     "sky-serve-cdn": deployment("sky-serve", replicas="1..3", domain=CLOSED, runtime="none"),
     "k8s": deployment("k8s", replicas="2"),

@@ -46,6 +46,10 @@ def mint(*arguments: Any, now: float | None = None) -> Credentials:
     return plan_keys(*arguments).mint(now)
 
 
+def mint_for(adapters: list[str]) -> Credentials:
+    return plan_keys(settings(), "org/model", 900, adapters=adapters).mint()
+
+
 def terms_of(*arguments: Any, now: float | None = None, **more: Any) -> Terms:
     return plan_keys(*arguments, **more).terms(now)
 
@@ -151,10 +155,21 @@ def test_what_is_no_duration(text: str) -> None:
 def test_prefixes_end_in_slashes() -> None:
     assert prefixes_of("org/model", "") == PREFIXES
     assert prefixes_of("org/model", "a", runtime="f" * 64)[-1] == f"a/.coldstream/runtimes/{'f' * 64}/"
+    adapters = prefixes_of("org/model", "a", adapters=("org/x", "me/y"))
+    assert adapters == ("a/org/model/", "a/.coldstream/bundles/org/model/", "a/org/x/", "a/me/y/")
     assert prefixes_of("org/model", "/a/b/") == ("a/b/org/model/", "a/b/.coldstream/bundles/org/model/")
     for name in ("", "../x", ".coldstream/bundles", "org//model", "/org/model", "org/model/"):
         with pytest.raises(UsageError):
             prefixes_of(name, "")
+
+
+def test_more_adapters_than_a_token_can_name() -> None:
+    names = [f"me/adapter-{number:03}" for number in range(300)]
+    assert mint_for(names[:100]).session_token is not None
+    assert len(str(mint_for(names[:200]).session_token)) < 8192 - 1024
+    with pytest.raises(UsageError, match="300 adapters are too many for temporary keys"):
+        mint_for(names)
+    assert plan_keys(settings(), "org/model", 900, "own", adapters=names).terms().how == "own"
 
 
 def test_no_prefix_would_mean_the_whole_bucket() -> None:

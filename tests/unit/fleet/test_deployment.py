@@ -41,6 +41,7 @@ def test_no_replicas(text: str) -> None:
         ("k8s", {"spot": True}, "--spot/--on-demand does not apply to"),
         ("compose", {"spot": False}, "--spot/--on-demand does not apply to"),
         ("k8s", {"no_image": True}, "--no-image does not apply to k8s"),
+        ("sky", {"adapters": "org/a", "loader": "runai"}, "--adapters and --loader runai contradict each other"),
         ("sky", {"package": "coldstream", "runtime": "abcdef"}, "--package and --runtime contradict each other"),
         ("k8s", {"package": "coldstream\nx"}, "not valid for --package"),
         ("k8s", {"package": "--index-url=http://x"}, "not valid for --package"),

@@ -38,6 +38,7 @@ def variants() -> dict[str, Deployment]:
         found[f"{target}-large"] = deployment(target, model=SEVENTY, gpus="H200:2", fallback="hf")
         found[f"{target}-domain"] = deployment(target, domain=OPEN)
         found[f"{target}-closed-domain"] = deployment(target, domain=CLOSED, fallback="hf")
+        found[f"{target}-adapters"] = deployment(target, adapters="org/sql,org/chat")
         found[f"{target}-image"] = deployment(target, image="registry.example.com/v:1")
         found[f"{target}-both"] = deployment(target, image="registry.example.com/v:1", runtime=DIGEST)
         found[f"{target}-default-image"] = deployment(target, runtime="none", loader="runai")
