@@ -17,7 +17,7 @@ from streaming.model import Model
 RUNAI_CLIENTS = (1, 4, 8, 16, 32)
 _HERE = Path(__file__).resolve().parent
 # These are not among the readers of `coldstream bench`.
-_OWN_READERS = ("first", "huggingface", "leave", "mapped")
+_OWN_READERS = ("first", "huggingface", "leave", "mapped", "repeated")
 # Besides what `coldstream bench` removes: no row uses a proxy or the machine's certificates.
 _FOREIGN = ("CURL_", "SSL_", "REQUESTS_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -82,6 +82,13 @@ class Contestants:
             name += ", retries"
             environ["RUNAI_STREAMER_S3_TIMEOUT"] = str(retry_seconds)
         return self._reader("runai", served, name=name, environ=environ, verify=verify)
+
+    def repeated(self, served: Served, loader: str, *, repeats: int, clients: int | None = None) -> Contestant:
+        """Several loads in one process, by coldstream or Run:ai with a number of clients."""
+        python = Path(sys.executable) if loader == "coldstream" else self._python
+        like = self.runai(served, clients) if loader == "runai" else self.coldstream(served)
+        options = {"loader": loader, "mode": "drain", "repeats": repeats}
+        return self._reader("repeated", served, name=like.name, python=python, environ=like.environ, **options)
 
     def mapped(self, served: Served, *, reuse: bool) -> Contestant:
         """The mmap of safetensors and a copy of each tensor, from tmpfs."""

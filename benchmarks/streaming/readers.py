@@ -1,9 +1,10 @@
 """Readers of benchmarks/stream.py that `coldstream bench` does not have; run like coldstream's own readers.
 
-    python readers.py huggingface | mapped | first | leave
+    python readers.py huggingface | mapped | first | repeated | leave
 
 They take the options of `coldstream.operate.bench.programs.readers`, and scratch (a folder for downloads), reuse and
-whole (for `mapped`), repeats (for `first`). The interpreter may have no coldstream: its readers are imported by path.
+whole (for `mapped`), repeats (for `first` and `repeated`), loader (for `repeated`). The interpreter may have no
+coldstream: its readers are imported by path.
 """
 
 from __future__ import annotations
@@ -90,6 +91,20 @@ def first(options: Options) -> Iterator[Result]:
     yield {"first_seconds": durations}
 
 
+def repeated(options: Options) -> Iterator[Result]:
+    """A loader in a process that is warm: how long each of `repeats` loads takes from the call until it has ended."""
+    reader = readers.READERS[options["loader"]]
+    yield PREPARED
+    size, durations = 0, []
+    for _ in range(options["repeats"] + 1):
+        loading = reader(options)
+        next(loading)
+        began = time.perf_counter()
+        size = next(loading)["bytes"]
+        durations.append(time.perf_counter() - began)
+    yield {"bytes": size, "repeated_seconds": durations[1:]}
+
+
 def leave(options: Options) -> Iterator[Result]:
     """coldstream: leaves after the first tensor, and measures how long that takes."""
     stream = _stream(options)
@@ -117,5 +132,5 @@ def _has_children() -> bool:
 
 
 if __name__ == "__main__":
-    readers.READERS |= {"first": first, "huggingface": huggingface, "leave": leave, "mapped": mapped}
+    readers.READERS |= {reader.__name__: reader for reader in (first, huggingface, leave, mapped, repeated)}
     readers.main()

@@ -46,6 +46,7 @@ FAR_IN_FLIGHT_MAX = 100
 FAULTS = {"slow": 0.01, "busy": 0.05, "reset": 0.03}
 MEMORY_LIMIT = 512 << 20
 TINY_TENSORS, TINY_BYTES = 60_000, 16 << 10
+SMALL_TENSORS, SMALL_BYTES = 100, 91_000_000
 Sample = dict[str, Any]
 _SERVERS = Path(__file__).resolve().parent / "servers.py"
 
@@ -321,6 +322,22 @@ def first(bench: Bench) -> dict[str, Any]:
     return {"seconds": figures}
 
 
+def small(bench: Bench) -> dict[str, Any]:
+    """A model of 91 MB in processes that are warm: what a load costs beside its bytes."""
+    tensors = small_tensors(SMALL_TENSORS, SMALL_BYTES // SMALL_TENSORS)
+    model = bench.model("embedding", lambda: make_model(bench.root, f"{BUCKET}/embedding", tensors, shards=1))
+    make, repeats = bench.contestants, max(5, bench.rounds)
+    with served_by_nginx(model, tls=False) as served:
+        rows = [make.repeated(served, "coldstream", repeats=repeats)]
+        rows += [make.repeated(served, "runai", repeats=repeats, clients=clients) for clients in (None, 1, 4)]
+        found = play_rounds(bench, rows, size=_most(model), rounds=bench.rounds)
+    seconds = {
+        name: [value for run in runs if run for value in run["result"]["repeated_seconds"]]
+        for name, runs in found.items()
+    }
+    return {"bytes": model.size, "seconds": seconds}
+
+
 def memory(bench: Bench) -> dict[str, Any]:
     """The proportional sets of the consumer and all engine processes, against a limit of 512 MiB."""
     model, make = bench.llama(), bench.contestants
@@ -414,6 +431,7 @@ SCENARIOS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "connections": connections,
     "faults": faults,
     "first": first,
+    "small": small,
     "memory": memory,
     "warm": warm,
     "tiny": tiny,

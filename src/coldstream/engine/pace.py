@@ -18,6 +18,8 @@ SMALL_STEP_SECONDS = 0.25  # a small step makes a small difference, which takes 
 STEP_SECONDS_MAX = 2.0  # a slower bucket is judged after this time
 # A bucket that takes so long to answer gets many connections at once: until fewer are judged, a load is half over.
 FAR_SECONDS, FAR_CONNECTIONS, NEAR_CONNECTIONS = 0.025, 64, 8
+# A server on this machine or beside it fills a core with one connection or two.
+BESIDE_SECONDS, BESIDE_CONNECTIONS = 0.002, 4
 # The growth in throughput for which a doubling is kept, and the share of its own growth for which a small step is.
 DOUBLING_GAIN = 1.2
 STEP_GAIN_SHARE = 0.5
@@ -33,8 +35,10 @@ TARGET_MIN = 4  # so few connections do not overload a bucket
 
 
 def first_connections(answer_seconds: float) -> int:
-    """With how many connections to begin, when the place has taken so long to answer."""
-    return FAR_CONNECTIONS if answer_seconds >= FAR_SECONDS else NEAR_CONNECTIONS
+    """With how many connections to begin, when the place has taken so long to answer; 0 if that is not known."""
+    if answer_seconds >= FAR_SECONDS:
+        return FAR_CONNECTIONS
+    return BESIDE_CONNECTIONS if 0 < answer_seconds < BESIDE_SECONDS else NEAR_CONNECTIONS
 
 
 class Pace:

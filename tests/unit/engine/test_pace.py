@@ -39,6 +39,7 @@ def test_it_doubles_while_that_helps() -> None:
 def test_a_far_bucket_gets_many_connections_at_once() -> None:
     assert first_connections(0.0) == first_connections(0.02) == 8
     assert first_connections(0.06) == 64
+    assert first_connections(0.001) == 4
 
 
 def test_above_what_a_far_bucket_gets_it_feels_its_way() -> None:
