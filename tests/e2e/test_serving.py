@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import coldstream
 from coldstream.errors import ColdstreamError, IntegrityError, UnavailableError
 from coldstream.loading.options import Options
 from coldstream.node.http_endpoint import free_port
-from coldstream.node.load_service import FIRST, LoadService, ask
+from coldstream.node.load_service import FIRST, FIRST_DRAFT, LoadService, ask
 from coldstream.node.model_folder import model_folder, read_note
 from coldstream.settings import Settings, load_settings
 from coldstream.telemetry.metrics.registry import Metrics
@@ -290,6 +292,91 @@ def test_what_would_run_is_shown_and_nothing_is_streamed(
     assert "AWS_SECRET_ACCESS_KEY=****" in out
     out, _ = command.run("serve", "org/model", *flags, "--loader", "runai-sharded", "--", "-tp", "2")
     assert f"{program} serve {uri}-tp2 --load-format runai_streamer_sharded" in out
+
+
+def test_a_draft_model_in_the_bucket_is_found_before_vllm_starts(
+    rclone: S3Server, files: dict[str, bytes], program: str, tmp_path: Path
+) -> None:
+    """coldstream serve org/model -- --speculative-config '{"model": "org/draft"}'"""
+    command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
+    command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
+    weights = {"model.safetensors": next(content for path, content in files.items() if path.endswith(".safetensors"))}
+    command.run("upload", str(write_model(tmp_path / "model", files)), "--as", "org/model")
+    command.run("upload", str(write_model(tmp_path / "draft", files)), "--as", "org/draft")
+    command.run("upload", str(write_model(tmp_path / "bare", weights)), "--as", "org/bare")
+    serve = ("serve", "org/model", "--vllm", program)
+
+    def config(name: str) -> tuple[str, ...]:
+        return ("--", "--speculative-config", json.dumps({"model": name, "num_speculative_tokens": 3}))
+
+    out, _ = command.run(*serve, "--print-command", *config("org/draft"))
+    assert re.search(rf'"model": "{tmp_path}/cache/folders/\S+-org-draft-\S+", "num_speculative_tokens": 3', out)
+    assert not (tmp_path / "cache/models").exists()
+    out, _ = command.run(*serve, "--print-command", *config(str(tmp_path / "draft")))
+    assert f'"model": "{tmp_path}/draft"' in out, "a local folder is vLLM's"
+    out, _ = command.run(*serve, "--print-command", "--", "-sc", '{"method": "ngram"}')
+    assert '-sc \'{"method": "ngram"}\'' in out
+    _, err = command.run(*serve, *config("org/absent"), code=10)
+    assert "error: the draft model: there is no model org/absent" in err
+    assert "hint:  coldstream upload org/absent   (or stream it from the Hub: hf://org/absent)" in err
+    _, err = command.run(*serve, *config("org/bare"), code=2)
+    assert "error: the draft model org/bare has no config.json" in err
+    _, err = command.run(*serve, "--", "--speculative-config", "{model: org/draft}", code=2)
+    assert "error: vLLM's --speculative-config is not valid JSON" in err
+
+
+def test_a_draft_model_streams_once_the_first_load_is_complete(
+    server: RangedServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    main, draft = f"{server.url}/m", f"{server.url}/draft"
+    small = sharded_checkpoint(shards=1, layers=1, seed=5)
+    for path, content in small.items():
+        server.put(f"/draft/{path}", content)
+    with service(main, tmp_path) as loads:
+        server.add("slow", "model-00002", first=2, times=1, bytes_per_second=4e6)
+        first = loads.begin(consumers=1)
+        added = loads.add(draft, options=Options(settings=settings(tmp_path), cache=False))
+        loads.begin_draft(added, consumers=1)
+        deadline = time.monotonic() + 30
+        while not loads.drafts_of_start:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert first.wait(0) is not None, "it was complete by then"
+        before = loads.drafts_of_start
+        # More readers than it was begun for.
+        found: list[dict[str, bytes]] = []
+
+        def rank() -> None:
+            address = ask(loads.address, draft, FIRST_DRAFT, consumers=2)
+            found.append({name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")})
+
+        ranks = [threading.Thread(target=rank) for _ in range(2)]
+        for thread in ranks:
+            thread.start()
+        for thread in ranks:
+            thread.join(60)
+        assert found == [expected_tensors(tmp_path / "y", small)] * 2
+        assert len(loads.drafts_of_start) == 1
+        assert loads.drafts_of_start != before
+        assert loads.of_start == (first,), "a draft model is not another engine's model"
+        # A model can be its own draft model: the loads are counted apart.
+        address = ask(loads.address, main, FIRST_DRAFT, consumers=1)
+        own = {name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")}
+        assert own == expected_tensors(tmp_path / "x", files)
+        assert len(loads.drafts_of_start) == 2
+
+
+def test_a_draft_model_that_waits_does_not_delay_the_end(server: RangedServer, tmp_path: Path) -> None:
+    server.add("slow", "model-00002", first=2, times=None, bytes_per_second=1e5)
+    with service(f"{server.url}/m", tmp_path) as loads:
+        loads.begin(consumers=1)
+        added = loads.add(f"{server.url}/draft", options=Options(settings=settings(tmp_path)))
+        loads.begin_draft(added, consumers=1)
+    deadline = time.monotonic() + 10
+    while any(thread.name == "coldstream-draft" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert loads.drafts_of_start == ()
 
 
 @pytest.mark.parametrize("loader", ["coldstream", "default"])

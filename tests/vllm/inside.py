@@ -2,8 +2,8 @@
 
     .venv-vllm/bin/python -m tests.vllm.inside JOBS.json RESULTS.json
 
-A job is `{"id", "model" or "uri", "format", "cache", "pooling", "reload", "extra"}`; its result is what the model said:
-tokens, or embeddings, and again after a reload; or the error.
+A job is `{"id", "model" or "uri", "format", "cache", "pooling", "reload", "extra", "draft" or "draft_uri"}`; its result
+is what the model said: tokens, or embeddings, and again after a reload; or the error.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def said(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
     model = job["model"] if "model" in job else coldstream.prepare(job["uri"])
+    draft = coldstream.prepare(job["draft_uri"]) if "draft_uri" in job else job.get("draft")
     engine = LLM(
         model=model,
         load_format=job["format"],
@@ -49,9 +50,13 @@ def said(job: dict[str, Any]) -> dict[str, Any]:
         enforce_eager=True,
         max_model_len=256,
         distributed_executor_backend="uni",
+        disable_log_stats=False,
+        speculative_config={"model": draft, "num_speculative_tokens": 3} if draft else None,
         **({"runner": "pooling", "dtype": "float32"} if job.get("pooling") else {}),
     )
     found = {"first": answers(engine, job)}
+    if draft:
+        found["accepted"] = accepted(engine)
     if job.get("reload"):
         engine.collective_rpc("reload_weights")
         found["reloaded"] = answers(engine, job)
@@ -67,6 +72,12 @@ def answers(engine: Any, job: dict[str, Any]) -> Any:
         return [output.outputs.embedding for output in engine.embed(list(PROMPTS), use_tqdm=False)]
     greedy = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     return [list(output.outputs[0].token_ids) for output in engine.generate(list(PROMPTS), greedy, use_tqdm=False)]
+
+
+def accepted(engine: Any) -> float:
+    """How many of the draft model's tokens the model accepted."""
+    names = {"vllm:spec_decode_num_accepted_tokens"}
+    return sum(metric.value for metric in engine.get_metrics() if metric.name in names)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ def tied_llama(folder: Path) -> Path:
     return llama(folder, tied=True, shards=1, seed=2)
 
 
+def draft_llama(folder: Path) -> Path:
+    """A draft model for `llama`: its embedding, head and all layers but the last, which guess some of its tokens."""
+    make = _Maker(1)
+    tensors = make.decoder(4, hidden=HIDDEN, tied=False)
+    for layer in range(4):
+        tensors |= make.dense_mlp(layer, hidden=HIDDEN)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.layers.3.")}
+    return _write(folder, _config("LlamaForCausalLM", "llama", 3), kept, 1)
+
+
 def sized_llama(folder: Path, size: int, *, shards: int = 4, seed: int = 3) -> Path:
     """A Llama of about `size` bytes: for loads that must take a while. At least 60 MB."""
     hidden = 1024
@@ -176,6 +186,7 @@ GENERATORS: dict[str, Callable[[Path], Path]] = {
     "qwen3": qwen3,
     "mixtral": mixtral,
     "int8-llama": int8_llama,
+    "draft-llama": draft_llama,
 }
 
 

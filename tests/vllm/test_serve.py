@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,19 +176,28 @@ def test_from_a_bucket_and_then_without_it(rclone: S3Server, model: Callable[[st
 
 
 def test_two_ranks_read_the_model_once(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same of its draft model."""
     files = served(model("mixtral"))
-    weights = sum(len(content) for path, content in files.items() if path.endswith(".safetensors"))
-    ranks = ("--tensor-parallel-size", "2")
-    with RangedServer(files) as server:
+    drafts = {path.replace("/m/", "/draft/", 1): content for path, content in served(model("draft-llama")).items()}
+    weights, draft_weights = (
+        sum(len(content) for path, content in each.items() if path.endswith(".safetensors")) for each in (files, drafts)
+    )
+    with RangedServer(files | drafts) as server:
+        config = json.dumps({"model": f"{server.url}/draft", "num_speculative_tokens": 2})
+        ranks = ("--tensor-parallel-size", "2", "--speculative-config", config)
         environ = clean_environ(VLLM_CPU_OMP_THREADS_BIND="0|1")
         with serving(f"{server.url}/m", environ=environ, folder=tmp_path, vllm=ranks) as both:
             both.wait_until_ready()
-            sent = sum(request.sent for request in server.requests if request.path.endswith(".safetensors"))
+            sent, draft_sent = (
+                sum(request.sent for request in server.requests if re.match(path, request.path))
+                for path in (r"/m/.*\.safetensors$", r"/draft/.*\.safetensors$")
+            )
             said = both.says("m")
             assert both.end(signal.SIGTERM) == 0, both.log[-4000:]
         assert said
     # What is more than the weights are the headers, which the folder is made of.
     assert weights <= sent < 1.35 * weights, f"{sent / weights:.2f} x the model crossed the network"
+    assert draft_weights <= draft_sent < 1.35 * draft_weights, f"{draft_sent / draft_weights:.2f} x the draft model"
 
 
 def test_a_stream_that_is_killed_ends_vllm(model: Callable[[str], Path], tmp_path: Path) -> None:

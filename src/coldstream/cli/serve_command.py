@@ -145,6 +145,7 @@ def _document(started: Started) -> dict[str, object]:
         **attributes(started, "url", "seconds"),
         "stream": asdict(started.report) if started.report else None,
         "streams": [asdict(report) for report in started.reports],
+        "drafts": [asdict(report) for report in started.draft_reports],
         "stream_stop_seconds": started.stream_stop,
         "timeline": started.path,
         **{name: document[name] for name in _OF_TIMELINE},

@@ -31,9 +31,7 @@ class EngineFlags:
         flag = ""
         for argument in with_config(arguments, self.engine):
             if _FLAG.match(argument):
-                name, equals, value = argument.partition("=")
-                name = name.replace("_", "-") if name.startswith("--") else name
-                flag = self.aliases.get(name, name)
+                flag, equals, value = self._long_name(argument), *argument.partition("=")[1:]
                 self.values[flag] = [value] if equals else []
             elif flag:
                 self.values[flag].append(argument)
@@ -50,6 +48,20 @@ class EngineFlags:
         """The value of a flag that counts something; 1 without the flag, or when it is not a number."""
         text = self.value(name) or ""
         return max(1, int(text)) if text.isdecimal() else 1
+
+    def replaced(self, name: str, value: str) -> tuple[str, ...]:
+        """The arguments with another value of a flag, which also overrides the engine's configuration file."""
+        kept, flag = [], ""
+        for argument in self.arguments:
+            flag = self._long_name(argument) if _FLAG.match(argument) else flag
+            if flag != name:
+                kept.append(argument)
+        return (*kept, name, value)
+
+    def _long_name(self, argument: str) -> str:
+        name = argument.partition("=")[0]
+        name = name.replace("_", "-") if name.startswith("--") else name
+        return self.aliases.get(name, name)
 
 
 def with_config(arguments: Sequence[str], engine: str) -> Sequence[str]:

@@ -60,6 +60,14 @@ class ServeRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftModel:
+    """A draft model for speculative decoding, which is streamed too; `ranks` processes of this node read it."""
+
+    uri: Uri
+    ranks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEndpoint(ABC):
     """The engine's API, which it binds at `bind_host` (empty for every interface) and `port`, or at a Unix socket.
 
@@ -139,6 +147,7 @@ class InferenceEngine(Protocol):
     Attributes:
         streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
         ranks: How many of its processes will read the weights on this node.
+        draft: The draft model that its flags name, unless the engine reads it itself in any case.
         has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
         is_headless: Whether it serves without an API of its own.
         has_adapters: Whether its flags let it serve adapters.
@@ -151,6 +160,7 @@ class InferenceEngine(Protocol):
     uses_gpus: bool
     streams: bool
     ranks: int
+    draft: DraftModel | None
     has_api: bool
     is_headless: bool
     api_name: str
@@ -185,6 +195,9 @@ class InferenceEngine(Protocol):
 
     def load_options(self, settings: Settings) -> Options:
         """The options of the loads, with those among the engine's own flags."""
+
+    def use_draft(self, folder: Path) -> None:
+        """Names the draft model's folder in the command. Raises UsageError if the engine cannot load it."""
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         """The command for a model folder whose weights come from the load service at the address `service`.

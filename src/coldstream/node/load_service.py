@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 VARIABLE = module_reads.VARIABLE
 # The load that begins without a request.
 FIRST = "1"
+# The first load of a draft model: it is counted apart, because it may be the model itself, and not all ranks have it.
+FIRST_DRAFT = "draft 1"
 _NO_ADAPTERS = {"error": {"kind": "usage", "message": "no adapters are served", "hint": "start with --adapters"}}
 _LINE_BYTES_MAX = 16 << 10
 _CONSUMERS_MAX = 1024
@@ -64,6 +66,7 @@ class ModelLoads:
     Attributes:
         current: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
         of_start: The loads of the start, in order: one for each engine of this node.
+        drafts_of_start: Those of them that the engine reads as its draft model.
         failures: Why other loads could not begin.
     """
 
@@ -76,11 +79,13 @@ class ModelLoads:
         self._is_closed = False
         self.current: tuple[Share, ...] = ()
         self.of_start: tuple[Share, ...] = ()
+        self.drafts_of_start: tuple[Share, ...] = ()
         self.failures: list[ColdstreamError] = []
 
     def begin(self, which: str, *, consumers: int) -> Share:
+        """Begins a load, unless a reader has already requested it."""
         with self._lock:
-            return self._begin(which, consumers).share
+            return (self._open.get(which) or self._begin(which, consumers)).share
 
     def share(self, which: str, *, consumers: int) -> str:
         """See `LoadService.share`."""
@@ -90,6 +95,7 @@ class ModelLoads:
                 # It began before their number was known, or its streamer was killed before the first reader came.
                 load.share.close()
                 self.of_start = tuple(share for share in self.of_start if share is not load.share)
+                self.drafts_of_start = tuple(share for share in self.drafts_of_start if share is not load.share)
                 load = None
             if load is None or load.requests >= load.consumers or load.consumers != consumers:
                 # A second engine on this node counts its loads like the first, and reads a load of its own.
@@ -128,6 +134,8 @@ class ModelLoads:
         load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
         if which == FIRST and len(self.of_start) < _ENGINES_MAX:
             self.of_start = (*self.of_start, load.share)
+        if which == FIRST_DRAFT and len(self.drafts_of_start) < _ENGINES_MAX:
+            self.drafts_of_start = (*self.drafts_of_start, load.share)
         return load
 
     def _new_share(self, consumers: int) -> Share:
@@ -201,6 +209,11 @@ class LoadService:
         return self._models[self._uri].of_start
 
     @property
+    def drafts_of_start(self) -> tuple[Share, ...]:
+        """The first loads of draft models: one for each engine of this node."""
+        return tuple(share for model in [*self._models.values()] for share in model.drafts_of_start)
+
+    @property
     def first(self) -> Share | None:
         """The load that begins without a request; None until `begin`."""
         return next(iter(self.of_start), None)
@@ -216,6 +229,21 @@ class LoadService:
     def begin(self, *, consumers: int) -> Share:
         """Begins the first load. `consumers` is the expected number of ranks; the ranks know the actual one."""
         return self._models[self._uri].begin(FIRST, consumers=consumers)
+
+    def begin_draft(self, model: ModelLoads, *, consumers: int) -> None:
+        """Begins the load of a draft model in the background, once the first load is complete.
+
+        The engine needs the draft model last, and until then it would take its share of the network and the memory.
+        """
+
+        def begin() -> None:
+            # Errors are in `failures`, and the engine gets them when it requests the load.
+            with suppress(ColdstreamError):
+                if self.first is not None:
+                    self.first.wait()
+                model.begin(FIRST_DRAFT, consumers=consumers)
+
+        threading.Thread(target=begin, name="coldstream-draft", daemon=True).start()
 
     def share(self, uri: str, which: str, *, consumers: int) -> str:
         """The address of a load, which all `consumers` ranks that pass the same value of `which` read.

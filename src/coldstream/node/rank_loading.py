@@ -25,24 +25,30 @@ if TYPE_CHECKING:
 # Gathers a value of each rank that loads the model now, in the same order in each of them. Collective.
 Gather = Callable[[Any], list[Any]]
 
-# The loads of this process; every rank counts alike, so that they request the same load.
+# The loads of this process; every rank counts alike, so that they request the same load. Draft models are counted
+# apart, because not every rank has them.
 _loads = itertools.count(1)
+_draft_loads = itertools.count(1)
 
 
 def rank_tensors(
-    note: Note, options: Mapping[str, Any], *, gather: Gather | None, group: str = "", log: Callable[..., None]
+    note: Note,
+    options: Mapping[str, Any],
+    *,
+    gather: Gather,
+    group: str = "",
+    is_draft: bool = False,
+    log: Callable[..., None],
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the model, from the process that streams them on this node.
 
     Args:
         options: Those of a load, by their names in `Options`. Of a load service, only framework and pin apply.
-        gather: None in a process that loads the model by itself, while other ranks do something else.
         group: Tells the ranks of `gather` from others that may load the same model at the same time.
+        is_draft: Whether it is the draft model, which `serve` begins to stream as such.
         log: Called as `logging` calls its functions.
     """
-    # Unique for a process that loads by itself, so that the others do not count it among their readers.
-    which = f"{next(_loads)}{group or ('' if gather else f'-{uuid.uuid4().hex}')}"
-    gather = gather or _gather_alone
+    which = f"draft {next(_draft_loads)}{group}" if is_draft else f"{next(_loads)}{group}"
     mine = (*_place(), uuid.uuid4().hex)
     neighbours = [rank for rank in gather(mine) if rank[:2] == mine[:2]]
     if address := os.environ.get(load_service.VARIABLE):
@@ -81,10 +87,6 @@ def rank_tensors(
             _log_report(report, log)
         # The first rank's streamer serves the others until they are done.
         gather("")
-
-
-def _gather_alone(value: Any) -> list[Any]:
-    return [value]
 
 
 def _place() -> tuple[str, str]:

@@ -52,6 +52,7 @@ class Started:
     Attributes:
         path: Where the timeline is stored; None when it could not be.
         reports: Of the loads of the start, the earliest first: each engine of a data-parallel group has its own.
+        draft_reports: Likewise, of the draft model.
         stream_stop: When the first load was complete, in seconds since the command began; None without one.
         stop: Ends the engine, as Ctrl-C would.
     """
@@ -61,6 +62,7 @@ class Started:
     timeline: Timeline
     path: str | None
     reports: tuple[LoadReport, ...]
+    draft_reports: tuple[LoadReport, ...]
     stream_stop: float | None
     stop: Callable[[], None]
 
@@ -179,6 +181,10 @@ def _report_restore(prepared: PreparedStart, recorder: Recorder, meter: Meter, s
         recorder.span("bundle", now - state.seconds, now, note=f"caches: {state.state}{size}")
 
 
+def _size_note(report: LoadReport) -> str:
+    return f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
+
+
 def _exit_code(child: Child, engine: InferenceEngine) -> int:
     assert child.code is not None
     if child.cut_off_by is not None:
@@ -253,6 +259,7 @@ class _Start:
                     return
         self.is_reported.set()
         reports, stream_stop = self._load_reports()
+        draft_reports = self._draft_reports()
         timeline = self._timeline(reports)
         self.meter.started(timeline)
         timeline, path = self._stored(timeline)
@@ -263,6 +270,7 @@ class _Start:
                 timeline=timeline,
                 path=path,
                 reports=reports,
+                draft_reports=draft_reports,
                 stream_stop=stream_stop,
                 stop=partial(child.send, signal.SIGTERM),
             )
@@ -314,6 +322,7 @@ class _Start:
         cancelled, code, name = child.signalled > 0, child.code, self.engine.name
         assert code is not None
         reports, _ = self._load_reports()
+        self._draft_reports()
         failure = None if cancelled else self._failure()
         reason = None if failure is None else failure.message
         exited = Exit(at=ended, code=code, signal=child.ended_by, cancelled=cancelled, reason=reason)
@@ -370,9 +379,20 @@ class _Start:
                     for name, (begin, end) in steps.items():
                         self.recorder.span(name, begin, end, note=_STEP_NOTES.get(name, ""))
                 elif report is not None:
-                    size = f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
-                    self.recorder.span(f"stream {number}", *steps["stream"], note=f"engine {number}: {size}")
+                    note = f"engine {number}: {_size_note(report)}"
+                    self.recorder.span(f"stream {number}", *steps["stream"], note=note)
                 if report is None:
                     break
                 reports.append(report)
         return tuple(reports), loads[0].steps()["stream"][1] - self.began if reports else None
+
+    def _draft_reports(self) -> tuple[LoadReport, ...]:
+        """The reports of the start's loads of a draft model that are complete, each also drawn beside the phases."""
+        reports = []
+        for share in self.prepared.service.drafts_of_start if self.prepared.service else ():
+            with suppress(ColdstreamError):
+                if (report := share.wait(0)) is not None:
+                    note = f"{report.name}: {_size_note(report)}"
+                    self.recorder.span("draft", *share.steps()["stream"], note=note)
+                    reports.append(report)
+        return tuple(reports)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, replace
 
 from coldstream.errors import (
@@ -28,7 +30,7 @@ from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle
 from coldstream.node.bundle.warm_start import WarmStart
 from coldstream.node.child import Command
-from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
+from coldstream.node.inference_engine import DraftModel, InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import LoadService
 from coldstream.node.model_folder import CONFIGURATIONS, ModelFolder, model_folder
 from coldstream.node.readahead.prefetch import start_read_ahead
@@ -77,7 +79,11 @@ def prepared_start(
         service = downloaded = None
         if engine.streams:
             service, folder = _stream(request, settings, engine, stack, say=say, dry=dry, on_service=on_service)
-            version: str | None = folder.note.version
+            versions = {"model": folder.note.version}
+            if engine.draft is not None:
+                draft = _stream_draft(engine.draft, service, request, settings, engine, say=say, dry=dry)
+                engine.use_draft(draft.path)
+                versions["draft"] = draft.note.version
             service.adapters = serve_adapters(request, settings, engine, say=say, dry=dry)
             if service.adapters is not None:
                 stack.callback(service.adapters.close)
@@ -86,18 +92,18 @@ def prepared_start(
             serve_adapters(request, settings, engine, say=say)
             command = engine.own_command(settings, say)
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
-            version = None
+            versions = {}
             # Unknown when the store does not answer.
             with suppress(ColdstreamError):
                 if request.bundle != "off":
                     retry = Retry(Backoff(give_up_seconds=settings.retry_seconds))
-                    version = open_model_reader(request.uri, settings, retry=retry).checkpoint().version
+                    versions["model"] = open_model_reader(request.uri, settings, retry=retry).checkpoint().version
         passed = passed_environment(request.pass_env, settings, os.environ, say)
         command = command.with_environment({**user_environment(os.environ), **request.environment, **passed})
         environ = {**os.environ, **command.environment}
         warm = None
-        if version is not None and request.bundle != "off":
-            warm = _warm_start(request, settings, engine, version=version, environ=environ, say=say)
+        if versions and request.bundle != "off":
+            warm = _warm_start(request, settings, engine, versions=versions, environ=environ, say=say)
         if warm is not None:
             stack.callback(warm.close)
             if not dry:
@@ -145,6 +151,39 @@ def _stream(
     return service, folder
 
 
+def _stream_draft(
+    draft: DraftModel,
+    service: LoadService,
+    request: ServeRequest,
+    settings: Settings,
+    engine: InferenceEngine,
+    *,
+    say: Say,
+    dry: bool,
+) -> ModelFolder:
+    """Makes the folder of the draft model, and streams it after the model."""
+    uri, is_name = draft.uri, "://" not in draft.uri.full
+    try:
+        folder = model_folder(uri, settings)
+    except (UnavailableError, NotFoundError, CredentialsError) as exc:
+        if request.fallback != "hf" or not is_name:
+            named = copy(exc)
+            named.message = f"the draft model: {exc.message}"
+            if is_name and isinstance(exc, NotFoundError):
+                named.hint = f"coldstream upload {shlex.quote(str(uri))}   (or stream it from the Hub: hf://{uri})"
+            raise named from exc
+        say(f"warning: {exc.message}; streaming the draft model from Hugging Face instead")
+        uri = Uri(f"hf://{uri}")
+        folder = model_folder(uri, settings)
+    options = replace(engine.load_options(settings), on_progress=None)
+    loads = service.add(uri, options=options, version=folder.note.version)
+    if not dry:
+        service.begin_draft(loads, consumers=draft.ranks)
+    for path, why in folder.left_out.items():
+        say(f"not loaded from the draft model: {path} ({why})")
+    return folder
+
+
 def passed_environment(
     names: Sequence[str], settings: Settings, environ: Mapping[str, str], say: Say
 ) -> dict[str, str]:
@@ -184,11 +223,14 @@ def _warm_start(
     settings: Settings,
     engine: InferenceEngine,
     *,
-    version: str,
+    versions: Mapping[str, str],
     environ: Mapping[str, str],
     say: Say,
 ) -> WarmStart | None:
-    """The caches of a start; None, with a message, when the engine's own caches are left alone."""
+    """The caches of a start; None, with a message, when the engine's own caches are left alone.
+
+    `versions` are those of the model, and of its draft model if there is one.
+    """
     try:
         secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
         if secret is None:
@@ -203,7 +245,7 @@ def _warm_start(
     kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
     base = engine.caches_base(settings, environ)
     parts = {
-        "model": version,
+        **versions,
         # The engine may hash its path to the model, which differs by loader.
         "loader": request.loader,
         "device": "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}",

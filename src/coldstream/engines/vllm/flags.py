@@ -36,6 +36,7 @@ class Flags(EngineFlags):
         "-tp": "--tensor-parallel-size",
         "-pp": "--pipeline-parallel-size",
         "-dp": "--data-parallel-size",
+        "-sc": "--speculative-config",
     }
 
     @property

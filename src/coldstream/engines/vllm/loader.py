@@ -1,8 +1,8 @@
 """The load format: vLLM's own loader for safetensors, with the tensors of the model itself streamed.
 
 What vLLM does around the tensors (the expert-parallel filter, secondary weights, the check for missing weights,
-quantisation) is its own code. The note in a model's folder names the URI of its weights; weights in other folders, such
-as a draft model's, are read as vLLM reads them.
+quantisation) is its own code. The note in a model's folder names the URI of its weights; a draft model's folder has
+one of its own. Weights in other folders are read as vLLM reads them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,6 @@ class ColdstreamLoader(DefaultModelLoader):
         self, model_config: ModelConfig, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """All tensors, those of secondary weights included."""
-        # A draft model is loaded by some of the ranks only.
         self._is_main = get_current_vllm_config().model_config is model_config
         if model_config.quantization == "torchao":
             raise ColdstreamError(
@@ -118,8 +118,8 @@ class ColdstreamLoader(DefaultModelLoader):
         try:
             # Copies to the GPU are faster from pinned memory.
             options = {"framework": "pt", "pin": bool(current_platform.is_cuda()), **load_options(self._config)}
-            gather = _all_gather if self._is_main else None
-            yield from rank_tensors(note, options, gather=gather, log=logger.info)
+            gather = partial(_all_gather, is_main=self._is_main)
+            yield from rank_tensors(note, options, gather=gather, is_draft=not self._is_main, log=logger.info)
         except ColdstreamError as exc:
             logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
             # A reload that failed half-way must not go on serving. Only a process of vLLM's own may be ended for it.
@@ -129,13 +129,13 @@ class ColdstreamLoader(DefaultModelLoader):
             raise
 
 
-def _all_gather(value: Any) -> list[Any]:
-    """The value of each rank, by rank. Collective."""
+def _all_gather(value: Any, *, is_main: bool) -> list[Any]:
+    """The value of each rank that loads the model, by rank: only those of the last stage load a draft. Collective."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return [value]
-    from vllm.distributed import get_world_group
+    from vllm.distributed import get_tp_group, get_world_group
 
-    group = get_world_group()
+    group = get_world_group() if is_main else get_tp_group()
     gathered: list[Any] = [None] * group.world_size
     torch.distributed.all_gather_object(gathered, value, group=group.cpu_group)
     return gathered

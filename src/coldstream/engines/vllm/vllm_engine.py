@@ -16,6 +16,7 @@ from pathlib import Path
 
 from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm import lora_flags, vllm_caches, vllm_log
+from coldstream.engines.vllm.draft_flag import draft_flag
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
 from coldstream.engines.vllm.program import find_program, memory_shortage
@@ -27,7 +28,7 @@ from coldstream.machine.disk import checked_root
 from coldstream.model.names import Uri, checked_name, split_revision
 from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.node.child import Command
-from coldstream.node.inference_engine import CacheLayout, Say, ServeRequest
+from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
@@ -72,6 +73,12 @@ class VllmEngine:
         self.is_headless = "--headless" in self._flags
         self.has_api = not _WITHOUT_API & self._flags.values.keys()
         self.api_name = self._flags.value("--served-model-name") or request.served_name
+        self._draft_flag = draft_flag(self._flags)
+        uri = self._draft_flag.uri(in_bucket=request.is_name) if self._draft_flag is not None else None
+        # Only the ranks of the last pipeline stage have the draft model.
+        ranks = self._flags.number("--tensor-parallel-size")
+        self.draft = DraftModel(uri=uri, ranks=ranks) if uri is not None else None
+        self._draft_folder: Path | None = None
         self._environment: dict[str, str] = {}
         self.caches: CacheLayout = vllm_caches.VllmCaches(gpu=self.uses_gpus, version=self.version or "")
 
@@ -96,8 +103,17 @@ class VllmEngine:
         if on_demand:
             self._environment[_RUNTIME_UPDATES] = "1"
 
+    def use_draft(self, folder: Path) -> None:
+        if not any((folder / file).is_file() for file in CONFIGURATIONS):
+            name = self._draft_flag.model if self._draft_flag is not None else folder
+            raise UsageError(f"the draft model {name} has no config.json: vLLM cannot load it")
+        self._draft_folder = folder
+
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        return self._program.warnings(environ)
+        warnings = self._program.warnings(environ)
+        if self.draft is not None and not self.streams:
+            warnings.append(f"--loader {self._request.loader} leaves the draft model {self.draft.uri} to vLLM")
+        return warnings
 
     def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
         shortage = memory_shortage(self._program, self._flags, environ)
@@ -184,7 +200,10 @@ class VllmEngine:
         name = self._request.served_name
         every = {**ours, "--served-model-name": name, "--shutdown-timeout": str(_DRAIN_SECONDS)}
         added = [part for flag, value in every.items() if flag not in flags for part in (flag, value)]
-        arguments = (*(launcher or [self._program.path]), "serve", model, *added, *flags.arguments)
+        own = flags.arguments
+        if self._draft_flag is not None and self._draft_folder is not None:
+            own = self._draft_flag.arguments(flags, self._draft_folder)
+        arguments = (*(launcher or [self._program.path]), "serve", model, *added, *own)
         return Command(arguments=arguments, environment={**self._environment, **(environment or {})}, keep=keep)
 
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -171,3 +171,20 @@ def test_the_secrets_of_the_cdn_are_kept_from_every_vllm(program: str, model: Pa
     secrets = {"COLDSTREAM_CDN_HEADER", "CF_ACCESS_CLIENT_ID", "CF_ACCESS_CLIENT_SECRET"}
     for command in (streamed(program, model), plain(program, model), runai(program)):
         assert secrets <= set(command.without)
+
+
+def test_a_draft_model_of_another_loader_is_vllm_s(program: str, model: Path, tmp_path: Path) -> None:
+    config = ("--speculative-config", '{"model": "org/draft", "num_speculative_tokens": 3}', "-tp", "2", "-pp", "2")
+    made = engine(program, *config)
+    assert made.draft is not None
+    assert (str(made.draft.uri), made.draft.ranks, made.ranks) == ("org/draft", 2, 4)
+    assert not [line for line in made.warnings({}) if "draft" in line]
+    with pytest.raises(UsageError, match=r"the draft model org/draft has no config\.json"):
+        made.use_draft(tmp_path)
+    made.use_draft(model)
+    command = made.streaming_command(model, "/tmp/x/loads", "/tmp/x")
+    assert command.arguments[-2:] == ("--speculative-config", f'{{"model": "{model}", "num_speculative_tokens": 3}}')
+    other = engine(program, *config, loader="runai")
+    assert other.warnings({})[-1] == "--loader runai leaves the draft model org/draft to vLLM"
+    assert config[1] in runai(program, *config).arguments
+    assert engine(program, *config, uri="hf://org/m").draft is None, "what the Hub has is vLLM's"
