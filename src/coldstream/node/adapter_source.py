@@ -181,7 +181,7 @@ class AdapterSource:
         if self.rank_max is not None and adapter.rank > self.rank_max:
             raise UsageError(
                 f"{name} has the rank {adapter.rank}, and the server accepts ranks up to {self.rank_max}",
-                hint=f"restart the server with: --max-lora-rank {adapter.rank}",
+                hint=f"serve with: -- --max-lora-rank {adapter.rank}",
             )
 
     def fetch(self, stored: StoredAdapter) -> LocalCopy:
