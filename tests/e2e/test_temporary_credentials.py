@@ -17,6 +17,7 @@ import pytest
 import coldstream
 from coldstream.errors import CredentialsError, NotFoundError
 from coldstream.fleet.credentials import Credentials, plan_keys
+from coldstream.node.adapter_source import AdapterSource
 from coldstream.settings import load_settings
 from tests.adapters import adapter_files
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
@@ -177,6 +178,13 @@ def test_the_named_adapters_can_be_read_and_no_others(place: Place, moto: S3Serv
     for name in ("me/sql-2", "me/none"):
         assert "refused (403" in command.run("download", name, name, code=12)[1]
     assert "refused (403" in command.run("list", code=12)[1]
+    # As `serve --adapters` reads them on the node.
+    settings = load_settings({**place.double.environ(place.bucket), **keys.environment}, environ={})
+    source = AdapterSource(settings, base=NAME, store=settings.store_uri(), cache=place.tmp_path / "adapters")
+    with source.fetch(source.find("me/sql", seconds=5)) as copy:
+        assert (copy.folder / "adapter_model.safetensors").exists()
+    with pytest.raises(CredentialsError, match="403"):
+        source.find("me/sql-2", seconds=5)
 
 
 def test_a_model_without_a_manifest_can_be_read(place: Place, moto: S3Server, files: dict[str, bytes]) -> None:

@@ -10,6 +10,8 @@ from coldstream.fleet.deploy_options import DeployOptions
 from coldstream.machine.parallel import in_parallel
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.manifest_records import read_record
+from coldstream.model.adapter import Adapter
+from coldstream.model.adapter_fit import misfits
 from coldstream.model.names import checked_name
 from coldstream.places.opening import open_model_reader
 from coldstream.places.place import Store
@@ -24,6 +26,7 @@ def with_adapters(
     """The options with the names of their adapters: for "all", of the adapters of `base` that can be served now.
 
     Raises UsageError for an adapter that was named and cannot be served with this base; of all, such ones are left out.
+    Tensors that do not fit the base's are such a reason for all, and a warning for those that were named.
     """
     names = _chosen(options.adapters, base, settings, store, say) if options.adapters else ()
     return replace(options, adapters=",".join(names) or None)
@@ -32,36 +35,40 @@ def with_adapters(
 def _chosen(text: str, base: str, settings: Settings, store: Store, say: Callable[[str], None]) -> tuple[str, ...]:
     record, _ = read_record(store, base) or (None, "")
     repo = record.source.repo if record else None
+    tensors = open_model_reader(base, settings).checkpoint().tensors
 
-    def fault(name: str) -> ColdstreamError | None:
+    def misfit(name: str) -> str | None:
+        reader = open_model_reader(name, settings)
+        rank = _checked(reader.adapter(), name, base, repo).rank
+        faults = misfits(reader.checkpoint().tensors, tensors, rank=rank)
+        return f"{name} does not fit {base}: {faults[0]}" if faults else None
+
+    def obstacle(name: str) -> str | None:
         try:
-            _check(name, base, repo, settings)
+            return misfit(name)
         except ColdstreamError as exc:
-            return exc
-        return None
+            return exc.message
 
     if text == ALL:
         every = [model.name for model in list_models(store) if model.base and model.base in {base, repo}]
-        faults = dict(zip(every, in_parallel(fault, every), strict=True))
-        for name, exc in faults.items():
-            if exc is not None:
-                say(f"leaving out the adapter {name}: {exc.message}")
-        names = tuple(name for name, exc in faults.items() if exc is None)
+        obstacles = dict(zip(every, in_parallel(obstacle, every), strict=True))
+        for reason in filter(None, obstacles.values()):
+            say(f"warning: an adapter is left out: {reason}")
+        names = tuple(name for name, reason in obstacles.items() if reason is None)
         if not names:
-            raise UsageError(f"there are no adapters of {base} in {store.uri}", hint="see: coldstream list")
+            raise UsageError(f"there are no adapters of {base} to serve in {store.uri}", hint="see: coldstream list")
         return names
     names = tuple(text.split(","))
     for name in names:
         if names.count(checked_name(name)) > 1:
             raise UsageError(f"--adapters lists {name} twice", hint="name each adapter once")
-    for exc in in_parallel(fault, names):
-        if exc is not None:
-            raise exc
+    # The engine has the last word: a checkpoint may name its tensors in a way that is not known here.
+    for reason in filter(None, in_parallel(misfit, names)):
+        say(f"warning: {reason}")
     return names
 
 
-def _check(name: str, base: str, repo: str | None, settings: Settings) -> None:
-    adapter = open_model_reader(name, settings).adapter()
+def _checked(adapter: Adapter | None, name: str, base: str, repo: str | None) -> Adapter:
     if adapter is None:
         raise UsageError(f"{name} is a model, not an adapter", hint="see: coldstream list")
     if not adapter.is_of(base, repo):
@@ -70,6 +77,5 @@ def _check(name: str, base: str, repo: str | None, settings: Settings) -> None:
             hint=f"if it fits {base} nevertheless: coldstream upload … --as {name} --base {base}",
         )
     if adapter.refusal:
-        raise UsageError(
-            f"vLLM cannot serve the adapter {name}: {adapter.refusal}", hint=f"see: coldstream doctor {name}"
-        )
+        raise UsageError(f"vLLM cannot serve {name}: {adapter.refusal}", hint=f"see: coldstream doctor {name}")
+    return adapter

@@ -14,7 +14,7 @@ import xxhash
 from coldstream.errors import IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
-from coldstream.model.header import LENGTH_BYTES, Header, check_duplicate_tensors, header_stop, parse_header
+from coldstream.model.header import LENGTH_BYTES, Header, Tensor, check_duplicate_tensors, header_stop, parse_header
 from coldstream.model.job import DIGEST_BYTES, Segment
 from coldstream.places.place import Link, Piece, Place, replaced
 from coldstream.units import KIB, MIB
@@ -79,6 +79,11 @@ class Checkpoint:
     left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
     cdn: Link | None = field(default=None, repr=False)
     answer_seconds: float = 0.0
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Of all shards."""
+        return [tensor for shard in self.shards for tensor in shard.header.tensors]
 
     @property
     def bytes(self) -> int:

@@ -30,15 +30,13 @@ def adapter(case: Case) -> Check:
             f"its base {record.base} is not in the bucket",
             f"run: coldstream upload {shlex.quote(record.base)}; or name another one with: coldstream upload … --base",
         )
-    own = [tensor for shard in case.checkpoint.shards for tensor in shard.header.tensors]
-    theirs = [tensor for shard in base.shards for tensor in shard.header.tensors]
-    if faults := misfits(own, theirs, rank=record.rank):
+    if faults := misfits(case.checkpoint.tensors, base.tensors, rank=record.rank):
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         return fail(
             f"it does not fit {base.name}: {faults[0]}{more}",
             "was the base replaced? upload it again under its own name, and name that with: coldstream upload … --base",
         )
-    return ok(f"{record.label}; its {plural(len(own), 'tensor')} fit {base.name}")
+    return ok(f"{record.label}; its {plural(len(case.checkpoint.tensors), 'tensor')} fit {base.name}")
 
 
 def _base(case: Case, name: str) -> Checkpoint | None:
