@@ -349,6 +349,9 @@ def test_load_into_a_module(tmp_path: Path) -> None:
     save_file(state | {"model.extra": torch.zeros(3)}, tmp_path / "model.safetensors")
     target = Small()
     settings = load_settings({}, environ={})
+    with pytest.raises(UsageError, match=r"missing embed\.weight and \d more, unexpected model\.") as caught:
+        coldstream.load_into(target, str(tmp_path), settings=settings)
+    assert (caught.value.hint or "").startswith("the names begin with 'model.': use prefix='model.'")
     with pytest.raises(UsageError, match=r"unexpected model\.extra"):
         coldstream.load_into(target, str(tmp_path), prefix="model.", settings=settings)
     found = coldstream.load_into(target, str(tmp_path), prefix="model.", strict=False, settings=settings)

@@ -54,11 +54,11 @@ def test_parameters_have_the_names_of_the_flags() -> None:
 
 def test_every_option_is_a_parameter_of_every_function_that_it_concerns() -> None:
     options = {*Options.__slots__}
-    assert parameters(coldstream.stream) == options - {"attach_seconds"} | {"uri"}
+    assert parameters(coldstream.stream) == options - {"attach_seconds"} | {"uri", "subfolder"}
     assert parameters(coldstream.load) == parameters(coldstream.stream)
     into = options - {"attach_seconds", "framework", "keep_all"}
-    assert parameters(coldstream.load_into) == into | {"module", "uri", "strict", "prefix"}
-    assert parameters(coldstream.share) == options - {"framework", "pin"} | {"uri", "consumers"}
+    assert parameters(coldstream.load_into) == into | {"module", "uri", "subfolder", "strict", "prefix"}
+    assert parameters(coldstream.share) == options - {"framework", "pin", "names"} | {"uri", "consumers"}
     assert parameters(coldstream.attach) == {"address", "device", "framework", "pin"}
 
 

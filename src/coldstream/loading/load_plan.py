@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from coldstream.model.chunks import extents as extents_of
 from coldstream.model.header import Header, parse_header, rank_of
 from coldstream.model.job import Catalog, CatalogFile, FileJob, JobOptions, Segment
 from coldstream.model.names import Uri, is_path
+from coldstream.model.tensor_choice import choose_tensors
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.checkpoint import Checkpoint, Shard
 from coldstream.places.model_reader import ModelReader
@@ -39,6 +41,7 @@ class PreparedLoad:
     checkpoint: Checkpoint
     # Where links are renewed; None if the local copy is used because the origin did not answer.
     origin: ModelReader | None
+    headers: list[Header]  # of the shards, with the tensors to load
     local_copy: LocalCopy | None
     cached: str  # `LoadReport.cached` if nothing is written to the local copy
     bytes_max: int | None  # the limit of the cache, or None
@@ -52,7 +55,14 @@ class PreparedLoad:
     def __post_init__(self) -> None:
         files, extents = [], []
         for number, shard in enumerate(self.checkpoint.shards):
-            runs, edges = tuple(extents_of(shard.header, shard.stops)), (0, *shard.stops)
+            edges = (0, *shard.stops)
+            starts = [tensor.start for tensor in self.headers[number].tensors if tensor.start < tensor.stop]
+            # Only those in which a tensor begins that is to be loaded; without a choice, all of them.
+            runs = tuple(
+                (first, stop)
+                for first, stop in extents_of(shard.header, shard.stops)
+                if bisect_left(starts, edges[first]) < bisect_left(starts, edges[stop])
+            )
             self.jobs.append(self._job(number, shard, runs))
             self.segments += [(shard.path, segment) for segment in range(len(shard.segments))]
             extents += [(number, edges[first], edges[stop]) for first, stop in runs]
@@ -69,10 +79,6 @@ class PreparedLoad:
     @property
     def offline(self) -> bool:
         return self.origin is None
-
-    @property
-    def headers(self) -> list[Header]:
-        return [shard.header for shard in self.checkpoint.shards]
 
     def job_options(
         self, options: Options, settings: Settings, *, consumers: int = 1, listen: str | None = None
@@ -179,11 +185,24 @@ def prepare_load(
         origin = open_model_reader(uri, settings, retry=retry, via=options.via)
         checkpoint = origin.checkpoint()
         _refuse_ranks(checkpoint)
+        headers = _chosen(checkpoint, options)
     except UnavailableError:
         if latest is None:
             raise
         checkpoint = _from_copy(uri, latest)
-        return PreparedLoad(checkpoint=checkpoint, origin=None, local_copy=latest, cached="complete", bytes_max=None)
+        try:
+            headers = _chosen(checkpoint, options)
+        except BaseException:
+            latest.close()
+            raise
+        return PreparedLoad(
+            checkpoint=checkpoint,
+            origin=None,
+            headers=headers,
+            local_copy=latest,
+            cached="complete",
+            bytes_max=None,
+        )
     except BaseException:
         if latest is not None:
             latest.close()
@@ -197,11 +216,16 @@ def prepare_load(
     return PreparedLoad(
         checkpoint=checkpoint,
         origin=origin,
+        headers=headers,
         local_copy=local_copy,
         cached=cached,
         bytes_max=cache.bytes_max if cache is not None else None,
         cdn_unused=_cdn_unused(checkpoint, options),
     )
+
+
+def _chosen(checkpoint: Checkpoint, options: Options) -> list[Header]:
+    return choose_tensors([shard.header for shard in checkpoint.shards], options.names, where=checkpoint.uri)
 
 
 def _refuse_ranks(checkpoint: Checkpoint) -> None:

@@ -49,7 +49,7 @@ def make_report(
         "verified": checkpoint.verified and options.verify,
         "offline": prepared.offline,
         "files": len(checkpoint.shards),
-        "tensors": sum(len(shard.header.tensors) for shard in checkpoint.shards),
+        "tensors": sum(len(header.tensors) for header in prepared.headers),
         "bytes": prepared.bytes,
         "cache_bytes": statistics.local_bytes,
         "seconds": seconds,

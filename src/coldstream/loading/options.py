@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
+from coldstream.model.tensor_choice import Names
 from coldstream.places.cdn_domain import VIAS
 from coldstream.settings import Settings
 from coldstream.units import GIB
@@ -52,6 +53,8 @@ class Options:
         in_order: Whether tensors come in the order of the files instead of as they arrive.
         pin: With device "cpu": whether to pin up to `PINNED_BYTES_MAX` of the memory for CUDA, for callers that copy
             the tensors to a device themselves.
+        names: Which tensors to load: a name or a pattern ("model.layers.0.*"), several of them, or a function of the
+            name. None: all. Only the chunks with these tensors are fetched.
         keep_all: Whether the caller keeps all tensors; memory for the whole model is then reserved from the start.
         workers: Fetching processes. None: one per core, at most 8; above 64 connections one per 8, up to 64.
         via: Whether weights come through the CDN in front of the bucket: "auto" if `R2_CDN_DOMAIN` names one, "cdn",
@@ -74,6 +77,7 @@ class Options:
     cache: bool | str | Path = True
     in_order: bool = False
     pin: bool = False
+    names: Names | None = None
     keep_all: bool = False
     workers: int | None = None
     via: str = "auto"
@@ -94,6 +98,9 @@ class Options:
             # bool is an int in Python, but True does not mean one connection.
             if value is not None and (type(value) is not int or value < 1):
                 raise UsageError(f"{name} is {value!r}", hint="use a whole number from 1")
+        if self.names is not None and not isinstance(self.names, str) and not callable(self.names):
+            # An iterator could be read only once.
+            object.__setattr__(self, "names", tuple(self.names))
         if self.device != "cpu" and self.framework == "buffer":
             raise UsageError("typed buffers exist on the CPU only", hint="leave out framework or device")
         if self.device != "cpu":

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from coldstream.engine.attach import Consumer, StreamerGoneError
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.engine.rendezvous import SocketFolder
-from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError
+from coldstream.errors import CancelledError, ColdstreamError, DiskError, NotFoundError, UsageError
 from coldstream.loading.load_plan import prepare_load
 from coldstream.loading.load_report import make_report
 from coldstream.loading.options import LoadOptions, Options, takes_options
@@ -51,6 +51,8 @@ class Share:
         All `consumers` must attach: memory waits for all. Each chooses `device` and `framework` itself.
         """
         self._uri, self._consumers, self._options = Uri.of(uri), consumers, options or Options()
+        if self._options.names is not None:
+            raise UsageError("a shared load has all tensors of the model", hint="leave out names, or use stream")
         began = time.monotonic()
         self.bytes = 0
         self._cached: str | None = None
@@ -255,7 +257,7 @@ def share(
     return Share(uri, consumers=consumers, options=made)
 
 
-@takes_options(*(field.name for field in fields(Options) if field.name not in {"device", "framework", "pin"}))
+@takes_options(*(field.name for field in fields(Options) if field.name not in {"device", "framework", "pin", "names"}))
 def attach(address: str, *, device: str = "cpu", framework: str | None = None, pin: bool = False) -> Attached:
     """Reads a load that another process shares at `Share.address`; `Options` describes the other parameters."""
     return Attached(address, Options(device=device, framework=framework, pin=pin))

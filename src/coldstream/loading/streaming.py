@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from coldstream.loading.options import LoadOptions, OnProgress, Options, require
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
 from coldstream.loading.tensors import Layout, LoadedTensor, TensorReader, TensorStream, is_pinned, tensor_reader
 from coldstream.model.names import Uri
+from coldstream.model.tensor_choice import Names
 from coldstream.settings import Settings, ambient_settings
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _POLL_SECONDS = 0.1
 def stream(
     uri: str | Uri,
     *,
+    names: Names | None = None,
+    subfolder: str = "",
     framework: str | None = None,
     pin: bool = False,
     keep_all: bool = False,
@@ -46,15 +49,19 @@ def stream(
 ) -> Load:
     """Streams a model's tensors as they arrive: an iterator of (name, tensor).
 
-    `Load` describes the URI, `Options` the other parameters.
+    `subfolder` is a folder inside the model, such as a component of a pipeline. `Load` describes the URI, `Options` the
+    other parameters.
     """
-    return Load(uri, Options(framework=framework, pin=pin, keep_all=keep_all, **options))
+    made = Options(names=names, framework=framework, pin=pin, keep_all=keep_all, **options)
+    return Load(Uri.of(uri).below(subfolder), made)
 
 
 @takes_options()
 def load(
     uri: str | Uri,
     *,
+    names: Names | None = None,
+    subfolder: str = "",
     framework: str | None = None,
     pin: bool = False,
     keep_all: bool = True,
@@ -62,9 +69,11 @@ def load(
 ) -> dict[str, LoadedTensor]:
     """Loads all of a model's tensors, by name. Takes as much memory as the model has bytes.
 
-    `Load` describes the URI, `Options` the other parameters.
+    `subfolder` is a folder inside the model, such as a component of a pipeline. `Load` describes the URI, `Options` the
+    other parameters.
     """
-    with Load(uri, Options(framework=framework, pin=pin, keep_all=keep_all, **options)) as loading:
+    made = Options(names=names, framework=framework, pin=pin, keep_all=keep_all, **options)
+    with Load(Uri.of(uri).below(subfolder), made) as loading:
         return dict(loading)
 
 
@@ -75,6 +84,8 @@ def load_into(
     *,
     strict: bool = True,
     prefix: str = "",
+    names: Names | None = None,
+    subfolder: str = "",
     pin: bool = False,
     **options: Unpack[LoadOptions],
 ) -> LoadIntoReport:
@@ -85,6 +96,8 @@ def load_into(
     Args:
         module: On any device but "meta".
         strict: Whether missing or unexpected names are an error, raised after everything that fits was copied.
+        names: With them, what the module has beyond these tensors keeps its values and is not missing.
+        subfolder: A folder inside the model, such as a component of a pipeline.
         prefix: Removed from the checkpoint's names ("model."); names without it are unexpected.
         device: Where the tensors are loaded before they are copied to the module's own device.
 
@@ -101,7 +114,9 @@ def load_into(
         raise UsageError("the module is on the meta device", hint="allocate it first: module.to_empty(device=...)")
     copied: set[str] = set()
     unexpected: list[str] = []
-    with Load(uri, Options(framework="pt", pin=pin, **options)) as loading, torch.no_grad():
+    uri = Uri.of(uri).below(subfolder)
+    made = Options(framework="pt", names=names, pin=pin, **options)
+    with Load(uri, made) as loading, torch.no_grad():
         for name, tensor in loading:
             inner = name.removeprefix(prefix)
             target = targets.get(inner) if name.startswith(prefix) else None
@@ -109,7 +124,8 @@ def load_into(
                 unexpected.append(name)
             elif target.shape != tensor.shape:
                 raise UsageError(
-                    f"{name} has the shape {tuple(tensor.shape)}, in the module it is {tuple(target.shape)}"
+                    f"{name} has the shape {tuple(tensor.shape)}, in the module it is {tuple(target.shape)}",
+                    hint="make the module from the config.json of this checkpoint",
                 )
             else:
                 target.copy_(tensor)
@@ -118,6 +134,7 @@ def load_into(
     assert report is not None
     filled = {targets[name].data_ptr() for name in copied if targets[name].numel()}
     missing = [name for name, target in targets.items() if name not in copied and target.data_ptr() not in filled]
+    missing = missing if names is None else []
     if strict and (missing or unexpected):
         differences = [
             f"{what} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -125,9 +142,18 @@ def load_into(
             if names
         ]
         raise UsageError(
-            f"{uri} and the module differ: {', '.join(differences)}", hint="use strict=False to accept that"
+            f"{uri} and the module differ: {', '.join(differences)}", hint=_difference_hint(missing, unexpected)
         )
     return LoadIntoReport(missing=tuple(missing), unexpected=tuple(sorted(unexpected)), report=report)
+
+
+def _difference_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """How to load names that differ by a prefix only, which is the usual case."""
+    for name in missing:
+        prefixes = [other.removesuffix(name) for other in unexpected if other.endswith(f".{name}")]
+        if prefixes:
+            return f"the names begin with {prefixes[0]!r}: use prefix={prefixes[0]!r}; or strict=False to accept that"
+    return "use strict=False to accept that"
 
 
 class Load(TensorStream):

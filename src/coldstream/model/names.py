@@ -50,6 +50,18 @@ class Uri:
         scheme, mark, rest = self.full.partition("://")
         return bool(mark) and _user(scheme, rest).endswith("@")
 
+    def below(self, folder: str) -> Uri:
+        """A folder inside the model, such as a component of a pipeline. Raises UsageError for an invalid path."""
+        if not folder:
+            return self
+        if fault := path_fault(folder):
+            raise UsageError(f"subfolder is {folder!r}: {fault}")
+        scheme, mark, _ = self.full.partition("://")
+        # A query follows the path, and so does a revision.
+        end = "@" if scheme == "hf" or not (mark or is_path(self.full)) else "?" if scheme in {"http", "https"} else ""
+        path, separator, rest = self.full.partition(end) if end else (self.full, "", "")
+        return Uri(f"{path.rstrip('/')}/{folder}{separator}{rest}")
+
     @classmethod
     def of(cls, uri: str | Uri) -> Uri:
         return uri if isinstance(uri, Uri) else cls(uri)
