@@ -41,7 +41,7 @@ def base_files(shapes: Shapes | None = None, *, hidden: int = 32, seed: int = 0)
 
 
 def adapter_config(base: str | None = BASE, *, rank: int = 8, **settings: Any) -> bytes:
-    """An `adapter_config.json` as PEFT 0.17 writes it, with `settings` in place of its own."""
+    """An `adapter_config.json` as PEFT writes it, with `settings` in place of its own."""
     config: dict[str, Any] = {
         "alpha_pattern": {},
         "auto_mapping": None,

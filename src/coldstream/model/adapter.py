@@ -13,9 +13,9 @@ from coldstream.model.names import checked_name
 WEIGHTS_NAME = "adapter_model.safetensors"
 # A rank for each module of a large model takes some 100 KiB.
 CONFIG_BYTES_MAX = 1 << 20
-# What `--max-lora-rank` may be. Source: vLLM 0.33, `MaxLoRARanks` in config/lora.py.
+# What `--max-lora-rank` may be. Source: vLLM 0.32, `MaxLoRARanks` in config/lora.py.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# The settings with which vLLM refuses an adapter. Source: vLLM 0.33, `PEFTHelper` in lora/peft_helper.py.
+# The settings with which vLLM refuses an adapter. Source: vLLM 0.32, `PEFTHelper` in lora/peft_helper.py.
 _UNSUPPORTED_FLAGS = (
     "use_dora",
     "lora_bias",
@@ -30,6 +30,7 @@ _CONFIG_HINT = "save the adapter again with PEFT's save_pretrained"
 _BASE_HINT = "name the model in the bucket that it belongs to: coldstream upload … --base org/model"
 
 _Text = Annotated[str, Meta(max_length=1024)]
+_Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,64}\Z")]
 _Rank = Annotated[int, Meta(ge=1, le=1 << 31)]
 
 
@@ -38,8 +39,8 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     base: _Text  # the model that it was trained on, as a name in the bucket
     rank: Annotated[int, Meta(ge=0, le=1 << 31)]  # the largest of its modules; 0 for another type than LORA
-    peft_type: _Text = "LORA"  # as PEFT calls it, in capitals
-    features: tuple[_Text, ...] = ()  # settings of its configuration that vLLM does not support, by their names
+    peft_type: _Word = "LORA"  # as PEFT calls it, in capitals
+    features: tuple[_Word, ...] = ()  # settings of its configuration that vLLM does not support, by their names
 
     def __post_init__(self) -> None:
         try:
@@ -73,7 +74,7 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _PeftConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The fields that all types of adapters have."""
 
-    peft_type: _Text = "LORA"
+    peft_type: _Word = "LORA"
     base_model_name_or_path: Annotated[str, Meta(max_length=4096)] | None = None
 
 

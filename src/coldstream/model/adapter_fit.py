@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from coldstream.model.header import Tensor
+from coldstream.printable import printable
 
 _PREFIX = "base_model.model."
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<which>[AB])(?:\.weight)?")
@@ -17,6 +18,7 @@ _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<which>[AB])(?:\.w
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 # A copy of the base's own weights, and the one module that vLLM takes as a whole.
 _NOT_LORA = re.compile(r".*\.(?:base_layer|score|classifier)\.(?:weight|bias)")
+_SHOWN_MAX = 160
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 
 
@@ -28,7 +30,7 @@ def misfits(adapter: Iterable[Tensor], base: Iterable[Tensor], *, rank: int) -> 
         if match := _MATRIX.fullmatch(tensor.name):
             matrices.setdefault(match["module"].removeprefix(_PREFIX), {})[match["which"]] = tensor
         elif not _NOT_LORA.fullmatch(tensor.name):
-            faults.append(f"{tensor.name} is not a tensor of a LoRA adapter")
+            faults.append(f"{_shown(tensor.name)} is not a tensor of a LoRA adapter")
     modules: dict[str, list[Tensor]] = {}
     for tensor in base:
         modules.setdefault(_end(tensor.name.rpartition(".")[0]), []).append(tensor)
@@ -36,8 +38,12 @@ def misfits(adapter: Iterable[Tensor], base: Iterable[Tensor], *, rank: int) -> 
     modules.setdefault(_HEAD, modules.get(_EMBEDDING, []))
     for module, pair in sorted(matrices.items()):
         if fault := _misfit(module, pair, modules.get(_end(module), []), rank):
-            faults.append(f"{module} {fault}")
+            faults.append(f"{_shown(module)} {fault}")
     return faults if matrices else ["it has no LoRA tensors", *faults]
+
+
+def _shown(name: str) -> str:
+    return printable(name[:_SHOWN_MAX])
 
 
 def _end(module: str) -> str:

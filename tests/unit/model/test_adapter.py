@@ -108,6 +108,8 @@ def test_its_base_is_known_by_its_name_or_by_its_repository() -> None:
         {"use_dora": "yes"},
         {"peft_type": None},
         {"peft_type": "x" * 2000},
+        {"peft_type": "IA3\nready"},
+        {"peft_type": ""},
         {"base_model_name_or_path": ["a"]},
     ],
 )

@@ -100,6 +100,8 @@ def test_an_adapter_is_recorded_and_earlier_manifests_are_models() -> None:
         ({"base": "org/base", "rank": True}, "rank"),
         ({"base": "org/base"}, "rank"),
         ({"base": "org/base", "rank": 8, "features": "use_dora"}, "features"),
+        ({"base": "org/base", "rank": 8, "features": ["\x1b[2J"]}, "features"),
+        ({"base": "org/base", "rank": 8, "peft_type": "a\nb"}, "peft_type"),
         ([], "adapter"),
     ],
 )
