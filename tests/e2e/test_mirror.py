@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.model.names import MANIFEST_BYTES_MAX
+from tests.adapters import BASE, adapter_files, base_files
 from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import safetensors_bytes, sharded_model, write_model
@@ -42,6 +43,25 @@ def quick(moto: S3Server, hub: FakeHub, tmp_path: Path) -> Command:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_adapter_goes_up_and_comes_back_equal(command: Command, hub: FakeHub, tmp_path: Path) -> None:
+    """coldstream upload me/adapter; list; doctor --only adapter; verify --deep; download; remove org/base"""
+    files = adapter_files(rank=16)
+    hub.add_repo("me/adapter", files | {"checkpoint-10/adapter_model.safetensors": files["adapter_model.safetensors"]})
+    write_model(tmp_path / "base", base_files())
+    command.run("upload", "./base", "--as", BASE)
+    report = command.json("upload", "me/adapter")
+    assert (report["kind"], report["base"], report["rank"], report["files"]) == ("adapter", BASE, 16, len(files))
+    assert command.json("upload", "me/adapter")["up_to_date"]
+    assert "  me/adapter   rank 16" in command.run("list")[0].splitlines()[2]
+    (check,) = command.json("doctor", "me/adapter", "--only", "adapter")["checks"]
+    assert (check["state"], check["found"]) == ("ok", f"LoRA adapter of {BASE}, rank 16; its 8 tensors fit {BASE}")
+    assert command.json("verify", "me/adapter", "--deep")["ok"] is True
+    command.run("download", "me/adapter", "out")
+    assert content(tmp_path / "out") == files
+    assert "1 adapter of it will stay" in command.run("remove", BASE, "--yes")[1]
+    assert command.states() == {"me/adapter": "ready"}
 
 
 def test_a_model_goes_up_and_comes_back_equal(command: Command, hub: FakeHub, tmp_path: Path) -> None:
