@@ -33,9 +33,11 @@ from coldstream.machine.limits import limits_named
 from coldstream.model.job import Catalog, FileJob, JobOptions, pack
 from coldstream.units import format_bytes
 
-# Reports a failed import in the form of `messages.FAIL`, without using any of our modules.
+# Reports a failed import in the form of `messages.FAIL`, without using any of our modules. Collecting garbage while
+# modules are imported takes 5 ms, and later would copy their pages in every worker.
 _START = """
-import os, sys
+import gc, os, sys
+gc.disable()
 sys.path[:] = sys.argv[1].split(chr(10))
 try:
     from coldstream.engine.streamer import main
@@ -43,6 +45,8 @@ except BaseException as exc:
     failure = b'{"kind": "start", "message": "did not start: %s"}' % type(exc).__name__.encode()
     os.write(int(sys.argv[2]), len(failure).to_bytes(4, "little") + b"!" + failure)
     os._exit(1)
+gc.freeze()
+gc.enable()
 main(sys.argv[2:])
 """
 _LAST_WORDS_SECONDS = 1.0

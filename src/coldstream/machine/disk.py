@@ -12,7 +12,6 @@ import fcntl
 import os
 import shlex
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -78,6 +77,8 @@ def can_be_created(folder: Path) -> bool:
 def temporary_folder() -> Path:
     """The system's directory for temporary files; shared memory if none is writable, as on a read-only root."""
     try:
+        import tempfile  # with shutil and what compresses, which the streamer does not need
+
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
         return SHARED_MEMORY

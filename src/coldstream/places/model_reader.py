@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,15 @@ class ModelReader:
             IntegrityError: The manifest, the index or a header is damaged.
             ConflictError: A file was replaced while it was being read.
         """
-        self._contents = record, listing = self._look()
+        # The headers are read over the manifest's connection. The Hub is opened by looking.
+        place: Place | None = getattr(self, "_place", None)
+        with place.session() if place is not None else nullcontext():
+            self._contents = self._look()
+            return self._read_shards(*self._contents)
+
+    def _read_shards(self, record: ModelRecord | None, listing: Mapping[str, ObjectInfo]) -> Checkpoint:
         with self._place.session():
-            paths, left_out = self._choose(self._contents)
+            paths, left_out = self._choose((record, listing))
             locations = [self._locate_shard(path, record, listing) for path in paths]
             self._keys = {shard.path: [stored.key for stored in shard.objects] for shard in locations}
             return self._through_cdn(self._read_headers(locations, record, left_out))

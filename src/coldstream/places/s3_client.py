@@ -1,4 +1,7 @@
-"""The boto3 client of a bucket, the request bodies that it sends, and presigned links in its place."""
+"""The boto3 client of a bucket, the request bodies that it sends, and presigned links in its place.
+
+boto3 is imported with the client: it takes 0.1 s, and a load with keys of its own does without.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,10 @@ import hashlib
 import hmac
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
-
-import boto3
-import botocore.exceptions
-from botocore.config import Config
-from botocore.handlers import add_expect_header
 
 from coldstream.errors import ConfigError
 from coldstream.net.retry import Retry
@@ -31,6 +30,11 @@ _SEND_BYTES = 256 * 1024
 
 def open_client(settings: Settings, connections: int) -> Any:
     """A boto3 client, which all threads may share; raises ConfigError."""
+    import boto3
+    import botocore.exceptions
+    from botocore.config import Config
+    from botocore.handlers import add_expect_header
+
     # The certificates that all other connections trust, as far as boto3 can: it takes one file.
     files = tls_settings(ca_bundle=settings.get("AWS_CA_BUNDLE")).ca_files
     keys = settings.keys()
@@ -86,21 +90,62 @@ def link_maker(link: str, key: str, secret_key: str) -> Callable[[str], str] | N
     path = split.path.removesuffix(quote(key, safe="/~"))
     if not mark or path == split.path or fields.get("X-Amz-SignedHeaders") != "host":
         return None
+    sign = _signer(split.netloc, fields, secret_key)
+
+    def make(other: str) -> str:
+        target = path + quote(other, safe="/~")
+        return f"{split.scheme}://{split.netloc}{target}?{query}&X-Amz-Signature={sign(target)}"
+
+    return make if signature and make(key) == link else None
+
+
+def own_link_maker(settings: Settings, bucket: str) -> Callable[[str, int], str] | None:
+    """A function from a key and a number of seconds to its link, a secret, as boto3 makes it; None: leave it to boto3.
+
+    For keys of the settings and an endpoint, where nothing else decides how a link is signed.
+    """
+    keys, endpoint, region = settings.keys(), settings.endpoint(), settings.region
+    split = urlsplit(endpoint or "")
+    # A usual port would not be part of what is signed.
+    if keys is None or endpoint is None or split.port in {80, 443}:
+        return None
+    identity, secret_key, token = keys
+    place, folder = f"{split.scheme}://{split.netloc}", f"/{quote(bucket, safe='~')}/"
+
+    def make(key: str, seconds: int) -> str:
+        date = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        fields = {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{identity}/{date[:8]}/{region}/s3/aws4_request",
+            "X-Amz-Date": date,
+            "X-Amz-Expires": str(seconds),
+            "X-Amz-SignedHeaders": "host",
+        } | ({"X-Amz-Security-Token": token} if token else {})
+        target = folder + quote(key, safe="/~")
+        proof = _signer(split.netloc, fields, secret_key)(target)
+        return f"{place}{target}?{'&'.join(_encoded(fields))}&X-Amz-Signature={proof}"
+
+    return make
+
+
+def _signer(host: str, fields: Mapping[str, str], secret_key: str) -> Callable[[str], str]:
+    """A function from an encoded path at `host` to the signature of its link, of which `fields` are the others."""
     _, _, scope = fields.get("X-Amz-Credential", "").partition("/")
     signing = f"AWS4{secret_key}".encode()
     for part in scope.split("/"):
         signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
-    pairs = sorted(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in fields.items())
-    signed = f"{'&'.join(pairs)}\nhost:{split.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
+    signed = f"{'&'.join(sorted(_encoded(fields)))}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
 
-    def make(other: str) -> str:
-        encoded = quote(other, safe="/~")
-        request = hashlib.sha256(f"GET\n{path}{encoded}\n{signed}".encode()).hexdigest()
+    def sign(path: str) -> str:
+        request = hashlib.sha256(f"GET\n{path}\n{signed}".encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{fields.get('X-Amz-Date', '')}\n{scope}\n{request}"
-        proof = hmac.new(signing, text.encode(), hashlib.sha256).hexdigest()
-        return f"{split.scheme}://{split.netloc}{path}{encoded}?{query}&X-Amz-Signature={proof}"
+        return hmac.new(signing, text.encode(), hashlib.sha256).hexdigest()
 
-    return make if signature and make(key) == link else None
+    return sign
+
+
+def _encoded(fields: Mapping[str, str]) -> list[str]:
+    return [f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in fields.items()]
 
 
 class RequestBody(io.RawIOBase):

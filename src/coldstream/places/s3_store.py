@@ -12,10 +12,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timezone
+from functools import cached_property
 from typing import Any
-
-import botocore.exceptions
-from botocore import xform_name
 
 from coldstream.errors import (
     BucketNotFoundError,
@@ -31,7 +29,8 @@ from coldstream.errors import (
     UploadNotFoundError,
     during,
 )
-from coldstream.net.http_message import ETAG
+from coldstream.net.http_message import ETAG, FetchError
+from coldstream.net.reply import is_page
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.places.place import (
     LONG_AGO,
@@ -48,7 +47,7 @@ from coldstream.places.place import (
     fill,
 )
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object
-from coldstream.places.s3_client import RequestBody, first_line, link_maker, open_client
+from coldstream.places.s3_client import RequestBody, first_line, link_maker, open_client, own_link_maker
 from coldstream.places.small_reads import LinkReader
 from coldstream.settings import Settings
 
@@ -104,7 +103,10 @@ class S3Store:
         self._endpoint_setting = settings.endpoint_setting
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
-        self._client = open_client(settings, connections)
+        self._client_options = settings, connections
+        self._make_link = own_link_maker(settings, bucket)
+        if self._make_link is None:
+            self._client.meta  # noqa: B018  # refuses wrong settings at once
         self._reader = LinkReader(
             self.retry,
             forbidden="the key may lack the permission to read this object, or the credentials have expired",
@@ -113,6 +115,10 @@ class S3Store:
 
     def __repr__(self) -> str:
         return f"S3Store({self.uri} at {self._client.meta.endpoint_url})"
+
+    @cached_property
+    def _client(self) -> Any:
+        return open_client(*self._client_options)
 
     def head(self, key: str) -> ObjectInfo:
         response = self._call("HeadObject", key)
@@ -126,7 +132,22 @@ class S3Store:
                 data = self._content(key, response, bytes_max)
             return data, _info(key, response, size=len(data))
 
+        if if_match is None and bytes_max is not None and (small := self._get_by_link(key, bytes_max)):
+            return small
         return self.retry.run(attempt)
+
+    def _get_by_link(self, key: str, bytes_max: int) -> tuple[bytes, ObjectInfo] | None:
+        """A small object without boto3, which takes longer than the rest of a small load. None: boto3 tells why not."""
+        from coldstream.net.pool import read
+
+        if self._make_link is None:
+            return None
+        with suppress(FetchError, ConfigError), self._reader:
+            whole = read(self.presign(key), stop=bytes_max, pool=self._reader.pool)
+            if whole.etag and whole.size == len(whole.body) and not is_page(None, whole.body):
+                self._reached = True
+                return whole.body, ObjectInfo(key=key, size=whole.size, etag=whole.etag)
+        return None
 
     def read_into(
         self, key: str, start: int, buffer: memoryview, *, if_match: str | None = None, on_read: OnBytes | None = None
@@ -265,6 +286,8 @@ class S3Store:
     def presign(self, key: str, *, seconds: int = LINK_SECONDS) -> str:
         """A URL that reads this object without credentials: a secret itself, not to be logged."""
         path = self._prefix + key
+        if self._make_link is not None:
+            return self._make_link(path, seconds)
         with self._translated("presign", key):
             credentials = self._client._request_signer._credentials
             frozen = credentials.get_frozen_credentials() if credentials is not None else None
@@ -313,6 +336,8 @@ class S3Store:
 
     def _request(self, operation: str, key: str | None, **params: Any) -> Any:
         """One attempt, with errors translated."""
+        from botocore import xform_name
+
         if key is not None:
             params["Key"] = self._prefix + key
         try:
@@ -447,6 +472,8 @@ class S3Store:
             raise during(operation, self._translate(exc, operation, key)) from exc
 
     def _translate(self, exc: Exception, operation: str, key: str | None) -> Exception:
+        import botocore.exceptions
+
         at, endpoint = self._at(key), self._client.meta.endpoint_url
         if self.retry.cancel.is_set():
             return CancelledError("cancelled")

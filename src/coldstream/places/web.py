@@ -110,10 +110,6 @@ class WebModelReader(ModelReader):
         super().__init__(place, "", label=place.uri, name=folder_name(segments, split.hostname or "model"))
         self._salt = place.query
 
-    def checkpoint(self) -> Checkpoint:
-        with self._place.session():
-            return super().checkpoint()
-
     def names(self) -> Sequence[str]:
         if self._look_once()[0]:
             return super().names()

@@ -39,6 +39,24 @@ def test_they_are_boto3_s(place: dict[str, str]) -> None:
     assert SECRET not in repr(template)
 
 
+@pytest.mark.parametrize("place", PLACES[:2])
+def test_own_links_are_boto3_s(place: dict[str, str]) -> None:
+    store = store_of(place)
+    for _ in range(20):
+        pairs = [(str(_by_boto(store, key)), store.presign(key, seconds=900)) for key in KEYS]
+        if len({link.partition("X-Amz-Date=")[2][:16] for pair in pairs for link in pair}) == 1:
+            break
+    for by_boto, own in pairs:
+        assert own.partition("?")[0] == by_boto.partition("?")[0]
+        assert sorted(own.partition("?")[2].split("&")) == sorted(by_boto.partition("?")[2].split("&"))
+    assert SECRET not in repr(store._make_link)
+
+
+@pytest.mark.parametrize("place", [{"AWS_REGION": "eu-west-1"}, {"R2_ENDPOINT": "https://example.com:443"}])
+def test_what_boto3_may_sign_otherwise_is_left_to_it(place: dict[str, str]) -> None:
+    assert store_of(place)._make_link is None
+
+
 def _by_boto(store: S3Store, key: str) -> Any:
     params = {"Bucket": "abc", "Key": key}
     return store._client.generate_presigned_url("get_object", Params=params, ExpiresIn=900)
