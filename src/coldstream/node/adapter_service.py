@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from coldstream.cache.cache import LocalCopy
@@ -32,9 +33,9 @@ _REMEMBERED_SECONDS = {True: 2.0, False: 10.0}  # by whether trying again can he
 _REMEMBERED_MAX = 1024
 _LOOKS_MAX = 64
 _COPIES_MAX = 4
-# The engine reads an adapter again when it needs the memory for others: its copy must stay.
-_HELD_MAX = 1000
-_VERSIONS_HELD = 2  # running requests may use the version before the last
+# An engine may read any version that it was told of again, when it needed the memory for others. vLLM's dies if that is
+# gone. Each copy that is held is an open file.
+_HELD_MAX = 500
 
 
 @dataclass(slots=True)
@@ -48,7 +49,11 @@ class _Fetch:
 
 
 class AdapterService:
-    """Copies adapters to this node, and holds their copies until `close`. Thread-safe."""
+    """Copies adapters to this node, and holds their copies until `close`. Thread-safe.
+
+    Attributes:
+        failures_of_start: Why adapters of the start could not be copied.
+    """
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class AdapterService:
     ) -> None:
         """`accepts_paths`: whether the operator may load what is not in the bucket, as the engine does by itself."""
         self._source, self._on_demand, self._accepts_paths, self._say = source, on_demand, accepts_paths, say
+        self.failures_of_start: list[ColdstreamError] = []
         self._lock = threading.Lock()
         self._of_start: dict[str, _Fetch] = {}
         self._running: dict[str, _Fetch] = {}
         self._errors: dict[str, tuple[float, ColdstreamError]] = {}
-        self._held: dict[str, list[LocalCopy]] = {}
+        self._held: dict[Path, LocalCopy] = {}
+        self._served: set[str] = set()
         self._copying = threading.BoundedSemaphore(_COPIES_MAX)
 
     def __repr__(self) -> str:
@@ -109,9 +116,8 @@ class AdapterService:
     def close(self) -> None:
         """Lets go of all copies. Idempotent."""
         with self._lock:
-            for copies in self._held.values():
-                for held in copies:
-                    held.close()
+            for held in self._held.values():
+                held.close()
             self._held.clear()
 
     def _fetched(self, name: str) -> str:
@@ -138,8 +144,6 @@ class AdapterService:
             raise error
         if len(self._running) >= _LOOKS_MAX:
             raise UnavailableError(f"{name}: {_LOOKS_MAX} other adapters are being fetched", hint="request it again")
-        if name not in self._held and len(self._held) >= _HELD_MAX:
-            raise UnavailableError(f"{name}: {_HELD_MAX} other adapters are served", hint="restart the server")
         fetch = self._running[name] = _Fetch()
         self._run(name, fetch)
         return fetch
@@ -149,7 +153,7 @@ class AdapterService:
         threading.Thread(target=self._fetch, args=(name, fetch, stored), name="adapter", daemon=True).start()
 
     def _fetch(self, name: str, fetch: _Fetch, stored: StoredAdapter | None) -> None:
-        began = time.monotonic()
+        began, is_of_start = time.monotonic(), stored is not None
         try:
             stored = stored or self._source.find_or_latest(name, seconds=_GIVE_UP_SECONDS)
             self._source.check(stored)
@@ -163,7 +167,7 @@ class AdapterService:
             # Without its traceback, whose frames keep objects alive.
             fetch.error = copy(exc)
             if isinstance(exc, NotFoundError):
-                if name in self._held:
+                if name in self._served:
                     fetch.error = NotFoundError(f"{name} was removed from the bucket", hint="see: coldstream list")
             else:
                 self._say(f"adapter {name} was not loaded: {exc.message}")
@@ -174,6 +178,7 @@ class AdapterService:
                 self._running.pop(name, None)
                 if fetch.error is not None:
                     self._remember(name, fetch.error)
+                    self.failures_of_start += [fetch.error] * is_of_start
             fetch.is_found.set()
             fetch.is_done.set()
 
@@ -184,13 +189,14 @@ class AdapterService:
 
     def _hold(self, name: str, local: LocalCopy) -> str:
         with self._lock:
-            copies = self._held.setdefault(name, [])
-            if any(held.folder == local.folder for held in copies[-1:]):
-                local.close()
-            else:
-                copies.append(local)
-            while len(copies) > _VERSIONS_HELD:
-                copies.pop(0).close()
+            is_held = local.folder in self._held
+            if not is_held and len(self._held) < _HELD_MAX:
+                self._held[local.folder] = local
+                self._served.add(name)
+                return str(local.folder)
+        local.close()
+        if not is_held:
+            raise UnavailableError(f"{name}: {_HELD_MAX} other adapters are served", hint="restart the server")
         return str(local.folder)
 
     def _latest(self, name: str) -> str:

@@ -21,7 +21,15 @@ import xxhash
 from coldstream.cache.cache import Cache, LocalCopy, cache_of
 from coldstream.cache.copy_records import CachedFile
 from coldstream.cache.copy_writer import CopyWriter
-from coldstream.errors import ColdstreamError, DiskError, IntegrityError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import (
+    CredentialsError,
+    DiskError,
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
 from coldstream.loading.load_plan import OFFLINE_SECONDS
 from coldstream.machine.disk import read_bounded, temporary_root
 from coldstream.machine.parallel import in_parallel
@@ -163,7 +171,7 @@ class AdapterSource:
         ]
 
     def is_of_base(self, stored: StoredAdapter) -> bool:
-        """Whether an adapter is of this model, as far as that can be told."""
+        """Whether an adapter is of this model, as far as that can be told. Raises UnavailableError."""
         if self.base is None or stored.copy is not None or stored.adapter.is_of(self.base):
             return True
         return stored.adapter.is_of(self.base, self._repo)
@@ -237,8 +245,8 @@ class AdapterSource:
 
     @cached_property
     def _repo(self) -> str | None:
-        """The repository on the Hub that the model was copied from, if that is known."""
-        with suppress(ColdstreamError):
+        """The repository on the Hub that the model was copied from; raises UnavailableError while that is unknown."""
+        with suppress(CredentialsError, ManifestError):
             if self.base is not None and (pair := read_record(self._store(OFFLINE_SECONDS), self.base)):
                 return pair[0].source.repo
         return None

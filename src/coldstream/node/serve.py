@@ -338,9 +338,11 @@ class _Start:
         return failure or ColdstreamError(f"{name} did not start; {timeline.verdict[0]}")
 
     def _failure(self) -> ColdstreamError | None:
-        """The error of the last load that failed, or else the engine's own; None when there is neither."""
+        """The error of the last load or adapter that failed, or else the engine's own; None when there is neither."""
         service, reason = self.prepared.service, self.failure_log.text
         outcomes = [*service.failures, *(share.outcome for share in service.loads)] if service is not None else []
+        if service is not None and service.adapters is not None:
+            outcomes += service.adapters.failures_of_start
         printed = ColdstreamError(reason.removeprefix("error: ")) if reason else None
         return next((outcome for outcome in reversed(outcomes) if isinstance(outcome, ColdstreamError)), printed)
 

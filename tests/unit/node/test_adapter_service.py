@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import ColdstreamError, IntegrityError, NotFoundError, UnavailableError, UsageError
 from coldstream.loading.options import Options
 from coldstream.node import adapter_service as module
 from coldstream.node.adapter_service import AdapterService
@@ -106,8 +106,7 @@ def test_each_load_looks_for_the_present_version(source: FakeSource) -> None:
         source.version = version
         folders.append(service.answer({"adapter": "org/a", "on_demand": True}))
     assert folders == [{"folder": f"/cache/org/a/{version}"} for version in (1, 1, 2, 3)]
-    # The first copy is held, the second was the same, and running requests may use the version before the last.
-    assert [copy.closed for copy in source.copies] == [True, True, False, False]
+    assert [copy.closed for copy in source.copies] == [False, True, False, False], "vLLM may read each version again"
     service.close()
     assert all(copy.closed for copy in source.copies)
 
@@ -248,6 +247,27 @@ def test_those_of_the_start_are_copied_before_they_are_requested(source: FakeSou
     assert len(source.copies) == len(source.looks) == 1
     source.version = 2
     assert service.folder("org/a", on_demand=False) == "/cache/org/a/2", "a later load looks again"
+    assert service.failures_of_start == []
+
+
+def test_why_one_of_the_start_failed_is_kept_for_the_last_line(
+    source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = IntegrityError("org/a/adapter_model.safetensors: [0, 8) is not what the manifest says")
+
+    def fail(stored: StoredAdapter) -> FakeCopy:
+        raise error
+
+    stored = source.find_or_latest("org/a", seconds=1)
+    monkeypatch.setattr(source, "fetch", fail)
+    service = service_of(source)
+    service.begin([stored])
+    with pytest.raises(IntegrityError):
+        service.folder("org/a", on_demand=False)
+    assert [failure.message for failure in service.failures_of_start] == [error.message]
+    with pytest.raises(IntegrityError):
+        service.folder("org/b", on_demand=True)
+    assert len(service.failures_of_start) == 1
 
 
 def test_an_internal_error_reaches_those_who_wait(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from coldstream.model.header import header_stop
 from coldstream.node.model_folder import NOTE_NAME, model_folder
 from coldstream.places.folder import Folder, FolderSnapshot
 from coldstream.settings import load_settings
+from tests.adapters import adapter_files
 from tests.models import safetensors_bytes, write_model
 from tests.unit.places.test_tree import POINTER
 
@@ -51,3 +52,11 @@ def test_a_pointer_of_git_lfs_is_not_a_tokenizer(tmp_path: Path) -> None:
     write_model(tmp_path / "store" / NAME, files)
     with pytest.raises(IntegrityError, match=r"tokenizer\.json is a Git LFS pointer"):
         model_folder(NAME, load_settings(settings_of(tmp_path), environ={}))
+
+
+def test_an_adapter_is_there_with_its_weights(tmp_path: Path) -> None:
+    files = adapter_files()
+    store, source = Folder(tmp_path / "store"), FolderSnapshot(write_model(tmp_path / "source", files))
+    upload(store, source, plan_upload(store, source, "org/adapter"))
+    folder = model_folder("org/adapter", load_settings(settings_of(tmp_path), environ={})).path
+    assert {name: (folder / name).read_bytes() for name in files} == files

@@ -172,3 +172,13 @@ def test_each_engine_s_load_is_reported_and_the_first_one_is_the_start_s(program
     assert recorder._spans[2].note == "engine 2: 0 B of 100 B over the network"
     loads[0].fails = True
     assert start._load_reports() == ((), None)
+
+
+def test_the_reason_of_a_failed_start_may_be_an_adapter(program: Path) -> None:
+    error = ColdstreamError("org/a: [0, 8) is not what the manifest says", hint="run: coldstream verify --deep org/a")
+    service = SimpleNamespace(failures=[], loads=(), adapters=SimpleNamespace(failures_of_start=[error]))
+    start = start_of(Recorder(0.0, read_line), program=program, prepared=SimpleNamespace(service=service))
+    start.failure_log.line("ValueError: org/a: [0, 8) is not what the manifest says")
+    assert start._failure() is error
+    service.adapters = None
+    assert start._failure() is not error

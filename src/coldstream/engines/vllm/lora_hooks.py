@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError
+from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError
 from coldstream.model.names import is_path
 from coldstream.node import module_reads
 from coldstream.printable import printable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.plugins.coldstream")
 
 _RESOLVER = "coldstream"
-_ERRORS = {"not-found": NotFoundError, "unavailable": UnavailableError}
+_ERRORS = {"not-found": NotFoundError, "unavailable": UnavailableError, "credentials": CredentialsError}
 _SECONDS_MAX = 1800.0  # the load service answers sooner
 
 
@@ -40,11 +40,11 @@ class BucketResolver(LoRAResolver):
         """None if there is no such adapter; vLLM sends the client the message of a ValueError."""
         try:
             folder = await _folder(lora_name, on_demand=True)
-        except (NotFoundError, UnavailableError) as exc:
+        except (NotFoundError, UnavailableError, CredentialsError) as exc:
             logger.info("coldstream: %s", _text(exc))
             return None
         except ColdstreamError as exc:
-            raise ValueError(_text(exc)) from exc
+            raise ValueError(printable(exc.message)) from exc  # hints are for the operator
         # vLLM chooses the number.
         return LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=folder)
 
