@@ -26,7 +26,7 @@ SECTIONS = {
     "Models": {
         "setup": "Check the configuration and the bucket; create a missing bucket.",
         "upload": "Copy models from the Hub or from local folders into the bucket.",
-        "list": "List the models in the bucket and their state.",
+        "list": "List the models in the bucket, their adapters and their state.",
         "verify": "Check that the bucket holds what was uploaded.",
         "download": "Download a model from the bucket into a folder, verified.",
         "remove": "Delete a model and its warm-start bundles from the bucket.",
