@@ -34,7 +34,7 @@ from coldstream.loading.load_plan import OFFLINE_SECONDS
 from coldstream.machine.disk import read_bounded, temporary_root
 from coldstream.machine.parallel import in_parallel
 from coldstream.mirror.manifest_records import model_listing, read_record
-from coldstream.mirror.stored_files import StoredFile, StoredModel, read_range
+from coldstream.mirror.stored_files import StoredFile, StoredModel, object_key
 from coldstream.model.adapter import CONFIG_BYTES_MAX, WEIGHTS_NAME, Adapter, parse_config
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.names import MANIFEST_NAME, checked_name, is_path
@@ -42,7 +42,7 @@ from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.model_records import group_by_model
 from coldstream.places.opening import open_store
-from coldstream.places.place import Store
+from coldstream.places.place import Store, replaced
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
 
@@ -120,9 +120,8 @@ class AdapterSource:
             )
         adapter = model.record.adapter if model.record else None
         if adapter is None:
-            data = bytearray(config.size)
-            read_range(store, name, config.objects, 0, memoryview(data))
-            adapter = parse_config(bytes(data), where=f"{store.uri}/{name}/{ADAPTER_CONFIG_NAME}")
+            data = _read(store, name, config, 0, config.size)
+            adapter = parse_config(data, where=f"{store.uri}/{name}/{ADAPTER_CONFIG_NAME}")
         both = (config, weights)
         return StoredAdapter(name=name, adapter=adapter, version=_version(both), files=both)
 
@@ -224,8 +223,7 @@ class AdapterSource:
 
         def move(file: int, chunk: int) -> None:
             start, stop = copy.files[file].bounds(chunk)
-            data = bytearray(stop - start)
-            read_range(store, stored.name, stored.files[file].objects, start, memoryview(data))
+            data = _read(store, stored.name, stored.files[file], start, stop)
             digest, expected = xxhash.xxh3_128_digest(data), copy.files[file].digest(chunk)
             if expected not in {None, digest}:
                 raise IntegrityError(
@@ -241,7 +239,8 @@ class AdapterSource:
             for chunk in range(len(planned.stops))
             if not writer.have(file, chunk)
         ]
-        in_parallel(lambda call: call(), chunks, threads=_CONNECTIONS)
+        with store.session():
+            in_parallel(lambda call: call(), chunks, threads=_CONNECTIONS)
 
     @cached_property
     def _repo(self) -> str | None:
@@ -280,6 +279,20 @@ def _stored_model(store: Store, name: str) -> StoredModel:
     if record is None and not listing:
         raise NotFoundError(f"there is no model {name} in {store.uri}", hint="see: coldstream list")
     return StoredModel(name=name, record=record, listing=listing, pool={})
+
+
+def _read(store: Store, name: str, file: StoredFile, start: int, stop: int) -> bytes:
+    """`[start, stop)` of a file, by links: a store in S3 does not import boto3 for them."""
+    data, first, where = b"", 0, f"{store.uri}/{name}/{file.path}"
+    for stored in file.objects:
+        begin, end = max(start, first) - first, min(stop, first + stored.size) - first
+        if begin < end:
+            etag = stored.etag if stored.etag != "-" else None
+            data += store.read_piece(object_key(name, stored), begin, end, etag=etag, where=where).body
+        first += stored.size
+    if len(data) < stop - start:
+        raise replaced(where)
+    return data
 
 
 def _version(files: Sequence[StoredFile]) -> str:

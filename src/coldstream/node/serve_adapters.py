@@ -25,6 +25,8 @@ from coldstream.settings import Settings
 ALL, ON_DEMAND = "all", "on-demand"
 # Adapters that are uploaded later may have a larger rank than those in the bucket; few have one above this.
 _RANK_ON_DEMAND = 64
+# Of vLLM, and a usual one.
+_RANK_DEFAULT = 16
 
 
 def serve_adapters(
@@ -44,9 +46,10 @@ def serve_adapters(
     cache, on_demand = request.options.cache, ON_DEMAND in request.adapters
     source = AdapterSource(settings, base=_base(request), store=_store_uri(request, settings), cache=cache)
     adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
-    ranks = [stored.adapter.rank for stored in adapters.values()]
-    if on_demand:
-        ranks.append(_RANK_ON_DEMAND)
+    # Those in the engine's flags that are not in the bucket may have any rank that it accepts by default.
+    ranks = [_RANK_DEFAULT] if engine.has_adapters else []
+    ranks += [_RANK_ON_DEMAND] if on_demand else []
+    ranks += [stored.adapter.rank for stored in adapters.values()] if request.adapters else []
     if {ALL, ON_DEMAND} & {*request.adapters}:
         every = _of_base(source, settings, say, is_needed=ALL in request.adapters)
         ranks += [stored.adapter.rank for stored in every]
@@ -56,7 +59,11 @@ def serve_adapters(
     for stored in adapters.values():
         source.check(stored)
     paths = {name: stored.name for name, stored in adapters.items()}
-    engine.add_adapters({**engine.adapter_paths, **paths}, rank_max=source.rank_max, on_demand=on_demand)
+    engine.add_adapters(
+        {**engine.adapter_paths, **paths},
+        rank_max=source.rank_max if request.adapters else None,
+        on_demand=on_demand,
+    )
     service = AdapterService(source, on_demand=on_demand, accepts_paths=engine.accepts_adapter_paths, say=say)
     if not dry:
         service.begin(adapters.values())

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from coldstream.errors import IntegrityError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import ConflictError, IntegrityError, NotFoundError, UnavailableError, UsageError
 from coldstream.mirror.listing import plan_removal, remove
 from coldstream.mirror.manifest_records import read_record, record_key
+from coldstream.mirror.upload import upload
+from coldstream.mirror.upload_plan import plan_upload
 from coldstream.model.manifest import Journal, Manifest, Provenance, serialize
 from coldstream.node.adapter_source import AdapterSource
 from coldstream.node.http_endpoint import free_port
+from coldstream.places.folder import FolderSnapshot
 from coldstream.places.opening import open_store
 from coldstream.places.place import Store
 from coldstream.settings import load_settings
-from tests.adapters import BASE, adapter_files, base_files
+from coldstream.units import MIB
+from tests.adapters import BASE, adapter_files, base_files, llama_shapes
 from tests.conftest import fresh_bucket
+from tests.models import write_model
 from tests.servers.stores import S3Server
 from tests.unit.mirror.stored_models import folder_store, send
 
@@ -91,9 +99,24 @@ def test_damaged_weights_are_refused_and_the_rest_is_continued(tmp_path: Path) -
     replace_record(store, "org/a", files=tuple(entries))
     with pytest.raises(IntegrityError, match=r"org/a/adapter_model.safetensors: \[\d+, \d+\) is not what the manifest"):
         source.fetch(source.find("org/a", seconds=1))
+    path.write_bytes(files[path.name][:-1])
+    with pytest.raises(ConflictError, match=r"org/a/adapter_model\.safetensors was replaced"):
+        source.fetch(source.find("org/a", seconds=1))
     path.write_bytes(files[path.name])
     with source.fetch(source.find("org/a", seconds=1)) as copy:
         assert read(copy.folder)[path.name] == files[path.name]
+
+
+def test_an_adapter_in_segments_is_put_together(tmp_path: Path) -> None:
+    files = adapter_files(rank=64, shapes=llama_shapes(layers=8, hidden=256))
+    source = FolderSnapshot(write_model(tmp_path / "source", files))
+    store = folder_store(tmp_path)
+    upload(store, source, plan_upload(store, source, "org/a", object_bytes_max=MIB, plain=False))
+    adapters = source_of(tmp_path)
+    stored = adapters.find("org/a", seconds=1)
+    assert len(stored.files[1].objects) > 1
+    with adapters.fetch(stored) as copy:
+        assert read(copy.folder) == {name: files[name] for name in NAMES}
 
 
 def test_what_the_model_cannot_be_served_with_is_refused_by_name(tmp_path: Path) -> None:
@@ -208,3 +231,31 @@ def test_without_room_in_the_cache_the_copy_is_among_temporary_files(tmp_path: P
     with source.fetch(source.find("org/a", seconds=1)) as copy:
         assert tmp_path / "cache" not in copy.folder.parents
         assert json.loads(read(copy.folder)[NAMES[0]])["r"] == 8
+
+
+_CODE = """
+import json, os, sys
+from coldstream.node.adapter_source import AdapterSource
+from coldstream.settings import load_settings
+settings = load_settings()
+source = AdapterSource(settings, base="org/base", store=settings.store_uri())
+with source.fetch(source.find("org/a", seconds=1)) as copy:
+    print(json.dumps([os.listdir(copy.folder), "boto3" in sys.modules]))
+"""
+
+
+def test_a_start_with_adapters_does_not_wait_for_boto3(rclone: S3Server, tmp_path: Path) -> None:
+    environ = rclone.environ(fresh_bucket(rclone))
+    send(open_store(load_settings(environ, environ={})), tmp_path, adapter_files(), "org/a")
+    ended = subprocess.run(
+        [sys.executable, "-c", _CODE],
+        env={**os.environ, **environ, "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    names, with_boto3 = json.loads(ended.stdout)
+    assert {*NAMES} < {*names}
+    assert not with_boto3

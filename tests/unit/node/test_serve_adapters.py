@@ -141,13 +141,25 @@ def test_vllm_s_own_flags_may_name_adapters_of_the_bucket(bucket: Path, tmp_path
     local.mkdir()
     module = json.dumps({"name": "y", "path": "org/b", "base_model_name": BASE})
     flags = ("--lora-modules", f"x={folder_store(tmp_path).uri}/org/a", module, f"z={local}", "hub=org/on-the-hub")
-    start = Start(bucket, *flags)
+    start = Start(bucket, *flags, "--max-lora-rank", "32")
     assert start.serve() is not None
     assert start.modules() == {"x": "org/a", "y": "org/b", "z": str(local), "hub": "org/on-the-hub"}
-    assert start.flag("--max-lora-rank") == ["32"]
     assert json.loads(start.flag("--lora-modules")[1])["base_model_name"] == BASE
+    # Otherwise vLLM's defaults stay.
+    assert start.flag("--max-loras") == start.flag("--enable-lora") == []
+    with pytest.raises(UsageError, match="org/b has the rank 20, and the server accepts ranks up to 16"):
+        Start(bucket, "--lora-modules", "y=org/b").serve()
     with pytest.raises(NotFoundError):
         Start(bucket, "--lora-modules", f"x={folder_store(tmp_path).uri}/org/absent").serve()
+
+
+def test_a_local_adapter_beside_them_may_have_vllm_s_default_rank(bucket: Path, tmp_path: Path) -> None:
+    start = Start(bucket, "--lora-modules", f"z={tmp_path}")
+    start.serve("org/a")
+    assert start.flag("--max-lora-rank") == ["16"]
+    enabled = Start(bucket, "--enable-lora")
+    assert enabled.serve() is not None
+    assert enabled.flag("--max-lora-rank") == enabled.flag("--lora-modules") == []
 
 
 def test_a_folder_s_adapters_are_not_compared_with_its_name(bucket: Path) -> None:

@@ -30,12 +30,22 @@ def rank_max(flags: Flags, rank: int) -> int:
     return allowed[0]
 
 
-def with_adapters(flags: Flags, paths: Mapping[str, str], *, rank_max: int, on_demand: bool) -> Flags:
-    """The flags that serve the adapters `paths` (name to path), and others on demand."""
-    modules = _modules(flags)
-    count = max(len(paths), _BATCH_MAX if on_demand else 1)
+def with_adapters(flags: Flags, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> Flags:
+    """The flags that serve the adapters `paths` (name to path), and others on demand; see `InferenceEngine`."""
+    modules, arguments = _modules(flags), without(flags.arguments, "--lora-modules")
+    if rank_max is not None:
+        ours = _sizes(flags, len(paths), rank_max=rank_max, on_demand=on_demand)
+        arguments += [part for flag, values in ours.items() if flag not in flags for part in (flag, *values)]
+    if paths:
+        arguments += ["--lora-modules"]
+        arguments += [json.dumps({**modules.get(name, {"name": name}), "path": path}) for name, path in paths.items()]
+    return Flags(arguments)
+
+
+def _sizes(flags: Flags, paths: int, *, rank_max: int, on_demand: bool) -> dict[str, tuple[str, ...]]:
+    count = max(paths, _BATCH_MAX if on_demand else 1)
     batch = flags.number("--max-loras") if "--max-loras" in flags else min(count, _BATCH_MAX)
-    ours = {
+    ours: dict[str, tuple[str, ...]] = {
         "--enable-lora": (),
         "--max-lora-rank": (str(rank_max),),
         "--max-loras": (str(batch),),
@@ -44,11 +54,7 @@ def with_adapters(flags: Flags, paths: Mapping[str, str], *, rank_max: int, on_d
     if on_demand and "--data-parallel-size" in flags and "--headless" not in flags:
         # vLLM loads no adapters on demand in several API servers, of which it starts one for each replica.
         ours["--api-server-count"] = ("1",)
-    arguments = [part for flag, values in ours.items() if flag not in flags for part in (flag, *values)]
-    if paths:
-        arguments += ["--lora-modules"]
-        arguments += [json.dumps({**modules.get(name, {"name": name}), "path": path}) for name, path in paths.items()]
-    return Flags((*without(flags.arguments, "--lora-modules"), *arguments))
+    return ours
 
 
 def without(arguments: Sequence[str], name: str) -> list[str]:

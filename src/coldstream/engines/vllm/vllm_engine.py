@@ -98,7 +98,7 @@ class VllmEngine:
     def adapter_rank_max(self, rank: int) -> int:
         return lora_flags.rank_max(self._flags, rank)
 
-    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int, on_demand: bool) -> None:
+    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None:
         self._flags = lora_flags.with_adapters(self._flags, paths, rank_max=rank_max, on_demand=on_demand)
         if on_demand:
             self._environment[_RUNTIME_UPDATES] = "1"

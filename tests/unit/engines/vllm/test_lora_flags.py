@@ -54,6 +54,13 @@ def test_the_user_s_flags_win() -> None:
     assert flags.arguments == (*arguments, "--max-cpu-loras", "32")
 
 
+def test_without_a_rank_only_the_paths_change() -> None:
+    flags = with_adapters(
+        Flags(["--enable-lora", "--lora-modules", "a=x"]), {"a": "org/a"}, rank_max=None, on_demand=False
+    )
+    assert flags.arguments == ("--enable-lora", "--lora-modules", json.dumps({"name": "a", "path": "org/a"}))
+
+
 def test_modules_are_replaced_with_all_that_the_user_wrote() -> None:
     flags = Flags(["--lora-modules", "c=./c", JSON, "--port", "1"])
     paths = {"c": "./c", "b": "org/b", "org/a": "org/a"}
