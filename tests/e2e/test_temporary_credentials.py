@@ -169,7 +169,7 @@ def test_the_named_adapters_can_be_read_and_no_others(place: Place, moto: S3Serv
     for name in ("me/sql", "me/sql-2", "me/chat"):
         for path, content in adapter_files(NAME).items():
             parent.put(f"{name}/{path}", content)
-    keys = place.mint(how, adapters=("me/sql", "me/chat"))
+    keys = place.mint(how, beside=("me/sql", "me/chat"))
     assert keys.terms.prefixes == (f"{NAME}/", f".coldstream/bundles/{NAME}/", "me/sql/", "me/chat/")
     command = place.command(keys.environment)
     for name in ("me/sql", "me/chat"):

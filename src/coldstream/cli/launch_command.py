@@ -24,6 +24,7 @@ from coldstream.errors import CancelledError, ColdstreamError, UsageError
 from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
 from coldstream.fleet.deploy_options import read_options
+from coldstream.fleet.draft_choice import checked_draft
 from coldstream.fleet.launch_plan import TARGETS, LaunchPlan, make_plan
 from coldstream.fleet.launch_run import STEP_TEXTS, Launched, ProgressCallbacks, check_name_is_free, launch
 from coldstream.fleet.launch_run import renew as renewed
@@ -115,19 +116,21 @@ def up(
     options.check()
     shape = read_model(checked_name(model), settings)
     options = with_adapters(options, shape.name, settings, state.open_store(8), say=state.say)
-    adapters = options.adapter_names
-    shared = _has_segments(state, shape.name, *adapters)
+    draft = checked_draft(options.speculative_config, settings)
+    beside = (*options.adapter_names, *([draft] if draft else ()))
+    shared = _has_segments(state, shape.name, *beside)
     launches = launches_of(settings)
     sky = find_sky(settings, named=program)
     runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
     digest = runtime.manifest.digest if runtime.manifest else None
-    key_plan = plan_keys(settings, shape.name, seconds, how, adapters=adapters, in_segments=shared, runtime=digest)
+    key_plan = plan_keys(settings, shape.name, seconds, how, beside=beside, in_segments=shared, runtime=digest)
     # SkyPilot's dry run checks only that the secrets are set.
     dry_sky = sky.with_secrets(settings, dict.fromkeys((*_SECRETS, *_OPTIONAL_SECRETS), ""))
     with temporary_server(dry_sky) as keep_server:
         with live_lines(state, Activity("SkyPilot is looking for a machine").text):
+            terms = key_plan.terms()
             plan = make_plan(
-                shape, options, settings, dry_sky, name=name, keys=key_plan.terms(), runtime=runtime.manifest
+                shape, options, settings, dry_sky, name=name, keys=terms, draft=draft, runtime=runtime.manifest
             )
         for line in _plan_lines(plan):
             state.say(line)
@@ -267,14 +270,14 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
         raise UsageError(f"the API key of {name} is not known here", hint="set VLLM_API_KEY to it")
     seconds = parse_ttl(ttl) if ttl else min(TTL_SECONDS_MAX, record.ttl_seconds or TTL_SECONDS_MAX)
     how: How = "api" if record.keys == "issued" else "auto"
-    shared = _has_segments(state, record.model, *record.adapters)
+    shared = _has_segments(state, record.model, *record.beside)
     # Fails before the question if there can be no keys.
     key_plan = plan_keys(
         settings,
         record.model,
         seconds,
         how,
-        adapters=record.adapters,
+        beside=record.beside,
         in_segments=shared,
         runtime=record.runtime,
     )
@@ -352,13 +355,15 @@ def _plan_lines(plan: LaunchPlan) -> list[str]:
     stand_in = _price_text(plan.stand_in_dollars_per_hour, "on demand, while no spot machine is ready")
     origin = "temporary" if keys.how == "signed" else "temporary (issued by Cloudflare)"
     adapters = deployment.options.adapter_names
-    beside = f" and {plural(len(adapters), 'adapter')}" if adapters else ""
+    beside = f", {plan.draft}" if plan.draft else ""
+    beside += f" and {plural(len(adapters), 'adapter')}" if adapters else ""
     terms = f"{origin}, read-only for {deployment.model}{beside}, expire {_time_text(keys.expires_at)}"
     rows = {
         "machine" if deployment.options.replicas.most == 1 else "machines": _machine_text(plan.offer, price),
         "stand-in": _machine_text(plan.stand_in, stand_in) if plan.has_stand_ins else "",
         "weights": f"at least {format_seconds(prediction.seconds)}, {prediction.limited_by}",
         "adapters": ", ".join(adapters),
+        "draft": plan.draft or "",
         "software": deployment.software,
         "cdn": f"nodes read through {deployment.domain.url}" if deployment.domain else "",
         "policy": plan.policy,
@@ -450,6 +455,7 @@ def _plan_document(plan: LaunchPlan) -> dict[str, Any]:
         "limited_by": deployment.loader.prediction.limited_by,
         "cdn": deployment.domain.url if deployment.domain else None,
         "adapters": deployment.options.adapter_names,
+        "draft": plan.draft,
         "software": software_document(deployment),
         "keys": {**attributes(keys, "how", "prefixes"), "expires": keys.expires_at},
         "warnings": _warnings(plan),

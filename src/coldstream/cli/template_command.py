@@ -18,6 +18,7 @@ from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.deploy_options import read_options
 from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
 from coldstream.fleet.deployment import render as rendered
+from coldstream.fleet.draft_choice import checked_draft
 from coldstream.fleet.template_check import BYTES_MAX
 from coldstream.fleet.template_check import check as check_text
 from coldstream.machine.atomic_file import write_output
@@ -61,6 +62,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
     shape = read_model(checked_name(model), settings)
     options.check()
     options = with_adapters(options, shape.name, settings, state.open_store(8), say=state.say)
+    checked_draft(options.speculative_config, settings)
     deployment = deploy(shape, options, bucket, domain=domain, network=network_path(bucket, options.cloud))
     runtime = click.get_current_context().with_resource(chosen_runtime(state, options))
     deployment = replace(deployment, runtime=runtime.manifest)

@@ -175,12 +175,13 @@ def prefixes_of(
     model: str,
     store_prefix: str,
     *,
-    adapters: Sequence[str] = (),
+    beside: Sequence[str] = (),
     in_segments: bool = False,
     runtime: str | None = None,
 ) -> tuple[str, ...]:
-    """The prefixes of what a serving node reads: the model's files, its warm-start bundles, its adapters, its runtime.
+    """The prefixes of what a serving node reads: the model's files, its warm-start bundles, its runtime.
 
+    The models `beside` it are adapters and a draft model.
     Each ends in a slash, so that access to `org/model` does not include `org/model-2`. Models share segments, and the
     keys can read all of them: a token with the key of each segment would be too long.
     """
@@ -188,7 +189,7 @@ def prefixes_of(
     inside = f"{root}/" if root else ""
     shared = (f"{inside}{SEGMENTS}",) if in_segments else ()
     image = (f"{inside}{RUNTIMES}/{runtime}/",) if runtime else ()
-    own = (f"{inside}{checked_name(adapter)}/" for adapter in adapters)
+    own = (f"{inside}{checked_name(other)}/" for other in beside)
     return (f"{inside}{name}/", f"{inside}{BUNDLES}/{name}/", *own, *shared, *image)
 
 
@@ -198,7 +199,7 @@ def plan_keys(
     ttl_seconds: int,
     how: How = "auto",
     *,
-    adapters: Sequence[str] = (),
+    beside: Sequence[str] = (),
     in_segments: bool = False,
     runtime: str | None = None,
 ) -> KeyPlan:
@@ -212,7 +213,7 @@ def plan_keys(
         ConfigError: A bucket, keys or a token is not configured.
     """
     store, endpoint = urlsplit(bucket_of(settings).uri), settings.endpoint() or ""
-    prefixes = prefixes_of(model, store.path, adapters=adapters, in_segments=in_segments, runtime=runtime)
+    prefixes = prefixes_of(model, store.path, beside=beside, in_segments=in_segments, runtime=runtime)
     if how in {"sign", "api"} and not settings.is_r2:
         raise UsageError(
             f"{urlsplit(endpoint).hostname or 'AWS S3'} does not support temporary credentials; Cloudflare R2 does",
@@ -246,7 +247,7 @@ def plan_keys(
         )
     if sum(map(len, prefixes)) > _PREFIXES_CHARACTERS_MAX:
         raise UsageError(
-            f"{len(adapters)} adapters are too many for temporary keys, which name each of them",
+            f"{len(beside)} adapters are too many for temporary keys, which name each of them",
             hint="name fewer with --adapters, or use --credentials own",
         )
     # Checks that the host names its account.

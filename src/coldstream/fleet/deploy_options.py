@@ -125,6 +125,12 @@ class DeployOptions:
         pattern=r"[A-Za-z0-9._/-]+(,[A-Za-z0-9._/-]+)*",
         is_for_serve=True,
     )
+    speculative_config: str | None = _flag(
+        "--speculative-config",
+        'vLLM\'s flag for a draft model in the bucket: \'{"model": "org/draft", ...}\'.',
+        metavar="JSON",
+        pattern=r"[ -~]{2,2000}",
+    )
     runtime: str | None = _flag(
         "--runtime",
         "Runtime from which nodes start vLLM.  [default: the newest in the bucket that fits]",
@@ -194,6 +200,9 @@ class DeployOptions:
             "--image and --no-image": self.image and self.no_image,
             "--package and --runtime": self.package and self.runtime not in (None, "none"),
             f"--adapters and --loader {self.loader}": self.adapters and self.loader != "coldstream",
+            f"--speculative-config and --loader {self.loader}": (
+                self.speculative_config and self.loader != "coldstream"
+            ),
         }
         for flags, applies in contradictions.items():
             if applies:

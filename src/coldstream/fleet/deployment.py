@@ -159,7 +159,9 @@ class Deployment:
     def vllm_arguments(self) -> tuple[str, ...]:
         """For vLLM, after `--`. A job's command runs on the same machine; other targets are reached from outside."""
         host = "127.0.0.1" if self.options.target == "sky-job" else "0.0.0.0"  # noqa: S104  # behind its API key
-        return ("--host", host, "--port", str(self.options.port), *self.advice.fit.flags())
+        config = self.options.speculative_config
+        draft = ("--speculative-config", config) if config else ()
+        return ("--host", host, "--port", str(self.options.port), *self.advice.fit.flags(), *draft)
 
     @property
     def environment(self) -> Mapping[str, str]:

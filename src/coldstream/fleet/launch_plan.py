@@ -31,6 +31,7 @@ class LaunchPlan:
     Attributes:
         offer: The machine that SkyPilot would rent; None if its output was not understood.
         stand_in: The on-demand machine that replaces a service's missing spot machines; None if unknown or none does.
+        draft: The draft model that nodes read from the bucket.
         keys: The terms of the nodes' keys, which are made once the plan is confirmed.
     """
 
@@ -40,6 +41,7 @@ class LaunchPlan:
     offer: Offer | None
     stand_in: Offer | None
     keys: Terms
+    draft: str | None = None
 
     @property
     def has_stand_ins(self) -> bool:
@@ -100,6 +102,7 @@ def make_plan(
     *,
     name: str | None,
     keys: Terms,
+    draft: str | None = None,
     runtime: RuntimeManifest | None,
 ) -> LaunchPlan:
     """Plans a launch with a dry run of SkyPilot's, and a second one for on-demand machines that may fill in.
@@ -136,7 +139,9 @@ def make_plan(
         # The machine is known now: its network sets the number of connections and the load time.
         network = network_path(bucket, offer.cloud, offer.cores)
         deployment = replace(deployment, advice=advise(model, options.gpus, network, context=options.max_model_len))
-    return LaunchPlan(name=name, kind=kind, deployment=deployment, offer=offer, stand_in=stand_in, keys=keys)
+    return LaunchPlan(
+        name=name, kind=kind, deployment=deployment, offer=offer, stand_in=stand_in, keys=keys, draft=draft
+    )
 
 
 def _find_offer(sky: Sky, deployment: Deployment) -> Offer | None:

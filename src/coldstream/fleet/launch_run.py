@@ -178,6 +178,7 @@ def launch(
         expires=keys.expires_at,
         runtime=plan.deployment.runtime.digest if plan.deployment.runtime else None,
         adapters=plan.deployment.options.adapter_names,
+        draft=plan.draft,
     )
     path = launches.keep_file(plan.name, render(plan.deployment))
     launches.keep(record)

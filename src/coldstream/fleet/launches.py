@@ -55,7 +55,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A launch under SkyPilot's name for it, with times in Unix seconds.
 
     A job has no port; its number may be unknown. Keys are named as in `Terms.how`; those that do not expire have no
-    lifetime. `runtime` is the digest of the runtime that its nodes start from, `adapters` what they serve besides.
+    lifetime. `runtime` is the digest of the runtime that its nodes start from, `adapters` what they serve besides,
+    and `draft` their draft model in the bucket.
     """
 
     name: str
@@ -69,6 +70,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     job: int | None = None
     runtime: str | None = None
     adapters: tuple[str, ...] = ()
+    draft: str | None = None
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The models that its nodes read beside the one that they serve."""
+        return (*self.adapters, *([self.draft] if self.draft else ()))
 
 
 # Created once: msgspec 0.22 can crash when two threads create the first decoder of a type at the same time.

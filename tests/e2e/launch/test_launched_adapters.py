@@ -109,3 +109,57 @@ def test_a_model_without_adapters(command: Command) -> None:
     """coldstream template org/m … --adapters all"""
     _, err = command.run(*(word.replace("org/llama", "org/m") for word in TEMPLATE), "--adapters", "all", code=2)
     assert "there are no adapters of org/m to serve in s3://" in err
+
+
+DRAFT = ("--speculative-config", '{"model": "org/draft", "num_speculative_tokens": 3}')
+
+
+@pytest.fixture(scope="module")
+def draft(stocked: tuple[FakeR2, S3Server, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, moto, bucket = stocked
+    folder = tmp_path_factory.mktemp("drafts")
+    command = Command(moto, bucket, cwd=folder)
+    files = base_files() | {"config.json": json.dumps(CONFIG).encode()}
+    command.run("upload", str(write_model(folder / "draft", files)), "--as", "org/draft", "--quiet")
+    weights = {path: content for path, content in files.items() if path.endswith(".safetensors")}
+    command.run("upload", str(write_model(folder / "bare", weights)), "--as", "org/bare", "--quiet")
+
+
+@pytest.mark.usefixtures("draft")
+def test_the_keys_open_the_draft_model(command: Command, sky: FakeSky, launches: Launches) -> None:
+    """coldstream launch org/llama --gpus L4:1 --speculative-config '{"model": "org/draft"}'; launch renew llama"""
+    _, err = command.run(*LAUNCH, *DRAFT, "--adapters", "me/sql", "--dry-run")
+    assert "draft     org/draft\n" in err
+    assert "read-only for org/llama, org/draft and 1 adapter, expire" in err
+    document = command.json(*UP, *DRAFT, "--no-wait")
+    assert document["draft"] == "org/draft"
+    assert document["keys"]["prefixes"][:3] == [*PREFIXES[:2], "org/draft/"]
+    file = launches.file("llama").read_text()
+    assert f"--speculative-config '{DRAFT[1]}'" in file or DRAFT[1] in file
+    assert launches.find("llama").draft == "org/draft"
+    renewed = command.json("launch", "renew", "llama", "--yes")
+    assert renewed["launch"]["draft"] == "org/draft"
+    assert len(sky.calls("launch", "-y")) == 2
+
+
+@pytest.mark.usefixtures("draft")
+@pytest.mark.parametrize(
+    ("config", "code", "message"),
+    [
+        ('{"model": "org/absent"}', 10, "there is no model org/absent"),
+        ('{"model": "org/bare"}', 2, "the draft model org/bare has no config.json"),
+        ('{"model": "/here/draft"}', 2, "the draft model /here/draft is a folder of this machine"),
+        ("{model: org/draft}", 2, "vLLM's --speculative-config is not valid JSON"),
+    ],
+)
+def test_a_draft_model_that_cannot_be_read_is_refused(
+    command: Command, sky: FakeSky, config: str, code: int, message: str
+) -> None:
+    for arguments in (UP, TEMPLATE):
+        _, err = command.run(*arguments, "--speculative-config", config, code=code)
+        assert message in err
+    assert not sky.calls()
+    _, err = command.run(*TEMPLATE, *DRAFT, "--loader", "runai", code=2)
+    assert "--speculative-config and --loader runai contradict each other" in err
+    out, _ = command.run(*TEMPLATE, "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}')
+    assert "ngram" in out

@@ -47,7 +47,7 @@ def mint(*arguments: Any, now: float | None = None) -> Credentials:
 
 
 def mint_for(adapters: list[str]) -> Credentials:
-    return plan_keys(settings(), "org/model", 900, adapters=adapters).mint()
+    return plan_keys(settings(), "org/model", 900, beside=adapters).mint()
 
 
 def terms_of(*arguments: Any, now: float | None = None, **more: Any) -> Terms:
@@ -155,7 +155,7 @@ def test_what_is_no_duration(text: str) -> None:
 def test_prefixes_end_in_slashes() -> None:
     assert prefixes_of("org/model", "") == PREFIXES
     assert prefixes_of("org/model", "a", runtime="f" * 64)[-1] == f"a/.coldstream/runtimes/{'f' * 64}/"
-    adapters = prefixes_of("org/model", "a", adapters=("org/x", "me/y"))
+    adapters = prefixes_of("org/model", "a", beside=("org/x", "me/y"))
     assert adapters == ("a/org/model/", "a/.coldstream/bundles/org/model/", "a/org/x/", "a/me/y/")
     assert prefixes_of("org/model", "/a/b/") == ("a/b/org/model/", "a/b/.coldstream/bundles/org/model/")
     for name in ("", "../x", ".coldstream/bundles", "org//model", "/org/model", "org/model/"):
@@ -169,7 +169,7 @@ def test_more_adapters_than_a_token_can_name() -> None:
     assert len(str(mint_for(names[:200]).session_token)) < 8192 - 1024
     with pytest.raises(UsageError, match="300 adapters are too many for temporary keys"):
         mint_for(names)
-    assert plan_keys(settings(), "org/model", 900, "own", adapters=names).terms().how == "own"
+    assert plan_keys(settings(), "org/model", 900, "own", beside=names).terms().how == "own"
 
 
 def test_no_prefix_would_mean_the_whole_bucket() -> None:
