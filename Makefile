@@ -60,7 +60,7 @@ $(VENV)/dev.done: $(VENV)/demo.done
 .venv-vllm: $(VENV)/demo.done
 	$(BIN)/python tools/cpu_vllm.py $@ || test $$? -eq 2
 
-.venv-vllm/tests.done: $(VENV)/dev.done tools/cpu_vllm.txt
+.venv-vllm/tests.done: $(VENV)/dev.done tools/cpu_vllm.txt tests/vllm/environment.py
 	$(BIN)/python -m tests.vllm.environment .venv-vllm
 	mkdir -p $(@D)
 	touch $@

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from coldstream.loading.options import Options
     from coldstream.loading.sharing import Attached, Share, attach, share
+    from coldstream.loading.small_file import read_file
     from coldstream.loading.streaming import Load, LoadIntoReport, load, load_into, stream
     from coldstream.loading.tensors import TypedBuffer
     from coldstream.node.model_folder import prepare
@@ -84,6 +85,7 @@ __all__ = [
     "load",
     "load_into",
     "prepare",
+    "read_file",
     "share",
     "stream",
 ]
@@ -91,6 +93,7 @@ __all__ = [
 _MODULES = {
     "engine.load_statistics": ("LoadReport",),
     "loading.options": ("Options",),
+    "loading.small_file": ("read_file",),
     "loading.sharing": ("Attached", "Share", "attach", "share"),
     "loading.streaming": ("Load", "LoadIntoReport", "load", "load_into", "stream"),
     "loading.tensors": ("TypedBuffer",),

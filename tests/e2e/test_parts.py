@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import coldstream
-from coldstream.errors import NotFoundError, UsageError
+from coldstream.errors import IntegrityError, NotFoundError, UsageError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
+from coldstream.places.opening import open_store
 from coldstream.settings import load_settings
 from tests.checkpoints import KIB, MIB, checkpoint_bytes, expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket
@@ -143,7 +144,7 @@ def test_a_component_of_a_pipeline(rclone: S3Server, tmp_path: Path) -> None:
     files = {
         "model_index.json": b"{}",
         "unet/diffusion_pytorch_model.safetensors": unet,
-        "unet/config.json": b"{}",
+        "unet/config.json": b'{"sample_size": 8}',
         "vae/diffusion_pytorch_model.safetensors": vae,
     }
     command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
@@ -160,5 +161,13 @@ def test_a_component_of_a_pipeline(rclone: S3Server, tmp_path: Path) -> None:
     assert coldstream.load_into(module, "org/pipeline", subfolder="vae", settings=settings).report.verified
     with pytest.raises(NotFoundError):
         coldstream.load("org/pipeline", subfolder="text_encoder", settings=settings)
+    for uri, path in (("org/pipeline", "unet/config.json"), ("org/pipeline/unet", "config.json")):
+        assert coldstream.read_file(uri, path, settings=settings) == files["unet/config.json"]
+    with pytest.raises(NotFoundError, match=r"org/pipeline/vae/config\.json does not exist"):
+        coldstream.read_file("org/pipeline", "vae/config.json", settings=settings)
+    store = open_store(settings)
+    store.put("org/pipeline/unet/config.json", b'{"sample_size": 9}')
+    with pytest.raises(IntegrityError, match="is not what the manifest says"):
+        coldstream.read_file("org/pipeline", "unet/config.json", settings=settings)
     with pytest.raises(UsageError, match=r"subfolder is '\.\./other'"):
         coldstream.load("org/pipeline", subfolder="../other", settings=settings)

@@ -13,6 +13,8 @@ from coldstream.errors import UsageError
 
 # Run:ai's loader, for `serve --loader runai`; it brings boto3.
 EXTRA = ("runai-model-streamer[s3]==0.17.*",)
+# For the recipes. What it needs is there, in the versions that vLLM needs.
+ALONE = ("diffusers==0.42.1",)
 
 
 def main(folder: Path) -> None:
@@ -25,6 +27,7 @@ def main(folder: Path) -> None:
     uv = shutil.which("uv")
     pip = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
     subprocess.run([*pip, "--quiet", *EXTRA], check=True)
+    subprocess.run([*pip, "--quiet", "--no-deps", *ALONE], check=True)
 
 
 if __name__ == "__main__":
