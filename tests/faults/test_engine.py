@@ -230,15 +230,15 @@ def test_leaving_early_on_a_slow_server_ends_every_process(server: RangedServer)
     assert name
 
 
-def test_memory_is_given_back_before_the_load_ends(server: RangedServer, expected: dict[str, bytes]) -> None:
+def test_memory_and_workers_are_given_up_before_the_load_ends(server: RangedServer, expected: dict[str, bytes]) -> None:
     largest = max(map(len, expected.values()))
     loading = load(server)
     with loading:
         for number, _tensor in enumerate(loading, 1):
             if number == len(expected):
                 deadline = time.monotonic() + DEADLINE_SECONDS
-                while arena_bytes(loading) > largest + (1 << 20):
-                    assert time.monotonic() < deadline, f"{arena_bytes(loading)} bytes are still in memory"
+                while arena_bytes(loading) > largest + (1 << 20) or engine_processes(loading)[1:]:
+                    assert time.monotonic() < deadline, f"{arena_bytes(loading)} bytes, {engine_processes(loading)}"
                     time.sleep(0.01)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -88,7 +87,7 @@ class LiveLines:
     def _draw(self, text: str) -> None:
         if self._stream is None or self._closed.is_set() or not (text or self._drawn):
             return
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = terminal_size()
         # A character in the last column would move the cursor to the next line.
         lines = [printable(line)[: columns - 1] for line in text.splitlines()[1 - rows :]]
         self._stream.write(_ERASE + (_UP + _ERASE) * (self._drawn - 1) + "\n".join(lines))
@@ -153,6 +152,13 @@ class Activity:
         return f"…     {self._what}{self._detail}   {seconds:.0f} s" if is_shown else ""
 
 
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows."""
+    import shutil  # with what compresses, which most commands do not need
+
+    return shutil.get_terminal_size()
+
+
 def bar_text(share: float) -> str:
     """A bar, of which `share` is complete."""
     complete = round(_BAR_COLUMNS * min(max(share, 0.0), 1.0))
@@ -184,7 +190,7 @@ class TransferProgress(Progress):
     """A line for each finished file and, where they are `drawn`, a bar for each large file and for the total."""
 
     def __init__(self, total_bytes: int, verb: str, *, files: bool, drawn: bool) -> None:
-        columns = shutil.get_terminal_size().columns
+        columns, _ = terminal_size()
         # On a narrow terminal, names of files are more useful than bars. The other columns take 38 characters.
         self._bar = columns >= _WIDE_COLUMNS
         self._width = max(12, min(44, columns - 38 - (_BAR_COLUMNS if self._bar else 0)))

@@ -315,6 +315,7 @@ class _RunningLoad:
                 self.do(self.scheduler.store_dropped(now))
                 return
             self._copy_reported = True
+            self._workers.kill()  # nothing is left to fetch
             self._streamer.tell_owner(messages.STORED, json.dumps({"failed": self.tee.message}).encode())
             self._streamer.over |= self._streamer.detached
         if self._copy_reported and self.consumers.have_left:

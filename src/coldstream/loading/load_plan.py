@@ -7,10 +7,10 @@ from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from coldstream.cache.cache import Cache, LocalCopy, configured
 from coldstream.cache.copy_records import CachedFile
-from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, DiskError, UnavailableError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.connections import WORKERS_USUAL, connection_table
@@ -27,6 +27,9 @@ from coldstream.places.model_reader import ModelReader
 from coldstream.places.opening import open_model_reader, scheme_of
 from coldstream.settings import Settings
 from coldstream.units import GIB, MIB, format_bytes
+
+if TYPE_CHECKING:
+    from coldstream.engine.mapped_files import MappedFiles
 
 OFFLINE_SECONDS = 5.0  # how long to wait for a bucket that does not answer when the local copy is complete
 _SLACK_BYTES = 256 * MIB  # memory for chunks in flight when all tensors are kept
@@ -126,6 +129,8 @@ class PreparedLoad:
         limit, file_bytes = mapping_limit(), sum(shard.size for shard in self.checkpoint.shards)
         if any(job.whole_path is None for job in self.jobs) or (limit is not None and limit[0] < file_bytes):
             return None
+        from coldstream.engine.mapped_files import MappedFiles
+
         ahead_bytes = options.memory or (available_bytes() // 2 if options.device == "cpu" else _DEVICE_ARENA_BYTES)
         threads = options.workers or min(WORKERS_USUAL, cores())
         with suppress(OSError, RuntimeError):

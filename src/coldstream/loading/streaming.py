@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from coldstream.engine.attach import Consumer, Extent, Owner, StreamerGoneError, ready
 from coldstream.engine.load_statistics import LoadReport, LoadStatistics
-from coldstream.engine.mapped_files import MappedFiles
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.load_plan import PreparedLoad, prepare_load
 from coldstream.loading.load_report import make_report
@@ -32,6 +31,8 @@ from coldstream.settings import Settings, ambient_settings
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
+
+    from coldstream.engine.mapped_files import MappedFiles
 
 _POLL_SECONDS = 0.1
 
