@@ -66,7 +66,7 @@ $(VENV)/dev.done: $(VENV)/demo.done
 	touch $@
 
 # SGLang's loader, beside the torch of vLLM's environment. The tests skip it where it cannot be installed.
-.venv-sglang/tests.done: .venv-vllm/tests.done tests/sglang/environment.py
+.venv-sglang/tests.done: .venv-vllm/tests.done tests/sglang/environment.py tests/sglang/absent.py
 	$(BIN)/python -m tests.sglang.environment .venv-sglang .venv-vllm
 	mkdir -p $(@D)
 	touch $@

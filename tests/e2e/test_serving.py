@@ -404,7 +404,7 @@ def test_vllm_s_flags_in_the_wrong_place(flag: str, tmp_path: Path) -> None:
     """coldstream serve org/model --tensor-parallel-size 2"""
     command = Command(None, "", cwd=tmp_path)
     _, err = command.run("serve", "org/model", flag, "2", code=2)
-    assert "hint:  vLLM's flags follow `--`: coldstream serve MODEL -- --tensor-parallel-size" in err
+    assert "hint:  the engine's flags follow `--`: coldstream serve MODEL -- --tensor-parallel-size" in err
     _, err = command.run("list", flag, "2", code=2)
     assert "vLLM" not in err
 

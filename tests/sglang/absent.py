@@ -13,8 +13,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-ABSENT = ("torchvision", "triton")
-
 
 class Absent(ModuleType):
     """A module that has everything: classes by capital letters, and otherwise functions that decorate."""
@@ -43,10 +41,12 @@ def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class AbsentFinder(MetaPathFinder, Loader):
-    """Finds them."""
+    """Finds them; torchvision once Transformers, which would use it, has looked for it in vain."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in ABSENT else None
+        root = name.partition(".")[0]
+        is_absent = root == "triton" or (root == "torchvision" and "transformers.image_utils" in sys.modules)
+        return ModuleSpec(name, self, is_package=True) if is_absent else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return Absent(spec.name)
@@ -55,9 +55,4 @@ class AbsentFinder(MetaPathFinder, Loader):
         """Nothing to execute."""
 
 
-def install() -> None:
-    """After this, they can be imported."""
-    # It looks whether torchvision is there, and uses it then.
-    import transformers.image_utils  # noqa: F401
-
-    sys.meta_path.insert(0, AbsentFinder())
+sys.meta_path.insert(0, AbsentFinder())

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PINS = ("sglang==0.5.23", "orjson==3.13.0", "ipython==9.18.1", "traitlets==5.16.1", "gguf==0.19.0")
+PINS = ("sglang==0.5.23", "orjson==3.13.0", "ipython==9.18.1", "traitlets==5.16.1", "gguf==0.19.0", "soundfile==0.13.1")
 _SECONDS = 100
 
 
@@ -25,8 +25,12 @@ def main(folder: Path, vllm: Path) -> None:
     python = folder / "bin/python"
     subprocess.run([str(vllm / "bin/python"), "-m", "venv", "--without-pip", str(folder)], check=True)
     (own,) = folder.glob("lib/python3.*/site-packages")
-    # With the links and entry points of that environment, coldstream's among them.
-    (own / "vllm.pth").write_text(f"import site; site.addsitedir({str(theirs.resolve())!r})\n")
+    (own / "vllm.pth").write_text(f"{theirs.resolve()}\n")
+    # `coldstream serve` looks for itself among the packages of SGLang's own folder.
+    for path in theirs.glob("coldstream*"):
+        (own / path.name).symlink_to(path.resolve())
+    shutil.copyfile(Path(__file__).with_name("absent.py"), own / "absent_packages.py")
+    (own / "absent_packages.pth").write_text("import absent_packages\n")
     options = ["--quiet", "--no-deps", "--only-binary", ":all:"]
     if uv := shutil.which("uv"):
         pip = [uv, "pip", "install", "--python", str(python), *options]

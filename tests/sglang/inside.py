@@ -16,16 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.sglang import absent
+LOADER = "sglang.srt.model_loader.loader"
 
 
 def main(jobs: Path, results: Path, rank: int = 0, world: int = 1, port: int = 0) -> None:
     """Does all jobs."""
-    absent.install()
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"plugin": plugged()}
     for name, folder in json.loads(jobs.read_text()).items():
         if name.startswith("alone"):
             os.environ.pop("COLDSTREAM_SERVICE", None)
@@ -34,6 +30,30 @@ def main(jobs: Path, results: Path, rank: int = 0, world: int = 1, port: int = 0
         except Exception as exc:  # the test wants to see it
             found[name] = {"error": f"{type(exc).__name__}: {exc}"}
     results.write_text(json.dumps(found))
+
+
+def plugged() -> dict[str, Any]:
+    """What the plugin costs a process, and when it changes the loader."""
+    before = set(sys.modules)
+    import coldstream.engines.sglang
+
+    coldstream.engines.sglang.register()
+    coldstream.engines.sglang.register()
+    light = {name.partition(".")[0] for name in set(sys.modules) - before} & {"torch", "sglang", "numpy", "boto3"}
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    waits = LOADER not in sys.modules
+    from sglang.srt.model_loader.loader import DefaultModelLoader
+
+    streaming = DefaultModelLoader._get_weights_iterator
+    coldstream.engines.sglang.register()
+    return {
+        "light": sorted(light),
+        "waits": waits,
+        "streams": streaming.__wrapped__.__module__ == LOADER,
+        "once": DefaultModelLoader._get_weights_iterator is streaming,
+    }
 
 
 def loads(folder: str, rank: int, world: int, port: int) -> dict[str, dict[str, str]]:

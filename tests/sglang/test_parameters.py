@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import coldstream
 from coldstream.loading.options import Options
 from coldstream.node.load_service import VARIABLE, LoadService
@@ -76,28 +74,3 @@ def test_two_ranks_read_one_stream(model: Callable[[str], Path], tmp_path: Path)
     assert found[0]["own"]["first"] != found[1]["own"]["first"]
     # A start and a reload, with the service and without it, for both ranks.
     assert sum(request.sent for request in server.requests) < 4.4 * weights
-
-
-def test_the_plugin_waits_until_sglang_loads(tmp_path: Path) -> None:
-    process = begin_inside("tests.sglang.waiting", tmp_path / "out.json")
-    finish(process)
-    assert json.loads((tmp_path / "out.json").read_text()) == {
-        "light": [],
-        "waits": True,
-        "streams": True,
-        "once": True,
-    }
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a model of `tests.vllm.models`, made when it is first requested."""
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("models") / name
-            finish(begin_inside("tests.vllm.models", name, made[name]))
-        return made[name]
-
-    return make

@@ -33,7 +33,7 @@ SECTIONS = {
         "cache": "List and prune this machine's local copies of models.",
     },
     "Serve": {
-        "serve": "Serve a model with vLLM, streaming its weights while vLLM starts.",
+        "serve": "Serve a model with vLLM or SGLang, streaming its weights.",
         "load": "Stream a model into memory and report speed and bottleneck.",
         "tune": "Recommend settings for a model on a GPU; predict the load time.",
         "bundle": "List, publish and remove warm-start bundles (compile caches).",
@@ -169,11 +169,11 @@ def _usage_error(exc: click.ClickException) -> UsageError:
         message = f"{exc.option_name} is not an option: every user of this machine can read a command line"
         hint = f"set {variable} in the environment or in .env"
     elif isinstance(exc, click.NoSuchOption) and any(
-        param.name == "vllm_arguments" for param in (context.command.params if context else ())
+        param.name in {"vllm_arguments", "engine_arguments"} for param in (context.command.params if context else ())
     ):
         # Click reads -tp as -t.
         flag = exc.option_name if exc.option_name.startswith("--") else "--tensor-parallel-size 2"
-        hint = f"vLLM's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
+        hint = f"the engine's flags follow `--`: {command} MODEL -- {flag} …   (coldstream's own: {command} --help)"
     return UsageError(message, hint=hint)
 
 

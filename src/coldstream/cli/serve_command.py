@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,8 +20,8 @@ from coldstream.cli.verbs import (
     load_options,
     metrics_options,
     negative_flag,
-    vllm_option,
 )
+from coldstream.engines.sglang.sglang_engine import SglangEngine
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.loading.options import Options
 from coldstream.machine.hardware import process_began
@@ -40,14 +41,18 @@ _OF_TIMELINE = (
 )
 
 
-@click.command(cls=Verb, epilog=f"{EXIT_CODES} Once vLLM runs, its own exit code.")
+_ENGINES: Mapping[str, type[VllmEngine | SglangEngine]] = {"vllm": VllmEngine, "sglang": SglangEngine}
+
+
+@click.command(cls=Verb, epilog=f"{EXIT_CODES} Once the engine runs, its own exit code.")
 @click.argument("uri", metavar="MODEL")
-@click.argument("vllm_arguments", metavar="[-- VLLM FLAGS]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("engine_arguments", metavar="[-- ENGINE FLAGS]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--engine", type=click.Choice([*_ENGINES]), default="vllm", help="The engine that serves the model.")
 @click.option(
     "--loader",
     type=click.Choice(["coldstream", "runai", "runai-sharded", "default"]),
     default="coldstream",
-    help="How vLLM loads the weights; default downloads them first.",
+    help="How the engine loads the weights; default downloads them first. runai is for vLLM.",
 )
 @click.option("--fallback", type=click.Choice(["hf"]), help="Stream from the Hub if the bucket fails at the start.")
 @click.option(
@@ -70,16 +75,28 @@ _OF_TIMELINE = (
     "--pass-env",
     metavar="NAME",
     multiple=True,
-    help="Pass this credential to vLLM, such as HF_TOKEN for a gated draft model. Repeatable.",
+    help="Pass this credential to the engine, such as HF_TOKEN for a gated draft model. Repeatable.",
 )
 @metrics_options
-@vllm_option
-@click.option("--print-command", is_flag=True, help="Print the vLLM command and exit.")
-@click.option("--print-env", is_flag=True, help="Print the environment variables set for vLLM and exit.")
+@click.option(
+    "--vllm",
+    "--sglang",
+    "program",
+    metavar="PATH",
+    help="The engine's program.  [default: next to coldstream, else on the PATH]",
+)
+@click.option("--print-command", is_flag=True, help="Print the engine's command and exit.")
+@click.option("--print-env", is_flag=True, help="Print the environment variables set for the engine and exit.")
 def command(
-    state: State, uri: str, vllm_arguments: tuple[str, ...], print_command: bool, print_env: bool, **values: Any
+    state: State,
+    uri: str,
+    engine_arguments: tuple[str, ...],
+    engine: str,
+    print_command: bool,
+    print_env: bool,
+    **values: Any,
 ) -> None:
-    """Serve a model with vLLM, streaming its weights while vLLM starts.
+    """Serve a model with vLLM or SGLang, streaming its weights.
 
     \b
     coldstream serve Qwen/Qwen3-8B
@@ -87,17 +104,18 @@ def command(
     coldstream serve Qwen/Qwen3-8B --adapters org/adapter
     coldstream serve Qwen/Qwen3-8B --fallback hf
     coldstream serve Qwen/Qwen3-8B --loader runai --print-command
+    coldstream serve Qwen/Qwen3-8B --engine sglang -- --tp 2
 
-    Flags after `--` go to `vllm serve` unchanged. MODEL is org/model in the bucket, or any URI that `coldstream load`
-    takes. A second start on the same machine reads the local cache and does not need the bucket.
+    Flags after `--` go to `vllm serve` or `sglang serve` unchanged. MODEL is org/model in the bucket, or any URI that
+    `coldstream load` takes. A second start on the same machine reads the local cache and does not need the bucket.
     """
     settings = state.settings()
     status = StartStatus("download" if values["loader"] == "default" else "stream")
     load = {name: values.pop(name) for name in LOAD_OPTIONS}
     options = Options(metrics=False, settings=settings, on_progress=status.on_progress, **load)
-    request = ServeRequest(uri=Uri(uri), arguments=vllm_arguments, options=options, **values)
+    request = ServeRequest(uri=Uri(uri), arguments=engine_arguments, options=options, **values)
     if print_command or print_env:
-        with prepared_start(request, settings, VllmEngine(request), say=state.say, dry=True) as prepared:
+        with prepared_start(request, settings, _ENGINES[engine](request), say=state.say, dry=True) as prepared:
             lines = prepared.command.shown_environment() if print_env else []
             lines += [prepared.command.shown()] if print_command else []
         state.show({"arguments": prepared.command.arguments, "environment": lines}, "\n".join(lines))
@@ -126,7 +144,7 @@ def command(
         code = serve(
             request,
             settings,
-            VllmEngine(request),
+            _ENGINES[engine](request),
             say=state.say,
             on_started=on_started,
             stdout=sys.stderr.buffer if state.json else live.above(sys.stdout),

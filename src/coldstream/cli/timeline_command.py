@@ -89,7 +89,7 @@ def _text(timelines: Sequence[Timeline]) -> str:
     bars, columns = sys.stdout.isatty(), shutil.get_terminal_size().columns
     parts = []
     for timeline in timelines:
-        head = f"{timeline.run}   {timeline.model}   vLLM {timeline.vllm or '?'}   loader {timeline.loader}"
+        head = f"{timeline.run}   {timeline.model}   {timeline.software}   loader {timeline.loader}"
         rows = rows_text(timeline, bars=bars, columns=columns)
         parts.append("\n".join([head, *rows, *summary_text(timeline, columns=columns if bars else None)]))
     return "\n\n".join(parts)

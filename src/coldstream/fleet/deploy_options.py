@@ -23,6 +23,8 @@ _ONE_MACHINE = ("sky", "sky-job", "compose")
 _SCALING = ("sky-serve", "dstack")
 VLLM_VERSION = "0.32.0"
 IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
+SGLANG_VERSION = "0.5.23"
+SGLANG_IMAGE = f"lmsysorg/sglang:v{SGLANG_VERSION}"
 # For runtimes with vLLM, which need only Python's standard library and CA certificates.
 PYTHON_IMAGE = "docker.io/library/python:3.12-slim-bookworm"
 _KSERVE_PORT = 8000
@@ -115,6 +117,14 @@ class DeployOptions:
         metavar="N|N..M",
         parse=parse_replicas,
     )
+    engine: str = _flag(
+        "--engine",
+        "The engine that serves the model. SGLang comes from its image.",
+        "vllm",
+        choices=("vllm", "sglang"),
+        targets=tuple(target for target in TARGETS if target != "kserve"),
+        is_for_serve=True,
+    )
     loader: str = _flag(
         "--loader", "How vLLM reads the weights.", "coldstream", choices=("coldstream", "runai"), is_for_serve=True
     )
@@ -139,7 +149,7 @@ class DeployOptions:
     )
     image: str | None = _flag(
         "--image",
-        "Container image with vLLM, or for --runtime.  [default: vllm/vllm-openai, if there is no runtime]",
+        "Container image with the engine, or for --runtime.  [default: the engine's own, if there is no runtime]",
         pattern=r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}",
     )
     no_image: bool = _flag(
@@ -172,9 +182,9 @@ class DeployOptions:
     )
 
     @property
-    def has_own_vllm(self) -> bool:
-        """Whether vLLM comes from an image or an index, as the user chose, unless a runtime was chosen too."""
-        return self.runtime == "none" or bool(self.image or self.no_image or self.package)
+    def has_own_engine(self) -> bool:
+        """Whether the engine comes from an image or an index, as the user chose, unless a runtime was chosen too."""
+        return self.engine != "vllm" or self.runtime == "none" or bool(self.image or self.no_image or self.package)
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
@@ -203,10 +213,13 @@ class DeployOptions:
             f"--speculative-config and --loader {self.loader}": (
                 self.speculative_config and self.loader != "coldstream"
             ),
+            f"--adapters and --engine {self.engine}": self.adapters and self.engine != "vllm",
+            f"--speculative-config and --engine {self.engine}": self.speculative_config and self.engine != "vllm",
         }
         for flags, applies in contradictions.items():
             if applies:
                 raise UsageError(f"{flags} contradict each other", hint="keep one of them")
+        self._check_engine()
         for flag, value in self.changed():
             if target not in flag.targets:
                 raise UsageError(
@@ -230,6 +243,17 @@ class DeployOptions:
             raise UsageError("the command has characters that cannot be displayed", hint="put it into a script")
         if target == "kserve" and self.port != _KSERVE_PORT:
             raise UsageError(f"KServe requires port {_KSERVE_PORT}", hint="remove --port")
+
+    def _check_engine(self) -> None:
+        """Raises UsageError for what only vLLM has."""
+        if self.engine == "vllm":
+            return
+        if self.runtime not in (None, "none"):
+            raise UsageError("runtimes have vLLM, not SGLang", hint="remove --runtime: SGLang comes from its image")
+        if self.no_image:
+            raise UsageError("SGLang comes from an image", hint="remove --no-image, or name an image with --image")
+        if self.loader != "coldstream":
+            raise UsageError(f"--loader {self.loader} is for vLLM", hint="remove --loader")
 
 
 FLAGS: Mapping[str, Flag] = {item.name: item.metadata["flag"] for item in fields(DeployOptions)}

@@ -21,6 +21,7 @@ from coldstream.fleet.deploy_options import (
     IMAGE,
     PYTHON_IMAGE,
     RENTING,
+    SGLANG_IMAGE,
     VLLM_VERSION,
     DeployOptions,
 )
@@ -156,12 +157,18 @@ class Deployment:
         return tuple(words)
 
     @property
-    def vllm_arguments(self) -> tuple[str, ...]:
-        """For vLLM, after `--`. A job's command runs on the same machine; other targets are reached from outside."""
+    def engine_arguments(self) -> tuple[str, ...]:
+        """For the engine, after `--`. A job's command runs on the same machine; others are reached from outside."""
         host = "127.0.0.1" if self.options.target == "sky-job" else "0.0.0.0"  # noqa: S104  # behind its API key
-        config = self.options.speculative_config
+        config, fit = self.options.speculative_config, self.advice.fit
         draft = ("--speculative-config", config) if config else ()
-        return ("--host", host, "--port", str(self.options.port), *self.advice.fit.flags(), *draft)
+        flags = fit.flags() if self.options.engine == "vllm" else fit.sglang_flags()
+        return ("--host", host, "--port", str(self.options.port), *flags, *draft)
+
+    @property
+    def engine_name(self) -> str:
+        """For people."""
+        return {"vllm": "vLLM", "sglang": "SGLang"}[self.options.engine]
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -197,6 +204,8 @@ class Deployment:
             return self.options.image
         if self.has_vllm_in_runtime:
             return PYTHON_IMAGE if self.options.target in CONTAINERS else None
+        if self.options.engine == "sglang":
+            return SGLANG_IMAGE
         return None if self.options.no_image else IMAGE
 
     @property
@@ -211,14 +220,16 @@ class Deployment:
     @property
     def software(self) -> str:
         """What is installed on the node, and from where, in a line."""
-        vllm = f"vLLM {VLLM_VERSION} from the package index" if self.installs_vllm else f"vLLM from {self.image}"
+        engine = f"{self.engine_name} from {self.image}"
+        if self.installs_vllm:
+            engine = f"vLLM {VLLM_VERSION} from the package index"
         if self.runtime is None:
-            return f"{vllm}; pip installs {self.options.package}"
+            return f"{engine}; pip installs {self.options.package}"
         facts = self.runtime.platform
         origin = f"from the bucket (sha256:{self.runtime.digest[:12]}, {format_bytes(self.runtime.image.size)})"
         if self.has_vllm_in_runtime:
             return f"vLLM {facts.vllm} with coldstream {facts.coldstream} {origin}"
-        return f"{vllm}; coldstream {facts.coldstream} {origin}"
+        return f"{engine}; coldstream {facts.coldstream} {origin}"
 
 
 def bucket_of(settings: Settings) -> Bucket:

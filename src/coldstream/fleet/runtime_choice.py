@@ -31,7 +31,7 @@ def choose_runtime(options: DeployOptions, entries: list[Runtime]) -> RuntimeMan
         if entry.manifest is None or entry.state != "ready":
             raise IntegrityError(f"the runtime {entry.digest[:12]} is {entry.state}", hint="publish it again")
         return entry.manifest
-    if options.has_own_vllm:
+    if options.has_own_engine:
         return None
     ready = (entry.manifest for entry in entries if entry.manifest is not None and entry.state == "ready")
     return next((manifest for manifest in ready if fits(manifest.platform, options.gpus.gpu)), None)

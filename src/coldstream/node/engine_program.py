@@ -46,13 +46,18 @@ class EngineProgram:
     python: str = ""
     interpreter: str | None = None
 
+    @property
+    def has_coldstream(self) -> bool:
+        """Whether coldstream is installed beside it."""
+        return "coldstream" in self.packages
+
     def module_launcher(self, module: str) -> tuple[str, ...] | None:
         """The words that run a module of coldstream with the engine's Python; None if it is not installed there.
 
         Like the program itself, it runs without the working directory on the module path (`-P`, since Python 3.11).
         """
         minor = self.python.removeprefix("python3.")
-        if self.interpreter and "coldstream" in self.packages and minor.isdecimal() and int(minor) >= 11:
+        if self.interpreter and self.has_coldstream and minor.isdecimal() and int(minor) >= 11:
             return (self.interpreter, "-P", "-m", module)
         return None
 

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from coldstream.machine.hardware import is_loopback
 from coldstream.node.inference_engine import EngineEndpoint
@@ -29,7 +29,7 @@ class HttpEndpoint(EngineEndpoint):
     """The API of such an engine."""
 
     engine: ClassVar[str]
-    # The paths of which one answers with 200 when the engine is ready.
+    # Paths that answer with 200 when the engine is ready; the first that the engine has counts.
     health_paths: ClassVar[tuple[str, ...]] = ("/health",)
     # A line of `/metrics` with a number of requests that the engine is working on.
     requests_line: ClassVar[re.Pattern[str]]
@@ -45,8 +45,11 @@ class HttpEndpoint(EngineEndpoint):
         )
 
     def answers(self) -> bool:
-        checks = (self._fetch("GET", path, seconds=_HEALTH_SECONDS, bytes_max=1024) for path in self.health_paths)
-        return any(answer is not None for answer in checks)
+        for path in self.health_paths:
+            status, _ = self._request("GET", path, seconds=_HEALTH_SECONDS, bytes_max=1024)
+            if status != http.client.NOT_FOUND:
+                return status == http.client.OK
+        return False
 
     def first_token(self, name: str) -> float | None:
         body = json.dumps({"model": name, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}).encode()
@@ -69,10 +72,15 @@ class HttpEndpoint(EngineEndpoint):
         answer = self._fetch("GET", "/metrics", seconds=_HEALTH_SECONDS, bytes_max=_METRICS_BYTES_MAX)
         return (answer or b"").decode("utf-8", "replace")
 
-    def _fetch(
-        self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
-    ) -> bytes | None:
+    def _fetch(self, *request: Any, **limits: Any) -> bytes | None:
         """The body of a response with status 200; None for another status, or when it takes too long."""
+        status, content = self._request(*request, **limits)
+        return content if status == http.client.OK else None
+
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, *, seconds: float, bytes_max: int
+    ) -> tuple[int, bytes]:
+        """The status and the body of a response; status 0 when none came, or when it takes too long."""
         connection = self._connection(seconds)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         if self.key is not None and body is not None:
@@ -80,9 +88,9 @@ class HttpEndpoint(EngineEndpoint):
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            return answer.read(bytes_max) if answer.status == 200 else None
+            return answer.status, answer.read(bytes_max)
         except (OSError, ValueError, http.client.HTTPException):
-            return None  # ValueError: a key that a header cannot hold
+            return 0, b""  # ValueError: a key that a header cannot hold
         finally:
             connection.close()
 

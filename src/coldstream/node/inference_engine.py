@@ -1,6 +1,6 @@
 """The contract between this room and an inference engine: its command, log, API, caches and errors.
 
-`coldstream.engines.vllm` implements it; a second engine is a second package beside it.
+`coldstream.engines.vllm` and `coldstream.engines.sglang` implement it; another engine is another package beside them.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class InferenceEngine(Protocol):
     """An engine for one request.
 
     Attributes:
+        log_setting: What makes it log the phases of its start, for a hint.
         streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
         ranks: How many of its processes will read the weights on this node.
         draft: The draft model that its flags name, unless the engine reads it itself in any case.
@@ -156,6 +157,7 @@ class InferenceEngine(Protocol):
     """
 
     name: str
+    log_setting: str
     version: str | None
     uses_gpus: bool
     streams: bool

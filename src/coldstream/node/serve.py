@@ -105,7 +105,7 @@ def serve(
     began = now if began is None else began
     meter = meter or Meter()
     _check_endpoint(request, engine, meter, say)
-    recorder = Recorder(began, engine.read_line)
+    recorder = Recorder(began, engine.read_line, engine=engine.name, log_setting=engine.log_setting)
     recorder.mark("commanded", now)
     on_recorder(recorder)
     failure_log = engine.failure_log()
@@ -354,7 +354,7 @@ class _Start:
             model=self.request.served_name,
             began_at=datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.began),
             loader=self.request.loader,
-            vllm=self.engine.version,
+            version=self.engine.version,
             machine=Machine(device=device, cores=hardware.cores(), gpus=len(gpus)),
             report=next(iter(reports), None),
             bundle=asdict(warm.state) if warm is not None else None,

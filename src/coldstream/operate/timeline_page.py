@@ -59,6 +59,7 @@ def html(timelines: Sequence[Timeline]) -> str:
     """Renders the page of at least one start; UsageError if matplotlib is not installed."""
     bars, phases = svgs(panels(timelines))
     labels = labels_of(timelines)
+    engines = dict.fromkeys(timeline.software.partition(" ")[0] for timeline in timelines)
     heading = ("Phase", *(f"{label} seconds" for label in labels), "What happened")
     sections = [
         PageSection(chart=bars),
@@ -69,10 +70,10 @@ def html(timelines: Sequence[Timeline]) -> str:
     ]
     return render_page(
         f"How {', '.join(dict.fromkeys(timeline.model for timeline in timelines))} started",
-        f"{plural(len(timelines), 'start')} of vLLM, from the command to the first token",
+        f"{plural(len(timelines), 'start')} of {' and '.join(engines)}, from the command to the first token",
         sections,
         footer=f"coldstream {timelines[0].coldstream}. Phases follow each other without a gap; what is listed under "
-        "“In parallel” runs at the same time. Times are when coldstream read the lines of vLLM's log.",
+        "“In parallel” runs at the same time. Times are when coldstream read the lines of the engine's log.",
     )
 
 
@@ -80,7 +81,7 @@ def _run(timeline: Timeline, label: str) -> PageSection:
     machine = timeline.machine
     facts = [
         timeline.run,
-        f"vLLM {timeline.vllm}" if timeline.vllm else "vLLM",
+        timeline.software,
         f"loader {timeline.loader}",
         f"{machine.gpus} x {machine.device}" if machine.gpus else f"{machine.device}, {plural(machine.cores, 'core')}",
         f"compile caches: {timeline.compile_caches}",
@@ -113,7 +114,7 @@ def _rows(timelines: Sequence[Timeline]) -> Iterator[TableRow]:
         yield _row(name, timelines, [timeline.spans for timeline in timelines])
     figures = dict.fromkeys(name for timeline in timelines for name in timeline.figures)
     if figures:
-        yield TableRow("Reported by vLLM", kind="group")
+        yield TableRow("Reported by the engine", kind="group")
     for name in figures:
         values = [timeline.figures.get(name) for timeline in timelines]
         cells = ["-" if v is None else f"{v:,.0f}" if v >= 1000 and v == int(v) else f"{v:.2f}" for v in values]

@@ -1,8 +1,8 @@
-"""`bin/coldstream` of a runtime without vLLM: runs coldstream with the Python of the vLLM that is on the PATH.
+"""`bin/coldstream` of a runtime without vLLM: runs coldstream with the Python of the engine that is on the PATH.
 
 Each package has a folder beside it. Those that this Python lacks come onto its path; of the others it has the versions
-that its vLLM works with. vLLM's processes inherit the path, and so find coldstream's plugin. This program is not
-imported; it needs Python 3.8 and the standard library.
+that its engine works with. The engine's processes inherit the path, and so find coldstream's plugin. This program is
+not imported; it needs Python 3.8 and the standard library.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import shutil
 import sys
 
 
-def interpreter_of_vllm() -> str:
-    program = shutil.which("vllm")
+def interpreter_of_engine() -> str:
+    program = shutil.which("vllm") or shutil.which("sglang")
     with open(program or os.devnull, "rb") as file:
         start = os.fsdecode(file.read(1024))
     # pip begins the scripts of environments with long paths like a shell's: '''exec' "/long/python" "$0" "$@"
@@ -43,7 +43,7 @@ def check_compiled(folders: list[str]) -> None:
                 if built != own:
                     what = f"{os.path.basename(folder)} in the runtime is for Python {built[0]}.{built[1]}"
                     advice = f"publish the runtime with Python {own[0]}.{own[1]}, or deploy with --package"
-                    print(f"error: {what}, and vLLM has {own[0]}.{own[1]}: {advice}", file=sys.stderr)
+                    print(f"error: {what}, and the engine has {own[0]}.{own[1]}: {advice}", file=sys.stderr)
                     sys.exit(2)
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     if os.environ.get("PYTHONPATH", "").startswith(root):
         runpy.run_module("coldstream", run_name="__main__", alter_sys=True)
         return
-    python = interpreter_of_vllm()
+    python = interpreter_of_engine()
     if python == os.path.abspath(sys.executable):
         folders = lacking_packages(root)
         check_compiled(folders)

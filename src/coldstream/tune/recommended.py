@@ -69,6 +69,11 @@ class Fit:
         context = ["--max-model-len", str(self.context)] if self.context is not None else []
         return (*parallel, "--gpu-memory-utilization", f"{self.utilization:.2f}", *context)
 
+    def sglang_flags(self) -> tuple[str, ...]:
+        """The flags for `sglang serve`, which chooses its share of the memory itself."""
+        parallel = ["--tp-size", str(self.tensor_parallel)] if self.tensor_parallel > 1 else []
+        return (*parallel, *(["--context-length", str(self.context)] if self.context is not None else []))
+
 
 def fit(model: Model, gpus: Gpus, *, utilization: float, context: int | None = None) -> Fit:
     """Splits a model over these GPUs, or over as many of them as divide its number of attention heads.

@@ -60,7 +60,7 @@ def deployment(
     options = DeployOptions(target=target, gpus=parse_gpus(gpus), replicas=parse_replicas(replicas), **more)
     network = NetworkPath(cloud=options.cloud)
     made = deploy(replace(model, name=name), options, bucket, domain=domain, network=network)
-    runtime = None if options.package else PACKAGES if options.has_own_vllm and not options.runtime else WITH_VLLM
+    runtime = None if options.package else PACKAGES if options.has_own_engine and not options.runtime else WITH_VLLM
     return replace(made, runtime=PACKAGES if options.runtime == "none" else runtime)
 
 
@@ -85,6 +85,11 @@ GOLDEN: dict[str, Deployment] = {
     "k8s-package": deployment("k8s", package="git+https://example.com/it's.git@v0.1.0"),
     "k8s-host-path": deployment("k8s", gpus="H200:2", model=SEVENTY, cache_path="/var/lib/models", fallback="hf",
                                 name="org/Llama-3.1-70B", port=9000),
+    "sky-sglang": deployment("sky", gpus="H100:2", model=SEVENTY, engine="sglang", max_model_len=8192,
+                             name="org/Llama-3.1-70B"),
+    "dstack-sglang": deployment("dstack", engine="sglang", package="coldstream==0.1.0"),
+    "k8s-sglang": deployment("k8s", engine="sglang"),
+    "compose-sglang": deployment("compose", engine="sglang", package="coldstream==0.1.0"),
     "kserve": deployment("kserve", replicas="2"),
     "compose": deployment("compose"),
     "compose-package": deployment("compose", package="coldstream$x", image="registry.example.com/v:1"),

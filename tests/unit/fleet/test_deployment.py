@@ -6,9 +6,19 @@ from typing import Any
 import click
 import pytest
 
+from coldstream.engines.sglang.sglang_program import SglangProgram
 from coldstream.engines.vllm.program import Program
 from coldstream.errors import ConfigError, UsageError
-from coldstream.fleet.deploy_options import IMAGE, PYTHON_IMAGE, TARGETS, VLLM_VERSION, Replicas, parse_replicas
+from coldstream.fleet.deploy_options import (
+    IMAGE,
+    PYTHON_IMAGE,
+    SGLANG_IMAGE,
+    SGLANG_VERSION,
+    TARGETS,
+    VLLM_VERSION,
+    Replicas,
+    parse_replicas,
+)
 from coldstream.fleet.deployment import Bucket, Domain, bucket_of, domain_of
 from coldstream.settings import load_settings
 from tests.unit.fleet.deployments import AWS, DIGEST, R2, SEVENTY, deployment
@@ -99,7 +109,7 @@ def test_resources_of_two_models_have_two_names() -> None:
 
 def test_what_follows_from_the_target() -> None:
     assert {target for target in TARGETS if deployment(target).spot} == {"sky", "sky-serve", "sky-job", "dstack"}
-    assert {target for target in TARGETS if "127.0.0.1" in deployment(target).vllm_arguments} == {"sky-job"}
+    assert {target for target in TARGETS if "127.0.0.1" in deployment(target).engine_arguments} == {"sky-job"}
     # vLLM in the image needs no time, in a runtime or from an index it does; and so do larger models.
     with_image, without = deployment("sky", runtime="none"), deployment("sky", no_image=True)
     assert without.start_seconds - with_image.start_seconds == 180
@@ -201,3 +211,29 @@ def test_no_cdn() -> None:
     assert domain_of(load_settings(environ=half), "runai") is None
     assert Domain(url="http://127.0.0.1:9000").is_local
     assert not Domain(url="https://models.example.com").is_local
+
+
+def test_sglang_comes_from_its_image() -> None:
+    made = deployment("sky", engine="sglang", gpus="H100:2", model=SEVENTY, max_model_len=8192)
+    assert made.image == SGLANG_IMAGE
+    assert SGLANG_IMAGE.endswith(f":v{SGLANG_VERSION}")
+    assert SglangProgram(path="", version=SGLANG_VERSION, compiled=True).version_warning() is None
+    assert made.own_arguments[-2:] == ("--engine", "sglang")
+    assert made.engine_arguments[-4:] == ("--tp-size", "2", "--context-length", "8192")
+    assert not made.installs_vllm
+    assert deployment("k8s", engine="sglang", image="registry.example.com/s:1").image == "registry.example.com/s:1"
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"runtime": "0123456789ab"}, "runtimes have vLLM"),
+        ({"no_image": True}, "SGLang comes from an image"),
+        ({"loader": "runai"}, "--loader runai is for vLLM"),
+        ({"target": "kserve"}, "--engine does not apply to kserve"),
+    ],
+)
+def test_what_only_vllm_has(more: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why) as refused:
+        deployment(more.pop("target", "sky"), engine="sglang", **more)
+    assert refused.value.hint

@@ -119,7 +119,7 @@ def given(made: Deployment) -> dict[str, Any]:
     if made.options.target == "dstack":
         return dict(entry.split("=", 1) if "=" in entry else (entry, None) for entry in read["env"])
     if made.options.target == "compose":
-        return dict(read["services"]["vllm"]["environment"])
+        return dict(read["services"][made.options.engine]["environment"])
     pod = read["spec"]["template"]
     variables = pod.get("spec", pod)["containers"][0]["env"]
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in variables}
@@ -237,7 +237,7 @@ def test_kserve_takes_it(name: str) -> None:
 def test_compose_takes_it(name: str) -> None:
     compose = pytest.importorskip("compose_spec").PyCompose
     read = compose.from_yaml(render(EVERY[name]))
-    assert read.service_names() == ["vllm"]
+    assert read.service_names() == [EVERY[name].options.engine]
 
 
 BROKEN = {
@@ -313,11 +313,15 @@ def run(script: str, folder: Path, *arguments: str, **more: str) -> list[str]:
 
 def expected(made: Deployment) -> list[str]:
     start = [f"sha256:{made.runtime.digest}"] if made.runtime else []
-    return [*start, "serve", *made.own_arguments, "--", *made.vllm_arguments]
+    return [*start, "serve", *made.own_arguments, "--", *made.engine_arguments]
 
 
 @pytest.mark.parametrize(
-    "name", ["sky", "sky-bare", "sky-package", "sky-bare-pip", "sky-serve-fixed", "dstack", "dstack-bare", "dstack-pip"]
+    "name",
+    [
+        *("sky", "sky-bare", "sky-package", "sky-bare-pip", "sky-serve-fixed", "sky-sglang"),
+        *("dstack", "dstack-bare", "dstack-pip", "dstack-sglang"),
+    ],
 )
 def test_what_it_runs(name: str, tmp_path: Path) -> None:
     assert run(shell_of(name), tmp_path, HOME=str(tmp_path)) == expected(EVERY[name])
@@ -326,12 +330,16 @@ def test_what_it_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["k8s-host-path", "k8s-package", "kserve", "kserve-both", "compose-runai", "compose-package"]
+    "name",
+    [
+        *("k8s-host-path", "k8s-package", "k8s-sglang", "kserve", "kserve-both"),
+        *("compose-runai", "compose-package", "compose-sglang"),
+    ],
 )
 def test_what_a_container_runs(name: str, tmp_path: Path) -> None:
     read: dict[str, Any] = next(yaml.safe_load_all(render(EVERY[name])))
     if "services" in read:
-        service = read["services"]["vllm"]
+        service = read["services"][EVERY[name].options.engine]
         words = [word.replace("$$", "$") for word in service["entrypoint"] + service["command"]]
     else:
         template = read["spec"]["template"]

@@ -99,7 +99,7 @@ def test_another_python_is_one_line(gathered: tuple[Path, Platform], site: Path,
     done = start(root, tmp_path, "--version")
     assert (done.returncode, done.stdout) == (2, "")
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    assert f"error: xxhash in the runtime is for Python 3.9, and vLLM has {own}: publish" in done.stderr
+    assert f"error: xxhash in the runtime is for Python 3.9, and the engine has {own}: publish" in done.stderr
 
 
 def test_a_package_for_the_version_of_the_image_is_used(

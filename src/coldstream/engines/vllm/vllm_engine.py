@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm import lora_flags, vllm_caches, vllm_log
 from coldstream.engines.vllm.draft_flag import draft_flag
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
@@ -22,18 +20,16 @@ from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_opt
 from coldstream.engines.vllm.program import find_program, memory_shortage
 from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ConfigError, UsageError
-from coldstream.loading.options import OnProgress, Options
+from coldstream.loading.options import Options
 from coldstream.machine import hardware
-from coldstream.machine.disk import checked_root
 from coldstream.model.names import Uri, checked_name, split_revision
 from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
+from coldstream.node.model_download import downloaded_folder
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
-from coldstream.places.tree import snapshot_of
-from coldstream.progress import Progress
 from coldstream.settings import Settings
 from coldstream.tune.connection_curve import saved_curve
 
@@ -57,6 +53,7 @@ class VllmEngine:
     """The vLLM that runs one request."""
 
     name = "vLLM"
+    log_setting = "VLLM_LOGGING_LEVEL=INFO"
     read_line = staticmethod(vllm_log.read_line)
     failure_log = FailureReason
     caches_base = staticmethod(vllm_caches.caches_base)
@@ -153,7 +150,7 @@ class VllmEngine:
     def own_command(self, settings: Settings, say: Say) -> Command:
         request = self._request
         if request.loader == "default":
-            folder = self._downloaded(settings, say)
+            folder = downloaded_folder(request, settings, say)
             self._check_servable(Path(folder))
             return self._command(folder, {})
         # Run:ai's streamer on the same bucket.
@@ -242,43 +239,6 @@ class VllmEngine:
         if "://" in uri and not uri.startswith("file://"):
             raise UsageError(f"Run:ai's streamer cannot read {uri.partition(':')[0]} URIs", hint="leave --loader out")
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
-
-    def _downloaded(self, settings: Settings, say: Say) -> str:
-        from coldstream.mirror.download import download
-        from coldstream.mirror.stored_files import stored_bytes
-        from coldstream.places.opening import open_store
-
-        request, name = self._request, self._request.uri.full
-        if not request.is_name:
-            if "://" in name:
-                raise UsageError("--loader default needs a model in the configured bucket, or a folder")
-            return str(snapshot_of(Path(os.path.abspath(os.path.expanduser(name)))))
-        root = cache_of(settings).root
-        checked_root(root, create=True)
-        folder = root / "downloads" / checked_name(split_revision(name)[0])
-        say(f"downloading {name} to {folder}")
-        store, on_progress = open_store(settings), request.options.on_progress
-        total = stored_bytes(store, name) if on_progress else 0
-        download(store, name, folder, progress=_DownloadProgress(say, total, on_progress))
-        return str(folder)
-
-
-class _DownloadProgress(Progress):
-    """Passes on a download's messages, and how far it is."""
-
-    def __init__(self, write: Say, total: int, on_progress: OnProgress | None) -> None:
-        self._write, self._total, self._on_progress = write, total, on_progress
-        self._stored = 0
-        self._lock = threading.Lock()
-
-    def stored(self, path: str, count: int) -> None:
-        with self._lock:
-            self._stored += count
-            if self._on_progress is not None:
-                self._on_progress(self._stored, self._total)
-
-    def say(self, text: str) -> None:
-        self._write(text)
 
 
 def _bucket_environment(settings: Settings) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from coldstream.package import __version__
 from coldstream.telemetry.timeline.phases import (
     UNNAMED,
@@ -55,8 +57,16 @@ class Exit:
 class Recorder:
     """Collects the marks, log lines and spans of a start, at times by `time.monotonic`. Thread-safe."""
 
-    def __init__(self, began: float, read_line: Callable[[str], LogFacts]) -> None:
-        self._began, self._read_line = began, read_line
+    def __init__(
+        self,
+        began: float,
+        read_line: Callable[[str], LogFacts],
+        *,
+        engine: str = "vLLM",
+        log_setting: str = "VLLM_LOGGING_LEVEL=INFO",
+    ) -> None:
+        """`engine` is its name, and `log_setting` what makes it report its phases."""
+        self._began, self._read_line, self._engine, self._log_setting = began, read_line, engine, log_setting
         self._lock = threading.Lock()
         self._marks: dict[str, float] = {}
         self._spans: list[Span] = []
@@ -71,7 +81,11 @@ class Recorder:
 
     def phase(self, now: float) -> Phase:
         """The phase that the start is in."""
-        return under_way(self.marks, self._since(now))
+        return self._of_engine(under_way(self.marks, self._since(now)))
+
+    def _of_engine(self, phase: Phase) -> Phase:
+        # The notes of `PHASE_KINDS` are about vLLM.
+        return msgspec.structs.replace(phase, note=phase.note.replace("vLLM", self._engine))
 
     def _since(self, now: float) -> float:
         return max(0.0, now - self._began)
@@ -115,7 +129,7 @@ class Recorder:
         model: str,
         began_at: datetime,
         loader: str,
-        vllm: str | None,
+        version: str | None,
         machine: Machine,
         report: LoadReport | None = None,
         bundle: Mapping[str, Any] | None = None,
@@ -129,7 +143,7 @@ class Recorder:
         stopped = None if exited is None else self._since(exited.at)
         end = marks["ready"] if stopped is None else marks.get("ready", stopped)
         marks = {name: at if name == "first token" else min(at, end) for name, at in marks.items()}
-        phases = tuple(phases_of(marks, compiled=compiled, ended=stopped))
+        phases = tuple(map(self._of_engine, phases_of(marks, compiled=compiled, ended=stopped)))
         ended = None
         if exited is not None and stopped is not None:
             ended = Ended(
@@ -142,17 +156,18 @@ class Recorder:
             )
         stream = None if report is None else _stream(report, spans, marks)
         loader = clean(loader)
-        weights = f"weights: {_weights(phases, spans, stream, loader)}"
+        weights = f"weights: {_weights(phases, spans, stream, loader, self._engine)}"
         if ended is None:
-            verdict = [weights, f"bottleneck: {_bottleneck(phases)}"]
+            verdict = [weights, f"bottleneck: {_bottleneck(phases, self._engine, self._log_setting)}"]
         else:
-            verdict = [_where_to_look(ended)] + ([weights] if stream is not None else [])
+            verdict = [_where_to_look(ended, self._engine)] + ([weights] if stream is not None else [])
         return Timeline(
             run=run_name(began_at, model),
             model=clean(model),
             began=began_at,
             coldstream=__version__,
-            vllm=None if vllm is None else clean(vllm),
+            vllm=None if version is None or self._engine != "vLLM" else clean(version),
+            engine=clean(" ".join(filter(None, (self._engine, version)))),
             loader=loader,
             machine=machine,
             ready_seconds=marks.get("ready"),
@@ -187,35 +202,35 @@ def _compile_caches(events: set[str], marks: Mapping[str, float]) -> str:
     return "none"
 
 
-def _where_to_look(ended: Ended) -> str:
+def _where_to_look(ended: Ended, engine: str) -> str:
     if ended.outcome == "cancelled":
         return "cancelled through coldstream: Ctrl-C, a signal or a spot interruption"
     if ended.reason is not None:
         return f"reason: {ended.reason}"
     if ended.signal == "SIGKILL":
         return "possibly killed by the out-of-memory killer; see the kernel's log"
-    return "see vLLM's own messages for the reason"
+    return f"see {engine}'s own messages for the reason"
 
 
-def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, loader: str) -> str:
+def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, loader: str, engine: str) -> str:
     """What limited the weights; `stream` is None with another loader, or when its report is missing."""
     reading = next((phase for phase in phases if phase.name.partition(" + ")[0] == "weights"), None)
     if stream is None:
         if loader == "coldstream":
             return "no report"
-        return f"read by vLLM itself ({loader})" + (f" in {format_seconds(reading.seconds)}" if reading else "")
+        return f"read by {engine} itself ({loader})" + (f" in {format_seconds(reading.seconds)}" if reading else "")
     span = next((span for span in spans if span.name == "stream"), None)
     if stream.waited_seconds is None or reading is None or span is None:
         return stream.limited_by
     if stream.waited_seconds > _NOISE_SECONDS:
-        return f"vLLM waited {format_seconds(stream.waited_seconds)} for them; {stream.limited_by}"
+        return f"{engine} waited {format_seconds(stream.waited_seconds)} for them; {stream.limited_by}"
     early = max(0.0, reading.start - span.stop)
     # A stream that is complete before its first reader comes is not limited by the reader.
     why = "" if stream.limit == "consumer" else f"; {stream.limited_by}"
-    return f"ready {format_seconds(early)} before vLLM needed them{why}"
+    return f"ready {format_seconds(early)} before {engine} needed them{why}"
 
 
-def _bottleneck(phases: Sequence[Phase]) -> str:
+def _bottleneck(phases: Sequence[Phase], engine: str, log_setting: str) -> str:
     total = sum(phase.seconds for phase in phases)
     if not total:
         return "none"
@@ -225,6 +240,6 @@ def _bottleneck(phases: Sequence[Phase]) -> str:
     longest, parts = max(groups.items(), key=lambda group: sum(phase.seconds for phase in group[1]))
     share = f"{100 * sum(phase.seconds for phase in parts) / total:.0f} % of start-up"
     if longest == UNNAMED:
-        return f"unknown ({share}); VLLM_LOGGING_LEVEL=INFO makes vLLM report its phases"
+        return f"unknown ({share}); {log_setting} makes {engine} report its phases"
     detail = ": " + ", ".join(f"{phase.name} {format_seconds(phase.seconds)}" for phase in parts)
     return f"{longest} ({share}{detail if len(parts) > 1 else ''})"

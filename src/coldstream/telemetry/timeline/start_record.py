@@ -72,8 +72,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     model: Text  # its name in the API
     began: datetime  # when the command began, UTC
     coldstream: Text
-    vllm: Text | None  # its version; None when unknown
-    loader: Text  # how vLLM got the weights
+    vllm: Text | None  # the version of vLLM; None when unknown, and for another engine
+    loader: Text  # how the engine got the weights
     machine: Machine
     ready_seconds: Seconds | None  # from the command to the first answer of `/health`; None when none came
     first_token_seconds: Seconds | None  # from the command; None when no token was requested, or none came
@@ -87,6 +87,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     compile_caches: Text = "unknown"
     figures: Annotated[dict[Text, Figure], Meta(max_length=100)] = {}  # numbers from vLLM's log and metrics, by name
     ended: Ended | None = None  # how it failed or was cancelled; None when it answered
+    engine: Text = ""  # its name and version, as in "SGLang 0.5.23"; empty in older records, which are of vLLM
     format: int = 1  # 2 when it did not answer, so that readers that know only 1 reject it
 
     def __post_init__(self) -> None:
@@ -99,6 +100,11 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("the time it began has no zone")
         if self.ended is None and self.ready_seconds is None:
             raise ValueError("it neither answered nor ended")
+
+    @property
+    def software(self) -> str:
+        """The engine's name, and its version if that is known."""
+        return self.engine or f"vLLM {self.vllm or ''}".strip()
 
     @property
     def outcome(self) -> str:

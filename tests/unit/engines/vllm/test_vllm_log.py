@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.engines.vllm.vllm_log import FailureReason, metrics, raised, read_line
+from coldstream.engines.vllm.vllm_log import FailureReason, metrics, read_line
 from coldstream.telemetry.timeline.recorder import LogFacts
 from tests.unit.telemetry.timeline import logs
 
@@ -87,7 +87,7 @@ LOGGED = "(Worker_TP1 pid=24049) ERROR 11-28 18:44:11 [multiproc_executor.py:953
     ],
 )
 def test_the_reason_is_the_last_line_of_a_traceback(line: str, expected: str | None) -> None:
-    assert raised(line) == expected
+    assert FailureReason.raised(line) == expected
 
 
 def reason_of(*lines: str) -> str | None:

@@ -41,7 +41,7 @@ def recorded(lines: Iterable[tuple[float, str]], *, ready: float, token: float |
 
 
 def finished(recorder: Recorder, **more: Any) -> Timeline:
-    given = {"model": "Qwen/Qwen3-8B", "began_at": BEGAN, "loader": "coldstream", "vllm": "0.32.0"}
+    given = {"model": "Qwen/Qwen3-8B", "began_at": BEGAN, "loader": "coldstream", "version": "0.32.0"}
     return recorder.finish(**{**given, "machine": Machine(device="NVIDIA H100", cores=26, gpus=1), **more})
 
 

@@ -1,0 +1,126 @@
+"""SGLang as an inference engine for `coldstream.node`: see `InferenceEngine` for the contract.
+
+The user's own flags always win: ours are added only where they are missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from coldstream.engines.sglang import sglang_caches, sglang_log
+from coldstream.engines.sglang.sglang_flags import SglangFlags
+from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangProgram, endpoint_of
+from coldstream.errors import ConfigError, UsageError
+from coldstream.loading.options import Options
+from coldstream.machine import hardware
+from coldstream.node.child import Command
+from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
+from coldstream.node.load_service import VARIABLE
+from coldstream.node.model_download import downloaded_folder
+from coldstream.node.model_folder import CONFIGURATIONS
+from coldstream.settings import Settings
+from coldstream.tune.connection_curve import saved_curve
+
+# The formats in which SGLang reads safetensors, which are what our loader streams.
+_STREAMED = frozenset({None, "auto", "safetensors"})
+_API_KEY = "VLLM_API_KEY"
+
+
+class SglangEngine:
+    """The SGLang that runs one request."""
+
+    name = "SGLang"
+    log_setting = "--log-level info"
+    read_line = staticmethod(sglang_log.READER.read_line)
+    failure_log = sglang_log.SglangFailure
+    # SGLang reads these itself: see docs/sglang.md.
+    draft: DraftModel | None = None
+    has_adapters = accepts_adapter_paths = False
+    adapter_paths: Mapping[str, str] = MappingProxyType({})
+    caches_base = staticmethod(sglang_caches.caches_base)
+
+    def __init__(self, request: ServeRequest) -> None:
+        """Finds the program and parses the flags. Raises what `find` and `SglangFlags` raise."""
+        if request.loader not in {"coldstream", "default"}:
+            raise UsageError(f"--loader {request.loader} is for vLLM", hint="leave --loader out")
+        if request.adapters:
+            raise UsageError("--adapters is for vLLM", hint="leave --engine out, or --adapters")
+        self._request = request
+        self._flags = SglangFlags(request.arguments)
+        self._program = SglangProgram.find(request.program)
+        self.version = self._program.version
+        self.uses_gpus = self._flags.value("--device") != "cpu" and bool(hardware.gpus())
+        self.streams = request.loader == "coldstream"
+        self.ranks = self._flags.ranks
+        # A further node of several answers health checks only.
+        self.is_headless = self._flags.value("--node-rank") not in {None, "0"}
+        self.has_api = not self.is_headless and not {"-h", "--help"} & self._flags.values.keys()
+        self.api_name = self._flags.value("--served-model-name") or request.served_name
+        self.caches: CacheLayout = sglang_caches.SglangCaches()
+
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        return self._program.warnings(environ)
+
+    def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
+        """Unknown: SGLang takes a share of what is free."""
+        return None
+
+    def endpoint(self, environ: Mapping[str, str]) -> SglangEndpoint:
+        return endpoint_of(self._flags, environ)
+
+    def load_options(self, settings: Settings) -> Options:
+        options, curve = self._request.options, saved_curve(settings) if self._request.is_name else None
+        if curve is None or options.connections is not None:
+            return options
+        # `coldstream tune --measure` measured it.
+        return replace(options, connections=curve.connections)
+
+    def use_draft(self, folder: Path) -> None:
+        """Never called: it names no draft model."""
+
+    def adapter_rank_max(self, rank: int) -> int:
+        return rank
+
+    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None:
+        """Never called: it has no adapters."""
+
+    def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
+        chosen = self._flags.value("--load-format")
+        if chosen not in _STREAMED:
+            raise UsageError(
+                f"only SGLang's loader of safetensors can be streamed into, not --load-format {chosen}",
+                hint="leave --load-format out, or pass --loader default",
+            )
+        return self._command(str(folder), {VARIABLE: service})
+
+    def own_command(self, settings: Settings, say: Say) -> Command:
+        return self._command(downloaded_folder(self._request, settings, say), {})
+
+    def _command(self, folder: str, environment: Mapping[str, str]) -> Command:
+        name = self._request.served_name
+        if not any(Path(folder, file).is_file() for file in CONFIGURATIONS):
+            raise UsageError(
+                f"{name} has no config.json: SGLang cannot serve it", hint="upload it with its config.json"
+            )
+        keep: tuple[str, ...] = ()
+        if os.environ.get(_API_KEY) and "--api-key" not in self._flags:
+            if not self._program.can_hide_key:
+                raise ConfigError(
+                    f"SGLang takes its API key only from its arguments, and coldstream, which would pass {_API_KEY} on "
+                    "without showing it to other users, is not installed for its Python (3.11 or newer)",
+                    hint="put `api-key: …` into a file that only you can read, and add: -- --config FILE.yaml",
+                )
+            keep = (_API_KEY,)
+        ours = {"--served-model-name": [name], "--enable-metrics": []}
+        added = [word for flag, values in ours.items() if flag not in self._flags for word in (flag, *values)]
+        arguments = (*self._program.launcher, "serve", "--model-path", folder, *added, *self._flags.arguments)
+        return Command(arguments=arguments, environment=environment, keep=keep)
+
+    def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        if not self._program.packages:
+            raise ConfigError(f"the packages that {self._program.path} uses are unknown")
+        return sglang_caches.key_parts(self._program, self._flags, environ)

@@ -1,0 +1,87 @@
+"""Where an engine and its compilers keep their caches, one folder each below one root, and what these depend on.
+
+Engines also hash their own configuration and look up compiled graphs by the hash, so a key that says too little costs a
+download, and one that says too much costs a compilation. Whatever could make restored code run incorrectly has to be in
+it: versions, flags, variables, and where the engine is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from coldstream.cache.cache import cache_of
+from coldstream.machine.disk import private_root
+from coldstream.model.names import expanded
+from coldstream.node.engine_flags import EngineFlags
+from coldstream.node.engine_program import EngineProgram
+from coldstream.settings import Settings
+
+# Distributions that compile, or whose code is compiled, named as their folders in site-packages.
+COMPILERS = (
+    *("torch", "triton", "pytorch_triton", "pytorch_triton_rocm", "triton_rocm", "triton_cpu", "transformers"),
+    *("compressed_tensors", "flashinfer_python", "flashinfer_cubin", "flashinfer_jit_cache", "deep_gemm", "tilelang"),
+    *("nvidia_cutlass_dsl", "quack_kernels", "setuptools", "numpy"),
+)
+# Variables that compilers and CUDA read, and those among them that change nothing compiled, or that hold secrets.
+_COMPILER_VARIABLES = r"(TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|TRITON|FLASHINFER|DG|CUDA|NCCL|OMP|ROCM|HIP)_.+"
+_COMPILER_VARIABLES_LEFT_OUT = (
+    r"CUDA_(CACHE_.*|VISIBLE_DEVICES|HOME|PATH|VERSION)|NCCL_DEBUG.*|TORCH_(LOGS|TRACE)|TORCHINDUCTOR_CACHE_DIR"
+    r"|TRITON_CACHE_DIR|DG_JIT_CACHE_DIR|FLASHINFER_WORKSPACE_BASE|.*(KEY|TOKEN|SECRET|PASSWORD).*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInputs:
+    """What an engine's caches depend on.
+
+    Attributes:
+        packages: The engine's own distributions, besides those of the compilers.
+        parallel: Flags for numbers of ranks, without `--` and `-size`.
+        left_out: Flags that change nothing that is compiled, measured or inspected, or that hold secrets.
+        variables: Matches the engine's own variables, and `variables_left_out` those among them that do not count.
+    """
+
+    packages: tuple[str, ...]
+    parallel: tuple[str, ...]
+    left_out: frozenset[str]
+    variables: str
+    variables_left_out: str
+
+    def key_parts(self, program: EngineProgram, flags: EngineFlags, environ: Mapping[str, str]) -> dict[str, str]:
+        """The parts of the key that depend on the engine, its flags and its environment."""
+        names = (*self.packages, *COMPILERS)
+        versions = {name.replace("_", "-"): program.packages[name] for name in names if name in program.packages}
+        relevant = {flag: " ".join(values) for flag, values in flags.values.items() if flag not in self.left_out}
+        parallel = {name: relevant.pop(f"--{name}-size", "1") for name in self.parallel}
+        counted = re.compile(f"{self.variables}|{_COMPILER_VARIABLES}")
+        ignored = re.compile(f"{self.variables_left_out}|{_COMPILER_VARIABLES_LEFT_OUT}")
+        variables = {
+            name: value for name, value in environ.items() if counted.fullmatch(name) and not ignored.fullmatch(name)
+        }
+        return {
+            "python": program.python,
+            **versions,
+            **parallel,
+            "arguments": " ".join(f"{flag}={value}" if value else flag for flag, value in sorted(relevant.items())),
+            "environment": " ".join(f"{name}={value}" for name, value in sorted(variables.items())),
+            # Compiled code names its sources by their paths.
+            "site": program.site,
+        }
+
+
+def caches_base_below(variable: str, settings: Settings, environ: Mapping[str, str]) -> Path:
+    """The folder with the caches of all starts on this node: below the engine's own root, if `variable` chooses one."""
+    if chosen := environ.get(variable):
+        return private_root(expanded(chosen).absolute()) / "coldstream/bundles"
+    return cache_of(settings).root / "bundles"
+
+
+def cache_folders(root: str, folders: Mapping[str, str], environ: Mapping[str, str], *, always: str) -> dict[str, str]:
+    """Each variable with its folder below the root. Variables that the user set stay, except `always`."""
+    return {
+        name: os.path.join(root, folder) for name, folder in folders.items() if name == always or not environ.get(name)
+    }
