@@ -154,7 +154,7 @@ class Loaded:
     def wait(self, _seconds: float) -> object:
         if self.fails:
             raise ColdstreamError("cut off")
-        return SimpleNamespace(bytes=100, received_bytes=self.received)
+        return SimpleNamespace(name="org/draft", bytes=100, received_bytes=self.received)
 
     def steps(self) -> dict[str, tuple[float, float]]:
         return {"manifest": (self.began, self.began + 1), "stream": (self.began + 1, self.began + 4)}
@@ -172,6 +172,18 @@ def test_each_engine_s_load_is_reported_and_the_first_one_is_the_start_s(program
     assert recorder._spans[2].note == "engine 2: 0 B of 100 B over the network"
     loads[0].fails = True
     assert start._load_reports() == ((), None)
+
+
+def test_draft_models_are_reported_apart_and_one_that_failed_is_left_out(program: Path) -> None:
+    recorder = Recorder(0.0, read_line)
+    loads = (Loaded(6.0, 100), Loaded(7.0, 0, fails=True))
+    prepared = SimpleNamespace(service=SimpleNamespace(of_start=(), drafts_of_start=loads))
+    start = start_of(recorder, program=program, prepared=prepared)
+    assert [report.received_bytes for report in start._draft_reports()] == [100]
+    (span,) = recorder._spans
+    assert (span.name, span.start, span.stop) == ("draft", 7.0, 10.0)
+    assert span.note == "org/draft: 100 B of 100 B over the network"
+    assert start_of(recorder, program=program, prepared=SimpleNamespace(service=None))._draft_reports() == ()
 
 
 def test_the_reason_of_a_failed_start_may_be_an_adapter(program: Path) -> None:
