@@ -201,25 +201,31 @@ class DeployOptions:
         """The options on the command line of `coldstream template`."""
         return [word for flag, value in self.changed() for word in flag.arguments(value)]
 
+    @property
+    def _contradictions(self) -> Mapping[str, bool]:
+        """Pairs of options that do not go together, and whether both are chosen."""
+        has_runtime, adapters = self.runtime not in (None, "none"), bool(self.adapters)
+        other, config = self.loader != "coldstream", bool(self.speculative_config)
+        pairs = {
+            "--image and --no-image": bool(self.image and self.no_image),
+            "--package and --runtime": bool(self.package and has_runtime),
+            f"--adapters and --loader {self.loader}": adapters and other,
+            f"--speculative-config and --loader {self.loader}": config and other,
+        }
+        # Runtimes have vLLM, and SGLang comes from its image.
+        of_vllm = {"--adapters": adapters, "--speculative-config": config, "--no-image": self.no_image}
+        of_vllm |= {"--runtime": has_runtime, f"--loader {self.loader}": other}
+        engine = self.engine
+        return pairs | {f"{flag} and --engine {engine}": engine != "vllm" and on for flag, on in of_vllm.items()}
+
     def check(self) -> None:
         """Raises UsageError for options that contradict each other or do not apply to the target."""
         target = self.target
         if target not in TARGETS:
             raise UsageError(f"{target!r} is not a target", hint=f"known: {', '.join(TARGETS)}")
-        contradictions = {
-            "--image and --no-image": self.image and self.no_image,
-            "--package and --runtime": self.package and self.runtime not in (None, "none"),
-            f"--adapters and --loader {self.loader}": self.adapters and self.loader != "coldstream",
-            f"--speculative-config and --loader {self.loader}": (
-                self.speculative_config and self.loader != "coldstream"
-            ),
-            f"--adapters and --engine {self.engine}": self.adapters and self.engine != "vllm",
-            f"--speculative-config and --engine {self.engine}": self.speculative_config and self.engine != "vllm",
-        }
-        for flags, applies in contradictions.items():
+        for flags, applies in self._contradictions.items():
             if applies:
                 raise UsageError(f"{flags} contradict each other", hint="keep one of them")
-        self._check_engine()
         for flag, value in self.changed():
             if target not in flag.targets:
                 raise UsageError(
@@ -243,17 +249,6 @@ class DeployOptions:
             raise UsageError("the command has characters that cannot be displayed", hint="put it into a script")
         if target == "kserve" and self.port != _KSERVE_PORT:
             raise UsageError(f"KServe requires port {_KSERVE_PORT}", hint="remove --port")
-
-    def _check_engine(self) -> None:
-        """Raises UsageError for what only vLLM has."""
-        if self.engine == "vllm":
-            return
-        if self.runtime not in (None, "none"):
-            raise UsageError("runtimes have vLLM, not SGLang", hint="remove --runtime: SGLang comes from its image")
-        if self.no_image:
-            raise UsageError("SGLang comes from an image", hint="remove --no-image, or name an image with --image")
-        if self.loader != "coldstream":
-            raise UsageError(f"--loader {self.loader} is for vLLM", hint="remove --loader")
 
 
 FLAGS: Mapping[str, Flag] = {item.name: item.metadata["flag"] for item in fields(DeployOptions)}

@@ -1,8 +1,7 @@
 """Where an engine and its compilers keep their caches, one folder each below one root, and what these depend on.
 
-Engines also hash their own configuration and look up compiled graphs by the hash, so a key that says too little costs a
-download, and one that says too much costs a compilation. Whatever could make restored code run incorrectly has to be in
-it: versions, flags, variables, and where the engine is installed.
+Engines look up compiled graphs by a hash of their own, so a key that says too little costs a download, and one that
+says too much a compilation. It has what could make restored code run incorrectly: versions, flags, variables, paths.
 """
 
 from __future__ import annotations
@@ -73,15 +72,34 @@ class CacheInputs:
         }
 
 
-def caches_base_below(variable: str, settings: Settings, environ: Mapping[str, str]) -> Path:
-    """The folder with the caches of all starts on this node: below the engine's own root, if `variable` chooses one."""
-    if chosen := environ.get(variable):
-        return private_root(expanded(chosen).absolute()) / "coldstream/bundles"
-    return cache_of(settings).root / "bundles"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCaches:
+    """An engine's `CacheLayout`.
 
+    Attributes:
+        folders: Each variable, and its folder below the root; the first is the engine's own root.
+        left_out: Matches files that no bundle has.
+        code: Matches files of compiled code: a new one means that something was compiled.
+    """
 
-def cache_folders(root: str, folders: Mapping[str, str], environ: Mapping[str, str], *, always: str) -> dict[str, str]:
-    """Each variable with its folder below the root. Variables that the user set stay, except `always`."""
-    return {
-        name: os.path.join(root, folder) for name, folder in folders.items() if name == always or not environ.get(name)
-    }
+    folders: Mapping[str, str]
+    left_out: re.Pattern[str]
+    code: re.Pattern[str]
+
+    def environment(self, root: str, environ: Mapping[str, str]) -> dict[str, str]:
+        # Variables that the user set stay, except for the engine's own root, which `root` is then below.
+        own = next(iter(self.folders))
+        chosen = {name: folder for name, folder in self.folders.items() if name == own or not environ.get(name)}
+        return {name: os.path.join(root, folder) for name, folder in chosen.items()}
+
+    def keeps(self, path: str) -> bool:
+        return self.left_out.fullmatch(path) is None
+
+    def is_compiled(self, path: str) -> bool:
+        return self.code.fullmatch(path) is not None
+
+    def base(self, settings: Settings, environ: Mapping[str, str]) -> Path:
+        """The folder with the caches of all starts on this node: below the engine's own root, if the user chose one."""
+        if chosen := environ.get(next(iter(self.folders))):
+            return private_root(expanded(chosen).absolute()) / "coldstream/bundles"
+        return cache_of(settings).root / "bundles"

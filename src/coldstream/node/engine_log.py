@@ -1,7 +1,7 @@
 """What an engine's output says: how far a start is, and why it failed. Pure.
 
-Time stamps of logs have whole seconds, so the time at which a line arrives counts. When several patterns match a line,
-the leftmost match wins: behind it may come a model's name or a configuration, with any words.
+Time stamps have whole seconds, so the time at which a line arrives counts. When several patterns match a line, the
+leftmost match wins: behind it may come a model's name or a configuration, with any words.
 """
 
 from __future__ import annotations

@@ -52,10 +52,8 @@ class EngineProgram:
         return "coldstream" in self.packages
 
     def module_launcher(self, module: str) -> tuple[str, ...] | None:
-        """The words that run a module of coldstream with the engine's Python; None if it is not installed there.
-
-        Like the program itself, it runs without the working directory on the module path (`-P`, since Python 3.11).
-        """
+        """The words that run a module of coldstream with the engine's Python; None if it is not installed there."""
+        # Like the program itself, without the working directory on the module path (`-P`, since Python 3.11).
         minor = self.python.removeprefix("python3.")
         if self.interpreter and self.has_coldstream and minor.isdecimal() and int(minor) >= 11:
             return (self.interpreter, "-P", "-m", module)

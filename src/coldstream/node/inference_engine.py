@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from coldstream.model.names import Uri, is_path, model_name
 from coldstream.node.child import Command
 from coldstream.settings import Settings
 from coldstream.telemetry.timeline.recorder import LogFacts
+from coldstream.tune.connection_curve import saved_curve
 
 # Writes a line of progress or advice for the user.
 Say = Callable[[str], None]
@@ -52,6 +53,11 @@ class ServeRequest:
     def is_name(self) -> bool:
         """Whether the model is in the configured bucket."""
         return "://" not in self.uri.full and not is_path(self.uri.full)
+
+    def measured_options(self, settings: Settings) -> Options:
+        """The options; the connections are those that `coldstream tune --measure` measured, unless they are chosen."""
+        curve = saved_curve(settings) if self.is_name and self.options.connections is None else None
+        return self.options if curve is None else replace(self.options, connections=curve.connections)
 
     @property
     def served_name(self) -> str:

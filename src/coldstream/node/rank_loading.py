@@ -103,10 +103,5 @@ def _check_version(note: Note, version: str) -> None:
 
 
 def _log_report(report: LoadReport, log: Callable[..., None]) -> None:
-    log(
-        "coldstream: %.2f GB in %.2f s, %s; %s",
-        report.bytes / 1e9,
-        report.seconds,
-        "verified" if report.verified else "unverified",
-        report.limited_by,
-    )
+    checked = "verified" if report.verified else "unverified"
+    log(f"coldstream: {report.bytes / 1e9:.2f} GB in {report.seconds:.2f} s, {checked}; {report.limited_by}")

@@ -227,9 +227,9 @@ def test_sglang_comes_from_its_image() -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"runtime": "0123456789ab"}, "runtimes have vLLM"),
-        ({"no_image": True}, "SGLang comes from an image"),
-        ({"loader": "runai"}, "--loader runai is for vLLM"),
+        ({"runtime": "0123456789ab"}, "--runtime and --engine sglang contradict"),
+        ({"no_image": True}, "--no-image and --engine sglang contradict"),
+        ({"loader": "runai"}, "--loader runai and --engine sglang contradict"),
         ({"target": "kserve"}, "--engine does not apply to kserve"),
     ],
 )

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from coldstream.engines.sglang import sglang_caches, sglang_log
-from coldstream.engines.sglang.sglang_flags import SglangFlags
-from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangProgram, endpoint_of
+from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram, endpoint_of
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
@@ -23,7 +21,6 @@ from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_download import downloaded_folder
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.settings import Settings
-from coldstream.tune.connection_curve import saved_curve
 
 # The formats in which SGLang reads safetensors, which are what our loader streams.
 _STREAMED = frozenset({None, "auto", "safetensors"})
@@ -41,7 +38,8 @@ class SglangEngine:
     draft: DraftModel | None = None
     has_adapters = accepts_adapter_paths = False
     adapter_paths: Mapping[str, str] = MappingProxyType({})
-    caches_base = staticmethod(sglang_caches.caches_base)
+    caches_base = staticmethod(sglang_caches.CACHES.base)
+    caches: CacheLayout = sglang_caches.CACHES
 
     def __init__(self, request: ServeRequest) -> None:
         """Finds the program and parses the flags. Raises what `find` and `SglangFlags` raise."""
@@ -60,7 +58,6 @@ class SglangEngine:
         self.is_headless = self._flags.value("--node-rank") not in {None, "0"}
         self.has_api = not self.is_headless and not {"-h", "--help"} & self._flags.values.keys()
         self.api_name = self._flags.value("--served-model-name") or request.served_name
-        self.caches: CacheLayout = sglang_caches.SglangCaches()
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         return self._program.warnings(environ)
@@ -73,20 +70,15 @@ class SglangEngine:
         return endpoint_of(self._flags, environ)
 
     def load_options(self, settings: Settings) -> Options:
-        options, curve = self._request.options, saved_curve(settings) if self._request.is_name else None
-        if curve is None or options.connections is not None:
-            return options
-        # `coldstream tune --measure` measured it.
-        return replace(options, connections=curve.connections)
+        return self._request.measured_options(settings)
 
-    def use_draft(self, folder: Path) -> None:
-        """Never called: it names no draft model."""
+    # Never called without adapters and drafts.
+    def use_draft(self, folder: Path) -> None: ...
 
     def adapter_rank_max(self, rank: int) -> int:
         return rank
 
-    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None:
-        """Never called: it has no adapters."""
+    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None: ...
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         chosen = self._flags.value("--load-format")
@@ -108,16 +100,20 @@ class SglangEngine:
             )
         keep: tuple[str, ...] = ()
         if os.environ.get(_API_KEY) and "--api-key" not in self._flags:
-            if not self._program.can_hide_key:
-                raise ConfigError(
-                    f"SGLang takes its API key only from its arguments, and coldstream, which would pass {_API_KEY} on "
-                    "without showing it to other users, is not installed for its Python (3.11 or newer)",
-                    hint="put `api-key: …` into a file that only you can read, and add: -- --config FILE.yaml",
-                )
+            if self._program.entry is None:
+                why = f"{_API_KEY} cannot be hidden from other users: SGLang's Python (3.11+) has no coldstream"
+                raise ConfigError(why, hint="put `api-key: …` into a private file, and add: -- --config FILE.yaml")
             keep = (_API_KEY,)
         ours = {"--served-model-name": [name], "--enable-metrics": []}
         added = [word for flag, values in ours.items() if flag not in self._flags for word in (flag, *values)]
-        arguments = (*self._program.launcher, "serve", "--model-path", folder, *added, *self._flags.arguments)
+        arguments = (
+            *(self._program.entry or [self._program.path]),
+            "serve",
+            "--model-path",
+            folder,
+            *added,
+            *self._flags.arguments,
+        )
         return Command(arguments=arguments, environment=environment, keep=keep)
 
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:

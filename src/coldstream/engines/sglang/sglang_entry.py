@@ -1,9 +1,7 @@
 """Runs SGLang with an API key from the environment: `python -m coldstream.engines.sglang.sglang_entry serve …`.
 
-SGLang takes its key only from its arguments, which every user of the machine can read in the list of processes. Here
-the key is added within the process. SGLang also logs its arguments; keys are masked there.
-
-Processes that SGLang spawns import this module first, because it is the main one.
+SGLang takes its key only from its arguments, which every user of the machine can read, and logs it. Here it is added
+within the process, and masked in the log. Processes that SGLang spawns import this module first.
 """
 
 from __future__ import annotations

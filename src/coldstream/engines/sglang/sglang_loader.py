@@ -19,7 +19,7 @@ from sglang.srt.utils import is_cuda
 
 from coldstream.errors import ColdstreamError
 from coldstream.node.model_folder import Note
-from coldstream.node.rank_loading import rank_tensors
+from coldstream.node.rank_loading import Gather, rank_tensors
 from coldstream.printable import printable
 
 if TYPE_CHECKING:
@@ -47,22 +47,17 @@ def weights(
 
 
 def _tensors(note: Note, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    group, name = getattr(config, "load_group", _EVERY_RANK), ""
+    gather: Gather = lambda value: [value]  # noqa: E731
+    if torch.distributed.is_initialized() and group is _EVERY_RANK:
+        gather = get_world_group().all_gather_object
+    elif torch.distributed.is_initialized() and group is not None:
+        # A part of the ranks is named by the first of them.
+        name, gather = f"-{group.ranks[0]}", group.all_gather_object
     # Copies to the GPU are faster from pinned memory.
     options = {"framework": "pt", "pin": is_cuda()}
-    group = _load_group(config)
-    # One of several groups has a name: the rank that it begins with.
-    name = "" if group is None or group.world_size == torch.distributed.get_world_size() else f"-{group.ranks[0]}"
-    gather = group.all_gather_object if group is not None else lambda value: [value]
     try:
         yield from rank_tensors(note, options, gather=gather, group=name, log=logger.info)
     except ColdstreamError as exc:
         logger.error("coldstream: %s", printable(exc.message + (f" ({exc.hint})" if exc.hint else "")))
         raise
-
-
-def _load_group(config: Any) -> Any:
-    """SGLang's group of the ranks that load now; None when this process loads by itself."""
-    if not torch.distributed.is_initialized():
-        return None
-    group = getattr(config, "load_group", _EVERY_RANK)
-    return get_world_group() if group is _EVERY_RANK else group

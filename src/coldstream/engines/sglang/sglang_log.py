@@ -26,10 +26,7 @@ FIGURES = (
     ("kv_cache_tokens", re.compile(rf"max_total_num_tokens=({NUMBER}), chunked_prefill_size=")),
 )
 READER = LogReader(MARKS, FIGURES)
-_NOT_STREAMED = (
-    "SGLang did not find coldstream, and read the folder's stubs: install coldstream in SGLang's own environment, and "
-    "let SGLANG_PLUGINS, if it is set, list it"
-)
+_NOT_STREAMED = "install coldstream in SGLang's own environment; SGLANG_PLUGINS, if it is set, must list it"
 
 
 class SglangFailure(EngineFailure):

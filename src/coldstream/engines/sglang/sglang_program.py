@@ -1,16 +1,29 @@
-"""The installed SGLang, and its API: the address by the flags."""
+"""The installed SGLang, its flags, and its API: the address by the flags."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Mapping
+from typing import ClassVar
 
-from coldstream.engines.sglang.sglang_flags import SglangFlags
+from coldstream.node.engine_flags import EngineFlags
 from coldstream.node.engine_program import EngineProgram
 from coldstream.node.http_endpoint import HttpEndpoint, reachable
 
-_PORT = 30000
+_TENSOR, _PIPELINE = "--tensor-parallel-size", "--pipeline-parallel-size"
+
+
+class SglangFlags(EngineFlags):
+    """The user's flags for `sglang serve`."""
+
+    engine = "SGLang"
+    aliases: ClassVar = {"--tp": _TENSOR, "--tp-size": _TENSOR, "--pp": _PIPELINE, "--pp-size": _PIPELINE}
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks of one replica that will read the weights on this node, as far as the flags tell."""
+        return max(1, self.number(_TENSOR) * self.number(_PIPELINE) // self.number("--nnodes"))
 
 
 class SglangProgram(EngineProgram):
@@ -18,9 +31,8 @@ class SglangProgram(EngineProgram):
 
     engine = "SGLang"
     package = "sglang"
-    # The tests run the loader of 0.5.23. See docs/sglang.md for what differs in earlier versions.
-    oldest = (0, 5, 23)
-    newest = (0, 5, 23)
+    # The tests run 0.5.23. See docs/sglang.md for what differs in earlier versions.
+    oldest = newest = (0, 5, 23)
 
     @property
     def has_coldstream(self) -> bool:
@@ -28,17 +40,8 @@ class SglangProgram(EngineProgram):
         return "coldstream" in self.packages or self.interpreter == sys.executable
 
     @property
-    def can_hide_key(self) -> bool:
-        """Whether the API key can be passed on without showing it in the list of processes."""
-        return self._entry is not None
-
-    @property
-    def launcher(self) -> tuple[str, ...]:
-        """The words that run it."""
-        return self._entry or (self.path,)
-
-    @property
-    def _entry(self) -> tuple[str, ...] | None:
+    def entry(self) -> tuple[str, ...] | None:
+        """The words that run it with a key from the environment; None where that cannot be."""
         return self.module_launcher("coldstream.engines.sglang.sglang_entry")
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
@@ -65,7 +68,7 @@ def endpoint_of(flags: SglangFlags, environ: Mapping[str, str]) -> SglangEndpoin
     return SglangEndpoint(
         host=reachable(host),
         bind_host=host,
-        port=int(port) if port.isdecimal() else _PORT,
+        port=int(port) if port.isdecimal() else 30000,
         tls=bool(flags.value("--ssl-certfile") and flags.value("--ssl-keyfile")),
         key=flags.value("--api-key") or environ.get("VLLM_API_KEY") or None,
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
-from coldstream.node.engine_caches import CacheInputs, cache_folders, caches_base_below
+from coldstream.node.engine_caches import CacheInputs, EngineCaches
 
 # Each variable, and its folder below the root. vLLM's own cache root holds most of what it builds: compiled graphs,
 # facts about model classes, which GPUs reach each other, autotuning, memory plans.
@@ -60,15 +59,17 @@ _INPUTS = CacheInputs(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmCaches:
+class VllmCaches(EngineCaches):
     """The `CacheLayout` of a vLLM of this version, on a GPU or not."""
 
+    folders: Mapping[str, str] = field(default_factory=lambda: _FOLDERS)
+    left_out: re.Pattern[str] = _LEFT_OUT
+    code: re.Pattern[str] = _CODE
     gpu: bool = False
     version: str = ""
 
     def environment(self, root: str, environ: Mapping[str, str]) -> dict[str, str]:
-        # `root` is then below vLLM's own cache root.
-        variables = cache_folders(root, _FOLDERS, environ, always="VLLM_CACHE_ROOT")
+        variables = EngineCaches.environment(self, root, environ)
         if not self.gpu and "VLLM_USE_AOT_COMPILE" not in environ:
             # On the CPU, vLLM 0.32 saves an artefact that it cannot load, and compiles again; without it, what Inductor
             # keeps does load.
@@ -78,12 +79,6 @@ class VllmCaches:
             variables["VLLM_ENABLE_STARTUP_PLAN"] = "1"
         return variables
 
-    def keeps(self, path: str) -> bool:
-        return _LEFT_OUT.fullmatch(path) is None
-
-    def is_compiled(self, path: str) -> bool:
-        return _CODE.fullmatch(path) is not None
-
 
 key_parts = _INPUTS.key_parts
-caches_base = partial(caches_base_below, "VLLM_CACHE_ROOT")
+caches_base = VllmCaches().base

@@ -31,7 +31,6 @@ from coldstream.node.model_download import downloaded_folder
 from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
-from coldstream.tune.connection_curve import saved_curve
 
 # Every vLLM needs the key that it demands of its clients. In a container at AWS, Run:ai's streamer may get the bucket's
 # keys by the other one.
@@ -123,11 +122,7 @@ class VllmEngine:
         """`--model-loader-extra-config` for vLLM's own load format has the same effect as our flags."""
         options, text = self._request.options, self._flags.value("--model-loader-extra-config")
         if not text:
-            curve = saved_curve(settings) if self._request.is_name else None
-            if curve is None or options.connections is not None:
-                return options
-            # `coldstream tune --measure` measured it.
-            return replace(options, connections=curve.connections)
+            return self._request.measured_options(settings)
         try:
             config = checked_loader_config(json.loads(text))
         except ValueError as exc:

@@ -9,8 +9,7 @@ import pytest
 
 from coldstream.engines.sglang import sglang_caches
 from coldstream.engines.sglang.sglang_engine import SglangEngine
-from coldstream.engines.sglang.sglang_flags import SglangFlags
-from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangProgram, endpoint_of
+from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram, endpoint_of
 from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.child_environment import CREDENTIALS
@@ -155,7 +154,7 @@ def test_what_its_caches_depend_on() -> None:
 
 
 def test_where_its_caches_are() -> None:
-    layout = sglang_caches.SglangCaches()
+    layout = sglang_caches.CACHES
     variables = layout.environment("/c", {"TRITON_CACHE_DIR": "/mine", "SGLANG_CACHE_DIR": "/mine"})
     assert variables["SGLANG_CACHE_DIR"] == "/c/sglang"
     assert variables["SGLANG_DG_CACHE_DIR"] == "/c/deep_gemm"
