@@ -50,7 +50,7 @@ from coldstream.operate.bench.comparing import describe_machine  # noqa: E402
 from coldstream.operate.bench.contestant import probe_interpreters  # noqa: E402
 from streaming.contestants import Contestants, compile_floor  # noqa: E402
 from streaming.report import markdown  # noqa: E402
-from streaming.scenarios import SCENARIOS, Bench, say  # noqa: E402
+from streaming.scenarios import FAR_LINKS, SCENARIOS, Bench, say  # noqa: E402
 
 _VENV = _ROOT / ".venv-bench"
 _PACKAGES = (
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="rows whose names contain one of these")
     parser.add_argument("--gib", type=float, default=4.0, help="size of the model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--far-links", type=int, default=len(FAR_LINKS), help="only the first of the links of r2")
     parser.add_argument("--search-rounds", type=int, default=2, help="rounds that search Run:ai's best")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="a tmpfs for models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out/stream.json", help="all samples")
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
             contestants=Contestants(python=_VENV / "bin/python", floor=compile_floor(tools), scratch=root / "scratch"),
             gib=args.gib,
             rounds=args.rounds,
+            far_links=args.far_links,
             search_rounds=args.search_rounds,
             only_rows=[row.strip().lower() for row in args.rows.split(",") if row.strip()],
         )
