@@ -46,12 +46,13 @@ def measure_format(sources: Sources, row: str) -> dict[str, Any]:
             base = "/dev/shm" if name != "disk" else str(sources.folder)
             with tempfile.TemporaryDirectory(prefix="coldstream-bare-", dir=base) as folder:
                 drop_caches()
-                with use(image, Path(folder) / "root") as (ready, pid):
+                tree = Path(folder) / "root"
+                with use(image, tree) as (ready, pid):
                     if name == "disk":
                         drop_caches()
                     before = process_cpu(pid)
-                    libraries = f"LD_LIBRARY_PATH={folder}/root/lib:{folder}/root/lib/system"
-                    command = ["env", "-i", libraries, f"{folder}/root/bin/python3", "-s", "-c", _IMPORT]
+                    libraries = f"LD_LIBRARY_PATH={tree}/lib:{tree}/lib/system"
+                    command = ["env", "-i", libraries, f"{tree}/bin/python3", "-s", "-c", _IMPORT]
                     wall, cpu = timed(command)
                     out[name] = {"ready": ready, "import": (wall, cpu), "helper_cpu": process_cpu(pid) - before}
     finally:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -128,6 +127,22 @@ def service(uri: str, tmp_path: Path) -> LoadService:
     return LoadService(uri, options=Options(settings=settings(tmp_path), cache=False))
 
 
+def read_by_two_ranks(loads: LoadService, uri: str, which: str) -> list[dict[str, bytes]]:
+    """The tensors that each of two ranks gets of one load."""
+    tensors: list[dict[str, bytes]] = []
+
+    def rank() -> None:
+        address = ask(loads.address, uri, which, consumers=2)
+        tensors.append({name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")})
+
+    ranks = [threading.Thread(target=rank) for _ in range(2)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join(60)
+    return tensors
+
+
 def test_ranks_share_a_load_and_reload(server: RangedServer, files: dict[str, bytes], tmp_path: Path) -> None:
     uri = f"{server.url}/m"
     expected = expected_tensors(tmp_path / "x", files)
@@ -137,18 +152,7 @@ def test_ranks_share_a_load_and_reload(server: RangedServer, files: dict[str, by
         loads.begin(consumers=1)
         for number in (FIRST, "2"):
             before = server.bytes_sent
-            found: list[dict[str, bytes]] = []
-
-            def rank(number: str = number, found: list[Any] = found) -> None:
-                address = ask(loads.address, uri, number, consumers=2)
-                found.append({name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")})
-
-            ranks = [threading.Thread(target=rank) for _ in range(2)]
-            for thread in ranks:
-                thread.start()
-            for thread in ranks:
-                thread.join(60)
-            assert found == [expected, expected]
+            assert read_by_two_ranks(loads, uri, number) == [expected, expected]
             if number != FIRST:
                 assert server.bytes_sent - before < 1.5 * size, "once for both"
         # Another engine of this node counts from one again.
@@ -344,18 +348,7 @@ def test_a_draft_model_streams_once_the_first_load_is_complete(
         assert first.wait(0) is not None, "it was complete by then"
         before = loads.drafts_of_start
         # More readers than it was begun for.
-        found: list[dict[str, bytes]] = []
-
-        def rank() -> None:
-            address = ask(loads.address, draft, FIRST_DRAFT, consumers=2)
-            found.append({name: raw_bytes(t) for name, t in coldstream.attach(address, framework="buffer")})
-
-        ranks = [threading.Thread(target=rank) for _ in range(2)]
-        for thread in ranks:
-            thread.start()
-        for thread in ranks:
-            thread.join(60)
-        assert found == [expected_tensors(tmp_path / "y", small)] * 2
+        assert read_by_two_ranks(loads, draft, FIRST_DRAFT) == [expected_tensors(tmp_path / "y", small)] * 2
         assert len(loads.drafts_of_start) == 1
         assert loads.drafts_of_start != before
         assert loads.of_start == (first,), "a draft model is not another engine's model"

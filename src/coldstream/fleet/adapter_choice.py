@@ -72,10 +72,7 @@ def _checked(adapter: Adapter | None, name: str, base: str, repo: str | None) ->
     if adapter is None:
         raise UsageError(f"{name} is a model, not an adapter", hint="see: coldstream list")
     if not adapter.is_of(base, repo):
-        raise UsageError(
-            f"{name} is an adapter of {adapter.base}, not of {base}",
-            hint=f"if it fits {base} nevertheless: coldstream upload … --as {name} --base {base}",
-        )
+        raise adapter.wrong_base(name, base)
     if adapter.refusal:
         raise UsageError(f"vLLM cannot serve {name}: {adapter.refusal}", hint=f"see: coldstream doctor {name}")
     return adapter

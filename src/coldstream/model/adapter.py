@@ -59,6 +59,13 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return f"{self.peft_type} adapter of {self.base}"
         return f"LoRA adapter of {self.base}, rank {self.rank}"
 
+    def wrong_base(self, name: str, base: str) -> UsageError:
+        """The error of serving the adapter called `name` with this base, of which it is not."""
+        return UsageError(
+            f"{name} is an adapter of {self.base}, not of {base}",
+            hint=f"if it fits {base} nevertheless: coldstream upload … --as {name} --base {base}",
+        )
+
     @property
     def refusal(self) -> str | None:
         """Why vLLM cannot serve it; None when it can, as far as its configuration tells."""

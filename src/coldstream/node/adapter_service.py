@@ -24,7 +24,7 @@ from coldstream.model.names import Uri
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
 from coldstream.units import format_bytes, format_seconds
 
-# A client that names an unknown model waits at most so long for the answer that there is no such model.
+# How long a client that names an unknown model waits for the answer, at most.
 LOOK_SECONDS = 5.0
 _GIVE_UP_SECONDS = 3.0
 FETCH_SECONDS = 120.0

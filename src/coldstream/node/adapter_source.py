@@ -179,10 +179,7 @@ class AdapterSource:
         """Raises UsageError for an adapter that the engine cannot serve with this model."""
         name, adapter = stored.name, stored.adapter
         if not self.is_of_base(stored):
-            raise UsageError(
-                f"{name} is an adapter of {adapter.base}, not of {self.base}",
-                hint=f"if it fits {self.base} nevertheless: coldstream upload … --as {name} --base {self.base}",
-            )
+            raise adapter.wrong_base(name, str(self.base))
         if adapter.refusal:
             raise UsageError(f"{name} cannot be served: {adapter.refusal}")
         if self.rank_max is not None and adapter.rank > self.rank_max:

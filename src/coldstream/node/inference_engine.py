@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from coldstream.errors import ConfigError
 from coldstream.loading.options import Options
 from coldstream.model.names import Uri, is_path, model_name
 from coldstream.node.child import Command
@@ -63,6 +64,15 @@ class ServeRequest:
     def served_name(self) -> str:
         """The model's name in the API: `org/model`, or the folder's name."""
         return model_name(self.uri)
+
+    def store_uri(self, settings: Settings) -> str:
+        """The configured store, or else the bucket that the model is in. Raises ConfigError if there is neither."""
+        try:
+            return settings.store_uri()
+        except ConfigError:
+            if not self.uri.full.startswith("s3://"):
+                raise
+            return "/".join(self.uri.full.split("/")[:3])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

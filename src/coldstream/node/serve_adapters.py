@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from coldstream.errors import (
     ColdstreamError,
-    ConfigError,
     CredentialsError,
     NotFoundError,
     UnavailableError,
@@ -44,7 +43,7 @@ def serve_adapters(
     if not request.adapters and not engine.has_adapters:
         return None
     cache, on_demand = request.options.cache, ON_DEMAND in request.adapters
-    source = AdapterSource(settings, base=_base(request), store=_store_uri(request, settings), cache=cache)
+    source = AdapterSource(settings, base=_base(request), store=request.store_uri(settings), cache=cache)
     adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
     # Those in the engine's flags that are not in the bucket may have any rank that it accepts by default.
     ranks = [_RANK_DEFAULT] if engine.has_adapters else []
@@ -120,13 +119,3 @@ def _base(request: ServeRequest) -> str | None:
     """The model's name, as adapters name their base; None for a model without one, such as a folder."""
     scheme = request.uri.full.partition("://")[0]
     return model_name(split_revision(str(request.uri))[0]) if request.is_name or scheme in {"hf", "s3"} else None
-
-
-def _store_uri(request: ServeRequest, settings: Settings) -> str:
-    """The configured store, or else the bucket that the model is in."""
-    try:
-        return settings.store_uri()
-    except ConfigError:
-        if not request.uri.full.startswith("s3://"):
-            raise
-        return "/".join(request.uri.full.split("/")[:3])

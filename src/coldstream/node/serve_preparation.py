@@ -258,14 +258,7 @@ def _warm_start(
 
 
 def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
-    """The model's bundles: in the configured store, or else in the bucket that the model is in."""
-    try:
-        settings.store_uri()
-    except ConfigError:
-        if not request.uri.full.startswith("s3://"):
-            raise
-        bucket = request.uri.full.removeprefix("s3://").partition("/")[0]
-        settings = replace(settings, values={**settings.values, "COLDSTREAM_STORE": f"s3://{bucket}"})
+    uri = request.store_uri(settings)
     retry = Retry(Backoff(give_up_seconds=min(_BUNDLE_GIVE_UP_SECONDS, settings.retry_seconds)))
-    store = open_store(settings, retry=retry, connections=_BUNDLE_CONNECTIONS)
+    store = open_store(settings, uri, retry=retry, connections=_BUNDLE_CONNECTIONS)
     return BundleStore(store, checked_name(request.served_name))

@@ -37,7 +37,7 @@ class BucketResolver(LoRAResolver):
     """Finds the adapter that a request names as its model."""
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        """None if there is no such adapter; vLLM sends the client the message of a ValueError."""
+        """None if the adapter does not exist; vLLM sends the client the message of a ValueError."""
         try:
             folder = await _folder(lora_name, on_demand=True)
         except (NotFoundError, UnavailableError, CredentialsError) as exc:

@@ -34,14 +34,6 @@ def program(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
 def engine(program: str | None, *arguments: str, loader: str = "coldstream") -> SglangEngine:
     request = ServeRequest(uri=Uri("org/m"), arguments=arguments, loader=loader, options=Options(), program=program)
     return SglangEngine(request)

@@ -41,14 +41,6 @@ def program(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
 def engine(program: str, *arguments: str, uri: str = "org/m", loader: str = "coldstream", **options: int) -> VllmEngine:
     request = ServeRequest(
         uri=Uri(uri), arguments=arguments, loader=loader, options=Options(**options), program=program
