@@ -706,9 +706,9 @@ def loop_devices(folder: Path) -> list[str]:
 
 
 def unmount(folder: Path) -> None:
-    """Unmounts a runtime, if its image is mounted."""
-    if (folder / "mount").is_mount():
-        subprocess.run(["umount", folder / "mount"], check=True)
+    """Unmounts a runtime, if its image is mounted: at once, or when the last child of a killed start has ended."""
+    point = folder / "mount"
+    wait_for(lambda: not point.is_mount() or subprocess.run(["umount", point], check=False).returncode == 0)
 
 
 def damage(path: Path, *, at: int) -> None:

@@ -265,7 +265,8 @@ def test_a_signed_bomb_is_refused(tmp_path: Path, store: Store) -> None:
     node.warm.close()
 
 
-def test_of_two_nodes_that_publish_at_once_one_wins(tmp_path: Path, moto_store: Store) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_two_nodes_that_build_one_wins(tmp_path: Path, moto_store: Store, at_once: bool) -> None:
     """Both find nothing, both build; the second to finish learns it, and leaves nothing behind."""
     store = moto_store
     nodes = [Node(tmp_path / str(number), store) for number in range(2)]
@@ -281,6 +282,8 @@ def test_of_two_nodes_that_publish_at_once_one_wins(tmp_path: Path, moto_store: 
     ]
     for thread in threads:
         thread.start()
+        if not at_once:
+            thread.join(60)
     for thread in threads:
         thread.join(60)
     said = sorted(str(node.warm.state.published) for node in nodes)

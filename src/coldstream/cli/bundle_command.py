@@ -104,7 +104,7 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     rows, lines = [], []
     for caches in kept:
         key, folder = caches.key.digest, str(caches.root)
-        pointer = None if dry_run else shelf.publish(caches, secret, replaces=shelf.etag(key))
+        pointer = None if dry_run else shelf.publish(caches, secret, replaces=shelf.etag(key))[0]
         rows.append({"key": key, "folder": folder, "bytes": pointer.archive.size if pointer else None})
         verb, what = ("published", format_bytes(pointer.archive.size)) if pointer else ("would publish", folder)
         lines.append(f"{verb}   {key[:_DIGITS]}   {what}")

@@ -148,11 +148,14 @@ def encode(pointer: Pointer, secret: bytes) -> bytes:
     return _SCHEME + _signature(payload, secret) + b"\n" + payload
 
 
-def decode(data: bytes, secret: bytes) -> Pointer:
-    """Reads a pointer. Raises IntegrityError if it is not signed with this key, or not valid."""
+def decode(data: bytes, secret: bytes, *, key: str | None = None) -> Pointer:
+    """Reads the pointer of `key` (None: of any). Raises IntegrityError if it is not signed with `secret`, or wrong."""
     if not is_signed(data, secret):
         raise IntegrityError("it is not signed with this COLDSTREAM_BUNDLE_KEY")
-    return decode_unverified(data)
+    pointer = decode_unverified(data)
+    if key not in {None, pointer.key}:
+        raise IntegrityError(f"it is the bundle of another start, {pointer.key[:12]}")
+    return pointer
 
 
 def is_signed(data: bytes, secret: bytes) -> bool:

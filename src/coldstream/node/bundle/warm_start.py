@@ -13,7 +13,7 @@ from typing import Any
 from coldstream.errors import CancelledError, ColdstreamError, ConflictError, IntegrityError
 from coldstream.machine.disk import disk_errors
 from coldstream.node.bundle.archive import unpack
-from coldstream.node.bundle.bundle_pointer import Pointer
+from coldstream.node.bundle.bundle_pointer import Pointer, decode
 from coldstream.node.bundle.bundle_store import BundleStore
 from coldstream.node.bundle.local_bundles import LocalBundle, Tree
 
@@ -62,7 +62,10 @@ class WarmStart:
         self.reads: bytes | None = None
         self._local, self._store, self._secret = local, store, secret
         self._mode, self._can_read, self._can_publish = mode, mode in {"auto", "read"}, mode in {"auto", "write"}
-        self._stored: tuple[Pointer, str] | None = None
+        # The bundle in the store, if it fits; and the etag of its pointer, valid or not, once it was read.
+        self._stored: Pointer | None = None
+        self._etag: str | None = None
+        self._is_read = False
         self._before: Tree = {}
         self._ready_seconds: float | None = None
         self._publishing = threading.Lock()
@@ -93,10 +96,12 @@ class WarmStart:
         is_whole = self._local.is_whole
         if is_whole:
             self._note(state="local")
-        self._stored = self._store.find(self._local.key.digest, self._secret) if self._can_read else None
-        if self._stored is None:
+        stored = self._store.find(self._local.key.digest) if self._can_read else None
+        self._is_read = self._can_read
+        if stored is None:
             return
-        pointer = self._stored[0]
+        data, self._etag = stored
+        self._stored = pointer = decode(data, self._secret, key=self._local.key.digest)
         with suppress(ColdstreamError):
             self.reads = self._store.fetch_reads(pointer)
         # Caches left by a start that never answered may be anything, and are replaced; caches in use stay.
@@ -187,15 +192,13 @@ class WarmStart:
             self._note(published=f"no: {why}", unpublished=why)
 
     def _publish(self, now: Tree, reads: bytes | None, ready_seconds: float) -> None:
-        self.reads, digest = reads, self._local.key.digest
-        replaces = self._stored[1] if self._stored else self._store.etag(digest)
-        pointer = self._store.publish(
+        self.reads = reads
+        replaces = self._etag if self._is_read else self._store.etag(self._local.key.digest)
+        self._stored, self._etag = self._store.publish(
             self._local, self._secret, paths=list(now), reads=reads, ready_seconds=ready_seconds, replaces=replaces
         )
-        self._before = now
-        if etag := self._store.etag(digest):
-            self._stored = pointer, etag
-        self._note(published="published", published_bytes=pointer.archive.size, unpublished="")
+        self._is_read, self._before = True, now
+        self._note(published="published", published_bytes=self._stored.archive.size, unpublished="")
 
     def _settled(self, over: threading.Event) -> Tree:
         """The files, once no more are added."""
