@@ -1,7 +1,7 @@
 """What the servers of `bare.py` serve: the bucket, an index of wheels and a registry, all with the same packages.
 
-Made once in a folder and kept there. Needs the package index that pip is configured for, uv, squashfs-tools, and a
-Python of the system with `venv`, for which the environment is made.
+Made once in a folder and kept there, until coldstream's source is another one. Needs the package index that pip is
+configured for, uv, squashfs-tools, and a Python of the system with `venv`, for which the environment is made.
 """
 
 from __future__ import annotations
@@ -60,6 +60,12 @@ class Sources:
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self._say = folder, say
         folder.mkdir(parents=True, exist_ok=True)
+        mark, source = folder / "source", _digest_of_source()
+        if not mark.exists() or mark.read_text() != source:
+            for name in ("wheels", "index", "env", "root", "registry", "bucket/models/.coldstream"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / "digest").unlink(missing_ok=True)
+            mark.write_text(source)
 
     @contextmanager
     def _made(self, name: str) -> Iterator[Path | None]:
@@ -194,6 +200,13 @@ class Sources:
                 (part / "v2/bare/manifests").mkdir()
                 (part / "v2/bare/manifests/latest").write_text(json.dumps(manifest))
         return self.folder / "registry"
+
+
+def _digest_of_source() -> str:
+    digest = hashlib.sha256(_PINS.read_bytes())
+    for path in sorted(path for path in (_ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _rename(wheel: Path, name: str, suffix: str) -> None:
