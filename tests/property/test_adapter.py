@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coldstream.errors import IntegrityError, UsageError
 from coldstream.mirror.manifest_records import now
 from coldstream.model.adapter import parse_config
-from coldstream.model.adapter_fit import misfits
+from coldstream.model.adapter_fit import misfits, modules_of
 from coldstream.model.header import Tensor
 from coldstream.model.manifest import Manifest, Provenance, parse, serialize
 from tests.adapters import adapter_config
@@ -63,4 +63,4 @@ def test_any_configuration_is_read_or_refused(changes: Any, base: str | None) ->
 
 @given(TENSORS, TENSORS, st.integers(0, 8))
 def test_any_tensors_fit_or_do_not(adapter: list[Tensor], base: list[Tensor], rank: int) -> None:
-    assert all(fault.isprintable() for fault in misfits(adapter, base, rank=rank))
+    assert all(fault.isprintable() for fault in misfits(adapter, modules_of(base), rank=rank))

@@ -41,7 +41,9 @@ class Adapters:
             for seed, (name, rank) in enumerate(RANKS.items())
         }
         self.folders["other"] = write_model(tmp_path / "adapters/other", adapter_files("org/other-base"))
-        for name in ("a", "b", "c", "other"):
+        small = adapter_files(BASE, shapes=llama_shapes(layers=4, hidden=HIDDEN // 2))
+        self.folders["small"] = write_model(tmp_path / "adapters/small", small)
+        for name in ("a", "b", "c", "other", "small"):
             self.upload(name, f"org/{name}")
 
     def upload(self, name: str, stored: str) -> None:
@@ -116,6 +118,11 @@ def _check_refusals(server: Serving, adapters: Adapters) -> None:
         assert (status, "does not exist" in text) == (404, True), text
     status, text = post(server, "/v1/completions", model="org/other", prompt="x")
     assert (status, "org/other is an adapter of org/other-base, not of org/llama" in text) == (400, True), text
+    for status, text in (
+        post(server, "/v1/completions", model="org/small", prompt="x"),
+        load(server, "x", "org/small"),
+    ):
+        assert (status, "org/small does not fit org/llama: model.layers.0.self_attn.q_proj" in text) == (400, True), text
     assert load(server, "x", "org/absent")[0] == 404
     for path in (str(adapters.folders["a"]), "s3://others/org/a", "org/other", "hf://org/a"):
         assert load(server, "x", path)[0] == 400, path
@@ -131,6 +138,7 @@ def test_with_two_ranks_and_by_vllm_s_own_flag(adapters: Adapters, tmp_path: Pat
         server.wait_until_ready()
         own = {name: server.says(f"local-{name}") for name in ("a", "b", "c")}
         assert [server.says(name) for name in ("org/a", "x", "y")] == [own[name] for name in ("a", "b", "c")]
+        assert "warning: adapter org/small is left out: org/small does not fit org/llama: " in server.log
         assert load(server, "z", "org/a")[0] == 404, "vLLM has no such route unless its variable is set"
         assert post(server, "/v1/completions", model="org/other", prompt="x")[0] == 404
 

@@ -11,7 +11,7 @@ from coldstream.machine.parallel import in_parallel
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.manifest_records import read_record
 from coldstream.model.adapter import Adapter
-from coldstream.model.adapter_fit import misfits
+from coldstream.model.adapter_fit import misfits, modules_of
 from coldstream.model.names import checked_name
 from coldstream.places.opening import open_model_reader
 from coldstream.places.place import Store
@@ -35,12 +35,12 @@ def with_adapters(
 def _chosen(text: str, base: str, settings: Settings, store: Store, say: Callable[[str], None]) -> tuple[str, ...]:
     record, _ = read_record(store, base) or (None, "")
     repo = record.source.repo if record else None
-    tensors = open_model_reader(base, settings).checkpoint().tensors
+    modules = modules_of(open_model_reader(base, settings).checkpoint().tensors)
 
     def misfit(name: str) -> str | None:
         reader = open_model_reader(name, settings)
         rank = _checked(reader.adapter(), name, base, repo).rank
-        faults = misfits(reader.checkpoint().tensors, tensors, rank=rank)
+        faults = misfits(reader.checkpoint().tensors, modules, rank=rank)
         return f"{name} does not fit {base}: {faults[0]}" if faults else None
 
     def obstacle(name: str) -> str | None:

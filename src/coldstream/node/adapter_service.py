@@ -205,4 +205,4 @@ class AdapterService:
         if latest is None or latest.copy is None:
             raise UnavailableError(f"{name}: {self._source.store_uri} does not answer within {LOOK_SECONDS:g} s")
         self._source.check(latest)
-        return self._hold(name, latest.copy)
+        return self._hold(name, self._source.fetch(latest))

@@ -31,11 +31,14 @@ from coldstream.errors import (
     UsageError,
 )
 from coldstream.loading.load_plan import OFFLINE_SECONDS
-from coldstream.machine.disk import read_bounded, temporary_root
+from coldstream.machine.disk import disk_errors, read_bounded, temporary_root
 from coldstream.machine.parallel import in_parallel
+from coldstream.mirror.digest import read_header
 from coldstream.mirror.manifest_records import model_listing, read_record
 from coldstream.mirror.stored_files import StoredFile, StoredModel, object_key
 from coldstream.model.adapter import CONFIG_BYTES_MAX, WEIGHTS_NAME, Adapter, parse_config
+from coldstream.model.adapter_fit import Modules, misfits
+from coldstream.model.header import Tensor
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.names import MANIFEST_NAME, checked_name, is_path
 from coldstream.model.selection import ADAPTER_CONFIG_NAME
@@ -79,12 +82,14 @@ class AdapterSource:
     Attributes:
         base: The model's name in the bucket; None if it has none: then the engine compares the tensors.
         rank_max: The largest rank that the engine accepts; None while that is unknown.
+        modules: The model's tensors, to compare adapters with; empty while they are unknown.
     """
 
     def __init__(self, settings: Settings, *, base: str | None, store: str, cache: bool | str | Path = True) -> None:
         """Sends no request. `store` is the URI of the store; `cache` as in `Options`."""
         self.base = base
         self.rank_max: int | None = None
+        self.modules: Modules = {}
         self.store_uri = store
         self._settings, self._cache_choice = settings, cache
         self._lock = threading.Lock()
@@ -188,17 +193,51 @@ class AdapterSource:
                 hint=f"serve with: -- --max-lora-rank {adapter.rank}",
             )
 
+    def check_tensors(self, stored: StoredAdapter, *, seconds: float) -> None:
+        """Raises UsageError for an adapter whose tensors do not fit the model's; reads them from a copy if it can."""
+        if not self.modules:
+            return
+        with ExitStack() as closing:
+            copy = stored.copy
+            if copy is None and (latest := self.latest(stored.name)) is not None and latest.copy is not None:
+                closing.enter_context(latest.copy)
+                copy = latest.copy if latest.version == stored.version else None
+            if copy is not None:
+                self._check_fit(stored, _tensors_below(copy.folder))
+                return
+        store, weights = self._store(seconds), stored.files[1]
+
+        def read_start(buffer: memoryview) -> None:
+            buffer[:] = _read(store, stored.name, weights, 0, len(buffer))
+
+        where = f"{store.uri}/{stored.name}/{WEIGHTS_NAME}"
+        self._check_fit(stored, read_header(read_start, path=where, size=weights.size).tensors)
+
+    def _check_fit(self, stored: StoredAdapter, tensors: Sequence[Tensor]) -> None:
+        # The engine itself refuses modules of which the model has none.
+        if faults := misfits(tensors, self.modules, rank=stored.adapter.rank, only_certain=True):
+            raise UsageError(
+                f"{stored.name} does not fit {self.base or 'the model'}: {faults[0]}",
+                hint=f"see: coldstream doctor {stored.name}",
+            )
+
     def fetch(self, stored: StoredAdapter) -> LocalCopy:
         """The complete copy of an adapter, which is held until it is closed; copies it from the bucket if it has to.
 
-        Without a usable cache, the copy is among the system's temporary files.
+        Without a usable cache, the copy is among the system's temporary files. Raises UsageError if the tensors do not
+        fit the model's.
         """
-        if stored.copy is not None:
-            return stored.copy
-        try:
-            return self._fetch_into(self._cache(), stored)
-        except DiskError:
-            return self._fetch_into(Cache(temporary_root()), stored)
+        if (copy := stored.copy) is None:
+            try:
+                copy = self._fetch_into(self._cache(), stored)
+            except DiskError:
+                copy = self._fetch_into(Cache(temporary_root()), stored)
+        with ExitStack() as closing:
+            closing.enter_context(copy)
+            if self.modules:
+                self._check_fit(stored, _tensors_below(copy.folder))
+            closing.pop_all()
+        return copy
 
     def _fetch_into(self, cache: Cache, stored: StoredAdapter) -> LocalCopy:
         files = [_cached_file(file) for file in stored.files]
@@ -290,6 +329,18 @@ def _read(store: Store, name: str, file: StoredFile, start: int, stop: int) -> b
     if len(data) < stop - start:
         raise replaced(where)
     return data
+
+
+def _tensors_below(folder: Path) -> Sequence[Tensor]:
+    """The tensors of an adapter in a copy."""
+    path = folder / WEIGHTS_NAME
+    with disk_errors(path), path.open("rb") as file:
+
+        def read_start(buffer: memoryview) -> None:
+            file.seek(0)
+            file.readinto(buffer)
+
+        return read_header(read_start, path=str(path), size=path.stat().st_size).tensors
 
 
 def _version(files: Sequence[StoredFile]) -> str:

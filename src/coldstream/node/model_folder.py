@@ -57,11 +57,15 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A complete folder; if `offline`, of an earlier start, because the origin did not answer."""
+    """A complete folder; if `offline`, of an earlier start, because the origin did not answer.
+
+    `checkpoint` is None if neither the origin nor a load told of it.
+    """
 
     path: Path
     note: Note
     offline: bool
+    checkpoint: Checkpoint | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -114,9 +118,12 @@ def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Share | No
         # Weights of one version do not go with the configuration of another.
         if last is None or (resolved is not None and last[1].version != resolved.checkpoint.version):
             raise
-        return ModelFolder(path=last[0], note=last[1], offline=True)
+        return ModelFolder(
+            path=last[0], note=last[1], offline=True, checkpoint=resolved.checkpoint if resolved else None
+        )
     _remove_old(home, kept=path)
-    return ModelFolder(path=path, note=note, offline=False, left_out=checkpoint.left_out)
+    left_out = checkpoint.left_out
+    return ModelFolder(path=path, note=note, offline=False, checkpoint=checkpoint, left_out=left_out)
 
 
 def read_note(folder: str | os.PathLike[str]) -> Note | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from coldstream.errors import (
     ColdstreamError,
@@ -14,10 +15,13 @@ from coldstream.errors import (
 )
 from coldstream.loading.load_plan import OFFLINE_SECONDS
 from coldstream.machine.parallel import in_parallel
+from coldstream.model.adapter_fit import modules_of
+from coldstream.model.header import rank_of
 from coldstream.model.names import model_name, split_revision
 from coldstream.node.adapter_service import AdapterService
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
 from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
+from coldstream.places.checkpoint import Checkpoint
 from coldstream.settings import Settings
 
 # What `--adapters` accepts beside names.
@@ -29,12 +33,18 @@ _RANK_DEFAULT = 16
 
 
 def serve_adapters(
-    request: ServeRequest, settings: Settings, engine: InferenceEngine, *, say: Say, dry: bool = False
+    request: ServeRequest,
+    settings: Settings,
+    engine: InferenceEngine,
+    base: Checkpoint | None,
+    *,
+    say: Say,
+    dry: bool = False,
 ) -> AdapterService | None:
     """The service of a start's adapters, which the engine then has the flags for; None without adapters.
 
-    Copies them while the engine starts, except with `dry`. Raises what `AdapterSource` raises for an adapter that was
-    named.
+    Copies them while the engine starts, except with `dry`. `base` is the model's checkpoint, if it is known. Raises
+    what `AdapterSource` raises for an adapter that was named.
     """
     if not engine.streams:
         if request.adapters:
@@ -44,7 +54,9 @@ def serve_adapters(
         return None
     cache, on_demand = request.options.cache, ON_DEMAND in request.adapters
     source = AdapterSource(settings, base=_base(request), store=request.store_uri(settings), cache=cache)
-    adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
+    if base is not None and not any(rank_of(shard.path) for shard in base.shards):
+        source.modules = modules_of(base.tensors)
+    named = adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
     # Those in the engine's flags that are not in the bucket may have any rank that it accepts by default.
     ranks = [_RANK_DEFAULT] if engine.has_adapters else []
     ranks += [_RANK_ON_DEMAND] if on_demand else []
@@ -57,6 +69,8 @@ def serve_adapters(
     source.rank_max = engine.adapter_rank_max(max(ranks, default=1))
     for stored in adapters.values():
         source.check(stored)
+    check_tensors = partial(source.check_tensors, seconds=settings.retry_seconds)
+    in_parallel(check_tensors, [*{stored.name: stored for stored in named.values()}.values()])
     paths = {name: stored.name for name, stored in adapters.items()}
     engine.add_adapters(
         {**engine.adapter_paths, **paths},
@@ -100,6 +114,8 @@ def _of_base(source: AdapterSource, settings: Settings, say: Say, *, is_needed: 
             if not source.is_of_base(stored):
                 return None
             source.check(stored)
+            if is_needed:
+                source.check_tensors(stored, seconds=settings.retry_seconds)
         except ColdstreamError as exc:
             say(f"warning: adapter {name} is left out: {exc.message}")
             return None

@@ -84,12 +84,12 @@ def prepared_start(
                 draft = _stream_draft(engine.draft, service, request, settings, engine, say=say, dry=dry)
                 engine.use_draft(draft.path)
                 versions["draft"] = draft.note.version
-            service.adapters = serve_adapters(request, settings, engine, say=say, dry=dry)
+            service.adapters = serve_adapters(request, settings, engine, folder.checkpoint, say=say, dry=dry)
             if service.adapters is not None:
                 stack.callback(service.adapters.close)
             command = engine.streaming_command(folder.path, service.address, service.folder)
         else:
-            serve_adapters(request, settings, engine, say=say)
+            serve_adapters(request, settings, engine, None, say=say)
             command = engine.own_command(settings, say)
             downloaded = time.monotonic() if request.loader == "default" and request.is_name else None
             versions = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coldstream.model.adapter_fit import misfits
+from coldstream.model.adapter_fit import misfits, modules_of
 from coldstream.model.header import Tensor, parse_header
 from tests.adapters import Shapes, adapter_files, base_files, llama_shapes
 
@@ -24,14 +24,14 @@ def tensors(data: bytes) -> tuple[Tensor, ...]:
 
 
 def faults(adapter: list[Tensor], *base: Tensor, rank: int = 8) -> list[str]:
-    return misfits(adapter, base, rank=rank)
+    return misfits(adapter, modules_of(base), rank=rank)
 
 
 def test_every_linear_module_of_a_llama_fits() -> None:
     names = {name.partition("layers.")[2].partition(".")[2] for name in llama_shapes()}
     adapter = tensors(adapter_files(modules=names)["adapter_model.safetensors"])
     assert len(adapter) == 2 * len(llama_shapes())
-    assert misfits(adapter, tensors(base_files()["model.safetensors"]), rank=8) == []
+    assert misfits(adapter, modules_of(tensors(base_files()["model.safetensors"])), rank=8) == []
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,9 @@ def test_every_linear_module_of_a_llama_fits() -> None:
 )
 def test_an_adapter_of_another_base(shapes: Shapes, fault: str) -> None:
     adapter = tensors(adapter_files(shapes=shapes)["adapter_model.safetensors"])
-    assert fault in misfits(adapter, tensors(base_files()["model.safetensors"]), rank=8)[0]
+    base = modules_of(tensors(base_files()["model.safetensors"]))
+    assert fault in misfits(adapter, base, rank=8)[0]
+    assert fault in misfits(adapter, base, rank=8, only_certain=True)[0]
 
 
 def test_other_names_before_the_layer_s_number() -> None:
@@ -88,6 +90,20 @@ def test_experts_may_be_stored_in_another_form() -> None:
     assert not faults(pair("base_model.model.model.layers.0.mlp.experts.base_layer", 64, 32))
     module = "base_model.model.model.layers.0.mlp.experts"
     assert not faults([tensor(f"{module}.lora_A.weight", 4, 8, 32), tensor(f"{module}.lora_B.weight", 4, 64, 8)])
+
+
+def test_the_ranks_of_fused_experts_are_added_up() -> None:
+    experts = pair("base_model.model.model.layers.0.mlp.experts.base_layer", 64, 32, rank=4 * 8)
+    assert not faults(experts, tensor("model.layers.0.mlp.experts.gate_up_proj", 4, 64, 32))
+
+
+def test_names_that_the_base_does_not_use_may_be_another_way_to_name_it() -> None:
+    base = modules_of([tensor("layers.0.attention.wq.weight", 64, 32), tensor("layers.0.o_proj.weight", 32, 64)])
+    adapter = pair(PREFIX, 64, 32)
+    assert misfits(adapter, base, rank=8)
+    assert misfits(adapter, base, rank=8, only_certain=True) == []
+    deep = pair("base_model.model.model.layers.7.o_proj", 32, 64)
+    assert misfits(deep, base, rank=8, only_certain=True) == ["model.layers.7.o_proj is not in the base"]
 
 
 def test_tensors_that_are_none_of_an_adapter() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,8 @@ from coldstream.mirror.listing import plan_removal, remove
 from coldstream.mirror.manifest_records import read_record, record_key
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
+from coldstream.model.adapter_fit import modules_of
+from coldstream.model.header import parse_header
 from coldstream.model.manifest import Journal, Manifest, Provenance, serialize
 from coldstream.node.adapter_source import AdapterSource
 from coldstream.node.http_endpoint import free_port
@@ -134,6 +137,28 @@ def test_what_the_model_cannot_be_served_with_is_refused_by_name(tmp_path: Path)
     send(store, tmp_path, adapter_files(rank=16), "org/right")
     source.check(source.find("org/right", seconds=1))
     source_of(tmp_path, base=None).check(source.find("org/other", seconds=1))
+
+
+def test_tensors_that_do_not_fit_are_refused_from_the_bucket_and_from_a_copy(tmp_path: Path) -> None:
+    store, source = folder_store(tmp_path), source_of(tmp_path)
+    for name, shapes in (("org/a", llama_shapes()), ("org/small", llama_shapes(hidden=16))):
+        send(store, tmp_path, adapter_files(shapes=shapes), name)
+        source.fetch(source.find(name, seconds=1)).close()
+    other = source_of(tmp_path)
+    base = parse_header(data := base_files()["model.safetensors"], file_bytes=len(data), path="x")
+    other.modules = modules_of(base.tensors)
+    misfit = r"org/small does not fit org/base: model\.layers\.0\.self_attn\.q_proj is for a weight"
+    for each in ("org/a", "org/small"):
+        stored = other.find(each, seconds=1)
+        # The copy on this machine is read instead of the bucket, also while the bucket is away.
+        (tmp_path / f"store/{each}/adapter_model.safetensors").unlink()
+        latest = other.latest(each)
+        assert latest is not None
+        for one in (stored, latest):
+            with pytest.raises(UsageError, match=misfit) if each == "org/small" else nullcontext():
+                other.check_tensors(one, seconds=1)
+            with pytest.raises(UsageError, match=misfit) if each == "org/small" else nullcontext():
+                other.fetch(one)
 
 
 def test_a_base_that_was_copied_from_the_hub_under_another_name_is_known(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from coldstream.model.names import Uri
 from coldstream.node.adapter_service import AdapterService
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve_adapters import serve_adapters
+from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings, load_settings
-from tests.adapters import BASE, adapter_files, base_files
+from tests.adapters import BASE, adapter_files, base_files, llama_shapes
 from tests.unit.mirror.stored_models import folder_store, send
 
 
@@ -45,7 +46,8 @@ class Start:
     def serve(self, *adapters: str) -> AdapterService | None:
         request = ServeRequest(uri=Uri(self._uri), options=Options(), adapters=adapters, **self._given)  # type: ignore[arg-type]
         self.engine = VllmEngine(request)
-        return serve_adapters(request, self.settings, self.engine, say=self.said.append)
+        base = open_model_reader(self._uri, self.settings).checkpoint() if self._uri == BASE else None
+        return serve_adapters(request, self.settings, self.engine, base, say=self.said.append)
 
     def flag(self, name: str) -> list[str]:
         """The values of a flag of the command that runs, and [] without it."""
@@ -128,6 +130,36 @@ def test_what_cannot_be_served_ends_the_start(
 ) -> None:
     with pytest.raises(error, match=message):
         Start(bucket, *arguments).serve(*adapters)
+
+
+MISFIT = "model.layers.0.self_attn.q_proj is for a weight of the shape [16, 16], and the base's has [32, 32]"
+
+
+def test_one_whose_tensors_do_not_fit_ends_the_start_if_it_was_named(bucket: Path) -> None:
+    send(folder_store(bucket), bucket, adapter_files(shapes=llama_shapes(hidden=16)), "org/small")
+    for flags, names in (((), ("org/a", "org/small")), (("--enable-lora", "--lora-modules", "x=org/small"), ())):
+        with pytest.raises(UsageError) as caught:
+            Start(bucket, *flags).serve(*names)
+        assert caught.value.message == f"org/small does not fit org/base: {MISFIT}"
+        assert caught.value.hint == "see: coldstream doctor org/small"
+    assert not list((bucket / "cache").glob("**/adapter_model.safetensors")), "before anything is copied"
+
+
+def test_one_of_all_whose_tensors_do_not_fit_is_left_out(bucket: Path) -> None:
+    send(folder_store(bucket), bucket, adapter_files(shapes=llama_shapes(layers=3)), "org/deep")
+    start = Start(bucket)
+    start.serve("all")
+    assert [*start.modules()] == ["org/a", "org/b"]
+    left_out = "warning: adapter org/deep is left out: org/deep does not fit org/base: "
+    assert f"{left_out}model.layers.2.self_attn.q_proj is not in the base" in start.said
+
+
+def test_one_whose_tensors_do_not_fit_is_not_loaded_on_demand(bucket: Path) -> None:
+    send(folder_store(bucket), bucket, adapter_files(shapes=llama_shapes(hidden=16)), "org/small")
+    service = Start(bucket).serve("on-demand")
+    assert service is not None
+    with pytest.raises(UsageError, match=r"org/small does not fit org/base: .*q_proj is for a weight of the shape"):
+        service.folder("org/small", on_demand=True)
 
 
 def test_another_loader_has_no_service(bucket: Path) -> None:

@@ -6,7 +6,7 @@ import shlex
 
 from coldstream.errors import NotFoundError
 from coldstream.mirror.listing import bases_of, list_models
-from coldstream.model.adapter_fit import misfits
+from coldstream.model.adapter_fit import misfits, modules_of
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, ok
 from coldstream.places.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ def adapter(case: Case) -> Check:
             f"its base {record.base} is not in the bucket",
             f"run: coldstream upload {shlex.quote(record.base)}; or name another one with: coldstream upload … --base",
         )
-    if faults := misfits(case.checkpoint.tensors, base.tensors, rank=record.rank):
+    if faults := misfits(case.checkpoint.tensors, modules_of(base.tensors), rank=record.rank):
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
         return fail(
             f"it does not fit {base.name}: {faults[0]}{more}",
