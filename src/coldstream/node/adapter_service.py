@@ -22,6 +22,7 @@ from coldstream.cache.cache import LocalCopy
 from coldstream.errors import ColdstreamError, NotFoundError, UnavailableError, UsageError, where_raised
 from coldstream.model.names import Uri
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
+from coldstream.telemetry.metrics.meter import Meter
 from coldstream.units import format_bytes, format_seconds
 
 # How long a client that names an unknown model waits for the answer, at most.
@@ -38,6 +39,17 @@ _COPIES_MAX = 4
 _HELD_MAX = 500
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFetch:
+    """A fetch of the start that succeeded, between two times by `time.monotonic`; 0 bytes received if it was cached."""
+
+    name: str
+    began: float
+    ended: float
+    bytes: int
+    received_bytes: int
+
+
 @dataclass(slots=True)
 class _Fetch:
     """An adapter that is looked up and copied, for everyone who waits for it."""
@@ -52,7 +64,8 @@ class AdapterService:
     """Copies adapters to this node, and holds their copies until `close`. Thread-safe.
 
     Attributes:
-        failures_of_start: Why adapters of the start could not be copied.
+        of_start: The adapters of the start that were copied.
+        failures_of_start: Why others could not be copied.
     """
 
     def __init__(
@@ -62,9 +75,12 @@ class AdapterService:
         on_demand: bool,
         accepts_paths: bool = False,
         say: Callable[[str], None] = lambda _: None,
+        meter: Meter | None = None,
     ) -> None:
         """`accepts_paths`: whether the operator may load what is not in the bucket, as the engine does by itself."""
         self._source, self._on_demand, self._accepts_paths, self._say = source, on_demand, accepts_paths, say
+        self._meter = meter or Meter()
+        self.of_start: list[AdapterFetch] = []
         self.failures_of_start: list[ColdstreamError] = []
         self._lock = threading.Lock()
         self._of_start: dict[str, _Fetch] = {}
@@ -159,10 +175,10 @@ class AdapterService:
             self._source.check(stored)
             fetch.is_found.set()
             with self._copying:
-                local = self._source.fetch(stored)
+                pieces: list[int] = []
+                local = self._source.fetch(stored, on_bytes=pieces.append)
             fetch.folder = self._hold(name, local)
-            size = f"{format_bytes(stored.bytes)} " if stored.bytes else "from the local cache, "
-            self._say(f"adapter {name}: {size}in {format_seconds(time.monotonic() - began)}")
+            self._report(name, began, sum(file.size for file in local.files), sum(pieces), is_of_start=is_of_start)
         except ColdstreamError as exc:
             # Without its traceback, whose frames keep objects alive.
             fetch.error = copy(exc)
@@ -179,8 +195,19 @@ class AdapterService:
                 if fetch.error is not None:
                     self._remember(name, fetch.error)
                     self.failures_of_start += [fetch.error] * is_of_start
+                    self._meter.adapter_failed(fetch.error)
             fetch.is_found.set()
             fetch.is_done.set()
+
+    def _report(self, name: str, began: float, size: int, received_bytes: int, *, is_of_start: bool) -> None:
+        ended = time.monotonic()
+        if is_of_start:
+            self.of_start.append(
+                AdapterFetch(name=name, began=began, ended=ended, bytes=size, received_bytes=received_bytes)
+            )
+        self._meter.adapter_fetched(ended - began, size, received_bytes)
+        source = f"{format_bytes(size)} " if received_bytes else "from the local cache, "
+        self._say(f"adapter {name}: {source}in {format_seconds(ended - began)}")
 
     def _remember(self, name: str, error: ColdstreamError) -> None:
         while len(self._errors) >= _REMEMBERED_MAX:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -221,17 +221,17 @@ class AdapterSource:
                 hint=f"see: coldstream doctor {stored.name}",
             )
 
-    def fetch(self, stored: StoredAdapter) -> LocalCopy:
+    def fetch(self, stored: StoredAdapter, *, on_bytes: Callable[[int], None] = lambda _: None) -> LocalCopy:
         """The complete copy of an adapter, which is held until it is closed; copies it from the bucket if it has to.
 
-        Without a usable cache, the copy is among the system's temporary files. Raises UsageError if the tensors do not
-        fit the model's.
+        `on_bytes` is called with the size of each piece that came from the bucket. Without a usable cache, the copy is
+        among the system's temporary files. Raises UsageError if the tensors do not fit the model's.
         """
         if (copy := stored.copy) is None:
             try:
-                copy = self._fetch_into(self._cache(), stored)
+                copy = self._fetch_into(self._cache(), stored, on_bytes)
             except DiskError:
-                copy = self._fetch_into(Cache(temporary_root()), stored)
+                copy = self._fetch_into(Cache(temporary_root()), stored, on_bytes)
         with ExitStack() as closing:
             closing.enter_context(copy)
             if self.modules:
@@ -239,7 +239,7 @@ class AdapterSource:
             closing.pop_all()
         return copy
 
-    def _fetch_into(self, cache: Cache, stored: StoredAdapter) -> LocalCopy:
+    def _fetch_into(self, cache: Cache, stored: StoredAdapter, on_bytes: Callable[[int], None]) -> LocalCopy:
         files = [_cached_file(file) for file in stored.files]
         copy = cache.open(uri=self._uri(stored.name), name=stored.name, version=stored.version, files=files)
         with ExitStack() as closing:
@@ -248,13 +248,15 @@ class AdapterSource:
                 writer = copy.writer()
                 if writer is not None:
                     with writer:
-                        self._fill(writer, copy, stored)
+                        self._fill(writer, copy, stored, on_bytes)
                 else:
                     time.sleep(_POLL_SECONDS)  # another process of this node copies it
             closing.pop_all()
         return copy
 
-    def _fill(self, writer: CopyWriter, copy: LocalCopy, stored: StoredAdapter) -> None:
+    def _fill(
+        self, writer: CopyWriter, copy: LocalCopy, stored: StoredAdapter, on_bytes: Callable[[int], None]
+    ) -> None:
         store, one_at_a_time = self._store(self._settings.retry_seconds), threading.Lock()
 
         def move(file: int, chunk: int) -> None:
@@ -268,6 +270,7 @@ class AdapterSource:
                 )
             with one_at_a_time:
                 writer.write(file, chunk, memoryview(data), digest)
+                on_bytes(len(data))
 
         chunks = [
             partial(move, file, chunk)

@@ -119,7 +119,7 @@ def serve(
         service.before_drop = meter.look
 
     meter.starting()
-    with prepared_start(request, settings, engine, say=say, on_service=on_service) as prepared:
+    with prepared_start(request, settings, engine, say=say, on_service=on_service, meter=meter) as prepared:
         _report_restore(prepared, recorder, meter, say)
         start = _Start(
             request=request,
@@ -181,8 +181,8 @@ def _report_restore(prepared: PreparedStart, recorder: Recorder, meter: Meter, s
         recorder.span("bundle", now - state.seconds, now, note=f"caches: {state.state}{size}")
 
 
-def _size_note(report: LoadReport) -> str:
-    return f"{format_bytes(report.received_bytes)} of {format_bytes(report.bytes)} over the network"
+def _size_note(received_bytes: int, size: int) -> str:
+    return f"{format_bytes(received_bytes)} of {format_bytes(size)} over the network"
 
 
 def _exit_code(child: Child, engine: InferenceEngine) -> int:
@@ -260,6 +260,7 @@ class _Start:
         self.is_reported.set()
         reports, stream_stop = self._load_reports()
         draft_reports = self._draft_reports()
+        self._draw_adapters()
         timeline = self._timeline(reports)
         self.meter.started(timeline)
         timeline, path = self._stored(timeline)
@@ -323,6 +324,7 @@ class _Start:
         assert code is not None
         reports, _ = self._load_reports()
         self._draft_reports()
+        self._draw_adapters()
         failure = None if cancelled else self._failure()
         reason = None if failure is None else failure.message
         exited = Exit(at=ended, code=code, signal=child.ended_by, cancelled=cancelled, reason=reason)
@@ -381,12 +383,23 @@ class _Start:
                     for name, (begin, end) in steps.items():
                         self.recorder.span(name, begin, end, note=_STEP_NOTES.get(name, ""))
                 elif report is not None:
-                    note = f"engine {number}: {_size_note(report)}"
+                    note = f"engine {number}: {_size_note(report.received_bytes, report.bytes)}"
                     self.recorder.span(f"stream {number}", *steps["stream"], note=note)
                 if report is None:
                     break
                 reports.append(report)
         return tuple(reports), loads[0].steps()["stream"][1] - self.began if reports else None
+
+    def _draw_adapters(self) -> None:
+        """Draws the fetches of the start's adapters beside the phases, as one span."""
+        service = self.prepared.service
+        fetches = service.adapters.of_start[:] if service is not None and service.adapters is not None else []
+        if not fetches:
+            return
+        note = plural(len(fetches), "adapter") if fetches[1:] else fetches[0].name
+        size = _size_note(sum(fetch.received_bytes for fetch in fetches), sum(fetch.bytes for fetch in fetches))
+        began, ended = min(fetch.began for fetch in fetches), max(fetch.ended for fetch in fetches)
+        self.recorder.span("adapters", began, ended, note=f"{note}: {size}")
 
     def _draft_reports(self) -> tuple[LoadReport, ...]:
         """The reports of the start's loads of a draft model that are complete, each also drawn beside the phases."""
@@ -394,7 +407,7 @@ class _Start:
         for share in self.prepared.service.drafts_of_start if self.prepared.service else ():
             with suppress(ColdstreamError):
                 if (report := share.wait(0)) is not None:
-                    note = f"{report.name}: {_size_note(report)}"
+                    note = f"{report.name}: {_size_note(report.received_bytes, report.bytes)}"
                     self.recorder.span("draft", *share.steps()["stream"], note=note)
                     reports.append(report)
         return tuple(reports)

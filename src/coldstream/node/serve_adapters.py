@@ -23,6 +23,7 @@ from coldstream.node.adapter_source import AdapterSource, StoredAdapter
 from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.settings import Settings
+from coldstream.telemetry.metrics.meter import Meter
 
 # What `--adapters` accepts beside names.
 ALL, ON_DEMAND = "all", "on-demand"
@@ -39,6 +40,7 @@ def serve_adapters(
     base: Checkpoint | None,
     *,
     say: Say,
+    meter: Meter | None = None,
     dry: bool = False,
 ) -> AdapterService | None:
     """The service of a start's adapters, which the engine then has the flags for; None without adapters.
@@ -77,7 +79,8 @@ def serve_adapters(
         rank_max=source.rank_max if request.adapters else None,
         on_demand=on_demand,
     )
-    service = AdapterService(source, on_demand=on_demand, accepts_paths=engine.accepts_adapter_paths, say=say)
+    accepts_paths = engine.accepts_adapter_paths
+    service = AdapterService(source, on_demand=on_demand, accepts_paths=accepts_paths, say=say, meter=meter)
     if not dry:
         service.begin(adapters.values())
     return service

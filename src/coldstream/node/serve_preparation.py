@@ -37,6 +37,7 @@ from coldstream.node.readahead.prefetch import start_read_ahead
 from coldstream.node.serve_adapters import serve_adapters
 from coldstream.places.opening import open_model_reader, open_store
 from coldstream.settings import VARIABLES, Settings
+from coldstream.telemetry.metrics.meter import Meter
 
 # A start does without a bundle when the store does not answer for this long.
 _BUNDLE_GIVE_UP_SECONDS = 10.0
@@ -66,12 +67,13 @@ def prepared_start(
     say: Say,
     dry: bool = False,
     on_service: Callable[[LoadService], None] = lambda _: None,
+    meter: Meter | None = None,
 ) -> Iterator[PreparedStart]:
     """Prepares a start. The stream ends with the block.
 
     With `dry`, only the command is prepared: nothing is streamed or restored. `on_service` is called with the load
-    service before its first load, and with a second one after a fallback. Raises what `model_folder`, `Share` and the
-    engine raise.
+    service before its first load, and with a second one after a fallback. `meter` counts adapters. Raises what
+    `model_folder`, `Share` and the engine raise.
     """
     for warning in engine.warnings(os.environ):
         say(f"warning: {warning}")
@@ -84,7 +86,8 @@ def prepared_start(
                 draft = _stream_draft(engine.draft, service, request, settings, engine, say=say, dry=dry)
                 engine.use_draft(draft.path)
                 versions["draft"] = draft.note.version
-            service.adapters = serve_adapters(request, settings, engine, folder.checkpoint, say=say, dry=dry)
+            base = folder.checkpoint
+            service.adapters = serve_adapters(request, settings, engine, base, say=say, meter=meter, dry=dry)
             if service.adapters is not None:
                 stack.callback(service.adapters.close)
             command = engine.streaming_command(folder.path, service.address, service.folder)

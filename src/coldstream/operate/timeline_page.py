@@ -24,7 +24,7 @@ _COLOURS = {
     "weights": "#e08a2c", "post-load": "#f0b66a", "set-up": "#d9c9a8", "compile": "#b8446a", "profile": "#d488a4",
     "KV cache": "#a58cc4", "graph capture": "#6f4fa3", "warm-up": "#c2aee0", "engine init": "#d3c6f5",
     "API ready": "#58a575", "first token": "#2f6f4a", UNNAMED: "#e4e4e4", "manifest": "#c9ced6", "connect": "#9fd3cc",
-    "stream": "#2a9d8f", "draft": "#1c6b62", "bundle": "#b08d57", "runtime fetch": "#7a6a5a",
+    "stream": "#2a9d8f", "draft": "#1c6b62", "adapters": "#5fb3a1", "bundle": "#b08d57", "runtime fetch": "#7a6a5a",
     "runtime mount": "#94826e", "runtime unpack": "#bdaa93",
 }  # fmt: skip
 _WAITED = "#d1495b"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from coldstream.node import adapter_service as module
 from coldstream.node.adapter_service import AdapterService
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
 from coldstream.node.load_service import LoadService
+from coldstream.telemetry.metrics.registry import Metrics
 from tests.adapters import adapter_files
 from tests.unit.mirror.stored_models import folder_store, send
 from tests.unit.node.test_adapter_source import read, source_of
@@ -28,6 +30,7 @@ class FakeCopy:
 
     def __init__(self, folder: str) -> None:
         self.folder, self.closed = Path(folder), False
+        self.files = (SimpleNamespace(size=60), SimpleNamespace(size=40))
 
     def close(self) -> None:
         self.closed = True
@@ -47,6 +50,7 @@ class FakeSource:
         self.answers = threading.Event()
         self.answers.set()
         self.local: FakeCopy | None = None
+        self.is_cached = False
 
     def name_of(self, path: str) -> str | None:
         name = path.removeprefix("s3://models/")
@@ -63,7 +67,8 @@ class FakeSource:
         if self.refusal is not None:
             raise self.refusal
 
-    def fetch(self, stored: StoredAdapter) -> FakeCopy:
+    def fetch(self, stored: StoredAdapter, *, on_bytes: Callable[[int], None] = lambda _: None) -> FakeCopy:
+        on_bytes(0 if self.is_cached else 100)
         self.copies.append(FakeCopy(f"/cache/{stored.name}/{stored.version}"))
         return self.copies[-1]
 
@@ -89,7 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return sleep
 
 
-def service_of(source: FakeSource, *, said: list[str] | None = None, **options: bool) -> AdapterService:
+def service_of(source: FakeSource, *, said: list[str] | None = None, **options: Any) -> AdapterService:
     say = said.append if said is not None else lambda _: None
     return AdapterService(cast("AdapterSource", source), say=say, **{"on_demand": True, **options})
 
@@ -255,7 +260,7 @@ def test_why_one_of_the_start_failed_is_kept_for_the_last_line(
 ) -> None:
     error = IntegrityError("org/a/adapter_model.safetensors: [0, 8) is not what the manifest says")
 
-    def fail(stored: StoredAdapter) -> FakeCopy:
+    def fail(stored: StoredAdapter, **_: object) -> FakeCopy:
         raise error
 
     stored = source.find_or_latest("org/a", seconds=1)
@@ -270,8 +275,32 @@ def test_why_one_of_the_start_failed_is_kept_for_the_last_line(
     assert len(service.failures_of_start) == 1
 
 
+def test_fetches_are_counted_and_those_of_the_start_are_kept(source: FakeSource) -> None:
+    metrics, said = Metrics("org/base", uri="s3://models/org/base"), list[str]()
+    service = service_of(source, said=said, meter=metrics)
+    service.begin([source.find_or_latest("org/a", seconds=1)])
+    service.folder("org/a", on_demand=False)
+    source.is_cached = True
+    service.folder("org/b", on_demand=True)
+    source.errors["org/absent"] = NotFoundError("there is no model org/absent")
+    for _ in range(3):
+        kind(service, "org/absent")
+    (fetch,) = service.of_start
+    assert (fetch.name, fetch.bytes, fetch.received_bytes) == ("org/a", 100, 100)
+    assert [line.rpartition(" in ")[0] for line in said] == [
+        "adapter org/a: 100 B",
+        "adapter org/b: from the local cache,",
+    ]
+    samples = metrics.families(live=False)
+    for source_name in ("network", "cache"):
+        key = ("coldstream_adapter_fetches_total", (("from", source_name),))
+        assert samples["coldstream_adapter_fetches"].samples[key] == 1
+    failures = samples["coldstream_adapter_failures"].samples
+    assert sum(failures.values()) == failures["coldstream_adapter_failures_total", (("kind", "not-found"),)] == 1
+
+
 def test_an_internal_error_reaches_those_who_wait(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(stored: StoredAdapter) -> FakeCopy:
+    def fail(stored: StoredAdapter, **_: object) -> FakeCopy:
         raise KeyError("a secret")
 
     monkeypatch.setattr(source, "fetch", fail)

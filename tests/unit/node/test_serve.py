@@ -20,6 +20,7 @@ from coldstream.loading.options import Options
 from coldstream.model.names import Uri
 from coldstream.node import listener
 from coldstream.node import serve as module
+from coldstream.node.adapter_service import AdapterFetch
 from coldstream.node.child import Child
 from coldstream.node.inference_engine import EngineEndpoint, ServeRequest
 from coldstream.node.serve import _exit_code, _Start
@@ -184,6 +185,23 @@ def test_draft_models_are_reported_apart_and_one_that_failed_is_left_out(program
     assert (span.name, span.start, span.stop) == ("draft", 7.0, 10.0)
     assert span.note == "org/draft: 100 B of 100 B over the network"
     assert start_of(recorder, program=program, prepared=SimpleNamespace(service=None))._draft_reports() == ()
+
+
+@pytest.mark.parametrize(("names", "of"), [(["org/a"], "org/a"), (["org/a", "org/b"], "2 adapters")])
+def test_the_adapters_of_the_start_are_one_span(names: list[str], of: str, program: Path) -> None:
+    recorder = Recorder(0.0, read_line)
+    fetches = [
+        AdapterFetch(name=name, began=1.0 + place, ended=3.0 + place, bytes=100, received_bytes=100 * (not place))
+        for place, name in enumerate(names)
+    ]
+    service = SimpleNamespace(adapters=SimpleNamespace(of_start=fetches))
+    start_of(recorder, program=program, prepared=SimpleNamespace(service=service))._draw_adapters()
+    (span,) = recorder._spans
+    assert (span.name, span.start, span.stop) == ("adapters", 1.0, 2.0 + len(names))
+    assert span.note == f"{of}: 100 B of {100 * len(names)} B over the network"
+    for nothing in (None, SimpleNamespace(adapters=None), SimpleNamespace(adapters=SimpleNamespace(of_start=[]))):
+        start_of(recorder, program=program, prepared=SimpleNamespace(service=nothing))._draw_adapters()
+    assert len(recorder._spans) == 1
 
 
 def test_the_reason_of_a_failed_start_may_be_an_adapter(program: Path) -> None:

@@ -59,6 +59,12 @@ class Meter:
     def not_started(self, outcome: str, phase: str = RESOLVE) -> None:
         """Called when vLLM did not become ready; counts it once. `outcome` is "failed" or "cancelled"."""
 
+    def adapter_fetched(self, seconds: float, size: int, received_bytes: int) -> None:
+        """Counts an adapter of `size` bytes that an engine got; `received_bytes` is 0 of a copy on this machine."""
+
+    def adapter_failed(self, error: ColdstreamError) -> None:
+        """Counts an adapter that an engine did not get."""
+
     def bundle_restored(self, state: str) -> None:
         """Counts `WarmState.state`, the outcome of restoring the warm-start bundle."""
 

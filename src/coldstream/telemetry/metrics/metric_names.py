@@ -45,6 +45,9 @@ _ERRORS = {
     for error in vars(errors).values()
     if isinstance(error, type) and issubclass(error, errors.ColdstreamError)
 }
+_FROM = ("network", "cache")
+# From a copy on this machine to gigabytes on a slow link.
+_ADAPTER_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _RETRIES = (*(kind for kind in get_args(FetchKind) if kind != "cancelled"), "corrupt", "local")
 
 # fmt: off
@@ -96,6 +99,15 @@ METRICS = (
            {"result": ("restored", "local", "none", "refused", "off")}),
     Metric("coldstream_bundle_publishes_total", "counter", "Starts by whether their caches were published.",
            {"result": ("published", "kept", "no")}),
+    # Adapters.
+    Metric("coldstream_adapter_fetches_total", "counter", "Adapters that an engine got, by where they came from.",
+           {"from": _FROM}),
+    Metric("coldstream_adapter_failures_total", "counter",
+           "Adapters that an engine did not get, by the kind of the error.", {"kind": sorted(_ERRORS)}),
+    Metric("coldstream_adapter_bytes_total", "counter", "Bytes of adapters, by where they came from.",
+           {"from": _FROM}),
+    Metric("coldstream_adapter_seconds", "histogram",
+           "Seconds from the request for an adapter until its verified copy was complete.", buckets=_ADAPTER_SECONDS),
     # Money.
     Metric("coldstream_month_dollars", "gauge",
            "Dollars of this month: what it will cost as it goes, and what it may cost.",

@@ -178,6 +178,15 @@ class Metrics(MetricCounts, Meter):
                 self.add("coldstream_start_failures_total", phase=phase)
             self.add("coldstream_starts_total", outcome=outcome)
 
+    def adapter_fetched(self, seconds: float, size: int, received_bytes: int) -> None:
+        source = {"from": "network" if received_bytes else "cache"}
+        self.add("coldstream_adapter_fetches_total", **source)
+        self.add("coldstream_adapter_bytes_total", size, **source)
+        self.observe("coldstream_adapter_seconds", seconds)
+
+    def adapter_failed(self, error: ColdstreamError) -> None:
+        self.add("coldstream_adapter_failures_total", kind=error.kind or "coldstream")
+
     def bundle_restored(self, state: str) -> None:
         self.add("coldstream_bundle_restores_total", result=state)
 

@@ -65,7 +65,8 @@ PHASE_KINDS = (
     PhaseKind("ready", "API ready", "API", "until the health check answers"),
     PhaseKind("first token", "first token", "first token", "requested once vLLM answers", always=False),
 )
-SPANS = ("manifest", "connect", "stream", "draft", "bundle", "runtime fetch", "runtime mount", "runtime unpack")
+_RUNTIME_SPANS = ("runtime fetch", "runtime mount", "runtime unpack")
+SPANS = ("manifest", "connect", "stream", "draft", "adapters", "bundle", *_RUNTIME_SPANS)
 # If none of these marks came, all of the engine's work is between weights and warm-up.
 _INSIDE = ("loaded", "compiling", "compiled", "profiled", "sized", "captured")
 _ENGINE_INIT = PhaseKind("initialised", "engine init", "warm-up", "measure memory, allocate caches, first runs")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.engine.load_statistics import LoadStatistics
-from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, UnavailableError
+from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, NotFoundError, UnavailableError
 from coldstream.telemetry.metrics.metric_names import METRICS, OTHER, Metric, source_of
 from coldstream.telemetry.metrics.registry import MetricCounts, Metrics, cache_result
 from coldstream.telemetry.metrics.textfile import parse, render
@@ -147,6 +147,19 @@ def test_bundles() -> None:
     assert get(found, "coldstream_bundle_restores_total", result="restored") == 1
     assert get(found, "coldstream_bundle_publishes_total", result="published") == 1
     assert get(found, "coldstream_bundle_publishes_total", result="no") == 1
+
+
+def test_adapters() -> None:
+    found = metrics()
+    found.adapter_fetched(0.07, 100, 90)
+    found.adapter_fetched(0.02, 100, 0)
+    found.adapter_failed(NotFoundError("there is no model org/x"))
+    for source in ("network", "cache"):
+        assert get(found, "coldstream_adapter_fetches_total", **{"from": source}) == 1
+        assert get(found, "coldstream_adapter_bytes_total", **{"from": source}) == 100
+    assert get(found, "coldstream_adapter_failures_total", kind="not-found") == 1
+    assert get(found, "coldstream_adapter_seconds_bucket", le="0.05") == 1
+    assert get(found, "coldstream_adapter_seconds_count") == 2
 
 
 def test_labels_are_bounded() -> None:
