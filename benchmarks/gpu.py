@@ -9,7 +9,8 @@ the benchmark's own multi-process sendfile server read alike.
 
 Each row is a process of its own, which imports, wakes the device and then measures from the call until all tensors are
 on the device and the device is idle. Rounds are interleaved; medians with minimum and maximum. CPU time is that of the
-process and its children. After the last round every row's tensors are compared with the file's bytes, on the CPU.
+process and its children. In the last round every row's tensors are compared with the file's bytes, on the CPU, after
+the clock has stopped.
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 if not wanted or any(part in name for part in wanted)
             }
             samples: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+            right: dict[str, bool] = {}
             for number in range(args.rounds):
                 names = list(rows)
                 for name in names[number % len(names) :] + names[: number % len(names)]:
-                    if found := _run_row(name, rows[name]):
-                        samples[name].append(found)
-            right = {name: _is_right(name, request) for name, request in rows.items()}
+                    result = _run_row(name, {**rows[name], "verify": number == args.rounds - 1})
+                    right[name] = bool(result and result.get("right", True))
+                    if result:
+                        samples[name].append(result)
         finally:
             server.close()
     return {
@@ -176,11 +179,6 @@ def _run_row(name: str, request: dict[str, Any]) -> dict[str, float] | None:
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"  {name:<30} {found['bytes'] / found['seconds'] / GIB:6.2f} GiB/s", file=sys.stderr, flush=True)
     return found
-
-
-def _is_right(name: str, request: dict[str, Any]) -> bool:
-    found = _run_row(name, {**request, "verify": True})
-    return bool(found and found.get("right", True))
 
 
 def _timed(request: dict[str, Any], load: Callable[[Callable[[], None]], dict[str, Any] | None]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_it_runs_on_the_cpu() -> None:
     """python benchmarks/gpu.py --device cpu --gib 0.1 --rounds 1"""
     options = ["--device", "cpu", "--gib", "0.1", "--rounds", "1"]

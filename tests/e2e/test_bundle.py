@@ -6,6 +6,7 @@ import copy
 import os
 import shutil
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,7 @@ def test_keys_that_cannot_write_restore_all_the_same(tmp_path: Path, proxied: tu
 
 def test_a_bucket_that_does_not_answer_fails_no_start(tmp_path: Path, proxied: tuple[Store, Faults]) -> None:
     store, faults = proxied
+    store.retry = Retry(replace(store.retry.backoff, give_up_seconds=1.0))  # type: ignore[misc]
     faults.add("fail", "", times=10_000, status=503, code="SlowDown")
     state = Node(tmp_path, store).start()
     assert state.state == "none"

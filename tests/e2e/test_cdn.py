@@ -31,14 +31,33 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PLANS, "free", LIMIT)
 
 
+@pytest.fixture(scope="module")
+def shared() -> list[str]:
+    """The bucket of all tests that only read, after the first of them."""
+    return []
+
+
 @pytest.fixture
-def command(moto: S3Server, tmp_path: Path) -> Command:
+def command(moto: S3Server, shared: list[str], tmp_path: Path) -> Command:
     """A bucket with the model in the usual layout, and once more in segments."""
-    made = Command(moto, fresh_bucket(moto), cwd=tmp_path)
-    folder = str(write_model(tmp_path / "m", MODEL))
-    made.run("upload", folder, "--as", "org/plain", "--quiet")
-    made.run("upload", folder, "--as", "org/cut", *SEGMENTS, "--quiet")
+    made = Command(moto, shared[0] if shared else fresh_bucket(moto), cwd=tmp_path)
+    write_model(tmp_path / "m", MODEL)
+    if not shared:
+        upload_twice(made)
+        shared.append(made.environ["R2_BUCKET"])
     return made
+
+
+@pytest.fixture
+def own_bucket(moto: S3Server, command: Command) -> None:
+    """The same in a bucket of this test alone, which changes what is in it."""
+    command.environ["R2_BUCKET"] = fresh_bucket(moto)
+    upload_twice(command)
+
+
+def upload_twice(command: Command) -> None:
+    command.run("upload", "./m", "--as", "org/plain", "--quiet")
+    command.run("upload", "./m", "--as", "org/cut", *SEGMENTS, "--quiet")
 
 
 @pytest.fixture
@@ -123,7 +142,8 @@ def test_the_domain_dies_in_the_middle(command: Command, cdn: Cdn) -> None:
     assert gone["retries"] == 0
 
 
-def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_bucket")
+def test_an_overwritten_object_is_seen_and_purged(command: Command, cdn: Cdn, tmp_path: Path) -> None:
     """Coldstream cdn check org/plain --all, after an upload; coldstream cdn purge org/plain."""
     command.run("cdn", "warm", "org/plain", "--all")
     changed = {**MODEL, "config.json": b'{"a": 1}'}
@@ -144,6 +164,7 @@ def test_an_overwritten_object_is_seen_and_purged(command: Command, moto: S3Serv
     assert next(row for row in rows if row["label"] == "config.json")["state"] in {"kept", "coming"}
 
 
+@pytest.mark.usefixtures("own_bucket")
 def test_a_404_from_before_the_upload_is_recognized(command: Command, moto: S3Server, cdn: Cdn, tmp_path: Path) -> None:
     """Coldstream cdn check org/later; cdn warm org/later, where a file was requested before it was uploaded."""
     for _ in range(2):
@@ -278,7 +299,8 @@ def test_a_rule_made_in_the_dashboard_is_reported_and_never_replaced(command: Co
         assert not zone.faults
 
 
-def test_a_rule_that_would_keep_nothing_is_refused(command: Command, moto: S3Server, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_bucket")
+def test_a_rule_that_would_keep_nothing_is_refused(command: Command) -> None:
     """Coldstream cdn rule, with shards above the plan's limit."""
     command.environ["R2_CDN_DOMAIN"] = "models.example.com"
     command.run("remove", "org/cut", "--yes")

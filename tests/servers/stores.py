@@ -28,9 +28,13 @@ from coldstream.operate.demo_bucket import s3_server
 
 _MOTO = """
 import sys, threading
+from moto import backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+# It looks for them on the disk at every request, which is a third of a request's time.
+modules = frozenset(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: modules
 application = DomainDispatcherApplication(create_backend_app)
 writing = threading.Lock()
 

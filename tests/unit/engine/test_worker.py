@@ -49,7 +49,11 @@ def test_a_bug_is_answered_and_not_printed(capfd: pytest.CaptureFixture[str], mo
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_streamer_that_was_killed_ends_the_worker_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_streamer_that_was_killed_ends_the_worker_without_a_word(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The link that is to be fetched was not sent, so it would be waited for so long.
+    monkeypatch.setattr("coldstream.engine.worker._LINK_SECONDS", 0.2)
     streamer, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs, mine = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Messages that nobody read make the kernel say "connection reset".

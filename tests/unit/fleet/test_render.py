@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def variants() -> dict[str, Deployment]:
 EVERY = {**GOLDEN, **variants()}
 
 
+@cache
+def rendered(name: str) -> str:
+    """The file of a deployment of EVERY."""
+    return render(EVERY[name])
+
+
 PROGRAM = (ROOT / "src/coldstream/runtime/bootstrap.py").read_text().rstrip()
 
 
@@ -97,7 +104,7 @@ def test_no_golden_file_is_left_over() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_it_reads_well(name: str) -> None:
     made = EVERY[name]
-    text = render(made)
+    text = rendered(name)
     assert text == render(made)
     assert text.endswith("\n")
     text = without_program(text)
@@ -173,7 +180,7 @@ def test_dstack_takes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", of("k8s"))
 def test_kubernetes_takes_it(name: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    documents = list(yaml.safe_load_all(render(EVERY[name])))
+    documents = list(yaml.safe_load_all(rendered(name)))
     assert [document["kind"] for document in documents] == ["Deployment", "Service"]
     for document in documents:
         validator.validate(document, validator.latest_version(), strict=True)
@@ -225,7 +232,7 @@ KSERVE: dict[str, Any] = {
 @pytest.mark.parametrize("name", of("kserve"))
 def test_kserve_takes_it(name: str) -> None:
     validator = pytest.importorskip("kubernetes_validate")
-    document = yaml.safe_load(render(EVERY[name]))
+    document = yaml.safe_load(rendered(name))
     pytest.importorskip("jsonschema").validate(document, KSERVE)
     assert document["spec"]["storageInitializer"] == {"enabled": False}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": document["spec"]["template"]}
@@ -236,7 +243,7 @@ def test_kserve_takes_it(name: str) -> None:
 @pytest.mark.parametrize("name", of("compose"))
 def test_compose_takes_it(name: str) -> None:
     compose = pytest.importorskip("compose_spec").PyCompose
-    read = compose.from_yaml(render(EVERY[name]))
+    read = compose.from_yaml(rendered(name))
     assert read.service_names() == [EVERY[name].options.engine]
 
 
@@ -250,8 +257,8 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_skypilot_refuses_what_is_wrong(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its word would be worth nothing."""
-    broken = render(EVERY[name]).replace(*BROKEN[name])
-    assert broken != render(EVERY[name])
+    broken = rendered(name).replace(*BROKEN[name])
+    assert broken != rendered(name)
     monkeypatch.setattr(f"{__name__}.render", lambda _: broken)
     with pytest.raises(AssertionError, match=r"ValueError|Invalid"):
         validated(SKY, "sky_inside.py", [name], tmp_path, ".venv-sky/tests.done")
@@ -259,7 +266,7 @@ def test_skypilot_refuses_what_is_wrong(name: str, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["dstack"])
 def test_dstack_refuses_what_is_wrong(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = render(EVERY[name]).replace("spot_policy:", "spot_politics:")
+    broken = rendered(name).replace("spot_policy:", "spot_politics:")
     monkeypatch.setattr(f"{__name__}.render", lambda _: broken)
     with pytest.raises(AssertionError, match="spot_politics"):
         validated(DSTACK, "dstack_inside.py", [name], tmp_path, ".venv-dstack/tests.done")
@@ -277,7 +284,7 @@ def test_the_other_validators_refuse_what_is_wrong() -> None:
 
 def shell_of(name: str) -> str:
     """The script that a file runs."""
-    read: dict[str, Any] = next(yaml.safe_load_all(render(EVERY[name])))
+    read: dict[str, Any] = next(yaml.safe_load_all(rendered(name)))
     if "commands" in read:
         return str(read["commands"][0])
     return str(read.get("setup", "")) + "\n" + str(read["run"])
@@ -337,7 +344,7 @@ def test_what_it_runs(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_container_runs(name: str, tmp_path: Path) -> None:
-    read: dict[str, Any] = next(yaml.safe_load_all(render(EVERY[name])))
+    read: dict[str, Any] = next(yaml.safe_load_all(rendered(name)))
     if "services" in read:
         service = read["services"][EVERY[name].options.engine]
         words = [word.replace("$$", "$") for word in service["entrypoint"] + service["command"]]
@@ -362,7 +369,7 @@ def test_no_open_port_without_a_key(target: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_host_and_port_are_explicit(name: str) -> None:
-    words = without_program(render(EVERY[name])).replace('"', " ").replace("- ", " ").split()
+    words = without_program(rendered(name)).replace('"', " ").replace("- ", " ").split()
     assert words[words.index("--host") + 1] in {"0.0.0.0", "127.0.0.1"}
     assert words[words.index("--port") + 1] == str(EVERY[name].options.port)
 
@@ -371,7 +378,7 @@ def test_host_and_port_are_explicit(name: str) -> None:
 def test_nothing_installs_coldstream_from_an_index_unless_a_package_was_chosen(name: str) -> None:
     """Anybody could register the name there, and run code on nodes that hold keys."""
     made = EVERY[name]
-    lines = [line for line in render(made).splitlines() if not line.lstrip().startswith("#")]
+    lines = [line for line in rendered(name).splitlines() if not line.lstrip().startswith("#")]
     installs = [line for line in lines if re.search(r"\b(pip3?|pipx|uv|conda|easy_install)\b.* install\b", line)]
     named = [line for line in installs if re.search(r"\bcoldstream\b(?!/)", line.replace("command -v coldstream", ""))]
     if made.options.package is None:
@@ -380,7 +387,7 @@ def test_nothing_installs_coldstream_from_an_index_unless_a_package_was_chosen(n
     else:
         assert made.runtime is None
         assert len(installs) == 1
-    assert "sha256:" in render(made) or made.options.package
+    assert "sha256:" in rendered(name) or made.options.package
 
 
 def test_no_target_changes_the_program() -> None:

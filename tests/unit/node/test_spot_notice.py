@@ -69,7 +69,7 @@ def served(answer: Callable[[str, str, Any], tuple[int, bytes]]) -> Iterator[str
         do_GET = do_PUT = _answer
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
