@@ -55,16 +55,18 @@ class Arena:
             if stop - start > size:
                 self._add_hole(start + size, stop, freed)
         else:
-            # A hole at the end of the touched memory is extended.
-            last = self._starts[-1] if self._starts else -1
-            start = last if last >= 0 and self._holes[last][0] == self.touched_bytes else self.touched_bytes
+            start = self._end()
             if start + size > self.limit_bytes:
                 return None
-            if start == last:
+            if start in self._holes:
                 self._drop_hole(start)
             self.touched_bytes = start + size
         self._used[start] = start + size
         return start
+
+    def lacking_bytes(self, size: int) -> int:
+        """By how much the limit has to rise for an extent of `size` bytes that no hole has room for."""
+        return max(0, self._end() + -(-size // PAGE_BYTES) * PAGE_BYTES - self.limit_bytes)
 
     def grow(self, size: int) -> int:
         """Raises the limit by `size` bytes, in whole pages, within the mapped memory; returns by how many."""
@@ -104,6 +106,11 @@ class Arena:
             self._unneeded.appendleft((start + size_max, stop))
             stop = start + size_max
         return start, stop
+
+    def _end(self) -> int:
+        """Where memory begins that can be extended: at a hole that ends with the touched memory, or there."""
+        last = self._starts[-1] if self._starts else -1
+        return last if last >= 0 and self._holes[last][0] == self.touched_bytes else self.touched_bytes
 
     def _add_hole(self, start: int, stop: int, freed: int) -> None:
         insort(self._starts, start)

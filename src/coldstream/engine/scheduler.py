@@ -440,8 +440,9 @@ class Scheduler:
                 continue
             if not self._may_grow(now):
                 return False
-            # By more than this extent, or the load would continue extent by extent.
-            grown = self.arena.grow(max(self._sizes[extent], WINDOW_BYTES))
+            # A consumer keeps its last tensor. If more is kept, growing extent by extent would take long.
+            spare = WINDOW_BYTES if len(self._extents.offsets) > 1 else 0
+            grown = self.arena.grow(max(self.arena.lacking_bytes(self._sizes[extent]), spare))
             if not grown:
                 self.failed = Fail("memory", None, "the tensors that are kept fill all the memory that may be mapped")
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 
 import pytest
 from hypothesis import settings
@@ -115,6 +116,11 @@ class Machine(RuleBasedStateMachine):
             assert not holes
             trailing = next((n for n, owner in enumerate(reversed(self.owners)) if owner is not None), len(self.owners))
             assert touched + (count - trailing) * PAGE_BYTES > self.arena.limit_bytes
+            lacking = self.arena.lacking_bytes(size)
+            for grown, is_enough in ((lacking - PAGE_BYTES, False), (lacking, True)):
+                arena = deepcopy(self.arena)
+                arena.grow(grown)
+                assert (arena.allocate(size) is not None) == is_enough
             return multiple()
         first = start // PAGE_BYTES
         assert first in holes if holes else start + pages(size) == self.arena.touched_bytes

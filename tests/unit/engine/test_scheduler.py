@@ -163,7 +163,28 @@ def test_it_grows_only_when_all_who_are_there_wait() -> None:
     assert found.released(1, 0, 0.4) == []
     (fetch,) = found.waiting(1, 1, 0.5)
     assert isinstance(fetch, Fetch)
-    assert found.statistics.grown_bytes == WINDOW_BYTES
+    assert found.statistics.grown_bytes == PAGE, "the first has only its last tensor"
+    found.done(0, 0.6)
+    assert found.waiting(0, 2, 0.7) == []
+    assert found.released(1, 1, 0.8) == []
+    (fetch,) = found.waiting(1, 2, 0.9)
+    assert isinstance(fetch, Fetch)
+    assert found.statistics.grown_bytes == PAGE + WINDOW_BYTES, "the first keeps all that it gets"
+
+
+def test_for_a_consumer_that_keeps_only_its_last_tensor_it_grows_by_what_is_lacking() -> None:
+    """That tensor may divide what is free into pieces that are too small."""
+    large = 2 * WINDOW_BYTES
+    found = scheduler([PAGE, PAGE, large], connections=2, limit=large + PAGE)
+    found.tick(0.0)
+    found.attached(0, 0.0)
+    found.done(0, 0.1)
+    found.done(1, 0.1)
+    assert found.released(0, 0, 0.2) == []
+    (fetch,) = found.waiting(0, 2, 0.3)
+    assert isinstance(fetch, Fetch)
+    assert fetch.offset == 2 * PAGE
+    assert found.statistics.grown_bytes == PAGE
 
 
 def test_a_consumer_that_keeps_all_and_says_nothing_is_outwaited() -> None:
