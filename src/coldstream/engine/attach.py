@@ -28,6 +28,7 @@ from typing import Any
 
 from coldstream.engine import messages
 from coldstream.engine.load_statistics import LoadStatistics
+from coldstream.engine.mapping import map_shared, remove_pages
 from coldstream.machine.child_environment import STREAMER, child_environment
 from coldstream.machine.limits import limits_named
 from coldstream.model.job import Catalog, FileJob, JobOptions, pack
@@ -125,7 +126,7 @@ class Consumer:
         try:
             with limits_named(f"map {format_bytes(arena_bytes)} for the load"):
                 # All of the memory; sparse, and far larger than what is used of it.
-                self.arena = mmap.mmap(descriptors[0], arena_bytes)
+                self.arena = map_shared(descriptors[0], arena_bytes)
                 with mmap.mmap(descriptors[1], catalog_bytes, prot=mmap.PROT_READ) as packed:
                     self.catalog = Catalog.unpack(packed)
         finally:
@@ -236,8 +237,8 @@ class Consumer:
         if not was_sent and self._left and self._is_only:
             # The streamer has ended: no one reuses the memory, writes it to the local copy, or reads it. Release its
             # pages at once; an extent starts on a page.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                self.arena.madvise(mmap.MADV_REMOVE, start, stop - start)
+            with contextlib.suppress(OSError, AttributeError, TypeError):
+                remove_pages(self.arena, start, stop)
         if self._left and not self._held:
             self._hang_up()
 

@@ -11,7 +11,6 @@ kernel does not have it, files are not mapped.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import threading
 import time
@@ -26,19 +25,8 @@ import xxhash
 from coldstream.engine.arena import PAGE_BYTES
 from coldstream.engine.attach import Extent
 from coldstream.engine.load_statistics import LoadStatistics
+from coldstream.engine.mapping import Memory, drop_pages, map_private, populate
 from coldstream.model.job import FileJob
-
-_POPULATE_READ = 22  # MADV_POPULATE_READ, which Python's mmap does not have
-_NO_RESERVE = 0x4000  # MAP_NORESERVE: swap is reserved for no page before it is written
-_FAILED = ctypes.c_void_p(-1).value
-
-Memory = ctypes.Array[ctypes.c_ubyte]
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFile:
@@ -51,16 +39,10 @@ class MappedFile:
             if os.fstat(self.descriptor).st_size != size:
                 raise OSError(f"{path} does not have {size} bytes")
             self.memory = map_private(self.descriptor, size)
-            self.populate(0, 1)
+            populate(self.memory, 0, 1)
         except BaseException:
             self.close()
             raise
-
-    def populate(self, start: int, stop: int) -> None:
-        """Reads `[start, stop)` into the page cache, and maps its pages; raises OSError if one cannot be read."""
-        first = start - start % PAGE_BYTES
-        if _libc.madvise(ctypes.addressof(self.memory) + first, stop - first, _POPULATE_READ):
-            raise _last_error()
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Makes the kernel read `[start, stop)` from the disk soon, in large requests; page faults cause small ones."""
@@ -72,36 +54,14 @@ class MappedFile:
             os.close(descriptor)
 
 
-def map_private(descriptor: int, size: int) -> Memory:
-    """A file's bytes, unmapped when nothing refers to them. Raises OSError.
-
-    Not Python's mmap, which keeps a descriptor open for as long.
-    """
-    flags = mmap.MAP_PRIVATE | _NO_RESERVE
-    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-    if address == _FAILED:
-        raise _last_error()
-    memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, _libc.munmap, address, size).atexit = False
-    return memory
-
-
 def view_of(memory: Memory, number: int, file: int, start: int, stop: int) -> Extent:
     """An extent of a mapped file. Its pages leave this process when nothing refers to it."""
     view = (ctypes.c_ubyte * (stop - start)).from_buffer(memory, start)
     # Neighbours share the pages at its edges.
     first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
     if last > first:
-        weakref.finalize(view, _drop_pages, memory, first, last - first).atexit = False
+        weakref.finalize(view, drop_pages, memory, first, last).atexit = False
     return Extent(number, file, start, stop, view)
-
-
-def _last_error() -> OSError:
-    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _drop_pages(memory: Memory, first: int, size: int) -> None:
-    _libc.madvise(ctypes.addressof(memory) + first, size, mmap.MADV_DONTNEED)
 
 
 class _Check(NamedTuple):
@@ -241,7 +201,7 @@ class MappedFiles:
         check = self._checks[number]
         for ahead in self._checks[number + self._reach : number + self._reach + 1]:
             self.files[ahead.file].read_ahead(ahead.start, ahead.stop)
-        self.files[check.file].populate(check.start, check.stop)
+        populate(self.files[check.file].memory, check.start, check.stop)
         view = memoryview(self.files[check.file].memory)[check.start : check.stop]
         return not check.digest or xxhash.xxh3_128_digest(view) == check.digest
 

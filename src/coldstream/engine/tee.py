@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from coldstream.engine import messages
+from coldstream.engine.mapping import map_shared
 from coldstream.engine.processes import EventLoop, fork, receive
 from coldstream.errors import ColdstreamError
 from coldstream.model.job import Catalog, JobOptions
@@ -91,7 +92,7 @@ class Tee:
 
         options, (arena, arena_bytes) = self._options, self._arena
         assert options.cache is not None
-        memory = memoryview(mmap.mmap(arena, arena_bytes))
+        memory = memoryview(map_shared(arena, arena_bytes)).cast("B")
         os.nice(5)  # the load comes first
         writer = None
         try:

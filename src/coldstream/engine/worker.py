@@ -19,6 +19,7 @@ import xxhash
 
 from coldstream.engine import messages
 from coldstream.engine.cdn_choice import status_number
+from coldstream.engine.mapping import PageMaker, map_shared
 from coldstream.engine.processes import receive
 from coldstream.errors import ConfigError, where_raised
 from coldstream.model.job import SegmentSource, unpack_source
@@ -50,6 +51,7 @@ class Worker:
         self._control, self._sockets, self._descriptor = control, connections, arena
         self._counters = memoryview(counters).cast("Q")
         self._arena = memoryview(b"")
+        self._pages: PageMaker | None = None
         self._segments: dict[int, _KnownSegment] = {}
         self._learnt = threading.Condition()
         self._links: dict[int, Connection] = {}
@@ -69,7 +71,8 @@ class Worker:
                 self._learn(rest)
             elif letter == messages.MAP:
                 (size,) = messages.SIZE.unpack(rest)
-                self._arena = memoryview(mmap.mmap(self._descriptor, size))
+                memory = map_shared(self._descriptor, size)
+                self._arena, self._pages = memoryview(memory).cast("B"), PageMaker(memory)
             elif letter == messages.START:
                 (connection,) = messages.NUMBER.unpack(rest)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
@@ -114,6 +117,8 @@ class Worker:
 
     def _fetch(self, connection: int, fetch: messages.FetchRequest) -> messages.FetchResult:
         view = self._arena[fetch.offset : fetch.offset + fetch.stop - fetch.start]
+        if self._pages is not None:
+            self._pages.make(fetch.offset, fetch.offset + fetch.stop - fetch.start)
         first_byte, path, cache = 0.0, "a file", 0
         try:
             known = self._segment(fetch.segment, fetch.version)

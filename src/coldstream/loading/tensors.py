@@ -11,7 +11,6 @@ interface only. On a device without streams, copies are synchronous.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coldstream.engine.attach import Extent
+from coldstream.engine.mapping import Memory, PageMaker
 from coldstream.errors import UsageError
 from coldstream.loading.options import PINNED_BYTES_MAX, Options, has_torch
 from coldstream.model.header import Header, Tensor
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+_PINNED_AT_ONCE = 8 << 20
 _ALIGNMENT = 16  # kernels read vectors of 16 bytes; a tensor with another alignment in its extent gets its own memory
 # Safetensors' names to torch's. F4 holds two elements in one of torch's; F6 has no torch dtype.
 TORCH_DTYPES = {
@@ -186,6 +187,10 @@ class CudaLane(Lane):
         return event
 
     def pin(self, address: int, size: int) -> bool:
+        # Pinned pages cannot become huge pages.
+        pages = PageMaker((ctypes.c_ubyte * size).from_address(address))
+        for start in range(0, size, _PINNED_AT_ONCE):
+            pages.make(start, min(start + _PINNED_AT_ONCE, size))
         cudart: Any = self._torch.cuda.cudart
         return int(cudart().cudaHostRegister(address, size, 0)) == 0
 
@@ -305,7 +310,7 @@ class DeviceReader(TensorReader):
         super().finish()
 
 
-def tensor_reader(layout: Layout, options: Options, *, arena: mmap.mmap | None, pinned_bytes: int = 0) -> TensorReader:
+def tensor_reader(layout: Layout, options: Options, *, arena: Memory | None, pinned_bytes: int = 0) -> TensorReader:
     """Makes tensors as the options say; for copies to a device, the first `pinned_bytes` of an arena are pinned.
 
     `arena` is the memory of the extents, None if that is mapped files.
