@@ -203,13 +203,13 @@ def places(digest: str, need: int = 0, *, is_executed: bool = False) -> Iterator
             yield folder, exc.strerror or str(exc)
 
 
-def attach(file: int) -> io.FileIO | None:
+def attach(file: int, tries: int = 8) -> io.FileIO | None:
     """A loop device that ends with its last user. Linux first writes what the file has to the disk: attach it empty."""
     with contextlib.suppress(OSError), io.FileIO("/dev/loop-control") as control:
         device = io.FileIO(f"/dev/loop{fcntl.ioctl(control, 0x4C82)}")  # LOOP_CTL_GET_FREE
         fcntl.ioctl(device, 0x4C0A, struct.pack("2I52xI240x", file, 0, 5))  # LOOP_CONFIGURE: read-only, autoclear
         return device
-    return None
+    return attach(file, tries - 1) if tries else None  # another program may have taken the free device
 
 
 def provide(digest: str, folders: list[str], locks: list[int], phases: list[list[Any]], *, is_mounted: bool) -> str:

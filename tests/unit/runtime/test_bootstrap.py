@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
+import io
 import os
 import platform
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -57,3 +61,29 @@ def test_another_c_library(monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str
     monkeypatch.setattr(platform, "libc_ver", lambda: libc)
     with pytest.raises(bootstrap.StartError, match=f"needs glibc 2.17, and this machine has {libc[1] or 'none'}"):
         bootstrap.check_platform(needs())
+
+
+@pytest.mark.parametrize(("busy", "name"), [(0, "/dev/loop0"), (3, "/dev/loop3"), (100, None)])
+def test_a_loop_device_that_another_program_takes_first(
+    monkeypatch: pytest.MonkeyPatch, busy: int, name: str | None
+) -> None:
+    taken = 0
+
+    def ioctl(_file: object, request: int, *_: object) -> int:
+        nonlocal taken
+        if request == 0x4C82:
+            return taken
+        if taken < busy:
+            taken += 1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return 0
+
+    class Device(io.BytesIO):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+    monkeypatch.setattr(bootstrap.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(bootstrap, "io", SimpleNamespace(FileIO=Device))
+    device: Any = bootstrap.attach(5)
+    assert (device and device.name) == name
