@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import coldstream
 from coldstream.loading.options import Options
+from coldstream.node.http_endpoint import free_port
 from coldstream.node.load_service import VARIABLE, LoadService
 from coldstream.settings import load_settings
 from tests.servers.ranged import RangedServer
@@ -33,8 +33,7 @@ def results(jobs: dict[str, str], folder: Path, world: int = 1, **environ: str) 
     """What each of `world` processes says of the jobs."""
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
     outs = [folder / f"{rank}.json" for rank in range(world)]
     words = ("tests.sglang.inside", folder / "jobs.json")
     finish(*(begin_inside(*words, out, str(rank), str(world), str(port), **environ) for rank, out in enumerate(outs)))

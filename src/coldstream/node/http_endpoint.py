@@ -5,12 +5,16 @@ The engine is our own child on this machine, so its certificate is not checked. 
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
 import time
+from contextlib import suppress
+from random import SystemRandom
 from typing import Any, ClassVar
 
 from coldstream.machine.hardware import is_loopback
@@ -121,7 +125,8 @@ def reachable(host: str) -> str:
 
 
 def free_port() -> int:
-    """A port on loopback that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
+    """A port on loopback that was free a moment ago, and that the kernel gives to no other program by itself."""
+    for port in SystemRandom().sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

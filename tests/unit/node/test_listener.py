@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from coldstream.engines.vllm.endpoint import VllmEndpoint
 from coldstream.errors import ColdstreamError
+from coldstream.node import http_endpoint
 from coldstream.node.http_endpoint import free_port
 from coldstream.node.listener import check_free, is_listening
 
@@ -54,3 +56,12 @@ def test_who_listens() -> None:
         assert is_listening(endpoint, [1 << 30, os.getpid()])
         assert is_listening(endpoint, [1 << 30]) is False
     assert is_listening(VllmEndpoint(port=free_port()), [os.getpid()]) is None
+
+
+def test_a_free_port_is_not_taken_and_below_those_of_outgoing_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 20_000 <= free_port() < 30_000
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        taken = sock.getsockname()[1]
+        monkeypatch.setattr(http_endpoint, "SystemRandom", lambda: SimpleNamespace(sample=lambda *_: [taken]))
+        with pytest.raises(OSError, match="in use"):
+            free_port()

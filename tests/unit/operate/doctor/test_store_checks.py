@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import time
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
+from coldstream.node.http_endpoint import free_port
 from coldstream.operate.doctor import store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.doctor.checklist import examine, select
@@ -78,8 +78,7 @@ def test_secrets_that_others_can_read(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_where_nothing_answers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
     case = s3_case(f"http://127.0.0.1:{port}")
     names = ["configuration", "endpoint", "tls", "clock", "bucket", "permissions", "round trip"]
     checks = {check.name: check for check in examine(case, select(only=names))}
