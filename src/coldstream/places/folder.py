@@ -176,7 +176,8 @@ class Folder:
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            with self._translated(key):
+            # Locked, because a write makes the folder that would be removed here.
+            with self._translated(key), self._locked():
                 path = self._path(key)
                 path.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty

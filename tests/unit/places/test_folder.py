@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,21 @@ def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="symbolic links"):
         store.put(KEY, b"y")
     assert victim.read_bytes() == b"precious"
+
+
+def test_a_removal_does_not_take_the_folder_of_a_write_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Folder(tmp_path)
+    store.put("m/old", b"1")
+    remover = threading.Thread(target=store.delete, args=(["m/old"],))
+    original = os.replace
+
+    def replace(*paths: Any) -> None:
+        # The folder is there, and the file not yet.
+        remover.start()
+        remover.join(0.2)
+        original(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    store.put("m/new", b"2")
+    remover.join()
+    assert [info.key for info in store.list("")] == ["m/new"]
