@@ -24,8 +24,14 @@ from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rcl
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # How long an example takes says something of the machine alone.
-hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("unhurried")
+
+# A machine may reach the package index through a proxy; it is not to be asked for servers of this machine.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, ["127.0.0.1", "localhost", os.environ.get(_name)]))
 
 
 @pytest.hookimpl(trylast=True)
@@ -37,7 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("AWS_", "R2_", "HF_", "CLOUDFLARE_", "COLDSTREAM_", "CF_ACCESS_")):
+        ours = ("AWS_", "R2_", "HF_", "CLOUDFLARE_", "COLDSTREAM_", "CF_ACCESS_")
+        if name.startswith(ours) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))

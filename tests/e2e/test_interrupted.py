@@ -133,14 +133,20 @@ def test_a_killed_upload_keeps_stored_files(command: Command, hub: FakeHub) -> N
     files = sharded_model(shards=2, shard_bytes=40 << 20)
     hub.add_repo(REPO, files)
     hub.faults.throttle = 8 << 20
+    store = opened(command)
     process = command.start("upload", REPO, "--part-size", "5MiB", "--connections", "4")
-    wait_for_bytes(hub, 30 << 20, lambda: process.poll() is None)
+    wait_for_bytes(hub, 5 << 20, lambda: process.poll() is None)
+    deadline = time.monotonic() + 60
+    # What the Hub has sent may not have been stored yet.
+    while not any(store.parts(pending.key, pending.upload_id) for pending in store.uploads("")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.kill()
     process.communicate()
     hub.faults.throttle = 0
     report = command.json("upload", REPO, "--part-size", "5MiB")
     assert report["kept_bytes"] >= 5 << 20
-    assert stored(opened(command), REPO) == hashes(files)
+    assert stored(store, REPO) == hashes(files)
 
 
 def test_ctrl_c_ends_soon_with_130_and_goes_on_later(command: Command, hub: FakeHub) -> None:

@@ -55,7 +55,11 @@ def end(text="", code=0):
 def answer(document):
     end(json.dumps(document, indent=2))
 
-def keep(): state_file.write_text(json.dumps(state))
+def keep():
+    # At once: others run beside this one.
+    written = HERE / f"state.{os.getpid()}"
+    written.write_text(json.dumps(state))
+    written.replace(state_file)
 
 def serve(name):
     key = "another" if "other-key" in modes else os.environ["VLLM_API_KEY"]

@@ -180,9 +180,9 @@ class RangedServer:
         if tls:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._context.load_cert_chain(certificates().good if tls is True else tls)
-        self._listener = self._listen(0)
+        self._listener = self._bind(0)
         self.host, self.port = self._listener.getsockname()
-        self._accepting = self._start(self._accept, self._listener)
+        self._listen()
 
     # What tests use.
 
@@ -223,12 +223,14 @@ class RangedServer:
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
         """While it lasts, new connections to the port are refused; open ones go on."""
+        # It holds the port, which another program could take.
+        bound = self._bind(self.port)
         self._stop_listening()
         try:
             yield
         finally:
-            self._listener = self._listen(self.port)
-            self._accepting = self._start(self._accept, self._listener)
+            self._listener = bound
+            self._listen()
 
     def hang_up(self) -> None:
         """Closes every open connection."""
@@ -255,12 +257,16 @@ class RangedServer:
     # Connections.
 
     @staticmethod
-    def _listen(port: int) -> socket.socket:
+    def _bind(port: int) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("127.0.0.1", port))
-        listener.listen(256)
         return listener
+
+    def _listen(self) -> None:
+        self._listener.listen(256)
+        self._accepting = self._start(self._accept, self._listener)
 
     def _start(self, run: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=run, args=args, daemon=True)

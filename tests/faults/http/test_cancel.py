@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from typing import Any
 
@@ -188,7 +187,7 @@ def test_cancel_at_any_moment_is_exact(setup: Setup) -> None:
     """Cancels after a growing delay, so that every step is met by chance; what is in place is right each time."""
     setup.server.bytes_per_second = 100e6
     cancelled = 0
-    for step in itertools.count():
+    for step in range(32):
         connection = setup.connect()
         timer = threading.Timer(0.0002 * 1.2**step, connection.cancel)
         buffer = bytearray(len(DATA))
@@ -198,7 +197,6 @@ def test_cancel_at_any_moment_is_exact(setup: Setup) -> None:
                 parse_target(setup.server.link(PATH)), 0, len(DATA), memoryview(buffer), etag=None, size=len(DATA)
             )
             assert buffer == DATA
-            break
         except FetchError as exc:
             assert exc.kind == "cancelled"
             assert buffer[: exc.received] == DATA[: exc.received]

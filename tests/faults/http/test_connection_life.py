@@ -94,7 +94,14 @@ def test_a_missing_last_chunk_is_not_missed(setup: Setup) -> None:
 
 def test_a_silent_server_is_broken_and_what_came_is_kept(setup: Setup) -> None:
     setup.server.add("stall", at=1_111_111)
-    error = setup.fail(connection=setup.connect(IMPATIENT))
+    connection = setup.connect()
+
+    def lose_patience(count: int) -> None:
+        if count == 1_111_111:
+            connection._timeouts = IMPATIENT
+            connection._deadline = time.monotonic() + IMPATIENT.idle_seconds
+
+    error = setup.fail(connection=connection, on_progress=lose_patience)
     assert (error.kind, error.received) == ("broken", 1_111_111)
     assert "no data for 0.3 s" in error.message
     setup.server.add("late")

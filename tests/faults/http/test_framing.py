@@ -176,7 +176,9 @@ def test_links_expire_and_their_token_is_never_shown(setup: Setup) -> None:
     setup.get(0, 10, connection)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(
     text=st.one_of(
         st.text(st.characters(max_codepoint=255), max_size=200),

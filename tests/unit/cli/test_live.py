@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
 import time
@@ -102,7 +103,7 @@ def test_how_far_a_start_has_come() -> None:
     status.on_progress(0, 90_900_000)
     status.on_progress(45_100_000, 90_900_000)
     said = status.text()
-    assert said.startswith("  12.")
+    assert re.match(r"  1\d\.", said)
     assert "engine spawn" in said
     assert "stream 45.1 MB of 90.9 MB, " in said
     status.on_progress(90_900_000, 90_900_000)
@@ -191,7 +192,7 @@ def test_a_long_activity_is_named_while_it_lasts(terminal: Terminal, monkeypatch
         activity.begin("speed")
         activity.tell("8: 240 MB/s")
         deadline = time.monotonic() + 10
-        while "speed   8: 240 MB/s   0 s" not in terminal.text():
+        while not re.search(r"speed   8: 240 MB/s   \d+ s", terminal.text()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         activity.begin("")

@@ -38,14 +38,17 @@ def test_an_answer_is_told_once() -> None:
 
 
 def test_nobody_waits_for_an_answer_and_no_question_overtakes_another() -> None:
-    answered, asked = threading.Event(), []
+    answered, running, asked = threading.Event(), threading.Event(), []
 
     def ask() -> int:
         asked.append(1)
+        running.set()
         assert answered.wait(30)
         return 5
 
     watch = Poller(ask, pause_seconds=0.0)
+    assert watch.poll() is None
+    assert running.wait(30)
     assert [watch.poll() for _ in range(100)] == [None] * 100
     assert len(asked) == 1
     answered.set()

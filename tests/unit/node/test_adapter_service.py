@@ -43,6 +43,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.looks: list[str] = []
+        self.looked = threading.Event()
         self.copies: list[FakeCopy] = []
         self.version = 1
         self.errors: dict[str, ColdstreamError] = {}
@@ -58,6 +59,7 @@ class FakeSource:
 
     def find_or_latest(self, name: str, *, seconds: float) -> StoredAdapter:
         self.looks.append(name)
+        self.looked.set()
         assert self.answers.wait(20)
         if name in self.errors:
             raise self.errors[name]
@@ -187,6 +189,7 @@ def test_a_slow_bucket_keeps_nobody_waiting(source: FakeSource, monkeypatch: pyt
     assert kind(service, "org/a") == "unavailable"
     source.local = FakeCopy("/cache/org/a/0")
     assert service.answer({"adapter": "org/a", "on_demand": True}) == {"folder": "/cache/org/a/0"}
+    assert source.looked.wait(20)
     assert source.looks == ["org/a"], "both wait for the same request"
     source.answers.set()
 
@@ -200,6 +203,7 @@ def test_what_is_looked_up_and_held_is_bounded(source: FakeSource, monkeypatch: 
     kind(service, "org/a")
     with pytest.raises(UnavailableError, match="org/b: 1 other adapters are being fetched"):
         service.folder("org/b", on_demand=True)
+    assert source.looked.wait(20)
     assert source.looks == ["org/a"]
     source.answers.set()
     monkeypatch.setattr(module, "LOOK_SECONDS", 20)

@@ -61,7 +61,7 @@ def _started(service: LoadService, folder: Path, *arguments: str) -> subprocess.
 def _until(service: LoadService, *names: str) -> list[str]:
     until = time.monotonic() + 20
     while True:
-        found = service.modules()
+        found = service.modules(seconds=20)
         if all(any(name in path for path in found) for name in names):
             return found
         assert time.monotonic() < until, found
@@ -72,7 +72,7 @@ def test_a_process_tells_its_modules_when_asked(service: LoadService, tmp_path: 
     assert service.modules() == []
     with _started(service, tmp_path) as process:
         found = _until(service, "module_reads")
-        assert service.modules() == found
+        assert service.modules(seconds=20) == found
         # In the order of import.
         places = [next(i for i, path in enumerate(found) if name in path) for name in ("/threading.", "/module_reads.")]
         assert places == sorted(places)

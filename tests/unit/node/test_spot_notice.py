@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from coldstream.engines.vllm.endpoint import VllmEndpoint
+from coldstream.node import spot_notice as module
 from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here, drain
 
 TOKEN = "a-session-token"
@@ -168,7 +169,20 @@ class FakeEndpoint(VllmEndpoint):
         return self.said.pop(0) if len(self.said) > 1 else self.said[0]
 
 
-def drained(seconds: float, *said: str) -> tuple[list[str], int]:
+class PassingTime(threading.Event):
+    """An engine that has not ended; waiting for its end takes no time but that of the clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.seconds)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds += timeout or 0.0
+        return False
+
+
+def drained(seconds: float, *said: str, over: threading.Event) -> tuple[list[str], int]:
     """(what was said, how many answers of the metrics were left)."""
     FakeEndpoint.said = list(said)
     lines: list[str] = []
@@ -179,24 +193,24 @@ def drained(seconds: float, *said: str) -> tuple[list[str], int]:
         None,
         name="vLLM",
         end=lambda: ended.append(True),
-        over=threading.Event(),
+        over=over,
         say=lines.append,
     )
     assert ended == [True]
     return lines, len(FakeEndpoint.said)
 
 
-def test_it_waits_for_requests() -> None:
-    lines, left = drained(120, metrics(2), metrics(1, 1), metrics(0))
+def test_it_waits_for_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, left = drained(120, metrics(2), metrics(1, 1), metrics(0), over=PassingTime(monkeypatch))
     assert left == 1
     assert lines == ["warning: spot interruption by aws in 120 s (terminate): vLLM finishes its requests and exits"]
 
 
-def test_it_does_not_wait_longer_than_there_is() -> None:
-    began = time.monotonic()
-    drained(8.5, metrics(5))
-    assert time.monotonic() - began < 5
-    assert "now" in drained(0, metrics(5))[0][0]
+def test_it_does_not_wait_longer_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = PassingTime(monkeypatch)
+    drained(28.5, metrics(5), over=over)
+    assert 20 < over.seconds < 28.5
+    assert "now" in drained(0, metrics(5), over=over)[0][0]
 
 
 def test_a_vllm_that_has_ended_is_not_waited_for() -> None:

@@ -122,7 +122,9 @@ def test_broken_archives_are_refused(tmp_path: Path) -> None:
         unpack(io.BytesIO(whole), folder, files=2, size=100_000)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200, deadline=None
+)
 @given(st.data())
 def test_changed_bytes_do_no_harm(tmp_path: Path, data: st.DataObject) -> None:
     """What a broken header says is refused or harmless: nothing but our errors comes out, and nothing leaves."""
