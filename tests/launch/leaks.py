@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,8 +50,10 @@ def search(folder: Path, secrets: Mapping[str, str], *, without: Iterable[str] =
             path = Path(parent, name)
             if path.is_symlink() or not path.is_file():
                 continue
-            if names := _names_in(path, secrets):
-                found.append(Found(str(path.relative_to(folder)), names, path.stat().st_mode & 0o777))
+            with suppress(FileNotFoundError):  # it may go at any time
+                mode = path.stat().st_mode & 0o777
+                if names := _names_in(path, secrets):
+                    found.append(Found(str(path.relative_to(folder)), names, mode))
     return found
 
 

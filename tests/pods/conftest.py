@@ -128,4 +128,5 @@ def memory() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            subprocess.run(["umount", folder], check=True)
+            # At once, even if a process of a container is still ending.
+            subprocess.run(["umount", "--lazy", folder], check=True)

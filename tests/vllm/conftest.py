@@ -17,6 +17,9 @@ from tests.vllm.models import minilm
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm/bin/python"
 MODELS = ("llama", "tied-llama", "qwen3", "mixtral", "int8-llama", "minilm")
+# A processor for each of two ranks, as vLLM's VLLM_CPU_OMP_THREADS_BIND has it; a container may have any two.
+_PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+TWO_RANKS = f"{_PROCESSORS[0]}|{_PROCESSORS[-1]}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import write_model
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import PYTHON, clean_environ
+from tests.vllm.conftest import PYTHON, TWO_RANKS, clean_environ
 from tests.vllm.models import HIDDEN
 from tests.vllm.test_serve import Serving, serving
 
@@ -131,7 +131,7 @@ def _check_refusals(server: Serving, adapters: Adapters) -> None:
 
 def test_with_two_ranks_and_by_vllm_s_own_flag(adapters: Adapters, tmp_path: Path) -> None:
     """coldstream serve org/llama --adapters all -- --tensor-parallel-size 2 --lora-modules x=s3://bucket/org/b"""
-    environ = clean_environ(**adapters.environ, VLLM_CPU_OMP_THREADS_BIND="0|1")
+    environ = clean_environ(**adapters.environ, VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS)
     module = json.dumps({"name": "y", "path": "org/c", "base_model_name": BASE})
     flags = (*adapters.local_flags("a", "b", "c"), f"x=s3://{adapters.bucket}/org/b", module)
     ranks = ("--tensor-parallel-size", "2")

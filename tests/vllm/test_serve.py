@@ -24,7 +24,7 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import PYTHON, clean_environ
+from tests.vllm.conftest import PYTHON, TWO_RANKS, clean_environ
 from tests.vllm.test_tokens import served
 
 # vLLM takes five seconds to end where it may finish requests, and none is under way at the end of these tests.
@@ -185,7 +185,7 @@ def test_two_ranks_read_the_model_once(model: Callable[[str], Path], tmp_path: P
     with RangedServer(files | drafts) as server:
         config = json.dumps({"model": f"{server.url}/draft", "num_speculative_tokens": 2})
         ranks = ("--tensor-parallel-size", "2", "--speculative-config", config)
-        environ = clean_environ(VLLM_CPU_OMP_THREADS_BIND="0|1")
+        environ = clean_environ(VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS)
         with serving(f"{server.url}/m", environ=environ, folder=tmp_path, vllm=ranks) as both:
             both.wait_until_ready()
             sent, draft_sent = (
@@ -258,7 +258,7 @@ def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[
     command.environ |= {
         "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+        "VLLM_CPU_OMP_THREADS_BIND": TWO_RANKS,
         "HF_HUB_OFFLINE": "1",
     }
     command.run("upload", str(model("llama")), "--as", "org/llama")
@@ -277,7 +277,7 @@ def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[
     environ = clean_environ(
         **rclone.environ(command.environ["R2_BUCKET"]),
         VLLM_ASSETS_CACHE=str(tmp_path / "assets"),
-        VLLM_CPU_OMP_THREADS_BIND="0|1",
+        VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS,
     )
     ranks = ("--tensor-parallel-size", "2")
     with serving("org/llama", "--loader", "runai-sharded", environ=environ, folder=tmp_path, vllm=ranks) as found:
