@@ -6,8 +6,10 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import botocore.session
 import hypothesis
 import pytest
 
@@ -23,6 +25,8 @@ from tests.servers.stores import Faults, S3Server, fault_proxy, moto_server, rcl
 # Containers often set it, and then each process that a test starts compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Each session of botocore reads all that it knows of S3 from the disk, for 0.1 s, and the tests open thousands.
+botocore.session.create_loader = cache(botocore.session.create_loader)
 # How long an example takes says something of the machine alone.
 hypothesis.settings.register_profile(
     "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
