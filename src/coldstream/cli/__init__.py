@@ -79,8 +79,7 @@ class _Verbs(Group):
             return None
         module = "stored_models" if cmd_name in _STORED_MODELS else f"{cmd_name}_command"
         imported = importlib.import_module(f"coldstream.cli.{module}")
-        command = getattr(imported, "command", None) or getattr(imported, f"{cmd_name}_command")
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(imported, "command", None) or getattr(imported, f"{cmd_name}_command")
         return command
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

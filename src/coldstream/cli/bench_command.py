@@ -18,8 +18,7 @@ from coldstream.cli.verbs import SIZE, Verb, chart_options, count
 from coldstream.errors import PartialError, UsageError
 from coldstream.operate.bench.comparing import BenchStep, compare
 from coldstream.operate.bench.contestant import OPTIONAL, OURS, BenchPlan, find_target, select_loaders
-from coldstream.operate.bench.result import COLUMNS, BenchResult, BenchRow, html, panels, seconds_text, table_cells
-from coldstream.operate.charts import png
+from coldstream.operate.bench.result import COLUMNS, BenchResult, BenchRow, bench_page, seconds_text, table_cells
 from coldstream.units import format_bytes, format_seconds, plural
 
 
@@ -65,7 +64,7 @@ def command(
     device: str,
     starts: bool,
     **plan: Any,
-) -> None:
+) -> int:
     """Compare coldstream with other loaders on this machine.
 
     \b
@@ -92,27 +91,26 @@ def command(
     options = BenchPlan(target=target, settings=settings, loaders=loaders, device=device, vllm_flags=flags, **plan)
     with _progress(state) as on_step:
         result = compare(options, on_step)
-    state.write_charts(html=lambda: html(result), png=lambda: png(panels(result), result.title))
+    state.write_charts(bench_page(result))
     state.show(result.document(), text_of(result))
-    if not result.is_sound:
-        raise SystemExit(PartialError.exit_code)
+    return 0 if result.is_sound else PartialError.exit_code
 
 
 @contextmanager
 def _progress(state: State) -> Iterator[Callable[[BenchStep], None]]:
     """Shows a bar over all runs on a terminal, and prints a line for each elsewhere."""
     began = time.monotonic()
-    steps: list[BenchStep] = []
+    last: BenchStep | None = None
 
     def text() -> str:
         seconds = format_seconds(time.monotonic() - began)
-        if not steps:
+        if last is None:
             return f"{bar_text(0)} {seconds}   floors"
-        step = steps[-1]
-        return f"{bar_text(step.done / step.total)} {step.done}/{step.total} {seconds} {_line(step)}"
+        return f"{bar_text(last.done / last.total)} {last.done}/{last.total} {seconds} {_line(last)}"
 
     def on_step(step: BenchStep) -> None:
-        steps.append(step)
+        nonlocal last
+        last = step
         if step.text or not live.is_drawn:
             state.say(_line(step))
 
@@ -155,7 +153,5 @@ def text_of(result: BenchResult) -> str:
 def _problems(rows: Sequence[BenchRow]) -> list[str]:
     failed = [f"{coloured('failed', 'red')}   {row.label}: {row.failure}" for row in rows if row.failure is not None]
     wrong = [row.label for row in rows if row.failure is None and row.same is False]
-    return [
-        *failed,
-        *(f"{coloured('wrong', 'red')}    {label}: its output differs from the other loaders'" for label in wrong),
-    ]
+    note = "its output differs from the other loaders'"
+    return failed + [f"{coloured('wrong', 'red')}    {label}: {note}" for label in wrong]

@@ -19,7 +19,6 @@ from coldstream.node.bundle.bundle_pointer import checked_secret
 from coldstream.node.bundle.bundle_store import BundleEntry, BundleStore, entries
 from coldstream.node.bundle.local_bundles import local_bundles_of
 from coldstream.printable import printable
-from coldstream.settings import Settings
 from coldstream.units import format_age, format_bytes, format_seconds, plural
 
 _DIGITS = 12
@@ -53,9 +52,8 @@ def list_(state: State, name: str | None) -> None:
     States: signed (with this COLDSTREAM_BUNDLE_KEY: used); foreign (with another key: not used); unverified
     (COLDSTREAM_BUNDLE_KEY is not set); unreadable.
     """
-    settings = state.settings()
     store = state.open_store(8)
-    bundles = entries(store, _secret(settings), checked_name(name) if name else None)
+    bundles = entries(store, _secret(state), checked_name(name) if name else None)
     document = {"store": store.uri, "bundles": [_document(entry) for entry in bundles]}
     state.show(document, _table(bundles) if bundles else f"no bundles in {store.uri}")
     if not bundles:
@@ -74,8 +72,7 @@ def show(state: State, name: str, key: str | None) -> None:
 
     KEY can be abbreviated to its first characters.
     """
-    settings = state.settings()
-    bundles = _chosen(_shelf(state, name).entries(_secret(settings)), name, key)
+    bundles = _chosen(_shelf(state, name).entries(_secret(state)), name, key)
     state.show({"bundles": [_document(entry) for entry in bundles]}, "\n\n".join(_details(entry) for entry in bundles))
 
 
@@ -92,11 +89,10 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     Replaces bundles for the same starts. `coldstream serve` does this automatically; use this command after starts with
     `--bundle read`, or with keys that could not write.
     """
-    settings = state.settings()
-    secret = _secret(settings)
+    secret = _secret(state)
     if secret is None:
         raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="run: coldstream setup --bundle-key")
-    base = caches_base(settings, os.environ)
+    base = caches_base(state.settings(), os.environ)
     kept = local_bundles_of(base, name, VllmCaches())
     if not kept:
         raise NotFoundError(f"no compile caches of {name} in {base}", hint=f"run: coldstream serve {shlex.quote(name)}")
@@ -125,9 +121,7 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
     """
     shelf = _shelf(state, name)
     every = shelf.entries(None)
-    chosen = [entry for key in keys for entry in _chosen(every, name, key)] if keys else every
-    if not chosen:
-        _chosen(every, name, None)
+    chosen = [entry for key in keys or (None,) for entry in _chosen(every, name, key)]
     what = f"{plural(len(chosen), 'bundle')} of {name} in {shelf.store.uri}"
     if not (dry_run or yes):
         confirm("delete", what)
@@ -137,8 +131,8 @@ def remove(state: State, name: str, keys: tuple[str, ...], yes: bool, dry_run: b
     state.show(document, f"{'would remove' if dry_run else 'removed'}   {what}")
 
 
-def _secret(settings: Settings) -> bytes | None:
-    return checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
+def _secret(state: State) -> bytes | None:
+    return checked_secret(state.settings().get("COLDSTREAM_BUNDLE_KEY"))
 
 
 def _shelf(state: State, name: str) -> BundleStore:
@@ -161,12 +155,12 @@ def _document(entry: BundleEntry) -> dict[str, Any]:
 def _table(bundles: list[BundleEntry]) -> str:
     rows = [("MODEL", "KEY", "SIZE", "FILES", "STATE", "PUBLISHED", "VLLM", "DEVICE")]
     for entry in bundles:
-        size, files, age, parts = "-", "-", "-", dict[str, str]()
+        size, files, age, software, device = ["-"] * 5
         if (pointer := entry.pointer) is not None:
-            size, files, parts = format_bytes(pointer.archive.size), str(pointer.archive.files), pointer.parts
+            size, files = format_bytes(pointer.archive.size), str(pointer.archive.files)
             age = format_age(pointer.created)
-        device = parts.get("device", "-")
-        rows.append((entry.name, entry.key[:_DIGITS], size, files, entry.state, age, parts.get("vllm", "-"), device))
+            software, device = (pointer.parts.get(part, "-") for part in ("vllm", "device"))
+        rows.append((entry.name, entry.key[:_DIGITS], size, files, entry.state, age, software, device))
     return table_text(rows, colours=_COLOURS, coloured_column=4)
 
 

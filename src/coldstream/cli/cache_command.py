@@ -102,9 +102,8 @@ def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry
     removed: list[CachedCopy | NodeRuntime] = []
     if models or not names:
         removed += cache.prune(names=models, dry_run=dry_run, **chosen)
-    held: list[CachedCopy | NodeRuntime] = [
-        entry for entry in before if entry.in_use and (not names or entry.name in names)
-    ]
+    held: list[CachedCopy | NodeRuntime] = []
+    held += [entry for entry in before if entry.in_use and (not names or entry.name in names)]
     age = chosen.get("older_seconds", 0 if everything or names else None)
     for runtime in runtimes:
         is_old = age is not None and runtime.used.timestamp() <= time.time() - age
@@ -112,16 +111,13 @@ def prune(state: State, names: tuple[str, ...], everything: bool, yes: bool, dry
             is_removed = not runtime.in_use if dry_run else evict(runtime)
             (removed if is_removed else held).append(runtime)
     freed = sum(entry.bytes for entry in removed)
-    document = {
-        **{name: [_as_json(entry) for entry in group] for name, group in (("removed", removed), ("in_use", held))},
-        "bytes": freed,
-        "dry_run": dry_run,
-    }
+    groups = {"removed": [_as_json(entry) for entry in removed], "in_use": [_as_json(entry) for entry in held]}
     verb = "would remove" if dry_run else "removed"
     lines = [f"{verb}   {entry.name}   {_short(entry.version)}   {format_bytes(entry.bytes)}" for entry in removed]
-    count = len([entry for entry in removed if isinstance(entry, NodeRuntime)])
+    count = sum(isinstance(entry, NodeRuntime) for entry in removed)
     what = plural(len(removed) - count, "model") + (f" and {plural(count, 'runtime')}" if count else "")
-    state.show(document, "\n".join([*lines, f"{verb}   {what}, {format_bytes(freed)}"]))
+    text = "\n".join([*lines, f"{verb}   {what}, {format_bytes(freed)}"])
+    state.show({**groups, "bytes": freed, "dry_run": dry_run}, text)
     for entry in held:
         state.say(f"kept   {entry.name}   {_short(entry.version)}   in use")
     return 3 if names and held else 0
@@ -169,10 +165,10 @@ def _runtime_table(runtimes: Sequence[NodeRuntime]) -> str:
 
 
 def _state(entry: CachedCopy) -> str:
-    share = f" {min(100 * entry.bytes // max(entry.bytes_total, 1), 99)} %"
-    if entry.writing and not entry.complete:
+    share = "" if entry.complete else f" {min(100 * entry.bytes // max(entry.bytes_total, 1), 99)} %"
+    if share and entry.writing:
         return f"writing{share}"
-    return ("complete" if entry.complete else f"partial{share}") + (", in use" if entry.in_use else "")
+    return f"{'partial' if share else 'complete'}{share}{', in use' if entry.in_use else ''}"
 
 
 def _short(version: str) -> str:

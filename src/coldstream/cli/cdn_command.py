@@ -17,7 +17,7 @@ from coldstream.cli.verbs import EXIT_CODES, Group, count, dry_run_option, optio
 from coldstream.errors import ColdstreamError, ConfigError, UsageError
 from coldstream.mirror.listing import list_models
 from coldstream.operate.cdn import edge_cache
-from coldstream.operate.cdn.zone import PHASE, RuleState, changes_for, find_zone, is_proxied, look, make, rules_for
+from coldstream.operate.cdn.zone import PHASE, RuleState, changes_for, find_zone, is_proxied, look, rules_for
 from coldstream.operate.cdn.zone import purge as purged
 from coldstream.places.cdn_domain import CdnDomain, cdn_of
 from coldstream.places.cloudflare import Api, open_api
@@ -85,29 +85,30 @@ def rule(
         state.say("'Edit expression', 'Eligible for cache', 'Ignore cache-control header and use this TTL' as below")
         state.show({"rules": rules, "added": []}, json.dumps(rules, indent=2))
         return
-    standings = look(api, zone, rules)
-    changes = changes_for(zone, standings, replace=replace)
-    differing = [standing for standing in standings.rules if standing.state == "differs"]
+    ruleset, standings = look(api, zone, rules)
+    changes = changes_for(zone, ruleset, standings, replace=replace)
+    differing = [standing for standing in standings if standing.state == "differs"]
     if dry_run:
         calls = [["GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint"]]
-        calls += [[change.method, change.path] for change in changes]
+        calls += [[method, path] for method, path, _ in changes]
         lines = [" ".join(call) for call in calls] + [line for each in differing for line in _difference_lines(each)]
-        lines.append(json.dumps([change.body for change in changes], indent=2))
-        differs = [_difference_document(each) for each in differing]
-        state.show({"rules": rules, "added": [], "calls": calls, "differs": differs}, "\n".join(lines))
+        lines.append(json.dumps([body for _, _, body in changes], indent=2))
+        document = {"rules": rules, "added": [], "calls": calls, "differs": list(map(_difference_document, differing))}
+        state.show(document, "\n".join(lines))
         return
     if is_proxied(api, zone, host) is False:
         state.warn(f"{host} is not proxied by Cloudflare: nothing is kept. R2, the bucket, Settings, Custom Domains")
-    make(api, changes)
+    for method, path, body in changes:
+        # A rule that is appended twice would be there twice; one that is written twice is not.
+        api.call(method, path, body, repeatable=method == "PATCH")
     left = [standing for standing in differing if not (replace and standing.is_ours)]
-    added = [standing.rule["description"] for standing in standings.rules if standing.state == "absent"]
+    added = [standing.rule["description"] for standing in standings if standing.state == "absent"]
     replaced = [standing.rule["description"] for standing in differing if standing not in left]
     lines = [f"added     {description}" for description in added]
     lines += [f"replaced  {description}" for description in replaced]
     lines += [line for standing in left for line in _difference_lines(standing)]
     lines = [*(lines or [f"there already, for {host}"]), "next:     coldstream cdn check MODEL"]
-    differs = [_difference_document(standing) for standing in left]
-    document = {"rules": rules, "added": added, "replaced": replaced, "differs": differs}
+    document = {"rules": rules, "added": added, "replaced": replaced, "differs": list(map(_difference_document, left))}
     state.show(document | {"zone": zone.name, "plan": kind}, "\n".join(lines))
     if left:
         raise SystemExit(1)
@@ -125,7 +126,7 @@ _reading_options = options(
 
 @command.command(epilog=f"{EXIT_CODES} Also 1 if an object cannot be cached, or differs from the bucket's.")
 @_reading_options
-def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
+def check(state: State, name: str, plan: str | None, everything: bool, connections: int) -> int:
     """Check how the CDN serves each object of a model.
 
     \b
@@ -139,13 +140,12 @@ def check(state: State, name: str, plan: str | None, everything: bool, connectio
     limit, is_good = how["limit_bytes"], all(finding.state in _GOOD for finding in findings)
     document = {"model": name, "url": edge.cdn.url, "limit_bytes": limit, "ok": is_good}
     state.show(document | {"objects": [_document(finding) for finding in findings]}, _check_text(findings, limit))
-    if not is_good:
-        raise SystemExit(1)
+    return int(not is_good)
 
 
 @command.command(epilog=f"{EXIT_CODES} Also 1 if an object was not cached, or differs from the bucket's.")
 @_reading_options
-def warm(state: State, name: str, plan: str | None, everything: bool, connections: int) -> None:
+def warm(state: State, name: str, plan: str | None, everything: bool, connections: int) -> int:
     """Read a model through the CDN to fill its cache.
 
     \b
@@ -158,10 +158,8 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     limit = format_bytes(how["limit_bytes"])
     small = sum(item.size for item in objects if item.size <= how["limit_bytes"])
     if not small:
-        raise UsageError(
-            f"no object of {name} is within the {limit} that are kept",
-            hint="coldstream upload … --object-bytes-max 480MiB stores it in smaller ones",
-        )
+        hint = "coldstream upload … --object-bytes-max 480MiB stores it in smaller ones"
+        raise UsageError(f"no object of {name} is within the {limit} that are kept", hint=hint)
     retry = state.new_retry(state.settings())
     with progress_for(state, total_bytes=small, verb="warm") as progress:
         result = edge_cache.warm(edge, objects, progress=progress, retry=retry, **how)
@@ -187,8 +185,7 @@ def warm(state: State, name: str, plan: str | None, everything: bool, connection
     word = coloured("warm", "green") if not bad and share == 1 else coloured("not all warm", "yellow")
     lines.append(f"{word}   {result.hits} of {total} HIT, {share:.0%} of the bytes")
     state.show(document, "\n".join(lines))
-    if bad:
-        raise SystemExit(1)
+    return int(bool(bad))
 
 
 @command.command()
@@ -226,7 +223,8 @@ def purge(state: State, name: str, zone_name: str | None, dry_run: bool, yes: bo
 def _difference_lines(standing: RuleState) -> list[str]:
     """A rule that differs, a line for each field, and the fix."""
     fix = "it was not made by coldstream: in the dashboard, Caching, Cache Rules"
-    fix = "coldstream cdn rule --replace (it changes no other rule)" if standing.is_ours else fix
+    if standing.is_ours:
+        fix = "coldstream cdn rule --replace (it changes no other rule)"
     lines = [f"differs   {standing.rule['description']}"]
     for each in standing.differences:
         # Encoded, so that control characters in a rule do not reach the terminal.
@@ -273,12 +271,8 @@ def _opened(
     objects = edge_cache.objects_of(store, name)
     # Those that a load reads through the domain. A model without a manifest is only read from the bucket.
     read = [item for item in objects if item.is_read]
-    how = {"limit_bytes": _limit(plan), "in_bucket": partial(edge_cache.is_stored, store)}
+    how = {"limit_bytes": edge_cache.limit_of(plan), "in_bucket": partial(edge_cache.is_stored, store)}
     return edge_cache.Edge(cdn, count=connections), objects if everything or not read else read, how
-
-
-def _limit(plan: str | None) -> int:
-    return edge_cache.limit_of(plan if plan in edge_cache.PLANS else None)
 
 
 def _check_usefulness(state: State, plan: str | None) -> None:
@@ -290,7 +284,7 @@ def _check_usefulness(state: State, plan: str | None) -> None:
     except ColdstreamError as exc:
         state.say(f"the bucket was not looked at: {exc.message}")
         return
-    limit = _limit(plan)
+    limit = edge_cache.limit_of(plan)
     share = edge_cache.kept_share(objects, limit)
     if share is not None and share < edge_cache.USEFUL_SHARE:
         kind = f"on the plan {plan}" if plan else "on any plan but Enterprise"

@@ -13,8 +13,7 @@ from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State
 from coldstream.cli.verbs import FILE, SIZE, F, Verb, chart_options
 from coldstream.errors import UsageError
-from coldstream.operate.charts import png
-from coldstream.operate.cost.bill import Bill, bills, break_evens, cost_table, curve, html, in_dollars, panels, usage_of
+from coldstream.operate.cost.bill import Bill, bills, break_evens, cost_page, cost_table, in_dollars, usage_of
 from coldstream.operate.cost.prices import Prices, overridden, prices
 from coldstream.operate.cost.usage import read_actual
 from coldstream.operate.cost.workload import CostPlan, alike, make_plan, read_contents
@@ -103,11 +102,7 @@ def command(
         charged, evens = bills(plan, prices_used), break_evens(plan, prices_used)
         title, notes, month = _title(plan), _notes(plan, charged, prices_used), charged[0].dollars
         if state.charts:
-            points, launches = curve(plan, prices_used), plan.launches_per_day
-            state.write_charts(
-                html=lambda: html(points, launches, title, charged, evens, notes),
-                png=lambda: png(panels(points, launches), title),
-            )
+            state.write_charts(cost_page(plan, prices_used, title, notes))
         heading, rows = cost_table(charged, evens)
         table = table_text([heading, *rows], numbers=range(1, len(heading) - 1))
         text = "\n".join([title, table, "", *notes])
@@ -154,12 +149,9 @@ def _actual(state: State, prices: Prices) -> tuple[float, dict[str, Any], str]:
     times = {name: moment.isoformat() for name, moment in attributes(usage, "began", "now", "ends").items()}
     document = {**asdict(usage), **times, "so_far": _bill_document(so_far), "projected": _bill_document(projected)}
     rows = [["", "SO FAR", "", "THE MONTH", ""]]
+    sizes = format_bytes(usage.average_bytes), format_bytes(usage.projected_bytes)
     for label, amounts, charges in (
-        (
-            "storage, mean of the days' most",
-            (format_bytes(usage.average_bytes), format_bytes(usage.projected_bytes)),
-            (so_far.storage, projected.storage),
-        ),
+        ("storage, mean of the days' most", sizes, (so_far.storage, projected.storage)),
         ("class A", (f"{usage.class_a:,}", f"{usage.projected_class_a:,}"), (so_far.class_a, projected.class_a)),
         ("class B", (f"{usage.class_b:,}", f"{usage.projected_class_b:,}"), (so_far.class_b, projected.class_b)),
         ("sum", ("", ""), (so_far, projected)),
@@ -186,7 +178,6 @@ def _title(plan: CostPlan) -> str:
 
 
 def _notes(plan: CostPlan, bills: Sequence[Bill], prices: Prices) -> list[str]:
-    """What the sums are made of."""
     usage, r2, start = usage_of(plan), bills[0], plan.start
     loads = plan.loads
     loaded = (

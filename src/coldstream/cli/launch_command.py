@@ -273,13 +273,7 @@ def renew(state: State, name: str, ttl: str | None, program: str | None, yes: bo
     shared = _has_segments(state, record.model, *record.beside)
     # Fails before the question if there can be no keys.
     key_plan = plan_keys(
-        settings,
-        record.model,
-        seconds,
-        how,
-        beside=record.beside,
-        in_segments=shared,
-        runtime=record.runtime,
+        settings, record.model, seconds, how, beside=record.beside, in_segments=shared, runtime=record.runtime
     )
     secrets = _secret_names(launches, name)
     if missing := [secret for secret in CDN_SECRETS if secret in secrets and settings.get(secret) is None]:
@@ -311,7 +305,6 @@ def _sky_for_nodes(sky: Sky, names: tuple[str, ...], settings: Settings, keys: C
 
 
 def _secret_names(launches: Launches, name: str) -> tuple[str, ...]:
-    """The names of the secrets in the file of a launch."""
     try:
         secrets = yaml.safe_load(launches.file(name).read_text())["secrets"]
         return tuple(secret for secret in (*_SECRETS, *_OPTIONAL_SECRETS) if secret in secrets)
@@ -391,20 +384,22 @@ def _price_text(prices: tuple[float, float] | None, note: str) -> str:
 def _warnings(plan: LaunchPlan) -> list[str]:
     keys, expiry, names = plan.keys, _time_text(plan.keys.expires_at), plan.deployment.domain_secrets
     renewal = f"replicas that start after {expiry} cannot read the bucket; before that, run: coldstream launch renew"
-    warnings = {
-        "the machines get your own keys, with all their permissions; use keys that only read this bucket": (
-            keys.how == "own"
-        ),
-        f"{renewal} {plan.name}": plan.kind == "service" and keys.expires_at is not None,
-        "its weights are in segments that models share, so the keys can read the segments of all models": any(
-            prefix.endswith(SEGMENTS) for prefix in keys.prefixes
-        ),
-        f"the CDN's secrets are passed on unchanged and do not expire: {', '.join(names)}": bool(names),
-        "a preempted machine is not replaced; use --replicas 1 for a service, which replaces it": (
-            plan.kind == "node" and plan.deployment.spot
-        ),
-    }
-    return [text for text, applies in warnings.items() if applies]
+    warnings = []
+    if keys.how == "own":
+        warnings.append(
+            "the machines get your own keys, with all their permissions; use keys that only read this bucket"
+        )
+    if plan.kind == "service" and keys.expires_at is not None:
+        warnings.append(f"{renewal} {plan.name}")
+    if any(prefix.endswith(SEGMENTS) for prefix in keys.prefixes):
+        warnings.append(
+            "its weights are in segments that models share, so the keys can read the segments of all models"
+        )
+    if names:
+        warnings.append(f"the CDN's secrets are passed on unchanged and do not expire: {', '.join(names)}")
+    if plan.kind == "node" and plan.deployment.spot:
+        warnings.append("a preempted machine is not replaced; use --replicas 1 for a service, which replaces it")
+    return warnings
 
 
 def _equivalent_commands(state: State, plan: LaunchPlan) -> list[str]:

@@ -67,12 +67,11 @@ class LiveLines:
     def write(self, target: BinaryIO, held: bytes, data: bytes) -> bytes:
         """Writes the complete lines of some output; returns the rest, to be held back."""
         with self._lock:
-            if self._closed.is_set():
-                whole, rest = held + data, b""
-            else:
-                head, newline, rest = (held + data).rpartition(b"\n")
-                whole, rest = (head + newline, rest) if len(rest) < _HELD_BYTES_MAX else (head + newline + rest, b"")
-            if whole:
+            data = held + data
+            rest = data[data.rfind(b"\n") + 1 :]
+            if self._closed.is_set() or len(rest) >= _HELD_BYTES_MAX:
+                rest = b""
+            if whole := data[: len(data) - len(rest)]:
                 self._draw("")
                 target.write(whole)
                 target.flush()
@@ -173,7 +172,6 @@ class TransferBar:
         self.done, self._began = 0.0, time.monotonic()
 
     def move_to(self, done: int, total: int) -> None:
-        """Sets both numbers; see `Options.on_progress`."""
         self.done, self.total = done, total
 
     def text(self, width: int = 6, *, bar: bool = True) -> str:
@@ -263,7 +261,6 @@ class StartStatus:
         self._recorder = recorder
 
     def on_progress(self, done: int, total: int) -> None:
-        """Updates the bytes of the weights; see `Options.on_progress`."""
         now = time.monotonic()
         self._began = self._began or now
         if done != self._bytes[0]:

@@ -45,7 +45,6 @@ def command(state: State, uri: str, device: str, in_order: bool, **load: Any) ->
         nonlocal due
         due = due or time.monotonic() + 1.0
         if time.monotonic() > due:
-            # Printed once.
             due = math.inf
             state.say("loaded; writing the rest of the local cache")
 

@@ -14,13 +14,12 @@ import msgspec
 
 from coldstream.cli.live import progress_for
 from coldstream.cli.output import echo, table_text
-from coldstream.cli.session import State, confirm, writing
+from coldstream.cli.session import State, confirm, write_file
 from coldstream.cli.stored_runtimes import publish_runtime
 from coldstream.cli.verbs import FILE, Group, dry_run_option, yes_option
 from coldstream.engines.vllm.model_facts import add_model_facts
 from coldstream.engines.vllm.program import find_program
 from coldstream.errors import NotFoundError, UsageError
-from coldstream.machine.atomic_file import write_output
 from coldstream.runtime import environment, packages, runtime_store
 from coldstream.runtime.image import packed
 from coldstream.runtime.runtime_manifest import Platform, RuntimeManifest
@@ -114,10 +113,8 @@ def show(state: State, digest: str | None) -> None:
     DIGEST can be abbreviated; without it, the newest runtime is shown.
     """
     entry = _chosen(state, digest)
-    text = f"sha256:{entry.digest}   {entry.state}"
-    if entry.manifest is not None:
-        text += f"\n{_summary(entry.manifest)}"
-    state.show(_document(entry), text)
+    summary = f"\n{_summary(entry.manifest)}" if entry.manifest else ""
+    state.show(_document(entry), f"sha256:{entry.digest}   {entry.state}{summary}")
 
 
 @command.command()
@@ -130,11 +127,10 @@ def verify(state: State, digest: str | None) -> None:
     """
     entry = _chosen(state, digest)
     size = entry.manifest.image.size if entry.manifest else 0
+    store = state.open_store(CONNECTIONS)
     with progress_for(state, total_bytes=size, verb="verify", files=False) as progress:
         progress.begin("image", size, stages=1)
-        runtime_store.verify(
-            state.open_store(CONNECTIONS), entry, on_read=lambda count: progress.fetched("image", count)
-        )
+        runtime_store.verify(store, entry, on_read=lambda count: progress.fetched("image", count))
     document = {"digest": entry.digest, "state": "verified", "bytes": entry.bytes}
     state.show(document, f"verified   sha256:{entry.digest}   {format_bytes(entry.bytes)}")
 
@@ -178,8 +174,7 @@ def bootstrap(state: State, output: Path | None) -> None:
     if output is None:
         echo(text.rstrip("\n"))
     else:
-        with writing(output):
-            write_output(output, text.encode())
+        write_file(output, text.encode())
         state.say(f"wrote {output}")
 
 
@@ -203,16 +198,18 @@ def _chosen(state: State, digest: str | None) -> Runtime:
     return newest
 
 
-def _described(manifest: RuntimeManifest) -> dict[str, Any]:
+def _described(manifest: RuntimeManifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"platform": None}
     facts = manifest.image
     sizes = {"bytes": facts.size, "unpacked_bytes": facts.unpacked, "files": facts.files}
     return {"platform": msgspec.to_builtins(manifest.platform), **sizes}
 
 
 def _document(entry: Runtime) -> dict[str, Any]:
-    document = {name: value for name, value in asdict(entry).items() if name != "manifest"}
-    document["published"] = entry.published.isoformat()
-    return document | ({"platform": None} if entry.manifest is None else _described(entry.manifest))
+    document = asdict(entry) | {"published": entry.published.isoformat()} | _described(entry.manifest)
+    del document["manifest"]
+    return document
 
 
 def _summary(manifest: RuntimeManifest) -> str:
@@ -231,12 +228,10 @@ def _summary(manifest: RuntimeManifest) -> str:
 
 
 def _table(entries: list[Runtime]) -> str:
-    rows = [("DIGEST", "SIZE", "VLLM", "TORCH", "PYTHON", "MACHINE", "STATE", "PUBLISHED")]
+    rows: list[tuple[str, ...]] = [("DIGEST", "SIZE", "VLLM", "TORCH", "PYTHON", "MACHINE", "STATE", "PUBLISHED")]
     for entry in entries:
         facts = entry.manifest.platform if entry.manifest else None
-        columns = (
-            (facts.vllm or "-", facts.torch or "-", facts.python, facts.machine) if facts else ("-", "-", "-", "-")
-        )
-        age = format_age(entry.published)
-        rows.append((entry.digest[:_DIGITS], format_bytes(entry.bytes), *columns, entry.state, age))
+        columns = [getattr(facts, name, None) or "-" for name in ("vllm", "torch", "python", "machine")]
+        size, age = format_bytes(entry.bytes), format_age(entry.published)
+        rows.append((entry.digest[:_DIGITS], size, *columns, entry.state, age))
     return table_text(rows, colours=_COLOURS, coloured_column=6)

@@ -13,14 +13,7 @@ import click
 from coldstream.cli.live import StartStatus, live_lines
 from coldstream.cli.output import attributes, coloured
 from coldstream.cli.session import State
-from coldstream.cli.verbs import (
-    EXIT_CODES,
-    LOAD_OPTIONS,
-    Verb,
-    load_options,
-    metrics_options,
-    negative_flag,
-)
+from coldstream.cli.verbs import EXIT_CODES, LOAD_OPTIONS, Verb, load_options, metrics_options, negative_flag
 from coldstream.engines.sglang.sglang_engine import SglangEngine
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.loading.options import Options
@@ -29,8 +22,7 @@ from coldstream.model.names import Uri
 from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import Started, serve
 from coldstream.node.serve_preparation import prepared_start
-from coldstream.telemetry.timeline.bootstrap_record import bootstrap_record
-from coldstream.telemetry.timeline.recorder import Recorder
+from coldstream.telemetry.timeline.recorder import Recorder, bootstrap_record
 from coldstream.telemetry.timeline.start_record import format_ready_line
 from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
 
@@ -39,8 +31,6 @@ _OF_TIMELINE = (
     *("run", "phases", "first_token_seconds", "named_share", "unnamed_seconds", "verdict", "spans"),
     *("compile_caches", "bundle", "figures"),
 )
-
-
 _ENGINES: Mapping[str, type[VllmEngine | SglangEngine]] = {"vllm": VllmEngine, "sglang": SglangEngine}
 
 

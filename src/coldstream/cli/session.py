@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ import click
 
 from coldstream.cli.output import coloured, echo, echo_json, terminal_safe
 from coldstream.errors import ColdstreamError, DiskError, UsageError
+from coldstream.machine.atomic_file import write_output
 from coldstream.model.names import Uri, without_secrets
 from coldstream.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from coldstream.net.retry import Retry
+    from coldstream.operate.charts import Page
     from coldstream.places.place import Store
     from coldstream.telemetry.metrics.measuring import CommandMetrics
 
@@ -50,14 +52,14 @@ class State:
         return settings
 
     def open_store(self, connections: int) -> Store:
-        """The configured store; it prints a line before each long wait between retries."""
+        """The configured store."""
         from coldstream.places.opening import open_store
 
         settings = self.settings()
         return open_store(settings, retry=self.new_retry(settings), connections=connections)
 
     def new_retry(self, settings: Settings) -> Retry:
-        """A retry policy that gives up after the configured time."""
+        """A retry policy that gives up after the configured time, and prints a line before each long wait."""
         from coldstream.net.retry import Backoff, Retry
 
         def on_retry(error: Exception, seconds: float) -> None:
@@ -82,7 +84,6 @@ class State:
             echo(text, err=True)
 
     def warn(self, text: str) -> None:
-        """Prints a warning on stderr."""
         self.say(f"{coloured('warning:', 'yellow', sys.stderr)} {text}")
 
     def explain(self, message: str, hint: str | None) -> None:
@@ -114,14 +115,11 @@ class State:
             if not path.absolute().parent.is_dir():
                 raise DiskError(f"cannot write {path}: its directory does not exist", target=str(path))
 
-    def write_charts(self, *, html: Callable[[], str], png: Callable[[], bytes]) -> None:
+    def write_charts(self, page: Page) -> None:
         """Writes the requested charts, once all of them are drawn, each completely or not at all."""
-        from coldstream.machine.atomic_file import write_output
-
-        draw = {"html_file": lambda: html().encode(), "png_file": png}
+        draw = {"html_file": lambda: page.html().encode(), "png_file": page.png}
         for path, data in [(path, draw[kind]()) for kind, path in self.charts.items()]:
-            with writing(path):
-                write_output(path, data)
+            write_file(path, data)
             self.say(f"wrote {path}")
 
 
@@ -136,11 +134,10 @@ def show_traceback(exc: Exception) -> None:
     echo(without_secrets("".join(traceback.format_exception(exc))).rstrip(), err=True)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns the errors of writing a file that the user named into DiskError."""
+def write_file(path: Path, data: bytes, *, write: Callable[[Path, bytes], None] = write_output) -> None:
+    """Writes a file that the user named; raises DiskError."""
     try:
-        yield
+        write(path, data)
     except OSError as exc:
         raise DiskError(f"cannot write {path}: {exc.strerror or exc}", target=str(path)) from exc
 

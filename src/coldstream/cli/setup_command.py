@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from coldstream.cli.output import checks_text, echo, echo_check
-from coldstream.cli.session import State, writing
+from coldstream.cli.session import State, write_file
 from coldstream.cli.verbs import Verb, negative_flag
 from coldstream.errors import ColdstreamError, ConfigError, DiskError, UsageError
 from coldstream.machine.atomic_file import write_atomically
@@ -132,11 +132,11 @@ def _checks(state: State, settings: Settings, *, create: bool, location: str | N
     checks: list[Check] = []
 
     def note(*results: Check | None) -> bool:
-        new = [check for check in results if check]
-        checks.extend(new)
-        for check in new if not state.json else ():
-            echo_check(check, 20)
-        return not any(check.state == "fail" for check in new)
+        for check in filter(None, results):
+            checks.append(check)
+            if not state.json:
+                echo_check(check, 20)
+        return not any(check and check.state == "fail" for check in results)
 
     if not note(*probe.check_configuration(settings)):
         return checks
@@ -277,8 +277,8 @@ def write(settings: Settings, path: Path, environ: Mapping[str, str]) -> list[st
     kept = [line for line in lines if line.removeprefix("export ").partition("=")[0].strip() not in dropped]
     quoted = [name for name, value in ours.items() if not _PLAIN.fullmatch(value)]
     new = [f"{name}='{value}'" if name in quoted else f"{name}={value}" for name, value in ours.items()]
-    with writing(path):
-        write_atomically(path.resolve(), ("\n".join([*kept, *new]) + "\n").encode())
+    text = "\n".join([*kept, *new]) + "\n"
+    write_file(path, text.encode(), write=lambda path, data: write_atomically(path.resolve(), data))
     notes = [f"wrote {', '.join(ours)} to {path}, readable only by you; keep it out of version control"]
     if quoted:
         others = "docker and podman (--env-file) and kubectl (--from-env-file)"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -92,9 +90,8 @@ def verify_command(state: State, names: tuple[str, ...], deep: bool, connections
         total = stored_bytes(store, name, copies=True) if deep else 0
         with progress_for(state, total_bytes=total, verb="verify") as progress:
             reports.append(verify(store, name, deep=deep, progress=progress, **limits))
-    documents: list[dict[str, Any]] = [asdict(report) for report in reports]
-    document = documents[0] if len(documents) == 1 else {"models": documents}
-    state.show(document, "\n".join(map(_verify_text, reports)))
+    documents = [asdict(report) for report in reports]
+    state.show(documents[0] if len(names) == 1 else {"models": documents}, "\n".join(map(_verify_text, reports)))
     failed = sum(not report.ok for report in reports)
     return 0 if not failed else 13 if failed == len(reports) else 3
 
@@ -164,10 +161,8 @@ def remove_command(state: State, name: str, yes: bool, dry_run: bool) -> None:
     if removal.shared_segments:
         state.say(f"keeping {plural(removal.shared_segments, 'segment')} of weights that other models share")
     if removal.orphans:
-        warning = coloured("warning:", "yellow", sys.stderr)
-        adapters = plural(len(removal.orphans), "adapter")
         shown = ", ".join(removal.orphans[:_SHOWN_MAX]) + (", …" if removal.orphans[_SHOWN_MAX:] else "")
-        state.say(f"{warning} {adapters} of it will stay, without a base: {shown}")
+        state.warn(f"{plural(len(removal.orphans), 'adapter')} of it will stay, without a base: {shown}")
     if removal.withheld:
         state.say(f"keeping segments until a later upload or removal: {removal.withheld}")
     if not (dry_run or yes):

@@ -26,15 +26,10 @@ from coldstream.units import format_bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenRuntime:
-    """What the nodes of a deployment start from.
+    """What the nodes of a deployment start from."""
 
-    Attributes:
-        manifest: None if pip installs coldstream.
-        unpublished: Coldstream's own packages, if they are not in the bucket yet.
-    """
-
-    manifest: RuntimeManifest | None
-    unpublished: PackedRuntime | None = None
+    manifest: RuntimeManifest | None  # None if pip installs coldstream
+    unpublished: PackedRuntime | None = None  # coldstream's own packages, if they are not in the bucket yet
 
     def publish(self, state: State) -> None:
         """Stores the packages if they are not in the bucket yet."""
@@ -53,14 +48,13 @@ def chosen_runtime(state: State, options: DeployOptions) -> Iterator[ChosenRunti
         return
     entries = runtime_store.runtimes(state.open_store(runtime_store.CONNECTIONS))
     chosen = choose_runtime(options, entries)
+    if chosen is None:
+        ready = (entry.manifest for entry in entries if entry.state == "ready" and entry.manifest is not None)
+        own = origin()
+        chosen = next((manifest for manifest in ready if manifest.platform.origin == own), None)
     if chosen is not None:
         yield ChosenRuntime(manifest=chosen)
         return
-    own = origin()
-    for entry in entries:
-        if entry.state == "ready" and entry.manifest is not None and entry.manifest.platform.origin == own:
-            yield ChosenRuntime(manifest=entry.manifest)
-            return
     with packed(gather) as runtime:
         yield ChosenRuntime(manifest=runtime.manifest, unpublished=runtime)
 
@@ -68,16 +62,11 @@ def chosen_runtime(state: State, options: DeployOptions) -> Iterator[ChosenRunti
 def publish_runtime(state: State, runtime: PackedRuntime) -> bool:
     """Stores a runtime, with a progress line; returns whether it was not there yet."""
     store, size = state.open_store(runtime_store.CONNECTIONS), runtime.manifest.image.size
+    parts = runtime.manifest, runtime.image, runtime.unpacker
     try:
         with progress_for(state, total_bytes=size, verb="publish", files=False) as progress:
             progress.begin("image", size, stages=1)
-            return runtime_store.publish(
-                store,
-                runtime.manifest,
-                runtime.image,
-                runtime.unpacker,
-                on_sent=lambda count: progress.fetched("image", count),
-            )
+            return runtime_store.publish(store, *parts, on_sent=lambda count: progress.fetched("image", count))
     except CredentialsError as exc:
         exc.hint = "use keys that can write to the bucket; for template and launch, once for each version of coldstream"
         raise
@@ -93,11 +82,7 @@ def check_keys(state: State, environment: Mapping[str, str], digest: str) -> Non
 
 def software_document(deployment: Deployment) -> dict[str, Any]:
     """What nodes get, and from where, for `--json`."""
-    runtime, options = deployment.runtime, deployment.options
-    return {
-        "image": deployment.image,
-        "package": options.package,
-        "runtime": {"digest": runtime.digest, "bytes": runtime.image.size, "platform": to_builtins(runtime.platform)}
-        if runtime is not None
-        else None,
-    }
+    facts: dict[str, Any] | None = None
+    if (runtime := deployment.runtime) is not None:
+        facts = {"digest": runtime.digest, "bytes": runtime.image.size, "platform": to_builtins(runtime.platform)}
+    return {"image": deployment.image, "package": deployment.options.package, "runtime": facts}

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from coldstream.cli.output import attributes, coloured
-from coldstream.cli.session import State, writing
+from coldstream.cli.session import State, write_file
 from coldstream.cli.stored_runtimes import chosen_runtime, software_document
 from coldstream.cli.verbs import EXIT_CODES, FILE, DefaultGroup, deployment_options
 from coldstream.errors import DiskError, NotFoundError, UsageError
@@ -21,7 +21,6 @@ from coldstream.fleet.deployment import render as rendered
 from coldstream.fleet.draft_choice import checked_draft
 from coldstream.fleet.template_check import BYTES_MAX
 from coldstream.fleet.template_check import check as check_text
-from coldstream.machine.atomic_file import write_output
 from coldstream.model.names import checked_name
 from coldstream.printable import printable
 from coldstream.tune.model_shape import read_model
@@ -77,8 +76,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
         raise UsageError(f"{output} exists", hint="replace it with --force, or name another file")
     runtime.publish(state)
     if output is not None:
-        with writing(output):
-            write_output(output, text.encode())
+        write_file(output, text.encode())
     document = {
         **attributes(deployment, "model", "secrets"),
         "flags": deployment.advice.fit.flags(),
@@ -96,7 +94,7 @@ def render(state: State, model: str, output: Path | None, force: bool, **values:
 
 @command.command(epilog=f"{EXIT_CODES} 1 also: there are findings.")
 @click.argument("file", metavar="FILE", type=FILE)
-def check(state: State, file: Path) -> None:
+def check(state: State, file: Path) -> int:
     """Check any deployment file for vLLM.
 
     \b
@@ -118,10 +116,8 @@ def check(state: State, file: Path) -> None:
     findings = check_text(text, file.name)
     lines = []
     for item in findings:
-        lines.append(f"{file}:{item.line}: {coloured(item.rule, 'yellow')}: {printable(item.text)}")
-        lines.append(f"    {item.hint}")
+        lines += [f"{file}:{item.line}: {coloured(item.rule, 'yellow')}: {printable(item.text)}", f"    {item.hint}"]
     lines.append(plural(len(findings), "finding") if findings else f"{file}: no findings")
     rows = [attributes(item, "rule", "line", "text", "hint") for item in findings]
     state.show({"file": str(file), "findings": rows}, "\n".join(lines))
-    if findings:
-        raise SystemExit(1)
+    return int(bool(findings))

@@ -13,8 +13,7 @@ from coldstream.cli.output import table_text
 from coldstream.cli.session import State
 from coldstream.cli.verbs import Verb, chart_options
 from coldstream.errors import UsageError
-from coldstream.operate.charts import png
-from coldstream.operate.timeline_page import RUNS_MAX, html, panels
+from coldstream.operate.timeline_page import RUNS_MAX, timeline_page
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_store import timelines_of
 from coldstream.telemetry.timeline.timeline_text import rows_text, summary_text
@@ -54,7 +53,7 @@ def command(state: State, runs: tuple[str, ...], listed: bool) -> None:
     timelines = [kept.find(run) for run in runs or (None,)]
     if state.charts:
         _check_charted(timelines)
-        state.write_charts(html=lambda: html(timelines), png=lambda: png(panels(timelines)))
+        state.write_charts(timeline_page(timelines))
     if state.json or not state.charts:
         state.show({"timelines": [timeline.document() for timeline in timelines]}, _text(timelines))
 

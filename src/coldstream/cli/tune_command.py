@@ -15,8 +15,7 @@ from coldstream.errors import UsageError
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
 from coldstream.model.names import Uri
-from coldstream.operate.charts import png
-from coldstream.operate.curve_chart import html, panels
+from coldstream.operate.curve_chart import curve_page
 from coldstream.settings import Settings
 from coldstream.tune.connection_curve import PASSES, Curve, Sample, measure_curve, save_curve, saved_curve
 from coldstream.tune.gpus import detect_gpus, parse_gpus
@@ -117,8 +116,7 @@ def _measured(state: State, uri: str, settings: Settings) -> Curve:
         state.warn(f"the runs differ by {curve.spread:.0%}, {advice}")
     elif "://" not in uri:
         state.say(f"saved to {save_curve(curve, settings)}")
-    title = str(Uri(uri))
-    state.write_charts(html=lambda: html(curve, title), png=lambda: png(panels(curve), title))
+    state.write_charts(curve_page(curve, str(Uri(uri))))
     return curve
 
 

@@ -138,16 +138,12 @@ def _open_source(
             raise UsageError(f"--revision applies to models on the Hub; {text} is a folder", hint="leave it out")
         return FolderSnapshot(snapshot_of(path)), folder_model(path.resolve())
     if path.is_dir():
-        raise UsageError(
-            f"{text!r} is ambiguous: a local folder, or a model on the Hub",
-            hint=f"write {shlex.quote(f'./{text}')} or hf://{text}",
-        )
+        hint = f"write {shlex.quote(f'./{text}')} or hf://{text}"
+        raise UsageError(f"{text!r} is ambiguous: a local folder, or a model on the Hub", hint=hint)
     match = re.fullmatch(r"(?:hf://|https://[^/]+/)?([\w.-]+(?:/[\w.-]+)?)(?:/tree/([^@]+)|@(.+))?/?", text)
     if part := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/(.+?)/?", text):
-        raise UsageError(
-            f"{text} is part of a model; models are uploaded as a whole",
-            hint=f"run: coldstream upload {part[1]} --include {shlex.quote(f'{part[2]}/*')}",
-        )
+        hint = f"run: coldstream upload {part[1]} --include {shlex.quote(f'{part[2]}/*')}"
+        raise UsageError(f"{text} is part of a model; models are uploaded as a whole", hint=hint)
     if not match:
         raise UsageError(f"{text!r} is neither a model on the Hub nor a folder", hint="write Qwen/Qwen3-8B or ./folder")
     from coldstream.places.hub import HubSnapshot

@@ -69,7 +69,6 @@ class Group(click.Group):
         ctx.fail(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else "") + more)
 
     def nearest(self, ctx: click.Context, name: str) -> str | None:
-        """The command whose name is most like `name`, or None."""
         return next(iter(difflib.get_close_matches(name.lower(), self.list_commands(ctx), n=1)), None)
 
 
@@ -142,14 +141,10 @@ def options(*declared: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def _negate(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:  # click's signature
-    return not value
-
-
 def negative_flag(name: str, summary: str) -> Callable[[F], F]:
     """A flag such as --no-cache, whose parameter is positive: `cache`."""
     parameter = name.removeprefix("--no-").replace("-", "_")
-    return click.option(name, parameter, is_flag=True, callback=_negate, help=summary)
+    return click.option(name, parameter, is_flag=True, callback=lambda _ctx, _param, value: not value, help=summary)
 
 
 def _set(ctx: click.Context, param: click.Parameter, value: object) -> None:
@@ -195,7 +190,6 @@ load_options = options(
     negative_flag("--no-cache", "Skip the local cache."),
     negative_flag("--no-verify", "Skip the check against the manifest's hashes."),
 )
-# See `coldstream.telemetry.metrics.measuring`.
 metrics_options = options(
     setting(
         "--metrics-port",

@@ -1,4 +1,4 @@
-"""Draws panels with matplotlib, together as PNG or each as SVG, and renders pages of HTML with them."""
+"""Pages of text, tables and charts that matplotlib draws, as HTML with SVG, or all charts in one PNG."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import matplotlib.axes
 
+# matplotlib is optional, and is imported where charts are drawn.
+Axes: TypeAlias = "matplotlib.axes.Axes"
 INK, FAINT = "#22272e", "#8b929c"
 _WIDTH_INCHES = 11.2
 _TITLE_INCHES = 0.5
@@ -41,21 +43,6 @@ def check() -> None:
     """Raises UsageError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("charts need matplotlib, which is not installed", hint=install_hint("charts"))
-
-
-def png(panels: Sequence[Panel], title: str = "") -> bytes:
-    """The panels below each other in one image; UsageError if matplotlib is not installed."""
-    with _figures() as new_figure:
-        heights = [panel.height_inches for panel in panels]
-        figure = new_figure(sum(heights) + (_TITLE_INCHES if title else 0))
-        if title:
-            figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
-        parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
-        for part, panel in zip(parts[:, 0], panels, strict=True):
-            panel.draw(part)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
-        return out.getvalue()
 
 
 def svgs(panels: Sequence[Panel]) -> list[str]:
@@ -120,7 +107,7 @@ class PageSection:
     """A part of a page, in the order in which it is shown."""
 
     title: str = ""
-    chart: str = ""  # an SVG element
+    chart: Panel | None = None
     text: Sequence[str] = ()
     facts: str = ""  # a last paragraph in small print
     heading: Sequence[str] = ()  # the columns of the name, of each figure and of the note of its table
@@ -128,17 +115,45 @@ class PageSection:
     is_sub: bool = False  # whether it belongs to the section above it
 
 
-def render_page(title: str, subtitle: str, sections: Sequence[PageSection], *, footer: str = "") -> str:
-    """Renders the page; everything but the charts is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A report with charts, which need matplotlib: UsageError if it is not installed."""
 
-    environment = Environment(
-        loader=PackageLoader("coldstream.operate"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    template = environment.get_template("page.html.j2")
-    return template.render(title=title, subtitle=subtitle, sections=sections, footer=footer)
+    title: str
+    subtitle: str
+    sections: Sequence[PageSection]
+    footer: str = ""
+    caption: str = ""  # above the charts in one image
+
+    @property
+    def panels(self) -> list[Panel]:
+        return [section.chart for section in self.sections if section.chart]
+
+    def html(self) -> str:
+        """All of it; everything but the charts is escaped."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("coldstream.operate"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            undefined=StrictUndefined,
+        )
+        charts = iter(svgs(self.panels) if self.panels else ())
+        return environment.get_template("page.html.j2").render(page=self, next_chart=lambda: next(charts))
+
+    def png(self) -> bytes:
+        """The charts below each other in one image."""
+        with _figures() as new_figure:
+            heights = [panel.height_inches for panel in self.panels]
+            figure = new_figure(sum(heights) + (_TITLE_INCHES if self.caption else 0))
+            if self.caption:
+                figure.suptitle(self.caption, x=0.012, ha="left", fontsize=11, fontweight="bold")
+            parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+            for part, panel in zip(parts[:, 0], self.panels, strict=True):
+                panel.draw(part)
+            out = io.BytesIO()
+            figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+            return out.getvalue()

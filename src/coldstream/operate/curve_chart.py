@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from coldstream.operate.charts import PageSection, Panel, TableRow, render_page, style_axes, svgs
+from coldstream.operate.charts import Axes, Page, PageSection, Panel, TableRow, style_axes
 from coldstream.tune.connection_curve import STEPS, Curve
 from coldstream.units import format_rate, plural
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
-
-def panels(curve: Curve) -> list[Panel]:
-    """The chart."""
-    return [Panel(4.4, lambda part: _draw(part.subplots(), curve))]
-
-
-def html(curve: Curve, name: str) -> str:
-    """Renders the page for a model of this name; UsageError if matplotlib is not installed."""
-    rows = [
-        TableRow(
-            plural(sample.connections, "connection"),
-            (format_rate(sample.bytes_per_second, 1), format_rate(curve.at(sample.connections), 1)),
-        )
-        for sample in curve.samples
-    ]
+def curve_page(curve: Curve, name: str) -> Page:
+    """The page for a model of this name."""
+    rows = []
+    for sample in curve.samples:
+        rates = sample.bytes_per_second, curve.at(sample.connections)
+        rows.append(TableRow(plural(sample.connections, "connection"), [format_rate(rate, 1) for rate in rates]))
     verdict = (
         f"{plural(curve.connections, 'connection')} are enough: one gives {format_rate(curve.each, 1)}, "
         f"all together {format_rate(curve.most, 1)}."
     )
-    (chart,) = svgs(panels(curve))
+    chart = Panel(4.4, lambda part: _draw(part.subplots(), curve))
     sections = [PageSection(chart=chart, text=[verdict], heading=("", "Measured", "Fitted", ""), rows=rows)]
-    return render_page("Throughput of the bucket", name, sections)
+    return Page(title="Throughput of the bucket", subtitle=name, sections=sections, caption=name)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:

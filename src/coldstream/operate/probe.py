@@ -177,20 +177,14 @@ def check_bucket(store: Store, *, create: bool, location: str | None) -> Check:
 def judged_clock(date: str | None) -> Check | None:
     """Compares this machine's clock with a server's header `Date`; None without a valid one."""
     try:
-        off = abs(time.time() - email.utils.parsedate_to_datetime(date).timestamp()) if date else None
+        off = abs(time.time() - email.utils.parsedate_to_datetime(date or "").timestamp())
     except ValueError:
-        off = None
-    if off is None:
         return None
+    detail, hint = f"differs by {off:.0f} s from the server's", "set the clock: timedatectl set-ntp true"
     # A Date has whole seconds; signatures may be 15 minutes off.
-    state = "ok" if off < 60 else "warn" if off < 600 else "fail"
-    return Check(
-        name="clock",
-        state=state,
-        detail=f"differs by {off:.0f} s from the server's",
-        hint=None if state == "ok" else "set the clock: timedatectl set-ntp true",
-        exit_code=int(state == "fail"),
-    )
+    if off < 60:
+        return ok(detail, name="clock")
+    return warn(detail, hint, name="clock") if off < 600 else fail(detail, hint, name="clock")
 
 
 def check_round_trip(store: Store, *, measure: bool = True) -> list[Check]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import INK, PageSection, Panel, TableRow, label_rows, render_page, style_axes, svgs
+from coldstream.operate.charts import INK, Axes, Page, PageSection, Panel, TableRow, label_rows, style_axes
 from coldstream.telemetry.timeline.phases import UNNAMED, Phase, Span
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names, stream_text, summary_text
 from coldstream.units import format_bytes, format_seconds, plural
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 RUNS_MAX = 12
 
@@ -34,17 +30,6 @@ _PITCH = 1.3
 _LETTER_SHARE = 0.0078
 
 
-def panels(timelines: Sequence[Timeline]) -> list[Panel]:
-    """All phases on one axis, and each phase compared."""
-    return [
-        Panel(1.3 + 1.05 * len(timelines), lambda part: _draw_bars(part.subplots(), timelines)),
-        Panel(
-            0.75 + len(phase_names(timelines)) * (0.12 + 0.17 * len(timelines)),
-            lambda part: _draw_phases(part.subplots(), timelines),
-        ),
-    ]
-
-
 def colour_of(name: str) -> str:
     """The colour of a phase or a span; if two are merged, of the first."""
     return _COLOURS.get(name.partition(" + ")[0], "#7a7a7a")
@@ -55,9 +40,11 @@ def labels_of(timelines: Sequence[Timeline]) -> list[str]:
     return list(string.ascii_uppercase[: len(timelines)]) if len(timelines) > 1 else [""]
 
 
-def html(timelines: Sequence[Timeline]) -> str:
-    """Renders the page of at least one start; UsageError if matplotlib is not installed."""
-    bars, phases = svgs(panels(timelines))
+def timeline_page(timelines: Sequence[Timeline]) -> Page:
+    """The page of at least one start, with all phases on one axis, and each phase compared."""
+    rows_inches = len(phase_names(timelines)) * (0.12 + 0.17 * len(timelines))
+    bars = Panel(1.3 + 1.05 * len(timelines), lambda part: _draw_bars(part.subplots(), timelines))
+    phases = Panel(0.75 + rows_inches, lambda part: _draw_phases(part.subplots(), timelines))
     labels = labels_of(timelines)
     engines = dict.fromkeys(timeline.software.partition(" ")[0] for timeline in timelines)
     heading = ("Phase", *(f"{label} seconds" for label in labels), "What happened")
@@ -68,10 +55,10 @@ def html(timelines: Sequence[Timeline]) -> str:
         PageSection(title="Each phase", chart=phases),
         PageSection(title="Figures", heading=heading, rows=list(_rows(timelines))),
     ]
-    return render_page(
-        f"How {', '.join(dict.fromkeys(timeline.model for timeline in timelines))} started",
-        f"{plural(len(timelines), 'start')} of {' and '.join(engines)}, from the command to the first token",
-        sections,
+    return Page(
+        title=f"How {', '.join(dict.fromkeys(timeline.model for timeline in timelines))} started",
+        subtitle=f"{plural(len(timelines), 'start')} of {' and '.join(engines)}, from the command to the first token",
+        sections=sections,
         footer=f"coldstream {timelines[0].coldstream}. Phases follow each other without a gap; what is listed under "
         "“In parallel” runs at the same time. Times are when coldstream read the lines of the engine's log.",
     )

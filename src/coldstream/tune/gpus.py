@@ -58,7 +58,6 @@ GPUS = (
 )
 # Parts of "NVIDIA A100-SXM4-80GB" and "NVIDIA H100 80GB HBM3" that are not the model's name.
 _NOISE_WORDS = re.compile(r"NVIDIA|Tesla|GeForce|SXM\d?|PCIe?|HBM\w*|NVL|Generation|Graphics")
-# Other common spellings.
 _ALIASES = {"a10040": "a100", "h10080": "h100", "v10016": "v100", "a6000": "rtxa6000", "rtx6000ada48": "rtx6000ada"}
 
 

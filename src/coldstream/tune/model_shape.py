@@ -53,10 +53,8 @@ def read_model(uri: str, settings: Settings) -> Model:
     origin = open_model_reader(uri, settings)
     checkpoint = origin.checkpoint()
     if adapter := origin.adapter():
-        raise UsageError(
-            f"{checkpoint.name} is an adapter of {adapter.base}, not a model",
-            hint=f"name {adapter.base} instead; launch, template and serve take --adapters {checkpoint.name}",
-        )
+        hint = f"name {adapter.base} instead; launch, template and serve take --adapters {checkpoint.name}"
+        raise UsageError(f"{checkpoint.name} is an adapter of {adapter.base}, not a model", hint=hint)
     config: object = None
     with suppress(ColdstreamError, ValueError, RecursionError):
         config = json.loads(origin.read("config.json", _CONFIG_BYTES_MAX))

@@ -52,7 +52,6 @@ class Prediction:
 
     @property
     def limited_by(self) -> str:
-        """The bottleneck as text."""
         return _SENTENCES[self.limit].format(rate=format_rate(dict(self.rates)[self.limit], 1))
 
 

@@ -157,12 +157,7 @@ def advise(
     threads, buffer = runai_rule(model.size, gpus)
     # Each rank reads the whole model with its own threads.
     runai = predict(
-        model.bytes,
-        way,
-        connections=threads * ranks,
-        loader="runai",
-        crossings=ranks,
-        copies_bytes_per_second=copies,
+        model.bytes, way, connections=threads * ranks, loader="runai", crossings=ranks, copies_bytes_per_second=copies
     )
     loaders = (
         LoaderSettings(loader="coldstream", connections=ours, memory_bytes=memory, prediction=prediction),
@@ -199,7 +194,20 @@ class SettingsRow:
     advice: Advice
     # The load times that are often claimed, from and to, in seconds; None without a claim.
     promised: tuple[int, int] | None
-    remark: str  # whether that is realistic and what it needs; empty without a claim
+
+    @property
+    def remark(self) -> str:
+        """Whether the claim is realistic and what it needs, or why the model does not fit; empty without a claim."""
+        if self.advice.fit.fault is not None:
+            return self.advice.fit.fault
+        if self.promised is None:
+            return ""
+        ours, (fewest, most) = self.advice.loaders[0], self.promised
+        claim = f"the claimed {fewest} to {most} s"
+        if ours.prediction.seconds <= most:
+            return f"{claim} are realistic with {ours.connections} connections"
+        needed = self.advice.model.bytes / most * 8 / 1e9
+        return f"{claim} need {needed:.0f} Gbit/s; {ours.prediction.limited_by}"
 
 
 def settings_table(cloud: str = "aws") -> list[SettingsRow]:
@@ -208,19 +216,5 @@ def settings_table(cloud: str = "aws") -> list[SettingsRow]:
     for gpus, name, gigabits, cores, promised in _ROWS:
         way = NetworkPath(link_bytes_per_second=gigabits * 1e9 / 8, cores=cores, cloud=cloud)
         advice = advise(_MODELS[name], parse_gpus(gpus), way)
-        remark = _remark(advice, promised)
-        rows.append(SettingsRow(gpus=gpus, model=name, way=way, advice=advice, promised=promised, remark=remark))
+        rows.append(SettingsRow(gpus=gpus, model=name, way=way, advice=advice, promised=promised))
     return rows
-
-
-def _remark(advice: Advice, promised: tuple[int, int] | None) -> str:
-    if advice.fit.fault is not None:
-        return advice.fit.fault
-    if promised is None:
-        return ""
-    ours = advice.loaders[0]
-    claim = f"the claimed {promised[0]} to {promised[1]} s"
-    if ours.prediction.seconds <= promised[1]:
-        return f"{claim} are realistic with {ours.connections} connections"
-    needed = advice.model.bytes / promised[1] * 8 / 1e9
-    return f"{claim} need {needed:.0f} Gbit/s; {ours.prediction.limited_by}"

@@ -12,8 +12,8 @@ import pytest
 
 from coldstream.errors import UsageError
 from coldstream.machine.extras import install_hint
-from coldstream.operate.charts import png, svgs
-from coldstream.operate.timeline_page import colour_of, html, panels
+from coldstream.operate.charts import svgs
+from coldstream.operate.timeline_page import colour_of, timeline_page
 from coldstream.telemetry.timeline.phases import PHASE_KINDS, SPANS, UNNAMED
 from coldstream.telemetry.timeline.start_record import Timeline
 from coldstream.telemetry.timeline.timeline_text import phase_names
@@ -47,7 +47,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
-    page = html(several())
+    page = timeline_page(several()).html()
     reader = Reader(page)
     tags = {tag for tag, _ in reader.elements}
     assert tags.isdisjoint({"script", "img", "link", "iframe", "object", "base", "form"})
@@ -64,7 +64,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
 
 
 def test_names_are_text_wherever_they_stand() -> None:
-    page = html(several())
+    page = timeline_page(several()).html()
     assert "<script" not in page
     text = Reader(page).text
     # The title, the chart's label and the section's heading.
@@ -73,24 +73,24 @@ def test_names_are_text_wherever_they_stand() -> None:
 
 
 def test_ids_are_unique_and_the_page_is_the_same_every_time() -> None:
-    page = html(several())
+    page = timeline_page(several()).html()
     ids = [attributes["id"] for _, attributes in Reader(page).elements if "id" in attributes]
     assert ids
     assert len(ids) == len(set(ids))
     for reference in re.findall(r'(?:url\(#|href="#)([^)"]+)', page):
         assert reference in ids
-    assert html(several()) == page
+    assert timeline_page(several()).html() == page
 
 
 def test_the_charts_are_drawings_with_their_text_as_text() -> None:
-    for chart in svgs(panels(several())):
+    for chart in svgs(timeline_page(several()).panels):
         assert ET.fromstring(chart).tag.endswith("svg")
         assert "<text" in chart
-    assert "ready 110.0 s" in svgs(panels(several()))[0]
+    assert "ready 110.0 s" in svgs(timeline_page(several()).panels)[0]
 
 
 def test_figures_and_verdicts_stand_in_the_page() -> None:
-    text = Reader(html(several())).text
+    text = Reader(timeline_page(several()).html()).text
     for words in (
         "61.00",
         "Weights: ready",
@@ -105,7 +105,7 @@ def test_figures_and_verdicts_stand_in_the_page() -> None:
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_the_picture_is_a_png(count: int) -> None:
-    data = png(panels([streamed()] * count))
+    data = timeline_page([streamed()] * count).png()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", data[16:24])
     assert 1500 < width < 1700
@@ -114,7 +114,7 @@ def test_the_picture_is_a_png(count: int) -> None:
 
 
 def test_one_run_needs_no_letters() -> None:
-    text = Reader(html([streamed()])).text
+    text = Reader(timeline_page([streamed()]).html()).text
     assert "A Qwen" not in text
     assert "1 start of vLLM" in text
 
@@ -135,5 +135,5 @@ def test_phases_stand_in_the_order_of_time() -> None:
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError) as caught:
-        png(panels([streamed()]))
+        timeline_page([streamed()]).png()
     assert caught.value.hint == install_hint("charts")

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coldstream.loading.options import Options
-from coldstream.operate.charts import png
-from coldstream.operate.curve_chart import html, panels
+from coldstream.operate.curve_chart import curve_page
 from coldstream.settings import Settings, load_settings
 from coldstream.tune.connection_curve import (
     PASSES,
@@ -138,8 +137,9 @@ def test_a_measurement_is_kept_for_its_store_and_for_a_week(tmp_path: Path, monk
 
 def test_the_curve_is_drawn() -> None:
     pytest.importorskip("matplotlib")
-    assert png(panels(CURVE), "org/m").startswith(b"\x89PNG")
-    page = html(CURVE, "<script>$x$")
+    report = curve_page(CURVE, "<script>$x$")
+    assert report.png().startswith(b"\x89PNG")
+    page = report.html()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")

@@ -154,29 +154,23 @@ def _find_vllm(plan: BenchPlan) -> Program | None:
         with suppress(NotFoundError):
             return find_program(path)
     if plan.vllm_flags is not None:
-        raise NotFoundError(
-            "--vllm needs vLLM, which is not installed in coldstream's environment",
-            hint="name the interpreter of vLLM's environment: --python PATH",
-        )
+        hint = "name the interpreter of vLLM's environment: --python PATH"
+        raise NotFoundError("--vllm needs vLLM, which is not installed in coldstream's environment", hint=hint)
     return None
 
 
 def _with_address(flags: Sequence[str]) -> list[str]:
     parsed = Flags([*flags])
-    if "--uds" in parsed:
-        return [*flags]
-    host = [] if "--host" in parsed else ["--host", "127.0.0.1"]
-    return [*flags, *host, *([] if "--port" in parsed else ["--port", str(free_port())])]
+    address = {} if "--uds" in parsed else {"--host": "127.0.0.1", "--port": str(free_port())}
+    return [*flags, *(word for pair in address.items() if pair[0] not in parsed for word in pair)]
 
 
 def _measure_floors(plan: BenchPlan, factory: ContestantFactory) -> floors.Floors:
     pcie = None
     if plan.device != "cpu":
         if (python := factory.interpreter("torch")) is None:
-            raise NotFoundError(
-                f"device {plan.device} needs torch, which is not installed",
-                hint="name an interpreter that has it: --python PATH",
-            )
+            hint = "name an interpreter that has it: --python PATH"
+            raise NotFoundError(f"device {plan.device} needs torch, which is not installed", hint=hint)
         pcie = floors.measure_pcie(python, plan.device)
     return replace(floors.measure(plan.target, connections=plan.connections), pcie=pcie)
 

@@ -330,13 +330,11 @@ class ContestantFactory:
             "VLLM_ASSETS_CACHE": str(cache / "assets"),
         }
         start = {"command": [sys.executable, "-c", _SERVE], "arguments": arguments}
-        folders = {"dropped": (cache,)} if warm else {"dropped": self._folders(), "emptied": (cache,)}
+        more: dict[str, Any] = {"dropped": (cache,)} if warm else {"dropped": self._folders(), "emptied": (cache,)}
         versions = {"vllm": program.version} if program.version else {}
         used = None if warm or target.kind != "s3" else connections
-        command = [sys.executable, str(START)]
-        return _contestant(
-            loader, command, environ, start, connections=used, detail=detail, versions=versions, **folders
-        )
+        more |= {"connections": used, "detail": detail, "versions": versions}
+        return _contestant(loader, [sys.executable, str(START)], environ, start, **more)
 
     def make_all(
         self, make: Callable[[Loader], Contestant | Skipped], *, of: str = "load"
@@ -400,18 +398,13 @@ class ContestantFactory:
         stream |= {} if plan.memory_limit is None else {"memory": plan.memory_limit}
         environ = clean_environment(python_path=python == sys.executable) | self._bucket_environment()
         environ |= {"COLDSTREAM_CACHE_DIR": str(self.cache), "COLDSTREAM_CACHE_LIMIT": _CACHE_LIMIT}
-        return self._reader(
-            loader,
-            python,
-            "coldstream",
-            environ,
-            {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"},
-            first={"mode": "fill" if warm else "drain"},
-            connections=None if warm else plan.connections,
-            detail="from its local cache" if warm else f"up to {plan.connections} connections",
-            versions={"coldstream": __version__},
-            **({"dropped": (self.cache,)} if warm else {}),
-        )
+        options = {"uri": self._target.uri.full, "stream": stream, "mode": "warm" if warm else "drain"}
+        more: dict[str, Any] = {"versions": {"coldstream": __version__}}
+        if warm:
+            more |= {"detail": "from its local cache", "dropped": (self.cache,), "first": {"mode": "fill"}}
+        else:
+            more |= {"detail": f"up to {plan.connections} connections", "connections": plan.connections}
+        return self._reader(loader, python, "coldstream", environ, options, **more)
 
     def _foreign(self, loader: Loader, python: str) -> Contestant:
         connections = loader.connections or self._plan.connections
@@ -430,7 +423,7 @@ class ContestantFactory:
     def _download(self, loader: Loader, python: str) -> Contestant:
         target, environ, detail = self._target, clean_environment(python_path=False), "safetensors, memory-mapped"
         if target.kind == "folder":
-            return self._reader(loader, python, "download", environ, {}, connections=None, detail=detail)
+            return self._reader(loader, python, "download", environ, {}, detail=detail)
         folder = self._scratch / "downloaded"
         # The download runs in this interpreter, with its module path and the bucket's keys.
         path = f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}"
@@ -454,28 +447,18 @@ class ContestantFactory:
         return replace(one, command=(sys.executable, str(MOUNT), rclone, remote, str(mount), *one.command))
 
     def _reader(
-        self,
-        loader: Loader,
-        python: str,
-        reader: str,
-        environ: Mapping[str, str],
-        options: Mapping[str, Any],
-        *,
-        connections: int | None,
-        **more: Any,
+        self, loader: Loader, python: str, reader: str, environ: Mapping[str, str], options: dict[str, Any], **more: Any
     ) -> Contestant:
         target, plan = self._target, self._plan
-        place: dict[str, Any] = {"folder": target.folder} if target.kind == "folder" else {}
-        if target.kind == "s3":
+        place: dict[str, Any] = {}
+        if target.kind == "folder":
+            place, more["connections"] = {"folder": target.folder}, None
+        elif target.kind == "s3":
             place = {"url": self._settings.endpoint(), "bucket": target.bucket, "key": target.prefix}
         common = {"files": target.files, "device": plan.device, "threads": plan.connections}
-        more = {
-            "dropped": self._folders(),
-            "versions": {name: self._interpreters[python][name] for name in loader.packages},
-            "connections": None if target.kind == "folder" else connections,
-            **more,
-        }
         options = {**common, "chunk_bytes": CHUNK_BYTES, "verify": False, **place, **options}
+        versions = {name: self._interpreters[python][name] for name in loader.packages}
+        more = {"dropped": self._folders(), "versions": versions, **more}
         return _contestant(loader, [python, str(READERS), reader], environ, options, **more)
 
     def _folders(self) -> tuple[Path, ...]:
@@ -487,20 +470,15 @@ def _skip(loader: Loader, of: str, reason: str, *, hint: str | None = None) -> S
 
 
 def _contestant(
-    loader: Loader,
-    command: Sequence[str],
-    environ: Mapping[str, str],
-    options: Mapping[str, Any],
-    *,
-    first: Mapping[str, Any] | None = None,
-    **more: Any,
+    loader: Loader, command: Sequence[str], environ: Mapping[str, str], options: Mapping[str, Any], **more: Any
 ) -> Contestant:
     """A contestant whose first run hashes the tensors, with the options of `first` besides."""
+    first = {**options, "verify": True, **more.pop("first", {})}
     return Contestant(
         name=loader.name,
         label=loader.label,
         command=tuple(command),
         environ={**environ, "BENCH_OPTIONS": json.dumps(options)},
-        first_environ={**environ, "BENCH_OPTIONS": json.dumps({**options, "verify": True, **(first or {})})},
+        first_environ={**environ, "BENCH_OPTIONS": json.dumps(first)},
         **more,
     )

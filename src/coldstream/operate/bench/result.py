@@ -5,16 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from coldstream.operate.bench.contestant import NAMES, OURS, BenchPlan, Contestant, Skipped
 from coldstream.operate.bench.floors import STAGES, Floors, page_cache_text
 from coldstream.operate.bench.runner import Run
-from coldstream.operate.charts import INK, PageSection, Panel, TableRow, label_rows, render_page, style_axes, svgs
+from coldstream.operate.charts import INK, Axes, Page, PageSection, Panel, TableRow, label_rows, style_axes
 from coldstream.units import GIB, format_bytes, format_rate, plural
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 OK, WRONG, FAILED = "ok", "wrong", "failed"
 
@@ -157,13 +154,6 @@ class BenchResult:
         return page_cache_text(self.dropped, requested=self.plan.drop_caches)
 
     @property
-    def title(self) -> str:
-        """The title above the charts in one image."""
-        target = self.plan.target
-        name = target.name if len(target.name) <= 60 else f"{target.name[:59]}…"
-        return f"Loading {name}, {format_bytes(target.model.bytes)}: medians of {plural(self.plan.runs, 'run')}"
-
-    @property
     def verdict(self) -> list[str]:
         return [*verdict(self.loads, "load"), *verdict(self.starts, "start")]
 
@@ -243,29 +233,27 @@ _COLOURS = dict(zip(NAMES, _PALETTE.split(), strict=True))
 _FLOOR = "#b8446a"
 
 
-def panels(result: BenchResult) -> list[Panel]:
-    """The times and costs of the loads, and the times of the starts, as far as there are any."""
+def _panels(result: BenchResult) -> list[Panel]:
     charts = []
     device = result.plan.device
     place = "in host memory" if device == "cpu" else f"on {device}"
     if loads := _sorted(result.loads):
-        charts += [
-            Panel(0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, f"seconds until all is {place}")),
-            Panel(0.85 + 0.3 * len(loads), lambda part: _draw_costs(part, loads)),
-        ]
+        times = f"seconds until all is {place}"
+        charts.append(Panel(0.95 + 0.36 * len(loads), lambda part: _draw_times(part, loads, times)))
+        charts.append(Panel(0.85 + 0.3 * len(loads), lambda part: _draw_costs(part, loads)))
     if starts := _sorted(result.starts):
         title = "seconds from the command to vLLM's first token"
         charts.append(Panel(0.95 + 0.36 * len(starts), lambda part: _draw_times(part, starts, title)))
     return charts
 
 
-def html(result: BenchResult) -> str:
-    """Renders the page; UsageError if matplotlib is not installed."""
+def bench_page(result: BenchResult) -> Page:
+    """The page, with the times and costs of the loads, and the times of the starts, as far as there are any."""
     plan, target = result.plan, result.plan.target
     size = f"{format_bytes(target.model.bytes)} in {plural(len(target.shards), 'file')}"
     runs = f"{plural(plan.runs, 'timed run')} of each, interleaved, after an untimed one"
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    sections = [PageSection(text=result.verdict), *(PageSection(chart=chart) for chart in svgs(panels(result)))]
+    sections = [PageSection(text=result.verdict), *(PageSection(chart=panel) for panel in _panels(result))]
     for title, rows, columns in (
         ("Loads", result.loads, COLUMNS["load"]),
         ("Whole starts of vLLM, to the first token", result.starts, COLUMNS["start"]),
@@ -281,11 +269,13 @@ def html(result: BenchResult) -> str:
         sections.append(PageSection(title="Skipped", text=skipped))
     if floors := [TableRow(stage, (), text) for stage, text in result.floors.lines()]:
         sections.append(PageSection(title="Floors, measured before the loads", rows=floors))
-    return render_page(
-        f"Loading {target.name}",
-        f"{size} from {target.label} to {plan.device}; {runs}",
-        sections,
+    name = target.name if len(target.name) <= 60 else f"{target.name[:59]}…"
+    return Page(
+        title=f"Loading {target.name}",
+        subtitle=f"{size} from {target.label} to {plan.device}; {runs}",
+        sections=sections,
         footer=f"{'. '.join(result.terms)}. {result.machine}. {versions}. {result.began}.",
+        caption=f"Loading {name}, {format_bytes(target.model.bytes)}: medians of {plural(plan.runs, 'run')}",
     )
 
 
@@ -326,8 +316,8 @@ def _draw_times(part: Any, rows: Sequence[BenchRow], title: str) -> None:
 
 def _draw_costs(part: Any, rows: Sequence[BenchRow]) -> None:
     left, right = part.subplots(1, 2)
-    _draw_bars(left, rows, "cpu_seconds_per_gib", "CPU seconds per GiB", _two_digits)
-    _draw_bars(right, rows, "memory_bytes", "peak memory of all processes, GB", _two_digits, unit=1e9)
+    _draw_bars(left, rows, "cpu_seconds_per_gib", "CPU seconds per GiB")
+    _draw_bars(right, rows, "memory_bytes", "peak memory of all processes, GB", unit=1e9)
     right.set_yticks([])
 
 
@@ -335,16 +325,12 @@ def _colour(row: BenchRow) -> str:
     return _COLOURS.get(row.name, "#b5b5b5")
 
 
-def _two_digits(_: BenchRow, value: Spread) -> str:
-    return f"{value.median:.2f}"
-
-
 def _draw_bars(
     axes: Axes,
     rows: Sequence[BenchRow],
     figure: str,
     title: str,
-    label: Callable[[BenchRow, Spread], str],
+    label: Callable[[BenchRow, Spread], str] = lambda _, value: f"{value.median:.2f}",
     *,
     unit: float = 1,
     width: float = 1.25,

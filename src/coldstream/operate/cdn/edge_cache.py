@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from coldstream.errors import CancelledError, NotFoundError, UnavailableError, UsageError
+from coldstream.errors import CancelledError, NotFoundError, UnavailableError
 from coldstream.mirror.segment_pool import ROOT
 from coldstream.mirror.stored_files import StoredFile, object_key, open_model
 from coldstream.model.selection import is_weights
@@ -54,12 +54,8 @@ class CdnObject:
 
 
 def limit_of(plan: str | None) -> int:
-    """The size of the largest object that a plan caches; the smallest limit of all plans for None."""
-    if plan is None:
-        return min(PLANS.values())
-    if plan not in PLANS:
-        raise UsageError(f"{plan[:40]!r} is not a known plan of Cloudflare", hint=f"known: {', '.join(PLANS)}")
-    return PLANS[plan]
+    """The size of the largest object that a plan caches; the smallest limit of all plans for an unknown one."""
+    return PLANS.get(plan or "", min(PLANS.values()))
 
 
 def kept_share(objects: Iterable[CdnObject], limit_bytes: int) -> float | None:
@@ -156,26 +152,20 @@ class Edge:
 
     def _read(self, key: str, headers: dict[str, str], on_bytes: Callable[[int], None] | None) -> EdgeAnswer:
         url = self.cdn.link(key)
-        digest, received, is_whole, is_read = hashlib.sha256(), 0, False, False
+        digest, received, is_whole = hashlib.sha256(), 0, False
         try:
-            answer = self._pool.request("GET", url, headers=headers | dict(self.cdn.headers))
-        except urllib3.exceptions.HTTPError as exc:
-            return EdgeAnswer(status=0, fault=failure(exc, urlsplit(url).netloc).message)
-        try:
-            if on_bytes is not None and answer.status == 200:
-                for piece in answer.stream(MIB, decode_content=False):
-                    digest.update(piece)
-                    received += len(piece)
-                    on_bytes(len(piece))
-                is_whole = is_read = True
-            elif answer.status == 206 and answer.headers.get("Content-Length") == "1":
-                answer.read(1, decode_content=False)
-                is_read = True
+            # Reading the rest of a body that is not needed costs more than a new connection.
+            with self._pool.request("GET", url, headers=headers | dict(self.cdn.headers)) as answer:
+                if on_bytes is not None and answer.status == 200:
+                    for piece in answer.stream(MIB, decode_content=False):
+                        digest.update(piece)
+                        received += len(piece)
+                        on_bytes(len(piece))
+                    is_whole = True
+                elif answer.status == 206 and answer.headers.get("Content-Length") == "1":
+                    answer.read(1, decode_content=False)
         except urllib3.exceptions.HTTPError as exc:
             return EdgeAnswer(status=0, received=received, fault=failure(exc, urlsplit(url).netloc).message)
-        finally:
-            # Reading the rest of a body costs more than a new connection.
-            answer.release_conn() if is_read else answer.close()
         return _parsed(answer, received, digest.hexdigest() if is_whole else None)
 
 
@@ -230,9 +220,12 @@ class Warmed:
         return sum(finding.object.size for finding in self.findings if finding.state == "kept")
 
 
-def check(
-    edge: Edge, objects: Sequence[CdnObject], *, limit_bytes: int, in_bucket: Callable[[CdnObject], bool]
-) -> list[CacheFinding]:
+# Reads one byte of an object, by its key and the offset, as `Edge.byte` does; and tells whether the bucket has it.
+ReadByte = Callable[[str, int | None], EdgeAnswer]
+InBucket = Callable[[CdnObject], bool]
+
+
+def check(edge: Edge, objects: Sequence[CdnObject], *, limit_bytes: int, in_bucket: InBucket) -> list[CacheFinding]:
     """Looks twice at each object, at four bytes in all; asks the bucket if the domain answers 404."""
 
     def look(item: CdnObject) -> CacheFinding:
@@ -243,13 +236,7 @@ def check(
 
 
 def warm(
-    edge: Edge,
-    objects: Sequence[CdnObject],
-    *,
-    limit_bytes: int,
-    in_bucket: Callable[[CdnObject], bool],
-    progress: Progress,
-    retry: Retry,
+    edge: Edge, objects: Sequence[CdnObject], *, limit_bytes: int, in_bucket: InBucket, progress: Progress, retry: Retry
 ) -> Warmed:
     """Reads and verifies all of each object, then looks at three of its bytes. An interrupt cancels `retry`."""
     small = [item for item in objects if item.size <= limit_bytes]
@@ -333,11 +320,7 @@ class _RetriedRequests:
 
 
 def _second_look(
-    item: CdnObject,
-    first: EdgeAnswer,
-    read: Callable[[str, int | None], EdgeAnswer],
-    limit_bytes: int,
-    in_bucket: Callable[[CdnObject], bool],
+    item: CdnObject, first: EdgeAnswer, read: ReadByte, limit_bytes: int, in_bucket: InBucket
 ) -> CacheFinding:
     second, partly = (first, False) if fault_of(item, first) else look_again(read, item)
     stored = in_bucket(item) if second.status == 404 else None
@@ -351,7 +334,7 @@ def places(item: CdnObject) -> list[int | None]:
     return [*dict.fromkeys((0, last, random.randint(0, last)))] if item.size else [None]
 
 
-def look_again(read: Callable[[str, int | None], EdgeAnswer], item: CdnObject) -> tuple[EdgeAnswer, bool]:
+def look_again(read: ReadByte, item: CdnObject) -> tuple[EdgeAnswer, bool]:
     """Reads an object's bytes until one is not cached; returns the last answer, and whether only a part is cached."""
     for count, at in enumerate(places(item)):
         answer = read(item.key, at)
@@ -398,10 +381,8 @@ def fault_of(item: CdnObject, answer: EdgeAnswer, *, in_bucket: bool | None = No
     if answer.status == 0:
         return "unreachable", answer.fault
     if answer.status in {401, 403}:
-        return (
-            "refused",
-            "set the headers that the domain requires: COLDSTREAM_CDN_HEADER, or CF_ACCESS_CLIENT_ID and its secret",
-        )
+        headers = "COLDSTREAM_CDN_HEADER, or CF_ACCESS_CLIENT_ID and its secret"
+        return "refused", f"set the headers that the domain requires: {headers}"
     if answer.status in {301, 302, 303, 307, 308}:
         return "refused", "it redirects, to a login of Access? Set CF_ACCESS_CLIENT_ID and its secret"
     if answer.status not in {200, 206}:

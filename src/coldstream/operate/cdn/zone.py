@@ -68,21 +68,8 @@ class RuleState:
         return self.actual is not None and self.actual.get("ref") == self.rule["ref"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZoneRules:
-    """The state of each rule in a zone, and the id of the zone's cache ruleset; None if it has none."""
-
-    ruleset: str | None
-    rules: tuple[RuleState, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A call that changes a zone's rules, as `Api.call` takes it."""
-
-    method: str
-    path: str
-    body: dict[str, Any]
+# A call that changes a zone's rules: the method, the path and the body, as `Api.call` takes them.
+Change = tuple[str, str, dict[str, Any]]
 
 
 def rule_for(host: str, *, segments: bool) -> dict[str, Any]:
@@ -181,10 +168,8 @@ def find_zone(api: Api, host: str, *, named: str | None = None) -> Zone:
             if row.get("name") == name and isinstance(identity, str) and _ID.fullmatch(identity):
                 kind = plan.get("legacy_id") if isinstance(plan, dict) else None
                 return Zone(id=identity, name=name, plan=kind if isinstance(kind, str) else None)
-    raise NotFoundError(
-        f"the token sees no zone {named}" if named else f"the token sees no zone that {host} is in",
-        hint="give it 'Zone: Read' and 'Cache Rules: Edit' for that zone; or name it: --zone example.com",
-    )
+    hint = "give it 'Zone: Read' and 'Cache Rules: Edit' for that zone; or name it: --zone example.com"
+    raise NotFoundError(f"the token sees no zone {named or f'that {host} is in'}", hint=hint)
 
 
 def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
@@ -197,43 +182,36 @@ def is_proxied(api: Api, zone: Zone, host: str) -> bool | None:
     return any(proxied) if proxied else None
 
 
-def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> ZoneRules:
-    """The state of these rules in a zone."""
+def look(api: Api, zone: Zone, rules: Sequence[dict[str, Any]]) -> tuple[str | None, list[RuleState]]:
+    """The id of a zone's cache ruleset, None if it has none, and the state of each of these rules."""
     try:
         answer = api.call("GET", f"/zones/{zone.id}/rulesets/phases/{PHASE}/entrypoint")
     except NotFoundError:
-        return ZoneRules(ruleset=None, rules=tuple(rule_state(rule, []) for rule in rules))
+        return None, [rule_state(rule, []) for rule in rules]
     ruleset = answer if isinstance(answer, dict) else {}
     identity, existing = ruleset.get("id"), ruleset.get("rules") or []
     if not isinstance(identity, str) or not _ID.fullmatch(identity) or not isinstance(existing, list):
         raise IntegrityError("Cloudflare's API did not return a ruleset", hint="check CLOUDFLARE_BASE_URL")
-    return ZoneRules(ruleset=identity, rules=tuple(rule_state(rule, existing) for rule in rules))
+    return identity, [rule_state(rule, existing) for rule in rules]
 
 
-def changes_for(zone: Zone, standings: ZoneRules, *, replace: bool) -> list[Change]:
+def changes_for(zone: Zone, ruleset: str | None, standings: Sequence[RuleState], *, replace: bool) -> list[Change]:
     """The calls that add absent rules and, with `replace`, rewrite those of ours that differ, in place. Pure."""
     # Never a write of the whole ruleset, which would delete the rules of others.
-    absent = [standing.rule for standing in standings.rules if standing.state == "absent"]
-    if standings.ruleset is None:
+    absent = [standing.rule for standing in standings if standing.state == "absent"]
+    if ruleset is None:
         body = {"name": "default", "kind": "zone", "phase": PHASE, "rules": absent}
-        return [Change(method="POST", path=f"/zones/{zone.id}/rulesets", body=body)] if absent else []
-    rules = f"/zones/{zone.id}/rulesets/{standings.ruleset}/rules"
-    changes = []
-    for standing in standings.rules:
+        return [("POST", f"/zones/{zone.id}/rulesets", body)] if absent else []
+    rules = f"/zones/{zone.id}/rulesets/{ruleset}/rules"
+    changes: list[Change] = []
+    for standing in standings:
         if replace and standing.state == "differs" and standing.is_ours:
             identity = (standing.actual or {}).get("id")
             if not isinstance(identity, str) or not _ID.fullmatch(identity):
                 fault = "Cloudflare's API answers with a rule that has no id"
                 raise IntegrityError(fault, hint="check CLOUDFLARE_BASE_URL")
-            changes.append(Change(method="PATCH", path=f"{rules}/{identity}", body=rewritten(standing)))
-    return changes + [Change(method="POST", path=rules, body=rule) for rule in absent]
-
-
-def make(api: Api, changes: Sequence[Change]) -> None:
-    """Makes the calls, with a token that may edit cache rules."""
-    for change in changes:
-        # A rule that is appended twice would be there twice; one that is written twice is not.
-        api.call(change.method, change.path, change.body, repeatable=change.method == "PATCH")
+            changes.append(("PATCH", f"{rules}/{identity}", rewritten(standing)))
+    return changes + [("POST", rules, rule) for rule in absent]
 
 
 def purge(api: Api, zone: Zone, urls: Sequence[str]) -> None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
-from typing import TYPE_CHECKING
 
-from coldstream.operate.charts import FAINT, PageSection, Panel, TableRow, render_page, style_axes, svgs
+from coldstream.operate.charts import FAINT, Axes, Page, PageSection, Panel, TableRow, style_axes
 from coldstream.operate.cost.prices import Prices, Provider, Tiers, tiers_of
 from coldstream.operate.cost.workload import MONTH_DAYS, CostPlan
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +19,19 @@ class PricedPlace:
     key: str
     provider: str
     label: str
-    has_egress: bool
+    colour: str  # of its curve
+    has_egress: bool = True
 
 
-R2 = PricedPlace("r2", "r2", "Cloudflare R2", has_egress=True)
-HUB = PricedPlace("hub", "hub", "Hugging Face Hub", has_egress=True)
+R2 = PricedPlace("r2", "r2", "Cloudflare R2", "#e08a2c")
+HUB = PricedPlace("hub", "hub", "Hugging Face Hub", "#b8446a")
 PLACES = (
     R2,
-    PricedPlace("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", has_egress=True),
-    PricedPlace("s3-same-region", "s3", "AWS S3, same region", has_egress=False),
-    PricedPlace("s3-other-cloud", "s3", "AWS S3, other cloud", has_egress=True),
-    PricedPlace("gcs-same-region", "gcs", "Google Cloud, same region", has_egress=False),
-    PricedPlace("gcs-other-cloud", "gcs", "Google Cloud, other cloud", has_egress=True),
+    PricedPlace("r2-infrequent-access", "r2_infrequent_access", "R2 Infrequent Access", "#a8861c"),
+    PricedPlace("s3-same-region", "s3", "AWS S3, same region", "#2f6db3", has_egress=False),
+    PricedPlace("s3-other-cloud", "s3", "AWS S3, other cloud", "#2f6db3"),
+    PricedPlace("gcs-same-region", "gcs", "Google Cloud, same region", "#2f6f4a", has_egress=False),
+    PricedPlace("gcs-other-cloud", "gcs", "Google Cloud, other cloud", "#2f6f4a"),
     HUB,
 )
 
@@ -173,16 +169,6 @@ _BISECTIONS = 30
 # A smaller difference does not count.
 _DOLLARS_MIN = 1e-6
 _POINTS = 60
-_COLOURS = {
-    R2.key: "#e08a2c",
-    "r2-infrequent-access": "#a8861c",
-    "s3-same-region": "#2f6db3",
-    "s3-other-cloud": "#2f6db3",
-    "gcs-same-region": "#2f6f4a",
-    "gcs-other-cloud": "#2f6f4a",
-    HUB.key: "#b8446a",
-}
-_DASHED = {"s3-other-cloud", "gcs-other-cloud"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,42 +197,41 @@ class CostPoint:
 
 def break_evens(plan: CostPlan, prices: Prices) -> tuple[BreakEven, ...]:
     """Compares R2 with each other place, varying only the launches of the plan."""
+    return tuple(_break_even(plan, prices, place) for place in PLACES if place != R2)
 
-    def is_cheaper(other: PricedPlace, launches: float) -> bool:
+
+def _break_even(plan: CostPlan, prices: Prices, place: PricedPlace) -> BreakEven:
+    def is_cheaper(launches: float) -> bool:
         varied = replace(plan, launches_per_day=launches)
-        return bill(varied, prices, other).dollars - bill(varied, prices, R2).dollars > _DOLLARS_MIN
+        return bill(varied, prices, place).dollars - bill(varied, prices, R2).dollars > _DOLLARS_MIN
 
-    return tuple(_break_even(place, partial(is_cheaper, place)) for place in PLACES if place != R2)
-
-
-def _break_even(place: PricedPlace, is_cheaper: Callable[[float], bool]) -> BreakEven:
-    """Looks for the last change on the way up. Bills rise in steps: what holds from there on holds for more."""
-    made = partial(BreakEven, against=place.key, label=place.label)
-    grid = [_LAUNCHES_MIN * (_LAUNCHES_MAX / _LAUNCHES_MIN) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
+    grid = _logarithmic(_LAUNCHES_MIN, _LAUNCHES_MAX, _STEPS)
     cheaper = [is_cheaper(launches) for launches in grid]
-    if len(set(cheaper)) == 1:
-        return made(when="always" if cheaper[0] else "never")
     last = cheaper[-1]
-    change = next(index for index in range(_STEPS - 1, 0, -1) if cheaper[index - 1] != last)
+    # The last change on the way up. Bills rise in steps: what holds from there on holds for more.
+    change = next((index for index in range(_STEPS - 1, 0, -1) if cheaper[index - 1] != last), None)
+    if change is None:
+        return BreakEven(against=place.key, label=place.label, when="always" if last else "never")
     low, high = grid[change - 1], grid[change]
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if is_cheaper(middle) == last else (middle, high)
-    return made(when="from" if last else "until", launches_per_day=high)
+    when = "from" if last else "until"
+    return BreakEven(against=place.key, label=place.label, when=when, launches_per_day=high)
+
+
+def _logarithmic(first: float, last: float, count: int) -> list[float]:
+    return [first * (last / first) ** (step / (count - 1)) for step in range(count)]
 
 
 def curve(plan: CostPlan, prices: Prices) -> tuple[CostPoint, ...]:
     """The monthly cost from at most one launch in ten days to ten times the plan's launches."""
-    first = min(0.1, plan.launches_per_day / 10)
-    last = max(1000.0, plan.launches_per_day * 10)
-    steps = {first * (last / first) ** (step / (_POINTS - 1)) for step in range(_POINTS)}
-    return tuple(
-        CostPoint(
-            launches,
-            {place.key: bill(replace(plan, launches_per_day=launches), prices, place).dollars for place in PLACES},
-        )
-        for launches in sorted({*steps, plan.launches_per_day})
-    )
+    planned = plan.launches_per_day
+    points = []
+    for launches in sorted({*_logarithmic(min(0.1, planned / 10), max(1000.0, planned * 10), _POINTS), planned}):
+        varied = replace(plan, launches_per_day=launches)
+        points.append(CostPoint(launches, {month.key: month.dollars for month in bills(varied, prices)}))
+    return tuple(points)
 
 
 def cost_table(bills: Sequence[Bill], evens: Sequence[BreakEven]) -> tuple[list[str], list[list[str]]]:
@@ -273,26 +258,14 @@ def count_text(count: float) -> str:
     return f"{count:,.0f}" if count >= 99.5 else f"{count:.2g}"
 
 
-def panels(points: Sequence[CostPoint], launches_per_day: float) -> list[Panel]:
-    """The chart, with the planned number of launches marked."""
-    return [Panel(4.8, lambda part: _draw(part.subplots(), points, launches_per_day))]
-
-
-def html(
-    points: Sequence[CostPoint],
-    launches_per_day: float,
-    title: str,
-    bills: Sequence[Bill],
-    evens: Sequence[BreakEven],
-    notes: Sequence[str],
-) -> str:
-    """Renders the page: the chart, the table, and the notes below it; UsageError if matplotlib is not installed."""
-    heading, rows = cost_table(bills, evens)
-    lines = [TableRow(name, cells, less, _COLOURS[bill.key])
-             for bill, (name, *cells, less) in zip(bills, rows, strict=True)]  # fmt: skip
-    (chart,) = svgs(panels(points, launches_per_day))
+def cost_page(plan: CostPlan, prices: Prices, title: str, notes: Sequence[str]) -> Page:
+    """The page: the chart with the planned number of launches marked, the table, and the notes below it."""
+    points = curve(plan, prices)
+    heading, rows = cost_table(bills(plan, prices), break_evens(plan, prices))
+    lines = [TableRow(name, cells, less, at.colour) for at, (name, *cells, less) in zip(PLACES, rows, strict=True)]
+    chart = Panel(4.8, lambda part: _draw(part.subplots(), points, plan.launches_per_day))
     sections = [PageSection(chart=chart, heading=heading, rows=lines), PageSection(text=notes)]
-    return render_page("Monthly cost", title, sections)
+    return Page(title="Monthly cost", subtitle=title, sections=sections, caption=title)
 
 
 def _draw(axes: Axes, points: Sequence[CostPoint], launches_per_day: float) -> None:
@@ -304,8 +277,8 @@ def _draw(axes: Axes, points: Sequence[CostPoint], launches_per_day: float) -> N
         axes.plot(
             launches,
             [point.dollars[place.key] for point in points],
-            color=_COLOURS[place.key],
-            linestyle="--" if place.key in _DASHED else "-",
+            color=place.colour,
+            linestyle="--" if place.key.endswith("-other-cloud") else "-",
             linewidth=2.6 if place == R2 else 1.6,
             zorder=3 if place == R2 else 2,
             label=place.label,

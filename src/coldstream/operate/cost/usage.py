@@ -111,9 +111,9 @@ def read_actual(
     bucket = f"{account.jurisdiction}_{split.netloc}" if account.jurisdiction else split.netloc
     api = open_api(settings, retry)
     if api is None:
+        places = " or ".join(settings.looked_in)
         raise ConfigError(
-            f"the usage is read from Cloudflare's API, but CLOUDFLARE_API_TOKEN is not set in "
-            f"{' or '.join(settings.looked_in)}",
+            f"the usage is read from Cloudflare's API, but CLOUDFLARE_API_TOKEN is not set in {places}",
             hint="create a token with 'Account Analytics: Read' at dash.cloudflare.com/profile/api-tokens",
         )
     now = now or datetime.now(timezone.utc)
@@ -127,10 +127,8 @@ def read_actual(
             return _forecast(accounts[0], prices, bucket=bucket, began=began, now=now)
     except (msgspec.ValidationError, KeyError, TypeError) as exc:
         raise IntegrityError(f"Cloudflare's analytics sent an unexpected response: {exc}") from exc
-    raise NotFoundError(
-        f"Cloudflare shows this token no account {account.account}",
-        hint="the token must be of the account in R2_ENDPOINT",
-    )
+    hint = "the token must be of the account in R2_ENDPOINT"
+    raise NotFoundError(f"Cloudflare shows this token no account {account.account}", hint=hint)
 
 
 def _forecast(account: _Account, prices: Prices, *, bucket: str, began: datetime, now: datetime) -> Actual:
@@ -149,10 +147,8 @@ def _forecast(account: _Account, prices: Prices, *, bucket: str, began: datetime
     rest = Fraction((ends - now).total_seconds()) / Fraction(max(_DAY, now - first).total_seconds())
     month = _billed(account.month)
     class_a, class_b = _classes(month)
-    all_a, all_b = (
-        count + math.ceil(recent * rest)
-        for count, recent in zip((class_a, class_b), _classes(_billed(account.window)), strict=True)
-    )
+    recent_a, recent_b = _classes(_billed(account.window))
+    all_a, all_b = class_a + math.ceil(recent_a * rest), class_b + math.ceil(recent_b * rest)
     # GB-months grow by the day.
     so_far = Usage(stored_bytes=Fraction(sum(peaks), days), class_a=class_a, class_b=class_b)
     projected_bytes = Fraction(sum(peaks) + stored * (days - len(peaks)), days)
@@ -177,16 +173,10 @@ def _forecast(account: _Account, prices: Prices, *, bucket: str, began: datetime
 
 def _daily_peaks(samples: Sequence[tuple[datetime, int]], began: datetime, now: datetime) -> list[int]:
     """The peak storage of each day of the month so far; a day without a sample repeats the day before."""
-    by_day: dict[int, int] = {}
-    last = 0
-    for moment, size in samples:
-        if moment < began:
-            last = size
-        else:
-            by_day[moment.day] = max(size, by_day.get(moment.day, 0))
     peaks = []
+    last = next((size for moment, size in reversed(samples) if moment < began), 0)
     for day in range(1, now.day + 1):
-        last = by_day.get(day, last)
+        last = max((size for moment, size in samples if moment >= began and moment.day == day), default=last)
         peaks.append(last)
     return peaks
 

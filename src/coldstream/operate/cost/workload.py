@@ -147,10 +147,8 @@ def read_contents(store: Store, names: Sequence[str] = ()) -> tuple[tuple[Conten
             if info.state in _LOADABLE and _shards(model := open_model(store, info.name)):
                 contents.append(_content(model))
     if not contents:
-        raise NotFoundError(
-            f"there is no model to load in {store.uri}",
-            hint="upload one, or estimate without a bucket: coldstream cost --models 10 --size 16GB",
-        )
+        hint = "upload one, or estimate without a bucket: coldstream cost --models 10 --size 16GB"
+        raise NotFoundError(f"there is no model to load in {store.uri}", hint=hint)
     sizes = [info.size for info in store.list("")]
     return tuple(contents), sum(sizes), len(sizes)
 
@@ -202,8 +200,8 @@ def make_plan(
         raise UsageError(f"{cached_share:g} is not a share of the starts", hint="from 0 to 1")
     if not 0 <= updates_per_month <= 1e6:
         raise UsageError(f"{updates_per_month:g} updates a month is not valid", hint="0 or more")
-    for name, amount in (("an hour of a GPU", gpu_dollars_per_hour), ("a load", load_seconds_override),
-                       ("a load from the Hub", hub_seconds_override)):  # fmt: skip
+    amounts = {"an hour of a GPU": gpu_dollars_per_hour, "a load": load_seconds_override}
+    for name, amount in (amounts | {"a load from the Hub": hub_seconds_override}).items():
         if amount is not None and not 0 <= amount < 1e6:
             raise UsageError(f"{name} cannot be {amount:g}", hint="0 or more")
     if stored_bytes is None:

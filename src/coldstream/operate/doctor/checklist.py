@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from coldstream.errors import ColdstreamError, UsageError
-from coldstream.operate.doctor import adapter_check, node_checks, store_checks
+from coldstream.operate.doctor import node_checks, store_checks
 from coldstream.operate.doctor.case import Case
 from coldstream.operate.probe import Check, fail, failed, skipped
 
@@ -37,7 +37,7 @@ CHECKLIST = (
     DoctorCheck("conditional put", store_checks.conditional_put, _WRITTEN),
     DoctorCheck("multipart", store_checks.multipart, _WRITTEN),
     DoctorCheck("model", store_checks.model, (*_NETWORK, "bucket", "permissions")),
-    DoctorCheck("adapter", adapter_check.adapter, ("model",)),
+    DoctorCheck("adapter", store_checks.adapter, ("model",)),
     DoctorCheck("bundle key", store_checks.bundle_key),
     DoctorCheck("bundles", store_checks.bundles, ("bundle key", "model")),
     DoctorCheck("cdn", store_checks.cdn),
@@ -58,14 +58,11 @@ CHECKLIST = (
 )
 
 
-def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> tuple[DoctorCheck, ...]:
+def select(*, only: Sequence[str] = (), skip: Sequence[str] = (), quick: bool = False) -> list[DoctorCheck]:
     """Chooses the checks to run, by name; `quick` leaves out the slow ones. UsageError if none is left."""
     included, excluded = {_full_name(name) for name in only}, {_full_name(name) for name in skip}
-    chosen = tuple(
-        item
-        for item in CHECKLIST
-        if (not included or item.name in included) and item.name not in excluded and not (quick and item.slow)
-    )
+    chosen = [item for item in CHECKLIST if item.name not in excluded and not (quick and item.slow)]
+    chosen = [item for item in chosen if item.name in included or not included]
     if not chosen:
         raise UsageError("no check is left to run", hint="see: coldstream doctor --help")
     return chosen

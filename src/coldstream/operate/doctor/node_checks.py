@@ -49,10 +49,8 @@ def cache_folder(case: Case) -> Check:
     exists = checked_root(root, create=False)
     parent = _existing(root)
     if not exists and not os.access(parent, os.W_OK | os.X_OK):
-        return fail(
-            f"{root} does not exist, and {parent} is not writable by this user",
-            "set COLDSTREAM_CACHE_DIR to a writable directory",
-        )
+        hint = "set COLDSTREAM_CACHE_DIR to a writable directory"
+        return fail(f"{root} does not exist, and {parent} is not writable by this user", hint)
     kind = _file_system(parent)
     detail = f"{root}, {'private to this user' if exists else 'not created yet'}{f', on {kind}' if kind else ''}"
     if kind and _REMOTE.fullmatch(kind):
@@ -68,10 +66,8 @@ def disk(case: Case) -> Check:
     cache = cache_of(case.configured)
     _, free = size_and_free(_existing(cache.root))
     if free < _FREE_BYTES_MIN:
-        return fail(
-            f"{format_bytes(free)} free at {cache.root}; logs and vLLM's caches need more",
-            "free some space: coldstream cache prune",
-        )
+        hint = "free some space: coldstream cache prune"
+        return fail(f"{format_bytes(free)} free at {cache.root}; logs and vLLM's caches need more", hint)
     entries = cache.entries()
     limit = cache.limit_bytes(sum(entry.bytes for entry in entries))
     detail = f"{format_bytes(free)} free; the cache may use {format_bytes(limit)}"
@@ -81,24 +77,25 @@ def disk(case: Case) -> Check:
         return ok(f"{detail}; {case.name} is cached: the next start is warm")
     size = case.checkpoint.bytes
     if size > limit:
-        return warn(
-            f"{detail}, and this model has {format_bytes(size)}: its starts will never be warm",
-            "raise COLDSTREAM_CACHE_LIMIT, or set COLDSTREAM_CACHE_DIR to a larger disk",
-        )
+        hint = "raise COLDSTREAM_CACHE_LIMIT, or set COLDSTREAM_CACHE_DIR to a larger disk"
+        return warn(f"{detail}, and this model has {format_bytes(size)}: its starts will never be warm", hint)
     return ok(f"{detail}; this model needs {format_bytes(size)}")
 
 
 def memory(case: Case) -> Check:
     """Whether the memory that the container leaves is enough for the arena, and on the CPU for the model."""
     available, left = hardware.available_bytes(), hardware.left_in_group()
-    needed, why = _memory_needed(case)
+    if hardware.gpus():
+        needed, why = _arena_bytes(case, _DEVICE_ARENA_BYTES), "the buffer of a load to the GPU"
+    elif case.usable_program is not None and case.knows_model():
+        needed, why = case.checkpoint.bytes + _ARENA_BYTES, "vLLM on the CPU, which holds the model,"
+    else:
+        needed, why = _arena_bytes(case, _ARENA_BYTES), "the buffer of a load"
     contained = left is not None and left <= available
     detail = f"{format_bytes(available)} available" + (", limited by the control group" if contained else "")
     if available < needed:
-        return fail(
-            f"{detail}; {why} needs {format_bytes(needed)}",
-            "give the container more memory" if contained else "use a machine with more memory, or free some",
-        )
+        hint = "give the container more memory" if contained else "use a machine with more memory, or free some"
+        return fail(f"{detail}; {why} needs {format_bytes(needed)}", hint)
     if not hardware.gpus() and (shortage := _shortage(case)) is not None:
         return warn(*shortage)
     return ok(f"{detail}; {why} needs {format_bytes(needed)}")
@@ -108,14 +105,6 @@ def _shortage(case: Case) -> tuple[str, str] | None:
     """Why vLLM itself would refuse to start without flags, and a fix."""
     program = case.usable_program
     return memory_shortage(program, Flags(()), case.environ) if program else None
-
-
-def _memory_needed(case: Case) -> tuple[int, str]:
-    if hardware.gpus():
-        return _arena_bytes(case, _DEVICE_ARENA_BYTES), "the buffer of a load to the GPU"
-    if case.usable_program is not None and case.knows_model():
-        return case.checkpoint.bytes + _ARENA_BYTES, "vLLM on the CPU, which holds the model,"
-    return _arena_bytes(case, _ARENA_BYTES), "the buffer of a load"
 
 
 def _arena_bytes(case: Case, least: int) -> int:
@@ -149,10 +138,8 @@ def open_files(_case: Case) -> Check:
     detail = f"hard limit {hard:,}, soft limit {soft:,}"
     if enough < CONNECTIONS_MIN:
         needed = descriptors_for(CONNECTIONS_MIN)
-        return fail(
-            f"{detail}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MIN} need {needed}",
-            "run: ulimit -Hn 4096   (systemd: LimitNOFILE=4096; docker: --ulimit nofile=4096)",
-        )
+        hint = "run: ulimit -Hn 4096   (systemd: LimitNOFILE=4096; docker: --ulimit nofile=4096)"
+        return fail(f"{detail}: enough for {plural(enough, 'connection')}, {CONNECTIONS_MIN} need {needed}", hint)
     return ok(f"{detail}; enough for {enough} of {most} connections")
 
 
@@ -236,16 +223,12 @@ def plugin(case: Case) -> Check:
     if distribution is None:
         return fail(f"coldstream is not installed in {program.site}: vLLM cannot find the load format", install)
     if not any(point.group == _PLUGIN_GROUP and point.name == "coldstream" for point in distribution.entry_points):
-        return fail(
-            f"coldstream {distribution.version} in {program.site} is not registered with vLLM",
-            f"run: {pip_install('--force-reinstall', own_requirement(), python=python)}",
-        )
+        hint = f"run: {pip_install('--force-reinstall', own_requirement(), python=python)}"
+        return fail(f"coldstream {distribution.version} in {program.site} is not registered with vLLM", hint)
     plugins = case.environ.get("VLLM_PLUGINS")
     if plugins is not None and "coldstream" not in plugins.split(","):
-        return fail(
-            f"VLLM_PLUGINS is {plugins!r} and does not list coldstream: vLLM cannot find the load format",
-            "add coldstream to VLLM_PLUGINS, or unset it",
-        )
+        hint = "add coldstream to VLLM_PLUGINS, or unset it"
+        return fail(f"VLLM_PLUGINS is {plugins!r} and does not list coldstream: vLLM cannot find the load format", hint)
     if distribution.version != __version__:
         return warn(f"vLLM has coldstream {distribution.version}, this command is {__version__}", install)
     return ok(f"vLLM finds coldstream {distribution.version}")
@@ -258,10 +241,8 @@ def runai(case: Case) -> Check:
     if version is None:
         return ok("not installed: only needed for --loader runai")
     if "runai_model_streamer_s3" not in packages:
-        return warn(
-            f"{version}, without S3 support: --loader runai cannot read the bucket",
-            "run in vLLM's environment: pip install 'runai-model-streamer[s3]'",
-        )
+        hint = "run in vLLM's environment: pip install 'runai-model-streamer[s3]'"
+        return warn(f"{version}, without S3 support: --loader runai cannot read the bucket", hint)
     return ok(f"{version}, with S3 support")
 
 

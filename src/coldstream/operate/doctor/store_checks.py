@@ -22,8 +22,10 @@ from coldstream.errors import ColdstreamError, CredentialsError, IntegrityError,
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
 from coldstream.machine.child_environment import SECRETS
+from coldstream.mirror.listing import bases_of, list_models
 from coldstream.mirror.stored_files import StoredFile, read_range
 from coldstream.mirror.verify import verify
+from coldstream.model.adapter_fit import misfits, modules_of
 from coldstream.model.manifest import Journal, upload_command
 from coldstream.model.names import MANIFEST_NAME
 from coldstream.model.selection import is_weights
@@ -35,6 +37,8 @@ from coldstream.operate.cdn.edge_cache import KEPT, Edge, EdgeAnswer, key_prefix
 from coldstream.operate.doctor.case import CONNECTIONS, Case
 from coldstream.operate.probe import PROBE_FOLDER, Check, fail, judged_clock, ok, skipped, warn
 from coldstream.places.cdn_domain import CdnDomain, cdn_of
+from coldstream.places.checkpoint import Checkpoint
+from coldstream.places.opening import open_model_reader
 from coldstream.tune.connection_curve import Curve, Sample, measure_curve
 from coldstream.tune.gpus import detect_gpus
 from coldstream.tune.predict import NetworkPath, path_to_bucket, predict
@@ -43,7 +47,6 @@ from coldstream.units import GIB, MIB, format_bytes, format_rate, format_seconds
 # Certificates are usually renewed weeks before they expire.
 _DAYS_LEFT_MIN = 7
 _NOT_USED = "not used: the store is a folder"
-# Cloudflare caches no larger file, on any plan but Enterprise (docs cache/concepts/default-cache-behavior).
 CACHED_BYTES_MAX = limit_of(None)
 _BODY_BYTES_MAX = 16 << 20
 _CDN_SECONDS = 15.0
@@ -75,10 +78,8 @@ def secrets(case: Case) -> Check:
         with suppress(OSError):
             mode = stat.S_IMODE(os.stat(file).st_mode)
             if mode & 0o077:
-                return warn(
-                    f"{file} holds secrets and is readable by other users (mode {mode:04o})",
-                    f"run: chmod 600 {shlex.quote(file)}",
-                )
+                hint = f"run: chmod 600 {shlex.quote(file)}"
+                return warn(f"{file} holds secrets and is readable by other users (mode {mode:04o})", hint)
     return ok(f"{', '.join(files)} is readable only by its owner" if files else "not in a settings file")
 
 
@@ -98,16 +99,12 @@ def tls(case: Case) -> Check:
     if not case.endpoint.startswith("https:"):
         if case.is_local:
             return ok("not used: the endpoint is on this machine")
-        return warn(
-            "not used: the traffic can be read and changed in transit",
-            "set R2_ENDPOINT to an https:// URL if the server supports TLS",
-        )
+        hint = "set R2_ENDPOINT to an https:// URL if the server supports TLS"
+        return warn("not used: the traffic can be read and changed in transit", hint)
     answer = case.endpoint_probe
     if answer.tls_fault:
-        return fail(
-            f"{case.endpoint}: {answer.tls_fault}",
-            "check the host name, this machine's clock and its CA certificates (AWS_CA_BUNDLE sets others)",
-        )
+        hint = "check the host name, this machine's clock and its CA certificates (AWS_CA_BUNDLE sets others)"
+        return fail(f"{case.endpoint}: {answer.tls_fault}", hint)
     if answer.expires is None:
         return ok(f"{answer.protocol}, the certificate is valid")
     days = int((answer.expires - time.time()) // 86400)
@@ -152,10 +149,8 @@ def permissions(case: Case) -> Check:
     try:
         store.delete([key])
     except CredentialsError:
-        return warn(
-            f"list, get and put, but not delete: {key} was left behind",
-            "use a token with Object Read & Write for uploads",
-        )
+        hint = "use a token with Object Read & Write for uploads"
+        return warn(f"list, get and put, but not delete: {key} was left behind", hint)
     case.writes = True
     return ok("list, get, put, delete; a serving node only needs to read")
 
@@ -197,15 +192,10 @@ def cdn(case: Case) -> Check:
         answers.append(edge.whole(key))
     statuses = ", then ".join(answer.cache or "no cf-cache-status" for answer in answers)
     if answers[-1].cache not in KEPT:
-        return warn(
-            f"{domain.link(key)} serves the bucket's bytes but does not cache them: {statuses}",
-            "add a cache rule, run: coldstream cdn rule",
-        )
-    large = sum(
-        is_weights(file.path) and any(stored.size > CACHED_BYTES_MAX for stored in file.objects)
-        for file in case.stored.files
-    )
-    if large:
+        hint = "add a cache rule, run: coldstream cdn rule"
+        return warn(f"{domain.link(key)} serves the bucket's bytes but does not cache them: {statuses}", hint)
+    shards = [file for file in case.stored.files if is_weights(file.path)]
+    if large := sum(any(stored.size > CACHED_BYTES_MAX for stored in shard.objects) for shard in shards):
         return warn(
             f"caches small files ({statuses}), but {plural(large, 'shard')} above 512 MB are never cached",
             "upload with --object-bytes-max 480MiB, or use the Enterprise plan, which caches larger objects",
@@ -269,6 +259,38 @@ def model(case: Case) -> Check:
     return ok(detail)
 
 
+def adapter(case: Case) -> Check:
+    """Whether vLLM can serve the adapter, its base is in the bucket, and its tensors fit that."""
+    record = case.adapter
+    if record is None:
+        return ok("not used: it is a model")
+    if record.refusal:
+        hint = "merge it into its base with PEFT's merge_and_unload, and upload the result"
+        return fail(f"vLLM cannot serve it: {record.refusal}", hint)
+    base = _base(case, record.base)
+    if base is None:
+        return fail(
+            f"its base {record.base} is not in the bucket",
+            f"run: coldstream upload {shlex.quote(record.base)}; or name another one with: coldstream upload … --base",
+        )
+    if faults := misfits(case.checkpoint.tensors, modules_of(base.tensors), rank=record.rank):
+        more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+        return fail(
+            f"it does not fit {base.name}: {faults[0]}{more}",
+            "was the base replaced? upload it again under its own name, and name that with: coldstream upload … --base",
+        )
+    return ok(f"{record.label}; its {plural(len(case.checkpoint.tensors), 'tensor')} fit {base.name}")
+
+
+def _base(case: Case, name: str) -> Checkpoint | None:
+    """The base of this name in the bucket, or else the one that was copied from this repository."""
+    try:
+        return open_model_reader(name, case.settings).checkpoint()
+    except NotFoundError:
+        stored_as = bases_of(list_models(case.store)).get(case.name or "")
+        return open_model_reader(stored_as, case.settings).checkpoint() if stored_as else None
+
+
 def chunk_hashes(case: Case) -> Check:
     """Whether the store still returns the uploaded bytes: some chunks against the manifest's hashes."""
     chunks = [(file, *chunk) for file in case.stored.files if file.entry for chunk in file.entry.chunks.ranges()]
@@ -293,10 +315,8 @@ def chunk_hashes(case: Case) -> Check:
         faults = [fault for fault in pool.map(fault_in, _sample(chunks)) if fault is not None]
     if faults:
         rest = f" (and {len(faults) - 1} more)" if faults[1:] else ""
-        return fail(
-            f"{faults[0]} differ from what was uploaded{rest}",
-            f"run: coldstream verify {case.name} --deep, then upload it again",
-        )
+        hint = f"run: coldstream verify {case.name} --deep, then upload it again"
+        return fail(f"{faults[0]} differ from what was uploaded{rest}", hint)
     return ok(f"{len(read):,} of {plural(len(chunks), 'chunk')} as uploaded, {format_bytes(sum(read))} read")
 
 
@@ -329,10 +349,8 @@ def bundles(case: Case) -> Check:
         return warn(exc.message, exc.hint)
     foreign = [entry for entry in stored if entry.state != "signed"]
     if foreign:
-        return warn(
-            f"{len(foreign)} of {len(stored)} not signed with this key: {foreign[0].state}",
-            f"use the key they were signed with, or run: coldstream bundle remove {case.name}",
-        )
+        hint = f"use the key they were signed with, or run: coldstream bundle remove {case.name}"
+        return warn(f"{len(foreign)} of {len(stored)} not signed with this key: {foreign[0].state}", hint)
     none = "none yet: the first start publishes one"
     return ok(f"{plural(len(stored), 'bundle')}, signed with this key" if stored else none)
 
@@ -370,10 +388,8 @@ def judged(name: str, size: int, curve: Curve) -> Check:
     if size < _TELLING_BYTES:
         detail += "; the model is too small to measure more"
     if prediction.seconds > _LOAD_SECONDS_MAX:
-        return warn(
-            f"{detail}: a cold start takes more than a minute, {prediction.limited_by}",
-            f"use a faster network nearer to the bucket; see: coldstream tune {name} --measure",
-        )
+        hint = f"use a faster network nearer to the bucket; see: coldstream tune {name} --measure"
+        return warn(f"{detail}: a cold start takes more than a minute, {prediction.limited_by}", hint)
     return ok(detail)
 
 

@@ -26,10 +26,8 @@ class ScrapeEndpoint:
             self._server = _server(host, port, text)
         except OSError as exc:
             why = "is in use" if exc.errno == errno.EADDRINUSE else f"cannot be opened: {exc.strerror or exc}"
-            raise UsageError(
-                f"the metrics' port {port} on {host} {why}",
-                hint="set another port, or 0 to pick a free one: --metrics-port, COLDSTREAM_METRICS_PORT",
-            ) from exc
+            hint = "set another port, or 0 to pick a free one: --metrics-port, COLDSTREAM_METRICS_PORT"
+            raise UsageError(f"the metrics' port {port} on {host} {why}", hint=hint) from exc
         self.port: int = self._server.server_address[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
         self._thread = threading.Thread(target=self._server.serve_forever, name="coldstream-metrics", daemon=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from coldstream.package import __version__
 from coldstream.telemetry.timeline.phases import (
@@ -80,7 +84,6 @@ class Recorder:
             return dict(self._marks)
 
     def phase(self, now: float) -> Phase:
-        """The phase that the start is in."""
         return self._of_engine(under_way(self.marks, self._since(now)))
 
     def _of_engine(self, phase: Phase) -> Phase:
@@ -154,9 +157,10 @@ class Recorder:
                 signal=exited.signal,
                 reason=None if exited.reason is None else clean(exited.reason),
             )
-        stream = None if report is None else _stream(report, spans, marks)
+        span = next((span for span in spans if span.name == "stream"), None)
+        stream = None if report is None else _stream(report, span, marks)
         loader = clean(loader)
-        weights = f"weights: {_weights(phases, spans, stream, loader, self._engine)}"
+        weights = f"weights: {_weights(phases, span, stream, loader, self._engine)}"
         if ended is None:
             verdict = [weights, f"bottleneck: {_bottleneck(phases, self._engine, self._log_setting)}"]
         else:
@@ -184,8 +188,7 @@ class Recorder:
         )
 
 
-def _stream(report: LoadReport, spans: tuple[Span, ...], marks: Mapping[str, float]) -> Stream:
-    span = next((span for span in spans if span.name == "stream"), None)
+def _stream(report: LoadReport, span: Span | None, marks: Mapping[str, float]) -> Stream:
     names = ("bytes", "received_bytes", "cache_bytes", "seconds", "limit", "limited_by", "verified", "offline")
     return Stream(
         **{name: getattr(report, name) for name in names},
@@ -212,14 +215,13 @@ def _where_to_look(ended: Ended, engine: str) -> str:
     return f"see {engine}'s own messages for the reason"
 
 
-def _weights(phases: Sequence[Phase], spans: Sequence[Span], stream: Stream | None, loader: str, engine: str) -> str:
+def _weights(phases: Sequence[Phase], span: Span | None, stream: Stream | None, loader: str, engine: str) -> str:
     """What limited the weights; `stream` is None with another loader, or when its report is missing."""
     reading = next((phase for phase in phases if phase.name.partition(" + ")[0] == "weights"), None)
     if stream is None:
         if loader == "coldstream":
             return "no report"
         return f"read by {engine} itself ({loader})" + (f" in {format_seconds(reading.seconds)}" if reading else "")
-    span = next((span for span in spans if span.name == "stream"), None)
     if stream.waited_seconds is None or reading is None or span is None:
         return stream.limited_by
     if stream.waited_seconds > _NOISE_SECONDS:
@@ -243,3 +245,46 @@ def _bottleneck(phases: Sequence[Phase], engine: str, log_setting: str) -> str:
         return f"unknown ({share}); {log_setting} makes {engine} report its phases"
     detail = ": " + ", ".join(f"{phase.name} {format_seconds(phase.seconds)}" for phase in parts)
     return f"{longest} ({share}{detail if len(parts) > 1 else ''})"
+
+
+BOOTSTRAP_VARIABLE = "COLDSTREAM_BOOTSTRAP"
+# The marks at the ends of the bootstrap's steps.
+_STEP_MARKS = {"fetch": "fetched", "mount": "provided", "unpack": "provided"}
+# A record that is older was inherited from another start.
+_AGE_SECONDS_MAX = 3600.0
+
+_Time = Annotated[float, Meta(ge=0)]
+
+
+class BootstrapRecord(msgspec.Struct, frozen=True):
+    """What the bootstrap program did before it started coldstream, with all times in seconds since 1970."""
+
+    began: _Time
+    # (name, start, stop, what limited it)
+    phases: Annotated[
+        list[tuple[Literal["fetch", "mount", "unpack"], _Time, _Time, Literal["link", "disk", "processor"]]],
+        Meta(max_length=8),
+    ]
+
+    @property
+    def monotonic_began(self) -> float:
+        """When the bootstrap began, by `time.monotonic`."""
+        return time.monotonic() - (time.time() - self.began)
+
+    def apply(self, recorder: Recorder) -> None:
+        """Adds its steps to a timeline that began with it."""
+        offset = self.monotonic_began - self.began
+        for name, start, stop, limit in self.phases:
+            recorder.mark(_STEP_MARKS[name], stop + offset)
+            recorder.span(f"runtime {name}", start + offset, stop + offset, note=f"limited by the {limit}")
+
+
+def bootstrap_record() -> BootstrapRecord | None:
+    """The record, removed from the environment; None where coldstream was started in another way."""
+    text = os.environ.pop(BOOTSTRAP_VARIABLE, None)
+    if text is not None:
+        with suppress(msgspec.MsgspecError):
+            record = msgspec.json.decode(text, type=BootstrapRecord)
+            if 0 <= time.time() - record.began <= _AGE_SECONDS_MAX:
+                return record
+    return None

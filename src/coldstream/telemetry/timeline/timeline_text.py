@@ -39,7 +39,9 @@ def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | N
         facts.append(f"first token after {timeline.first_token_seconds:.1f} s")
     if url:
         facts.append(url)
-    lines = ["   ".join(facts), coverage_text(timeline), *timeline.verdict]
+    # Rounded down, so that 100 % means all of it.
+    coverage = f"phases known for {int(100 * timeline.named_share + 1e-6)} % of start-up"
+    lines = ["   ".join(facts), coverage, *timeline.verdict]
     if timeline.stream is not None and timeline.stream.offline:
         lines.append("the bucket did not answer; the weights came from the local cache")
     if columns is None:
@@ -47,11 +49,6 @@ def summary_text(timeline: Timeline, *, url: str | None = None, columns: int | N
     # A URL is not cut, even if it is longer.
     wrapper = textwrap.TextWrapper(min(columns, COLUMNS_MAX), subsequent_indent="  ", break_long_words=False)
     return [part for line in lines for part in wrapper.wrap(line) or [line]]
-
-
-def coverage_text(timeline: Timeline) -> str:
-    """How much of the start's time is accounted for, rounded down so that 100 % means all of it."""
-    return f"phases known for {int(100 * timeline.named_share + 1e-6)} % of start-up"
 
 
 def ended_text(timeline: Timeline) -> str:

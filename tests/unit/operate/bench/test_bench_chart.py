@@ -6,16 +6,17 @@ import xml.dom.minidom
 
 import pytest
 
-from coldstream.operate.bench.result import html, panels
-from coldstream.operate.charts import png, svgs
+from coldstream.operate.bench.result import bench_page
+from coldstream.operate.charts import svgs
 from tests.unit.operate.bench.results import a_result, a_row
 
 
 def test_charts_are_well_formed_and_their_ids_unique() -> None:
     pytest.importorskip("matplotlib")
     result = a_result(starts=(a_row("coldstream", 20.0), a_row("vllm-default", 30.0)))
-    assert png(panels(result), result.title).startswith(b"\x89PNG")
-    drawn = svgs(panels(result))
+    page = bench_page(result)
+    assert page.png().startswith(b"\x89PNG")
+    drawn = svgs(page.panels)
     assert len(drawn) == 3
     ids: list[str] = []
     for text in drawn:
@@ -27,7 +28,7 @@ def test_charts_are_well_formed_and_their_ids_unique() -> None:
 def test_the_page_escapes_names_and_needs_no_network() -> None:
     pytest.importorskip("matplotlib")
     result = a_result(starts=(a_row("coldstream", 20.0), a_row("vllm-default", 30.0)))
-    text = html(result)
+    text = bench_page(result).html()
     assert "org/&lt;m&gt;" in text
     assert "no &lt;way&gt;" in text
     assert "<way>" not in text

@@ -70,13 +70,12 @@ def test_the_curve_holds_the_plan_itself() -> None:
 @pytest.mark.parametrize("launches", [1e-3, 100, 1e7])
 def test_charts_of_anything(launches: float) -> None:
     pytest.importorskip("matplotlib")
-    from coldstream.operate.charts import png
-    from coldstream.operate.cost.bill import bills, html, panels
+    from coldstream.operate.cost.bill import cost_page
 
     made = replace(plan(GB), launches_per_day=launches)
-    points = curve(made, prices())
-    assert png(panels(points, launches), "x $y$").startswith(b"\x89PNG")
-    page = html(points, launches, "<b>&", bills(made, prices()), break_evens(made, prices()), ["a < b"])
+    report = cost_page(made, prices(), "<b>& x $y$", ["a < b"])
+    assert report.png().startswith(b"\x89PNG")
+    page = report.html()
     assert "<svg" in page
     assert "<b>" not in page
     assert "a &lt; b" in page

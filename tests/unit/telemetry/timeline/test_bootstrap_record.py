@@ -9,16 +9,15 @@ import time
 import pytest
 
 from coldstream.engines.vllm.vllm_log import read_line
-from coldstream.telemetry.timeline.bootstrap_record import VARIABLE, BootstrapRecord, bootstrap_record
-from coldstream.telemetry.timeline.recorder import Recorder
+from coldstream.telemetry.timeline.recorder import BOOTSTRAP_VARIABLE, BootstrapRecord, Recorder, bootstrap_record
 from tests.unit.telemetry.timeline.starts import finished
 
 
 def left(monkeypatch: pytest.MonkeyPatch, document: object) -> BootstrapRecord | None:
-    monkeypatch.setenv(VARIABLE, document if isinstance(document, str) else json.dumps(document))
+    monkeypatch.setenv(BOOTSTRAP_VARIABLE, document if isinstance(document, str) else json.dumps(document))
     record = bootstrap_record()
     # No process that coldstream starts takes it for its own.
-    assert VARIABLE not in os.environ
+    assert BOOTSTRAP_VARIABLE not in os.environ
     return record
 
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import mmap
 import os
-import ssl
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from coldstream.net.tls import ssl_context
 from coldstream.units import MIB
 
 _RANGE_BYTES = 8 * MIB
@@ -79,10 +79,7 @@ def _connect(url: SplitResult) -> http.client.HTTPConnection:
     host = url.hostname or ""
     if url.scheme != "https":
         return http.client.HTTPConnection(host, url.port, timeout=_TIMEOUT_SECONDS)
-    context = ssl.create_default_context()
-    if bundle := os.environ.get("AWS_CA_BUNDLE"):
-        context.load_verify_locations(bundle)
-    return http.client.HTTPSConnection(host, url.port, timeout=_TIMEOUT_SECONDS, context=context)
+    return http.client.HTTPSConnection(host, url.port, timeout=_TIMEOUT_SECONDS, context=ssl_context())
 
 
 def read_files(*, files: list[str], threads: int, seconds: float) -> dict[str, float]:
