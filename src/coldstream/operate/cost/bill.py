@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -187,14 +187,6 @@ class BreakEven:
         return f"{self.when} {count_text(self.launches_per_day)} per day"
 
 
-@dataclass(frozen=True, slots=True)
-class CostPoint:
-    """The monthly cost at each place, by its key, for one number of launches."""
-
-    launches_per_day: float
-    dollars: dict[str, float]
-
-
 def break_evens(plan: CostPlan, prices: Prices) -> tuple[BreakEven, ...]:
     """Compares R2 with each other place, varying only the launches of the plan."""
     return tuple(_break_even(plan, prices, place) for place in PLACES if place != R2)
@@ -224,14 +216,16 @@ def _logarithmic(first: float, last: float, count: int) -> list[float]:
     return [first * (last / first) ** (step / (count - 1)) for step in range(count)]
 
 
-def curve(plan: CostPlan, prices: Prices) -> tuple[CostPoint, ...]:
-    """The monthly cost from at most one launch in ten days to ten times the plan's launches."""
-    planned = plan.launches_per_day
-    points = []
+def curve(plan: CostPlan, prices: Prices) -> dict[float, dict[str, float]]:
+    """The month's dollars at each place, by its key, for rising numbers of launches per day.
+
+    From at most one launch in ten days to at least ten times the plan's launches.
+    """
+    planned, points = plan.launches_per_day, {}
     for launches in sorted({*_logarithmic(min(0.1, planned / 10), max(1000.0, planned * 10), _POINTS), planned}):
         varied = replace(plan, launches_per_day=launches)
-        points.append(CostPoint(launches, {month.key: month.dollars for month in bills(varied, prices)}))
-    return tuple(points)
+        points[launches] = {month.key: month.dollars for month in bills(varied, prices)}
+    return points
 
 
 def cost_table(bills: Sequence[Bill], evens: Sequence[BreakEven]) -> tuple[list[str], list[list[str]]]:
@@ -268,15 +262,15 @@ def cost_page(plan: CostPlan, prices: Prices, title: str, notes: Sequence[str]) 
     return Page(title="Monthly cost", subtitle=title, sections=sections, caption=title)
 
 
-def _draw(axes: Axes, points: Sequence[CostPoint], launches_per_day: float) -> None:
-    launches = [point.launches_per_day for point in points]
+def _draw(axes: Axes, points: Mapping[float, Mapping[str, float]], launches_per_day: float) -> None:
+    launches, months = [*points], [*points.values()]
     axes.set_xscale("log")
     # Unlike a logarithmic axis it also has a place for $0.
     axes.set_yscale("symlog", linthresh=1, linscale=0.4)
-    for place in sorted(PLACES, key=lambda place: points[-1].dollars[place.key], reverse=True):
+    for place in sorted(PLACES, key=lambda place: months[-1][place.key], reverse=True):
         axes.plot(
             launches,
-            [point.dollars[place.key] for point in points],
+            [dollars[place.key] for dollars in months],
             color=place.colour,
             linestyle="--" if place.key.endswith("-other-cloud") else "-",
             linewidth=2.6 if place == R2 else 1.6,
@@ -284,7 +278,7 @@ def _draw(axes: Axes, points: Sequence[CostPoint], launches_per_day: float) -> N
             label=place.label,
         )
     axes.set_xlim(launches[0], launches[-1])
-    axes.set_ylim(0, max(max(point.dollars.values()) for point in points) * 1.4 or 1.0)
+    axes.set_ylim(0, max(max(dollars.values()) for dollars in months) * 1.4 or 1.0)
     axes.axvline(launches_per_day, color=FAINT, linestyle="--", linewidth=1, zorder=1)
     axes.annotate(
         f"{count_text(launches_per_day)} per day", (launches_per_day, 1.0), xycoords=("data", "axes fraction"),

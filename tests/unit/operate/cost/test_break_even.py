@@ -60,9 +60,8 @@ def test_where_reading_costs_more_in_r2_it_is_cheaper_until(tmp_path: Path) -> N
 def test_the_curve_holds_the_plan_itself() -> None:
     made = plan(16 * GB, 10, launches_per_day=100)
     points = curve(made, prices())
-    here = next(point for point in points if point.launches_per_day == 100)
-    assert here.dollars == {key: bill.dollars for key, bill in by_key(made).items()}
-    launches = [point.launches_per_day for point in points]
+    assert points[100] == {key: bill.dollars for key, bill in by_key(made).items()}
+    launches = [*points]
     assert launches == sorted(launches)
     assert (launches[0], launches[-1]) == pytest.approx((0.1, 1000))
 
