@@ -158,8 +158,10 @@ def _write(path: Path, pieces: Iterable[bytes]) -> int:
 def write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
     """Hashes the files, which are in the page cache, and writes the manifest beside them."""
     # Imported here: benchmarks/gpu.py makes models where msgspec is not installed, and then without a manifest.
+    import msgspec
+
     from coldstream.mirror.digest import StreamDigest
-    from coldstream.model.manifest import FileEntry, Manifest, Provenance, StoredObject, serialize
+    from coldstream.model.manifest import FileEntry, Manifest, Provenance, StoredObject, pack_header, serialize
     from coldstream.model.names import MANIFEST_NAME
 
     entries = []
@@ -171,7 +173,11 @@ def write_manifest(folder: Path, path: str, names: Sequence[str]) -> None:
                 digest.update(memoryview(piece))
         found = digest.finish()
         stored = StoredObject(key=name, size=size, etag=etag(folder / name))
-        entries.append(FileEntry(path=name, size=size, sha256=found.sha256, objects=(stored,), chunks=found.chunks))
+        chunks = found.chunks
+        if name.endswith(".safetensors"):
+            with (folder / name).open("rb") as file:
+                chunks = msgspec.structs.replace(chunks, header=pack_header(file.read(chunks.stops[0])))
+        entries.append(FileEntry(path=name, size=size, sha256=found.sha256, objects=(stored,), chunks=chunks))
     record = Manifest(
         name=path.partition("/")[2],
         source=Provenance(kind="folder"),

@@ -45,7 +45,7 @@ _FAILURES: dict[str, tuple[type[ColdstreamError], str, str]] = {
     "usage": (ColdstreamError, "{target}: {message}", "start the load with as many consumers as there are readers"),
     "conflict": (
         ConflictError,
-        "the model was replaced while loading: {message}",
+        "{path} was replaced while loading or since its upload: {message}",
         "load it again; run: coldstream verify",
     ),
     "unavailable": (UnavailableError, "{message}", "nothing was received for COLDSTREAM_RETRY_SECONDS"),
@@ -105,7 +105,8 @@ def error_of(failure: dict[str, Any] | None, target: str) -> ColdstreamError:
     if kind == "limit":
         return ColdstreamError(message, hint=failure.get("hint"))
     error, text, hint = _FAILURES.get(kind, _FAILURES["unavailable"])
-    return error(text.format(target=target, message=message), hint=hint, retryable=False)
+    path = failure.get("path") or "the model"
+    return error(text.format(target=target, message=message, path=path), hint=hint, retryable=False)
 
 
 def counted(load: Loading, uri: Uri, options: Options, settings: Settings) -> Callable[[], None]:

@@ -13,20 +13,27 @@ Files in one piece are sent first; the store copies segments out of them, or the
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
+import xxhash
 
-from coldstream.errors import ColdstreamError, ConflictError, UsageError
+from coldstream.errors import ColdstreamError, ConflictError, IntegrityError, UsageError
+from coldstream.machine.parallel import in_parallel
 from coldstream.mirror.file_upload import FileUpload, SegmentWriter, UploadContext, UploadWork
 from coldstream.mirror.manifest_records import TOOL, JournalWriter, model_listing, now
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import pool_listing, segment_keys, sweep
+from coldstream.mirror.stored_files import read_range
 from coldstream.mirror.upload_plan import UploadPlan, UploadReport, is_there
-from coldstream.model.manifest import FileEntry, Journal
+from coldstream.model.chunks import CHUNK_BYTES
+from coldstream.model.header import header_stop
+from coldstream.model.manifest import HEADERS_BYTES_MAX, FileEntry, Journal, pack_header
+from coldstream.model.selection import is_weights
 from coldstream.places.place import ObjectInfo, Snapshot, Store
 from coldstream.progress import Progress
 from coldstream.units import format_bytes, plural
@@ -116,7 +123,7 @@ def _run(context: UploadContext) -> None:
     store.delete([f"{plan.name}/{key}" for key in plan.stale])
     for pending in store.uploads(f"{plan.name}/"):
         store.abort_upload(pending.key, pending.upload_id)
-    checked = _check_objects(store, plan.name, complete)
+    checked = _with_headers(store, plan.name, _check_objects(store, plan.name, complete))
     context.report.digest = journal.commit(checked)
     if segment_keys(plan.entries) or segment_keys(checked):
         context.report.swept_segments = _sweep(store, progress)
@@ -188,3 +195,31 @@ def _check_objects(store: Store, name: str, entries: Sequence[FileEntry]) -> lis
             )
         checked.append(msgspec.structs.replace(entry, objects=objects))
     return checked
+
+
+def _with_headers(store: Store, name: str, entries: Sequence[FileEntry]) -> list[FileEntry]:
+    """Copies the headers of the weights into their entries, so that a load does not have to read them first."""
+
+    def packed(entry: FileEntry) -> bytes:
+        _, size, digest = next(iter(entry.chunks.ranges()))
+        if entry.chunks.header or size > CHUNK_BYTES:
+            return entry.chunks.header or b""
+        first_chunk = bytearray(size)
+        read_range(store, name, entry.objects, 0, memoryview(first_chunk))
+        if xxhash.xxh3_128_hexdigest(first_chunk) != digest:
+            raise IntegrityError(
+                f"{store.uri}/{name}/{entry.path}: its header is not the one that was uploaded",
+                hint=f"run: coldstream verify {shlex.quote(name)} --deep",
+            )
+        is_whole = header_stop(first_chunk, file_bytes=entry.size, path=entry.path) <= size
+        return pack_header(first_chunk) if is_whole else b""
+
+    weights = [entry for entry in entries if is_weights(entry.path)]
+    headers = in_parallel(packed, weights)
+    if sum(map(len, headers)) > HEADERS_BYTES_MAX:
+        headers = [b""] * len(headers)
+    copies = dict(zip((entry.path for entry in weights), headers, strict=True))
+    return [
+        msgspec.structs.replace(entry, chunks=msgspec.structs.replace(entry.chunks, header=copies.get(entry.path)))
+        for entry in entries
+    ]

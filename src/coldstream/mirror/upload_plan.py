@@ -78,6 +78,8 @@ class UploadPlan:
             and self.record.adapter == self.adapter
             and len(self.complete) == len(self.files)
             and {*self.complete.values()} == {*self.entries}
+            # Earlier versions did not copy the headers into the manifest.
+            and all(entry.chunks.header is not None for entry in self.entries if is_weights(entry.path))
         )
 
     def entry(self, path: str, whole: Mapping[str, FileEntry], segmented: Mapping[str, FileEntry]) -> FileEntry | None:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from coldstream.errors import ConflictError, IntegrityError, NotFoundError
+from coldstream.errors import ConflictError, IntegrityError, ManifestError, NotFoundError
 from coldstream.mirror import stored_files
 from coldstream.mirror.digest import read_header
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.segment_pool import ROOT
 from coldstream.model.header import Header, check_duplicate_tensors
-from coldstream.model.manifest import Journal, upload_command
+from coldstream.model.manifest import Journal, unpack_header, upload_command
 from coldstream.model.selection import check_numbers, index_name, is_weights, weights
 from coldstream.places.place import Store
 from coldstream.progress import Progress
@@ -68,6 +68,7 @@ def verify(
         problems.append(Problem("coldstream.json", f"the upload is incomplete; run: {upload_command(model.record)}"))
     if model.record is None:
         problems += _structure_problems(store, model)
+    problems += filter(None, map(_header_problem, files))
     bad = {problem.path for problem in problems}
     works = []
     if deep:
@@ -127,6 +128,16 @@ class _FileCheck(stored_files.StoredFileRead):
             self.sha256 = digests.sha256
             self.problems += stored_files.content_problems(self.file, digests)
         self._progress.end(self._label, "bad" if self.problems else "ok")
+
+
+def _header_problem(file: stored_files.StoredFile) -> Problem | None:
+    """Whether the manifest's copy of a header has the hash of the header itself."""
+    try:
+        if file.entry is not None:
+            unpack_header(file.entry)
+    except ManifestError as exc:
+        return Problem(file.path, exc.message.removeprefix(f"{file.path}: "))
+    return None
 
 
 def _structure_problems(store: Store, model: stored_files.StoredModel) -> list[Problem]:

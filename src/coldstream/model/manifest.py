@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import Annotated, Literal
 
 import msgspec
+import xxhash
 from msgspec import Meta
 
 from coldstream.errors import ManifestError, NotFoundError
 from coldstream.model.adapter import Adapter
-from coldstream.model.chunks import OBJECT_BYTES_MAX
+from coldstream.model.chunks import CHUNK_BYTES, OBJECT_BYTES_MAX
 from coldstream.model.names import MANIFEST_BYTES_MAX, path_fault
 from coldstream.net.http_message import ETAG
 from coldstream.net.reply import first_words
+from coldstream.units import MIB
 
 FORMAT = 1
 XXH3_128_HEX = 32
+# Of the headers of all files in a manifest, compressed. More would take as long to read as the headers themselves.
+HEADERS_BYTES_MAX = 2 * MIB
 # As git abbreviates them, and as `list` shows them.
 _COMMIT_DIGITS_MIN = 7
 _DIGEST_KEY = b',"digest":"'
@@ -56,11 +62,14 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             raise ValueError(f"key {self.key[:80]!r}: {fault}")
 
 
-class Chunks(msgspec.Struct, frozen=True, kw_only=True):
+class Chunks(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a file is cut for streaming, with a hash for each piece."""
 
     stops: tuple[Size, ...]  # one past the last byte of each chunk
     xxh3_128: Annotated[str, Meta(pattern=r"^[0-9a-f]*\Z")]  # their digests, 32 hexadecimal digits each, joined
+    # Of a safetensors file: its first chunk, which is its header, compressed; see `unpack_header`. Empty if it is too
+    # large, None in manifests of earlier versions.
+    header: bytes | None = None
 
     def __post_init__(self) -> None:
         if any(stop <= start for start, stop in pairwise((0, *self.stops))):
@@ -215,6 +224,29 @@ def parse(data: bytes, *, where: str) -> Manifest | Journal:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ManifestError(f"{where}: {exc}", hint=_REPLACE) from exc
+
+
+def pack_header(first_chunk: bytes | bytearray) -> bytes:
+    """The value of `Chunks.header`, of a chunk of at most `CHUNK_BYTES`."""
+    return zlib.compress(first_chunk)
+
+
+def unpack_header(entry: FileEntry) -> bytes | None:
+    """A file's first chunk, out of its entry; None if that has no copy. ManifestError: the copy differs from the file.
+
+    The hash that the copy must have is that of the chunk in the file, so the two cannot differ unnoticed.
+    """
+    if not entry.chunks.header:
+        return None
+    _, size, digest = next(iter(entry.chunks.ranges()), (0, 0, ""))
+    decompressor, first_chunk = zlib.decompressobj(), b""
+    with suppress(zlib.error):
+        # One byte more shows what is longer, and anything larger is never decompressed.
+        first_chunk = decompressor.decompress(entry.chunks.header, min(size, CHUNK_BYTES) + 1)
+    is_whole = decompressor.eof and not decompressor.unused_data and len(first_chunk) == size
+    if not is_whole or xxhash.xxh3_128_hexdigest(first_chunk) != digest:
+        raise ManifestError(f"{entry.path}: the manifest's copy of its header is not what was uploaded", hint=_REPLACE)
+    return first_chunk
 
 
 def entries_below(files: Iterable[FileEntry], folder: str, *, model: str) -> tuple[FileEntry, ...]:

@@ -34,6 +34,7 @@ from coldstream.net.http_message import (
     is_unexpected,
     parse_head,
     refusal,
+    reported_size,
     request_bytes,
 )
 from coldstream.net.retry import is_retryable_status, retry_after
@@ -196,6 +197,24 @@ class Connection:
             self._drop()
             raise
         return RangeReply(head.etag, total, head.status, first_byte_seconds, head.headers.get("cf-cache-status"))
+
+    def get_whole(self, target: Target, bytes_max: int) -> tuple[bytes, RangeReply]:
+        """Receives an object of at most `bytes_max` bytes, whose size the server announces. Raises as `get` does."""
+        self._got = 0
+        try:
+            head, first_byte_seconds = self._request(target, conditions(0, bytes_max, None), ())
+            size = reported_size(head) if "content-range" in head.headers else head.length
+            is_usable = head.status in {200, 206} and not head.chunked and not is_unexpected(head)
+            if not is_usable or not size or size > bytes_max:
+                raise refusal(head, target, b"", size)
+            check_range(head, 0, size, size, None)
+            body = bytearray(size)
+            self._fill(memoryview(body), size, None)
+            self._finish(head)
+        except BaseException:
+            self._drop()
+            raise
+        return bytes(body), RangeReply(head.etag, size, head.status, first_byte_seconds)
 
     def cancel(self) -> None:
         """Ends the running `get`, in any of its steps, and all later ones with "cancelled". Callable from any thread.

@@ -67,7 +67,8 @@ class Checkpoint:
         shards: In the order of their paths; at least one.
         left_out: Weights beside them, and an index, that are not loaded: path to reason.
         cdn: The URL and the headers (secrets) of the CDN that also has its objects, as far as a manifest verifies them.
-        answer_seconds: How long reading a header took, the median of all: how far away the place is.
+        answer_seconds: How far away the place is: how long reading a header took, the median of all, or the manifest,
+            if that has the headers. 0 if that is not known.
     """
 
     uri: str
@@ -120,11 +121,12 @@ def read_checkpoint(
     version: str | None,
     left_out: Mapping[str, str] | None = None,
     salt: str = "",
+    answer_seconds: float = 0.0,
 ) -> Checkpoint:
     """Reads all headers of the `locations`, which are sorted by path.
 
     `version` is that of the manifest or the commit; None: it is derived from the shards, and from `salt` (which may be
-    a secret) where nothing else distinguishes contents.
+    a secret) where nothing else distinguishes contents. `answer_seconds` is how long the manifest took.
 
     Raises:
         NotFoundError: There are no shards.
@@ -155,19 +157,19 @@ def read_checkpoint(
         pinned=pinned,
         shards=shards,
         left_out=left_out or {},
-        answer_seconds=sorted(seconds for _, _, seconds in read)[len(read) // 2],
+        answer_seconds=sorted(seconds for _, _, seconds in read)[len(read) // 2] or answer_seconds,
     )
 
 
 def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str, float]:
-    """The shard, its `Piece.stamp`, and how long its first bytes took."""
+    """The shard, its `Piece.stamp`, and how long its first bytes took: 0 if they are in the manifest."""
     began = time.monotonic()
     chunks = location.entry.chunks if location.entry else None
     first_stop = chunks.stops[0] if chunks and chunks.stops else 0
     stop = first_stop if LENGTH_BYTES <= first_stop <= _FIRST_CHUNK_BYTES_MAX else SPECULATIVE_BYTES
     start = _ShardStart(place, location)
     start.read(stop)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began if start.pieces else 0.0
     data_start = header_stop(start.body, file_bytes=start.size, path=location.where)
     if data_start > len(start.body):
         # Up to the end of the chunk in which the header ends, so that all of it can be checked.
@@ -189,21 +191,38 @@ def _read_shard(place: Place, location: ShardLocation) -> tuple[Shard, str, floa
         stops=chunks.stops if chunks else tuple(tensor_stops(header)),
         digests=digests,
     )
-    return shard, start.pieces[0].stamp, seconds
+    return shard, start.pieces[0].stamp if start.pieces else "", seconds
+
+
+def _header_copy(location: ShardLocation) -> bytes:
+    """The first bytes of a shard out of the manifest, if they hold its header; empty if they have to be read.
+
+    Where no ETag is known, a read tells it.
+    """
+    if location.entry is None or not all(stored.etag for stored in location.objects):
+        return b""
+    # Imported here: models without a manifest do not need its schema.
+    from coldstream.model.manifest import unpack_header
+
+    body = unpack_header(location.entry) or b""
+    is_enough = body and header_stop(body, file_bytes=location.entry.size, path=location.where) <= len(body)
+    return body if is_enough else b""
 
 
 class _ShardStart:
     """The first bytes of a shard, out of the object or the objects that hold them."""
 
     def __init__(self, place: Place, location: ShardLocation) -> None:
-        self.body = b""
+        self.body = _header_copy(location)
         # The first answer of each object that was read.
         self.pieces: list[Piece] = []
         self._place, self._where, self._objects = place, location.where, location.objects
 
     @property
     def size(self) -> int:
-        return self.pieces[0].size if len(self._objects) == 1 else sum(stored.size or 0 for stored in self._objects)
+        if self.pieces and len(self._objects) == 1:
+            return self.pieces[0].size
+        return sum(stored.size or 0 for stored in self._objects)
 
     def read(self, stop: int) -> None:
         """Reads on, up to `stop` or the end of an object that is shorter than it should be."""

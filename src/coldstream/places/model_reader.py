@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from coldstream.errors import ConfigError, NotFoundError, UsageError
@@ -61,6 +63,7 @@ class ModelReader:
         self._keys: Mapping[str, Sequence[str]] = {}  # of the objects of the last checkpoint's shards, by path
         self._contents: Contents | None = None
         self._salt = ""
+        self._answer_seconds = 0.0  # how long the place took to answer with the manifest
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label})"
@@ -151,10 +154,14 @@ class ModelReader:
 
     def _read_record(self, folder: str) -> ModelRecord | None:
         key = f"{folder}/{MANIFEST_NAME}" if folder else MANIFEST_NAME
+        if self._place.pins_by_etag:
+            # While a bucket answers: msgspec takes 30 ms to import.
+            threading.Thread(target=import_module, args=("coldstream.model.manifest",), daemon=True).start()
         try:
-            data, _ = self._place.get(key, bytes_max=MANIFEST_BYTES_MAX)
+            data, info = self._place.get(key, bytes_max=MANIFEST_BYTES_MAX)
         except NotFoundError:
             return None
+        self._answer_seconds = info.answer_seconds
         return read_record(data, where=f"{self._place.uri}/{key}", revision=self._revision)
 
     def _choose(self, contents: Contents) -> tuple[tuple[str, ...], Mapping[str, str]]:
@@ -196,7 +203,14 @@ class ModelReader:
     ) -> Checkpoint:
         version = record.version if record else self._listing_version()
         return read_checkpoint(
-            self._place, locations, uri=self.label, name=self._name, version=version, left_out=left_out, salt=self._salt
+            self._place,
+            locations,
+            uri=self.label,
+            name=self._name,
+            version=version,
+            left_out=left_out,
+            salt=self._salt,
+            answer_seconds=self._answer_seconds,
         )
 
     def _listing_version(self) -> str | None:

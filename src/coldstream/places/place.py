@@ -52,6 +52,8 @@ class ObjectInfo:
     git_blob_id: str | None = None
     # Why it cannot be read or stored ("it is a broken link").
     fault: str | None = None
+    # How long the place took to begin its answer; only from `get`, and 0 where it is not measured.
+    answer_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import timezone
 from functools import cached_property
 from typing import Any
@@ -126,11 +127,13 @@ class S3Store:
 
     def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         def attempt() -> tuple[bytes, ObjectInfo]:
+            began = time.monotonic()
             response = self._request("GetObject", key, **_conditions(if_match))
+            seconds = time.monotonic() - began
             with closing(response["Body"]), self._translated("GetObject", key):
                 self._check_match(key, _etag(response), if_match)
                 data = self._content(key, response, bytes_max)
-            return data, _info(key, response, size=len(data))
+            return data, replace(_info(key, response, size=len(data)), answer_seconds=seconds)
 
         if if_match is None and bytes_max is not None and (small := self._get_by_link(key, bytes_max)):
             return small
@@ -138,15 +141,14 @@ class S3Store:
 
     def _get_by_link(self, key: str, bytes_max: int) -> tuple[bytes, ObjectInfo] | None:
         """A small object without boto3, which takes longer than the rest of a small load. None: boto3 tells why not."""
-        from coldstream.net.pool import read
-
         if self._make_link is None:
             return None
-        with suppress(FetchError, ConfigError), self._reader:
-            whole = read(self.presign(key), stop=bytes_max, pool=self._reader.pool)
-            if whole.etag and whole.size == len(whole.body) and not is_page(None, whole.body):
+        with suppress(FetchError, ConfigError):
+            body, reply = self._reader.get_whole(self.presign(key), bytes_max)
+            if reply.etag and not is_page(None, body):
                 self._reached = True
-                return whole.body, ObjectInfo(key=key, size=whole.size, etag=whole.etag)
+                seconds = reply.first_byte_seconds
+                return body, ObjectInfo(key=key, size=len(body), etag=reply.etag, answer_seconds=seconds)
         return None
 
     def read_into(

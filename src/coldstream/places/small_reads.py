@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from coldstream.errors import CredentialsError, NotFoundError, UnavailableError, during
-from coldstream.net.http_message import FetchError, parse_target
+from coldstream.net.http_message import FetchError, parse_target, proxy_for
 from coldstream.net.retry import Retry
 from coldstream.places.place import Link, Location, Piece, replaced
 
 if TYPE_CHECKING:
+    from coldstream.net.connection import Connection, RangeReply
     from coldstream.net.pool import HttpPool, Ranged
 
 # What a link is tried with: enough for any answer to be a real one.
@@ -37,6 +38,7 @@ class LinkReader:
         self._lock = threading.Lock()
         self._entered = 0
         self._pool: HttpPool | None = None
+        self._idle: list[Connection] = []
 
     def __enter__(self) -> None:
         with self._lock:
@@ -45,7 +47,11 @@ class LinkReader:
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._entered -= 1
-            if self._pool and not self._entered:
+            if self._entered:
+                return
+            while self._idle:
+                self._idle.pop().close()
+            if self._pool:
                 self._pool.close()
 
     @property
@@ -73,6 +79,22 @@ class LinkReader:
                 return read(url, start=start, stop=stop, headers=headers, etag=etag, pool=self.pool)
 
         return self.retry.run(attempt)
+
+    def get_whole(self, url: str, bytes_max: int) -> tuple[bytes, RangeReply]:
+        """Reads a small object once, without urllib3, whose import takes longer. Raises FetchError and ConfigError."""
+        from coldstream.net.connection import Connection
+        from coldstream.net.tls import tls_settings
+
+        target = parse_target(url)
+        with self:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None or connection.place != target.place:
+                tls = tls_settings(ca_bundle=self._options[1])
+                connection = Connection(target, proxy=proxy_for(target), tls=tls)
+            whole = connection.get_whole(target, bytes_max)
+            self._idle.append(connection)
+        return whole
 
     def follow(self, link: Link, *, where: str) -> Link:
         """The link that a link leads to in the end: the engine follows no redirects."""

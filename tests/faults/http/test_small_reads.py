@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from coldstream.net.http_message import FetchError
+from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.pool import HttpPool, read
-from tests.faults.http.connections import DATA, PATH
+from tests.faults.http.connections import DATA, PATH, QUICK, Setup
 from tests.servers.ranged import RangedServer
 
 
@@ -86,3 +86,40 @@ def test_the_pool_is_shared_by_threads_and_bounded(server: RangedServer) -> None
         assert read(server.link("/small"), stop=10, pool=pool).body == b"0123456789"
     pool.close()
     assert read(server.link("/small"), stop=10, pool=pool).body == b"0123456789"
+
+
+def test_a_whole_object_over_a_connection_of_the_engine(setup: Setup) -> None:
+    connection, server = setup.connect(), setup.server
+    for _ in range(2):
+        body, reply = connection.get_whole(parse_target(server.link(PATH)), len(DATA))
+        assert body == DATA
+        assert (reply.size, reply.etag, reply.status) == (len(DATA), server.etags[PATH], 206)
+        assert 0 < reply.first_byte_seconds < QUICK.idle_seconds
+    assert server.connections == 1
+    server.add("whole")
+    assert connection.get_whole(parse_target(server.link(PATH)), len(DATA))[0] == DATA
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 200 OK\r\n\r\nuntil the end",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n0123456789",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 9\r\n\r\n<html>   ",
+        "HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/99\r\nContent-Length: 10\r\n\r\n0123456789",
+        "HTTP/1.1 206 OK\r\nContent-Range: bytes 0-9/10\r\n\r\n01234",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n012\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\n012",
+        "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_what_is_not_surely_a_whole_small_object_is_left_to_another_client(server: RangedServer, answer: str) -> None:
+    target = parse_target(server.link("/small"))
+    connection = Setup(server, None, []).connect()
+    server.add("garbage", value=answer)
+    with pytest.raises(FetchError):
+        connection.get_whole(target, 50)
+    assert connection.get_whole(target, 50)[0] == b"0123456789"
+    connection.close()

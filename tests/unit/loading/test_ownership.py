@@ -21,7 +21,7 @@ from coldstream.loading.ownership import error_of
         ("integrity", IntegrityError, "why"),
         ("not-found", NotFoundError, "why"),
         ("credentials", CredentialsError, "why"),
-        ("conflict", ConflictError, "the model was replaced while loading: why"),
+        ("conflict", ConflictError, "m/a was replaced while loading or since its upload: why"),
         ("unavailable", UnavailableError, "why"),
         ("readers", ColdstreamError, "why"),
         ("memory", ColdstreamError, "org/m: why"),
@@ -31,7 +31,7 @@ from coldstream.loading.ownership import error_of
     ],
 )
 def test_failures_are_errors_with_hints(kind: str, error: type[ColdstreamError], message: str) -> None:
-    made = error_of({"kind": kind, "message": "why"}, "org/m")
+    made = error_of({"kind": kind, "message": "why", "path": "m/a"}, "org/m")
     assert type(made) is error
     assert made.message == message
     assert made.hint

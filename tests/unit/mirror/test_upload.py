@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from coldstream.errors import ConflictError, UsageError
+from coldstream.errors import ConflictError, IntegrityError, UsageError
 from coldstream.mirror.listing import list_models
 from coldstream.mirror.upload import upload
 from coldstream.mirror.upload_plan import plan_upload
 from coldstream.mirror.verify import verify
+from coldstream.model.manifest import unpack_header
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.folder import Folder, FolderSnapshot
 from coldstream.places.place import Store
+from tests.manifests import recorded, strip_headers
 from tests.models import safetensors_bytes, write_model
 
 NAME = "org/model"
@@ -174,4 +176,51 @@ def test_uploads_that_always_vanish_are_given_up_on(tmp_path: Path) -> None:
     store, folder = opened(tmp_path / "store"), write_model(tmp_path / "new", NEW)
     with pytest.raises(ConflictError, match="another program aborts"):
         send(DroppingStore(store, 100), folder)
+    assert [model.state for model in list_models(store)] == ["incomplete"]
+
+
+def header_copies(store: Store) -> list[bytes | None]:
+    """Of the shards, as the manifest has them."""
+    return [entry.chunks.header for entry in recorded(store, NAME).files if entry.path.endswith(".safetensors")]
+
+
+def test_the_manifest_has_a_copy_of_each_header(tmp_path: Path) -> None:
+    store, folder = opened(tmp_path / "store"), write_model(tmp_path / "old", OLD)
+    send(store, folder)
+    for entry in recorded(store, NAME).files:
+        stop = entry.chunks.stops[0]
+        assert unpack_header(entry) == (OLD[entry.path][:stop] if "safetensors" in entry.path else None)
+
+
+def test_an_upload_adds_the_headers_to_an_earlier_manifest_without_sending_anything(tmp_path: Path) -> None:
+    store, folder = opened(tmp_path / "store"), write_model(tmp_path / "old", OLD)
+    send(store, folder)
+    copies = header_copies(store)
+    strip_headers(store, NAME)
+    assert header_copies(store) == [None, None]
+    source = FolderSnapshot(folder)
+    plan = plan_upload(store, source, NAME, part_bytes=PART)
+    assert (plan.up_to_date, plan.to_send) == (False, ())
+    assert upload(store, source, plan).sent_bytes == 0
+    assert header_copies(store) == copies
+    assert plan_upload(store, source, NAME, part_bytes=PART).up_to_date
+
+
+def test_headers_that_are_too_large_together_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = opened(tmp_path / "store"), write_model(tmp_path / "old", OLD)
+    monkeypatch.setattr("coldstream.mirror.upload.HEADERS_BYTES_MAX", 150)
+    send(store, folder)
+    assert header_copies(store) == [b"", b""]
+    assert plan_upload(store, FolderSnapshot(folder), NAME, part_bytes=PART).up_to_date
+    assert verify(store, NAME, deep=True).ok
+
+
+def test_a_header_that_comes_back_changed_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = opened(tmp_path / "store"), write_model(tmp_path / "old", OLD)
+    send(store, folder)
+    strip_headers(store, NAME)
+    plan = plan_upload(store, FolderSnapshot(folder), NAME, part_bytes=PART)
+    monkeypatch.setattr(store, "read_into", lambda *_, **__: None)
+    with pytest.raises(IntegrityError, match="its header is not the one that was uploaded"):
+        upload(store, FolderSnapshot(folder), plan)
     assert [model.state for model in list_models(store)] == ["incomplete"]

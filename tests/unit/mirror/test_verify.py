@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coldstream.errors import NotFoundError
 from coldstream.mirror.verify import verify
+from coldstream.model.manifest import pack_header, parse, serialize
 from tests.models import safetensors_bytes, write_model
 from tests.unit.mirror.stored_models import FILES, NAME, SHARD, folder_store, send
 
@@ -32,6 +34,22 @@ def test_changed_bytes_of_the_same_size_are_found_by_reading(tmp_path: Path) -> 
     assert not report.ok
     assert [problem.path for problem in report.problems] == [SHARD]
     assert SHARD not in report.sha256
+
+
+def test_a_wrong_copy_of_a_header_is_found_without_reading(tmp_path: Path) -> None:
+    store = folder_store(tmp_path)
+    send(store, tmp_path)
+    key = f"{NAME}/coldstream.json"
+    record = parse(store.get(key)[0], where=key)
+    files = tuple(
+        msgspec.structs.replace(e, chunks=msgspec.structs.replace(e.chunks, header=pack_header(b"x" * 99)))
+        if e.path == SHARD
+        else e
+        for e in record.files
+    )
+    store.put(key, serialize(msgspec.structs.replace(record, files=files)))
+    problems = {problem.path: problem.what for problem in verify(store, NAME).problems}
+    assert problems == {SHARD: "the manifest's copy of its header is not what was uploaded"}
 
 
 def test_missing_and_short_objects_are_found_without_reading(tmp_path: Path) -> None:

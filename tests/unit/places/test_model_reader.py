@@ -32,6 +32,7 @@ from coldstream.places.opening import open_model_reader
 from coldstream.settings import load_settings
 from tests.adapters import adapter_files
 from tests.conftest import fresh_bucket, quick_store
+from tests.manifests import strip_headers
 from tests.models import safetensors_bytes, sharded_model, write_model
 from tests.servers.hub import FakeHub
 from tests.servers.impostor import Reply, impostor
@@ -267,6 +268,9 @@ def test_files_that_are_too_short_for_what_was_listed(tmp_path: Path, moto: S3Se
     upload(store, source, plan_upload(store, source, NAME))
     store.put(f"{NAME}/{SHARDS[1]}", safetensors_bytes({"w": 1}))
     with pytest.raises(ConflictError, match=SHARDS[1]):
+        coldstream.load(NAME, settings=load_settings(flags, environ={}), framework="buffer", cache=False)
+    strip_headers(store, NAME)
+    with pytest.raises(ConflictError, match=SHARDS[1]):
         opened(NAME, flags).checkpoint()
 
 
@@ -365,6 +369,10 @@ def check_pipeline(flags: dict[str, str], tmp_path: Path, *, prefix: str = "") -
     with pytest.raises(IntegrityError, match="SHA-256"):
         opened(f"{prefix}{NAME}/vae", flags).read("config.json", 1000)
     store.put(f"{NAME}/transformer/{TWO[1]}", FILES[TWO[0]])
+    uri, settings = f"{prefix}{NAME}/transformer", load_settings(flags, environ={})
+    with pytest.raises((IntegrityError, ConflictError)):
+        coldstream.load(uri, settings=settings, framework="buffer", cache=False)
+    strip_headers(store, NAME)
     with pytest.raises((IntegrityError, ConflictError)):
         opened(f"{prefix}{NAME}/transformer", flags).checkpoint()
     with pytest.raises(NotFoundError):

@@ -47,11 +47,13 @@ class Content:
     small_files: int  # the files that a start reads besides the weights
     writes: int  # class A requests to upload it
     count: int = 1
+    copied_headers: int = 0  # shards whose header is in the manifest too
 
     def reads(self, fetched_share: Fraction = Fraction(1)) -> Fraction:
         """GETs (class B) of an average start of vLLM on one machine, if this share of starts has no local copy."""
         # The manifest and the headers are read twice, for vLLM's model folder and for the load, even with a local copy.
-        return 2 + 2 * self.shards + fetched_share * (self.chunks - self.shards + self.small_files)
+        headers = self.shards - self.copied_headers
+        return 2 + 2 * headers + fetched_share * (self.chunks - self.shards + self.small_files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,7 @@ def _content(model: StoredModel) -> Content:
         shards=len(shards),
         small_files=len(beside),
         writes=writes_of_upload(file.size for file in files),
+        copied_headers=sum(bool(file.entry and file.entry.chunks.header) for file in files if file.path in shards),
     )
 
 

@@ -250,7 +250,7 @@ def model(case: Case) -> Check:
     detail = f"{report.state}, {plural(report.files, 'file')}, {format_bytes(report.bytes)}"
     if not any(is_weights(file.path) for file in stored.files):
         return fail(f"{detail}: no safetensors", "upload a model with safetensors")
-    # Reads and checks the headers, which the manifest does not vouch for.
+    # Checks how the headers fit together, which the hashes do not tell.
     detail += f", {plural(len(case.checkpoint.shards), 'shard')} of safetensors"
     if case.adapter is None and not any(file.path in CONFIGURATIONS for file in stored.files):
         return warn(f"{detail}, but no config.json: vLLM cannot serve it", f"run: {command}")
@@ -321,9 +321,10 @@ def chunk_hashes(case: Case) -> Check:
 
 
 def _sample(chunks: list[tuple[StoredFile, int, int, str]]) -> Iterator[tuple[StoredFile, int, int, str]]:
-    """Some chunks, at random, within the limits; at least one."""
+    """The headers, of which the manifest has copies, and some chunks at random; within the limits, at least one."""
+    headers = [chunk for chunk in chunks if chunk[1] == 0 and is_weights(chunk[0].path)]
     size = 0
-    for number, chunk in enumerate(random.sample(chunks, min(len(chunks), _SAMPLE_CHUNKS))):
+    for number, chunk in enumerate([*headers, *random.sample(chunks, min(len(chunks), _SAMPLE_CHUNKS))]):
         size += chunk[2] - chunk[1]
         if number and size > _SAMPLE_BYTES:
             return

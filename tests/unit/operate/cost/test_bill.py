@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -84,6 +85,7 @@ def test_reads_of_starts_that_find_the_model_on_disk() -> None:
     assert content.reads() == 2 + 6 + 9 + 2
     assert content.reads(Fraction(0)) == 8
     assert content.reads(Fraction(1, 2)) == 8 + 5.5
+    assert replace(content, copied_headers=3).reads(Fraction(0)) == 2
 
 
 def test_nodes_days_and_updates() -> None:
