@@ -42,6 +42,11 @@ class Served:
         """The model's address for readers of plain HTTP."""
         return f"{self.url}/{self.model.path}"
 
+    @property
+    def bucket_uri(self) -> str:
+        """Its address for readers of a bucket, whose keys and endpoint are in the environment."""
+        return f"s3://{self.model.path}"
+
 
 class Contestants:
     """Makes the rows for a server.
@@ -52,9 +57,9 @@ class Contestants:
     def __init__(self, *, python: Path, floor: Path, scratch: Path) -> None:
         self._python, self._floor, self._scratch = python, floor, scratch
 
-    def coldstream(self, served: Served, *options: str, name: str = "coldstream") -> Contestant:
+    def coldstream(self, served: Served, *options: str, name: str = "coldstream", uri: str | None = None) -> Contestant:
         """`coldstream load`; its interpreter, imports and workers all count."""
-        command = (sys.executable, "-m", "coldstream", "load", served.uri, "--json", "--no-cache", *options)
+        command = (sys.executable, "-m", "coldstream", "load", uri or served.uri, "--json", "--no-cache", *options)
         return Contestant(name=name, label=name, command=command, environ=environment(served))
 
     def script(

@@ -244,8 +244,14 @@ def far(bench: Bench) -> dict[str, Any]:
             refusing = {**options, "in_flight_max": FAR_IN_FLIGHT_MAX}
             served_refusing, counts = stack.enter_context(served_with_sendfile(model, far=refusing, link=capped))
             rows = [
-                make.coldstream(served),
-                make.coldstream(served_refusing, "--connections", "256", name="coldstream, refused above 100"),
+                make.coldstream(served, uri=served.bucket_uri),
+                make.coldstream(
+                    served_refusing,
+                    "--connections",
+                    "256",
+                    name="coldstream, refused above 100",
+                    uri=served.bucket_uri,
+                ),
                 make.floor(served, threads=64),
                 make.runai(served, None),
                 make.runai(served, 16),

@@ -23,6 +23,7 @@ from tests.adapters import adapter_files
 from tests.checkpoints import expected_tensors, raw_bytes, sharded_checkpoint
 from tests.conftest import fresh_bucket, quick_store
 from tests.e2e.command import Command
+from tests.manifests import strip_headers
 from tests.models import write_model
 from tests.servers.r2 import ACCOUNT, SECRET_KEY, FakeApi, FakeR2, cloudflare, keys_of, r2
 from tests.servers.stores import S3Server
@@ -219,6 +220,10 @@ def test_expired_keys_are_reported_as_expired(place: Place, how: str, expired: t
 def test_keys_that_end_during_a_load_end_it(place: Place, answers: int, expired: tuple[int, str]) -> None:
     """After the manifest; after the headers, when the streamer asks with links that were good until then."""
     double = place.double
+    if answers > 1:
+        # The manifest of an earlier version, after which headers are read.
+        strip_headers(quick_store(double.environ(place.bucket)), NAME)
+        double.log.clear()
     double.expired = expired
 
     class Clock:
