@@ -57,9 +57,11 @@ VARIABLES: Mapping[str, str] = {
     "COLDSTREAM_METRICS_PORT": "port for Prometheus metrics while a load or vLLM runs; 0 picks a free port",
     "COLDSTREAM_METRICS_HOST": "address for Prometheus metrics; 127.0.0.1 by default",
     "COLDSTREAM_METRICS_FILE": "file, NAME.prom, that metrics are written to at the end",
+    "COLDSTREAM_ADAPTER_SECONDS": "how often `serve` looks for new versions of its adapters; 60 by default, 0: never",
     "COLDSTREAM_RETRY_SECONDS": "time without progress after which an operation fails; 180 by default",
 }
 RETRY_SECONDS = 180.0
+_ADAPTER_SECONDS = 60.0
 _PREFIX = "COLDSTREAM_"
 # The beginning of the origin of a value from an AWS profile.
 _PROFILE = "the profile "
@@ -177,12 +179,20 @@ class Settings:
     @property
     def retry_seconds(self) -> float:
         """After how long without progress an operation fails; raises ConfigError for anything but 0 to 86400."""
-        text = self.get("COLDSTREAM_RETRY_SECONDS")
+        return self._seconds("COLDSTREAM_RETRY_SECONDS", RETRY_SECONDS)
+
+    @property
+    def adapter_seconds(self) -> float:
+        """How often a server looks for new versions of its adapters; 0: never. Raises ConfigError."""
+        return self._seconds("COLDSTREAM_ADAPTER_SECONDS", _ADAPTER_SECONDS, may_be_zero=True)
+
+    def _seconds(self, name: str, default: float, *, may_be_zero: bool = False) -> float:
+        text = self.get(name)
         with suppress(ValueError):
-            seconds = RETRY_SECONDS if text is None else float(text)
-            if 0 < seconds < 86400:
+            seconds = default if text is None else float(text)
+            if 0 < seconds < 86400 or (may_be_zero and seconds == 0):
                 return seconds
-        raise ConfigError(f"COLDSTREAM_RETRY_SECONDS: {text!r} is not a number of seconds", hint="try 180")
+        raise ConfigError(f"{name}: {text!r} is not a number of seconds", hint=f"try {default:g}")
 
 
 def load_settings(

@@ -36,10 +36,13 @@ vllm.engine.arg_utils:EngineArgs enable_lora max_cpu_loras max_lora_rank max_lor
 vllm.entrypoints.llm:LLM llm_engine
 vllm.entrypoints.openai.models.serving: create_error_response
 vllm.entrypoints.openai.models.serving:OpenAIServingModels load_lora_adapter static_lora_modules
+vllm.entrypoints.openai.models.serving:OpenAIServingModels engine_client init_static_loras lora_id_counter
+vllm.entrypoints.openai.models.serving:OpenAIServingModels lora_requests lora_resolver_lock
 vllm.entrypoints.serve.lora.protocol:LoadLoRAAdapterRequest lora_name lora_path
 vllm.envs: VLLM_ALLOW_RUNTIME_LORA_UPDATING
 vllm.envs: VLLM_API_KEY VLLM_CACHE_ROOT VLLM_CPU_KVCACHE_SPACE VLLM_ENABLE_STARTUP_PLAN VLLM_NO_USAGE_STATS
 vllm.envs: VLLM_PLUGINS VLLM_USE_AOT_COMPILE
+vllm.lora.request:LoRARequest __eq__ __hash__ load_inplace lora_int_id lora_name lora_path
 vllm.lora.resolver:LoRAResolver resolve_lora
 vllm.model_executor.model_loader.base_loader:BaseModelLoader load_model
 vllm.model_executor.model_loader: _LOAD_FORMAT_TO_MODEL_LOADER get_model_loader

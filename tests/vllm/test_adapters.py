@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tests.e2e.command import Command
 from tests.models import write_model
 from tests.servers.stores import S3Server
 from tests.vllm.conftest import PYTHON, TWO_RANKS, clean_environ
-from tests.vllm.models import HIDDEN
+from tests.vllm.models import CONTEXT, HIDDEN
 from tests.vllm.test_serve import Serving, serving
 
 BASE = "org/llama"
@@ -77,14 +79,22 @@ def load(server: Serving, name: str, path: str, **more: object) -> tuple[int, st
     return post(server, "/v1/load_lora_adapter", lora_name=name, lora_path=path, **more)
 
 
+def long_text(server: Serving, name: str) -> str:
+    """What the model says until its context is full."""
+    answer = server.ask(
+        "/v1/completions", model=name, prompt="the river", max_tokens=CONTEXT - 50, temperature=0, ignore_eos=True
+    )
+    return str(answer["choices"][0]["text"])
+
+
 def unload(server: Serving, name: str) -> None:
     assert post(server, "/v1/unload_lora_adapter", lora_name=name)[0] == 200
 
 
 def test_at_the_start_on_demand_by_the_api_and_after_an_update(adapters: Adapters, tmp_path: Path) -> None:
     """coldstream serve org/llama --adapters org/a,on-demand"""
-    environ = clean_environ(**adapters.environ)
-    flags = adapters.local_flags(*RANKS)
+    environ = clean_environ(**adapters.environ, COLDSTREAM_ADAPTER_SECONDS="0.2")
+    flags = (*adapters.local_flags(*RANKS), "--max-model-len", str(CONTEXT))
     with serving(BASE, "--adapters", "org/a,on-demand", environ=environ, folder=tmp_path, vllm=flags) as server:
         server.wait_until_ready()
         own = {name: server.says(f"local-{name}") for name in RANKS}
@@ -95,10 +105,16 @@ def test_at_the_start_on_demand_by_the_api_and_after_an_update(adapters: Adapter
         assert load(server, "uri", f"s3://{adapters.bucket}/org/b")[0] == 200
         assert (server.says("mine"), server.says("uri")) == (own["c"], own["b"])
         _check_refusals(server, adapters)
-        # The version in the bucket counts at the next load, and a removed one stays until then.
-        adapters.upload("new", "org/a")
-        adapters.remove("org/b")
-        assert (server.says("org/a"), server.says("org/b")) == (own["a"], own["b"])
+        # A new version is served without a call, but not to a request that runs; a removed one stays.
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(long_text, server, "org/a")
+            adapters.upload("new", "org/a")
+            adapters.remove("org/b")
+            deadline = time.monotonic() + 60
+            while server.says("org/a") != own["new"]:
+                assert time.monotonic() < deadline, server.log[-6000:]
+            assert running.result() == long_text(server, "local-a")
+        assert server.says("org/b") == own["b"]
         assert load(server, "org/a", "org/a", load_inplace=True)[0] == 200
         assert server.says("org/a") == own["new"]
         adapters.upload("c", "org/a")
@@ -108,6 +124,7 @@ def test_at_the_start_on_demand_by_the_api_and_after_an_update(adapters: Adapter
         assert post(server, "/v1/completions", model="org/b", prompt="x")[0] == 404
         log = server.log
     assert "adapter org/b: " in log
+    assert "adapter 'org/a' was updated" in log
     assert "adapter org/other was not loaded: org/other is an adapter of org/other-base, not of org/llama" in log
     assert environ["R2_SECRET_KEY"] not in log
 

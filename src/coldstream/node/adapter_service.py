@@ -2,7 +2,8 @@
 
 A request is `{"adapter": "org/a", "on_demand": true}`, and the response `{"folder": …}` or `{"error": {…}}`.
 `on_demand` is what a client of the engine's API causes by naming an unknown model; without it, the engine's operator
-loads an adapter. A name is looked up in the bucket each time, so that a load gets the present version.
+loads an adapter, or with `is_update` the engine itself looks whether one that it has loaded was replaced. A name is
+looked up in the bucket each time, so that a load gets the present version.
 
 Clients of the API may request anything, so everything is limited: the time that they wait, the number of adapters that
 are looked up, copied and held, and how often the bucket is asked about a name that it does not have.
@@ -57,6 +58,7 @@ class _Fetch:
     is_found: threading.Event = field(default_factory=threading.Event)
     is_done: threading.Event = field(default_factory=threading.Event)
     folder: str = ""
+    is_update: bool = False
     error: ColdstreamError | None = None
 
 
@@ -86,6 +88,8 @@ class AdapterService:
         self._of_start: dict[str, _Fetch] = {}
         self._running: dict[str, _Fetch] = {}
         self._errors: dict[str, tuple[float, ColdstreamError]] = {}
+        # Why adapters that the engine has loaded could not be updated, each said once.
+        self._update_errors: dict[str, str] = {}
         self._held: dict[Path, LocalCopy] = {}
         self._served: set[str] = set()
         self._copying = threading.BoundedSemaphore(_COPIES_MAX)
@@ -107,14 +111,14 @@ class AdapterService:
         if not isinstance(path, str):
             return {"error": {"kind": "usage", "message": "invalid request"}}
         try:
-            return {"folder": self.folder(path, on_demand=on_demand)}
+            return {"folder": self.folder(path, on_demand=on_demand, is_update=request.get("is_update") is True)}
         except ColdstreamError as exc:
             return {"error": {"kind": exc.kind, "message": exc.message, "hint": exc.hint}}
 
-    def folder(self, path: str, *, on_demand: bool) -> str:
+    def folder(self, path: str, *, on_demand: bool, is_update: bool = False) -> str:
         """The folder of the adapter that a request names. Raises what `AdapterSource` raises."""
         name = self._source.name_of(path)
-        leaves_paths = self._accepts_paths and not on_demand
+        leaves_paths = self._accepts_paths and not on_demand and not is_update
         if name is None or (on_demand and name != path):
             if leaves_paths:
                 return path
@@ -123,7 +127,7 @@ class AdapterService:
         if on_demand and not self._on_demand:
             raise NotFoundError(f"{name} is not served", hint="start the server with: --adapters on-demand")
         try:
-            return self._fetched(name)
+            return self._fetched(name, is_update=is_update)
         except NotFoundError:
             if leaves_paths and name == path:
                 return path
@@ -136,12 +140,12 @@ class AdapterService:
                 held.close()
             self._held.clear()
 
-    def _fetched(self, name: str) -> str:
+    def _fetched(self, name: str, *, is_update: bool) -> str:
         """The folder of an adapter's present version. One fetch serves everyone who requests it at the same time."""
         with self._lock:
             fetch = self._of_start.pop(name, None)
             is_of_start = fetch is not None
-            fetch = fetch or self._running.get(name) or self._new_fetch(name)
+            fetch = fetch or self._running.get(name) or self._new_fetch(name, is_update=is_update)
         if not is_of_start:
             if not fetch.is_found.wait(LOOK_SECONDS):
                 return self._latest(name)
@@ -152,7 +156,7 @@ class AdapterService:
             raise fetch.error
         return fetch.folder
 
-    def _new_fetch(self, name: str) -> _Fetch:
+    def _new_fetch(self, name: str, *, is_update: bool) -> _Fetch:
         """Starts to fetch; raises the error of an attempt a moment ago. The caller holds the lock."""
         until, error = self._errors.pop(name, (0.0, None))
         if error is not None and time.monotonic() < until:
@@ -160,7 +164,7 @@ class AdapterService:
             raise error
         if len(self._running) >= _LOOKS_MAX:
             raise UnavailableError(f"{name}: {_LOOKS_MAX} other adapters are being fetched", hint="request it again")
-        fetch = self._running[name] = _Fetch()
+        fetch = self._running[name] = _Fetch(is_update=is_update)
         self._run(name, fetch)
         return fetch
 
@@ -177,7 +181,10 @@ class AdapterService:
             with self._copying:
                 pieces: list[int] = []
                 local = self._source.fetch(stored, on_bytes=pieces.append)
+            is_known = fetch.is_update and local.folder in self._held
             fetch.folder = self._hold(name, local)
+            if is_known:
+                return
             self._report(name, began, sum(file.size for file in local.files), sum(pieces), is_of_start=is_of_start)
         except ColdstreamError as exc:
             # Without its traceback, whose frames keep objects alive.
@@ -185,7 +192,8 @@ class AdapterService:
             if isinstance(exc, NotFoundError):
                 if name in self._served:
                     fetch.error = NotFoundError(f"{name} was removed from the bucket", hint="see: coldstream list")
-            else:
+            elif not fetch.is_update or self._update_errors.get(name) != exc.message:
+                self._update_errors[name] = exc.message
                 self._say(f"adapter {name} was not loaded: {exc.message}")
         except Exception as exc:  # noqa: BLE001  # those who wait must learn of it
             fetch.error = ColdstreamError(f"{name}: internal error: {where_raised(exc)}")

@@ -205,11 +205,13 @@ class InferenceEngine(Protocol):
     def adapter_rank_max(self, rank: int) -> int:
         """The largest rank of adapters that the engine will accept, if it should accept `rank`."""
 
-    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None:
+    def add_adapters(
+        self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool, update_seconds: float
+    ) -> None:
         """Lets later commands serve the adapters `paths` (name in the API to path), and others on demand.
 
         Without `rank_max`, the engine's own flags decide how many, and of which rank. It requests those that are not on
-        this machine from the load service.
+        this machine from the load service, which it asks for new versions every `update_seconds`; 0: never.
         """
 
     def load_options(self, settings: Settings) -> Options:

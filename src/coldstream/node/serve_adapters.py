@@ -78,6 +78,7 @@ def serve_adapters(
         {**engine.adapter_paths, **paths},
         rank_max=source.rank_max if request.adapters else None,
         on_demand=on_demand,
+        update_seconds=settings.adapter_seconds,
     )
     accepts_paths = engine.accepts_adapter_paths
     service = AdapterService(source, on_demand=on_demand, accepts_paths=accepts_paths, say=say, meter=meter)

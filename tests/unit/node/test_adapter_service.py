@@ -127,7 +127,7 @@ def test_requests_at_the_same_time_share_a_fetch(source: FakeSource, monkeypatch
             return super().wait(timeout)
 
     fetch = module._Fetch
-    monkeypatch.setattr(module, "_Fetch", lambda: fetch(is_found=CountingEvent()))
+    monkeypatch.setattr(module, "_Fetch", lambda **more: fetch(is_found=CountingEvent(), **more))
     service, answers = service_of(source), list[str]()
     source.answers.clear()
     threads = [
@@ -301,6 +301,41 @@ def test_fetches_are_counted_and_those_of_the_start_are_kept(source: FakeSource)
         assert samples["coldstream_adapter_fetches"].samples[key] == 1
     failures = samples["coldstream_adapter_failures"].samples
     assert sum(failures.values()) == failures["coldstream_adapter_failures_total", (("kind", "not-found"),)] == 1
+
+
+def test_a_look_for_an_update_is_silent_until_there_is_something_new(source: FakeSource) -> None:
+    metrics, said = Metrics("org/base", uri="s3://models/org/base"), list[str]()
+    service = service_of(source, said=said, meter=metrics, on_demand=False)
+
+    def looked() -> Any:
+        answer = service.answer({"adapter": "org/a", "on_demand": False, "is_update": True})
+        return answer.get("folder") or answer["error"]["message"]
+
+    first = service.folder("org/a", on_demand=False)
+    said.clear()
+    assert [looked(), looked()] == [first, first]
+    assert said == []
+    assert source.copies[-1].closed
+    source.version = 2
+    assert looked() == "/cache/org/a/2"
+    assert len(said) == 1
+    samples = metrics.families(live=False)["coldstream_adapter_fetches"].samples
+    assert sum(samples.values()) == 2
+    source.refusal = UsageError("org/a has the rank 64, and the server accepts ranks up to 16")
+    for _ in range(2):
+        assert looked() == source.refusal.message
+        service._errors.clear()
+    assert said[1:] == [f"adapter org/a was not loaded: {source.refusal.message}"]
+
+
+def test_an_update_is_never_a_path_that_vllm_reads_itself(source: FakeSource) -> None:
+    """While an upload runs, the bucket has no such adapter."""
+    service = service_of(source, accepts_paths=True)
+    source.errors["org/a"] = NotFoundError("the upload of org/a is incomplete")
+    assert service.answer({"adapter": "org/a"}) == {"folder": "org/a"}
+    service._errors.clear()
+    answer = service.answer({"adapter": "org/a", "is_update": True})
+    assert answer["error"]["message"] == "the upload of org/a is incomplete"
 
 
 def test_an_internal_error_reaches_those_who_wait(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.engines.vllm.vllm_engine import VllmEngine
-from coldstream.errors import NotFoundError, UsageError
+from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.loading.options import Options
 from coldstream.model.names import Uri
 from coldstream.node.adapter_service import AdapterService
@@ -23,7 +23,9 @@ from tests.unit.mirror.stored_models import folder_store, send
 class Start:
     """A start whose flags are known, and what it says."""
 
-    def __init__(self, tmp_path: Path, *arguments: str, loader: str = "coldstream", uri: str = BASE) -> None:
+    def __init__(
+        self, tmp_path: Path, *arguments: str, loader: str = "coldstream", uri: str = BASE, **settings: str
+    ) -> None:
         program = tmp_path / "bin/vllm"
         program.parent.mkdir(exist_ok=True)
         program.write_text("#!/bin/sh\n")
@@ -34,6 +36,7 @@ class Start:
                 "COLDSTREAM_STORE": folder_store(tmp_path).uri,
                 "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
                 "COLDSTREAM_RETRY_SECONDS": "1",
+                **settings,
             },
             environ={},
         )
@@ -112,6 +115,32 @@ def test_on_demand_none_is_loaded_at_the_start(bucket: Path) -> None:
     assert service.folder("org/b", on_demand=True)
     with pytest.raises(UsageError, match="org/other is an adapter of org/other-base"):
         service.folder("org/other", on_demand=True)
+
+
+def test_on_demand_new_versions_are_looked_for(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(*adapters: str, version: str | None = "0.32.0", **settings: str) -> str:
+        start = Start(bucket, **settings)
+        request_engine = VllmEngine.__init__
+
+        def init(self: VllmEngine, request: ServeRequest) -> None:
+            request_engine(self, request)
+            self.version = version
+
+        with monkeypatch.context() as patch:
+            patch.setattr(VllmEngine, "__init__", init)
+            start.serve(*adapters)
+        start.flag("--lora-modules")
+        return start.command.environment["COLDSTREAM_ADAPTER_SECONDS"]
+
+    assert seconds("on-demand") == seconds("on-demand", version=None) == "60"
+    assert seconds("org/a", "on-demand", COLDSTREAM_ADAPTER_SECONDS="2.5") == "2.5"
+    assert seconds("on-demand", COLDSTREAM_ADAPTER_SECONDS="0") == "0"
+    # vLLM may have several API servers, which do not know of each other; or takes two versions for one.
+    assert seconds("org/a") == seconds("on-demand", version="0.30.1") == "0"
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    assert seconds("org/a") == "60"
+    with pytest.raises(ConfigError, match="COLDSTREAM_ADAPTER_SECONDS: '-1' is not a number of seconds"):
+        seconds("org/a", COLDSTREAM_ADAPTER_SECONDS="-1")
 
 
 @pytest.mark.parametrize(

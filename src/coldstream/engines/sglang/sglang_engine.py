@@ -78,7 +78,9 @@ class SglangEngine:
     def adapter_rank_max(self, rank: int) -> int:
         return rank
 
-    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None: ...
+    def add_adapters(
+        self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool, update_seconds: float
+    ) -> None: ...
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         chosen = self._flags.value("--load-format")

@@ -22,6 +22,7 @@ def register() -> None:
     """
     after_import("vllm.model_executor.model_loader", _add)
     after_import("vllm.entrypoints.openai.models.serving", _add_adapters)
+    after_import("vllm.lora.request", _tell_versions_apart)
     report_modules()
 
 
@@ -29,6 +30,21 @@ def _add_adapters(module: Any) -> None:
     from coldstream.engines.vllm.lora_hooks import add_hooks
 
     add_hooks(module)
+
+
+def _tell_versions_apart(module: Any) -> None:
+    """Makes two versions of an adapter, which have one name and two numbers, two for vLLM's workers.
+
+    vLLM compares by name, so a worker would notice that a batch uses one of them, let go of the other when it needs its
+    slot, and die of the missing one.
+    """
+
+    def key(request: Any) -> tuple[str, int]:
+        return request.lora_name, request.lora_int_id
+
+    kind = module.LoRARequest
+    kind.__eq__ = lambda self, other: isinstance(other, kind) and key(self) == key(other)
+    kind.__hash__ = lambda self: hash(key(self))
 
 
 def _add(module: Any) -> None:

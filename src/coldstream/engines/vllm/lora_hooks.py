@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
+from coldstream.engines.vllm.lora_updates import VARIABLE, AdapterUpdates
 from coldstream.errors import ColdstreamError, CredentialsError, NotFoundError, UnavailableError
 from coldstream.model.names import is_path
 from coldstream.node import module_reads
@@ -40,6 +41,7 @@ class BucketResolver(LoRAResolver):
         """None if the adapter does not exist; vLLM sends the client the message of a ValueError."""
         try:
             folder = await _folder(lora_name, on_demand=True)
+            _updates.paths[lora_name] = lora_name
         except (NotFoundError, UnavailableError, CredentialsError) as exc:
             logger.info("coldstream: %s", _text(exc))
             return None
@@ -63,10 +65,24 @@ def add_hooks(module: Any) -> None:
             status = 404 if isinstance(exc, NotFoundError) else 503 if isinstance(exc, UnavailableError) else 400
             kind = {404: "NotFoundError", 503: "ServiceUnavailableError"}.get(status, "BadRequestError")
             return module.create_error_response(message=_text(exc), err_type=kind, status_code=HTTPStatus(status))
-        return await theirs(self, request.model_copy(update={"lora_path": folder}), base_model_name)
+        answer = await theirs(self, request.model_copy(update={"lora_path": folder}), base_model_name)
+        if isinstance(answer, str):
+            _updates.paths.pop(request.lora_name, None)
+            if folder != request.lora_path:
+                _updates.paths[request.lora_name] = request.lora_path
+        return answer
 
     load_lora_adapter.is_coldstream = True  # type: ignore[attr-defined]
     models.load_lora_adapter = load_lora_adapter
+    their_initialisation = models.init_static_loras
+
+    async def init_static_loras(self: Any) -> None:
+        await their_initialisation(self)
+        seconds = float(os.environ.get(VARIABLE) or 0)
+        if seconds and os.environ.get(module_reads.VARIABLE):
+            self.coldstream_updates = asyncio.create_task(_updates.run(self, seconds))
+
+    models.init_static_loras = init_static_loras
     if os.environ.get(module_reads.VARIABLE):
         LoRAResolverRegistry.register_resolver(_RESOLVER, BucketResolver())
 
@@ -87,11 +103,11 @@ async def _loaded_folder(models: Any, request: Any) -> str:
         raise
 
 
-async def _folder(path: str, *, on_demand: bool) -> str:
+async def _folder(path: str, *, on_demand: bool, is_update: bool = False) -> str:
     address = os.environ.get(module_reads.VARIABLE)
     if not address:
         return await asyncio.to_thread(_own_service().folder, path, on_demand=on_demand)
-    question = json.dumps({"adapter": path, "on_demand": on_demand}).encode() + b"\n"
+    question = json.dumps({"adapter": path, "on_demand": on_demand, "is_update": is_update}).encode() + b"\n"
     try:
         answer = json.loads(await asyncio.wait_for(_exchange(address, question), _SECONDS_MAX))
     except (OSError, ValueError, asyncio.TimeoutError) as exc:
@@ -124,6 +140,9 @@ def _own_service() -> AdapterService:
     settings = ambient_settings()
     # The tensors tell whether it fits the model.
     return AdapterService(AdapterSource(settings, base=None, store=settings.store_uri()), on_demand=False)
+
+
+_updates = AdapterUpdates(partial(_folder, on_demand=False, is_update=True))
 
 
 def _text(exc: ColdstreamError) -> str:

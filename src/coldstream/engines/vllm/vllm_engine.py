@@ -17,6 +17,7 @@ from coldstream.engines.vllm import lora_flags, vllm_caches, vllm_log
 from coldstream.engines.vllm.draft_flag import draft_flag
 from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
+from coldstream.engines.vllm.lora_updates import VARIABLE as UPDATES
 from coldstream.engines.vllm.program import find_program, memory_shortage
 from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ConfigError, UsageError
@@ -25,6 +26,7 @@ from coldstream.machine import hardware
 from coldstream.model.names import Uri, checked_name, split_revision
 from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.node.child import Command
+from coldstream.node.engine_program import release
 from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_download import downloaded_folder
@@ -44,6 +46,8 @@ _RUNAI_CONCURRENCY = 16
 # With these flags vLLM exits by itself, or serves without an API.
 _WITHOUT_API = frozenset({"-h", "--help", "-v", "--version", "--headless"})
 _SHARDED = re.compile(r".*-tp(\d+)")
+# Earlier versions tell blocks of the prefix cache apart by the names of adapters only.
+_VERSIONS_SINCE = (0, 31)
 # Without it, vLLM has no API for loading adapters, and asks no resolver for those that it does not know.
 _RUNTIME_UPDATES = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
@@ -94,10 +98,17 @@ class VllmEngine:
     def adapter_rank_max(self, rank: int) -> int:
         return lora_flags.rank_max(self._flags, rank)
 
-    def add_adapters(self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> None:
+    def add_adapters(
+        self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool, update_seconds: float
+    ) -> None:
         self._flags = lora_flags.with_adapters(self._flags, paths, rank_max=rank_max, on_demand=on_demand)
         if on_demand:
             self._environment[_RUNTIME_UPDATES] = "1"
+        # With several API servers, which vLLM then excludes, each would number the versions for itself.
+        can_update = on_demand or self.accepts_adapter_paths
+        if self.version is not None and release(self.version, 2) < _VERSIONS_SINCE:
+            can_update = False
+        self._environment[UPDATES] = f"{update_seconds if can_update else 0:g}"
 
     def use_draft(self, folder: Path) -> None:
         if not any((folder / file).is_file() for file in CONFIGURATIONS):
