@@ -82,6 +82,7 @@ class AdapterSource:
     Attributes:
         base: The model's name in the bucket; None if it has none: then the engine compares the tensors.
         rank_max: The largest rank that the engine accepts; None while that is unknown.
+        engine: Who serves them, for messages.
         modules: The model's tensors, to compare adapters with; empty while they are unknown.
     """
 
@@ -89,6 +90,7 @@ class AdapterSource:
         """Sends no request. `store` is the URI of the store; `cache` as in `Options`."""
         self.base = base
         self.rank_max: int | None = None
+        self.engine = "vLLM"
         self.modules: Modules = {}
         self.store_uri = store
         self._settings, self._cache_choice = settings, cache
@@ -186,7 +188,7 @@ class AdapterSource:
         if not self.is_of_base(stored):
             raise adapter.wrong_base(name, str(self.base))
         if adapter.refusal:
-            raise UsageError(f"{name} cannot be served: {adapter.refusal}")
+            raise UsageError(f"{name} cannot be served: {adapter.refusal.replace('vLLM', self.engine)}")
         if self.rank_max is not None and adapter.rank > self.rank_max:
             raise UsageError(
                 f"{name} has the rank {adapter.rank}, and the server accepts ranks up to {self.rank_max}",

@@ -49,14 +49,14 @@ class EngineFlags:
         text = self.value(name) or ""
         return max(1, int(text)) if text.isdecimal() else 1
 
-    def replaced(self, name: str, value: str) -> tuple[str, ...]:
-        """The arguments with another value of a flag, which also overrides the engine's configuration file."""
+    def replaced(self, name: str, *values: str) -> tuple[str, ...]:
+        """The arguments with other values of a flag, which also override the engine's configuration file."""
         kept, flag = [], ""
         for argument in self.arguments:
             flag = self._long_name(argument) if _FLAG.match(argument) else flag
             if flag != name:
                 kept.append(argument)
-        return (*kept, name, value)
+        return (*kept, name, *values)
 
     def _long_name(self, argument: str) -> str:
         name = argument.partition("=")[0]

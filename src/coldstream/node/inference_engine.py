@@ -19,6 +19,8 @@ from coldstream.settings import Settings
 from coldstream.telemetry.timeline.recorder import LogFacts
 from coldstream.tune.connection_curve import saved_curve
 
+# What `--adapters` accepts beside names: those of the model in the bucket, and others when a request names them.
+ALL, ON_DEMAND = "all", "on-demand"
 # Writes a line of progress or advice for the user.
 Say = Callable[[str], None]
 
@@ -170,6 +172,7 @@ class InferenceEngine(Protocol):
         has_adapters: Whether its flags let it serve adapters.
         adapter_paths: The adapters that its flags name: name in the API to path, which may be a name in the bucket.
         accepts_adapter_paths: Whether the user lets the API load adapters from any path.
+        needs_adapter_folders: Whether its flags must name the folders of complete copies.
     """
 
     name: str
@@ -181,6 +184,7 @@ class InferenceEngine(Protocol):
     draft: DraftModel | None
     has_api: bool
     is_headless: bool
+    needs_adapter_folders: bool
     api_name: str
     caches: CacheLayout
 

@@ -20,13 +20,11 @@ from coldstream.model.header import rank_of
 from coldstream.model.names import model_name, split_revision
 from coldstream.node.adapter_service import AdapterService
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
-from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
+from coldstream.node.inference_engine import ALL, ON_DEMAND, InferenceEngine, Say, ServeRequest
 from coldstream.places.checkpoint import Checkpoint
 from coldstream.settings import Settings
 from coldstream.telemetry.metrics.meter import Meter
 
-# What `--adapters` accepts beside names.
-ALL, ON_DEMAND = "all", "on-demand"
 # Adapters that are uploaded later may have a larger rank than those in the bucket; few have one above this.
 _RANK_ON_DEMAND = 64
 # Of vLLM, and a usual one.
@@ -56,6 +54,7 @@ def serve_adapters(
         return None
     cache, on_demand = request.options.cache, ON_DEMAND in request.adapters
     source = AdapterSource(settings, base=_base(request), store=request.store_uri(settings), cache=cache)
+    source.engine = engine.name
     if base is not None and not any(rank_of(shard.path) for shard in base.shards):
         source.modules = modules_of(base.tensors)
     named = adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
@@ -73,17 +72,19 @@ def serve_adapters(
         source.check(stored)
     check_tensors = partial(source.check_tensors, seconds=settings.retry_seconds)
     in_parallel(check_tensors, [*{stored.name: stored for stored in named.values()}.values()])
+    accepts_paths = engine.accepts_adapter_paths
+    service = AdapterService(source, on_demand=on_demand, accepts_paths=accepts_paths, say=say, meter=meter)
+    if not dry:
+        service.begin(adapters.values())
     paths = {name: stored.name for name, stored in adapters.items()}
+    if engine.needs_adapter_folders and not dry:
+        paths = {name: service.folder(path, on_demand=False) for name, path in paths.items()}
     engine.add_adapters(
         {**engine.adapter_paths, **paths},
         rank_max=source.rank_max if request.adapters else None,
         on_demand=on_demand,
         update_seconds=settings.adapter_seconds,
     )
-    accepts_paths = engine.accepts_adapter_paths
-    service = AdapterService(source, on_demand=on_demand, accepts_paths=accepts_paths, say=say, meter=meter)
-    if not dry:
-        service.begin(adapters.values())
     return service
 
 

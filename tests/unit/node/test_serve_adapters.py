@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coldstream.engines.sglang.sglang_engine import SglangEngine
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.loading.options import Options
@@ -22,6 +23,8 @@ from tests.unit.mirror.stored_models import folder_store, send
 
 class Start:
     """A start whose flags are known, and what it says."""
+
+    engine_type: type[VllmEngine | SglangEngine] = VllmEngine
 
     def __init__(
         self, tmp_path: Path, *arguments: str, loader: str = "coldstream", uri: str = BASE, **settings: str
@@ -48,7 +51,7 @@ class Start:
 
     def serve(self, *adapters: str) -> AdapterService | None:
         request = ServeRequest(uri=Uri(self._uri), options=Options(), adapters=adapters, **self._given)  # type: ignore[arg-type]
-        self.engine = VllmEngine(request)
+        self.engine = self.engine_type(request)
         base = open_model_reader(self._uri, self.settings).checkpoint() if self._uri == BASE else None
         return serve_adapters(request, self.settings, self.engine, base, say=self.said.append)
 
@@ -221,6 +224,24 @@ def test_a_local_adapter_beside_them_may_have_vllm_s_default_rank(bucket: Path, 
     enabled = Start(bucket, "--enable-lora")
     assert enabled.serve() is not None
     assert enabled.flag("--max-lora-rank") == enabled.flag("--lora-modules") == []
+
+
+def test_sglang_gets_the_folders_of_complete_copies(bucket: Path) -> None:
+    start = Start(bucket)
+    start.engine_type = SglangEngine
+    service = start.serve("org/a", "org/b")
+    assert service is not None
+    folders = {}
+    for text in start.flag("--lora-paths"):
+        adapter = json.loads(text)
+        folders[adapter["lora_name"]] = Path(adapter["lora_path"])
+    assert [*folders] == ["org/a", "org/b"]
+    assert all((folder / "adapter_model.safetensors").stat().st_size for folder in folders.values())
+    assert start.flag("--max-loras-per-batch") == ["3"]
+    with pytest.raises(UsageError, match=r"org/dora cannot be served: .*which SGLang does not support"):
+        start.serve("org/dora")
+    with pytest.raises(NotFoundError):
+        start.serve("org/absent")
 
 
 def test_a_folder_s_adapters_are_not_compared_with_its_name(bucket: Path) -> None:

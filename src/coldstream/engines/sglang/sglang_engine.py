@@ -5,7 +5,9 @@ The user's own flags always win: ours are added only where they are missing.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +17,9 @@ from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine import hardware
+from coldstream.model.names import is_path
 from coldstream.node.child import Command
-from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
+from coldstream.node.inference_engine import ON_DEMAND, CacheLayout, DraftModel, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_download import downloaded_folder
 from coldstream.node.model_folder import CONFIGURATIONS
@@ -24,6 +27,10 @@ from coldstream.settings import Settings
 
 # The formats in which SGLang reads safetensors, which are what our loader streams.
 _STREAMED = frozenset({None, "auto", "safetensors"})
+_PATHS = "--lora-paths"
+_DRAFT = "--speculative-draft-model-path"
+# SGLang's default.
+_BATCH_MAX = 8
 _API_KEY = "VLLM_API_KEY"
 
 
@@ -37,6 +44,7 @@ class SglangEngine:
     # SGLang reads these itself: see docs/sglang.md.
     draft: DraftModel | None = None
     has_adapters = accepts_adapter_paths = False
+    needs_adapter_folders = True
     adapter_paths: Mapping[str, str] = MappingProxyType({})
     caches_base = staticmethod(sglang_caches.CACHES.base)
     caches: CacheLayout = sglang_caches.CACHES
@@ -45,8 +53,8 @@ class SglangEngine:
         """Finds the program and parses the flags. Raises what `find` and `SglangFlags` raise."""
         if request.loader not in {"coldstream", "default"}:
             raise UsageError(f"--loader {request.loader} is for vLLM", hint="leave --loader out")
-        if request.adapters:
-            raise UsageError("--adapters is for vLLM", hint="leave --engine out, or --adapters")
+        if ON_DEMAND in request.adapters:
+            raise UsageError(f"--adapters {ON_DEMAND} is for vLLM", hint="name the adapters, or pass: --adapters all")
         self._request = request
         self._flags = SglangFlags(request.arguments)
         self._program = SglangProgram.find(request.program)
@@ -60,7 +68,14 @@ class SglangEngine:
         self.api_name = self._flags.value("--served-model-name") or request.served_name
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        return self._program.warnings(environ)
+        warnings = self._program.warnings(environ)
+        draft = self._flags.value(_DRAFT)
+        if draft and "://" not in draft and not is_path(draft) and not os.path.isdir(draft):
+            warnings.append(
+                f"SGLang reads the draft model {draft} from the Hub itself; to use the one in the bucket, run "
+                f"`coldstream download {shlex.quote(draft)}`, and pass its folder"
+            )
+        return warnings
 
     def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
         """Unknown: SGLang takes a share of what is free."""
@@ -72,15 +87,23 @@ class SglangEngine:
     def load_options(self, settings: Settings) -> Options:
         return self._request.measured_options(settings)
 
-    # Never called without adapters and drafts.
+    # Never called without drafts.
     def use_draft(self, folder: Path) -> None: ...
 
     def adapter_rank_max(self, rank: int) -> int:
-        return rank
+        chosen = self._flags.value("--max-lora-rank") or ""
+        return int(chosen) if chosen.isdecimal() else rank
 
     def add_adapters(
         self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool, update_seconds: float
-    ) -> None: ...
+    ) -> None:
+        ours = (json.dumps({"lora_name": name, "lora_path": path}) for name, path in paths.items())
+        every = [*self._flags.values.get(_PATHS, ()), *ours]
+        # SGLang reserves GPU memory for so many, one of which is for requests without an adapter.
+        sizes = {"--enable-lora": (), "--max-loras-per-batch": (str(min(len(every) + 1, _BATCH_MAX)),)}
+        added = [word for flag, values in sizes.items() if flag not in self._flags for word in (flag, *values)]
+        if every:
+            self._flags = SglangFlags((*self._flags.replaced(_PATHS, *every), *added))
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         chosen = self._flags.value("--load-format")

@@ -18,7 +18,13 @@ class SglangFlags(EngineFlags):
     """The user's flags for `sglang serve`."""
 
     engine = "SGLang"
-    aliases: ClassVar = {"--tp": _TENSOR, "--tp-size": _TENSOR, "--pp": _PIPELINE, "--pp-size": _PIPELINE}
+    aliases: ClassVar = {
+        "--tp": _TENSOR,
+        "--tp-size": _TENSOR,
+        "--pp": _PIPELINE,
+        "--pp-size": _PIPELINE,
+        "--speculative-draft-model": "--speculative-draft-model-path",
+    }
 
     @property
     def ranks(self) -> int:

@@ -59,6 +59,7 @@ class VllmEngine:
     log_setting = "VLLM_LOGGING_LEVEL=INFO"
     read_line = staticmethod(vllm_log.read_line)
     failure_log = FailureReason
+    needs_adapter_folders = False
     caches_base = staticmethod(vllm_caches.caches_base)
 
     def __init__(self, request: ServeRequest) -> None:

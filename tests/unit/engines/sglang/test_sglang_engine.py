@@ -88,13 +88,43 @@ def test_what_it_is(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not engine(program, "--device", "cpu").uses_gpus
     with pytest.raises(UsageError, match="--loader runai is for vLLM"):
         engine(program, loader="runai")
-    request = ServeRequest(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(), adapters=("all",))
-    with pytest.raises(UsageError, match="--adapters is for vLLM"):
+    adapters = ("all", "on-demand")
+    request = ServeRequest(uri=Uri("org/m"), arguments=(), loader="coldstream", options=Options(), adapters=adapters)
+    with pytest.raises(UsageError, match="--adapters on-demand is for vLLM") as refused:
         SglangEngine(request)
+    assert refused.value.hint == "name the adapters, or pass: --adapters all"
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NotFoundError, match="SGLang is not installed") as missing:
         engine(None)
     assert "--sglang PATH" in (missing.value.hint or "")
+
+
+def test_a_draft_model_that_is_not_in_a_folder_comes_from_the_hub(program: str, tmp_path: Path) -> None:
+    flag = "--speculative-draft-model-path"
+    (warning,) = engine(program, flag, "org/draft").warnings({})
+    assert "SGLang reads the draft model org/draft from the Hub itself" in warning
+    assert "`coldstream download org/draft`" in warning
+    assert engine(program, "--speculative-draft-model", "org/draft").warnings({}) == [warning]
+    assert engine(program, flag, str(tmp_path)).warnings({}) == engine(program, flag, "./draft").warnings({}) == []
+
+
+def test_adapters_are_named_by_their_folders(program: str, model: Path) -> None:
+    def flags(*arguments: str, count: int = 2) -> tuple[str, ...]:
+        made = engine(program, *arguments)
+        assert made.needs_adapter_folders
+        paths = {f"org/{number}": f"/cache/{number}" for number in range(count)}
+        made.add_adapters(paths, rank_max=16, on_demand=False, update_seconds=60)
+        command = made.streaming_command(model, "/tmp/x/loads", "/tmp/x").arguments
+        return command[command.index("--enable-metrics") + 1 :]
+
+    ours = ('{"lora_name": "org/0", "lora_path": "/cache/0"}', '{"lora_name": "org/1", "lora_path": "/cache/1"}')
+    assert flags() == ("--lora-paths", *ours, "--enable-lora", "--max-loras-per-batch", "3")
+    own = ("--lora-paths", "x=/x", "--port", "1", "--max-loras-per-batch", "2")
+    assert flags(*own) == (*own[2:], "--lora-paths", "x=/x", *ours, "--enable-lora")
+    assert flags(count=20)[-1] == "8", "as many as SGLang itself would reserve memory for"
+    assert flags(count=0) == ()
+    assert engine(program).adapter_rank_max(24) == 24
+    assert engine(program, "--max-lora-rank=16").adapter_rank_max(24) == 16
 
 
 def test_warnings(program: str) -> None:
