@@ -201,7 +201,9 @@ class AdapterService:
             with self._lock:
                 self._running.pop(name, None)
                 if fetch.error is not None:
-                    self._remember(name, fetch.error)
+                    # While an upload runs, the bucket has no such adapter; clients may ask right after it.
+                    if not fetch.is_update:
+                        self._remember(name, fetch.error)
                     self.failures_of_start += [fetch.error] * is_of_start
                     self._meter.adapter_failed(fetch.error)
             fetch.is_found.set()

@@ -324,7 +324,6 @@ def test_a_look_for_an_update_is_silent_until_there_is_something_new(source: Fak
     source.refusal = UsageError("org/a has the rank 64, and the server accepts ranks up to 16")
     for _ in range(2):
         assert looked() == source.refusal.message
-        service._errors.clear()
     assert said[1:] == [f"adapter org/a was not loaded: {source.refusal.message}"]
 
 
@@ -336,6 +335,8 @@ def test_an_update_is_never_a_path_that_vllm_reads_itself(source: FakeSource) ->
     service._errors.clear()
     answer = service.answer({"adapter": "org/a", "is_update": True})
     assert answer["error"]["message"] == "the upload of org/a is incomplete"
+    source.errors.clear()
+    assert kind(service, "org/a") is None, "the error does not stand for a request after it"
 
 
 def test_an_internal_error_reaches_those_who_wait(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
