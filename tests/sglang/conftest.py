@@ -6,12 +6,13 @@ SGLang runs in processes of its own, with that environment's Python.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.vllm.conftest import clean_environ
+from tests.vllm.conftest import clean_environ, model
+
+__all__ = ["model"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-sglang/bin/python"
@@ -44,11 +45,3 @@ def finish(*processes: subprocess.Popen[str]) -> None:
     outputs = [process.communicate(timeout=250)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-6000:]
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a model of `tests.vllm.models`."""
-    folder = tmp_path_factory.mktemp("models")
-    finish(begin_inside("tests.sglang.models", folder))
-    return folder.joinpath

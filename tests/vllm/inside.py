@@ -1,9 +1,10 @@
 """Runs in vLLM's environment: engines one after another in one process, which spares their imports.
 
-    .venv-vllm/bin/python -m tests.vllm.inside JOBS.json RESULTS.json
+    .venv-vllm/bin/python -m tests.vllm.inside
 
-A job is `{"id", "model" or "uri", "format", "cache", "pooling", "reload", "extra", "draft" or "draft_uri"}`; its result
-is what the model said: tokens, or embeddings, and again after a reload; or the error.
+Each line of standard input is a folder with jobs.json, and results.json is written there. A job is `{"id", "model" or
+"uri", "format", "cache", "pooling", "reload", "extra", "draft" or "draft_uri"}`; its result is what the model said:
+tokens, or embeddings, and again after a reload; or the error.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ os.environ |= {
 }
 
 
-def main(jobs: Path, results: Path) -> None:
-    """Does all jobs."""
-    found: dict[str, Any] = {}
-    for job in json.loads(jobs.read_text()):
+def main(folder: Path) -> None:
+    """Does the jobs of a folder."""
+    results: dict[str, Any] = {}
+    for job in json.loads((folder / "jobs.json").read_text()):
         os.environ["COLDSTREAM_CACHE_DIR"] = job.get("cache", "")
         try:
-            found[job["id"]] = said(job)
+            results[job["id"]] = said(job)
         except Exception as exc:  # the test wants to see it
-            found[job["id"]] = {"error": f"{type(exc).__name__}: {exc}"}
+            results[job["id"]] = {"error": f"{type(exc).__name__}: {exc}"}
         gc.collect()
-        results.write_text(json.dumps(found))
+    part = folder / "results.part"
+    part.write_text(json.dumps(results))
+    part.rename(folder / "results.json")
 
 
 def said(job: dict[str, Any]) -> dict[str, Any]:
@@ -81,4 +84,5 @@ def accepted(engine: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    for line in sys.stdin:
+        main(Path(line.rstrip("\n")))

@@ -4,6 +4,7 @@ They are written by the environment that vLLM is in (see tools/cpu_vllm.py), as 
 tokenizers. From another environment:
 
     .venv-vllm/bin/python -m tests.vllm.models llama FOLDER
+    .venv-vllm/bin/python -m tests.vllm.models all FOLDER       each that generates, in a folder of its name
 
 Heads have 64 elements, which vLLM's attention on the CPU takes; there are two key-value heads, so that two ranks can
 share them. Everything is bf16 except the int8 weights. Weights are large enough for greedy decoding to have clear
@@ -18,6 +19,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,6 +292,21 @@ def _write(folder: Path, config: dict[str, Any], tensors: Tensors, shards: int) 
 
 
 def _write_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_tokenizer())
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": _BEGIN,
+        "eos_token": _END,
+        "pad_token": _PAD,
+        "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": _CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+@cache
+def _tokenizer() -> str:
     """Byte-level BPE like Llama 3's and Qwen's, learnt from text that is made here."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -305,17 +322,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.train_from_iterator(_sentences(), trainer)
     assert tokenizer.get_vocab_size() == VOCABULARY, tokenizer.get_vocab_size()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{_BEGIN} $A", special_tokens=[(_BEGIN, 0)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": _BEGIN,
-        "eos_token": _END,
-        "pad_token": _PAD,
-        "model_max_length": CONTEXT,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": _CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return str(tokenizer.to_str(pretty=True))
 
 
 def _sentences() -> list[str]:
@@ -329,5 +336,11 @@ def _sentences() -> list[str]:
     return [" ".join(rng.choices(words, k=12)).capitalize() + rng.choice(".?!") for _ in range(2000)]
 
 
+def write_all(folder: Path) -> None:
+    """Writes those that generate."""
+    for name, write in GENERATORS.items():
+        write(folder / name)
+
+
 if __name__ == "__main__":
-    {**GENERATORS, "minilm": minilm}[sys.argv[1]](Path(sys.argv[2]))
+    {**GENERATORS, "minilm": minilm, "all": write_all}[sys.argv[1]](Path(sys.argv[2]))

@@ -17,7 +17,7 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.models import write_model
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import PYTHON, TWO_RANKS, clean_environ
+from tests.vllm.conftest import PYTHON, clean_environ
 from tests.vllm.models import CONTEXT, HIDDEN
 from tests.vllm.test_serve import Serving, serving
 
@@ -95,7 +95,8 @@ def test_at_the_start_on_demand_by_the_api_and_after_an_update(adapters: Adapter
     """coldstream serve org/llama --adapters org/a,on-demand"""
     environ = clean_environ(**adapters.environ, COLDSTREAM_ADAPTER_SECONDS="0.2")
     flags = (*adapters.local_flags(*RANKS), "--max-model-len", str(CONTEXT))
-    with serving(BASE, "--adapters", "org/a,on-demand", environ=environ, folder=tmp_path, vllm=flags) as server:
+    options = {"environ": environ, "folder": tmp_path, "vllm": flags, "own_worker": True}
+    with serving(BASE, "--adapters", "org/a,on-demand", **options) as server:
         server.wait_until_ready()
         own = {name: server.says(f"local-{name}") for name in RANKS}
         assert len({*own.values(), server.says(BASE)}) == 5, own
@@ -148,7 +149,7 @@ def _check_refusals(server: Serving, adapters: Adapters) -> None:
 
 def test_with_two_ranks_and_by_vllm_s_own_flag(adapters: Adapters, tmp_path: Path) -> None:
     """coldstream serve org/llama --adapters all -- --tensor-parallel-size 2 --lora-modules x=s3://bucket/org/b"""
-    environ = clean_environ(**adapters.environ, VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS)
+    environ = clean_environ(**adapters.environ)
     module = json.dumps({"name": "y", "path": "org/c", "base_model_name": BASE})
     flags = (*adapters.local_flags("a", "b", "c"), f"x=s3://{adapters.bucket}/org/b", module)
     ranks = ("--tensor-parallel-size", "2")

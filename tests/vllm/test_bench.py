@@ -10,8 +10,9 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.stores import S3Server
 from tests.vllm.conftest import PYTHON, clean_environ
+from tests.vllm.test_serve import ONE_RANK, ONE_RANK_ENVIRON
 
-FLAGS = ("--enforce-eager", "--max-model-len", "256")
+FLAGS = ("--enforce-eager", "--max-model-len", "256", *ONE_RANK)
 
 
 def test_a_whole_start_to_its_first_token(rclone: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
@@ -22,6 +23,7 @@ def test_a_whole_start_to_its_first_token(rclone: S3Server, model: Callable[[str
         **rclone.environ(command.environ["R2_BUCKET"]),
         COLDSTREAM_CACHE_DIR=str(tmp_path / "cache"),
         VLLM_CPU_KVCACHE_SPACE="1",
+        **ONE_RANK_ENVIRON,
     )
     out, _ = command.run(
         "bench", "org/llama", "--runs", "1", "--no-drop-caches", "--only", "coldstream", "--python", str(PYTHON),

@@ -11,15 +11,17 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import clean_environ
+from tests.vllm.conftest import Offline, clean_environ
 from tests.vllm.models import PROMPTS
 from tests.vllm.test_serve import serving
-from tests.vllm.test_tokens import done, served
+from tests.vllm.test_tokens import served
 
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 
 
-def test_a_draft_model_streams_like_the_model(rclone: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_draft_model_streams_like_the_model(
+    rclone: S3Server, model: Callable[[str], Path], offline: Offline, tmp_path: Path
+) -> None:
     """coldstream upload, twice; coldstream serve org/llama -- --speculative-config '{"model": "org/draft"}'
 
     Before that, two prepared folders in one engine, without a load service.
@@ -33,7 +35,7 @@ def test_a_draft_model_streams_like_the_model(rclone: S3Server, model: Callable[
             {"id": "local draft", "format": "coldstream", "draft": str(draft), **uris},
         ]
         jobs[2].pop("draft_uri")
-        found = done(jobs, tmp_path / "jobs")
+        found = offline.run(jobs, tmp_path / "jobs")
     own = found["own"]
     assert own["accepted"] > 0, "the draft model guesses some tokens, so its weights count"
     assert found["prepared"] == own

@@ -24,11 +24,15 @@ from tests.conftest import fresh_bucket
 from tests.e2e.command import Command
 from tests.servers.ranged import RangedServer
 from tests.servers.stores import S3Server
-from tests.vllm.conftest import PYTHON, TWO_RANKS, clean_environ
+from tests.vllm.conftest import PYTHON, QUICK, clean_environ
 from tests.vllm.test_tokens import served
 
 # vLLM takes five seconds to end where it may finish requests, and none is under way at the end of these tests.
 FLAGS = ("--max-model-len", "256", "--host", "127.0.0.1", "--shutdown-timeout", "0")
+# One rank runs in the process of the engine, as on GPUs. On the CPU its worker has a process of its own, which imports
+# vLLM again, unless this variable is set.
+ONE_RANK = ("--distributed-executor-backend", "uni")
+ONE_RANK_ENVIRON = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 READY_SECONDS = 400
 
 
@@ -42,8 +46,11 @@ class Serving:
         folder: Path,
         vllm: tuple[str, ...] = (),
         eager: bool = True,
+        own_worker: bool = False,
     ) -> None:
         flags = (*FLAGS, "--enforce-eager") if eager else FLAGS
+        if not own_worker and "--tensor-parallel-size" not in vllm:
+            flags, environ = (*flags, *ONE_RANK), environ | ONE_RANK_ENVIRON
         self.port = free_port()
         self._log = folder / f"serve-{self.port}.log"
         command = [sys.executable, "-m", "coldstream", "serve", *arguments, "--vllm", str(PYTHON.with_name("vllm"))]
@@ -185,8 +192,7 @@ def test_two_ranks_read_the_model_once(model: Callable[[str], Path], tmp_path: P
     with RangedServer(files | drafts) as server:
         config = json.dumps({"model": f"{server.url}/draft", "num_speculative_tokens": 2})
         ranks = ("--tensor-parallel-size", "2", "--speculative-config", config)
-        environ = clean_environ(VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS)
-        with serving(f"{server.url}/m", environ=environ, folder=tmp_path, vllm=ranks) as both:
+        with serving(f"{server.url}/m", environ=clean_environ(), folder=tmp_path, vllm=ranks) as both:
             both.wait_until_ready()
             sent, draft_sent = (
                 sum(request.sent for request in server.requests if re.match(path, request.path))
@@ -255,10 +261,9 @@ def test_run_ai_reads_the_same_bucket(rclone: S3Server, model: Callable[[str], P
 def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
     """coldstream shard --tp 2; coldstream serve --loader runai-sharded"""
     command = Command(rclone, fresh_bucket(rclone), cwd=tmp_path)
-    command.environ |= {
+    command.environ |= QUICK | {
         "COLDSTREAM_CACHE_DIR": str(tmp_path / "cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": TWO_RANKS,
         "HF_HUB_OFFLINE": "1",
     }
     command.run("upload", str(model("llama")), "--as", "org/llama")
@@ -274,11 +279,7 @@ def test_shards_are_made_uploaded_and_served(rclone: S3Server, model: Callable[[
     parts = [load_file(tmp_path / "made" / f"model-rank-{rank}-part-0.safetensors")[name] for rank in (0, 1)]
     whole = [tensors[name] for path in model("llama").glob("*.safetensors") if name in (tensors := load_file(path))]
     assert torch.cat(parts, dim=1).equal(whole[0]), "as the checkpoint has it, not as this CPU's kernels want it"
-    environ = clean_environ(
-        **rclone.environ(command.environ["R2_BUCKET"]),
-        VLLM_ASSETS_CACHE=str(tmp_path / "assets"),
-        VLLM_CPU_OMP_THREADS_BIND=TWO_RANKS,
-    )
+    environ = clean_environ(**rclone.environ(command.environ["R2_BUCKET"]), VLLM_ASSETS_CACHE=str(tmp_path / "assets"))
     ranks = ("--tensor-parallel-size", "2")
     with serving("org/llama", "--loader", "runai-sharded", environ=environ, folder=tmp_path, vllm=ranks) as found:
         found.wait_until_ready()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from coldstream.loading.options import Options
 from coldstream.loading.streaming import Load
 from coldstream.settings import load_settings
 from tests.servers.ranged import RangedServer
-from tests.vllm.conftest import MODELS, run_inside
+from tests.vllm.conftest import MODELS, Offline
 
 # vLLM's CPU build repacks the weights of experts and of int8 layers, and gives other tokens after a reload by its own
 # loader too: there we must be as wrong as it is.
@@ -26,18 +25,9 @@ def served(folder: Path) -> dict[str, bytes]:
     return {f"/m/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def done(jobs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """The results of jobs, all in one process."""
-    folder.mkdir()
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    run_inside("tests.vllm.inside", folder / "jobs.json", folder / "results.json")
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return found
-
-
 @pytest.mark.parametrize("names", [MODELS[:3], MODELS[3:]], ids=" ".join)
 def test_answers_equal_those_of_vllm_s_own_loader(
-    names: tuple[str, ...], model: Callable[[str], Path], tmp_path: Path
+    names: tuple[str, ...], model: Callable[[str], Path], offline: Offline, tmp_path: Path
 ) -> None:
     jobs: list[dict[str, Any]] = []
     servers: list[RangedServer] = []
@@ -54,7 +44,7 @@ def test_answers_equal_those_of_vllm_s_own_loader(
                 {"id": f"{name} cold", **stream, **again},
                 {"id": f"{name} warm", **stream},
             ]
-        found = done(jobs, tmp_path / "jobs")
+        found = offline.run(jobs, tmp_path / "jobs")
     finally:
         for server in servers:
             server.close()
@@ -70,7 +60,7 @@ def test_answers_equal_those_of_vllm_s_own_loader(
 
 
 def test_a_broken_off_load_is_continued_and_a_wrong_option_is_named(
-    model: Callable[[str], Path], tmp_path: Path
+    model: Callable[[str], Path], offline: Offline, tmp_path: Path
 ) -> None:
     files = served(model("llama"))
     with RangedServer(files) as server:
@@ -88,7 +78,7 @@ def test_a_broken_off_load_is_continued_and_a_wrong_option_is_named(
             {"id": "unknown", **stream, "extra": {"uris": uri}},
             {"id": "wrong", **stream, "extra": {"concurrency": "many"}},
         ]
-        found = done(jobs, tmp_path / "jobs")
+        found = offline.run(jobs, tmp_path / "jobs")
         again = [request for request in server.requests[before:] if "model-00001" in request.path]
     assert found["continued"].get("first") == found["own"]["first"], found["continued"]
     assert all((request.range or "").startswith("bytes=0-") for request in again), (

@@ -30,8 +30,9 @@ def wait_for(serve: Serving, text: str) -> None:
 def test_the_next_node_compiles_nothing(moto: S3Server, model: Callable[[str], Path], tmp_path: Path) -> None:
     command = Command(moto, fresh_bucket(moto), cwd=tmp_path)
     command.run("upload", str(model("llama")), "--as", "org/llama")
-    given = moto.environ(command.environ["R2_BUCKET"]) | {"COLDSTREAM_BUNDLE_KEY": "k" * 40}
-    with serving("org/llama", environ=clean_environ(**given), folder=tmp_path, vllm=FLAGS, eager=False) as first:
+    given = moto.environ(command.environ["R2_BUCKET"]) | {"COLDSTREAM_BUNDLE_KEY": "k" * 40, "VLLM_CACHE_ROOT": ""}
+    options = {"environ": clean_environ(**given), "folder": tmp_path, "vllm": FLAGS, "eager": False, "own_worker": True}
+    with serving("org/llama", **options) as first:
         first.wait_until_ready()
         wait_for(first, "warm-start bundle: published")
         said = first.says("org/llama")
@@ -41,7 +42,7 @@ def test_the_next_node_compiles_nothing(moto: S3Server, model: Callable[[str], P
     assert bundle["bundle"]["reads"]["size"] > 10_000, "thousands of files were read"
     shutil.rmtree(tmp_path / "cache")
 
-    with serving("org/llama", environ=clean_environ(**given), folder=tmp_path, vllm=FLAGS, eager=False) as second:
+    with serving("org/llama", **options) as second:
         second.wait_until_ready()
         assert "warm-start bundle: restored" in second.log
         assert second.says("org/llama") == said
