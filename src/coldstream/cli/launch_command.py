@@ -21,10 +21,8 @@ from coldstream.cli.session import State, confirm
 from coldstream.cli.stored_runtimes import check_keys, chosen_runtime, software_document
 from coldstream.cli.verbs import DefaultGroup, deployment_options, dry_run_option, negative_flag, yes_option
 from coldstream.errors import CancelledError, ColdstreamError, UsageError
-from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.credentials import TTL_SECONDS_MAX, Credentials, How, parse_ttl, plan_keys
 from coldstream.fleet.deploy_options import read_options
-from coldstream.fleet.draft_choice import checked_draft
 from coldstream.fleet.launch_plan import TARGETS, LaunchPlan, make_plan
 from coldstream.fleet.launch_run import STEP_TEXTS, Launched, ProgressCallbacks, check_name_is_free, launch
 from coldstream.fleet.launch_run import renew as renewed
@@ -37,6 +35,7 @@ from coldstream.fleet.launches import (
     logs_arguments,
     take_down,
 )
+from coldstream.fleet.models_beside import checked_draft, with_adapters
 from coldstream.fleet.sky import Offer, Sky, find_sky, temporary_server
 from coldstream.machine.child_environment import CDN_SECRETS
 from coldstream.mirror.manifest_records import read_record

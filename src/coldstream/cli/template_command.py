@@ -14,11 +14,10 @@ from coldstream.cli.session import State, write_file
 from coldstream.cli.stored_runtimes import chosen_runtime, software_document
 from coldstream.cli.verbs import EXIT_CODES, FILE, DefaultGroup, deployment_options
 from coldstream.errors import DiskError, NotFoundError, UsageError
-from coldstream.fleet.adapter_choice import with_adapters
 from coldstream.fleet.deploy_options import read_options
 from coldstream.fleet.deployment import bucket_of, deploy, domain_of, network_path
 from coldstream.fleet.deployment import render as rendered
-from coldstream.fleet.draft_choice import checked_draft
+from coldstream.fleet.models_beside import checked_draft, with_adapters
 from coldstream.fleet.template_check import BYTES_MAX
 from coldstream.fleet.template_check import check as check_text
 from coldstream.model.names import checked_name

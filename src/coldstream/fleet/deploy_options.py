@@ -83,7 +83,6 @@ class Flag:
     is_for_serve: bool = False
 
     def arguments(self, value: Any) -> list[str]:
-        """The flag with a value that is not the default, for a command line."""
         if isinstance(value, bool):
             return [self.name.split("/")[0 if value else 1]]
         return [self.name, str(value)]
@@ -191,7 +190,6 @@ class DeployOptions:
         return tuple(self.adapters.split(",")) if self.adapters else ()
 
     def changed(self) -> Iterator[tuple[Flag, Any]]:
-        """The flags that do not have their default, with their values."""
         for item in fields(self):
             value = getattr(self, item.name)
             if value != item.default:

@@ -79,7 +79,6 @@ class Domain:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this machine, which no node can reach."""
         return is_loopback(urlsplit(self.url).hostname or "")
 
 
@@ -167,12 +166,10 @@ class Deployment:
 
     @property
     def engine_name(self) -> str:
-        """For people."""
         return {"vllm": "vLLM", "sglang": "SGLang"}[self.options.engine]
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The variables that are not secret."""
         return self.bucket.environment | ({"R2_CDN_DOMAIN": self.domain.url} if self.domain else {})
 
     @property
@@ -210,7 +207,6 @@ class Deployment:
 
     @property
     def installs_vllm(self) -> bool:
-        """Whether vLLM is installed on the machine from the package index."""
         return self.image is None and not self.has_vllm_in_runtime
 
     @property

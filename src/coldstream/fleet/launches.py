@@ -93,7 +93,6 @@ class Launches:
         self._write(self.folder / f"{launch.name}.json", msgspec.json.encode(launch))
 
     def keep_file(self, name: str, text: str) -> Path:
-        """Writes the file for SkyPilot, and returns its path."""
         self._write(self.file(name), text.encode())
         return self.file(name)
 
@@ -145,7 +144,6 @@ class Launches:
                         yield self.find(file.removesuffix(".json"))
 
     def forget(self, name: str) -> None:
-        """Removes the record, the file and the key of a launch."""
         for path in (self.folder / f"{name}.json", self.file(name), self.key_file(name)):
             with disk_errors(self.folder), suppress(FileNotFoundError):
                 path.unlink()
@@ -209,16 +207,13 @@ class Poller(Generic[T]):
     def poll(self) -> T | None:
         """The result of a call, once, or None; starts the next call when it is due. Raises what the call raised."""
         call = self._call
-        if call is None:
-            if time.monotonic() >= self._due:
-                self._call = Future()
-                threading.Thread(target=self._run, args=(self._call,), name="coldstream-poll", daemon=True).start()
-            return None
-        if not call.done():
-            return None
-        self._call = None
-        self._due = time.monotonic() + self._pause_seconds
-        return call.result()
+        if call is not None and call.done():
+            self._call, self._due = None, time.monotonic() + self._pause_seconds
+            return call.result()
+        if call is None and time.monotonic() >= self._due:
+            self._call = Future()
+            threading.Thread(target=self._run, args=(self._call,), name="coldstream-poll", daemon=True).start()
+        return None
 
     def _run(self, call: Future[T]) -> None:
         try:

@@ -101,7 +101,6 @@ class Sky:
     environment: Mapping[str, str] = field(repr=False)
 
     def with_secrets(self, settings: Settings, secrets: Mapping[str, str]) -> Sky:
-        """Returns the same program with secrets for the nodes."""
         return replace(self, environment=environment_for(settings, os.environ, secrets))
 
     def ask(self, *arguments: str, seconds: float = _ASK_SECONDS) -> SkyOutput:

@@ -1,10 +1,15 @@
-"""Which adapters a deployment serves: checked in the bucket before a machine is rented for them."""
+"""The models that nodes read beside the one that they serve: adapters, and a draft model.
+
+They are checked in the bucket before a machine is rented for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
+from coldstream.engines.vllm.draft_flag import CONFIG, draft_flag
+from coldstream.engines.vllm.flags import Flags
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.fleet.deploy_options import DeployOptions
 from coldstream.machine.parallel import in_parallel
@@ -12,7 +17,8 @@ from coldstream.mirror.listing import list_models
 from coldstream.mirror.manifest_records import read_record
 from coldstream.model.adapter import Adapter
 from coldstream.model.adapter_fit import misfits, modules_of
-from coldstream.model.names import checked_name
+from coldstream.model.names import checked_name, is_path
+from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.places.opening import open_model_reader
 from coldstream.places.place import Store
 from coldstream.settings import Settings
@@ -76,3 +82,19 @@ def _checked(adapter: Adapter | None, name: str, base: str, repo: str | None) ->
     if adapter.refusal:
         raise UsageError(f"vLLM cannot serve {name}: {adapter.refusal}", hint=f"see: coldstream doctor {name}")
     return adapter
+
+
+def checked_draft(config: str | None, settings: Settings) -> str | None:
+    """The name of the draft model that vLLM's JSON names, if nodes read it from the bucket; None if they do not.
+
+    Raises UsageError if the JSON or the name is not valid, or vLLM cannot load it; NotFoundError if it is not there.
+    """
+    flag = draft_flag(Flags((CONFIG, config))) if config else None
+    if flag is None or "://" in flag.model:
+        return None
+    if is_path(flag.model):
+        raise UsageError(f"the draft model {flag.model} is a folder of this machine", hint="name a model in the bucket")
+    name = checked_name(flag.model)
+    if not {*CONFIGURATIONS} & {*open_model_reader(name, settings).names()}:
+        raise UsageError(f"the draft model {name} has no config.json: vLLM cannot load it")
+    return name
