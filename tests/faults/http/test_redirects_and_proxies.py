@@ -68,10 +68,11 @@ def test_plain_http_through_a_proxy(
 
 
 @pytest.mark.parametrize("backend", TLS_BACKENDS)
-def test_https_through_a_tunnel(backend: str) -> None:
+def test_https_through_a_tunnel(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     with RangedServer({PATH: DATA}, tls=True) as server, HttpProxy(credentials="user:pass") as proxy:
         target = parse_target(server.link(PATH))
-        found = proxy_for(target, {"HTTPS_PROXY": proxy.url})
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        found = proxy_for(target)
         connection = Connection(target, proxy=found, tls=trust(backend), timeouts=QUICK)
         buffer = bytearray(len(DATA))
         for _ in range(2):

@@ -110,16 +110,21 @@ ENVIRONS: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("environ", ENVIRONS)
-@pytest.mark.parametrize("url", ["http://h.example:8080/x", "https://h.example:8080/x", "http://127.0.0.1:81/"])
-def test_the_proxy_is_the_one_that_urllib_takes(
-    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], url: str
-) -> None:
+def set_proxies(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    """Makes these the only variables for proxies."""
     for name in list(http_message.os.environ):
         if name.lower().endswith("_proxy") or name == "REQUEST_METHOD":
             monkeypatch.delenv(name)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("environ", ENVIRONS)
+@pytest.mark.parametrize("url", ["http://h.example:8080/x", "https://h.example:8080/x", "http://127.0.0.1:81/"])
+def test_the_proxy_is_the_one_that_urllib_takes(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], url: str
+) -> None:
+    set_proxies(monkeypatch, environ)
     target = parse_target(url)
     expected = urllib.request.getproxies_environment().get(target.scheme)
     if urllib.request.proxy_bypass_environment(f"{target.host}:{target.port}"):  # type: ignore[attr-defined]
@@ -128,23 +133,26 @@ def test_the_proxy_is_the_one_that_urllib_takes(
     assert (f"http://{found.host}:{found.port}" if found else None) == expected
 
 
-def test_all_proxy_is_for_both_and_behind_the_others() -> None:
-    environ = {"ALL_PROXY": "a:1", "HTTPS_PROXY": "http://s:2"}
-    assert proxy_for(parse_target("http://h/"), environ) == Proxy("a", 1)
-    assert proxy_for(parse_target("https://h/"), environ) == Proxy("s", 2)
-    assert proxy_for(parse_target("http://[::1]/"), {"ALL_PROXY": "http://[::2]"}) == Proxy("::2", 80)
+def test_all_proxy_is_for_both_and_behind_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_proxies(monkeypatch, {"ALL_PROXY": "a:1", "HTTPS_PROXY": "http://s:2"})
+    assert proxy_for(parse_target("http://h/")) == Proxy("a", 1)
+    assert proxy_for(parse_target("https://h/")) == Proxy("s", 2)
+    set_proxies(monkeypatch, {"ALL_PROXY": "http://[::2]"})
+    assert proxy_for(parse_target("http://[::1]/")) == Proxy("::2", 80)
 
 
-def test_a_proxys_credentials_are_sent_and_not_shown() -> None:
-    found = proxy_for(parse_target("http://h/"), {"http_proxy": "http://us%40er:p%3Aass@p:1/"})
+def test_a_proxys_credentials_are_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_proxies(monkeypatch, {"http_proxy": "http://us%40er:p%3Aass@p:1/"})
+    found = proxy_for(parse_target("http://h/"))
     assert found == Proxy("p", 1, "Basic dXNAZXI6cDphc3M=")
     assert "dXNA" not in repr(found)
 
 
 @pytest.mark.parametrize("url", ["socks5://p:1", "https://p:1", "http://", "http://p:x", "http://u:secret@", "p q:1"])
-def test_other_proxies_are_refused_without_their_credentials(url: str) -> None:
+def test_other_proxies_are_refused_without_their_credentials(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    set_proxies(monkeypatch, {"HTTP_PROXY": url})
     with pytest.raises(ConfigError, match="HTTP_PROXY") as caught:
-        proxy_for(parse_target("http://h/"), {"HTTP_PROXY": url})
+        proxy_for(parse_target("http://h/"))
     assert "secret" not in f"{caught.value} {caught.value.hint}"
 
 
