@@ -156,9 +156,10 @@ def sync_path(path: Path) -> None:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """The disk usage of a directory, without the holes of sparse files and files that are deleted at the same time."""
+    """The disk usage of a directory, without mounts in it, holes of sparse files, and files that disappear."""
     total = 0
-    for parent, _, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not os.path.ismount(os.path.join(parent, name))]
         for name in names:
             with suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(parent, name)).st_blocks * 512

@@ -15,6 +15,7 @@ import stat
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError, NotFoundError, UsageError
@@ -112,17 +113,8 @@ def inspect(root: Path) -> Environment:
 
 def version_of(environment: Environment, package: str) -> str | None:
     """The version of an installed distribution; None when there is none."""
-    for folder in environment.packages:
-        for info in folder.glob("*.dist-info"):
-            name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
-            if normalised(name) == package:
-                return version
-    return None
-
-
-def normalised(name: str) -> str:
-    """A distribution's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    installed = metadata.distributions(name=package, path=[str(folder) for folder in environment.packages])
+    return next((distribution.version for distribution in installed), None)
 
 
 def relocate(environment: Environment, out: Path) -> Platform:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from coldstream.machine.disk import try_lock
+from coldstream.machine.disk import bytes_on_disk, try_lock
 
 PLACES = (Path("/dev/shm"), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  # the owner of what is there is checked
-_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +75,6 @@ def evict(runtime: NodeRuntime) -> bool:
 
 
 def _describe(folder: Path) -> NodeRuntime:
-    taken, mount = 0, folder / "mount"
-    is_mounted = mount.is_mount()
-    for parent, folders, names in os.walk(folder):
-        if is_mounted and parent == str(folder):
-            folders.remove("mount")
-        for name in names:
-            with suppress(FileNotFoundError):
-                taken += os.lstat(os.path.join(parent, name)).st_blocks * _BLOCK
     with ExitStack() as locks:
         in_use = not _lock(folder.parent, locks) or not _lock(folder / "used", locks)
     marker = folder / "used"
@@ -91,8 +82,8 @@ def _describe(folder: Path) -> NodeRuntime:
     return NodeRuntime(
         version=f"sha256:{folder.name}",
         folder=folder,
-        bytes=taken,
-        mounted=is_mounted,
+        bytes=bytes_on_disk(folder),
+        mounted=(folder / "mount").is_mount(),
         in_use=in_use,
         used=datetime.fromtimestamp(used, timezone.utc),
     )

@@ -92,8 +92,13 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, metadata.Distributio
             assert match is not None
             extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", match[3])
             if extra is None or extra[1] in extras:
-                waiting.append((environment.normalised(match[1]), frozenset(re.findall(r"[\w.-]+", match[2] or ""))))
+                waiting.append((_normalised(match[1]), frozenset(re.findall(r"[\w.-]+", match[2] or ""))))
     return needed
+
+
+def _normalised(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _add_other_versions(versions: dict[str, str], packages: Path) -> None:
@@ -111,7 +116,7 @@ def _add_other_versions(versions: dict[str, str], packages: Path) -> None:
             except (OSError, subprocess.TimeoutExpired):
                 return
             for distribution in metadata.distributions(path=[folder]) if not done.returncode else ():
-                _copy(distribution, packages / f"{environment.normalised(distribution.metadata['Name'])}@3.{minor}")
+                _copy(distribution, packages / f"{_normalised(distribution.metadata['Name'])}@3.{minor}")
 
 
 def _copy(distribution: metadata.Distribution, out: Path) -> None:
