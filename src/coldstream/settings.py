@@ -276,21 +276,17 @@ def _add_profile(values: dict[str, str], origins: dict[str, str], environ: Mappi
     ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") or profile.get("ignore_configured_endpoint_urls")
     s3 = _table(_table(config.get("services", {}), profile.get("services")), "s3")
     endpoint = s3.get("endpoint_url") or profile.get("endpoint_url")
-    settings = {
-        "AWS_ENDPOINT_URL_S3": None if str(ignored).lower() == "true" else endpoint,
-        "AWS_REGION": profile.get("region"),
-        "AWS_CA_BUNDLE": profile.get("ca_bundle"),
-    }
-    # The region of a profile belongs to its endpoint.
-    is_used = {
-        "AWS_ENDPOINT_URL_S3": values.keys().isdisjoint(ENDPOINTS),
-        "AWS_REGION": values.keys().isdisjoint((*ENDPOINTS, *REGIONS)),
-        "AWS_CA_BUNDLE": "AWS_CA_BUNDLE" not in values,
-    }
-    for name, text in settings.items():
-        if is_used[name] and isinstance(text, str) and text.strip():
-            values[name] = _below_home(text.strip(), environ) if name == "AWS_CA_BUNDLE" else text.strip()
-            origins[name] = f"{_PROFILE}{profile_name} in {path}"
+    ca_bundle = profile.get("ca_bundle")
+    # Each with the variables that replace it: the region of a profile belongs to its endpoint.
+    settings = (
+        ("AWS_ENDPOINT_URL_S3", None if str(ignored).lower() == "true" else endpoint, ENDPOINTS),
+        ("AWS_REGION", profile.get("region"), (*ENDPOINTS, *REGIONS)),
+        ("AWS_CA_BUNDLE", _below_home(ca_bundle.strip(), environ) if isinstance(ca_bundle, str) else None, ()),
+    )
+    taken = {*values}
+    for name, text, others in settings:
+        if taken.isdisjoint((name, *others)) and isinstance(text, str) and text.strip():
+            values[name], origins[name] = text.strip(), f"{_PROFILE}{profile_name} in {path}"
 
 
 def _below_home(path: str, environ: Mapping[str, str]) -> str:

@@ -63,7 +63,6 @@ class ConnectionTable:
             self.close()
 
     def hold(self, count: int) -> None:
-        """This load now has so many connections."""
         count = max(1, min(count, _SPAN_BYTES))
         if self._slot < 0 or count == self._count:
             return
@@ -83,7 +82,6 @@ class ConnectionTable:
         self._descriptor = self._slot = -1
 
     def _others(self) -> list[int]:
-        """How many connections each other load has."""
         if self._slot < 0 or self._locked(0, 0) is None:
             return []
         lengths = (self._locked(slot * _SPAN_BYTES, _SPAN_BYTES) for slot in range(_LOADS_MAX))
@@ -96,7 +94,6 @@ class ConnectionTable:
         return None if kind == fcntl.F_UNLCK else int(locked)
 
     def _lock(self, slot: int) -> bool:
-        """Takes a free slot."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot * _SPAN_BYTES)
         except (BlockingIOError, PermissionError):

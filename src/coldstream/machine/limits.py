@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from coldstream.errors import ColdstreamError
+from coldstream.errors import ColdstreamError, DiskError
 from coldstream.units import format_bytes
 
 # Address space for threads, libraries and buffers, besides the memory of a load.
@@ -37,6 +37,13 @@ def limit_error(exc: Exception, operation: str) -> ColdstreamError | None:
         return None
     limit, hint = named
     return ColdstreamError(f"cannot {operation}: {limit} is reached", hint=hint)
+
+
+def disk_error(exc: OSError, where: str, *, when_full: str, target: str | None = None) -> DiskError:
+    """An error of the disk at `where`, with a hint if a limit caused it or the disk is full."""
+    limit = limit_error(exc, "write")
+    hint = when_full if exc.errno in {errno.ENOSPC, errno.EDQUOT} else None
+    return DiskError(f"{where}: {limit or exc.strerror or exc}", hint=limit.hint if limit else hint, target=target)
 
 
 @contextmanager

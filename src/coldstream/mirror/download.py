@@ -16,7 +16,7 @@ from pathlib import Path
 from coldstream.errors import DiskError, IntegrityError, NotFoundError
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, StagedFile, write_at
 from coldstream.machine.disk import locked_folder
-from coldstream.machine.limits import limit_error
+from coldstream.machine.limits import disk_error
 from coldstream.mirror.pump import CONNECTIONS, MEMORY_BYTES, Pump
 from coldstream.mirror.stored_files import StoredFile, StoredFileRead, content_problems, open_model
 from coldstream.model.manifest import Journal, upload_command
@@ -170,8 +170,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if limit := limit_error(exc, "write"):
-            raise DiskError(f"{path}: {limit}", hint=limit.hint) from exc
-        full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-        hint = "free some space and run the same command again; it keeps complete files" if full else None
-        raise DiskError(f"{path}: {exc.strerror or exc}", hint=hint) from exc
+        hint = "free some space and run the same command again; it keeps complete files"
+        raise disk_error(exc, str(path), when_full=hint) from exc

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 from coldstream.errors import ConfigError
+from coldstream.machine.hardware import is_loopback
 from coldstream.model.job import Headers
 from coldstream.places.checkpoint import Shard
 from coldstream.settings import Settings
@@ -23,7 +24,6 @@ _RESERVED_HEADERS = {
     *("accept-encoding", "connection", "content-length", "host", "if-match", "if-none-match", "if-range", "range"),
     *("transfer-encoding", "user-agent"),
 }
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def cdn_of(settings: Settings, via: str = "auto") -> CdnDomain | None:
         )
     url, host = _checked_domain(domain)
     headers = (*_secret_header(settings), *_access_token(settings))
-    if headers and url.startswith("http:") and host not in _LOOPBACK:
+    if headers and url.startswith("http:") and not is_loopback(host):
         raise ConfigError(
             f"R2_CDN_DOMAIN is {url}, and a secret would cross the network unencrypted", hint=f"write https://{host}"
         )

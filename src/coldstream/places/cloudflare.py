@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,7 +25,7 @@ from coldstream.machine.hardware import is_loopback
 from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.reply import describe_reply
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
-from coldstream.net.tls import tls_fault
+from coldstream.places.small_reads import unanswered
 from coldstream.settings import Settings
 from coldstream.units import MIB, format_bytes
 
@@ -48,42 +48,27 @@ _PERMISSIONS = (
 )
 
 
-class _GraphExtensions(msgspec.Struct, frozen=True):
-    code: str | None = None
-
-
 class _Fault(msgspec.Struct, frozen=True):
     code: int = 0
     message: str = ""
-    extensions: _GraphExtensions | None = None
+    extensions: dict[str, Any] | None = None
 
 
 class _CloudflareReply(msgspec.Struct, frozen=True):
+    """The envelope of the replies: of the REST API with `success` and `result`, of GraphQL with `data`."""
+
+    success: bool | None = None
+    result: Any = None
+    data: dict[str, Any] | None = None
     errors: tuple[_Fault, ...] | None = None
 
-
-class _ApiAnswer(_CloudflareReply, frozen=True, kw_only=True):
-    """The envelope of the REST API's replies."""
-
-    success: bool
-    result: Any = None
-
-
-class _GraphAnswer(_CloudflareReply, frozen=True):
-    """The envelope of the GraphQL API's replies."""
-
-    data: dict[str, Any] | None = None
-
     def __post_init__(self) -> None:
-        if self.data is None and not self.errors:
-            raise ValueError("neither data nor errors")
+        if self.success is None and self.data is None and not self.errors:
+            raise ValueError("neither success nor data nor errors")
 
-
-A = TypeVar("A", bound=_CloudflareReply)
 
 # Made here: two threads that make the first decoder of a type at once can crash msgspec 0.22.
-_ENVELOPE = msgspec.json.Decoder(_ApiAnswer)
-_GRAPH_ANSWER = msgspec.json.Decoder(_GraphAnswer)
+_DECODER = msgspec.json.Decoder(_CloudflareReply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +123,10 @@ class Api:
         where = f"{method} {path.partition('?')[0]}"
 
         def attempt() -> Any:
-            status, headers, envelope = self._send(method, path, body, _ENVELOPE, where, repeatable=repeatable)
-            if status < 300 and envelope is not None and envelope.success:
-                return envelope.result
-            raise self._refused(status, headers, envelope, where, repeatable=repeatable)
+            status, headers, reply = self._send(method, path, body, where, repeatable=repeatable)
+            if status < 300 and reply is not None and reply.success:
+                return reply.result
+            raise self._refused(status, headers, reply, where, repeatable=repeatable)
 
         return self.retry.run(attempt)
 
@@ -151,21 +136,21 @@ class Api:
         body = {"query": query, "variables": variables}
 
         def attempt() -> dict[str, Any]:
-            status, headers, answer = self._send("POST", "/graphql", body, _GRAPH_ANSWER, where, repeatable=True)
-            if status >= 300 or answer is None:
-                raise self._refused(status, headers, answer, where, repeatable=True)
-            if answer.errors:
-                reason = self._shown(answer.errors[0].message)
-                if any(fault.extensions and fault.extensions.code == "authz" for fault in answer.errors):
+            status, headers, reply = self._send("POST", "/graphql", body, where, repeatable=True)
+            if status >= 300 or reply is None or reply.success is not None:
+                raise self._refused(status, headers, reply, where, repeatable=True)
+            if reply.errors:
+                reason = self._shown(reply.errors[0].message)
+                if any((fault.extensions or {}).get("code") == "authz" for fault in reply.errors):
                     raise self._forbidden(where, reason, "/graphql")
                 raise ColdstreamError(f"Cloudflare refuses the query: {reason}")
-            return answer.data or {}
+            return reply.data or {}
 
         return self.retry.run(attempt)
 
     def _send(
-        self, method: str, path: str, body: object, decoder: msgspec.json.Decoder[A], where: str, *, repeatable: bool
-    ) -> tuple[int, Mapping[str, str], A | None]:
+        self, method: str, path: str, body: object, where: str, *, repeatable: bool
+    ) -> tuple[int, Mapping[str, str], _CloudflareReply | None]:
         """Status, headers and the decoded reply. No redirect is followed: the token is for this host.
 
         A reply is None if it is an error's and not of Cloudflare's form.
@@ -193,7 +178,7 @@ class Api:
                 raise
             raise self._broken(where, exc, repeatable=repeatable) from exc
         try:
-            return status, response.headers, decoder.decode(data)
+            return status, response.headers, _DECODER.decode(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             if status >= 500 or status in {401, 403} or is_retryable_status(status):
                 return status, response.headers, None
@@ -241,21 +226,11 @@ class Api:
     def _broken(self, where: str, exc: Exception, *, repeatable: bool) -> UnavailableError:
         import urllib3
 
-        host = urlsplit(self.base_url).hostname or ""
-        if tls_fault(exc):
-            return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
-        if not self._reached:
-            # Before anything ever answered, the address or the network is the likelier fault: say so at once.
-            return UnavailableError(
-                f"cannot reach {host}",
-                hint="check the network, HTTPS_PROXY and CLOUDFLARE_BASE_URL",
-                retryable=False,
-            )
+        host, hint = urlsplit(self.base_url).hostname or "", "check the network, HTTPS_PROXY and CLOUDFLARE_BASE_URL"
+        error = unanswered(exc, where, host, reached=self._reached, hint=hint)
         unsent = isinstance(exc, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
-        return UnavailableError(
-            f"{where}: the connection to {host} broke ({type(exc).__name__})",
-            retryable=repeatable or unsent,
-        )
+        error.retryable = error.retryable and (repeatable or unsent)
+        return error
 
     def _shown(self, reason: str) -> str:
         """Cloudflare's words, without the token and control characters."""

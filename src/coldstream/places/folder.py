@@ -26,13 +26,13 @@ from coldstream.errors import (
     ColdstreamError,
     ConflictError,
     CredentialsError,
-    DiskError,
     IntegrityError,
     NotFoundError,
     UploadNotFoundError,
     UsageError,
 )
-from coldstream.machine.limits import limit_error
+from coldstream.machine.atomic_file import StagedFile, write_all
+from coldstream.machine.limits import disk_error
 from coldstream.net.retry import Retry
 from coldstream.places.place import (
     Body,
@@ -46,6 +46,7 @@ from coldstream.places.place import (
     check_small,
     fill,
     replaced,
+    stale,
 )
 from coldstream.places.tree import open_regular, walk
 from coldstream.units import MIB
@@ -78,8 +79,8 @@ class Folder:
         with self._translated(key):
             return self._describe(key)
 
-    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
-        info = self._matching(key, if_match)
+    def get(self, key: str, *, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+        info = self.head(key)
         check_small(self._at(key), info.size, bytes_max)
         with self._translated(key), open_regular(self._path(key)) as file:
             return file.readall(), info
@@ -157,19 +158,17 @@ class Folder:
         if_absent: bool = False,
         on_sent: OnBytes | None = None,
     ) -> str:
-        with self._translated(key):
-            temporary = self._staged(f"put-{uuid.uuid4().hex}")
-            try:
-                _write(temporary, body)
-                with self._locked():
-                    if if_absent and self._path(key).exists():
-                        raise ConflictError(f"{self._at(key)} exists already")
-                    if if_match is not None:
-                        self._matching(key, if_match)
-                    self._install(temporary, key)
-                    etag = self._describe(key).etag
-            finally:
-                temporary.unlink(missing_ok=True)
+        path = self._path(key)
+        with self._translated(key), StagedFile(path, staging=self._made_staging(), mode=0o666) as staged:
+            _write(staged, body)
+            with self._locked():
+                if if_absent and path.exists():
+                    raise ConflictError(f"{self._at(key)} exists already")
+                if if_match is not None:
+                    self._matching(key, if_match)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                staged.install()
+                etag = self._describe(key).etag
         if on_sent:
             on_sent(len(body))
         return etag
@@ -188,21 +187,21 @@ class Folder:
         upload_id = uuid.uuid4().hex
         with self._translated(key):
             self._path(key)
-            folder = self._staged(f"upload-{upload_id}")
+            folder = self._made_staging() / f"upload-{upload_id}"
             folder.mkdir()
-            _write(folder / "key", key.encode())
+            (folder / "key").write_bytes(key.encode())
         return upload_id
 
     def put_part(self, key: str, upload_id: str, number: int, body: Body, *, on_sent: OnBytes | None = None) -> str:
         folder = self._upload(key, upload_id)
         etag = self.part_etag(body)
         with self._translated(key):
-            temporary = folder / f"{uuid.uuid4().hex}.new"
             try:
-                _write(temporary, body)
-                for old in folder.glob(f"{number:05d}-*"):
-                    old.unlink(missing_ok=True)
-                os.replace(temporary, folder / f"{number:05d}-{etag}")
+                with StagedFile(folder / f"{number:05d}-{etag}", mode=0o666) as staged:
+                    _write(staged, body)
+                    for old in folder.glob(f"{number:05d}-*"):
+                        old.unlink(missing_ok=True)
+                    staged.install()
             except FileNotFoundError as exc:
                 raise UploadNotFoundError(f"{self._at(key)}: the upload is gone") from exc
         if on_sent:
@@ -241,7 +240,8 @@ class Folder:
             try:
                 self._join(paths, whole)
                 with self._locked():
-                    self._install(whole, key)
+                    self._path(key).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(whole, self._path(key))
             except FileNotFoundError as exc:
                 raise UploadNotFoundError(f"{self._at(key)}: the upload is gone") from exc
             shutil.rmtree(folder, ignore_errors=True)
@@ -267,20 +267,15 @@ class Folder:
     def _at(self, key: str) -> str:
         return f"{self.uri}/{key}"
 
-    def _staged(self, name: str) -> Path:
+    def _made_staging(self) -> Path:
         self._staging.mkdir(parents=True, exist_ok=True)
-        return self._staging / name
+        return self._staging
 
     def _upload(self, key: str, upload_id: str) -> Path:
         folder = self._staging / f"upload-{upload_id}"
         if not (folder / "key").is_file():
             raise UploadNotFoundError(f"{self._at(key)}: the upload is gone", target=self._at(key))
         return folder
-
-    def _install(self, temporary: Path, key: str) -> None:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, path)
 
     @staticmethod
     def _join(paths: Sequence[Path], whole: Path) -> None:
@@ -296,10 +291,7 @@ class Folder:
     def _matching(self, key: str, if_match: str | None) -> ObjectInfo:
         info = self.head(key)
         if if_match is not None and info.etag != if_match:
-            raise ConflictError(
-                f"{self._at(key)} was replaced: its ETag is {info.etag}, expected {if_match}",
-                hint="the model was written to; run: coldstream verify",
-            )
+            raise stale(self._at(key), info.etag, if_match)
         return info
 
     def _describe(self, key: str) -> ObjectInfo:
@@ -317,7 +309,7 @@ class Folder:
     def _locked(self) -> Iterator[None]:
         # flock is held per open file: threads of one process need a lock of their own.
         with self._thread_lock:
-            lock = os.open(self._staged("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            lock = os.open(self._made_staging() / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -341,11 +333,7 @@ class Folder:
             # A name that is too long or circular names nothing.
             if exc.errno in {errno.ENAMETOOLONG, errno.ELOOP} and not os.path.lexists(self.root / key):
                 raise NotFoundError(f"{at} does not exist", target=at) from exc
-            if limit := limit_error(exc, "write"):
-                raise DiskError(f"{at}: {limit}", hint=limit.hint, target=at) from exc
-            full = exc.errno in {errno.ENOSPC, errno.EDQUOT}
-            hint = "free some space, or choose another disk" if full else None
-            raise DiskError(f"{at}: {exc.strerror or exc}", hint=hint, target=at) from exc
+            raise disk_error(exc, at, when_full="free some space, or choose another disk", target=at) from exc
 
 
 class FolderSnapshot(Folder):
@@ -386,8 +374,6 @@ def _version(mtime_ns: int, size: int) -> str:
     return f"{mtime_ns:x}-{size:x}"
 
 
-def _write(path: Path, body: Body) -> None:
-    with open(path, "xb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(staged: StagedFile, body: Body) -> None:
+    write_all(staged.descriptor, memoryview(body))
+    os.fsync(staged.descriptor)

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 import huggingface_hub
 import urllib3
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -48,9 +48,8 @@ from coldstream.net.http_message import FetchError, parse_target
 from coldstream.net.pool import CONNECT_SECONDS, READ_SECONDS
 from coldstream.net.reply import describe_reply, is_page
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
-from coldstream.net.tls import tls_fault
 from coldstream.places.place import Link, Location, ObjectInfo, OnBytes, Piece, RangeReader, check_small, fill
-from coldstream.places.small_reads import LinkReader
+from coldstream.places.small_reads import LinkReader, unanswered
 from coldstream.settings import Settings, mask
 from coldstream.units import format_bytes
 
@@ -90,11 +89,9 @@ class HubSnapshot:
         self._endpoint = (settings.get("HF_ENDPOINT") or _HUB).rstrip("/")
         self._token, self._token_origin = hub_token(settings)
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False, library_name="coldstream")
-        self._links: dict[str, str] = {}
-        self._xet_data: dict[str, Any] = {}  # path to huggingface_hub's XetFileData
+        self._metadata: dict[str, Any] = {}  # path to huggingface_hub's HfFileMetadata, with the newest link
         self._by_xet: set[str] = set()
         self._sizes: Mapping[str, int] | None = None
-        self._links_lock = threading.Lock()
         self._xet = _Xet(self._headers)
         self._reader = LinkReader(
             self.retry,
@@ -139,7 +136,7 @@ class HubSnapshot:
         except ColdstreamError:
             return ()
 
-    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+    def get(self, key: str, *, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         size = self._size(key)
         check_small(f"{self.repo}/{key}", size, bytes_max)
         buffer = bytearray(size)
@@ -214,7 +211,8 @@ class HubSnapshot:
     def _wants_xet(self, key: str, status: int, *, links_exhausted: bool) -> bool:
         """Whether to get a refused file through hf-xet; raises UnavailableError if that is the only way and is off."""
         too_large = status in _TOO_LARGE_STATUSES
-        if key not in self._xet_data or not (too_large or (status in {401, 403} and links_exhausted)):
+        is_refused = too_large or (status in {401, 403} and links_exhausted)
+        if not is_refused or self._metadata[key].xet_file_data is None:
             return False
         if too_large and not self._xet.usable:
             raise UnavailableError(
@@ -225,48 +223,31 @@ class HubSnapshot:
         return self._xet.usable
 
     def _xet_pieces(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The range's bytes in order, exactly, in pieces of any size."""
-        where = f"{self.repo}/{key}"
-        left = stop - start
+        """The range's bytes in order, in pieces of any size."""
+        size = self._size(key)
         try:
-            for piece in self._xet.pieces(self._xet_data[key], self._size(key), start, stop):
-                left -= len(piece)
-                if left < 0:
-                    break
-                yield piece
+            yield from self._xet.pieces(self._metadata[key].xet_file_data, size, start, stop)
         except (OSError, RuntimeError, ValueError) as exc:
-            if isinstance(exc, ColdstreamError):
-                raise
             # Its message may hold a signed link: its type has to do.
             raise UnavailableError(
-                f"{where}: hf-xet failed ({type(exc).__name__})",
+                f"{self.repo}/{key}: hf-xet failed ({type(exc).__name__})",
                 hint="run it again; HF_XET_LOG_LEVEL=debug makes hf-xet say more in its logs",
             ) from None
-        if left:
-            raise UnavailableError(f"{where}: hf-xet gave {stop - start - left} bytes of {stop - start}")
 
     def location(self, key: str, *, refused: str | None = None) -> Link:
         """The link to a file's bytes, and the headers to send there; not the `refused` one, which has expired.
 
         It is requested from the Hub once per file, and again when it has expired.
         """
-        with self._links_lock:
-            link = self._links.get(key)
-        if link is None or link == refused:
-            link = self._fresh_link(key)
+        known = self._metadata.get(key)
+        link = self._fresh_link(key) if known is None or known.location == refused else known.location
         return link, tuple(self._headers(link).items())
 
     def _fresh_link(self, key: str) -> str:
         url = hf_hub_url(self.repo, key, revision=self.commit, endpoint=self._endpoint)
 
         def located() -> Any:
-            metadata = get_hf_file_metadata(
-                url,
-                token=self._token or False,
-                timeout=READ_SECONDS,
-                library_name="coldstream",
-                endpoint=self._endpoint,
-            )
+            metadata = self._api.get_hf_file_metadata(url=url, timeout=READ_SECONDS)
             if metadata.commit_hash is None:
                 raise ValueError("no commit: the Hub names it with each file")
             return metadata
@@ -280,11 +261,8 @@ class HubSnapshot:
             raise IntegrityError(f"{self.repo}: the Hub redirects to an invalid URL") from exc
         if target.scheme not in {"https", urlsplit(self._endpoint).scheme}:
             raise IntegrityError(f"{self.repo}: the Hub redirects to {target.scheme}://{target.host}, which is refused")
-        with self._links_lock:
-            if metadata.xet_file_data:
-                self._xet_data[key] = metadata.xet_file_data
-            self._links[key] = target.url
-        return target.url
+        self._metadata[key] = metadata
+        return str(metadata.location)
 
     def _headers(self, link: str) -> dict[str, str]:
         """The token, for the Hub's own host only."""
@@ -374,13 +352,8 @@ class HubSnapshot:
             return self._stranger()
         if not isinstance(exc, (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)):
             return None
-        host = urlsplit(self._endpoint).hostname
-        if tls_fault(exc):
-            return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
-        # Before anything ever answered, the address or the network is the likelier fault: say so at once.
-        if not self._reader.reached:
-            return UnavailableError(f"cannot reach {host}", hint="check the network and HF_ENDPOINT", retryable=False)
-        return UnavailableError(f"{self.repo}: the connection to {host} broke ({type(exc).__name__})")
+        host = urlsplit(self._endpoint).hostname or ""
+        return unanswered(exc, self.repo, host, reached=self._reader.reached, hint="check the network and HF_ENDPOINT")
 
     def _stranger(self) -> UnavailableError:
         """The error for another server at the endpoint; it is queried again, as huggingface_hub hides its reply."""
@@ -468,8 +441,6 @@ class _Xet:
 
 
 class _Pieces:
-    """Pieces of bytes as the body of a response."""
-
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._left = pieces, memoryview(b"")
 

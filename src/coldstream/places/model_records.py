@@ -108,12 +108,8 @@ def outer_record(folder: str, read: Callable[[str], R | None]) -> tuple[str, R] 
 def whole_content(entry: FileEntry, read: Callable[[StoredObject], bytes], *, bytes_max: int, where: str) -> bytes:
     """A small file out of its objects; IntegrityError if it is larger or not as the manifest says."""
     check_small(where, entry.size, bytes_max)
-    return checked_content(b"".join(read(stored) for stored in entry.objects), entry, where=where)
-
-
-def checked_content(data: bytes, entry: FileEntry | None, *, where: str) -> bytes:
-    """A small file, compared with the manifest if there is one; IntegrityError if it differs."""
-    if entry is not None and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
+    data = b"".join(read(stored) for stored in entry.objects)
+    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise IntegrityError(
             f"{where} is not what the manifest says: its size or SHA-256 differs",
             hint="upload the model again",

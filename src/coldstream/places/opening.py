@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from coldstream.errors import ConfigError, UsageError
+from coldstream.machine.parallel import THREADS_MAX
 from coldstream.model.names import Uri, checked_name, expanded, folder_name, is_path, path_fault, split_revision
 from coldstream.net.retry import Backoff, Retry
 from coldstream.places.cdn_domain import cdn_of
@@ -46,7 +47,7 @@ def open_store(
 
 
 def open_model_reader(
-    uri: str | Uri, settings: Settings, *, retry: Retry | None = None, connections: int = 16, via: str = "auto"
+    uri: str | Uri, settings: Settings, *, retry: Retry | None = None, via: str = "auto"
 ) -> ModelReader:
     """Opens the model that a URI names.
 
@@ -60,13 +61,14 @@ def open_model_reader(
         ConfigError: No store is configured, or wrongly.
     """
     retry = retry or Retry(Backoff(give_up_seconds=settings.retry_seconds))
-    if Uri.of(uri).has_user:
+    parsed = Uri.of(uri)
+    if parsed.has_user:
         raise UsageError(
-            f"{Uri.of(uri)} is given with a user or a password",
+            f"{parsed} is given with a user or a password",
             hint="leave them out: keys of a bucket go into R2_ACCESS_KEY and R2_SECRET_KEY, the Hub's token into "
             "HF_TOKEN; for a web server, a token may be in the URL's query",
         )
-    uri = Uri.of(uri).full
+    uri = parsed.full
     scheme, mark, rest = uri.partition("://")
     scheme = scheme.lower() if mark else ""
     if via == "cdn" and not _is_in_bucket(uri, settings):
@@ -81,11 +83,11 @@ def open_model_reader(
     if scheme == "hf":
         from coldstream.places.model_reader import HubModelReader
 
-        return HubModelReader(rest.strip("/"), settings, retry=retry, connections=connections)
+        return HubModelReader(rest.strip("/"), settings, retry=retry, connections=THREADS_MAX)
     if scheme == "file" or is_path(uri):
         return _in_folder(_local(uri) if mark else Path(os.path.abspath(expanded(uri))), settings, retry)
     if scheme == "s3":
-        return _in_store(f"{scheme}://{rest.rstrip('/')}", settings, retry, connections, via)
+        return _in_store(f"s3://{rest.rstrip('/')}", settings, retry, via)
     if mark or not uri:
         raise UsageError(f"models cannot be loaded from {scheme or repr(uri)}", hint=f"write {_FORMS}")
     name, revision = split_revision(uri.rstrip("/"))
@@ -93,7 +95,7 @@ def open_model_reader(
     store = settings.store_uri()
     if store.startswith("file:"):
         return _in_folder(_local(store) / name, settings, retry, revision)
-    return _in_store(f"{store}/{name}", settings, retry, connections, via, revision)
+    return _in_store(f"{store}/{name}", settings, retry, via, revision)
 
 
 def scheme_of(uri: Uri, settings: Settings) -> str:
@@ -120,30 +122,22 @@ def uses_tls(uri: Uri, settings: Settings) -> bool:
 
 
 def _is_in_bucket(uri: str, settings: Settings) -> bool:
-    configured = _configured(settings)
-    scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return configured.startswith("s3://") and not is_path(uri)
-    return (
-        f"{scheme.lower()}://{rest.partition('/')[0]}" == "/".join(configured.split("/")[:3]) and scheme.lower() == "s3"
-    )
+    own, (scheme, *rest) = _configured(settings).split("/")[:3], uri.split("/")[:3]
+    return own[0] == "s3:" and ([scheme.lower(), *rest] == own if "://" in uri else not is_path(uri))
 
 
-def _in_store(
-    uri: str, settings: Settings, retry: Retry, connections: int, via: str, revision: str | None = None
-) -> ModelReader:
+def _in_store(uri: str, settings: Settings, retry: Retry, via: str, revision: str | None = None) -> ModelReader:
     from coldstream.places.model_reader import ModelReader
 
-    scheme, _, rest = uri.partition("://")
-    bucket, _, path = rest.partition("/")
+    bucket, _, path = uri.removeprefix("s3://").partition("/")
     configured = _configured(settings)
     # A manifest may name objects relative to its store: within the configured one that is known.
-    root = configured if configured and uri.startswith(configured + "/") else f"{scheme}://{bucket}"
+    root = configured if configured and uri.startswith(configured + "/") else f"s3://{bucket}"
     folder = uri.removeprefix(root).strip("/")
     if not bucket or not path or path_fault(folder):
         raise UsageError(f"{str(Uri(uri))!r} does not name a model in a bucket", hint="write s3://bucket/org/model")
     return ModelReader(
-        open_store(settings, root, retry=retry, connections=connections),
+        open_store(settings, root, retry=retry, connections=THREADS_MAX),
         folder,
         label=uri,
         name=folder_name(folder.split("/"), bucket),

@@ -112,8 +112,8 @@ class Place(Protocol):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects whose keys start with `prefix`, in the order of their keys."""
 
-    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
-        """A small object, from one request. ConflictError: not `if_match`; IntegrityError: larger than `bytes_max`."""
+    def get(self, key: str, *, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+        """A small object, from one request. IntegrityError: larger than `bytes_max`."""
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
         """Reads a range of the version `etag` as the engine will read the rest; the object may end before `stop`."""
@@ -293,6 +293,15 @@ def replaced(where: str) -> ConflictError:
     return ConflictError(
         f"{where} was replaced while it was being read, or since its upload",
         hint="the model was written to; run the same command again, or look with: coldstream verify",
+        target=where,
+    )
+
+
+def stale(where: str, etag: str, expected: str) -> ConflictError:
+    """The error for an object that does not have the ETag that was required."""
+    return ConflictError(
+        f"{where} was replaced: its ETag is {etag}, expected {expected}",
+        hint="the model was written to; run: coldstream verify",
         target=where,
     )
 

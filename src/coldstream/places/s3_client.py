@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -85,18 +84,11 @@ def link_maker(link: str, key: str, secret_key: str) -> Callable[[str], str] | N
     another algorithm, encoding or set of signed headers is left to boto3.
     """
     split = urlsplit(link)
-    query, mark, signature = split.query.partition("&X-Amz-Signature=")
-    fields = dict(parse_qsl(query))
-    path = split.path.removesuffix(quote(key, safe="/~"))
-    if not mark or path == split.path or fields.get("X-Amz-SignedHeaders") != "host":
-        return None
-    sign = _signer(split.netloc, fields, secret_key)
-
-    def make(other: str) -> str:
-        target = path + quote(other, safe="/~")
-        return f"{split.scheme}://{split.netloc}{target}?{query}&X-Amz-Signature={sign(target)}"
-
-    return make if signature and make(key) == link else None
+    fields = dict(parse_qsl(split.query))
+    fields.pop("X-Amz-Signature", None)
+    folder = split._replace(path=split.path.removesuffix(quote(key, safe="/~")), query="").geturl()
+    make = _signing(folder, fields, secret_key)
+    return make if make(key) == link else None
 
 
 def own_link_maker(settings: Settings, bucket: str) -> Callable[[str, int], str] | None:
@@ -110,7 +102,7 @@ def own_link_maker(settings: Settings, bucket: str) -> Callable[[str, int], str]
     if keys is None or endpoint is None or split.port in {80, 443}:
         return None
     identity, secret_key, token = keys
-    place, folder = f"{split.scheme}://{split.netloc}", f"/{quote(bucket, safe='~')}/"
+    folder = f"{endpoint}/{quote(bucket, safe='~')}/"
 
     def make(key: str, seconds: int) -> str:
         date = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
@@ -121,38 +113,38 @@ def own_link_maker(settings: Settings, bucket: str) -> Callable[[str, int], str]
             "X-Amz-Expires": str(seconds),
             "X-Amz-SignedHeaders": "host",
         } | ({"X-Amz-Security-Token": token} if token else {})
-        target = folder + quote(key, safe="/~")
-        proof = _signer(split.netloc, fields, secret_key)(target)
-        return f"{place}{target}?{'&'.join(_encoded(fields))}&X-Amz-Signature={proof}"
+        return _signing(folder, fields, secret_key)(key)
 
     return make
 
 
-def _signer(host: str, fields: Mapping[str, str], secret_key: str) -> Callable[[str], str]:
-    """A function from an encoded path at `host` to the signature of its link, of which `fields` are the others."""
+def _signing(folder: str, fields: Mapping[str, str], secret_key: str) -> Callable[[str], str]:
+    """A function from the key of an object below the URL `folder` to its link, with these `fields` of the query."""
+    split = urlsplit(folder)
     _, _, scope = fields.get("X-Amz-Credential", "").partition("/")
     signing = f"AWS4{secret_key}".encode()
     for part in scope.split("/"):
         signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
-    signed = f"{'&'.join(sorted(_encoded(fields)))}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD"
+    pairs = [f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in fields.items()]
+    signed = f"{'&'.join(sorted(pairs))}\nhost:{split.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
 
-    def sign(path: str) -> str:
+    def make(key: str) -> str:
+        path = split.path + quote(key, safe="/~")
         request = hashlib.sha256(f"GET\n{path}\n{signed}".encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{fields.get('X-Amz-Date', '')}\n{scope}\n{request}"
-        return hmac.new(signing, text.encode(), hashlib.sha256).hexdigest()
+        signature = hmac.new(signing, text.encode(), hashlib.sha256).hexdigest()
+        return f"{split.scheme}://{split.netloc}{path}?{'&'.join(pairs)}&X-Amz-Signature={signature}"
 
-    return sign
-
-
-def _encoded(fields: Mapping[str, str]) -> list[str]:
-    return [f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in fields.items()]
+    return make
 
 
-class RequestBody(io.RawIOBase):
-    """A request body that is read in bounded pieces, so that time limits, progress and Ctrl-C work inside a part."""
+class RequestBody:
+    """A request body that is read in bounded pieces, so that time limits, progress and Ctrl-C work inside a part.
+
+    It has the methods of a file that botocore and urllib3 use.
+    """
 
     def __init__(self, body: Body, retry: Retry, on_sent: Callable[[int], None] | None) -> None:
-        super().__init__()
         self._view = memoryview(body)
         self._retry, self._on_sent = retry, on_sent
         self._position = 0
@@ -161,7 +153,6 @@ class RequestBody(io.RawIOBase):
         self._sent = 0
 
     def rewound(self) -> RequestBody:
-        """Prepares for another attempt."""
         self._position, self._sending = 0, False
         return self
 
@@ -174,19 +165,11 @@ class RequestBody(io.RawIOBase):
     def __len__(self) -> int:
         return len(self._view)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def tell(self) -> int:
         return self._position
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._view)}[whence]
-        self._position = base + offset
-        return self._position
+    def seek(self, position: int) -> None:
+        self._position = position
 
     def read(self, size: int = -1) -> bytes:
         self._retry.check()

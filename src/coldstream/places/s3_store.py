@@ -30,7 +30,7 @@ from coldstream.errors import (
     UploadNotFoundError,
     during,
 )
-from coldstream.net.http_message import ETAG, FetchError
+from coldstream.net.http_message import ETAG, FetchError, parse_content_range
 from coldstream.net.reply import is_page
 from coldstream.net.retry import Backoff, Retry, is_retryable_status, retry_after
 from coldstream.places.place import (
@@ -46,6 +46,7 @@ from coldstream.places.place import (
     UploadPart,
     check_small,
     fill,
+    stale,
 )
 from coldstream.places.s3_answers import STRANGER, StrangerError, check_object
 from coldstream.places.s3_client import RequestBody, first_line, link_maker, open_client, own_link_maker
@@ -98,10 +99,9 @@ class S3Store:
         # R2 allows one write per second to one key and answers 429 beyond (docs r2/platform/limits).
         self.write_interval_seconds = 1.1 if settings.is_r2 else 0.0
         self._prefix = f"{prefix}/" if prefix else ""
-        self._reached = False
         # The last link that boto3 made: its seconds, the credentials, when, and what makes others of it.
         self._links: tuple[int, Any, float, Callable[[str], str]] | None = None
-        self._endpoint_setting = settings.endpoint_setting
+        self._endpoint, self._endpoint_setting = settings.endpoint(), settings.endpoint_setting
         keys = settings.keys()
         self._temporary = keys is not None and keys[2] is not None
         self._client_options = settings, connections
@@ -115,7 +115,7 @@ class S3Store:
         )
 
     def __repr__(self) -> str:
-        return f"S3Store({self.uri} at {self._client.meta.endpoint_url})"
+        return f"S3Store({self.uri} at {self._endpoint or 'AWS'})"
 
     @cached_property
     def _client(self) -> Any:
@@ -125,19 +125,17 @@ class S3Store:
         response = self._call("HeadObject", key)
         return _info(key, response, size=self._length(key) if response.get("ContentLength") is None else None)
 
-    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+    def get(self, key: str, *, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         def attempt() -> tuple[bytes, ObjectInfo]:
             began = time.monotonic()
-            response = self._request("GetObject", key, **_conditions(if_match))
+            response = self._request("GetObject", key)
             seconds = time.monotonic() - began
             with closing(response["Body"]), self._translated("GetObject", key):
-                self._check_match(key, _etag(response), if_match)
                 data = self._content(key, response, bytes_max)
             return data, replace(_info(key, response, size=len(data)), answer_seconds=seconds)
 
-        if if_match is None and bytes_max is not None and (small := self._get_by_link(key, bytes_max)):
-            return small
-        return self.retry.run(attempt)
+        small = self._get_by_link(key, bytes_max) if bytes_max is not None else None
+        return small or self.retry.run(attempt)
 
     def _get_by_link(self, key: str, bytes_max: int) -> tuple[bytes, ObjectInfo] | None:
         """A small object without boto3, which takes longer than the rest of a small load. None: boto3 tells why not."""
@@ -146,7 +144,7 @@ class S3Store:
         with suppress(FetchError, ConfigError):
             body, reply = self._reader.get_whole(self.presign(key), bytes_max)
             if reply.etag and not is_page(None, body):
-                self._reached = True
+                self._reader.reached = True
                 seconds = reply.first_byte_seconds
                 return body, ObjectInfo(key=key, size=len(body), etag=reply.etag, answer_seconds=seconds)
         return None
@@ -161,15 +159,15 @@ class S3Store:
             with closing(response["Body"]) as body, self._translated("GetObject", key):
                 if response.get("ContentLength") == 0:
                     raise StrangerError("an empty answer")
-                self._check_match(key, _etag(response), if_match)
+                # A server may ignore If-Match (rclone does), but not hide what it sent instead.
+                if if_match is not None and (etag := _etag(response)) != if_match:
+                    raise stale(self._at(key), etag, if_match)
                 self._check_range(key, response, first, last)
                 yield body
 
         fill(buffer, open_range, retry=self.retry, where=self._at(key), on_read=on_read)
 
     def read_piece(self, key: str, start: int, stop: int, *, etag: str | None, where: str) -> Piece:
-        # The link leads to the server that may have answered already.
-        self._reader.reached |= self._reached
         return self._reader.read_piece(self.renew(key, where=where), start, stop, etag=etag, where=where)
 
     def locate(self, key: str) -> Location:
@@ -352,7 +350,7 @@ class S3Store:
                 self._explain_refusal(exc)
             raise
         # Any web site answers a HEAD.
-        self._reached = self._reached or operation != "HeadBucket"
+        self._reader.reached |= operation != "HeadBucket"
         return answer
 
     def _explain_refusal(self, refusal: CredentialsError) -> None:
@@ -366,20 +364,11 @@ class S3Store:
     def _at(self, key: str | None) -> str:
         return f"s3://{self.bucket}/{self._prefix}{key}" if key is not None else f"s3://{self.bucket}"
 
-    def _check_match(self, key: str, etag: str, if_match: str | None) -> None:
-        # A server may ignore If-Match (rclone does), but not hide what it sent instead.
-        if if_match is not None and etag != if_match:
-            raise ConflictError(
-                f"{self._at(key)} was replaced: its ETag is {etag}, expected {if_match}",
-                hint="the model was written to; run: coldstream verify",
-                target=self._at(key),
-            )
-
     def _check_range(self, key: str, response: Mapping[str, Any], first: int, last: int) -> None:
         """Servers answer 206 as they should, 200 with a Content-Range (rclone), or 200 with the whole object."""
         content_range = response.get("ContentRange")
-        match = re.match(r"bytes (\d+)-(\d+)/", content_range or "")
-        if content_range and not (match and int(match[1]) == first and int(match[2]) == last):
+        announced = parse_content_range(content_range or "")
+        if content_range and (announced is None or announced[:2] != (first, last + 1)):
             raise IntegrityError(f"{self._at(key)}: asked for bytes {first}-{last}, the server sent {content_range!r}")
         if not content_range and (first != 0 or response.get("ContentLength") not in {None, last + 1}):
             raise IntegrityError(
@@ -416,13 +405,13 @@ class S3Store:
         except IntegrityError:  # an empty object has no byte
             return 0
         answer["Body"].close()
-        total = re.fullmatch(r"bytes 0-0/(\d+)", answer.get("ContentRange") or "")
-        if not total:
+        announced = parse_content_range(answer.get("ContentRange") or "")
+        if announced is None or announced[2] is None:
             raise IntegrityError(
                 f"{self._at(key)}: the server does not say how long it is",
                 hint="a proxy in between may strip Content-Length; use the store's own endpoint",
             )
-        return int(total[1])
+        return announced[2]
 
     def _error(self, code: str, status: int, message: str, operation: str, key: str | None) -> ColdstreamError:
         """The error for the code and status of an answer."""
@@ -486,11 +475,11 @@ class S3Store:
                 f"{at}: {endpoint} does not answer as an S3 server: {operation} gets {what}",
                 hint=f"check {self._endpoint_setting}; a captive portal, a proxy or a web site may answer there",
                 target=at,
-                retryable=self._reached,
+                retryable=self._reader.reached,
             )
         if isinstance(exc, botocore.exceptions.ClientError):
             stranger = exc.response.get(STRANGER)
-            self._reached = self._reached or not stranger
+            self._reader.reached |= not stranger
             fault = exc.response.get("Error", {})
             meta = exc.response.get("ResponseMetadata", {})
             error = self._error(
@@ -521,7 +510,7 @@ class S3Store:
                 f"cannot reach {endpoint}" + (f": {first_line(exc)}" if by_proxy else ""),
                 hint=f"check {'HTTPS_PROXY, HTTP_PROXY' if by_proxy else self._endpoint_setting} and the network",
                 target=at,
-                retryable=self._reached,
+                retryable=self._reader.reached,
             )
         if isinstance(exc, (botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, OSError)):
             return UnavailableError(f"{at}: the connection broke: {first_line(exc)}", target=at)

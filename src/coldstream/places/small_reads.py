@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from coldstream.errors import CredentialsError, NotFoundError, UnavailableError, during
 from coldstream.net.http_message import FetchError, parse_target, proxy_for
 from coldstream.net.retry import Retry
+from coldstream.net.tls import tls_fault
 from coldstream.places.place import Link, Location, Piece, replaced
 
 if TYPE_CHECKING:
@@ -158,6 +159,16 @@ class LinkReader:
             retryable=retryable,
             retry_after_seconds=exc.retry_after_seconds,
         )
+
+
+def unanswered(exc: Exception, where: str, host: str, *, reached: bool, hint: str) -> UnavailableError:
+    """The error for an exception of an HTTP client without an answer; `hint` is for a host that nothing reached yet."""
+    if tls_fault(exc):
+        return UnavailableError(f"{host}: TLS failed", hint="check SSL_CERT_FILE and HTTPS_PROXY", retryable=False)
+    # Before anything ever answered, the address or the network is the likelier fault: say so at once.
+    if not reached:
+        return UnavailableError(f"cannot reach {host}", hint=hint, retryable=False)
+    return UnavailableError(f"{where}: the connection to {host} broke ({type(exc).__name__})")
 
 
 def _final_link(link: Link, response: Ranged) -> Link:

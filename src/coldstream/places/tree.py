@@ -49,7 +49,8 @@ def _walk(
             stat = (folder / name).stat()
             if not S_ISDIR(stat.st_mode):
                 kind = _KINDS.get(S_IFMT(stat.st_mode))
-                fault = f"it is {kind}" if kind else _name_fault(path, prefix + name)
+                fault = path_fault(path) if path == prefix + name else "its name is not UTF-8"
+                fault = f"it is {kind}" if kind else fault
                 yield WalkedFile(path, stat.st_size, stat.st_mtime_ns) if not fault else WalkedFile(path, fault=fault)
             elif (identity := (stat.st_dev, stat.st_ino)) in around:
                 yield WalkedFile(path, fault="it is a link to a folder that it lies in")
@@ -59,10 +60,6 @@ def _walk(
         except OSError as exc:
             broken = (folder / name).is_symlink() and exc.errno in {errno.ENOENT, errno.ELOOP}
             yield WalkedFile(path, fault="it is a broken link" if broken else f"it cannot be read: {exc.strerror}")
-
-
-def _name_fault(shown: str, name: str) -> str | None:
-    return path_fault(name) if shown == name else "its name is not UTF-8"
 
 
 def open_regular(path: Path) -> FileIO:

@@ -67,9 +67,9 @@ class WebPlace:
             present = in_parallel(probe, [name for name in sorted(WELL_KNOWN_NAMES) if name.startswith(prefix)])
         yield from (info for info in present if info)
 
-    def get(self, key: str, *, if_match: str | None = None, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
+    def get(self, key: str, *, bytes_max: int | None = None) -> tuple[bytes, ObjectInfo]:
         limit = MANIFEST_BYTES_MAX if bytes_max is None else bytes_max
-        whole = self._reader.get(self._link(key), where=self._where(key), stop=limit, etag=if_match)
+        whole = self._reader.get(self._link(key), where=self._where(key), stop=limit)
         check_small(self._where(key), whole.size, limit)
         return whole.body, ObjectInfo(key=key, size=whole.size, etag=whole.etag or "")
 
