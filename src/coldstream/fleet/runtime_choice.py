@@ -20,11 +20,7 @@ def choose_runtime(options: DeployOptions, entries: list[Runtime]) -> RuntimeMan
     """The runtime of a deployment, among those in the bucket, the newest first.
 
     Returns None if nodes need coldstream only: vLLM comes from elsewhere, or the bucket has no runtime that fits.
-
-    Raises:
-        NotFoundError: The chosen one is not in the bucket.
-        UsageError: Its digest is ambiguous.
-        IntegrityError: It is not complete.
+    Raises what `choose` raises, and IntegrityError if the chosen one is not complete.
     """
     if options.runtime not in (None, "none"):
         entry = runtime_store.choose(entries, options.runtime)

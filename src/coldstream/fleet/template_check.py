@@ -86,8 +86,7 @@ class TemplateFinding:
 def check(text: str, name: str) -> list[TemplateFinding]:
     """Checks the text of a file, whose name tells its format; by line, with each rule at most once per line.
 
-    Raises:
-        UsageError: The text is too large.
+    Raises UsageError if the text is too large.
     """
     if len(text) > BYTES_MAX:
         raise UsageError(f"{name} is larger than {BYTES_MAX >> 20} MiB", hint="check a deployment file")

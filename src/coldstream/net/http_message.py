@@ -174,8 +174,7 @@ class Proxy:
 def proxy_for(target: Target) -> Proxy | None:
     """The proxy that the environment names for this target, or else for all. The one rule for all requests.
 
-    Raises:
-        ConfigError: It is of a kind that is not supported, or malformed.
+    Raises ConfigError if it is malformed, or of a kind that is not supported.
     """
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None

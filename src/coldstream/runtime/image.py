@@ -41,9 +41,7 @@ class PackedRuntime:
 def packed(fill: Callable[[Path], Platform]) -> Iterator[PackedRuntime]:
     """A runtime of what `fill` puts into an empty folder; it exists within the block.
 
-    Raises:
-        NotFoundError: squashfs-tools is not installed.
-        DiskError: The disk is full.
+    Raises NotFoundError if squashfs-tools is not installed, and DiskError if the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="coldstream-runtime-") as folder:
         out, path, tar = Path(folder, "root"), Path(folder, "image"), unpacker()

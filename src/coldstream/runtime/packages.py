@@ -32,8 +32,7 @@ _INSTALL_SECONDS_MAX = 60
 def gather(out: Path) -> Platform:
     """Fills an empty folder with the packages of the Python that runs this; returns what they are and need of a node.
 
-    Raises:
-        UsageError: Packages of this system do not run on Linux.
+    Raises UsageError on another system than Linux.
     """
     if sys.platform != "linux":
         raise UsageError(

@@ -89,11 +89,7 @@ def encode_manifest(manifest: RuntimeManifest) -> bytes:
 
 
 def decode_manifest(data: bytes, digest: str) -> RuntimeManifest:
-    """Reads a manifest; anybody may have written it.
-
-    Raises:
-        IntegrityError: It does not have this digest, or is not valid.
-    """
+    """Reads a manifest, which anyone may have written; IntegrityError: it has another digest, or is not valid."""
     if hashlib.sha256(data).hexdigest() != digest:
         raise IntegrityError("its manifest is not what was published: the SHA-256 differs")
     try:

@@ -78,11 +78,9 @@ def runtimes(store: Store) -> list[Runtime]:
 
 
 def choose(entries: list[Runtime], name: str) -> Runtime:
-    """The runtime whose digest begins with `name`, with or without `sha256:`.
+    """The runtime whose digest begins with `name`, with or without `sha256:`; NotFoundError: there is none.
 
-    Raises:
-        NotFoundError: There is none.
-        UsageError: There are several, or the name is too short.
+    Raises UsageError if there are several, or the name is too short.
     """
     digits = name.removeprefix("sha256:")
     if len(digits) < _DIGEST_DIGITS_MIN:
@@ -96,11 +94,7 @@ def choose(entries: list[Runtime], name: str) -> Runtime:
 
 
 def verify(store: Store, runtime: Runtime, *, on_read: Callable[[int], None]) -> None:
-    """Reads all of a runtime and compares the hashes.
-
-    Raises:
-        IntegrityError: Bytes differ from what was published.
-    """
+    """Reads all of a runtime and compares the hashes; raises IntegrityError if they differ from what was published."""
     manifest = runtime.manifest
     if manifest is None:
         raise IntegrityError(f"the runtime {runtime.digest[:12]} is {runtime.state}", hint="publish it again")
