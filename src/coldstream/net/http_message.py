@@ -375,9 +375,7 @@ def refusal(head: Head, target: Target, body: bytes, size: int | None = None) ->
             return FetchError("changed", f"{text}: it has {total} bytes now, not {size}", status=status)
         return FetchError("range", f"{text}: there is no such range", status=status)
     if status < 400:
-        shown = describe_reply(
-            status, head.headers.get("content-type"), body, location=head.headers.get("location", "")
-        )
+        shown = describe_reply(status, head.headers, body)
         return FetchError("unexpected", f"{target.shown} answers {shown} in place of the file's bytes", status=status)
     kinds: Mapping[int, Kind] = {404: "gone", 410: "gone", 412: "changed"}
     return FetchError(kinds.get(status, "refused"), text, status=status, code=code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _WORDS_MAX = 60
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
@@ -19,15 +20,16 @@ def is_page(content_type: str | None, body: bytes = b"") -> bool:
     return "html" in (content_type or "").lower() or _PAGE.match(body[:2048]) is not None
 
 
-def describe_reply(status: int, content_type: str | None = None, body: bytes = b"", *, location: str = "") -> str:
+def describe_reply(status: int, headers: Mapping[str, str], body: bytes = b"") -> str:
     """Such as `200 text/html "Sign in to Wi-Fi"`, without the query of a URL, which may be a secret.
 
-    `body` is its beginning; of a redirect's `location` only the host is shown.
+    The names of headers are in lower case, or do not depend on it; `body` is the beginning. Of a redirect's target only
+    the host is shown.
     """
-    if location:
+    if location := headers.get("location"):
         host = re.match(r"[a-z]+://(?:[^/@?#]*@)?([^/?#]+)", location, re.IGNORECASE)
         return f"{status}, a redirect to {_printable(host[1]) if host else 'another path'}"
-    kind = (content_type or "").partition(";")[0].strip()
+    kind = headers.get("content-type", "").partition(";")[0].strip()
     words = first_words(body)
     parts = [str(status), *([_printable(kind)[:40]] if kind else []), f'"{words}"' if words else "without content"]
     return " ".join(parts)

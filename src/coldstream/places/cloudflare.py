@@ -182,9 +182,7 @@ class Api:
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
             if status >= 500 or status in {401, 403} or is_retryable_status(status):
                 return status, response.headers, None
-            shown = describe_reply(
-                status, response.headers.get("Content-Type"), bytes(data), location=response.headers.get("Location", "")
-            )
+            shown = describe_reply(status, response.headers, bytes(data))
             raise IntegrityError(
                 f"{self.base_url} does not answer {where} as Cloudflare's API does: {shown}",
                 hint="check CLOUDFLARE_BASE_URL and HTTPS_PROXY",

@@ -363,8 +363,7 @@ class HubSnapshot:
             suppress(urllib3.exceptions.HTTPError),
             closing(self._reader.pool.request("GET", url, headers=self._headers(url))) as response,
         ):
-            body, kind = response.read(_PAGE_BYTES), response.headers.get("Content-Type")
-            shown = describe_reply(response.status, kind, body, location=response.headers.get("Location", ""))
+            shown = describe_reply(response.status, response.headers, response.read(_PAGE_BYTES))
         return UnavailableError(
             f"{urlsplit(self._endpoint).netloc.rpartition('@')[2]} does not answer as a Hub: {shown}",
             hint="check HF_ENDPOINT and HTTPS_PROXY; a captive portal, a proxy or a web site may answer there",

@@ -45,11 +45,11 @@ def check_object(answer: Mapping[str, Any], key: str) -> None:
     if "Body" in answer:
         body = answer["Body"].read(_PAGE_BYTES)
         answer["Body"].close()
-    raise StrangerError(_shown(200, kind, body, has_body="Body" in answer))
+    raise StrangerError(_shown(200, {"content-type": kind or ""}, body, has_body="Body" in answer))
 
 
-def _shown(status: int, kind: str | None, body: bytes, *, location: str = "", has_body: bool) -> str:
-    shown = describe_reply(status, kind, body, location=location)
+def _shown(status: int, headers: Mapping[str, str], body: bytes, *, has_body: bool) -> str:
+    shown = describe_reply(status, headers, body)
     return shown if has_body else shown.removesuffix(" without content")
 
 
@@ -62,13 +62,7 @@ def _check_answer(
     if not isinstance(body, bytes):
         stream, body = body, body.read(_PAGE_BYTES)
         stream.close()
-    shown = _shown(
-        status,
-        headers.get("content-type"),
-        body,
-        location=headers.get("location", ""),
-        has_body=not operation_model.name.startswith("Head"),
-    )
+    shown = _shown(status, headers, body, has_body=not operation_model.name.startswith("Head"))
     if status >= 500 or status in _RELAYED_STATUS:
         customized_response_dict[STRANGER] = shown
     else:

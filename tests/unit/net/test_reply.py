@@ -9,16 +9,17 @@ from tests.servers.impostor import PORTAL
 
 
 def test_a_page_is_named_by_its_title() -> None:
-    assert describe_reply(200, "text/html; charset=utf-8", PORTAL.encode()) == '200 text/html "Sign in to Hotel Wi-Fi"'
+    kind = {"content-type": "text/html; charset=utf-8"}
+    assert describe_reply(200, kind, PORTAL.encode()) == '200 text/html "Sign in to Hotel Wi-Fi"'
     assert first_words(b"<title>\n Tom &amp; Jerry&#39;s\n</title>") == "Tom & Jerry's"
 
 
 def test_nothing_and_redirects() -> None:
-    assert describe_reply(200) == "200 without content"
-    assert describe_reply(302, location="https://u:p@login.example:8443/a?token=1") == (
+    assert describe_reply(200, {}) == "200 without content"
+    assert describe_reply(302, {"location": "https://u:p@login.example:8443/a?token=1"}) == (
         "302, a redirect to login.example:8443"
     )
-    assert describe_reply(301, location="/login?token=1") == "301, a redirect to another path"
+    assert describe_reply(301, {"location": "/login?token=1"}) == "301, a redirect to another path"
 
 
 def test_no_secret_and_no_control_character_is_shown() -> None:
