@@ -6,10 +6,11 @@
 
 The rooms, from the bottom up; each may use those above it in this list (`make check` enforces it):
 
-    package  errors  units  printable  progress  settings    leaves
+    package  errors  units  printable  progress    leaves
     machine      this machine: hardware, limits, files and processes
     net          HTTP, TLS, proxies, retries
     model        pure: names, headers, chunks, the manifest, the selection of files
+    settings     where the bucket is, and its credentials
     places       where models are: object stores, folders, the Hub, web servers, a CDN
     cache        the local copy of a model
     engine       the streamer: from connections or files into memory
@@ -18,7 +19,8 @@ The rooms, from the bottom up; each may use those above it in this list (`make c
     mirror       upload, list, verify, download, remove
     tune         settings for a model on a GPU
     node         running an inference engine, whichever it is: its model folder, caches, child process
-    engines      one package for each inference engine: vllm
+    runtime      the image in the bucket that starts a bare node
+    engines      one package for each inference engine: vllm, sglang
     fleet        deployment files, and launches through SkyPilot
     operate      doctor, cost, benchmarks, CDN, charts, the demo
     cli          one module for each command
