@@ -223,7 +223,7 @@ class HubSnapshot:
         return self._xet.usable
 
     def _xet_pieces(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """The range's bytes in order, in pieces of any size."""
+        """The range's bytes in order, in pieces of any size; an error behind the last one, where more are needed."""
         size = self._size(key)
         try:
             yield from self._xet.pieces(self._metadata[key].xet_file_data, size, start, stop)
@@ -233,6 +233,7 @@ class HubSnapshot:
                 f"{self.repo}/{key}: hf-xet failed ({type(exc).__name__})",
                 hint="run it again; HF_XET_LOG_LEVEL=debug makes hf-xet say more in its logs",
             ) from None
+        raise UnavailableError(f"{self.repo}/{key}: hf-xet gave fewer than {stop - start} bytes")
 
     def location(self, key: str, *, refused: str | None = None) -> Link:
         """The link to a file's bytes, and the headers to send there; not the `refused` one, which has expired.
