@@ -63,9 +63,9 @@ def run(
     `environ` is its whole environment; no message has its secrets. `prefix` is a command that starts it. `pss` measures
     memory exactly, at some cost of CPU.
     """
-    program = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(os.getpid())]
-    program += ["--interval", str(interval_seconds), "--timeout", str(timeout_seconds), *(["--pss"] if pss else [])]
-    measured = _measure([*prefix, *program, "--", *command], environ, cwd)
+    options = {"pss": pss, "interval": interval_seconds, "timeout": timeout_seconds, "parent": os.getpid()}
+    program = [sys.executable, str(PROGRAMS / "measure.py"), json.dumps(options)]
+    measured = _measure([*prefix, *program, *command], environ, cwd)
     output, errors = measured.pop("stdout"), measured.pop("stderr")
     if measured["timed_out"]:
         raise RunFailed(f"it took longer than {timeout_seconds:g} s")

@@ -1,16 +1,15 @@
 """Runs one command and measures the wall time, CPU time and peak memory of its whole process tree. Linux only.
 
-    python measure.py [--pss] [--interval SECONDS] [--timeout SECONDS] [--parent PID] -- COMMAND...
+    python measure.py '{"pss": false, "interval": 0.05, "timeout": 300, "parent": PID}' COMMAND...
 
 Adopts orphans and waits for them, so that their CPU time counts; the wall time ends when the command itself exits.
 Memory is sampled: the private resident pages of all processes, plus the largest shared resident set of any one (an
-arena that several processes map counts once); --pss adds up the kernel's proportional sets instead, which is exact and
+arena that several processes map counts once); "pss" adds up the kernel's proportional sets instead, which is exact and
 slower. Prints one line of JSON with the command's output. SIGTERM, SIGINT and the parent's death kill the whole tree.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -28,23 +27,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 def main() -> None:
     """Runs and measures the command on the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pss", action="store_true")
-    parser.add_argument("--interval", type=float, default=0.05)
-    parser.add_argument("--timeout", type=float, default=600.0)
-    parser.add_argument("--parent", type=int)
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
-    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    options, command = json.loads(sys.argv[1]), sys.argv[2:]
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_on_signal)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if args.parent and os.getppid() != args.parent:
+    if os.getppid() != options.pop("parent"):
         # The parent died before PDEATHSIG was set, so no signal will come.
         sys.exit(1)
-    print(json.dumps(run(command, pss=args.pss, interval=args.interval, timeout=args.timeout)))
+    print(json.dumps(run(command, **options)))
 
 
 def run(command: list[str], *, pss: bool, interval: float, timeout: float) -> dict[str, object]:

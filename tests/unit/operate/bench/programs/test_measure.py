@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -35,6 +36,7 @@ def test_nothing_runs_when_the_parent_has_exited(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as parent:
         pass
     ran = tmp_path / "ran"
-    command = [sys.executable, str(PROGRAMS / "measure.py"), "--parent", str(parent.pid), "--", "touch", str(ran)]
+    options = json.dumps({"pss": False, "interval": 0.05, "timeout": 10, "parent": parent.pid})
+    command = [sys.executable, str(PROGRAMS / "measure.py"), options, "touch", str(ran)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     assert not ran.exists()
