@@ -116,7 +116,7 @@ def _record(folder: Path) -> dict[str, float]:
     assert decode(data) == reads
     return {
         "files": len(reads.files),
-        "bytes": reads.read_bytes,
+        "bytes": sum(file.read_bytes for file in reads.files),
         "of_bytes": sum(file.size for file in reads.files),
         "encoded_bytes": len(data),
         "seconds": seconds,

@@ -181,7 +181,7 @@ def test_a_service_has_several_models(server: RangedServer, files: dict[str, byt
         assert loads.add(other, options=Options()) is added, "the first one stays"
         assert read(loads, main, FIRST) == expected_tensors(tmp_path / "x", files)
         assert read(loads, other, FIRST) == expected_tensors(tmp_path / "y", small)
-        assert loads.of_start == loads._models[main].of_start
+        assert loads.of_start == loads._models[main].of_start[FIRST]
         assert len(loads.loads) == 2
         for path, content in sharded_checkpoint(shards=1, layers=1, seed=6).items():
             server.put(f"/other/{path}", content)

@@ -16,12 +16,11 @@ from coldstream.cache.copy_writer import CopyWriter
 from coldstream.errors import ConfigError, UsageError
 from coldstream.machine import disk
 from coldstream.machine.atomic_file import write_atomically
+from coldstream.machine.closing import Closing
 from coldstream.model.names import expanded
 from coldstream.units import parse_bytes
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from coldstream.settings import Settings
 
 
@@ -162,7 +161,7 @@ class Cache:
         return LocalCopy(folder, plan, self.bytes_max, lock=lock)
 
 
-class LocalCopy:
+class LocalCopy(Closing):
     """Protects a copy from eviction until `close`, and follows its journal. For one thread of its process."""
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, lock: int) -> None:
@@ -175,12 +174,6 @@ class LocalCopy:
 
     def __repr__(self) -> str:
         return f"LocalCopy({self.name}, {self.version}, {'closed' if self._lock is None else 'open'})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @property
     def complete(self) -> bool:

@@ -10,16 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coldstream.cache.copy_records import DIGEST_BYTES, NOT_THERE, OURS, RECORD, CopyContents, CopyPlan, read_plan
 from coldstream.cache.space import make_room, mark_latest, root_of
 from coldstream.machine import disk
 from coldstream.machine.atomic_file import TEMPORARY_PREFIX, write_all, write_at
+from coldstream.machine.closing import Closing
 from coldstream.units import GIB, MIB
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Sync after this much, so that dirty pages do not pile up: a load needs the memory, and a container's limit cannot
 # reclaim dirty pages. fdatasync leaves clean pages in the page cache, where the next load reads them and the kernel can
@@ -33,7 +30,7 @@ OPEN_FILES_MAX = 64
 _LEFTOVER_SECONDS = 3600.0
 
 
-class CopyWriter:
+class CopyWriter(Closing):
     """The only writer of a copy. For one thread. A DiskError closes it; what was written stays for the next writer."""
 
     def __init__(self, folder: Path, plan: CopyPlan, bytes_max: int | None, *, locks: ExitStack) -> None:
@@ -52,12 +49,6 @@ class CopyWriter:
     def __repr__(self) -> str:
         missing = sum(self._contents.missing)
         return f"CopyWriter({self.folder}, {'closed' if self.closed else f'{missing} chunks missing'})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @classmethod
     def open(cls, folder: Path, *, bytes_max: int | None = None, repair: bool = False) -> CopyWriter | None:

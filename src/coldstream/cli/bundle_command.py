@@ -12,7 +12,7 @@ import msgspec
 from coldstream.cli.output import attributes, table_text
 from coldstream.cli.session import State, confirm
 from coldstream.cli.verbs import Group, dry_run_option, yes_option
-from coldstream.engines.vllm.vllm_caches import VllmCaches, caches_base
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.model.names import checked_name
 from coldstream.node.bundle.bundle_pointer import checked_secret
@@ -92,8 +92,9 @@ def publish(state: State, name: str, dry_run: bool) -> None:
     secret = _secret(state)
     if secret is None:
         raise UsageError("COLDSTREAM_BUNDLE_KEY is not set", hint="run: coldstream setup --bundle-key")
-    base = caches_base(state.settings(), os.environ)
-    kept = local_bundles_of(base, name, VllmCaches())
+    layout = VllmCaches()
+    base = layout.base(state.settings(), os.environ)
+    kept = local_bundles_of(base, name, layout)
     if not kept:
         raise NotFoundError(f"no compile caches of {name} in {base}", hint=f"run: coldstream serve {shlex.quote(name)}")
     shelf = _shelf(state, name)

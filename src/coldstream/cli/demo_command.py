@@ -16,7 +16,7 @@ from coldstream.cli.live import StartStatus, live_lines, phase_lines, progress_f
 from coldstream.cli.output import attributes
 from coldstream.cli.session import State
 from coldstream.cli.verbs import Verb
-from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.engines.vllm.vllm_engine import VllmEngine
 from coldstream.errors import CancelledError, ColdstreamError, IntegrityError, NotFoundError
 from coldstream.loading.options import Options
@@ -116,7 +116,7 @@ def _vllm(state: State, environment: Path | None, model: str | None) -> str | No
             raise NotFoundError(f"{environment} does not contain vLLM: no bin/vllm", hint=hint)
         return str(program)
     try:
-        return find_program(None).path
+        return Program.find(None).path
     except NotFoundError:
         state.say("skipping vLLM: it is not installed")
         state.say(f"hint:  {cpu_vllm_hint('.venv-vllm')}")

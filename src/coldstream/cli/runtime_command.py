@@ -18,7 +18,7 @@ from coldstream.cli.session import State, confirm, write_file
 from coldstream.cli.stored_runtimes import publish_runtime
 from coldstream.cli.verbs import FILE, Group, dry_run_option, yes_option
 from coldstream.engines.vllm.model_facts import add_model_facts
-from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.errors import NotFoundError, UsageError
 from coldstream.runtime import environment, packages, runtime_store
 from coldstream.runtime.image import packed
@@ -70,7 +70,7 @@ def publish(state: State, source: Path | None, without_vllm: bool, dry_run: bool
     if without_vllm:
         fill = packages.gather
     else:
-        installed = environment.inspect(source or Path(find_program(None).interpreter or sys.executable))
+        installed = environment.inspect(source or Path(Program.find(None).interpreter or sys.executable))
         state.say(f"packing {installed.python.parent.parent}")
         fill = partial(_fill_with_vllm, state, installed)
     with packed(fill) as runtime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from bisect import bisect_left
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -186,34 +186,29 @@ def prepare_load(
     if latest is None and scheme_of(uri, settings) != "file":
         on_cold()
     retry = Retry(Backoff(give_up_seconds=OFFLINE_SECONDS if latest is not None else settings.retry_seconds))
-    try:
-        origin = open_model_reader(uri, settings, retry=retry, via=options.via)
-        checkpoint = origin.checkpoint()
+    # Closed before it is opened again: a copy in use cannot be replaced.
+    with ExitStack() as closing:
+        if latest is not None:
+            closing.enter_context(latest)
+        try:
+            origin = open_model_reader(uri, settings, retry=retry, via=options.via)
+            checkpoint = origin.checkpoint()
+        except UnavailableError:
+            if latest is None:
+                raise
+            checkpoint = _from_copy(uri, latest)
+            headers = _chosen(checkpoint, options)
+            closing.pop_all()
+            return PreparedLoad(
+                checkpoint=checkpoint,
+                origin=None,
+                headers=headers,
+                local_copy=latest,
+                cached="complete",
+                bytes_max=None,
+            )
         _refuse_ranks(checkpoint)
         headers = _chosen(checkpoint, options)
-    except UnavailableError:
-        if latest is None:
-            raise
-        checkpoint = _from_copy(uri, latest)
-        try:
-            headers = _chosen(checkpoint, options)
-        except BaseException:
-            latest.close()
-            raise
-        return PreparedLoad(
-            checkpoint=checkpoint,
-            origin=None,
-            headers=headers,
-            local_copy=latest,
-            cached="complete",
-            bytes_max=None,
-        )
-    except BaseException:
-        if latest is not None:
-            latest.close()
-        raise
-    if latest is not None:
-        latest.close()
     local_copy, cached = None, "off"
     # Without a version that identifies the content, an old copy looks like a new one.
     if cache is not None and checkpoint.pinned and any(not shard.is_local for shard in checkpoint.shards):

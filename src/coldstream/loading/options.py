@@ -110,7 +110,7 @@ class Options:
 
 
 class LoadOptions(TypedDict, total=False):
-    """The keyword arguments of every kind of load; `Options` describes them."""
+    """The keyword arguments of every kind of load; `Options` describes these and those of the other kinds."""
 
     device: str
     connections: int | None
@@ -125,8 +125,16 @@ class LoadOptions(TypedDict, total=False):
     on_progress: OnProgress | None
 
 
-def takes_options(*ignored: str) -> Callable[[_Function], _Function]:
-    """Lists `LoadOptions` in a function's signature, for `help`, and accepts old names with a `DeprecationWarning`.
+class TensorOptions(LoadOptions, total=False):
+    """Those of a load whose tensors the caller gets one by one."""
+
+    names: Names | None
+    framework: str | None
+    pin: bool
+
+
+def takes_options(*ignored: str, listed: type[LoadOptions] = LoadOptions) -> Callable[[_Function], _Function]:
+    """Shows the options `listed` in a signature, for `help`, and accepts old names with a `DeprecationWarning`.
 
     `ignored` are parameters that the function used to accept and that never had an effect on it. Type checkers see the
     present names only.
@@ -150,7 +158,7 @@ def takes_options(*ignored: str) -> Callable[[_Function], _Function]:
             own += [
                 last.replace(name=field.name, kind=last.KEYWORD_ONLY, default=field.default, annotation=field.type)
                 for field in fields(Options)
-                if field.name in LoadOptions.__annotations__
+                if field.name in listed.__annotations__
             ]
             call.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]

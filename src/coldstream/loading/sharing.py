@@ -29,18 +29,19 @@ from coldstream.loading.load_report import make_report
 from coldstream.loading.options import LoadOptions, Options, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
 from coldstream.loading.tensors import Layout, LoadedTensor, TensorStream, tensor_reader
+from coldstream.machine.closing import Closing
 from coldstream.model.header import parse_header
 from coldstream.model.names import Uri
 from coldstream.settings import ambient_settings
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
 _POLL_SECONDS = 0.1
 
 
-class Share:
-    """A load that other processes read; a thread of this process attends to it. A context manager.
+class Share(Closing):
+    """A load that other processes read; a thread of this process attends to it.
 
     Readers pass its `address`, a socket that only this user can open, to `attach`.
     """
@@ -83,12 +84,6 @@ class Share:
             raise
         self._thread = threading.Thread(target=self._attend, name="coldstream-share", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Share({self._uri}, {self._consumers} consumers)"

@@ -21,7 +21,7 @@ from coldstream.engine.load_statistics import LoadReport, LoadStatistics
 from coldstream.errors import ColdstreamError, UsageError
 from coldstream.loading.load_plan import PreparedLoad, prepare_load
 from coldstream.loading.load_report import make_report
-from coldstream.loading.options import LoadOptions, OnProgress, Options, require_torch, takes_options
+from coldstream.loading.options import LoadOptions, OnProgress, Options, TensorOptions, require_torch, takes_options
 from coldstream.loading.ownership import attend, cached_now, counted, error_of, start_owner
 from coldstream.loading.tensors import Layout, LoadedTensor, TensorReader, TensorStream, is_pinned, tensor_reader
 from coldstream.model.names import Uri
@@ -37,44 +37,22 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.1
 
 
-@takes_options()
-def stream(
-    uri: str | Uri,
-    *,
-    names: Names | None = None,
-    subfolder: str = "",
-    framework: str | None = None,
-    pin: bool = False,
-    keep_all: bool = False,
-    **options: Unpack[LoadOptions],
-) -> Load:
+@takes_options(listed=TensorOptions)
+def stream(uri: str | Uri, *, subfolder: str = "", keep_all: bool = False, **options: Unpack[TensorOptions]) -> Load:
     """Streams a model's tensors as they arrive: an iterator of (name, tensor).
 
     `subfolder` is a folder inside the model, such as a component of a pipeline. `Load` describes the URI, `Options` the
     other parameters.
     """
-    made = Options(names=names, framework=framework, pin=pin, keep_all=keep_all, **options)
-    return Load(Uri.of(uri).below(subfolder), made)
+    return Load(Uri.of(uri).below(subfolder), Options(keep_all=keep_all, **options))
 
 
-@takes_options()
+@takes_options(listed=TensorOptions)
 def load(
-    uri: str | Uri,
-    *,
-    names: Names | None = None,
-    subfolder: str = "",
-    framework: str | None = None,
-    pin: bool = False,
-    keep_all: bool = True,
-    **options: Unpack[LoadOptions],
+    uri: str | Uri, *, subfolder: str = "", keep_all: bool = True, **options: Unpack[TensorOptions]
 ) -> dict[str, LoadedTensor]:
-    """Loads all of a model's tensors, by name. Takes as much memory as the model has bytes.
-
-    `subfolder` is a folder inside the model, such as a component of a pipeline. `Load` describes the URI, `Options` the
-    other parameters.
-    """
-    made = Options(names=names, framework=framework, pin=pin, keep_all=keep_all, **options)
-    with Load(Uri.of(uri).below(subfolder), made) as loading:
+    """Loads all of a model's tensors, by name; takes as much memory as the model has bytes. Otherwise as `stream`."""
+    with Load(Uri.of(uri).below(subfolder), Options(keep_all=keep_all, **options)) as loading:
         return dict(loading)
 
 

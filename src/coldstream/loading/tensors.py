@@ -21,6 +21,7 @@ from coldstream.engine.attach import Extent
 from coldstream.engine.mapping import Memory, PageMaker
 from coldstream.errors import UsageError
 from coldstream.loading.options import PINNED_BYTES_MAX, Options, has_torch
+from coldstream.machine.closing import Closing
 from coldstream.model.header import Header, Tensor
 
 if TYPE_CHECKING:
@@ -92,21 +93,11 @@ class Layout:
     def tensors(self, extent: int) -> list[Tensor]:
         return self._by_extent[extent]
 
-    def make(self, extent: Extent, maker: Maker) -> Iterator[tuple[str, LoadedTensor]]:
-        """An extent's tensors as (name, tensor). Each keeps the extent."""
-        memory, start = extent.memory, extent.start
-        for tensor in self._by_extent[extent.number]:
-            yield tensor.name, maker(tensor, memory, tensor.start - start)
 
-
-def buffer_maker() -> Maker:
-    """Makes typed buffers."""
-
-    def make(tensor: Tensor, memory: Any, offset: int) -> TypedBuffer:
-        data = memoryview(memory).cast("B")[offset : offset + tensor.stop - tensor.start]
-        return TypedBuffer(tensor.name, tensor.dtype, tensor.shape, data)
-
-    return make
+def make_buffer(tensor: Tensor, memory: Any, offset: int) -> TypedBuffer:
+    """A typed buffer over the memory itself."""
+    data = memoryview(memory).cast("B")[offset : offset + tensor.stop - tensor.start]
+    return TypedBuffer(tensor.name, tensor.dtype, tensor.shape, data)
 
 
 def torch_maker() -> Maker:
@@ -156,12 +147,9 @@ class Lane:
         """Makes the current stream wait for the copies so far; returns when they are done, None if they are."""
         return None
 
-    def pin(self, address: int, size: int) -> bool:
-        """Pins `[address, address + size)`; returns whether that worked."""
-        return False
-
-    def unpin(self, address: int) -> None:
-        pass
+    def pin(self, address: int, size: int) -> Callable[[], object] | None:
+        """Pins `[address, address + size)`; returns what unpins it, or None if that did not work."""
+        return None
 
 
 class CudaLane(Lane):
@@ -186,17 +174,15 @@ class CudaLane(Lane):
         self._torch.cuda.current_stream(self._device).wait_event(event)
         return event
 
-    def pin(self, address: int, size: int) -> bool:
+    def pin(self, address: int, size: int) -> Callable[[], object] | None:
         # Pinned pages cannot become huge pages.
         pages = PageMaker((ctypes.c_ubyte * size).from_address(address))
         for start in range(0, size, _PINNED_AT_ONCE):
             pages.make(start, min(start + _PINNED_AT_ONCE, size))
-        cudart: Any = self._torch.cuda.cudart
-        return int(cudart().cudaHostRegister(address, size, 0)) == 0
-
-    def unpin(self, address: int) -> None:
-        cudart: Any = self._torch.cuda.cudart
-        cudart().cudaHostUnregister(address)
+        cudart: Any = self._torch.cuda.cudart()  # type: ignore[no-untyped-call,unused-ignore]
+        if int(cudart.cudaHostRegister(address, size, 0)):
+            return None
+        return partial(cudart.cudaHostUnregister, address)
 
 
 class TensorReader:
@@ -204,13 +190,11 @@ class TensorReader:
 
     def __init__(self, layout: Layout, maker: Maker) -> None:
         self._layout, self._maker = layout, maker
-        self._unpin: Callable[[], None] | None = None
+        self._unpin: Callable[[], object] | None = None
 
     def pin(self, lane: Lane, memory: Any, size: int) -> None:
         """Pins, and touches, the first `size` bytes of the mapped arena; copies from beyond are slower."""
-        address = ctypes.addressof(ctypes.c_ubyte.from_buffer(memory))
-        if lane.pin(address, size):
-            self._unpin = partial(lane.unpin, address)
+        self._unpin = lane.pin(ctypes.addressof(ctypes.c_ubyte.from_buffer(memory)), size)
 
     def empty(self) -> Iterator[tuple[str, LoadedTensor]]:
         """The tensors without elements, which are in no extent."""
@@ -218,8 +202,10 @@ class TensorReader:
             yield tensor.name, self._maker(tensor, bytearray(), 0)
 
     def make(self, extent: Extent) -> Iterator[tuple[str, LoadedTensor]]:
-        """An extent's tensors, as (name, tensor)."""
-        return self._layout.make(extent, self._maker)
+        """An extent's tensors as (name, tensor). Each keeps the extent."""
+        memory, start = extent.memory, extent.start
+        for tensor in self._layout.tensors(extent.number):
+            yield tensor.name, self._maker(tensor, memory, tensor.start - start)
 
     def settle(self, *, wait: bool = False) -> bool:
         """Releases the memory of finished copies, after the oldest one if `wait`; returns whether there were any."""
@@ -232,7 +218,7 @@ class TensorReader:
             self._unpin = None
 
 
-class TensorStream:
+class TensorStream(Closing):
     """Iterates over (name, tensor), once; a context manager."""
 
     _target: Any  # what is loaded, for messages
@@ -248,15 +234,6 @@ class TensorStream:
 
     def __next__(self) -> tuple[str, LoadedTensor]:
         return next(self._tensors)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        raise NotImplementedError
 
 
 class DeviceReader(TensorReader):
@@ -324,7 +301,7 @@ def tensor_reader(layout: Layout, options: Options, *, arena: Memory | None, pin
             reader.pin(lane, arena, pinned_bytes)
         return reader
     is_torch = options.pin or options.framework == "pt" or (options.framework is None and has_torch())
-    reader = TensorReader(layout, torch_maker() if is_torch else buffer_maker())
+    reader = TensorReader(layout, torch_maker() if is_torch else make_buffer)
     if arena is not None and is_pinned(options):
         reader.pin(CudaLane(checked_device("cuda")), arena, min(pinned_bytes, PINNED_BYTES_MAX))
     return reader

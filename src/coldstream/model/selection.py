@@ -178,30 +178,24 @@ def left_out(paths: Iterable[str], *, index: bytes | None = None) -> dict[str, s
     return {path: reasons.get(path, f"not in {name}") for path in top if path not in listed}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardChoice:
-    """Which of a model's weights are loaded."""
+def choose_shards(
+    paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool
+) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The shards among a model's files, sorted, and the weights and the index that do not count: path to why.
 
-    shards: tuple[str, ...]  # their paths, sorted
-    left_out: Mapping[str, str]  # weights and an index that do not count: path to why
-
-
-def choose_shards(paths: Iterable[str], read: Callable[[str, int], bytes], *, is_checked: bool) -> ShardChoice:
-    """The shards among a model's files; `read` reads at most so many bytes of a small one, and only of the index.
-
-    With `is_checked` the index was compared with the files when they were uploaded, and is not read needlessly.
+    `read` reads at most so many bytes of a small file, and only of the index. With `is_checked` the index was compared
+    with the files when they were uploaded, and is not read needlessly.
     """
     paths = list(paths)
-    name = index_name(paths)
-    shards = weights(path for path in paths if path != name)
+    name, shards = index_name(paths), weights(paths)
     if not shards:
-        return ShardChoice(shards=(), left_out={})
+        return (), {}
     is_settled = is_checked and (len(shards) == 1 or is_complete_set(shards))
     index = read(name, INDEX_BYTES_MAX) if name is not None and not is_settled else None
     shards = weights(paths, index=index)
     if index is None:
         check_numbers(shards)
-    return ShardChoice(shards=shards, left_out=left_out(paths, index=index))
+    return shards, left_out(paths, index=index)
 
 
 def small_files(sizes: Mapping[str, int], *, stored: bool) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import urllib3
 
+from coldstream.machine.closing import Closing
 from coldstream.net.http_message import (
     FetchError,
     Head,
@@ -34,7 +35,7 @@ from coldstream.net.tls import ssl_context, tls_fault
 from coldstream.package import __version__
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 CONNECT_SECONDS: Final = 10.0
 # Between two reads, not for the whole reply.
@@ -43,7 +44,7 @@ REDIRECTS_MAX: Final = 5
 _ERROR_BODY_BYTES_MAX: Final = 64 << 10
 
 
-class HttpPool:
+class HttpPool(Closing):
     """Keeps up to `count` idle connections to each host. Thread-safe. `ca_bundle` replaces AWS_CA_BUNDLE."""
 
     def __init__(self, count: int = 16, *, ca_bundle: str | None = None, read_seconds: float = READ_SECONDS) -> None:
@@ -57,12 +58,6 @@ class HttpPool:
         with self._lock:
             for manager in self._managers.values():
                 manager.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None

@@ -49,14 +49,19 @@ class EngineFlags:
         text = self.value(name) or ""
         return max(1, int(text)) if text.isdecimal() else 1
 
-    def replaced(self, name: str, *values: str) -> tuple[str, ...]:
-        """The arguments with other values of a flag, which also override the engine's configuration file."""
+    @property
+    def ranks(self) -> int:
+        """The number of ranks of one replica that will read the weights on this node, as far as the flags tell."""
+        return self.number("--tensor-parallel-size") * self.number("--pipeline-parallel-size")
+
+    def without(self, name: str) -> list[str]:
+        """The arguments without a flag and its values."""
         kept, flag = [], ""
         for argument in self.arguments:
             flag = self._long_name(argument) if _FLAG.match(argument) else flag
             if flag != name:
                 kept.append(argument)
-        return (*kept, name, *values)
+        return kept
 
     def _long_name(self, argument: str) -> str:
         name = argument.partition("=")[0]

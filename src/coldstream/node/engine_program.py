@@ -67,6 +67,10 @@ class EngineProgram:
         tested = oldest if oldest == newest else f"{oldest} to {newest}"
         return f"{self.engine} {self.version} has not been tested with coldstream, which supports {tested}"
 
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        """What the user should know before it starts."""
+        return [warning] if (warning := self.version_warning()) else []
+
     @classmethod
     def find(cls, named: str | None) -> Self:
         """The program at a path, or beside this Python, or on the PATH. Raises NotFoundError if there is none."""

@@ -13,12 +13,17 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from coldstream.machine.hardware import is_loopback
-from coldstream.node.inference_engine import EngineEndpoint
+from coldstream.node.engine_flags import EngineFlags
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _HEALTH_SECONDS = 2.0
 # The first token of a cold engine may still compile something.
@@ -26,20 +31,57 @@ _TOKEN_SECONDS = 30.0
 _ANSWER_BYTES_MAX = 1 << 20
 _METRICS_BYTES_MAX = 8 << 20
 _PROMPT = "The river"
+# Hosts that stand for every interface, and the address at which this machine reaches a server there.
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  # nothing is bound here
 
 
-class HttpEndpoint(EngineEndpoint):
-    """The API of such an engine."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEndpoint:
+    """The engine's API, which it binds at `bind_host` (empty for every interface) and `port`, or at a Unix socket.
+
+    This machine reaches it at `host`, with the API key `key`.
+    """
 
     engine: ClassVar[str]
+    # Where it listens without flags.
+    default_host: ClassVar[str] = ""
+    default_port: ClassVar[int]
     # Paths that answer with 200 when the engine is ready; the first that the engine has counts.
     health_paths: ClassVar[tuple[str, ...]] = ("/health",)
     # A line of `/metrics` with a number of requests that the engine is working on.
     requests_line: ClassVar[re.Pattern[str]]
 
+    host: str = "127.0.0.1"
+    bind_host: str = ""
+    port: int = 8000
+    socket_path: str | None = None
+    tls: bool = False
+    key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, flags: EngineFlags, environ: Mapping[str, str]) -> Self:
+        """Where an engine with these flags and this environment will answer."""
+        host, port = flags.value("--host") or cls.default_host, flags.value("--port") or ""
+        return cls(
+            host=_ANYWHERE.get(host, host),
+            bind_host=host,
+            port=int(port) if port.isdecimal() else cls.default_port,
+            socket_path=flags.value("--uds") or None,
+            tls=bool(flags.value("--ssl-certfile") and flags.value("--ssl-keyfile")),
+            key=flags.value("--api-key") or environ.get("VLLM_API_KEY") or None,
+        )
+
+    @property
+    def url(self) -> str:
+        """For people."""
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
     @property
     def exposure(self) -> str | None:
+        """A warning when other machines can reach the API without a key, or None."""
         if self.key is not None or self.socket_path is not None or is_loopback(self.bind_host):
             return None
         where = "every network interface" if self.bind_host in _ANYWHERE else self.bind_host
@@ -49,6 +91,7 @@ class HttpEndpoint(EngineEndpoint):
         )
 
     def answers(self) -> bool:
+        """Whether the health check succeeds."""
         for path in self.health_paths:
             status, _ = self._request("GET", path, seconds=_HEALTH_SECONDS, bytes_max=1024)
             if status != http.client.NOT_FOUND:
@@ -56,6 +99,10 @@ class HttpEndpoint(EngineEndpoint):
         return False
 
     def first_token(self, name: str) -> float | None:
+        """Requests one token from the model called `name`; returns when it came, by `time.monotonic`.
+
+        None when none came: some models complete no text, and other failures show in the user's own requests.
+        """
         body = json.dumps({"model": name, "prompt": _PROMPT, "max_tokens": 1, "temperature": 0}).encode()
         answer = self._fetch("POST", "/v1/completions", body, seconds=_TOKEN_SECONDS, bytes_max=_ANSWER_BYTES_MAX)
         now = time.monotonic()
@@ -64,10 +111,12 @@ class HttpEndpoint(EngineEndpoint):
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def first_token_figures(self) -> dict[str, float]:
+    def first_token_figures(self) -> Mapping[str, float]:
+        """What the engine measured of its first token: name to number."""
         return {}
 
     def requests(self) -> int:
+        """How many requests the engine is working on; 0 when it does not answer."""
         counts = self.requests_line.findall(self.metrics())
         return round(sum(float(count) for count in counts))
 
@@ -117,11 +166,6 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
-
-
-def reachable(host: str) -> str:
-    """The address at which this machine reaches a server that listens on `host`."""
-    return _ANYWHERE.get(host, host)
 
 
 def free_port() -> int:

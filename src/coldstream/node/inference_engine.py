@@ -9,12 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
-from coldstream.errors import ConfigError
+from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
 from coldstream.model.names import Uri, is_path, model_name
 from coldstream.node.child import Command
+from coldstream.node.engine_caches import EngineCaches
+from coldstream.node.engine_flags import EngineFlags
+from coldstream.node.engine_log import EngineFailure
+from coldstream.node.engine_program import EngineProgram
+from coldstream.node.http_endpoint import EngineEndpoint
+from coldstream.node.model_folder import is_configured
 from coldstream.settings import Settings
 from coldstream.telemetry.timeline.recorder import LogFacts
 from coldstream.tune.connection_curve import saved_curve
@@ -57,11 +63,6 @@ class ServeRequest:
         """Whether the model is in the configured bucket."""
         return "://" not in self.uri.full and not is_path(self.uri.full)
 
-    def measured_options(self, settings: Settings) -> Options:
-        """The options; the connections are those that `coldstream tune --measure` measured, unless they are chosen."""
-        curve = saved_curve(settings) if self.is_name and self.options.connections is None else None
-        return self.options if curve is None else replace(self.options, connections=curve.connections)
-
     @property
     def served_name(self) -> str:
         """The model's name in the API: `org/model`, or the folder's name."""
@@ -85,130 +86,73 @@ class DraftModel:
     ranks: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEndpoint(ABC):
-    """The engine's API, which it binds at `bind_host` (empty for every interface) and `port`, or at a Unix socket.
-
-    This machine reaches it at `host`, with the API key `key`.
-    """
-
-    host: str = "127.0.0.1"
-    bind_host: str = ""
-    port: int = 8000
-    socket_path: str | None = None
-    tls: bool = False
-    key: str | None = field(default=None, repr=False)
-
-    @property
-    def url(self) -> str:
-        """For people."""
-        if self.socket_path is not None:
-            return f"unix:{self.socket_path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
-
-    @property
-    @abstractmethod
-    def exposure(self) -> str | None:
-        """A warning when other machines can reach the API without a key, or None."""
-
-    @abstractmethod
-    def answers(self) -> bool:
-        """Whether the health check succeeds."""
-
-    @abstractmethod
-    def first_token(self, name: str) -> float | None:
-        """Requests one token from the model called `name`; returns when it came, by `time.monotonic`.
-
-        None when none came: some models complete no text, and other failures show in the user's own requests.
-        """
-
-    @abstractmethod
-    def first_token_figures(self) -> Mapping[str, float]:
-        """What the engine measured of its first token: name to number."""
-
-    @abstractmethod
-    def requests(self) -> int:
-        """How many requests the engine is working on; 0 when it does not answer."""
-
-
-class FailureLog(Protocol):
-    """Looks for the reason of a failure, in one line, and a hint, in the lines of the engine's output."""
-
-    hint: str | None
-
-    @property
-    def text(self) -> str | None: ...
-
-    def line(self, text: str) -> None: ...
-
-
-class CacheLayout(Protocol):
-    """The caches that an engine builds while it starts."""
-
-    def environment(self, root: str, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """The variables that put the caches below `root`, in a form that the next start can load.
-
-        Variables that the user sets in `environ` take precedence.
-        """
-
-    def keeps(self, path: str) -> bool:
-        """Whether a file, by its path below the root, belongs in a bundle."""
-
-    def is_compiled(self, path: str) -> bool:
-        """Whether it comes from a compiler."""
-
-
-class InferenceEngine(Protocol):
+class InferenceEngine(ABC):
     """An engine for one request.
 
     Attributes:
         log_setting: What makes it log the phases of its start, for a hint.
+        failure_log: Makes a reader of its output.
+        endpoint_type: Its API.
+        version: None when it is unknown without running it.
         streams: Whether it reads the weights from our load service. Otherwise it reads them itself.
         ranks: How many of its processes will read the weights on this node.
         draft: The draft model that its flags name, unless the engine reads it itself in any case.
         has_api: Whether it serves until it is told to stop: not with `--help`, nor beside another node's API.
         is_headless: Whether it serves without an API of its own.
-        has_adapters: Whether its flags let it serve adapters.
-        adapter_paths: The adapters that its flags name: name in the API to path, which may be a name in the bucket.
-        accepts_adapter_paths: Whether the user lets the API load adapters from any path.
-        needs_adapter_folders: Whether its flags must name the folders of complete copies.
+        needs_adapter_folders: Whether its flags must name the folders of complete copies of adapters.
+        api_name: The model's name in its API.
     """
 
-    name: str
-    log_setting: str
-    version: str | None
+    name: ClassVar[str]
+    log_setting: ClassVar[str]
+    failure_log: ClassVar[type[EngineFailure]]
+    endpoint_type: ClassVar[type[EngineEndpoint]]
+    caches: EngineCaches
     uses_gpus: bool
-    streams: bool
-    ranks: int
-    draft: DraftModel | None
     has_api: bool
     is_headless: bool
-    needs_adapter_folders: bool
-    api_name: str
-    caches: CacheLayout
+    draft: DraftModel | None = None
+    needs_adapter_folders = False
+
+    def __init__(self, request: ServeRequest, flags: EngineFlags, program: EngineProgram) -> None:
+        self._request, self._flags, self._program = request, flags, program
+        self.version = program.version
+        self.streams = request.loader == "coldstream"
+        self.ranks = flags.ranks
+        self.api_name = flags.value("--served-model-name") or request.served_name
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
         """What the user should know before the engine starts."""
+        return self._program.warnings(environ)
 
     def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
         """Why the engine will fail for lack of memory; None when it will not, or when that is unknown."""
+        return None
 
     def endpoint(self, environ: Mapping[str, str]) -> EngineEndpoint:
         """Where the engine will answer."""
+        return self.endpoint_type.of(self._flags, environ)
 
     @property
-    def has_adapters(self) -> bool: ...
+    def has_adapters(self) -> bool:
+        """Whether its flags let it serve adapters."""
+        return False
 
     @property
-    def adapter_paths(self) -> Mapping[str, str]: ...
+    def adapter_paths(self) -> Mapping[str, str]:
+        """The adapters that its flags name: name in the API to path, which may be a name in the bucket."""
+        return {}
 
     @property
-    def accepts_adapter_paths(self) -> bool: ...
+    def accepts_adapter_paths(self) -> bool:
+        """Whether the user lets the API load adapters from any path."""
+        return False
 
+    @abstractmethod
     def adapter_rank_max(self, rank: int) -> int:
         """The largest rank of adapters that the engine will accept, if it should accept `rank`."""
 
+    @abstractmethod
     def add_adapters(
         self, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool, update_seconds: float
     ) -> None:
@@ -219,31 +163,46 @@ class InferenceEngine(Protocol):
         """
 
     def load_options(self, settings: Settings) -> Options:
-        """The options of the loads, with those among the engine's own flags."""
+        """The options of the loads, with those among the engine's own flags.
+
+        The connections are those that `coldstream tune --measure` measured, unless they are chosen.
+        """
+        options = self._request.options
+        curve = saved_curve(settings) if self._request.is_name and options.connections is None else None
+        return options if curve is None else replace(options, connections=curve.connections)
 
     def use_draft(self, folder: Path) -> None:
         """Names the draft model's folder in the command. Raises UsageError if the engine cannot load it."""
+        raise NotImplementedError
 
+    @abstractmethod
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         """The command for a model folder whose weights come from the load service at the address `service`.
 
         `socket_folder` is a private folder for the engine's own sockets, removed with the service.
         """
 
+    @abstractmethod
     def own_command(self, settings: Settings, say: Say) -> Command:
         """The command for an engine that reads the weights itself; downloads them if it has to."""
 
-    def read_line(self, line: str) -> LogFacts:
+    @staticmethod
+    @abstractmethod
+    def read_line(line: str) -> LogFacts:
         """What a line of its log says about the start."""
-
-    def failure_log(self) -> FailureLog:
-        """A reader of its output."""
-
-    def caches_base(self, settings: Settings, environ: Mapping[str, str]) -> Path:
-        """The folder with the caches of all starts on this node."""
 
     def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
         """What its caches depend on, beyond model, device, processor and paths; each part in words, without secrets.
 
         Raises ConfigError if the engine's packages are unknown.
         """
+        if not self._program.packages:
+            raise ConfigError(f"the packages that {self._program.path} uses are unknown")
+        return self.caches.key_parts(self._program, self._flags, environ)
+
+    def _check_servable(self, folder: Path) -> None:
+        """Rejects what would fail the engine after half a minute: a model without a configuration."""
+        if not is_configured(folder):
+            name = self._request.served_name
+            hint = "upload it with its config.json"
+            raise UsageError(f"{name} has no config.json: {self.name} cannot serve it", hint=hint)

@@ -8,11 +8,10 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from ipaddress import IPv6Address
 from pathlib import Path
 
 from coldstream.errors import ColdstreamError
-from coldstream.node.inference_engine import EngineEndpoint
+from coldstream.node.http_endpoint import EngineEndpoint
 
 _LISTENS = "0A"
 # A flag in /proc/net/unix: the socket accepts connections.
@@ -31,10 +30,7 @@ def check_free(endpoint: EngineEndpoint, name: str) -> None:
         return
     host, port = endpoint.bind_host, endpoint.port
     # As servers on uvloop choose it.
-    family = socket.AF_INET
-    with suppress(ValueError):
-        IPv6Address(host)
-        family = socket.AF_INET6
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

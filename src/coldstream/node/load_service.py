@@ -27,12 +27,11 @@ from coldstream.engine.rendezvous import SocketFolder
 from coldstream.errors import CancelledError, ColdstreamError, ConflictError, NotFoundError
 from coldstream.loading.options import Options
 from coldstream.loading.sharing import Share
+from coldstream.machine.closing import Closing
 from coldstream.model.names import Uri
 from coldstream.node import module_reads
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from coldstream.node.adapter_service import AdapterService
 
 # In the environment of the engine's processes: the service's address.
@@ -65,8 +64,8 @@ class ModelLoads:
 
     Attributes:
         current: Those whose readers are not gone, and in any case the first and the newest; empty once closed.
-        of_start: The loads of the start, in order: one for each engine of this node.
-        drafts_of_start: Those of them that the engine reads as its draft model.
+        of_start: The loads of the start, in order: one for each engine of this node. Those that the engines read as
+            their draft model are counted apart.
         failures: Why other loads could not begin.
     """
 
@@ -78,8 +77,7 @@ class ModelLoads:
         self._open: dict[str, _OpenLoad] = {}
         self._is_closed = False
         self.current: tuple[Share, ...] = ()
-        self.of_start: tuple[Share, ...] = ()
-        self.drafts_of_start: tuple[Share, ...] = ()
+        self.of_start: dict[str, tuple[Share, ...]] = {FIRST: (), FIRST_DRAFT: ()}
         self.failures: list[ColdstreamError] = []
 
     def begin(self, which: str, *, consumers: int) -> Share:
@@ -94,8 +92,8 @@ class ModelLoads:
             if load is not None and not load.requests and (load.consumers != consumers or load.share.is_gone):
                 # It began before their number was known, or its streamer was killed before the first reader came.
                 load.share.close()
-                self.of_start = tuple(share for share in self.of_start if share is not load.share)
-                self.drafts_of_start = tuple(share for share in self.drafts_of_start if share is not load.share)
+                if which in self.of_start:
+                    self.of_start[which] = tuple(share for share in self.of_start[which] if share is not load.share)
                 load = None
             if load is None or load.requests >= load.consumers or load.consumers != consumers:
                 # A second engine on this node counts its loads like the first, and reads a load of its own.
@@ -118,7 +116,7 @@ class ModelLoads:
     def _drop(self) -> None:
         """Closes loads that all of their readers have read: each reload leaves one. The first stays for its report."""
         # Closed ones too, such as one that began before the number of its readers was known.
-        gone = [share for share in self.current if share not in self.of_start[:1] and share.wait_until_gone(0)]
+        gone = [share for share in self.current if share not in self.of_start[FIRST][:1] and share.wait_until_gone(0)]
         if not gone:
             return
         self._before_drop()
@@ -132,10 +130,8 @@ class ModelLoads:
 
     def _begin(self, which: str, consumers: int) -> _OpenLoad:
         load = self._open[which] = _OpenLoad(self._new_share(consumers), consumers)
-        if which == FIRST and len(self.of_start) < _ENGINES_MAX:
-            self.of_start = (*self.of_start, load.share)
-        if which == FIRST_DRAFT and len(self.drafts_of_start) < _ENGINES_MAX:
-            self.drafts_of_start = (*self.drafts_of_start, load.share)
+        if (first := self.of_start.get(which)) is not None and len(first) < _ENGINES_MAX:
+            self.of_start[which] = (*first, load.share)
         return load
 
     def _new_share(self, consumers: int) -> Share:
@@ -157,8 +153,8 @@ class ModelLoads:
         return share
 
 
-class LoadService:
-    """Serves loads of one or more models to this user's processes, from threads of this process. Context manager.
+class LoadService(Closing):
+    """Serves loads of one or more models to this user's processes, from threads of this process.
 
     Attributes:
         folder: A private folder for sockets, removed with the service, however it ends.
@@ -184,12 +180,6 @@ class LoadService:
         self._listening.listen(64)
         threading.Thread(target=self._serve, name="coldstream-service", daemon=True).start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"LoadService({', '.join(self._models)}, {len(self.loads)} loads)"
 
@@ -206,12 +196,12 @@ class LoadService:
     @property
     def of_start(self) -> tuple[Share, ...]:
         """The loads of the start, in order: one of the served model for each engine of this node."""
-        return self._models[self._uri].of_start
+        return self._models[self._uri].of_start[FIRST]
 
     @property
     def drafts_of_start(self) -> tuple[Share, ...]:
         """The first loads of draft models: one for each engine of this node."""
-        return tuple(share for model in [*self._models.values()] for share in model.drafts_of_start)
+        return tuple(share for model in [*self._models.values()] for share in model.of_start[FIRST_DRAFT])
 
     @property
     def first(self) -> Share | None:
@@ -271,8 +261,9 @@ class LoadService:
         files: dict[str, None] = {}
         for sock in reporters:
             modules: object = None
+            sock.settimeout(max(0.001, until - time.monotonic()))
             with suppress(OSError, ValueError):
-                modules = json.loads(_read_line(sock, bytes_max=_MODULES_BYTES_MAX, until=until))
+                modules = json.loads(_read_line(sock, _MODULES_BYTES_MAX))
             if isinstance(modules, list):
                 files.update((module, None) for module in modules if isinstance(module, str))
             with self._lock:
@@ -355,13 +346,6 @@ def ask(address: str, uri: str | Uri, which: str, *, consumers: int) -> str:
     raise ColdstreamError(error.get("message", "the streaming process ended"), hint=error.get("hint"))
 
 
-def _read_line(sock: socket.socket, *, bytes_max: int = _LINE_BYTES_MAX, until: float | None = None) -> bytes:
-    line = bytearray()
-    while not line.endswith(b"\n") and len(line) < bytes_max:
-        if until is not None:
-            sock.settimeout(max(0.001, until - time.monotonic()))
-        piece = sock.recv(1 << 16)
-        if not piece:
-            break
-        line += piece
-    return bytes(line)
+def _read_line(sock: socket.socket, bytes_max: int = _LINE_BYTES_MAX) -> bytes:
+    with sock.makefile("rb", buffering=1 << 16) as file:
+        return file.readline(bytes_max)

@@ -126,6 +126,11 @@ def _folder_below(root: Path, uri: Uri, settings: Settings, resolved: Share | No
     return ModelFolder(path=path, note=note, offline=False, checkpoint=checkpoint, left_out=left_out)
 
 
+def is_configured(folder: Path) -> bool:
+    """Whether an engine can serve what is in a folder, by its configuration."""
+    return any((folder / name).is_file() for name in CONFIGURATIONS)
+
+
 def read_note(folder: str | os.PathLike[str]) -> Note | None:
     """The note of a folder; None when the folder is not one of ours."""
     try:

@@ -24,7 +24,9 @@ from coldstream.machine import hardware
 from coldstream.machine.process_session import session
 from coldstream.node.bundle.warm_start import WarmState
 from coldstream.node.child import Child, running
-from coldstream.node.inference_engine import EngineEndpoint, FailureLog, InferenceEngine, Say, ServeRequest
+from coldstream.node.engine_log import EngineFailure
+from coldstream.node.http_endpoint import EngineEndpoint
+from coldstream.node.inference_engine import InferenceEngine, Say, ServeRequest
 from coldstream.node.listener import check_free, is_listening
 from coldstream.node.load_service import LoadService
 from coldstream.node.readahead.recording import record
@@ -79,12 +81,12 @@ def serve(
     *,
     say: Say,
     on_started: Callable[[Started], None],
-    stdout: BinaryIO | None = None,
-    stderr: BinaryIO | None = None,
+    stdout: BinaryIO | None,
+    stderr: BinaryIO | None,
     explain: Callable[[str, str | None], None],
     meter: Meter | None = None,
     began: float | None = None,
-    on_recorder: Callable[[Recorder], None] = lambda _: None,
+    on_recorder: Callable[[Recorder], None],
 ) -> int:
     """Runs the engine until it exits.
 
@@ -201,7 +203,7 @@ class _Start:
     engine: InferenceEngine
     prepared: PreparedStart
     recorder: Recorder
-    failure_log: FailureLog
+    failure_log: EngineFailure
     timelines: Timelines
     began: float
     meter: Meter

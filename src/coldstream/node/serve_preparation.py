@@ -32,7 +32,7 @@ from coldstream.node.bundle.warm_start import WarmStart
 from coldstream.node.child import Command
 from coldstream.node.inference_engine import DraftModel, InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import LoadService
-from coldstream.node.model_folder import CONFIGURATIONS, ModelFolder, model_folder
+from coldstream.node.model_folder import ModelFolder, is_configured, model_folder
 from coldstream.node.readahead.prefetch import start_read_ahead
 from coldstream.node.serve_adapters import serve_adapters
 from coldstream.places.opening import open_model_reader, open_store
@@ -75,15 +75,16 @@ def prepared_start(
     service before its first load, and with a second one after a fallback. `meter` counts adapters. Raises what
     `model_folder`, `Share` and the engine raise.
     """
+    start = _Preparation(request=request, settings=settings, engine=engine, say=say, dry=dry)
     for warning in engine.warnings(os.environ):
         say(f"warning: {warning}")
     with ExitStack() as stack:
         service = downloaded = None
         if engine.streams:
-            service, folder = _stream(request, settings, engine, stack, say=say, dry=dry, on_service=on_service)
+            service, folder = start.stream(stack, on_service)
             versions = {"model": folder.note.version}
             if engine.draft is not None:
-                draft = _stream_draft(engine.draft, service, request, settings, engine, say=say, dry=dry)
+                draft = start.stream_draft(engine.draft, service)
                 engine.use_draft(draft.path)
                 versions["draft"] = draft.note.version
             base = folder.checkpoint
@@ -104,9 +105,7 @@ def prepared_start(
         passed = passed_environment(request.pass_env, settings, os.environ, say)
         command = command.with_environment({**user_environment(os.environ), **request.environment, **passed})
         environ = {**os.environ, **command.environment}
-        warm = None
-        if versions and request.bundle != "off":
-            warm = _warm_start(request, settings, engine, versions=versions, environ=environ, say=say)
+        warm = start.warm_start(versions, environ) if versions and request.bundle != "off" else None
         if warm is not None:
             stack.callback(warm.close)
             if not dry:
@@ -116,75 +115,100 @@ def prepared_start(
         yield PreparedStart(command=command, service=service, warm=warm, downloaded=downloaded)
 
 
-def _stream(
-    request: ServeRequest,
-    settings: Settings,
-    engine: InferenceEngine,
-    stack: ExitStack,
-    *,
-    say: Say,
-    dry: bool,
-    on_service: Callable[[LoadService], None],
-) -> tuple[LoadService, ModelFolder]:
-    """Resolves the model, once: the stream and the folder are of the same checkpoint."""
-    options = engine.load_options(settings)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Preparation:
+    """The parts of a start that is prepared; see `prepared_start`."""
 
-    def begin(uri: Uri) -> tuple[LoadService, ModelFolder]:
-        with ExitStack() as own:
-            service = own.enter_context(LoadService(uri, options=options))
-            on_service(service)
-            share = None if dry else service.begin(consumers=engine.ranks)
-            folder = model_folder(uri, settings, resolved=share)
-            stack.enter_context(own.pop_all())
+    request: ServeRequest
+    settings: Settings
+    engine: InferenceEngine
+    say: Say
+    dry: bool
+
+    def stream(self, stack: ExitStack, on_service: Callable[[LoadService], None]) -> tuple[LoadService, ModelFolder]:
+        """Resolves the model, once: the stream and the folder are of the same checkpoint."""
+        options = self.engine.load_options(self.settings)
+
+        def begin(uri: Uri) -> tuple[LoadService, ModelFolder]:
+            with ExitStack() as own:
+                service = own.enter_context(LoadService(uri, options=options))
+                on_service(service)
+                share = None if self.dry else service.begin(consumers=self.engine.ranks)
+                folder = model_folder(uri, self.settings, resolved=share)
+                stack.enter_context(own.pop_all())
+            return service, folder
+
+        try:
+            service, folder = begin(self.request.uri)
+        except (UnavailableError, NotFoundError, CredentialsError) as exc:
+            if self.request.fallback != "hf" or not self.request.is_name:
+                raise
+            self.say(f"warning: {exc.message}; streaming from Hugging Face instead")
+            service, folder = begin(Uri(f"hf://{self.request.uri}"))
+        if folder.offline:
+            if not is_configured(folder.path):
+                raise DiskError(f"{folder.path} has no config.json", hint="start once while the bucket is reachable")
+            self.say("warning: the bucket does not answer; starting from the local cache")
+        for path, why in folder.left_out.items():
+            self.say(f"not loaded: {path} ({why})")
         return service, folder
 
-    try:
-        service, folder = begin(request.uri)
-    except (UnavailableError, NotFoundError, CredentialsError) as exc:
-        if request.fallback != "hf" or not request.is_name:
-            raise
-        say(f"warning: {exc.message}; streaming from Hugging Face instead")
-        service, folder = begin(Uri(f"hf://{request.uri}"))
-    if folder.offline:
-        if not any((folder.path / name).is_file() for name in CONFIGURATIONS):
-            raise DiskError(f"{folder.path} has no config.json", hint="start once while the bucket is reachable")
-        say("warning: the bucket does not answer; starting from the local cache")
-    for path, why in folder.left_out.items():
-        say(f"not loaded: {path} ({why})")
-    return service, folder
+    def stream_draft(self, draft: DraftModel, service: LoadService) -> ModelFolder:
+        """Makes the folder of the draft model, and streams it after the model."""
+        uri, is_name = draft.uri, "://" not in draft.uri.full
+        try:
+            folder = model_folder(uri, self.settings)
+        except (UnavailableError, NotFoundError, CredentialsError) as exc:
+            if self.request.fallback != "hf" or not is_name:
+                named = copy(exc)
+                named.message = f"the draft model: {exc.message}"
+                if is_name and isinstance(exc, NotFoundError):
+                    named.hint = f"coldstream upload {shlex.quote(str(uri))}   (or stream it from the Hub: hf://{uri})"
+                raise named from exc
+            self.say(f"warning: {exc.message}; streaming the draft model from Hugging Face instead")
+            uri = Uri(f"hf://{uri}")
+            folder = model_folder(uri, self.settings)
+        options = replace(self.engine.load_options(self.settings), on_progress=None)
+        loads = service.add(uri, options=options, version=folder.note.version)
+        if not self.dry:
+            service.begin_draft(loads, consumers=draft.ranks)
+        for path, why in folder.left_out.items():
+            self.say(f"not loaded from the draft model: {path} ({why})")
+        return folder
 
+    def warm_start(self, versions: Mapping[str, str], environ: Mapping[str, str]) -> WarmStart | None:
+        """The caches of a start; None, with a message, when the engine's own caches are left alone.
 
-def _stream_draft(
-    draft: DraftModel,
-    service: LoadService,
-    request: ServeRequest,
-    settings: Settings,
-    engine: InferenceEngine,
-    *,
-    say: Say,
-    dry: bool,
-) -> ModelFolder:
-    """Makes the folder of the draft model, and streams it after the model."""
-    uri, is_name = draft.uri, "://" not in draft.uri.full
-    try:
-        folder = model_folder(uri, settings)
-    except (UnavailableError, NotFoundError, CredentialsError) as exc:
-        if request.fallback != "hf" or not is_name:
-            named = copy(exc)
-            named.message = f"the draft model: {exc.message}"
-            if is_name and isinstance(exc, NotFoundError):
-                named.hint = f"coldstream upload {shlex.quote(str(uri))}   (or stream it from the Hub: hf://{uri})"
-            raise named from exc
-        say(f"warning: {exc.message}; streaming the draft model from Hugging Face instead")
-        uri = Uri(f"hf://{uri}")
-        folder = model_folder(uri, settings)
-    options = replace(engine.load_options(settings), on_progress=None)
-    loads = service.add(uri, options=options, version=folder.note.version)
-    if not dry:
-        service.begin_draft(loads, consumers=draft.ranks)
-    for path, why in folder.left_out.items():
-        say(f"not loaded from the draft model: {path} ({why})")
-    return folder
+        `versions` are those of the model, and of its draft model if there is one.
+        """
+        request, settings, engine = self.request, self.settings, self.engine
+        try:
+            secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
+            if secret is None:
+                raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key creates one)")
+            engine_parts = engine.cache_key_parts(environ)
+            retry = Retry(Backoff(give_up_seconds=min(_BUNDLE_GIVE_UP_SECONDS, settings.retry_seconds)))
+            uri = request.store_uri(settings)
+            place = open_store(settings, uri, retry=retry, connections=_BUNDLE_CONNECTIONS)
+            store = BundleStore(place, checked_name(request.served_name))
+        except UsageError as exc:
+            self.say(f"warm-start bundle: off, {exc.message}")
+            return None
+        # How many GPUs there are is part of the engine's parallelism.
+        cards = hardware.gpus() if engine.uses_gpus else ()
+        kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
+        base = engine.caches.base(settings, environ)
+        parts = {
+            **versions,
+            # The engine may hash its path to the model, which differs by loader.
+            "loader": request.loader,
+            "device": "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}",
+            "processor": hardware.instruction_sets(),
+            **engine_parts,
+            # Compiled code names its files by their paths.
+            "caches": str(base),
+        }
+        return WarmStart(LocalBundle(base, Key(parts=parts), engine.caches), store, secret=secret, mode=request.bundle)
 
 
 def passed_environment(
@@ -219,49 +243,3 @@ def user_environment(environ: Mapping[str, str]) -> dict[str, str]:
         except KeyError:
             extra["USER"] = f"uid{os.getuid()}"
     return extra
-
-
-def _warm_start(
-    request: ServeRequest,
-    settings: Settings,
-    engine: InferenceEngine,
-    *,
-    versions: Mapping[str, str],
-    environ: Mapping[str, str],
-    say: Say,
-) -> WarmStart | None:
-    """The caches of a start; None, with a message, when the engine's own caches are left alone.
-
-    `versions` are those of the model, and of its draft model if there is one.
-    """
-    try:
-        secret = checked_secret(settings.get("COLDSTREAM_BUNDLE_KEY"))
-        if secret is None:
-            raise ConfigError("COLDSTREAM_BUNDLE_KEY is not set (coldstream setup --bundle-key creates one)")
-        engine_parts = engine.cache_key_parts(environ)
-        store = _bundle_store(request, settings)
-    except UsageError as exc:
-        say(f"warm-start bundle: off, {exc.message}")
-        return None
-    # How many GPUs there are is part of the engine's parallelism.
-    cards = hardware.gpus() if engine.uses_gpus else ()
-    kinds = {f"{card.name}, {card.capability}, driver {card.driver.partition('.')[0]}" for card in cards}
-    base = engine.caches_base(settings, environ)
-    parts = {
-        **versions,
-        # The engine may hash its path to the model, which differs by loader.
-        "loader": request.loader,
-        "device": "; ".join(sorted(kinds)) or f"cpu: {hardware.processor()}",
-        "processor": hardware.instruction_sets(),
-        **engine_parts,
-        # Compiled code names its files by their paths.
-        "caches": str(base),
-    }
-    return WarmStart(LocalBundle(base, Key(parts=parts), engine.caches), store, secret=secret, mode=request.bundle)
-
-
-def _bundle_store(request: ServeRequest, settings: Settings) -> BundleStore:
-    uri = request.store_uri(settings)
-    retry = Retry(Backoff(give_up_seconds=min(_BUNDLE_GIVE_UP_SECONDS, settings.retry_seconds)))
-    store = open_store(settings, uri, retry=retry, connections=_BUNDLE_CONNECTIONS)
-    return BundleStore(store, checked_name(request.served_name))

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coldstream.node.bundle.warm_start import WarmStart
-from coldstream.node.inference_engine import EngineEndpoint, Say
+from coldstream.node.http_endpoint import EngineEndpoint
+from coldstream.node.inference_engine import Say
 
 if TYPE_CHECKING:
     from typing_extensions import Self

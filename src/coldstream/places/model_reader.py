@@ -168,10 +168,10 @@ class ModelReader:
         """The paths of the shards, and the weights that are left out, with the reason."""
         record, listing = contents
         is_checked = bool(record and record.is_whole)
-        choice = choose_shards(record.entries if record else listing, self.read, is_checked=is_checked)
-        if not choice.shards and not record:
+        shards, left_out = choose_shards(record.entries if record else listing, self.read, is_checked=is_checked)
+        if not shards and not record:
             self._refuse_without_weights(listing)
-        return choice.shards, choice.left_out
+        return shards, left_out
 
     def _refuse_without_weights(self, listing: Mapping[str, ObjectInfo]) -> None:
         if self._folder and all("/" in path for path in listing):

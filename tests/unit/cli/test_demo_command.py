@@ -42,10 +42,10 @@ def test_an_environment_without_vllm_is_an_error_with_the_command(tmp_path: Path
 def test_the_demo_skips_a_missing_vllm_and_prints_the_command(
     requirement: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def find_program(_named: str | None) -> None:
+    def find(_named: str | None) -> None:
         raise NotFoundError("vLLM is not installed")
 
-    monkeypatch.setattr("coldstream.cli.demo_command.find_program", find_program)
+    monkeypatch.setattr("coldstream.cli.demo_command.Program.find", find)
     monkeypatch.setattr("coldstream.machine.extras.own_requirement", lambda: requirement)
     assert _vllm(State(), None, "org/model") is None
     printed = capsys.readouterr().err

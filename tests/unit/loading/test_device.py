@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -42,12 +44,9 @@ class LazyLane(Lane):
         self.copies[self.done : count] = [(torch.empty(0), torch.empty(0))] * (count - self.done)
         self.done = max(self.done, count)
 
-    def pin(self, address: int, size: int) -> bool:
+    def pin(self, address: int, size: int) -> Callable[[], object]:
         self.pinned[address] = size
-        return True
-
-    def unpin(self, address: int) -> None:
-        del self.pinned[address]
+        return lambda: self.pinned.pop(address)
 
 
 @pytest.mark.parametrize("pad", [0, 3])

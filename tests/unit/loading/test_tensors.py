@@ -7,7 +7,7 @@ import torch
 
 from coldstream.engine.attach import Extent
 from coldstream.errors import UsageError
-from coldstream.loading.tensors import TORCH_DTYPES, Layout, TypedBuffer, buffer_maker, torch_maker
+from coldstream.loading.tensors import TORCH_DTYPES, Layout, TensorReader, TypedBuffer, make_buffer, torch_maker
 from coldstream.model.chunks import extents, tensor_stops
 from coldstream.model.header import Header, Tensor, parse_header
 from tests.checkpoints import checkpoint_bytes, layered, raw_bytes
@@ -31,10 +31,10 @@ def test_every_tensor_comes_out_once_with_its_bytes(pad: int) -> None:
     header, runs = planned(content)
     layout = Layout([header], runs)
     expected = {tensor.name: content[tensor.start : tensor.stop] for tensor in header.tensors}
-    for maker in (buffer_maker(), torch_maker()):
+    for maker in (make_buffer, torch_maker()):
         found = {tensor.name: raw_bytes(maker(tensor, bytearray(), 0)) for tensor in layout.empty}
         for number, (_, start, stop) in enumerate(runs):
-            for name, made in layout.make(extent_of(number, start, content[start:stop]), maker):
+            for name, made in TensorReader(layout, maker).make(extent_of(number, start, content[start:stop])):
                 assert name not in found
                 found[name] = raw_bytes(made)
         assert found == expected
@@ -61,8 +61,8 @@ def test_a_view_keeps_the_memory_and_the_last_one_lets_go() -> None:
     watch = weakref.ref(extent.memory, lambda _: gone.append(1))
     tensors = [Tensor("a", "F32", (4,), 0, 16), Tensor("b", "U8", (48,), 16, 64)]
     layout = Layout([Header(data_start=0, tensors=tuple(tensors), metadata={})], [(0, 0, 64)])
-    made = dict(layout.make(extent, torch_maker()))
-    buffers = dict(layout.make(extent, buffer_maker()))
+    made = dict(TensorReader(layout, torch_maker()).make(extent))
+    buffers = dict(TensorReader(layout, make_buffer).make(extent))
     del extent
     view = made["a"].view(2, 2)[1]
     piece = buffers["b"].data[3:5]
@@ -85,7 +85,7 @@ def test_a_dtype_without_a_torch_one_names_the_way_out() -> None:
     with pytest.raises(UsageError, match="F6_E2M3") as caught:
         torch_maker()(Tensor("odd", "F6_E2M3", (4,), 0, 3), bytearray(3), 0)
     assert "buffer" in (caught.value.hint or "")
-    made = buffer_maker()(Tensor("odd", "F6_E2M3", (4,), 0, 3), bytearray(b"abc"), 0)
+    made = make_buffer(Tensor("odd", "F6_E2M3", (4,), 0, 3), bytearray(b"abc"), 0)
     assert isinstance(made, TypedBuffer)
     assert bytes(made.data) == b"abc"
 

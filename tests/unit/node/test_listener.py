@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import VllmEndpoint
+from coldstream.engines.vllm.program import VllmEndpoint
 from coldstream.errors import ColdstreamError
 from coldstream.node import http_endpoint
 from coldstream.node.http_endpoint import free_port

@@ -22,13 +22,14 @@ from coldstream.node import listener
 from coldstream.node import serve as module
 from coldstream.node.adapter_service import AdapterFetch
 from coldstream.node.child import Child
-from coldstream.node.inference_engine import EngineEndpoint, ServeRequest
+from coldstream.node.http_endpoint import EngineEndpoint
+from coldstream.node.inference_engine import ServeRequest
 from coldstream.node.serve import _exit_code, _Start
 from coldstream.node.serve_preparation import PreparedStart
 from coldstream.telemetry.metrics.meter import Meter
 from coldstream.telemetry.timeline.recorder import Recorder
 from coldstream.telemetry.timeline.timeline_store import Timelines
-from tests.unit.engines.vllm.test_endpoint import at, serving
+from tests.unit.node.test_http_endpoint import at, serving
 
 INITIALISED = "[core.py:402] init engine (profile, create kv cache, warmup model) took 2.1 s"
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import VllmEndpoint
+from coldstream.engines.vllm.program import VllmEndpoint
 from coldstream.node import spot_notice as module
 from coldstream.node.spot_notice import SpotNotice, SpotWatcher, cloud_here, drain
 

@@ -10,19 +10,17 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
-from coldstream.engines.sglang import sglang_caches, sglang_log
-from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram, endpoint_of
+from coldstream.engines.sglang.sglang_caches import SglangCaches
+from coldstream.engines.sglang.sglang_log import READER, SglangFailure
+from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram
 from coldstream.errors import ConfigError, UsageError
-from coldstream.loading.options import Options
 from coldstream.machine import hardware
 from coldstream.model.names import is_path
 from coldstream.node.child import Command
-from coldstream.node.inference_engine import ON_DEMAND, CacheLayout, DraftModel, Say, ServeRequest
+from coldstream.node.inference_engine import ON_DEMAND, InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_download import downloaded_folder
-from coldstream.node.model_folder import CONFIGURATIONS
 from coldstream.settings import Settings
 
 # The formats in which SGLang reads safetensors, which are what our loader streams.
@@ -34,20 +32,17 @@ _BATCH_MAX = 8
 _API_KEY = "VLLM_API_KEY"
 
 
-class SglangEngine:
-    """The SGLang that runs one request."""
+class SglangEngine(InferenceEngine):
+    """The SGLang that runs one request. It reads adapters and draft models itself: see docs/sglang.md."""
 
     name = "SGLang"
     log_setting = "--log-level info"
-    read_line = staticmethod(sglang_log.READER.read_line)
-    failure_log = sglang_log.SglangFailure
-    # SGLang reads these itself: see docs/sglang.md.
-    draft: DraftModel | None = None
-    has_adapters = accepts_adapter_paths = False
+    read_line = staticmethod(READER.read_line)
+    failure_log = SglangFailure
+    endpoint_type = SglangEndpoint
     needs_adapter_folders = True
-    adapter_paths: Mapping[str, str] = MappingProxyType({})
-    caches_base = staticmethod(sglang_caches.CACHES.base)
-    caches: CacheLayout = sglang_caches.CACHES
+
+    _program: SglangProgram
 
     def __init__(self, request: ServeRequest) -> None:
         """Finds the program and parses the flags. Raises what `find` and `SglangFlags` raise."""
@@ -55,20 +50,15 @@ class SglangEngine:
             raise UsageError(f"--loader {request.loader} is for vLLM", hint="leave --loader out")
         if ON_DEMAND in request.adapters:
             raise UsageError(f"--adapters {ON_DEMAND} is for vLLM", hint="name the adapters, or pass: --adapters all")
-        self._request = request
-        self._flags = SglangFlags(request.arguments)
-        self._program = SglangProgram.find(request.program)
-        self.version = self._program.version
+        super().__init__(request, SglangFlags(request.arguments), SglangProgram.find(request.program))
+        self.caches = SglangCaches()
         self.uses_gpus = self._flags.value("--device") != "cpu" and bool(hardware.gpus())
-        self.streams = request.loader == "coldstream"
-        self.ranks = self._flags.ranks
         # A further node of several answers health checks only.
         self.is_headless = self._flags.value("--node-rank") not in {None, "0"}
         self.has_api = not self.is_headless and not {"-h", "--help"} & self._flags.values.keys()
-        self.api_name = self._flags.value("--served-model-name") or request.served_name
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        warnings = self._program.warnings(environ)
+        warnings = super().warnings(environ)
         draft = self._flags.value(_DRAFT)
         if draft and "://" not in draft and not is_path(draft) and not os.path.isdir(draft):
             warnings.append(
@@ -76,19 +66,6 @@ class SglangEngine:
                 f"`coldstream download {shlex.quote(draft)}`, and pass its folder"
             )
         return warnings
-
-    def memory_shortage(self, environ: Mapping[str, str]) -> str | None:
-        """Unknown: SGLang takes a share of what is free."""
-        return None
-
-    def endpoint(self, environ: Mapping[str, str]) -> SglangEndpoint:
-        return endpoint_of(self._flags, environ)
-
-    def load_options(self, settings: Settings) -> Options:
-        return self._request.measured_options(settings)
-
-    # Never called without drafts.
-    def use_draft(self, folder: Path) -> None: ...
 
     def adapter_rank_max(self, rank: int) -> int:
         chosen = self._flags.value("--max-lora-rank") or ""
@@ -103,7 +80,7 @@ class SglangEngine:
         sizes = {"--enable-lora": (), "--max-loras-per-batch": (str(min(len(every) + 1, _BATCH_MAX)),)}
         added = [word for flag, values in sizes.items() if flag not in self._flags for word in (flag, *values)]
         if every:
-            self._flags = SglangFlags((*self._flags.replaced(_PATHS, *every), *added))
+            self._flags = SglangFlags((*self._flags.without(_PATHS), _PATHS, *every, *added))
 
     def streaming_command(self, folder: Path, service: str, socket_folder: str) -> Command:
         chosen = self._flags.value("--load-format")
@@ -112,36 +89,25 @@ class SglangEngine:
                 f"only SGLang's loader of safetensors can be streamed into, not --load-format {chosen}",
                 hint="leave --load-format out, or pass --loader default",
             )
-        return self._command(str(folder), {VARIABLE: service})
+        return self._command(folder, {VARIABLE: service})
 
     def own_command(self, settings: Settings, say: Say) -> Command:
-        return self._command(downloaded_folder(self._request, settings, say), {})
+        return self._command(Path(downloaded_folder(self._request, settings, say)), {})
 
-    def _command(self, folder: str, environment: Mapping[str, str]) -> Command:
-        name = self._request.served_name
-        if not any(Path(folder, file).is_file() for file in CONFIGURATIONS):
-            raise UsageError(
-                f"{name} has no config.json: SGLang cannot serve it", hint="upload it with its config.json"
-            )
+    def _command(self, folder: Path, environment: Mapping[str, str]) -> Command:
+        self._check_servable(folder)
         keep: tuple[str, ...] = ()
         if os.environ.get(_API_KEY) and "--api-key" not in self._flags:
             if self._program.entry is None:
                 why = f"{_API_KEY} cannot be hidden from other users: SGLang's Python (3.11+) has no coldstream"
                 raise ConfigError(why, hint="put `api-key: …` into a private file, and add: -- --config FILE.yaml")
             keep = (_API_KEY,)
-        ours = {"--served-model-name": [name], "--enable-metrics": []}
+        ours = {"--served-model-name": [self._request.served_name], "--enable-metrics": []}
         added = [word for flag, values in ours.items() if flag not in self._flags for word in (flag, *values)]
         arguments = (
             *(self._program.entry or [self._program.path]),
-            "serve",
-            "--model-path",
-            folder,
+            *("serve", "--model-path", str(folder)),
             *added,
             *self._flags.arguments,
         )
         return Command(arguments=arguments, environment=environment, keep=keep)
-
-    def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        if not self._program.packages:
-            raise ConfigError(f"the packages that {self._program.path} uses are unknown")
-        return sglang_caches.key_parts(self._program, self._flags, environ)

@@ -1,4 +1,4 @@
-"""The installed SGLang, its flags, and its API: the address by the flags."""
+"""The installed SGLang, its flags, and its API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from coldstream.node.engine_flags import EngineFlags
 from coldstream.node.engine_program import EngineProgram
-from coldstream.node.http_endpoint import HttpEndpoint, reachable
+from coldstream.node.http_endpoint import EngineEndpoint
 
 _TENSOR, _PIPELINE = "--tensor-parallel-size", "--pipeline-parallel-size"
 
@@ -28,8 +28,7 @@ class SglangFlags(EngineFlags):
 
     @property
     def ranks(self) -> int:
-        """The number of ranks of one replica that will read the weights on this node, as far as the flags tell."""
-        return max(1, self.number(_TENSOR) * self.number(_PIPELINE) // self.number("--nnodes"))
+        return max(1, super().ranks // self.number("--nnodes"))
 
 
 class SglangProgram(EngineProgram):
@@ -51,7 +50,7 @@ class SglangProgram(EngineProgram):
         return self.module_launcher("coldstream.engines.sglang.sglang_entry")
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        warnings = [warning] if (warning := self.version_warning()) else []
+        warnings = super().warnings(environ)
         if self.packages and not self.has_coldstream:
             warnings.append("coldstream is not installed in SGLang's own environment, so SGLang will find no weights")
         plugins = environ.get("SGLANG_PLUGINS")
@@ -60,21 +59,11 @@ class SglangProgram(EngineProgram):
         return warnings
 
 
-class SglangEndpoint(HttpEndpoint):
+class SglangEndpoint(EngineEndpoint):
     """SGLang's API. Its `/health` generates a token, which takes a second; before 0.5.20 it has no `/ready`."""
 
     engine = "SGLang"
+    default_host = "127.0.0.1"
+    default_port = 30000
     health_paths = ("/ready", "/health")
     requests_line = re.compile(r"^sglang:num_(?:running|queue)_reqs(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
-
-
-def endpoint_of(flags: SglangFlags, environ: Mapping[str, str]) -> SglangEndpoint:
-    """Where an SGLang with these flags and this environment will answer."""
-    host, port = flags.value("--host") or "127.0.0.1", flags.value("--port") or ""
-    return SglangEndpoint(
-        host=reachable(host),
-        bind_host=host,
-        port=int(port) if port.isdecimal() else 30000,
-        tls=bool(flags.value("--ssl-certfile") and flags.value("--ssl-keyfile")),
-        key=flags.value("--api-key") or environ.get("VLLM_API_KEY") or None,
-    )

@@ -53,7 +53,7 @@ class DraftFlag:
     def arguments(self, flags: Flags, folder: Path) -> tuple[str, ...]:
         """The user's arguments with a folder instead of the model's name."""
         value = str(folder) if self.config is None else json.dumps({**self.config, "model": str(folder)})
-        return flags.replaced(self.flag, value)
+        return (*flags.without(self.flag), self.flag, value)
 
 
 def draft_flag(flags: Flags) -> DraftFlag | None:

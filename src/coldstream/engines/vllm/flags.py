@@ -8,23 +8,16 @@ from typing import Any, ClassVar
 from coldstream.node.engine_flags import EngineFlags
 
 _NUMBER, _SWITCH = "a whole number from 1 on", "true or false"
-# The options of the load format, and what their values must be. See docs/serve.md.
-_LOADER_KEYS = {
-    "uri": "the URI of a model",
-    "concurrency": _NUMBER,
-    "memory_limit": _NUMBER,
-    "workers": _NUMBER,
-    "verify": _SWITCH,
-    "cache": _SWITCH,
-    "enable_weights_track": _SWITCH,
-}
-# Their names in `Options`. vLLM's users know two of them from its other load formats.
-_OPTIONS = {
-    "concurrency": "connections",
-    "memory_limit": "memory",
-    "workers": "workers",
-    "verify": "verify",
-    "cache": "cache",
+# The options of the load format, what their values must be, and their names in `Options`, if any. vLLM's users
+# know two of them from its other load formats. See docs/serve.md.
+_LOADER_KEYS: Mapping[str, tuple[str, str | None]] = {
+    "uri": ("the URI of a model", None),
+    "concurrency": (_NUMBER, "connections"),
+    "memory_limit": (_NUMBER, "memory"),
+    "workers": (_NUMBER, "workers"),
+    "verify": (_SWITCH, "verify"),
+    "cache": (_SWITCH, "cache"),
+    "enable_weights_track": (_SWITCH, None),
 }
 
 
@@ -39,11 +32,6 @@ class Flags(EngineFlags):
         "-sc": "--speculative-config",
     }
 
-    @property
-    def ranks(self) -> int:
-        """The number of vLLM's ranks that will read the weights on this node, as far as the flags tell."""
-        return self.number("--tensor-parallel-size") * self.number("--pipeline-parallel-size")
-
 
 def checked_loader_config(config: object) -> Mapping[str, Any]:
     """What `--model-loader-extra-config` sets for the load format `coldstream`. Raises ValueError if it is invalid."""
@@ -53,9 +41,9 @@ def checked_loader_config(config: object) -> Mapping[str, Any]:
             f"{where} must be a JSON object, not {config!r}"
         )
     for key, value in config.items():
-        expected = _LOADER_KEYS.get(key)
-        if expected is None:
+        if key not in _LOADER_KEYS:
             raise ValueError(f"{where} has the unknown key {key!r}; known: {', '.join(_LOADER_KEYS)}")
+        expected, _ = _LOADER_KEYS[key]
         if expected == _SWITCH:
             is_valid = type(value) is bool
         elif expected == _NUMBER:
@@ -70,4 +58,4 @@ def checked_loader_config(config: object) -> Mapping[str, Any]:
 
 def load_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a load among those of the load format, by their names in `Options`."""
-    return {_OPTIONS[key]: value for key, value in config.items() if key in _OPTIONS}
+    return {option: value for key, value in config.items() if (option := _LOADER_KEYS[key][1])}

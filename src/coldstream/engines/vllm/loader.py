@@ -21,6 +21,7 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.platforms import current_platform
 
 from coldstream.engines.vllm import save_sharded
@@ -76,8 +77,7 @@ class ColdstreamLoader(DefaultModelLoader):
                 hint="download it and serve the folder: coldstream download",
             )
         # vLLM itself does this only when it loads for the first time.
-        if hasattr(self, "_init_ep_weight_filter"):
-            self._init_ep_weight_filter(model_config)
+        self._init_ep_weight_filter(model_config)
         yield from super().get_all_weights(model_config, model)
 
     def _get_weights_iterator(
@@ -88,9 +88,9 @@ class ColdstreamLoader(DefaultModelLoader):
             yield from super()._get_weights_iterator(source)
             return
         unused = getattr(source, "is_unused_weight", None)
-        experts = getattr(self, "local_expert_ids", None)
         for name, tensor in self._tensors(note):
-            if _is_elsewhere(name, experts) or (unused is not None and unused(name)):
+            # The first: another rank has the expert.
+            if should_skip_weight(name, self.local_expert_ids) or (unused is not None and unused(name)):
                 continue
             yield source.prefix + name, tensor
 
@@ -139,15 +139,6 @@ def _all_gather(value: Any, *, is_main: bool) -> list[Any]:
     gathered: list[Any] = [None] * group.world_size
     torch.distributed.all_gather_object(gathered, value, group=group.cpu_group)
     return gathered
-
-
-def _is_elsewhere(name: str, local_expert_ids: set[int] | None) -> bool:
-    """Whether it is a weight of an expert that another rank has."""
-    if local_expert_ids is None:
-        return False
-    from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
-
-    return bool(should_skip_weight(name, local_expert_ids))
 
 
 def _has_data(path: str) -> bool:

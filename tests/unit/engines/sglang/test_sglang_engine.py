@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.sglang import sglang_caches
+from coldstream.engines.sglang.sglang_caches import SglangCaches
 from coldstream.engines.sglang.sglang_engine import SglangEngine
-from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram, endpoint_of
+from coldstream.engines.sglang.sglang_program import SglangEndpoint, SglangFlags, SglangProgram
 from coldstream.errors import ConfigError, NotFoundError, UsageError
 from coldstream.loading.options import Options
 from coldstream.machine.child_environment import CREDENTIALS
@@ -149,7 +149,7 @@ def test_warnings(program: str) -> None:
     ],
 )
 def test_where_it_answers(arguments: tuple[str, ...], environ: Mapping[str, str], url: str, is_exposed: bool) -> None:
-    endpoint = endpoint_of(SglangFlags(arguments), environ)
+    endpoint = SglangEndpoint.of(SglangFlags(arguments), environ)
     assert endpoint.url == url
     assert (endpoint.exposure is not None) == is_exposed
 
@@ -169,14 +169,16 @@ def test_what_its_caches_depend_on() -> None:
         path="/bin/sglang", version="0.5.23", compiled=True, packages={"sglang": "0.5.23", "torch": "2.14.1"}
     )
     flags = SglangFlags(("--tp", "2", "--api-key", "s3cr3t", "--port", "1", "--quantization", "fp8"))
-    parts = sglang_caches.key_parts(program, flags, {"SGLANG_CACHE_DIR": "/x", "SGLANG_DG_USE_NVRTC": "1", "HOME": "/"})
+    parts = SglangCaches().key_parts(
+        program, flags, {"SGLANG_CACHE_DIR": "/x", "SGLANG_DG_USE_NVRTC": "1", "HOME": "/"}
+    )
     assert (parts["sglang"], parts["torch"], parts["tensor-parallel"]) == ("0.5.23", "2.14.1", "2")
     assert parts["arguments"] == "--quantization=fp8"
     assert parts["environment"] == "SGLANG_DG_USE_NVRTC=1"
 
 
 def test_where_its_caches_are() -> None:
-    layout = sglang_caches.CACHES
+    layout = SglangCaches()
     variables = layout.environment("/c", {"TRITON_CACHE_DIR": "/mine", "SGLANG_CACHE_DIR": "/mine"})
     assert variables["SGLANG_CACHE_DIR"] == "/c/sglang"
     assert variables["SGLANG_DG_CACHE_DIR"] == "/c/deep_gemm"

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.lora_flags import adapter_paths, rank_max, with_adapters, without
+from coldstream.engines.vllm.lora_flags import adapter_paths, rank_max, with_adapters
 from coldstream.engines.vllm.program import Program
-from coldstream.engines.vllm.vllm_caches import key_parts
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.errors import UsageError
 
 JSON = '{"name": "b", "path": "org/b", "base_model_name": "org/m"}'
@@ -81,7 +81,7 @@ def test_on_demand_needs_one_api_server(more: tuple[str, ...], added: bool) -> N
 
 def test_a_flag_is_removed_with_its_values() -> None:
     arguments = ["--port", "1", "--lora_modules", "a=b", "c=d", "-tp", "2", "--lora-modules=e=f", "g=h", "--seed", "-1"]
-    assert without(arguments, "--lora-modules") == ["--port", "1", "-tp", "2", "--seed", "-1"]
+    assert Flags(arguments).without("--lora-modules") == ["--port", "1", "-tp", "2", "--seed", "-1"]
 
 
 def test_compiled_code_depends_on_the_rank_and_not_on_which_adapters_are_served() -> None:
@@ -89,8 +89,8 @@ def test_compiled_code_depends_on_the_rank_and_not_on_which_adapters_are_served(
 
     def key(rank: int, *names: str) -> dict[str, str]:
         flags = with_adapters(Flags(()), {name: name for name in names}, rank_max=rank, on_demand=True)
-        return key_parts(program, flags, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
+        return VllmCaches().key_parts(program, flags, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"})
 
     assert key(16, "org/a") == key(16, "org/b")
     assert key(16, "org/a") != key(32, "org/a")
-    assert key(16, "org/a") != key_parts(program, Flags(()), {})
+    assert key(16, "org/a") != VllmCaches().key_parts(program, Flags(()), {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coldstream.engines.vllm.flags import Flags
-from coldstream.engines.vllm.program import Program, find_program, memory_shortage
+from coldstream.engines.vllm.program import Program, memory_shortage
 from coldstream.errors import NotFoundError
 from coldstream.machine import hardware
 from coldstream.runtime import environment
@@ -22,7 +22,7 @@ GB = 10**9
 
 def test_its_packages_and_its_python(tmp_path: Path) -> None:
     path = fake_vllm(tmp_path / "env")
-    program = find_program(str(path))
+    program = Program.find(str(path))
     assert program.version == "0.32.0+cpu"
     assert program.packages["torch"] == "2.13.0+cpu"
     assert program.python == "python3.11"
@@ -35,12 +35,12 @@ def test_its_packages_and_its_python(tmp_path: Path) -> None:
 def test_with_coldstream_beside_it_starts_by_its_launcher(tmp_path: Path) -> None:
     path = fake_vllm(tmp_path / "env")
     (tmp_path / "env/lib/python3.11/site-packages/coldstream-0.1.0.dist-info").mkdir()
-    program = find_program(str(path))
+    program = Program.find(str(path))
     assert program.interpreter is not None
     assert program.launcher == (program.interpreter, "-P", "-m", "coldstream.engines.vllm.entry")
     # Older Pythons know no -P, and would look for modules in the working directory first.
     os.rename(tmp_path / "env/lib/python3.11", tmp_path / "env/lib/python3.10")
-    assert find_program(str(path)).launcher == (str(path),)
+    assert Program.find(str(path)).launcher == (str(path),)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_the_python_that_runs_it(start: str, python: str | None, tmp_path: Path)
     program.write_text(f"{start}import vllm\n")
     (tmp_path / "linked").symlink_to(program)
     for path in (program, tmp_path / "linked"):
-        assert find_program(str(path)).interpreter == (python and python.replace("BESIDE", str(program.parent)))
+        assert Program.find(str(path)).interpreter == (python and python.replace("BESIDE", str(program.parent)))
 
 
 def test_the_vllm_of_a_runtime_starts_by_its_launcher(tmp_path: Path) -> None:
     venv = Venv(tmp_path / "venv")
     venv.script("vllm", "#!PYTHON\n")
     out = venv.relocated(tmp_path / "out")
-    program = find_program(str(out / "bin/vllm"))
+    program = Program.find(str(out / "bin/vllm"))
     assert program.launcher == (f"{out}/bin/python3", "-P", "-m", "coldstream.engines.vllm.entry")
     assert program.site == str(out / f"lib/{program.python}/site-packages")
 
@@ -77,18 +77,18 @@ def test_the_vllm_of_a_runtime_starts_by_its_launcher(tmp_path: Path) -> None:
 def test_debian_s_python_has_another_folder(tmp_path: Path) -> None:
     path = fake_vllm(tmp_path / "env")
     os.rename(tmp_path / "env/lib/python3.11/site-packages", tmp_path / "env/lib/python3.11/dist-packages")
-    assert find_program(str(path)).version == "0.32.0+cpu"
+    assert Program.find(str(path)).version == "0.32.0+cpu"
 
 
 def test_a_wrapper_tells_nothing(tmp_path: Path) -> None:
     program = tmp_path / "vllm"
     program.write_text("#!/bin/sh\nexec /opt/vllm\n")
     program.chmod(0o755)
-    found = find_program(str(program))
+    found = Program.find(str(program))
     assert (found.version, found.interpreter, dict(found.packages)) == (None, None, {})
     assert found.launcher == (str(program),)
     with pytest.raises(NotFoundError, match="no program"):
-        find_program(str(tmp_path / "nothing"))
+        Program.find(str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize(

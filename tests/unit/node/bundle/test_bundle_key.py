@@ -6,7 +6,7 @@ import pytest
 
 from coldstream.engines.vllm.flags import Flags
 from coldstream.engines.vllm.program import Program
-from coldstream.engines.vllm.vllm_caches import key_parts
+from coldstream.engines.vllm.vllm_caches import VllmCaches
 from coldstream.node.bundle.bundle_pointer import Key
 
 
@@ -26,7 +26,7 @@ def key(**changes: Any) -> Key:
     given |= changes
     engine = {name: given.pop(name) for name in ("python", "packages", "site")}
     program = Program(path="/bin/vllm", version=None, compiled=True, **engine)
-    parts = key_parts(program, Flags(given.pop("arguments")), given.pop("environ"))
+    parts = VllmCaches().key_parts(program, Flags(given.pop("arguments")), given.pop("environ"))
     return Key(parts=given | parts)
 
 
@@ -125,6 +125,6 @@ def test_flags_are_read_as_vllm_reads_them() -> None:
         "-1",
         "--enforce-eager",
     )
-    parts = key_parts(Program(path="/bin/vllm", version=None, compiled=True), Flags(given), {})
+    parts = VllmCaches().key_parts(Program(path="/bin/vllm", version=None, compiled=True), Flags(given), {})
     assert parts["tensor-parallel"] == "2"
     assert parts["arguments"] == "--cudagraph-capture-sizes=1 2 4 --dtype=bfloat16 --enforce-eager"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coldstream.engines.vllm.program import find_program
+from coldstream.engines.vllm.program import Program
 from coldstream.errors import UsageError
 from coldstream.model.job import Segment
 from coldstream.model.names import Uri
@@ -196,7 +196,7 @@ def test_a_mount_that_this_machine_cannot_make_is_skipped(monkeypatch: pytest.Mo
 
 def test_a_url_with_a_token_is_never_on_a_command_line(tmp_path: Path) -> None:
     web = replace(TARGET, kind="http", uri=Uri("https://cdn.example.com/m?token=marker"))
-    vllm = find_program(str(fake_vllm(tmp_path / "env")))
+    vllm = Program.find(str(fake_vllm(tmp_path / "env")))
     web_factory = factory(tmp_path, target=web)
     for one in (
         web_factory.make_load(loader("coldstream")),

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from coldstream.engines.vllm.endpoint import VllmEndpoint, endpoint_of
 from coldstream.engines.vllm.flags import Flags
+from coldstream.engines.vllm.program import VllmEndpoint
 from coldstream.node import http_endpoint
 
 TOKEN = json.dumps({"choices": [{"text": " flows"}]}).encode()
@@ -158,7 +158,7 @@ def test_a_unix_socket_answers_too(tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            endpoint = endpoint_of(Flags(("--uds", str(path))), {})
+            endpoint = VllmEndpoint.of(Flags(("--uds", str(path))), {})
             assert endpoint.answers()
         finally:
             server.shutdown()
@@ -178,14 +178,14 @@ def test_a_unix_socket_answers_too(tmp_path: Path) -> None:
     ],
 )
 def test_where_it_answers_is_told_by_its_flags(arguments: tuple[str, ...], url: str) -> None:
-    assert endpoint_of(Flags(arguments), {}).url == url
+    assert VllmEndpoint.of(Flags(arguments), {}).url == url
 
 
 def test_its_key_is_that_of_the_flags_or_the_environment() -> None:
-    assert endpoint_of(Flags(("--api-key", "a", "b")), {"VLLM_API_KEY": "c"}).key == "a"
-    assert endpoint_of(Flags(("--api_key=a",)), {}).key == "a"
-    assert endpoint_of(Flags(()), {"VLLM_API_KEY": "c"}).key == "c"
-    assert endpoint_of(Flags(()), {}).key is None
+    assert VllmEndpoint.of(Flags(("--api-key", "a", "b")), {"VLLM_API_KEY": "c"}).key == "a"
+    assert VllmEndpoint.of(Flags(("--api_key=a",)), {}).key == "a"
+    assert VllmEndpoint.of(Flags(()), {"VLLM_API_KEY": "c"}).key == "c"
+    assert VllmEndpoint.of(Flags(()), {}).key is None
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_its_key_is_that_of_the_flags_or_the_environment() -> None:
 def test_an_api_that_others_reach_without_a_key(
     arguments: tuple[str, ...], environ: dict[str, str], where: str | None
 ) -> None:
-    warning = endpoint_of(Flags(arguments), environ).exposure
+    warning = VllmEndpoint.of(Flags(arguments), environ).exposure
     assert where in warning if where and warning else warning is None
 
 
 def test_where_it_answers_is_told_by_vllm_s_configuration_file(tmp_path: Path) -> None:
     path = tmp_path / "vllm.yaml"
     path.write_text("port: 9001\nhost: 127.0.0.2\napi_key: sesame\n")
-    endpoint = endpoint_of(Flags(("--config", str(path), "--port", "9002")), {})
+    endpoint = VllmEndpoint.of(Flags(("--config", str(path), "--port", "9002")), {})
     assert endpoint.url == "http://127.0.0.2:9002"
     assert endpoint.key == "sesame"
 
