@@ -32,7 +32,7 @@ def with_adapters(
     """The options with the names of their adapters: for "all", of the adapters of `base` that can be served now.
 
     Raises UsageError for an adapter that was named and cannot be served with this base; of all, such ones are left out.
-    Tensors that do not fit the base's are such a reason for all, and a warning for those that were named.
+    Tensors that may not fit the base's are such a reason for all, and a warning for those that were named.
     """
     names = _chosen(options.adapters, base, settings, store, say) if options.adapters else ()
     return replace(options, adapters=",".join(names) or None)
@@ -41,12 +41,18 @@ def with_adapters(
 def _chosen(text: str, base: str, settings: Settings, store: Store, say: Callable[[str], None]) -> tuple[str, ...]:
     record, _ = read_record(store, base) or (None, "")
     repo = record.source.repo if record else None
-    modules = modules_of(open_model_reader(base, settings).checkpoint().tensors)
+    modules = modules_of(open_model_reader(base, settings).checkpoint().whole_tensors)
 
     def misfit(name: str) -> str | None:
         reader = open_model_reader(name, settings)
         rank = _checked(reader.adapter(), name, base, repo).rank
-        faults = misfits(reader.checkpoint().tensors, modules, rank=rank)
+        if not modules:
+            return None
+        tensors = reader.checkpoint().tensors
+        # `serve` would refuse it on the node.
+        if certain := misfits(tensors, modules, rank=rank, only_certain=True):
+            raise UsageError(f"{name} does not fit {base}: {certain[0]}", hint=f"see: coldstream doctor {name}")
+        faults = misfits(tensors, modules, rank=rank)
         return f"{name} does not fit {base}: {faults[0]}" if faults else None
 
     def obstacle(name: str) -> str | None:

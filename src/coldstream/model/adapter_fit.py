@@ -33,7 +33,8 @@ def modules_of(base: Iterable[Tensor]) -> Modules:
     for tensor in base:
         modules.setdefault(_end(tensor.name.rpartition(".")[0]), []).append(tensor)
     # Models with tied embeddings store one of them.
-    modules.setdefault(_HEAD, modules.get(_EMBEDDING, []))
+    if _EMBEDDING in modules:
+        modules.setdefault(_HEAD, modules[_EMBEDDING])
     return modules
 
 

@@ -16,7 +16,6 @@ from coldstream.errors import (
 from coldstream.loading.load_plan import OFFLINE_SECONDS
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.adapter_fit import modules_of
-from coldstream.model.header import rank_of
 from coldstream.model.names import model_name, split_revision
 from coldstream.node.adapter_service import AdapterService
 from coldstream.node.adapter_source import AdapterSource, StoredAdapter
@@ -55,8 +54,7 @@ def serve_adapters(
     cache, on_demand = request.options.cache, ON_DEMAND in request.adapters
     source = AdapterSource(settings, base=_base(request), store=request.store_uri(settings), cache=cache)
     source.engine = engine.name
-    if base is not None and not any(rank_of(shard.path) for shard in base.shards):
-        source.modules = modules_of(base.tensors)
+    source.modules = modules_of(base.whole_tensors) if base is not None else {}
     named = adapters = _named(source, request.adapters, engine.adapter_paths, seconds=settings.retry_seconds)
     # Those in the engine's flags that are not in the bucket may have any rank that it accepts by default.
     ranks = [_RANK_DEFAULT] if engine.has_adapters else []

@@ -14,7 +14,15 @@ import xxhash
 from coldstream.errors import IntegrityError, NotFoundError
 from coldstream.machine.parallel import in_parallel
 from coldstream.model.chunks import CHUNK_BYTES, tensor_stops
-from coldstream.model.header import LENGTH_BYTES, Header, Tensor, check_duplicate_tensors, header_stop, parse_header
+from coldstream.model.header import (
+    LENGTH_BYTES,
+    Header,
+    Tensor,
+    check_duplicate_tensors,
+    header_stop,
+    parse_header,
+    rank_of,
+)
 from coldstream.model.job import DIGEST_BYTES, Segment
 from coldstream.places.place import Link, Piece, Place, replaced
 from coldstream.units import KIB, MIB
@@ -85,6 +93,11 @@ class Checkpoint:
     def tensors(self) -> list[Tensor]:
         """Of all shards."""
         return [tensor for shard in self.shards for tensor in shard.header.tensors]
+
+    @property
+    def whole_tensors(self) -> list[Tensor]:
+        """Of all shards; none of a model with files for each rank, which hold parts of tensors."""
+        return [] if any(rank_of(shard.path) for shard in self.shards) else self.tensors
 
     @property
     def bytes(self) -> int:

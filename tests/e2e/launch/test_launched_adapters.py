@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,11 @@ def test_all_adapters_are_those_that_the_bucket_has_now(command: Command) -> Non
         ("org/llama", 2, "org/llama is a model, not an adapter"),
         ("me/other", 2, "me/other is an adapter of org/another, not of org/llama"),
         ("me/dora", 2, "vLLM cannot serve me/dora: its configuration sets use_dora"),
+        (
+            "me/small",
+            2,
+            "me/small does not fit org/llama: model.layers.0.self_attn.q_proj is for a weight of the shape",
+        ),
         ("me/sqk", 10, "there is no model me/sqk"),
         ("me/sql,,me/chat", 2, "is not valid for --adapters"),
         ("../x", 2, "is not a model's name"),
@@ -91,11 +97,13 @@ def test_what_cannot_be_served_is_refused_before_anything_is_rented(
     assert not launches.folder.exists()
 
 
-def test_a_named_adapter_that_does_not_fit_is_the_engine_s_to_refuse(command: Command) -> None:
-    """coldstream launch org/llama --gpus L4:1 --adapters me/small --dry-run"""
-    _, err = command.run(*LAUNCH, "--adapters", "me/small", "--dry-run")
-    assert "warning: me/small does not fit org/llama: " in err
-    assert "adapters  me/small\n" in err
+def test_a_named_adapter_with_other_names_is_the_engine_s_to_refuse(command: Command, tmp_path: Path) -> None:
+    """coldstream launch org/llama --gpus L4:1 --adapters me/fused --dry-run"""
+    files = adapter_files("org/llama", modules=["qkv"], shapes={"model.layers.0.qkv": (32, 32)})
+    command.run("upload", str(write_model(tmp_path / "fused", files)), "--as", "me/fused", "--quiet")
+    _, err = command.run(*LAUNCH, "--adapters", "me/fused", "--dry-run")
+    assert "warning: me/fused does not fit org/llama: model.layers.0.qkv is not in the base" in err
+    assert "adapters  me/fused\n" in err
 
 
 def test_an_adapter_by_itself_is_not_a_model(command: Command) -> None:
