@@ -176,3 +176,18 @@ def test_without_an_etag_or_a_copy_the_header_is_read() -> None:
         with pytest.raises((NotImplementedError, ColdstreamError)):
             shard_of(entry, place, etag=etag)
         assert place.reads == [PATH]
+
+
+def test_of_a_file_in_segments_no_object_is_read() -> None:
+    data, place = safetensors_bytes({"a": 100}), FarPlace()
+    entry = entry_of(data)
+    first = entry.chunks.stops[0]
+    objects = (
+        ShardObject(key="one", size=first, etag="e1"),
+        ShardObject(key="two", size=len(data) - first, etag="e2"),
+    )
+    location = ShardLocation(path=PATH, where=PATH, entry=entry, objects=objects)
+    (shard,) = read_checkpoint(place, [location], uri="s3://b/m", name="m", version="0").shards
+    assert (shard.size, shard.head) == (len(data), data[:first])
+    assert [(segment.stop, segment.etag) for segment in shard.segments] == [(first, "e1"), (len(data), "e2")]
+    assert place.reads == []
