@@ -54,6 +54,8 @@ HEAD_BYTES_MAX: Final = 64 << 10
 # The most that one receive returns: a whole chunk in one call into the kernel, if it arrives quickly. Measured: pieces
 # of 1 MiB cost 25 % more CPU, since at each return the CPU caches hold the body instead of the interpreter.
 _PIECE_BYTES: Final = 8 << 20
+# A thread is woken for this much at once, except at the end of a body: each packet would wake it otherwise.
+_WAKE_BYTES: Final = 256 << 10
 # The first receive of a reply: the head, and the start of the body that comes with it, which is copied.
 _SCRATCH_BYTES: Final = 16 << 10
 # The body of an error is read up to this size, for its error code, and so that the connection can be reused.
@@ -293,8 +295,11 @@ class Connection:
                 on_progress(self._got)
         while self._got < stop:
             self._check_cancelled()
+            bulk = min(stop - self._got - 2 * _WAKE_BYTES, _PIECE_BYTES)
+            if self._stream:
+                self._stream.wake_at(_WAKE_BYTES if bulk > 0 else 1)
             # Released at once: an exception's traceback must not keep the caller's memory mapped.
-            with view[self._got : min(self._got + _PIECE_BYTES, stop)] as piece:
+            with view[self._got : self._got + bulk if bulk > 0 else stop] as piece:
                 self._got += self._receive(piece, some=False)
             if on_progress:
                 on_progress(self._got)

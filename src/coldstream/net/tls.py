@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,6 +121,14 @@ class ByteStream:
 
     sock: socket.socket
     label: str
+    _wake_bytes = 1
+
+    def wake_at(self, count: int) -> None:
+        """Lets receives wait for `count` bytes, or until the poll interval is over."""
+        if count != self._wake_bytes:
+            self._wake_bytes = count
+            with suppress(OSError):  # a system that cannot wakes it sooner
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def send(self, data: bytes) -> None:
         """Sends all of it, or raises OSError."""

@@ -51,6 +51,21 @@ def test_a_polite_close_is_understood(setup: Setup) -> None:
     assert setup.server.connections == 2
 
 
+def test_a_thread_is_woken_for_each_byte_at_the_end_of_a_body(setup: Setup) -> None:
+    """Otherwise it would wait there until the poll interval is over."""
+    connection, seen = setup.connect(), []
+
+    def look(_count: int) -> None:
+        assert connection._sock is not None
+        seen.append(connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT))
+
+    for _ in range(2):
+        seen.clear()
+        setup.get(connection=connection, on_progress=look)
+        assert set(seen) == {1, http._WAKE_BYTES}
+        assert seen[-1] == 1
+
+
 def test_bytes_beyond_the_announced_length_end_only_the_connection(setup: Setup) -> None:
     connection = setup.connect()
     setup.server.add("excess", by=100)
