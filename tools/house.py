@@ -19,7 +19,7 @@ from pathlib import Path
 
 # What each rule may reach. A limit is lowered when the source has become better, and not raised.
 LIMITS = {
-    "lines": 41_980,
+    "lines": 41_470,
     "module": 600,
     "function": 75,
     "classes": 0,
