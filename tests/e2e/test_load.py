@@ -28,7 +28,7 @@ from tests.e2e.command import Command
 from tests.models import sharded_model, write_model
 from tests.servers.nginx import nginx
 from tests.servers.ranged import RangedServer
-from tests.servers.stores import S3Server
+from tests.servers.stores import Faults, S3Server, fault_proxy
 from tests.unit.engine.test_mapped_files import until
 
 NAME = "org/model"
@@ -55,6 +55,12 @@ def server(files: dict[str, bytes]) -> Iterator[RangedServer]:
         yield server
 
 
+@pytest.fixture
+def before_rclone(rclone: S3Server) -> Iterator[tuple[S3Server, Faults]]:
+    with fault_proxy(rclone) as proxy:
+        yield proxy
+
+
 def options(tmp_path: Path, **more: Any) -> dict[str, Any]:
     settings = load_settings({"COLDSTREAM_CACHE_LIMIT": "20GB"}, environ={})
     return {"cache": tmp_path / "cache", "settings": settings} | more
@@ -64,7 +70,7 @@ def collected(loading: Any) -> dict[str, bytes]:
     return {name: raw_bytes(tensor) for name, tensor in loading}
 
 
-@pytest.mark.parametrize("kind", ["rclone", "moto", "folder"])
+@pytest.mark.parametrize("kind", ["rclone", "moto", "rclone without ETags", "folder"])
 def test_uploaded_and_loaded_by_name(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, folder: Path, expected: dict[str, bytes]
 ) -> None:
@@ -73,10 +79,15 @@ def test_uploaded_and_loaded_by_name(
         command = Command(None, "", cwd=tmp_path)
         command.environ["COLDSTREAM_STORE"] = (tmp_path / "store").as_uri()
     else:
-        server: S3Server = request.getfixturevalue(kind)
-        command = Command(server, fresh_bucket(server), cwd=tmp_path)
+        server: S3Server = request.getfixturevalue(kind.removesuffix(" without ETags"))
+        bucket = fresh_bucket(server)
+        if kind == "rclone without ETags":
+            server, faults = request.getfixturevalue("before_rclone")
+            faults.drop_etag = True
+        command = Command(server, bucket, cwd=tmp_path)
     command.environ["COLDSTREAM_CACHE_DIR"] = str(tmp_path / "cache")
     command.run("upload", str(folder), "--as", NAME)
+    command.run("verify", NAME, "--deep")
     size = sum(map(len, expected.values()))
     first = command.json("load", NAME)
     assert first["bytes"] == size

@@ -144,6 +144,7 @@ class Faults:
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # ("METHOD path?query", Range)
     headers: list[str] = field(default_factory=list)  # of each request, as text
     drop_range: bool = False
+    drop_etag: bool = False  # from answers to reads, as rclone's `--etag-hash ""` does
     on_request: Callable[[str], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -214,8 +215,11 @@ def fault_proxy(upstream: S3Server, *, tls: Path | None = None) -> Iterator[tupl
                 self._cut()
                 return
             self.send_response(answer.status)
+            dropped = {"transfer-encoding", "connection", "content-length", "server", "date"}
+            if faults.drop_etag and self.command in {"GET", "HEAD"}:
+                dropped.add("etag")
             for name, value in answer.getheaders():
-                if name.lower() not in {"transfer-encoding", "connection", "content-length", "server", "date"}:
+                if name.lower() not in dropped:
                     self.send_header(name, value)
             stated = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
             self.send_header("Content-Length", stated or "0")

@@ -159,8 +159,8 @@ class S3Store:
             with closing(response["Body"]) as body, self._translated("GetObject", key):
                 if response.get("ContentLength") == 0:
                     raise StrangerError("an empty answer")
-                # A server may ignore If-Match (rclone does), but not hide what it sent instead.
-                if if_match is not None and (etag := _etag(response)) != if_match:
+                # A server may ignore If-Match (rclone does), and hide what it sent instead (with `--etag-hash ""`).
+                if if_match is not None and (etag := _etag(response)) not in {"", if_match}:
                     raise stale(self._at(key), etag, if_match)
                 self._check_range(key, response, first, last)
                 yield body
