@@ -125,26 +125,24 @@ def test_threads_write_while_neighbours_make_pages(arena: int) -> None:
     assert os.pread(arena, SIZE, 0) == content
 
 
-def test_a_kernel_without_huge_pages_is_asked_a_few_times_only(arena: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = RefusingKernel(mapping._COLLAPSE)
+def huge_pages_tried(kernel: RefusingKernel, arena: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often such a kernel is asked for a huge page of an arena that is filled from its start."""
     memory = map_shared(arena, SIZE)
     monkeypatch.setattr(mapping._libc, "madvise", kernel.madvise)
     pages = PageMaker(memory)
     for start in range(0, SIZE, HUGE_PAGE_BYTES):
         pages.make(start, min(start + HUGE_PAGE_BYTES, SIZE))
-    assert kernel.advice.count(mapping._COLLAPSE) == 4
+    return kernel.advice.count(mapping._COLLAPSE)
+
+
+def test_a_kernel_without_huge_pages_is_asked_a_few_times_only(arena: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert huge_pages_tried(RefusingKernel(mapping._COLLAPSE), arena, monkeypatch) == 4
 
 
 def test_huge_pages_that_cost_more_than_small_ones_are_not_made(arena: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(100))
     monkeypatch.setattr(mapping.time, "thread_time", lambda: next(seconds))
-    kernel = RefusingKernel()
-    memory = map_shared(arena, SIZE)
-    monkeypatch.setattr(mapping._libc, "madvise", kernel.madvise)
-    pages = PageMaker(memory)
-    for start in range(0, SIZE, HUGE_PAGE_BYTES):
-        pages.make(start, min(start + HUGE_PAGE_BYTES, SIZE))
-    assert kernel.advice.count(mapping._COLLAPSE) == 4
+    assert huge_pages_tried(RefusingKernel(), arena, monkeypatch) == 4
 
 
 def test_pages_are_made_once(arena: int, monkeypatch: pytest.MonkeyPatch) -> None:
