@@ -92,16 +92,16 @@ class PageMaker:
         for number in range(first, last):
             if not self._made[number]:
                 self._made[number] = 1
-                start = number * HUGE_PAGE_BYTES
-                stop = min(start + HUGE_PAGE_BYTES, len(self._memory))
-                if not (self._failures_left > 0 and stop - start == HUGE_PAGE_BYTES and self._collapse(start, stop)):
-                    self._populate(start, stop)
+                begin = number * HUGE_PAGE_BYTES
+                end = min(begin + HUGE_PAGE_BYTES, len(self._memory))
+                if not (self._failures_left > 0 and end - begin == HUGE_PAGE_BYTES and self._collapse(begin, end)):
+                    self._populate(begin, end)
 
     def _collapse(self, start: int, stop: int) -> bool:
         """Makes a huge page; returns whether it is one."""
         used = time.thread_time()
         try:
-            # The kernel makes no huge page where there is no page at all.
+            # The kernel joins pages into a huge one only where at least one exists.
             _advise(self._memory, start, start + PAGE_BYTES, _POPULATE_WRITE)
             _advise(self._memory, start, stop, _COLLAPSE)
         except OSError:

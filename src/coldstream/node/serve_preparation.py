@@ -177,7 +177,7 @@ class _Preparation:
         return folder
 
     def warm_start(self, versions: Mapping[str, str], environ: Mapping[str, str]) -> WarmStart | None:
-        """The caches of a start; None, with a message, when the engine's own caches are left alone.
+        """The caches of a start; None, with a message, if bundles cannot be used and the engine keeps its own caches.
 
         `versions` are those of the model, and of its draft model if there is one.
         """
